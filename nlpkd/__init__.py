@@ -1,0 +1,34 @@
+"""Distil a fine-tuned text classifier into a small, fast student, and measure what it cost."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "DistillationConfig": "nlpkd.config",
+    "DistillationTrainer": "nlpkd.trainer",
+    "EvaluationReport": "nlpkd.report",
+    "distill": "nlpkd.pipeline",
+    "evaluate_student": "nlpkd.evaluation",
+    "load_teacher": "nlpkd.teacher",
+    "load_text_classification": "nlpkd.data",
+    "make_student": "nlpkd.student",
+    "push_student": "nlpkd.hub",
+    "train_teacher": "nlpkd.pipeline",
+}
+
+__all__ = [*sorted(_HOMES), "objectives"]
+
+
+def __getattr__(name: str) -> Any:
+    # `import nlpkd` stays cheap: torch and transformers are imported with the first name that needs them.
+    if name == "objectives":
+        return import_module("nlpkd.objectives")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nlpkd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

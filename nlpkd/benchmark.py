@@ -1,0 +1,205 @@
+"""What a model costs: the latency of a forward pass, the size on disk, and the machine that was measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import logging
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_model
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.report import Latency
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_RUNS = 5
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    *,
+    batches: Sequence[int] = (1, 32),
+    tokens: int = 32,
+    runs: int = 30,
+    seed: int = 42,
+) -> dict[str, list[Latency]]:
+    """Time forward passes of several models, interleaved so that a busy moment of the machine hits all of them.
+
+    Args:
+        models: the models by name.
+        tokenizers: for each, the tokenizer whose ordinary tokens are drawn.
+        batches: batch sizes.
+        tokens: tokens in each sequence; there is no padding.
+        runs: timed rounds a batch size, after 5 of warm-up.
+        seed: seed of the draw.
+
+    Returns:
+        For each model one entry a batch size.
+
+    Raises:
+        ValueError: when a model takes fewer tokens.
+    """
+    for name, model in models.items():
+        longest = getattr(getattr(model, "config", None), "max_position_embeddings", tokens)
+        if longest < tokens:
+            raise ValueError(f"latency_tokens={tokens} is more than the {longest} positions of the {name}: lower it")
+    results: dict[str, list[Latency]] = {name: [] for name in models}
+    for batch in batches:
+        inputs = {
+            name: _synthetic_batch(model, tokenizers[name], batch, tokens, seed) for name, model in models.items()
+        }
+        times_ms: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(WARM_UP_RUNS + runs):
+            for name, model in models.items():
+                times_ms[name].append(_forward_ms(model, inputs[name]))
+        for name, values in times_ms.items():
+            p50_ms, p95_ms = (float(value) for value in np.percentile(values[WARM_UP_RUNS:], [50, 95]))
+            results[name].append(Latency(batch, tokens, torch.get_num_threads(), p50_ms, p95_ms))
+    return results
+
+
+def model_size_mb(model: nn.Module | str | Path) -> float:
+    """Give the size of a model's safetensors file or files.
+
+    Args:
+        model: a model, saved to a temporary directory for this; or the directory of a saved one.
+
+    Returns:
+        Megabytes (10^6 bytes).
+
+    Raises:
+        ValueError: when the directory holds no safetensors file.
+    """
+    if isinstance(model, (str, Path)):
+        sizes = [file.stat().st_size for file in Path(model).glob("*.safetensors")]
+        if not sizes:
+            raise ValueError(f"{model} holds no *.safetensors file: give the directory of a saved model")
+        return sum(sizes) / 1e6
+    with tempfile.TemporaryDirectory() as directory:
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(directory)
+        else:
+            save_model(model, str(Path(directory) / "model.safetensors"))
+        return model_size_mb(directory)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe what the figures are made with and on.
+
+    Returns:
+        `{"versions": {package: version}, "machine": {"cpu", "cores", "threads", "platform", "gpu"}}`.
+    """
+    cpu_info = Path("/proc/cpuinfo")
+    model_name = re.search(r"model name\s*:\s*(.+)", cpu_info.read_text()) if cpu_info.exists() else None
+    versions = {package: importlib.metadata.version(package) for package in ("torch", "transformers", "datasets")}
+    return {
+        "versions": {"nlpkd": _own_version(), "python": platform.python_version(), **versions},
+        "machine": {
+            "cpu": model_name.group(1) if model_name else platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def latency_protocol(models: Mapping[str, nn.Module], tokens: int, runs: int) -> str:
+    """Say how `measure_latency` timed the models, and warn where their times don't compare.
+
+    Args:
+        models: the models by name.
+        tokens: tokens in each sequence.
+        runs: timed rounds; 0 for none.
+
+    Returns:
+        One sentence for the report.
+    """
+    if not runs:
+        return "latency was not measured"
+    placements = {name: "{1} on {0}".format(*placement(model)) for name, model in models.items()}
+    if len(set(placements.values())) > 1:
+        logger.warning("The latencies don't compare: the candidates differ in dtype or device: %s", placements)
+    where = ", ".join(sorted(set(placements.values()))).replace("torch.", "")
+    return (
+        f"latency: one forward pass on {tokens} random ordinary tokens a sequence, no padding, {where}, eval mode, "
+        f"torch.inference_mode, {WARM_UP_RUNS} warm-up and {runs} timed rounds with the candidates interleaved, "
+        f"time.perf_counter, {torch.get_num_threads()} threads"
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode without gradients, and restore the training flag of every module.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Nothing.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Say where a model is and in which dtype, judged by its first parameter.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Device and dtype; cpu and float32 for a module without parameters.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    return parameter.device, parameter.dtype
+
+
+def _synthetic_batch(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: int, tokens: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Draw ids `(batch, tokens)` of ordinary tokens, and a mask of ones."""
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", len(tokenizer))
+    ordinary = sorted(set(range(min(vocabulary, len(tokenizer)))) - set(tokenizer.all_special_ids))
+    ids = torch.from_numpy(np.random.default_rng(seed).choice(ordinary, size=(batch, tokens))).to(placement(model)[0])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {name: tensor for name, tensor in inputs.items() if name in inspect.signature(model.forward).parameters}
+
+
+def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:
+    on_gpu = inputs["input_ids"].is_cuda
+    with evaluating(model):
+        if on_gpu:
+            torch.cuda.synchronize(inputs["input_ids"].device)
+        start = time.perf_counter()
+        model(**inputs)
+        if on_gpu:
+            torch.cuda.synchronize(inputs["input_ids"].device)
+        return (time.perf_counter() - start) * 1e3
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("nlpkd")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

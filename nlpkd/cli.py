@@ -1,0 +1,215 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="nlpkd",
+    help="Distil a fine-tuned text classifier into a small, fast student, and measure what it cost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Text = Annotated[str | None, typer.Option(help="Column of the text; recognised by common names if left out.")]
+Pair = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
+Label = Annotated[str | None, typer.Option(help="Column of the label; recognised by common names if left out.")]
+Rows = Annotated[str, typer.Option(help="csv, tsv, json, jsonl or parquet file, or a Hub id (id@revision).")]
+MaybeRows = Annotated[str | None, typer.Option(help="Held-out rows, likewise.")]
+Length = Annotated[int, typer.Option(help="Longest text in tokens; longer ones are truncated, and counted.")]
+Split = Annotated[float | None, typer.Option(help="Share of the training rows to hold out instead of --validation.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the training rows.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Batch = Annotated[int, typer.Option(help="Rows of a batch on one device.")]
+Seed = Annotated[int, typer.Option(help="Of weights, order of batches and dropout.")]
+Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")]
+Resume = Annotated[str | None, typer.Option(help="True, or a checkpoint's folder.")]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other DistillationConfig field: --set weight_decay=0.01.")
+]
+
+
+@app.command("train-teacher")
+def train_teacher(
+    model: Annotated[str, typer.Option(help="Backbone: a path or Hub id (id@revision).")],
+    train: Rows,
+    output_dir: Annotated[Path, typer.Option(help="Where the teacher is saved.")],
+    validation: MaybeRows = None,
+    text_column: Text = None,
+    text_pair_column: Pair = None,
+    label_column: Label = None,
+    max_length: Length = 128,
+    validation_split: Split = None,
+    num_train_epochs: Epochs = 3,
+    learning_rate: Rate = 5e-5,
+    batch_size: Batch = 32,
+    seed: Seed = 42,
+    resume_from_checkpoint: Resume = None,
+    trust_remote_code: Remote = False,
+    settings: Setting = None,
+) -> None:
+    """Fine-tune a backbone on gold labels: the first step where there is no fine-tuned teacher.
+
+    nlpkd train-teacher --model google-bert/bert-base-uncased --train train.csv --validation dev.csv --output-dir out
+    """
+    from nlpkd.pipeline import train_teacher as run
+
+    result = run(
+        model,
+        train,
+        validation,
+        output_dir=output_dir,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        max_length=max_length,
+        validation_split=validation_split,
+        trust_remote_code=trust_remote_code,
+        num_train_epochs=num_train_epochs,
+        learning_rate=learning_rate,
+        per_device_train_batch_size=batch_size,
+        seed=seed,
+        resume_from_checkpoint=resume_from_checkpoint,
+        **_parse(settings),
+    )
+    typer.echo(json.dumps(result.metrics, indent=2))
+    typer.echo(f"The teacher is in {result.output_dir}.")
+
+
+@app.command()
+def distill(
+    teacher: Annotated[str, typer.Option(help="A path or Hub id (id@revision).")],
+    train: Rows,
+    output_dir: Annotated[Path, typer.Option(help="Where student, card and report are saved.")],
+    student: Annotated[str, typer.Option(help="layers:N (of the teacher), a path, or a Hub id.")] = "layers:3",
+    validation: MaybeRows = None,
+    test: MaybeRows = None,
+    text_column: Text = None,
+    text_pair_column: Pair = None,
+    label_column: Label = None,
+    objectives: Annotated[str, typer.Option(help="A preset: layerwise, hinton.")] = "layerwise",
+    baseline: Annotated[bool, typer.Option("--baseline", help="Train the undistilled baseline too.")] = False,
+    num_seeds: Annotated[int, typer.Option(help="Seeds to train student and baseline with.")] = 1,
+    max_length: Length = 128,
+    validation_split: Split = None,
+    num_train_epochs: Epochs = 3,
+    learning_rate: Rate = 5e-5,
+    batch_size: Batch = 32,
+    seed: Seed = 42,
+    resume_from_checkpoint: Resume = None,
+    trust_remote_code: Remote = False,
+    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Push the student at the end.")] = False,
+    hub_model_id: Annotated[str | None, typer.Option(help="USER/NAME of the repository.")] = None,
+    settings: Setting = None,
+) -> None:
+    """Distil a teacher into a student, measure it, and leave student, card and report in one folder.
+
+    nlpkd distill --teacher teacher --student layers:3 --train reviews.csv --validation dev.csv --output-dir student
+    """
+    from nlpkd.pipeline import distill as run
+
+    result = run(
+        teacher,
+        student,
+        train,
+        validation,
+        test,
+        output_dir=output_dir,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        objectives=objectives,
+        baseline=baseline,
+        num_seeds=num_seeds,
+        max_length=max_length,
+        validation_split=validation_split,
+        trust_remote_code=trust_remote_code,
+        num_train_epochs=num_train_epochs,
+        learning_rate=learning_rate,
+        per_device_train_batch_size=batch_size,
+        seed=seed,
+        resume_from_checkpoint=resume_from_checkpoint,
+        push_to_hub=push_to_hub,
+        hub_model_id=hub_model_id,
+        **_parse(settings),
+    )
+    typer.echo(result.report.to_markdown())
+    typer.echo(f"The student is in {result.output_dir}.")
+
+
+@app.command()
+def evaluate(
+    student: Annotated[str, typer.Argument(help="A path or Hub id (id@revision).")],
+    data: Rows,
+    teacher: Annotated[str | None, typer.Option(help="The teacher, likewise.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The undistilled baseline, likewise.")] = None,
+    text_column: Text = None,
+    text_pair_column: Pair = None,
+    label_column: Label = None,
+    max_length: Length = 128,
+    output_dir: Annotated[Path | None, typer.Option(help="Where to save report.json and report.md.")] = None,
+    trust_remote_code: Remote = False,
+) -> None:
+    """Measure a student, and beside it its teacher and its baseline, on labelled rows.
+
+    nlpkd evaluate student --teacher teacher --data test.csv --output-dir reports
+    """
+    from nlpkd.pipeline import evaluate as run
+
+    report = run(
+        student,
+        data,
+        teacher=teacher,
+        baseline=baseline,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+    )
+    typer.echo(report.to_markdown())
+    if output_dir is not None:
+        report.save(output_dir)
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(help="The folder that a run left.")],
+    repo_id: Annotated[str, typer.Option(help="USER/NAME of the repository, made where missing.")],
+    private: Annotated[bool | None, typer.Option(help="Make a new repository private or public.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+) -> None:
+    """Push a saved student with tokenizer, card and report to the Hub.
+
+    nlpkd push student --repo-id USER/NAME
+    """
+    from nlpkd.hub import push_student
+
+    typer.echo(push_student(directory, repo_id, private=private, revision=revision, create_pr=create_pr))
+
+
+def _parse(settings: list[str] | None) -> dict[str, Any]:
+    parsed = {}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{setting!r} is no FIELD=VALUE", param_hint="--set")
+        try:
+            parsed[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name.strip()] = value
+    return parsed
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line on standard error, and exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"nlpkd: {error}", err=True)
+        raise SystemExit(2) from error

@@ -1,0 +1,234 @@
+"""What a dataset's columns mean: which hold the text and the label, that the texts are texts, labels as class ids."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Value
+
+logger = logging.getLogger(__name__)
+
+TEXT_NAMES = frozenset("text sentence review content tweet document comment body message description".split())
+LABEL_NAMES = frozenset("label labels target class sentiment category stars rating".split())
+PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+
+MAX_CLASSES = 1000
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,15}")
+BLANK = re.compile("[\\s\\x00-\\x1f\\u200b-\\u200f\\u2060\\ufeff]*")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that hold the text, the text it is paired with (or None) and the label."""
+
+    text: str
+    text_pair: str | None
+    label: str
+
+
+def find_columns(
+    available: Sequence[str], text: str | None = None, text_pair: str | None = None, label: str | None = None
+) -> Columns:
+    """Take the named columns, and recognise those not named by their usual names.
+
+    Args:
+        available: the columns that there are.
+        text: the text's column, or None to recognise it.
+        text_pair: the second text's column; None: a pair only where both columns of a well-known pair are found.
+        label: the label's column, or None to recognise it.
+
+    Returns:
+        The columns.
+
+    Raises:
+        ValueError: a named column is missing or named twice, or none or several columns could be the one not named.
+    """
+    named = {"text_column": text, "text_pair_column": text_pair, "label_column": label}
+    for argument, name in named.items():
+        if name is not None and name not in available:
+            raise ValueError(f"There is no column {name!r} ({argument}); the columns are {list(available)}.")
+    given = [name for name in named.values() if name is not None]
+    if len(set(given)) < len(given):
+        raise ValueError(f"The same column is named twice: {named}.")
+    free = [name for name in available if name not in given]
+    if label is None:
+        label = _the_one(free, LABEL_NAMES, available, "label", "label_column")
+        free.remove(label)
+    if text is None:
+        pairs = [pair for pair in PAIRS if set(pair) <= set(free)] if text_pair is None else []
+        if pairs:
+            others = {name for name in free if name.strip().lower() in TEXT_NAMES}.difference(*pairs)
+            if others or len(pairs) > 1:
+                raise ValueError(
+                    f"Several columns could be the text: {sorted(others)} and the pairs {pairs}. The columns are "
+                    f"{list(available)}: say which with text_column (and text_pair_column)."
+                )
+            text, text_pair = pairs[0]
+        else:
+            text = _the_one(free, TEXT_NAMES, available, "text", "text_column (and text_pair_column for pairs)")
+    return Columns(text, text_pair, label)
+
+
+def _the_one(free: Sequence[str], known: frozenset[str], available: Sequence[str], what: str, argument: str) -> str:
+    found = [name for name in free if name.strip().lower() in known]
+    if len(found) == 1:
+        return found[0]
+    problem = f"Several columns could be the {what}: {found}" if found else f"No column is known to be the {what}"
+    raise ValueError(f"{problem}. The columns are {list(available)}: say which with {argument}.")
+
+
+def check_texts(data: Dataset, split: str, column: str) -> None:
+    """Refuse a column that is not text, and rows without any.
+
+    Args:
+        data: the rows of a split.
+        split: the split's name, for the error.
+        column: the text's column.
+
+    Raises:
+        ValueError: a value that is no string, is null, or holds nothing but blanks; it names split, column and rows.
+    """
+    feature = data.features[column]
+    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+        raise ValueError(
+            f"Column {column!r} of the {split} split is not text but {kind}: name another (text_column) or cast it."
+        )
+    empty = [row for row, text in enumerate(data[column][:]) if text is None or BLANK.fullmatch(text)]
+    if empty:
+        shown = ", ".join(map(str, empty[:5])) + (", .." if len(empty) > 5 else "")
+        raise ValueError(
+            f"Column {column!r} of the {split} split has {len(empty)} empty texts (row {shown}; the first row is 0): "
+            "remove these rows or fill them in."
+        )
+
+
+def encode_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, ClassLabel]:
+    """Give every split the column "labels" with the class ids, the names settled by the train split.
+
+    Names of a ClassLabel are kept; strings get ids in sorted order; integers 0..C-1 without names stay and are named
+    "LABEL_0"..; other integers (stars, -1 and 1) get ids in ascending order and their digits as names. A test split
+    whose labels are all hidden (-1 or null, as GLUE has them) is dropped with a warning.
+
+    Args:
+        splits: the splits, "train" among them.
+        column: the label's column.
+
+    Returns:
+        The splits with "labels" in place of ``column``, and the feature that all of them share.
+
+    Raises:
+        ValueError: labels that are missing, of a wrong kind, unknown in train, or that make no classes; it names the
+            split, the row and the value.
+    """
+    values = {split: _label_values(data, split, column) for split, data in splits.items()}
+    if "test" in values and all(value in (None, -1) for value in values["test"]):
+        logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
+        del values["test"]
+    others = {value for value in values["train"] if isinstance(value, int) and value != -1}
+    # -1 is a class beside 1 alone, but beside 0..C-1 it is how unlabelled rows are marked.
+    hidden = (None, -100) if others and others != set(range(len(others))) else (None, -100, -1)
+    for split, labels in values.items():
+        _refuse_missing(labels, hidden, split, column)
+    feature = splits["train"].features[column]
+    if isinstance(feature, ClassLabel):
+        names, ids = feature.names, _ids_of_names(feature.names)
+        if len(set(values["train"])) < 2:
+            raise ValueError(_too_few(column, values["train"][0]))
+    else:
+        names, ids = _settle_classes(values["train"], column)
+    shared = ClassLabel(names=list(names))
+    encoded = {}
+    for split, labels in values.items():
+        for row, value in enumerate(labels):
+            if str(value) not in ids:
+                raise ValueError(
+                    f"Label {value!r} (row {row} of the {split} split, column {column!r}) is not a label of the train "
+                    f"split, which has {list(names)[:20]}."
+                )
+        data = splits[split].remove_columns(column)
+        encoded[split] = data.add_column("labels", [ids[str(value)] for value in labels], feature=shared)
+    return DatasetDict(encoded), shared
+
+
+def _ids_of_names(names: Sequence[str]) -> dict[str, int]:
+    """Map names to ids, and the ids' digits too where no name is made of digits."""
+    ids = {str(number): number for number in range(len(names))} if not any(map(INTEGER.fullmatch, names)) else {}
+    return ids | {name: number for number, name in enumerate(names)}
+
+
+def _label_values(data: Dataset, split: str, column: str) -> list[Any]:
+    """Read labels as names or integers: ClassLabel ids by name, booleans as "True", 2.0 as 2, "2" as 2."""
+    if column not in data.column_names:
+        raise ValueError(f"The {split} split has no column {column!r}; its columns are {data.column_names}.")
+    feature, values = data.features[column], data[column][:]
+    if isinstance(feature, ClassLabel):
+        for row, value in enumerate(values):
+            if value is not None and not -1 <= value < feature.num_classes:
+                raise ValueError(
+                    f"Label {value} (row {row} of the {split} split, column {column!r}) is outside "
+                    f"0..{feature.num_classes - 1}, the range of its names {feature.names[:20]}."
+                )
+        return [feature.names[value] if value is not None and value >= 0 else value for value in values]
+    kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+    if kind == "bool":
+        return [None if value is None else str(value) for value in values]
+    if kind in ("string", "large_string"):
+        numeric = all(value is None or INTEGER.fullmatch(value) for value in values)
+        return [int(value) if numeric and value is not None else value for value in values]
+    if kind.startswith("float"):
+        for row, value in enumerate(values):
+            if value is not None and value == value and not float(value).is_integer():
+                raise ValueError(
+                    f"Label {value} (row {row} of the {split} split, column {column!r}) is a score, not a class: "
+                    "regression is not supported; make classes of the scores."
+                )
+        return [None if value is None or value != value else int(value) for value in values]
+    if kind.startswith(("int", "uint")):
+        return values
+    if kind == "null":
+        return values
+    raise ValueError(
+        f"Labels in column {column!r} of the {split} split are {kind}: use strings or integers, one a row."
+    )
+
+
+def _refuse_missing(labels: Sequence[Any], hidden: tuple[Any, ...], split: str, column: str) -> None:
+    for row, value in enumerate(labels):
+        if value in hidden or (isinstance(value, str) and not value.strip()):
+            raise ValueError(
+                f"Row {row} of the {split} split has no label (column {column!r}, value {value!r}): remove such rows, "
+                "or give the class a name if it is one."
+            )
+
+
+def _settle_classes(labels: Sequence[Any], column: str) -> tuple[list[str], dict[str, int]]:
+    """Settle names and ids of classes from the train labels, all strings or all integers."""
+    classes = sorted(set(labels))
+    if len(classes) < 2:
+        raise ValueError(_too_few(column, classes[0]))
+    if len(classes) > MAX_CLASSES or (len(classes) > 20 and len(classes) > len(labels) / 2):
+        raise ValueError(
+            f"Column {column!r} has {len(classes)} different labels in {len(labels)} rows, such as "
+            f"{classes[0]!r:.80}: is this the text column, or an id? Name the label's column with label_column."
+        )
+    if isinstance(classes[0], str):
+        folded: dict[str, str] = {}
+        for name in classes:
+            twin = folded.setdefault(name.strip().casefold(), name)
+            if twin != name:
+                raise ValueError(f"Labels {twin!r} and {name!r} of column {column!r} differ only in case or blanks.")
+        names = classes
+    elif classes == list(range(len(classes))):
+        names = [f"LABEL_{value}" for value in classes]
+    else:
+        names = [str(value) for value in classes]
+    return names, {str(value): number for number, value in enumerate(classes)} | _ids_of_names(names)
+
+
+def _too_few(column: str, value: object) -> str:
+    return f"All train rows have the same label {value!r} (column {column!r}): there is nothing to classify."

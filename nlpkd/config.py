@@ -1,0 +1,85 @@
+"""The settings of a distillation run; an objective's own settings belong to the objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+TEACHER_CHECKS = ("error", "warn", "off")
+
+
+@dataclass
+class DistillationConfig(TrainingArguments):
+    """`transformers.TrainingArguments` with fast defaults, and what a teacher adds.
+
+    All arguments of `TrainingArguments` are taken. Other defaults: `bf16` where the machine is fast at it,
+    `train_sampling_strategy="group_by_length"` (here the order of batches is then a pure function of seed, epoch and
+    lengths), `per_device_train_batch_size=32`, `per_device_eval_batch_size=64`, `logging_steps=50`, and a NaN loss is
+    never filtered out of the log.
+
+    Args:
+        objective_learning_rate: learning rate of the objectives' own parameters; `learning_rate` if None.
+        teacher_check: what to do with a teacher that is no better than the majority class on a sample of gold labels:
+            `"error"`, `"warn"` or `"off"`.
+
+    Raises:
+        ValueError: if a setting is out of range, or several GPUs are visible without a launcher.
+    """
+
+    output_dir: str = field(default="trainer_output", metadata={"help": "Where the run writes."})
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "bf16 mixed precision; by default wherever the machine is fast at it."}
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "group_by_length, random, sequential or batch_rebalance."}
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a micro-batch on one device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of an evaluation batch."})
+    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps (a ratio if below 1)."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace NaN losses in the log."})
+    objective_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the objectives' own parameters; learning_rate by default."}
+    )
+    teacher_check: str = field(
+        default="error",
+        metadata={"help": "What to do with a teacher no better than the majority class: error, warn or off."},
+    )
+
+    def __post_init__(self):
+        """Resolve what depends on the machine, then check."""
+        if not torch.accelerator.is_available():
+            # Without it, launched CPU processes each take themselves for the only one.
+            self.use_cpu = True
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and fast_at_bf16(self.use_cpu)
+        super().__post_init__()
+        if self.teacher_check not in TEACHER_CHECKS:
+            raise ValueError(f"teacher_check must be one of {TEACHER_CHECKS}, got {self.teacher_check!r}")
+        if self.objective_learning_rate is not None and not self.objective_learning_rate >= 0:
+            raise ValueError(f"objective_learning_rate must be >= 0, got {self.objective_learning_rate}")
+        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise ValueError(
+                f"hub_strategy={str(self.hub_strategy)!r} would publish pickled state: use 'every_save' or 'end'"
+            )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible and no launcher is used: run `accelerate launch YOUR_SCRIPT.py`, or "
+                "choose one with CUDA_VISIBLE_DEVICES=0"
+            )
+
+
+def fast_at_bf16(use_cpu: bool) -> bool:
+    """Say whether bf16 mixed precision pays on this machine.
+
+    Args:
+        use_cpu: whether training runs on the CPU.
+
+    Returns:
+        True on GPUs with bf16 units and on CPUs with avx512_bf16 or AMX.
+    """
+    if not use_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,318 @@
+"""Any source of labelled text as tokenised splits, with what the task is; and the collator that batches them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from nlpkd.columns import Columns, check_texts, encode_labels, find_columns
+from nlpkd.sources import Source, read_splits
+
+logger = logging.getLogger(__name__)
+
+TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+TEACHER_PREFIX = "teacher_"
+DEFAULT_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class TextClassificationData:
+    """Tokenised splits and the task that their labels make.
+
+    Attributes:
+        splits: "train" and, where given, "validation" and "test"; columns: input_ids, attention_mask, token_type_ids
+            where the tokenizer gives them or texts are pairs, the same with the prefix ``teacher_`` where the teacher
+            has a tokenizer of its own, labels (a ClassLabel), length (student tokens) and the texts.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text, or None.
+        label_column: the label's column in the source; in ``splits`` it is always "labels".
+        problem_type: the task, by the name that ``config.problem_type`` has for it.
+        id2label: the classes' names by id.
+        truncated: for each split, the rows that are longer than ``max_length`` student tokens.
+        max_length: the most tokens a row may have, special tokens included.
+        name: the source, for the record: a Hub id, files without their directory, or "in-memory".
+    """
+
+    splits: DatasetDict
+    text_column: str
+    text_pair_column: str | None
+    label_column: str | None
+    problem_type: str
+    id2label: dict[int, str]
+    truncated: dict[str, int]
+    max_length: int
+    name: str
+
+    def __getitem__(self, split: str) -> Dataset:
+        return self.splits[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self.splits
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.splits)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The classes' ids by name."""
+        return {label: number for number, label in self.id2label.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """How many classes there are."""
+        return len(self.id2label)
+
+
+def load_text_classification(
+    train: Source,
+    validation: Source | None = None,
+    test: Source | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    max_length: int | None = None,
+    validation_split: float | int | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    seed: int = 42,
+) -> TextClassificationData:
+    """Load labelled text from any source, check it, and tokenise it for the student and, if need be, the teacher.
+
+    Args:
+        train: a csv, tsv (quotes are plain characters, as GLUE has them), json, jsonl or parquet file, a Hub id
+            (``id`` or ``id@revision``), a Dataset or a DatasetDict.
+        validation: the validation rows, the same kinds; wins over a validation split that comes with ``train``.
+        test: the test rows, likewise.
+        tokenizer: the student's tokenizer.
+        teacher_tokenizer: the teacher's; columns of its own are made where its content differs from the student's.
+        text_column: the text's column; recognised by its usual names if None.
+        text_pair_column: the second text's column; pairs are recognised where both columns of a usual pair are found.
+        label_column: the label's column; recognised by its usual names if None.
+        max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
+        validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
+        config_name: the configuration of the Hub dataset, such as "sst2" of "glue".
+        revision: the branch, tag or commit of the Hub dataset.
+        seed: seeds the choice of held-out rows.
+
+    Returns:
+        The tokenised splits and the task.
+
+    Raises:
+        ValueError: whatever is wrong with the input: what was found, where (split, row, column), and what to do.
+        ConnectionError: the Hub can't be reached.
+    """
+    splits, name = read_splits(train, validation, test, config_name, revision)
+    columns = find_columns(splits["train"].column_names, text_column, text_pair_column, label_column)
+    splits, label = _prepare(splits, columns, validation_split, seed)
+    tokenizers = [tokenizer] if teacher_tokenizer is None else [tokenizer, teacher_tokenizer]
+    max_length = _max_length(max_length, tokenizers, columns.text_pair is not None)
+    splits, truncated = _tokenise(splits, columns, tokenizers, max_length)
+    logger.info("%s: %d classes %s, %s, rows %s", name, len(label.names), label.names, columns, splits.num_rows)
+    return TextClassificationData(
+        splits=splits,
+        text_column=columns.text,
+        text_pair_column=columns.text_pair,
+        label_column=columns.label,
+        problem_type="single_label_classification",
+        id2label=dict(enumerate(label.names)),
+        truncated=truncated,
+        max_length=max_length,
+        name=name,
+    )
+
+
+def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Tell whether two tokenizers turn every text into the same ids, whatever their classes and paths.
+
+    Args:
+        first: a tokenizer.
+        second: another one.
+
+    Returns:
+        True for equal vocabulary, merges, normaliser, splitting, special and added tokens; settings of padding and
+        truncation don't count. Tokenizers written in Python can't be compared: only the same object is the same.
+    """
+    contents = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
+    if first is second or None in contents:
+        return first is second
+    settings = [json.loads(content.to_str()) for content in contents]
+    for setting in settings:
+        setting["padding"] = setting["truncation"] = None
+    return settings[0] == settings[1]
+
+
+def _text_columns(columns: Columns) -> list[str]:
+    return [columns.text] + ([columns.text_pair] if columns.text_pair else [])
+
+
+def _prepare(
+    splits: DatasetDict, columns: Columns, validation_split: float | int | None, seed: int
+) -> tuple[DatasetDict, ClassLabel]:
+    """Keep what is used, as checked texts and class ids, and hold out validation rows where asked to."""
+    splits, label = encode_labels(_select(splits, columns), columns.label)
+    for split, data in splits.items():
+        for column in _text_columns(columns):
+            check_texts(data, split, column)
+    return (splits if validation_split is None else _hold_out(splits, validation_split, seed)), label
+
+
+def _select(splits: DatasetDict, columns: Columns) -> DatasetDict:
+    """Keep the columns that are used, the same ones in every split."""
+    used = [*_text_columns(columns), columns.label]
+    made = {"labels", "length", *TOKEN_COLUMNS, *(TEACHER_PREFIX + column for column in TOKEN_COLUMNS)}
+    taken = sorted(made & set(_text_columns(columns)))
+    if taken:
+        raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
+    kept = {}
+    for split, data in splits.items():
+        missing = [column for column in used if column not in data.column_names]
+        hidden = split == "test" and missing == [columns.label]
+        if missing and not hidden:
+            raise ValueError(f"The {split} split has no column {missing[0]!r}; its columns are {data.column_names}.")
+        if hidden:
+            logger.warning("The test split is not used: it has no column %r.", columns.label)
+            continue
+        kept[split] = data.select_columns(used)
+    return DatasetDict(kept)
+
+
+def _hold_out(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
+    """Move a stratified part of train to validation."""
+    if "validation" in splits:
+        raise ValueError("There is a validation split and validation_split too: leave one of them out.")
+    rows, labels = len(splits["train"]), splits["train"]["labels"][:]
+    held_out = round(rows * size) if isinstance(size, float) else size
+    if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
+        raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
+    classes = Counter(labels)
+    rarest = min(classes.values())
+    if rarest < 2 or min(held_out, rows - held_out) < len(classes):
+        raise ValueError(
+            f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
+            f"{rarest} of them of the rarest class. Give more rows, or a validation set."
+        )
+    parts = splits["train"].train_test_split(held_out, stratify_by_column="labels", seed=seed)
+    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
+
+
+def _max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase], pairs: bool) -> int:
+    limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
+    special = max(tokenizer.num_special_tokens_to_add(pair=pairs) for tokenizer in tokenizers)
+    if asked is None:
+        return int(min(limit, DEFAULT_MAX_LENGTH))
+    if asked > limit:
+        raise ValueError(f"max_length={asked} is more than the {int(limit)} tokens that the tokenizers' models take.")
+    if asked <= special + pairs:
+        raise ValueError(f"max_length={asked} leaves no room for text beside {special} special tokens: raise it.")
+    return asked
+
+
+def _tokenise(
+    splits: DatasetDict, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int
+) -> tuple[DatasetDict, dict[str, int]]:
+    """Add every tokenizer's columns and the student's lengths; count the rows that the student doesn't see whole."""
+    names, student = _text_columns(columns), tokenizers[0]
+    # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
+    segments = True if columns.text_pair else None
+    prefixed = {"": student}
+    if not same_tokenizer(student, tokenizers[-1]):
+        prefixed[TEACHER_PREFIX] = tokenizers[-1]
+
+    def tokens(batch: Mapping[str, list]) -> dict[str, list]:
+        made = {}
+        for prefix, tokenizer in prefixed.items():
+            encoded = tokenizer(
+                *(batch[name] for name in names),
+                truncation=True,
+                max_length=max_length,
+                return_token_type_ids=segments,
+                return_attention_mask=True,
+            )
+            made |= {prefix + column: encoded[column] for column in TOKEN_COLUMNS if column in encoded}
+        return made | {"length": [len(ids) for ids in made["input_ids"]]}
+
+    tokenised, truncated = {}, {}
+    for split, data in splits.items():
+        tokenised[split] = data.map(tokens, batched=True, desc=f"Tokenising {split}")
+        full = [row for row, length in enumerate(tokenised[split]["length"][:]) if length >= max_length]
+        whole = (student(*(row[name] for name in names), verbose=False)["input_ids"] for row in data.select(full))
+        truncated[split] = sum(len(ids) > max_length for ids in whole)
+        if truncated[split]:
+            logger.warning("%s: %d of %d rows truncated to %d tokens", split, truncated[split], len(data), max_length)
+    return DatasetDict(tokenised), truncated
+
+
+@dataclass
+class DistillationCollator:
+    """Batch rows, each tokenizer's columns padded to the longest of the batch.
+
+    Attributes:
+        tokenizer: pads input_ids, attention_mask and token_type_ids.
+        teacher_tokenizer: pads the same columns with the prefix ``teacher_``, where there are any.
+        pad_to_multiple_of: round the padded lengths up to a multiple of this.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        for tokenizer in (self.tokenizer, self.teacher_tokenizer):
+            if tokenizer is not None and tokenizer.pad_token is None:
+                raise ValueError(
+                    f"{tokenizer.name_or_path or type(tokenizer).__name__} has no padding token: set one, such as "
+                    "tokenizer.pad_token = tokenizer.eos_token, and model.config.pad_token_id to match."
+                )
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of rows.
+
+        Args:
+            features: the rows; a label may be called label, labels or label_ids. Strings and "length" are left out.
+
+        Returns:
+            Token columns ``(batch, seq)`` and ``(batch, teacher seq)``, labels ``(batch,)``, and every other column of
+            a fixed length stacked: integers as int64, floats (``teacher_logits``) as float32.
+
+        Raises:
+            ValueError: teacher columns without a teacher's tokenizer, or rows whose values don't stack.
+        """
+        batch = self._padded(self.tokenizer, features, "")
+        if TEACHER_PREFIX + "input_ids" in features[0]:
+            if self.teacher_tokenizer is None:
+                raise ValueError("There are teacher_input_ids but no teacher_tokenizer to pad them with: pass it.")
+            batch |= self._padded(self.teacher_tokenizer, features, TEACHER_PREFIX)
+        padded = {prefix + column for prefix in ("", TEACHER_PREFIX) for column in TOKEN_COLUMNS}
+        for column, value in features[0].items():
+            if column not in padded and column != "length" and value is not None and not isinstance(value, str):
+                name = "labels" if column in ("label", "label_ids") else column
+                batch[name] = _stacked(column, [row[column] for row in features])
+        return batch
+
+    def _padded(
+        self, tokenizer: PreTrainedTokenizerBase, features: Sequence[Mapping[str, Any]], prefix: str
+    ) -> dict[str, torch.Tensor]:
+        rows = [
+            {column: row[prefix + column] for column in TOKEN_COLUMNS if prefix + column in row} for row in features
+        ]
+        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=self.pad_to_multiple_of)
+        return {prefix + column: values for column, values in collate(rows).items()}
+
+
+def _stacked(column: str, values: Sequence[Any]) -> torch.Tensor:
+    try:
+        stacked = torch.stack([torch.as_tensor(value) for value in values])
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"Column {column!r} can't be batched, its rows differ in shape or type: {error}") from error
+    return stacked.float() if stacked.is_floating_point() else stacked.long()

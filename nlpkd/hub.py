@@ -1,0 +1,272 @@
+"""Save a student so that plain transformers loads it, and push it to the Hub without losing or leaking anything."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard, RepoUrl, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from nlpkd.model_card import build_model_card, public_report
+from nlpkd.report import EvaluationReport
+
+logger = logging.getLogger(__name__)
+
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+
+PUSH_ALLOW_PATTERNS = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    *_VOCABULARIES,
+    "*.onnx",
+    "README.md",
+    "report.json",
+    "report.md",
+    "report.html",
+]
+"""What may leave a student's directory, for `upload_folder(allow_patterns=...)`: nothing pickled, no run's state."""
+
+PUSH_IGNORE_PATTERNS = ["*/*"]
+"""Keeps `upload_folder` at the top level: its patterns let `*` match a slash, checkpoints and baseline included."""
+
+_BACKOFF_S = (1.0, 2.0)
+
+
+def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Path:
+    """Save a student as safetensors with its tokenizer beside it.
+
+    Everything is written in full before the first file gets its final name, so a failure leaves what was there before.
+
+    Args:
+        model: The student, anything with transformers' `save_pretrained`.
+        directory: Where to; made when missing.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: If the model can't save itself.
+    """
+    if not hasattr(model, "save_pretrained"):
+        raise ValueError(
+            f"a {type(model).__name__} has no save_pretrained, so no checkpoint can be written; make it a "
+            "transformers PreTrainedModel, or save its state_dict with safetensors yourself"
+        )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        written = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
+        for path in written:
+            target = directory / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    names = {path.name for path in written}
+    for stale in directory.glob("model*.safetensors*"):
+        # from_pretrained prefers one whole file to shards: a leftover would be loaded in place of the new weights.
+        if stale.name not in names:
+            stale.unlink()
+    return directory
+
+
+def push_student(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload student distilled with nlpkd",
+    create_pr: bool = False,
+) -> str:
+    """Push a saved student to the Hub: weights, tokenizer, card and report, and no other file.
+
+    The card is written when it is missing, and again for `repo_id` as long as nobody edited it. Paths of this machine
+    are taken out of the report's copy. Server errors and dropped connections are retried; an unchanged student makes
+    no commit.
+
+    Args:
+        directory: Where `save_student` (or a run) left the student.
+        repo_id: `name` or `owner/name`; made when missing.
+        private: Whether a new repository is private; None takes the account's default.
+        token: A token with write access; None takes the one of `hf auth login`.
+        revision: The branch, made when missing; None is the main one.
+        commit_message: The commit's title.
+        create_pr: Open a pull request in place of a commit to the branch.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        ValueError: If the directory is no whole student, or an argument can't work.
+        RuntimeError: If the push failed; it says why, that nothing is lost, and how to finish.
+    """
+    directory = Path(directory)
+    validate_repo_id(repo_id)
+    if create_pr and revision is not None:
+        raise ValueError(f"create_pr opens a pull request against the main branch; leave out revision={revision!r}")
+    _check_student(directory)
+    _write_card(directory, repo_id)
+    try:
+        with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
+            _stage(directory, Path(staging))
+            return _upload(HfApi(token=token), Path(staging), repo_id, private, revision, commit_message, create_pr)
+    except (HTTPError, OSError) as error:
+        secret = token or get_token()
+        reason = _why(error, repo_id, secret)
+        # The chain of an error that quotes the token would print it.
+        cause = None if secret and secret in str(error) else error
+        raise RuntimeError(
+            f"the student was not pushed to {repo_id}: {reason}. Nothing is lost, everything is in {directory}; "
+            f"to finish: nlpkd push {directory} --repo-id {repo_id}"
+        ) from cause
+
+
+def _upload(
+    api: HfApi, folder: Path, repo_id: str, private: bool | None, revision: str | None, message: str, create_pr: bool
+) -> str:
+    url = _with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    _check_visibility(api, url, private)
+    if revision is not None and not revision.startswith("refs/pr/"):
+        _with_retries(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True))
+    # A lost answer would open a second pull request, while a second commit of the same files is none.
+    tries = 1 if create_pr else len(_BACKOFF_S) + 1
+    commit = _with_retries(
+        lambda: api.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        ),
+        tries=tries,
+    )
+    return commit.pr_url or commit.commit_url
+
+
+def _check_student(directory: Path) -> None:
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no directory; give the one a student was saved in")
+    index = directory / "model.safetensors.index.json"
+    weights = ["model.safetensors"]
+    if index.is_file() and not (directory / "model.safetensors").is_file():
+        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    missing = [name for name in ("config.json", "tokenizer_config.json", *weights) if not (directory / name).is_file()]
+    if not any((directory / name).is_file() for name in _VOCABULARIES):
+        missing.append("tokenizer.json")
+    if missing:
+        found = ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
+        raise ValueError(
+            f"{directory} is no whole student: {', '.join(missing)} is missing (found: {found}); "
+            "save it again with save_student(model, directory, tokenizer)"
+        )
+    for name in weights:
+        try:
+            with safe_open(directory / name, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{directory / name} is damaged ({error}); save the student again") from error
+
+
+def _write_card(directory: Path, repo_id: str) -> None:
+    """Write the card from the report, unless somebody's own card is there."""
+    card, report = directory / "README.md", directory / "report.json"
+    if not report.is_file():
+        if not card.is_file():
+            logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
+        return
+    results = EvaluationReport.load(report)
+    if card.is_file():
+        present = ModelCard.load(card, ignore_metadata_errors=True)
+        name = present.data.get("model_name")
+        if name is None or build_model_card(results, model_name=name).content != present.content:
+            return
+    build_model_card(results, model_name=repo_id).save(card)
+
+
+def _stage(directory: Path, staging: Path) -> None:
+    """Gather what may be published, the report without the paths of this machine."""
+    if (directory / "report.json").is_file():
+        public_report(EvaluationReport.load(directory / "report.json")).save(staging)
+    names = [path.name for path in sorted(directory.iterdir()) if path.is_file()]
+    for name in filter_repo_objects(names, allow_patterns=PUSH_ALLOW_PATTERNS, ignore_patterns=PUSH_IGNORE_PATTERNS):
+        if not (staging / name).exists():
+            (staging / name).symlink_to((directory / name).resolve())
+
+
+def _check_visibility(api: HfApi, url: RepoUrl, private: bool | None) -> None:
+    """Refuse to publish what was meant to be private: `create_repo` leaves an existing repository as it is."""
+    if private and not _with_retries(lambda: api.repo_info(url.repo_id)).private:
+        raise ValueError(
+            f"private=True, but {url.repo_id} exists and is public; choose another name, or make it private on the Hub"
+        )
+
+
+def _with_retries(call: Any, tries: int = len(_BACKOFF_S) + 1) -> Any:
+    """Call until it works, again only after what a second try can mend: a server's error, or a lost connection."""
+    for attempt in range(tries):
+        try:
+            return call()
+        except (HTTPError, ConnectionError, TimeoutError) as error:
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            final = isinstance(error, OfflineModeIsEnabled) or (status is not None and status < 500)
+            if final or attempt == tries - 1:
+                raise
+            wait = _BACKOFF_S[attempt]
+            logger.warning("the Hub failed (%s); trying again in %g s", status or type(error).__name__, wait)
+            time.sleep(wait)
+
+
+_REASONS = {
+    401: "the Hub did not accept the token: run `hf auth login` with a valid one",
+    402: "the account's storage or plan does not allow it",
+    403: "the token may not write to {repo_id}: the name belongs to somebody else, or the rights are missing",
+    404: "{repo_id} or its revision was not found, or the token may not see it",
+    409: "the repository or a change to it is in conflict with what is there already",
+    412: "somebody else committed to {repo_id} meanwhile",
+    413: "a file is larger than the Hub takes",
+    429: "the Hub's rate limit is reached: wait some minutes",
+}
+
+
+def _why(error: BaseException, repo_id: str, secret: str | None) -> str:
+    """Say in plain words what went wrong, without the token."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set: unset it"
+    if not isinstance(error, HfHubHTTPError):
+        detail = f"the connection failed ({type(error).__name__}: {error})"
+    else:
+        status, said = error.response.status_code, error.server_message or ""
+        if status == 401 and secret is None:
+            return "there is no token: run `hf auth login`, or set HF_TOKEN"
+        if status == 403 and "write token" in f"{said} {error}":
+            return "the token is read-only: make one with write access and run `hf auth login`"
+        plain = _REASONS.get(status, f"the Hub answered with status {status}").format(repo_id=repo_id)
+        detail = f"{plain} (the server said: {said})" if said else plain
+    return detail.replace(secret, "***") if secret else detail

@@ -1,0 +1,106 @@
+"""Names into loaded models and tokenizers: a local path or a Hub id, at a revision, safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+OFFLINE_ADVICE = (
+    "If the Hub can't be reached from here, pass a local path, or run the embedded demo: `make demo` "
+    "(`python recipes/quickstart.py`)."
+)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split `"id@revision"`; a local path is never split.
+
+    Args:
+        name: a path, a Hub id, or a Hub id with `@` and a branch, tag or commit.
+
+    Returns:
+        The name, and the revision or None.
+    """
+    if "@" not in name or Path(name).exists():
+        return name, None
+    base, revision = name.rsplit("@", 1)
+    return base, revision
+
+
+def load_classifier(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    **config: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a model for sequence classification.
+
+    Args:
+        name: a local path or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        dtype: dtype of the weights; a checkpoint's own dtype is not inherited.
+        trust_remote_code: run the repository's own modelling code.
+        **config: overrides of the model's config, such as `num_labels`.
+
+    Returns:
+        The model, and the names of parameters that the checkpoint did not have and that were initialised at random.
+
+    Raises:
+        ValueError: if the name looks like a path and nothing is there.
+        OSError: if the checkpoint can't be had, or has no safetensors file.
+    """
+    _refuse_missing_path(name)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(name),
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **config,
+        )
+    except OSError as error:
+        raise OSError(_explain(name, revision, "model", error)) from error
+    return model, sorted(info["missing_keys"])
+
+
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Args:
+        name: a local path or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the repository's own code.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: if the name looks like a path and nothing is there.
+        OSError: if it can't be had.
+    """
+    _refuse_missing_path(name)
+    try:
+        return AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise OSError(_explain(name, revision, "tokenizer", error)) from error
+
+
+def _refuse_missing_path(name: str | Path) -> None:
+    path = Path(name)
+    if not path.exists() and (isinstance(name, Path) or path.is_absolute() or len(path.parts) > 2 or name[:1] in ".~"):
+        raise ValueError(f"there is no folder {str(name)!r}: pass a saved model's folder, or a Hub id (USER/NAME)")
+
+
+def _explain(name: str | Path, revision: str | None, what: str, error: OSError) -> str:
+    if Path(name).exists():
+        return f"the {what} in {str(name)!r} can't be loaded: {error}"
+    at = f" at revision {revision!r}" if revision else ""
+    return f"the {what} {str(name)!r}{at} can't be had from {constants.ENDPOINT}: {error}\n{OFFLINE_ADVICE}"

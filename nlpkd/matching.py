@@ -1,0 +1,281 @@
+"""Fit student, teacher, data and objectives together before training, or refuse."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from nlpkd.capture import Wanted
+from nlpkd.data import same_tokenizer
+from nlpkd.labels import align_names, check_teacher, is_generic, looks_like_probabilities, stratified_sample
+from nlpkd.loading import load_tokenizer
+from nlpkd.objectives import Objective
+from nlpkd.objectives.base import FEATURES
+from nlpkd.teacher import TEACHER_LOGITS, LiveTeacher, Teacher
+
+logger = logging.getLogger(__name__)
+
+CHECKED_ROWS = 256
+"""Gold labels that a teacher is held against."""
+
+_LABEL_COLUMNS = ("labels", "label", "label_ids")
+
+
+def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student that is its teacher, or shares tensors with it.
+
+    Args:
+        student: the model to train.
+        teacher: the model that must not change.
+
+    Raises:
+        ValueError: if training the student would change the teacher.
+    """
+    owned = {parameter.data_ptr() for parameter in teacher.parameters()}
+    shared = [name for name, parameter in student.named_parameters() if parameter.data_ptr() in owned]
+    if shared:
+        raise ValueError(
+            f"student and teacher share {len(shared)} tensors ({shared[0]}, ...): training one would change the "
+            "other. Make the student with nlpkd.make_student(teacher, layers=...), which copies"
+        )
+
+
+def label_column(dataset: Any) -> str | None:
+    """Name the column of a data set that holds gold labels, or None."""
+    return next((name for name in _LABEL_COLUMNS if name in (getattr(dataset, "column_names", None) or ())), None)
+
+
+def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
+    """Give a data set the label ids of the student, by name, and check that they are in range.
+
+    Args:
+        dataset: a `datasets.Dataset`; anything else, and rows without labels, are passed through.
+        student_config: its `id2label` is followed where it has names of its own, and else takes the data set's names.
+        split: name for messages.
+
+    Returns:
+        The data set, its ids changed where the same names come in another order.
+
+    Raises:
+        ValueError: if there are no rows, names contradict each other, or a label is out of range.
+    """
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(f"the {split} set has no rows")
+    column = label_column(dataset)
+    if not isinstance(dataset, Dataset) or column is None or student_config is None:
+        return dataset
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        names = dict(enumerate(feature.names))
+        try:
+            order = align_names(names, student_config.id2label)
+        except ValueError as error:
+            raise ValueError(f"labels of the {split} set and of the student: {error}") from None
+        if order is None and not is_generic(names):
+            student_config.id2label, student_config.label2id = names, {name: k for k, name in names.items()}
+        elif order is not None and order != sorted(order):
+            logger.warning("The %s set's label ids follow the student's names: %s.", split, student_config.id2label)
+            return dataset.align_labels_with_mapping(student_config.label2id, column)
+    elif getattr(student_config, "problem_type", None) in (None, "single_label_classification"):
+        _refuse_out_of_range(dataset, column, student_config.num_labels, split)
+    return dataset
+
+
+def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: str) -> None:
+    values = np.asarray(dataset[column][:])
+    bad = np.flatnonzero((values != -100) & ((values < 0) | (values >= num_labels)))
+    if bad.size:
+        raise ValueError(
+            f"row {bad[0]} of the {split} set has label {values[bad[0]]} in column {column!r}; the student has labels "
+            f"0..{num_labels - 1} (-100: unlabelled)"
+        )
+
+
+def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:
+    """Find where the teacher has each of the student's labels.
+
+    Args:
+        teacher: its `config.id2label` is read.
+        student: likewise.
+
+    Returns:
+        order[k], the teacher's index of the student's label k, or None where names do not tell.
+
+    Raises:
+        ValueError: if the numbers of labels differ or the names contradict each other.
+    """
+    theirs, ours = (getattr(getattr(model, "config", None), "id2label", None) for model in (teacher, student))
+    if theirs is None or ours is None:
+        return None
+    try:
+        return align_names(theirs, ours)
+    except ValueError as error:
+        raise ValueError(f"labels of the teacher and of the student: {error}") from None
+
+
+def bind(objectives: Iterable[Objective], student: nn.Module, teacher: nn.Module | None, seed: int) -> None:
+    """Bind every objective to the pair, with projections that depend on the seed alone.
+
+    Args:
+        objectives: not bound yet.
+        student: the model to train.
+        teacher: the teacher, or None.
+        seed: of the objectives' own parameters.
+
+    Raises:
+        ValueError: if an objective can't work on this pair.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for objective in objectives:
+            objective.bind(getattr(student, "config", None), getattr(teacher, "config", None))
+
+
+def union(wants: Iterable[Wanted]) -> Wanted:
+    """Join what several objectives want of one model."""
+    joined: dict[str, frozenset[int]] = defaultdict(frozenset)
+    for wanted in wants:
+        for kind, layers in wanted.items():
+            joined[kind] |= layers
+    return dict(joined)
+
+
+def teacher_prefix(
+    student: nn.Module,
+    teacher: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    columns: Sequence[str],
+    objectives: Iterable[Objective],
+) -> str:
+    """Say which columns the teacher reads: the student's (`""`) or its own (`"teacher_"`).
+
+    Args:
+        student: the model to train.
+        teacher: the teacher.
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's, or None where it is the student's.
+        columns: of the training data, empty if unknown.
+        objectives: those on tokens are refused where the tokens differ.
+
+    Returns:
+        The prefix.
+
+    Raises:
+        ValueError: if the tokenizers differ and nothing was said of it, or the data lack the teacher's columns.
+    """
+    if teacher_tokenizer is None:
+        teacher_tokenizer = _tokenizer_beside(teacher)
+        differ = _vocabulary(student) != _vocabulary(teacher)
+        if tokenizer is not None and teacher_tokenizer is not None:
+            differ = not same_tokenizer(tokenizer, teacher_tokenizer)
+        if differ and "teacher_input_ids" not in columns:
+            raise ValueError(
+                f"the teacher has another tokenizer than the student (vocabularies of {_vocabulary(teacher)} and "
+                f"{_vocabulary(student)} tokens): pass teacher_processing_class, and load the data with "
+                "load_text_classification(..., teacher_tokenizer=...)"
+            )
+    elif tokenizer is None or same_tokenizer(tokenizer, teacher_tokenizer):
+        differ = False
+    else:
+        differ = True
+        if columns and "teacher_input_ids" not in columns:
+            raise ValueError(
+                "the teacher has another tokenizer, and the data have no column teacher_input_ids: load them with "
+                "load_text_classification(..., teacher_tokenizer=...)"
+            )
+    on_tokens = [objective.name for objective in objectives if objective.needs & FEATURES]
+    if differ and on_tokens:
+        raise ValueError(
+            f"{', '.join(on_tokens)} match token with token, and student and teacher have different tokenizers: use "
+            "objectives on logits (the preset 'hinton'), or a student that shares the teacher's tokenizer"
+        )
+    return "teacher_" if differ else ""
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    return getattr(getattr(model, "config", None), "vocab_size", None)
+
+
+def _tokenizer_beside(model: nn.Module) -> PreTrainedTokenizerBase | None:
+    folder = Path(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    return load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def hold_against_gold(
+    teacher: Teacher,
+    dataset: Any,
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    batch_size: int,
+    device: torch.device,
+    order: Sequence[int] | None,
+    student_config: Any,
+    check: str,
+    seed: int,
+) -> None:
+    """Run a teacher on a sample of gold labels: settle its label order, and refuse one that teaches noise.
+
+    Args:
+        teacher: live or cached; a live one whose label names say nothing is given the order that fits.
+        dataset: the training rows.
+        collate: makes a batch of rows.
+        batch_size: rows of a batch.
+        device: where batches go.
+        order: the teacher's label order by name, already applied, or None where names do not tell.
+        student_config: for the number and names of labels.
+        check: `"error"`, `"warn"` or `"off"`.
+        seed: of the sample.
+
+    Raises:
+        ValueError: if the teacher gives probabilities, NaN or another number of labels; or, with `"error"`, if no
+            order of its labels beats the majority class.
+    """
+    column = label_column(dataset)
+    if column is None:
+        labels = np.full(len(dataset), -100)
+        sample = list(range(min(CHECKED_ROWS, len(dataset))))
+    else:
+        labels = np.asarray(dataset[column][:])
+        sample = stratified_sample(labels, CHECKED_ROWS, seed)
+    if not sample:
+        return
+    found = []
+    for at in range(0, len(sample), batch_size):
+        batch = collate([dataset[row] for row in sample[at : at + batch_size]])
+        batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        found.append(teacher.outputs(batch).logits.float().cpu().numpy())
+    logits = np.concatenate(found)
+    _refuse_no_logits(logits, student_config)
+    if check == "off" or column is None:
+        return
+    names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
+    given = None if order is None and isinstance(teacher, LiveTeacher) else list(range(logits.shape[1]))
+    order, problem = check_teacher(logits, labels[sample], given, names)
+    if problem is not None and check == "error":
+        raise ValueError(f"{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'")
+    if problem is not None:
+        logger.warning("%s.", problem)
+    elif given is None and isinstance(teacher, LiveTeacher):
+        teacher.reorder(order, device)
+
+
+def _refuse_no_logits(logits: np.ndarray, student_config: Any) -> None:
+    expected = getattr(student_config, "num_labels", logits.shape[1])
+    if logits.shape[1] != expected:
+        raise ValueError(f"the teacher gives {logits.shape[1]} logits a row, the student has {expected} labels")
+    if not np.isfinite(logits).all():
+        raise ValueError("the teacher gives NaN or infinite logits: check its weights and its dtype")
+    if looks_like_probabilities(logits):
+        raise ValueError(
+            f"the teacher's logits ({TEACHER_LOGITS}) are probabilities: every row lies in [0, 1] and sums to 1. Pass "
+            "logits, or their logarithm"
+        )

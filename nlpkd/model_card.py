@@ -1,0 +1,274 @@
+"""A model card from an evaluation report: metadata the Hub reads, and prose that says only what was recorded."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from nlpkd.report import Candidate, EvaluationReport
+
+_METRICS = {
+    "accuracy": ("accuracy", "Accuracy"),
+    "f1_macro": ("f1", "Macro F1"),
+    "matthews_correlation": ("matthews_correlation", "Matthews correlation"),
+}
+"""Quality in the report -> (metric's id on the Hub, its name)."""
+
+_DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
+_LABELS_SHOWN = 20
+_QUOTED_PATH = re.compile(r"""(["'])~?/(?:[^"'/\n]+/)*([^"'/\n]+)/?\1""")
+_PATH = re.compile(r"""(?<![^\s"'=,(\[])~?/(?:[^\s"'/]+/)*([^\s"'/]+)/?""")
+_TOKEN = re.compile(r"(--\w*token[ =])\S+|\bhf_[A-Za-z0-9]{16,}")
+
+
+def build_model_card(report: EvaluationReport, *, model_name: str) -> ModelCard:
+    """Write a student's model card from its report and nothing else.
+
+    Args:
+        report: What was measured, and what made it. A teacher or data set named like `name` or `owner/name` counts as
+            one of the Hub; a local one has to be an absolute path, one that starts with `./`, or a data file.
+        model_name: The student's id on the Hub, or its directory's name.
+
+    Returns:
+        The card; `card.save(path)` writes it.
+    """
+    report = public_report(report)
+    sections = [
+        _introduction(report, model_name),
+        _results(report),
+        _usage(model_name),
+        _training(report.run),
+        _measurement(report),
+        _limits(report),
+        _citations(report.run),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{_metadata(report, model_name).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=False)
+
+
+def public_report(report: EvaluationReport) -> EvaluationReport:
+    """Take out of a report what belongs to the machine it was made on.
+
+    Args:
+        report: The report as it was saved.
+
+    Returns:
+        The same report, each absolute path reduced to `./` and its last part, access tokens struck out.
+    """
+    candidates = {_without_paths(name): candidate for name, candidate in report.candidates.items()}
+    seeds = {_without_paths(name): entry for name, entry in report.seeds.items()}
+    return replace(report, run=_without_paths(report.run), candidates=candidates, seeds=seeds)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    value = _TOKEN.sub(lambda match: f"{match[1] or ''}***", value)
+    return _PATH.sub(r"./\1", _QUOTED_PATH.sub(r"\1./\2\1", value))
+
+
+def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
+    run = report.run
+    teacher, data = _hub_id(_part(run, "teacher").get("name")), _hub_id(_part(run, "data").get("name"))
+    results = _eval_results(report.candidates["student"], _part(run, "data"))
+    optional = {key: run[key] for key in ("license", "language") if run.get(key)}
+    if teacher:
+        optional |= {"base_model": teacher, "base_model_relation": "finetune"}
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["text-classification", "knowledge-distillation", "nlpkd"],
+        datasets=[data] if data else None,
+        metrics=[result.metric_type for result in results] or None,
+        eval_results=results or None,
+        model_name=_one_line(model_name),
+        **optional,
+    )
+
+
+def _eval_results(student: Candidate, data: Mapping[str, Any]) -> list[EvalResult]:
+    name = str(data.get("name") or "unnamed data")
+    known = [key for key in ("config", "split", "revision") if data.get(key)]
+    source: dict[str, Any] = {f"dataset_{key}": str(data[key]) for key in known}
+    return [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Text Classification",
+            dataset_type=_hub_id(name) or PurePosixPath(name).stem,
+            dataset_name=_called(name),
+            metric_type=metric,
+            metric_name=title,
+            metric_value=student.quality[quality].value,
+            **source,
+        )
+        for quality, (metric, title) in _METRICS.items()
+        if quality in student.quality and math.isfinite(student.quality[quality].value)
+    ]
+
+
+def _introduction(report: EvaluationReport, model_name: str) -> str:
+    labels = [_text(label) for label in report.task.get("labels") or []]
+    more = len(labels) - _LABELS_SHOWN
+    shown = ", ".join(labels[:_LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    layers = _part(report.run, "student").get("layers")
+    kind = f"a text classifier with {layers} layers" if layers else "a text classifier"
+    what = f"**{_text(model_name)}** is {kind}" + (f" for {len(labels)} labels ({shown})" if labels else "")
+    teacher = _part(report.run, "teacher")
+    source = f"the teacher {_named(teacher)}" if teacher.get("name") else "a larger teacher"
+    return f"# {_text(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"
+
+
+def _results(report: EvaluationReport) -> str:
+    task, data = report.task, _part(report.run, "data")
+    rows = f"{task['rows']:,} rows" if task.get("rows") else "An unrecorded number of rows"
+    where = f" of the split {_text(data['split'])}" if data.get("split") else ""
+    source = f" of {_named(data)}" if data.get("name") else ""
+    share = task.get("majority_share")
+    commonest = f"; the commonest label alone would give an accuracy of {share:.3f}" if share is not None else ""
+    shown = replace(report, candidates={_text(name): entry for name, entry in report.candidates.items()})
+    parts = ["## Results", shown.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
+    spread = [_spread(name, metrics) for name, metrics in report.seeds.items()]
+    if spread:
+        parts += ["Over several seeds, mean ± sample standard deviation:", "\n".join(spread)]
+    return "\n\n".join(parts)
+
+
+def _spread(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    figures = [
+        f"{metric.replace('_', ' ')} {entry['mean']:.3f}"
+        + ("" if entry["sd"] is None else f" ± {entry['sd']:.3f}")
+        + f" (n = {len(entry['values'])})"
+        for metric, entry in metrics.items()
+        if entry["mean"] is not None
+    ]
+    return f"- {_text(name)}: {', '.join(figures)}"
+
+
+def _usage(model_name: str) -> str:
+    name = json.dumps(_one_line(model_name), ensure_ascii=False)
+    code = (
+        "from transformers import pipeline\n\n"
+        f'classifier = pipeline("text-classification", model={name})\n'
+        'print(classifier("Write the text to classify here."))'
+    )
+    return f"## How to use it\n\n{_code_block(code, 'python')}"
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    parts = ["## How it was trained"]
+    data = _part(run, "data")
+    if data.get("train_rows"):
+        parts.append(f"On {data['train_rows']:,} rows" + (f" of {_named(data)}." if data.get("name") else "."))
+    objectives = [_objective(entry) for entry in run.get("objectives") or []]
+    parts.append("Objectives:\n\n" + "\n".join(objectives) if objectives else "The objectives were not recorded.")
+    settings = [f"- {_text(key)}: {_text(value)}" for key, value in _part(run, "settings").items()]
+    if settings:
+        parts.append("Settings:\n\n" + "\n".join(settings))
+    if run.get("command"):
+        parts.append("The command:\n\n" + _code_block(str(run["command"]), "bash"))
+    return "\n\n".join(parts)
+
+
+def _objective(entry: Mapping[str, Any]) -> str:
+    settings = [f"{_text(key)} {_text(value)}" for key, value in entry.items() if key not in ("name", "citation")]
+    return f"- {_text(entry.get('name', 'unnamed'))}" + (f": {', '.join(settings)}" if settings else "")
+
+
+def _measurement(report: EvaluationReport) -> str:
+    run = report.run
+    lines = [f"- {_text(run[key])}" for key in ("interval_protocol", "latency_protocol") if run.get(key)]
+    lines += [f"- {title}: {_flat(run[key])}" for key, title in _ORIGIN.items() if run.get(key) not in (None, "", {})]
+    return "## What was measured, and how\n\n" + ("\n".join(lines) or "The protocol was not recorded.")
+
+
+_ORIGIN = {"machine": "Machine", "versions": "Versions", "seed": "Seed", "date": "Date"}
+
+
+def _limits(report: EvaluationReport) -> str:
+    runs = max((len(entry["values"]) for entry in report.seeds.get("student", {}).values()), default=1)
+    split = _part(report.run, "data").get("split")
+    limits = [
+        "The figures hold for text like the evaluated rows; on another domain, language or period they may not."
+        " What the teacher gets wrong, its biases included, the student has learnt too.",
+        "The intervals cover the choice of the evaluated rows, not that of the training seed; "
+        + (
+            f"{runs} seeds were trained, their spread is given above."
+            if runs > 1
+            else "one seed was trained, so the spread between seeds is unknown."
+        ),
+    ]
+    if split != "test":
+        limits.append(
+            f"They come from {f'the split {_text(split)}' if split else 'an unnamed split'}, not from a test split:"
+            " where it also served to choose settings or a checkpoint, they are optimistic."
+        )
+    if "baseline" not in report.candidates:
+        limits.append("No undistilled baseline was trained: what the distillation itself added is unknown.")
+    if "teacher" not in report.candidates:
+        limits.append("The teacher was not evaluated beside the student.")
+    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _citations(run: Mapping[str, Any]) -> str:
+    cited = dict.fromkeys(entry["citation"] for entry in run.get("objectives") or [] if entry.get("citation"))
+    return "## Citations\n\n" + "\n".join(f"- {_text(citation)}" for citation in cited) if cited else ""
+
+
+def _part(run: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return run.get(key) or {}
+
+
+def _hub_id(name: str | None) -> str | None:
+    """Return the name if it can be one on the Hub, None for a path, a file, or no name."""
+    if not name or name.lower().endswith(_DATA_FILES):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _called(name: str) -> str:
+    return _one_line(_hub_id(name) or PurePosixPath(name).name or name)
+
+
+def _named(part: Mapping[str, Any]) -> str:
+    extra = [_text(part[key]) for key in ("config",) if part.get(key)]
+    extra += [f"revision {_text(part['revision'])}"] if part.get("revision") else []
+    return _text(_called(str(part["name"]))) + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_text(key)} {_text(entry)}" for key, entry in value.items())
+    return _text(value)
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
+def _text(value: Any) -> str:
+    """Escape what somebody named so that it stays text in Markdown and HTML; `table()` sees to its pipes."""
+    escaped = html.escape(_one_line(value), quote=False)
+    return re.sub(r"([\\`*_\[\]~$])", r"\\\1", escaped)
+
+
+def _code_block(code: str, language: str) -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
+    return f"{fence}{language}\n{code}\n{fence}"

@@ -1,0 +1,403 @@
+"""The job in one call: fine-tune a teacher, distil a student, measure a saved one."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.config import DistillationConfig
+from nlpkd.data import TextClassificationData, load_text_classification, same_tokenizer
+from nlpkd.evaluation import evaluate_student
+from nlpkd.hub import push_student
+from nlpkd.loading import load_tokenizer, split_revision
+from nlpkd.matching import follow_student_labels
+from nlpkd.objectives import Objective
+from nlpkd.objectives.presets import resolve
+from nlpkd.report import EvaluationReport
+from nlpkd.run import Job, checkpoint_to_resume, command_line, gold_trainer, now, only_run
+from nlpkd.sources import Source
+from nlpkd.student import make_student
+from nlpkd.teacher import load_teacher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TeacherResult:
+    """A fine-tuned teacher.
+
+    Attributes:
+        model: the teacher, in eval mode.
+        tokenizer: its tokenizer.
+        metrics: its metrics on the validation set by name, empty without one.
+        output_dir: where it was saved.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    metrics: dict[str, float]
+    output_dir: Path
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A distilled student.
+
+    Attributes:
+        student: the student, in eval mode.
+        tokenizer: its tokenizer.
+        report: what it keeps of the teacher and gains over its baseline.
+        output_dir: where student, card and report were saved.
+    """
+
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    report: EvaluationReport
+    output_dir: Path
+
+
+def train_teacher(
+    model: str | Path | PreTrainedModel,
+    train: Source,
+    validation: Source | None = None,
+    *,
+    output_dir: str | Path = "teacher",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    args: DistillationConfig | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    max_length: int | None = None,
+    validation_split: float | int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    **config: Any,
+) -> TeacherResult:
+    """Fine-tune a backbone on gold labels: the first step where there is no fine-tuned teacher.
+
+    Args:
+        model: a path, a Hub id (`id@revision` too), or a model.
+        train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
+        validation: held-out rows, measured at the end.
+        output_dir: where the teacher is saved.
+        tokenizer: of a model given as an object.
+        revision: branch, tag or commit of the model.
+        trust_remote_code: run the model repository's own code.
+        args: the settings, in place of `config`.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text.
+        label_column: the column of the label.
+        max_length: longest text in tokens.
+        validation_split: share or number of training rows to hold out where there is no validation set.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
+        **config: arguments of `DistillationConfig`.
+
+    Returns:
+        The teacher, saved.
+
+    Raises:
+        ValueError: if model, data or settings do not fit.
+    """
+    args = _settings(args, output_dir, config)
+    with only_run(args.output_dir):
+        name, revision = _at_revision(model, revision)
+        tokenizer = tokenizer or load_tokenizer(_as_name(name), revision=revision, trust_remote_code=trust_remote_code)
+        data = load_text_classification(
+            train,
+            validation,
+            tokenizer=tokenizer,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            max_length=max_length,
+            validation_split=validation_split,
+            config_name=dataset_config,
+            revision=dataset_revision,
+            seed=args.seed,
+        )
+        if isinstance(name, PreTrainedModel):
+            backbone = name
+        else:
+            backbone = make_student(
+                checkpoint=name,
+                revision=revision,
+                id2label=data.id2label,
+                trust_remote_code=trust_remote_code,
+                seed=args.seed,
+            )
+        backbone.config.problem_type = data.problem_type  # type: ignore[assignment]
+        trainer = gold_trainer(backbone, args, data, tokenizer)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+        trainer.save_model()
+        metrics = {}
+        if "validation" in data:
+            metrics = trainer.evaluate()
+            trainer.save_metrics("eval", metrics)
+    return TeacherResult(trainer.model.eval(), tokenizer, metrics, Path(args.output_dir))
+
+
+def distill(
+    teacher: str | Path | PreTrainedModel,
+    student: str | Path | PreTrainedModel = "layers:3",
+    train: Source | None = None,
+    validation: Source | None = None,
+    test: Source | None = None,
+    *,
+    output_dir: str | Path = "out",
+    objectives: str | Sequence[Objective] = "layerwise",
+    baseline: bool = False,
+    baseline_dir: str | Path | None = None,
+    num_seeds: int = 1,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_revision: str | None = None,
+    student_revision: str | None = None,
+    teacher_dtype: str = "float32",
+    trust_remote_code: bool = False,
+    args: DistillationConfig | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    max_length: int | None = None,
+    validation_split: float | int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    **config: Any,
+) -> DistillResult:
+    """Distil a teacher into a student, measure it, and leave student, tokenizer, card and report in one folder.
+
+    Args:
+        teacher: a path, a Hub id (`id@revision` too), or a model.
+        student: `"layers:3"` (layers of the teacher), a path, a Hub id (`id@revision` too), or a model.
+        train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
+        validation: held-out rows; measured in the report where there is no test set.
+        test: rows that nothing was chosen on, measured in the report.
+        output_dir: where the student is saved.
+        objectives: a preset's name (`nlpkd.objectives.PRESETS`) or objectives.
+        baseline: train the undistilled baseline too: the same student from the same weights, on gold labels alone.
+        baseline_dir: where the baseline is saved, `output_dir/baseline` by default.
+        num_seeds: how many seeds to train student and baseline with, from `seed` upwards; the first one's student is
+            the result, the report has all of them.
+        tokenizer: the student's, where it can't be loaded by the student's name.
+        teacher_tokenizer: the teacher's, likewise.
+        teacher_revision: branch, tag or commit of the teacher.
+        student_revision: of the student.
+        teacher_dtype: dtype of the teacher's weights.
+        trust_remote_code: run the model repositories' own code.
+        args: the settings, in place of `config`.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text.
+        label_column: the column of the label.
+        max_length: longest text in tokens.
+        validation_split: share or number of training rows to hold out where there is no validation set.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
+        **config: arguments of `DistillationConfig`.
+
+    Returns:
+        The student and its report, saved; pushed to the Hub where `push_to_hub` is set.
+
+    Raises:
+        ValueError: if teacher, student, data, objectives or settings do not fit.
+        RuntimeError: if the push fails; everything is on disk by then.
+    """
+    args = _settings(args, output_dir, config)
+    if train is None:
+        raise ValueError("distill needs train: a file, a Hub id, a Dataset or a DatasetDict")
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    with only_run(args.output_dir):
+        teacher, teacher_revision = _at_revision(teacher, teacher_revision)
+        student, student_revision = _at_revision(student, student_revision)
+        if teacher_tokenizer is None:
+            teacher_tokenizer = load_tokenizer(
+                _as_name(teacher), revision=teacher_revision, trust_remote_code=trust_remote_code
+            )
+        if tokenizer is None and (_is_layers(student) or isinstance(student, PreTrainedModel)):
+            tokenizer = teacher_tokenizer
+        elif tokenizer is None:
+            tokenizer = load_tokenizer(
+                _as_name(student), revision=student_revision, trust_remote_code=trust_remote_code
+            )
+        same = same_tokenizer(tokenizer, teacher_tokenizer)
+        data = load_text_classification(
+            train,
+            validation,
+            test,
+            tokenizer=tokenizer,
+            teacher_tokenizer=None if same else teacher_tokenizer,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            max_length=max_length,
+            validation_split=validation_split,
+            config_name=dataset_config,
+            revision=dataset_revision,
+            seed=args.seed,
+        )
+        if "validation" not in data and "test" not in data:
+            raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
+        names = {"teacher": _describe(teacher, teacher_revision), "student": _describe(student, student_revision)}
+        if not isinstance(teacher, PreTrainedModel):
+            teacher = load_teacher(
+                teacher, revision=teacher_revision, dtype=teacher_dtype, trust_remote_code=trust_remote_code
+            )
+        job = Job(
+            teacher=teacher,
+            teacher_tokenizer=None if same else teacher_tokenizer,
+            tokenizer=tokenizer,
+            data=data,
+            objectives=resolve(objectives),
+            origin=names | {"data": data.name, "dataset_config": dataset_config, "dataset_revision": dataset_revision},
+            start=_student_maker(student, student_revision, teacher, data, trust_remote_code),
+        )
+        trained, report = job.run(args, num_seeds, baseline, Path(baseline_dir or Path(args.output_dir) / "baseline"))
+        if args.push_to_hub and PartialState().is_main_process:
+            _push(args)
+    return DistillResult(trained.eval(), tokenizer, report, Path(args.output_dir))
+
+
+def evaluate(
+    student: str | Path,
+    data: Source,
+    *,
+    teacher: str | Path | None = None,
+    baseline: str | Path | None = None,
+    trust_remote_code: bool = False,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    max_length: int | None = None,
+) -> EvaluationReport:
+    """Measure a saved student, and beside it its teacher and its baseline, on labelled rows.
+
+    Args:
+        student: a path or Hub id (`id@revision`).
+        data: labelled rows; see `load_text_classification`.
+        teacher: the teacher, likewise.
+        baseline: the undistilled baseline, likewise; it reads what the student reads.
+        trust_remote_code: run the model repositories' own code.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text.
+        label_column: the column of the label.
+        max_length: longest text in tokens.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: if models or data do not fit.
+    """
+    models, tokenizers = {}, {}
+    for role, name in (("student", student), ("teacher", teacher), ("baseline", baseline)):
+        if name is None:
+            continue
+        base, revision = _at_revision(name, None)
+        models[role] = load_teacher(base, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizers[role] = load_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
+    own = tokenizers.get("teacher")
+    if own is not None and same_tokenizer(tokenizers["student"], own):
+        own = None
+    rows = load_text_classification(
+        data,
+        tokenizer=tokenizers["student"],
+        teacher_tokenizer=own,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        max_length=max_length,
+    )
+    split = next(name for name in ("test", "validation", "train") if name in rows)
+    run = {
+        "command": command_line(),
+        "date": now(),
+        "student": _describe(student, None),
+        "data": {"name": rows.name, "split": split, "evaluated_rows": len(rows[split])},
+    }
+    if teacher is not None:
+        run["teacher"] = _describe(teacher, None)
+    return evaluate_student(
+        models["student"],
+        models.get("teacher"),
+        follow_student_labels(rows[split], models["student"].config, split),
+        tokenizers["student"],
+        baseline=models.get("baseline"),
+        teacher_tokenizer=own,
+        run=run,
+    )
+
+
+def _student_maker(
+    student: str | Path | PreTrainedModel,
+    revision: str | None,
+    teacher: PreTrainedModel,
+    data: TextClassificationData,
+    trust_remote_code: bool,
+) -> Callable[[int], PreTrainedModel]:
+    if isinstance(student, PreTrainedModel):
+        start = copy.deepcopy(student)
+        return lambda seed: student if seed is None else copy.deepcopy(start)
+    if _is_layers(student):
+        return lambda seed: make_student(teacher, str(student), seed=seed)
+    return lambda seed: make_student(
+        checkpoint=student,
+        revision=revision,
+        id2label=data.id2label,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+    )
+
+
+def _settings(args: DistillationConfig | None, output_dir: str | Path, config: dict[str, Any]) -> DistillationConfig:
+    if args is None:
+        return DistillationConfig(output_dir=str(output_dir), **config)
+    if config:
+        raise ValueError(f"give either args or single settings, not both: got args and {sorted(config)}")
+    return args
+
+
+def _at_revision(model: Any, revision: str | None) -> tuple[Any, str | None]:
+    if not isinstance(model, str) or revision is not None:
+        return model, revision
+    return split_revision(model)
+
+
+def _is_layers(student: Any) -> bool:
+    return isinstance(student, str) and student.startswith("layers:")
+
+
+def _as_name(model: str | Path | PreTrainedModel) -> str | Path:
+    if not isinstance(model, PreTrainedModel):
+        return model
+    if not model.config._name_or_path:
+        raise ValueError("the model was not loaded by a name, so its tokenizer is unknown: pass the tokenizer too")
+    return model.config._name_or_path
+
+
+def _describe(model: Any, revision: str | None) -> dict[str, Any]:
+    if isinstance(model, PreTrainedModel):
+        model = model.config._name_or_path or f"./{type(model).__name__}"
+    # A path is told from a Hub id by its first character.
+    name = str(model) if not Path(model).exists() or Path(model).is_absolute() else f"./{Path(model)}"
+    return {"name": name, "revision": revision}
+
+
+def _push(args: DistillationConfig) -> None:
+    address = push_student(
+        args.output_dir,
+        args.hub_model_id or Path(args.output_dir).resolve().name,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        revision=args.hub_revision,
+    )
+    logger.warning("Pushed to %s.", address)

@@ -1,0 +1,101 @@
+"""The order of training batches: length-grouped, and a pure function of seed, epoch and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+_STEPS_IN_A_POOL = 50
+
+
+class LengthGroupedBatchSampler(Sampler[list[int]]):
+    """Give one process its micro-batches of texts of similar length.
+
+    Each epoch shuffles the rows, sorts pools of 50 optimizer steps by length, cuts them into steps, and shuffles the
+    steps. The rows of a step depend on seed, epoch, lengths and the global batch only, not on how the step is split
+    into processes and micro-batches; each row comes once an epoch. The last step may be smaller, and is shared out
+    evenly. The step with the longest text comes first, so that memory runs out at once or not at all.
+
+    Args:
+        lengths: number of tokens of every row.
+        batch_size: rows of a micro-batch on one process.
+        num_processes: how many processes train together.
+        process_index: which of them this is.
+        accumulation_steps: micro-batches of an optimizer step.
+        seed: of the shuffling, the same on every process.
+        drop_last: leave out the last step where it is smaller.
+
+    Raises:
+        ValueError: if there are fewer rows than processes, or no whole step with `drop_last`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        num_processes: int = 1,
+        process_index: int = 0,
+        accumulation_steps: int = 1,
+        seed: int = 42,
+        drop_last: bool = False,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.accumulation_steps = accumulation_steps
+        self.seed = seed
+        self.epoch = 0
+        self.step_size = batch_size * num_processes * accumulation_steps
+        rows = len(self.lengths)
+        if rows < num_processes:
+            raise ValueError(f"{rows} rows can't be shared out to {num_processes} processes: use fewer processes")
+        self.full_steps, self.rest = divmod(rows, self.step_size)
+        if drop_last:
+            self.rest = 0
+        elif 0 < self.rest < num_processes:
+            # Too few rows for a step in which every process has one: they join the step before.
+            self.full_steps, self.rest = self.full_steps - 1, self.rest + self.step_size
+        if not self.full_steps and not self.rest:
+            raise ValueError(f"{rows} rows make no whole batch of {self.step_size}, and dataloader_drop_last is set")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is given next."""
+        self.epoch = epoch
+
+    def steps(self) -> list[np.ndarray]:
+        """List the row numbers of every optimizer step of the epoch, over all processes, long texts first in each."""
+        random = np.random.default_rng((self.seed, self.epoch))
+        shuffled = random.permutation(len(self.lengths))[: self.full_steps * self.step_size + self.rest]
+        body = shuffled[: self.full_steps * self.step_size]
+        pool = self.step_size * _STEPS_IN_A_POOL
+        order = np.concatenate([self._by_length(body[at : at + pool]) for at in range(0, len(body), pool)] or [body])
+        steps = [order[at : at + self.step_size] for at in range(0, len(order), self.step_size)]
+        steps = [steps[k] for k in random.permutation(len(steps))]
+        if steps:
+            longest = max(range(len(steps)), key=lambda k: self.lengths[steps[k][0]])
+            steps.insert(0, steps.pop(longest))
+        if self.rest:
+            steps.append(self._by_length(shuffled[len(body) :]))
+        return steps
+
+    def _by_length(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(-self.lengths[rows], kind="stable")]
+
+    def _micro_batches(self, step: np.ndarray) -> list[np.ndarray]:
+        wanted = -(-len(step) // (self.batch_size * self.num_processes))
+        # No micro-batch on any process may be empty, since all processes must take part in every one.
+        count = min(wanted, self.accumulation_steps, len(step) // self.num_processes)
+        return [np.array_split(part, self.num_processes)[self.process_index] for part in np.array_split(step, count)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps():
+            for rows in self._micro_batches(step):
+                yield rows.tolist()
+
+    def __len__(self) -> int:
+        per_step = len(self._micro_batches(np.arange(self.step_size)))
+        return self.full_steps * per_step + (len(self._micro_batches(np.arange(self.rest))) if self.rest else 0)

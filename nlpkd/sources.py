@@ -1,0 +1,260 @@
+"""Reading labelled text from files, the Hub, a Dataset or a DatasetDict, with nothing guessed about its values."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from datasets import Dataset, DatasetDict, load_dataset
+
+logger = logging.getLogger(__name__)
+
+Source = str | os.PathLike[str] | Dataset | DatasetDict
+
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+
+
+def read_splits(
+    train: Source,
+    validation: Source | None = None,
+    test: Source | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+) -> tuple[DatasetDict, str]:
+    """Read the sources of up to three splits.
+
+    Args:
+        train: a csv, tsv (quotes are plain characters, as GLUE has them), json, jsonl or parquet file, a Hub id
+            (``id`` or ``id@revision``), a Dataset or a DatasetDict (it and the Hub bring their other splits).
+        validation: the validation rows, the same kinds; wins over what ``train`` brings.
+        test: the test rows, the same kinds; wins over what ``train`` brings.
+        config_name: the configuration of the Hub dataset that ``train`` names.
+        revision: the branch, tag or commit of the Hub dataset that ``train`` names.
+
+    Returns:
+        The splits, untouched, under "train", "validation" and "test", and a name for the record.
+
+    Raises:
+        ValueError: a source that is missing, empty, unreadable or of an unknown kind.
+        ConnectionError: the Hub can't be reached.
+    """
+    if not _is_hub_id(train) and (config_name or revision):
+        raise ValueError(
+            "config_name and revision belong to a Hub dataset, but train is not a Hub id: leave them out."
+        )
+    splits = _train_splits(_read(train, config_name, revision))
+    for role, source in (("validation", validation), ("test", test)):
+        if source is not None:
+            splits[role] = _one_split(_read(source), role)
+    for role, split in splits.items():
+        if len(split) == 0:
+            raise ValueError(f"The {role} split has no rows: check its source.")
+    names = dict.fromkeys(_name(source) for source in (train, validation, test) if source is not None)
+    return DatasetDict({role: split.with_format(None) for role, split in splits.items()}), ", ".join(names)
+
+
+def _train_splits(data: Dataset | DatasetDict) -> dict[str, Dataset]:
+    if isinstance(data, Dataset):
+        return {"train": data}
+    splits = {}
+    for role, names in SPLIT_NAMES.items():
+        found = [name for name in names if name in data]
+        if len(found) > 1:
+            raise ValueError(f"Several splits could be the {role} split: {found}. Keep one in the DatasetDict.")
+        if found:
+            splits[role] = data[found[0]]
+    if "train" not in splits:
+        raise ValueError(f"There is no 'train' split; found {sorted(data)}. Pass the split you want as train=.")
+    unused = sorted(set(data) - {name for names in SPLIT_NAMES.values() for name in names})
+    if unused:
+        logger.warning("Splits not used: %s. Pass one as validation= or test= if you need it.", ", ".join(unused))
+    return splits
+
+
+def _one_split(data: Dataset | DatasetDict, role: str) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    found = [name for name in SPLIT_NAMES[role] if name in data] or list(data)
+    if len(found) != 1:
+        raise ValueError(f"Can't tell which split is the {role} split: {sorted(data)}. Pass one Dataset as {role}=.")
+    return data[found[0]]
+
+
+def _is_hub_id(source: Source) -> bool:
+    """Tell a Hub id from a path: an id is at most ``user/name``, without a file's suffix, and names nothing local."""
+    if not isinstance(source, str):
+        return False
+    looks_local = source.startswith((".", "~", "/")) or "\\" in source or source.count("/") > 1
+    return not (looks_local or Path(source).exists() or Path(source).suffix.lower() in (*READERS, ".txt", ".xlsx"))
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, (Dataset, DatasetDict)):
+        return "in-memory"
+    return str(source) if _is_hub_id(source) else Path(source).name
+
+
+def _read(source: Source, config_name: str | None = None, revision: str | None = None) -> Dataset | DatasetDict:
+    if isinstance(source, (Dataset, DatasetDict)):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            f"Can't read data from a {type(source).__name__}: pass a path, a Hub id, a Dataset or a DatasetDict."
+        )
+    return _from_hub(str(source), config_name, revision) if _is_hub_id(source) else _from_file(Path(source))
+
+
+def _from_hub(name: str, config_name: str | None, revision: str | None) -> DatasetDict:
+    repo, _, named_revision = name.partition("@")
+    if named_revision and revision and named_revision != revision:
+        raise ValueError(f"Two revisions of {repo}: {named_revision!r} in its id and revision={revision!r}. Give one.")
+    try:
+        return load_dataset(repo, config_name, revision=named_revision or revision)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"The Hugging Face Hub can't be reached, so the dataset {repo!r} can't be loaded ({error}). Without a "
+            "network: `make demo`, or your own files with --train_file FILE --validation_file FILE."
+        ) from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{repo!r} is neither a file here nor a dataset you can read on the Hub: {error}") from error
+
+
+def _from_file(path: Path) -> Dataset:
+    path = path.expanduser()
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder: pass a file in it, or datasets.load_from_disk(...) where save_to_disk made it."
+        )
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"Unknown file type {path.suffix!r} of {path}: use one of {', '.join(READERS)}.")
+    if not path.is_file():
+        raise ValueError(f"File not found: {path} (from {Path.cwd()}).")
+    return Dataset(reader(path))
+
+
+def _utf8(path: Path) -> bytes:
+    """Read a text file, checked to be UTF-8, without its byte order mark."""
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if not content.strip():
+        raise ValueError(f"{path} is empty.")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        position = error.start + path.stat().st_size - len(content)
+        raise ValueError(f"{path} is not UTF-8 (byte {position}): save it as UTF-8.") from error
+    return content
+
+
+def _delimited(path: Path, delimiter: str, quote: str | bool) -> pa.Table:
+    """Read every cell as the text it is, so that no "null" or "NA" turns into a missing value."""
+    content = _utf8(path)
+    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    lines = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
+    try:
+        header = next(row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True) if row)
+    except csv.Error as error:
+        raise ValueError(f"The header of {path} can't be read: {error}.") from error
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path} has columns with the same name: {repeated}. Rename them.")
+    try:
+        return pa.csv.read_csv(
+            pa.BufferReader(content + b"\n"),
+            # One block, since no row may cross blocks; one thread, since only that gives row numbers in errors.
+            pa.csv.ReadOptions(
+                column_names=header, skip_rows_after_names=1, block_size=len(content) + 1, use_threads=False
+            ),
+            pa.csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote)),
+            pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} can't be read (the header is row 1): {str(error)[:300]}") from error
+
+
+def _csv(path: Path) -> pa.Table:
+    return _delimited(path, ",", quote='"')
+
+
+def _tsv(path: Path) -> pa.Table:
+    return _delimited(path, "\t", quote=False)
+
+
+def _json(path: Path) -> pa.Table:
+    content = _utf8(path).strip()
+    if not content.startswith(b"["):
+        return _json_lines(path)
+    try:
+        return _table(json.loads(content), path)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+def _json_lines(path: Path) -> pa.Table:
+    rows = []
+    for number, line in enumerate(_utf8(path).split(b"\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"Line {number} of {path} is not a JSON value: {error}.") from error
+    return _table(rows, path)
+
+
+def _table(rows: list[Any], path: Path) -> pa.Table:
+    """Turn JSON rows into columns; a key that a row lacks is null there."""
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"Row {number} of {path} is a {type(row).__name__}, not an object like {{'text': ..}}.")
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError) as error:
+            raise ValueError(f"Column {name!r} of {path}: {_odd_value(values) or error}") from error
+    return pa.table(columns)
+
+
+def _odd_value(values: list[Any]) -> str | None:
+    """Name the first value whose kind differs from those before it, or that no text can hold."""
+    kinds: dict[str, int] = {}
+    for number, value in enumerate(values):
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            return f"row {number} holds half of a character (a lone surrogate such as \\ud83d): remove it."
+        if value is not None:
+            kinds.setdefault(type(value).__name__, number)
+    if len(kinds) > 1:
+        found = " and ".join(f"{kind} (row {number})" for kind, number in kinds.items())
+        return f"its values mix {found}: make them one type."
+    return None
+
+
+def _parquet(path: Path) -> pa.Table:
+    try:
+        return pa.parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+
+
+READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}

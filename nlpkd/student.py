@@ -1,0 +1,115 @@
+"""Make a student: layers of the teacher, or a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlpkd.layers import uniform_layers
+from nlpkd.loading import load_classifier
+
+
+def make_student(
+    teacher: PreTrainedModel | None = None,
+    layers: int | str | Sequence[int] | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    revision: str | None = None,
+    id2label: Mapping[int, str] | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 42,
+) -> PreTrainedModel:
+    """Make the model to train.
+
+    Args:
+        teacher: the model to take layers from; with `checkpoint`, where the labels come from.
+        layers: `3` or `"layers:3"` (evenly spread: 2, 4, 6 of 6), or the layers by number, as in `[1, 3, 6]`.
+            Embeddings, these layers, pooler and head are copied.
+        checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
+            where it has none that fits.
+        revision: branch, tag or commit of the checkpoint.
+        id2label: label names, where there is no teacher to give them.
+        trust_remote_code: run the repository's own modelling code.
+        seed: of what is initialised at random.
+
+    Returns:
+        A float32 model in train mode that shares no memory with the teacher.
+
+    Raises:
+        ValueError: if not exactly one of `layers` and `checkpoint` is given, or the teacher lacks what is asked for.
+    """
+    if (layers is None) == (checkpoint is None):
+        raise ValueError("give either layers (of the teacher) or checkpoint (a path or Hub id), and not both")
+    if checkpoint is not None:
+        if id2label is None and teacher is not None:
+            id2label = teacher.config.id2label  # type: ignore[assignment]
+        return _from_checkpoint(checkpoint, revision, id2label, trust_remote_code, seed)
+    if teacher is None:
+        raise ValueError(f"layers={layers!r} are layers of a teacher: pass the teacher")
+    return _from_layers(teacher, _chosen_layers(layers, teacher.config.num_hidden_layers))  # type: ignore[arg-type]
+
+
+def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:
+    if isinstance(layers, str):
+        match = re.fullmatch(r"layers:(\d+)", layers)
+        if match is None:
+            raise ValueError(f"layers={layers!r} is no number of layers: use 'layers:3', 3, or a list like [2, 4, 6]")
+        layers = int(match[1])
+    if isinstance(layers, int):
+        return uniform_layers(layers, depth)
+    chosen = [int(layer) for layer in layers]
+    if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] > depth:
+        raise ValueError(f"layers must be ascending numbers from 1 to {depth}, the teacher's depth, got {chosen}")
+    return chosen
+
+
+def _from_layers(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedModel:
+    depth = teacher.config.num_hidden_layers
+    stacks = [
+        name for name, module in teacher.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    if len(stacks) != 1:
+        raise ValueError(
+            f"{type(teacher).__name__} has no single stack of {depth} layers to choose from (found "
+            f"{stacks or 'none'}): pass a checkpoint instead"
+        )
+    prefix = f"{stacks[0]}."
+    config = copy.deepcopy(teacher.config)
+    config.num_hidden_layers = len(chosen)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer - 1] for layer in chosen]
+    source = teacher.state_dict()
+    weights = {name: tensor for name, tensor in source.items() if not name.startswith(prefix)}
+    for position, layer in enumerate(chosen):
+        old, new = f"{prefix}{layer - 1}.", f"{prefix}{position}."
+        weights |= {new + name[len(old) :]: tensor for name, tensor in source.items() if name.startswith(old)}
+    with torch.random.fork_rng():
+        student = type(teacher)(config).float()
+    student.load_state_dict(weights)
+    return student.to(teacher.device).train()
+
+
+def _from_checkpoint(
+    checkpoint: str | Path,
+    revision: str | None,
+    id2label: Mapping[int, str] | None,
+    trust_remote_code: bool,
+    seed: int,
+) -> PreTrainedModel:
+    labels: dict[str, Any] = {}
+    if id2label is not None:
+        names = {int(k): str(name) for k, name in id2label.items()}
+        labels = {"num_labels": len(names), "id2label": names, "label2id": {name: k for k, name in names.items()}}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student, _ = load_classifier(
+            checkpoint, revision=revision, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=True, **labels
+        )
+    return student.train()

@@ -1,0 +1,112 @@
+"""Where the teacher's outputs come from: a model that is run, or columns of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nlpkd.capture import Capture, CapturedOutput, Wanted
+from nlpkd.loading import load_classifier
+
+TEACHER_LOGITS = "teacher_logits"
+"""Column of a data set that holds the teacher's logits, `(batch, labels)`, in the student's label order."""
+
+
+class Teacher(Protocol):
+    """What the trainer asks of a teacher."""
+
+    def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput:
+        """Give the teacher's outputs for a collated batch, labels in the student's order, without gradients."""
+
+
+class LiveTeacher:
+    """A model that is run on every batch: in eval mode, frozen, without gradients.
+
+    Args:
+        model: the teacher; moved to `device`, set to eval, its parameters frozen; its weights are never changed.
+        wanted: kinds and layers that the objectives need of it.
+        device: where it runs.
+        order: order[k] is the index that the teacher gives the student's label k.
+        prefix: `"teacher_"` where the batch has columns made with the teacher's own tokenizer.
+        autocast: makes the context that the forward runs in (mixed precision).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: Wanted,
+        device: torch.device,
+        *,
+        order: Sequence[int] | None = None,
+        prefix: str = "",
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.capture = Capture(model, wanted, "teacher", prefix)
+        self.autocast = autocast
+        self.order: Tensor | None = None
+        self.reorder(order, device)
+
+    def reorder(self, order: Sequence[int] | None, device: torch.device) -> None:
+        """Set the label order; the identity costs nothing."""
+        identity = order is None or list(order) == list(range(len(order)))
+        self.order = None if identity else torch.tensor(order, device=device)
+
+    def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput:
+        """Run the teacher; see `Teacher.outputs`."""
+        # no_grad, since tensors made in inference mode can't be saved for a loss's backward.
+        with torch.no_grad(), self.autocast():
+            captured = self.capture(self.model, batch)
+        if self.order is not None and captured.logits is not None:
+            captured.logits = captured.logits[:, self.order]
+        return captured
+
+
+class CachedTeacher:
+    """Logits that the data set brings along in its column `teacher_logits`."""
+
+    def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput:
+        """Read the batch's column; see `Teacher.outputs`."""
+        return CapturedOutput(logits=batch[TEACHER_LOGITS])
+
+
+def load_teacher(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a fine-tuned classifier to teach.
+
+    Args:
+        name: a local path or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        dtype: dtype of its weights.
+        device: where to put it; the trainer moves it to its own device.
+        trust_remote_code: run the repository's own modelling code.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        ValueError: if a part of it, such as the classification head, is not in the checkpoint: a teacher with random
+            weights teaches noise.
+        OSError: if it can't be had.
+    """
+    model, missing = load_classifier(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    if missing:
+        raise ValueError(
+            f"the checkpoint {str(name)!r} has no weights for {', '.join(missing)}: it is not fine-tuned for "
+            "classification. Fine-tune it first: `nlpkd train-teacher --model ... ` or nlpkd.train_teacher(...)"
+        )
+    if device is not None:
+        model = nn.Module.to(model, device)
+    return model.eval()

@@ -1,0 +1,483 @@
+"""The Trainer with a teacher and a list of objectives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import broadcast
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
+
+from nlpkd.capture import Capture, CapturedOutput
+from nlpkd.config import DistillationConfig
+from nlpkd.data import DistillationCollator
+from nlpkd.matching import (
+    bind,
+    follow_student_labels,
+    hold_against_gold,
+    label_order,
+    refuse_shared_weights,
+    teacher_prefix,
+    union,
+)
+from nlpkd.metrics import classification_metrics
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, Objective
+from nlpkd.objectives.base import named, nonzero
+from nlpkd.sampler import LengthGroupedBatchSampler
+from nlpkd.teacher import TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVES_FILE = "objectives.safetensors"
+"""Beside each checkpoint: the objectives' own parameters, such as projections."""
+
+
+class DistillationTrainer(Trainer):
+    """A `transformers.Trainer` that trains a student on objectives, with a teacher.
+
+    Args:
+        model: the student: a model for sequence classification, or any module that returns logits.
+        teacher_model: the teacher, or None where the data have a column `teacher_logits`, or no objective needs one.
+        args: the settings.
+        objectives: what to train on; gold labels and soft targets in equal parts by default, gold labels alone without
+            a teacher.
+        train_dataset: tokenised rows with `labels`; see `nlpkd.load_text_classification`.
+        eval_dataset: the same, or a dict of them.
+        processing_class: the student's tokenizer.
+        teacher_processing_class: the teacher's, where it is another one; the data then have `teacher_input_ids`, ...
+        data_collator: `nlpkd.data.DistillationCollator` by default.
+        compute_metrics: accuracy, F1, Matthews correlation and calibration error by default; the agreement with the
+            teacher is added either way.
+        **trainer_arguments: all other arguments of `Trainer`. A `compute_loss_func` is added to the objectives.
+
+    Raises:
+        ValueError: if student, teacher, tokenizers, data and objectives do not fit together.
+    """
+
+    args: DistillationConfig
+    model: Any
+    objectives: Any
+    _signature_columns: Any
+    _preprocess_logits: Any
+    processing_class: Any
+    # Totals are divided by the counts of the whole optimizer step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        teacher_model: nn.Module | None = None,
+        args: DistillationConfig | None = None,
+        objectives: Sequence[Objective] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Any = None,
+        compute_metrics: Any = None,
+        **trainer_arguments: Any,
+    ):
+        args = DistillationConfig(output_dir="trainer_output") if args is None else args
+        if not isinstance(args, DistillationConfig):
+            raise ValueError(
+                f"args must be a DistillationConfig, got {type(args).__name__}: it takes the same arguments"
+            )
+        if objectives is not None and len(objectives) == 0 and "compute_loss_func" not in trainer_arguments:
+            raise ValueError("objectives is empty: give at least one, such as [ForwardKLLoss()], or leave it out")
+        if data_collator is None and isinstance(processing_class, PreTrainedTokenizerBase):
+            data_collator = DistillationCollator(processing_class, teacher_processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **trainer_arguments,
+        )
+        self.teacher_model = teacher_model
+        self.teacher_processing_class = teacher_processing_class
+        chosen = self._default_objectives() if objectives is None else list(objectives)
+        self.objectives = nn.ModuleList(chosen).to(self.args.device)
+        self.objective_names = list(named(chosen))
+        for objective in chosen:
+            if isinstance(objective, CrossEntropyLoss) and not objective.label_smoothing:
+                objective.label_smoothing = self.args.label_smoothing_factor
+        self._metrics = compute_metrics
+        if compute_metrics is None and not self.args.batch_eval_metrics:
+            self._metrics = _default_metrics
+        self.compute_metrics = None if self._metrics is None else self._compute_metrics
+        self._preprocess_logits = self.preprocess_logits_for_metrics
+        if self._preprocess_logits is not None:
+            self.preprocess_logits_for_metrics = self._preprocess_predictions
+        self._connect()
+        self._parts = torch.zeros(len(self._part_names), device=self.args.device)
+        self._parts_since = 0
+
+    def _connect(self) -> None:
+        student, teacher, config = self.model, self.teacher_model, getattr(self.model, "config", None)
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        self.train_dataset = follow_student_labels(self.train_dataset, config, "training")
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {k: follow_student_labels(v, config, k) for k, v in self.eval_dataset.items()}
+        else:
+            self.eval_dataset = follow_student_labels(self.eval_dataset, config, "evaluation")
+        if teacher is None and self._needs_teacher and columns and TEACHER_LOGITS not in columns:
+            raise ValueError(
+                f"{', '.join(o.name for o in self.objectives if o.teacher_needed)} need a teacher: pass "
+                f"teacher_model, or data with a column {TEACHER_LOGITS!r}"
+            )
+        if teacher is not None:
+            refuse_shared_weights(student, teacher)
+        bind(self.objectives, student, teacher, self.args.seed)
+        self.objectives.to(self.args.device)
+        self._fresh_objectives = {k: v.clone() for k, v in self.objectives.state_dict().items()}
+        wants = [objective.wants() for objective in self.objectives]
+        self._student_wants = union(student_wants for student_wants, _ in wants)
+        self._student = Capture(student, self._student_wants, "student")
+        self._cached_teacher, self._live_teacher = CachedTeacher(), None
+        self._features_needed = any(layers for _, teacher_wants in wants for layers in teacher_wants.values())
+        order = None
+        if teacher is not None:
+            order = label_order(teacher, student)
+            prefix = teacher_prefix(
+                student, teacher, self.processing_class, self.teacher_processing_class, columns, self.objectives
+            )
+            self._live_teacher = LiveTeacher(
+                teacher,
+                union(teacher_wants for _, teacher_wants in wants),
+                self.args.device,
+                order=order,
+                prefix=prefix,
+                autocast=self.accelerator.autocast,
+            )
+        checked = self._teacher_for(columns)
+        if checked is not None and isinstance(self.train_dataset, datasets.Dataset):
+            hold_against_gold(
+                checked,
+                self.train_dataset,
+                self._get_collator_with_removed_columns(self.data_collator),
+                self.args.eval_batch_size,
+                self.args.device,
+                order,
+                config,
+                self.args.teacher_check,
+                self.args.seed,
+            )
+
+    @property
+    def _needs_teacher(self) -> bool:
+        return any(objective.teacher_needed for objective in self.objectives)
+
+    def _teacher_for(self, columns: Container[str]) -> Teacher | None:
+        """Choose where the teacher's outputs come from: columns of the data where they suffice, else the model."""
+        if TEACHER_LOGITS in columns and not self._features_needed:
+            return self._cached_teacher
+        return self._live_teacher
+
+    @property
+    def _part_names(self) -> list[str]:
+        return self.objective_names + (["compute_loss_func"] if self.compute_loss_func is not None else [])
+
+    def _default_objectives(self) -> list[Objective]:
+        if self.compute_loss_func is not None:
+            return []
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        if self.teacher_model is None and TEACHER_LOGITS not in columns:
+            return [CrossEntropyLoss()]
+        return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=2.0, weight=0.5)]
+
+    @property
+    def teacher_order(self) -> list[int] | None:
+        """The index that a live teacher gives each of the student's labels; None where it is the student's own."""
+        order = self._live_teacher.order if self._live_teacher is not None else None
+        return None if order is None else order.tolist()
+
+    # Data
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the union of what student, teacher and objectives read."""
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            extra = {"labels", TEACHER_LOGITS}
+            if self._live_teacher is not None:
+                teacher = self._live_teacher.capture
+                extra |= {teacher.prefix + name for name in teacher.arguments}
+            self._signature_columns += sorted(extra - set(self._signature_columns))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Make the loader of training batches: length-grouped by `LengthGroupedBatchSampler`, or as `Trainer` does."""
+        args = self.args
+        dataset: Any = self.train_dataset
+        if dataset is None or args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
+            return super().get_train_dataloader()
+        sampler = LengthGroupedBatchSampler(
+            _lengths(dataset, args.length_column_name),
+            self._train_batch_size,
+            num_processes=args.world_size,
+            process_index=args.process_index,
+            accumulation_steps=args.gradient_accumulation_steps,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        if isinstance(dataset, datasets.Dataset):
+            dataset, collate = self._remove_unused_columns(dataset, "training"), self.data_collator
+        else:
+            collate = self._get_collator_with_removed_columns(self.data_collator, "training")
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        # The sampler has shared the rows out already, so Accelerate must not do it again.
+        return prepare_data_loader(
+            loader, device=args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        """Keep predictions in the data set's order, which length grouping would not."""
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
+
+    # Loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Collect the micro-batches of an optimizer step, and count what each objective's mean runs over in it."""
+        self.objectives.zero_grad()
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        counts = torch.stack([self._counts(batch) for batch in batches]).sum(dim=0)
+        return batches, self.accelerator.reduce(counts, "sum")
+
+    def _counts(self, batch: dict[str, Any]) -> Tensor:
+        batch = self._prepare_inputs(batch)
+        counts = [objective.count(batch) for objective in self.objectives]
+        if self.compute_loss_func is not None:
+            counts.append((batch["labels"] != -100).sum().float())
+        return torch.stack(counts)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Sum the objectives on one micro-batch.
+
+        Args:
+            model: the student, wrapped for training.
+            inputs: the collated batch.
+            return_outputs: return the student's outputs too.
+            num_items_in_batch: count of each objective over the whole optimizer step, `(objectives,)`; None for the
+                mean over this batch.
+
+        Returns:
+            The weighted sum of total / count, times the number of processes while training, since gradients are
+            averaged over them; with `return_outputs`, beside the student's outputs.
+        """
+        student = self._student(model, inputs)
+        teacher = self._teacher_outputs(inputs) if self._needs_teacher else None
+        loss, parts = self._weigh(student, teacher, inputs, num_items_in_batch)
+        if num_items_in_batch is not None:
+            self._parts += parts.detach()
+            loss = loss * self.accelerator.num_processes
+        return (loss, student) if return_outputs else loss
+
+    def _teacher_outputs(self, batch: Mapping[str, Any]) -> CapturedOutput | None:
+        teacher = self._teacher_for(batch)
+        return None if teacher is None else teacher.outputs(batch)
+
+    def _weigh(
+        self, student: CapturedOutput, teacher: CapturedOutput | None, batch: dict[str, Any], counts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        counts = nonzero(self._counts(batch) if counts is None else counts)
+        parts = [
+            objective.total(student, teacher, batch) / n for objective, n in zip(self.objectives, counts, strict=False)
+        ]
+        weights = [objective.weight for objective in self.objectives]
+        if self.compute_loss_func is not None:
+            outputs = SequenceClassifierOutput(logits=student.logits)
+            parts.append(self.compute_loss_func(outputs, batch.get("labels"), num_items_in_batch=counts[-1]))
+            weights.append(1.0)
+        loss = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        return loss, torch.stack(parts)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Do forward and backward on one micro-batch, and average the objectives' gradients at the step's last."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        parameters = self._objective_parameters()
+        if parameters and self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            vector = self.accelerator.reduce(parameters_to_vector(gradients), "mean")
+            vector_to_parameters(vector, gradients)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        return loss
+
+    # Parameters of the objectives
+
+    def _objective_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.objectives.parameters() if parameter.requires_grad]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer, with a group of their own for the objectives' parameters."""
+        optimizer = super().create_optimizer(model)
+        parameters = self._objective_parameters()
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not parameters or id(parameters[0]) in known:
+            return optimizer
+        if self.lr_scheduler is not None:
+            raise ValueError(
+                "the objectives have parameters of their own, which a ready-made lr_scheduler does not know: pass "
+                "optimizers=(optimizer, None)"
+            )
+        rate = self.args.objective_learning_rate
+        rate = self.args.learning_rate if rate is None else rate
+        broadcast([parameter.data for parameter in parameters])
+        optimizer.add_param_group({"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay})
+        return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        parameters = self._objective_parameters()
+        if not parameters:
+            return super()._clip_grad_norm(model)
+        return self.accelerator.clip_grad_norm_([*model.parameters(), *parameters], self.args.max_grad_norm)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make a fresh student, and set the objectives' parameters back to their start."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "_student_wants"):
+            self._student = Capture(model, self._student_wants, "student")
+            self.objectives.load_state_dict(self._fresh_objectives)
+        return model
+
+    # Logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with each objective's mean since the last time as `loss/NAME`."""
+        steps = self.state.global_step - self._parts_since
+        if "loss" in logs and steps > 0:
+            parts = self._checked_parts()
+            logs |= {f"loss/{name}": part / steps for name, part in zip(self._part_names, parts, strict=True)}
+            self._parts.zero_()
+            self._parts_since = self.state.global_step
+        elif "train_loss" in logs:
+            self._checked_parts()
+        super().log(logs, start_time)
+
+    def _checked_parts(self) -> list[float]:
+        parts = self.accelerator.reduce(self._parts, "sum").tolist()
+        bad = [name for name, part in zip(self._part_names, parts, strict=True) if not np.isfinite(part)]
+        if bad:
+            raise FloatingPointError(
+                f"{', '.join(bad)} became NaN or infinite between steps {self._parts_since} and "
+                f"{self.state.global_step}: lower learning_rate, turn off fp16 (bf16 is safer), or check data and "
+                "teacher. Nothing was saved since"
+            )
+        return parts
+
+    # Evaluation
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """Give loss, logits and labels of a batch, and beside the logits which rows student and teacher agree on."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            student = self._student(model, inputs)
+            teacher = self._teacher_outputs(inputs)
+            loss = None
+            if labels is not None and (teacher is not None or not self._needs_teacher):
+                loss, _ = self._weigh(student, teacher, inputs, None)
+        if prediction_loss_only:
+            return loss, None, None
+        logits: Any = student.logits.detach()
+        if teacher is not None and not self.args.batch_eval_metrics:
+            logits = (logits, (logits.argmax(dim=-1) == teacher.logits.argmax(dim=-1)).float())
+        return loss, logits, labels
+
+    def _preprocess_predictions(self, logits: Any, labels: Any) -> Any:
+        if isinstance(logits, tuple):
+            return self._preprocess_logits(logits[0], labels), logits[1]
+        return self._preprocess_logits(logits, labels)
+
+    def _compute_metrics(self, prediction: EvalPrediction, **options: Any) -> dict[str, float]:
+        predictions, agreed = prediction.predictions, None
+        if isinstance(predictions, tuple) and not self.args.batch_eval_metrics:
+            predictions, agreed = prediction.predictions  # type: ignore[misc]
+        plain = EvalPrediction(predictions, prediction.label_ids, prediction.inputs, prediction.losses)
+        metrics = dict(self._metrics(plain, **options))
+        if agreed is not None:
+            metrics["agreement"] = float(np.mean(agreed))
+        return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as `Trainer` does; predictions are the student's logits alone."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if isinstance(output.predictions, tuple):
+            output = output._replace(predictions=output.predictions[0])
+        return output
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._checked_parts()
+        if self.args.should_save and self.objectives.state_dict():
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self.objectives.state_dict(), folder / OBJECTIVES_FILE)
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_objectives(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_objectives(str(self.state.best_model_checkpoint))
+
+    def _load_objectives(self, checkpoint: str) -> None:
+        expected, path = self.objectives.state_dict(), Path(checkpoint) / OBJECTIVES_FILE
+        if not expected and not path.exists():
+            return
+        found = load_file(path) if path.exists() else {}
+        if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in expected.items()}:
+            raise ValueError(
+                f"{path} holds parameters {sorted(found)} and the objectives have {sorted(expected)}: resume with the "
+                "objectives of the run that wrote the checkpoint"
+            )
+        self.objectives.load_state_dict(found)
+
+
+def _default_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+
+
+def _lengths(dataset: Any, column: str) -> Sequence[int]:
+    if isinstance(dataset, datasets.Dataset):
+        if column in dataset.column_names:
+            return dataset[column][:]
+        return [len(ids) for ids in dataset["input_ids"]]
+    return [len(row["input_ids"]) for row in dataset]

@@ -1,0 +1,57 @@
+"""Distil BERT-base fine-tuned on SST-2 into DistilBERT, or any teacher into any student on any labelled text.
+
+    accelerate launch recipes/sst2.py
+    accelerate launch recipes/sst2.py --student layers:6 --num_seeds 3
+    accelerate launch recipes/sst2.py --teacher runs/teacher --student layers:3 \
+        --train_file train.tsv --validation_file validation.tsv --output_dir runs/student
+
+Every field of `DistillationConfig` is a flag. Results: model_cards/README.md.
+"""
+
+from dataclasses import dataclass
+
+from transformers import HfArgumentParser
+
+from nlpkd import DistillationConfig, distill
+
+
+@dataclass
+class Recipe:
+    """What to distil, and on what."""
+
+    teacher: str = "sadhaklal/bert-base-uncased-finetuned-sst2-v2@61fb5941a875298b7422de4e336a599f279e6bbd"
+    student: str = "distilbert/distilbert-base-uncased"
+    dataset: str = "stanfordnlp/sst2"
+    dataset_config: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    max_length: int = 128
+    objectives: str = "layerwise"
+    baseline: bool = True
+    num_seeds: int = 1
+
+
+def main() -> None:
+    """Parse, distil with a baseline, print the report."""
+    parser = HfArgumentParser([Recipe, DistillationConfig])
+    parser.set_defaults(
+        output_dir="runs/sst2", num_train_epochs=3, learning_rate=8e-5, per_device_train_batch_size=64,
+        warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
+    )  # fmt: skip
+    recipe, args = parser.parse_args_into_dataclasses()
+    settings = dict(vars(recipe))
+    train = settings.pop("train_file") or recipe.dataset
+    del settings["dataset"]
+    result = distill(
+        train=train, validation=settings.pop("validation_file"), test=settings.pop("test_file"), args=args, **settings
+    )
+    if args.should_log:
+        print(result.report.to_markdown())
+
+
+if __name__ == "__main__":
+    main()

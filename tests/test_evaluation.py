@@ -1,0 +1,374 @@
+import logging
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score, matthews_corrcoef
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from nlpkd.benchmark import describe_environment, measure_latency, model_size_mb
+from nlpkd.evaluation import evaluate_student, predict_logits
+from nlpkd.metrics import classification_metrics
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = 60
+QUICK = {"bootstrap_samples": 50, "latency_runs": 0}
+
+
+def word_tokenizer():
+    words = SPECIAL + [f"w{number}" for number in range(VOCABULARY - len(SPECIAL))]
+    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    roles = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+
+
+def bert(names=("neg", "pos"), seed=0, layers=1):
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=48,
+        initializer_range=0.5,
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+    )
+    return BertForSequenceClassification(config)
+
+
+def rows(count=37, seed=0, labels=2, prefix=""):
+    generator = np.random.default_rng(seed)
+    ids = [generator.integers(5, VOCABULARY, size=generator.integers(3, 30)).tolist() for _ in range(count)]
+    return Dataset.from_dict(
+        {
+            f"{prefix}input_ids": ids,
+            f"{prefix}attention_mask": [[1] * len(row) for row in ids],
+            "text": ["some text"] * count,
+            "labels": generator.integers(labels, size=count).tolist(),
+        }
+    )
+
+
+def one_by_one(model, dataset, prefix=""):
+    model.eval()
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([ids])).logits[0] for ids in dataset[f"{prefix}input_ids"]]
+    return torch.stack(logits).numpy()
+
+
+class FixedLogits(nn.Module):
+    """Gives the logits that the first token of a row stands for."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor(table))
+
+    def forward(self, input_ids):
+        return self.table[input_ids[:, 0]]
+
+
+def fixed_rows(labels):
+    return Dataset.from_dict({"input_ids": [[row] for row in range(len(labels))], "labels": labels})
+
+
+def answers(predictions, labels=2):
+    return FixedLogits(np.eye(labels, dtype=np.float32)[predictions])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+def test_predictions_follow_the_rows_whatever_their_lengths(tokenizer):
+    model, dataset = bert(), rows()
+    expected = one_by_one(model, dataset)
+    for batch_size in (1, 4, 64):
+        logits = predict_logits(model, dataset, tokenizer, batch_size=batch_size)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_prediction_reads_only_the_columns_the_model_takes(tokenizer):
+    model, dataset = bert(), rows()
+    second_segment = dataset.add_column("token_type_ids", [[1] * len(ids) for ids in dataset["input_ids"]])
+    assert np.abs(predict_logits(model, second_segment, tokenizer) - one_by_one(model, dataset)).max() > 1e-3
+    labels = [0, 1, 1]
+    extra = fixed_rows(labels).add_column("attention_mask", [[1]] * 3).add_column("token_type_ids", [[0]] * 3)
+    assert predict_logits(answers(labels), extra, tokenizer).argmax(axis=1).tolist() == labels
+
+
+def test_prediction_is_in_eval_mode_and_leaves_every_training_flag_as_it_was(tokenizer):
+    model, dataset = bert(), rows()
+    model.train()
+    model.bert.embeddings.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    logits = predict_logits(model, dataset, tokenizer)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    np.testing.assert_allclose(logits, one_by_one(model, dataset), atol=1e-5)
+
+
+def test_prediction_takes_formatted_datasets_and_half_precision_models(tokenizer):
+    model, dataset = bert(), rows()
+    expected = one_by_one(model, dataset)
+    for formatted in (dataset.with_format("torch"), dataset.with_format("numpy", columns=["labels"])):
+        np.testing.assert_allclose(predict_logits(model, formatted, tokenizer), expected, atol=1e-5)
+    logits = predict_logits(model.to(torch.bfloat16), dataset, tokenizer)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=0.3)
+
+
+def test_quality_agrees_with_scikit_learn_and_intervals_enclose_it(tokenizer):
+    student, dataset = bert(("a", "b", "c")), rows(labels=3)
+    predictions, labels = one_by_one(student, dataset).argmax(axis=1), np.array(dataset["labels"][:])
+    report = evaluate_student(student, None, dataset, tokenizer, **QUICK)
+    quality = report.candidates["student"].quality
+    assert quality["accuracy"].value == pytest.approx(np.mean(predictions == labels))
+    assert quality["f1_macro"].value == pytest.approx(f1_score(labels, predictions, average="macro"))
+    assert quality["f1_weighted"].value == pytest.approx(f1_score(labels, predictions, average="weighted"))
+    assert quality["matthews_correlation"].value == pytest.approx(matthews_corrcoef(labels, predictions))
+    assert 0 < quality["expected_calibration_error"].value < 1
+    for metric in ("accuracy", "f1_macro", "f1_weighted", "matthews_correlation"):
+        assert quality[metric].low < quality[metric].value < quality[metric].high
+
+
+def test_the_task_names_labels_rows_and_majority(tokenizer):
+    report = evaluate_student(bert(), None, rows(), tokenizer, **QUICK)
+    ones = sum(rows()["labels"])
+    assert report.task == {
+        "problem_type": "single_label_classification",
+        "labels": ["neg", "pos"],
+        "rows": 37,
+        "majority_share": pytest.approx(max(ones, 37 - ones) / 37),
+    }
+    assert report.comparisons == {}
+    assert report.candidates["student"].agreement is None
+
+
+def test_mcnemar_difference_retention_and_agreement_follow_hand_arithmetic(tokenizer):
+    labels = [0] * 20
+    student = answers([0] * 14 + [1] * 6)
+    baseline = answers([0] * 10 + [1] * 6 + [0, 0, 1, 1])
+    teacher = answers([0] * 16 + [1] * 4)
+    report = evaluate_student(student, teacher, fixed_rows(labels), tokenizer, baseline=baseline, **QUICK)
+    against = report.comparisons["student_vs_baseline"]
+    # Rows 10-13 are right in the student alone, 16 and 17 in the baseline alone: p = 2 * P(Binomial(6, 1/2) <= 2).
+    assert (against["student_only_correct"], against["baseline_only_correct"]) == (4, 2)
+    assert against["mcnemar_p"] == pytest.approx(2 * (1 + 6 + 15) / 64)
+    assert against["accuracy_difference"]["value"] == pytest.approx(0.1)
+    assert against["accuracy_difference"]["low"] < 0.1 < against["accuracy_difference"]["high"]
+    towards = report.comparisons["student_vs_teacher"]
+    assert (towards["student_only_correct"], towards["teacher_only_correct"]) == (0, 2)
+    assert towards["mcnemar_p"] == pytest.approx(binomtest(0, 2).pvalue) == 0.5
+    assert towards["retention"] == pytest.approx(14 / 16)
+    assert report.candidates["student"].agreement.value == pytest.approx(18 / 20)
+    assert report.candidates["teacher"].agreement is None
+    assert list(report.candidates) == ["teacher", "student", "baseline"]
+
+
+def test_equal_candidates_have_no_difference_at_all(tokenizer):
+    predictions = [0, 1, 1, 0, 1]
+    report = evaluate_student(
+        answers(predictions), None, fixed_rows([0, 1, 0, 0, 1]), tokenizer, baseline=answers(predictions), **QUICK
+    )
+    against = report.comparisons["student_vs_baseline"]
+    assert against["mcnemar_p"] == 1.0
+    assert against["accuracy_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_a_teacher_with_another_label_order_is_aligned_by_name(tokenizer):
+    student, teacher, dataset = bert(("a", "b", "c")), bert(("C", "a", "B"), seed=1), rows(labels=3)
+    report = evaluate_student(student, teacher, dataset, tokenizer, **QUICK)
+    reordered = one_by_one(teacher, dataset)[:, [1, 2, 0]]
+    expected = classification_metrics(reordered, np.array(dataset["labels"][:]))
+    measured = {metric: interval.value for metric, interval in report.candidates["teacher"].quality.items()}
+    assert measured == pytest.approx(expected, abs=1e-6)
+    same = one_by_one(student, dataset).argmax(axis=1) == reordered.argmax(axis=1)
+    assert report.candidates["student"].agreement.value == pytest.approx(same.mean())
+
+
+def test_generic_label_names_go_by_position_unless_an_order_is_given(tokenizer):
+    student, teacher, dataset = bert(), bert(("LABEL_0", "LABEL_1"), seed=1), rows()
+    straight = evaluate_student(student, teacher, dataset, tokenizer, **QUICK)
+    swapped = evaluate_student(student, teacher, dataset, tokenizer, teacher_order=[1, 0], **QUICK)
+    hits = one_by_one(teacher, dataset).argmax(axis=1) == np.array(dataset["labels"][:])
+    assert straight.candidates["teacher"].quality["accuracy"].value == pytest.approx(hits.mean())
+    assert swapped.candidates["teacher"].quality["accuracy"].value == pytest.approx(1 - hits.mean())
+    with pytest.raises(ValueError, match=r"teacher_order.*\[1, 1\]"):
+        evaluate_student(student, teacher, dataset, tokenizer, teacher_order=[1, 1], **QUICK)
+
+
+def test_a_teacher_reads_its_own_columns_with_its_own_tokenizer(tokenizer):
+    student, teacher = bert(), bert(seed=1)
+    dataset, own = rows(), rows(seed=5, prefix="teacher_")
+    for column in ("teacher_input_ids", "teacher_attention_mask"):
+        dataset = dataset.add_column(column, own[column][:])
+    expected = classification_metrics(one_by_one(teacher, dataset, "teacher_"), np.array(dataset["labels"][:]))
+    report = evaluate_student(student, teacher, dataset, tokenizer, teacher_tokenizer=word_tokenizer(), **QUICK)
+    assert report.candidates["teacher"].quality["accuracy"].value == expected["accuracy"]
+    with pytest.raises(ValueError, match="give teacher_tokenizer"):
+        evaluate_student(student, teacher, dataset, tokenizer, **QUICK)
+
+
+def test_further_candidates_are_measured_by_name(tokenizer):
+    report = evaluate_student(
+        bert(), bert(seed=1), rows(), tokenizer, candidates={"student-int8": bert(seed=2)}, **QUICK
+    )
+    assert list(report.candidates) == ["teacher", "student", "student-int8"]
+    assert report.candidates["student-int8"].agreement is not None
+    with pytest.raises(ValueError, match="can't be called.*teacher"):
+        evaluate_student(bert(), None, rows(), tokenizer, candidates={"teacher": bert()}, **QUICK)
+
+
+def test_training_seconds_belong_to_the_student_or_go_by_name(tokenizer):
+    single = evaluate_student(bert(), None, rows(), tokenizer, baseline=bert(), training_seconds=12.5, **QUICK)
+    named = evaluate_student(
+        bert(), None, rows(), tokenizer, baseline=bert(), training_seconds={"baseline": 3.0}, **QUICK
+    )
+    assert [single.candidates[name].training_seconds for name in ("student", "baseline")] == [12.5, None]
+    assert [named.candidates[name].training_seconds for name in ("student", "baseline")] == [None, 3.0]
+
+
+def test_the_run_is_completed_and_what_the_caller_recorded_is_kept(tokenizer):
+    report = evaluate_student(bert(), None, rows(), tokenizer, run={"command": "c", "machine": {"cpu": "x"}}, **QUICK)
+    assert report.run["command"] == "c"
+    assert report.run["machine"] == {"cpu": "x"}
+    assert report.run["versions"]["torch"] == torch.__version__
+    assert "37 rows, 50 resamples, seed 42" in report.run["interval_protocol"]
+    assert "not measured" in report.run["latency_protocol"]
+    assert set(describe_environment()["machine"]) == {"cpu", "cores", "threads", "platform", "gpu"}
+
+
+def test_the_report_of_real_models_survives_saving(tokenizer, tmp_path):
+    report = evaluate_student(
+        bert(), bert(seed=1, layers=3), rows(), tokenizer, baseline=bert(seed=2), bootstrap_samples=50, latency_runs=3
+    )
+    report.save(tmp_path)
+    assert type(report).load(tmp_path) == report
+    assert "The student keeps" in (tmp_path / "report.md").read_text()
+
+
+def test_parameters_and_size_are_those_of_the_saved_file(tokenizer, tmp_path):
+    model = bert()
+    candidate = evaluate_student(model, None, rows(), tokenizer, **QUICK).candidates["student"]
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        stored = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118
+    assert candidate.parameters == stored
+    assert candidate.size_mb == (tmp_path / "model.safetensors").stat().st_size / 1e6 == model_size_mb(tmp_path)
+    assert model_size_mb(nn.Linear(100, 10)) == pytest.approx(4 * 1010 / 1e6, abs=3e-4)
+    with pytest.raises(ValueError, match="safetensors"):
+        model_size_mb(tmp_path / "nowhere")
+
+
+class Recorder(nn.Module):
+    """Records what it is called with."""
+
+    def __init__(self, name, calls):
+        super().__init__()
+        self.name, self.calls = name, calls
+
+    def forward(self, input_ids, attention_mask):
+        self.calls.append((self.name, input_ids, attention_mask, self.training, torch.is_inference_mode_enabled()))
+        return SequenceClassifierOutput(logits=torch.zeros(len(input_ids), 2))
+
+
+def test_latency_interleaves_the_models_on_ordinary_unpadded_tokens(tokenizer):
+    calls = []
+    models = {"teacher": Recorder("teacher", calls), "student": Recorder("student", calls)}
+    timed = measure_latency(models, dict.fromkeys(models, tokenizer), batches=(1, 4), tokens=40, runs=2)
+    assert [call[0] for call in calls] == ["teacher", "student"] * (2 * (5 + 2))
+    assert [tuple(call[1].shape) for call in calls] == [(1, 40)] * 14 + [(4, 40)] * 14
+    for _, ids, mask, training, inference in calls:
+        assert (ids >= len(SPECIAL)).all() and (ids < VOCABULARY).all() and mask.all()
+        assert inference and not training
+    assert [(entry.batch, entry.tokens, entry.threads) for entry in timed["student"]] == [
+        (batch, 40, torch.get_num_threads()) for batch in (1, 4)
+    ]
+
+
+class Sleeper(nn.Module):
+    """Takes 20 ms, or only for its first calls."""
+
+    def __init__(self, calls=10**6):
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, input_ids):
+        self.calls -= 1
+        time.sleep(0.02 if self.calls >= 0 else 0)
+
+
+def test_latency_is_in_milliseconds_by_model_and_leaves_out_the_warm_up(tokenizer):
+    models = {"slow": Sleeper(), "fast": Sleeper(calls=5)}
+    timed = measure_latency(models, dict.fromkeys(models, tokenizer), batches=(1,), runs=5)
+    assert 20 <= timed["slow"][0].p50_ms <= timed["slow"][0].p95_ms < 500
+    assert timed["fast"][0].p50_ms <= timed["fast"][0].p95_ms < 20
+
+
+def test_latency_records_its_protocol_and_warns_of_unlike_candidates(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        report = evaluate_student(
+            bert(),
+            bert().to(torch.bfloat16),
+            rows(),
+            tokenizer,
+            bootstrap_samples=20,
+            latency_runs=1,
+            latency_tokens=8,
+        )
+    assert "8 random ordinary tokens" in report.run["latency_protocol"]
+    assert "bfloat16 on cpu, float32 on cpu" in report.run["latency_protocol"]
+    assert "don't compare" in caplog.text
+    assert [entry.batch for entry in report.candidates["teacher"].latency] == [1, 32]
+
+
+def test_more_tokens_than_positions_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="latency_tokens=49 is more than the 48 positions of the student"):
+        evaluate_student(bert(), None, rows(), tokenizer, bootstrap_samples=20, latency_tokens=49)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (None, "needs the tokenised dataset"),
+        (rows().select([]), "no rows"),
+        (rows().remove_columns("labels"), 'column "labels", found'),
+        (rows().remove_columns("input_ids"), "column input_ids.*found"),
+        (fixed_rows([0, 2]), r"0\.\.1, found 0\.\.2"),
+        (fixed_rows([0, -100]), r"found -100\.\.0"),
+        (fixed_rows([0.5, 1.0]), "one integer a row.*float64"),
+        (fixed_rows([[0, 1], [1, 0]]), r"one integer a row.*\(2, 2\)"),
+    ],
+)
+def test_rows_that_cannot_be_measured_are_refused(dataset, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        evaluate_student(bert(), None, dataset, tokenizer, **QUICK)
+
+
+def test_candidates_with_other_labels_are_refused_by_name(tokenizer):
+    with pytest.raises(ValueError, match="teacher.*different numbers of labels"):
+        evaluate_student(bert(), bert(("a", "b", "c")), rows(), tokenizer, **QUICK)
+    with pytest.raises(ValueError, match="teacher can't be compared.*contradict"):
+        evaluate_student(bert(), bert(("cats", "dogs")), rows(), tokenizer, **QUICK)
+    with pytest.raises(ValueError, match="baseline gives 3 logits a row, the student 2"):
+        evaluate_student(
+            answers([0, 1]), None, fixed_rows([0, 1]), tokenizer, baseline=answers([0, 1], labels=3), **QUICK
+        )
+
+
+def test_logits_that_are_not_finite_are_refused_with_candidate_and_row(tokenizer):
+    broken = FixedLogits([[0.0, 1.0], [1.0, 0.0], [math.nan, 0.0], [math.inf, 0.0]])
+    with pytest.raises(ValueError, match="baseline gives logits that are not finite, first in row 2"):
+        evaluate_student(answers([0, 1, 0, 1]), None, fixed_rows([0, 1, 0, 1]), tokenizer, baseline=broken, **QUICK)

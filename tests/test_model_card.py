@@ -1,0 +1,203 @@
+"""The model card: metadata parsed back by huggingface_hub, prose that says what was recorded and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+
+from nlpkd.model_card import build_model_card, public_report
+from nlpkd.report import Candidate, EvaluationReport, Interval, Latency
+
+
+def candidate(accuracy: float) -> Candidate:
+    quality = {"accuracy": accuracy, "f1_macro": accuracy - 0.01, "matthews_correlation": accuracy - 0.1}
+    return Candidate(
+        quality={name: Interval(value, value - 0.02, value + 0.02) for name, value in quality.items()},
+        agreement=None,
+        parameters=1_234_567,
+        size_mb=4.9,
+        latency=[Latency(batch=1, tokens=32, threads=1, p50_ms=2.0, p95_ms=3.0)],
+    )
+
+
+def report(**run: Any) -> EvaluationReport:
+    made_by: dict[str, Any] = {
+        "command": "recipes/sst2.py --seed 7",
+        "seed": 7,
+        "versions": {"torch": "2.13.0"},
+        "machine": {"cpu": "some cpu"},
+        "latency_protocol": "20 passes after 5 of warm-up",
+        "teacher": {"name": "org/teacher", "revision": "abc123"},
+        "student": {"name": "layers:3", "layers": 3},
+        "data": {"name": "nyu-mll/glue", "config": "sst2", "split": "validation", "train_rows": 67_349},
+        "objectives": [{"name": "forward_kl", "weight": 0.5, "temperature": 2.0, "citation": "Hinton et al., 2015"}],
+        "settings": {"learning_rate": 8e-05},
+    }
+    return EvaluationReport(
+        task={"problem_type": "single_label_classification", "labels": ["neg", "pos"], "rows": 872},
+        run=made_by | run,
+        candidates={"teacher": candidate(0.9), "student": candidate(0.85)},
+        comparisons={},
+    )
+
+
+def metadata(report: EvaluationReport, path: Path) -> dict[str, Any]:
+    build_model_card(report, model_name="alice/student").save(path)
+    loaded = metadata_load(path)
+    assert loaded is not None
+    return loaded
+
+
+def test_metadata_is_what_the_hub_expects_and_the_model_index_is_the_students(tmp_path: Path) -> None:
+    found = metadata(report(license="apache-2.0", language="en"), tmp_path / "README.md")
+    entry = found.pop("model-index")
+    assert found == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["text-classification", "knowledge-distillation", "nlpkd"],
+        "base_model": "org/teacher",
+        "base_model_relation": "finetune",
+        "datasets": ["nyu-mll/glue"],
+        "metrics": ["accuracy", "f1", "matthews_correlation"],
+        "license": "apache-2.0",
+        "language": "en",
+    }
+    assert entry[0]["name"] == "alice/student"
+    (result,) = entry[0]["results"]
+    assert result["task"] == {"type": "text-classification", "name": "Text Classification"}
+    dataset = {"type": "nyu-mll/glue", "name": "nyu-mll/glue", "config": "sst2", "split": "validation"}
+    assert result["dataset"] == dataset
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert values == {"accuracy": 0.85, "f1": 0.84, "matthews_correlation": 0.75}
+
+
+def test_what_is_unknown_or_local_is_left_out_of_the_metadata(tmp_path: Path) -> None:
+    data = {"name": "/home/ann/secret/reviews.csv", "config": None, "split": None, "revision": None}
+    local = report(teacher={"name": "/home/ann/my-teacher", "revision": None}, data=data)
+    found = metadata(local, tmp_path / "README.md")
+    assert not {"base_model", "base_model_relation", "datasets", "license", "language"} & set(found)
+    dataset = found["model-index"][0]["results"][0]["dataset"]
+    assert dataset == {"type": "reviews", "name": "reviews.csv"}
+    text = (tmp_path / "README.md").read_text()
+    assert "null" not in text and "None" not in text and "/home/ann" not in text
+    assert "my-teacher" in text
+
+
+def test_card_is_the_same_when_written_again_from_the_published_report() -> None:
+    local = report(
+        teacher={"name": "/home/ann/my-teacher"}, command="sst2.py --teacher '/home/ann b/my-teacher' --seed 7"
+    )
+    again = EvaluationReport.from_dict(json.loads(json.dumps(public_report(local).to_dict())))
+    first = build_model_card(local, model_name="a/b").content
+    assert first == build_model_card(again, model_name="a/b").content
+    assert "base_model" not in first and "ann" not in first
+
+
+def test_published_report_has_no_absolute_path_and_no_token_but_keeps_the_rest() -> None:
+    secret = "hf_" + "a" * 30
+    command = (
+        f"HF_X={secret} /opt/py/bin/python recipes/sst2.py --out=/home/ann/out/ --hub_token {secret} -d '/a b/c d'"
+    )
+    run = {
+        "command": command,
+        "latency_protocol": "p50 / p95, 3 rows/s, see https://x.org/a/b",
+        "settings": {"d": "/x/y"},
+    }
+    dirty = replace(report(**run), candidates={"student": candidate(0.8), "/home/ann/model.onnx": candidate(0.7)})
+    clean = public_report(dirty)
+    assert clean.run["command"] == "HF_X=*** ./python recipes/sst2.py --out=./out --hub_token *** -d './c d'"
+    assert clean.run["latency_protocol"] == run["latency_protocol"]
+    assert clean.run["settings"] == {"d": "./y"}
+    assert list(clean.candidates) == ["student", "./model.onnx"]
+    assert clean.candidates["student"] == dirty.candidates["student"]
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+
+def test_hostile_names_stay_text_in_front_matter_table_code_and_html(tmp_path: Path) -> None:
+    labels = [
+        "---",
+        "<script>alert(1)</script>",
+        "null",
+        'quo"te',
+        "pi|pe",
+        "two\nlines",
+        "`tick`",
+        "[a](http://b)",
+        "é",
+    ]
+    hostile = replace(
+        report(teacher={"name": "<img src=x>\n---\n"}, settings={"a|b": "<b>\n---"}, command="a\n```\n<b>\n```\n"),
+        task={"labels": labels, "rows": 10, "majority_share": 0.5},
+        candidates={"student": candidate(0.8), "x|<i>\ny": candidate(0.7)},
+    )
+    name = 'a"\n---\nb: <u>'
+    path = tmp_path / "README.md"
+    build_model_card(hostile, model_name=name).save(path)
+    content = path.read_text()
+    _, front, body = content.split("---\n", 2)
+    assert yaml.safe_load(front)["model-index"][0]["name"] == 'a" --- b: <u>'
+    prose = "".join(part for number, part in enumerate(body.split("````")) if number % 2 == 0)
+    prose = prose.replace('model="a\\" --- b: <u>"', "")
+    parser = Tags()
+    parser.feed(prose)
+    assert parser.tags == []
+    assert not re.search(r"(?<!\\)\]\(|^---", prose, re.M)
+    rows = [line for line in prose.splitlines() if line.startswith("| ")]
+    assert len(rows) == 4 and len({row.count("|") - row.count("\\|") for row in rows}) == 1
+    assert "é" in prose and "two lines" in prose
+    assert "a\n```\n<b>\n```\n" in body.split("````")[1]
+    assert ModelCard.load(path).data.model_name == 'a" --- b: <u>'
+
+
+def test_body_tells_objectives_settings_seeds_protocol_and_citations() -> None:
+    spread = {"student": {"accuracy": {"values": [0.8, 0.9], "mean": 0.85, "sd": 0.0707}}}
+    content = build_model_card(replace(report(), seeds=spread), model_name="alice/student").content
+    for part in (
+        'pipeline("text-classification", model="alice/student")',
+        "- forward\\_kl: weight 0.5, temperature 2.0",
+        "- learning\\_rate: 8e-05",
+        "recipes/sst2.py --seed 7",
+        "accuracy 0.850 ± 0.071 (n = 2)",
+        "20 passes after 5 of warm-up",
+        "- Hinton et al., 2015",
+        "2 seeds were trained",
+        "67,349 rows",
+        "872 rows",
+        "org/teacher (revision abc123)",
+        "0.850 [0.830, 0.870]",
+    ):
+        assert part in content, part
+
+
+def test_limits_name_a_missing_baseline_a_single_seed_and_a_split_that_is_no_test() -> None:
+    limits = build_model_card(report(), model_name="a/b").content.split("## Limits")[1]
+    assert "No undistilled baseline" in limits and "one seed" in limits and "validation" in limits
+    full = report(data={"name": "nyu-mll/glue", "split": "test"})
+    difference = {"accuracy_difference": {"value": 0.01, "low": 0.0, "high": 0.02}, "mcnemar_p": 0.04}
+    counts = {"student_only_correct": 3, "baseline_only_correct": 2}
+    candidates = full.candidates | {"baseline": candidate(0.8)}
+    full = replace(full, candidates=candidates, comparisons={"student_vs_baseline": difference | counts})
+    limits = build_model_card(full, model_name="a/b").content.split("## Limits")[1]
+    assert "No undistilled baseline" not in limits and "not from a test split" not in limits
+
+
+def test_bare_report_makes_a_card_without_placeholders() -> None:
+    bare = EvaluationReport(task={}, run={}, candidates={"student": candidate(0.8)}, comparisons={})
+    content = build_model_card(bare, model_name="student").content
+    assert "None" not in content and "null" not in content and "More information needed" not in content
+    assert "not recorded" in content

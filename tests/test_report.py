@@ -1,0 +1,254 @@
+import json
+import math
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from nlpkd.report import Candidate, EvaluationReport, Interval, Latency, aggregate_seeds
+
+
+def candidate(accuracy, parameters, p50_ms, agreement=None):
+    quality = {
+        "accuracy": Interval(accuracy, accuracy - 0.02, accuracy + 0.02),
+        "f1_macro": Interval(0.7, 0.6, 0.8),
+        "f1_weighted": Interval(0.71, 0.61, 0.81),
+        "matthews_correlation": Interval(0.5, 0.4, 0.6),
+        "expected_calibration_error": Interval(0.05, 0.04, 0.07),
+    }
+    latency = [Latency(1, 32, 2, p50_ms, 2 * p50_ms), Latency(32, 32, 2, 20 * p50_ms, 30 * p50_ms)]
+    return Candidate(quality, agreement, parameters, parameters * 4 / 1e6, latency, training_seconds=61.4)
+
+
+@pytest.fixture
+def report():
+    difference = {"value": 0.02, "low": 0.005, "high": 0.035}
+    return EvaluationReport(
+        task={
+            "problem_type": "single_label_classification",
+            "labels": ["neg", "pos"],
+            "rows": 872,
+            "majority_share": 0.509,
+        },
+        run={
+            "command": "nlpkd distill --teacher t",
+            "date": "2026-01-02",
+            "seed": 7,
+            "versions": {"torch": "2.13.0"},
+            "machine": {"cpu": "Some CPU", "threads": 2},
+            "objectives": [{"name": "ForwardKLLoss", "weight": 0.5}],
+            "interval_protocol": "95 % intervals: how",
+            "latency_protocol": "latency: how",
+        },
+        candidates={
+            "teacher": candidate(0.90, 22_000_000, 8.0),
+            "student": candidate(0.88, 11_000_000, 2.0, Interval(0.93, 0.91, 0.95)),
+            "baseline": candidate(0.86, 11_000_000, 2.0, Interval(0.89, 0.87, 0.91)),
+        },
+        comparisons={
+            "student_vs_baseline": {
+                "mcnemar_p": 0.012,
+                "student_only_correct": 41,
+                "baseline_only_correct": 24,
+                "accuracy_difference": difference,
+            },
+            "student_vs_teacher": {
+                "mcnemar_p": 0.2,
+                "student_only_correct": 10,
+                "teacher_only_correct": 27,
+                "accuracy_difference": difference,
+                "retention": 0.978,
+            },
+        },
+    )
+
+
+def test_a_saved_report_loads_as_the_same_report_from_directory_and_file(report, tmp_path):
+    seeded = replace(report, seeds=aggregate_seeds([report, report]))
+    path = seeded.save(tmp_path / "out")
+    assert path == tmp_path / "out" / "report.json"
+    assert EvaluationReport.load(tmp_path / "out") == EvaluationReport.load(path) == seeded
+    assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8") == seeded.to_markdown()
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.json", "report.md"]
+
+
+def test_json_has_the_documented_shape(report, tmp_path):
+    data = json.loads(report.save(tmp_path).read_text())
+    assert list(data) == ["schema", "task", "run", "candidates", "comparisons", "seeds"]
+    assert data["schema"] == 1
+    student = data["candidates"]["student"]
+    assert student["quality"]["accuracy"] == {"value": 0.88, "low": 0.86, "high": 0.90}
+    assert student["latency"][0] == {"batch": 1, "tokens": 32, "threads": 2, "p50_ms": 2.0, "p95_ms": 4.0}
+    assert (student["parameters"], student["size_mb"], student["training_seconds"]) == (11_000_000, 44.0, 61.4)
+
+
+def test_nan_and_infinity_are_null_in_json_and_not_available_in_markdown(report, tmp_path):
+    quality = report.candidates["student"].quality | {"f1_macro": Interval(math.nan, -math.inf, math.inf)}
+    broken = replace(report, candidates={"student": replace(report.candidates["student"], quality=quality)})
+    text = broken.save(tmp_path).read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["candidates"]["student"]["quality"]["f1_macro"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+    }
+    loaded = EvaluationReport.load(tmp_path)
+    assert math.isnan(loaded.candidates["student"].quality["f1_macro"].value)
+    assert "n/a [n/a, n/a]" in loaded.to_markdown()
+
+
+def test_saving_again_replaces_the_old_report_and_a_failure_leaves_it_whole(report, tmp_path):
+    report.save(tmp_path)
+    with pytest.raises(TypeError):
+        replace(report, run={"seed": object()}).save(tmp_path)
+    assert EvaluationReport.load(tmp_path) == report
+    changed = replace(report, run={"seed": 8})
+    changed.save(tmp_path)
+    assert EvaluationReport.load(tmp_path) == changed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": 2}', '"schema": 1, found 2'),
+        ("{}", "found None"),
+        ("[]", "found 'list'"),
+        ('{"schema": 1, "task": {}}', "lacks.*run.*candidates.*comparisons"),
+        ('{"schema": 1, "task": {}, "run": {}, "candidates": {"teacher": {}}, "comparisons": {}}', '"student"'),
+        (
+            '{"schema": 1, "task": {}, "run": {}, "candidates": {"student": {}}, "comparisons": {}}',
+            "damaged.*agreement",
+        ),
+        ("{not json", "can't be read"),
+    ],
+)
+def test_what_is_no_report_is_refused_by_name(content, message, tmp_path):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        EvaluationReport.load(tmp_path)
+    assert "report.json" in str(error.value)
+
+
+def test_a_missing_report_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        EvaluationReport.load(tmp_path)
+
+
+def test_the_verdict_compares_with_teacher_and_baseline(report):
+    verdict = report.verdict()
+    assert "keeps 97.8 % of the teacher's accuracy (0.880 against 0.900)" in verdict
+    assert "2.0 x fewer parameters, 4.0 x faster at batch 1" in verdict
+    assert "+2.0 points (95 % interval +0.5 to +3.5, McNemar p = 0.012)" in verdict
+    assert "not significant" not in verdict
+    assert "# Evaluation report\n\n" + verdict in report.to_markdown()
+
+
+def test_the_verdict_says_so_when_the_difference_is_not_significant_or_negative(report):
+    paired = report.comparisons["student_vs_baseline"] | {
+        "mcnemar_p": 0.4,
+        "accuracy_difference": {"value": -0.004, "low": -0.02, "high": 0.012},
+    }
+    verdict = replace(report, comparisons={"student_vs_baseline": paired}).verdict()
+    assert "-0.4 points (95 % interval -2.0 to +1.2, McNemar p = 0.4)" in verdict
+    assert "not significant at the 5 % level" in verdict
+
+
+def test_a_student_that_is_larger_and_slower_is_called_so(report):
+    candidates = {"teacher": candidate(0.9, 1_000, 1.0), "student": candidate(0.9, 3_000, 1.5)}
+    verdict = replace(report, candidates=candidates).verdict()
+    assert "3.0 x more parameters, 1.5 x slower at batch 1" in verdict
+    candidates["student"] = candidate(0.9, 0, math.nan)
+    assert "n/a x fewer parameters, n/a x faster" in replace(report, candidates=candidates).verdict()
+
+
+def test_a_missing_baseline_or_teacher_is_said_plainly(report):
+    alone = replace(report, candidates={"student": report.candidates["student"]}, comparisons={})
+    markdown = alone.to_markdown()
+    assert "No undistilled baseline was evaluated" in markdown
+    assert "no teacher was evaluated" in markdown
+    assert "McNemar" not in markdown
+
+
+def test_the_table_has_a_row_a_candidate_with_every_figure(report):
+    lines = report.table().splitlines()
+    assert lines[0] == (
+        "| candidate | accuracy | macro F1 | MCC | ECE | agreement with the teacher | parameters | MB "
+        "| batch 1, p50 / p95 ms | batch 32, p50 / p95 ms | training s |"
+    )
+    assert lines[3] == (
+        "| student | 0.880 [0.860, 0.900] | 0.700 [0.600, 0.800] | 0.500 [0.400, 0.600] | 0.050 [0.040, 0.070] "
+        "| 0.930 [0.910, 0.950] | 11,000,000 | 44.0 | 2.00 / 4.00 | 40.00 / 60.00 | 61 |"
+    )
+    assert len(lines) == 5
+    assert lines[2].startswith("| teacher | 0.900") and "| n/a | 22,000,000 |" in lines[2]
+
+
+def test_a_pipe_or_newline_in_a_name_does_not_break_the_table(report):
+    candidates = {**report.candidates, "int8|pruned\nby half": report.candidates["student"]}
+    assert "| int8\\|pruned by half |" in replace(report, candidates=candidates).table()
+
+
+def test_markdown_records_test_protocol_and_origin(report):
+    markdown = report.to_markdown()
+    assert "41 rows only the student has right, 24 only the baseline; p = 0.012" in markdown
+    assert "10 rows only the student has right, 27 only the teacher; p = 0.2" in markdown
+    assert "labels neg, pos; 872 rows evaluated, 50.9% of them with the commonest label" in markdown
+    for fact in (
+        "95 % intervals: how",
+        "latency: how",
+        "```\nnlpkd distill --teacher t\n```",
+        "- seed: 7",
+        "torch 2.13.0",
+        "cpu Some CPU",
+        "name ForwardKLLoss, weight 0.5",
+    ):
+        assert fact in markdown
+
+
+def test_an_empty_run_still_makes_a_report(report):
+    markdown = replace(report, run={}, task={}).to_markdown()
+    assert "The command was not recorded." in markdown
+    assert "Not recorded." in markdown
+
+
+def test_seeds_are_aggregated_with_the_sample_standard_deviation(report):
+    def run(accuracy):
+        return replace(report, candidates={"student": candidate(accuracy, 10, 1.0, Interval(accuracy + 0.1, 0, 1))})
+
+    seeds = aggregate_seeds([run(0.80), run(0.82), run(0.87)])
+    accuracy = seeds["student"]["accuracy"]
+    assert accuracy["values"] == [0.80, 0.82, 0.87]
+    assert accuracy["mean"] == pytest.approx(0.83)
+    assert accuracy["sd"] == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
+    assert seeds["student"]["agreement"]["mean"] == pytest.approx(0.93)
+    assert "| student | 0.830 ± 0.036 (n = 3) |" in replace(report, seeds=seeds).to_markdown()
+
+
+def test_one_seed_has_no_standard_deviation(report):
+    seeds = aggregate_seeds([report])
+    assert seeds["student"]["accuracy"] == {"values": [0.88], "mean": 0.88, "sd": None}
+    assert "agreement" not in seeds["teacher"]
+    assert "0.880 ± n/a (n = 1)" in replace(report, seeds=seeds).to_markdown()
+
+
+def test_seeds_of_different_tasks_or_candidates_are_refused(report):
+    with pytest.raises(ValueError, match="no report"):
+        aggregate_seeds([])
+    with pytest.raises(ValueError, match="report 2.*'rows': 10"):
+        aggregate_seeds([report, replace(report, task={"rows": 10})])
+    with pytest.raises(ValueError, match=r"report 2.*\['student'\]"):
+        aggregate_seeds([report, replace(report, candidates={"student": report.candidates["student"]})])
+
+
+def test_reports_are_frozen(report):
+    with pytest.raises(FrozenInstanceError):
+        report.task = {}
+
+
+def test_reading_a_report_needs_the_standard_library_only():
+    code = (
+        "import sys, nlpkd.report\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'scipy', 'sklearn', 'evaluate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,205 @@
+"""Reading files and datasets: values stay what they are, and whatever can't be read says where and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from hub_server import HubServer, hub_environment
+
+from nlpkd.sources import read_splits
+
+ROWS = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def rows(source) -> list[dict]:
+    return read_splits(source)[0]["train"].to_list()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.csv", "text,label\ngood,pos\nbad,neg\n"),
+        ("a.tsv", "text\tlabel\ngood\tpos\nbad\tneg"),
+        ("a.json", json.dumps(ROWS)),
+        ("lines.json", "\n".join(map(json.dumps, ROWS))),
+        ("a.jsonl", "\n\n".join(map(json.dumps, ROWS))),
+        ("A.CSV", b"\xef\xbb\xbftext,label\r\ngood,pos\r\nbad,neg\r\n"),
+    ],
+)
+def test_every_text_format_gives_the_same_rows(tmp_path, name, content):
+    assert rows(write(tmp_path, name, content)) == ROWS
+    assert rows(str(tmp_path / name)) == ROWS
+
+
+def test_parquet_keeps_rows_and_class_names(tmp_path):
+    data = Dataset.from_list(ROWS).class_encode_column("label")
+    data.to_parquet(tmp_path / "a.parquet")
+    read = read_splits(tmp_path / "a.parquet")[0]["train"]
+    assert read.to_list() == data.to_list()
+    assert read.features["label"].names == ["neg", "pos"]
+
+
+def test_a_tsv_has_plain_quotes_as_glue_has_them(tmp_path):
+    path = write(tmp_path, "a.tsv", 'sentence\tlabel\n"a" b\t1\n"open\t0\n``x \'\' "y\t1\n')
+    assert [row["sentence"] for row in rows(path)] == ['"a" b', '"open', "``x '' \"y"]
+
+
+def test_a_csv_has_quoted_commas_quotes_and_line_breaks(tmp_path):
+    path = write(tmp_path, "a.csv", 'text,label\n"a, ""b""\nc",1\n\'d,0\n')
+    assert [row["text"] for row in rows(path)] == ['a, "b"\nc', "'d"]
+
+
+@pytest.mark.parametrize("word", ["null", "NA", "None", "nan", "N/A", "", "007", "1e5", "true", "2020-01-01"])
+def test_no_word_of_a_file_turns_into_something_else(tmp_path, word):
+    path = write(tmp_path, "a.csv", f"text,label\n{word},{word}\n{word},{word}\n")
+    assert rows(path) == [{"text": word, "label": word}] * 2
+
+
+@pytest.mark.parametrize(
+    "text", ["\u05e9\u05dc\u05d5\u05dd \u202eabc", "a\u200bb\u2060c", "nul\0byte", "\U0001f600\u0301", "x" * 3_000_000]
+)
+def test_odd_unicode_nul_bytes_and_long_lines_survive(tmp_path, text):
+    expected = [{"text": text, "label": "x"}, {"text": "b", "label": "y"}]
+    assert rows(write(tmp_path, "a.csv", f"text,label\n{text},x\nb,y\n")) == expected
+    assert rows(write(tmp_path, "a.tsv", f"text\tlabel\n{text}\tx\nb\ty\n")) == expected
+    assert rows(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, expected)))) == expected
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.xlsx", "PK", "Unknown file type '.xlsx'.*csv, .tsv, .json"),
+        ("a.data", "x", "Unknown file type '.data'"),
+        ("a.csv", "", "is empty"),
+        ("a.jsonl", " \n", "is empty"),
+        ("a.csv", b"text,label\ncaf\xe9,1\n", "not UTF-8 \\(byte 14\\)"),
+        ("a.csv", b"\xef\xbb\xbftext,label\ncaf\xe9,1\n", "not UTF-8 \\(byte 17\\)"),
+        ("a.json", b'[{"text": "\xff"}]', "not UTF-8 \\(byte 11\\)"),
+        ("a.csv", "text,text,label\na,b,1\n", "columns with the same name: \\['text'\\]"),
+        ("a.csv", "text,label\na,1\nb,2,3\n", "Row #3: Expected 2 columns, got 3"),
+        ("a.csv", 'text,label\n"a,1\nb,2\n', "can't be read"),
+        ("a.csv", "text,label\n", "The train split has no rows"),
+        ("a.csv", "text,label", "The train split has no rows"),
+        ("a.json", "[]", "The train split has no rows"),
+        ("a.json", '[{"text": 1},', "not valid JSON"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', "Line 2 of .* not a JSON value"),
+        ("a.jsonl", '{"text": "a"}\n["b"]\n', "Row 1 of .* is a list, not an object"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 5}\n', "'text'.*str \\(row 0\\) and int \\(row 1\\)"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', "'text'.*row 1 holds half of a character"),
+        ("a.jsonl", '{"text": "\\ud83d"}\n{"text": "a", "\\ud800": 1}\n', "row 0 holds half of a character"),
+        ("a.jsonl", '{"label": 99999999999999999999999}\n', "'label'"),
+        ("a.json", "[" * 100_000, "not valid JSON"),
+        ("a.parquet", "PAR1 no", "not a readable parquet"),
+    ],
+)
+def test_an_unreadable_file_is_refused(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_splits(write(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("path", ["missing.csv", "./missing", "a/b/c.parquet", "/no/where", "~/missing.jsonl"])
+def test_a_missing_file_is_reported_and_not_looked_for_on_the_hub(path):
+    with pytest.raises(ValueError, match="File not found|Unknown file type"):
+        read_splits(path)
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: pass a file"):
+        read_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", [None, 5, ROWS])
+def test_an_unknown_kind_of_source_is_refused(source):
+    with pytest.raises(ValueError, match="Can't read data from a"):
+        read_splits(source)
+
+
+def test_a_dataset_dict_gives_its_splits_under_our_names():
+    data = Dataset.from_list(ROWS)
+    splits, name = read_splits(DatasetDict(train=data, dev=data.select([0]), test=data.select([1])))
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 2, "validation": 1, "test": 1}
+    assert name == "in-memory"
+
+
+def test_a_given_validation_wins_and_the_name_lists_the_files(tmp_path):
+    data = Dataset.from_list(ROWS)
+    write(tmp_path, "dev.csv", "text,label\nx,pos\n")
+    splits, name = read_splits(DatasetDict(train=data, validation=data), tmp_path / "dev.csv")
+    assert splits["validation"]["text"][:] == ["x"]
+    assert name == "in-memory, dev.csv"
+
+
+def test_splits_that_are_not_used_are_said(caplog):
+    data = Dataset.from_list(ROWS)
+    read_splits(DatasetDict(train=data, unsupervised=data))
+    assert "unsupervised" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names, message", [(["test"], "no 'train' split; found"), (["train", "dev", "valid"], "Several splits")]
+)
+def test_a_dataset_dict_with_unclear_splits_is_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        read_splits(DatasetDict({name: Dataset.from_list(ROWS) for name in names}))
+
+
+def test_a_validation_dict_with_unclear_splits_is_refused():
+    data = Dataset.from_list(ROWS)
+    with pytest.raises(ValueError, match="which split is the validation split"):
+        read_splits(data, DatasetDict(a=data, b=data))
+
+
+def test_hub_arguments_are_refused_for_local_data():
+    with pytest.raises(ValueError, match="train is not a Hub id"):
+        read_splits(Dataset.from_list(ROWS), revision="main")
+
+
+def test_two_revisions_of_a_hub_dataset_are_refused():
+    with pytest.raises(ValueError, match="Two revisions"):
+        read_splits("user/data@v1", revision="v2")
+
+
+READ = """
+import sys
+from nlpkd.sources import read_splits
+try:
+    splits, name = read_splits(sys.argv[1])
+    print(name, {split: rows["text"][:] for split, rows in splits.items()})
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def read_in_another_process(name: str, **environment: str) -> str:
+    command = [sys.executable, "-c", READ, name]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True).stdout
+
+
+def test_a_hub_dataset_is_loaded_by_id_and_revision(tmp_path):
+    write(tmp_path, "train.csv", "text,label\ngood,1\nbad,0\n")
+    write(tmp_path, "test.csv", "text,label\nfine,1\n")
+    with HubServer() as server:
+        server.add_repo("alice/reviews", tmp_path, repo_type="dataset")
+        environment = hub_environment(server, tmp_path / "home")
+        read = read_in_another_process("alice/reviews@main", **environment)
+        missing = read_in_another_process("alice/nothing", **environment)
+    assert read.strip().endswith("alice/reviews@main {'train': ['good', 'bad'], 'test': ['fine']}")
+    assert "ValueError 'alice/nothing' is neither a file here nor a dataset you can read on the Hub" in missing
+
+
+def test_a_hub_that_is_out_of_reach_names_the_ways_without_it(tmp_path):
+    said = read_in_another_process("nobody/nothing", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert said.startswith("ConnectionError") and "can't be reached" in said
+    assert "make demo" in said and "--train_file" in said
