@@ -49,19 +49,21 @@ class CapturedOutput:
 class _Recording:
     wanted: Wanted
     depth: int = 0
-    kept: dict[str, dict[int, Tensor]] = field(default_factory=lambda: {kind: {} for kind in _RECORDED})
+    kept: dict[str, dict[int, Any]] = field(default_factory=lambda: {kind: {} for kind in _RECORDED})
 
     def add(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> None:
         # Counted by calls, since some families share one attention module between layers.
         self.depth += 1
-        for kind, tensor in (("queries", query), ("keys", key), ("values", value)):
-            if self.depth in self.wanted.get(kind, ()):
-                self.kept[kind][self.depth] = tensor
-        if self.depth in self.wanted.get("attentions", ()):
-            self.kept["attentions"][self.depth] = attention_probabilities(query, key, mask, scaling)
+        kept = {"queries": query, "keys": key, "values": value, "attentions": (query, key, mask, scaling)}
+        for kind, layers in self.wanted.items():
+            if kind in kept and self.depth in layers:
+                self.kept[kind][self.depth] = kept[kind]
 
     def layers(self, kind: str) -> tuple[Tensor | None, ...] | None:
         kept = self.kept[kind]
+        if kind == "attentions":
+            # Computed here, after the forward: activation checkpointing recomputes what the forward computed.
+            kept = {layer: attention_probabilities(*recorded) for layer, recorded in kept.items()}
         return tuple(kept.get(layer) for layer in range(1, self.depth + 1)) if kept else None
 
 

@@ -143,10 +143,12 @@ def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBa
         True for equal vocabulary, merges, normaliser, splitting, special and added tokens; settings of padding and
         truncation don't count. Tokenizers written in Python can't be compared: only the same object is the same.
     """
-    contents = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
-    if first is second or None in contents:
-        return first is second
-    settings = [json.loads(content.to_str()) for content in contents]
+    if first is second:
+        return True
+    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
+    settings = [json.loads(backend.to_str()) for backend in backends if backend is not None]
+    if len(settings) < 2:
+        return False
     for setting in settings:
         setting["padding"] = setting["truncation"] = None
     return settings[0] == settings[1]
@@ -230,7 +232,7 @@ def _tokenise(
         prefixed[TEACHER_PREFIX] = tokenizers[-1]
 
     def tokens(batch: Mapping[str, list]) -> dict[str, list]:
-        made = {}
+        made: dict[str, list] = {}
         for prefix, tokenizer in prefixed.items():
             encoded = tokenizer(
                 *(batch[name] for name in names),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,9 @@ from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nlpkd.capture import Wanted
 from nlpkd.data import same_tokenizer
 from nlpkd.labels import align_names, check_teacher, is_generic, looks_like_probabilities, stratified_sample
 from nlpkd.loading import load_tokenizer
-from nlpkd.objectives import Objective
-from nlpkd.objectives.base import FEATURES
 from nlpkd.teacher import TEACHER_LOGITS, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -122,40 +118,13 @@ def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:
         raise ValueError(f"labels of the teacher and of the student: {error}") from None
 
 
-def bind(objectives: Iterable[Objective], student: nn.Module, teacher: nn.Module | None, seed: int) -> None:
-    """Bind every objective to the pair, with projections that depend on the seed alone.
-
-    Args:
-        objectives: not bound yet.
-        student: the model to train.
-        teacher: the teacher, or None.
-        seed: of the objectives' own parameters.
-
-    Raises:
-        ValueError: if an objective can't work on this pair.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for objective in objectives:
-            objective.bind(getattr(student, "config", None), getattr(teacher, "config", None))
-
-
-def union(wants: Iterable[Wanted]) -> Wanted:
-    """Join what several objectives want of one model."""
-    joined: dict[str, frozenset[int]] = defaultdict(frozenset)
-    for wanted in wants:
-        for kind, layers in wanted.items():
-            joined[kind] |= layers
-    return dict(joined)
-
-
 def teacher_prefix(
     student: nn.Module,
     teacher: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
     columns: Sequence[str],
-    objectives: Iterable[Objective],
+    match_tokens: Sequence[str],
 ) -> str:
     """Say which columns the teacher reads: the student's (`""`) or its own (`"teacher_"`).
 
@@ -165,7 +134,7 @@ def teacher_prefix(
         tokenizer: the student's.
         teacher_tokenizer: the teacher's, or None where it is the student's.
         columns: of the training data, empty if unknown.
-        objectives: those on tokens are refused where the tokens differ.
+        match_tokens: names of the objectives that match token with token, which other tokens rule out.
 
     Returns:
         The prefix.
@@ -175,7 +144,8 @@ def teacher_prefix(
     """
     if teacher_tokenizer is None:
         teacher_tokenizer = _tokenizer_beside(teacher)
-        differ = _vocabulary(student) != _vocabulary(teacher)
+        sizes = {_vocabulary(student), _vocabulary(teacher)} - {None}
+        differ = len(sizes) == 2
         if tokenizer is not None and teacher_tokenizer is not None:
             differ = not same_tokenizer(tokenizer, teacher_tokenizer)
         if differ and "teacher_input_ids" not in columns:
@@ -193,11 +163,10 @@ def teacher_prefix(
                 "the teacher has another tokenizer, and the data have no column teacher_input_ids: load them with "
                 "load_text_classification(..., teacher_tokenizer=...)"
             )
-    on_tokens = [objective.name for objective in objectives if objective.needs & FEATURES]
-    if differ and on_tokens:
+    if differ and match_tokens:
         raise ValueError(
-            f"{', '.join(on_tokens)} match token with token, and student and teacher have different tokenizers: use "
-            "objectives on logits (the preset 'hinton'), or a student that shares the teacher's tokenizer"
+            f"{', '.join(match_tokens)} match token with token, and student and teacher have different tokenizers: "
+            "use objectives on logits (the preset 'hinton'), or a student that shares the teacher's tokenizer"
         )
     return "teacher_" if differ else ""
 

@@ -195,7 +195,7 @@ class Job:
                 baseline=baseline,
                 teacher_tokenizer=self.teacher_tokenizer,
                 teacher_order=trainer.teacher_order,
-                run=self._record(trainer, split, args),
+                run=self._record(trainer, split),
                 training_seconds=seconds,
                 seed=args.seed,
             )
@@ -203,11 +203,10 @@ class Job:
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
-    def _record(self, trainer: DistillationTrainer, split: str, args: DistillationConfig) -> dict[str, Any]:
-        return {
+    def _record(self, trainer: DistillationTrainer, split: str) -> dict[str, Any]:
+        return trainer.record() | {
             "command": command_line(),
             "date": now(),
-            "seed": args.seed,
             "teacher": self.origin["teacher"],
             "student": self.origin["student"] | {"model_type": trainer.model.config.model_type},
             "data": {
@@ -219,18 +218,6 @@ class Job:
                 "evaluated_rows": len(self.data[split]),
                 "truncated_rows": self.data.truncated,
                 "max_length": self.data.max_length,
-            },
-            "objectives": [objective.config() for objective in trainer.objectives],
-            "settings": {
-                "learning_rate": args.learning_rate,
-                "num_train_epochs": args.num_train_epochs,
-                "steps": trainer.state.max_steps,
-                "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-                "processes": args.world_size,
-                "warmup_steps": args.warmup_steps,
-                "lr_scheduler_type": str(args.lr_scheduler_type),
-                "weight_decay": args.weight_decay,
-                "mixed_precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
             },
         }
 

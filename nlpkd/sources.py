@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.csv
@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 logger = logging.getLogger(__name__)
 
-Source = str | os.PathLike[str] | Dataset | DatasetDict
+Source: TypeAlias = str | os.PathLike[str] | Dataset | DatasetDict
 
 SPLIT_NAMES = {
     "train": ("train",),
@@ -163,10 +163,10 @@ def _utf8(path: Path) -> bytes:
 def _delimited(path: Path, delimiter: str, quote: str | bool) -> pa.Table:
     """Read every cell as the text it is, so that no "null" or "NA" turns into a missing value."""
     content = _utf8(path)
-    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     lines = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
+    cells = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE, strict=True)
     try:
-        header = next(row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True) if row)
+        header = next(row for row in cells if row)
     except csv.Error as error:
         raise ValueError(f"The header of {path} can't be read: {error}.") from error
     repeated = sorted({name for name in header if header.count(name) > 1})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +14,37 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast
-from safetensors.torch import load_file, save_file
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, has_length
+from transformers.utils import PushInProgress
 
 from nlpkd.capture import Capture, CapturedOutput
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator
+from nlpkd.evaluation import evaluate_student
+from nlpkd.hub import push_student
 from nlpkd.matching import (
-    bind,
     follow_student_labels,
     hold_against_gold,
+    label_column,
     label_order,
     refuse_shared_weights,
     teacher_prefix,
-    union,
 )
 from nlpkd.metrics import classification_metrics
+from nlpkd.model_card import build_model_card
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, Objective
-from nlpkd.objectives.base import named, nonzero
+from nlpkd.objectives.together import ObjectiveSet
+from nlpkd.report import EvaluationReport
 from nlpkd.sampler import LengthGroupedBatchSampler
 from nlpkd.teacher import TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
-
-OBJECTIVES_FILE = "objectives.safetensors"
-"""Beside each checkpoint: the objectives' own parameters, such as projections."""
 
 
 class DistillationTrainer(Trainer):
@@ -71,6 +74,7 @@ class DistillationTrainer(Trainer):
     objectives: Any
     _signature_columns: Any
     _preprocess_logits: Any
+    push_in_progress: Any
     processing_class: Any
     # Totals are divided by the counts of the whole optimizer step.
     loss_is_scaled_for_ga = True
@@ -109,10 +113,8 @@ class DistillationTrainer(Trainer):
         )
         self.teacher_model = teacher_model
         self.teacher_processing_class = teacher_processing_class
-        chosen = self._default_objectives() if objectives is None else list(objectives)
-        self.objectives = nn.ModuleList(chosen).to(self.args.device)
-        self.objective_names = list(named(chosen))
-        for objective in chosen:
+        self.objectives = ObjectiveSet(self._default_objectives() if objectives is None else objectives)
+        for objective in self.objectives:
             if isinstance(objective, CrossEntropyLoss) and not objective.label_smoothing:
                 objective.label_smoothing = self.args.label_smoothing_factor
         self._metrics = compute_metrics
@@ -122,42 +124,50 @@ class DistillationTrainer(Trainer):
         self._preprocess_logits = self.preprocess_logits_for_metrics
         if self._preprocess_logits is not None:
             self.preprocess_logits_for_metrics = self._preprocess_predictions
+        self._follow_labels()
         self._connect()
+        self._part_names = self.objectives.names + ["compute_loss_func"] * (self.compute_loss_func is not None)
         self._parts = torch.zeros(len(self._part_names), device=self.args.device)
         self._parts_since = 0
 
-    def _connect(self) -> None:
-        student, teacher, config = self.model, self.teacher_model, getattr(self.model, "config", None)
-        columns = getattr(self.train_dataset, "column_names", None) or []
+    def _follow_labels(self) -> None:
+        config = getattr(self.model, "config", None)
         self.train_dataset = follow_student_labels(self.train_dataset, config, "training")
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {k: follow_student_labels(v, config, k) for k, v in self.eval_dataset.items()}
         else:
             self.eval_dataset = follow_student_labels(self.eval_dataset, config, "evaluation")
-        if teacher is None and self._needs_teacher and columns and TEACHER_LOGITS not in columns:
+
+    def _connect(self) -> None:
+        student, teacher, config = self.model, self.teacher_model, getattr(self.model, "config", None)
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        if teacher is None and self.objectives.need_teacher and columns and TEACHER_LOGITS not in columns:
             raise ValueError(
-                f"{', '.join(o.name for o in self.objectives if o.teacher_needed)} need a teacher: pass "
-                f"teacher_model, or data with a column {TEACHER_LOGITS!r}"
+                f"{', '.join(self.objectives.need_teacher)} need a teacher: pass teacher_model, or data with a column "
+                f"{TEACHER_LOGITS!r}"
             )
         if teacher is not None:
             refuse_shared_weights(student, teacher)
-        bind(self.objectives, student, teacher, self.args.seed)
+        self.objectives.bind(config, getattr(teacher, "config", None), self.args.seed)
         self.objectives.to(self.args.device)
-        self._fresh_objectives = {k: v.clone() for k, v in self.objectives.state_dict().items()}
-        wants = [objective.wants() for objective in self.objectives]
-        self._student_wants = union(student_wants for student_wants, _ in wants)
+        self._fresh_objectives = {name: tensor.clone() for name, tensor in self.objectives.state_dict().items()}
+        self._student_wants, self._teacher_wants = self.objectives.wants()
         self._student = Capture(student, self._student_wants, "student")
         self._cached_teacher, self._live_teacher = CachedTeacher(), None
-        self._features_needed = any(layers for _, teacher_wants in wants for layers in teacher_wants.values())
         order = None
         if teacher is not None:
             order = label_order(teacher, student)
             prefix = teacher_prefix(
-                student, teacher, self.processing_class, self.teacher_processing_class, columns, self.objectives
+                student,
+                teacher,
+                self.processing_class,
+                self.teacher_processing_class,
+                columns,
+                self.objectives.match_tokens,
             )
             self._live_teacher = LiveTeacher(
                 teacher,
-                union(teacher_wants for _, teacher_wants in wants),
+                self._teacher_wants,
                 self.args.device,
                 order=order,
                 prefix=prefix,
@@ -177,19 +187,11 @@ class DistillationTrainer(Trainer):
                 self.args.seed,
             )
 
-    @property
-    def _needs_teacher(self) -> bool:
-        return any(objective.teacher_needed for objective in self.objectives)
-
     def _teacher_for(self, columns: Container[str]) -> Teacher | None:
         """Choose where the teacher's outputs come from: columns of the data where they suffice, else the model."""
-        if TEACHER_LOGITS in columns and not self._features_needed:
+        if TEACHER_LOGITS in columns and not self._teacher_wants:
             return self._cached_teacher
         return self._live_teacher
-
-    @property
-    def _part_names(self) -> list[str]:
-        return self.objective_names + (["compute_loss_func"] if self.compute_loss_func is not None else [])
 
     def _default_objectives(self) -> list[Objective]:
         if self.compute_loss_func is not None:
@@ -209,13 +211,15 @@ class DistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the union of what student, teacher and objectives read."""
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            extra = {"labels", TEACHER_LOGITS}
-            if self._live_teacher is not None:
-                teacher = self._live_teacher.capture
-                extra |= {teacher.prefix + name for name in teacher.arguments}
-            self._signature_columns += sorted(extra - set(self._signature_columns))
+        if self._signature_columns is not None:
+            return
+        super()._set_signature_columns_if_needed()
+        extra = {"labels", TEACHER_LOGITS}
+        if self._live_teacher is not None:
+            teacher = self._live_teacher.capture
+            extra |= {teacher.prefix + name for name in teacher.arguments}
+        columns: Any = self._signature_columns
+        self._signature_columns = columns + sorted(extra - set(columns))
 
     def get_train_dataloader(self) -> DataLoader:
         """Make the loader of training batches: length-grouped by `LengthGroupedBatchSampler`, or as `Trainer` does."""
@@ -267,10 +271,10 @@ class DistillationTrainer(Trainer):
 
     def _counts(self, batch: dict[str, Any]) -> Tensor:
         batch = self._prepare_inputs(batch)
-        counts = [objective.count(batch) for objective in self.objectives]
+        counts = self.objectives.counts(batch) if len(self.objectives) else torch.zeros(0, device=self.args.device)
         if self.compute_loss_func is not None:
-            counts.append((batch["labels"] != -100).sum().float())
-        return torch.stack(counts)
+            counts = torch.cat([counts, (batch["labels"] != -100).sum()[None]])
+        return counts
 
     def compute_loss(
         self,
@@ -293,7 +297,7 @@ class DistillationTrainer(Trainer):
             averaged over them; with `return_outputs`, beside the student's outputs.
         """
         student = self._student(model, inputs)
-        teacher = self._teacher_outputs(inputs) if self._needs_teacher else None
+        teacher = self._teacher_outputs(inputs) if self.objectives.need_teacher else None
         loss, parts = self._weigh(student, teacher, inputs, num_items_in_batch)
         if num_items_in_batch is not None:
             self._parts += parts.detach()
@@ -307,22 +311,19 @@ class DistillationTrainer(Trainer):
     def _weigh(
         self, student: CapturedOutput, teacher: CapturedOutput | None, batch: dict[str, Any], counts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        counts = nonzero(self._counts(batch) if counts is None else counts)
-        parts = [
-            objective.total(student, teacher, batch) / n for objective, n in zip(self.objectives, counts, strict=False)
-        ]
-        weights = [objective.weight for objective in self.objectives]
+        counts = self._counts(batch) if counts is None else counts
+        parts = self.objectives.parts(student, teacher, batch, counts[: len(self.objectives)])
+        loss = self.objectives.weigh(parts)
         if self.compute_loss_func is not None:
             outputs = SequenceClassifierOutput(logits=student.logits)
             parts.append(self.compute_loss_func(outputs, batch.get("labels"), num_items_in_batch=counts[-1]))
-            weights.append(1.0)
-        loss = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+            loss = loss + parts[-1]
         return loss, torch.stack(parts)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Do forward and backward on one micro-batch, and average the objectives' gradients at the step's last."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        parameters = self._objective_parameters()
+        parameters = self.objectives.trained()
         if parameters and self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             vector = self.accelerator.reduce(parameters_to_vector(gradients), "mean")
@@ -333,13 +334,10 @@ class DistillationTrainer(Trainer):
 
     # Parameters of the objectives
 
-    def _objective_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.objectives.parameters() if parameter.requires_grad]
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with a group of their own for the objectives' parameters."""
         optimizer = super().create_optimizer(model)
-        parameters = self._objective_parameters()
+        parameters = self.objectives.trained()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not parameters or id(parameters[0]) in known:
             return optimizer
@@ -355,7 +353,7 @@ class DistillationTrainer(Trainer):
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        parameters = self._objective_parameters()
+        parameters = self.objectives.trained()
         if not parameters:
             return super()._clip_grad_norm(model)
         return self.accelerator.clip_grad_norm_([*model.parameters(), *parameters], self.args.max_grad_norm)
@@ -409,7 +407,7 @@ class DistillationTrainer(Trainer):
             student = self._student(model, inputs)
             teacher = self._teacher_outputs(inputs)
             loss = None
-            if labels is not None and (teacher is not None or not self._needs_teacher):
+            if labels is not None and (teacher is not None or not self.objectives.need_teacher):
                 loss, _ = self._weigh(student, teacher, inputs, None)
         if prediction_loss_only:
             return loss, None, None
@@ -444,31 +442,135 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._checked_parts()
-        if self.args.should_save and self.objectives.state_dict():
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(self.objectives.state_dict(), folder / OBJECTIVES_FILE)
+        if self.args.should_save:
+            self.objectives.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_objectives(resume_from_checkpoint)
+        self.objectives.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_objectives(str(self.state.best_model_checkpoint))
+        self.objectives.load(str(self.state.best_model_checkpoint))
 
-    def _load_objectives(self, checkpoint: str) -> None:
-        expected, path = self.objectives.state_dict(), Path(checkpoint) / OBJECTIVES_FILE
-        if not expected and not path.exists():
-            return
-        found = load_file(path) if path.exists() else {}
-        if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in expected.items()}:
-            raise ValueError(
-                f"{path} holds parameters {sorted(found)} and the objectives have {sorted(expected)}: resume with the "
-                "objectives of the run that wrote the checkpoint"
+    # Hub
+
+    def record(self) -> dict[str, Any]:
+        """Describe the training for a report: seed, objectives and settings."""
+        args = self.args
+        return {
+            "seed": args.seed,
+            "objectives": [objective.config() for objective in self.objectives],
+            "settings": {
+                "learning_rate": args.learning_rate,
+                "num_train_epochs": args.num_train_epochs,
+                "steps": self.state.global_step,
+                "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                "processes": args.world_size,
+                "warmup_steps": args.warmup_steps,
+                "lr_scheduler_type": str(args.lr_scheduler_type),
+                "weight_decay": args.weight_decay,
+                "mixed_precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+            },
+        }
+
+    def create_model_card(  # type: ignore[override]
+        self, *, language: str | None = None, license: str | None = None
+    ) -> None:
+        """Write README.md and the report that it rests on, measured on the evaluation set unless a report is there.
+
+        Args:
+            language: the texts' language, for the card.
+            license: the student's license, for the card.
+
+        Raises:
+            ValueError: if there is neither a report nor one labelled evaluation set.
+        """
+        folder, name = Path(self.args.output_dir), self._repository()
+        if (folder / "report.json").exists():
+            report = EvaluationReport.load(folder)
+        elif isinstance(self.eval_dataset, datasets.Dataset) and label_column(self.eval_dataset):
+            run = self.record() | {"data": {"split": "evaluation", "evaluated_rows": len(self.eval_dataset)}}
+            report = evaluate_student(
+                self.model,
+                self.teacher_model,
+                self.eval_dataset,
+                self.processing_class,
+                teacher_tokenizer=self.teacher_processing_class,
+                teacher_order=self.teacher_order,
+                run=run | {key: value for key, value in (("language", language), ("license", license)) if value},
             )
-        self.objectives.load_state_dict(found)
+            report.save(folder)
+        else:
+            raise ValueError(
+                "a card needs figures: give the trainer one labelled eval_dataset, or save an EvaluationReport in "
+                f"{folder} first"
+            )
+        build_model_card(report, model_name=name).save(folder / "README.md")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """Save the student, write its card, and push both with the tokenizer: an allow-list of files, nothing pickled.
+
+        Args:
+            commit_message: of the commit.
+            blocking: wait for the push.
+            token: `hub_token` if None.
+            revision: `hub_revision` if None.
+            private: `hub_private_repo` if None.
+            **card: see `create_model_card`.
+
+        Returns:
+            The commit's address, or a `Future` of it; None beside the main process.
+        """
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**card)
+        self._finish_current_push()
+        push = partial(
+            push_student,
+            self.args.output_dir,
+            self._repository(),
+            commit_message=commit_message or "End of training",
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            private=self.args.hub_private_repo if private is None else private,
+        )
+        return push() if blocking else HfApi().run_as_future(push)
+
+    def _repository(self) -> str:
+        return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        job = HfApi().run_as_future(
+            push_student,
+            checkpoint_folder,
+            self._repository(),
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+        )
+        job.add_done_callback(_say_if_failed)
+        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+
+
+def _say_if_failed(job: Future) -> None:
+    if job.exception() is not None:
+        logger.warning("Training goes on, but a checkpoint was not pushed: %s", job.exception())
 
 
 def _default_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -182,9 +182,9 @@ except Exception as error:
 """
 
 
-def read_in_another_process(name: str, **environment: str) -> str:
+def read_in_another_process(name: str, environment: dict[str, str]) -> str:
     command = [sys.executable, "-c", READ, name]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True).stdout
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
 
 
 def test_a_hub_dataset_is_loaded_by_id_and_revision(tmp_path):
@@ -193,13 +193,13 @@ def test_a_hub_dataset_is_loaded_by_id_and_revision(tmp_path):
     with HubServer() as server:
         server.add_repo("alice/reviews", tmp_path, repo_type="dataset")
         environment = hub_environment(server, tmp_path / "home")
-        read = read_in_another_process("alice/reviews@main", **environment)
-        missing = read_in_another_process("alice/nothing", **environment)
+        read = read_in_another_process("alice/reviews@main", environment)
+        missing = read_in_another_process("alice/nothing", environment)
     assert read.strip().endswith("alice/reviews@main {'train': ['good', 'bad'], 'test': ['fine']}")
     assert "ValueError 'alice/nothing' is neither a file here nor a dataset you can read on the Hub" in missing
 
 
 def test_a_hub_that_is_out_of_reach_names_the_ways_without_it(tmp_path):
-    said = read_in_another_process("nobody/nothing", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    said = read_in_another_process("nobody/nothing", {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
     assert said.startswith("ConnectionError") and "can't be reached" in said
     assert "make demo" in said and "--train_file" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -83,7 +83,8 @@ class Objective(nn.Module):
 
     def forward(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Compute the mean of this objective over one batch, unweighted: a float32 scalar."""
-        return self.total(student, teacher, batch) / nonzero(self.count(batch))
+        count = self.count(batch)
+        return self.total(student, teacher, batch) / torch.where(count == 0, torch.ones_like(count), count)
 
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""
@@ -126,11 +127,6 @@ class LayerObjective(Objective):
         return super().config() | {"layers": [list(pair) for pair in self.pairs] or self.layers}
 
 
-def nonzero(count: Tensor) -> Tensor:
-    """Make a count safe to divide by: a batch with nothing to count has a total of 0 too."""
-    return torch.where(count == 0, torch.ones_like(count), count)
-
-
 def token_mask(batch: Mapping[str, Any]) -> Tensor:
     """Give 1.0 for every real token and 0.0 for padding, float32 `(batch, seq)`."""
     if "attention_mask" in batch:
@@ -142,14 +138,3 @@ def rows(batch: Mapping[str, Any]) -> Tensor:
     """Count the rows of a batch: a float32 scalar."""
     first = next(value for value in batch.values() if isinstance(value, Tensor))
     return torch.tensor(float(first.shape[0]), device=first.device)
-
-
-def named(objectives: Iterable[Objective]) -> dict[str, Objective]:
-    """Name objectives for logs: by class, numbered from 2 where one class comes more than once."""
-    result: dict[str, Objective] = {}
-    for objective in objectives:
-        name, number = objective.name, 2
-        while name in result:
-            name, number = f"{objective.name}_{number}", number + 1
-        result[name] = objective
-    return result

@@ -1,0 +1,122 @@
+"""All objectives of a run as one module: bound together, weighed together, saved together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nlpkd.objectives.base import FEATURES, Objective
+
+OBJECTIVES_FILE = "objectives.safetensors"
+"""Beside each checkpoint: the objectives' own parameters, such as projections."""
+
+
+class ObjectiveSet(nn.ModuleList):
+    """The objectives of a run.
+
+    Args:
+        objectives: not bound yet; a class may come more than once.
+    """
+
+    def __init__(self, objectives: Iterable[Objective]):
+        super().__init__(objectives)
+        self.members = list(objectives)
+        self.names: list[str] = []
+        for objective in self.members:
+            number = 1 + sum(type(other) is type(objective) for other in self.members[: len(self.names)])
+            self.names.append(objective.name if number == 1 else f"{objective.name}_{number}")
+
+    @property
+    def need_teacher(self) -> list[str]:
+        """Name the objectives that can't do without a teacher."""
+        return [name for name, objective in zip(self.names, self.members, strict=True) if objective.teacher_needed]
+
+    @property
+    def match_tokens(self) -> list[str]:
+        """Name the objectives that match token with token."""
+        return [name for name, objective in zip(self.names, self.members, strict=True) if objective.needs & FEATURES]
+
+    def bind(self, student_config: Any, teacher_config: Any, seed: int) -> None:
+        """Bind every objective to the pair, with parameters of their own that depend on the seed alone.
+
+        Args:
+            student_config: the student's config, or None.
+            teacher_config: the teacher's, or None.
+            seed: of the objectives' own parameters.
+
+        Raises:
+            ValueError: if an objective can't work on this pair.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for objective in self.members:
+                objective.bind(student_config, teacher_config)
+
+    def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
+        """Join, after `bind`, what the objectives want of student and teacher: layers by kind."""
+        student: dict[str, frozenset[int]] = defaultdict(frozenset)
+        teacher: dict[str, frozenset[int]] = defaultdict(frozenset)
+        for objective in self.members:
+            for joined, wanted in zip((student, teacher), objective.wants(), strict=True):
+                for kind, layers in wanted.items():
+                    joined[kind] |= layers
+        return dict(student), dict(teacher)
+
+    def counts(self, batch: Mapping[str, Any]) -> Tensor:
+        """Count what each mean runs over in a batch: float32 `(objectives,)`."""
+        return torch.stack([objective.count(batch) for objective in self.members])
+
+    def parts(self, student: Any, teacher: Any, batch: Mapping[str, Any], counts: Tensor) -> list[Tensor]:
+        """Compute each objective on a batch, unweighted.
+
+        Args:
+            student: the student's outputs.
+            teacher: the teacher's, or None.
+            batch: the collated batch.
+            counts: what to divide each total by, `(objectives,)`; 0 counts as 1, since the total is 0 too.
+
+        Returns:
+            A float32 scalar an objective.
+        """
+        counts = torch.where(counts == 0, torch.ones_like(counts), counts)
+        totals = [objective.total(student, teacher, batch) for objective in self.members]
+        return [total / count for total, count in zip(totals, counts, strict=True)]
+
+    def weigh(self, parts: Iterable[Tensor]) -> Tensor | float:
+        """Sum the parts by weight."""
+        return sum(objective.weight * part for objective, part in zip(self.members, parts, strict=True))
+
+    def trained(self) -> list[nn.Parameter]:
+        """List the objectives' own parameters that are trained."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the objectives' own parameters beside a checkpoint; nothing where there are none."""
+        if state := self.state_dict():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(folder) / OBJECTIVES_FILE)
+
+    def load(self, folder: str | Path) -> None:
+        """Read what `save` wrote.
+
+        Args:
+            folder: the checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint was written with other objectives.
+        """
+        path, expected = Path(folder) / OBJECTIVES_FILE, self.state_dict()
+        found = load_file(path) if path.exists() else {}
+        if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in expected.items()}:
+            raise ValueError(
+                f"{path} holds parameters {sorted(found)} and the objectives have {sorted(expected)}: resume with the "
+                "objectives of the run that wrote the checkpoint"
+            )
+        if found:
+            self.load_state_dict(found)

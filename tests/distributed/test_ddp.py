@@ -1,0 +1,156 @@
+"""Training on two processes equals training on one: real processes, gloo on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import raw_rows, tiny_bert
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from nlpkd import load_text_classification
+
+HERE = Path(__file__).parent
+TRAIN_ROWS, VALIDATION_ROWS, GLOBAL_BATCH, EPOCHS = 37, 23, 16, 3
+PARTS = ["loss/cross_entropy", "loss/forward_kl", "loss/hidden_state_mse", "loss/attention_mse"]
+# Not bit-equal: other batch shapes pick other kernels, and floats are summed in another order.
+CLOSE = {"rtol": 2e-5, "atol": 2e-6}
+
+
+@dataclass
+class Outcome:
+    """What the processes of one launch wrote, by rank."""
+
+    records: list[dict]
+    weights: list[dict[str, Tensor]]
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        return [entry for entry in self.records[0]["log"] if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, tokenizer) -> Path:
+    """Teacher, a narrower student and rows of uneven length, none of whose numbers the batch divides."""
+    folder = tmp_path_factory.mktemp("given")
+    tiny_bert(layers=4, hidden=16, seed=1).save_pretrained(folder / "teacher")
+    tiny_bert(layers=2, hidden=8, seed=2).save_pretrained(folder / "student")
+    tokenizer.save_pretrained(folder / "student")
+    rows = load_text_classification(raw_rows(TRAIN_ROWS, 3), raw_rows(VALIDATION_ROWS, 4), tokenizer=tokenizer)
+    for split in ("train", "validation"):
+        rows[split].save_to_disk(folder / split)
+    assert len(set(rows["train"]["length"][:])) > 5
+    return folder
+
+
+def launch(launcher: list[str], given: Path, out: Path, batch: int, accumulation: int) -> Outcome:
+    out.mkdir()
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [*launcher, str(HERE / "worker.py"), str(given), str(out), str(batch), str(accumulation)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("rank-*.json"))]
+    assert records, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return Outcome(records, [load_file(path) for path in sorted(out.glob("rank-*.safetensors"))])
+
+
+@pytest.fixture(scope="module")
+def alone(given, tmp_path_factory) -> Outcome:
+    """One process, 8 rows, 2 micro-batches a step."""
+    return launch([sys.executable], given, tmp_path_factory.mktemp("ddp") / "alone", 8, 2)
+
+
+@pytest.fixture(scope="module", params=["torchrun 4x2", "accelerate 8x1"])
+def pair(request, given, tmp_path_factory) -> Outcome:
+    """Two processes with the same rows a step: 4 rows in 2 micro-batches, or 8 rows in one."""
+    out = tmp_path_factory.mktemp("ddp") / "pair"
+    if request.param == "torchrun 4x2":
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        return launch(launcher, given, out, 4, 2)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                "--main_process_port", str(port)]  # fmt: skip
+    return launch(launcher, given, out, 8, 1)
+
+
+def test_both_processes_take_part_and_run_the_same_number_of_steps(alone, pair):
+    assert [record["world_size"] for record in alone.records] == [1]
+    assert [record["world_size"] for record in pair.records] == [2, 2]
+    steps = EPOCHS * -(-TRAIN_ROWS // GLOBAL_BATCH)
+    assert len(alone.steps) == len(pair.steps) == steps
+
+
+def test_every_step_logs_the_same_losses_and_gradient_norm(alone, pair):
+    for one, two in zip(alone.steps, pair.steps, strict=True):
+        for name in ["loss", "grad_norm", "learning_rate", *PARTS]:
+            torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_parts_add_up_to_the_loss_by_weight(alone, pair):
+    weights = dict(zip(PARTS, [0.5, 0.5, 1.0, 10.0], strict=True))
+    for step in alone.steps + pair.steps:
+        assert step["loss"] == pytest.approx(sum(weight * step[name] for name, weight in weights.items()), rel=1e-5)
+
+
+def test_student_and_projections_end_the_same(alone, pair, given):
+    start = AutoModelForSequenceClassification.from_pretrained(given / "student").state_dict()
+    assert any(name.startswith("objectives.") for name in alone.weights[0])
+    for name, expected in alone.weights[0].items():
+        torch.testing.assert_close(pair.weights[0][name], expected, **CLOSE, msg=lambda text, n=name: f"{n}: {text}")
+    moved = [(alone.weights[0][f"student.{name}"] - tensor).abs().max() for name, tensor in start.items()]
+    assert max(moved) > 1e-2, "the student did not move, so that the comparison says nothing"
+
+
+def test_projections_and_student_are_identical_on_both_processes(pair):
+    first, second = pair.weights
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_evaluation_counts_each_row_once(alone, pair, given, tokenizer):
+    """The reference goes row by row through the final student, without padding."""
+    teacher = AutoModelForSequenceClassification.from_pretrained(given / "teacher").eval()
+    student = AutoModelForSequenceClassification.from_pretrained(given / "student").eval()
+    rows = raw_rows(VALIDATION_ROWS, 4)
+    for outcome in (alone, pair):
+        weights = outcome.weights[0].items()
+        student.load_state_dict({name[8:]: tensor for name, tensor in weights if name.startswith("student.")})
+        right, agreed = 0, 0
+        for row in rows:
+            encoded = tokenizer(row["text"], return_tensors="pt")
+            with torch.no_grad():
+                predicted, taught = (int(model(**encoded).logits.argmax()) for model in (student, teacher))
+            right, agreed = right + (predicted == row["label"]), agreed + (predicted == taught)
+        for record in outcome.records:
+            assert record["metrics"]["eval_accuracy"] == pytest.approx(right / VALIDATION_ROWS)
+            assert record["metrics"]["eval_agreement"] == pytest.approx(agreed / VALIDATION_ROWS)
+
+
+def test_evaluation_gives_the_same_metrics(alone, pair):
+    timings = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    expected = alone.records[0]["metrics"]
+    for record in pair.records:
+        assert record["metrics"].keys() == expected.keys()
+        # Trainer averages eval_loss over batches of uneven size, so it depends on how the rows are cut.
+        for name in expected.keys() - timings - {"eval_loss"}:
+            assert record["metrics"][name] == pytest.approx(expected[name], abs=1e-5), name
+
+
+def test_fewer_rows_than_processes_are_refused_on_all_of_them(alone, pair):
+    assert "one_row" not in alone.records[0]
+    for record in pair.records:
+        assert "1 rows can't be shared out to 2 processes" in record["one_row"]
