@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ Length = Annotated[int, typer.Option(help="Longest text in tokens; longer ones a
 Split = Annotated[float | None, typer.Option(help="Share of the training rows to hold out instead of --validation.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training rows.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Batch = Annotated[int, typer.Option(help="Rows of a batch on one device.")]
+Batch = Annotated[int, typer.Option("--batch-size", help="Rows of a batch on one device.")]
 Seed = Annotated[int, typer.Option(help="Of weights, order of batches and dropout.")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")]
 Resume = Annotated[str | None, typer.Option(help="True, or a checkpoint's folder.")]
@@ -35,6 +36,7 @@ Setting = Annotated[
 
 @app.command("train-teacher")
 def train_teacher(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Backbone: a path or Hub id (id@revision).")],
     train: Rows,
     output_dir: Annotated[Path, typer.Option(help="Where the teacher is saved.")],
@@ -46,7 +48,7 @@ def train_teacher(
     validation_split: Split = None,
     num_train_epochs: Epochs = 3,
     learning_rate: Rate = 5e-5,
-    batch_size: Batch = 32,
+    per_device_train_batch_size: Batch = 32,
     seed: Seed = 42,
     resume_from_checkpoint: Resume = None,
     trust_remote_code: Remote = False,
@@ -71,10 +73,10 @@ def train_teacher(
         trust_remote_code=trust_remote_code,
         num_train_epochs=num_train_epochs,
         learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=per_device_train_batch_size,
         seed=seed,
         resume_from_checkpoint=resume_from_checkpoint,
-        **_parse(settings),
+        **_parse(settings, context.params),
     )
     typer.echo(json.dumps(result.metrics, indent=2))
     typer.echo(f"The teacher is in {result.output_dir}.")
@@ -82,6 +84,7 @@ def train_teacher(
 
 @app.command()
 def distill(
+    context: typer.Context,
     teacher: Annotated[str, typer.Option(help="A path or Hub id (id@revision).")],
     train: Rows,
     output_dir: Annotated[Path, typer.Option(help="Where student, card and report are saved.")],
@@ -98,7 +101,7 @@ def distill(
     validation_split: Split = None,
     num_train_epochs: Epochs = 3,
     learning_rate: Rate = 5e-5,
-    batch_size: Batch = 32,
+    per_device_train_batch_size: Batch = 32,
     seed: Seed = 42,
     resume_from_checkpoint: Resume = None,
     trust_remote_code: Remote = False,
@@ -130,12 +133,12 @@ def distill(
         trust_remote_code=trust_remote_code,
         num_train_epochs=num_train_epochs,
         learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=per_device_train_batch_size,
         seed=seed,
         resume_from_checkpoint=resume_from_checkpoint,
         push_to_hub=push_to_hub,
         hub_model_id=hub_model_id,
-        **_parse(settings),
+        **_parse(settings, context.params),
     )
     typer.echo(result.report.to_markdown())
     typer.echo(f"The student is in {result.output_dir}.")
@@ -193,16 +196,21 @@ def push(
     typer.echo(push_student(directory, repo_id, private=private, revision=revision, create_pr=create_pr))
 
 
-def _parse(settings: list[str] | None) -> dict[str, Any]:
+def _parse(settings: list[str] | None, options: Container[str]) -> dict[str, Any]:
+    from nlpkd.config import DistillationConfig
+
     parsed = {}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not equals:
             raise typer.BadParameter(f"{setting!r} is no FIELD=VALUE", param_hint="--set")
+        if name in options or name not in DistillationConfig.__dataclass_fields__:
+            reason = "has an option of its own" if name in options else "is no field of DistillationConfig"
+            raise typer.BadParameter(f"{name!r} {reason}", param_hint="--set")
         try:
-            parsed[name.strip()] = json.loads(value)
+            parsed[name] = json.loads(value)
         except json.JSONDecodeError:
-            parsed[name.strip()] = value
+            parsed[name] = value
     return parsed
 
 
@@ -210,6 +218,10 @@ def main() -> None:
     """Run the command line; what a user can mend is one line on standard error, and exit status 2."""
     try:
         app()
-    except (ValueError, OSError, RuntimeError) as error:
-        typer.echo(f"nlpkd: {error}", err=True)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        typer.echo(f"nlpkd: {' '.join(str(error).split())}", err=True)
         raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

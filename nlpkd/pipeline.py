@@ -345,8 +345,7 @@ def _student_maker(
     trust_remote_code: bool,
 ) -> Callable[[int], PreTrainedModel]:
     if isinstance(student, PreTrainedModel):
-        start = copy.deepcopy(student)
-        return lambda seed: student if seed is None else copy.deepcopy(start)
+        return lambda seed: copy.deepcopy(student)
     if _is_layers(student):
         return lambda seed: make_student(teacher, str(student), seed=seed)
     return lambda seed: make_student(

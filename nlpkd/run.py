@@ -18,7 +18,6 @@ from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data import TextClassificationData
@@ -26,6 +25,7 @@ from nlpkd.evaluation import evaluate_student
 from nlpkd.matching import follow_student_labels
 from nlpkd.model_card import build_model_card
 from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.publishing import describe_training
 from nlpkd.report import EvaluationReport, aggregate_seeds
 from nlpkd.trainer import DistillationTrainer
 
@@ -102,7 +102,7 @@ class Job:
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline: bool, baseline_dir: Path
     ) -> tuple[PreTrainedModel, EvaluationReport]:
-        """Train and measure with one or more seeds; further seeds go to `seed-N/`, and finished ones are kept.
+        """Train and measure with one or more seeds; further ones go to `seed-N/`, where a resume keeps finished ones.
 
         Args:
             args: the settings, with the first seed.
@@ -119,11 +119,11 @@ class Job:
         for number, objectives in enumerate(fresh, start=1):
             seed = args.seed + number
             folder = Path(args.output_dir) / f"seed-{seed}"
-            if (folder / "report.json").exists():
+            if _resumes(args) and (folder / "report.json").exists():
                 logger.info("Seed %d is finished: its report in %s is used.", seed, folder)
                 reports.append(EvaluationReport.load(folder))
                 continue
-            again = dataclasses.replace(args, output_dir=str(folder), seed=seed, data_seed=None)
+            again = dataclasses.replace(_beside(args, folder), seed=seed, data_seed=None)
             _, one = self.run_seed(again, objectives, folder / "baseline" if baseline else None)
             reports.append(one)
         if num_seeds > 1:
@@ -157,30 +157,21 @@ class Job:
             processing_class=self.tokenizer,
             teacher_processing_class=self.teacher_tokenizer,
         )
-        seconds = {
-            "student": trainer.train(resume_from_checkpoint=checkpoint_to_resume(args)).metrics["train_runtime"]
-        }
-        trainer.save_model()
+        seconds = {"student": _train(trainer, args)}
         baseline = None
-        if untrained is not None:
-            baseline, seconds["baseline"] = self._train_baseline(untrained, args, str(baseline_dir))
+        if untrained is not None and baseline_dir is not None:
+            args_beside = _beside(args, baseline_dir)
+            baseline_trainer = gold_trainer(untrained, args_beside, self.data, self.tokenizer)
+            seconds["baseline"] = _train(baseline_trainer, args_beside)
+            baseline = baseline_trainer.model
         report = self._measure(trainer, baseline, seconds, args)
         return trainer.model, report
-
-    def _train_baseline(
-        self, untrained: PreTrainedModel, args: DistillationConfig, folder: str
-    ) -> tuple[PreTrainedModel, float]:
-        args = dataclasses.replace(args, output_dir=folder, push_to_hub=False)
-        trainer = gold_trainer(untrained, args, self.data, self.tokenizer)
-        result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-        trainer.save_model()
-        return trainer.model, result.metrics["train_runtime"]
 
     def _measure(
         self,
         trainer: DistillationTrainer,
         baseline: PreTrainedModel | None,
-        seconds: dict[str, float],
+        seconds: dict[str, float | None],
         args: DistillationConfig,
     ) -> EvaluationReport:
         split = "test" if "test" in self.data else "validation"
@@ -196,7 +187,7 @@ class Job:
                 teacher_tokenizer=self.teacher_tokenizer,
                 teacher_order=trainer.teacher_order,
                 run=self._record(trainer, split),
-                training_seconds=seconds,
+                training_seconds={name: known for name, known in seconds.items() if known is not None},
                 seed=args.seed,
             )
             _save_report(report, args)
@@ -204,7 +195,7 @@ class Job:
         return report or EvaluationReport.load(args.output_dir)
 
     def _record(self, trainer: DistillationTrainer, split: str) -> dict[str, Any]:
-        return trainer.record() | {
+        return describe_training(trainer) | {
             "command": command_line(),
             "date": now(),
             "teacher": self.origin["teacher"],
@@ -224,17 +215,18 @@ class Job:
 
 def checkpoint_to_resume(args: DistillationConfig) -> str | None:
     """Find the checkpoint that `resume_from_checkpoint` asks for: a path, or the last one for True; None to start."""
-    asked = args.resume_from_checkpoint
-    if asked is None or str(asked).lower() == "false":
+    if not _resumes(args):
         return None
-    if str(asked).lower() != "true":
-        return str(asked)
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if last is None:
+    if str(args.resume_from_checkpoint).lower() != "true":
+        return str(args.resume_from_checkpoint)
+    # The state is written last: a checkpoint without it was cut short.
+    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
+    if not whole:
         logger.warning("There is no checkpoint in %s yet: starting from the beginning.", args.output_dir)
-    else:
-        logger.warning("Resuming from %s.", last)
-    return last
+        return None
+    last = max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    logger.warning("Resuming from %s.", last)
+    return str(last)
 
 
 def now() -> str:
@@ -248,6 +240,24 @@ def command_line() -> str:
     secret = {at + 1 for at, word in enumerate(words) if word in ("--hub_token", "--token")}
     words = ["***" if at in secret else word for at, word in enumerate(words)]
     return shlex.join(["python", *words] if words[0].endswith(".py") else words)
+
+
+def _resumes(args: DistillationConfig) -> bool:
+    return str(args.resume_from_checkpoint).lower() not in ("none", "false")
+
+
+def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
+    """Give the settings of a further training; a checkpoint asked for by its path belongs to the first one alone."""
+    resume = "True" if _resumes(args) else None
+    return dataclasses.replace(args, output_dir=str(folder), push_to_hub=False, resume_from_checkpoint=resume)
+
+
+def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | None:
+    """Train and save; give the seconds, which nobody knows of a training that was resumed."""
+    checkpoint = checkpoint_to_resume(args)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    return None if checkpoint else result.metrics["train_runtime"]
 
 
 def _save_report(report: EvaluationReport, args: DistillationConfig) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Mapping, Sequence
-from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast
-from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
@@ -26,21 +23,17 @@ from transformers.utils import PushInProgress
 from nlpkd.capture import Capture, CapturedOutput
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator
-from nlpkd.evaluation import evaluate_student
-from nlpkd.hub import push_student
 from nlpkd.matching import (
     follow_student_labels,
     hold_against_gold,
-    label_column,
     label_order,
     refuse_shared_weights,
     teacher_prefix,
 )
 from nlpkd.metrics import classification_metrics
-from nlpkd.model_card import build_model_card
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, Objective
 from nlpkd.objectives.together import ObjectiveSet
-from nlpkd.report import EvaluationReport
+from nlpkd.publishing import push, push_checkpoint, write_card
 from nlpkd.sampler import LengthGroupedBatchSampler
 from nlpkd.teacher import TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
 
@@ -456,58 +449,12 @@ class DistillationTrainer(Trainer):
 
     # Hub
 
-    def record(self) -> dict[str, Any]:
-        """Describe the training for a report: seed, objectives and settings."""
-        args = self.args
-        return {
-            "seed": args.seed,
-            "objectives": [objective.config() for objective in self.objectives],
-            "settings": {
-                "learning_rate": args.learning_rate,
-                "num_train_epochs": args.num_train_epochs,
-                "steps": self.state.global_step,
-                "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-                "processes": args.world_size,
-                "warmup_steps": args.warmup_steps,
-                "lr_scheduler_type": str(args.lr_scheduler_type),
-                "weight_decay": args.weight_decay,
-                "mixed_precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
-            },
-        }
-
     def create_model_card(  # type: ignore[override]
         self, *, language: str | None = None, license: str | None = None
     ) -> None:
-        """Write README.md and the report that it rests on, measured on the evaluation set unless a report is there.
-
-        Args:
-            language: the texts' language, for the card.
-            license: the student's license, for the card.
-
-        Raises:
-            ValueError: if there is neither a report nor one labelled evaluation set.
-        """
-        folder, name = Path(self.args.output_dir), self._repository()
-        if (folder / "report.json").exists():
-            report = EvaluationReport.load(folder)
-        elif isinstance(self.eval_dataset, datasets.Dataset) and label_column(self.eval_dataset):
-            run = self.record() | {"data": {"split": "evaluation", "evaluated_rows": len(self.eval_dataset)}}
-            report = evaluate_student(
-                self.model,
-                self.teacher_model,
-                self.eval_dataset,
-                self.processing_class,
-                teacher_tokenizer=self.teacher_processing_class,
-                teacher_order=self.teacher_order,
-                run=run | {key: value for key, value in (("language", language), ("license", license)) if value},
-            )
-            report.save(folder)
-        else:
-            raise ValueError(
-                "a card needs figures: give the trainer one labelled eval_dataset, or save an EvaluationReport in "
-                f"{folder} first"
-            )
-        build_model_card(report, model_name=name).save(folder / "README.md")
+        """Write README.md and the report that it rests on; see `nlpkd.publishing.write_card`."""
+        if self.is_world_process_zero():
+            write_card(self, language, license)
 
     def push_to_hub(
         self,
@@ -526,7 +473,7 @@ class DistillationTrainer(Trainer):
             token: `hub_token` if None.
             revision: `hub_revision` if None.
             private: `hub_private_repo` if None.
-            **card: see `create_model_card`.
+            **card: `language` and `license`, for the card.
 
         Returns:
             The commit's address, or a `Future` of it; None beside the main process.
@@ -536,41 +483,15 @@ class DistillationTrainer(Trainer):
             return None
         self.create_model_card(**card)
         self._finish_current_push()
-        push = partial(
-            push_student,
-            self.args.output_dir,
-            self._repository(),
-            commit_message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            private=self.args.hub_private_repo if private is None else private,
-        )
-        return push() if blocking else HfApi().run_as_future(push)
-
-    def _repository(self) -> str:
-        return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+        return push(self, commit_message or "End of training", blocking, token, revision, private)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if busy and not self.args.hub_always_push:
-            return
-        job = HfApi().run_as_future(
-            push_student,
-            checkpoint_folder,
-            self._repository(),
-            commit_message=f"Training in progress, step {self.state.global_step}",
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
-        )
-        job.add_done_callback(_say_if_failed)
-        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
-
-
-def _say_if_failed(job: Future) -> None:
-    if job.exception() is not None:
-        logger.warning("Training goes on, but a checkpoint was not pushed: %s", job.exception())
+        if self.args.hub_always_push or not busy:
+            jobs = [push_checkpoint(self, checkpoint_folder)]
+            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
 
 
 def _default_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -29,7 +29,7 @@ class Recipe:
 
 def main() -> None:
     """Fine-tune the teacher, distil it, train the undistilled baseline, and print the report."""
-    parser = HfArgumentParser([Recipe, DistillationConfig])
+    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
     parser.set_defaults(
         output_dir="runs/quickstart", num_train_epochs=3, learning_rate=8e-5, per_device_train_batch_size=64,
         warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
@@ -42,11 +42,9 @@ def main() -> None:
         demo_backbone(), tweets, args=dataclasses.replace(args, **settings), max_length=recipe.max_length
     )
     result = distill(
-        teacher.model,
+        teacher.output_dir,
         recipe.student,
         tweets,
-        tokenizer=teacher.tokenizer,
-        teacher_tokenizer=teacher.tokenizer,
         objectives=recipe.objectives,
         max_length=recipe.max_length,
         num_seeds=recipe.num_seeds,

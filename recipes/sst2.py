@@ -37,7 +37,7 @@ class Recipe:
 
 def main() -> None:
     """Parse, distil with a baseline, print the report."""
-    parser = HfArgumentParser([Recipe, DistillationConfig])
+    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
     parser.set_defaults(
         output_dir="runs/sst2", num_train_epochs=3, learning_rate=8e-5, per_device_train_batch_size=64,
         warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,

