@@ -75,13 +75,15 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
 
     Args:
         query: `(batch, heads, seq, head)`.
-        key: `(batch, heads, seq, head)`.
+        key: `(batch, key heads, seq, head)`, as many heads or a divisor (grouped queries).
         mask: boolean (True attends) or additive, broadcastable to `(batch, heads, seq, seq)`, or None.
         scaling: factor on QK', 1/sqrt(head) if None.
 
     Returns:
         softmax(scaling * QK' + mask) in float32, `(batch, heads, seq, seq)`; padded keys have probability 0.
     """
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -97,12 +99,24 @@ def _capturing_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     recording = _recording.get()
     if recording is not None:
-        recording.add(query, key, value, attention_mask, scaling)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        if kwargs.get("position_bias") is not None:
+            raise ValueError(
+                f"{type(module).__name__} adds a position bias to its attention scores, which is not recorded: load "
+                "the model with attn_implementation='eager', or drop the attention objectives"
+            )
+        mask = attention_mask
+        if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+            # Without padding a causal model passes no mask: sdpa hides the future by a flag.
+            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        recording.add(query, key, value, mask, scaling)
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+    )
 
 
 AttentionInterface.register(CAPTURING_SDPA, _capturing_sdpa)
@@ -200,7 +214,10 @@ class Capture:
             wanted = self.wanted["hidden_states"]
             captured.hidden_states = tuple(s if k in wanted else None for k, s in enumerate(outputs.hidden_states))
         if "output_attentions" in self.options:
-            captured.attentions = outputs.attentions
+            wanted = self.wanted["attentions"]
+            captured.attentions = tuple(
+                m if k in wanted else None for k, m in enumerate(outputs.attentions or (), start=1)
+            )
         self._check(captured)
         return captured
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 TEACHER_CHECKS = ("error", "warn", "off")
 
@@ -30,7 +31,13 @@ class DistillationConfig(TrainingArguments):
 
     output_dir: str = field(default="trainer_output", metadata={"help": "Where the run writes."})
     bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "bf16 mixed precision; by default wherever the machine is fast at it."}
+        default=None,
+        # With nargs and const, `--bf16` alone switches it on, as it does for TrainingArguments.
+        metadata={
+            "help": "bf16 mixed precision; by default wherever the machine is fast at it.",
+            "nargs": "?",
+            "const": True,
+        },
     )
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "group_by_length, random, sequential or batch_rebalance."}
@@ -61,7 +68,8 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"objective_learning_rate must be >= 0, got {self.objective_learning_rate}")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise ValueError(
-                f"hub_strategy={str(self.hub_strategy)!r} would publish pickled state: use 'every_save' or 'end'"
+                f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would publish pickled state: use 'every_save' "
+                "or 'end'"
             )
         if self.n_gpu > 1:
             raise ValueError(

@@ -69,7 +69,7 @@ def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
     column = label_column(dataset)
     if not isinstance(dataset, Dataset) or column is None or student_config is None:
         return dataset
-    feature = dataset.features[column]
+    feature, order = dataset.features[column], None
     if isinstance(feature, ClassLabel):
         names = dict(enumerate(feature.names))
         try:
@@ -78,16 +78,21 @@ def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
             raise ValueError(f"labels of the {split} set and of the student: {error}") from None
         if order is None and not is_generic(names):
             student_config.id2label, student_config.label2id = names, {name: k for k, name in names.items()}
-        elif order is not None and order != sorted(order):
-            logger.warning("The %s set's label ids follow the student's names: %s.", split, student_config.id2label)
-            return dataset.align_labels_with_mapping(student_config.label2id, column)
-    elif getattr(student_config, "problem_type", None) in (None, "single_label_classification"):
+    if getattr(student_config, "problem_type", None) in (None, "single_label_classification"):
         _refuse_out_of_range(dataset, column, student_config.num_labels, split)
+    if order is not None and order != sorted(order):
+        logger.warning("The %s set's label ids follow the student's names: %s.", split, student_config.id2label)
+        return dataset.align_labels_with_mapping(student_config.label2id, column)
     return dataset
 
 
 def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: str) -> None:
     values = np.asarray(dataset[column][:])
+    if values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"column {column!r} of the {split} set holds labels that are no numbers, such as {values.tolist()[0]!r}: "
+            "load the data with nlpkd.load_text_classification, which numbers them"
+        )
     bad = np.flatnonzero((values != -100) & ((values < 0) | (values >= num_labels)))
     if bad.size:
         raise ValueError(

@@ -16,7 +16,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     Each epoch shuffles the rows, sorts pools of 50 optimizer steps by length, cuts them into steps, and shuffles the
     steps. The rows of a step depend on seed, epoch, lengths and the global batch only, not on how the step is split
     into processes and micro-batches; each row comes once an epoch. The last step may be smaller, and is shared out
-    evenly. The step with the longest text comes first, so that memory runs out at once or not at all.
+    evenly. The full step with the longest text comes first, so that memory runs out at once or not at all.
 
     Args:
         lengths: number of tokens of every row.
@@ -56,9 +56,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.full_steps, self.rest = divmod(rows, self.step_size)
         if drop_last:
             self.rest = 0
-        elif 0 < self.rest < num_processes:
-            # Too few rows for a step in which every process has one: they join the step before.
-            self.full_steps, self.rest = self.full_steps - 1, self.rest + self.step_size
+        # Too few rows for a step in which every process has one join the step before.
+        self.joined = 0 < self.rest < num_processes
         if not self.full_steps and not self.rest:
             raise ValueError(f"{rows} rows make no whole batch of {self.step_size}, and dataloader_drop_last is set")
 
@@ -79,7 +78,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             longest = max(range(len(steps)), key=lambda k: self.lengths[steps[k][0]])
             steps.insert(0, steps.pop(longest))
         if self.rest:
-            steps.append(self._by_length(shuffled[len(body) :]))
+            rest = shuffled[len(body) :]
+            steps.append(self._by_length(np.concatenate([steps.pop(), rest]) if self.joined else rest))
         return steps
 
     def _by_length(self, rows: np.ndarray) -> np.ndarray:
@@ -98,4 +98,5 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         per_step = len(self._micro_batches(np.arange(self.step_size)))
-        return self.full_steps * per_step + (len(self._micro_batches(np.arange(self.rest))) if self.rest else 0)
+        last = self.rest + self.joined * self.step_size
+        return (self.full_steps - self.joined) * per_step + (len(self._micro_batches(np.arange(last))) if last else 0)

@@ -92,6 +92,11 @@ def _from_layers(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedM
         weights |= {new + name[len(old) :]: tensor for name, tensor in source.items() if name.startswith(old)}
     with torch.random.fork_rng():
         student = type(teacher)(config).float()
+    if differing := sorted(weights.keys() ^ student.state_dict().keys()):
+        raise ValueError(
+            f"layers {list(chosen)} of {type(teacher).__name__} make no model of its kind, since its layers differ in "
+            f"their parts ({', '.join(differing)}): try layers that start with 1, as in [1, 3, 5], or a checkpoint"
+        )
     student.load_state_dict(weights)
     return student.to(teacher.device).train()
 

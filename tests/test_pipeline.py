@@ -26,7 +26,7 @@ from nlpkd.pipeline import evaluate
 ROOT = Path(__file__).parents[1]
 QUICK = {
     "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 1,
-    "learning_rate": 5e-3, "num_train_epochs": 2, "save_strategy": "epoch", "use_cpu": True,
+    "learning_rate": 2e-3, "num_train_epochs": 2, "save_strategy": "epoch", "use_cpu": True,
 }  # fmt: skip
 HELD_OUT = raw_rows(41, seed=7)
 
@@ -69,7 +69,7 @@ def taught(tmp_path_factory, backbone):
         (folder / f"{split}.csv").write_text("\n".join(["review,stars", *lines]))
     return train_teacher(
         str(backbone), str(folder / "train.csv"), folder / "dev.csv", text_column="review", label_column="stars",
-        output_dir=folder / "teacher", **QUICK | {"num_train_epochs": 6, "save_strategy": "no"},
+        output_dir=folder / "teacher", **QUICK | {"num_train_epochs": 10, "save_strategy": "no"},
     )  # fmt: skip
 
 

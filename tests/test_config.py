@@ -1,0 +1,111 @@
+"""Settings: fast where the machine is, and refused where they would do harm."""
+
+import pytest
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from nlpkd import DistillationConfig
+from nlpkd.config import fast_at_bf16
+
+
+@pytest.fixture
+def config(tmp_path):
+    return lambda **settings: DistillationConfig(output_dir=str(tmp_path), report_to="none", **settings)
+
+
+def parsed(*flags) -> DistillationConfig:
+    return HfArgumentParser(DistillationConfig).parse_args_into_dataclasses([*flags, "--report_to", "none"])[0]
+
+
+def test_bf16_is_by_default_what_the_machine_is_fast_at(config):
+    assert config().bf16 is fast_at_bf16(config().use_cpu)
+
+
+def test_a_cpu_is_fast_at_bf16_with_avx512_bf16_or_amx_only(monkeypatch):
+    for flags, fast in [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"avx512_f": True}, False),
+        ({}, False),
+    ]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+        assert fast_at_bf16(use_cpu=True) is fast
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_bf16_can_be_set_either_way(config, bf16):
+    assert config(bf16=bf16).bf16 is bf16
+
+
+def test_fp16_turns_the_choice_of_bf16_off(config):
+    settings = config(fp16=True)
+    assert settings.fp16 and settings.bf16 is False
+
+
+def test_the_other_defaults(config):
+    settings = config()
+    assert settings.train_sampling_strategy == "group_by_length"
+    assert (settings.per_device_train_batch_size, settings.per_device_eval_batch_size) == (32, 64)
+    assert settings.logging_steps == 50 and settings.logging_nan_inf_filter is False
+    assert settings.teacher_check == "error" and settings.objective_learning_rate is None
+    plain = TrainingArguments(output_dir=settings.output_dir, report_to="none")
+    assert settings.learning_rate == plain.learning_rate and settings.num_train_epochs == plain.num_train_epochs
+
+
+@pytest.mark.parametrize("check", ["error", "warn", "off"])
+def test_the_teacher_check_takes_three_values(config, check):
+    assert config(teacher_check=check).teacher_check == check
+
+
+@pytest.mark.parametrize("check", ["ERROR", "none", "", True, None])
+def test_any_other_teacher_check_is_refused(config, check):
+    with pytest.raises(ValueError, match=r"teacher_check must be one of \('error', 'warn', 'off'\), got"):
+        config(teacher_check=check)
+
+
+@pytest.mark.parametrize("rate", [-1e-3, float("nan")])
+def test_a_learning_rate_of_objectives_below_zero_is_refused(config, rate):
+    with pytest.raises(ValueError, match="objective_learning_rate must be >= 0"):
+        config(objective_learning_rate=rate)
+    assert config(objective_learning_rate=0).objective_learning_rate == 0
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_strategies_that_publish_pickled_state_are_refused(config, strategy):
+    with pytest.raises(ValueError, match=f"hub_strategy='{strategy}' would publish pickled state.*'every_save'"):
+        config(hub_strategy=strategy)
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save"])
+def test_the_other_strategies_pass(config, strategy):
+    assert config(hub_strategy=strategy).hub_strategy == strategy
+
+
+def test_every_field_is_a_flag(tmp_path):
+    settings = parsed(
+        *["--output_dir", str(tmp_path), "--bf16", "False", "--objective_learning_rate", "1e-3"],
+        *["--teacher_check", "warn", "--train_sampling_strategy", "random", "--logging_nan_inf_filter", "True"],
+        *["--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "5", "--logging_steps", "7"],
+        *["--num_train_epochs", "2", "--learning_rate", "1e-4", "--push_to_hub", "--hub_model_id", "a/b"],
+    )
+    assert (settings.output_dir, settings.bf16, settings.objective_learning_rate) == (str(tmp_path), False, 1e-3)
+    assert (settings.teacher_check, settings.train_sampling_strategy) == ("warn", "random")
+    assert settings.logging_nan_inf_filter is True and settings.logging_steps == 7
+    assert (settings.per_device_train_batch_size, settings.per_device_eval_batch_size) == (4, 5)
+    assert (settings.num_train_epochs, settings.learning_rate) == (2, 1e-4)
+    assert (settings.push_to_hub, settings.hub_model_id) == (True, "a/b")
+
+
+def test_bf16_as_a_flag_is_a_switch_and_absent_it_is_automatic(tmp_path):
+    assert parsed("--output_dir", str(tmp_path), "--bf16").bf16 is True
+    assert parsed("--output_dir", str(tmp_path), "--bf16", "true").bf16 is True
+    assert parsed("--output_dir", str(tmp_path)).bf16 is fast_at_bf16(not torch.accelerator.is_available())
+
+
+def test_settings_survive_being_written_and_read(config):
+    settings = config(teacher_check="warn", objective_learning_rate=1e-3, bf16=False).to_dict()
+    assert (settings["teacher_check"], settings["objective_learning_rate"], settings["bf16"]) == ("warn", 1e-3, False)
+
+
+def test_fields_of_training_arguments_are_all_there():
+    assert set(TrainingArguments.__dataclass_fields__) <= set(DistillationConfig.__dataclass_fields__)
