@@ -21,7 +21,7 @@ from transformers import (
 from transformers import AutoModelForSequenceClassification as Auto
 
 from nlpkd import make_student
-from nlpkd.capture import Capture, attention_probabilities
+from nlpkd.capture import Capture, _recording, attention_probabilities
 
 SIZE = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32,
@@ -236,6 +236,15 @@ def test_a_saved_model_bears_no_trace_of_the_recording(tmp_path):
     loaded = Auto.from_pretrained(tmp_path)
     assert loaded.config._attn_implementation == "sdpa"
     torch.testing.assert_close(loaded(**rows()).logits, logits, rtol=0, atol=1e-6)
+
+
+def test_recording_ends_with_the_forward_even_if_that_fails():
+    model = tiny_bert().eval()
+    capture(model, rows(), attentions={1})
+    assert _recording.get() is None
+    with pytest.raises(IndexError):
+        capture(model, {"input_ids": torch.tensor([[99]])}, attentions={1})
+    assert _recording.get() is None
 
 
 def test_a_student_of_a_teacher_that_was_recorded_can_be_recorded():

@@ -32,7 +32,7 @@ def start(*arguments: str, cwd: Path | None = None, environment: dict[str, str] 
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 

@@ -293,7 +293,7 @@ def killed(tmp_path, taught, splits, small) -> dict:
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen([sys.executable, "-c", LONG_RUN, json.dumps(job)], env=environment, stdout=log, stderr=log)  # fmt: skip  # noqa: E501
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not list((tmp_path / "out").glob("checkpoint-*/trainer_state.json")):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.05)

@@ -56,7 +56,7 @@ class Run:
 
     def wait(self) -> int:
         try:
-            code = self.process.wait(timeout=240)
+            code = self.process.wait(timeout=500)
         finally:
             self.process.kill()
         self.text = self.log.read_text()

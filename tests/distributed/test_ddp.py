@@ -66,7 +66,7 @@ def launch(launcher: list[str], given: Path, out: Path, batch: int, accumulation
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
     }
     command = [*launcher, str(HERE / "worker.py"), str(given), str(out), str(batch), str(accumulation)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     # The files tell, not the exit status: gloo may abort a process that has done its work.
     outcome = Outcome.read(out)
     assert outcome.records, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
