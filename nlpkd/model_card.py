@@ -108,7 +108,7 @@ def _eval_results(student: Candidate, data: Mapping[str, Any]) -> list[EvalResul
         EvalResult(
             task_type="text-classification",
             task_name="Text Classification",
-            dataset_type=_hub_id(name) or PurePosixPath(name).stem,
+            dataset_type=_hub_id(name) or re.sub(r"[^\w.-]+", "-", PurePosixPath(name).stem),
             dataset_name=_called(name),
             metric_type=metric,
             metric_name=title,

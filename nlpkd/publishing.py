@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 from huggingface_hub import HfApi
+from transformers import SchedulerType
 
 from nlpkd.evaluation import evaluate_student
 from nlpkd.hub import push_student
@@ -43,7 +44,7 @@ def describe_training(trainer: DistillationTrainer) -> dict[str, Any]:
             "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "processes": args.world_size,
             "warmup_steps": args.warmup_steps,
-            "lr_scheduler_type": str(args.lr_scheduler_type),
+            "lr_scheduler_type": SchedulerType(args.lr_scheduler_type).value,
             "weight_decay": args.weight_decay,
             "mixed_precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
         },
