@@ -38,7 +38,7 @@ class TextClassificationData:
         id2label: the classes' names by id.
         truncated: for each split, the rows that are longer than ``max_length`` student tokens.
         max_length: the most tokens a row may have, special tokens included.
-        name: the source, for the record: a Hub id, files without their directory, or "in-memory".
+        name: the source, for the record: a Hub id, files without their directory, or "in-memory data".
     """
 
     splits: DatasetDict

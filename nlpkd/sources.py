@@ -104,7 +104,7 @@ def _is_hub_id(source: Source) -> bool:
 
 def _name(source: Source) -> str:
     if isinstance(source, (Dataset, DatasetDict)):
-        return "in-memory"
+        return "in-memory data"
     return str(source) if _is_hub_id(source) else Path(source).name
 
 

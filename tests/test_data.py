@@ -55,7 +55,7 @@ def test_rows_hold_tokens_labels_length_and_text(tmp_path):
     assert data["train"].features["labels"] == ClassLabel(names=["neg", "pos"])
     assert (data.text_column, data.text_pair_column, data.label_column) == ("text", None, "label")
     assert (data.id2label, data.label2id, data.num_labels) == ({0: "neg", 1: "pos"}, {"neg": 0, "pos": 1}, 2)
-    assert (data.problem_type, data.max_length, data.name) == ("single_label_classification", 512, "in-memory")
+    assert (data.problem_type, data.max_length, data.name) == ("single_label_classification", 512, "in-memory data")
     assert data.truncated == {"train": 0, "validation": 0}
 
 

@@ -201,3 +201,7 @@ def test_bare_report_makes_a_card_without_placeholders() -> None:
     content = build_model_card(bare, model_name="student").content
     assert "None" not in content and "null" not in content and "More information needed" not in content
     assert "not recorded" in content
+
+
+def test_data_from_memory_are_not_taken_for_a_data_set_on_the_hub(tmp_path: Path) -> None:
+    assert "datasets" not in metadata(report(data={"name": "in-memory data", "split": "test"}), tmp_path / "README.md")

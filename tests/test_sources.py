@@ -130,7 +130,7 @@ def test_a_dataset_dict_gives_its_splits_under_our_names():
     data = Dataset.from_list(ROWS)
     splits, name = read_splits(DatasetDict(train=data, dev=data.select([0]), test=data.select([1])))
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 2, "validation": 1, "test": 1}
-    assert name == "in-memory"
+    assert name == "in-memory data"
 
 
 def test_a_given_validation_wins_and_the_name_lists_the_files(tmp_path):
@@ -138,7 +138,7 @@ def test_a_given_validation_wins_and_the_name_lists_the_files(tmp_path):
     write(tmp_path, "dev.csv", "text,label\nx,pos\n")
     splits, name = read_splits(DatasetDict(train=data, validation=data), tmp_path / "dev.csv")
     assert splits["validation"]["text"][:] == ["x"]
-    assert name == "in-memory, dev.csv"
+    assert name == "in-memory data, dev.csv"
 
 
 def test_splits_that_are_not_used_are_said(caplog):
