@@ -41,6 +41,15 @@ def differ(first: dict, second: dict) -> float:
     return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
 
 
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.EmbeddingBag(50, 2)
+
+    def forward(self, input_ids):
+        return self.table(input_ids)
+
+
 def losses(trainer: Trainer, key: str = "loss") -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
@@ -299,14 +308,6 @@ class TestRefusals:
             build(teacher=Probabilities(), objectives=[ForwardKLLoss()])
 
     def test_attention_of_a_module_that_has_none_to_give(self, build):
-        class Bag(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.table = nn.EmbeddingBag(50, 2)
-
-            def forward(self, input_ids):
-                return self.table(input_ids)
-
         with pytest.raises(ValueError, match="the student has none to give"):
             build(student=Bag(), objectives=[AttentionMSELoss()])
 
@@ -549,14 +550,6 @@ class TestArgumentsOfTrainer:
         assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
 
     def test_a_plain_module_that_returns_logits_learns_from_logits(self, make_rows, settings, tokenizer):
-        class Bag(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.table = nn.EmbeddingBag(50, 2)
-
-            def forward(self, input_ids):
-                return self.table(input_ids)
-
         trainer = DistillationTrainer(
             model=Bag(), teacher_model=tiny_bert(seed=1), train_dataset=make_rows(64), eval_dataset=make_rows(16),
             processing_class=tokenizer, args=settings(num_train_epochs=4, learning_rate=0.1),
