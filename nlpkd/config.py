@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 TEACHER_CHECKS = ("error", "warn", "off")
+WEIGHTING_NAMES = ("fixed", "linear", "uncertainty")
 
 
 @dataclass
@@ -24,6 +25,10 @@ class DistillationConfig(TrainingArguments):
         objective_learning_rate: learning rate of the objectives' own parameters; `learning_rate` if None.
         teacher_check: what to do with a teacher that is no better than the majority class on a sample of gold labels:
             `"error"`, `"warn"` or `"off"`.
+        weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
+            `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
+        weighting_learning_rate: learning rate of learned weights.
+        anchor_weight: factor of an L2 pull towards the weights that the student started from; see `nlpkd.anchor`.
 
     Raises:
         ValueError: if a setting is out of range, or several GPUs are visible without a launcher.
@@ -53,6 +58,9 @@ class DistillationConfig(TrainingArguments):
         default="error",
         metadata={"help": "What to do with a teacher no better than the majority class: error, warn or off."},
     )
+    weighting: str = field(default="fixed", metadata={"help": "Objectives' weights: fixed, linear or uncertainty."})
+    weighting_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of learned weights."})
+    anchor_weight: float = field(default=0.0, metadata={"help": "L2 pull towards the weights at the start."})
 
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""
@@ -66,6 +74,11 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"teacher_check must be one of {TEACHER_CHECKS}, got {self.teacher_check!r}")
         if self.objective_learning_rate is not None and not self.objective_learning_rate >= 0:
             raise ValueError(f"objective_learning_rate must be >= 0, got {self.objective_learning_rate}")
+        for name in ("anchor_weight", "weighting_learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.weighting not in WEIGHTING_NAMES:
+            raise ValueError(f"weighting must be one of {WEIGHTING_NAMES}, got {self.weighting!r}")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise ValueError(
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would publish pickled state: use 'every_save' "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LayerSpec = str | Sequence[tuple[int, int]]
-"""`"uniform"`, `"last"`, `"first"`, `"1:2,2:4"`, or explicit `(student layer, teacher layer)` pairs."""
+"""`"uniform"`, `"last"`, `"first"`, `"learned"`, `"1:2,2:4"`, or explicit `(student layer, teacher layer)` pairs."""
 
 
 def uniform_layers(count: int, depth: int) -> list[int]:
@@ -31,7 +31,8 @@ def map_layers(spec: LayerSpec, student_depth: int, teacher_depth: int) -> list[
 
     Args:
         spec: `"uniform"` (student layer k of S with teacher layer floor(k * T / S + 1/2)), `"last"` (last with last),
-            `"first"` (k with k), `"1:2,3:6"`, or pairs. In explicit pairs layer 0 is the embedding output.
+            `"first"` (k with k), `"learned"` (every layer with every one), `"1:2,3:6"`, or pairs. In explicit pairs
+            layer 0 is the embedding output.
         student_depth: number of the student's layers, S.
         teacher_depth: number of the teacher's layers, T.
 
@@ -68,10 +69,12 @@ def _named(spec: str, student_depth: int, teacher_depth: int) -> list[tuple[int,
         return [(student_depth, teacher_depth)]
     if spec == "first":
         return [(layer, layer) for layer in range(1, min(student_depth, teacher_depth) + 1)]
+    if spec == "learned":
+        return [(ours, theirs) for ours in range(1, student_depth + 1) for theirs in range(1, teacher_depth + 1)]
     try:
         return [(int(student), int(teacher)) for student, teacher in (pair.split(":") for pair in spec.split(","))]
     except ValueError:
         raise ValueError(
-            f"layers={spec!r} is not a layer map: use 'uniform', 'last', 'first', pairs like '1:2,3:6', "
+            f"layers={spec!r} is not a layer map: use 'uniform', 'last', 'first', 'learned', pairs like '1:2,3:6', "
             "or a list of (student layer, teacher layer)"
         ) from None

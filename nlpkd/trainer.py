@@ -20,6 +20,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, has_length
 from transformers.utils import PushInProgress
 
+from nlpkd.anchor import Anchor
 from nlpkd.capture import Capture, CapturedOutput
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator
@@ -106,7 +107,9 @@ class DistillationTrainer(Trainer):
         )
         self.teacher_model = teacher_model
         self.teacher_processing_class = teacher_processing_class
-        self.objectives = ObjectiveSet(self._default_objectives() if objectives is None else objectives)
+        self.objectives = ObjectiveSet(
+            self._default_objectives() if objectives is None else objectives, self.args.weighting
+        )
         for objective in self.objectives:
             if isinstance(objective, CrossEntropyLoss) and not objective.label_smoothing:
                 objective.label_smoothing = self.args.label_smoothing_factor
@@ -119,7 +122,11 @@ class DistillationTrainer(Trainer):
             self.preprocess_logits_for_metrics = self._preprocess_predictions
         self._follow_labels()
         self._connect()
+        self._anchor = Anchor(self.model, self.args.anchor_weight) if self.args.anchor_weight else None
+        if self._anchor is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
         self._part_names = self.objectives.names + ["compute_loss_func"] * (self.compute_loss_func is not None)
+        self._part_names += ["anchor"] * (self._anchor is not None)
         self._parts = torch.zeros(len(self._part_names), device=self.args.device)
         self._parts_since = 0
 
@@ -256,6 +263,7 @@ class DistillationTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Collect the micro-batches of an optimizer step, and count what each objective's mean runs over in it."""
         self.objectives.zero_grad()
+        self.objectives.at(self.state.global_step / max(1, self.state.max_steps))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
@@ -293,7 +301,7 @@ class DistillationTrainer(Trainer):
         teacher = self._teacher_outputs(inputs) if self.objectives.need_teacher else None
         loss, parts = self._weigh(student, teacher, inputs, num_items_in_batch)
         if num_items_in_batch is not None:
-            self._parts += parts.detach()
+            self._parts[: len(parts)] += parts.detach()
             loss = loss * self.accelerator.num_processes
         return (loss, student) if return_outputs else loss
 
@@ -305,8 +313,9 @@ class DistillationTrainer(Trainer):
         self, student: CapturedOutput, teacher: CapturedOutput | None, batch: dict[str, Any], counts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         counts = self._counts(batch) if counts is None else counts
-        parts = self.objectives.parts(student, teacher, batch, counts[: len(self.objectives)])
-        loss = self.objectives.weigh(parts)
+        own = counts[: len(self.objectives)]
+        parts = self.objectives.parts(student, teacher, batch, own)
+        loss = self.objectives.weigh(parts, batch, own)
         if self.compute_loss_func is not None:
             outputs = SequenceClassifierOutput(logits=student.logits)
             parts.append(self.compute_loss_func(outputs, batch.get("labels"), num_items_in_batch=counts[-1]))
@@ -323,6 +332,11 @@ class DistillationTrainer(Trainer):
             vector_to_parameters(vector, gradients)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+        if self._anchor is not None and self.accelerator.sync_gradients:
+            scaler = self.accelerator.scaler
+            penalty = self._anchor.pull(1.0 if scaler is None else scaler.get_scale())
+            # Every process pulls alike, and the parts are summed over processes.
+            self._parts[-1] += penalty / self.accelerator.num_processes
         return loss
 
     # Parameters of the objectives
@@ -342,7 +356,13 @@ class DistillationTrainer(Trainer):
         rate = self.args.objective_learning_rate
         rate = self.args.learning_rate if rate is None else rate
         broadcast([parameter.data for parameter in parameters])
-        optimizer.add_param_group({"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay})
+        own = len(parameters) - len(list(self.objectives.weighting.parameters()))
+        if own:
+            group = {"params": parameters[:own], "lr": rate, "weight_decay": self.args.weight_decay}
+            optimizer.add_param_group(group)
+        if own < len(parameters):
+            rate = self.args.weighting_learning_rate
+            optimizer.add_param_group({"params": parameters[own:], "lr": rate, "weight_decay": 0.0})
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
@@ -357,6 +377,7 @@ class DistillationTrainer(Trainer):
         if hasattr(self, "_student_wants"):
             self._student = Capture(model, self._student_wants, "student")
             self.objectives.load_state_dict(self._fresh_objectives)
+            self._anchor = Anchor(model, self.args.anchor_weight) if self.args.anchor_weight else None
         return model
 
     # Logging
@@ -367,6 +388,8 @@ class DistillationTrainer(Trainer):
         if "loss" in logs and steps > 0:
             parts = self._checked_parts()
             logs |= {f"loss/{name}": part / steps for name, part in zip(self._part_names, parts, strict=True)}
+            if self.args.weighting != "fixed":
+                logs |= {f"weight/{name}": factor for name, factor in self.objectives.factors().items()}
             self._parts.zero_()
             self._parts_since = self.state.global_step
         elif "train_loss" in logs:

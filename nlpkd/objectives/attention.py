@@ -8,25 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nlpkd.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, token_mask
 
 
-class AttentionMSELoss(LayerObjective):
-    """Mean squared error between attention maps of matched layers.
-
-    mean over pairs (s, t), heads and pairs (i, j) of real tokens of one text of (A_student[s] - A_teacher[t])^2,
-    `(batch, heads, seq, seq)`: TinyBERT's attention distillation (Jiao et al. 2020, "TinyBERT: Distilling BERT for
-    Natural Language Understanding", arXiv:1909.10351, equation 7). The paper matches the scores before the softmax;
-    here it is the probabilities, which do not depend on a row's additive constant, and padding is left out. The maps
-    are taken before dropout.
-
-    Args:
-        layers: layer map.
-        weight: factor of this objective in the sum.
-    """
-
-    needs = frozenset({"attentions"})
-    citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
+class AttentionObjective(LayerObjective):
+    """An objective that holds attention head against attention head."""
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map and compare head counts; see `Objective.bind`."""
@@ -34,23 +21,94 @@ class AttentionMSELoss(LayerObjective):
         ours, theirs = student_config.num_attention_heads, teacher_config.num_attention_heads
         if ours != theirs:
             raise ValueError(
-                f"AttentionMSELoss matches head with head, and the student has {ours} heads a layer, the teacher "
-                f"{theirs}: make the student of the teacher's layers (layers:N), or match hidden states instead"
+                f"{type(self).__name__} matches head with head, and the student has {ours} heads a layer, the teacher "
+                f"{theirs}: make the student of the teacher's layers (layers:N), or use SelfAttentionRelationLoss or "
+                "hidden states, which need no equal heads"
             )
-        if any(0 in pair for pair in self.pairs):
-            raise ValueError(f"layer 0 is the embedding output and has no attention map: got {self.pairs}")
+
+
+class AttentionMSELoss(AttentionObjective):
+    """Mean squared error between attention maps of matched layers.
+
+    mean over pairs (s, t), heads and pairs (i, j) of real tokens of one text of (A_student[s] - A_teacher[t])^2,
+    `(batch, heads, seq, seq)`: TinyBERT's attention distillation (Jiao et al. 2020, "TinyBERT: Distilling BERT for
+    Natural Language Understanding", arXiv:1909.10351, equation 7). The paper matches the scores QK'/sqrt(d) before the
+    softmax (`on="scores"`); the probabilities do not depend on a row's additive constant. Padding is left out. The
+    maps are taken before dropout.
+
+    Args:
+        layers: layer map.
+        weight: factor of this objective in the sum.
+        on: `"probabilities"` or `"scores"`.
+
+    Raises:
+        ValueError: if `on` is neither.
+    """
+
+    needs = frozenset({"attentions"})
+    citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
+
+    def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0, on: str = "probabilities"):
+        super().__init__(layers, weight)
+        if on not in ("probabilities", "scores"):
+            raise ValueError(f"on must be 'probabilities' or 'scores', got {on!r}")
+        self.on = on
+        if on == "scores":
+            self.needs = frozenset({"queries", "keys"})
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count pairs of real tokens of the same text."""
         return token_mask(batch).sum(dim=1).square().sum()
 
-    def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Sum over pairs of real tokens, mean over layer pairs and heads."""
+    def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Sum over pairs of real tokens, mean over heads."""
         mask = token_mask(batch)  # (batch, seq)
         both = mask[:, :, None] * mask[:, None, :]  # (batch, seq, seq)
-        per_pair = []
-        for student_layer, teacher_layer in self.pairs:
-            ours = student.attentions[student_layer - 1].float()  # (batch, heads, seq, seq)
-            theirs = teacher.attentions[teacher_layer - 1].float()
-            per_pair.append(((ours - theirs).square().mean(dim=1) * both).sum())
-        return torch.stack(per_pair).mean()
+        ours, theirs = (
+            self._map(outputs, layer) for outputs, layer in zip((student, teacher), self.pairs[position], strict=True)
+        )  # (batch, heads, seq, seq)
+        return ((ours - theirs).square().mean(dim=1) * both).sum()
+
+    def _map(self, outputs: Any, layer: int) -> Tensor:
+        if self.on == "probabilities":
+            return outputs.attentions[layer - 1].float()
+        query, key = outputs.queries[layer - 1], outputs.keys[layer - 1]
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        return (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+
+    def config(self) -> dict[str, Any]:
+        """Describe this objective for the run record and the card."""
+        return super().config() | {"on": self.on}
+
+
+class AttentionKLLoss(AttentionObjective):
+    """Kullback-Leibler divergence between attention maps of matched layers.
+
+    mean over pairs (s, t), heads and real query tokens i of sum_j A_teacher[t](i, j) * (log A_teacher[t](i, j) -
+    log A_student[s](i, j)), `(batch, heads, seq, seq)`, over real keys j: the self-attention distribution transfer of
+    MiniLM (Wang et al. 2020, "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
+    Transformers", arXiv:2002.10957, section 3.1), which matches the last layers (`layers="last"`). Probabilities below
+    1e-12 count as 1e-12.
+
+    Args:
+        layers: layer map.
+        weight: factor of this objective in the sum.
+    """
+
+    needs = frozenset({"attentions"})
+    citation = "Wang et al. (2020), MiniLM: Deep Self-Attention Distillation, arXiv:2002.10957"
+
+    def count(self, batch: Mapping[str, Any]) -> Tensor:
+        """Count real tokens."""
+        return token_mask(batch).sum()
+
+    def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Sum over real query tokens and real keys, mean over heads."""
+        ours_layer, theirs_layer = self.pairs[position]
+        mask = token_mask(batch)
+        both = (mask[:, None, :, None] * mask[:, None, None, :]).bool()  # (batch, 1, seq, seq)
+        ours, theirs = (
+            torch.where(both, outputs.attentions[layer - 1].float(), 1.0).clamp(min=1e-12)
+            for outputs, layer in ((student, ours_layer), (teacher, theirs_layer))
+        )  # (batch, heads, seq, seq), 1 and so without effect where padded
+        return (theirs * (theirs.log() - ours.log())).sum(dim=(2, 3)).mean(dim=1).sum()

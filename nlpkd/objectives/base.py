@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from nlpkd.layers import LayerSpec, map_layers
 
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
 FEATURES = frozenset({"hidden_states", "attentions", "queries", "keys", "values"})
 """Kinds of output that belong to a layer and to tokens."""
 
@@ -19,12 +21,21 @@ KINDS = FEATURES | {"logits", "labels"}
 """All that an objective may need."""
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """One term of the loss, on what student and teacher gave for a batch.
 
     A subclass says what it `needs`, computes `total` and `count`, and never holds a model. Its value is total / count:
     the trainer divides the total of every micro-batch of every process by the count of the whole optimizer step, so
     that a result does not depend on padding, batch split, number of processes or accumulation.
+
+    Attributes:
+        needs: what it reads, of `KINDS`; settings may narrow it.
+        citation: the paper.
+        teacher_needed: whether it reads the teacher's outputs.
+        tasks: the problem types that it is defined for.
+        couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
+            of parts of a batch do not add up to the whole's.
+        progress: share of the training that is done, 0 to 1, for schedules; the trainer keeps it.
 
     Args:
         weight: factor of this objective in the sum, >= 0.
@@ -33,9 +44,13 @@ class Objective(nn.Module):
         ValueError: if the weight is negative.
     """
 
-    needs: ClassVar[frozenset[str]]
+    needs: frozenset[str]
     citation: ClassVar[str] = ""
     teacher_needed: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[str]] = frozenset({SINGLE_LABEL})
+    couples_rows: bool = False
+    task: str = SINGLE_LABEL
+    progress: float = 0.0
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
@@ -54,14 +69,22 @@ class Objective(nn.Module):
 
         Args:
             student_config: the student's `PretrainedConfig`, or None for a plain module.
-            teacher_config: the teacher's; None without one (cached columns).
+            teacher_config: the teacher's; None without one (cached columns), a list of them for several teachers.
 
         Raises:
             ValueError: if this objective can't work on this pair or task.
         """
-        problem_type = getattr(student_config, "problem_type", None)
-        if problem_type not in (None, "single_label_classification"):
-            raise ValueError(f"{type(self).__name__} is for single-label classification, the task is {problem_type!r}")
+        only_one = getattr(student_config, "num_labels", 2) == 1
+        self.task = getattr(student_config, "problem_type", None) or (REGRESSION if only_one else SINGLE_LABEL)
+        if self.task not in self.tasks:
+            raise ValueError(
+                f"{type(self).__name__} is for {' or '.join(sorted(self.tasks))}, the task is {self.task!r}"
+            )
+
+    @property
+    def matches_tokens(self) -> bool:
+        """Whether token is held against token, which needs one tokenizer for both models."""
+        return bool(self.needs & FEATURES)
 
     def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
         """Say, after `bind`, which layers of student and teacher are needed, by kind."""
@@ -92,10 +115,15 @@ class Objective(nn.Module):
 
 
 class LayerObjective(Objective):
-    """An objective that matches layers of the student with layers of the teacher.
+    """An objective that matches layers of the student with layers of the teacher: the mean over its pairs of layers.
+
+    With `layers="learned"` every student layer is compared with every teacher layer, and a softmax over learned
+    scores, one row a student layer, weighs the comparisons (after Passban et al. 2021, "ALP-KD: Attention-Based Layer
+    Projection for Knowledge Distillation", arXiv:2012.14022, who weigh states instead of losses). It costs a
+    comparison a pair, and drifts to the teacher layers that are easiest to match.
 
     Args:
-        layers: a layer map (`"uniform"`, `"last"`, `"first"`, pairs); see `nlpkd.layers.map_layers`.
+        layers: a layer map (`"uniform"`, `"last"`, `"first"`, pairs, `"learned"`); see `nlpkd.layers.map_layers`.
         weight: factor of this objective in the sum.
     """
 
@@ -103,18 +131,29 @@ class LayerObjective(Objective):
         super().__init__(weight)
         self.layers = layers
         self.pairs: list[tuple[int, int]] = []
+        self.layer_scores: nn.Parameter | None = None
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         needed = sorted(self.needs & FEATURES)
+        if isinstance(teacher_config, list):
+            raise ValueError(
+                f"{type(self).__name__} matches {needed}, and several teachers give their joint logits alone: use one "
+                "teacher, or objectives on logits"
+            )
         for role, config in (("student", student_config), ("teacher", teacher_config)):
             if getattr(config, "num_hidden_layers", None) is None:
                 raise ValueError(
                     f"{type(self).__name__} matches {needed} and the {role} has none to give (no model with layers): "
                     "pass a transformers model, or use objectives on logits"
                 )
-        self.pairs = map_layers(self.layers, student_config.num_hidden_layers, teacher_config.num_hidden_layers)
+        depths = student_config.num_hidden_layers, teacher_config.num_hidden_layers
+        self.pairs = map_layers(self.layers, *depths)
+        if self.layers == "learned":
+            self.layer_scores = nn.Parameter(torch.zeros(depths))
+        if any(0 in pair for pair in self.pairs) and "hidden_states" not in self.needs:
+            raise ValueError(f"layer 0 is the embedding output and has no {' or '.join(needed)}: got {self.pairs}")
 
     def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
         """Say which layers are needed, by kind."""
@@ -122,8 +161,21 @@ class LayerObjective(Objective):
         student, teacher = (frozenset(side) for side in zip(*self.pairs, strict=True))
         return dict.fromkeys(kinds, student), dict.fromkeys(kinds, teacher)
 
+    @abstractmethod
+    def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Sum this objective over a batch for the pair of layers `self.pairs[position]`: a float32 scalar."""
+
+    def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Average `compare` over the pairs of layers, by the learned weights where there are any."""
+        totals = torch.stack([self.compare(position, student, teacher, batch) for position in range(len(self.pairs))])
+        if self.layer_scores is None:
+            return totals.mean()
+        return (totals * self.layer_scores.softmax(dim=-1).flatten()).sum() / len(self.layer_scores)
+
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""
+        if isinstance(self.layers, str) and self.layers == "learned":
+            return super().config() | {"layers": self.layers}
         return super().config() | {"layers": [list(pair) for pair in self.pairs] or self.layers}
 
 
@@ -138,3 +190,16 @@ def rows(batch: Mapping[str, Any]) -> Tensor:
     """Count the rows of a batch: a float32 scalar."""
     first = next(value for value in batch.values() if isinstance(value, Tensor))
     return torch.tensor(float(first.shape[0]), device=first.device)
+
+
+def labels_of(batch: Mapping[str, Any], objective: Objective) -> Tensor:
+    """Give the gold labels of a batch.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if "labels" not in batch:
+        raise ValueError(
+            f"the batch has no labels, which {type(objective).__name__} needs: give a labelled dataset, or drop it"
+        )
+    return batch["labels"]

@@ -1,24 +1,20 @@
-"""Objectives on hidden states."""
+"""Objectives on hidden states, token by token."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nlpkd.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, token_mask
+from nlpkd.objectives.base import LayerObjective, rows, token_mask
 
 
-class HiddenStateMSELoss(LayerObjective):
-    """Mean squared error between hidden states of matched layers.
-
-    mean over pairs (s, t), real tokens and hidden units of (H_student[s] W - H_teacher[t])^2, `(batch, seq, hidden)`,
-    padding left out: TinyBERT's hidden-state distillation (Jiao et al. 2020, "TinyBERT: Distilling BERT for Natural
-    Language Understanding", arXiv:1909.10351, equation 8). W is learned where the widths differ, one a pair (the
-    paper's code shares one between all layers), and absent where they are equal.
+class ProjectedObjective(LayerObjective):
+    """An objective on hidden states that maps the student's to the teacher's width where they differ.
 
     Args:
         layers: layer map; explicit pairs may name layer 0, the embedding output.
@@ -26,7 +22,6 @@ class HiddenStateMSELoss(LayerObjective):
     """
 
     needs = frozenset({"hidden_states"})
-    citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0):
         super().__init__(layers, weight)
@@ -39,18 +34,114 @@ class HiddenStateMSELoss(LayerObjective):
         if narrow != wide:
             self.projections.extend(nn.Linear(narrow, wide, bias=False) for _ in self.pairs)
 
+    def states(self, position: int, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+        """Give a pair of layers' hidden states, the student's projected: float32 `(batch, seq, teacher hidden)`."""
+        ours, theirs = self.pairs[position]
+        state = student.hidden_states[ours].float()
+        if self.projections:
+            state = self.projections[position](state).float()
+        return state, teacher.hidden_states[theirs].float()
+
+
+class TokenObjective(ProjectedObjective):
+    """An objective on the hidden states of each real token."""
+
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count real tokens."""
         return token_mask(batch).sum()
 
-    def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Sum over real tokens, mean over pairs and hidden units."""
-        mask = token_mask(batch)  # (batch, seq)
-        per_pair = []
-        for position, (student_layer, teacher_layer) in enumerate(self.pairs):
-            state = student.hidden_states[student_layer].float()  # (batch, seq, student hidden)
-            if self.projections:
-                state = self.projections[position](state)  # (batch, seq, teacher hidden)
-            error = (state - teacher.hidden_states[teacher_layer].float()).square().mean(dim=-1)  # (batch, seq)
-            per_pair.append((error * mask).sum())
-        return torch.stack(per_pair).mean()
+    def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Sum over real tokens."""
+        return (self.distance(*self.states(position, student, teacher)) * token_mask(batch)).sum()
+
+    @abstractmethod
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare states `(batch, seq, hidden)` token by token: `(batch, seq)`."""
+
+
+class HiddenStateMSELoss(TokenObjective):
+    """Mean squared error between hidden states of matched layers.
+
+    mean over pairs (s, t), real tokens and hidden units of (H_student[s] W - H_teacher[t])^2, `(batch, seq, hidden)`,
+    padding left out: TinyBERT's hidden-state distillation (Jiao et al. 2020, "TinyBERT: Distilling BERT for Natural
+    Language Understanding", arXiv:1909.10351, equation 8). W is learned where the widths differ, one a pair (the
+    paper's code shares one between all layers), and absent where they are equal.
+
+    Args:
+        layers: layer map; explicit pairs may name layer 0, the embedding output.
+        weight: factor of this objective in the sum.
+    """
+
+    citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Average the squared error over hidden units."""
+        return (student - teacher).square().mean(dim=-1)
+
+
+class EmbeddingMSELoss(HiddenStateMSELoss):
+    """Mean squared error between embedding outputs (layer 0).
+
+    mean over real tokens and hidden units of (E_student W - E_teacher)^2, `(batch, seq, hidden)`: TinyBERT's
+    embedding-layer distillation (Jiao et al. 2020, arXiv:1909.10351, equation 9). The embeddings are those after their
+    layer norm and dropout, which the first layer reads.
+
+    Args:
+        weight: factor of this objective in the sum.
+    """
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__([(0, 0)], weight)
+
+
+class HiddenStateCosineLoss(TokenObjective):
+    """One minus the cosine between hidden states of matched layers.
+
+    mean over pairs (s, t) and real tokens of 1 - cos(H_student[s] W, H_teacher[t]), `(batch, seq, hidden)`, padding
+    left out: DistilBERT's alignment of directions (Sanh et al. 2019, "DistilBERT, a distilled version of BERT",
+    arXiv:1910.01108, section 2), which matches the last layers.
+
+    Args:
+        layers: layer map; explicit pairs may name layer 0, the embedding output.
+        weight: factor of this objective in the sum.
+    """
+
+    citation = "Sanh et al. (2019), DistilBERT, a distilled version of BERT, arXiv:1910.01108"
+
+    def __init__(self, layers: LayerSpec = "last", weight: float = 1.0):
+        super().__init__(layers, weight)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Take the cosine from 1."""
+        return 1 - F.cosine_similarity(student, teacher, dim=-1)
+
+
+class PatientLoss(ProjectedObjective):
+    """Squared distance between normalised [CLS] states of matched layers.
+
+    mean over pairs (s, t) and rows of || h_student[s] / |h_student[s]| - h_teacher[t] / |h_teacher[t]| ||^2, h the
+    state of the first token, `(batch, hidden)`: Sun et al. 2019, "Patient Knowledge Distillation for BERT Model
+    Compression", arXiv:1908.09355, equation 7, where it is the sum over pairs. The paper leaves out the student's last
+    layer, which the soft targets train: name the pairs for that. Where the widths differ, h_student is projected
+    first.
+
+    Args:
+        layers: layer map.
+        weight: factor of this objective in the sum.
+    """
+
+    citation = "Sun et al. (2019), Patient Knowledge Distillation for BERT Model Compression, arXiv:1908.09355"
+
+    @property
+    def matches_tokens(self) -> bool:
+        """The first token stands for the whole text in both models."""
+        return False
+
+    def count(self, batch: Mapping[str, Any]) -> Tensor:
+        """Count rows."""
+        return rows(batch)
+
+    def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Sum over rows."""
+        ours, theirs = (F.normalize(state[:, 0], dim=-1) for state in self.states(position, student, teacher))
+        return (ours - theirs).square().sum()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from nlpkd.objectives.attention import AttentionMSELoss
 from nlpkd.objectives.base import Objective
 from nlpkd.objectives.hidden import HiddenStateMSELoss
-from nlpkd.objectives.logits import CrossEntropyLoss, ForwardKLLoss
+from nlpkd.objectives.labels import CrossEntropyLoss
+from nlpkd.objectives.logits import ForwardKLLoss
 
 
 def hinton() -> list[Objective]:

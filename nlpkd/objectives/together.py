@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,51 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nlpkd.objectives.base import FEATURES, Objective
+from nlpkd.objectives.base import Objective
+from nlpkd.objectives.weighting import WEIGHTINGS
 
 OBJECTIVES_FILE = "objectives.safetensors"
 """Beside each checkpoint: the objectives' own parameters, such as projections."""
 
 
-class ObjectiveSet(nn.ModuleList):
-    """The objectives of a run.
+class ObjectiveSet(nn.Module):
+    """The objectives of a run and how they are weighed.
 
     Args:
         objectives: not bound yet; a class may come more than once.
+        weighting: a name of `nlpkd.objectives.weighting.WEIGHTINGS`.
+
+    Raises:
+        ValueError: if there is no such weighting, or it does not suit the objectives.
     """
 
-    def __init__(self, objectives: Iterable[Objective]):
-        super().__init__(objectives)
+    def __init__(self, objectives: Iterable[Objective], weighting: str = "fixed"):
+        super().__init__()
         self.members = list(objectives)
+        self.objectives = nn.ModuleList(self.members)
         self.names: list[str] = []
         for objective in self.members:
             number = 1 + sum(type(other) is type(objective) for other in self.members[: len(self.names)])
             self.names.append(objective.name if number == 1 else f"{objective.name}_{number}")
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {sorted(WEIGHTINGS)}, got {weighting!r}")
+        self.weighting = WEIGHTINGS[weighting](self.members)
+        self.progress = 0.0
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Objective]:
+        return iter(self.members)
+
+    def __getitem__(self, position: int) -> Objective:
+        return self.members[position]
+
+    def at(self, progress: float) -> None:
+        """Tell all schedules how much of the training is done, 0 to 1."""
+        self.progress = progress
+        for objective in self.members:
+            objective.progress = progress
 
     @property
     def need_teacher(self) -> list[str]:
@@ -40,7 +65,7 @@ class ObjectiveSet(nn.ModuleList):
     @property
     def match_tokens(self) -> list[str]:
         """Name the objectives that match token with token."""
-        return [name for name, objective in zip(self.names, self.members, strict=True) if objective.needs & FEATURES]
+        return [name for name, objective in zip(self.names, self.members, strict=True) if objective.matches_tokens]
 
     def bind(self, student_config: Any, teacher_config: Any, seed: int) -> None:
         """Bind every objective to the pair, with parameters of their own that depend on the seed alone.
@@ -88,12 +113,29 @@ class ObjectiveSet(nn.ModuleList):
         totals = [objective.total(student, teacher, batch) for objective in self.members]
         return [total / count for total, count in zip(totals, counts, strict=True)]
 
-    def weigh(self, parts: Iterable[Tensor]) -> Tensor | float:
-        """Sum the parts by weight."""
-        return sum(objective.weight * part for objective, part in zip(self.members, parts, strict=True))
+    def weigh(self, parts: Iterable[Tensor], batch: Mapping[str, Any], counts: Tensor) -> Tensor | float:
+        """Sum the parts by weight.
+
+        Args:
+            parts: of `parts`.
+            batch: the collated batch that they are of.
+            counts: what each total was divided by, `(objectives,)`.
+
+        Returns:
+            The loss of this batch, 0.0 of no parts.
+        """
+        loss = sum(factor * part for factor, part in zip(self.weighting.factors(self.progress), parts, strict=True))
+        if self.weighting.learned:
+            loss = loss + self.weighting.penalty(self.counts(batch) / counts.clamp(min=1e-12))
+        return loss
+
+    def factors(self) -> dict[str, float]:
+        """Give what each objective is multiplied by now, by name."""
+        factors = self.weighting.factors(self.progress)
+        return dict(zip(self.names, factors.tolist() if isinstance(factors, Tensor) else factors, strict=True))
 
     def trained(self) -> list[nn.Parameter]:
-        """List the objectives' own parameters that are trained."""
+        """List the objectives' own parameters that are trained, those of the weighting last."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def save(self, folder: str | Path) -> None:

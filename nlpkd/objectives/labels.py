@@ -1,0 +1,141 @@
+"""Objectives on hard labels: gold ones, and the teacher's decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nlpkd.objectives.base import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Objective, labels_of, rows
+
+
+class CrossEntropyLoss(Objective):
+    """Cross-entropy of the student against the gold labels.
+
+    -log p_student(label), mean over labelled rows (weighted by class where `class_weights` are given, as
+    `torch.nn.CrossEntropyLoss` does). Rows with label -100 are left out. Multi-label tasks have the binary
+    cross-entropy of each label, mean over labels and labelled rows (class weights multiply the positive part, as
+    `pos_weight` of `torch.nn.BCEWithLogitsLoss`); regression the squared error, mean over labelled rows, those with
+    NaN left out.
+
+    Args:
+        weight: factor of this objective in the sum.
+        class_weights: one weight a class, in the order of the label ids.
+        label_smoothing: share of the target spread evenly over the classes, 0 <= s < 1 (Szegedy et al. 2016,
+            "Rethinking the Inception Architecture for Computer Vision", section 7).
+
+    Raises:
+        ValueError: if the smoothing is out of range.
+    """
+
+    needs = frozenset({"logits", "labels"})
+    teacher_needed = False
+    tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
+
+    def __init__(
+        self, weight: float = 1.0, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
+    ):
+        super().__init__(weight)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
+        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def bind(self, student_config: Any, teacher_config: Any) -> None:
+        """Check the number of class weights; see `Objective.bind`."""
+        super().bind(student_config, teacher_config)
+        labels = getattr(student_config, "num_labels", None)
+        if self.class_weights is not None and labels is not None and len(self.class_weights) != labels:
+            raise ValueError(f"got {len(self.class_weights)} class weights for {labels} labels: give one a label")
+        if self.task == REGRESSION and (self.class_weights is not None or self.label_smoothing):
+            raise ValueError("class_weights and label_smoothing are for classes, the task is regression: drop them")
+
+    def count(self, batch: Mapping[str, Any]) -> Tensor:
+        """Count labelled rows, by class weight."""
+        labelled = self._labelled(batch)
+        if self.class_weights is None or self.task != SINGLE_LABEL:
+            return labelled.sum().float()
+        return self.class_weights[labels_of(batch, self).clamp(min=0)][labelled].sum()
+
+    def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Sum over labelled rows; student logits `(batch, labels)`."""
+        logits, labels = student.logits.float(), labels_of(batch, self)
+        if self.task == SINGLE_LABEL:
+            return F.cross_entropy(
+                logits, labels, weight=self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
+            )
+        labelled = self._labelled(batch)
+        labels = labels.float().reshape(logits.shape)
+        # Filled before the loss, since a NaN times zero stays NaN in the gradient.
+        labels = torch.where(labelled[:, None], labels, 0.0)
+        if self.task == REGRESSION:
+            errors = (logits - labels).square()
+        else:
+            labels = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+            errors = F.binary_cross_entropy_with_logits(
+                logits, labels, reduction="none", pos_weight=self.class_weights
+            )
+        return (errors.mean(dim=-1) * labelled).sum()
+
+    def _labelled(self, batch: Mapping[str, Any]) -> Tensor:
+        """Say which rows have a gold label: bool `(batch,)`."""
+        labels = labels_of(batch, self)
+        known = ~labels.isnan() if self.task == REGRESSION else labels != -100
+        return known.reshape(len(labels), -1).all(dim=1)
+
+    def config(self) -> dict[str, Any]:
+        """Describe this objective for the run record and the card."""
+        weights = None if self.class_weights is None else self.class_weights.tolist()
+        return super().config() | {"class_weights": weights, "label_smoothing": self.label_smoothing}
+
+
+class TeacherLabelLoss(Objective):
+    """Cross-entropy of the student against the teacher's decision: hard distillation.
+
+    -log p_student(argmax_c p_teacher(c)), mean over all rows, labelled or not; rows of which the teacher is less sure
+    than `threshold` add 0. The "hard-label distillation" of Touvron et al. 2021, "Training data-efficient image
+    transformers and distillation through attention", arXiv:2012.12877, section 4; with a threshold, the pseudo-labels
+    of FixMatch (Sohn et al. 2020, arXiv:2001.07685, equation 4, where the mean is over all rows too). Multi-label
+    tasks have the binary form, mean over labels, with a decision and a confidence for each label.
+
+    Args:
+        weight: factor of this objective in the sum.
+        threshold: least probability that the teacher must give its decision, 0 <= threshold <= 1.
+
+    Raises:
+        ValueError: if the threshold is out of range.
+    """
+
+    needs = frozenset({"logits"})
+    citation = "Touvron et al. (2021), Training data-efficient image transformers & distillation, arXiv:2012.12877"
+    tasks = frozenset({SINGLE_LABEL, MULTI_LABEL})
+
+    def __init__(self, weight: float = 1.0, threshold: float = 0.0):
+        super().__init__(weight)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        self.threshold = threshold
+
+    def count(self, batch: Mapping[str, Any]) -> Tensor:
+        """Count rows."""
+        return rows(batch)
+
+    def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Sum over rows; both logits `(batch, labels)`."""
+        ours, theirs = student.logits.float(), teacher.logits.float()
+        if self.task == MULTI_LABEL:
+            sure = (theirs.abs().sigmoid() >= self.threshold).float()
+            errors = F.binary_cross_entropy_with_logits(ours, (theirs > 0).float(), reduction="none")
+            return (errors * sure).mean(dim=-1).sum()
+        confidence, decision = theirs.softmax(dim=-1).max(dim=-1)
+        errors = F.cross_entropy(ours, decision, reduction="none")
+        return (errors * (confidence >= self.threshold)).sum()
+
+    def config(self) -> dict[str, Any]:
+        """Describe this objective for the run record and the card."""
+        return super().config() | {"threshold": self.threshold}

@@ -1,0 +1,130 @@
+"""Temperatures of soft targets: constant, moving over the training, or of each example."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Temperature(ABC):
+    """A temperature that depends on the progress of training or on the example."""
+
+    couples_rows = False
+
+    @abstractmethod
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float | Tensor:
+        """Give the temperature.
+
+        Args:
+            student_logits: `(batch, labels)`.
+            teacher_logits: `(batch, labels)`.
+            progress: share of the training that is done, 0 to 1.
+
+        Returns:
+            A number, or one a row, `(batch, 1)`, without a gradient.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """Describe this temperature for the run record."""
+        return {"class": type(self).__name__} | asdict(self)
+
+
+@dataclass(frozen=True)
+class ConstantTemperature(Temperature):
+    """T.
+
+    Args:
+        value: T > 0.
+    """
+
+    value: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self.value)
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float:
+        """Give T; see `Temperature`."""
+        return self.value
+
+    def config(self) -> Any:
+        """Describe this temperature for the run record: the number."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class LinearTemperature(Temperature):
+    """T moves evenly from `start` to `end` over the training: start + (end - start) * progress.
+
+    Falling to 1 it is the temperature of annealed distillation (Jafari et al. 2021, "Annealing Knowledge
+    Distillation", arXiv:2104.07163, which lets it fall in steps of whole numbers).
+
+    Args:
+        start: T > 0 at the first step.
+        end: T > 0 at the last step.
+    """
+
+    start: float = 4.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self.start)
+        _require_positive(self.end)
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float:
+        """Interpolate; see `Temperature`."""
+        return self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True)
+class FocalTemperature(Temperature):
+    """One T an example: lower, so sharper, where the student is still far from the teacher.
+
+    T_i = base + beta * (mean_j w_j - w_i), w_i = (1 - cos(student logits_i, teacher logits_i))^gamma, at least
+    `minimum`: the dynamic temperature with focal weights of Wen, Lai and Qian 2019, "Preparing Lessons: Improve
+    Knowledge Distillation with Better Supervision", arXiv:1911.07471. The mean is over the micro-batch.
+
+    Args:
+        base: T of an example of average difficulty, > 0.
+        beta: how far T moves, >= 0.
+        gamma: how much more the difficult examples stand out, > 0.
+        minimum: the lowest T, > 0.
+    """
+
+    base: float = 2.0
+    beta: float = 1.0
+    gamma: float = 1.0
+    minimum: float = 0.5
+    couples_rows = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self.base)
+        _require_positive(self.gamma)
+        _require_positive(self.minimum)
+        if not self.beta >= 0:
+            raise ValueError(f"beta must be >= 0, got {self.beta}")
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> Tensor:
+        """Hold student against teacher; see `Temperature`."""
+        with torch.no_grad():
+            cosine = torch.cosine_similarity(student_logits.float(), teacher_logits.float(), dim=-1)
+            distance = (1 - cosine).clamp(min=0).pow(self.gamma)
+            return (self.base + self.beta * (distance.mean() - distance)).clamp(min=self.minimum)[:, None]
+
+
+def as_temperature(value: float | Temperature) -> Temperature:
+    """Turn a number into a constant temperature, and pass a `Temperature` through.
+
+    Raises:
+        ValueError: if the number is not positive.
+    """
+    return value if isinstance(value, Temperature) else ConstantTemperature(value)
+
+
+def _require_positive(value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"temperature must be > 0, got {value}")

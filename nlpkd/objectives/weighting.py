@@ -1,0 +1,108 @@
+"""How the objectives of a run are weighed against each other while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nlpkd.objectives.base import Objective
+
+
+class Weighting(nn.Module):
+    """Fixed weights: the sum of w_i L_i.
+
+    Args:
+        objectives: what is weighed; their `weight` is w_i.
+    """
+
+    name: ClassVar[str] = "fixed"
+    learned: ClassVar[bool] = False
+
+    def __init__(self, objectives: Sequence[Objective]):
+        super().__init__()
+        self.gold = [not objective.teacher_needed for objective in objectives]
+        self.base = [objective.weight for objective in objectives]
+
+    def factors(self, progress: float) -> Tensor | list[float]:
+        """Give what each objective is multiplied by, `(objectives,)`.
+
+        Args:
+            progress: share of the training that is done, 0 to 1.
+        """
+        return self.base
+
+    def penalty(self, shares: Tensor) -> Tensor | float:
+        """Give what keeps moving weights from moving to 0.
+
+        Args:
+            shares: how much of the optimizer step's mean this micro-batch makes, `(objectives,)`.
+        """
+        return 0.0
+
+
+class LinearWeighting(Weighting):
+    """Weights that move evenly from the teacher to the gold labels: teacher annealing.
+
+    w_i * (1 - p) for objectives on the teacher, w_i * p for those on gold labels, p the share of the training that is
+    done: Clark et al. 2019, "BAM! Born-Again Multi-Task Networks for Natural Language Understanding",
+        arXiv:1907.04829,
+    section 3.2, where one target is mixed; here each loss is weighed, which has the same gradient at temperature 1.
+
+    Args:
+        objectives: what is weighed, of both kinds.
+
+    Raises:
+        ValueError: if there are objectives of one kind only.
+    """
+
+    name = "linear"
+
+    def __init__(self, objectives: Sequence[Objective]):
+        super().__init__(objectives)
+        if len(set(self.gold)) != 2:
+            raise ValueError(
+                "weighting='linear' moves from the teacher to the gold labels and needs objectives on both, such as "
+                "[CrossEntropyLoss(), ForwardKLLoss()]"
+            )
+
+    def factors(self, progress: float) -> list[float]:
+        """Interpolate; see `Weighting.factors`."""
+        return [w * (progress if gold else 1 - progress) for w, gold in zip(self.base, self.gold, strict=True)]
+
+
+class UncertaintyWeighting(Weighting):
+    """Learned weights: the sum of w_i (exp(-s_i) L_i + s_i), s_i learned, 0 at the start.
+
+    Kendall, Gal and Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+    Semantics", arXiv:1705.07115, equation 10, with s_i = log sigma_i^2 and twice their value. The best s_i is log L_i:
+    every objective is brought to the same size, so that w_i says how much it matters and not in which units it comes.
+
+    Args:
+        objectives: what is weighed.
+    """
+
+    name = "uncertainty"
+    learned = True
+
+    def __init__(self, objectives: Sequence[Objective]):
+        super().__init__(objectives)
+        self.log_variances = nn.Parameter(torch.zeros(len(objectives)))
+        self.scale: Tensor
+        self.register_buffer("scale", torch.tensor(self.base), persistent=False)
+
+    def factors(self, progress: float) -> Tensor:
+        """Give w_i exp(-s_i); see `Weighting.factors`."""
+        return self.scale * (-self.log_variances).exp()
+
+    def penalty(self, shares: Tensor) -> Tensor:
+        """Give the micro-batch's share of the sum of w_i s_i; see `Weighting.penalty`."""
+        return (self.scale * self.log_variances * shares).sum()
+
+
+WEIGHTINGS: dict[str, type[Weighting]] = {
+    kind.name: kind for kind in (Weighting, LinearWeighting, UncertaintyWeighting)
+}
+"""By the names that `DistillationConfig.weighting` takes."""
