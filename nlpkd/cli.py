@@ -94,7 +94,7 @@ def distill(
     text_column: Text = None,
     text_pair_column: Pair = None,
     label_column: Label = None,
-    objectives: Annotated[str, typer.Option(help="A preset: layerwise, hinton.")] = "layerwise",
+    objectives: Annotated[str, typer.Option(help="A preset; `nlpkd presets` lists them.")] = "layerwise",
     baseline: Annotated[bool, typer.Option("--baseline", help="Train the undistilled baseline too.")] = False,
     num_seeds: Annotated[int, typer.Option(help="Seeds to train student and baseline with.")] = 1,
     max_length: Length = 128,
@@ -177,6 +177,21 @@ def evaluate(
     typer.echo(report.to_markdown())
     if output_dir is not None:
         report.save(output_dir)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets of --objectives: what each trains on, from which paper, and where it differs.
+
+    nlpkd presets
+    """
+    from nlpkd.objectives.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        typer.echo(f"{name}: {preset.paper}")
+        for number, stage in enumerate(preset.stages(), start=1):
+            typer.echo(f"  stage {number}: {', '.join(objective.name for objective in stage.objectives)}")
+        typer.echo(f"  {preset.differs}\n")
 
 
 @app.command()

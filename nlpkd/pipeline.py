@@ -19,7 +19,7 @@ from nlpkd.hub import push_student
 from nlpkd.loading import load_tokenizer, split_revision
 from nlpkd.matching import follow_student_labels
 from nlpkd.objectives import Objective
-from nlpkd.objectives.presets import resolve
+from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.report import EvaluationReport
 from nlpkd.run import Job, checkpoint_to_resume, command_line, gold_trainer, now, only_run
 from nlpkd.sources import Source
@@ -154,7 +154,7 @@ def distill(
     test: Source | None = None,
     *,
     output_dir: str | Path = "out",
-    objectives: str | Sequence[Objective] = "layerwise",
+    objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
     baseline: bool = False,
     baseline_dir: str | Path | None = None,
     num_seeds: int = 1,
@@ -183,7 +183,7 @@ def distill(
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
         output_dir: where the student is saved.
-        objectives: a preset's name (`nlpkd.objectives.PRESETS`) or objectives.
+        objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`).
         baseline: train the undistilled baseline too: the same student from the same weights, on gold labels alone.
         baseline_dir: where the baseline is saved, `output_dir/baseline` by default.
         num_seeds: how many seeds to train student and baseline with, from `seed` upwards; the first one's student is
@@ -257,7 +257,7 @@ def distill(
             teacher_tokenizer=None if same else teacher_tokenizer,
             tokenizer=tokenizer,
             data=data,
-            objectives=resolve(objectives),
+            stages=resolve(objectives),
             origin=names | {"data": data.name, "dataset_config": dataset_config, "dataset_revision": dataset_revision},
             start=_student_maker(student, student_revision, teacher, data, trust_remote_code),
         )

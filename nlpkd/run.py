@@ -24,7 +24,8 @@ from nlpkd.data import TextClassificationData
 from nlpkd.evaluation import evaluate_student
 from nlpkd.matching import follow_student_labels
 from nlpkd.model_card import build_model_card
-from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives import CrossEntropyLoss
+from nlpkd.objectives.presets import Stage
 from nlpkd.publishing import describe_training
 from nlpkd.report import EvaluationReport, aggregate_seeds
 from nlpkd.trainer import DistillationTrainer
@@ -86,7 +87,7 @@ class Job:
         teacher_tokenizer: its tokenizer where it is not the student's, else None.
         tokenizer: the student's tokenizer.
         data: the splits.
-        objectives: not bound yet.
+        stages: with objectives not bound yet.
         origin: where teacher, student and data come from, for the record.
         start: makes the untrained student for a seed.
     """
@@ -95,7 +96,7 @@ class Job:
     teacher_tokenizer: PreTrainedTokenizerBase | None
     tokenizer: PreTrainedTokenizerBase
     data: TextClassificationData
-    objectives: list[Objective]
+    stages: list[Stage]
     origin: dict[str, Any]
     start: Callable[[int], PreTrainedModel]
 
@@ -113,10 +114,10 @@ class Job:
         Returns:
             The first seed's student, and its report with the figures of all seeds.
         """
-        fresh = [copy.deepcopy(self.objectives) for _ in range(num_seeds - 1)]
-        trained, report = self.run_seed(args, self.objectives, baseline_dir if baseline else None)
+        fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
+        trained, report = self.run_seed(args, self.stages, baseline_dir if baseline else None)
         reports = [report]
-        for number, objectives in enumerate(fresh, start=1):
+        for number, stages in enumerate(fresh, start=1):
             seed = args.seed + number
             folder = Path(args.output_dir) / f"seed-{seed}"
             if _resumes(args) and (folder / "report.json").exists():
@@ -124,7 +125,7 @@ class Job:
                 reports.append(EvaluationReport.load(folder))
                 continue
             again = dataclasses.replace(_beside(args, folder), seed=seed, data_seed=None)
-            _, one = self.run_seed(again, objectives, folder / "baseline" if baseline else None)
+            _, one = self.run_seed(again, stages, folder / "baseline" if baseline else None)
             reports.append(one)
         if num_seeds > 1:
             report = dataclasses.replace(report, seeds=aggregate_seeds(reports))
@@ -132,13 +133,13 @@ class Job:
         return trained, report
 
     def run_seed(
-        self, args: DistillationConfig, objectives: Sequence[Objective], baseline_dir: Path | None
+        self, args: DistillationConfig, stages: Sequence[Stage], baseline_dir: Path | None
     ) -> tuple[PreTrainedModel, EvaluationReport]:
-        """Train and measure with one seed.
+        """Train stage after stage, the earlier ones in `stage-N/`, and measure with one seed.
 
         Args:
             args: the settings.
-            objectives: not bound yet.
+            stages: with objectives not bound yet.
             baseline_dir: where the undistilled baseline goes; None trains none.
 
         Returns:
@@ -147,25 +148,51 @@ class Job:
         student = self.start(args.seed)
         student.config.problem_type = self.data.problem_type  # type: ignore[assignment]
         untrained = copy.deepcopy(student) if baseline_dir is not None else None
-        trainer = DistillationTrainer(
+        *earlier, last = [dataclasses.replace(args, **stage.settings, push_to_hub=False) for stage in stages]
+        before: list[float | None] = []
+        for number, settings in enumerate(earlier, start=1):
+            settings = _beside(settings, Path(args.output_dir) / f"stage-{number}")
+            student, spent = self._run_stage(student, settings, stages[number - 1])
+            before.append(spent)
+        trainer = self._trainer(student, last, stages[-1])
+        spent = _train(trainer, last)
+        known = [each for each in (*before, spent) if each is not None]
+        seconds = {"student": sum(known) if len(known) == len(stages) else None}
+        baseline = None
+        if untrained is not None and baseline_dir is not None:
+            args_beside = _beside(_altogether(args, [*earlier, last]), baseline_dir)
+            baseline_trainer = gold_trainer(untrained, args_beside, self.data, self.tokenizer)
+            seconds["baseline"] = _train(baseline_trainer, args_beside)
+            baseline = baseline_trainer.model
+        report = self._measure(trainer, baseline, seconds, args, stages)
+        return trainer.model, report
+
+    def _trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
+        return DistillationTrainer(
             model=student,
             teacher_model=self.teacher,
-            args=dataclasses.replace(args, push_to_hub=False),
-            objectives=objectives,
+            args=args,
+            objectives=stage.objectives,
             train_dataset=self.data["train"],
             eval_dataset=self.data["validation"] if "validation" in self.data else None,
             processing_class=self.tokenizer,
             teacher_processing_class=self.teacher_tokenizer,
         )
-        seconds = {"student": _train(trainer, args)}
-        baseline = None
-        if untrained is not None and baseline_dir is not None:
-            args_beside = _beside(args, baseline_dir)
-            baseline_trainer = gold_trainer(untrained, args_beside, self.data, self.tokenizer)
-            seconds["baseline"] = _train(baseline_trainer, args_beside)
-            baseline = baseline_trainer.model
-        report = self._measure(trainer, baseline, seconds, args)
-        return trainer.model, report
+
+    def _run_stage(
+        self, student: PreTrainedModel, args: DistillationConfig, stage: Stage
+    ) -> tuple[PreTrainedModel, float | None]:
+        """Train a stage before the last, or take up what a run that is resumed finished of it."""
+        folder = Path(args.output_dir)
+        trainer = self._trainer(student, args, stage)
+        # Written last, so that a stage without it was cut short.
+        if _resumes(args) and (folder / "trainer_state.json").exists():
+            logger.warning("The stage in %s is finished: its student is used.", folder)
+            student.load_state_dict(type(student).from_pretrained(folder).state_dict())
+            return student, None
+        spent = _train(trainer, args)
+        trainer.save_state()
+        return trainer.model, spent
 
     def _measure(
         self,
@@ -173,6 +200,7 @@ class Job:
         baseline: PreTrainedModel | None,
         seconds: dict[str, float | None],
         args: DistillationConfig,
+        stages: Sequence[Stage],
     ) -> EvaluationReport:
         split = "test" if "test" in self.data else "validation"
         rows = follow_student_labels(self.data[split], trainer.model.config, split)
@@ -186,7 +214,7 @@ class Job:
                 baseline=baseline,
                 teacher_tokenizer=self.teacher_tokenizer,
                 teacher_order=trainer.teacher_order,
-                run=self._record(trainer, split),
+                run=self._record(trainer, split, stages),
                 training_seconds={name: known for name, known in seconds.items() if known is not None},
                 seed=args.seed,
             )
@@ -194,8 +222,15 @@ class Job:
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
-    def _record(self, trainer: DistillationTrainer, split: str) -> dict[str, Any]:
-        return describe_training(trainer) | {
+    def _record(self, trainer: DistillationTrainer, split: str, stages: Sequence[Stage]) -> dict[str, Any]:
+        record = describe_training(trainer)
+        if len(stages) > 1:
+            record["objectives"] = [
+                {"stage": number} | stage.settings | objective.config()
+                for number, stage in enumerate(stages, start=1)
+                for objective in stage.objectives
+            ]
+        return record | {
             "command": command_line(),
             "date": now(),
             "teacher": self.origin["teacher"],
@@ -250,6 +285,15 @@ def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
     """Give the settings of a further training; a checkpoint asked for by its path belongs to the first one alone."""
     resume = "True" if _resumes(args) else None
     return dataclasses.replace(args, output_dir=str(folder), push_to_hub=False, resume_from_checkpoint=resume)
+
+
+def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig]) -> DistillationConfig:
+    """Give a training of one stage as many steps as all stages have together."""
+    if len(stages) == 1:
+        return stages[0]
+    if any(stage.max_steps > 0 for stage in stages):
+        return dataclasses.replace(args, max_steps=sum(stage.max_steps for stage in stages))
+    return dataclasses.replace(args, num_train_epochs=sum(stage.num_train_epochs for stage in stages))
 
 
 def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | None:

@@ -461,7 +461,10 @@ REFERENCES = {
         (lambda **w: o.HiddenStateCosineLoss("uniform", **w), per_token(UNIFORM, cosine)),
     ],
     o.EmbeddingMSELoss: [(lambda **w: o.EmbeddingMSELoss(**w), per_token([(0, 0)], squared))],
-    o.PatientLoss: [(lambda **w: o.PatientLoss("1:1,2:3", **w), naive_patient([(1, 1), (2, 3)]))],
+    o.PatientLoss: [
+        (lambda **w: o.PatientLoss("1:1,3:3", **w), naive_patient([(1, 1), (3, 3)])),
+        (lambda **w: o.PatientLoss(**w), naive_patient([(1, 1), (2, 2)])),
+    ],
     o.FeatureDistributionLoss: [
         (lambda **w: o.FeatureDistributionLoss(**w), naive_discrepancy(UNIFORM, lambda x: x**2)),
         (lambda **w: o.FeatureDistributionLoss(kernel="linear", **w), naive_discrepancy(UNIFORM, lambda x: x)),

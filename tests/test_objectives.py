@@ -31,6 +31,7 @@ from nlpkd.objectives import (
     RelationalDistanceLoss,
     ReverseKLLoss,
     SelfAttentionRelationLoss,
+    Stage,
     TeacherLabelLoss,
     ValueRelationLoss,
 )
@@ -51,7 +52,7 @@ def test_every_objective_has_a_reference_value():
     def family(cls):
         return [cls, *(one for child in cls.__subclasses__() for one in family(child))]
 
-    public = {getattr(objectives, name) for name in objectives.__all__ if name != "PRESETS"}
+    public = {getattr(objectives, name) for name in objectives.__all__ if name.endswith("Loss")}
     concrete = {c for c in family(Objective) if c.__module__.startswith("nlpkd.") and not inspect.isabstract(c)}
     assert concrete == set(REFERENCES)
     assert concrete <= public
@@ -442,4 +443,24 @@ def test_binding_depends_on_the_seed_alone_and_leaves_the_global_generator_alone
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_give_fresh_objectives(name):
-    assert all(a is not b for a, b in zip(resolve(name), resolve(name), strict=True))
+    first, second = ([o for stage in resolve(name) for o in stage.objectives] for _ in range(2))
+    assert all(a is not b for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_bind_name_their_paper_and_say_where_they_differ(name):
+    preset = PRESETS[name]
+    assert "arXiv" in preset.paper and len(preset.differs) > 40
+    for stage in resolve(name):
+        ObjectiveSet(stage.objectives).bind(tiny_bert(layers=2).config, tiny_bert(layers=4).config, seed=0)
+
+
+def test_a_stage_takes_settings_of_a_run_and_no_others():
+    assert Stage([ForwardKLLoss()], learning_rate=1e-4).settings == {"learning_rate": 1e-4}
+    for wrong in ({"learning_rates": 1.0}, {"output_dir": "elsewhere"}, {"seed": 3}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: no setting of a stage"):
+            Stage([ForwardKLLoss()], **wrong)
+    with pytest.raises(ValueError, match="mixes stages and objectives"):
+        resolve([Stage([ForwardKLLoss()]), CrossEntropyLoss()])
+    single = [ForwardKLLoss()]
+    assert resolve(single)[0].objectives == single

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
 from nlpkd import EvaluationReport, distill, train_teacher
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline import evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -317,3 +318,57 @@ def test_a_killed_run_frees_its_directory_and_is_resumed_from_its_last_whole_che
     after = logged(out / f"checkpoint-{done + 6}", "loss")
     assert {step: after[step] for step in before} == before
     assert sorted(after) == list(range(1, done + 7))
+
+
+def two_stages() -> list[Stage]:
+    return [
+        Stage([HiddenStateMSELoss(layers="last")], num_train_epochs=1, learning_rate=1e-3),
+        Stage([ForwardKLLoss()], learning_rate=5e-4),
+    ]
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory, taught, splits, small):
+    """A job of two stages with projections in the first, and its arguments."""
+    job = {"teacher": taught.output_dir, "student": small, "train": splits, "baseline": True}
+    folder = tmp_path_factory.mktemp("staged")
+    return distill(**job, output_dir=folder, objectives=two_stages(), **QUICK), job
+
+
+def test_stages_follow_each_other_with_settings_of_their_own(staged):
+    result, _ = staged
+    states = [json.loads(path.read_text()) for path in (
+        last_checkpoint(result.output_dir / "stage-1") / "trainer_state.json",
+        last_checkpoint(result.output_dir) / "trainer_state.json",
+        last_checkpoint(result.output_dir / "baseline") / "trainer_state.json",
+    )]  # fmt: skip
+    assert [state["num_train_epochs"] for state in states] == [1, 2, 3]
+    rates = [max(entry.get("learning_rate", 0.0) for entry in state["log_history"]) for state in states]
+    assert rates == [1e-3, 5e-4, 2e-3]
+    assert any("loss/hidden_state_mse" in entry for entry in states[0]["log_history"])
+    assert not any("loss/hidden_state_mse" in entry for entry in states[1]["log_history"])
+    recorded = [(entry["stage"], entry["name"]) for entry in result.report.run["objectives"]]
+    assert recorded == [(1, "hidden_state_mse"), (2, "forward_kl")]
+
+
+def test_a_run_killed_in_any_stage_ends_as_the_uninterrupted_one(staged, tmp_path, caplog):
+    result, job = staged
+    whole = load_file(result.output_dir / "model.safetensors")
+    for name in ("first", "second"):
+        shutil.copytree(result.output_dir, tmp_path / name, ignore=shutil.ignore_patterns("baseline", ".lock"))
+        for left in ("model.safetensors", "report.json"):
+            (tmp_path / name / left).unlink()
+        for checkpoint in (tmp_path / name).glob("checkpoint-*"):
+            if name == "first" or checkpoint == last_checkpoint(tmp_path / name):
+                shutil.rmtree(checkpoint)
+    killed_in_the_first = tmp_path / "first" / "stage-1"
+    (killed_in_the_first / "trainer_state.json").unlink()
+    (killed_in_the_first / "model.safetensors").unlink()
+    for name, said in (("first", "Resuming from"), ("second", "The stage in")):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            distill(**job | {"baseline": False}, output_dir=tmp_path / name, objectives=two_stages(), **QUICK,
+                    resume_from_checkpoint=True)  # fmt: skip
+        assert said in caplog.text
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert all(torch.equal(whole[key], found[key]) for key in whole)

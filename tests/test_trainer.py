@@ -20,7 +20,14 @@ from transformers import (
 )
 
 from nlpkd import DistillationTrainer, make_student
-from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.objectives import (
+    AdversarialLoss,
+    AttentionMSELoss,
+    CrossEntropyLoss,
+    ForwardKLLoss,
+    HiddenStateMSELoss,
+    LinearTemperature,
+)
 from nlpkd.teacher import TEACHER_LOGITS
 
 
@@ -31,6 +38,19 @@ def everything(**hidden):
         HiddenStateMSELoss(**hidden),
         AttentionMSELoss(weight=10.0),
     ]
+
+
+def moving():
+    """Objectives with parameters of every kind, for learned weights."""
+    return [
+        CrossEntropyLoss(0.5),
+        ForwardKLLoss(LinearTemperature(4.0, 1.0), 0.5),
+        HiddenStateMSELoss(layers="learned"),
+        AdversarialLoss(weight=0.1, width=8),
+    ]
+
+
+MOVING = {"weighting": "uncertainty", "weighting_learning_rate": 0.05, "anchor_weight": 0.1}
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -95,16 +115,17 @@ def test_label_smoothing_of_the_arguments_reaches_the_cross_entropy(make_rows, s
     assert ours.evaluate(rows)["eval_loss"] == pytest.approx(stock.evaluate(rows)["eval_loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("hidden", [16, 8])
-def test_eight_rows_at_once_train_like_two_times_four(make_rows, settings, tokenizer, hidden):
+@pytest.mark.parametrize(("hidden", "make", "more"), [(16, everything, {}), (8, everything, {}), (8, moving, MOVING)])
+def test_eight_rows_at_once_train_like_two_times_four(make_rows, settings, tokenizer, hidden, make, more):
     """Rows have 3 to 14 tokens, so a mean of micro-batch means would weigh tokens otherwise."""
     runs = []
     for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
         teacher, student = tiny_bert(layers=4, seed=1), tiny_bert(hidden=hidden, seed=2)
         trainer = DistillationTrainer(
-            model=student, teacher_model=teacher, objectives=everything(), train_dataset=make_rows(37),
+            model=student, teacher_model=teacher, objectives=make(), train_dataset=make_rows(37),
             processing_class=tokenizer,
             args=settings(
+                **more,
                 per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, num_train_epochs=2,
                 learning_rate=1e-3, objective_learning_rate=1e-2,
             ),
@@ -218,6 +239,61 @@ class TestTeacher:
         assert trainer.train_dataset["labels"][:] == [1 - label for label in rows["labels"]]
         assert trainer.eval_dataset["labels"][:] == trainer.train_dataset["labels"][:]
         assert trainer.train_dataset.features["labels"] == ClassLabel(names=["NEG", "POS"])
+
+
+def test_linear_weights_move_from_the_teacher_to_the_gold_labels_and_are_logged(make_rows, settings, tokenizer):
+    trainer = DistillationTrainer(
+        model=tiny_bert(), teacher_model=tiny_bert(layers=4, seed=1), train_dataset=make_rows(32),
+        objectives=[CrossEntropyLoss(0.5), ForwardKLLoss(2.0, 0.8)], processing_class=tokenizer,
+        args=settings(weighting="linear"),
+    )  # fmt: skip
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for number, step in enumerate(steps):
+        gold, taught = 0.5 * number / 4, 0.8 * (1 - number / 4)
+        assert step["weight/cross_entropy"] == pytest.approx(gold)
+        assert step["weight/forward_kl"] == pytest.approx(taught)
+        expected = gold * step["loss/cross_entropy"] + taught * step["loss/forward_kl"]
+        assert step["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_learned_weights_bring_objectives_of_any_unit_to_the_same_size(make_rows, settings, tokenizer):
+    """With nothing else to learn exp(s_i) becomes L_i, so that every weighted part is 1."""
+    trainer = DistillationTrainer(
+        model=tiny_bert(), teacher_model=tiny_bert(layers=4, seed=1), train_dataset=make_rows(64),
+        objectives=[CrossEntropyLoss(), HiddenStateMSELoss()], processing_class=tokenizer,
+        args=settings(
+            weighting="uncertainty", learning_rate=0.0, weighting_learning_rate=0.1, num_train_epochs=40,
+            per_device_train_batch_size=64,
+        ),
+    )  # fmt: skip
+    trainer.train()
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    for name in ("cross_entropy", "hidden_state_mse"):
+        assert last[f"weight/{name}"] * last[f"loss/{name}"] == pytest.approx(1.0, rel=0.05)
+    log_variances = [-np.log(last[f"weight/{name}"]) for name in ("cross_entropy", "hidden_state_mse")]
+    assert last["loss"] == pytest.approx(2.0 + sum(log_variances), rel=0.05)
+
+
+def test_the_anchor_pulls_towards_the_start_by_the_distance_from_it(make_rows, settings, tokenizer):
+    def build(anchor):
+        trainer = DistillationTrainer(
+            model=tiny_bert(), train_dataset=make_rows(32), processing_class=tokenizer,
+            args=settings(anchor_weight=anchor, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, num_train_epochs=6),
+        )  # fmt: skip
+        start = weights(trainer.model)
+        trainer.train()
+        moved = sum((now - start[name]).double().square().sum().item() for name, now in weights(trainer.model).items())
+        return trainer, moved
+
+    free, far = build(0.0)
+    held, near = build(2.0)
+    assert 0 < near < 0.8 * far
+    steps = [entry for entry in held.state.log_history if "loss" in entry]
+    assert steps[0]["loss/anchor"] == 0.0 and "loss/anchor" not in free.state.log_history[0]
+    assert steps[0]["loss"] == losses(free)[0]
+    # One SGD step of a gradient from one batch moves by the rate times the gradient.
+    assert steps[1]["loss/anchor"] == pytest.approx(2.0 / 2 * (0.1 * steps[0]["grad_norm"]) ** 2, rel=1e-4)
 
 
 def trained_teacher(make_rows, settings, tokenizer, **labels):
@@ -346,14 +422,18 @@ class TestRefusals:
         assert not (tmp_path / "out" / "checkpoint-2").exists()
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one_projections_included(make_rows, settings, tokenizer, tmp_path):
+@pytest.mark.parametrize(("make", "more"), [(everything, {}), (moving, MOVING)])
+def test_a_resumed_run_equals_the_uninterrupted_one_own_parameters_included(
+    make_rows, settings, tokenizer, tmp_path, make, more
+):
     """Dropout is on, the resume in mid-epoch: order, optimizer, generators and projections must return."""
 
     def build(folder):
         return DistillationTrainer(
             model=tiny_bert(hidden=8, hidden_dropout_prob=0.1), teacher_model=tiny_bert(layers=4, seed=1),
-            objectives=everything(), train_dataset=make_rows(60), processing_class=tokenizer,
+            objectives=make(), train_dataset=make_rows(60), processing_class=tokenizer,
             args=settings(
+                **more,
                 output_dir=str(tmp_path / folder), num_train_epochs=3, save_strategy="steps", save_steps=5,
                 learning_rate=1e-3, objective_learning_rate=1e-2, gradient_accumulation_steps=2,
                 per_device_train_batch_size=4,

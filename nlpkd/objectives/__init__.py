@@ -9,7 +9,7 @@ from nlpkd.objectives.features import FeatureDistributionLoss, GramLoss
 from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, HiddenStateMSELoss, PatientLoss
 from nlpkd.objectives.labels import CrossEntropyLoss, TeacherLabelLoss
 from nlpkd.objectives.logits import DecoupledKDLoss, ForwardKLLoss, JSDLoss, LogitMSELoss, ReverseKLLoss
-from nlpkd.objectives.presets import PRESETS
+from nlpkd.objectives.presets import PRESETS, Stage
 from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLoss
 from nlpkd.objectives.temperature import ConstantTemperature, FocalTemperature, LinearTemperature, Temperature
 
@@ -40,6 +40,7 @@ __all__ = [
     "RelationalDistanceLoss",
     "ReverseKLLoss",
     "SelfAttentionRelationLoss",
+    "Stage",
     "TeacherLabelLoss",
     "Temperature",
     "ValueRelationLoss",

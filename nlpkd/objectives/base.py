@@ -149,11 +149,15 @@ class LayerObjective(Objective):
                     "pass a transformers model, or use objectives on logits"
                 )
         depths = student_config.num_hidden_layers, teacher_config.num_hidden_layers
-        self.pairs = map_layers(self.layers, *depths)
+        self.pairs = self.match(*depths)
         if self.layers == "learned":
             self.layer_scores = nn.Parameter(torch.zeros(depths))
         if any(0 in pair for pair in self.pairs) and "hidden_states" not in self.needs:
             raise ValueError(f"layer 0 is the embedding output and has no {' or '.join(needed)}: got {self.pairs}")
+
+    def match(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
+        """Give the pairs of layers, `(student layer, teacher layer)`, for models of these depths."""
+        return map_layers(self.layers, student_depth, teacher_depth)
 
     def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
         """Say which layers are needed, by kind."""

@@ -121,9 +121,9 @@ class PatientLoss(ProjectedObjective):
 
     mean over pairs (s, t) and rows of || h_student[s] / |h_student[s]| - h_teacher[t] / |h_teacher[t]| ||^2, h the
     state of the first token, `(batch, hidden)`: Sun et al. 2019, "Patient Knowledge Distillation for BERT Model
-    Compression", arXiv:1908.09355, equation 7, where it is the sum over pairs. The paper leaves out the student's last
-    layer, which the soft targets train: name the pairs for that. Where the widths differ, h_student is projected
-    first.
+    Compression", arXiv:1908.09355, equation 7, where it is the sum over pairs. As in the paper, `"uniform"` and
+    `"first"` leave out the student's last layer, which the soft targets train. Where the widths differ, h_student is
+    projected first.
 
     Args:
         layers: layer map.
@@ -136,6 +136,12 @@ class PatientLoss(ProjectedObjective):
     def matches_tokens(self) -> bool:
         """The first token stands for the whole text in both models."""
         return False
+
+    def match(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
+        """Leave out the student's last layer; see `LayerObjective.match`."""
+        pairs = super().match(student_depth, teacher_depth)
+        inner = [pair for pair in pairs if pair[0] < student_depth]
+        return inner if self.layers in ("uniform", "first") and inner else pairs
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""

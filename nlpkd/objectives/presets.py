@@ -1,45 +1,160 @@
-"""Lists of objectives by name, for the command line and the recipes."""
+"""Ways of distilling by name: a paper's objectives with its settings, in one stage or several."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from nlpkd.objectives.attention import AttentionMSELoss
+from nlpkd.config import DistillationConfig
+from nlpkd.objectives.attention import AttentionKLLoss, AttentionMSELoss
 from nlpkd.objectives.base import Objective
-from nlpkd.objectives.hidden import HiddenStateMSELoss
+from nlpkd.objectives.correlation import DISTLoss
+from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, HiddenStateMSELoss, PatientLoss
 from nlpkd.objectives.labels import CrossEntropyLoss
 from nlpkd.objectives.logits import ForwardKLLoss
+from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLoss
+
+_SETTINGS = frozenset(field.name for field in dataclasses.fields(DistillationConfig) if field.init)
+_RUN_OWN = frozenset({"output_dir", "push_to_hub", "resume_from_checkpoint", "seed", "data_seed"})
 
 
-def hinton() -> list[Objective]:
-    """Soft targets beside gold labels (Hinton et al. 2015): works for any pair of models."""
+class Stage:
+    """A part of a training with objectives and settings of its own; the student goes on from stage to stage.
+
+    Args:
+        objectives: of this stage, not bound yet.
+        **settings: fields of `DistillationConfig` that differ from the run's, such as `num_train_epochs` and
+            `learning_rate`.
+
+    Raises:
+        ValueError: if there are no objectives, or a setting is unknown or belongs to the whole run.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], **settings: Any):
+        if not objectives:
+            raise ValueError("a stage has no objectives: give at least one, such as [ForwardKLLoss()]")
+        unknown = sorted(settings.keys() - _SETTINGS | settings.keys() & _RUN_OWN)
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no setting of a stage; take fields of DistillationConfig")
+        self.objectives = list(objectives)
+        self.settings = settings
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named way of distilling.
+
+    Attributes:
+        paper: where it comes from.
+        differs: where it is not the paper's, and why.
+        stages: makes its stages, with fresh objectives.
+    """
+
+    paper: str
+    differs: str
+    stages: Callable[[], list[Stage]]
+
+
+def _hinton() -> list[Objective]:
     return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=2.0, weight=0.5)]
 
 
-def layerwise() -> list[Objective]:
-    """Soft targets, gold labels, hidden states and attention maps of evenly spread layers."""
-    return [*hinton(), HiddenStateMSELoss(weight=1.0), AttentionMSELoss(weight=1.0)]
+PRESETS: dict[str, Preset] = {
+    "hinton": Preset(
+        "Hinton, Vinyals and Dean (2015), arXiv:1503.02531",
+        "Equal weights of gold labels and soft targets (T = 2), where the paper weighs the gold labels less and "
+        "searches T. Works for any pair of models.",
+        lambda: [Stage(_hinton())],
+    ),
+    "layerwise": Preset(
+        "after Jiao et al. (2020), TinyBERT, arXiv:1909.10351",
+        "Logits, gold labels, hidden states and attention maps of evenly spread layers at once, in one stage; "
+        "attention as probabilities. Wants a student of as many heads as its teacher.",
+        lambda: [Stage([*_hinton(), HiddenStateMSELoss(weight=1.0), AttentionMSELoss(weight=1.0)])],
+    ),
+    "distilbert": Preset(
+        "Sanh et al. (2019), DistilBERT, arXiv:1910.01108",
+        "The paper's weights 5, 2 and 1 and T = 2, on the task's labels: cross-entropy with gold labels takes the "
+        "place of masked language modelling.",
+        lambda: [
+            Stage(
+                [
+                    ForwardKLLoss(temperature=2.0, weight=5.0),
+                    CrossEntropyLoss(weight=2.0),
+                    HiddenStateCosineLoss(layers="last", weight=1.0),
+                ]
+            )
+        ],
+    ),
+    "pkd": Preset(
+        "Sun et al. (2019), Patient Knowledge Distillation, arXiv:1908.09355",
+        "PKD-Skip with alpha = 0.5, T = 10 and beta = 1 for a mean over layers of squared distances; the paper "
+        "searches alpha, T and beta for each task.",
+        lambda: [
+            Stage(
+                [
+                    CrossEntropyLoss(weight=0.5),
+                    ForwardKLLoss(temperature=10.0, weight=0.5),
+                    PatientLoss(layers="uniform", weight=1.0),
+                ]
+            )
+        ],
+    ),
+    "tinybert": Preset(
+        "Jiao et al. (2020), TinyBERT, arXiv:1909.10351",
+        "Its two stages, embeddings with hidden states with attention scores, then soft targets at T = 1, each of "
+        "num_train_epochs; one projection a layer, where the paper's code shares one; the teacher's dropout is off; "
+        "augmentation is separate (nlpkd.augment).",
+        lambda: [
+            Stage([EmbeddingMSELoss(), HiddenStateMSELoss(layers="uniform"), AttentionMSELoss(on="scores")]),
+            Stage([ForwardKLLoss(temperature=1.0)]),
+        ],
+    ),
+    "minilm": Preset(
+        "Wang et al. (2020), MiniLM, arXiv:2002.10957",
+        "Attention distributions and value relations of the last layers on the task's text, where the paper distils "
+        "a pretrained model; a second stage trains the head as 'hinton' does. Each stage has num_train_epochs.",
+        lambda: [Stage([AttentionKLLoss(layers="last"), ValueRelationLoss(layers="last")]), Stage(_hinton())],
+    ),
+    "minilmv2": Preset(
+        "Wang et al. (2021), MiniLMv2, arXiv:2012.15828",
+        "Query, key and value relations of the last layers on the task's text, where the paper distils a pretrained "
+        "model; a second stage trains the head as 'hinton' does. Each stage has num_train_epochs. Heads and widths "
+        "may differ.",
+        lambda: [Stage([SelfAttentionRelationLoss(layers="last")]), Stage(_hinton())],
+    ),
+    "dist": Preset(
+        "Huang et al. (2022), DIST, arXiv:2205.10536",
+        "Cross-entropy with gold labels and both correlations with weight 1 at T = 1. Of two classes only the "
+        "correlation within classes is left.",
+        lambda: [Stage([CrossEntropyLoss(), DISTLoss(temperature=1.0, beta=1.0, gamma=1.0)])],
+    ),
+}
 
 
-PRESETS: dict[str, Callable[[], list[Objective]]] = {"hinton": hinton, "layerwise": layerwise}
-
-
-def resolve(objectives: str | Sequence[Objective]) -> list[Objective]:
-    """Turn a preset's name into its objectives, and pass a list through.
+def resolve(objectives: str | Sequence[Objective] | Sequence[Stage]) -> list[Stage]:
+    """Turn a preset's name, objectives or stages into stages.
 
     Args:
-        objectives: a name of `PRESETS`, or objectives.
+        objectives: a name of `PRESETS`, objectives for a single stage, or stages.
 
     Returns:
-        Fresh, unbound objectives for a name; the same instances for a list.
+        Stages with fresh, unbound objectives for a name; with the same instances otherwise.
 
     Raises:
-        ValueError: if there is no such preset, or the list is empty.
+        ValueError: if there is no such preset, or the list is empty or mixed.
     """
     if isinstance(objectives, str):
         if objectives not in PRESETS:
             raise ValueError(f"there is no preset {objectives!r}: choose one of {sorted(PRESETS)}, or pass a list")
-        return PRESETS[objectives]()
-    if not objectives:
+        return PRESETS[objectives].stages()
+    given: list[Any] = list(objectives)
+    if not given:
         raise ValueError("objectives is an empty list: give at least one, such as [ForwardKLLoss()]")
-    return list(objectives)
+    if all(isinstance(each, Stage) for each in given):
+        return given
+    if any(isinstance(each, Stage) for each in given):
+        raise ValueError("objectives mixes stages and objectives: wrap the objectives in a Stage")
+    return [Stage(given)]

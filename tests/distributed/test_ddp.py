@@ -124,6 +124,16 @@ def test_student_and_projections_end_the_same(alone, pair, given):
     assert max(moved) > 1e-2, "the student did not move, so that the comparison says nothing"
 
 
+def test_moving_weights_discriminator_and_anchor_end_the_same(alone, pair):
+    steps = [[e for e in outcome.records[0]["moving_log"] if "loss" in e] for outcome in (alone, pair)]
+    assert abs(steps[0][-1]["weight/forward_kl"] - 1.0) > 0.05, "the weights did not move"
+    assert steps[0][-1]["loss/anchor"] > 0
+    for one, two in zip(*steps, strict=True):
+        names = [name for name in one if name.startswith(("loss", "weight/", "grad_norm"))]
+        for name in names:
+            torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_projections_and_student_are_identical_on_both_processes(pair):
     first, second = pair.weights
     assert first.keys() == second.keys()
