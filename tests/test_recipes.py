@@ -277,3 +277,28 @@ def test_without_a_hub_the_error_names_the_offline_command(started):
     run = started["unreachable"]
     assert run.wait() != 0
     assert "http://127.0.0.1:9" in run.text and "make demo" in run.text
+
+
+def test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_stopped(folder):
+    shared = ["compare_objectives.py", "--teacher", "teacher", "--student", "layers:2", "--train_file", "train.tsv",
+              "--test_file", "validation.tsv", "--curve_rows", "10", "--output_dir", "compared", "--num_train_epochs",
+              "2", "--label_shares", "0.5,1.0", "--teacher_check", "off", *SHORT]  # fmt: skip
+    first = start(folder, *shared, "--num_seeds", "1", "--methods", "undistilled,tinybert")
+    assert first.wait() == 0, first.text
+    before = (folder / "compared" / "runs.jsonl").read_text()
+    assert len(before.splitlines()) == 4
+    second = start(folder, *shared, "--num_seeds", "2", "--methods", "undistilled,tinybert,adaptive (uncertainty)")
+    assert second.wait() == 0, second.text
+    after = (folder / "compared" / "runs.jsonl").read_text()
+    runs = [json.loads(line) for line in after.splitlines()]
+    assert after.startswith(before) and len(runs) == 12
+    assert {run["curve"][-1][0] for run in runs} == {round(2 * 51 / 8)}
+    shares = {(run["method"], run["share"]) for run in runs}
+    assert len(shares) == 6
+    gains = {run["seed"]: run["test_accuracy"] for run in runs if (run["method"], run["share"]) == ("tinybert", 1.0)}
+    plain = {
+        run["seed"]: run["test_accuracy"] for run in runs if (run["method"], run["share"]) == ("undistilled", 1.0)
+    }
+    gain = sum(gains[seed] - plain[seed] for seed in gains) / 2
+    line = next(line for line in second.text.splitlines() if line.startswith("| tinybert | 100% | 2 |"))
+    assert f"{100 * gain:+.1f}" in line

@@ -1,0 +1,194 @@
+"""Which way of distilling helps a small student? Every preset and more, on equal steps and several seeds.
+
+    python recipes/compare_objectives.py --teacher runs/quickstart/teacher --tweets --output_dir runs/compare-tweets
+    python recipes/compare_objectives.py --teacher runs/sst2-teacher --train_rows 10000 \
+        --train_file train.tsv --test_file validation.tsv --output_dir runs/compare-sst2
+
+It takes hours, and resumes where it stopped: every finished run is a line of `runs.jsonl`. Results: recipes/README.md.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import DatasetDict
+from transformers import AutoTokenizer, HfArgumentParser
+
+from nlpkd import DistillationConfig, DistillationTrainer, load_teacher, load_text_classification, make_student
+from nlpkd.demo import load_airline_tweets
+from nlpkd.objectives import (
+    PRESETS,
+    AdversarialLoss,
+    ContrastiveLoss,
+    CrossEntropyLoss,
+    ForwardKLLoss,
+    RelationalDistanceLoss,
+    Stage,
+)
+from nlpkd.objectives.presets import resolve
+from nlpkd.run import only_run
+
+
+def taught(*more):
+    """Give gold labels and soft targets in equal parts, and what is compared on top."""
+    return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=2.0, weight=0.5), *more]
+
+
+METHODS = {name: lambda name=name: resolve(name) for name in PRESETS} | {
+    "undistilled": lambda: [Stage([CrossEntropyLoss()])],
+    "soft targets only": lambda: [Stage([ForwardKLLoss(temperature=2.0)])],
+    "skip teacher errors": lambda: [Stage([ForwardKLLoss(temperature=2.0, teacher_errors="skip")])],
+    "adversarial": lambda: [Stage(taught(AdversarialLoss(weight=0.1)))],
+    "contrastive": lambda: [Stage(taught(ContrastiveLoss(weight=0.1)))],
+    "relational": lambda: [Stage(taught(RelationalDistanceLoss()))],
+    "adaptive (linear)": lambda: [Stage(resolve("layerwise")[0].objectives, weighting="linear")],
+    "adaptive (uncertainty)": lambda: [Stage(resolve("layerwise")[0].objectives, weighting="uncertainty")],
+}
+
+
+@dataclass
+class Comparison:
+    """What to compare on which rows."""
+
+    teacher: str
+    student: str = "layers:3"
+    tweets: bool = False
+    train_file: str | None = None
+    test_file: str | None = None
+    train_rows: int | None = None
+    curve_rows: int = 400
+    label_shares: str = "1.0"
+    methods: str = ",".join(METHODS)
+    num_seeds: int = 3
+    max_length: int = 128
+
+
+def train(method: str, share: float, seed: int, teacher, tokenizer, data, comparison: Comparison, args) -> dict:
+    """Train one student; every method has the same number of steps, whatever its stages and its share of the rows."""
+    rows = data["train"].shuffle(seed=0).select(range(max(1, round(share * len(data["train"])))))
+    student, stages = make_student(teacher, comparison.student, seed=seed), METHODS[method]()
+    steps = round(args.num_train_epochs * len(data["train"]) / args.per_device_train_batch_size)
+    curve, started, before = [], time.perf_counter(), 0
+    for number, stage in enumerate(stages, start=1):
+        until = round(steps * number / len(stages))
+        trainer = DistillationTrainer(
+            model=student,
+            teacher_model=None if method == "undistilled" else teacher,
+            args=DistillationConfig(**settings(args), **stage.settings, seed=seed, max_steps=until - before),
+            objectives=stage.objectives,
+            train_dataset=rows,
+            eval_dataset=data["validation"],
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        history = trainer.state.log_history
+        curve += [(before + entry["step"], entry["eval_accuracy"]) for entry in history if "eval_accuracy" in entry]
+        before = until
+    seconds = time.perf_counter() - started
+    test = trainer.evaluate(data["test"], metric_key_prefix="test")
+    return {"method": method, "share": share, "seed": seed, "seconds": seconds, "curve": curve} | test
+
+
+def settings(args: DistillationConfig) -> dict:
+    """Give the settings that all methods share."""
+    return {
+        "output_dir": args.output_dir,
+        "learning_rate": args.learning_rate,
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "warmup_steps": args.warmup_steps,
+        "save_strategy": "no",
+        "eval_strategy": "steps",
+        "eval_steps": 0.1,
+        "disable_tqdm": args.disable_tqdm,
+    }
+
+
+def table(runs: list[dict]) -> str:
+    """Compare with the undistilled student of the same seed and share: mean and standard deviation over seeds."""
+    heads = ["method", "labels", "seeds", "test accuracy", "gain over undistilled", "agreement with the teacher"]
+    heads += ["steps to the undistilled accuracy", "minutes"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    plain = {(run["share"], run["seed"]): run for run in runs if run["method"] == "undistilled"}
+    groups: dict[tuple, list[dict]] = {}
+    for run in sorted(runs, key=lambda run: -run["test_accuracy"]):
+        groups.setdefault((run["share"], run["method"]), []).append(run)
+    for (share, method), group in sorted(groups.items(), key=lambda item: (item[0][0], -mean(item[1]))):
+        paired = [(run, plain[share, run["seed"]]) for run in group if (share, run["seed"]) in plain]
+        reached = [next((s for s, a in run["curve"] if a >= base["curve"][-1][1]), None) for run, base in paired]
+        known, steps = [step for step in reached if step is not None], group[0]["curve"][-1][0]
+        cells = [
+            method,
+            f"{share:.0%}",
+            str(len(group)),
+            spread([100 * run["test_accuracy"] for run in group]),
+            spread([100 * (run["test_accuracy"] - base["test_accuracy"]) for run, base in paired], signed=True),
+            spread([100 * run["test_agreement"] for run in group if "test_agreement" in run]),
+            f"{statistics.median(known) if known else '-'} of {steps}, by {len(known)} of {len(paired)}",
+            f"{statistics.mean(run['seconds'] for run in group) / 60:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mean(runs: list[dict]) -> float:
+    """Average the test accuracy."""
+    return statistics.mean(run["test_accuracy"] for run in runs)
+
+
+def spread(values: list[float], signed: bool = False) -> str:
+    """Write mean ± standard deviation."""
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):+.1f}{deviation}" if signed else f"{statistics.mean(values):.1f}{deviation}"
+
+
+def main() -> None:
+    """Run what is missing, seed by seed, and print the table."""
+    parser = HfArgumentParser([Comparison, DistillationConfig])  # type: ignore[list-item]
+    parser.set_defaults(
+        output_dir="runs/compare", num_train_epochs=2, learning_rate=8e-5, per_device_train_batch_size=64,
+        warmup_steps=0.06,
+    )  # fmt: skip
+    comparison, args = parser.parse_args_into_dataclasses()
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "runs.jsonl"
+    with only_run(folder):
+        teacher, tokenizer = load_teacher(comparison.teacher), AutoTokenizer.from_pretrained(comparison.teacher)
+        data = load(comparison, tokenizer)
+        runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        done = {(run["method"], run["share"], run["seed"]) for run in runs}
+        for seed in range(args.seed, args.seed + comparison.num_seeds):
+            for share in map(float, comparison.label_shares.split(",")):
+                for method in comparison.methods.split(","):
+                    if (method, share, seed) not in done:
+                        runs.append(train(method, share, seed, teacher, tokenizer, data, comparison, args))
+                        with log.open("a") as lines:
+                            lines.write(json.dumps(runs[-1]) + "\n")
+                        (folder / "table.md").write_text(table(runs) + "\n")
+    print(table(runs))
+
+
+def load(comparison: Comparison, tokenizer):
+    """Load the rows: a fixed part of train, held-out rows for the curves, test rows for nothing but the table."""
+    if comparison.tweets:
+        rows = load_airline_tweets()
+        rows = DatasetDict(train=rows["train"], validation=rows["validation"], test=rows["test"])
+        data = load_text_classification(rows, tokenizer=tokenizer, max_length=comparison.max_length)
+    else:
+        data = load_text_classification(
+            comparison.train_file, test=comparison.test_file, validation_split=comparison.curve_rows,
+            tokenizer=tokenizer, max_length=comparison.max_length,
+        )  # fmt: skip
+    splits = dict(data.splits)
+    splits["validation"] = splits["validation"].select(range(comparison.curve_rows))
+    if comparison.train_rows is not None:
+        splits["train"] = splits["train"].shuffle(seed=1).select(range(comparison.train_rows))
+    return splits
+
+
+if __name__ == "__main__":
+    main()
