@@ -302,3 +302,23 @@ def test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_s
     gain = sum(gains[seed] - plain[seed] for seed in gains) / 2
     line = next(line for line in second.text.splitlines() if line.startswith("| tinybert | 100% | 2 |"))
     assert f"{100 * gain:+.1f}" in line
+
+
+def test_sentences_held_out_share_no_phrase_with_what_is_left(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    longest = [
+        " ".join(WORDS[int(k)] for k in torch.randint(len(WORDS), (14,), generator=generator)) for _ in range(30)
+    ]
+    parts = [" ".join(text.split()[at : at + length]) for text in longest for at, length in ((0, 13), (3, 6), (9, 2))]
+    lines = [f"{text}\t{at % 2}" for at, text in enumerate(longest + parts)]
+    (tmp_path / "train.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    run = start(tmp_path, "hold_out_sentences.py", "train.tsv", "--output_dir", "choice", "--sentences", "8")
+    assert run.wait() == 0, run.text
+    train, held = (
+        [line.split("\t")[0] for line in (tmp_path / "choice" / name).read_text().splitlines()[1:]]
+        for name in ("train.tsv", "held_out.tsv")
+    )
+    assert len(held) == 8 and set(held) <= set(longest)
+    assert not any(f" {text} " in f" {sentence} " for text in train for sentence in held)
+    dropped = set(longest + parts) - set(train) - set(held)
+    assert dropped and all(any(f" {text} " in f" {sentence} " for sentence in held) for text in dropped)
