@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from nlpkd.columns import Columns, check_texts, encode_labels, find_columns
+from nlpkd.soft_labels import add_soft_labels
 from nlpkd.sources import Source, read_splits
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,11 @@ logger = logging.getLogger(__name__)
 TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 TEACHER_PREFIX = "teacher_"
 DEFAULT_MAX_LENGTH = 512
+
+TeacherTokenizers = PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None
+"""One teacher's tokenizer, or one a teacher; None where it is the student's."""
+
+_TEACHER_COLUMN = re.compile(rf"({TEACHER_PREFIX}(?:\d+_)?)(?:{'|'.join(TOKEN_COLUMNS)})")
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class TextClassificationData:
     Attributes:
         splits: "train" and, where given, "validation" and "test"; columns: input_ids, attention_mask, token_type_ids
             where the tokenizer gives them or texts are pairs, the same with the prefix ``teacher_`` where the teacher
-            has a tokenizer of its own, labels (a ClassLabel), length (student tokens) and the texts.
+            has a tokenizer of its own (``teacher_2_``, ... for further ones of several teachers), labels (a
+            ClassLabel), length (student tokens) and the texts.
         text_column: the column of the text.
         text_pair_column: the column of the second text, or None.
         label_column: the label's column in the source; in ``splits`` it is always "labels".
@@ -77,10 +85,11 @@ def load_text_classification(
     test: Source | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: TeacherTokenizers = None,
     text_column: str | None = None,
     text_pair_column: str | None = None,
     label_column: str | None = None,
+    soft_label_column: str | None = None,
     max_length: int | None = None,
     validation_split: float | int | None = None,
     config_name: str | None = None,
@@ -95,10 +104,13 @@ def load_text_classification(
         validation: the validation rows, the same kinds; wins over a validation split that comes with ``train``.
         test: the test rows, likewise.
         tokenizer: the student's tokenizer.
-        teacher_tokenizer: the teacher's; columns of its own are made where its content differs from the student's.
+        teacher_tokenizer: the teacher's, or a list, one a teacher (None: the student's); each that differs in content
+            from the student's, and from those before it, gets columns of its own.
         text_column: the text's column; recognised by its usual names if None.
         text_pair_column: the second text's column; pairs are recognised where both columns of a usual pair are found.
         label_column: the label's column; recognised by its usual names if None.
+        soft_label_column: train's column of soft labels, of an API or of voting people, which become the teacher's
+            logits; see `nlpkd.soft_labels`.
         max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
         validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
         config_name: the configuration of the Hub dataset, such as "sst2" of "glue".
@@ -114,8 +126,9 @@ def load_text_classification(
     """
     splits, name = read_splits(train, validation, test, config_name, revision)
     columns = find_columns(splits["train"].column_names, text_column, text_pair_column, label_column)
-    splits, label = _prepare(splits, columns, validation_split, seed)
-    tokenizers = [tokenizer] if teacher_tokenizer is None else [tokenizer, teacher_tokenizer]
+    splits, label = _prepare(splits, columns, soft_label_column, validation_split, seed)
+    others = teacher_tokenizer if isinstance(teacher_tokenizer, (list, tuple)) else [teacher_tokenizer]
+    tokenizers = [tokenizer, *(other for other in others if other is not None)]
     max_length = _max_length(max_length, tokenizers, columns.text_pair is not None)
     splits, truncated = _tokenise(splits, columns, tokenizers, max_length)
     logger.info("%s: %d classes %s, %s, rows %s", name, len(label.names), label.names, columns, splits.num_rows)
@@ -154,26 +167,82 @@ def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBa
     return settings[0] == settings[1]
 
 
+def per_teacher(tokenizers: TeacherTokenizers, teachers: int) -> list[PreTrainedTokenizerBase | None]:
+    """Give each teacher its tokenizer.
+
+    Args:
+        tokenizers: one for all of them, or a list.
+        teachers: how many there are.
+
+    Returns:
+        One a teacher, None where it is the student's.
+
+    Raises:
+        ValueError: if a list has another length.
+    """
+    if not isinstance(tokenizers, (list, tuple)):
+        return [tokenizers] * teachers  # type: ignore[list-item]
+    if len(tokenizers) != teachers:
+        raise ValueError(
+            f"there are {len(tokenizers)} tokenizers for {teachers} teachers: give one a teacher, None where it is "
+            "the student's"
+        )
+    return list(tokenizers)
+
+
+def column_prefixes(
+    tokenizer: PreTrainedTokenizerBase | None, teacher_tokenizers: Sequence[PreTrainedTokenizerBase | None]
+) -> list[str]:
+    """Name the columns that each teacher reads.
+
+    Args:
+        tokenizer: the student's.
+        teacher_tokenizers: one a teacher, None where it is the student's.
+
+    Returns:
+        For each teacher `""` where its tokenizer is the student's, else `"teacher_"` for the first other tokenizer,
+        `"teacher_2_"`, `"teacher_3_"`, ... for the next; teachers with the same tokenizer share columns.
+    """
+    known: list[tuple[PreTrainedTokenizerBase | None, str]] = [(tokenizer, "")]
+    prefixes = []
+    for other in teacher_tokenizers:
+        prefix = "" if tokenizer is None or other is None else None
+        if prefix is None:
+            prefix = next((name for each, name in known if same_tokenizer(each, other)), None)  # type: ignore[arg-type]
+        if prefix is None:
+            prefix = TEACHER_PREFIX if len(known) == 1 else f"{TEACHER_PREFIX}{len(known)}_"
+            known.append((other, prefix))
+        prefixes.append(prefix)
+    return prefixes
+
+
 def _text_columns(columns: Columns) -> list[str]:
     return [columns.text] + ([columns.text_pair] if columns.text_pair else [])
 
 
 def _prepare(
-    splits: DatasetDict, columns: Columns, validation_split: float | int | None, seed: int
+    splits: DatasetDict,
+    columns: Columns,
+    soft_label_column: str | None,
+    validation_split: float | int | None,
+    seed: int,
 ) -> tuple[DatasetDict, ClassLabel]:
     """Keep what is used, as checked texts and class ids, and hold out validation rows where asked to."""
-    splits, label = encode_labels(_select(splits, columns), columns.label)
+    splits, label = encode_labels(_select(splits, columns, soft_label_column), columns.label)
+    if soft_label_column is not None:
+        names = dict(enumerate(label.names))
+        splits["train"] = add_soft_labels(splits["train"], soft_label_column, names)
     for split, data in splits.items():
         for column in _text_columns(columns):
             check_texts(data, split, column)
     return (splits if validation_split is None else _hold_out(splits, validation_split, seed)), label
 
 
-def _select(splits: DatasetDict, columns: Columns) -> DatasetDict:
-    """Keep the columns that are used, the same ones in every split."""
+def _select(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
+    """Keep the columns that are used, the same ones in every split but for soft labels, which train alone has."""
     used = [*_text_columns(columns), columns.label]
-    made = {"labels", "length", *TOKEN_COLUMNS, *(TEACHER_PREFIX + column for column in TOKEN_COLUMNS)}
-    taken = sorted(made & set(_text_columns(columns)))
+    made = {"labels", "length", *TOKEN_COLUMNS}
+    taken = [name for name in sorted(_text_columns(columns)) if name in made or _TEACHER_COLUMN.fullmatch(name)]
     if taken:
         raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
     kept = {}
@@ -185,7 +254,8 @@ def _select(splits: DatasetDict, columns: Columns) -> DatasetDict:
         if hidden:
             logger.warning("The test split is not used: it has no column %r.", columns.label)
             continue
-        kept[split] = data.select_columns(used)
+        soft = [soft_label_column] if split == "train" and soft_label_column in data.column_names else []
+        kept[split] = data.select_columns([*used, *soft])
     return DatasetDict(kept)
 
 
@@ -227,9 +297,9 @@ def _tokenise(
     names, student = _text_columns(columns), tokenizers[0]
     # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
     segments = True if columns.text_pair else None
-    prefixed = {"": student}
-    if not same_tokenizer(student, tokenizers[-1]):
-        prefixed[TEACHER_PREFIX] = tokenizers[-1]
+    # The first of equal tokenizers is the one that tokenises.
+    prefixed = dict(reversed([*zip(column_prefixes(student, tokenizers), tokenizers, strict=True)]))
+    prefixed = dict(sorted(prefixed.items()))
 
     def tokens(batch: Mapping[str, list]) -> dict[str, list]:
         made: dict[str, list] = {}
@@ -261,16 +331,22 @@ class DistillationCollator:
 
     Attributes:
         tokenizer: pads input_ids, attention_mask and token_type_ids.
-        teacher_tokenizer: pads the same columns with the prefix ``teacher_``, where there are any.
+        teacher_tokenizer: pads the same columns with the prefix ``teacher_``, where there are any; or a list, one a
+            teacher (None: the student's), whose columns have the prefixes of `column_prefixes`.
         pad_to_multiple_of: round the padded lengths up to a multiple of this.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    teacher_tokenizer: TeacherTokenizers = None
     pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
-        for tokenizer in (self.tokenizer, self.teacher_tokenizer):
+        if isinstance(self.teacher_tokenizer, (list, tuple)):
+            prefixes = column_prefixes(self.tokenizer, self.teacher_tokenizer)
+            self._others = dict(zip(prefixes, self.teacher_tokenizer, strict=True))
+        else:
+            self._others = {TEACHER_PREFIX: self.teacher_tokenizer}
+        for tokenizer in (self.tokenizer, *self._others.values()):
             if tokenizer is not None and tokenizer.pad_token is None:
                 raise ValueError(
                     f"{tokenizer.name_or_path or type(tokenizer).__name__} has no padding token: set one, such as "
@@ -291,13 +367,14 @@ class DistillationCollator:
             ValueError: teacher columns without a teacher's tokenizer, or rows whose values don't stack.
         """
         batch = self._padded(self.tokenizer, features, "")
-        if TEACHER_PREFIX + "input_ids" in features[0]:
-            if self.teacher_tokenizer is None:
-                raise ValueError("There are teacher_input_ids but no teacher_tokenizer to pad them with: pass it.")
-            batch |= self._padded(self.teacher_tokenizer, features, TEACHER_PREFIX)
-        padded = {prefix + column for prefix in ("", TEACHER_PREFIX) for column in TOKEN_COLUMNS}
+        own = {column: found[1] for column in features[0] if (found := _TEACHER_COLUMN.fullmatch(column))}
+        for prefix in dict.fromkeys(own.values()):
+            tokenizer = self._others.get(prefix)
+            if tokenizer is None:
+                raise ValueError(f"There are {prefix}input_ids but no teacher_tokenizer to pad them with: pass it.")
+            batch |= self._padded(tokenizer, features, prefix)
         for column, value in features[0].items():
-            if column not in padded and column != "length" and value is not None and not isinstance(value, str):
+            if column not in own and column not in TOKEN_COLUMNS and column != "length" and value is not None and not isinstance(value, str):
                 name = "labels" if column in ("label", "label_ids") else column
                 batch[name] = _stacked(column, [row[column] for row in features])
         return batch

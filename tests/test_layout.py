@@ -24,6 +24,7 @@ LONGEST_MODULE = 600
 FLOORS = [
     "anchor layers capture config sampler labels loading metrics report sources demo objectives.temperature",
     "columns benchmark objectives.base model_card teacher student",
+    "soft_labels",
     "data hub evaluation objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
     "objectives.features objectives.adversarial objectives.together",
