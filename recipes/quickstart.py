@@ -25,19 +25,25 @@ class Recipe:
     max_length: int = 128
     num_seeds: int = 1
     teacher_epochs: float = 2
+    teacher_learning_rate: float = 8e-5
 
 
 def main() -> None:
     """Fine-tune the teacher, distil it, train the undistilled baseline, and print the report."""
     parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
     parser.set_defaults(
-        output_dir="runs/quickstart", num_train_epochs=3, learning_rate=8e-5, per_device_train_batch_size=64,
+        output_dir="runs/quickstart", num_train_epochs=3, learning_rate=2e-4, per_device_train_batch_size=64,
         warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
     )  # fmt: skip
     recipe, args = parser.parse_args_into_dataclasses()
     folder, tweets = Path(args.output_dir), load_airline_tweets()
 
-    settings = {"output_dir": str(folder / "teacher"), "num_train_epochs": recipe.teacher_epochs, "push_to_hub": False}
+    settings = {
+        "output_dir": str(folder / "teacher"),
+        "num_train_epochs": recipe.teacher_epochs,
+        "learning_rate": recipe.teacher_learning_rate,
+        "push_to_hub": False,
+    }
     teacher = train_teacher(
         demo_backbone(), tweets, args=dataclasses.replace(args, **settings), max_length=recipe.max_length
     )
