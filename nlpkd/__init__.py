@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "cache_teacher_outputs": "nlpkd.cache",
     "DistillationConfig": "nlpkd.config",
     "DistillationTrainer": "nlpkd.trainer",
     "EvaluationReport": "nlpkd.report",

@@ -151,7 +151,9 @@ class Capture:
     def __init__(self, model: nn.Module, wanted: Wanted, role: str, prefix: str = ""):
         self.wanted = {kind: layers for kind, layers in wanted.items() if layers}
         self.prefix = prefix
-        self.arguments = {name for name in inspect.signature(model.forward).parameters if "label" not in name}
+        # Several teachers together read columns of several tokenizers, which no signature can name.
+        names = getattr(model, "columns", None) or inspect.signature(model.forward).parameters
+        self.arguments = {name for name in names if "label" not in name}
         self.depth: int | None = None
         self.options: dict[str, Any] = {}
         if not self.wanted:

@@ -85,15 +85,20 @@ def train_teacher(
 @app.command()
 def distill(
     context: typer.Context,
-    teacher: Annotated[str, typer.Option(help="A path or Hub id (id@revision).")],
     train: Rows,
     output_dir: Annotated[Path, typer.Option(help="Where student, card and report are saved.")],
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="A path or Hub id (id@revision); several: average.")
+    ] = None,
     student: Annotated[str, typer.Option(help="layers:N (of the teacher), a path, or a Hub id.")] = "layers:3",
     validation: MaybeRows = None,
     test: MaybeRows = None,
     text_column: Text = None,
     text_pair_column: Pair = None,
     label_column: Label = None,
+    soft_label_column: Annotated[
+        str | None, typer.Option(help="Column of soft labels, in place of a teacher.")
+    ] = None,
     objectives: Annotated[str, typer.Option(help="A preset; `nlpkd presets` lists them.")] = "layerwise",
     baseline: Annotated[bool, typer.Option("--baseline", help="Train the undistilled baseline too.")] = False,
     num_seeds: Annotated[int, typer.Option(help="Seeds to train student and baseline with.")] = 1,
@@ -125,6 +130,7 @@ def distill(
         text_column=text_column,
         text_pair_column=text_pair_column,
         label_column=label_column,
+        soft_label_column=soft_label_column,
         objectives=objectives,
         baseline=baseline,
         num_seeds=num_seeds,

@@ -17,6 +17,8 @@ LABEL_NAMES = frozenset("label labels target class sentiment category stars rati
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 
 MAX_CLASSES = 1000
+UNLABELLED = -100
+"""The label of training rows without one, which the teacher alone labels; `CrossEntropyLoss` leaves them out."""
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,15}")
 BLANK = re.compile("[\\s\\x00-\\x1f\\u200b-\\u200f\\u2060\\ufeff]*")
 
@@ -129,18 +131,23 @@ def encode_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, ClassL
     if "test" in values and all(value in (None, -1) for value in values["test"]):
         logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
         del values["test"]
-    others = {value for value in values["train"] if isinstance(value, int) and value != -1}
-    # -1 is a class beside 1 alone, but beside 0..C-1 it is how unlabelled rows are marked.
-    hidden = (None, -100) if others and others != set(range(len(others))) else (None, -100, -1)
+    labelled = [value for value in values["train"] if str(value) != str(UNLABELLED)]
+    if not labelled:
+        raise ValueError(f"No train row has a label (column {column!r}), and the labels settle what the classes are.")
+    others = {value for value in labelled if isinstance(value, int) and value != -1}
+    # -1 is a class beside 1 alone, but beside 0..C-1 it is a label that is missing.
+    hidden = (None,) if others and others != set(range(len(others))) else (None, -1)
     for split, labels in values.items():
-        _refuse_missing(labels, hidden, split, column)
+        marks = () if split == "train" else (UNLABELLED, str(UNLABELLED))
+        _refuse_missing(labels, hidden + marks, split, column)
     feature = splits["train"].features[column]
     if isinstance(feature, ClassLabel):
         names, ids = feature.names, _ids_of_names(feature.names)
-        if len(set(values["train"])) < 2:
-            raise ValueError(_too_few(column, values["train"][0]))
+        if len(set(labelled)) < 2:
+            raise ValueError(_too_few(column, labelled[0]))
     else:
-        names, ids = _settle_classes(values["train"], column)
+        names, ids = _settle_classes(labelled, column)
+    ids = ids | {str(UNLABELLED): UNLABELLED}
     shared = ClassLabel(names=list(names))
     encoded = {}
     for split, labels in values.items():
@@ -168,7 +175,7 @@ def _label_values(data: Dataset, split: str, column: str) -> list[Any]:
     feature, values = data.features[column], data[column][:]
     if isinstance(feature, ClassLabel):
         for row, value in enumerate(values):
-            if value is not None and not -1 <= value < feature.num_classes:
+            if value not in (None, UNLABELLED) and not -1 <= value < feature.num_classes:
                 raise ValueError(
                     f"Label {value} (row {row} of the {split} split, column {column!r}) is outside "
                     f"0..{feature.num_classes - 1}, the range of its names {feature.names[:20]}."

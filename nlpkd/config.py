@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +12,7 @@ from transformers.trainer_utils import HubStrategy
 
 TEACHER_CHECKS = ("error", "warn", "off")
 WEIGHTING_NAMES = ("fixed", "linear", "uncertainty")
+ENSEMBLE_AVERAGES = ("probabilities", "logits")
 
 
 @dataclass
@@ -25,10 +28,14 @@ class DistillationConfig(TrainingArguments):
         objective_learning_rate: learning rate of the objectives' own parameters; `learning_rate` if None.
         teacher_check: what to do with a teacher that is no better than the majority class on a sample of gold labels:
             `"error"`, `"warn"` or `"off"`.
+        cache_teacher: `"auto"` runs the teacher once, before training, where its logits are all that is needed and
+            rows are seen more than once (in `output_dir/teacher_cache`); `"off"` runs it on every batch.
         weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
             `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
         weighting_learning_rate: learning rate of learned weights.
         anchor_weight: factor of an L2 pull towards the weights that the student started from; see `nlpkd.anchor`.
+        ensemble_average: what of several teachers is averaged: `"probabilities"` or `"logits"`; see `nlpkd.ensemble`.
+        ensemble_weights: weights of several teachers, one a teacher; equal ones if None. Only their ratios count.
 
     Raises:
         ValueError: if a setting is out of range, or several GPUs are visible without a launcher.
@@ -58,9 +65,18 @@ class DistillationConfig(TrainingArguments):
         default="error",
         metadata={"help": "What to do with a teacher no better than the majority class: error, warn or off."},
     )
+    cache_teacher: str = field(
+        default="auto", metadata={"help": "auto: run the teacher once where its logits suffice; off: on every batch."}
+    )
     weighting: str = field(default="fixed", metadata={"help": "Objectives' weights: fixed, linear or uncertainty."})
     weighting_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of learned weights."})
     anchor_weight: float = field(default=0.0, metadata={"help": "L2 pull towards the weights at the start."})
+    ensemble_average: str = field(
+        default="probabilities", metadata={"help": "What is averaged over several teachers: probabilities or logits."}
+    )
+    ensemble_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of several teachers, one a teacher; equal ones by default."}
+    )
 
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""
@@ -77,8 +93,11 @@ class DistillationConfig(TrainingArguments):
         for name in ("anchor_weight", "weighting_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.cache_teacher not in ("auto", "off"):
+            raise ValueError(f"cache_teacher must be 'auto' or 'off', got {self.cache_teacher!r}")
         if self.weighting not in WEIGHTING_NAMES:
             raise ValueError(f"weighting must be one of {WEIGHTING_NAMES}, got {self.weighting!r}")
+        check_ensemble(self.ensemble_average, self.ensemble_weights)
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise ValueError(
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would publish pickled state: use 'every_save' "
@@ -89,6 +108,22 @@ class DistillationConfig(TrainingArguments):
                 f"{self.n_gpu} GPUs are visible and no launcher is used: run `accelerate launch YOUR_SCRIPT.py`, or "
                 "choose one with CUDA_VISIBLE_DEVICES=0"
             )
+
+
+def check_ensemble(average: str, weights: Sequence[float] | None) -> None:
+    """Refuse settings of an ensemble that make no average.
+
+    Args:
+        average: `"probabilities"` or `"logits"`.
+        weights: one a teacher, or None.
+
+    Raises:
+        ValueError: if there is no such average, or a weight is negative or not finite, or all are 0.
+    """
+    if average not in ENSEMBLE_AVERAGES:
+        raise ValueError(f"ensemble_average must be one of {ENSEMBLE_AVERAGES}, got {average!r}")
+    if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0):
+        raise ValueError(f"ensemble_weights must be >= 0 and not all 0, one a teacher, got {weights}")
 
 
 def fast_at_bf16(use_cpu: bool) -> bool:

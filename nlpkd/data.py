@@ -14,7 +14,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from nlpkd.columns import Columns, check_texts, encode_labels, find_columns
+from nlpkd.columns import UNLABELLED, Columns, check_texts, encode_labels, find_columns
 from nlpkd.soft_labels import add_soft_labels
 from nlpkd.sources import Source, read_splits
 
@@ -127,8 +127,7 @@ def load_text_classification(
     splits, name = read_splits(train, validation, test, config_name, revision)
     columns = find_columns(splits["train"].column_names, text_column, text_pair_column, label_column)
     splits, label = _prepare(splits, columns, soft_label_column, validation_split, seed)
-    others = teacher_tokenizer if isinstance(teacher_tokenizer, (list, tuple)) else [teacher_tokenizer]
-    tokenizers = [tokenizer, *(other for other in others if other is not None)]
+    tokenizers = [tokenizer, *_given(teacher_tokenizer)]
     max_length = _max_length(max_length, tokenizers, columns.text_pair is not None)
     splits, truncated = _tokenise(splits, columns, tokenizers, max_length)
     logger.info("%s: %d classes %s, %s, rows %s", name, len(label.names), label.names, columns, splits.num_rows)
@@ -203,17 +202,22 @@ def column_prefixes(
         For each teacher `""` where its tokenizer is the student's, else `"teacher_"` for the first other tokenizer,
         `"teacher_2_"`, `"teacher_3_"`, ... for the next; teachers with the same tokenizer share columns.
     """
-    known: list[tuple[PreTrainedTokenizerBase | None, str]] = [(tokenizer, "")]
-    prefixes = []
+    prefixes: list[str] = []
+    others: list[PreTrainedTokenizerBase] = []
     for other in teacher_tokenizers:
-        prefix = "" if tokenizer is None or other is None else None
-        if prefix is None:
-            prefix = next((name for each, name in known if same_tokenizer(each, other)), None)  # type: ignore[arg-type]
-        if prefix is None:
-            prefix = TEACHER_PREFIX if len(known) == 1 else f"{TEACHER_PREFIX}{len(known)}_"
-            known.append((other, prefix))
-        prefixes.append(prefix)
+        if tokenizer is None or other is None or same_tokenizer(tokenizer, other):
+            prefixes.append("")
+            continue
+        number = next((k for k, known in enumerate(others) if same_tokenizer(known, other)), len(others))
+        if number == len(others):
+            others.append(other)
+        prefixes.append(f"{TEACHER_PREFIX}{number + 1}_" if number else TEACHER_PREFIX)
     return prefixes
+
+
+def _given(tokenizers: TeacherTokenizers) -> list[PreTrainedTokenizerBase]:
+    several: Any = tokenizers if isinstance(tokenizers, (list, tuple)) else [tokenizers]
+    return [tokenizer for tokenizer in several if tokenizer is not None]
 
 
 def _text_columns(columns: Columns) -> list[str]:
@@ -264,6 +268,11 @@ def _hold_out(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
     if "validation" in splits:
         raise ValueError("There is a validation split and validation_split too: leave one of them out.")
     rows, labels = len(splits["train"]), splits["train"]["labels"][:]
+    if UNLABELLED in labels:
+        raise ValueError(
+            "validation_split would hold out rows without labels, or rows that others were made from: make the "
+            "validation set first, and pass it as validation."
+        )
     held_out = round(rows * size) if isinstance(size, float) else size
     if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
         raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
@@ -297,9 +306,9 @@ def _tokenise(
     names, student = _text_columns(columns), tokenizers[0]
     # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
     segments = True if columns.text_pair else None
-    # The first of equal tokenizers is the one that tokenises.
-    prefixed = dict(reversed([*zip(column_prefixes(student, tokenizers), tokenizers, strict=True)]))
-    prefixed = dict(sorted(prefixed.items()))
+    prefixed: dict[str, PreTrainedTokenizerBase] = {}
+    for prefix, tokenizer in zip(column_prefixes(student, tokenizers), tokenizers, strict=True):
+        prefixed.setdefault(prefix, tokenizer)
 
     def tokens(batch: Mapping[str, list]) -> dict[str, list]:
         made: dict[str, list] = {}
@@ -341,11 +350,10 @@ class DistillationCollator:
     pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
+        self._others: dict[str, Any] = {TEACHER_PREFIX: self.teacher_tokenizer}
         if isinstance(self.teacher_tokenizer, (list, tuple)):
             prefixes = column_prefixes(self.tokenizer, self.teacher_tokenizer)
             self._others = dict(zip(prefixes, self.teacher_tokenizer, strict=True))
-        else:
-            self._others = {TEACHER_PREFIX: self.teacher_tokenizer}
         for tokenizer in (self.tokenizer, *self._others.values()):
             if tokenizer is not None and tokenizer.pad_token is None:
                 raise ValueError(
@@ -374,7 +382,13 @@ class DistillationCollator:
                 raise ValueError(f"There are {prefix}input_ids but no teacher_tokenizer to pad them with: pass it.")
             batch |= self._padded(tokenizer, features, prefix)
         for column, value in features[0].items():
-            if column not in own and column not in TOKEN_COLUMNS and column != "length" and value is not None and not isinstance(value, str):
+            if (
+                column not in own
+                and column not in TOKEN_COLUMNS
+                and column != "length"
+                and value is not None
+                and not isinstance(value, str)
+            ):
                 name = "labels" if column in ("label", "label_ids") else column
                 batch[name] = _stacked(column, [row[column] for row in features])
         return batch

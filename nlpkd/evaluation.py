@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import datasets
@@ -24,6 +24,8 @@ from nlpkd.benchmark import (
     model_size_mb,
     placement,
 )
+from nlpkd.data import TeacherTokenizers, column_prefixes, per_teacher
+from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.labels import align_names
 from nlpkd.metrics import classification_metrics, resampled_metrics
 from nlpkd.report import Candidate, EvaluationReport, Interval, Latency
@@ -38,12 +40,12 @@ _INTERVAL_PROTOCOL = (
 
 def evaluate_student(
     student: nn.Module,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Sequence[nn.Module] | None = None,
     dataset: datasets.Dataset | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     baseline: nn.Module | None = None,
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: TeacherTokenizers = None,
     teacher_order: Sequence[int] | None = None,
     candidates: Mapping[str, nn.Module] | None = None,
     run: Mapping[str, Any] | None = None,
@@ -59,13 +61,16 @@ def evaluate_student(
 
     Args:
         student: the distilled model, a `PreTrainedModel` or a module giving logits; like all of them on any device.
-        teacher: the model it learned from; its logits are put in the student's label order by name.
+        teacher: the model it learned from; its logits are put in the student's label order by name. Several are an
+            ensemble (`nlpkd.ensemble.TeacherEnsemble`), or a list whose probabilities are averaged; they are one
+            candidate, whose size and times are sums.
         dataset: tokenised rows: `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels` in the student's
             order; where there are `teacher_input_ids`, ... the teacher reads those.
         tokenizer: pads the rows.
         baseline: the same student trained on the gold labels alone.
-        teacher_tokenizer: pads the teacher's own columns.
-        teacher_order: where names don't say it, the index that the teacher gives each label of the student.
+        teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
+        teacher_order: where names don't say it, the index that the teacher gives each label of the student; an
+            ensemble knows the orders itself.
         candidates: further models by name, reading what the student reads.
         run: what made the student, for the report; versions, machine and protocols are added.
         training_seconds: of the student, or of each candidate by name.
@@ -85,22 +90,29 @@ def evaluate_student(
     """
     if dataset is None or tokenizer is None:
         raise ValueError("evaluate_student needs the tokenised dataset to measure on and the student's tokenizer")
+    teacher = as_one_teacher(teacher)
     models = _name_models(student, teacher, baseline, candidates or {})
-    given = {} if teacher_order is None else {"teacher": list(teacher_order)}
-    if teacher_order is not None and sorted(teacher_order) != list(range(len(teacher_order))):
-        raise ValueError(f"teacher_order must hold each index of the teacher's labels once, found {given['teacher']}")
-    orders = {name: given.get(name) or _column_order(name, model, student) for name, model in models.items()}
-    labels = _gold_labels(dataset)
-    prefixes = {"teacher": "teacher_"} if "teacher_input_ids" in dataset.column_names else {}
-    if teacher is not None and prefixes and teacher_tokenizer is None:
+    teachers = _teachers(teacher)
+    several = teacher if isinstance(teacher, TeacherEnsemble) else None
+    # What is run: of several teachers each alone.
+    alone = teachers | {name: model for name, model in models.items() if name != "teacher"}
+    own = per_teacher(teacher_tokenizer, len(teachers)) if teachers else []
+    prefixes = dict.fromkeys(teachers, "teacher_" if "teacher_input_ids" in dataset.column_names else "")
+    if any(prefixes.values()) and not any(own):
         raise ValueError(
             "the dataset has teacher_input_ids, which the teacher's tokenizer pads: give teacher_tokenizer"
         )
-    tokenizers = dict.fromkeys(models, tokenizer) | {"teacher": teacher_tokenizer or tokenizer}
+    if several is not None:
+        prefixes = dict(zip(teachers, column_prefixes(tokenizer, own), strict=True))
+    tokenizers = dict.fromkeys(alone, tokenizer)
+    tokenizers |= {name: each or tokenizer for name, each in zip(teachers, own, strict=True)}
+    given = _given_orders(teacher, teacher_order)
+    orders = {name: given.get(name) or _column_order(name, model, student) for name, model in alone.items()}
+    labels = _gold_labels(dataset)
     logits: dict[str, np.ndarray] = {}
-    for name in sorted(models, key="student".__ne__):
+    for name in sorted(alone, key="student".__ne__):
         values = predict_logits(
-            models[name], dataset, tokenizers[name], batch_size=batch_size, prefix=prefixes.get(name, "")
+            alone[name], dataset, tokenizers[name], batch_size=batch_size, prefix=prefixes.get(name, "")
         )
         _check_logits(name, values, logits.get("student", values).shape[1], labels)
         logits[name] = values if orders[name] is None else values[:, orders[name]]
@@ -108,8 +120,15 @@ def evaluate_student(
     latencies: dict[str, list[Latency]] = {}
     if latency_runs:
         latencies = measure_latency(
-            models, tokenizers, batches=latency_batches, tokens=latency_tokens, runs=latency_runs, seed=seed
+            alone, tokenizers, batches=latency_batches, tokens=latency_tokens, runs=latency_runs, seed=seed
         )
+    protocol = latency_protocol(alone, latency_tokens, latency_runs)
+    if several is not None:
+        found = [torch.from_numpy(logits.pop(name)).to(several.weights.device) for name in teachers]
+        logits["teacher"] = several.mean(found).cpu().numpy()
+        if latency_runs:
+            latencies["teacher"] = _one_after_another([latencies.pop(name) for name in teachers])
+            protocol += f"; the teacher's times are sums over its {len(several)} models"
     seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
     resampling = {"samples": bootstrap_samples, "seed": seed}
     resampled = {name: resampled_metrics(values, labels, **resampling) for name, values in logits.items()}
@@ -118,7 +137,7 @@ def evaluate_student(
         run={
             **describe_environment(),
             "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
-            "latency_protocol": latency_protocol(models, latency_tokens, latency_runs),
+            "latency_protocol": protocol,
             **(run or {}),
         },
         candidates={
@@ -197,6 +216,32 @@ def _name_models(
         )
     named = {"teacher": teacher, "student": student, "baseline": baseline, **further}
     return {name: model for name, model in named.items() if model is not None}
+
+
+def _teachers(teacher: nn.Module | None) -> dict[str, nn.Module]:
+    """Name the models that a teacher consists of."""
+    if isinstance(teacher, TeacherEnsemble):
+        return {f"teacher {number} of {len(teacher)}": each for number, each in enumerate(teacher.members, start=1)}
+    return {} if teacher is None else {"teacher": teacher}
+
+
+def _given_orders(teacher: nn.Module | None, order: Sequence[int] | None) -> dict[str, list[int]]:
+    """Give the label orders that are known without looking at names, by the model's name."""
+    if isinstance(teacher, TeacherEnsemble):
+        if order is not None:
+            raise ValueError("teacher_order is of one teacher: set those of an ensemble by TeacherEnsemble.reorder")
+        return {name: each for name, each in zip(_teachers(teacher), teacher.orders, strict=True) if each is not None}
+    if order is not None and sorted(order) != list(range(len(order))):
+        raise ValueError(f"teacher_order must hold each index of the teacher's labels once, found {list(order)}")
+    return {} if order is None else {"teacher": list(order)}
+
+
+def _one_after_another(measured: Sequence[Sequence[Latency]]) -> list[Latency]:
+    """Add up what models take, `(models, batch sizes)`."""
+    return [
+        replace(each[0], p50_ms=sum(one.p50_ms for one in each), p95_ms=sum(one.p95_ms for one in each))
+        for each in zip(*measured, strict=True)
+    ]
 
 
 def _gold_labels(dataset: datasets.Dataset) -> np.ndarray:

@@ -13,7 +13,9 @@ from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nlpkd.data import same_tokenizer
+from nlpkd.columns import UNLABELLED
+from nlpkd.data import TEACHER_PREFIX, column_prefixes, same_tokenizer
+from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.labels import align_names, check_teacher, is_generic, looks_like_probabilities, stratified_sample
 from nlpkd.loading import load_tokenizer
 from nlpkd.teacher import TEACHER_LOGITS, LiveTeacher, Teacher
@@ -82,7 +84,10 @@ def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
         _refuse_out_of_range(dataset, column, student_config.num_labels, split)
     if order is not None and order != sorted(order):
         logger.warning("The %s set's label ids follow the student's names: %s.", split, student_config.id2label)
-        return dataset.align_labels_with_mapping(student_config.label2id, column)
+        places = {UNLABELLED: UNLABELLED} | {source: place for place, source in enumerate(order)}
+        names = ClassLabel(names=[student_config.id2label[place] for place in range(len(order))])
+        followed = [places[value] for value in dataset[column][:]]
+        return dataset.remove_columns(column).add_column(column, followed, feature=names)
     return dataset
 
 
@@ -130,6 +135,7 @@ def teacher_prefix(
     teacher_tokenizer: PreTrainedTokenizerBase | None,
     columns: Sequence[str],
     match_tokens: Sequence[str],
+    own: str = TEACHER_PREFIX,
 ) -> str:
     """Say which columns the teacher reads: the student's (`""`) or its own (`"teacher_"`).
 
@@ -140,6 +146,7 @@ def teacher_prefix(
         teacher_tokenizer: the teacher's, or None where it is the student's.
         columns: of the training data, empty if unknown.
         match_tokens: names of the objectives that match token with token, which other tokens rule out.
+        own: the prefix of its own columns.
 
     Returns:
         The prefix.
@@ -153,7 +160,7 @@ def teacher_prefix(
         differ = len(sizes) == 2
         if tokenizer is not None and teacher_tokenizer is not None:
             differ = not same_tokenizer(tokenizer, teacher_tokenizer)
-        if differ and "teacher_input_ids" not in columns:
+        if differ and own + "input_ids" not in columns:
             raise ValueError(
                 f"the teacher has another tokenizer than the student (vocabularies of {_vocabulary(teacher)} and "
                 f"{_vocabulary(student)} tokens): pass teacher_processing_class, and load the data with "
@@ -163,9 +170,9 @@ def teacher_prefix(
         differ = False
     else:
         differ = True
-        if columns and "teacher_input_ids" not in columns:
+        if columns and own + "input_ids" not in columns:
             raise ValueError(
-                "the teacher has another tokenizer, and the data have no column teacher_input_ids: load them with "
+                f"the teacher has another tokenizer, and the data have no column {own}input_ids: load them with "
                 "load_text_classification(..., teacher_tokenizer=...)"
             )
     if differ and match_tokens:
@@ -173,7 +180,46 @@ def teacher_prefix(
             f"{', '.join(match_tokens)} match token with token, and student and teacher have different tokenizers: "
             "use objectives on logits (the preset 'hinton'), or a student that shares the teacher's tokenizer"
         )
-    return "teacher_" if differ else ""
+    return own if differ else ""
+
+
+def fit_ensemble(
+    ensemble: TeacherEnsemble,
+    student: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    teacher_tokenizers: Sequence[PreTrainedTokenizerBase | None],
+    columns: Sequence[str],
+) -> None:
+    """Give each teacher of an ensemble its label order by name and the columns that it reads.
+
+    Args:
+        ensemble: the teachers.
+        student: the model to train.
+        tokenizer: the student's.
+        teacher_tokenizers: one a teacher, None where it is the student's.
+        columns: of the training data, empty if unknown.
+
+    Raises:
+        ValueError: if a teacher's labels or tokenizer do not fit, or the data lack its columns; it is named.
+    """
+    config, prefixes = getattr(student, "config", None), []
+    own = column_prefixes(tokenizer, teacher_tokenizers)
+    for number, (member, given) in enumerate(zip(ensemble.members, teacher_tokenizers, strict=True)):
+        # Which of several tokenizers' columns a teacher reads is not known without its tokenizer.
+        known = columns if given is not None else ()
+        try:
+            ensemble.reorder(number, label_order(member, student))
+            prefixes.append(teacher_prefix(student, member, tokenizer, given, known, (), own[number]))
+        except ValueError as error:
+            raise ValueError(f"{_who(number, ensemble)}{error}") from None
+    ensemble.read(prefixes)
+    only_one = getattr(config, "num_labels", 2) == 1
+    task = getattr(config, "problem_type", None)
+    ensemble.task = task or ("regression" if only_one else "single_label_classification")
+
+
+def _who(number: int, ensemble: TeacherEnsemble) -> str:
+    return f"teacher {number + 1} of {len(ensemble)}: "
 
 
 def _vocabulary(model: nn.Module) -> int | None:
@@ -195,11 +241,13 @@ def hold_against_gold(
     student_config: Any,
     check: str,
     seed: int,
+    who: str = "",
 ) -> None:
     """Run a teacher on a sample of gold labels: settle its label order, and refuse one that teaches noise.
 
     Args:
-        teacher: live or cached; a live one whose label names say nothing is given the order that fits.
+        teacher: live or cached; a live one whose label names say nothing is given the order that fits; of an ensemble
+            each teacher is, alone.
         dataset: the training rows.
         collate: makes a batch of rows.
         batch_size: rows of a batch.
@@ -208,11 +256,22 @@ def hold_against_gold(
         student_config: for the number and names of labels.
         check: `"error"`, `"warn"` or `"off"`.
         seed: of the sample.
+        who: which teacher it is, before the messages.
 
     Raises:
         ValueError: if the teacher gives probabilities, NaN or another number of labels; or, with `"error"`, if no
             order of its labels beats the majority class.
     """
+    if isinstance(teacher, LiveTeacher) and isinstance(teacher.model, TeacherEnsemble):
+        ensemble = teacher.model
+        for number, capture in enumerate(ensemble.captures):
+            member, named = ensemble.members[number], ensemble.orders[number]
+            alone = LiveTeacher(member, {}, device, order=named, prefix=capture.prefix, autocast=teacher.autocast)
+            name = _who(number, ensemble)
+            hold_against_gold(alone, dataset, collate, batch_size, device, named, student_config, check, seed, name)
+            if alone.order is not None:
+                ensemble.reorder(number, alone.order.tolist())
+        return
     column = label_column(dataset)
     if column is None:
         labels = np.full(len(dataset), -100)
@@ -228,28 +287,30 @@ def hold_against_gold(
         batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         found.append(teacher.outputs(batch).logits.float().cpu().numpy())
     logits = np.concatenate(found)
-    _refuse_no_logits(logits, student_config)
+    _refuse_no_logits(logits, student_config, who)
     if check == "off" or column is None:
         return
     names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
     given = None if order is None and isinstance(teacher, LiveTeacher) else list(range(logits.shape[1]))
     order, problem = check_teacher(logits, labels[sample], given, names)
     if problem is not None and check == "error":
-        raise ValueError(f"{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'")
+        raise ValueError(
+            f"{who}{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'"
+        )
     if problem is not None:
-        logger.warning("%s.", problem)
+        logger.warning("%s%s.", who, problem)
     elif given is None and isinstance(teacher, LiveTeacher):
         teacher.reorder(order, device)
 
 
-def _refuse_no_logits(logits: np.ndarray, student_config: Any) -> None:
+def _refuse_no_logits(logits: np.ndarray, student_config: Any, who: str) -> None:
     expected = getattr(student_config, "num_labels", logits.shape[1])
     if logits.shape[1] != expected:
-        raise ValueError(f"the teacher gives {logits.shape[1]} logits a row, the student has {expected} labels")
+        raise ValueError(f"{who}the teacher gives {logits.shape[1]} logits a row, the student has {expected} labels")
     if not np.isfinite(logits).all():
-        raise ValueError("the teacher gives NaN or infinite logits: check its weights and its dtype")
+        raise ValueError(f"{who}the teacher gives NaN or infinite logits: check its weights and its dtype")
     if looks_like_probabilities(logits):
         raise ValueError(
-            f"the teacher's logits ({TEACHER_LOGITS}) are probabilities: every row lies in [0, 1] and sums to 1. Pass "
-            "logits, or their logarithm"
+            f"{who}the teacher's logits ({TEACHER_LOGITS}) are probabilities: every row lies in [0, 1] and sums to 1. "
+            "Pass logits, or their logarithm"
         )

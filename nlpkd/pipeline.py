@@ -13,7 +13,14 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data import TextClassificationData, load_text_classification, same_tokenizer
+from nlpkd.data import (
+    TeacherTokenizers,
+    TextClassificationData,
+    load_text_classification,
+    per_teacher,
+    same_tokenizer,
+)
+from nlpkd.ensemble import as_one_teacher
 from nlpkd.evaluation import evaluate_student
 from nlpkd.hub import push_student
 from nlpkd.loading import load_tokenizer, split_revision
@@ -147,7 +154,7 @@ def train_teacher(
 
 
 def distill(
-    teacher: str | Path | PreTrainedModel,
+    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None = None,
     student: str | Path | PreTrainedModel = "layers:3",
     train: Source | None = None,
     validation: Source | None = None,
@@ -159,7 +166,7 @@ def distill(
     baseline_dir: str | Path | None = None,
     num_seeds: int = 1,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: TeacherTokenizers = None,
     teacher_revision: str | None = None,
     student_revision: str | None = None,
     teacher_dtype: str = "float32",
@@ -168,6 +175,7 @@ def distill(
     text_column: str | None = None,
     text_pair_column: str | None = None,
     label_column: str | None = None,
+    soft_label_column: str | None = None,
     max_length: int | None = None,
     validation_split: float | int | None = None,
     dataset_config: str | None = None,
@@ -177,8 +185,10 @@ def distill(
     """Distil a teacher into a student, measure it, and leave student, tokenizer, card and report in one folder.
 
     Args:
-        teacher: a path, a Hub id (`id@revision` too), or a model.
-        student: `"layers:3"` (layers of the teacher), a path, a Hub id (`id@revision` too), or a model.
+        teacher: a path, a Hub id (`id@revision` too), or a model; a list of them is averaged (`nlpkd.ensemble`); None
+            where the training rows bring soft labels along.
+        student: `"layers:3"` (layers of the teacher, of several the first), a path, a Hub id (`id@revision` too), or a
+            model.
         train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
@@ -189,8 +199,8 @@ def distill(
         num_seeds: how many seeds to train student and baseline with, from `seed` upwards; the first one's student is
             the result, the report has all of them.
         tokenizer: the student's, where it can't be loaded by the student's name.
-        teacher_tokenizer: the teacher's, likewise.
-        teacher_revision: branch, tag or commit of the teacher.
+        teacher_tokenizer: the teacher's, likewise; of several a list.
+        teacher_revision: branch, tag or commit of a single teacher.
         student_revision: of the student.
         teacher_dtype: dtype of the teacher's weights.
         trust_remote_code: run the model repositories' own code.
@@ -198,6 +208,7 @@ def distill(
         text_column: the column of the text.
         text_pair_column: the column of the second text.
         label_column: the column of the label.
+        soft_label_column: the training rows' column of soft labels, in place of a teacher; see `nlpkd.soft_labels`.
         max_length: longest text in tokens.
         validation_split: share or number of training rows to hold out where there is no validation set.
         dataset_config: configuration of a Hub data set.
@@ -217,28 +228,38 @@ def distill(
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     with only_run(args.output_dir):
-        teacher, teacher_revision = _at_revision(teacher, teacher_revision)
+        teachers = [_at_revision(each, teacher_revision) for each in _listed(teacher)]
+        if bool(teachers) == (soft_label_column is not None):
+            raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
+        if len(teachers) > 1 and teacher_revision is not None:
+            raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
         student, student_revision = _at_revision(student, student_revision)
-        if teacher_tokenizer is None:
-            teacher_tokenizer = load_tokenizer(
-                _as_name(teacher), revision=teacher_revision, trust_remote_code=trust_remote_code
+        if not teachers and _is_layers(student):
+            raise ValueError(
+                f"student={student!r} takes layers of a teacher, and there is none: give a path or a Hub id"
             )
-        if tokenizer is None and (_is_layers(student) or isinstance(student, PreTrainedModel)):
-            tokenizer = teacher_tokenizer
+        own = [
+            given or load_tokenizer(_as_name(name), revision=revision, trust_remote_code=trust_remote_code)
+            for given, (name, revision) in zip(per_teacher(teacher_tokenizer, len(teachers)), teachers, strict=True)
+        ]
+        if tokenizer is None and own and (_is_layers(student) or isinstance(student, PreTrainedModel)):
+            tokenizer = own[0]
         elif tokenizer is None:
             tokenizer = load_tokenizer(
                 _as_name(student), revision=student_revision, trust_remote_code=trust_remote_code
             )
-        same = same_tokenizer(tokenizer, teacher_tokenizer)
+        others: Any = [None if same_tokenizer(tokenizer, each) else each for each in own]
+        others = others if len(own) > 1 else next(iter(others), None)
         data = load_text_classification(
             train,
             validation,
             test,
             tokenizer=tokenizer,
-            teacher_tokenizer=None if same else teacher_tokenizer,
+            teacher_tokenizer=others,
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
+            soft_label_column=soft_label_column,
             max_length=max_length,
             validation_split=validation_split,
             config_name=dataset_config,
@@ -247,19 +268,27 @@ def distill(
         )
         if "validation" not in data and "test" not in data:
             raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
-        names = {"teacher": _describe(teacher, teacher_revision), "student": _describe(student, student_revision)}
-        if not isinstance(teacher, PreTrainedModel):
-            teacher = load_teacher(
-                teacher, revision=teacher_revision, dtype=teacher_dtype, trust_remote_code=trust_remote_code
-            )
+        loaded = [
+            name
+            if isinstance(name, PreTrainedModel)
+            else load_teacher(name, revision=revision, dtype=teacher_dtype, trust_remote_code=trust_remote_code)
+            for name, revision in teachers
+        ]
+        origin = {
+            "teacher": _describe_teachers(teachers, soft_label_column),
+            "student": _describe(student, student_revision),
+            "data": data.name,
+            "dataset_config": dataset_config,
+            "dataset_revision": dataset_revision,
+        }
         job = Job(
-            teacher=teacher,
-            teacher_tokenizer=None if same else teacher_tokenizer,
+            teacher=as_one_teacher(loaded, args.ensemble_weights, args.ensemble_average) if loaded else None,
+            teacher_tokenizer=others,
             tokenizer=tokenizer,
             data=data,
             stages=resolve(objectives),
-            origin=names | {"data": data.name, "dataset_config": dataset_config, "dataset_revision": dataset_revision},
-            start=_student_maker(student, student_revision, teacher, data, trust_remote_code),
+            origin=origin,
+            start=_student_maker(student, student_revision, loaded, data, trust_remote_code),
         )
         trained, report = job.run(args, num_seeds, baseline, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
@@ -340,14 +369,14 @@ def evaluate(
 def _student_maker(
     student: str | Path | PreTrainedModel,
     revision: str | None,
-    teacher: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
     data: TextClassificationData,
     trust_remote_code: bool,
 ) -> Callable[[int], PreTrainedModel]:
     if isinstance(student, PreTrainedModel):
         return lambda seed: copy.deepcopy(student)
     if _is_layers(student):
-        return lambda seed: make_student(teacher, str(student), seed=seed)
+        return lambda seed: make_student(teachers[0], str(student), seed=seed)
     return lambda seed: make_student(
         checkpoint=student,
         revision=revision,
@@ -389,6 +418,22 @@ def _describe(model: Any, revision: str | None) -> dict[str, Any]:
     # A path is told from a Hub id by its first character.
     name = str(model) if not Path(model).exists() or Path(model).is_absolute() else f"./{Path(model)}"
     return {"name": name, "revision": revision}
+
+
+def _listed(teacher: Any) -> list[Any]:
+    if teacher is None:
+        return []
+    return list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+
+
+def _describe_teachers(teachers: Sequence[tuple[Any, str | None]], soft_label_column: str | None) -> dict[str, Any]:
+    described = [_describe(name, revision) for name, revision in teachers]
+    if len(described) == 1:
+        return described[0]
+    if not described:
+        return {"name": f"soft labels of the column {soft_label_column!r}", "revision": None}
+    names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
+    return {"name": " and ".join(names), "revision": None}
 
 
 def _push(args: DistillationConfig) -> None:

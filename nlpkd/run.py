@@ -17,10 +17,12 @@ from typing import Any
 from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
+from nlpkd.columns import UNLABELLED
 from nlpkd.config import DistillationConfig
-from nlpkd.data import TextClassificationData
+from nlpkd.data import TeacherTokenizers, TextClassificationData
 from nlpkd.evaluation import evaluate_student
 from nlpkd.matching import follow_student_labels
 from nlpkd.model_card import build_model_card
@@ -68,11 +70,14 @@ def gold_trainer(
     model: PreTrainedModel, args: DistillationConfig, data: TextClassificationData, tokenizer: PreTrainedTokenizerBase
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
+    rows = data["train"]
+    if UNLABELLED in rows["labels"][:]:
+        rows = rows.filter(lambda label: label != UNLABELLED, input_columns="labels")
     return DistillationTrainer(
         model=model,
         args=args,
         objectives=[CrossEntropyLoss()],
-        train_dataset=data["train"],
+        train_dataset=rows,
         eval_dataset=data["validation"] if "validation" in data else None,
         processing_class=tokenizer,
     )
@@ -83,8 +88,8 @@ class Job:
     """All that a distillation needs besides its settings.
 
     Attributes:
-        teacher: the teacher.
-        teacher_tokenizer: its tokenizer where it is not the student's, else None.
+        teacher: the teacher; several are an ensemble; None where the training rows bring soft labels along.
+        teacher_tokenizer: its tokenizer where it is not the student's, else None; of several teachers a list.
         tokenizer: the student's tokenizer.
         data: the splits.
         stages: with objectives not bound yet.
@@ -92,8 +97,8 @@ class Job:
         start: makes the untrained student for a seed.
     """
 
-    teacher: PreTrainedModel
-    teacher_tokenizer: PreTrainedTokenizerBase | None
+    teacher: nn.Module | None
+    teacher_tokenizer: TeacherTokenizers
     tokenizer: PreTrainedTokenizerBase
     data: TextClassificationData
     stages: list[Stage]
@@ -161,6 +166,11 @@ class Job:
         baseline = None
         if untrained is not None and baseline_dir is not None:
             args_beside = _beside(_altogether(args, [*earlier, last]), baseline_dir)
+            if UNLABELLED in self.data["train"]["labels"][:]:
+                # As many steps as the student had, though there are fewer rows with labels.
+                states = Path(args.output_dir).glob("stage-*/trainer_state.json")
+                steps = sum(TrainerState.load_from_json(str(state)).global_step for state in states)
+                args_beside = dataclasses.replace(args_beside, max_steps=steps + trainer.state.global_step)
             baseline_trainer = gold_trainer(untrained, args_beside, self.data, self.tokenizer)
             seconds["baseline"] = _train(baseline_trainer, args_beside)
             baseline = baseline_trainer.model

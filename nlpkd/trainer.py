@@ -17,14 +17,17 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, has_length
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
 
 from nlpkd.anchor import Anchor
+from nlpkd.cache import cache_teacher_outputs
 from nlpkd.capture import Capture, CapturedOutput
 from nlpkd.config import DistillationConfig
-from nlpkd.data import DistillationCollator
+from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
+from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.matching import (
+    fit_ensemble,
     follow_student_labels,
     hold_against_gold,
     label_order,
@@ -46,7 +49,8 @@ class DistillationTrainer(Trainer):
 
     Args:
         model: the student: a model for sequence classification, or any module that returns logits.
-        teacher_model: the teacher, or None where the data have a column `teacher_logits`, or no objective needs one.
+        teacher_model: the teacher, or a list of teachers, which are averaged (`nlpkd.ensemble.TeacherEnsemble`); None
+            where the data have a column `teacher_logits`, or no objective needs one.
         args: the settings.
         objectives: what to train on; gold labels and soft targets in equal parts by default, gold labels alone without
             a teacher.
@@ -54,6 +58,7 @@ class DistillationTrainer(Trainer):
         eval_dataset: the same, or a dict of them.
         processing_class: the student's tokenizer.
         teacher_processing_class: the teacher's, where it is another one; the data then have `teacher_input_ids`, ...
+            Of several teachers a list, with None where it is the student's.
         data_collator: `nlpkd.data.DistillationCollator` by default.
         compute_metrics: accuracy, F1, Matthews correlation and calibration error by default; the agreement with the
             teacher is added either way.
@@ -70,19 +75,20 @@ class DistillationTrainer(Trainer):
     _preprocess_logits: Any
     push_in_progress: Any
     processing_class: Any
+    teacher_processing_class: Any
     # Totals are divided by the counts of the whole optimizer step.
     loss_is_scaled_for_ga = True
 
     def __init__(
         self,
         model: nn.Module | None = None,
-        teacher_model: nn.Module | None = None,
+        teacher_model: nn.Module | Sequence[nn.Module] | None = None,
         args: DistillationConfig | None = None,
         objectives: Sequence[Objective] | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_processing_class: TeacherTokenizers = None,
         data_collator: Any = None,
         compute_metrics: Any = None,
         **trainer_arguments: Any,
@@ -94,6 +100,10 @@ class DistillationTrainer(Trainer):
             )
         if objectives is not None and len(objectives) == 0 and "compute_loss_func" not in trainer_arguments:
             raise ValueError("objectives is empty: give at least one, such as [ForwardKLLoss()], or leave it out")
+        teacher = as_one_teacher(teacher_model, args.ensemble_weights, args.ensemble_average)
+        if teacher is not None:
+            own = per_teacher(teacher_processing_class, len(teacher) if isinstance(teacher, TeacherEnsemble) else 1)
+            teacher_processing_class = own if isinstance(teacher, TeacherEnsemble) else own[0]
         if data_collator is None and isinstance(processing_class, PreTrainedTokenizerBase):
             data_collator = DistillationCollator(processing_class, teacher_processing_class)
         super().__init__(
@@ -105,7 +115,7 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             **trainer_arguments,
         )
-        self.teacher_model = teacher_model
+        self.teacher_model = teacher
         self.teacher_processing_class = teacher_processing_class
         self.objectives = ObjectiveSet(
             self._default_objectives() if objectives is None else objectives, self.args.weighting
@@ -148,14 +158,18 @@ class DistillationTrainer(Trainer):
             )
         if teacher is not None:
             refuse_shared_weights(student, teacher)
-        self.objectives.bind(config, getattr(teacher, "config", None), self.args.seed)
+        several = teacher if isinstance(teacher, TeacherEnsemble) else None
+        configs = [getattr(member, "config", None) for member in (several.members if several else [teacher])]
+        self.objectives.bind(config, configs if several else configs[0], self.args.seed)
         self.objectives.to(self.args.device)
         self._fresh_objectives = {name: tensor.clone() for name, tensor in self.objectives.state_dict().items()}
         self._student_wants, self._teacher_wants = self.objectives.wants()
         self._student = Capture(student, self._student_wants, "student")
         self._cached_teacher, self._live_teacher = CachedTeacher(), None
-        order = None
-        if teacher is not None:
+        order, prefix = None, ""
+        if several is not None:
+            fit_ensemble(several, student, self.processing_class, self.teacher_processing_class, columns)
+        elif teacher is not None:
             order = label_order(teacher, student)
             prefix = teacher_prefix(
                 student,
@@ -165,6 +179,7 @@ class DistillationTrainer(Trainer):
                 columns,
                 self.objectives.match_tokens,
             )
+        if teacher is not None:
             self._live_teacher = LiveTeacher(
                 teacher,
                 self._teacher_wants,
@@ -203,7 +218,10 @@ class DistillationTrainer(Trainer):
 
     @property
     def teacher_order(self) -> list[int] | None:
-        """The index that a live teacher gives each of the student's labels; None where it is the student's own."""
+        """The index that a live teacher gives each of the student's labels; None where it is the student's own.
+
+        The teachers of an ensemble have orders of their own, which `teacher_model` knows.
+        """
         order = self._live_teacher.order if self._live_teacher is not None else None
         return None if order is None else order.tolist()
 
@@ -257,6 +275,34 @@ class DistillationTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         """Keep predictions in the data set's order, which length grouping would not."""
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as `Trainer` does, the teacher run once beforehand where its logits are all that is needed."""
+        self._run_teacher_once()
+        return super().train(*args, **kwargs)
+
+    def _run_teacher_once(self) -> None:
+        args, rows, teacher = self.args, self.train_dataset, self._live_teacher
+        if teacher is None or self._teacher_wants or not self.objectives.need_teacher:
+            return
+        if args.cache_teacher == "off" or args.fp16 or isinstance(self.teacher_model, TeacherEnsemble):
+            return
+        if not isinstance(rows, datasets.Dataset) or TEACHER_LOGITS in rows.column_names:
+            return
+        seen = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if (seen if args.max_steps > 0 else args.num_train_epochs * len(rows)) <= len(rows):
+            return
+        try:
+            self.train_dataset = cache_teacher_outputs(
+                teacher.model,
+                rows,
+                self.teacher_processing_class if teacher.capture.prefix else self.processing_class,
+                cache_dir=Path(args.output_dir) / "teacher_cache",
+                order=self.teacher_order,
+                bf16=args.bf16,
+            )
+        except ValueError as error:
+            logger.warning("The teacher is run on every batch, since its outputs can't be kept: %s", error)
 
     # Loss
 

@@ -146,7 +146,7 @@ def test_what_is_wrong_is_told_in_one_line(missing_file):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distill", "--train", "x.csv", "--output-dir", "y"], "--teacher"),
+        (["distill", "--teacher", "x", "--output-dir", "y"], "--train"),
         (["push", "."], "--repo-id"),
         (["evaluate"], "student"),
         (["conquer"], "conquer"),

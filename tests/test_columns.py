@@ -147,7 +147,8 @@ def test_hidden_labels_of_a_named_class_are_dropped_too():
     "splits, message",
     [
         (([0, 1, -1],), "Row 2 of the train split has no label .column 'y', value -1"),
-        (([0, 1, -100],), "Row 2 of the train split has no label.*-100"),
+        (([0, 1], [1, -100]), "Row 1 of the validation split has no label.*-100"),
+        (([-100, -100],), "No train row has a label"),
         (([0, 1, None],), "Row 2 of the train split has no label.*None"),
         ((["a", "b", ""],), "Row 2 of the train split has no label.*''"),
         (([1.0, float("nan"), 2.0],), "Row 1 of the train split has no label"),

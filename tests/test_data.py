@@ -13,7 +13,13 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from nlpkd.data import DistillationCollator, load_text_classification, same_tokenizer
+from nlpkd.data import (
+    DistillationCollator,
+    column_prefixes,
+    load_text_classification,
+    per_teacher,
+    same_tokenizer,
+)
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "good", "bad", "film"]
 
@@ -115,6 +121,28 @@ def test_a_teacher_with_an_equal_tokenizer_shares_the_columns():
     assert not [column for column in columns if column.startswith("teacher_")]
 
 
+def test_each_tokenizer_of_several_teachers_gets_columns_once():
+    mirrored, spelled = make_tokenizer(WORDS[::-1]), make_tokenizer(lower=False)
+    teachers = [make_tokenizer(), mirrored, None, spelled, make_tokenizer(WORDS[::-1])]
+    assert column_prefixes(make_tokenizer(), teachers) == ["", "teacher_", "", "teacher_2_", "teacher_"]
+    assert column_prefixes(None, teachers) == [""] * 5
+    fourth = make_tokenizer([*WORDS, "d"])
+    assert column_prefixes(make_tokenizer(), [*teachers, fourth])[-2:] == ["teacher_", "teacher_3_"]
+    row = load(reviews(), teacher_tokenizer=teachers)["train"][1]
+    assert row["input_ids"] == [2, 8, 9, 3] and row["length"] == 4
+    assert row["teacher_input_ids"] == [7, 1, 0, 6] and row["teacher_2_input_ids"] == [2, 1, 9, 3]
+    assert not [column for column in row if column.startswith("teacher_3_")]
+    assert load(reviews(), teacher_tokenizer=[None, make_tokenizer(model_max_length=16)]).max_length == 16
+
+
+def test_every_teacher_has_a_tokenizer_of_the_list_or_all_the_same():
+    first, second = make_tokenizer(), make_tokenizer(WORDS[::-1])
+    assert per_teacher([first, None], 2) == [first, None] and per_teacher((second,), 1) == [second]
+    assert per_teacher(second, 2) == [second, second] and per_teacher(None, 2) == [None, None]
+    with pytest.raises(ValueError, match="2 tokenizers for 3 teachers: give one a teacher"):
+        per_teacher([first, second], 3)
+
+
 def test_tokenizers_are_compared_by_content(tmp_path):
     first = make_tokenizer()
     used = make_tokenizer(padding_side="left", model_max_length=7)
@@ -186,7 +214,7 @@ def test_a_test_split_without_labels_is_dropped_with_a_warning(caplog):
     assert list(data) == ["train"] and "no column 'label'" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["labels", "length", "input_ids", "teacher_input_ids"])
+@pytest.mark.parametrize("name", ["labels", "length", "input_ids", "teacher_input_ids", "teacher_2_input_ids"])
 def test_a_text_column_with_a_name_made_here_is_refused(name):
     with pytest.raises(ValueError, match=f"may not be called '{name}'"):
         load(reviews().rename_column("text", name), text_column=name)

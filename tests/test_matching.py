@@ -287,6 +287,14 @@ def test_the_teachers_own_tokenizer_reads_the_teachers_own_columns(tokenizer):
         prefix(tokenizer, other_tokenizer(), ["input_ids"])
 
 
+def test_the_columns_of_a_second_tokenizer_are_found_by_their_own_prefix(tokenizer):
+    pair = tiny_bert(), tiny_bert(seed=1), tokenizer, other_tokenizer()
+    columns = ["input_ids", "teacher_input_ids"]
+    assert teacher_prefix(*pair, [*columns, "teacher_2_input_ids"], [], "teacher_2_") == "teacher_2_"
+    with pytest.raises(ValueError, match="no column teacher_2_input_ids"):
+        teacher_prefix(*pair, columns, [], "teacher_2_")
+
+
 def test_matching_tokens_across_tokenizers_is_refused_by_the_objectives_names(tokenizer):
     with pytest.raises(ValueError, match="hidden_state_mse, attention_mse match token with token"):
         prefix(tokenizer, other_tokenizer(), ["teacher_input_ids"], ["hidden_state_mse", "attention_mse"])

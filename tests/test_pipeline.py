@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import raw_rows, tiny_bert
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
 from nlpkd import EvaluationReport, distill, train_teacher
+from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline import evaluate
 
@@ -372,3 +373,59 @@ def test_a_run_killed_in_any_stage_ends_as_the_uninterrupted_one(staged, tmp_pat
         assert said in caplog.text
         found = load_file(tmp_path / name / "model.safetensors")
         assert all(torch.equal(whole[key], found[key]) for key in whole)
+
+
+def test_several_teachers_teach_one_student_and_are_one_candidate(tmp_path, taught, splits, tokenizer):
+    other = train_teacher(
+        tiny_bert(layers=2, seed=5), raw_rows(160, seed=3, names=("bad", "good")), tokenizer=tokenizer,
+        output_dir=tmp_path / "other", **QUICK | {"num_train_epochs": 10, "save_strategy": "no"},
+    )  # fmt: skip
+    result = distill(
+        [taught.output_dir, str(other.output_dir)], "layers:2", splits, objectives="hinton",
+        output_dir=tmp_path / "student", ensemble_weights=[1.0, 3.0], **QUICK,
+    )  # fmt: skip
+    assert " and " in result.report.run["teacher"]["name"]
+    parameters = [sum(p.numel() for p in model.parameters()) for model in (taught.model, other.model)]
+    assert result.report.candidates["teacher"].parameters == sum(parameters)
+    assert len(predict(result.output_dir, HELD_OUT)) == len(HELD_OUT)
+    with pytest.raises(ValueError, match="several teachers"):
+        distill([taught.output_dir, other.output_dir], "layers:2", splits, output_dir=tmp_path / "never", **QUICK)
+
+
+def test_soft_labels_take_the_place_of_a_teacher(tmp_path, small, splits):
+    votes = [[1.0, 4.0] if label else [4.0, 1.0] for label in splits["train"]["label"]]
+    rows = DatasetDict(train=splits["train"].add_column("votes", votes), validation=splits["validation"])
+    job = {"student": small, "train": rows, "objectives": "hinton"}
+    result = distill(**job, soft_label_column="votes", output_dir=tmp_path / "student", **QUICK)
+    assert "votes" in result.report.run["teacher"]["name"] and "teacher" not in result.report.candidates
+    for wrong, message in (
+        ({}, "give either a teacher or soft_label_column"),
+        ({"soft_label_column": "votes", "student": "layers:2"}, "there is none"),
+        ({"soft_label_column": "votes", "objectives": "layerwise"}, "teacher has none to give"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distill(**job | wrong, output_dir=tmp_path / "never", **QUICK)
+
+
+def test_unlabelled_rows_teach_the_student_and_leave_the_baseline_its_labels_and_as_many_steps(
+    tmp_path, taught, splits
+):
+    more = augment(splits["train"], MaskingAndNGrams(taught.tokenizer), copies=2, exclude=[splits["validation"]])
+    assert set(more["label"]) == {-100}
+    rows = DatasetDict(train=concatenate_datasets([splits["train"], more]), validation=splits["validation"])
+    result = distill(
+        taught.output_dir,
+        "layers:2",
+        rows,
+        objectives="hinton",
+        baseline=True,
+        output_dir=tmp_path / "student",
+        **QUICK,
+    )
+    assert result.report.run["data"]["train_rows"] == len(splits["train"]) + len(more)
+    student, baseline = (
+        json.loads((last_checkpoint(folder) / "trainer_state.json").read_text())
+        for folder in (result.output_dir, result.output_dir / "baseline")
+    )
+    assert student["global_step"] == baseline["global_step"] == 2 * -(-len(rows["train"]) // 8)
+    assert baseline["epoch"] > 1.5 * student["epoch"]

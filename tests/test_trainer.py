@@ -637,3 +637,35 @@ class TestArgumentsOfTrainer:
         trainer.train()
         assert losses(trainer)[-1] < losses(trainer)[0]
         assert "eval_agreement" in trainer.evaluate()
+
+
+def test_a_teacher_of_logits_alone_is_run_once_a_row_and_teaches_the_same(make_rows, settings, tokenizer):
+    def build(folder, **more):
+        teacher, rows = tiny_bert(layers=4, seed=1), make_rows(24)
+        seen = []
+        teacher.register_forward_hook(lambda module, inputs, output: seen.append(len(output.logits)))
+        trainer = DistillationTrainer(
+            model=tiny_bert(), teacher_model=teacher, objectives=[CrossEntropyLoss(), ForwardKLLoss()],
+            train_dataset=rows, processing_class=tokenizer,
+            args=settings(
+                num_train_epochs=3, learning_rate=1e-3, output_dir=f"{settings().output_dir}-{folder}", **more
+            ),
+        )  # fmt: skip
+        before = sum(seen)
+        trainer.train()
+        return trainer, sum(seen) - before
+
+    cached, once = build("auto")
+    live, always = build("off", cache_teacher="off")
+    assert (once, always) == (24, 3 * 24)
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
+    _, again = build("auto")
+    assert again == 0, "what is on disk is used"
+    _, single = build("single", max_steps=3)
+    assert single == 24
+    other = DistillationTrainer(
+        model=tiny_bert(), teacher_model=tiny_bert(layers=4, seed=2), objectives=[ForwardKLLoss()],
+        train_dataset=make_rows(24), processing_class=tokenizer, args=cached.args,
+    )  # fmt: skip
+    other.train()
+    assert TEACHER_LOGITS not in other.train_dataset.column_names, "another teacher's cache is not taken"
