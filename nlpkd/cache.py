@@ -28,12 +28,10 @@ from nlpkd.config import fast_at_bf16
 from nlpkd.data import TEACHER_PREFIX, TOKEN_COLUMNS
 from nlpkd.labels import looks_like_probabilities
 from nlpkd.shards import ShardFolder, hash_configuration, hash_tokenizer, hash_value, hash_weights, pack_states
-from nlpkd.teacher import TEACHER_LOGITS
+from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS
 
 logger = logging.getLogger(__name__)
 
-HIDDEN_STATES = "teacher_hidden_states_{}"
-"""Column of one layer's states (0: the embeddings): bytes, which `nlpkd.shards.pad_states` turns into a tensor."""
 PROBABILITY_FLOOR = 1e-7
 """What smaller probabilities are raised to before the logarithm is taken."""
 SHARD_ROWS = 4096

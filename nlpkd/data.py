@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from nlpkd.columns import UNLABELLED, Columns, check_texts, encode_labels, find_columns
+from nlpkd.shards import pad_states
 from nlpkd.soft_labels import add_soft_labels
 from nlpkd.sources import Source, read_splits
 
@@ -369,7 +370,8 @@ class DistillationCollator:
 
         Returns:
             Token columns ``(batch, seq)`` and ``(batch, teacher seq)``, labels ``(batch,)``, and every other column of
-            a fixed length stacked: integers as int64, floats (``teacher_logits``) as float32.
+            a fixed length stacked: integers as int64, floats (``teacher_logits``) as float32. Cached states (bytes)
+            become bf16 ``(batch, seq, hidden)`` of the tokens that the teacher reads.
 
         Raises:
             ValueError: teacher columns without a teacher's tokenizer, or rows whose values don't stack.
@@ -390,8 +392,19 @@ class DistillationCollator:
                 and not isinstance(value, str)
             ):
                 name = "labels" if column in ("label", "label_ids") else column
-                batch[name] = _stacked(column, [row[column] for row in features])
+                values = [row[column] for row in features]
+                batch[name] = (
+                    self._states(values, batch, own) if isinstance(value, bytes) else _stacked(column, values)
+                )
         return batch
+
+    def _states(
+        self, rows: Sequence[bytes], batch: Mapping[str, torch.Tensor], own: Mapping[str, str]
+    ) -> torch.Tensor:
+        """Pad cached states as the tokens are padded that they belong to."""
+        prefix = TEACHER_PREFIX if TEACHER_PREFIX in own.values() else ""
+        mask, tokenizer = batch[prefix + "attention_mask"], self._others[prefix] if prefix else self.tokenizer
+        return pad_states(rows, mask.sum(dim=1).tolist(), mask.shape[1], tokenizer.padding_side == "left")
 
     def _padded(
         self, tokenizer: PreTrainedTokenizerBase, features: Sequence[Mapping[str, Any]], prefix: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,10 @@ from nlpkd.loading import load_classifier
 
 TEACHER_LOGITS = "teacher_logits"
 """Column of a data set that holds the teacher's logits, `(batch, labels)`, in the student's label order."""
+
+
+HIDDEN_STATES = "teacher_hidden_states_{}"
+"""Columns of the states of one layer (0: the embeddings): bytes on disk, `(batch, seq, hidden)` in a batch."""
 
 
 class Teacher(Protocol):
@@ -69,11 +73,19 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """Logits that the data set brings along in its column `teacher_logits`."""
+    """Outputs that the data set brings along: logits in `teacher_logits`, states in `teacher_hidden_states_K`."""
+
+    def gives(self, columns: Container[str], wanted: Wanted) -> bool:
+        """Say whether columns hold logits and all that the objectives want of the teacher."""
+        states = all(HIDDEN_STATES.format(layer) in columns for layer in wanted.get("hidden_states", ()))
+        return TEACHER_LOGITS in columns and states and wanted.keys() <= {"hidden_states"}
 
     def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput:
-        """Read the batch's column; see `Teacher.outputs`."""
-        return CapturedOutput(logits=batch[TEACHER_LOGITS])
+        """Read the batch's columns; see `Teacher.outputs`."""
+        prefix = HIDDEN_STATES.format("")
+        states = {int(name.removeprefix(prefix)): batch[name] for name in batch if name.startswith(prefix)}
+        layers = tuple(states.get(layer) for layer in range(max(states) + 1)) if states else None
+        return CapturedOutput(logits=batch[TEACHER_LOGITS], hidden_states=layers)
 
 
 def load_teacher(

@@ -39,7 +39,7 @@ from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, Objective
 from nlpkd.objectives.together import ObjectiveSet
 from nlpkd.publishing import push, push_checkpoint, write_card
 from nlpkd.sampler import LengthGroupedBatchSampler
-from nlpkd.teacher import TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
+from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class DistillationTrainer(Trainer):
 
     def _teacher_for(self, columns: Container[str]) -> Teacher | None:
         """Choose where the teacher's outputs come from: columns of the data where they suffice, else the model."""
-        if TEACHER_LOGITS in columns and not self._teacher_wants:
+        if self._cached_teacher.gives(columns, self._teacher_wants):
             return self._cached_teacher
         return self._live_teacher
 
@@ -233,6 +233,7 @@ class DistillationTrainer(Trainer):
             return
         super()._set_signature_columns_if_needed()
         extra = {"labels", TEACHER_LOGITS}
+        extra |= {HIDDEN_STATES.format(layer) for layer in self._teacher_wants.get("hidden_states", ())}
         if self._live_teacher is not None:
             teacher = self._live_teacher.capture
             extra |= {teacher.prefix + name for name in teacher.arguments}

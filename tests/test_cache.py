@@ -23,9 +23,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from nlpkd import DistillationTrainer, load_text_classification
-from nlpkd.cache import HIDDEN_STATES, PROBABILITY_FLOOR, cache_teacher_outputs
-from nlpkd.objectives import ForwardKLLoss
+from nlpkd.cache import PROBABILITY_FLOOR, cache_teacher_outputs
+from nlpkd.objectives import EmbeddingMSELoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.shards import pack_states, pad_states
+from nlpkd.teacher import HIDDEN_STATES
 
 ROWS = 53
 # Not bit-equal: other batch shapes pick other kernels.
@@ -204,6 +205,24 @@ def test_training_on_the_column_is_training_with_the_live_teacher(cache, make_ro
 
 
 # Resuming
+
+
+def test_training_on_cached_states_is_training_with_the_live_teacher(cache, make_rows, settings, tokenizer):
+    """Within the rounding of bf16, in which the states are kept; the model is not run on the training rows."""
+    rows, results = make_rows(24, seed=5), []
+    for kept in (False, True):
+        teacher, ran = tiny_bert(layers=4, seed=1), []
+        train = cache(teacher, rows, hidden_states=(0, 2, 4)) if kept else rows
+        trainer = DistillationTrainer(
+            model=tiny_bert(layers=2, seed=2), teacher_model=teacher, train_dataset=train, processing_class=tokenizer,
+            objectives=[ForwardKLLoss(), HiddenStateMSELoss(layers="uniform"), EmbeddingMSELoss()],
+            args=settings(learning_rate=1e-3, cache_teacher="off"),
+        )  # fmt: skip
+        teacher.register_forward_hook(lambda *ignored, ran=ran: ran.append(1))
+        trainer.train()
+        results.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert bool(ran) is not kept
+    assert results[1] == pytest.approx(results[0], rel=5e-3) and results[1] != results[0]
 
 
 def test_a_second_call_computes_nothing(cache, teacher, rows, tmp_path, caplog):

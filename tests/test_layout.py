@@ -22,12 +22,12 @@ LONGEST_MODULE = 600
 
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
-    "anchor layers capture config sampler labels loading metrics report sources demo objectives.temperature",
+    "anchor shards layers capture config sampler labels loading metrics report sources demo objectives.temperature",
     "columns benchmark objectives.base model_card teacher ensemble student",
     "soft_labels",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
-    "augment shards",
+    "augment",
     "cache evaluation objectives.features objectives.adversarial objectives.together",
     "objectives.presets matching",
     "objectives",
