@@ -13,10 +13,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import DatasetDict, Value, concatenate_datasets
 from transformers import AutoTokenizer, HfArgumentParser
 
 from nlpkd import DistillationConfig, DistillationTrainer, load_teacher, load_text_classification, make_student
+from nlpkd.augment import MaskingAndNGrams, augment, unlabelled
 from nlpkd.demo import load_airline_tweets
 from nlpkd.objectives import (
     PRESETS,
@@ -45,6 +46,8 @@ METHODS = {name: lambda name=name: resolve(name) for name in PRESETS} | {
     "relational": lambda: [Stage(taught(RelationalDistanceLoss()))],
     "adaptive (linear)": lambda: [Stage(resolve("layerwise")[0].objectives, weighting="linear")],
     "adaptive (uncertainty)": lambda: [Stage(resolve("layerwise")[0].objectives, weighting="uncertainty")],
+    "hinton + augmented text": lambda: resolve("hinton"),
+    "hinton + unlabelled text": lambda: resolve("hinton"),
 }
 
 
@@ -60,14 +63,17 @@ class Comparison:
     train_rows: int | None = None
     curve_rows: int = 400
     label_shares: str = "1.0"
-    methods: str = ",".join(METHODS)
+    methods: str = ",".join(name for name in METHODS if "text" not in name)
     num_seeds: int = 3
     max_length: int = 128
 
 
 def train(method: str, share: float, seed: int, teacher, tokenizer, data, comparison: Comparison, args) -> dict:
     """Train one student; every method has the same number of steps, whatever its stages and its share of the rows."""
-    rows = data["train"].shuffle(seed=0).select(range(max(1, round(share * len(data["train"])))))
+    shuffled = data["train"].shuffle(seed=0)
+    rows = shuffled.select(range(max(1, round(share * len(shuffled)))))
+    if method == "hinton + augmented text" or (method == "hinton + unlabelled text" and share < 1):
+        rows = with_more_text(method, rows, shuffled, tokenizer, data, comparison)
     student, stages = make_student(teacher, comparison.student, seed=seed), METHODS[method]()
     steps = round(args.num_train_epochs * len(data["train"]) / args.per_device_train_batch_size)
     curve, started, before = [], time.perf_counter(), 0
@@ -89,6 +95,20 @@ def train(method: str, share: float, seed: int, teacher, tokenizer, data, compar
     seconds = time.perf_counter() - started
     test = trainer.evaluate(data["test"], metric_key_prefix="test")
     return {"method": method, "share": share, "seed": seed, "seconds": seconds, "curve": curve} | test
+
+
+def with_more_text(method: str, rows, every, tokenizer, data, comparison: Comparison):
+    """Add unlabelled rows: five variants of each labelled text, or the texts whose labels are left out."""
+    columns = [name for name in rows.column_names if rows.features[name] == Value("string")] + ["labels"]
+    raw, known = rows.select_columns(columns), [data["validation"], data["test"]]
+    if method == "hinton + augmented text":
+        more = augment(raw, MaskingAndNGrams(tokenizer), copies=5, exclude=known)
+    else:
+        more = unlabelled(every, raw, exclude=known)
+    text = load_text_classification(
+        concatenate_datasets([raw, more]), tokenizer=tokenizer, max_length=comparison.max_length
+    )
+    return text["train"]
 
 
 def settings(args: DistillationConfig) -> dict:
@@ -184,7 +204,8 @@ def load(comparison: Comparison, tokenizer):
             tokenizer=tokenizer, max_length=comparison.max_length,
         )  # fmt: skip
     splits = dict(data.splits)
-    splits["validation"] = splits["validation"].select(range(comparison.curve_rows))
+    # Shuffled first: the tweets come in their own order.
+    splits["validation"] = splits["validation"].shuffle(seed=1).select(range(comparison.curve_rows))
     if comparison.train_rows is not None:
         splits["train"] = splits["train"].shuffle(seed=1).select(range(comparison.train_rows))
     return splits

@@ -287,7 +287,7 @@ def test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_s
     assert first.wait() == 0, first.text
     before = (folder / "compared" / "runs.jsonl").read_text()
     assert len(before.splitlines()) == 4
-    second = start(folder, *shared, "--num_seeds", "2", "--methods", "undistilled,tinybert,adaptive (uncertainty)")
+    second = start(folder, *shared, "--num_seeds", "2", "--methods", "undistilled,tinybert,hinton + augmented text")
     assert second.wait() == 0, second.text
     after = (folder / "compared" / "runs.jsonl").read_text()
     runs = [json.loads(line) for line in after.splitlines()]
