@@ -117,7 +117,10 @@ def test_label_smoothing_of_the_arguments_reaches_the_cross_entropy(make_rows, s
 
 @pytest.mark.parametrize(("hidden", "make", "more"), [(16, everything, {}), (8, everything, {}), (8, moving, MOVING)])
 def test_eight_rows_at_once_train_like_two_times_four(make_rows, settings, tokenizer, hidden, make, more):
-    """Rows have 3 to 14 tokens, so a mean of micro-batch means would weigh tokens otherwise."""
+    """Rows have 3 to 14 tokens, so a mean of micro-batch means would weigh tokens otherwise.
+
+    SGD, because Adam would hide a gradient of the wrong scale, and blow up rounding where gradients are near 0.
+    """
     runs = []
     for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
         teacher, student = tiny_bert(layers=4, seed=1), tiny_bert(hidden=hidden, seed=2)
@@ -127,16 +130,18 @@ def test_eight_rows_at_once_train_like_two_times_four(make_rows, settings, token
             args=settings(
                 **more,
                 per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, num_train_epochs=2,
-                learning_rate=1e-3, objective_learning_rate=1e-2,
+                optim="sgd", learning_rate=0.05, objective_learning_rate=0.5,
             ),
         )  # fmt: skip
+        start = weights(student)
         trainer.train()
         runs.append((trainer, weights(trainer.model) | weights(trainer.objectives)))
+        assert differ(start, weights(trainer.model)) > 1e-3
     first, whole = runs[0]
     for other, split in runs[1:]:
         for key in ("loss", "grad_norm", "loss/hidden_state_mse", "loss/attention_mse", "loss/forward_kl"):
             assert losses(other, key) == pytest.approx(losses(first, key), rel=2e-4, abs=1e-6), key
-        assert differ(whole, split) < 2e-4
+        assert differ(whole, split) < 2e-5
 
 
 def test_a_part_is_logged_for_each_objective_and_the_weighted_sum_is_the_loss(make_rows, settings, tokenizer):
