@@ -433,9 +433,8 @@ def test_unlabelled_rows_teach_the_student_and_leave_the_baseline_its_labels_and
 
 @pytest.mark.parametrize("preset", ["pkd", "minilmv2"])
 def test_a_student_of_its_teachers_size_is_distilled_by_any_preset(tmp_path, taught, splits, preset):
-    result = distill(
-        taught.output_dir, "layers:4", splits, objectives=preset, output_dir=tmp_path, **QUICK | {"num_train_epochs": 1}
-    )
+    short = QUICK | {"num_train_epochs": 1}
+    result = distill(taught.output_dir, "layers:4", splits, objectives=preset, output_dir=tmp_path, **short)
     candidates = result.report.candidates
     assert candidates["student"].parameters == candidates["teacher"].parameters
     assert candidates["student"].agreement.value > 0.8

@@ -134,6 +134,14 @@ def test_moving_weights_discriminator_and_anchor_end_the_same(alone, pair):
             torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_a_teacher_that_is_run_once_teaches_both_processes_the_same(alone, pair):
+    logs = [[e for e in outcome.records[0]["cached_log"] if "loss" in e] for outcome in (alone, pair)]
+    assert all("teacher_logits" in record["cached_columns"] for record in alone.records + pair.records)
+    for one, two in zip(*logs, strict=True):
+        for name in ("loss", "grad_norm", "loss/forward_kl"):
+            torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_projections_and_student_are_identical_on_both_processes(pair):
     first, second = pair.weights
     assert first.keys() == second.keys()

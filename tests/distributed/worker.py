@@ -77,6 +77,10 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
     other = make_trainer(given, out, None, batch, accumulation, moving(), **MOVING)
     other.train()
     record["moving_log"] = other.state.log_history
+    cached = make_trainer(given, out, None, batch, accumulation, [CrossEntropyLoss(), ForwardKLLoss()])
+    cached.train()
+    record["cached_log"] = cached.state.log_history
+    record["cached_columns"] = cached.train_dataset.column_names
     rank = trainer.args.process_index
     weights = {f"student.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
     weights |= {f"objectives.{name}": tensor for name, tensor in trainer.objectives.state_dict().items()}
