@@ -12,6 +12,8 @@ import datasets
 from huggingface_hub import HfApi
 from transformers import SchedulerType
 
+from nlpkd.config import DistillationConfig
+from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.evaluation import evaluate_student
 from nlpkd.hub import push_student
 from nlpkd.matching import label_column
@@ -46,9 +48,16 @@ def describe_training(trainer: DistillationTrainer) -> dict[str, Any]:
             "warmup_steps": args.warmup_steps,
             "lr_scheduler_type": SchedulerType(args.lr_scheduler_type).value,
             "weight_decay": args.weight_decay,
+            **_ensemble(args, trainer.teacher_model),
             "mixed_precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
         },
     }
+
+
+def _ensemble(args: DistillationConfig, teacher: Any) -> dict[str, Any]:
+    if not isinstance(teacher, TeacherEnsemble):
+        return {}
+    return {"ensemble_average": args.ensemble_average, "ensemble_weights": teacher.weights.tolist()}
 
 
 def repository(trainer: DistillationTrainer) -> str:

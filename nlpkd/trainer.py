@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,18 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput,
 from transformers.utils import PushInProgress
 
 from nlpkd.anchor import Anchor
-from nlpkd.cache import cache_teacher_outputs
 from nlpkd.capture import Capture, CapturedOutput
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.matching import (
-    fit_ensemble,
-    follow_student_labels,
-    hold_against_gold,
-    label_order,
-    refuse_shared_weights,
-    teacher_prefix,
-)
+from nlpkd.matching import follow_student_labels, refuse_shared_weights
 from nlpkd.metrics import classification_metrics
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, Objective
 from nlpkd.objectives.together import ObjectiveSet
 from nlpkd.publishing import push, push_checkpoint, write_card
 from nlpkd.sampler import LengthGroupedBatchSampler
-from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
+from nlpkd.teacher import TEACHER_LOGITS
+from nlpkd.teaching import Teaching
 
 logger = logging.getLogger(__name__)
 
@@ -165,48 +158,25 @@ class DistillationTrainer(Trainer):
         self._fresh_objectives = {name: tensor.clone() for name, tensor in self.objectives.state_dict().items()}
         self._student_wants, self._teacher_wants = self.objectives.wants()
         self._student = Capture(student, self._student_wants, "student")
-        self._cached_teacher, self._live_teacher = CachedTeacher(), None
-        order, prefix = None, ""
-        if several is not None:
-            fit_ensemble(several, student, self.processing_class, self.teacher_processing_class, columns)
-        elif teacher is not None:
-            order = label_order(teacher, student)
-            prefix = teacher_prefix(
-                student,
-                teacher,
-                self.processing_class,
-                self.teacher_processing_class,
-                columns,
-                self.objectives.match_tokens,
-            )
-        if teacher is not None:
-            self._live_teacher = LiveTeacher(
-                teacher,
-                self._teacher_wants,
-                self.args.device,
-                order=order,
-                prefix=prefix,
-                autocast=self.accelerator.autocast,
-            )
-        checked = self._teacher_for(columns)
-        if checked is not None and isinstance(self.train_dataset, datasets.Dataset):
-            hold_against_gold(
-                checked,
-                self.train_dataset,
-                self._get_collator_with_removed_columns(self.data_collator),
-                self.args.eval_batch_size,
-                self.args.device,
-                order,
-                config,
-                self.args.teacher_check,
-                self.args.seed,
-            )
-
-    def _teacher_for(self, columns: Container[str]) -> Teacher | None:
-        """Choose where the teacher's outputs come from: columns of the data where they suffice, else the model."""
-        if self._cached_teacher.gives(columns, self._teacher_wants):
-            return self._cached_teacher
-        return self._live_teacher
+        self._teaching = Teaching(
+            teacher,
+            student,
+            self._teacher_wants,
+            self.objectives.match_tokens,
+            self.processing_class,
+            self.teacher_processing_class,
+            columns,
+            self.args.device,
+            self.accelerator.autocast,
+        )
+        self._teaching.check(
+            self.train_dataset,
+            self._get_collator_with_removed_columns(self.data_collator),
+            self.args.eval_batch_size,
+            config,
+            self.args.teacher_check,
+            self.args.seed,
+        )
 
     def _default_objectives(self) -> list[Objective]:
         if self.compute_loss_func is not None:
@@ -222,8 +192,7 @@ class DistillationTrainer(Trainer):
 
         The teachers of an ensemble have orders of their own, which `teacher_model` knows.
         """
-        order = self._live_teacher.order if self._live_teacher is not None else None
-        return None if order is None else order.tolist()
+        return self._teaching.order
 
     # Data
 
@@ -232,11 +201,7 @@ class DistillationTrainer(Trainer):
         if self._signature_columns is not None:
             return
         super()._set_signature_columns_if_needed()
-        extra = {"labels", TEACHER_LOGITS}
-        extra |= {HIDDEN_STATES.format(layer) for layer in self._teacher_wants.get("hidden_states", ())}
-        if self._live_teacher is not None:
-            teacher = self._live_teacher.capture
-            extra |= {teacher.prefix + name for name in teacher.arguments}
+        extra = {"labels"} | self._teaching.columns
         columns: Any = self._signature_columns
         self._signature_columns = columns + sorted(extra - set(columns))
 
@@ -279,31 +244,14 @@ class DistillationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer` does, the teacher run once beforehand where its logits are all that is needed."""
-        self._run_teacher_once()
+        given, rows = self.args, self.train_dataset
+        if given.cache_teacher == "auto" and self.objectives.need_teacher and not given.fp16 and has_length(rows):
+            step = given.train_batch_size * given.gradient_accumulation_steps * given.world_size
+            epochs = given.max_steps * step / len(rows) if given.max_steps > 0 else given.num_train_epochs
+            if epochs > 1:
+                folder = Path(given.output_dir) / "teacher_cache"
+                self.train_dataset = self._teaching.run_once(rows, folder, bool(given.bf16))
         return super().train(*args, **kwargs)
-
-    def _run_teacher_once(self) -> None:
-        args, rows, teacher = self.args, self.train_dataset, self._live_teacher
-        if teacher is None or self._teacher_wants or not self.objectives.need_teacher:
-            return
-        if args.cache_teacher == "off" or args.fp16 or isinstance(self.teacher_model, TeacherEnsemble):
-            return
-        if not isinstance(rows, datasets.Dataset) or TEACHER_LOGITS in rows.column_names:
-            return
-        seen = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if (seen if args.max_steps > 0 else args.num_train_epochs * len(rows)) <= len(rows):
-            return
-        try:
-            self.train_dataset = cache_teacher_outputs(
-                teacher.model,
-                rows,
-                self.teacher_processing_class if teacher.capture.prefix else self.processing_class,
-                cache_dir=Path(args.output_dir) / "teacher_cache",
-                order=self.teacher_order,
-                bf16=args.bf16,
-            )
-        except ValueError as error:
-            logger.warning("The teacher is run on every batch, since its outputs can't be kept: %s", error)
 
     # Loss
 
@@ -345,16 +293,12 @@ class DistillationTrainer(Trainer):
             averaged over them; with `return_outputs`, beside the student's outputs.
         """
         student = self._student(model, inputs)
-        teacher = self._teacher_outputs(inputs) if self.objectives.need_teacher else None
+        teacher = self._teaching.outputs(inputs) if self.objectives.need_teacher else None
         loss, parts = self._weigh(student, teacher, inputs, num_items_in_batch)
         if num_items_in_batch is not None:
             self._parts[: len(parts)] += parts.detach()
             loss = loss * self.accelerator.num_processes
         return (loss, student) if return_outputs else loss
-
-    def _teacher_outputs(self, batch: Mapping[str, Any]) -> CapturedOutput | None:
-        teacher = self._teacher_for(batch)
-        return None if teacher is None else teacher.outputs(batch)
 
     def _weigh(
         self, student: CapturedOutput, teacher: CapturedOutput | None, batch: dict[str, Any], counts: Tensor | None
@@ -468,7 +412,7 @@ class DistillationTrainer(Trainer):
         labels = inputs.get("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             student = self._student(model, inputs)
-            teacher = self._teacher_outputs(inputs)
+            teacher = self._teaching.outputs(inputs)
             loss = None
             if labels is not None and (teacher is not None or not self.objectives.need_teacher):
                 loss, _ = self._weigh(student, teacher, inputs, None)

@@ -204,8 +204,9 @@ def load(comparison: Comparison, tokenizer):
             tokenizer=tokenizer, max_length=comparison.max_length,
         )  # fmt: skip
     splits = dict(data.splits)
-    # Shuffled first: the tweets come in their own order.
-    splits["validation"] = splits["validation"].shuffle(seed=1).select(range(comparison.curve_rows))
+    # Shuffled first: the tweets come in their own order. Sorted last: batches of like lengths need little padding.
+    splits["validation"] = splits["validation"].shuffle(seed=1).select(range(comparison.curve_rows)).sort("length")
+    splits["test"] = splits["test"].sort("length")
     if comparison.train_rows is not None:
         splits["train"] = splits["train"].shuffle(seed=1).select(range(comparison.train_rows))
     return splits

@@ -30,7 +30,7 @@ FLOORS = [
     "augment",
     "cache evaluation objectives.features objectives.adversarial objectives.together",
     "objectives.presets matching",
-    "objectives",
+    "objectives teaching",
     "publishing",
     "trainer",
     "run",

@@ -385,6 +385,7 @@ def test_several_teachers_teach_one_student_and_are_one_candidate(tmp_path, taug
         output_dir=tmp_path / "student", ensemble_weights=[1.0, 3.0], **QUICK,
     )  # fmt: skip
     assert " and " in result.report.run["teacher"]["name"]
+    assert result.report.run["settings"]["ensemble_weights"] == [0.25, 0.75]
     parameters = [sum(p.numel() for p in model.parameters()) for model in (taught.model, other.model)]
     assert result.report.candidates["teacher"].parameters == sum(parameters)
     assert len(predict(result.output_dir, HELD_OUT)) == len(HELD_OUT)

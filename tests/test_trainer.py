@@ -191,7 +191,7 @@ class TestTeacher:
             model=tiny_bert(), teacher_model=teacher, train_dataset=rows, processing_class=tokenizer, args=settings()
         )
         batch = trainer.data_collator([rows[k] for k in range(8)])
-        first, second = (trainer._live_teacher.outputs(batch).logits for _ in range(2))
+        first, second = (trainer._teaching.live.outputs(batch).logits for _ in range(2))
         assert torch.equal(first, second) and not first.requires_grad
 
     def test_no_teacher_is_run_where_no_objective_needs_one(self, make_rows, settings, tokenizer):
@@ -232,7 +232,7 @@ class TestTeacher:
         batch = trainer.data_collator([rows[k] for k in range(16)])
         with torch.no_grad():
             own = teacher(**{k: v for k, v in batch.items() if k != "labels"}).logits
-        assert torch.allclose(trainer._live_teacher.outputs(batch).logits, own[:, [1, 0]], atol=1e-6)
+        assert torch.allclose(trainer._teaching.live.outputs(batch).logits, own[:, [1, 0]], atol=1e-6)
 
     def test_a_student_of_the_teachers_layers_gets_the_datas_labels_by_name(self, make_rows, settings, tokenizer):
         teacher = tiny_bert(seed=1, layers=4, id2label={0: "NEG", 1: "POS"}, label2id={"NEG": 0, "POS": 1})

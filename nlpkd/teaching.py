@@ -1,0 +1,133 @@
+"""Where a run's teacher outputs come from: columns of the data where they suffice, else a model, run live or once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from nlpkd.cache import cache_teacher_outputs
+from nlpkd.capture import CapturedOutput, Wanted
+from nlpkd.data import TeacherTokenizers, per_teacher
+from nlpkd.ensemble import TeacherEnsemble
+from nlpkd.matching import fit_ensemble, hold_against_gold, label_order, teacher_prefix
+from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
+
+logger = logging.getLogger(__name__)
+
+
+class Teaching:
+    """A run's teacher, fitted to its student.
+
+    Args:
+        teacher: a model, an ensemble, or None where the data bring a teacher's outputs along.
+        student: the model to train.
+        wanted: kinds and layers that the objectives need of the teacher.
+        match_tokens: names of the objectives that match token with token.
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's where it is another one; of an ensemble a list.
+        columns: of the training data, empty if unknown.
+        device: where the teacher runs.
+        autocast: makes the context that it runs in.
+
+    Raises:
+        ValueError: if student, teacher, tokenizers and columns do not fit together.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        wanted: Wanted,
+        match_tokens: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase | None,
+        teacher_tokenizer: TeacherTokenizers,
+        columns: Sequence[str],
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager],
+    ):
+        self.wanted = wanted
+        self.device = device
+        self.cached = CachedTeacher()
+        self.live: LiveTeacher | None = None
+        self._order: list[int] | None = None
+        self._several = isinstance(teacher, TeacherEnsemble)
+        self._tokenizer: Any = tokenizer
+        if teacher is None:
+            return
+        prefix = ""
+        if isinstance(teacher, TeacherEnsemble):
+            fit_ensemble(teacher, student, tokenizer, per_teacher(teacher_tokenizer, len(teacher)), columns)
+        else:
+            own: Any = teacher_tokenizer
+            self._order = label_order(teacher, student)
+            prefix = teacher_prefix(student, teacher, tokenizer, own, columns, match_tokens)
+            self._tokenizer = own if prefix else tokenizer
+        self.live = LiveTeacher(teacher, wanted, device, order=self._order, prefix=prefix, autocast=autocast)
+
+    def source(self, columns: Container[str]) -> Teacher | None:
+        """Choose where the outputs come from for data with these columns."""
+        return self.cached if self.cached.gives(columns, self.wanted) else self.live
+
+    def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput | None:
+        """Give the teacher's outputs for a collated batch; None without a teacher."""
+        source = self.source(batch)
+        return None if source is None else source.outputs(batch)
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns of the data that the teacher or the objectives' targets are read from."""
+        columns = {TEACHER_LOGITS, *(HIDDEN_STATES.format(layer) for layer in self.wanted.get("hidden_states", ()))}
+        if self.live is not None:
+            columns |= {self.live.capture.prefix + name for name in self.live.capture.arguments}
+        return columns
+
+    @property
+    def order(self) -> list[int] | None:
+        """The index that a live teacher gives each of the student's labels; None where it is the student's own."""
+        order = None if self.live is None else self.live.order
+        return None if order is None else order.tolist()
+
+    def check(
+        self,
+        rows: Any,
+        collate: Callable[[list[Any]], Mapping[str, Any]],
+        batch_size: int,
+        student_config: Any,
+        check: str,
+        seed: int,
+    ) -> None:
+        """Hold the teacher against a sample of gold labels; see `nlpkd.matching.hold_against_gold`."""
+        source = self.source(getattr(rows, "column_names", None) or ())
+        if source is not None and isinstance(rows, Dataset):
+            hold_against_gold(source, rows, collate, batch_size, self.device, self._order, student_config, check, seed)
+
+    def run_once(self, rows: Any, folder: Path, bf16: bool) -> Any:
+        """Run the teacher on all rows now, if its logits are all that is wanted and it is a single model.
+
+        Args:
+            rows: the training rows.
+            folder: where the outputs are kept.
+            bf16: whether training runs it in bf16 mixed precision.
+
+        Returns:
+            The rows with the teacher's outputs, or as they were.
+        """
+        if self.live is None or self._several or self.wanted:
+            return rows
+        if not isinstance(rows, Dataset) or TEACHER_LOGITS in rows.column_names:
+            return rows
+        try:
+            return cache_teacher_outputs(
+                self.live.model, rows, self._tokenizer, cache_dir=folder, order=self.order, bf16=bf16
+            )
+        except ValueError as error:
+            logger.warning("The teacher is run on every batch, since its outputs can't be kept: %s", error)
+            return rows
