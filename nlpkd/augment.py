@@ -17,12 +17,14 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, LargeList, List
 from datasets.exceptions import DatasetGenerationError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.columns import UNLABELLED, check_texts, find_columns
+from nlpkd.targets import read_task
+from nlpkd.task import MULTI_LABEL, SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +209,7 @@ def augment(
     exclude: Sequence[Texts] = (),
     text_column: str | None = None,
     text_pair_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
     """Make unlabelled variants of labelled rows.
@@ -262,7 +264,7 @@ def unlabelled(
     exclude: Sequence[Texts] = (),
     text_column: str | None = None,
     text_pair_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
     """Make rows of plain text that fit labelled ones; blank texts and those of `like` and `exclude` are passed over.
@@ -290,8 +292,10 @@ def unlabelled(
     return _new_rows(texts, filled, like, names, label_column, exclude, "unlabelled", cache_dir)
 
 
-def _names(data: Dataset, *asked: str | None) -> tuple[list[str], str]:
-    columns = find_columns(data.column_names, *asked)
+def _names(
+    data: Dataset, text: str | None, text_pair: str | None, label: str | Sequence[str] | None
+) -> tuple[list[str], str | tuple[str, ...]]:
+    columns = find_columns(data.column_names, text, text_pair, label)
     return [columns.text] + ([columns.text_pair] if columns.text_pair else []), columns.label
 
 
@@ -300,14 +304,15 @@ def _new_rows(
     make: Callable[[list[Row]], Iterator[Row]],
     data: Dataset,
     names: list[str],
-    label_column: str,
+    label_column: str | tuple[str, ...],
     exclude: Sequence[Texts],
     settings: str,
     cache_dir: str | Path | None,
 ) -> Dataset:
     """Write what `make` makes of the source's rows and is neither in the data nor excluded, with `data`'s columns."""
-    label, features = data.features[label_column], Features({name: data.features[name] for name in names})
-    mark = _mark(label, label_column)
+    labels = [label_column] if isinstance(label_column, str) else list(label_column)
+    task, features = read_task(data, label_column), Features({name: data.features[name] for name in names})
+    marks = {name: _mark(data.features[name], name, task) for name in labels}
     if isinstance(exclude, (str, Dataset, Mapping)) or any(isinstance(part, (str, Mapping)) for part in exclude):
         raise ValueError("exclude is no sequence of data sets or of columns: write exclude=[validation, test].")
     # The code is part of what the rows depend on, so that a later version does not find those of an earlier one.
@@ -344,7 +349,9 @@ def _new_rows(
         raise (error.__cause__ or error) from None
     logger.info("%d new rows without labels, of %d", len(made), len(source))
     # Added afterwards, since a ClassLabel takes no -100 from a generator.
-    return made.add_column(label_column, [mark] * len(made), feature=label)
+    for name, mark in marks.items():
+        made = made.add_column(name, [mark] * len(made), feature=data.features[name])
+    return made
 
 
 def _chunks(texts: Texts, names: Sequence[str]) -> Iterator[list[Row]]:
@@ -373,11 +380,13 @@ def _key(row: Row) -> int:
     return int.from_bytes(hashlib.blake2b("\n".join(plain).encode(), digest_size=8).digest(), "little")
 
 
-def _mark(feature: Any, column: str) -> int | str:
+def _mark(feature: Any, column: str, task: str) -> Any:
     """Say "unlabelled" in the type of a label column."""
+    if isinstance(feature, (List, LargeList)):
+        return [_mark(feature.feature, column, SINGLE_LABEL)] * max(1, getattr(feature, "length", -1))
     kind = "int64" if isinstance(feature, ClassLabel) else getattr(feature, "dtype", type(feature).__name__)
     if kind in ("string", "large_string"):
-        return str(UNLABELLED)
+        return f"[{UNLABELLED}]" if task == MULTI_LABEL else str(UNLABELLED)
     if not kind.startswith(("int", "float")):
         raise ValueError(
             f"Labels in column {column!r} are {kind}, with no place for {UNLABELLED} (unlabelled): cast them to a "

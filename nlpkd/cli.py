@@ -18,7 +18,14 @@ app = typer.Typer(
 
 Text = Annotated[str | None, typer.Option(help="Column of the text; recognised by common names if left out.")]
 Pair = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
-Label = Annotated[str | None, typer.Option(help="Column of the label; recognised by common names if left out.")]
+Label = Annotated[
+    list[str] | None,
+    typer.Option(help="Column of the label; recognised by common names if left out. Several: a 0 or 1 each."),
+]
+Task = Annotated[
+    str | None, typer.Option(help="The task, where the labels should not say it, by the name config.problem_type has.")
+]
+Weights = Annotated[str | None, typer.Option(help="'balanced': rare classes count as much as common ones.")]
 Rows = Annotated[str, typer.Option(help="csv, tsv, json, jsonl or parquet file, or a Hub id (id@revision).")]
 MaybeRows = Annotated[str | None, typer.Option(help="Held-out rows, likewise.")]
 Length = Annotated[int, typer.Option(help="Longest text in tokens; longer ones are truncated, and counted.")]
@@ -44,6 +51,8 @@ def train_teacher(
     text_column: Text = None,
     text_pair_column: Pair = None,
     label_column: Label = None,
+    problem_type: Task = None,
+    class_weights: Weights = None,
     max_length: Length = 128,
     validation_split: Split = None,
     num_train_epochs: Epochs = 3,
@@ -67,7 +76,9 @@ def train_teacher(
         output_dir=output_dir,
         text_column=text_column,
         text_pair_column=text_pair_column,
-        label_column=label_column,
+        label_column=_column(label_column),
+        problem_type=problem_type,
+        class_weights=class_weights,
         max_length=max_length,
         validation_split=validation_split,
         trust_remote_code=trust_remote_code,
@@ -102,6 +113,8 @@ def distill(
     objectives: Annotated[str, typer.Option(help="A preset; `nlpkd presets` lists them.")] = "layerwise",
     baseline: Annotated[bool, typer.Option("--baseline", help="Train the undistilled baseline too.")] = False,
     num_seeds: Annotated[int, typer.Option(help="Seeds to train student and baseline with.")] = 1,
+    problem_type: Task = None,
+    class_weights: Weights = None,
     max_length: Length = 128,
     validation_split: Split = None,
     num_train_epochs: Epochs = 3,
@@ -129,11 +142,13 @@ def distill(
         output_dir=output_dir,
         text_column=text_column,
         text_pair_column=text_pair_column,
-        label_column=label_column,
+        label_column=_column(label_column),
         soft_label_column=soft_label_column,
         objectives=objectives,
         baseline=baseline,
         num_seeds=num_seeds,
+        problem_type=problem_type,
+        class_weights=class_weights,
         max_length=max_length,
         validation_split=validation_split,
         trust_remote_code=trust_remote_code,
@@ -176,7 +191,7 @@ def evaluate(
         baseline=baseline,
         text_column=text_column,
         text_pair_column=text_pair_column,
-        label_column=label_column,
+        label_column=_column(label_column),
         max_length=max_length,
         trust_remote_code=trust_remote_code,
     )
@@ -215,6 +230,10 @@ def push(
     from nlpkd.hub import push_student
 
     typer.echo(push_student(directory, repo_id, private=private, revision=revision, create_pr=create_pr))
+
+
+def _column(columns: list[str] | None) -> Any:
+    return columns[0] if columns is not None and len(columns) == 1 else columns
 
 
 def _parse(settings: list[str] | None, options: Container[str]) -> dict[str, Any]:

@@ -25,15 +25,18 @@ BLANK = re.compile("[\\s\\x00-\\x1f\\u200b-\\u200f\\u2060\\ufeff]*")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that hold the text, the text it is paired with (or None) and the label."""
+    """The columns that hold the text, the text it is paired with (or None) and the label, or one for each label."""
 
     text: str
     text_pair: str | None
-    label: str
+    label: str | tuple[str, ...]
 
 
 def find_columns(
-    available: Sequence[str], text: str | None = None, text_pair: str | None = None, label: str | None = None
+    available: Sequence[str],
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | Sequence[str] | None = None,
 ) -> Columns:
     """Take the named columns, and recognise those not named by their usual names.
 
@@ -41,7 +44,7 @@ def find_columns(
         available: the columns that there are.
         text: the text's column, or None to recognise it.
         text_pair: the second text's column; None: a pair only where both columns of a well-known pair are found.
-        label: the label's column, or None to recognise it.
+        label: the label's column, several columns (one a label), or None to recognise it.
 
     Returns:
         The columns.
@@ -49,13 +52,14 @@ def find_columns(
     Raises:
         ValueError: a named column is missing or named twice, or none or several columns could be the one not named.
     """
-    named = {"text_column": text, "text_pair_column": text_pair, "label_column": label}
-    for argument, name in named.items():
+    labels = [label] if label is None or isinstance(label, str) else list(label)
+    named = [("text_column", text), ("text_pair_column", text_pair), *(("label_column", name) for name in labels)]
+    for argument, name in named:
         if name is not None and name not in available:
             raise ValueError(f"There is no column {name!r} ({argument}); the columns are {list(available)}.")
-    given = [name for name in named.values() if name is not None]
+    given = [name for _, name in named if name is not None]
     if len(set(given)) < len(given):
-        raise ValueError(f"The same column is named twice: {named}.")
+        raise ValueError(f"The same column is named twice: {given}.")
     free = [name for name in available if name not in given]
     if label is None:
         label = _the_one(free, LABEL_NAMES, available, "label", "label_column")
@@ -72,7 +76,7 @@ def find_columns(
             text, text_pair = pairs[0]
         else:
             text = _the_one(free, TEXT_NAMES, available, "text", "text_column (and text_pair_column for pairs)")
-    return Columns(text, text_pair, label)
+    return Columns(text, text_pair, label if isinstance(label, str) else tuple(label))
 
 
 def _the_one(free: Sequence[str], known: frozenset[str], available: Sequence[str], what: str, argument: str) -> str:
@@ -191,8 +195,8 @@ def _label_values(data: Dataset, split: str, column: str) -> list[Any]:
         for row, value in enumerate(values):
             if value is not None and value == value and not float(value).is_integer():
                 raise ValueError(
-                    f"Label {value} (row {row} of the {split} split, column {column!r}) is a score, not a class: "
-                    "regression is not supported; make classes of the scores."
+                    f"Label {value} (row {row} of the {split} split, column {column!r}) is a score, not a class: make "
+                    "classes of the scores, or set problem_type='regression'."
                 )
         return [None if value is None or value != value else int(value) for value in values]
     if kind.startswith(("int", "uint")):

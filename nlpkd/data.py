@@ -10,14 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict
+from sklearn.utils.class_weight import compute_class_weight
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from nlpkd.columns import UNLABELLED, Columns, check_texts, encode_labels, find_columns
+from nlpkd.columns import UNLABELLED, Columns, check_texts, find_columns
 from nlpkd.shards import pad_states
 from nlpkd.soft_labels import add_soft_labels
 from nlpkd.sources import Source, read_splits
+from nlpkd.targets import Targets, encode_targets, unlabelled_rows
+from nlpkd.task import SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +43,10 @@ class TextClassificationData:
         splits: "train" and, where given, "validation" and "test"; columns: input_ids, attention_mask, token_type_ids
             where the tokenizer gives them or texts are pairs, the same with the prefix ``teacher_`` where the teacher
             has a tokenizer of its own (``teacher_2_``, ... for further ones of several teachers), labels (a
-            ClassLabel), length (student tokens) and the texts.
+            ClassLabel; zeros and ones, one a label; or a score), length (student tokens) and the texts.
         text_column: the column of the text.
         text_pair_column: the column of the second text, or None.
-        label_column: the label's column in the source; in ``splits`` it is always "labels".
+        label_column: the label's column in the source, or one for each label; in ``splits`` it is always "labels".
         problem_type: the task, by the name that ``config.problem_type`` has for it.
         id2label: the classes' names by id.
         truncated: for each split, the rows that are longer than ``max_length`` student tokens.
@@ -53,7 +57,7 @@ class TextClassificationData:
     splits: DatasetDict
     text_column: str
     text_pair_column: str | None
-    label_column: str | None
+    label_column: str | tuple[str, ...]
     problem_type: str
     id2label: dict[int, str]
     truncated: dict[str, int]
@@ -76,8 +80,20 @@ class TextClassificationData:
 
     @property
     def num_labels(self) -> int:
-        """How many classes there are."""
+        """How many classes or labels there are; 1 for a score."""
         return len(self.id2label)
+
+    @property
+    def class_weights(self) -> list[float]:
+        """The weight of each class that makes rare ones count as much as common ones: rows / (classes * its rows).
+
+        Raises:
+            ValueError: if the task has no classes.
+        """
+        if self.problem_type != SINGLE_LABEL:
+            raise ValueError(f"classes are balanced in single-label tasks, and this is {self.problem_type}")
+        labels = [label for label in self.splits["train"]["labels"][:] if label != UNLABELLED]
+        return compute_class_weight("balanced", classes=np.arange(self.num_labels), y=labels).tolist()
 
 
 def load_text_classification(
@@ -89,8 +105,10 @@ def load_text_classification(
     teacher_tokenizer: TeacherTokenizers = None,
     text_column: str | None = None,
     text_pair_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     soft_label_column: str | None = None,
+    problem_type: str | None = None,
+    label_names: Sequence[str] = (),
     max_length: int | None = None,
     validation_split: float | int | None = None,
     config_name: str | None = None,
@@ -109,9 +127,11 @@ def load_text_classification(
             from the student's, and from those before it, gets columns of its own.
         text_column: the text's column; recognised by its usual names if None.
         text_pair_column: the second text's column; pairs are recognised where both columns of a usual pair are found.
-        label_column: the label's column; recognised by its usual names if None.
+        label_column: the label's column, or several (a 0 or 1 for each label); recognised by its usual names if None.
         soft_label_column: train's column of soft labels, of an API or of voting people, which become the teacher's
             logits; see `nlpkd.soft_labels`.
+        problem_type: the task, where the labels should not say it; see `nlpkd.targets.encode_targets`.
+        label_names: of a multi-label task, the labels in the order of their ids, as a teacher has them.
         max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
         validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
         config_name: the configuration of the Hub dataset, such as "sst2" of "glue".
@@ -127,18 +147,19 @@ def load_text_classification(
     """
     splits, name = read_splits(train, validation, test, config_name, revision)
     columns = find_columns(splits["train"].column_names, text_column, text_pair_column, label_column)
-    splits, label = _prepare(splits, columns, soft_label_column, validation_split, seed)
+    targets = encode_targets(_select(splits, columns, soft_label_column), columns.label, problem_type, label_names)
+    splits = _prepare(targets, columns, soft_label_column, validation_split, seed)
     tokenizers = [tokenizer, *_given(teacher_tokenizer)]
     max_length = _max_length(max_length, tokenizers, columns.text_pair is not None)
     splits, truncated = _tokenise(splits, columns, tokenizers, max_length)
-    logger.info("%s: %d classes %s, %s, rows %s", name, len(label.names), label.names, columns, splits.num_rows)
+    logger.warning("%s", _said(name, targets, columns, splits))
     return TextClassificationData(
         splits=splits,
         text_column=columns.text,
         text_pair_column=columns.text_pair,
         label_column=columns.label,
-        problem_type="single_label_classification",
-        id2label=dict(enumerate(label.names)),
+        problem_type=targets.problem_type,
+        id2label=dict(enumerate(targets.names)),
         truncated=truncated,
         max_length=max_length,
         name=name,
@@ -225,27 +246,36 @@ def _text_columns(columns: Columns) -> list[str]:
     return [columns.text] + ([columns.text_pair] if columns.text_pair else [])
 
 
+def _said(name: str, targets: Targets, columns: Columns, splits: DatasetDict) -> str:
+    """Say in one line what the task was taken for."""
+    labels = ", ".join(targets.names[:10]) + (", ..." if len(targets.names) > 10 else "")
+    rows = ", ".join(f"{count} {split}" for split, count in splits.num_rows.items())
+    texts = " and ".join(repr(column) for column in _text_columns(columns))
+    return f"{name}: {targets.problem_type} of {texts}, labels {columns.label!r} ({labels}), rows: {rows}"
+
+
 def _prepare(
-    splits: DatasetDict,
+    targets: Targets,
     columns: Columns,
     soft_label_column: str | None,
     validation_split: float | int | None,
     seed: int,
-) -> tuple[DatasetDict, ClassLabel]:
-    """Keep what is used, as checked texts and class ids, and hold out validation rows where asked to."""
-    splits, label = encode_labels(_select(splits, columns, soft_label_column), columns.label)
+) -> DatasetDict:
+    """Check the texts, turn soft labels into logits, and hold out validation rows where asked to."""
+    splits = targets.splits
     if soft_label_column is not None:
-        names = dict(enumerate(label.names))
-        splits["train"] = add_soft_labels(splits["train"], soft_label_column, names)
+        names = dict(enumerate(targets.names))
+        splits["train"] = add_soft_labels(splits["train"], soft_label_column, names, problem_type=targets.problem_type)
     for split, data in splits.items():
         for column in _text_columns(columns):
             check_texts(data, split, column)
-    return (splits if validation_split is None else _hold_out(splits, validation_split, seed)), label
+    return splits if validation_split is None else _hold_out(splits, validation_split, seed)
 
 
 def _select(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
     """Keep the columns that are used, the same ones in every split but for soft labels, which train alone has."""
-    used = [*_text_columns(columns), columns.label]
+    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
+    used = [*_text_columns(columns), *labels]
     made = {"labels", "length", *TOKEN_COLUMNS}
     taken = [name for name in sorted(_text_columns(columns)) if name in made or _TEACHER_COLUMN.fullmatch(name)]
     if taken:
@@ -253,11 +283,11 @@ def _select(splits: DatasetDict, columns: Columns, soft_label_column: str | None
     kept = {}
     for split, data in splits.items():
         missing = [column for column in used if column not in data.column_names]
-        hidden = split == "test" and missing == [columns.label]
+        hidden = split == "test" and missing == labels
         if missing and not hidden:
             raise ValueError(f"The {split} split has no column {missing[0]!r}; its columns are {data.column_names}.")
         if hidden:
-            logger.warning("The test split is not used: it has no column %r.", columns.label)
+            logger.warning("The test split is not used: it has no column %r.", labels[0])
             continue
         soft = [soft_label_column] if split == "train" and soft_label_column in data.column_names else []
         kept[split] = data.select_columns([*used, *soft])
@@ -265,11 +295,11 @@ def _select(splits: DatasetDict, columns: Columns, soft_label_column: str | None
 
 
 def _hold_out(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
-    """Move a stratified part of train to validation."""
+    """Move a part of train to validation, stratified by class where there are classes."""
     if "validation" in splits:
         raise ValueError("There is a validation split and validation_split too: leave one of them out.")
-    rows, labels = len(splits["train"]), splits["train"]["labels"][:]
-    if UNLABELLED in labels:
+    rows, classed = len(splits["train"]), isinstance(splits["train"].features["labels"], ClassLabel)
+    if any(unlabelled_rows(splits["train"])):
         raise ValueError(
             "validation_split would hold out rows without labels, or rows that others were made from: make the "
             "validation set first, and pass it as validation."
@@ -277,7 +307,10 @@ def _hold_out(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
     held_out = round(rows * size) if isinstance(size, float) else size
     if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
         raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
-    classes = Counter(labels)
+    if not classed:
+        parts = splits["train"].train_test_split(held_out, seed=seed)
+        return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
+    classes = Counter(splits["train"]["labels"][:])
     rarest = min(classes.values())
     if rarest < 2 or min(held_out, rows - held_out) < len(classes):
         raise ValueError(

@@ -10,7 +10,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
@@ -27,8 +26,9 @@ from nlpkd.benchmark import (
 from nlpkd.data import TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.labels import align_names
-from nlpkd.metrics import classification_metrics, resampled_metrics
 from nlpkd.report import Candidate, EvaluationReport, Interval, Latency
+from nlpkd.scoring import Scoring, best_thresholds, scoring_of
+from nlpkd.task import task_of
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -50,6 +50,7 @@ def evaluate_student(
     candidates: Mapping[str, nn.Module] | None = None,
     run: Mapping[str, Any] | None = None,
     training_seconds: float | Mapping[str, float] | None = None,
+    threshold_dataset: datasets.Dataset | None = None,
     batch_size: int = 64,
     bootstrap_samples: int = 1000,
     latency_batches: Sequence[int] = (1, 32),
@@ -65,7 +66,8 @@ def evaluate_student(
             ensemble (`nlpkd.ensemble.TeacherEnsemble`), or a list whose probabilities are averaged; they are one
             candidate, whose size and times are sums.
         dataset: tokenised rows: `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels` in the student's
-            order; where there are `teacher_input_ids`, ... the teacher reads those.
+            order: class ids, zeros and ones for each label, or scores, as the student's `problem_type` says; where
+            there are `teacher_input_ids`, ... the teacher reads those.
         tokenizer: pads the rows.
         baseline: the same student trained on the gold labels alone.
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
@@ -74,6 +76,8 @@ def evaluate_student(
         candidates: further models by name, reading what the student reads.
         run: what made the student, for the report; versions, machine and protocols are added.
         training_seconds: of the student, or of each candidate by name.
+        threshold_dataset: of a multi-label task, other held-out rows on which every candidate's thresholds are chosen,
+            one a label by its F1 (`run["thresholds"]`); without them a model's `config.thresholds` are used, or 0.5.
         batch_size: rows a forward pass when predicting.
         bootstrap_samples: resamples behind the 95 % intervals.
         latency_batches: batch sizes to time.
@@ -85,7 +89,7 @@ def evaluate_student(
         The report.
 
     Raises:
-        ValueError: for rows that can't be measured (none, no labels, not a single-label task, a label out of range),
+        ValueError: for rows that can't be measured (none, no labels, labels that are not the task's, out of range),
             models whose labels differ or contradict each other, and logits that are not finite.
     """
     if dataset is None or tokenizer is None:
@@ -108,42 +112,57 @@ def evaluate_student(
     tokenizers |= {name: each or tokenizer for name, each in zip(teachers, own, strict=True)}
     given = _given_orders(teacher, teacher_order)
     orders = {name: given.get(name) or _column_order(name, model, student) for name, model in alone.items()}
-    labels = _gold_labels(dataset)
-    logits: dict[str, np.ndarray] = {}
-    for name in sorted(alone, key="student".__ne__):
-        values = predict_logits(
-            alone[name], dataset, tokenizers[name], batch_size=batch_size, prefix=prefixes.get(name, "")
-        )
-        _check_logits(name, values, logits.get("student", values).shape[1], labels)
-        logits[name] = values if orders[name] is None else values[:, orders[name]]
+    labels, task = _gold_labels(dataset), task_of(getattr(student, "config", None))
 
+    def predict(rows: datasets.Dataset) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for name in sorted(alone, key="student".__ne__):
+            prefix = prefixes.get(name, "")
+            values = predict_logits(alone[name], rows, tokenizers[name], batch_size=batch_size, prefix=prefix)
+            _check_logits(name, values, found.get("student", values).shape[1])
+            found[name] = values if orders[name] is None else values[:, orders[name]]
+        if several is not None:
+            own = [torch.from_numpy(found.pop(name)).to(several.weights.device) for name in teachers]
+            found["teacher"] = several.mean(own).cpu().numpy()
+        return found
+
+    logits = predict(dataset)
+    scoring_of(task).check(labels, logits["student"].shape[1])
     latencies: dict[str, list[Latency]] = {}
     if latency_runs:
         latencies = measure_latency(
             alone, tokenizers, batches=latency_batches, tokens=latency_tokens, runs=latency_runs, seed=seed
         )
     protocol = latency_protocol(alone, latency_tokens, latency_runs)
-    if several is not None:
-        found = [torch.from_numpy(logits.pop(name)).to(several.weights.device) for name in teachers]
-        logits["teacher"] = several.mean(found).cpu().numpy()
-        if latency_runs:
-            latencies["teacher"] = _one_after_another([latencies.pop(name) for name in teachers])
-            protocol += f"; the teacher's times are sums over its {len(several)} models"
+    if several is not None and latency_runs:
+        latencies["teacher"] = _one_after_another([latencies.pop(name) for name in teachers])
+        protocol += f"; the teacher's times are sums over its {len(several)} models"
     seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
     resampling = {"samples": bootstrap_samples, "seed": seed}
-    resampled = {name: resampled_metrics(values, labels, **resampling) for name, values in logits.items()}
+    thresholds = {name: _thresholds(model) for name, model in models.items()}
+    if threshold_dataset is not None:
+        gold = _gold_labels(threshold_dataset)
+        thresholds = {name: best_thresholds(values, gold) for name, values in predict(threshold_dataset).items()}
+    scorings = {name: scoring_of(task, thresholds[name]) for name in models}
+    resampled = {name: scorings[name].resampled(values, labels, **resampling) for name, values in logits.items()}
     return EvaluationReport(
-        task=_describe_task(student, logits["student"], labels),
+        task=_describe_task(student, scorings["student"], logits["student"], labels),
         run={
             **describe_environment(),
             "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
             "latency_protocol": protocol,
+            **({"thresholds": thresholds} if threshold_dataset is not None else {}),
             **(run or {}),
         },
         candidates={
             name: Candidate(
-                quality=_quality(logits[name], labels, resampled[name]),
-                agreement=None if name == "teacher" else _agreement(logits[name], logits.get("teacher"), resampling),
+                quality={
+                    metric: _interval(value, resampled[name][metric])
+                    for metric, value in scorings[name].metrics(logits[name], labels).items()
+                },
+                agreement=None
+                if name == "teacher" or "teacher" not in logits
+                else _agreement(scorings[name], logits[name], logits["teacher"], resampling),
                 parameters=sum(parameter.numel() for parameter in model.parameters()),
                 size_mb=model_size_mb(model),
                 latency=latencies.get(name, []),
@@ -152,7 +171,7 @@ def evaluate_student(
             for name, model in models.items()
         },
         comparisons={
-            f"student_vs_{other}": _compare(other, logits, labels, resampled)
+            f"student_vs_{other}": _compare(other, scorings, logits, labels, resampled)
             for other in ("baseline", "teacher")
             if other in models
         },
@@ -245,29 +264,19 @@ def _one_after_another(measured: Sequence[Sequence[Latency]]) -> list[Latency]:
 
 
 def _gold_labels(dataset: datasets.Dataset) -> np.ndarray:
-    """Read the label ids `(rows,)`."""
+    """Read the gold labels, one entry a row."""
     if not len(dataset):
         raise ValueError("there are no rows to evaluate: give a dataset with at least one")
     if "labels" not in dataset.column_names:
         raise ValueError(f'evaluation needs a column "labels", found {dataset.column_names}: rename the label column')
-    labels = np.asarray(dataset.with_format(None)["labels"][:])
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels must be one integer a row (single-label classification), found {labels.dtype} of shape "
-            f"{labels.shape}"
-        )
-    return labels
+    return np.asarray(dataset.with_format(None)["labels"][:])
 
 
-def _check_logits(name: str, logits: np.ndarray, expected: int, labels: np.ndarray) -> None:
-    """Refuse logits `(rows, labels)` of another width than the student's or not finite, and labels beyond them."""
+def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:
+    """Refuse logits `(rows, labels)` of another width than the student's or not finite."""
     if logits.shape[1] != expected:
         raise ValueError(
             f"the {name} gives {logits.shape[1]} logits a row, the student {expected}: they don't compare"
-        )
-    if labels.min() < 0 or labels.max() >= expected:
-        raise ValueError(
-            f"labels must lie in 0..{expected - 1}, found {labels.min()}..{labels.max()}: map them or drop those rows"
         )
     if not np.isfinite(logits).all():
         row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
@@ -282,6 +291,11 @@ def _id2label(model: nn.Module) -> dict[int, str]:
     return getattr(getattr(model, "config", None), "id2label", None) or {}
 
 
+def _thresholds(model: nn.Module) -> Sequence[float] | None:
+    """Give the thresholds that were chosen for a multi-label model, where any were."""
+    return getattr(getattr(model, "config", None), "thresholds", None)
+
+
 def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] | None:
     """Say which of a model's logit columns make the student's label order, None for its own order."""
     own, wanted = _id2label(model), _id2label(student)
@@ -293,19 +307,15 @@ def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] 
         raise ValueError(f"the {name} can't be compared with the student: {error}") from error
 
 
-def _describe_task(student: nn.Module, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _describe_task(student: nn.Module, scoring: Scoring, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     id2label = _id2label(student)
     return {
-        "problem_type": "single_label_classification",
+        "problem_type": scoring.problem_type,
+        "headline": scoring.headline(labels),
         "labels": [str(id2label.get(index, index)) for index in range(logits.shape[1])],
         "rows": len(labels),
-        "majority_share": float(np.bincount(labels).max() / len(labels)),
+        **scoring.describe(labels),
     }
-
-
-def _quality(logits: np.ndarray, labels: np.ndarray, resampled: Mapping[str, np.ndarray]) -> dict[str, Interval]:
-    values = classification_metrics(logits, labels)
-    return {metric: _interval(value, resampled[metric]) for metric, value in values.items()}
 
 
 def _interval(value: float, resampled: np.ndarray) -> Interval:
@@ -314,33 +324,30 @@ def _interval(value: float, resampled: np.ndarray) -> Interval:
 
 
 def _agreement(
-    logits: np.ndarray, teacher_logits: np.ndarray | None, resampling: Mapping[str, int]
-) -> Interval | None:
-    """Give the share of rows with the teacher's predicted label: the accuracy, were the teacher always right."""
-    if teacher_logits is None:
-        return None
-    predictions = teacher_logits.argmax(axis=1)
-    resampled = resampled_metrics(logits, predictions, **resampling)["accuracy"]
-    return _interval((logits.argmax(axis=1) == predictions).mean(), resampled)
+    scoring: Scoring, logits: np.ndarray, teacher_logits: np.ndarray, resampling: Mapping[str, int]
+) -> Interval:
+    agreeing = scoring.agreeing(torch.from_numpy(logits), torch.from_numpy(teacher_logits)).numpy()
+    return _interval(scoring.agreement(agreeing), scoring.resampled_agreement(agreeing, **resampling))
 
 
 def _compare(
-    other: str, logits: Mapping[str, np.ndarray], labels: np.ndarray, resampled: Mapping[str, Mapping[str, np.ndarray]]
+    other: str,
+    scorings: Mapping[str, Scoring],
+    logits: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    resampled: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, Any]:
-    """Compare the student with another candidate row by row (exact McNemar test)."""
-    right = {name: logits[name].argmax(axis=1) == labels for name in ("student", other)}
-    student_only = int((right["student"] & ~right[other]).sum())
-    other_only = int((right[other] & ~right["student"]).sum())
-    discordant = student_only + other_only
-    difference = resampled["student"]["accuracy"] - resampled[other]["accuracy"]
-    comparison = {
-        "mcnemar_p": float(binomtest(student_only, discordant).pvalue) if discordant else 1.0,
-        "student_only_correct": student_only,
-        f"{other}_only_correct": other_only,
-        "accuracy_difference": asdict(_interval((student_only - other_only) / len(labels), difference)),
-    }
+    """Compare the student with another candidate on the same rows, by every metric and a paired test."""
+    values = {name: scorings[name].metrics(logits[name], labels) for name in ("student", other)}
+    comparison: dict[str, Any] = {}
+    for metric, value in values["student"].items():
+        resamples = resampled["student"][metric] - resampled[other][metric]
+        comparison[f"{metric}_difference"] = asdict(_interval(value - values[other][metric], resamples))
+    comparison |= scorings["student"].paired_test(logits["student"], logits[other], labels, other)
     if other == "teacher":
-        comparison["retention"] = float(right["student"].mean() / right[other].mean()) if right[other].any() else None
+        headline = scorings["student"].headline(labels)
+        gold = values[other][headline]
+        comparison["retention"] = values["student"][headline] / gold if gold > 0 else None
     return comparison
 
 

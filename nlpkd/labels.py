@@ -80,7 +80,8 @@ def check_teacher(
     Returns:
         The order to use, and what is wrong with the teacher, or None. Where names tell nothing, the order that fits
         the gold labels is used if it is right significantly more often than the given one. A teacher must be right
-        more often than the sample's majority class by two standard errors.
+        more often than the sample's majority class by two standard errors, or, since a teacher that finds a rare class
+        may be right less often, have a mean recall over classes that is as much above that of a constant answer.
     """
     rows, num_labels = logits.shape
     predictions = logits.argmax(axis=1)
@@ -101,7 +102,7 @@ def check_teacher(
             order, accuracy = best, best_accuracy
     majority = np.bincount(labels, minlength=num_labels).max() / rows
     needed = min(majority + 2 * np.sqrt(majority * (1 - majority) / rows), 1.0)
-    if accuracy >= needed and accuracy > majority:
+    if (accuracy >= needed and accuracy > majority) or _recalls_classes(predictions, labels, order):
         return list(order), None
     problem = (
         f"the teacher gets {100 * accuracy:.1f} % of {rows} gold labels right, no better than always answering the "
@@ -113,11 +114,60 @@ def check_teacher(
     return list(order), problem
 
 
+def check_correlated(
+    logits: np.ndarray, labels: np.ndarray, order: Sequence[int] | None, names: Mapping[int, str]
+) -> tuple[list[int], str | None]:
+    """Hold a teacher of several labels a row, or of scores, against gold labels by how they correlate.
+
+    Args:
+        logits: the teacher's on a sample, in its own order, `(rows, labels)`.
+        labels: zeros and ones, or scores, `(rows, labels)`.
+        order: index of each label in the teacher's output where names tell it, else None.
+        names: id2label of the gold labels, for messages.
+
+    Returns:
+        The order to use, and what is wrong with the teacher, or None. The mean over labels of the correlation of
+        logits with gold labels must be above two standard errors of a single one, 2 / sqrt(rows); where names tell
+        nothing, the order of the highest mean is used if it is higher by that much.
+    """
+    rows, num_labels = logits.shape
+    table = np.zeros((num_labels, num_labels))
+    usable = np.ptp(labels, axis=0) > 0
+    if usable.any() and (np.ptp(logits, axis=0) > 0).all():
+        table[usable] = np.corrcoef(labels[:, usable].T, logits.T)[: usable.sum(), usable.sum() :]
+    gold, predicted = linear_sum_assignment(table + 1e-6 * np.eye(num_labels), maximize=True)
+    best = [int(index) for _, index in sorted(zip(gold, predicted, strict=True))]
+
+    def mean(candidate: Sequence[int]) -> float:
+        return float(table[np.arange(num_labels), candidate][usable].mean()) if usable.any() else 0.0
+
+    needed = 2 / np.sqrt(rows)
+    if order is None:
+        order = list(range(num_labels))
+        if mean(best) - mean(order) > needed:
+            logger.warning(
+                "The teacher's label names say nothing; its outputs fit %d gold labels best as %s: so they are used.",
+                rows,
+                {names[k]: index for k, index in enumerate(best)},
+            )
+            order = best
+    if not usable.any() or mean(order) > needed:
+        return list(order), None
+    problem = (
+        f"the teacher's outputs correlate with {rows} gold labels by {mean(order):.2f} on average, no more than chance"
+    )
+    if mean(best) > needed:
+        fitting = {names[k]: index for k, index in enumerate(best)}
+        problem += f"; with the label order {fitting} it would be {mean(best):.2f}: its id2label is wrong"
+    return list(order), problem
+
+
 def stratified_sample(labels: Sequence[int] | np.ndarray, rows: int, seed: int) -> list[int]:
     """Choose rows with every label as equally often as the data allow.
 
     Args:
-        labels: gold labels; -100 is passed over.
+        labels: gold labels; -100 is passed over. Of those that are no classes (several a row, or scores) rows are
+            chosen evenly, unlabelled ones (-100, NaN) passed over.
         rows: how many to choose at the most.
         seed: of the choice.
 
@@ -126,6 +176,10 @@ def stratified_sample(labels: Sequence[int] | np.ndarray, rows: int, seed: int) 
     """
     array = np.asarray(labels)
     shuffled = np.random.default_rng(seed).permutation(len(array))
+    if array.ndim > 1 or array.dtype.kind == "f":
+        first = array.reshape(len(array), -1)[:, 0]
+        known = ~np.isnan(first) & ((first != -100) | (array.ndim == 1))
+        return sorted(shuffled[known[shuffled]][:rows].tolist())
     shuffled = shuffled[array[shuffled] >= 0]
     rank = np.empty(len(shuffled), dtype=int)
     for label in np.unique(array[shuffled]):
@@ -139,6 +193,14 @@ def looks_like_probabilities(logits: np.ndarray) -> bool:
     return bool(
         logits.size and logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(axis=1), 1, atol=1e-3)
     )
+
+
+def _recalls_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> bool:
+    """Say whether the mean recall is above 1 / classes by two standard errors (1/2 / sqrt(n) each at most)."""
+    right, (classes, counts) = predictions == np.asarray(order)[labels], np.unique(labels, return_counts=True)
+    recall = np.mean([right[labels == label].mean() for label in classes])
+    error = np.sqrt((0.25 / counts).sum()) / len(classes)
+    return len(classes) > 1 and bool(recall - 1 / len(classes) > 2 * error)
 
 
 def _accuracy(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> float:

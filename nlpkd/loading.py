@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 OFFLINE_ADVICE = (
     "If the Hub can't be reached from here, pass a local path, or run the embedded demo: `make demo` "
@@ -67,6 +74,28 @@ def load_classifier(
     except OSError as error:
         raise OSError(_explain(name, revision, "model", error)) from error
     return model, sorted(info["missing_keys"])
+
+
+def load_config(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load a model's config alone.
+
+    Args:
+        name: a local path or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the repository's own code.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: if the name looks like a path and nothing is there.
+        OSError: if it can't be had.
+    """
+    _refuse_missing_path(name)
+    try:
+        return AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise OSError(_explain(name, revision, "config", error)) from error
 
 
 def load_tokenizer(

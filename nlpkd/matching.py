@@ -16,8 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from nlpkd.columns import UNLABELLED
 from nlpkd.data import TEACHER_PREFIX, column_prefixes, same_tokenizer
 from nlpkd.ensemble import TeacherEnsemble
-from nlpkd.labels import align_names, check_teacher, is_generic, looks_like_probabilities, stratified_sample
+from nlpkd.labels import (
+    align_names,
+    check_correlated,
+    check_teacher,
+    is_generic,
+    looks_like_probabilities,
+    stratified_sample,
+)
 from nlpkd.loading import load_tokenizer
+from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teacher import TEACHER_LOGITS, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -80,8 +88,11 @@ def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
             raise ValueError(f"labels of the {split} set and of the student: {error}") from None
         if order is None and not is_generic(names):
             student_config.id2label, student_config.label2id = names, {name: k for k, name in names.items()}
-    if getattr(student_config, "problem_type", None) in (None, "single_label_classification"):
+    task = task_of(student_config) or SINGLE_LABEL
+    if task == SINGLE_LABEL:
         _refuse_out_of_range(dataset, column, student_config.num_labels, split)
+    else:
+        _refuse_other_targets(dataset, column, task, student_config.num_labels, split)
     if order is not None and order != sorted(order):
         logger.warning("The %s set's label ids follow the student's names: %s.", split, student_config.id2label)
         places = {UNLABELLED: UNLABELLED} | {source: place for place, source in enumerate(order)}
@@ -103,6 +114,20 @@ def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: 
         raise ValueError(
             f"row {bad[0]} of the {split} set has label {values[bad[0]]} in column {column!r}; the student has labels "
             f"0..{num_labels - 1} (-100: unlabelled)"
+        )
+
+
+def _refuse_other_targets(dataset: Dataset, column: str, task: str, num_labels: int, split: str) -> None:
+    first = np.asarray(dataset[0][column], dtype=object if isinstance(dataset[0][column], str) else None)
+    if task == MULTI_LABEL and first.shape != (num_labels,):
+        raise ValueError(
+            f"the task is {task} with {num_labels} labels, and row 0 of the {split} set has {dataset[0][column]!r} in "
+            f"column {column!r}: give a 0 or 1 for each label, or load with nlpkd.load_text_classification"
+        )
+    if task == REGRESSION and (first.shape or first.dtype.kind not in "fiu"):
+        raise ValueError(
+            f"the task is {task}, and row 0 of the {split} set has {dataset[0][column]!r} in column {column!r}: give "
+            "one score a row, or load with nlpkd.load_text_classification"
         )
 
 
@@ -213,9 +238,7 @@ def fit_ensemble(
         except ValueError as error:
             raise ValueError(f"{_who(number, ensemble)}{error}") from None
     ensemble.read(prefixes)
-    only_one = getattr(config, "num_labels", 2) == 1
-    task = getattr(config, "problem_type", None)
-    ensemble.task = task or ("regression" if only_one else "single_label_classification")
+    ensemble.task = task_of(config) or SINGLE_LABEL
 
 
 def _who(number: int, ensemble: TeacherEnsemble) -> str:
@@ -274,7 +297,7 @@ def hold_against_gold(
         return
     column = label_column(dataset)
     if column is None:
-        labels = np.full(len(dataset), -100)
+        labels = np.full(len(dataset), UNLABELLED)
         sample = list(range(min(CHECKED_ROWS, len(dataset))))
     else:
         labels = np.asarray(dataset[column][:])
@@ -292,7 +315,11 @@ def hold_against_gold(
         return
     names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
     given = None if order is None and isinstance(teacher, LiveTeacher) else list(range(logits.shape[1]))
-    order, problem = check_teacher(logits, labels[sample], given, names)
+    if task_of(student_config) in (None, SINGLE_LABEL):
+        order, problem = check_teacher(logits, labels[sample], given, names)
+    else:
+        gold = labels[sample].reshape(logits.shape).astype(float)
+        order, problem = check_correlated(logits, gold, given, names)
     if problem is not None and check == "error":
         raise ValueError(
             f"{who}{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'"
@@ -313,4 +340,9 @@ def _refuse_no_logits(logits: np.ndarray, student_config: Any, who: str) -> None
         raise ValueError(
             f"{who}the teacher's logits ({TEACHER_LOGITS}) are probabilities: every row lies in [0, 1] and sums to 1. "
             "Pass logits, or their logarithm"
+        )
+    if task_of(student_config) == MULTI_LABEL and logits.min() >= 0 and logits.max() <= 1 and np.ptp(logits) > 0.5:
+        raise ValueError(
+            f"{who}the teacher's logits ({TEACHER_LOGITS}) are probabilities: all of them lie in [0, 1]. Pass logits, "
+            "log(p / (1 - p))"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -141,16 +142,50 @@ def resampled_metrics(
     Raises:
         ValueError: as `classification_metrics`, and when `samples` is below 1.
     """
-    if samples < 1:
-        raise ValueError(f"a bootstrap needs at least 1 resample, found samples={samples}")
     logits, labels = _labelled_rows(logits, labels)
     rows, classes = logits.shape
-    counts = _row_counts(logits, labels).T
+    return _metrics_of_counts(bootstrap_totals(_row_counts(logits, labels), samples, seed), rows, classes)
+
+
+def bootstrap_draws(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw rows with replacement, as many as there are, again and again.
+
+    Args:
+        rows: how many rows there are.
+        samples: how many resamples.
+        seed: of the draw.
+
+    Yields:
+        Row numbers `(rows,)`.
+
+    Raises:
+        ValueError: when `samples` is below 1.
+    """
+    if samples < 1:
+        raise ValueError(f"a bootstrap needs at least 1 resample, found samples={samples}")
     generator = np.random.default_rng(seed)
-    totals = np.stack(
-        [counts @ np.bincount(generator.integers(rows, size=rows), minlength=rows) for _ in range(samples)]
-    )
-    return _metrics_of_counts(totals, rows, classes)
+    for _ in range(samples):
+        yield generator.integers(rows, size=rows)
+
+
+def bootstrap_totals(counts: np.ndarray | csr_array, samples: int, seed: int) -> np.ndarray:
+    """Sum each resample's counts.
+
+    Args:
+        counts: `(rows, k)`.
+        samples: how many resamples.
+        seed: of the draw.
+
+    Returns:
+        The sums `(samples, k)`.
+    """
+    columns, rows = counts.T, counts.shape[0]
+    return np.stack([columns @ np.bincount(drawn, minlength=rows) for drawn in bootstrap_draws(rows, samples, seed)])
+
+
+def calibration_bins(confidence: np.ndarray) -> np.ndarray:
+    """Give the bin of each confidence p, ((m-1)/15, m/15] for m = 1..15, counted from 0."""
+    return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
 
 
 def _labelled_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,8 +213,7 @@ def _labelled_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
 def _calibration_gaps(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give each row's confidence bin, and its correctness (0 or 1) minus its confidence."""
     confidence = probabilities.max(axis=1)
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
-    return bins, (probabilities.argmax(axis=1) == labels) - confidence
+    return calibration_bins(confidence), (probabilities.argmax(axis=1) == labels) - confidence
 
 
 def _row_counts(logits: np.ndarray, labels: np.ndarray) -> csr_array:

@@ -20,6 +20,8 @@ from nlpkd.report import Candidate, EvaluationReport
 _METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
     "f1_macro": ("f1", "Macro F1"),
+    "pearson": ("pearsonr", "Pearson correlation"),
+    "spearman": ("spearmanr", "Spearman correlation"),
     "matthews_correlation": ("matthews_correlation", "Matthews correlation"),
 }
 """Quality in the report -> (metric's id on the Hub, its name)."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,14 +24,16 @@ from nlpkd.data import (
 from nlpkd.ensemble import as_one_teacher
 from nlpkd.evaluation import evaluate_student
 from nlpkd.hub import push_student
-from nlpkd.loading import load_tokenizer, split_revision
+from nlpkd.labels import is_generic
+from nlpkd.loading import load_config, load_tokenizer, split_revision
 from nlpkd.matching import follow_student_labels
-from nlpkd.objectives import Objective
+from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.report import EvaluationReport
 from nlpkd.run import Job, checkpoint_to_resume, command_line, gold_trainer, now, only_run
 from nlpkd.sources import Source
 from nlpkd.student import make_student
+from nlpkd.task import SINGLE_LABEL, task_of
 from nlpkd.teacher import load_teacher
 
 logger = logging.getLogger(__name__)
@@ -82,7 +85,9 @@ def train_teacher(
     args: DistillationConfig | None = None,
     text_column: str | None = None,
     text_pair_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    problem_type: str | None = None,
+    class_weights: str | Sequence[float] | None = None,
     max_length: int | None = None,
     validation_split: float | int | None = None,
     dataset_config: str | None = None,
@@ -102,7 +107,10 @@ def train_teacher(
         args: the settings, in place of `config`.
         text_column: the column of the text.
         text_pair_column: the column of the second text.
-        label_column: the column of the label.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
+        problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.targets.encode_targets`.
+        class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
+            or `"balanced"` for weights that make rare classes count as much as common ones.
         max_length: longest text in tokens.
         validation_split: share or number of training rows to hold out where there is no validation set.
         dataset_config: configuration of a Hub data set.
@@ -126,6 +134,7 @@ def train_teacher(
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
+            problem_type=problem_type,
             max_length=max_length,
             validation_split=validation_split,
             config_name=dataset_config,
@@ -143,7 +152,7 @@ def train_teacher(
                 seed=args.seed,
             )
         backbone.config.problem_type = data.problem_type  # type: ignore[assignment]
-        trainer = gold_trainer(backbone, args, data, tokenizer)
+        trainer = gold_trainer(backbone, args, data, tokenizer, _class_weights(class_weights, data))
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
         trainer.save_model()
         metrics = {}
@@ -174,8 +183,10 @@ def distill(
     args: DistillationConfig | None = None,
     text_column: str | None = None,
     text_pair_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     soft_label_column: str | None = None,
+    problem_type: str | None = None,
+    class_weights: str | Sequence[float] | None = None,
     max_length: int | None = None,
     validation_split: float | int | None = None,
     dataset_config: str | None = None,
@@ -207,8 +218,11 @@ def distill(
         args: the settings, in place of `config`.
         text_column: the column of the text.
         text_pair_column: the column of the second text.
-        label_column: the column of the label.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
         soft_label_column: the training rows' column of soft labels, in place of a teacher; see `nlpkd.soft_labels`.
+        problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.targets.encode_targets`.
+        class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
+            or `"balanced"` for weights that make rare classes count as much as common ones.
         max_length: longest text in tokens.
         validation_split: share or number of training rows to hold out where there is no validation set.
         dataset_config: configuration of a Hub data set.
@@ -250,6 +264,12 @@ def distill(
             )
         others: Any = [None if same_tokenizer(tokenizer, each) else each for each in own]
         others = others if len(own) > 1 else next(iter(others), None)
+        configs = [
+            name.config
+            if isinstance(name, PreTrainedModel)
+            else load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+            for name, revision in teachers
+        ]
         data = load_text_classification(
             train,
             validation,
@@ -260,6 +280,8 @@ def distill(
             text_pair_column=text_pair_column,
             label_column=label_column,
             soft_label_column=soft_label_column,
+            problem_type=problem_type or _task_of_teachers(configs),
+            label_names=_names_of_teachers(configs),
             max_length=max_length,
             validation_split=validation_split,
             config_name=dataset_config,
@@ -281,14 +303,16 @@ def distill(
             "dataset_config": dataset_config,
             "dataset_revision": dataset_revision,
         }
+        weights = _class_weights(class_weights, data)
         job = Job(
             teacher=as_one_teacher(loaded, args.ensemble_weights, args.ensemble_average) if loaded else None,
             teacher_tokenizer=others,
             tokenizer=tokenizer,
             data=data,
-            stages=resolve(objectives),
+            stages=_weighted(resolve(objectives, data.problem_type), weights),
             origin=origin,
             start=_student_maker(student, student_revision, loaded, data, trust_remote_code),
+            class_weights=weights,
         )
         trained, report = job.run(args, num_seeds, baseline, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
@@ -305,7 +329,7 @@ def evaluate(
     trust_remote_code: bool = False,
     text_column: str | None = None,
     text_pair_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     max_length: int | None = None,
 ) -> EvaluationReport:
     """Measure a saved student, and beside it its teacher and its baseline, on labelled rows.
@@ -318,7 +342,7 @@ def evaluate(
         trust_remote_code: run the model repositories' own code.
         text_column: the column of the text.
         text_pair_column: the column of the second text.
-        label_column: the column of the label.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
         max_length: longest text in tokens.
 
     Returns:
@@ -384,6 +408,36 @@ def _student_maker(
         trust_remote_code=trust_remote_code,
         seed=seed,
     )
+
+
+def _task_of_teachers(configs: Sequence[Any]) -> str | None:
+    """Give the task that the teachers were trained for, where it is not one class a row, which the labels say too."""
+    tasks = {task_of(config) for config in configs} - {None, SINGLE_LABEL}
+    if len(tasks) > 1:
+        raise ValueError(f"the teachers have different tasks: {sorted(map(str, tasks))}")
+    return next(iter(tasks), None)
+
+
+def _names_of_teachers(configs: Sequence[Any]) -> list[str]:
+    """Give the first teacher's labels in the order of their ids; none where its names say nothing."""
+    names = configs[0].id2label if configs else None
+    return [] if not names or is_generic(names) else [str(names[number]) for number in range(len(names))]
+
+
+def _class_weights(asked: str | Sequence[float] | None, data: TextClassificationData) -> list[float] | None:
+    if not isinstance(asked, str):
+        return None if asked is None else list(asked)
+    if asked != "balanced":
+        raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
+    return data.class_weights
+
+
+def _weighted(stages: list[Stage], class_weights: Sequence[float] | None) -> list[Stage]:
+    """Give every cross-entropy with gold labels the class weights, where it has none of its own."""
+    for objective in (each for stage in stages for each in stage.objectives):
+        if class_weights is not None and isinstance(objective, CrossEntropyLoss) and objective.class_weights is None:
+            objective.class_weights = torch.tensor(class_weights)
+    return stages
 
 
 def _settings(args: DistillationConfig | None, output_dir: str | Path, config: dict[str, Any]) -> DistillationConfig:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,12 @@ _NO_BASELINE = "No undistilled baseline was evaluated: this report can't say wha
 _COLUMNS = {
     "accuracy": "accuracy",
     "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
     "matthews_correlation": "MCC",
     "expected_calibration_error": "ECE",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mean_absolute_error": "MAE",
 }
 
 
@@ -88,7 +92,8 @@ class EvaluationReport:
     """Everything measured of a student, its teacher and its baseline, and how.
 
     Args:
-        task: `problem_type`, `labels` (names in order), `rows`, `majority_share`.
+        task: `problem_type`, `labels` (names in order), `rows`, `headline` (the metric that the verdict rests on), and
+            how the gold labels are distributed: `majority_share`, `labels_a_row`, or `score_mean` and `score_sd`.
         run: what made the figures: `command`, `date`, `seed`, `versions`, `machine`, `teacher`, `student`, `data`,
             `objectives`, `settings`, protocols; each optional.
         candidates: what was measured, by name; `"student"` is always there.
@@ -188,15 +193,15 @@ class EvaluationReport:
             Plain text, with the missing comparisons named as missing.
         """
         student, teacher = self.candidates["student"], self.candidates.get("teacher")
-        accuracy = student.quality["accuracy"].value
+        headline = self.task.get("headline", "accuracy")
+        name, value = _COLUMNS[headline], student.quality[headline].value
         if teacher is None:
-            opening = f"The student has an accuracy of {_number(accuracy)}; no teacher was evaluated beside it."
+            article = "an" if name.startswith("a") else "a"
+            opening = f"The student has {article} {name} of {_number(value)}; no teacher was evaluated beside it."
         else:
-            gold = teacher.quality["accuracy"].value
-            kept = _number(100 * accuracy / gold if gold else None, ".1f")
-            opening = (
-                f"The student keeps {kept} % of the teacher's accuracy ({_number(accuracy)} against {_number(gold)})"
-            )
+            gold = teacher.quality[headline].value
+            kept = _number(100 * value / gold if gold else None, ".1f")
+            opening = f"The student keeps {kept} % of the teacher's {name} ({_number(value)} against {_number(gold)})"
             opening += ", with " + _ratio(
                 teacher.parameters, student.parameters, "fewer parameters", "more parameters"
             )
@@ -205,14 +210,7 @@ class EvaluationReport:
                 opening += f", {_ratio(times[0].p50_ms, times[1].p50_ms, 'faster', 'slower')} at batch 1"
             opening += "."
         paired = self.comparisons.get("student_vs_baseline")
-        if not paired:
-            return f"{opening} {_NO_BASELINE}"
-        points = {end: _number(100 * value, "+.1f") for end, value in paired["accuracy_difference"].items()}
-        doubt = "" if paired["mcnemar_p"] < 0.05 else ": on these rows not significant at the 5 % level"
-        return (
-            f"{opening} Against the undistilled baseline its accuracy is {points['value']} points (95 % interval "
-            f"{points['low']} to {points['high']}, McNemar p = {_number(paired['mcnemar_p'], '.2g')}){doubt}."
-        )
+        return f"{opening} {_NO_BASELINE if not paired else _gain(paired, headline)}"
 
     def table(self) -> str:
         """Lay the candidates out as a Markdown table, a row each.
@@ -221,12 +219,13 @@ class EvaluationReport:
             The table, ending without a newline.
         """
         batches = sorted({entry.batch for candidate in self.candidates.values() for entry in candidate.latency})
-        header = ["candidate", *_COLUMNS.values(), "agreement with the teacher", "parameters", "MB"]
+        columns = _columns(candidate.quality for candidate in self.candidates.values())
+        header = ["candidate", *columns.values(), "agreement with the teacher", "parameters", "MB"]
         header += [f"batch {batch}, p50 / p95 ms" for batch in batches] + ["training s"]
         rows = [
             [
                 name,
-                *(str(candidate.quality[key]) if key in candidate.quality else "n/a" for key in _COLUMNS),
+                *(str(candidate.quality[key]) if key in candidate.quality else "n/a" for key in columns),
                 str(candidate.agreement) if candidate.agreement else "n/a",
                 f"{candidate.parameters:,}",
                 f"{candidate.size_mb:.1f}",
@@ -246,8 +245,8 @@ class EvaluationReport:
         task = self.task
         labels = ", ".join(map(str, task.get("labels", [])))
         about = (
-            f"Task: {task.get('problem_type', 'n/a')}, labels {labels}; {task.get('rows', 'n/a')} rows evaluated, "
-            f"{_number(task.get('majority_share'), '.1%')} of them with the commonest label."
+            f"Task: {task.get('problem_type', 'n/a')}, labels {labels}; {task.get('rows', 'n/a')} rows evaluated"
+            f"{_distribution(task)}."
         )
         parts = ["# Evaluation report", self.verdict(), about, self.table()]
         if self.seeds:
@@ -256,7 +255,7 @@ class EvaluationReport:
             f"- McNemar (exact): {paired['student_only_correct']} rows only the student has right, "
             f"{paired[f'{other}_only_correct']} only the {other}; p = {_number(paired['mcnemar_p'], '.2g')}."
             for other in ("baseline", "teacher")
-            if (paired := self.comparisons.get(f"student_vs_{other}"))
+            if "mcnemar_p" in (paired := self.comparisons.get(f"student_vs_{other}") or {})
         ]
         parts += ["## Paired tests", "\n".join(tests) or "There was nothing to compare the student with."]
         protocol = [f"- {self.run[key]}" for key in ("interval_protocol", "latency_protocol") if self.run.get(key)]
@@ -292,6 +291,35 @@ def aggregate_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
                 f"{sorted(report.candidates)}, expected {first.task} with {sorted(first.candidates)}"
             )
     return {name: _seed_entry([report.candidates[name] for report in reports]) for name in first.candidates}
+
+
+def _gain(paired: Mapping[str, Any], headline: str) -> str:
+    """Say what distilling added to the undistilled baseline, and whether the rows can tell."""
+    difference = paired[f"{headline}_difference"]
+    if headline == "accuracy":
+        test, significant = f", McNemar p = {_number(paired['mcnemar_p'], '.2g')}", paired["mcnemar_p"] < 0.05
+    else:
+        test, significant = "", difference["low"] > 0 or difference["high"] < 0
+    points = {end: _number(100 * value, "+.1f") for end, value in difference.items()}
+    doubt = "" if significant else ": on these rows not significant at the 5 % level"
+    return (
+        f"Against the undistilled baseline its {_COLUMNS[headline]} is {points['value']} points (95 % interval "
+        f"{points['low']} to {points['high']}{test}){doubt}."
+    )
+
+
+def _columns(measured: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Give the metrics to show, by name: those that any candidate has."""
+    known = {key for quality in measured for key in quality}
+    return {key: name for key, name in _COLUMNS.items() if key in known}
+
+
+def _distribution(task: Mapping[str, Any]) -> str:
+    if "labels_a_row" in task:
+        return f", with {_number(task['labels_a_row'], '.2f')} labels each on average"
+    if "score_mean" in task:
+        return f", their scores {_number(task['score_mean'])} ± {_number(task['score_sd'])} (standard deviation)"
+    return f", {_number(task.get('majority_share'), '.1%')} of them with the commonest label"
 
 
 def _seed_entry(candidates: list[Candidate]) -> dict[str, Any]:
@@ -369,19 +397,17 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _seeds_table(seeds: Mapping[str, Any]) -> str:
-    keys = [*_COLUMNS, "agreement"]
+    columns = _columns(seeds.values()) | {"agreement": "agreement"}
     cells = {
         name: [
             f"{_number(metrics[key]['mean'])} ± {_number(metrics[key]['sd'])} (n = {len(metrics[key]['values'])})"
             if key in metrics
             else "n/a"
-            for key in keys
+            for key in columns
         ]
         for name, metrics in seeds.items()
     }
-    return _markdown_table(
-        ["candidate", *_COLUMNS.values(), "agreement"], [[name, *row] for name, row in cells.items()]
-    )
+    return _markdown_table(["candidate", *columns.values()], [[name, *row] for name, row in cells.items()])
 
 
 def _origin(run: Mapping[str, Any]) -> str:

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
-from nlpkd.columns import UNLABELLED
 from nlpkd.config import DistillationConfig
 from nlpkd.data import TeacherTokenizers, TextClassificationData
 from nlpkd.evaluation import evaluate_student
@@ -30,6 +29,8 @@ from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.presets import Stage
 from nlpkd.publishing import describe_training
 from nlpkd.report import EvaluationReport, aggregate_seeds
+from nlpkd.targets import unlabelled_rows
+from nlpkd.task import MULTI_LABEL
 from nlpkd.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -67,16 +68,20 @@ def only_run(output_dir: str | Path) -> Iterator[None]:
 
 
 def gold_trainer(
-    model: PreTrainedModel, args: DistillationConfig, data: TextClassificationData, tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel,
+    args: DistillationConfig,
+    data: TextClassificationData,
+    tokenizer: PreTrainedTokenizerBase,
+    class_weights: Sequence[float] | None = None,
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
     rows = data["train"]
-    if UNLABELLED in rows["labels"][:]:
-        rows = rows.filter(lambda label: label != UNLABELLED, input_columns="labels")
+    if any(unlabelled := unlabelled_rows(rows)):
+        rows = rows.select([number for number, flag in enumerate(unlabelled) if not flag])
     return DistillationTrainer(
         model=model,
         args=args,
-        objectives=[CrossEntropyLoss()],
+        objectives=[CrossEntropyLoss(class_weights=class_weights)],
         train_dataset=rows,
         eval_dataset=data["validation"] if "validation" in data else None,
         processing_class=tokenizer,
@@ -95,6 +100,7 @@ class Job:
         stages: with objectives not bound yet.
         origin: where teacher, student and data come from, for the record.
         start: makes the untrained student for a seed.
+        class_weights: of the gold labels, in the baseline's objective as in the student's.
     """
 
     teacher: nn.Module | None
@@ -104,6 +110,7 @@ class Job:
     stages: list[Stage]
     origin: dict[str, Any]
     start: Callable[[int], PreTrainedModel]
+    class_weights: Sequence[float] | None = None
 
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline: bool, baseline_dir: Path
@@ -166,12 +173,12 @@ class Job:
         baseline = None
         if untrained is not None and baseline_dir is not None:
             args_beside = _beside(_altogether(args, [*earlier, last]), baseline_dir)
-            if UNLABELLED in self.data["train"]["labels"][:]:
+            if any(unlabelled_rows(self.data["train"])):
                 # As many steps as the student had, though there are fewer rows with labels.
                 states = Path(args.output_dir).glob("stage-*/trainer_state.json")
                 steps = sum(TrainerState.load_from_json(str(state)).global_step for state in states)
                 args_beside = dataclasses.replace(args_beside, max_steps=steps + trainer.state.global_step)
-            baseline_trainer = gold_trainer(untrained, args_beside, self.data, self.tokenizer)
+            baseline_trainer = gold_trainer(untrained, args_beside, self.data, self.tokenizer, self.class_weights)
             seconds["baseline"] = _train(baseline_trainer, args_beside)
             baseline = baseline_trainer.model
         report = self._measure(trainer, baseline, seconds, args, stages)
@@ -214,6 +221,7 @@ class Job:
     ) -> EvaluationReport:
         split = "test" if "test" in self.data else "validation"
         rows = follow_student_labels(self.data[split], trainer.model.config, split)
+        several = self.data.problem_type == MULTI_LABEL and split == "test" and "validation" in self.data
         report = None
         if PartialState().is_main_process:
             report = evaluate_student(
@@ -226,8 +234,12 @@ class Job:
                 teacher_order=trainer.teacher_order,
                 run=self._record(trainer, split, stages),
                 training_seconds={name: known for name, known in seconds.items() if known is not None},
+                threshold_dataset=self.data["validation"] if several else None,
                 seed=args.seed,
             )
+            if several:
+                trainer.model.config.thresholds = report.run["thresholds"]["student"]
+                trainer.model.config.save_pretrained(args.output_dir)
             _save_report(report, args)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)

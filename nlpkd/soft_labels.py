@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, Value
 from datasets import Sequence as SequenceFeature
 
+from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from nlpkd.teacher import TEACHER_LOGITS
 
 PROBABILITY_FLOOR = 1e-6
@@ -18,20 +19,28 @@ PROBABILITY_FLOOR = 1e-6
 _ROUNDING = 1e-3
 
 
-def add_soft_labels(rows: Dataset, column: str, id2label: Mapping[int, str], split: str = "train") -> Dataset:
+def add_soft_labels(
+    rows: Dataset,
+    column: str,
+    id2label: Mapping[int, str],
+    split: str = "train",
+    problem_type: str = SINGLE_LABEL,
+) -> Dataset:
     """Turn a column of soft labels into the column `teacher_logits`, which a trainer takes for a teacher.
 
     A row's value is a list with a number for each label in the order of the ids, a mapping from label names to
     numbers, or a list of `{"label": .., "score": ..}` as a transformers pipeline gives; each also as JSON in a string.
     Numbers are probabilities or votes: they are divided by their sum, except that of probabilities which sum to less
     than 1 (the top k of an API) the rest is spread evenly over the labels that are not named. The logits are the
-    logarithms, of at least 1e-6.
+    logarithms, of at least 1e-6. Of a multi-label task the numbers are probabilities, one a label (0 for a label that
+    is not named), and the logits log(p / (1 - p)); of a regression the value is the score.
 
     Args:
         rows: the rows.
         column: of the soft labels; it is removed.
         id2label: the labels' names by id.
         split: name for the errors.
+        problem_type: the task.
 
     Returns:
         The rows with `teacher_logits`, float32 `(labels,)` each.
@@ -45,7 +54,14 @@ def add_soft_labels(rows: Dataset, column: str, id2label: Mapping[int, str], spl
 
     def logits(value: Any, row: int) -> dict[str, list[float]]:
         try:
-            probabilities = _probabilities(value, ids)
+            if problem_type == REGRESSION:
+                return {TEACHER_LOGITS: [_finite(float(value))]}
+            probabilities = _numbers(value, ids) if problem_type == MULTI_LABEL else _probabilities(value, ids)
+            if problem_type == MULTI_LABEL:
+                if probabilities.max() > 1:
+                    raise ValueError("its numbers must be probabilities")
+                bounded = np.clip(probabilities, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+                return {TEACHER_LOGITS: (np.log(bounded) - np.log1p(-bounded)).tolist()}
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"Row {row} of the {split} split has the soft label {value!r:.120} in column {column!r}: {error}. "
@@ -61,29 +77,50 @@ def add_soft_labels(rows: Dataset, column: str, id2label: Mapping[int, str], spl
     )
 
 
+def _finite(value: float) -> float:
+    if not np.isfinite(value):
+        raise ValueError("it must be finite")
+    return value
+
+
 def _probabilities(value: Any, ids: Mapping[str, int]) -> np.ndarray:
-    if isinstance(value, str):
-        value = json.loads(value)
-    if isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
-        value = {entry["label"]: entry["score"] for entry in value}
-    numbers = np.zeros(len(ids))
-    if isinstance(value, Mapping):
-        # Arrow gives every row all the names that any row has, with None for its own gaps.
-        named = {str(name): number for name, number in value.items() if number is not None}
+    """Read votes or probabilities, `(labels,)`, that sum to 1."""
+    numbers, named = _numbers(value, ids), _named(value)
+    total = numbers.sum()
+    if not total > 0:
+        raise ValueError("its numbers must not all be 0")
+    free = [number for name, number in ids.items() if named is not None and name not in named]
+    if free and total < 1 - _ROUNDING:
+        numbers[free] = (1 - total) / len(free)
+    return numbers / numbers.sum()
+
+
+def _numbers(value: Any, ids: Mapping[str, int]) -> np.ndarray:
+    """Read one number a label, `(labels,)`, 0 for a label that is not named."""
+    numbers, named = np.zeros(len(ids)), _named(value)
+    if named is not None:
         unknown = sorted(named.keys() - ids.keys())
         if unknown:
             raise ValueError(f"there is no label {unknown[0]!r}")
         for name, number in named.items():
             numbers[ids[name]] = number
     else:
-        named = dict.fromkeys(ids)
+        value = json.loads(value) if isinstance(value, str) else value
         if len(value) != len(ids):
             raise ValueError(f"it has {len(value)} numbers for {len(ids)} labels")
         numbers[:] = value
-    total = numbers.sum()
-    if not np.isfinite(numbers).all() or (numbers < 0).any() or not total > 0:
-        raise ValueError("its numbers must be finite, not negative, and not all 0")
-    free = [number for name, number in ids.items() if name not in named]
-    if free and total < 1 - _ROUNDING:
-        numbers[free] = (1 - total) / len(free)
-    return numbers / numbers.sum()
+    if not np.isfinite(numbers).all() or (numbers < 0).any():
+        raise ValueError("its numbers must be finite and not negative")
+    return numbers
+
+
+def _named(value: Any) -> dict[str, Any] | None:
+    """Read a mapping from names to numbers in any of its forms; None for a plain list."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    if isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
+        value = {entry["label"]: entry["score"] for entry in value}
+    if not isinstance(value, Mapping):
+        return None
+    # Arrow gives every row all the names that any row has, with None for its own gaps.
+    return {str(name): number for name, number in value.items() if number is not None}

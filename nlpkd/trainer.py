@@ -26,11 +26,13 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.matching import follow_student_labels, refuse_shared_weights
-from nlpkd.metrics import classification_metrics
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, Objective
+from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives.presets import resolve
 from nlpkd.objectives.together import ObjectiveSet
 from nlpkd.publishing import push, push_checkpoint, write_card
 from nlpkd.sampler import LengthGroupedBatchSampler
+from nlpkd.scoring import scoring_of
+from nlpkd.task import task_of
 from nlpkd.teacher import TEACHER_LOGITS
 from nlpkd.teaching import Teaching
 
@@ -53,8 +55,8 @@ class DistillationTrainer(Trainer):
         teacher_processing_class: the teacher's, where it is another one; the data then have `teacher_input_ids`, ...
             Of several teachers a list, with None where it is the student's.
         data_collator: `nlpkd.data.DistillationCollator` by default.
-        compute_metrics: accuracy, F1, Matthews correlation and calibration error by default; the agreement with the
-            teacher is added either way.
+        compute_metrics: those of the task by default (`nlpkd.scoring`); the agreement with the teacher is added either
+            way.
         **trainer_arguments: all other arguments of `Trainer`. A `compute_loss_func` is added to the objectives.
 
     Raises:
@@ -117,8 +119,9 @@ class DistillationTrainer(Trainer):
             if isinstance(objective, CrossEntropyLoss) and not objective.label_smoothing:
                 objective.label_smoothing = self.args.label_smoothing_factor
         self._metrics = compute_metrics
+        self._scoring = scoring_of(task_of(getattr(self.model, "config", None)))
         if compute_metrics is None and not self.args.batch_eval_metrics:
-            self._metrics = _default_metrics
+            self._metrics = self._default_metrics
         self.compute_metrics = None if self._metrics is None else self._compute_metrics
         self._preprocess_logits = self.preprocess_logits_for_metrics
         if self._preprocess_logits is not None:
@@ -184,7 +187,7 @@ class DistillationTrainer(Trainer):
         columns = getattr(self.train_dataset, "column_names", None) or []
         if self.teacher_model is None and TEACHER_LOGITS not in columns:
             return [CrossEntropyLoss()]
-        return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=2.0, weight=0.5)]
+        return resolve("hinton", task_of(getattr(self.model, "config", None)))[0].objectives
 
     @property
     def teacher_order(self) -> list[int] | None:
@@ -407,7 +410,7 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Give loss, logits and labels of a batch, and beside the logits which rows student and teacher agree on."""
+        """Give loss, logits and labels of a batch, and beside the logits where student and teacher agree."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -420,7 +423,7 @@ class DistillationTrainer(Trainer):
             return loss, None, None
         logits: Any = student.logits.detach()
         if teacher is not None and not self.args.batch_eval_metrics:
-            logits = (logits, (logits.argmax(dim=-1) == teacher.logits.argmax(dim=-1)).float())
+            logits = (logits, self._scoring.agreeing(logits, teacher.logits))
         return loss, logits, labels
 
     def _preprocess_predictions(self, logits: Any, labels: Any) -> Any:
@@ -435,8 +438,11 @@ class DistillationTrainer(Trainer):
         plain = EvalPrediction(predictions, prediction.label_ids, prediction.inputs, prediction.losses)
         metrics = dict(self._metrics(plain, **options))
         if agreed is not None:
-            metrics["agreement"] = float(np.mean(agreed))
+            metrics["agreement"] = self._scoring.agreement(agreed)
         return metrics
+
+    def _default_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return self._scoring.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as `Trainer` does; predictions are the student's logits alone."""
@@ -506,10 +512,6 @@ class DistillationTrainer(Trainer):
         if self.args.hub_always_push or not busy:
             jobs = [push_checkpoint(self, checkpoint_folder)]
             self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
-
-
-def _default_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
 
 def _lengths(dataset: Any, column: str) -> Sequence[int]:

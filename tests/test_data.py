@@ -230,6 +230,7 @@ def test_a_million_letters_are_one_truncated_row(tmp_path):
 def test_a_batch_is_padded_to_its_longest_row_and_no_further(recwarn, caplog):
     data = load(reviews(), teacher_tokenizer=make_tokenizer(WORDS[::-1], padding_side="left"))
     collate = DistillationCollator(make_tokenizer(), make_tokenizer(WORDS[::-1], padding_side="left"))
+    caplog.clear()
     batch = collate([data["train"][0], data["train"][1]])
     assert batch["input_ids"].tolist() == [[2, 7, 9, 4, 3], [2, 8, 9, 3, 0]]
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 1, 0]]

@@ -148,6 +148,7 @@ def test_the_task_names_labels_rows_and_majority(tokenizer):
     ones = sum(rows()["labels"])
     assert report.task == {
         "problem_type": "single_label_classification",
+        "headline": "accuracy",
         "labels": ["neg", "pos"],
         "rows": 37,
         "majority_share": pytest.approx(max(ones, 37 - ones) / 37),

@@ -22,9 +22,10 @@ LONGEST_MODULE = 600
 
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
-    "anchor shards layers capture config sampler labels loading metrics report sources demo objectives.temperature",
-    "columns benchmark objectives.base model_card teacher ensemble student",
-    "soft_labels",
+    "task anchor shards layers capture config sampler labels loading metrics report sources demo "
+    "objectives.temperature",
+    "columns benchmark scoring objectives.base model_card teacher ensemble student",
+    "soft_labels targets",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
     "augment",

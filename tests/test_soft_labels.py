@@ -53,7 +53,7 @@ def test_what_a_pipeline_returns_is_taken_even_as_json_in_a_csv():
     [
         ([0.5, 0.5], "Row 1 .* 2 numbers for 3 labels"),
         ([0.5, -0.1, 0.6], "Row 1 .* not negative"),
-        ([0.0, 0.0, 0.0], "Row 1 .* not all 0"),
+        ([0.0, 0.0, 0.0], "Row 1 .* not all be 0"),
         ([float("nan"), 0.5, 0.5], "Row 1 .* finite"),
     ],
 )

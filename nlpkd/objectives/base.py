@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlpkd.layers import LayerSpec, map_layers
-
-SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+from nlpkd.task import SINGLE_LABEL, TASKS, task_of
 
 FEATURES = frozenset({"hidden_states", "attentions", "queries", "keys", "values"})
 """Kinds of output that belong to a layer and to tokens."""
@@ -47,7 +46,7 @@ class Objective(nn.Module, ABC):
     needs: frozenset[str]
     citation: ClassVar[str] = ""
     teacher_needed: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[str]] = frozenset({SINGLE_LABEL})
+    tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
     couples_rows: bool = False
     task: str = SINGLE_LABEL
     progress: float = 0.0
@@ -74,8 +73,7 @@ class Objective(nn.Module, ABC):
         Raises:
             ValueError: if this objective can't work on this pair or task.
         """
-        only_one = getattr(student_config, "num_labels", 2) == 1
-        self.task = getattr(student_config, "problem_type", None) or (REGRESSION if only_one else SINGLE_LABEL)
+        self.task = task_of(student_config) or SINGLE_LABEL
         if self.task not in self.tasks:
             raise ValueError(
                 f"{type(self).__name__} is for {' or '.join(sorted(self.tasks))}, the task is {self.task!r}"

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nlpkd.objectives.base import SINGLE_LABEL, Objective, rows
+from nlpkd.objectives.base import Objective, rows
 from nlpkd.objectives.temperature import Temperature, as_temperature
+from nlpkd.task import SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 

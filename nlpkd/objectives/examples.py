@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.layers import LayerSpec
-from nlpkd.objectives.base import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LayerObjective, Objective, rows
+from nlpkd.objectives.base import LayerObjective, Objective, rows
+from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
 class ExampleObjective(LayerObjective):

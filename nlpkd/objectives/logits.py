@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nlpkd.objectives.base import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Objective, labels_of, rows
+from nlpkd.objectives.base import Objective, labels_of, rows
 from nlpkd.objectives.temperature import Temperature, as_temperature
+from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 

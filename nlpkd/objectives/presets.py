@@ -13,8 +13,9 @@ from nlpkd.objectives.base import Objective
 from nlpkd.objectives.correlation import DISTLoss
 from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, HiddenStateMSELoss, PatientLoss
 from nlpkd.objectives.labels import CrossEntropyLoss
-from nlpkd.objectives.logits import ForwardKLLoss
+from nlpkd.objectives.logits import ForwardKLLoss, LogitMSELoss
 from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLoss
+from nlpkd.task import REGRESSION
 
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(DistillationConfig) if field.init)
 _RUN_OWN = frozenset({"output_dir", "push_to_hub", "resume_from_checkpoint", "seed", "data_seed"})
@@ -134,11 +135,13 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def resolve(objectives: str | Sequence[Objective] | Sequence[Stage]) -> list[Stage]:
+def resolve(objectives: str | Sequence[Objective] | Sequence[Stage], problem_type: str | None = None) -> list[Stage]:
     """Turn a preset's name, objectives or stages into stages.
 
     Args:
         objectives: a name of `PRESETS`, objectives for a single stage, or stages.
+        problem_type: the task; a preset for regression, which has no distribution over classes, matches the teacher's
+            score (`LogitMSELoss`) where it would match soft targets.
 
     Returns:
         Stages with fresh, unbound objectives for a name; with the same instances otherwise.
@@ -149,7 +152,13 @@ def resolve(objectives: str | Sequence[Objective] | Sequence[Stage]) -> list[Sta
     if isinstance(objectives, str):
         if objectives not in PRESETS:
             raise ValueError(f"there is no preset {objectives!r}: choose one of {sorted(PRESETS)}, or pass a list")
-        return PRESETS[objectives].stages()
+        stages = PRESETS[objectives].stages()
+        for stage in stages if problem_type == REGRESSION else ():
+            stage.objectives = [
+                LogitMSELoss(weight=each.weight) if isinstance(each, ForwardKLLoss) else each
+                for each in stage.objectives
+            ]
+        return stages
     given: list[Any] = list(objectives)
     if not given:
         raise ValueError("objectives is an empty list: give at least one, such as [ForwardKLLoss()]")

@@ -1,0 +1,125 @@
+"""What is measured of every task, against scikit-learn, scipy and naive loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import f1_score
+
+from nlpkd.scoring import MultiLabelScoring, best_thresholds, scoring_of
+from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+RANDOM = np.random.default_rng(0)
+LOGITS = RANDOM.normal(size=(40, 3))
+GOLD = (LOGITS + RANDOM.normal(size=(40, 3)) > 0.3).astype(float)
+SCORES = RANDOM.normal(size=(40, 1))
+TRUE = SCORES[:, 0] + RANDOM.normal(size=40)
+
+
+def resamples(rows, samples, seed):
+    generator = np.random.default_rng(seed)
+    return [generator.integers(rows, size=rows) for _ in range(samples)]
+
+
+def naive_multi_label(logits, gold, thresholds=(0.5, 0.5, 0.5)):
+    rows, labels = logits.shape
+    p = 1 / (1 + np.exp(-logits))
+    given = np.array([[p[i, j] > thresholds[j] for j in range(labels)] for i in range(rows)])
+    exact = sum(all(given[i, j] == (gold[i, j] == 1) for j in range(labels)) for i in range(rows)) / rows
+    bins = {}
+    for i in range(rows):
+        for j in range(labels):
+            confidence = max(p[i, j], 1 - p[i, j])
+            right = (p[i, j] > 0.5) == (gold[i, j] == 1)
+            bins.setdefault(int(np.ceil(confidence * 15)), []).append(right - confidence)
+    return {
+        "accuracy": exact,
+        "f1_macro": np.mean([f1_score(gold[:, j], given[:, j], zero_division=0) for j in range(labels)]),
+        "f1_micro": f1_score(gold.ravel(), given.ravel(), zero_division=0),
+        "expected_calibration_error": sum(abs(sum(gaps)) for gaps in bins.values()) / (rows * labels),
+    }
+
+
+@pytest.mark.parametrize("thresholds", [None, [0.3, 0.6, 0.9]])
+def test_multi_label_metrics_and_their_resamples_are_the_naive_ones(thresholds):
+    scoring = MultiLabelScoring(thresholds)
+    asked = thresholds or (0.5, 0.5, 0.5)
+    assert scoring.metrics(LOGITS, GOLD) == pytest.approx(naive_multi_label(LOGITS, GOLD, asked))
+    resampled = scoring.resampled(LOGITS, GOLD, samples=7, seed=3)
+    for number, rows in enumerate(resamples(40, 7, 3)):
+        expected = naive_multi_label(LOGITS[rows], GOLD[rows], asked)
+        assert {name: values[number] for name, values in resampled.items()} == pytest.approx(expected)
+
+
+def test_regression_metrics_and_their_resamples_are_scipy_s():
+    scoring = scoring_of(REGRESSION)
+    measured = scoring.metrics(SCORES, TRUE)
+    assert measured["pearson"] == pytest.approx(pearsonr(SCORES[:, 0], TRUE).statistic)
+    assert measured["spearman"] == pytest.approx(spearmanr(SCORES[:, 0], TRUE).statistic)
+    assert measured["mean_squared_error"] == pytest.approx(np.mean((SCORES[:, 0] - TRUE) ** 2))
+    assert measured["mean_absolute_error"] == pytest.approx(np.mean(np.abs(SCORES[:, 0] - TRUE)))
+    resampled = scoring.resampled(SCORES, TRUE, samples=5, seed=1)
+    for number, rows in enumerate(resamples(40, 5, 1)):
+        assert resampled["pearson"][number] == pytest.approx(pearsonr(SCORES[rows, 0], TRUE[rows]).statistic)
+
+
+def test_a_constant_score_correlates_with_nothing_instead_of_nan():
+    assert scoring_of(REGRESSION).metrics(np.ones((4, 1)), np.arange(4.0))["pearson"] == 0.0
+
+
+def test_unlabelled_rows_are_left_out():
+    gold = np.concatenate([GOLD, np.full((2, 3), -100.0)])
+    logits = np.concatenate([LOGITS, np.full((2, 3), 9.0)])
+    assert MultiLabelScoring().metrics(logits, gold) == pytest.approx(MultiLabelScoring().metrics(LOGITS, GOLD))
+    true, scores = np.append(TRUE, np.nan), np.append(SCORES, [[99.0]], axis=0)
+    assert scoring_of(REGRESSION).metrics(scores, true) == pytest.approx(scoring_of(REGRESSION).metrics(SCORES, TRUE))
+    with pytest.raises(ValueError, match="no labelled row"):
+        MultiLabelScoring().metrics(LOGITS[:2], np.full((2, 3), -100.0))
+
+
+def test_agreement_counts_rows_labels_or_correlates():
+    student, teacher = torch.from_numpy(LOGITS), torch.from_numpy(np.roll(LOGITS, 1, axis=0))
+    single = scoring_of(SINGLE_LABEL)
+    rows = single.agreeing(student, teacher).numpy()
+    expected = np.mean([a.argmax() == b.argmax() for a, b in zip(student, teacher, strict=True)])
+    assert rows.shape == (40, 1) and single.agreement(rows) == pytest.approx(expected)
+    several = scoring_of(MULTI_LABEL)
+    decisions = several.agreeing(student, teacher).numpy()
+    assert several.agreement(decisions) == pytest.approx(((student > 0) == (teacher > 0)).double().mean().item())
+    regression = scoring_of(REGRESSION)
+    pairs = regression.agreeing(student[:, :1], teacher[:, :1]).numpy()
+    correlation = pearsonr(student[:, 0], teacher[:, 0]).statistic
+    assert pairs.shape == (40, 2) and regression.agreement(pairs) == pytest.approx(correlation, abs=1e-6)
+    for scoring, part in ((single, rows), (several, decisions), (regression, pairs)):
+        drawn = [scoring.agreement(part[chosen]) for chosen in resamples(40, 4, 9)]
+        assert scoring.resampled_agreement(part, samples=4, seed=9) == pytest.approx(drawn, abs=1e-6)
+
+
+def test_thresholds_give_the_highest_f1_that_any_cut_gives():
+    p = 1 / (1 + np.exp(-LOGITS))
+    for label, threshold in enumerate(best_thresholds(LOGITS, GOLD)):
+        scores = {cut: f1_score(GOLD[:, label], p[:, label] > cut, zero_division=0) for cut in np.linspace(0, 1, 2001)}
+        assert f1_score(GOLD[:, label], p[:, label] > threshold) >= max(scores.values()) - 1e-9
+    assert best_thresholds(LOGITS, np.zeros_like(GOLD)) == [0.5, 0.5, 0.5]
+
+
+def test_the_headline_is_macro_f1_where_a_class_is_rare():
+    single = scoring_of(SINGLE_LABEL)
+    assert single.headline(np.array([0] * 49 + [1] * 10)) == "accuracy"
+    assert single.headline(np.array([0] * 50 + [1] * 10)) == "f1_macro"
+    assert scoring_of(MULTI_LABEL).headline(GOLD) == "f1_macro"
+    assert scoring_of(REGRESSION).headline(TRUE) == "pearson"
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        (SINGLE_LABEL, GOLD), (SINGLE_LABEL, TRUE), (SINGLE_LABEL, np.array([0, 3])), (MULTI_LABEL, GOLD[:, :2]),
+        (MULTI_LABEL, GOLD * 2), (REGRESSION, GOLD), (REGRESSION, np.array([0.5, np.nan])),
+    ],
+)  # fmt: skip
+def test_labels_of_another_task_are_refused(task, labels):
+    with pytest.raises(ValueError, match="labels must"):
+        scoring_of(task).check(labels, 1 if task == REGRESSION else 3)

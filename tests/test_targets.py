@@ -1,0 +1,163 @@
+"""What the task is read from, and labels of every form as targets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from nlpkd import load_text_classification
+from nlpkd.targets import encode_targets, read_task, unlabelled_rows
+from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
+
+ROWS = {"a": [1.0, 0.0, 1.0], "b": [0.0, 0.0, 1.0]}
+
+
+def splits(values, validation=None, feature=None):
+    def rows(column):
+        features = None if feature is None else Features({"text": Value("string"), "y": feature})
+        return Dataset.from_dict({"text": ["text"] * len(column), "y": column}, features=features)
+
+    return DatasetDict({"train": rows(values)} | ({"validation": rows(validation)} if validation else {}))
+
+
+def encoded(values, **asked):
+    targets = encode_targets(splits(values), "y", **asked)
+    return targets.problem_type, targets.names, targets.splits["train"]["labels"][:]
+
+
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [
+        (["pos", "neg"], SINGLE_LABEL),
+        ([0, 1, 2], SINGLE_LABEL),
+        ([0.0, 1.0, float("nan")], SINGLE_LABEL),
+        (["1", "2"], SINGLE_LABEL),
+        (["1.5", "2"], REGRESSION),
+        (["1.5", "good"], SINGLE_LABEL),
+        ([0.5, 1.0], REGRESSION),
+        ([["a"], []], MULTI_LABEL),
+        (['["a"]', "[]"], MULTI_LABEL),
+        (["[unfinished", "[]"], SINGLE_LABEL),
+        ([True, False], SINGLE_LABEL),
+    ],
+)
+def test_the_task_is_read_from_the_labels(values, task):
+    assert read_task(splits(values)["train"], "y") == task
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [["a"], [], ["b", "a"]],
+        ['["a"]', "[]", '["b", "a"]'],
+    ],
+)
+def test_lists_of_names_become_zeros_and_ones_in_sorted_order(values):
+    assert encoded(values) == (MULTI_LABEL, ["a", "b"], [list(row) for row in zip(ROWS["a"], ROWS["b"], strict=True)])
+
+
+def test_lists_follow_the_teacher_s_order_which_may_have_more_labels():
+    task, names, labels = encoded([["a"], ["b"]], names=["b", "c", "a"])
+    assert (names, labels) == (["b", "c", "a"], [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match=r"\['a'\] of the data .* none of the teacher's"):
+        encoded([["a"], ["b"]], names=["b", "c"])
+
+
+def test_zeros_and_ones_stay_and_ids_name_their_places():
+    assert encoded([[0, 1, 1], [1, 0, 0]]) == (MULTI_LABEL, ["LABEL_0", "LABEL_1", "LABEL_2"], [[0, 1, 1], [1, 0, 0]])
+    assert encoded([[True, False], [True, True]])[2] == [[1, 0], [1, 1]]
+    assert encoded([[2], [], [0, 2]]) == (
+        MULTI_LABEL, ["LABEL_0", "LABEL_1", "LABEL_2"], [[0, 0, 1], [0, 0, 0], [1, 0, 1]],
+    )  # fmt: skip
+
+
+def test_ids_with_names_are_read_by_name():
+    feature = List(ClassLabel(names=["x", "y", "z"]))
+    targets = encode_targets(splits([[2], [0, 1], []], feature=feature), "y", names=["z", "y", "x"])
+    assert targets.splits["train"]["labels"][:] == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_a_column_for_each_label_is_a_multi_label_task():
+    rows = Dataset.from_dict({"text": ["t", "u", "v"], "toxic": ["1", "0", "1"], "rude": [True, False, False]})
+    targets = encode_targets(DatasetDict(train=rows), ("toxic", "rude"))
+    assert (targets.problem_type, targets.names) == (MULTI_LABEL, ["toxic", "rude"])
+    assert targets.splits["train"]["labels"][:] == [[1, 1], [0, 0], [1, 0]]
+    assert targets.splits["train"].column_names == ["text", "labels"]
+
+
+def test_scores_stay_scores_and_integers_become_them_when_asked():
+    assert encoded(["1.5", "-2"]) == (REGRESSION, ["LABEL_0"], [1.5, -2.0])
+    assert encoded([1, 5], problem_type=REGRESSION) == (REGRESSION, ["LABEL_0"], [1.0, 5.0])
+
+
+def test_unlabelled_training_rows_are_known_as_such():
+    for values, expected in (
+        ([["a"], ["-100"]], 2), ([[0, 1], [-100, -100]], 2), ([0.5, 1.0, float("nan")], 3), (["a", "b", "-100"], 3),
+        ([0.25, 0.5, -100.0], 3),
+    ):  # fmt: skip
+        rows = encode_targets(splits(values, values[:1]), "y").splits["train"]
+        assert unlabelled_rows(rows) == [False] * (expected - 1) + [True]
+    labels = encode_targets(splits([0.25, 0.5, -100.0]), "y").splits["train"]["labels"][:]
+    assert math.isnan(labels[2])
+
+
+@pytest.mark.parametrize(
+    ("values", "validation", "asked", "message"),
+    [
+        ([["a"], ["b"]], [["a"], ["c"]], {}, r"Row 1 of the validation split .*'c' is no label of the train split"),
+        ([["a"], None], None, {}, r"Row 1 of the train split has None for labels .* use a list"),
+        ([[], []], None, {}, "No train row has any label"),
+        ([[0, 1], [1, 0]], [[0, 1], [1, 2]], {}, r"Row 1 of the validation .* use a 0 or 1 for each of the 2 labels"),
+        ([[0, 1], [1, 0]], [[1, 0, 0]], {}, r"Row 0 of the validation .* use a 0 or 1 for each of the 2 labels"),
+        ([[0.5, 1.0], [1.0, 0.0]], None, {}, "neither names, nor ids from 0 up"),
+        (['[1, "a"]'], None, {}, "neither names"),
+        ([0.5, float("inf")], None, {}, r"Row 1 of the train split has the score inf"),
+        (["0.5", "1.5"], ["0.5", "nan"], {}, r"Row 1 of the validation split has the score 'nan'"),
+        ([0.5, 0.5], None, {}, "same score"),
+        (["a", "b"], None, {"problem_type": REGRESSION}, r"Row 0 of the train split has the score 'a'"),
+        ([0.5, 1.5], None, {"problem_type": SINGLE_LABEL}, "is a score, not a class"),
+        (["a", "b"], None, {"problem_type": "regresion"}, "is no task"),
+        (["a", "b"], None, {"problem_type": MULTI_LABEL}, r"Row 0 .* for labels .* use a list"),
+    ],
+)
+def test_labels_that_are_no_targets_are_refused_by_row_and_value(values, validation, asked, message):
+    with pytest.raises(ValueError, match=message):
+        encode_targets(splits(values, validation), "y", **asked)
+
+
+def test_several_columns_are_no_other_task():
+    rows = DatasetDict(train=Dataset.from_dict({"a": [1, 0], "b": [0, 1]}))
+    with pytest.raises(ValueError, match=r"several label columns \['a', 'b'\] are a multi-label task"):
+        encode_targets(rows, ["a", "b"], SINGLE_LABEL)
+    rows = DatasetDict(train=Dataset.from_dict({"a": [1, 0], "b": [0, 3]}))
+    with pytest.raises(ValueError, match=r"Row 1 of the train split has the labels \[0, 3\] .*use a 0 or 1 for each"):
+        encode_targets(rows, ["a", "b"])
+
+
+def test_a_config_tells_its_task():
+    from transformers import BertConfig
+
+    assert task_of(BertConfig(num_labels=1)) == REGRESSION
+    assert task_of(BertConfig(num_labels=3)) is None and task_of(None) is None
+    assert task_of(BertConfig(num_labels=3, problem_type=MULTI_LABEL)) == MULTI_LABEL
+
+
+def test_the_task_is_said_in_one_line(tokenizer, caplog):
+    rows = Dataset.from_dict({"text": ["good", "bad", "fine"], "stars": [1.5, 2.0, 4.0]})
+    data = load_text_classification(rows, tokenizer=tokenizer)
+    assert (data.problem_type, data.num_labels, data["train"]["labels"][:]) == (REGRESSION, 1, [1.5, 2.0, 4.0])
+    said = [record.getMessage() for record in caplog.records if REGRESSION in record.getMessage()]
+    assert said == ["in-memory data: regression of 'text', labels 'stars' (LABEL_0), rows: 3 train"]
+    rare = Dataset.from_dict({"text": ["good"] * 8, "label": [0] * 6 + [1] * 2})
+    assert load_text_classification(rare, tokenizer=tokenizer).class_weights == pytest.approx([8 / 12, 8 / 4])
+    with pytest.raises(ValueError, match="classes are balanced in single-label tasks"):
+        _ = data.class_weights
+
+
+def test_held_out_rows_of_lists_and_scores_are_drawn_evenly(tokenizer):
+    rows = Dataset.from_dict({"text": ["good"] * 20, "tags": [["a"], ["b"]] * 10})
+    data = load_text_classification(rows, tokenizer=tokenizer, label_column="tags", validation_split=0.2)
+    assert (len(data["train"]), len(data["validation"])) == (16, 4)
+    assert data["validation"].features["labels"] == List(Value("float32"), length=2)

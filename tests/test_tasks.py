@@ -1,0 +1,234 @@
+"""Whole runs of the other tasks: several labels a row, scores, rare classes; teacher, student, baseline and report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, sentences, tiny_bert
+from datasets import Dataset, DatasetDict
+from sklearn.metrics import f1_score
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from nlpkd import DistillationTrainer, distill, load_text_classification, make_student, train_teacher
+from nlpkd.augment import unlabelled
+from nlpkd.cli import app
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, LogitMSELoss
+from nlpkd.objectives.presets import resolve
+from nlpkd.task import MULTI_LABEL, REGRESSION
+
+QUICK = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 1,
+    "learning_rate": 2e-3, "num_train_epochs": 3, "save_strategy": "no", "use_cpu": True,
+}  # fmt: skip
+TAGS = ("film", "plot", "good")
+
+
+def texts(rows, seed):
+    return sentences(rows, seed)[0]
+
+
+def tagged(rows, seed=0):
+    """Texts with the list of the words in TAGS that they hold."""
+    found = texts(rows, seed)
+    return Dataset.from_dict({"text": found, "tags": [[tag for tag in TAGS if tag in text.split()] for text in found]})
+
+
+def scored(rows, seed=0):
+    """Texts scored by their judgement and a little by their length."""
+    found = texts(rows, seed)
+    judged = [3.5 * any(word in text.split() for word in WORDS[:3]) - 0.1 * len(text.split()) for text in found]
+    return Dataset.from_dict({"text": found, "score": judged})
+
+
+def three(make):
+    return DatasetDict(train=make(240), validation=make(60, 1), test=make(60, 2))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_bert(layers=2, hidden=32).base_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory, backbone):
+    """A teacher of several labels a row."""
+    folder = tmp_path_factory.mktemp("tagger")
+    return train_teacher(
+        backbone, three(tagged), label_column="tags", output_dir=folder, **QUICK | {"num_train_epochs": 12}
+    )
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory, backbone):
+    """A teacher of scores."""
+    folder = tmp_path_factory.mktemp("scorer")
+    return train_teacher(
+        backbone, three(scored), label_column="score", output_dir=folder, **QUICK | {"num_train_epochs": 8}
+    )
+
+
+def test_several_labels_a_row_from_teacher_to_report(tagger, tmp_path):
+    assert tagger.model.config.problem_type == MULTI_LABEL and tagger.metrics["eval_f1_macro"] > 0.7
+    result = distill(
+        tagger.output_dir, "layers:1", three(tagged), label_column="tags", output_dir=tmp_path, baseline=True, **QUICK
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["task"]["problem_type"] == MULTI_LABEL and report["task"]["labels"] == sorted(TAGS)
+    assert set(report["candidates"]) == {"teacher", "student", "baseline"}
+    model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.thresholds == report["run"]["thresholds"]["student"]
+    rows, reader = tagged(60, 2), AutoTokenizer.from_pretrained(tmp_path)
+    with torch.no_grad():
+        given = [model(**reader(text, return_tensors="pt")).logits[0].sigmoid().numpy() for text in rows["text"]]
+    gold = np.array([[tag in tags for tag in sorted(TAGS)] for tags in rows["tags"]])
+    expected = f1_score(gold, np.array(given) > np.array(model.config.thresholds), average="macro", zero_division=0)
+    assert result.report.candidates["student"].quality["f1_macro"].value == pytest.approx(expected)
+    assert "macro F1" in result.report.verdict() and "mcnemar_p" not in report["comparisons"]["student_vs_baseline"]
+    assert "labels each on average" in (tmp_path / "report.md").read_text()
+    classify = pipeline("text-classification", model=str(tmp_path), top_k=None, device="cpu")
+    assert {entry["label"] for entry in classify("good film")[0]} == set(TAGS)
+
+
+def test_scores_from_teacher_to_report(scorer, tmp_path):
+    assert scorer.model.config.problem_type == REGRESSION and scorer.metrics["eval_pearson"] > 0.8
+    result = distill(
+        scorer.output_dir, "layers:1", three(scored), label_column="score", output_dir=tmp_path, baseline=True,
+        **QUICK | {"num_train_epochs": 8},
+    )  # fmt: skip
+    assert [entry["name"] for entry in result.report.run["objectives"]] == [
+        "cross_entropy", "logit_mse", "hidden_state_mse", "attention_mse",
+    ]  # fmt: skip
+    quality = result.report.candidates["student"].quality
+    assert quality["pearson"].value > 0.8 and quality["pearson"].low <= quality["pearson"].value
+    agreement = result.report.candidates["student"].agreement
+    assert agreement is not None and agreement.value > 0.8
+    assert "Pearson correlation" in (tmp_path / "README.md").read_text()
+
+
+def test_integers_are_scores_where_the_teacher_gives_scores(scorer, tmp_path):
+    stars = three(scored).map(lambda row: {"score": round(row["score"])})
+    result = distill(
+        scorer.output_dir, "layers:1", stars, label_column="score", objectives="hinton", output_dir=tmp_path,
+        **QUICK | {"num_train_epochs": 1},
+    )  # fmt: skip
+    assert result.report.task["problem_type"] == REGRESSION
+
+
+def test_unlabelled_texts_train_on_the_teacher_alone_in_every_task(tagger, scorer, tmp_path):
+    for teacher, make, column in ((tagger, tagged, "tags"), (scorer, scored, "score")):
+        splits = three(make)
+        labelled = splits["train"].select(range(80))
+        more = unlabelled(Dataset.from_dict({"text": texts(120, 9)}), labelled, label_column=column)
+        from datasets import concatenate_datasets
+
+        splits["train"] = concatenate_datasets([labelled, more])
+        result = distill(
+            teacher.output_dir, "layers:1", splits, label_column=column, objectives="hinton", baseline=True,
+            output_dir=tmp_path / column, **QUICK | {"num_train_epochs": 1},
+        )  # fmt: skip
+        assert result.report.run["data"]["train_rows"] > 80 and "baseline" in result.report.candidates
+
+
+def test_a_teacher_of_noise_is_refused_in_every_task(tagger, scorer, settings, make_rows, tokenizer):
+    for teacher, make, column in ((tagger, tagged, "tags"), (scorer, scored, "score")):
+        noise = tiny_bert(2, 32, num_labels=teacher.model.config.num_labels, seed=3)
+        noise.config.update(
+            {"problem_type": teacher.model.config.problem_type, "id2label": teacher.model.config.id2label}
+        )
+        rows = load_text_classification(make(200), tokenizer=tokenizer, label_column=column)["train"]
+        student = make_student(noise, 1)
+        noise.classifier.weight.data.zero_()
+        with pytest.raises(ValueError, match=r"correlate with 200 gold labels by .* no more than chance"):
+            DistillationTrainer(
+                student, noise, settings(teacher_check="error"), [LogitMSELoss()], rows, processing_class=tokenizer
+            )
+
+
+def test_generic_label_names_of_a_tagger_are_put_in_the_order_that_fits(tagger, settings, tokenizer, caplog):
+    turned = tiny_bert(2, 32, num_labels=3, problem_type=MULTI_LABEL)
+    turned.load_state_dict(tagger.model.state_dict())
+    turned.classifier.weight.data = tagger.model.classifier.weight.data[[2, 0, 1]].clone()
+    turned.classifier.bias.data = tagger.model.classifier.bias.data[[2, 0, 1]].clone()
+    rows = load_text_classification(tagged(200), tokenizer=tokenizer, label_column="tags")["train"]
+    student = make_student(tagger.model, 1)
+    trainer = DistillationTrainer(
+        student, turned, settings(teacher_check="error"), [ForwardKLLoss()], rows, processing_class=tokenizer
+    )
+    assert trainer.teacher_order == [1, 2, 0] and "label names say nothing" in caplog.text
+
+
+def test_probabilities_of_a_tagger_are_refused(settings, tokenizer):
+    rows = load_text_classification(tagged(40), tokenizer=tokenizer, label_column="tags")["train"]
+    rows = rows.add_column("teacher_logits", [[0.9, 0.1, 0.8]] * 40)
+    with pytest.raises(ValueError, match="all of them lie in"):
+        DistillationTrainer(
+            tiny_bert(num_labels=3, problem_type=MULTI_LABEL), None, settings(), [ForwardKLLoss()], rows,
+            processing_class=tokenizer,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "labels"), [(MULTI_LABEL, [0, 1]), (REGRESSION, [[0.5], [0.1]])])
+def test_targets_of_another_task_are_refused_by_the_trainer(task, labels, settings, tokenizer):
+    rows = Dataset.from_dict({"input_ids": [[2, 3], [2, 3]], "attention_mask": [[1, 1]] * 2, "labels": labels})
+    student = tiny_bert(num_labels=1 if task == REGRESSION else 3, problem_type=task)
+    with pytest.raises(ValueError, match=f"the task is {task}"):
+        DistillationTrainer(student, None, settings(), [CrossEntropyLoss()], rows, processing_class=tokenizer)
+
+
+def test_balanced_class_weights_reach_student_and_baseline(backbone, tmp_path):
+    def rare(rows, seed=0):
+        found, labels = sentences(rows, seed)
+        kept = [k for k, label in enumerate(labels) if label == 0 or k % 8 == 0]
+        return Dataset.from_dict({"text": [found[k] for k in kept], "label": [labels[k] for k in kept]})
+
+    splits = three(rare)
+    teacher = train_teacher(
+        backbone, splits, output_dir=tmp_path / "teacher", class_weights="balanced", **QUICK | {"num_train_epochs": 10}
+    )
+    result = distill(
+        teacher.output_dir, "layers:1", splits, class_weights="balanced", objectives="hinton",
+        output_dir=tmp_path / "student", **QUICK,
+    )  # fmt: skip
+    counts = [splits["train"]["label"][:].count(label) for label in (0, 1)]
+    expected = [sum(counts) / (2 * count) for count in counts]
+    assert result.report.run["objectives"][0]["class_weights"] == pytest.approx(expected, rel=1e-5)
+    assert result.report.task["headline"] == "f1_macro" and "macro F1" in result.report.verdict()
+    with pytest.raises(ValueError, match="class_weights='balance'"):
+        distill(teacher.output_dir, "layers:1", splits, class_weights="balance", output_dir=tmp_path / "x", **QUICK)
+
+
+def test_a_preset_matches_scores_where_it_would_match_soft_targets():
+    names = [objective.name for objective in resolve("distilbert", REGRESSION)[0].objectives]
+    assert names == ["logit_mse", "cross_entropy", "hidden_state_cosine"]
+    assert resolve("distilbert", REGRESSION)[0].objectives[0].weight == 5.0
+
+
+def test_the_command_line_takes_a_column_for_each_label(backbone, tmp_path):
+    from typer.testing import CliRunner
+
+    rows = tagged(80)
+    rows = rows.map(lambda row: {tag: int(tag in row["tags"]) for tag in TAGS}).remove_columns("tags")
+    rows.to_csv(tmp_path / "rows.csv")
+    asked = ["train-teacher", "--model", str(backbone), "--train", str(tmp_path / "rows.csv")]
+    asked += [word for tag in TAGS for word in ("--label-column", tag)]
+    asked += [
+        "--validation-split",
+        "0.25",
+        "--max-length",
+        "64",
+        "--num-train-epochs",
+        "1",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
+    outcome = CliRunner().invoke(app, [*asked, "--set", "report_to=none", "--set", "use_cpu=true"])
+    assert outcome.exit_code == 0, outcome.output
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == MULTI_LABEL and list(config["id2label"].values()) == list(TAGS)
