@@ -166,6 +166,63 @@ def distill(
 
 
 @app.command()
+def tune(
+    context: typer.Context,
+    teacher: Annotated[str, typer.Option(help="A path or Hub id (id@revision).")],
+    train: Rows,
+    output_dir: Annotated[Path, typer.Option(help="Where the trials and tuning.json are kept.")],
+    validation: MaybeRows = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(help="SETTING=LOW..HIGH or SETTING=A,B,C; forward_kl.temperature is an objective's setting."),
+    ] = None,
+    layers: Annotated[list[int] | None, typer.Option(help="Numbers of layers to choose from; 3 if left out.")] = None,
+    objectives: Annotated[str, typer.Option(help="A preset of one stage.")] = "hinton",
+    n_trials: Annotated[int, typer.Option(help="How many settings to try; a search goes on where it stopped.")] = 20,
+    text_column: Text = None,
+    text_pair_column: Pair = None,
+    label_column: Label = None,
+    problem_type: Task = None,
+    max_length: Length = 128,
+    validation_split: Split = None,
+    num_train_epochs: Epochs = 3,
+    per_device_train_batch_size: Batch = 32,
+    seed: Seed = 42,
+    settings: Setting = None,
+) -> None:
+    """Search for settings on held-out rows, with Optuna; report a student on other rows than those.
+
+    nlpkd tune --teacher teacher --train train.csv --validation-split 0.1 --search learning_rate=1e-5..5e-4
+    --search forward_kl.temperature=1,2,4,8 --layers 2 --layers 3 --output-dir tuning
+    """
+    from nlpkd.tuning import tune as run
+
+    asked = dict(_searched(entry) for entry in search or [])
+    result = run(
+        teacher,
+        train,
+        validation,
+        search=asked or None,
+        layers=layers or (3,),
+        objectives=objectives,
+        n_trials=n_trials,
+        output_dir=output_dir,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=_column(label_column),
+        problem_type=problem_type,
+        max_length=max_length,
+        validation_split=validation_split,
+        num_train_epochs=num_train_epochs,
+        per_device_train_batch_size=per_device_train_batch_size,
+        seed=seed,
+        **_parse(settings, context.params),
+    )
+    typer.echo(json.dumps({result.metric: result.value} | result.best, indent=2))
+    typer.echo(f"All {len(result.trials)} trials are in {output_dir / 'tuning.json'}.")
+
+
+@app.command()
 def evaluate(
     student: Annotated[str, typer.Argument(help="A path or Hub id (id@revision).")],
     data: Rows,
@@ -236,6 +293,21 @@ def _column(columns: list[str] | None) -> Any:
     return columns[0] if columns is not None and len(columns) == 1 else columns
 
 
+def _searched(entry: str) -> tuple[str, list[Any]]:
+    name, equals, values = entry.partition("=")
+    parts = values.split("..") if ".." in values else values.split(",")
+    if not equals or not values or (".." in values and len(parts) != 2):
+        raise typer.BadParameter(f"{entry!r} is no SETTING=LOW..HIGH or SETTING=A,B,C", param_hint="--search")
+    return name, [_value(part) for part in parts]
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def _parse(settings: list[str] | None, options: Container[str]) -> dict[str, Any]:
     from nlpkd.config import DistillationConfig
 
@@ -247,10 +319,7 @@ def _parse(settings: list[str] | None, options: Container[str]) -> dict[str, Any
         if name in options or name not in DistillationConfig.__dataclass_fields__:
             reason = "has an option of its own" if name in options else "is no field of DistillationConfig"
             raise typer.BadParameter(f"{name!r} {reason}", param_hint="--set")
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
+        parsed[name] = _value(value)
     return parsed
 
 

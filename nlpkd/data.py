@@ -119,7 +119,7 @@ def load_text_classification(
 
     Args:
         train: a csv, tsv (quotes are plain characters, as GLUE has them), json, jsonl or parquet file, a Hub id
-            (``id`` or ``id@revision``), a Dataset or a DatasetDict.
+            (``id`` or ``id@revision``), a Dataset, a DatasetDict, a pandas DataFrame or a list of dicts.
         validation: the validation rows, the same kinds; wins over a validation split that comes with ``train``.
         test: the test rows, likewise.
         tokenizer: the student's tokenizer.

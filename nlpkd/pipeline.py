@@ -238,7 +238,7 @@ def distill(
     """
     args = _settings(args, output_dir, config)
     if train is None:
-        raise ValueError("distill needs train: a file, a Hub id, a Dataset or a DatasetDict")
+        raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     with only_run(args.output_dir):

@@ -1,4 +1,4 @@
-"""Reading labelled text from files, the Hub, a Dataset or a DatasetDict, with nothing guessed about its values."""
+"""Reading labelled text from files, the Hub, or rows in memory, with nothing guessed about its values."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -19,7 +20,9 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 logger = logging.getLogger(__name__)
 
-Source: TypeAlias = str | os.PathLike[str] | Dataset | DatasetDict
+Rows: TypeAlias = Dataset | pd.DataFrame | Sequence[Mapping[str, Any]]
+"""Rows in memory."""
+Source: TypeAlias = str | os.PathLike[str] | DatasetDict | Rows
 
 SPLIT_NAMES = {
     "train": ("train",),
@@ -39,7 +42,8 @@ def read_splits(
 
     Args:
         train: a csv, tsv (quotes are plain characters, as GLUE has them), json, jsonl or parquet file, a Hub id
-            (``id`` or ``id@revision``), a Dataset or a DatasetDict (it and the Hub bring their other splits).
+            (``id`` or ``id@revision``), a Dataset, a DatasetDict (it and the Hub bring their other splits), a pandas
+            DataFrame or a list of dicts.
         validation: the validation rows, the same kinds; wins over what ``train`` brings.
         test: the test rows, the same kinds; wins over what ``train`` brings.
         config_name: the configuration of the Hub dataset that ``train`` names.
@@ -103,7 +107,7 @@ def _is_hub_id(source: Source) -> bool:
 
 
 def _name(source: Source) -> str:
-    if isinstance(source, (Dataset, DatasetDict)):
+    if not isinstance(source, (str, os.PathLike)):
         return "in-memory data"
     return str(source) if _is_hub_id(source) else Path(source).name
 
@@ -111,11 +115,31 @@ def _name(source: Source) -> str:
 def _read(source: Source, config_name: str | None = None, revision: str | None = None) -> Dataset | DatasetDict:
     if isinstance(source, (Dataset, DatasetDict)):
         return source
+    if isinstance(source, pd.DataFrame):
+        return _from_frame(source)
+    if isinstance(source, (list, tuple)):
+        return Dataset(_table(list(source), "the list"))
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
-            f"Can't read data from a {type(source).__name__}: pass a path, a Hub id, a Dataset or a DatasetDict."
+            f"Can't read data from a {type(source).__name__}: pass a path, a Hub id, a Dataset, a DatasetDict, a "
+            "DataFrame of pandas, or a list of dicts."
         )
     return _from_hub(str(source), config_name, revision) if _is_hub_id(source) else _from_file(Path(source))
+
+
+def _from_frame(frame: pd.DataFrame) -> Dataset:
+    repeated = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
+    if repeated or not all(isinstance(name, str) for name in frame.columns):
+        raise ValueError(
+            f"The columns of the DataFrame, {list(frame.columns)}, must be different strings: name them with "
+            "frame.columns = [...]."
+        )
+    try:
+        return Dataset(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata())
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(
+            f"The DataFrame can't be read: {' '.join(map(str, error.args))}: make it one type."
+        ) from error
 
 
 def _from_hub(name: str, config_name: str | None, revision: str | None) -> DatasetDict:
@@ -215,7 +239,7 @@ def _json_lines(path: Path) -> pa.Table:
     return _table(rows, path)
 
 
-def _table(rows: list[Any], path: Path) -> pa.Table:
+def _table(rows: list[Any], path: Path | str) -> pa.Table:
     """Turn JSON rows into columns; a key that a row lacks is null there."""
     for number, row in enumerate(rows):
         if not isinstance(row, dict):

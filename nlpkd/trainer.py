@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ class DistillationTrainer(Trainer):
     objectives: Any
     _signature_columns: Any
     _preprocess_logits: Any
+    hp_space: Any = None
     push_in_progress: Any
     processing_class: Any
     teacher_processing_class: Any
@@ -112,12 +114,10 @@ class DistillationTrainer(Trainer):
         )
         self.teacher_model = teacher
         self.teacher_processing_class = teacher_processing_class
-        self.objectives = ObjectiveSet(
-            self._default_objectives() if objectives is None else objectives, self.args.weighting
-        )
-        for objective in self.objectives:
-            if isinstance(objective, CrossEntropyLoss) and not objective.label_smoothing:
-                objective.label_smoothing = self.args.label_smoothing_factor
+        given = self._default_objectives() if objectives is None else objectives
+        # Binding happens in place, and every trial of a search starts from objectives that are not bound.
+        self._unbound = copy.deepcopy(list(given)) if self.model_init is not None else []
+        self._take(given, {})
         self._metrics = compute_metrics
         self._scoring = scoring_of(task_of(getattr(self.model, "config", None)))
         if compute_metrics is None and not self.args.batch_eval_metrics:
@@ -135,6 +135,13 @@ class DistillationTrainer(Trainer):
         self._part_names += ["anchor"] * (self._anchor is not None)
         self._parts = torch.zeros(len(self._part_names), device=self.args.device)
         self._parts_since = 0
+
+    def _take(self, objectives: Sequence[Objective], tuned: dict[str, Any]) -> None:
+        self.objectives = ObjectiveSet(objectives, self.args.weighting)
+        self.objectives.adjust(tuned)
+        for objective in self.objectives:
+            if isinstance(objective, CrossEntropyLoss) and not objective.label_smoothing:
+                objective.label_smoothing = self.args.label_smoothing_factor
 
     def _follow_labels(self) -> None:
         config = getattr(self.model, "config", None)
@@ -366,13 +373,30 @@ class DistillationTrainer(Trainer):
         return self.accelerator.clip_grad_norm_([*model.parameters(), *parameters], self.args.max_grad_norm)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a fresh student, and set the objectives' parameters back to their start."""
+        """Make a fresh student, and the objectives as they were at the start, with a trial's settings."""
         model = super().call_model_init(trial)
-        if hasattr(self, "_student_wants"):
+        if not hasattr(self, "_student_wants"):
+            return model
+        self.model = model
+        if trial is None:
             self._student = Capture(model, self._student_wants, "student")
             self.objectives.load_state_dict(self._fresh_objectives)
-            self._anchor = Anchor(model, self.args.anchor_weight) if self.args.anchor_weight else None
+        else:
+            tuned = {key: value for key, value in self.hp_space(trial).items() if "." in key}
+            self._take(copy.deepcopy(self._unbound), tuned)
+            self._connect()
+        self._anchor = Anchor(model, self.args.anchor_weight) if self.args.anchor_weight else None
         return model
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set a trial's arguments; its objectives (`"forward_kl.temperature"`) have theirs since `call_model_init`."""
+        space = self.hp_space if self.hp_search_backend is not None and trial is not None else None
+        if space is not None:
+            self.hp_space = lambda trial: {key: value for key, value in space(trial).items() if "." not in key}
+        try:
+            super()._hp_search_setup(trial)
+        finally:
+            self.hp_space = space
 
     # Logging
 

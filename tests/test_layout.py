@@ -35,7 +35,7 @@ FLOORS = [
     "publishing",
     "trainer",
     "run",
-    "pipeline",
+    "pipeline tuning",
     "cli",
 ]
 FLOOR = {f"nlpkd.{name}": floor for floor, names in enumerate(FLOORS) for name in names.split()}

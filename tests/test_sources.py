@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer, hub_environment
@@ -120,7 +121,7 @@ def test_a_folder_is_refused(tmp_path):
         read_splits(str(tmp_path))
 
 
-@pytest.mark.parametrize("source", [None, 5, ROWS])
+@pytest.mark.parametrize("source", [None, 5, {"text": ["a"]}])
 def test_an_unknown_kind_of_source_is_refused(source):
     with pytest.raises(ValueError, match="Can't read data from a"):
         read_splits(source)
@@ -203,3 +204,27 @@ def test_a_hub_that_is_out_of_reach_names_the_ways_without_it(tmp_path):
     said = read_in_another_process("nobody/nothing", {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
     assert said.startswith("ConnectionError") and "can't be reached" in said
     assert "make demo" in said and "--train_file" in said
+
+
+def test_frames_and_lists_of_dicts_are_read_like_files():
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["x", None]}, index=[5, 9])
+    splits, name = read_splits(frame, [{"text": "c", "label": "y"}, {"text": "d"}])
+    assert splits["train"].to_dict() == {"text": ["a", "b"], "label": ["x", None]} and name == "in-memory data"
+    assert splits["validation"].to_dict() == {"text": ["c", "d"], "label": ["y", None]}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (pd.DataFrame({0: ["a"]}), r"columns of the DataFrame, \[0\], must be different strings"),
+        (pd.DataFrame([["a", "b"]], columns=["x", "x"]), "must be different strings"),
+        (pd.DataFrame({"text": ["a", 3]}), "DataFrame can't be read: .*column text"),
+        ([{"text": "a"}, "b"], "Row 1 of the list is a str"),
+        ([{"text": "a"}, {"text": 3}], r"Column 'text' of the list: .* mix str \(row 0\) and int \(row 1\)"),
+        ([], "train split has no rows"),
+        (3, "Can't read data from a int"),
+    ],
+)
+def test_rows_in_memory_that_can_t_be_read_are_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        read_splits(source)

@@ -59,13 +59,22 @@ class SoftTargetObjective(Objective):
         super().__init__(weight)
         if teacher_errors not in TEACHER_ERRORS:
             raise ValueError(f"teacher_errors must be one of {TEACHER_ERRORS}, got {teacher_errors!r}")
-        self.temperature = as_temperature(temperature)
+        self.temperature = temperature  # type: ignore[assignment]
         self.couples_rows = self.temperature.couples_rows
         self.standardize = standardize
         self.teacher_errors = teacher_errors
         self.confidence_weighting = confidence_weighting
         if teacher_errors != "keep":
             self.needs = self.needs | {"labels"}
+
+    @property
+    def temperature(self) -> Temperature:
+        """T; a number that is set becomes a constant one."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | Temperature) -> None:
+        self._temperature = as_temperature(value)
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Refuse options that the task has no meaning for; see `Objective.bind`."""

@@ -51,6 +51,23 @@ class ObjectiveSet(nn.Module):
     def __getitem__(self, position: int) -> Objective:
         return self.members[position]
 
+    def adjust(self, settings: Mapping[str, Any]) -> None:
+        """Change settings before `bind`, as a search does.
+
+        Args:
+            settings: values by `"NAME.SETTING"`, such as `"forward_kl.temperature"` or `"cross_entropy.weight"`.
+
+        Raises:
+            ValueError: if there is no such objective or setting.
+        """
+        for key, value in settings.items():
+            name, _, setting = key.partition(".")
+            member = dict(zip(self.names, self.members, strict=True)).get(name)
+            if member is None or not hasattr(member, setting):
+                raise ValueError(f"{key!r} is no setting of an objective: the objectives are {self.names}")
+            setattr(member, setting, value)
+        self.weighting.base = [objective.weight for objective in self.members]
+
     def at(self, progress: float) -> None:
         """Tell all schedules how much of the training is done, 0 to 1."""
         self.progress = progress
