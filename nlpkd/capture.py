@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -35,6 +37,7 @@ class CapturedOutput:
         queries: entry k - 1 is layer k, `(batch, heads, seq, head)`.
         keys: as `queries`.
         values: as `queries`.
+        text_at: the token that stands for each text, `(batch,)`: of a decoder the last real one. None: the first.
     """
 
     logits: Tensor
@@ -43,6 +46,17 @@ class CapturedOutput:
     queries: tuple[Tensor | None, ...] | None = None
     keys: tuple[Tensor | None, ...] | None = None
     values: tuple[Tensor | None, ...] | None = None
+    text_at: Tensor | None = None
+
+
+def without_adapter(model: nn.Module) -> nn.Module:
+    """Give the transformers model inside of a peft adapter's wrapper; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Say whether a token of the model sees only those before it, so that a text's last token alone has read it all."""
+    return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
 @dataclass
@@ -124,6 +138,19 @@ AttentionInterface.register(CAPTURING_SDPA, _capturing_sdpa)
 AttentionMaskInterface.register(CAPTURING_SDPA, sdpa_mask)
 
 
+class _BeforeDropout(TorchFunctionMode):
+    """Keeps attention maps as they go into dropout, since eager attention returns what comes out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.dropout and args[0].dim() == 4:
+            self.maps.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def _record(wanted: Wanted) -> Iterator[_Recording]:
     recording = _Recording(wanted)
@@ -151,23 +178,30 @@ class Capture:
     def __init__(self, model: nn.Module, wanted: Wanted, role: str, prefix: str = ""):
         self.wanted = {kind: layers for kind, layers in wanted.items() if layers}
         self.prefix = prefix
+        inner = without_adapter(model)
         # Several teachers together read columns of several tokenizers, which no signature can name.
-        names = getattr(model, "columns", None) or inspect.signature(model.forward).parameters
+        names = getattr(model, "columns", None) or inspect.signature(inner.forward).parameters
         self.arguments = {name for name in names if "label" not in name}
         self.depth: int | None = None
+        self.causal = is_causal(inner)
         self.options: dict[str, Any] = {}
         if not self.wanted:
             return
-        if not isinstance(model, PreTrainedModel):
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError(
+                f"the objectives need {sorted(self.wanted)} of the {role}, whose adapter puts a prompt of its own "
+                "before the tokens: use objectives on logits, or an adapter that leaves the tokens alone, such as LoRA"
+            )
+        if not isinstance(inner, PreTrainedModel):
             raise ValueError(
                 f"the objectives need {sorted(self.wanted)} of the {role}, and {type(model).__name__} is no "
                 "transformers PreTrainedModel, of which only logits can be had: use objectives on logits"
             )
-        self.depth = model.config.num_hidden_layers
+        self.depth = inner.config.num_hidden_layers
         if "hidden_states" in self.wanted:
             self.options["output_hidden_states"] = sorted(self.wanted["hidden_states"])
         if not self.wanted.keys().isdisjoint(_RECORDED):
-            self._prepare_attention(model, role)
+            self._prepare_attention(inner, role)
 
     def _prepare_attention(self, model: PreTrainedModel, role: str) -> None:
         implementation = model.config._attn_implementation
@@ -176,9 +210,13 @@ class Capture:
         elif implementation == "eager" and self.wanted.keys().isdisjoint({"queries", "keys", "values"}):
             self.options["output_attentions"] = True
         elif implementation == "eager":
+            advice = "load it with attn_implementation='sdpa', or match"
+            if not model._supports_sdpa:
+                advice = f"{type(model).__name__} has no other, since positions enter its attention scores too: match"
             raise ValueError(
                 f"the objectives need queries, keys or values of the {role}, which eager attention does not give: "
-                "load it with attn_implementation='sdpa', or match attention maps or hidden states instead"
+                f"{advice} attention maps (AttentionMSELoss on probabilities, AttentionKLLoss) or hidden states "
+                "instead"
             )
         elif implementation != CAPTURING_SDPA:
             raise ValueError(
@@ -190,6 +228,14 @@ class Capture:
         """Select what the model's forward takes of a batch, labels excepted."""
         own = {name[len(self.prefix) :]: value for name, value in batch.items() if name.startswith(self.prefix)}
         return {name: value for name, value in own.items() if name in self.arguments}
+
+    def text_at(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Find the token that stands for each text, `(batch,)`: a decoder's last real one; None: the first."""
+        if not self.causal:
+            return None
+        inputs = self.inputs(batch)
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        return (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> CapturedOutput:
         """Run the model once.
@@ -204,7 +250,9 @@ class Capture:
         Raises:
             RuntimeError: if the model did not give what was wanted.
         """
-        with _record(self.wanted) as recording:
+        before = _BeforeDropout()
+        dropped = model.training and "output_attentions" in self.options
+        with _record(self.wanted) as recording, before if dropped else nullcontext():
             outputs = model(**self.inputs(batch), **self.options)
         if isinstance(outputs, Tensor):
             return CapturedOutput(logits=outputs)
@@ -214,12 +262,13 @@ class Capture:
         )
         if "hidden_states" in self.wanted:
             wanted = self.wanted["hidden_states"]
-            captured.hidden_states = tuple(s if k in wanted else None for k, s in enumerate(outputs.hidden_states))
+            states = getattr(outputs, "hidden_states", None) or ()
+            captured.hidden_states = tuple(s if k in wanted else None for k, s in enumerate(states))
+            captured.text_at = self.text_at(batch)
         if "output_attentions" in self.options:
             wanted = self.wanted["attentions"]
-            captured.attentions = tuple(
-                m if k in wanted else None for k, m in enumerate(outputs.attentions or (), start=1)
-            )
+            maps = before.maps or outputs.attentions or ()
+            captured.attentions = tuple(m if k in wanted else None for k, m in enumerate(maps, start=1))
         self._check(captured)
         return captured
 
@@ -231,5 +280,5 @@ class Capture:
             if depth != self.depth or any(found[layer - first] is None for layer in layers):
                 raise RuntimeError(
                     f"layers {sorted(layers)} of {self.depth} were asked for {kind}, and the model gave {depth}: "
-                    "this family does not run its attention through transformers' attention interface"
+                    "this family does not run or show its layers as transformers' encoders do; use objectives on logits"
                 )

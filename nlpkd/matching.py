@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from nlpkd.capture import is_causal
 from nlpkd.columns import UNLABELLED
 from nlpkd.data import TEACHER_PREFIX, column_prefixes, same_tokenizer
 from nlpkd.ensemble import TeacherEnsemble
@@ -52,6 +53,30 @@ def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
         raise ValueError(
             f"student and teacher share {len(shared)} tensors ({shared[0]}, ...): training one would change the "
             "other. Make the student with nlpkd.make_student(teacher, layers=...), which copies"
+        )
+
+
+def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, role: str) -> None:
+    """Refuse a decoder that can't tell a text's last token, from which it classifies, from padding.
+
+    Args:
+        model: the model; one that is no decoder, or has no config, is passed.
+        tokenizer: what pads its texts, or None where that is not known.
+        role: `"student"` or `"teacher"`, for the error.
+
+    Raises:
+        ValueError: if its config has no padding token, or another one than the tokenizer.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig) or not is_causal(model):
+        return
+    padding = config.get_text_config().pad_token_id
+    used = None if tokenizer is None else tokenizer.pad_token_id
+    if padding is None or used not in (None, padding):
+        raise ValueError(
+            f"the {role} classifies by the last token that is no padding, its config has pad_token_id {padding} and "
+            f"the tokenizer {used}: set config.pad_token_id = tokenizer.pad_token_id of the {role}, the tokenizer "
+            "being the one that it was fine-tuned with"
         )
 
 
@@ -235,6 +260,7 @@ def fit_ensemble(
         try:
             ensemble.reorder(number, label_order(member, student))
             prefixes.append(teacher_prefix(student, member, tokenizer, given, known, (), own[number]))
+            refuse_unknown_padding(member, given or tokenizer, "teacher")
         except ValueError as error:
             raise ValueError(f"{_who(number, ensemble)}{error}") from None
     ensemble.read(prefixes)

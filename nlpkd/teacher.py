@@ -73,7 +73,14 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """Outputs that the data set brings along: logits in `teacher_logits`, states in `teacher_hidden_states_K`."""
+    """Outputs that the data set brings along: logits in `teacher_logits`, states in `teacher_hidden_states_K`.
+
+    Args:
+        capture: of the model whose outputs they are, where it is there; says which token stands for a text.
+    """
+
+    def __init__(self, capture: Capture | None = None):
+        self.capture = capture
 
     def gives(self, columns: Container[str], wanted: Wanted) -> bool:
         """Say whether columns hold logits and all that the objectives want of the teacher."""
@@ -85,7 +92,8 @@ class CachedTeacher:
         prefix = HIDDEN_STATES.format("")
         states = {int(name.removeprefix(prefix)): batch[name] for name in batch if name.startswith(prefix)}
         layers = tuple(states.get(layer) for layer in range(max(states) + 1)) if states else None
-        return CapturedOutput(logits=batch[TEACHER_LOGITS], hidden_states=layers)
+        text_at = self.capture.text_at(batch) if layers and self.capture is not None else None
+        return CapturedOutput(logits=batch[TEACHER_LOGITS], hidden_states=layers, text_at=text_at)
 
 
 def load_teacher(

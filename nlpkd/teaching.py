@@ -17,7 +17,7 @@ from nlpkd.cache import cache_teacher_outputs
 from nlpkd.capture import CapturedOutput, Wanted
 from nlpkd.data import TeacherTokenizers, per_teacher
 from nlpkd.ensemble import TeacherEnsemble
-from nlpkd.matching import fit_ensemble, hold_against_gold, label_order, teacher_prefix
+from nlpkd.matching import fit_ensemble, hold_against_gold, label_order, refuse_unknown_padding, teacher_prefix
 from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Teaching:
         self._order: list[int] | None = None
         self._several = isinstance(teacher, TeacherEnsemble)
         self._tokenizer: Any = tokenizer
+        refuse_unknown_padding(student, tokenizer, "student")
         if teacher is None:
             return
         prefix = ""
@@ -70,7 +71,9 @@ class Teaching:
             self._order = label_order(teacher, student)
             prefix = teacher_prefix(student, teacher, tokenizer, own, columns, match_tokens)
             self._tokenizer = own if prefix else tokenizer
+            refuse_unknown_padding(teacher, self._tokenizer, "teacher")
         self.live = LiveTeacher(teacher, wanted, device, order=self._order, prefix=prefix, autocast=autocast)
+        self.cached = CachedTeacher(self.live.capture)
 
     def source(self, columns: Container[str]) -> Teacher | None:
         """Choose where the outputs come from for data with these columns."""

@@ -26,7 +26,7 @@ class AdversarialLoss(ExampleObjective):
     Args:
         layers: layer map for `on="hidden_states"`.
         weight: factor of this objective in the sum; it scales both sides.
-        on: `"hidden_states"` (the first token's) or `"logits"`.
+        on: `"hidden_states"` (the first token's, of a decoder the last's) or `"logits"`.
         reversal: factor of the turned gradient, >= 0.
         width: of the discriminator's hidden layer.
 

@@ -188,6 +188,20 @@ def token_mask(batch: Mapping[str, Any]) -> Tensor:
     return torch.ones_like(batch["input_ids"], dtype=torch.float32)
 
 
+def text_state(outputs: Any, states: Tensor) -> Tensor:
+    """Pick the state of the token that stands for each text: the first, or a decoder's last real one.
+
+    Args:
+        outputs: of the model that the states are of; its `text_at` names the tokens, `(batch,)`.
+        states: `(batch, seq, hidden)`.
+
+    Returns:
+        `(batch, hidden)`.
+    """
+    at = getattr(outputs, "text_at", None)
+    return states[:, 0] if at is None else states[torch.arange(len(states), device=states.device), at]
+
+
 def rows(batch: Mapping[str, Any]) -> Tensor:
     """Count the rows of a batch: a float32 scalar."""
     first = next(value for value in batch.values() if isinstance(value, Tensor))

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, Objective, rows
+from nlpkd.objectives.base import LayerObjective, Objective, rows, text_state
 from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
 class ExampleObjective(LayerObjective):
-    """An objective on one vector a text: the first token's state, or the logits.
+    """An objective on one vector a text: the state of its first token (of a decoder the last), or the logits.
 
     Args:
         layers: layer map for `on="hidden_states"`.
@@ -47,7 +47,7 @@ class ExampleObjective(LayerObjective):
 
     @property
     def matches_tokens(self) -> bool:
-        """The first token stands for the whole text in both models."""
+        """One token stands for the whole text in both models."""
         return False
 
     def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
@@ -68,8 +68,9 @@ class ExampleObjective(LayerObjective):
         """Read the vectors and hand them to `relate`."""
         vectors = []
         for outputs, layer in zip((student, teacher), self.pairs[position], strict=True):
-            vectors.append((outputs.logits if self.on == "logits" else outputs.hidden_states[layer][:, 0]).float())
-        return self.relate(vectors[0], vectors[1])
+            on_logits = self.on == "logits"
+            vectors.append(outputs.logits if on_logits else text_state(outputs, outputs.hidden_states[layer]))
+        return self.relate(vectors[0].float(), vectors[1].float())
 
     @abstractmethod
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class RelationalDistanceLoss(ExampleObjective):
     Args:
         layers: layer map for `on="hidden_states"`.
         weight: factor of this objective in the sum.
-        on: `"hidden_states"` (the first token's) or `"logits"`.
+        on: `"hidden_states"` (the first token's, of a decoder the last's) or `"logits"`.
     """
 
     citation = "Park et al. (2019), Relational Knowledge Distillation, arXiv:1904.05068"
@@ -116,7 +117,7 @@ class RelationalAngleLoss(ExampleObjective):
     Args:
         layers: layer map for `on="hidden_states"`.
         weight: factor of this objective in the sum.
-        on: `"hidden_states"` (the first token's) or `"logits"`.
+        on: `"hidden_states"` (the first token's, of a decoder the last's) or `"logits"`.
     """
 
     citation = "Park et al. (2019), Relational Knowledge Distillation, arXiv:1904.05068"
@@ -145,7 +146,7 @@ class ContrastiveLoss(ExampleObjective):
     Args:
         layers: layer map for `on="hidden_states"`.
         weight: factor of this objective in the sum.
-        on: `"hidden_states"` (the first token's) or `"logits"`.
+        on: `"hidden_states"` (the first token's, of a decoder the last's) or `"logits"`.
         temperature: tau > 0.
         width: of the space that both are mapped to.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, rows, token_mask
+from nlpkd.objectives.base import LayerObjective, rows, text_state, token_mask
 
 
 class ProjectedObjective(LayerObjective):
@@ -120,7 +120,7 @@ class PatientLoss(ProjectedObjective):
     """Squared distance between normalised [CLS] states of matched layers.
 
     mean over pairs (s, t) and rows of || h_student[s] / |h_student[s]| - h_teacher[t] / |h_teacher[t]| ||^2, h the
-    state of the first token, `(batch, hidden)`: Sun et al. 2019, "Patient Knowledge Distillation for BERT Model
+    state of the first token (of a decoder the last), `(batch, hidden)`: Sun et al. 2019, "Patient Knowledge Distillation for BERT Model
     Compression", arXiv:1908.09355, equation 7, where it is the sum over pairs. As in the paper, `"uniform"` and
     `"first"` leave out the student's last layer, which the soft targets train. Where the widths differ, h_student is
     projected first.
@@ -134,7 +134,7 @@ class PatientLoss(ProjectedObjective):
 
     @property
     def matches_tokens(self) -> bool:
-        """The first token stands for the whole text in both models."""
+        """One token stands for the whole text in both models."""
         return False
 
     def match(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
@@ -149,5 +149,6 @@ class PatientLoss(ProjectedObjective):
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows."""
-        ours, theirs = (F.normalize(state[:, 0], dim=-1) for state in self.states(position, student, teacher))
+        both = zip((student, teacher), self.states(position, student, teacher), strict=True)
+        ours, theirs = (F.normalize(text_state(outputs, states), dim=-1) for outputs, states in both)
         return (ours - theirs).square().sum()
