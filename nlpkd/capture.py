@@ -55,7 +55,7 @@ def without_adapter(model: nn.Module) -> nn.Module:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Say whether a token of the model sees only those before it, so that a text's last token alone has read it all."""
+    """Say whether a token sees only those before it, so that a text's last token alone has read it all."""
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
@@ -184,7 +184,8 @@ class Capture:
         self.arguments = {name for name in names if "label" not in name}
         self.depth: int | None = None
         self.causal = is_causal(inner)
-        self.options: dict[str, Any] = {}
+        # Keys and values of all layers are kept for a next token, which a classifier never asks for.
+        self.options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
         if not self.wanted:
             return
         if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
@@ -212,7 +213,7 @@ class Capture:
         elif implementation == "eager":
             advice = "load it with attn_implementation='sdpa', or match"
             if not model._supports_sdpa:
-                advice = f"{type(model).__name__} has no other, since positions enter its attention scores too: match"
+                advice = f"{type(model).__name__} has no other attention: match"
             raise ValueError(
                 f"the objectives need queries, keys or values of the {role}, which eager attention does not give: "
                 f"{advice} attention maps (AttentionMSELoss on probabilities, AttentionKLLoss) or hidden states "
@@ -256,10 +257,9 @@ class Capture:
             outputs = model(**self.inputs(batch), **self.options)
         if isinstance(outputs, Tensor):
             return CapturedOutput(logits=outputs)
-        captured = CapturedOutput(
-            logits=outputs["logits"] if isinstance(outputs, Mapping) else outputs[0],
-            **{kind: recording.layers(kind) for kind in _RECORDED},
-        )
+        captured = CapturedOutput(logits=outputs["logits"] if isinstance(outputs, Mapping) else outputs[0])
+        for kind in _RECORDED:
+            setattr(captured, kind, recording.layers(kind))
         if "hidden_states" in self.wanted:
             wanted = self.wanted["hidden_states"]
             states = getattr(outputs, "hidden_states", None) or ()
@@ -280,5 +280,5 @@ class Capture:
             if depth != self.depth or any(found[layer - first] is None for layer in layers):
                 raise RuntimeError(
                     f"layers {sorted(layers)} of {self.depth} were asked for {kind}, and the model gave {depth}: "
-                    "this family does not run or show its layers as transformers' encoders do; use objectives on logits"
+                    "this family does not show its layers as transformers' encoders do; use objectives on logits"
                 )

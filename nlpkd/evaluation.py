@@ -23,6 +23,7 @@ from nlpkd.benchmark import (
     model_size_mb,
     placement,
 )
+from nlpkd.capture import without_adapter
 from nlpkd.data import TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.labels import align_names
@@ -203,7 +204,7 @@ def predict_logits(
     """
     if not len(dataset):
         raise ValueError("there are no rows to predict: give a dataset with at least one")
-    accepted = set(MODEL_INPUTS) & set(inspect.signature(model.forward).parameters)
+    accepted = set(MODEL_INPUTS) & set(inspect.signature(without_adapter(model).forward).parameters)
     columns = {
         prefix + name: name for name in MODEL_INPUTS if name in accepted and prefix + name in dataset.column_names
     }

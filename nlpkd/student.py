@@ -62,9 +62,7 @@ def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:
     if isinstance(layers, str):
         match = re.fullmatch(r"layers:(\d+(?:,\d+)*)", layers)
         if match is None:
-            raise ValueError(
-                f"layers={layers!r} is no number of layers: use 'layers:3', 3, 'layers:2,4,6', or a list like [2, 4, 6]"
-            )
+            raise ValueError(f"layers={layers!r} names no layers: use 'layers:3', 3, 'layers:2,4,6', or [2, 4, 6]")
         numbers = [int(number) for number in match[1].split(",")]
         layers = numbers if len(numbers) > 1 else numbers[0]
     if isinstance(layers, int):
@@ -77,7 +75,8 @@ def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:
 
 def _from_layers(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedModel:
     if hasattr(teacher, "merge_and_unload"):
-        teacher = copy.deepcopy(teacher).merge_and_unload()
+        adapted: Any = copy.deepcopy(teacher)
+        teacher = adapted.merge_and_unload()
     if not isinstance(teacher, PreTrainedModel) or any(hasattr(module, "base_layer") for module in teacher.modules()):
         raise ValueError(
             f"{type(teacher).__name__} is no transformers model, or has an adapter inside, so that its layers are not "
@@ -94,7 +93,8 @@ def _from_layers(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedM
     if differing := sorted(weights.keys() ^ student.state_dict().keys()):
         raise ValueError(
             f"layers {list(chosen)} of {type(teacher).__name__} make no model of its kind, since its layers differ in "
-            f"their parts ({', '.join(differing)}): try layers that start with 1, as in 'layers:1,3,5', or a checkpoint"
+            f"their parts ({', '.join(differing)}): try layers that start with 1, as in 'layers:1,3,5', or a "
+            "checkpoint"
         )
     student.load_state_dict(weights)
     return student.to(teacher.device).train()

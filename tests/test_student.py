@@ -83,7 +83,7 @@ def logits_of(model, batch) -> torch.Tensor:
     [
         (family, layers, chosen)
         for family in STACKS
-        for layers, chosen in [(3, [2, 4, 6]), ("layers:2", [3, 6]), ([1, 5], [1, 5])]
+        for layers, chosen in [(3, [2, 4, 6]), ("layers:2", [3, 6]), ([1, 5], [1, 5]), ("layers:1,5", [1, 5])]
         if family is not modernbert or chosen[0] == 1
     ],
 )
@@ -182,8 +182,8 @@ def test_numbers_of_layers_that_make_no_sense_are_refused(layers, message):
         make_student(bert(), layers)
 
 
-def test_a_teacher_whose_layers_are_one_module_is_refused():
-    teacher = AlbertForSequenceClassification(AlbertConfig(**SIZE, embedding_size=8))
+def test_a_teacher_whose_layers_are_shared_in_groups_is_refused():
+    teacher = AlbertForSequenceClassification(AlbertConfig(**SIZE, embedding_size=8, num_hidden_groups=2))
     with pytest.raises(ValueError, match="no single stack of 6 layers .*checkpoint"):
         make_student(teacher, 3)
 

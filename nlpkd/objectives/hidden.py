@@ -120,10 +120,10 @@ class PatientLoss(ProjectedObjective):
     """Squared distance between normalised [CLS] states of matched layers.
 
     mean over pairs (s, t) and rows of || h_student[s] / |h_student[s]| - h_teacher[t] / |h_teacher[t]| ||^2, h the
-    state of the first token (of a decoder the last), `(batch, hidden)`: Sun et al. 2019, "Patient Knowledge Distillation for BERT Model
-    Compression", arXiv:1908.09355, equation 7, where it is the sum over pairs. As in the paper, `"uniform"` and
-    `"first"` leave out the student's last layer, which the soft targets train. Where the widths differ, h_student is
-    projected first.
+    state of the first token (of a decoder the last), `(batch, hidden)`: Sun et al. 2019, "Patient Knowledge
+    Distillation for BERT Model Compression", arXiv:1908.09355, equation 7, where it is the sum over pairs. As in the
+    paper, `"uniform"` and `"first"` leave out the student's last layer, which the soft targets train. Where the widths
+    differ, h_student is projected first.
 
     Args:
         layers: layer map.
