@@ -234,12 +234,16 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def hash_configuration(model: nn.Module) -> str:
-    """Hash a model's class and its settings: configurations of transformers, and plain values of another module."""
+    """Hash a model's class and its settings: configurations of transformers, adapters, and plain values of others."""
     told: dict[str, Any] = {"class": type(model).__name__}
     for name, module in model.named_modules():
         if isinstance(module, PreTrainedModel):
             settings = module.config.to_dict().items()
             told[f"configuration of {name}"] = {key: value for key, value in settings if key not in _NO_INFLUENCE}
+        elif hasattr(module, "base_layer"):
+            # How strong an adapter is, and whether it is on, is in no weight.
+            names = ("scaling", "active_adapters", "disable_adapters")
+            told[f"adapter of {name}"] = [getattr(module, attribute, None) for attribute in names]
     if not isinstance(model, PreTrainedModel):
         plain = {key: value for key, value in vars(model).items() if isinstance(value, (bool, int, float, str))}
         told |= {key: value for key, value in plain.items() if key != "training" and not key.startswith("_")}

@@ -43,6 +43,7 @@ from nlpkd.capture import Capture
 from nlpkd.evaluation import predict_logits
 from nlpkd.matching import refuse_unknown_padding
 from nlpkd.objectives.base import text_state
+from nlpkd.shards import hash_configuration
 from nlpkd.teacher import CachedTeacher, LiveTeacher
 
 COMMON = {
@@ -414,6 +415,17 @@ def test_a_student_of_a_teacher_with_an_adapter_is_made_of_the_merged_weights(pe
     assert any("lora" in name for name, _ in teacher.named_parameters()), "the teacher keeps its adapter"
     with pytest.raises(ValueError, match="has an adapter inside.*merge the adapter first"):
         make_student(teacher.get_base_model(), 2)
+
+
+def test_an_adapter_of_another_strength_is_another_teacher_to_the_cache(peft):
+    teacher, again, stronger, off = (with_lora(peft, "BERT") for _ in range(4))
+    assert hash_configuration(again) == hash_configuration(teacher)
+    for module in stronger.modules():
+        if hasattr(module, "scaling"):
+            module.scaling["default"] *= 2
+    off.base_model.disable_adapter_layers()
+    assert len({hash_configuration(model) for model in (teacher, stronger, off)}) == 3
+    assert len({hash_configuration(model.get_base_model()) for model in (teacher, stronger, off)}) == 3
 
 
 def test_a_teacher_with_a_prompt_of_its_own_teaches_logits_alone(peft):
