@@ -421,7 +421,7 @@ def test_an_adapter_of_another_strength_is_another_teacher_to_the_cache(peft):
     teacher, again, stronger, off = (with_lora(peft, "BERT") for _ in range(4))
     assert hash_configuration(again) == hash_configuration(teacher)
     for module in stronger.modules():
-        if hasattr(module, "scaling"):
+        if hasattr(module, "base_layer"):
             module.scaling["default"] *= 2
     off.base_model.disable_adapter_layers()
     assert len({hash_configuration(model) for model in (teacher, stronger, off)}) == 3
