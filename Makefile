@@ -21,7 +21,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev,tune]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev,peft,tune]"
 	touch $@
 
 clean:

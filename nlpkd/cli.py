@@ -29,6 +29,9 @@ Weights = Annotated[str | None, typer.Option(help="'balanced': rare classes coun
 Rows = Annotated[str, typer.Option(help="csv, tsv, json, jsonl or parquet file, or a Hub id (id@revision).")]
 MaybeRows = Annotated[str | None, typer.Option(help="Held-out rows, likewise.")]
 Length = Annotated[int, typer.Option(help="Longest text in tokens; longer ones are truncated, and counted.")]
+Stride = Annotated[
+    int | None, typer.Option(help="Cut longer texts into windows that share so many tokens, instead of truncating.")
+]
 Split = Annotated[float | None, typer.Option(help="Share of the training rows to hold out instead of --validation.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training rows.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
@@ -54,6 +57,7 @@ def train_teacher(
     problem_type: Task = None,
     class_weights: Weights = None,
     max_length: Length = 128,
+    window_stride: Stride = None,
     validation_split: Split = None,
     num_train_epochs: Epochs = 3,
     learning_rate: Rate = 5e-5,
@@ -80,6 +84,7 @@ def train_teacher(
         problem_type=problem_type,
         class_weights=class_weights,
         max_length=max_length,
+        window_stride=window_stride,
         validation_split=validation_split,
         trust_remote_code=trust_remote_code,
         num_train_epochs=num_train_epochs,
@@ -116,6 +121,7 @@ def distill(
     problem_type: Task = None,
     class_weights: Weights = None,
     max_length: Length = 128,
+    window_stride: Stride = None,
     validation_split: Split = None,
     num_train_epochs: Epochs = 3,
     learning_rate: Rate = 5e-5,
@@ -150,6 +156,7 @@ def distill(
         problem_type=problem_type,
         class_weights=class_weights,
         max_length=max_length,
+        window_stride=window_stride,
         validation_split=validation_split,
         trust_remote_code=trust_remote_code,
         num_train_epochs=num_train_epochs,
@@ -232,6 +239,7 @@ def evaluate(
     text_pair_column: Pair = None,
     label_column: Label = None,
     max_length: Length = 128,
+    window_stride: Stride = None,
     output_dir: Annotated[Path | None, typer.Option(help="Where to save report.json and report.md.")] = None,
     trust_remote_code: Remote = False,
 ) -> None:
@@ -250,6 +258,7 @@ def evaluate(
         text_pair_column=text_pair_column,
         label_column=_column(label_column),
         max_length=max_length,
+        window_stride=window_stride,
         trust_remote_code=trust_remote_code,
     )
     typer.echo(report.to_markdown())

@@ -22,6 +22,7 @@ from nlpkd.soft_labels import add_soft_labels
 from nlpkd.sources import Source, read_splits
 from nlpkd.targets import Targets, encode_targets, unlabelled_rows
 from nlpkd.task import SINGLE_LABEL
+from nlpkd.windows import DOCUMENT, windows_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class TextClassificationData:
         splits: "train" and, where given, "validation" and "test"; columns: input_ids, attention_mask, token_type_ids
             where the tokenizer gives them or texts are pairs, the same with the prefix ``teacher_`` where the teacher
             has a tokenizer of its own (``teacher_2_``, ... for further ones of several teachers), labels (a
-            ClassLabel; zeros and ones, one a label; or a score), length (student tokens) and the texts.
+            ClassLabel; zeros and ones, one a label; or a score), length (student tokens), document (of windows alone:
+            the row number of their text) and the texts.
         text_column: the column of the text.
         text_pair_column: the column of the second text, or None.
         label_column: the label's column in the source, or one for each label; in ``splits`` it is always "labels".
@@ -110,6 +112,7 @@ def load_text_classification(
     problem_type: str | None = None,
     label_names: Sequence[str] = (),
     max_length: int | None = None,
+    window_stride: int | None = None,
     validation_split: float | int | None = None,
     config_name: str | None = None,
     revision: str | None = None,
@@ -133,6 +136,8 @@ def load_text_classification(
         problem_type: the task, where the labels should not say it; see `nlpkd.targets.encode_targets`.
         label_names: of a multi-label task, the labels in the order of their ids, as a teacher has them.
         max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
+        window_stride: cut longer texts into windows of max_length tokens that share so many with the one before, each
+            a row with its text's label; what is measured is a text's average. Truncate if None.
         validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
         config_name: the configuration of the Hub dataset, such as "sst2" of "glue".
         revision: the branch, tag or commit of the Hub dataset.
@@ -151,7 +156,10 @@ def load_text_classification(
     splits = _prepare(targets, columns, soft_label_column, validation_split, seed)
     tokenizers = [tokenizer, *_given(teacher_tokenizer)]
     max_length = _max_length(max_length, tokenizers, columns.text_pair is not None)
-    splits, truncated = _tokenise(splits, columns, tokenizers, max_length)
+    if window_stride is None:
+        splits, truncated = _tokenise(splits, columns, tokenizers, max_length)
+    else:
+        splits, truncated = _windows(splits, columns, tokenizers, max_length, window_stride), dict.fromkeys(splits, 0)
     logger.warning("%s", _said(name, targets, columns, splits))
     return TextClassificationData(
         splits=splits,
@@ -276,7 +284,7 @@ def _select(splits: DatasetDict, columns: Columns, soft_label_column: str | None
     """Keep the columns that are used, the same ones in every split but for soft labels, which train alone has."""
     labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
     used = [*_text_columns(columns), *labels]
-    made = {"labels", "length", *TOKEN_COLUMNS}
+    made = {"labels", "length", DOCUMENT, *TOKEN_COLUMNS}
     taken = [name for name in sorted(_text_columns(columns)) if name in made or _TEACHER_COLUMN.fullmatch(name)]
     if taken:
         raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
@@ -366,6 +374,29 @@ def _tokenise(
         if truncated[split]:
             logger.warning("%s: %d of %d rows truncated to %d tokens", split, truncated[split], len(data), max_length)
     return DatasetDict(tokenised), truncated
+
+
+def _windows(
+    splits: DatasetDict,
+    columns: Columns,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    max_length: int,
+    stride: int,
+) -> DatasetDict:
+    """Cut texts into windows that fit."""
+    if columns.text_pair is not None or len(set(column_prefixes(tokenizers[0], tokenizers))) > 1:
+        raise ValueError(
+            "window_stride is for single texts and one tokenizer: the windows of pairs, and of another tokenizer, "
+            "would not be the same. Leave it out, and longer texts are truncated."
+        )
+    cut = windows_of(tokenizers[0], columns.text, max_length, stride)
+    made = {}
+    for split, data in splits.items():
+        made[split] = data.map(cut, batched=True, with_indices=True, desc=f"Cutting {split} into windows")
+        several = len(made[split]) - len(data)
+        if several:
+            logger.warning("%s: %d rows make %d windows of %d tokens", split, len(data), len(made[split]), max_length)
+    return DatasetDict(made)
 
 
 @dataclass

@@ -30,6 +30,7 @@ from nlpkd.labels import align_names
 from nlpkd.report import Candidate, EvaluationReport, Interval, Latency
 from nlpkd.scoring import Scoring, best_thresholds, scoring_of
 from nlpkd.task import task_of
+from nlpkd.windows import DOCUMENT, average_windows, one_row_a_document
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -68,7 +69,8 @@ def evaluate_student(
             candidate, whose size and times are sums.
         dataset: tokenised rows: `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels` in the student's
             order: class ids, zeros and ones for each label, or scores, as the student's `problem_type` says; where
-            there are `teacher_input_ids`, ... the teacher reads those.
+            there are `teacher_input_ids`, ... the teacher reads those. Of windows (`nlpkd.windows`), the logits of a
+            text are the average over its own.
         tokenizer: pads the rows.
         baseline: the same student trained on the gold labels alone.
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
@@ -120,6 +122,8 @@ def evaluate_student(
         for name in sorted(alone, key="student".__ne__):
             prefix = prefixes.get(name, "")
             values = predict_logits(alone[name], rows, tokenizers[name], batch_size=batch_size, prefix=prefix)
+            if DOCUMENT in rows.column_names:
+                values = average_windows(values, rows[DOCUMENT][:])
             _check_logits(name, values, found.get("student", values).shape[1])
             found[name] = values if orders[name] is None else values[:, orders[name]]
         if several is not None:
@@ -270,7 +274,8 @@ def _gold_labels(dataset: datasets.Dataset) -> np.ndarray:
         raise ValueError("there are no rows to evaluate: give a dataset with at least one")
     if "labels" not in dataset.column_names:
         raise ValueError(f'evaluation needs a column "labels", found {dataset.column_names}: rename the label column')
-    return np.asarray(dataset.with_format(None)["labels"][:])
+    labels = np.asarray(dataset.with_format(None)["labels"][:])
+    return labels if DOCUMENT not in dataset.column_names else one_row_a_document(labels, dataset[DOCUMENT][:])
 
 
 def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:

@@ -35,6 +35,7 @@ from nlpkd.sources import Source
 from nlpkd.student import make_student
 from nlpkd.task import SINGLE_LABEL, task_of
 from nlpkd.teacher import load_teacher
+from nlpkd.windows import count_texts
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def train_teacher(
     problem_type: str | None = None,
     class_weights: str | Sequence[float] | None = None,
     max_length: int | None = None,
+    window_stride: int | None = None,
     validation_split: float | int | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
@@ -112,6 +114,7 @@ def train_teacher(
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
             or `"balanced"` for weights that make rare classes count as much as common ones.
         max_length: longest text in tokens.
+        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
         validation_split: share or number of training rows to hold out where there is no validation set.
         dataset_config: configuration of a Hub data set.
         dataset_revision: revision of a Hub data set.
@@ -136,6 +139,7 @@ def train_teacher(
             label_column=label_column,
             problem_type=problem_type,
             max_length=max_length,
+            window_stride=window_stride,
             validation_split=validation_split,
             config_name=dataset_config,
             revision=dataset_revision,
@@ -188,6 +192,7 @@ def distill(
     problem_type: str | None = None,
     class_weights: str | Sequence[float] | None = None,
     max_length: int | None = None,
+    window_stride: int | None = None,
     validation_split: float | int | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
@@ -224,6 +229,7 @@ def distill(
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
             or `"balanced"` for weights that make rare classes count as much as common ones.
         max_length: longest text in tokens.
+        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
         validation_split: share or number of training rows to hold out where there is no validation set.
         dataset_config: configuration of a Hub data set.
         dataset_revision: revision of a Hub data set.
@@ -283,6 +289,7 @@ def distill(
             problem_type=problem_type or _task_of_teachers(configs),
             label_names=_names_of_teachers(configs),
             max_length=max_length,
+            window_stride=window_stride,
             validation_split=validation_split,
             config_name=dataset_config,
             revision=dataset_revision,
@@ -331,6 +338,7 @@ def evaluate(
     text_pair_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
     max_length: int | None = None,
+    window_stride: int | None = None,
 ) -> EvaluationReport:
     """Measure a saved student, and beside it its teacher and its baseline, on labelled rows.
 
@@ -344,6 +352,7 @@ def evaluate(
         text_pair_column: the column of the second text.
         label_column: the column of the label, or several with a 0 or 1 for each label.
         max_length: longest text in tokens.
+        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
 
     Returns:
         The report.
@@ -369,13 +378,16 @@ def evaluate(
         text_pair_column=text_pair_column,
         label_column=label_column,
         max_length=max_length,
+        window_stride=window_stride,
+        problem_type=task_of(models["student"].config),
+        label_names=_names_of_teachers([models["student"].config]),
     )
     split = next(name for name in ("test", "validation", "train") if name in rows)
     run = {
         "command": command_line(),
         "date": now(),
         "student": _describe(student, None),
-        "data": {"name": rows.name, "split": split, "evaluated_rows": len(rows[split])},
+        "data": {"name": rows.name, "split": split, "evaluated_rows": count_texts(rows[split])},
     }
     if teacher is not None:
         run["teacher"] = _describe(teacher, None)

@@ -32,6 +32,7 @@ from nlpkd.report import EvaluationReport, aggregate_seeds
 from nlpkd.targets import unlabelled_rows
 from nlpkd.task import MULTI_LABEL
 from nlpkd.trainer import DistillationTrainer
+from nlpkd.windows import count_texts
 
 logger = logging.getLogger(__name__)
 
@@ -262,8 +263,8 @@ class Job:
                 "config": self.origin["dataset_config"],
                 "revision": self.origin["dataset_revision"],
                 "split": split,
-                "train_rows": len(self.data["train"]),
-                "evaluated_rows": len(self.data[split]),
+                "train_rows": count_texts(self.data["train"]),
+                "evaluated_rows": count_texts(self.data[split]),
                 "truncated_rows": self.data.truncated,
                 "max_length": self.data.max_length,
             },

@@ -36,6 +36,7 @@ from nlpkd.scoring import scoring_of
 from nlpkd.task import task_of
 from nlpkd.teacher import TEACHER_LOGITS
 from nlpkd.teaching import Teaching
+from nlpkd.windows import DOCUMENT, average_windows, one_row_a_document
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class DistillationTrainer(Trainer):
     _signature_columns: Any
     _preprocess_logits: Any
     hp_space: Any = None
+    _documents: Any = None
     push_in_progress: Any
     processing_class: Any
     teacher_processing_class: Any
@@ -211,7 +213,7 @@ class DistillationTrainer(Trainer):
         if self._signature_columns is not None:
             return
         super()._set_signature_columns_if_needed()
-        extra = {"labels"} | self._teaching.columns
+        extra = {"labels", DOCUMENT} | self._teaching.columns
         columns: Any = self._signature_columns
         self._signature_columns = columns + sorted(extra - set(columns))
 
@@ -459,6 +461,10 @@ class DistillationTrainer(Trainer):
         predictions, agreed = prediction.predictions, None
         if isinstance(predictions, tuple) and not self.args.batch_eval_metrics:
             predictions, agreed = prediction.predictions  # type: ignore[misc]
+        if self._documents is not None and not self.args.batch_eval_metrics:
+            predictions = average_windows(np.asarray(predictions), self._documents)
+            labels = one_row_a_document(prediction.label_ids, self._documents)
+            prediction = EvalPrediction(predictions, labels, prediction.inputs, prediction.losses)
         plain = EvalPrediction(predictions, prediction.label_ids, prediction.inputs, prediction.losses)
         metrics = dict(self._metrics(plain, **options))
         if agreed is not None:
@@ -468,9 +474,11 @@ class DistillationTrainer(Trainer):
     def _default_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return self._scoring.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate as `Trainer` does; predictions are the student's logits alone."""
-        output = super().evaluation_loop(*args, **kwargs)
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as `Trainer` does; predictions are the student's logits alone, metrics of windows by text."""
+        rows: Any = dataloader.dataset
+        self._documents = rows[DOCUMENT][:] if DOCUMENT in (getattr(rows, "column_names", None) or ()) else None
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
         if isinstance(output.predictions, tuple):
             output = output._replace(predictions=output.predictions[0])
         return output

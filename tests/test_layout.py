@@ -22,7 +22,7 @@ LONGEST_MODULE = 600
 
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
-    "task anchor shards layers capture config sampler labels loading metrics report sources demo "
+    "task windows anchor shards layers capture config sampler labels loading metrics report sources demo "
     "objectives.temperature",
     "columns benchmark scoring objectives.base model_card teacher ensemble student",
     "soft_labels targets",

@@ -1,0 +1,91 @@
+"""Long texts as overlapping windows of tokens: rows of their own, whose logits are averaged for the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+DOCUMENT = "document"
+"""The column that says which text a window is of."""
+
+
+def windows_of(
+    tokenizer: PreTrainedTokenizerBase, column: str, max_length: int, stride: int
+) -> Callable[[Mapping[str, list], list[int]], dict[str, list]]:
+    """Make the function that `Dataset.map(batched=True, with_indices=True)` turns texts into windows with.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        column: of the text.
+        max_length: tokens of a window, special ones included.
+        stride: tokens that a window shares with the one before it.
+
+    Returns:
+        A function of a batch and its row numbers, which gives every window the columns of its text, its tokens,
+        `length` and `document`, the text's row number.
+
+    Raises:
+        ValueError: if the tokenizer is not a fast one, or windows would not move forward.
+    """
+    room = max_length - tokenizer.num_special_tokens_to_add()
+    if not 0 <= stride < room:
+        raise ValueError(f"window_stride must be from 0 to {room - 1} at max_length={max_length}, got {stride}")
+    if not tokenizer.is_fast:
+        raise ValueError(f"windows need a fast tokenizer, and this is {type(tokenizer).__name__}: truncate instead")
+
+    def windows(batch: Mapping[str, list], rows: list[int]) -> dict[str, list]:
+        encoded = tokenizer(
+            batch[column],
+            truncation=True,
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_attention_mask=True,
+        )
+        texts = encoded.pop("overflow_to_sample_mapping")
+        made: dict[str, list] = {name: [values[text] for text in texts] for name, values in batch.items()}
+        made |= {name: list(values) for name, values in encoded.items()}
+        return made | {
+            "length": [len(ids) for ids in encoded["input_ids"]],
+            DOCUMENT: [rows[text] for text in texts],
+        }
+
+    return windows
+
+
+def average_windows(logits: np.ndarray, documents: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Average the logits of each text's windows.
+
+    Args:
+        logits: `(windows, labels)`.
+        documents: the text that each window is of, `(windows,)`, in ascending order.
+
+    Returns:
+        `(texts, labels)`, in the order of the texts.
+    """
+    _, places, counts = np.unique(np.asarray(documents), return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), logits.shape[1]), dtype=np.float64)
+    np.add.at(sums, places, logits)
+    return (sums / counts[:, None]).astype(logits.dtype)
+
+
+def one_row_a_document(values: Any, documents: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Take what all windows of a text have in common, such as its label, from its first one.
+
+    Args:
+        values: one entry a window.
+        documents: the text that each window is of, in ascending order.
+
+    Returns:
+        One entry a text.
+    """
+    return np.asarray(values)[np.unique(np.asarray(documents), return_index=True)[1]]
+
+
+def count_texts(rows: Dataset) -> int:
+    """Count the texts that rows are of: the rows themselves, but for windows."""
+    return len(set(rows[DOCUMENT][:])) if DOCUMENT in rows.column_names else len(rows)
