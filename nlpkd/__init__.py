@@ -19,13 +19,15 @@ _HOMES = {
     "train_teacher": "nlpkd.pipeline",
 }
 
-__all__ = [*sorted(_HOMES), "objectives"]
+_PACKAGES = ("compression", "objectives")
+
+__all__ = [*sorted(_HOMES), *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
     # `import nlpkd` stays cheap: torch and transformers are imported with the first name that needs them.
-    if name == "objectives":
-        return import_module("nlpkd.objectives")
+    if name in _PACKAGES:
+        return import_module(f"nlpkd.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nlpkd' has no attribute {name!r}")

@@ -115,6 +115,9 @@ def distill(
     soft_label_column: Annotated[
         str | None, typer.Option(help="Column of soft labels, in place of a teacher.")
     ] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(help='"trim": keep the embeddings of the training text\'s tokens alone.')
+    ] = None,
     objectives: Annotated[str, typer.Option(help="A preset; `nlpkd presets` lists them.")] = "layerwise",
     baseline: Annotated[bool, typer.Option("--baseline", help="Train the undistilled baseline too.")] = False,
     num_seeds: Annotated[int, typer.Option(help="Seeds to train student and baseline with.")] = 1,
@@ -150,6 +153,7 @@ def distill(
         text_pair_column=text_pair_column,
         label_column=_column(label_column),
         soft_label_column=soft_label_column,
+        vocabulary=vocabulary,
         objectives=objectives,
         baseline=baseline,
         num_seeds=num_seeds,

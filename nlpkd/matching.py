@@ -228,7 +228,8 @@ def teacher_prefix(
     if differ and match_tokens:
         raise ValueError(
             f"{', '.join(match_tokens)} match token with token, and student and teacher have different tokenizers: "
-            "use objectives on logits (the preset 'hinton'), or a student that shares the teacher's tokenizer"
+            "use objectives on logits (the preset 'hinton'), or a student that shares the teacher's tokenizer, whole "
+            "or in a trimmed form (nlpkd.compression.trim_vocabulary)"
         )
     return own if differ else ""
 

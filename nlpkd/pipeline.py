@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.compression.vocabulary import original_ids, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
 from nlpkd.data import (
     TeacherTokenizers,
@@ -174,6 +176,7 @@ def distill(
     test: Source | None = None,
     *,
     output_dir: str | Path = "out",
+    vocabulary: str | None = None,
     objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
     baseline: bool = False,
     baseline_dir: str | Path | None = None,
@@ -209,6 +212,8 @@ def distill(
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
         output_dir: where the student is saved.
+        vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
+            (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.
         objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`).
         baseline: train the undistilled baseline too: the same student from the same weights, on gold labels alone.
         baseline_dir: where the baseline is saved, `output_dir/baseline` by default.
@@ -247,6 +252,8 @@ def distill(
         raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    if vocabulary not in (None, "trim"):
+        raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
     with only_run(args.output_dir):
         teachers = [_at_revision(each, teacher_revision) for each in _listed(teacher)]
         if bool(teachers) == (soft_label_column is not None):
@@ -268,20 +275,18 @@ def distill(
             tokenizer = load_tokenizer(
                 _as_name(student), revision=student_revision, trust_remote_code=trust_remote_code
             )
-        others: Any = [None if same_tokenizer(tokenizer, each) else each for each in own]
-        others = others if len(own) > 1 else next(iter(others), None)
+        others = _other_tokenizers(tokenizer, own)
         configs = [
             name.config
             if isinstance(name, PreTrainedModel)
             else load_config(name, revision=revision, trust_remote_code=trust_remote_code)
             for name, revision in teachers
         ]
-        data = load_text_classification(
+        load = partial(
+            load_text_classification,
             train,
             validation,
             test,
-            tokenizer=tokenizer,
-            teacher_tokenizer=others,
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
@@ -295,6 +300,7 @@ def distill(
             revision=dataset_revision,
             seed=args.seed,
         )
+        data = load(tokenizer=tokenizer, teacher_tokenizer=others)
         if "validation" not in data and "test" not in data:
             raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
         loaded = [
@@ -321,10 +327,12 @@ def distill(
             start=_student_maker(student, student_revision, loaded, data, trust_remote_code),
             class_weights=weights,
         )
+        if vocabulary == "trim":
+            job = _with_trimmed_vocabulary(job, own, load, args.seed)
         trained, report = job.run(args, num_seeds, baseline, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
             _push(args)
-    return DistillResult(trained.eval(), tokenizer, report, Path(args.output_dir))
+    return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
 
 
 def evaluate(
@@ -450,6 +458,33 @@ def _weighted(stages: list[Stage], class_weights: Sequence[float] | None) -> lis
         if class_weights is not None and isinstance(objective, CrossEntropyLoss) and objective.class_weights is None:
             objective.class_weights = torch.tensor(class_weights)
     return stages
+
+
+def _with_trimmed_vocabulary(
+    job: Job, own: Sequence[PreTrainedTokenizerBase], load: Callable[..., TextClassificationData], seed: int
+) -> Job:
+    """Leave the student the vocabulary of the training split's text, and read the data again with it."""
+    rows, start = job.data["train"], job.start
+    columns = [column for column in (job.data.text_column, job.data.text_pair_column) if column is not None]
+    _, tokenizer, record = trim_vocabulary(
+        start(seed), job.tokenizer, (text for column in columns for text in rows[column])
+    )
+    ids: Any = original_ids(tokenizer, job.tokenizer)
+    others = _other_tokenizers(tokenizer, own)
+    return replace(
+        job,
+        tokenizer=tokenizer,
+        teacher_tokenizer=others,
+        data=load(tokenizer=tokenizer, teacher_tokenizer=others),
+        origin=job.origin | {"student": job.origin["student"] | {"vocabulary": asdict(record)}},
+        start=lambda seed: trim_embeddings(start(seed), ids),
+    )
+
+
+def _other_tokenizers(tokenizer: PreTrainedTokenizerBase, own: Sequence[PreTrainedTokenizerBase]) -> Any:
+    """Give each teacher's tokenizer, None where it is the student's; of a single teacher no list."""
+    others = [None if same_tokenizer(tokenizer, each) else each for each in own]
+    return others if len(own) > 1 else next(iter(others), None)
 
 
 def _settings(args: DistillationConfig | None, output_dir: str | Path, config: dict[str, Any]) -> DistillationConfig:

@@ -38,6 +38,8 @@ class LiveTeacher:
         device: where it runs.
         order: order[k] is the index that the teacher gives the student's label k.
         prefix: `"teacher_"` where the batch has columns made with the teacher's own tokenizer.
+        token_ids: where the student reads a trimmed vocabulary and both have to read the same tokens: entry k is the
+            teacher's id of the student's token k.
         autocast: makes the context that the forward runs in (mixed precision).
     """
 
@@ -49,10 +51,12 @@ class LiveTeacher:
         *,
         order: Sequence[int] | None = None,
         prefix: str = "",
+        token_ids: Sequence[int] | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self.model = model.to(device).eval().requires_grad_(False)
         self.capture = Capture(model, wanted, "teacher", prefix)
+        self.token_ids = None if token_ids is None else torch.tensor(token_ids, device=device)
         self.autocast = autocast
         self.order: Tensor | None = None
         self.reorder(order, device)
@@ -64,6 +68,8 @@ class LiveTeacher:
 
     def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput:
         """Run the teacher; see `Teacher.outputs`."""
+        if self.token_ids is not None:
+            batch = {**batch, "input_ids": self.token_ids[batch["input_ids"]]}
         # no_grad, since tensors made in inference mode can't be saved for a loss's backward.
         with torch.no_grad(), self.autocast():
             captured = self.capture(self.model, batch)

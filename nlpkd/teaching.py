@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.cache import cache_teacher_outputs
 from nlpkd.capture import CapturedOutput, Wanted
+from nlpkd.compression.vocabulary import original_ids
 from nlpkd.data import TeacherTokenizers, per_teacher
 from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.matching import fit_ensemble, hold_against_gold, label_order, refuse_unknown_padding, teacher_prefix
@@ -63,16 +64,21 @@ class Teaching:
         refuse_unknown_padding(student, tokenizer, "student")
         if teacher is None:
             return
-        prefix = ""
+        prefix, token_ids = "", None
         if isinstance(teacher, TeacherEnsemble):
             fit_ensemble(teacher, student, tokenizer, per_teacher(teacher_tokenizer, len(teacher)), columns)
         else:
             own: Any = teacher_tokenizer
             self._order = label_order(teacher, student)
-            prefix = teacher_prefix(student, teacher, tokenizer, own, columns, match_tokens)
+            # A trimmed vocabulary spells a word that it lacks out: the student's tokens by the teacher's ids line up.
+            token_ids = original_ids(tokenizer, own) if match_tokens else None
+            if token_ids is None:
+                prefix = teacher_prefix(student, teacher, tokenizer, own, columns, match_tokens)
             self._tokenizer = own if prefix else tokenizer
             refuse_unknown_padding(teacher, self._tokenizer, "teacher")
-        self.live = LiveTeacher(teacher, wanted, device, order=self._order, prefix=prefix, autocast=autocast)
+        self.live = LiveTeacher(
+            teacher, wanted, device, order=self._order, prefix=prefix, token_ids=token_ids, autocast=autocast
+        )
         self.cached = CachedTeacher(self.live.capture)
 
     def source(self, columns: Container[str]) -> Teacher | None:

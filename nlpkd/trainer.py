@@ -55,6 +55,8 @@ class DistillationTrainer(Trainer):
         eval_dataset: the same, or a dict of them.
         processing_class: the student's tokenizer.
         teacher_processing_class: the teacher's, where it is another one; the data then have `teacher_input_ids`, ...
+            Where the student's is a trimmed form of it, objectives that match token with token give the teacher the
+            student's tokens.
             Of several teachers a list, with None where it is the student's.
         data_collator: `nlpkd.data.DistillationCollator` by default.
         compute_metrics: those of the task by default (`nlpkd.scoring`); the agreement with the teacher is added either

@@ -23,9 +23,9 @@ LONGEST_MODULE = 600
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
     "task windows anchor shards layers capture config sampler labels loading metrics report sources demo "
-    "objectives.temperature",
+    "objectives.temperature compression",
     "columns benchmark scoring objectives.base model_card teacher ensemble student",
-    "soft_labels targets",
+    "soft_labels targets compression.vocabulary",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
     "augment",

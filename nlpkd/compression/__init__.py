@@ -1,0 +1,24 @@
+"""Make a distilled model smaller still: a model in, a model and a record of what it cost out."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "TrimRecord": "nlpkd.compression.vocabulary",
+    "trim_vocabulary": "nlpkd.compression.vocabulary",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    # Each kind of compression is imported with its first name, since some need packages of their own.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nlpkd.compression' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,326 @@
+"""Trim a model's embedding table and its tokenizer to the tokens that a domain's texts need."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.benchmark import model_size_mb
+
+logger = logging.getLogger(__name__)
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class TrimRecord:
+    """What trimming did.
+
+    Attributes:
+        tokens_before: rows of the embedding table.
+        tokens_after: rows that are left.
+        size_mb_before: megabytes (10^6 bytes) of the model's safetensors file.
+        size_mb_after: the same of the trimmed model.
+        respelled: share of the texts' tokens that were dropped for being rarer than `min_count`, and are spelled by
+            shorter ones now.
+        unknown: share of the texts' tokens that the tokenizer did not know before.
+    """
+
+    tokens_before: int
+    tokens_after: int
+    size_mb_before: float
+    size_mb_after: float
+    respelled: float
+    unknown: float
+
+
+def trim_vocabulary(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    min_count: int = 1,
+    keep: Iterable[str] = (),
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TrimRecord]:
+    """Drop the embedding rows of tokens that a domain does not use.
+
+    Kept are the tokens of the texts, all special and added tokens, and every single character or byte that the
+    vocabulary has, so that a new word is spelled out rather than lost. Ids close up in their old order. A text whose
+    tokens are all kept is split as before, and its logits stay equal to the last bit: Abdaoui et al. (2020), "Load
+    What You Need: Smaller Versions of Multilingual BERT", arXiv:2010.05609.
+
+    Args:
+        model: a classifier; left as it is.
+        tokenizer: its tokenizer, with a WordPiece, WordLevel, BPE or Unigram model of the library `tokenizers`; left
+            as it is.
+        texts: what the model will read, such as the training texts; of pairs both texts.
+        min_count: keep the tokens that occur at least this often.
+        keep: further tokens to keep, as the vocabulary writes them (`"##ing"`).
+
+    Returns:
+        A trimmed copy of the model, its tokenizer, and the record. Saved, both load with plain transformers.
+
+    Raises:
+        ValueError: if the tokenizer has no such backend, the texts have no tokens, `keep` names one that does not
+            exist, or the embedding table is not the model's alone or too short for the tokenizer.
+    """
+    state = _state(tokenizer)
+    table = _table(model)
+    counts = _count(tokenizer, texts)
+    known = _numbers(state)
+    if missing := sorted(set(keep) - known.keys()):
+        raise ValueError(f"keep names tokens that the vocabulary does not have: {missing[:5]}")
+    used = {number for number, count in counts.items() if count >= min_count}
+    ids = used | {known[token] for token in keep} | _safe(model, tokenizer, state)
+    ids |= _spelled_with(state, ids)
+    if max(known.values()) >= table.num_embeddings:
+        raise ValueError(
+            f"the tokenizer has ids up to {max(known.values())}, and the model's table {table.num_embeddings} rows: "
+            "they do not belong together"
+        )
+    trimmed = _rebuilt(tokenizer, state, sorted(ids))
+    smaller = trim_embeddings(model, sorted(ids))
+    total = sum(counts.values())
+    record = TrimRecord(
+        tokens_before=table.num_embeddings,
+        tokens_after=len(ids),
+        size_mb_before=model_size_mb(model),
+        size_mb_after=model_size_mb(smaller),
+        respelled=sum(count for number, count in counts.items() if number not in ids) / total,
+        unknown=counts[tokenizer.unk_token_id] / total,  # type: ignore[index]
+    )
+    logger.info("%s", record)
+    return smaller, trimmed, record
+
+
+def trim_embeddings(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
+    """Copy a model with some rows of its embedding table.
+
+    Args:
+        model: the model; left as it is.
+        ids: the rows to keep, ascending; row k of the copy is row `ids[k]`.
+
+    Returns:
+        The copy, its config's `vocab_size` and ids of special tokens renumbered.
+
+    Raises:
+        ValueError: if the embedding table is not the model's alone.
+    """
+    _table(model)
+    smaller = copy.deepcopy(model)
+    table = _table(smaller)
+    place = {old: new for new, old in enumerate(ids)}
+    table.weight = nn.Parameter(table.weight.detach()[list(ids)].clone(), requires_grad=table.weight.requires_grad)
+    table.num_embeddings = len(ids)
+    table.padding_idx = place.get(table.padding_idx)  # type: ignore[arg-type,assignment]
+    smaller.config.vocab_size = len(ids)
+    for name, value in _token_ids(model).items():
+        setattr(smaller.config, name, [place[n] for n in value] if isinstance(value, list) else place[value])
+    return smaller
+
+
+def original_ids(
+    trimmed: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[int] | None:
+    """Find the ids that a trimmed tokenizer's tokens had.
+
+    Args:
+        trimmed: perhaps a trimmed form of the other.
+        tokenizer: the whole one.
+
+    Returns:
+        Entry k is the old id of token k; None unless trimming `tokenizer` to these tokens gives all of `trimmed`'s
+        content, whatever their classes and paths.
+    """
+    try:
+        small, large = _state(trimmed), _state(tokenizer)  # type: ignore[arg-type]
+    except ValueError:
+        return None
+    old, new = _numbers(large), _numbers(small)
+    if not new.keys() <= old.keys():
+        return None
+    ids = sorted(old[token] for token in new)
+    if not {added["id"] for added in large["added_tokens"]} <= set(ids):
+        return None
+    return ids if _trimmed(large, ids) == small else None
+
+
+def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Read a tokenizer's content as `tokenizer.json` has it; settings of padding and truncation don't count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{type(tokenizer).__name__} has no fast backend (tokenizer.json), which trimming rebuilds")
+    state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    if state["model"]["type"] not in ("WordPiece", "WordLevel", "BPE", "Unigram"):
+        raise ValueError(f"the vocabulary of a {state['model']['type']} tokenizer can't be trimmed")
+    return state
+
+
+def _table(model: PreTrainedModel) -> nn.Embedding:
+    table = model.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise ValueError(f"{type(model).__name__} has no embedding table to trim, found {type(table).__name__}")
+    tied = [name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor is table.weight]
+    if len(tied) > 1 or model.get_output_embeddings() is not None:
+        raise ValueError(
+            f"the embedding table of {type(model).__name__} belongs to an output layer over the vocabulary too: trim "
+            f"a classifier ({', '.join(tied)})"
+        )
+    return table
+
+
+def _numbers(state: Mapping[str, Any]) -> dict[str, int]:
+    """Give every token's id."""
+    vocabulary = state["model"]["vocab"]
+    if isinstance(vocabulary, list):
+        vocabulary = {piece: number for number, (piece, _) in enumerate(vocabulary)}
+    return vocabulary | {added["content"]: added["id"] for added in state["added_tokens"]}
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    if isinstance(texts, str):
+        raise ValueError("texts is one string: give a list of texts")
+    remaining = iter(texts)
+    while rows := list(islice(remaining, _ROWS)):
+        for ids in tokenizer(rows, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]:
+            counts.update(ids)
+    if not counts:
+        raise ValueError("the texts have no tokens: give the texts that the model will read")
+    return counts
+
+
+def _token_ids(model: PreTrainedModel) -> dict[str, Any]:
+    """Read the ids of special tokens in a model's config, those that its table has."""
+    rows = range(_table(model).num_embeddings)
+    named = {name: value for name, value in model.config.to_dict().items() if name.endswith("_token_id")}
+    several = {name: value if isinstance(value, list) else [value] for name, value in named.items()}
+    return {name: named[name] for name, ids in several.items() if all(number in rows for number in ids)}
+
+
+def _safe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> set[int]:
+    """Collect the ids that any text may need."""
+    settings, known = state["model"], _numbers(state)
+    prefix, suffix = _affixes(settings)
+    safe = {
+        number
+        for token, number in known.items()
+        if len(token.removeprefix(prefix).removesuffix(suffix)) <= 1 or _BYTE.fullmatch(token)
+    }
+    safe |= {added["id"] for added in state["added_tokens"]} | set(tokenizer.all_special_ids)
+    safe |= set(tokenizer("", "")["input_ids"])
+    for value in _token_ids(model).values():
+        safe |= set(value) if isinstance(value, list) else {value}
+    if settings["type"] == "Unigram":
+        # An unknown character is scored by the lowest score there is.
+        safe |= {settings["unk_id"], min(range(len(settings["vocab"])), key=lambda n: settings["vocab"][n][1])}
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    pads = [table.padding_idx for table in tables if table is not _table(model) and table.padding_idx is not None]
+    # RoBERTa counts positions from the pad id, which therefore has to stay where it is.
+    return (safe | {number for pad in pads for number in range(pad + 1)}) - {None}
+
+
+def _affixes(settings: Mapping[str, Any]) -> tuple[str, str]:
+    return settings.get("continuing_subword_prefix") or "", settings.get("end_of_word_suffix") or ""
+
+
+def _spelled_with(state: Mapping[str, Any], ids: set[int]) -> set[int]:
+    """Collect the ids of what byte-pair encoding passes through on its way to some tokens."""
+    settings = state["model"]
+    if settings["type"] != "BPE":
+        return set()
+    ranks = {tuple(pair): rank for rank, pair in enumerate(settings["merges"])}
+    known = settings["vocab"]
+    return {
+        known[step]
+        for token, number in known.items()
+        if number in ids
+        for step in _steps(token, ranks, *_affixes(settings))
+    }
+
+
+def _steps(token: str, ranks: Mapping[tuple, int], prefix: str, suffix: str) -> Iterator[str]:
+    """Merge a token's characters as byte-pair encoding does, the first pair of the lowest rank first."""
+    inner = token.removeprefix(prefix).removesuffix(suffix)
+    starts = token.startswith(prefix)
+    symbols = [prefix + symbol if at or starts else symbol for at, symbol in enumerate(inner)]
+    if symbols and token.endswith(suffix):
+        symbols[-1] += suffix
+    while len(symbols) > 1:
+        rank, at = min((ranks.get(pair, math.inf), at) for at, pair in enumerate(pairwise(symbols)))
+        if rank == math.inf:
+            return
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1][len(prefix) :]]
+        yield symbols[at]
+
+
+def _trimmed(state: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """Give a tokenizer's state with some of its tokens, renumbered in their order."""
+    place = {old: new for new, old in enumerate(ids)}
+    trimmed = copy.deepcopy(dict(state))
+    settings = trimmed["model"]
+    if isinstance(settings["vocab"], list):
+        settings["vocab"] = [entry for number, entry in enumerate(settings["vocab"]) if number in place]
+        settings["unk_id"] = place.get(settings["unk_id"])
+    else:
+        settings["vocab"] = {token: place[number] for token, number in settings["vocab"].items() if number in place}
+    if settings["type"] == "BPE":
+        prefix, kept = len(_affixes(settings)[0]), settings["vocab"]
+        settings["merges"] = [
+            [left, right]
+            for left, right in settings["merges"]
+            if left in kept and right in kept and left + right[prefix:] in kept
+        ]
+    for added in trimmed["added_tokens"]:
+        added["id"] = place[added["id"]]
+    _renumber(trimmed["post_processor"] or {}, place)
+    return trimmed
+
+
+def _renumber(processor: dict[str, Any], place: Mapping[int, int]) -> None:
+    for inner in processor.get("processors", ()):
+        _renumber(inner, place)
+    for special in processor.get("special_tokens", {}).values():
+        special["ids"] = [place[number] for number in special["ids"]]
+    for name in {"sep", "cls"} & processor.keys():
+        token, number = processor[name]
+        processor[name] = [token, place[number]]
+
+
+def _rebuilt(
+    tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any], ids: Sequence[int]
+) -> PreTrainedTokenizerBase:
+    """Make the trimmed tokenizer as it will be loaded: from its files."""
+    wanted = _trimmed(state, ids)
+    place = {old: new for new, old in enumerate(ids)}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        whole = Path(folder) / "tokenizer.json"
+        whole.write_text(json.dumps(wanted, ensure_ascii=False), encoding="utf-8")
+        settings = Path(folder) / "tokenizer_config.json"
+        config = json.loads(settings.read_text(encoding="utf-8"))
+        if decoder := config.get("added_tokens_decoder"):
+            config["added_tokens_decoder"] = {str(place[int(number)]): token for number, token in decoder.items()}
+        settings.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+        trimmed = type(tokenizer).from_pretrained(folder)
+    trimmed.name_or_path = tokenizer.name_or_path
+    if _state(trimmed) != wanted:
+        raise ValueError(
+            f"{type(tokenizer).__name__} is not made from tokenizer.json alone, so its vocabulary can't be trimmed: "
+            "load it as a PreTrainedTokenizerFast"
+        )
+    return trimmed
