@@ -106,7 +106,9 @@ def distill(
     teacher: Annotated[
         list[str] | None, typer.Option(help="A path or Hub id (id@revision); several: average.")
     ] = None,
-    student: Annotated[str, typer.Option(help="layers:N (of the teacher), a path, or a Hub id.")] = "layers:3",
+    student: Annotated[
+        str, typer.Option(help="layers:N or a shape like tinybert-4l-312 (of the teacher), a path, or a Hub id.")
+    ] = "layers:3",
     validation: MaybeRows = None,
     test: MaybeRows = None,
     text_column: Text = None,

@@ -29,6 +29,7 @@ from nlpkd.hub import push_student
 from nlpkd.labels import is_generic
 from nlpkd.loading import load_config, load_tokenizer, split_revision
 from nlpkd.matching import follow_student_labels
+from nlpkd.narrow import SHAPES
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.report import EvaluationReport
@@ -206,8 +207,8 @@ def distill(
     Args:
         teacher: a path, a Hub id (`id@revision` too), or a model; a list of them is averaged (`nlpkd.ensemble`); None
             where the training rows bring soft labels along.
-        student: `"layers:3"` (layers of the teacher, of several the first), a path, a Hub id (`id@revision` too), or a
-            model.
+        student: `"layers:3"` or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see
+            `make_student`), a path, a Hub id (`id@revision` too), or a model.
         train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
@@ -502,7 +503,7 @@ def _at_revision(model: Any, revision: str | None) -> tuple[Any, str | None]:
 
 
 def _is_layers(student: Any) -> bool:
-    return isinstance(student, str) and student.startswith("layers:")
+    return isinstance(student, str) and (student.startswith("layers:") or student in SHAPES)
 
 
 def _as_name(model: str | Path | PreTrainedModel) -> str | Path:

@@ -1,4 +1,4 @@
-"""Make a student: layers of the teacher, or a checkpoint."""
+"""Make a student: layers of the teacher, a narrower shape of it, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from nlpkd.layers import uniform_layers
 from nlpkd.loading import load_classifier
+from nlpkd.narrow import SHAPES, narrow_student
 
 
 def make_student(
@@ -31,9 +32,10 @@ def make_student(
     Args:
         teacher: the model to take layers from; with `checkpoint`, where the labels come from.
         layers: `3` or `"layers:3"` (evenly spread: 2, 4, 6 of 6), or the layers by number, as in `[1, 3, 6]` or
-            `"layers:1,3,6"`.
-            Embeddings, these layers, pooler and head are copied. Of a teacher whose layers share their weights
-            (ALBERT) the student runs them fewer times: faster, and no smaller. A peft adapter is merged.
+            `"layers:1,3,6"`. Embeddings, these layers, pooler and head are copied. Of a teacher whose layers share
+            their weights (ALBERT) the student runs them fewer times: faster, and no smaller. A peft adapter is merged.
+            Or a published student's shape by name (`nlpkd.narrow.SHAPES`), such as `"tinybert-4l-312"`, that
+            `narrow_student` makes of the teacher's weights.
         checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
             where it has none that fits.
         revision: branch, tag or commit of the checkpoint.
@@ -55,6 +57,8 @@ def make_student(
         return _from_checkpoint(checkpoint, revision, id2label, trust_remote_code, seed)
     if teacher is None:
         raise ValueError(f"layers={layers!r} are layers of a teacher: pass the teacher")
+    if isinstance(layers, str) and layers in SHAPES:
+        return narrow_student(teacher, **SHAPES[layers], seed=seed)
     return _from_layers(teacher, _chosen_layers(layers, teacher.config.num_hidden_layers))  # type: ignore[arg-type]
 
 
@@ -62,7 +66,10 @@ def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:
     if isinstance(layers, str):
         match = re.fullmatch(r"layers:(\d+(?:,\d+)*)", layers)
         if match is None:
-            raise ValueError(f"layers={layers!r} names no layers: use 'layers:3', 3, 'layers:2,4,6', or [2, 4, 6]")
+            raise ValueError(
+                f"layers={layers!r} names no layers: use 'layers:3', 3, 'layers:2,4,6', [2, 4, 6], or a shape "
+                f"({', '.join(SHAPES)})"
+            )
         numbers = [int(number) for number in match[1].split(",")]
         layers = numbers if len(numbers) > 1 else numbers[0]
     if isinstance(layers, int):
