@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nlpkd.layers import uniform_layers
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     # Jiao et al. (2020), TinyBERT, arXiv:1909.10351
     "tinybert-4l-312": {"layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1200},
     "tinybert-6l-768": {"layers": 6, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
