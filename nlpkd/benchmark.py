@@ -30,7 +30,7 @@ WARM_UP_RUNS = 5
 
 def measure_latency(
     models: Mapping[str, nn.Module],
-    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     *,
     batches: Sequence[int] = (1, 32),
     tokens: int = 32,
@@ -41,7 +41,7 @@ def measure_latency(
 
     Args:
         models: the models by name.
-        tokenizers: for each, the tokenizer whose ordinary tokens are drawn.
+        tokenizers: for each, the tokenizer whose ordinary tokens are drawn; any ids of the vocabulary without them.
         batches: batch sizes.
         tokens: tokens in each sequence; there is no padding.
         runs: timed rounds a batch size, after 5 of warm-up.
@@ -60,7 +60,8 @@ def measure_latency(
     results: dict[str, list[Latency]] = {name: [] for name in models}
     for batch in batches:
         inputs = {
-            name: _synthetic_batch(model, tokenizers[name], batch, tokens, seed) for name, model in models.items()
+            name: _synthetic_batch(model, (tokenizers or {}).get(name), batch, tokens, seed)
+            for name, model in models.items()
         }
         times_ms: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(WARM_UP_RUNS + runs):
@@ -176,11 +177,15 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _synthetic_batch(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: int, tokens: int, seed: int
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, batch: int, tokens: int, seed: int
 ) -> dict[str, torch.Tensor]:
     """Draw ids `(batch, tokens)` of ordinary tokens, and a mask of ones."""
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", len(tokenizer))
-    ordinary = sorted(set(range(min(vocabulary, len(tokenizer)))) - set(tokenizer.all_special_ids))
+    config: Any = getattr(model, "config", None)
+    if tokenizer is None:
+        ordinary = sorted(set(range(config.vocab_size)) - {getattr(config, "pad_token_id", None)})
+    else:
+        vocabulary = getattr(config, "vocab_size", len(tokenizer))
+        ordinary = sorted(set(range(min(vocabulary, len(tokenizer)))) - set(tokenizer.all_special_ids))
     ids = torch.from_numpy(np.random.default_rng(seed).choice(ordinary, size=(batch, tokens))).to(placement(model)[0])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return {name: tensor for name, tensor in inputs.items() if name in inspect.signature(model.forward).parameters}

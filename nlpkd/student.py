@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlpkd.budget import choose_within
 from nlpkd.layers import uniform_layers
 from nlpkd.loading import load_classifier
 from nlpkd.narrow import SHAPES, narrow_student
@@ -22,6 +23,8 @@ def make_student(
     layers: int | str | Sequence[int] | None = None,
     *,
     checkpoint: str | Path | None = None,
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
     revision: str | None = None,
     id2label: Mapping[int, str] | None = None,
     trust_remote_code: bool = False,
@@ -38,6 +41,10 @@ def make_student(
             `narrow_student` makes of the teacher's weights.
         checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
             where it has none that fits.
+        max_latency_ms: instead of layers, the most that one forward pass (one text of 32 tokens) may take: the student
+            with the most layers of the teacher that fits, as measured on this machine; see
+            `nlpkd.budget.choose_within` for other batches, lengths and candidates.
+        max_size_mb: likewise, the most that its weights file may take.
         revision: branch, tag or commit of the checkpoint.
         id2label: label names, where there is no teacher to give them.
         trust_remote_code: run the repository's own modelling code.
@@ -47,8 +54,16 @@ def make_student(
         A float32 model in train mode that shares no memory with the teacher.
 
     Raises:
-        ValueError: if not exactly one of `layers` and `checkpoint` is given, or the teacher lacks what is asked for.
+        ValueError: if not exactly one of layers, checkpoint and budget is given, the teacher lacks what is asked for,
+            or nothing fits the budget.
     """
+    if max_latency_ms is not None or max_size_mb is not None:
+        if teacher is None or layers is not None or checkpoint is not None:
+            raise ValueError("a budget chooses among numbers of the teacher's layers: give the teacher, and no layers")
+        depths = range(teacher.config.num_hidden_layers, 0, -1)
+        candidates = {f"layers:{depth}": make_student(teacher, depth, seed=seed) for depth in depths}
+        chosen, _ = choose_within(candidates, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
+        return candidates[chosen]
     if (layers is None) == (checkpoint is None):
         raise ValueError("give either layers (of the teacher) or checkpoint (a path or Hub id), and not both")
     if checkpoint is not None:

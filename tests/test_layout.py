@@ -25,7 +25,8 @@ FLOORS = [
     "task windows anchor shards layers capture config sampler labels loading metrics report sources demo "
     "objectives.temperature compression",
     "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
-    "soft_labels targets compression.vocabulary student",
+    "soft_labels targets compression.vocabulary budget",
+    "student",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
     "augment",
