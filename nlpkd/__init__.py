@@ -1,11 +1,21 @@
-"""Distil a fine-tuned text classifier into a small, fast student, and measure what it cost."""
+"""Distil a fine-tuned text classifier into a small, fast student, and measure what it cost.
+
+`import nlpkd` imports no torch. It lets transformers know the BiLSTM and TextCNN students (`nlpkd.small_models`), so
+that `AutoModelForSequenceClassification.from_pretrained` and `pipeline` load one from its folder: at once where
+transformers' auto models are imported already, and else as soon as they are.
+"""
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from typing import Any
 
 _HOMES = {
+    "BiLSTMConfig": "nlpkd.small_models",
+    "BiLSTMForSequenceClassification": "nlpkd.small_models",
     "cache_teacher_outputs": "nlpkd.cache",
     "DistillationConfig": "nlpkd.config",
     "DistillationTrainer": "nlpkd.trainer",
@@ -16,6 +26,9 @@ _HOMES = {
     "load_text_classification": "nlpkd.data",
     "make_student": "nlpkd.student",
     "push_student": "nlpkd.hub",
+    "small_student": "nlpkd.small_models",
+    "TextCNNConfig": "nlpkd.small_models",
+    "TextCNNForSequenceClassification": "nlpkd.small_models",
     "train_teacher": "nlpkd.pipeline",
 }
 
@@ -35,3 +48,31 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _SmallModelsWithAutoClasses:
+    """An import hook for one module: transformers' auto classes bring the small models' registration with them."""
+
+    module = "transformers.models.auto.modeling_auto"
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: Any) -> None:
+            execute(module)
+            import_module("nlpkd.small_models")
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if _SmallModelsWithAutoClasses.module in sys.modules:
+    import_module("nlpkd.small_models")
+else:
+    sys.meta_path.insert(0, _SmallModelsWithAutoClasses())

@@ -107,7 +107,10 @@ def distill(
         list[str] | None, typer.Option(help="A path or Hub id (id@revision); several: average.")
     ] = None,
     student: Annotated[
-        str, typer.Option(help="layers:N or a shape like tinybert-4l-312 (of the teacher), a path, or a Hub id.")
+        str,
+        typer.Option(
+            help="layers:N or a shape like tinybert-4l-312 (of the teacher), bilstm, textcnn, a path, or a Hub id."
+        ),
     ] = "layers:3",
     validation: MaybeRows = None,
     test: MaybeRows = None,

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nlpkd import small_models  # noqa: F401 (registers its model types)
+
 OFFLINE_ADVICE = (
     "If the Hub can't be reached from here, pass a local path, or run the embedded demo: `make demo` "
     "(`python recipes/quickstart.py`)."

@@ -48,7 +48,7 @@ def build_model_card(report: EvaluationReport, *, model_name: str) -> ModelCard:
     sections = [
         _introduction(report, model_name),
         _results(report),
-        _usage(model_name),
+        _usage(report, model_name),
         _training(report.run),
         _measurement(report),
         _limits(report),
@@ -160,12 +160,14 @@ def _spread(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
     return f"- {_text(name)}: {', '.join(figures)}"
 
 
-def _usage(model_name: str) -> str:
+def _usage(report: EvaluationReport, model_name: str) -> str:
     name = json.dumps(_one_line(model_name), ensure_ascii=False)
+    own_kind = str(_part(report.run, "student").get("model_type")).startswith("nlpkd_")
     code = (
-        "from transformers import pipeline\n\n"
-        f'classifier = pipeline("text-classification", model={name})\n'
-        'print(classifier("Write the text to classify here."))'
+        ("import nlpkd  # transformers knows this kind of model from it\n" if own_kind else "")
+        + "from transformers import pipeline\n\n"
+        + f'classifier = pipeline("text-classification", model={name})\n'
+        + 'print(classifier("Write the text to classify here."))'
     )
     return f"## How to use it\n\n{_code_block(code, 'python')}"
 

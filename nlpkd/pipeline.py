@@ -34,6 +34,7 @@ from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.report import EvaluationReport
 from nlpkd.run import Job, checkpoint_to_resume, command_line, gold_trainer, now, only_run
+from nlpkd.small_models import SMALL_STUDENTS
 from nlpkd.sources import Source
 from nlpkd.student import make_student
 from nlpkd.task import SINGLE_LABEL, task_of
@@ -208,7 +209,8 @@ def distill(
         teacher: a path, a Hub id (`id@revision` too), or a model; a list of them is averaged (`nlpkd.ensemble`); None
             where the training rows bring soft labels along.
         student: `"layers:3"` or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see
-            `make_student`), a path, a Hub id (`id@revision` too), or a model.
+            `make_student`), `"bilstm"` or `"textcnn"` (which want objectives on logits, such as `"hinton"`), a path, a
+            Hub id (`id@revision` too), or a model.
         train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
@@ -264,7 +266,7 @@ def distill(
         student, student_revision = _at_revision(student, student_revision)
         if not teachers and _is_layers(student):
             raise ValueError(
-                f"student={student!r} takes layers of a teacher, and there is none: give a path or a Hub id"
+                f"student={student!r} is made of parts of a teacher, and there is none: give a path or a Hub id"
             )
         own = [
             given or load_tokenizer(_as_name(name), revision=revision, trust_remote_code=trust_remote_code)
@@ -503,7 +505,7 @@ def _at_revision(model: Any, revision: str | None) -> tuple[Any, str | None]:
 
 
 def _is_layers(student: Any) -> bool:
-    return isinstance(student, str) and (student.startswith("layers:") or student in SHAPES)
+    return isinstance(student, str) and (student.startswith("layers:") or student in {*SHAPES, *SMALL_STUDENTS})
 
 
 def _as_name(model: str | Path | PreTrainedModel) -> str | Path:

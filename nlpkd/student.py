@@ -1,4 +1,4 @@
-"""Make a student: layers of the teacher, a narrower shape of it, or a checkpoint."""
+"""Make a student: layers of the teacher, a narrower shape of it, a small model of another kind, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nlpkd.budget import choose_within
 from nlpkd.layers import uniform_layers
 from nlpkd.loading import load_classifier
 from nlpkd.narrow import SHAPES, narrow_student
+from nlpkd.small_models import SMALL_STUDENTS, small_student
 
 
 def make_student(
@@ -38,7 +39,8 @@ def make_student(
             `"layers:1,3,6"`. Embeddings, these layers, pooler and head are copied. Of a teacher whose layers share
             their weights (ALBERT) the student runs them fewer times: faster, and no smaller. A peft adapter is merged.
             Or a published student's shape by name (`nlpkd.narrow.SHAPES`), such as `"tinybert-4l-312"`, that
-            `narrow_student` makes of the teacher's weights.
+            `narrow_student` makes of the teacher's weights. Or `"bilstm"` or `"textcnn"`, which `small_student` starts
+            from the teacher's embedding table.
         checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
             where it has none that fits.
         max_latency_ms: instead of layers, the most that one forward pass (one text of 32 tokens) may take: the student
@@ -70,11 +72,14 @@ def make_student(
         if id2label is None and teacher is not None:
             id2label = teacher.config.id2label  # type: ignore[assignment]
         return _from_checkpoint(checkpoint, revision, id2label, trust_remote_code, seed)
+    if isinstance(layers, str) and layers in SMALL_STUDENTS:
+        return small_student(layers, teacher, id2label=id2label, seed=seed)
     if teacher is None:
         raise ValueError(f"layers={layers!r} are layers of a teacher: pass the teacher")
     if isinstance(layers, str) and layers in SHAPES:
         return narrow_student(teacher, **SHAPES[layers], seed=seed)
-    return _from_layers(teacher, _chosen_layers(layers, teacher.config.num_hidden_layers))  # type: ignore[arg-type]
+    depth = getattr(teacher.config, "num_hidden_layers", 0)
+    return _from_layers(teacher, _chosen_layers(layers, depth))  # type: ignore[arg-type]
 
 
 def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:
@@ -82,8 +87,8 @@ def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:
         match = re.fullmatch(r"layers:(\d+(?:,\d+)*)", layers)
         if match is None:
             raise ValueError(
-                f"layers={layers!r} names no layers: use 'layers:3', 3, 'layers:2,4,6', [2, 4, 6], or a shape "
-                f"({', '.join(SHAPES)})"
+                f"layers={layers!r} names no layers: use 'layers:3', 3, 'layers:2,4,6', [2, 4, 6], a shape "
+                f"({', '.join(SHAPES)}), or another kind of student ({', '.join(SMALL_STUDENTS)})"
             )
         numbers = [int(number) for number in match[1].split(",")]
         layers = numbers if len(numbers) > 1 else numbers[0]

@@ -144,7 +144,7 @@ class LayerObjective(Objective):
             if getattr(config, "num_hidden_layers", None) is None:
                 raise ValueError(
                     f"{type(self).__name__} matches {needed} and the {role} has none to give (no model with layers): "
-                    "pass a transformers model, or use objectives on logits"
+                    "use objectives on logits, such as the preset 'hinton', or a transformer"
                 )
         depths = student_config.num_hidden_layers, teacher_config.num_hidden_layers
         self.pairs = self.match(*depths)
