@@ -8,12 +8,14 @@ It takes hours, and resumes where it stopped: every finished run is a line of `r
 """
 
 import json
+import math
 import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import DatasetDict, Value, concatenate_datasets
+from scipy.stats import t
 from transformers import AutoTokenizer, HfArgumentParser
 
 from nlpkd import DistillationConfig, DistillationTrainer, load_teacher, load_text_classification, make_student
@@ -126,7 +128,7 @@ def settings(args: DistillationConfig) -> dict:
 
 
 def table(runs: list[dict]) -> str:
-    """Compare with the undistilled student of the same seed and share: mean and standard deviation over seeds."""
+    """Compare with the undistilled student of the same seed and share."""
     heads = ["method", "labels", "seeds", "test accuracy", "gain over undistilled", "agreement with the teacher"]
     heads += ["steps to the undistilled accuracy", "minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -143,9 +145,9 @@ def table(runs: list[dict]) -> str:
             f"{share:.0%}",
             str(len(group)),
             spread([100 * run["test_accuracy"] for run in group]),
-            spread([100 * (run["test_accuracy"] - base["test_accuracy"]) for run, base in paired], signed=True),
+            gain([100 * (run["test_accuracy"] - base["test_accuracy"]) for run, base in paired]),
             spread([100 * run["test_agreement"] for run in group if "test_agreement" in run]),
-            f"{statistics.median(known) if known else '-'} of {steps}, by {len(known)} of {len(paired)}",
+            f"{statistics.median_high(known) if known else '-'} of {steps}, by {len(known)} of {len(paired)}",
             f"{statistics.mean(run['seconds'] for run in group) / 60:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -157,12 +159,20 @@ def mean(runs: list[dict]) -> float:
     return statistics.mean(run["test_accuracy"] for run in runs)
 
 
-def spread(values: list[float], signed: bool = False) -> str:
-    """Write mean ± standard deviation."""
+def spread(values: list[float]) -> str:
+    """Write mean ± sample standard deviation."""
     if not values:
         return "-"
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):+.1f}{deviation}" if signed else f"{statistics.mean(values):.1f}{deviation}"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def gain(differences: list[float]) -> str:
+    """Write the mean of paired differences with its 95 % interval over seeds (Student's t)."""
+    if len(differences) < 2 or not any(differences):
+        return f"{statistics.mean(differences):+.1f}" if differences else "-"
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    low, high = t.interval(0.95, len(differences) - 1, loc=statistics.mean(differences), scale=error)
+    return f"{statistics.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def main() -> None:
