@@ -68,6 +68,9 @@ class DistillationConfig(TrainingArguments):
     cache_teacher: str = field(
         default="auto", metadata={"help": "auto: run the teacher once where its logits suffice; off: on every batch."}
     )
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where those outputs are kept; output_dir/teacher_cache by default."}
+    )
     weighting: str = field(default="fixed", metadata={"help": "Objectives' weights: fixed, linear or uncertainty."})
     weighting_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of learned weights."})
     anchor_weight: float = field(default=0.0, metadata={"help": "L2 pull towards the weights at the start."})

@@ -306,8 +306,15 @@ def _resumes(args: DistillationConfig) -> bool:
 
 def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
     """Give the settings of a further training; a checkpoint asked for by its path belongs to the first one alone."""
-    resume = "True" if _resumes(args) else None
-    return dataclasses.replace(args, output_dir=str(folder), push_to_hub=False, resume_from_checkpoint=resume)
+    # Seeds and stages teach the same rows, so that the teacher need not run on them again.
+    cache = args.teacher_cache_dir or str(Path(args.output_dir) / "teacher_cache")
+    return dataclasses.replace(
+        args,
+        output_dir=str(folder),
+        teacher_cache_dir=cache,
+        push_to_hub=False,
+        resume_from_checkpoint="True" if _resumes(args) else None,
+    )
 
 
 def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig]) -> DistillationConfig:

@@ -263,7 +263,7 @@ class DistillationTrainer(Trainer):
             step = given.train_batch_size * given.gradient_accumulation_steps * given.world_size
             epochs = given.max_steps * step / len(rows) if given.max_steps > 0 else given.num_train_epochs
             if epochs > 1:
-                folder = Path(given.output_dir) / "teacher_cache"
+                folder = Path(given.teacher_cache_dir or Path(given.output_dir) / "teacher_cache")
                 self.train_dataset = self._teaching.run_once(rows, folder, bool(given.bf16))
         return super().train(*args, **kwargs)
 

@@ -257,6 +257,7 @@ def test_finished_seeds_are_kept_by_a_resume_and_by_nothing_else(tmp_path, taugh
            "objectives": "hinton", "num_seeds": 2}  # fmt: skip
     distill(**job, **QUICK)
     finished = (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns
+    assert [path.parent for path in tmp_path.rglob("teacher_cache")] == [tmp_path], "the seeds share one"
     resumed = distill(**job, **QUICK, resume_from_checkpoint=True)
     assert (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns == finished
     assert resumed.report.candidates["student"].training_seconds is None, "only a part of it was timed"

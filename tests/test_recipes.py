@@ -304,6 +304,15 @@ def test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_s
     assert f"{100 * gain:+.1f}" in line
 
 
+def test_a_bilstm_is_distilled_on_augmented_text(folder):
+    run = start(folder, "bilstm.py", "--teacher", "teacher", "--train_file", "train.tsv", "--validation_file",
+                "validation.tsv", "--copies", "2", "--output_dir", "bilstm", *SHORT)  # fmt: skip
+    assert run.wait() == 0, run.text
+    report = check_output(folder / "bilstm", run)
+    assert report["run"]["student"]["model_type"] == "nlpkd_bilstm" and report["run"]["data"]["train_rows"] > 61
+    assert load(folder / "bilstm")[0].config.model_type == "nlpkd_bilstm"
+
+
 def test_sentences_held_out_share_no_phrase_with_what_is_left(tmp_path):
     generator = torch.Generator().manual_seed(0)
     longest = [
