@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from transformers.trainer_utils import HubStrategy
 TEACHER_CHECKS = ("error", "warn", "off")
 WEIGHTING_NAMES = ("fixed", "linear", "uncertainty")
 ENSEMBLE_AVERAGES = ("probabilities", "logits")
+
+_RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
 
 @dataclass
@@ -38,7 +41,8 @@ class DistillationConfig(TrainingArguments):
         ensemble_weights: weights of several teachers, one a teacher; equal ones if None. Only their ratios count.
 
     Raises:
-        ValueError: if a setting is out of range, or several GPUs are visible without a launcher.
+        ValueError: if a setting is out of range, several GPUs are visible without a launcher, or a launcher started
+            fewer processes than it was asked for.
     """
 
     output_dir: str = field(default="trainer_output", metadata={"help": "Where the run writes."})
@@ -83,6 +87,7 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""
+        _refuse_lost_processes()
         if not torch.accelerator.is_available():
             # Without it, launched CPU processes each take themselves for the only one.
             self.use_cpu = True
@@ -111,6 +116,21 @@ class DistillationConfig(TrainingArguments):
                 f"{self.n_gpu} GPUs are visible and no launcher is used: run `accelerate launch YOUR_SCRIPT.py`, or "
                 "choose one with CUDA_VISIBLE_DEVICES=0"
             )
+
+
+def _refuse_lost_processes() -> None:
+    """Refuse to be the only one of several processes that were asked for.
+
+    `accelerate launch --cpu --num_processes N` starts one process: it sets the master's address for N, and no rank.
+    """
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if launched and not _RANKS & os.environ.keys():
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one, as it does with --cpu. Type "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 ...` or "
+            "`torchrun --nproc_per_node N ...`; where one process is what you want, leave --num_processes out and "
+            "unset MASTER_ADDR"
+        )
 
 
 def check_ensemble(average: str, weights: Sequence[float] | None) -> None:

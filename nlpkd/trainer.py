@@ -26,6 +26,7 @@ from nlpkd.capture import Capture, CapturedOutput
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
+from nlpkd.interruption import EXIT_STATUS, SaveOnSigterm
 from nlpkd.matching import follow_student_labels, refuse_shared_weights
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import resolve
@@ -116,6 +117,8 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             **trainer_arguments,
         )
+        self._interruption = SaveOnSigterm()
+        self.add_callback(self._interruption)
         self.teacher_model = teacher
         self.teacher_processing_class = teacher_processing_class
         given = self._default_objectives() if objectives is None else objectives
@@ -257,7 +260,11 @@ class DistillationTrainer(Trainer):
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as `Trainer` does, the teacher run once beforehand where its logits are all that is needed."""
+        """Train as `Trainer` does, the teacher run once beforehand where its logits are all that is needed.
+
+        Raises:
+            SystemExit: after a SIGTERM, once the checkpoint is saved.
+        """
         given, rows = self.args, self.train_dataset
         if given.cache_teacher == "auto" and self.objectives.need_teacher and not given.fp16 and has_length(rows):
             step = given.train_batch_size * given.gradient_accumulation_steps * given.world_size
@@ -265,7 +272,10 @@ class DistillationTrainer(Trainer):
             if epochs > 1:
                 folder = Path(given.teacher_cache_dir or Path(given.output_dir) / "teacher_cache")
                 self.train_dataset = self._teaching.run_once(rows, folder, bool(given.bf16))
-        return super().train(*args, **kwargs)
+        output = super().train(*args, **kwargs)
+        if self._interruption.stopped:
+            raise SystemExit(EXIT_STATUS)
+        return output
 
     # Loss
 

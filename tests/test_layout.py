@@ -23,7 +23,7 @@ LONGEST_MODULE = 600
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
     "small_models",
-    "task windows anchor shards layers capture config sampler labels loading metrics report sources demo "
+    "task windows interruption anchor shards layers capture config sampler labels loading metrics report sources demo "
     "objectives.temperature compression",
     "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
     "soft_labels targets compression.vocabulary budget",

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -284,8 +285,8 @@ distill(**json.loads(sys.argv[1]), max_steps=100000)
 
 
 @pytest.fixture
-def killed(tmp_path, taught, splits, small) -> dict:
-    """A job that another process worked on until it was killed, and that could not be taken over before."""
+def working(tmp_path, taught, splits, small):
+    """A job that another process works on and has saved a checkpoint of, and that process."""
     for split, rows in splits.items():
         rows.to_parquet(tmp_path / f"{split}.parquet")
     job = {"teacher": str(taught.output_dir), "student": str(small), "train": str(tmp_path / "train.parquet"),
@@ -300,15 +301,18 @@ def killed(tmp_path, taught, splits, small) -> dict:
         while not list((tmp_path / "out").glob("checkpoint-*/trainer_state.json")):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.05)
-        with pytest.raises(ValueError, match="another run is writing to"):
-            distill(**job, max_steps=1)
+        yield job, process
     finally:
         process.kill()
         process.wait()
-    return job
 
 
-def test_a_killed_run_frees_its_directory_and_is_resumed_from_its_last_whole_checkpoint(killed, caplog):
+def test_a_killed_run_frees_its_directory_and_is_resumed_from_its_last_whole_checkpoint(working, caplog):
+    killed, process = working
+    with pytest.raises(ValueError, match="another run is writing to"):
+        distill(**killed, max_steps=1)
+    process.kill()
+    process.wait()
     out = Path(killed["output_dir"])
     last = last_checkpoint(out)
     done = int(last.name.split("-")[1])
@@ -320,6 +324,21 @@ def test_a_killed_run_frees_its_directory_and_is_resumed_from_its_last_whole_che
     after = logged(out / f"checkpoint-{done + 6}", "loss")
     assert {step: after[step] for step in before} == before
     assert sorted(after) == list(range(1, done + 7))
+
+
+def test_sigterm_saves_a_checkpoint_from_which_the_run_ends_as_if_nothing_had_been(working, tmp_path):
+    job, process = working
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 143
+    last = last_checkpoint(Path(job["output_dir"]))
+    done = int(last.name.split("-")[1])
+    log = (tmp_path / "log").read_text()
+    assert f"SIGTERM: stopped after step {done}, whose checkpoint is in {job['output_dir']}" in log
+    assert not (Path(job["output_dir"]) / "report.json").exists()
+    distill(**job, max_steps=done + 3, resume_from_checkpoint="True")
+    distill(**job | {"output_dir": str(tmp_path / "whole")}, max_steps=done + 3)
+    resumed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 def two_stages() -> list[Stage]:

@@ -279,6 +279,15 @@ def test_without_a_hub_the_error_names_the_offline_command(started):
     assert "http://127.0.0.1:9" in run.text and "make demo" in run.text
 
 
+def test_a_launcher_that_loses_processes_is_noticed(folder):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines",
+               "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "recipes" / "sst2.py"),
+               "--teacher", "teacher", "--student", "layers:2", *FILES, *SHORT]  # fmt: skip
+    known = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "RANK", "WORLD_SIZE")}
+    run = subprocess.run(command, cwd=folder, env=known | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert run.returncode != 0 and "torchrun --nproc_per_node N" in run.stderr
+
+
 def test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_stopped(folder):
     shared = ["compare_objectives.py", "--teacher", "teacher", "--student", "layers:2", "--train_file", "train.tsv",
               "--test_file", "validation.tsv", "--curve_rows", "10", "--output_dir", "compared", "--num_train_epochs",
