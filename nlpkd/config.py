@@ -91,6 +91,11 @@ class DistillationConfig(TrainingArguments):
         if not torch.accelerator.is_available():
             # Without it, launched CPU processes each take themselves for the only one.
             self.use_cpu = True
+            if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+                raise ValueError(
+                    "FSDP was asked for and there is no accelerator: Accelerate would train with DDP and say nothing. "
+                    "Leave it out (recipes/accelerate_configs/cpu.yaml), or run on GPUs"
+                )
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_at_bf16(self.use_cpu)
         super().__post_init__()

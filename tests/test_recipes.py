@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import WORDS, raw_rows, tiny_bert
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from safetensors.torch import load_file
@@ -286,6 +287,39 @@ def test_a_launcher_that_loses_processes_is_noticed(folder):
     known = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "RANK", "WORLD_SIZE")}
     run = subprocess.run(command, cwd=folder, env=known | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert run.returncode != 0 and "torchrun --nproc_per_node N" in run.stderr
+
+
+CONFIGS = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_accelerate_reads_every_config(config):
+    read = load_config_from_file(str(config))
+    assert read.num_processes >= 2 and read.distributed_type in ("MULTI_GPU", "FSDP", "DEEPSPEED")
+
+
+def launch(folder, config, *arguments, **environment):
+    known = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "RANK", "WORLD_SIZE")}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               str(ROOT / "recipes" / "accelerate_configs" / config), "--num_processes", "2",
+               "--main_process_port", port, str(ROOT / "recipes" / "sst2.py"), "--teacher", "teacher", "--student",
+               "layers:2", *FILES, *SHORT, *arguments]  # fmt: skip
+    known |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True)
+
+
+def test_the_config_for_cpus_starts_two_processes(folder):
+    run = launch(folder, "cpu.yaml", "--max_steps", "2", "--output_dir", "two", ACCELERATE_USE_CPU="true")
+    report = json.loads((folder / "two" / "report.json").read_text())
+    assert report["run"]["settings"]["processes"] == 2, run.stderr
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator, where FSDP works")
+def test_fsdp_is_refused_where_accelerate_would_stay_with_ddp(folder):
+    run = launch(folder, "fsdp2.yaml", "--max_steps", "2", ACCELERATE_USE_CPU="true")
+    assert run.returncode != 0 and "FSDP was asked for and there is no accelerator" in run.stderr
 
 
 def test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_stopped(folder):
