@@ -32,6 +32,7 @@ Length = Annotated[int, typer.Option(help="Longest text in tokens; longer ones a
 Stride = Annotated[
     int | None, typer.Option(help="Cut longer texts into windows that share so many tokens, instead of truncating.")
 ]
+Streaming = Annotated[bool, typer.Option("--streaming", help="Read the train file as it is needed.")]
 Split = Annotated[float | None, typer.Option(help="Share of the training rows to hold out instead of --validation.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training rows.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
@@ -58,6 +59,7 @@ def train_teacher(
     class_weights: Weights = None,
     max_length: Length = 128,
     window_stride: Stride = None,
+    streaming: Streaming = False,
     validation_split: Split = None,
     num_train_epochs: Epochs = 3,
     learning_rate: Rate = 5e-5,
@@ -85,6 +87,7 @@ def train_teacher(
         class_weights=class_weights,
         max_length=max_length,
         window_stride=window_stride,
+        streaming=streaming,
         validation_split=validation_split,
         trust_remote_code=trust_remote_code,
         num_train_epochs=num_train_epochs,
@@ -130,6 +133,7 @@ def distill(
     class_weights: Weights = None,
     max_length: Length = 128,
     window_stride: Stride = None,
+    streaming: Streaming = False,
     validation_split: Split = None,
     num_train_epochs: Epochs = 3,
     learning_rate: Rate = 5e-5,
@@ -166,6 +170,7 @@ def distill(
         class_weights=class_weights,
         max_length=max_length,
         window_stride=window_stride,
+        streaming=streaming,
         validation_split=validation_split,
         trust_remote_code=trust_remote_code,
         num_train_epochs=num_train_epochs,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, DatasetDict
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
@@ -20,6 +22,7 @@ from nlpkd.columns import UNLABELLED, Columns, check_texts, find_columns
 from nlpkd.shards import pad_states
 from nlpkd.soft_labels import add_soft_labels
 from nlpkd.sources import Source, read_splits
+from nlpkd.streaming import Encode, TextStream, columns_of_file
 from nlpkd.targets import Targets, encode_targets, unlabelled_rows
 from nlpkd.task import SINGLE_LABEL
 from nlpkd.windows import DOCUMENT, windows_of
@@ -41,11 +44,11 @@ class TextClassificationData:
     """Tokenised splits and the task that their labels make.
 
     Attributes:
-        splits: "train" and, where given, "validation" and "test"; columns: input_ids, attention_mask, token_type_ids
-            where the tokenizer gives them or texts are pairs, the same with the prefix ``teacher_`` where the teacher
-            has a tokenizer of its own (``teacher_2_``, ... for further ones of several teachers), labels (a
-            ClassLabel; zeros and ones, one a label; or a score), length (student tokens), document (of windows alone:
-            the row number of their text) and the texts.
+        splits: data sets ("train" of a stream is a `TextStream`): "train" and, where given, "validation" and "test";
+            columns: input_ids, attention_mask, token_type_ids where the tokenizer gives them or texts are pairs, the
+            same with the prefix ``teacher_`` where the teacher has a tokenizer of its own (``teacher_2_``, ... for
+            further ones of several teachers), labels (a ClassLabel; zeros and ones, one a label; or a score), length
+            (student tokens), document (of windows alone: the row number of their text) and the texts.
         text_column: the column of the text.
         text_pair_column: the column of the second text, or None.
         label_column: the label's column in the source, or one for each label; in ``splits`` it is always "labels".
@@ -56,7 +59,7 @@ class TextClassificationData:
         name: the source, for the record: a Hub id, files without their directory, or "in-memory data".
     """
 
-    splits: DatasetDict
+    splits: dict[str, Any]
     text_column: str
     text_pair_column: str | None
     label_column: str | tuple[str, ...]
@@ -66,7 +69,7 @@ class TextClassificationData:
     max_length: int
     name: str
 
-    def __getitem__(self, split: str) -> Dataset:
+    def __getitem__(self, split: str) -> Any:
         return self.splits[split]
 
     def __contains__(self, split: object) -> bool:
@@ -114,6 +117,7 @@ def load_text_classification(
     max_length: int | None = None,
     window_stride: int | None = None,
     validation_split: float | int | None = None,
+    streaming: bool = False,
     config_name: str | None = None,
     revision: str | None = None,
     seed: int = 42,
@@ -139,6 +143,8 @@ def load_text_classification(
         window_stride: cut longer texts into windows of max_length tokens that share so many with the one before, each
             a row with its text's label; what is measured is a text's average. Truncate if None.
         validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
+        streaming: read the train file (jsonl, csv, tsv, parquet) as it is needed, in memory that doesn't grow with it;
+            see `nlpkd.streaming.TextStream`. It then needs a validation set of its own.
         config_name: the configuration of the Hub dataset, such as "sst2" of "glue".
         revision: the branch, tag or commit of the Hub dataset.
         seed: seeds the choice of held-out rows.
@@ -150,6 +156,18 @@ def load_text_classification(
         ValueError: whatever is wrong with the input: what was found, where (split, row, column), and what to do.
         ConnectionError: the Hub can't be reached.
     """
+    if streaming:
+        if any((soft_label_column, validation_split, window_stride is not None, config_name, revision)) or (
+            problem_type not in (None, SINGLE_LABEL) or not isinstance(train, (str, os.PathLike))
+        ):
+            raise ValueError(
+                "streaming reads a file with one class a row: without soft labels, windows, validation_split and the "
+                "Hub; give the validation set as a file of its own"
+            )
+        return _stream(
+            train, validation, test, [tokenizer, *_given(teacher_tokenizer)],
+            (text_column, text_pair_column, label_column), max_length,
+        )  # fmt: skip
     splits, name = read_splits(train, validation, test, config_name, revision)
     columns = find_columns(splits["train"].column_names, text_column, text_pair_column, label_column)
     targets = encode_targets(_select(splits, columns, soft_label_column), columns.label, problem_type, label_names)
@@ -341,10 +359,8 @@ def _max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase]
     return asked
 
 
-def _tokenise(
-    splits: DatasetDict, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int
-) -> tuple[DatasetDict, dict[str, int]]:
-    """Add every tokenizer's columns and the student's lengths; count the rows that the student doesn't see whole."""
+def _encoder(columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int) -> Encode:
+    """Make the function that gives texts every tokenizer's columns and the student's lengths."""
     names, student = _text_columns(columns), tokenizers[0]
     # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
     segments = True if columns.text_pair else None
@@ -365,6 +381,14 @@ def _tokenise(
             made |= {prefix + column: encoded[column] for column in TOKEN_COLUMNS if column in encoded}
         return made | {"length": [len(ids) for ids in made["input_ids"]]}
 
+    return tokens
+
+
+def _tokenise(
+    splits: DatasetDict, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int
+) -> tuple[DatasetDict, dict[str, int]]:
+    """Tokenise; count the rows that the student doesn't see whole."""
+    names, student, tokens = _text_columns(columns), tokenizers[0], _encoder(columns, tokenizers, max_length)
     tokenised, truncated = {}, {}
     for split, data in splits.items():
         tokenised[split] = data.map(tokens, batched=True, desc=f"Tokenising {split}")
@@ -374,6 +398,38 @@ def _tokenise(
         if truncated[split]:
             logger.warning("%s: %d of %d rows truncated to %d tokens", split, truncated[split], len(data), max_length)
     return DatasetDict(tokenised), truncated
+
+
+def _stream(
+    train: str | os.PathLike[str],
+    validation: Source | None,
+    test: Source | None,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    asked: tuple[str | None, str | None, str | Sequence[str] | None],
+    max_length: int | None,
+) -> TextClassificationData:
+    """Stream the train rows; the other splits are read whole, with the classes of train."""
+    columns = columns_of_file(train, *asked)
+    length = _max_length(max_length, tokenizers, columns.text_pair is not None)
+    stream = TextStream(train, columns, _encoder(columns, tokenizers, length))
+    splits: dict[str, Any] = {"train": stream}
+    truncated: dict[str, int] = {}
+    for split, source in (("validation", validation), ("test", test)):
+        if source is None:
+            continue
+        # Labels are settled by train, so its classes stand in for it.
+        rows = {"train": stream.example_of_each_class(), split: read_splits(source)[0]["train"]}
+        targets = encode_targets(_select(DatasetDict(rows), columns, None), columns.label, SINGLE_LABEL)
+        held_out = DatasetDict({split: _prepare(targets, columns, None, None, 0)[split]})
+        tokenised, cut = _tokenise(held_out, columns, tokenizers, length)
+        splits[split], truncated = tokenised[split], truncated | cut
+    label: Any = columns.label
+    logger.warning("%s: %s, %d rows as a stream, labels %r (%s)", Path(train).name, SINGLE_LABEL, len(stream), label,
+                   ", ".join(stream.names[:10]))  # fmt: skip
+    return TextClassificationData(
+        splits, columns.text, columns.text_pair, label, SINGLE_LABEL, dict(enumerate(stream.names)), truncated, length,
+        Path(train).name,
+    )  # fmt: skip
 
 
 def _windows(

@@ -26,6 +26,7 @@ from nlpkd.labels import (
     stratified_sample,
 )
 from nlpkd.loading import load_tokenizer
+from nlpkd.streaming import TextStream
 from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teacher import TEACHER_LOGITS, LiveTeacher, Teacher
 
@@ -89,7 +90,7 @@ def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
     """Give a data set the label ids of the student, by name, and check that they are in range.
 
     Args:
-        dataset: a `datasets.Dataset`; anything else, and rows without labels, are passed through.
+        dataset: a `datasets.Dataset` or a `TextStream`; anything else, and rows without labels, are passed through.
         student_config: its `id2label` is followed where it has names of its own, and else takes the data set's names.
         split: name for messages.
 
@@ -101,18 +102,17 @@ def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
     """
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(f"the {split} set has no rows")
+    if isinstance(dataset, TextStream) and student_config is not None:
+        order = _order_by_name(dict(enumerate(dataset.names)), student_config, split)
+        if order is not None and order != sorted(order):
+            dataset.follow(order)
+        return dataset
     column = label_column(dataset)
     if not isinstance(dataset, Dataset) or column is None or student_config is None:
         return dataset
     feature, order = dataset.features[column], None
     if isinstance(feature, ClassLabel):
-        names = dict(enumerate(feature.names))
-        try:
-            order = align_names(names, student_config.id2label)
-        except ValueError as error:
-            raise ValueError(f"labels of the {split} set and of the student: {error}") from None
-        if order is None and not is_generic(names):
-            student_config.id2label, student_config.label2id = names, {name: k for k, name in names.items()}
+        order = _order_by_name(dict(enumerate(feature.names)), student_config, split)
     task = task_of(student_config) or SINGLE_LABEL
     if task == SINGLE_LABEL:
         _refuse_out_of_range(dataset, column, student_config.num_labels, split)
@@ -125,6 +125,17 @@ def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
         followed = [places[value] for value in dataset[column][:]]
         return dataset.remove_columns(column).add_column(column, followed, feature=names)
     return dataset
+
+
+def _order_by_name(names: dict[int, str], student_config: Any, split: str) -> list[int] | None:
+    """Find the data's index of each of the student's labels; a student whose names say nothing takes the data's."""
+    try:
+        order = align_names(names, student_config.id2label)
+    except ValueError as error:
+        raise ValueError(f"labels of the {split} set and of the student: {error}") from None
+    if order is None and not is_generic(names):
+        student_config.id2label, student_config.label2id = names, {name: k for k, name in names.items()}
+    return order
 
 
 def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: str) -> None:

@@ -36,6 +36,7 @@ from nlpkd.report import EvaluationReport
 from nlpkd.run import Job, checkpoint_to_resume, command_line, gold_trainer, now, only_run
 from nlpkd.small_models import SMALL_STUDENTS
 from nlpkd.sources import Source
+from nlpkd.streaming import TextStream
 from nlpkd.student import make_student
 from nlpkd.task import SINGLE_LABEL, task_of
 from nlpkd.teacher import load_teacher
@@ -95,6 +96,7 @@ def train_teacher(
     class_weights: str | Sequence[float] | None = None,
     max_length: int | None = None,
     window_stride: int | None = None,
+    streaming: bool = False,
     validation_split: float | int | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
@@ -119,6 +121,7 @@ def train_teacher(
             or `"balanced"` for weights that make rare classes count as much as common ones.
         max_length: longest text in tokens.
         window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
+        streaming: read the train file as it is needed; see `nlpkd.streaming`.
         validation_split: share or number of training rows to hold out where there is no validation set.
         dataset_config: configuration of a Hub data set.
         dataset_revision: revision of a Hub data set.
@@ -144,6 +147,7 @@ def train_teacher(
             problem_type=problem_type,
             max_length=max_length,
             window_stride=window_stride,
+            streaming=streaming,
             validation_split=validation_split,
             config_name=dataset_config,
             revision=dataset_revision,
@@ -198,6 +202,7 @@ def distill(
     class_weights: str | Sequence[float] | None = None,
     max_length: int | None = None,
     window_stride: int | None = None,
+    streaming: bool = False,
     validation_split: float | int | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
@@ -238,6 +243,7 @@ def distill(
             or `"balanced"` for weights that make rare classes count as much as common ones.
         max_length: longest text in tokens.
         window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
+        streaming: read the train file as it is needed; see `nlpkd.streaming`.
         validation_split: share or number of training rows to hold out where there is no validation set.
         dataset_config: configuration of a Hub data set.
         dataset_revision: revision of a Hub data set.
@@ -298,6 +304,7 @@ def distill(
             label_names=_names_of_teachers(configs),
             max_length=max_length,
             window_stride=window_stride,
+            streaming=streaming,
             validation_split=validation_split,
             config_name=dataset_config,
             revision=dataset_revision,
@@ -469,9 +476,8 @@ def _with_trimmed_vocabulary(
     """Leave the student the vocabulary of the training split's text, and read the data again with it."""
     rows, start = job.data["train"], job.start
     columns = [column for column in (job.data.text_column, job.data.text_pair_column) if column is not None]
-    _, tokenizer, record = trim_vocabulary(
-        start(seed), job.tokenizer, (text for column in columns for text in rows[column])
-    )
+    texts = rows.raw_texts() if isinstance(rows, TextStream) else (text for column in columns for text in rows[column])
+    _, tokenizer, record = trim_vocabulary(start(seed), job.tokenizer, texts)
     ids: Any = original_ids(tokenizer, job.tokenizer)
     others = _other_tokenizers(tokenizer, own)
     return replace(

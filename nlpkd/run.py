@@ -29,6 +29,7 @@ from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.presets import Stage
 from nlpkd.publishing import describe_training
 from nlpkd.report import EvaluationReport, aggregate_seeds
+from nlpkd.streaming import TextStream
 from nlpkd.targets import unlabelled_rows
 from nlpkd.task import MULTI_LABEL
 from nlpkd.trainer import DistillationTrainer
@@ -77,7 +78,9 @@ def gold_trainer(
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
     rows = data["train"]
-    if any(unlabelled := unlabelled_rows(rows)):
+    if isinstance(rows, TextStream):
+        rows = rows.labelled()
+    elif any(unlabelled := unlabelled_rows(rows)):
         rows = rows.select([number for number, flag in enumerate(unlabelled) if not flag])
     return DistillationTrainer(
         model=model,
@@ -174,7 +177,8 @@ class Job:
         baseline = None
         if untrained is not None and baseline_dir is not None:
             args_beside = _beside(_altogether(args, [*earlier, last]), baseline_dir)
-            if any(unlabelled_rows(self.data["train"])):
+            rows = self.data["train"]
+            if rows.num_unlabelled if isinstance(rows, TextStream) else any(unlabelled_rows(rows)):
                 # As many steps as the student had, though there are fewer rows with labels.
                 states = Path(args.output_dir).glob("stage-*/trainer_state.json")
                 steps = sum(TrainerState.load_from_json(str(state)).global_step for state in states)
@@ -245,6 +249,10 @@ class Job:
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
+    def _train_rows(self) -> int:
+        rows = self.data["train"]
+        return rows.num_rows if isinstance(rows, TextStream) else count_texts(rows)
+
     def _record(self, trainer: DistillationTrainer, split: str, stages: Sequence[Stage]) -> dict[str, Any]:
         record = describe_training(trainer)
         if len(stages) > 1:
@@ -263,7 +271,7 @@ class Job:
                 "config": self.origin["dataset_config"],
                 "revision": self.origin["dataset_revision"],
                 "split": split,
-                "train_rows": count_texts(self.data["train"]),
+                "train_rows": self._train_rows(),
                 "evaluated_rows": count_texts(self.data[split]),
                 "truncated_rows": self.data.truncated,
                 "max_length": self.data.max_length,

@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -69,6 +69,79 @@ def read_splits(
             raise ValueError(f"The {role} split has no rows: check its source.")
     names = dict.fromkeys(_name(source) for source in (train, validation, test) if source is not None)
     return DatasetDict({role: split.with_format(None) for role, split in splits.items()}), ", ".join(names)
+
+
+def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Read a file row by row, in memory that does not grow with it.
+
+    Args:
+        path: a jsonl, csv, tsv (quotes are plain characters) or parquet file; values as `read_splits` gives them.
+
+    Yields:
+        The rows, a key for each column.
+
+    Raises:
+        ValueError: a file that is missing, of another kind, or unreadable; the row or line is named.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"File not found: {path} (from {Path.cwd()}).")
+    reader = {".jsonl": _stream_json_lines, ".csv": _stream_csv, ".tsv": _stream_tsv, ".parquet": _stream_parquet}
+    if path.suffix.lower() not in reader:
+        raise ValueError(f"A {path.suffix!r} file can't be streamed ({path}): use one of {', '.join(reader)}.")
+    return reader[path.suffix.lower()](path)
+
+
+def _stream_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"Line {number} of {path} is not a JSON value: {error}.") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"Line {number} of {path} is a {type(row).__name__}, not an object.")
+                yield row
+
+
+def _stream_delimited(path: Path, delimiter: str, quoting: int) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            cells = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
+            header = next((row for row in cells if row), [])
+            repeated = sorted({name for name in header if header.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{path} has columns with the same name: {repeated}. Rename them.")
+            for row in cells:
+                if row and len(row) != len(header):
+                    raise ValueError(
+                        f"Line {cells.line_num} of {path} has {len(row)} cells, and the header has {len(header)}."
+                    )
+                if row:
+                    yield dict(zip(header, row, strict=True))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8.") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} can't be read: {error}.") from error
+
+
+def _stream_csv(path: Path) -> Iterator[dict[str, Any]]:
+    return _stream_delimited(path, ",", csv.QUOTE_MINIMAL)
+
+
+def _stream_tsv(path: Path) -> Iterator[dict[str, Any]]:
+    return _stream_delimited(path, "\t", csv.QUOTE_NONE)
+
+
+def _stream_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
 
 
 def _train_splits(data: Dataset | DatasetDict) -> dict[str, Dataset]:

@@ -18,7 +18,15 @@ from nlpkd.capture import CapturedOutput, Wanted
 from nlpkd.compression.vocabulary import original_ids
 from nlpkd.data import TeacherTokenizers, per_teacher
 from nlpkd.ensemble import TeacherEnsemble
-from nlpkd.matching import fit_ensemble, hold_against_gold, label_order, refuse_unknown_padding, teacher_prefix
+from nlpkd.matching import (
+    CHECKED_ROWS,
+    fit_ensemble,
+    hold_against_gold,
+    label_order,
+    refuse_unknown_padding,
+    teacher_prefix,
+)
+from nlpkd.streaming import TextStream
 from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS, CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -114,6 +122,7 @@ class Teaching:
         seed: int,
     ) -> None:
         """Hold the teacher against a sample of gold labels; see `nlpkd.matching.hold_against_gold`."""
+        rows = rows.head(CHECKED_ROWS) if isinstance(rows, TextStream) else rows
         source = self.source(getattr(rows, "column_names", None) or ())
         if source is not None and isinstance(rows, Dataset):
             hold_against_gold(source, rows, collate, batch_size, self.device, self._order, student_config, check, seed)

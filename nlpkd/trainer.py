@@ -34,6 +34,7 @@ from nlpkd.objectives.together import ObjectiveSet
 from nlpkd.publishing import push, push_checkpoint, write_card
 from nlpkd.sampler import LengthGroupedBatchSampler
 from nlpkd.scoring import scoring_of
+from nlpkd.streaming import TextStream
 from nlpkd.task import task_of
 from nlpkd.teacher import TEACHER_LOGITS
 from nlpkd.teaching import Teaching
@@ -226,6 +227,8 @@ class DistillationTrainer(Trainer):
         """Make the loader of training batches: length-grouped by `LengthGroupedBatchSampler`, or as `Trainer` does."""
         args = self.args
         dataset: Any = self.train_dataset
+        if isinstance(dataset, TextStream):
+            return self._streamed(dataset)
         if dataset is None or args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
             return super().get_train_dataloader()
         sampler = LengthGroupedBatchSampler(
@@ -250,9 +253,19 @@ class DistillationTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
-        # The sampler has shared the rows out already, so Accelerate must not do it again.
+        return self._on_device(loader)
+
+    def _streamed(self, stream: TextStream) -> DataLoader:
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        stream.batches_of(self._train_batch_size, args.world_size, args.process_index, seed)
+        collate = self._get_collator_with_removed_columns(self.data_collator, "training")
+        return self._on_device(DataLoader(stream, batch_size=self._train_batch_size, collate_fn=collate))
+
+    def _on_device(self, loader: DataLoader) -> DataLoader:
+        # The rows are shared out already, so Accelerate must not do it again.
         return prepare_data_loader(
-            loader, device=args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+            loader, device=self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
         )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:

@@ -28,6 +28,7 @@ FLOORS = [
     "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
     "soft_labels targets compression.vocabulary budget",
     "student",
+    "streaming",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
     "augment",
