@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
+from transformers.training_args import OptimizerNames
 
 TEACHER_CHECKS = ("error", "warn", "off")
 WEIGHTING_NAMES = ("fixed", "linear", "uncertainty")
@@ -121,6 +122,15 @@ class DistillationConfig(TrainingArguments):
                 f"{self.n_gpu} GPUs are visible and no launcher is used: run `accelerate launch YOUR_SCRIPT.py`, or "
                 "choose one with CUDA_VISIBLE_DEVICES=0"
             )
+
+    def choices(self) -> list[str]:
+        """Say what decides about speed, as it was chosen for this machine or asked for."""
+        grouped = self.train_sampling_strategy == "group_by_length"
+        return [
+            "bf16" if self.bf16 else "fp16" if self.fp16 else "float32",
+            "length-grouped batches" if grouped else f"batches in {self.train_sampling_strategy} order",
+            OptimizerNames(self.optim).value,
+        ]
 
 
 def _refuse_lost_processes() -> None:

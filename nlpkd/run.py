@@ -53,7 +53,9 @@ def only_run(output_dir: str | Path) -> Iterator[None]:
     """
     state = PartialState()
     if not state.is_main_process:
+        # What is said is said once, by the main process.
         disable_progress_bars()
+        logging.getLogger("nlpkd").setLevel(logging.ERROR)
         yield
         return
     folder = Path(output_dir)

@@ -285,10 +285,21 @@ class DistillationTrainer(Trainer):
             if epochs > 1:
                 folder = Path(given.teacher_cache_dir or Path(given.output_dir) / "teacher_cache")
                 self.train_dataset = self._teaching.run_once(rows, folder, bool(given.bf16))
+        if self.is_world_process_zero():
+            logger.warning("Training with %s.", ", ".join(self._choices()))
         output = super().train(*args, **kwargs)
         if self._interruption.stopped:
             raise SystemExit(EXIT_STATUS)
         return output
+
+    def _choices(self) -> list[str]:
+        columns = getattr(self.train_dataset, "column_names", None) or ()
+        teacher = "no teacher"
+        if self.objectives.need_teacher:
+            kept = self._teaching.source(columns) is self._teaching.cached
+            teacher = "the teacher's outputs kept with the rows" if kept else "the teacher run on every batch"
+        attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None) or "no"
+        return [*self.args.choices(), f"{attention} attention", teacher]
 
     # Loss
 

@@ -644,7 +644,7 @@ class TestArgumentsOfTrainer:
         assert "eval_agreement" in trainer.evaluate()
 
 
-def test_a_teacher_of_logits_alone_is_run_once_a_row_and_teaches_the_same(make_rows, settings, tokenizer):
+def test_a_teacher_of_logits_alone_is_run_once_a_row_and_teaches_the_same(make_rows, settings, tokenizer, caplog):
     def build(folder, **more):
         teacher, rows = tiny_bert(layers=4, seed=1), make_rows(24)
         seen = []
@@ -663,6 +663,8 @@ def test_a_teacher_of_logits_alone_is_run_once_a_row_and_teaches_the_same(make_r
     cached, once = build("auto")
     live, always = build("off", cache_teacher="off")
     assert (once, always) == (24, 3 * 24)
+    said = "Training with float32, length-grouped batches, adamw_torch_fused, sdpa attention, the teacher"
+    assert f"{said}'s outputs kept with the rows." in caplog.text and f"{said} run on every batch." in caplog.text
     assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
     _, again = build("auto")
     assert again == 0, "what is on disk is used"
