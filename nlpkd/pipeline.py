@@ -27,8 +27,8 @@ from nlpkd.ensemble import as_one_teacher
 from nlpkd.evaluation import evaluate_student
 from nlpkd.hub import push_student
 from nlpkd.labels import is_generic
-from nlpkd.loading import load_config, load_tokenizer, split_revision
 from nlpkd.matching import follow_student_labels
+from nlpkd.model_source import ModelSource, describe_teachers
 from nlpkd.narrow import SHAPES
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import Stage, resolve
@@ -39,7 +39,6 @@ from nlpkd.sources import Source
 from nlpkd.streaming import TextStream
 from nlpkd.student import make_student
 from nlpkd.task import SINGLE_LABEL, task_of
-from nlpkd.teacher import load_teacher
 from nlpkd.windows import count_texts
 
 logger = logging.getLogger(__name__)
@@ -135,8 +134,8 @@ def train_teacher(
     """
     args = _settings(args, output_dir, config)
     with only_run(args.output_dir):
-        name, revision = _at_revision(model, revision)
-        tokenizer = tokenizer or load_tokenizer(_as_name(name), revision=revision, trust_remote_code=trust_remote_code)
+        source = ModelSource.of(model, revision, trust_remote_code)
+        tokenizer = tokenizer or source.tokenizer()
         data = load_text_classification(
             train,
             validation,
@@ -153,12 +152,12 @@ def train_teacher(
             revision=dataset_revision,
             seed=args.seed,
         )
-        if isinstance(name, PreTrainedModel):
-            backbone = name
+        if isinstance(source.given, PreTrainedModel):
+            backbone = source.given
         else:
             backbone = make_student(
-                checkpoint=name,
-                revision=revision,
+                checkpoint=source.given,
+                revision=source.revision,
                 id2label=data.id2label,
                 trust_remote_code=trust_remote_code,
                 seed=args.seed,
@@ -264,33 +263,26 @@ def distill(
     if vocabulary not in (None, "trim"):
         raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
     with only_run(args.output_dir):
-        teachers = [_at_revision(each, teacher_revision) for each in _listed(teacher)]
+        given = teacher if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
+        teachers = [ModelSource.of(each, teacher_revision, trust_remote_code) for each in given]
         if bool(teachers) == (soft_label_column is not None):
             raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
         if len(teachers) > 1 and teacher_revision is not None:
             raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
-        student, student_revision = _at_revision(student, student_revision)
+        learner = ModelSource.of(student, student_revision, trust_remote_code)
         if not teachers and _is_layers(student):
             raise ValueError(
                 f"student={student!r} is made of parts of a teacher, and there is none: give a path or a Hub id"
             )
         own = [
-            given or load_tokenizer(_as_name(name), revision=revision, trust_remote_code=trust_remote_code)
-            for given, (name, revision) in zip(per_teacher(teacher_tokenizer, len(teachers)), teachers, strict=True)
+            known or each.tokenizer()
+            for known, each in zip(per_teacher(teacher_tokenizer, len(teachers)), teachers, strict=True)
         ]
-        if tokenizer is None and own and (_is_layers(student) or isinstance(student, PreTrainedModel)):
-            tokenizer = own[0]
-        elif tokenizer is None:
-            tokenizer = load_tokenizer(
-                _as_name(student), revision=student_revision, trust_remote_code=trust_remote_code
-            )
+        if tokenizer is None:
+            shared = own and (_is_layers(student) or isinstance(student, PreTrainedModel))
+            tokenizer = own[0] if shared else learner.tokenizer()
         others = _other_tokenizers(tokenizer, own)
-        configs = [
-            name.config
-            if isinstance(name, PreTrainedModel)
-            else load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-            for name, revision in teachers
-        ]
+        configs = [each.config() for each in teachers]
         load = partial(
             load_text_classification,
             train,
@@ -313,15 +305,10 @@ def distill(
         data = load(tokenizer=tokenizer, teacher_tokenizer=others)
         if "validation" not in data and "test" not in data:
             raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
-        loaded = [
-            name
-            if isinstance(name, PreTrainedModel)
-            else load_teacher(name, revision=revision, dtype=teacher_dtype, trust_remote_code=trust_remote_code)
-            for name, revision in teachers
-        ]
+        loaded = [each.teacher(teacher_dtype) for each in teachers]
         origin = {
-            "teacher": _describe_teachers(teachers, soft_label_column),
-            "student": _describe(student, student_revision),
+            "teacher": describe_teachers(teachers, soft_label_column),
+            "student": learner.describe(),
             "data": data.name,
             "dataset_config": dataset_config,
             "dataset_revision": dataset_revision,
@@ -334,7 +321,7 @@ def distill(
             data=data,
             stages=_weighted(resolve(objectives, data.problem_type), weights),
             origin=origin,
-            start=_student_maker(student, student_revision, loaded, data, trust_remote_code),
+            start=_student_maker(learner, loaded, data),
             class_weights=weights,
         )
         if vocabulary == "trim":
@@ -378,13 +365,10 @@ def evaluate(
     Raises:
         ValueError: if models or data do not fit.
     """
-    models, tokenizers = {}, {}
-    for role, name in (("student", student), ("teacher", teacher), ("baseline", baseline)):
-        if name is None:
-            continue
-        base, revision = _at_revision(name, None)
-        models[role] = load_teacher(base, revision=revision, trust_remote_code=trust_remote_code)
-        tokenizers[role] = load_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
+    named = {"student": student, "teacher": teacher, "baseline": baseline}
+    sources = {role: ModelSource.of(name, None, trust_remote_code) for role, name in named.items() if name is not None}
+    models = {role: source.teacher() for role, source in sources.items()}
+    tokenizers = {role: source.tokenizer() for role, source in sources.items()}
     own = tokenizers.get("teacher")
     if own is not None and same_tokenizer(tokenizers["student"], own):
         own = None
@@ -401,14 +385,13 @@ def evaluate(
         label_names=_names_of_teachers([models["student"].config]),
     )
     split = next(name for name in ("test", "validation", "train") if name in rows)
+    described = {role: source.describe() for role, source in sources.items() if role != "baseline"}
     run = {
         "command": command_line(),
         "date": now(),
-        "student": _describe(student, None),
+        **described,
         "data": {"name": rows.name, "split": split, "evaluated_rows": count_texts(rows[split])},
     }
-    if teacher is not None:
-        run["teacher"] = _describe(teacher, None)
     return evaluate_student(
         models["student"],
         models.get("teacher"),
@@ -421,21 +404,18 @@ def evaluate(
 
 
 def _student_maker(
-    student: str | Path | PreTrainedModel,
-    revision: str | None,
-    teachers: Sequence[PreTrainedModel],
-    data: TextClassificationData,
-    trust_remote_code: bool,
+    student: ModelSource, teachers: Sequence[PreTrainedModel], data: TextClassificationData
 ) -> Callable[[int], PreTrainedModel]:
-    if isinstance(student, PreTrainedModel):
-        return lambda seed: copy.deepcopy(student)
-    if _is_layers(student):
-        return lambda seed: make_student(teachers[0], str(student), seed=seed)
+    given: Any = student.given
+    if isinstance(given, PreTrainedModel):
+        return lambda seed: copy.deepcopy(given)
+    if _is_layers(given):
+        return lambda seed: make_student(teachers[0], given, seed=seed)
     return lambda seed: make_student(
-        checkpoint=student,
-        revision=revision,
+        checkpoint=given,
+        revision=student.revision,
         id2label=data.id2label,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=student.trust_remote_code,
         seed=seed,
     )
 
@@ -504,46 +484,8 @@ def _settings(args: DistillationConfig | None, output_dir: str | Path, config: d
     return args
 
 
-def _at_revision(model: Any, revision: str | None) -> tuple[Any, str | None]:
-    if not isinstance(model, str) or revision is not None:
-        return model, revision
-    return split_revision(model)
-
-
 def _is_layers(student: Any) -> bool:
     return isinstance(student, str) and (student.startswith("layers:") or student in {*SHAPES, *SMALL_STUDENTS})
-
-
-def _as_name(model: str | Path | PreTrainedModel) -> str | Path:
-    if not isinstance(model, PreTrainedModel):
-        return model
-    if not model.config._name_or_path:
-        raise ValueError("the model was not loaded by a name, so its tokenizer is unknown: pass the tokenizer too")
-    return model.config._name_or_path
-
-
-def _describe(model: Any, revision: str | None) -> dict[str, Any]:
-    if isinstance(model, PreTrainedModel):
-        model = model.config._name_or_path or f"./{type(model).__name__}"
-    # A path is told from a Hub id by its first character.
-    name = str(model) if not Path(model).exists() or Path(model).is_absolute() else f"./{Path(model)}"
-    return {"name": name, "revision": revision}
-
-
-def _listed(teacher: Any) -> list[Any]:
-    if teacher is None:
-        return []
-    return list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
-
-
-def _describe_teachers(teachers: Sequence[tuple[Any, str | None]], soft_label_column: str | None) -> dict[str, Any]:
-    described = [_describe(name, revision) for name, revision in teachers]
-    if len(described) == 1:
-        return described[0]
-    if not described:
-        return {"name": f"soft labels of the column {soft_label_column!r}", "revision": None}
-    names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
-    return {"name": " and ".join(names), "revision": None}
 
 
 def _push(args: DistillationConfig) -> None:

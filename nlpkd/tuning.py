@@ -17,14 +17,13 @@ from transformers.integrations import is_optuna_available
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data import load_text_classification
-from nlpkd.loading import load_tokenizer, split_revision
+from nlpkd.model_source import ModelSource
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import resolve
 from nlpkd.run import only_run
 from nlpkd.scoring import scoring_of
 from nlpkd.sources import Source
 from nlpkd.student import make_student
-from nlpkd.teacher import load_teacher
 from nlpkd.trainer import DistillationTrainer
 
 TUNING_FILE = "tuning.json"
@@ -105,12 +104,8 @@ def tune(
     if unknown:
         raise ValueError(f"{unknown[0]!r} is neither a DistillationConfig field nor an OBJECTIVE.SETTING")
     with only_run(folder):
-        if not isinstance(teacher, PreTrainedModel):
-            name, revision = split_revision(str(teacher))
-            tokenizer = load_tokenizer(name, revision=revision)
-            teacher = load_teacher(name, revision=revision)
-        else:
-            tokenizer = load_tokenizer(teacher.config._name_or_path)
+        source = ModelSource.of(teacher)
+        tokenizer, model = source.tokenizer(), source.teacher()
         data = load_text_classification(
             train,
             validation,
@@ -122,17 +117,16 @@ def tune(
         if "validation" not in data:
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         metric = scoring_of(data.problem_type).headline(np.asarray(data["validation"]["labels"][:]))
-        source = teacher
 
         def student(trial: Any) -> PreTrainedModel:
             depth = layers[0] if trial is None else trial.suggest_categorical("layers", list(layers))
-            made = make_student(source, depth)
+            made = make_student(model, depth)
             made.config.problem_type = data.problem_type  # type: ignore[assignment]
             return made
 
         trainer = DistillationTrainer(
             model_init=student,
-            teacher_model=source,
+            teacher_model=model,
             args=args,
             objectives=stages[0].objectives,
             train_dataset=data["train"],

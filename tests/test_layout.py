@@ -26,7 +26,7 @@ FLOORS = [
     "task windows interruption anchor shards layers capture config sampler labels loading metrics report sources demo "
     "objectives.temperature compression",
     "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
-    "soft_labels targets compression.vocabulary budget",
+    "soft_labels targets compression.vocabulary budget model_source",
     "student",
     "streaming",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "

@@ -249,6 +249,7 @@ def test_sst2_takes_pairs_on_two_processes(folder, tokenizer):
     expected = accuracy(folder / "pairs", [(a, b) for a, b, _ in rows], [int(label) for *_, label in rows])
     assert report["candidates"]["student"]["quality"]["accuracy"]["value"] == pytest.approx(expected)
     assert run.text.count("# Evaluation report") == 1, "only the main process prints"
+    assert run.text.count("single_label_classification of 'first' and 'second'") == 1
 
 
 def check_demo(folder: Path, out: str, run: Run, processes: int) -> None:

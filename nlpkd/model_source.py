@@ -1,0 +1,92 @@
+"""A model as a caller names it, by path, Hub id or object: its tokenizer, its config, the model, and its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.loading import load_config, load_tokenizer, split_revision
+from nlpkd.teacher import load_teacher
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        given: a path, a Hub id, or a model.
+        revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run the repository's own code.
+    """
+
+    given: str | Path | PreTrainedModel
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, given: Any, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+        """Take `"id@revision"` apart, unless a revision is given beside it."""
+        if isinstance(given, str) and revision is None:
+            given, revision = split_revision(given)
+        return cls(given, revision, trust_remote_code)
+
+    @property
+    def name(self) -> str | Path:
+        """The path or id; of a model where it was loaded from.
+
+        Raises:
+            ValueError: if nobody knows.
+        """
+        if not isinstance(self.given, PreTrainedModel):
+            return self.given
+        if not self.given.config._name_or_path:
+            raise ValueError("the model was not loaded by a name, so its tokenizer is unknown: pass the tokenizer too")
+        return self.given.config._name_or_path
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer beside the model."""
+        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def config(self) -> Any:
+        """Give the model's config, without its weights."""
+        if isinstance(self.given, PreTrainedModel):
+            return self.given.config
+        return load_config(self.given, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def teacher(self, dtype: str = "float32") -> PreTrainedModel:
+        """Load the model as a teacher (`nlpkd.load_teacher`); a model is given back as it is."""
+        if isinstance(self.given, PreTrainedModel):
+            return self.given
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
+        return load_teacher(self.given, revision=self.revision, **options)
+
+    def describe(self) -> dict[str, Any]:
+        """Give name and revision for a record; a path is told from a Hub id by its first character."""
+        given = self.given
+        if isinstance(given, PreTrainedModel):
+            given = given.config._name_or_path or f"./{type(given).__name__}"
+        name = str(given) if not Path(given).exists() or Path(given).is_absolute() else f"./{Path(given)}"
+        return {"name": name, "revision": self.revision}
+
+
+def describe_teachers(teachers: Sequence[ModelSource], soft_label_column: str | None) -> dict[str, Any]:
+    """Describe what teaches as one: a model, several, or a column of the data.
+
+    Args:
+        teachers: the models.
+        soft_label_column: the column, where there are none.
+
+    Returns:
+        Name and revision for a record.
+    """
+    described = [teacher.describe() for teacher in teachers]
+    if len(described) == 1:
+        return described[0]
+    if not described:
+        return {"name": f"soft labels of the column {soft_label_column!r}", "revision": None}
+    names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
+    return {"name": " and ".join(names), "revision": None}
