@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.loading import load_config, load_tokenizer, split_revision
@@ -18,7 +19,7 @@ class ModelSource:
     """Where a model comes from.
 
     Attributes:
-        given: a path, a Hub id, or a model.
+        given: a path, a Hub id, or a model (one in a peft wrapper too).
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run the repository's own code.
     """
@@ -41,7 +42,7 @@ class ModelSource:
         Raises:
             ValueError: if nobody knows.
         """
-        if not isinstance(self.given, PreTrainedModel):
+        if not isinstance(self.given, nn.Module):
             return self.given
         if not self.given.config._name_or_path:
             raise ValueError("the model was not loaded by a name, so its tokenizer is unknown: pass the tokenizer too")
@@ -53,13 +54,13 @@ class ModelSource:
 
     def config(self) -> Any:
         """Give the model's config, without its weights."""
-        if isinstance(self.given, PreTrainedModel):
+        if isinstance(self.given, nn.Module):
             return self.given.config
         return load_config(self.given, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def teacher(self, dtype: str = "float32") -> PreTrainedModel:
         """Load the model as a teacher (`nlpkd.load_teacher`); a model is given back as it is."""
-        if isinstance(self.given, PreTrainedModel):
+        if isinstance(self.given, nn.Module):
             return self.given
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
         return load_teacher(self.given, revision=self.revision, **options)
@@ -67,7 +68,7 @@ class ModelSource:
     def describe(self) -> dict[str, Any]:
         """Give name and revision for a record; a path is told from a Hub id by its first character."""
         given = self.given
-        if isinstance(given, PreTrainedModel):
+        if isinstance(given, nn.Module):
             given = given.config._name_or_path or f"./{type(given).__name__}"
         name = str(given) if not Path(given).exists() or Path(given).is_absolute() else f"./{Path(given)}"
         return {"name": name, "revision": self.revision}

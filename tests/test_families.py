@@ -21,6 +21,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import pytest
 import torch
+from conftest import raw_rows
+from datasets import DatasetDict
 from transformers import (
     AlbertConfig,
     BertConfig,
@@ -38,7 +40,7 @@ from transformers import (
 from transformers import AutoModelForSequenceClassification as Auto
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from nlpkd import DistillationConfig, DistillationTrainer, make_student, objectives
+from nlpkd import DistillationConfig, DistillationTrainer, distill, make_student, objectives
 from nlpkd.capture import Capture
 from nlpkd.evaluation import predict_logits
 from nlpkd.matching import refuse_unknown_padding
@@ -391,6 +393,18 @@ def test_a_teacher_with_a_lora_adapter_teaches_what_the_merged_one_does(peft, fa
         trainer = trainer_of(model, student, *(OBJECTIVES[name]() for name in parts), families=(family, family))
         losses.append(trainer.compute_loss(student, rows()).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] != 0
+
+
+def test_a_whole_job_takes_a_teacher_in_an_adapter_s_wrapper(peft, tmp_path):
+    teacher = with_lora(peft, "BERT")
+    names = ("neg", "pos", "other")
+    splits = DatasetDict(train=raw_rows(24, 0, names), validation=raw_rows(12, 1, names))
+    result = distill(
+        teacher, "layers:2", splits, teacher_tokenizer=tokenizer_of("BERT"), output_dir=tmp_path, max_steps=2,
+        teacher_check="off", report_to="none", bf16=False, max_length=16, disable_tqdm=True,
+    )  # fmt: skip
+    assert result.student.config.num_hidden_layers == 2 and not hasattr(result.student, "peft_config")
+    assert set(result.report.candidates) == {"teacher", "student"}
 
 
 def test_an_adapter_hides_no_column_from_the_model_inside(peft):
