@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS, sentences, tiny_bert
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -126,8 +126,6 @@ def test_unlabelled_texts_train_on_the_teacher_alone_in_every_task(tagger, score
         splits = three(make)
         labelled = splits["train"].select(range(80))
         more = unlabelled(Dataset.from_dict({"text": texts(120, 9)}), labelled, label_column=column)
-        from datasets import concatenate_datasets
-
         splits["train"] = concatenate_datasets([labelled, more])
         result = distill(
             teacher.output_dir, "layers:1", splits, label_column=column, objectives="hinton", baseline=True,
