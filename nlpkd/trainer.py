@@ -142,7 +142,7 @@ class DistillationTrainer(Trainer):
         self._part_names = self.objectives.names + ["compute_loss_func"] * (self.compute_loss_func is not None)
         self._part_names += ["anchor"] * (self._anchor is not None)
         self._parts = torch.zeros(len(self._part_names), device=self.args.device)
-        self._parts_since = 0
+        self._parts_since: int | None = None
 
     def _take(self, objectives: Sequence[Objective], tuned: dict[str, Any]) -> None:
         self.objectives = ObjectiveSet(objectives, self.args.weighting)
@@ -285,6 +285,9 @@ class DistillationTrainer(Trainer):
             if epochs > 1:
                 folder = Path(given.teacher_cache_dir or Path(given.output_dir) / "teacher_cache")
                 self.train_dataset = self._teaching.run_once(rows, folder, bool(given.bf16))
+        # A resumed training starts at the step of its checkpoint, which is not read yet.
+        self._parts_since = None
+        self._parts.zero_()
         if self.is_world_process_zero():
             logger.warning("Training with %s.", ", ".join(self._choices()))
         output = super().train(*args, **kwargs)
@@ -305,6 +308,7 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Collect the micro-batches of an optimizer step, and count what each objective's mean runs over in it."""
+        self._parts_since = self.state.global_step if self._parts_since is None else self._parts_since
         self.objectives.zero_grad()
         self.objectives.at(self.state.global_step / max(1, self.state.max_steps))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -440,7 +444,7 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with each objective's mean since the last time as `loss/NAME`."""
-        steps = self.state.global_step - self._parts_since
+        steps = self.state.global_step - (self._parts_since or 0)
         if "loss" in logs and steps > 0:
             parts = self._checked_parts()
             logs |= {f"loss/{name}": part / steps for name, part in zip(self._part_names, parts, strict=True)}

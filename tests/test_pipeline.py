@@ -326,7 +326,16 @@ def test_a_killed_run_frees_its_directory_and_is_resumed_from_its_last_whole_che
     assert sorted(after) == list(range(1, done + 7))
 
 
-def test_sigterm_saves_a_checkpoint_from_which_the_run_ends_as_if_nothing_had_been(working, tmp_path):
+@pytest.fixture
+def one_thread():
+    """As many threads as the other process has: another number sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_sigterm_saves_a_checkpoint_from_which_the_run_ends_as_if_nothing_had_been(working, tmp_path, one_thread):
     job, process = working
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 143
@@ -339,6 +348,9 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_ends_as_if_nothing_had_be
     distill(**job | {"output_dir": str(tmp_path / "whole")}, max_steps=done + 3)
     resumed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    for part in ("loss", "loss/forward_kl", "loss/hidden_state_mse"):
+        first, second = (logged(tmp_path / name / f"checkpoint-{done + 3}", part) for name in ("out", "whole"))
+        assert first == second
 
 
 def two_stages() -> list[Stage]:
