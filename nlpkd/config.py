@@ -34,6 +34,8 @@ class DistillationConfig(TrainingArguments):
             `"error"`, `"warn"` or `"off"`.
         cache_teacher: `"auto"` runs the teacher once, before training, where its logits are all that is needed and
             rows are seen more than once (in `output_dir/teacher_cache`); `"off"` runs it on every batch.
+        compact_embeddings: train the embedding rows that the training text uses as a table of their own, where the
+            others would not move anyway (AdamW without weight decay): the same student but for rounding, in less time.
         weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
             `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
         weighting_learning_rate: learning rate of learned weights.
@@ -75,6 +77,9 @@ class DistillationConfig(TrainingArguments):
     )
     teacher_cache_dir: str | None = field(
         default=None, metadata={"help": "Where those outputs are kept; output_dir/teacher_cache by default."}
+    )
+    compact_embeddings: bool = field(
+        default=True, metadata={"help": "Train only the embedding rows that the text uses, where that is the same."}
     )
     weighting: str = field(default="fixed", metadata={"help": "Objectives' weights: fixed, linear or uncertainty."})
     weighting_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of learned weights."})

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import datasets
 import numpy as np
-from torch.utils.data import Sampler
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainingArguments
 
 _STEPS_IN_A_POOL = 50
 
@@ -100,3 +104,71 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         per_step = len(self._micro_batches(np.arange(self.step_size)))
         last = self.rest + self.joined * self.step_size
         return (self.full_steps - self.joined) * per_step + (len(self._micro_batches(np.arange(last))) if last else 0)
+
+
+def length_grouped_loader(
+    dataset: Any, lengths: Sequence[int], batch_size: int, collate: Any, args: TrainingArguments
+) -> DataLoader:
+    """Make this process's loader of length-grouped training batches.
+
+    Args:
+        dataset: the rows.
+        lengths: each row's number of tokens.
+        batch_size: rows of a micro-batch on one process.
+        collate: makes a batch of rows.
+        args: of the training.
+
+    Returns:
+        The loader, its batches put on the device.
+    """
+    sampler = LengthGroupedBatchSampler(
+        lengths,
+        batch_size,
+        num_processes=args.world_size,
+        process_index=args.process_index,
+        accumulation_steps=args.gradient_accumulation_steps,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        drop_last=args.dataloader_drop_last,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    return on_device(loader, args)
+
+
+def on_device(loader: DataLoader, args: TrainingArguments) -> DataLoader:
+    """Let a loader put its batches on the device; its rows are shared out over processes already.
+
+    Args:
+        loader: of this process's batches.
+        args: of the training.
+
+    Returns:
+        The loader, as Accelerate prepares it.
+    """
+    return prepare_data_loader(
+        loader, device=args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+    )
+
+
+def row_lengths(dataset: Any, column: str) -> Sequence[int]:
+    """Read how many tokens each row has.
+
+    Args:
+        dataset: the rows.
+        column: where a `datasets.Dataset` may keep it.
+
+    Returns:
+        One number a row.
+    """
+    if isinstance(dataset, datasets.Dataset):
+        if column in dataset.column_names:
+            return dataset[column][:]
+        return [len(ids) for ids in dataset["input_ids"]]
+    return [len(row["input_ids"]) for row in dataset]

@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -23,6 +22,7 @@ from transformers.utils import PushInProgress
 
 from nlpkd.anchor import Anchor
 from nlpkd.capture import Capture, CapturedOutput
+from nlpkd.compact import CompactTraining, compact_training
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
@@ -32,7 +32,7 @@ from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import resolve
 from nlpkd.objectives.together import ObjectiveSet
 from nlpkd.publishing import push, push_checkpoint, write_card
-from nlpkd.sampler import LengthGroupedBatchSampler
+from nlpkd.sampler import length_grouped_loader, on_device, row_lengths
 from nlpkd.scoring import scoring_of
 from nlpkd.streaming import TextStream
 from nlpkd.task import task_of
@@ -143,6 +143,7 @@ class DistillationTrainer(Trainer):
         self._part_names += ["anchor"] * (self._anchor is not None)
         self._parts = torch.zeros(len(self._part_names), device=self.args.device)
         self._parts_since: int | None = None
+        self._compact: CompactTraining | None = None
 
     def _take(self, objectives: Sequence[Objective], tuned: dict[str, Any]) -> None:
         self.objectives = ObjectiveSet(objectives, self.args.weighting)
@@ -231,42 +232,19 @@ class DistillationTrainer(Trainer):
             return self._streamed(dataset)
         if dataset is None or args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
             return super().get_train_dataloader()
-        sampler = LengthGroupedBatchSampler(
-            _lengths(dataset, args.length_column_name),
-            self._train_batch_size,
-            num_processes=args.world_size,
-            process_index=args.process_index,
-            accumulation_steps=args.gradient_accumulation_steps,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
         if isinstance(dataset, datasets.Dataset):
             dataset, collate = self._remove_unused_columns(dataset, "training"), self.data_collator
         else:
             collate = self._get_collator_with_removed_columns(self.data_collator, "training")
-        loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
-        return self._on_device(loader)
+        lengths = row_lengths(self.train_dataset, args.length_column_name)
+        return length_grouped_loader(dataset, lengths, self._train_batch_size, collate, args)
 
     def _streamed(self, stream: TextStream) -> DataLoader:
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
         stream.batches_of(self._train_batch_size, args.world_size, args.process_index, seed)
         collate = self._get_collator_with_removed_columns(self.data_collator, "training")
-        return self._on_device(DataLoader(stream, batch_size=self._train_batch_size, collate_fn=collate))
-
-    def _on_device(self, loader: DataLoader) -> DataLoader:
-        # The rows are shared out already, so Accelerate must not do it again.
-        return prepare_data_loader(
-            loader, device=self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
-        )
+        return on_device(DataLoader(stream, batch_size=self._train_batch_size, collate_fn=collate), args)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         """Keep predictions in the data set's order, which length grouping would not."""
@@ -290,7 +268,13 @@ class DistillationTrainer(Trainer):
         self._parts.zero_()
         if self.is_world_process_zero():
             logger.warning("Training with %s.", ", ".join(self._choices()))
-        output = super().train(*args, **kwargs)
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            if self._compact is not None:
+                self._compact.end()
+                # What was wrapped for training knows the compact table alone.
+                self._compact, self.model_wrapped = None, self.model
         if self._interruption.stopped:
             raise SystemExit(EXIT_STATUS)
         return output
@@ -386,7 +370,14 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with a group of their own for the objectives' parameters."""
+        split = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.optimizer is None and self.is_in_train and self._anchor is None and not split:
+            special = getattr(self.processing_class, "all_special_ids", [])
+            if self.args.compact_embeddings and type(self.data_collator) is DistillationCollator:
+                self._compact = compact_training(self.model, self.train_dataset, self.args, special)
         optimizer = super().create_optimizer(model)
+        if self._compact is not None:
+            self._compact.follow(optimizer)
         parameters = self.objectives.trained()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not parameters or id(parameters[0]) in known:
@@ -584,11 +575,3 @@ class DistillationTrainer(Trainer):
         if self.args.hub_always_push or not busy:
             jobs = [push_checkpoint(self, checkpoint_folder)]
             self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
-
-
-def _lengths(dataset: Any, column: str) -> Sequence[int]:
-    if isinstance(dataset, datasets.Dataset):
-        if column in dataset.column_names:
-            return dataset[column][:]
-        return [len(ids) for ids in dataset["input_ids"]]
-    return [len(row["input_ids"]) for row in dataset]

@@ -23,8 +23,8 @@ LONGEST_MODULE = 600
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
     "small_models",
-    "task windows interruption anchor shards layers capture config sampler labels loading metrics report sources demo "
-    "objectives.temperature compression",
+    "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
+    "sources demo objectives.temperature compression",
     "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
     "soft_labels targets compression.vocabulary budget model_source",
     "student",
