@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+BENCH_VENV ?= .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
+
+.PHONY: demo test lint bench clean
 
 # Fine-tune a teacher, distil it, compare with the undistilled student: offline once the packages are here.
 demo: $(READY)
@@ -24,6 +27,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev,peft,tune]"
 	touch $@
 
+# Training throughput beside TextBrewer and others, in an environment of its own: some ten minutes on 2 quiet cores.
+bench: $(BENCH_READY)
+	$(BENCH_VENV)/bin/python tests/benchmarks/training.py --output $(BENCH_VENV)/training.json $(BENCH)
+
+$(BENCH_READY): pyproject.toml constraints.txt
+	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e ".[demo]"
+	$(BENCH_VENV)/bin/python -m pip install -q --no-deps textbrewer==0.2.1.post1
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

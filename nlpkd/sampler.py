@@ -7,10 +7,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments
 
+_READ_ROWS = 100_000
 _STEPS_IN_A_POOL = 50
 
 
@@ -37,7 +39,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         batch_size: int,
         *,
         num_processes: int = 1,
@@ -157,7 +159,7 @@ def on_device(loader: DataLoader, args: TrainingArguments) -> DataLoader:
     )
 
 
-def row_lengths(dataset: Any, column: str) -> Sequence[int]:
+def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray:
     """Read how many tokens each row has.
 
     Args:
@@ -170,5 +172,7 @@ def row_lengths(dataset: Any, column: str) -> Sequence[int]:
     if isinstance(dataset, datasets.Dataset):
         if column in dataset.column_names:
             return dataset[column][:]
-        return [len(ids) for ids in dataset["input_ids"]]
+        tables = dataset.select_columns("input_ids").with_format("arrow").iter(_READ_ROWS)
+        counts = [pc.list_value_length(table.column("input_ids")).to_numpy() for table in tables]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
     return [len(row["input_ids"]) for row in dataset]

@@ -6,8 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
-from nlpkd.sampler import LengthGroupedBatchSampler
+from nlpkd.sampler import LengthGroupedBatchSampler, row_lengths
 
 
 def lengths_of(rows: int, seed: int = 0) -> list[int]:
@@ -168,3 +169,12 @@ def test_fewer_rows_than_processes_are_refused():
 def test_no_batch_at_all_is_refused(rows, drop_last, message):
     with pytest.raises(ValueError, match=message):
         LengthGroupedBatchSampler([5] * rows, 8, drop_last=drop_last)
+
+
+@pytest.mark.parametrize("columns", [{}, {"length": [9, 8, 7]}])
+def test_lengths_are_those_of_the_selected_rows_or_of_the_column_that_says_them(columns):
+    rows = Dataset.from_dict({"input_ids": [[1, 2], [3], [4, 5, 6]]} | columns)
+    chosen = rows.select([2, 0])
+    assert list(row_lengths(chosen, "length")) == ([7, 9] if columns else [3, 2])
+    assert list(row_lengths(rows.select([]), "length")) == []
+    assert list(row_lengths([{"input_ids": [1, 2, 3]}], "length")) == [3]

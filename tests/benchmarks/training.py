@@ -2,8 +2,8 @@
 
     make bench
 
-Every contender trains the same 3-layer student of the same 6-layer teacher on the same rows. Rounds are interleaved, so
-that a busy moment of the machine hits all; before the first one it is checked that all compute the same gradient.
+Every contender trains the same 3-layer student of the same 6-layer teacher on the same rows. Rounds are interleaved,
+so that a busy moment of the machine hits all; before the first it is checked that all compute the same gradient.
 """
 
 import argparse
@@ -24,8 +24,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer
-from transformers import TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.utils import logging
 
 from nlpkd import (
