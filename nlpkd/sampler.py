@@ -109,7 +109,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
 
 def length_grouped_loader(
-    dataset: Any, lengths: Sequence[int], batch_size: int, collate: Any, args: TrainingArguments
+    dataset: Any, lengths: Sequence[int] | np.ndarray, batch_size: int, collate: Any, args: TrainingArguments
 ) -> DataLoader:
     """Make this process's loader of length-grouped training batches.
 
