@@ -21,6 +21,7 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.onnx_classifier import OnnxClassifier
 from nlpkd.report import Latency
 
 logger = logging.getLogger(__name__)
@@ -69,15 +70,15 @@ def measure_latency(
                 times_ms[name].append(_forward_ms(model, inputs[name]))
         for name, values in times_ms.items():
             p50_ms, p95_ms = (float(value) for value in np.percentile(values[WARM_UP_RUNS:], [50, 95]))
-            results[name].append(Latency(batch, tokens, torch.get_num_threads(), p50_ms, p95_ms))
+            results[name].append(Latency(batch, tokens, _threads(models[name]), p50_ms, p95_ms))
     return results
 
 
 def model_size_mb(model: nn.Module | str | Path) -> float:
-    """Give the size of a model's safetensors file or files.
+    """Give the size of a model's safetensors file or files, or of its ONNX file.
 
     Args:
-        model: a model, saved to a temporary directory for this; or the directory of a saved one.
+        model: a model, saved to a temporary directory for this; an `OnnxClassifier`; or the directory of a saved one.
 
     Returns:
         Megabytes (10^6 bytes).
@@ -90,12 +91,28 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
         if not sizes:
             raise ValueError(f"{model} holds no *.safetensors file: give the directory of a saved model")
         return sum(sizes) / 1e6
+    if isinstance(model, OnnxClassifier):
+        return model.size_mb
     with tempfile.TemporaryDirectory() as directory:
         if isinstance(model, PreTrainedModel):
             model.save_pretrained(directory)
         else:
             save_model(model, str(Path(directory) / "model.safetensors"))
         return model_size_mb(directory)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count a model's parameters, or the weights in its ONNX file.
+
+    Args:
+        model: any module.
+
+    Returns:
+        How many numbers they are.
+    """
+    if isinstance(model, OnnxClassifier):
+        return model.num_weights
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def describe_environment() -> dict[str, Any]:
@@ -132,10 +149,13 @@ def latency_protocol(models: Mapping[str, nn.Module], tokens: int, runs: int) ->
     """
     if not runs:
         return "latency was not measured"
-    placements = {name: "{1} on {0}".format(*placement(model)) for name, model in models.items()}
+    in_torch = {name: model for name, model in models.items() if not isinstance(model, OnnxClassifier)}
+    placements = {name: "{1} on {0}".format(*placement(model)) for name, model in in_torch.items()}
     if len(set(placements.values())) > 1:
         logger.warning("The latencies don't compare: the candidates differ in dtype or device: %s", placements)
     where = ", ".join(sorted(set(placements.values()))).replace("torch.", "")
+    if others := ", ".join(name for name in models if name not in in_torch):
+        where += f"; {others} by ONNX Runtime on cpu"
     return (
         f"latency: one forward pass on {tokens} random ordinary tokens a sequence, no padding, {where}, eval mode, "
         f"torch.inference_mode, {WARM_UP_RUNS} warm-up and {runs} timed rounds with the candidates interleaved, "
@@ -189,6 +209,10 @@ def _synthetic_batch(
     ids = torch.from_numpy(np.random.default_rng(seed).choice(ordinary, size=(batch, tokens))).to(placement(model)[0])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return {name: tensor for name, tensor in inputs.items() if name in inspect.signature(model.forward).parameters}
+
+
+def _threads(model: nn.Module) -> int:
+    return model.threads if isinstance(model, OnnxClassifier) else torch.get_num_threads()
 
 
 def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,7 +246,7 @@ def tune(
 
 @app.command()
 def evaluate(
-    student: Annotated[str, typer.Argument(help="A path or Hub id (id@revision).")],
+    student: Annotated[str, typer.Argument(help="A path or Hub id (id@revision), or an ONNX file.")],
     data: Rows,
     teacher: Annotated[str | None, typer.Option(help="The teacher, likewise.")] = None,
     baseline: Annotated[str | None, typer.Option(help="The undistilled baseline, likewise.")] = None,
@@ -278,6 +279,60 @@ def evaluate(
     typer.echo(report.to_markdown())
     if output_dir is not None:
         report.save(output_dir)
+
+
+@app.command()
+def export(
+    student: Annotated[str, typer.Argument(help="Its folder; or a Hub id (id@revision), with --output-dir.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Write onnx/model_int8.onnx too.")] = False,
+    data: Annotated[str | None, typer.Option(help="Labelled rows to measure student and files on.")] = None,
+    min_retention: Annotated[
+        float, typer.Option(help="The least share of the student's headline metric on --data that a file must keep.")
+    ] = 0.98,
+    per_channel: Annotated[bool, typer.Option(help="int8: a scale for each column of a weight.")] = True,
+    embeddings: Annotated[bool, typer.Option(help="int8: the embedding tables too.")] = True,
+    reduce_range: Annotated[bool, typer.Option("--reduce-range", help="int8: 7 bits, for CPUs without VNNI.")] = False,
+    text_column: Text = None,
+    text_pair_column: Pair = None,
+    label_column: Label = None,
+    max_length: Length = 128,
+    window_stride: Stride = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Another folder than the student's own.")] = None,
+    trust_remote_code: Remote = False,
+) -> None:
+    """Export a student to ONNX, compared with PyTorch text by text, and with --data by its quality.
+
+    nlpkd export student --int8 --data test.csv --min-retention 0.98
+
+    Exit status: 0, the files are in the student's folder; 2, bad input, or a file with other logits than PyTorch's;
+    3, a file keeps less than --min-retention. With 2 and 3 no file is kept.
+    """
+    from nlpkd.exporting import RetentionError, export_student
+
+    chosen = {"per_channel": per_channel, "embeddings": embeddings, "reduce_range": reduce_range}
+    try:
+        result = export_student(
+            student,
+            int8=int8,
+            data=data,
+            min_retention=min_retention,
+            output_dir=output_dir,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=_column(label_column),
+            max_length=max_length,
+            window_stride=window_stride,
+            trust_remote_code=trust_remote_code,
+            **chosen,
+        )
+    except RetentionError as error:
+        typer.echo(f"nlpkd: {error}", err=True)
+        raise typer.Exit(3) from error
+    for record in result.records:
+        typer.echo(json.dumps(asdict(record)))
+    if result.report is not None:
+        typer.echo(result.report.to_markdown())
+    typer.echo(f"The files are in {result.directory / 'onnx'}.")
 
 
 @app.command()
@@ -350,7 +405,7 @@ def main() -> None:
     """Run the command line; what a user can mend is one line on standard error, and exit status 2."""
     try:
         app()
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         typer.echo(f"nlpkd: {' '.join(str(error).split())}", err=True)
         raise SystemExit(2) from error
 

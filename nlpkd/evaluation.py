@@ -16,6 +16,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from nlpkd.benchmark import (
+    count_parameters,
     describe_environment,
     evaluating,
     latency_protocol,
@@ -76,7 +77,7 @@ def evaluate_student(
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
         teacher_order: where names don't say it, the index that the teacher gives each label of the student; an
             ensemble knows the orders itself.
-        candidates: further models by name, reading what the student reads.
+        candidates: further models by name, such as an `OnnxClassifier`, reading what the student reads.
         run: what made the student, for the report; versions, machine and protocols are added.
         training_seconds: of the student, or of each candidate by name.
         threshold_dataset: of a multi-label task, other held-out rows on which every candidate's thresholds are chosen,
@@ -168,7 +169,7 @@ def evaluate_student(
                 agreement=None
                 if name == "teacher" or "teacher" not in logits
                 else _agreement(scorings[name], logits[name], logits["teacher"], resampling),
-                parameters=sum(parameter.numel() for parameter in model.parameters()),
+                parameters=count_parameters(model),
                 size_mb=model_size_mb(model),
                 latency=latencies.get(name, []),
                 training_seconds=seconds.get(name),

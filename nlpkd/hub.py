@@ -16,6 +16,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from nlpkd.model_card import build_model_card, public_report
+from nlpkd.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.report import EvaluationReport
 
 logger = logging.getLogger(__name__)
@@ -42,15 +43,13 @@ PUSH_ALLOW_PATTERNS = [
     "merges.txt",
     *_VOCABULARIES,
     "*.onnx",
+    EXPORT_RECORD,
     "README.md",
     "report.json",
     "report.md",
     "report.html",
 ]
-"""What may leave a student's directory, for `upload_folder(allow_patterns=...)`: nothing pickled, no run's state."""
-
-PUSH_IGNORE_PATTERNS = ["*/*"]
-"""Keeps `upload_folder` at the top level: its patterns let `*` match a slash, checkpoints and baseline included."""
+"""What may leave a student's directory and its folder `onnx`: nothing pickled, no run's state."""
 
 _BACKOFF_S = (1.0, 2.0)
 
@@ -105,7 +104,7 @@ def push_student(
     commit_message: str = "Upload student distilled with nlpkd",
     create_pr: bool = False,
 ) -> str:
-    """Push a saved student to the Hub: weights, tokenizer, card and report, and no other file.
+    """Push a saved student to the Hub: weights, ONNX files, tokenizer, card and report, and no other file.
 
     The card is written when it is missing, and again for `repo_id` as long as nobody edited it. Paths of this machine
     are taken out of the report's copy. Server errors and dropped connections are retried; an unchanged student makes
@@ -124,7 +123,8 @@ def push_student(
         The address of the commit, or of the pull request.
 
     Raises:
-        ValueError: If the directory is no whole student, or an argument can't work.
+        ValueError: If the directory is no whole student, its ONNX files were made from other weights, or an argument
+            can't work.
         RuntimeError: If the push failed; it says why, that nothing is lost, and how to finish.
     """
     directory = Path(directory)
@@ -192,6 +192,7 @@ def _check_student(directory: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{directory / name} is damaged ({error}); save the student again") from error
+    refuse_stale(directory)
 
 
 def _write_card(directory: Path, repo_id: str) -> None:
@@ -214,9 +215,14 @@ def _stage(directory: Path, staging: Path) -> None:
     """Gather what may be published, the report without the paths of this machine."""
     if (directory / "report.json").is_file():
         public_report(EvaluationReport.load(directory / "report.json")).save(staging)
-    names = [path.name for path in sorted(directory.iterdir()) if path.is_file()]
-    for name in filter_repo_objects(names, allow_patterns=PUSH_ALLOW_PATTERNS, ignore_patterns=PUSH_IGNORE_PATTERNS):
+    # The patterns let `*` match a slash: what lies in other folders, checkpoints and baseline, is not listed.
+    listed = [
+        path for folder in (directory, directory / "onnx") for path in sorted(folder.glob("*")) if path.is_file()
+    ]
+    names = [path.relative_to(directory).as_posix() for path in listed]
+    for name in filter_repo_objects(names, allow_patterns=PUSH_ALLOW_PATTERNS):
         if not (staging / name).exists():
+            (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).symlink_to((directory / name).resolve())
 
 

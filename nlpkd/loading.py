@@ -1,11 +1,12 @@
-"""Names into loaded models and tokenizers: a local path or a Hub id, at a revision, safetensors only."""
+"""Names into loaded models, tokenizers and ONNX files: a local path or a Hub id, at a revision, never a pickle."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import constants, list_repo_files, snapshot_download
+from huggingface_hub.errors import HTTPError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -16,6 +17,11 @@ from transformers import (
 )
 
 from nlpkd import small_models  # noqa: F401 (registers its model types)
+
+ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
+"""Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""
+
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
 
 OFFLINE_ADVICE = (
     "If the Hub can't be reached from here, pass a local path, or run the embedded demo: `make demo` "
@@ -124,13 +130,59 @@ def load_tokenizer(
         raise OSError(_explain(name, revision, "tokenizer", error)) from error
 
 
+def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None = None) -> Path | None:
+    """Find a model's ONNX file, from the Hub with config and tokenizer around it.
+
+    Args:
+        name: a folder, an ONNX file, or a Hub id.
+        file: the file in the folder or repository; the first of `ONNX_FILES` that is there if None.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The file; None where no `file` was named and there is none.
+
+    Raises:
+        ValueError: if the path or the named file does not exist.
+        OSError: if the repository can't be had.
+    """
+    _refuse_missing_path(name)
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        names = [found.relative_to(path).as_posix() for found in path.rglob("*.onnx")]
+        return _choose_onnx(path, names, file)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return onnx_file(snapshot_download(str(name), revision=revision), file=file)
+        names = list_repo_files(str(name), revision=revision)
+        chosen = _choose_onnx(path, names, file)
+        if chosen is None:
+            return None
+        chosen_name = chosen.relative_to(path).as_posix()
+        # External weights lie beside their file, under its name with a suffix.
+        patterns = [chosen_name, f"{chosen_name}*", *_SMALL_FILES]
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=patterns)) / chosen_name
+    except (OSError, HTTPError) as error:
+        raise OSError(_explain(name, revision, "ONNX file", error)) from error
+
+
+def _choose_onnx(folder: Path, names: list[str], file: str | None) -> Path | None:
+    wanted = ONNX_FILES if file is None else (file,)
+    chosen = next((each for each in wanted if each in names), None)
+    if chosen is None and file is not None:
+        found = ", ".join(sorted(each for each in names if each.endswith(".onnx"))) or "none"
+        raise ValueError(f"{str(folder)!r} holds no ONNX file {file!r}; found: {found}")
+    return folder / chosen if chosen is not None else None
+
+
 def _refuse_missing_path(name: str | Path) -> None:
     path = Path(name)
     if not path.exists() and (isinstance(name, Path) or path.is_absolute() or len(path.parts) > 2 or name[:1] in ".~"):
         raise ValueError(f"there is no folder {str(name)!r}: pass a saved model's folder, or a Hub id (USER/NAME)")
 
 
-def _explain(name: str | Path, revision: str | None, what: str, error: OSError) -> str:
+def _explain(name: str | Path, revision: str | None, what: str, error: Exception) -> str:
     if Path(name).exists():
         return f"the {what} in {str(name)!r} can't be loaded: {error}"
     at = f" at revision {revision!r}" if revision else ""

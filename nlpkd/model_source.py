@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.loading import load_config, load_tokenizer, split_revision
+from nlpkd.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.teacher import load_teacher
 
 
@@ -19,7 +20,7 @@ class ModelSource:
     """Where a model comes from.
 
     Attributes:
-        given: a path, a Hub id, or a model (one in a peft wrapper too).
+        given: a path, a Hub id, or a model (one in a peft wrapper too); to be measured, an ONNX file.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run the repository's own code.
     """
@@ -37,13 +38,13 @@ class ModelSource:
 
     @property
     def name(self) -> str | Path:
-        """The path or id; of a model where it was loaded from.
+        """The path or id; of a model where it was loaded from, of an ONNX file the model's folder.
 
         Raises:
             ValueError: if nobody knows.
         """
         if not isinstance(self.given, nn.Module):
-            return self.given
+            return model_folder(Path(self.given)) if _is_onnx(self.given) else self.given
         if not self.given.config._name_or_path:
             raise ValueError("the model was not loaded by a name, so its tokenizer is unknown: pass the tokenizer too")
         return self.given.config._name_or_path
@@ -56,7 +57,7 @@ class ModelSource:
         """Give the model's config, without its weights."""
         if isinstance(self.given, nn.Module):
             return self.given.config
-        return load_config(self.given, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def teacher(self, dtype: str = "float32") -> PreTrainedModel:
         """Load the model as a teacher (`nlpkd.load_teacher`); a model is given back as it is."""
@@ -65,6 +66,12 @@ class ModelSource:
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
         return load_teacher(self.given, revision=self.revision, **options)
 
+    def classifier(self) -> PreTrainedModel | OnnxClassifier:
+        """Load the model to be measured: a teacher, or an ONNX file."""
+        if isinstance(self.given, nn.Module) or not _is_onnx(self.given):
+            return self.teacher()
+        return OnnxClassifier.from_pretrained(self.given, trust_remote_code=self.trust_remote_code)
+
     def describe(self) -> dict[str, Any]:
         """Give name and revision for a record; a path is told from a Hub id by its first character."""
         given = self.given
@@ -72,6 +79,10 @@ class ModelSource:
             given = given.config._name_or_path or f"./{type(given).__name__}"
         name = str(given) if not Path(given).exists() or Path(given).is_absolute() else f"./{Path(given)}"
         return {"name": name, "revision": self.revision}
+
+
+def _is_onnx(given: str | Path) -> bool:
+    return Path(given).suffix == ".onnx"
 
 
 def describe_teachers(teachers: Sequence[ModelSource], soft_label_column: str | None) -> dict[str, Any]:

@@ -348,7 +348,7 @@ def evaluate(
     """Measure a saved student, and beside it its teacher and its baseline, on labelled rows.
 
     Args:
-        student: a path or Hub id (`id@revision`).
+        student: a path or Hub id (`id@revision`), or an ONNX file in a model's folder.
         data: labelled rows; see `load_text_classification`.
         teacher: the teacher, likewise.
         baseline: the undistilled baseline, likewise; it reads what the student reads.
@@ -367,7 +367,7 @@ def evaluate(
     """
     named = {"student": student, "teacher": teacher, "baseline": baseline}
     sources = {role: ModelSource.of(name, None, trust_remote_code) for role, name in named.items() if name is not None}
-    models = {role: source.teacher() for role, source in sources.items()}
+    models: dict[str, Any] = {role: source.classifier() for role, source in sources.items()}
     tokenizers = {role: source.tokenizer() for role, source in sources.items()}
     own = tokenizers.get("teacher")
     if own is not None and same_tokenizer(tokenizers["student"], own):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from nlpkd.hub import PUSH_ALLOW_PATTERNS, PUSH_IGNORE_PATTERNS, push_student, save_student
+from nlpkd.hub import PUSH_ALLOW_PATTERNS, push_student, save_student
 from nlpkd.report import Candidate, EvaluationReport, Interval
 
 PUSH = """
@@ -113,12 +114,20 @@ def student(tmp_path: Path) -> Path:
     tiny_report().save(directory)
     for name in ("training_args.bin", "optimizer.pt", "model.pkl", "objectives.safetensors", "train.csv", ".env"):
         (directory / name).write_bytes(b"secret")
+    (directory / "onnx").mkdir()
+    for name in ("model.onnx", "model_int8.onnx", "secret.txt", "optimizer.pt"):
+        (directory / "onnx" / name).write_bytes(b"graph")
+    weights = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    (directory / "onnx" / "export.json").write_text(json.dumps({"weights_sha256": weights, "files": {}}))
     for folder in ("checkpoint-5", "baseline"):
         shutil.copytree(directory, directory / folder, ignore=shutil.ignore_patterns("checkpoint-*", "baseline"))
     return directory
 
 
 PUBLISHED = {
+    "onnx/model.onnx",
+    "onnx/model_int8.onnx",
+    "onnx/export.json",
     "README.md",
     "config.json",
     "model.safetensors",
@@ -175,7 +184,9 @@ def test_pushed_student_loads_by_id_bit_equal_and_data_loads_by_id(
     train = [{"text": "good film", "label": 1}, {"text": "bad film", "label": 0}]
     assert found["rows"] == {"train": train, "test": [{"text": "film", "label": 0}]}
     assert found["parquet"] == {"train": rows}
-    assert {path.name for path in Path(found["snapshot"]).iterdir()} == PUBLISHED | {".gitattributes"}
+    snapshot = Path(found["snapshot"])
+    pulled = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    assert pulled == PUBLISHED | {".gitattributes"}
 
 
 def test_faults_are_retried_and_leave_one_commit(hub: HubServer, student: Path, tmp_path: Path) -> None:
@@ -315,14 +326,17 @@ def test_missing_shard_truncated_weights_and_bad_arguments_are_refused(student: 
         push_student(student, "alice/student")
 
 
-def test_allow_patterns_take_shards_and_onnx_and_nothing_below_the_top_level() -> None:
-    wanted = ["model-00001-of-00002.safetensors", "model.onnx", "model.int8.onnx", "merges.txt", "vocab.txt"]
+def test_allow_patterns_take_shards_and_onnx_and_no_state() -> None:
+    wanted = ["model-00001-of-00002.safetensors", "model.onnx", "onnx/model_int8.onnx", "merges.txt", "vocab.txt"]
     refused = ["objectives.safetensors", "training_args.bin", "baseline/model.safetensors", "checkpoint-1/config.json"]
-    refused += ["checkpoint-1/model.onnx", "scheduler.pt", "rng_state.pth", "trainer_state.json", "train.jsonl"]
-    taken = filter_repo_objects(
-        wanted + refused, allow_patterns=PUSH_ALLOW_PATTERNS, ignore_patterns=PUSH_IGNORE_PATTERNS
-    )
-    assert list(taken) == wanted
+    refused += ["onnx/config.json", "scheduler.pt", "rng_state.pth", "trainer_state.json", "train.jsonl"]
+    assert list(filter_repo_objects(wanted + refused, allow_patterns=PUSH_ALLOW_PATTERNS)) == wanted
+
+
+def test_onnx_files_of_other_weights_are_not_pushed(student: Path) -> None:
+    (student / "onnx" / "export.json").write_text(json.dumps({"weights_sha256": "0" * 64, "files": {}}))
+    with pytest.raises(ValueError, match="made from other weights"):
+        push_student(student, "alice/student")
 
 
 def test_student_without_card_and_report_is_pushed_with_a_warning(

@@ -25,13 +25,14 @@ FLOORS = [
     "small_models",
     "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
     "sources demo objectives.temperature compression",
+    "onnx_classifier",
     "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
-    "soft_labels targets compression.vocabulary budget model_source",
+    "soft_labels targets compression.vocabulary budget model_source serving",
     "student",
     "streaming",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
-    "augment",
+    "augment compression.onnx",
     "cache evaluation objectives.features objectives.adversarial objectives.together",
     "objectives.presets matching",
     "objectives teaching",

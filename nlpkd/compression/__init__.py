@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "OnnxRecord": "nlpkd.compression.onnx",
+    "export_int8": "nlpkd.compression.onnx",
+    "export_onnx": "nlpkd.compression.onnx",
     "TrimRecord": "nlpkd.compression.vocabulary",
     "trim_vocabulary": "nlpkd.compression.vocabulary",
 }

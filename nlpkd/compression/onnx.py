@@ -1,0 +1,367 @@
+"""A classifier as an ONNX file, and that file in int8; each compared on real text before it gets its name.
+
+`onnx/model.onnx` and `onnx/model_int8.onnx` lie in a folder under the model's own, as Optimum and transformers.js have
+them: one repository serves PyTorch, ONNX Runtime and a browser with the same config and tokenizer.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.data import same_tokenizer
+from nlpkd.loading import load_tokenizer
+from nlpkd.onnx_classifier import (
+    EXPORT_RECORD,
+    MODEL_INPUTS,
+    OnnxClassifier,
+    require,
+    weight_files,
+    weights_sha256,
+)
+from nlpkd.scoring import scoring_of
+from nlpkd.task import task_of
+
+logger = logging.getLogger(__name__)
+
+FP32_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_int8.onnx"
+
+Texts = Sequence[str] | Sequence[tuple[str, str]]
+"""Texts, or pairs of texts."""
+
+_BATCH_SIZES = (1, 3, 32)
+_DRAWN_TEXTS = 64
+# What save_pretrained writes of its own accord.
+_NOT_THE_MODELS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures"}
+
+
+@dataclass(frozen=True)
+class OnnxRecord:
+    """What an export gave, and how it compares with what it was made of.
+
+    Attributes:
+        file: its path in the model's folder.
+        size_mb: megabytes (10^6 bytes).
+        reference: what it was compared with, `"PyTorch"` or a file.
+        rows: texts that were compared, each in batches of 1, 3 and 32 with the padding that this takes.
+        largest_difference: of any logit.
+        agreement: share of the same decisions; of a regression the correlation of both scores.
+        fused: ONNX Runtime's operators that the file has, and how many of each.
+        retention: its headline metric over that of the student in PyTorch, where both were measured.
+    """
+
+    file: str
+    size_mb: float
+    reference: str
+    rows: int
+    largest_difference: float
+    agreement: float
+    fused: dict[str, int] = field(default_factory=dict)
+    retention: float | None = None
+
+
+def export_onnx(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    *,
+    texts: Texts | None = None,
+    max_length: int | None = None,
+    tolerance: float = 1e-3,
+    fuse: bool = False,
+) -> OnnxRecord:
+    """Write a classifier as `onnx/model.onnx`, of any number of texts of any length, in float32.
+
+    The file gets its name once it has given PyTorch's logits on the texts; a failure leaves what was there before.
+
+    Args:
+        model: the classifier; left as it is.
+        tokenizer: its tokenizer.
+        directory: the model's own folder, or an empty one, which gets config and tokenizer too.
+        texts: real texts to compare on; of pairs two texts each. 64 of random tokens if None.
+        max_length: the most tokens of a text; the tokenizer's limit, or 512, if None.
+        tolerance: how far a logit may be off, times the largest logit where that is above 1.
+        fuse: store the operators of ONNX Runtime that `onnxruntime.transformers.optimizer` finds. A session fuses
+            nearly the same as it loads any file, so that times hardly differ, and other runtimes do not read them.
+
+    Returns:
+        The record.
+
+    Raises:
+        ImportError: if a package of the extra `export` is missing.
+        ValueError: if the folder holds another model, or there are no texts.
+        RuntimeError: if the model can't be exported, or the file gives other logits.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+    directory, max_length = Path(directory), max_length or min(tokenizer.model_max_length, 512)
+    refuse_another_model(directory, model, tokenizer)
+    texts = _some_texts(tokenizer, max_length) if texts is None else _checked(texts)
+    reference = copy.deepcopy(model).float().cpu().eval()
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as temporary:
+        staged = Path(temporary) / FP32_FILE
+        staged.parent.mkdir()
+        _export(reference, _batch(tokenizer, [texts[0], *texts[:2]], max_length), staged)
+        fused = _fuse(staged) if fuse else {}
+        classifier = OnnxClassifier(staged, reference.config)
+        difference, agreement, largest = _compare(classifier, reference, tokenizer, texts, max_length)
+        if not difference <= tolerance * max(1.0, largest):
+            raise RuntimeError(
+                f"the ONNX file of this {type(model).__name__} gives other logits than PyTorch, off by up to "
+                f"{difference:.3g} on {len(texts)} texts where tolerance={tolerance:g}: it was not kept"
+            )
+        record = OnnxRecord(FP32_FILE, classifier.size_mb, "PyTorch", len(texts), difference, agreement, fused)
+        reference.config.architectures = [type(model).__name__]
+        reference.config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        accept(Path(temporary), directory, [record])
+    logger.info("%s", record)
+    return record
+
+
+def export_int8(
+    directory: str | Path,
+    *,
+    texts: Texts | None = None,
+    max_length: int | None = None,
+    per_channel: bool = True,
+    embeddings: bool = True,
+    reduce_range: bool = False,
+) -> OnnxRecord:
+    """Write `onnx/model_int8.onnx`: the weights of `onnx/model.onnx` in 8 bits, activations in 8 bits as they come.
+
+    ONNX Runtime's dynamic quantisation. The scale of an activation is that of its whole batch, so that a text's logits
+    depend a little on the texts beside it.
+
+    Args:
+        directory: where `export_onnx` left the model.
+        texts: real texts to compare on with `onnx/model.onnx`; see `export_onnx`.
+        max_length: the most tokens of a text; the tokenizer's limit, or 512, if None.
+        per_channel: a scale for each column of a weight, in place of one for all: closer, at the same size and speed.
+        embeddings: quantise the embedding tables too, most of a small student's size.
+        reduce_range: use 7 bits of the weights, for CPUs without VNNI (x86 before about 2019), where sums overflow.
+
+    Returns:
+        The record.
+
+    Raises:
+        ImportError: if a package of the extra `export` is missing.
+        ValueError: if there is no `onnx/model.onnx`, or there are no texts.
+        RuntimeError: if the file gives logits that are not finite.
+    """
+    directory = Path(directory)
+    source = OnnxClassifier.from_pretrained(directory, file=FP32_FILE)
+    tokenizer = load_tokenizer(directory)
+    max_length = max_length or min(tokenizer.model_max_length, 512)
+    texts = _some_texts(tokenizer, max_length) if texts is None else _checked(texts)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as temporary:
+        staged = Path(temporary) / INT8_FILE
+        staged.parent.mkdir()
+        _quantize(source.path, staged, per_channel=per_channel, embeddings=embeddings, reduce_range=reduce_range)
+        classifier = OnnxClassifier(staged, source.config)
+        difference, agreement, _ = _compare(classifier, source, tokenizer, texts, max_length)
+        if not np.isfinite(difference):
+            raise RuntimeError(f"the int8 file of {directory} gives logits that are not finite: it was not kept")
+        record = OnnxRecord(INT8_FILE, classifier.size_mb, FP32_FILE, len(texts), difference, agreement)
+        accept(Path(temporary), directory, [record])
+    logger.info("%s", record)
+    return record
+
+
+def refuse_another_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a folder that holds config, weights or tokenizer of another model; one without them is fine.
+
+    Args:
+        directory: the folder, perhaps missing.
+        model: what is to be exported to it.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: if something differs; it says what.
+    """
+    differing = []
+    if (directory / "config.json").is_file():
+        there = json.loads(type(model.config).from_pretrained(directory).to_json_string(use_diff=False))
+        ours = json.loads(model.config.to_json_string(use_diff=False))
+        names = sorted((there.keys() | ours.keys()) - _NOT_THE_MODELS)
+        differing = [f"{name} in config.json" for name in names if there.get(name) != ours.get(name)]
+    state = model.state_dict()
+    for file in weight_files(directory):
+        weights = load_file(file)
+        same = all(name in state and torch.equal(state[name].cpu().to(w.dtype), w) for name, w in weights.items())
+        differing += [] if same else [file.name]
+    if (directory / "tokenizer_config.json").is_file() and not same_tokenizer(load_tokenizer(directory), tokenizer):
+        differing.append("the tokenizer")
+    if differing:
+        raise ValueError(
+            f"{directory} holds another model ({', '.join(differing)}): save this one there first, or export to an "
+            "empty folder"
+        )
+
+
+def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord]) -> None:
+    """Move what was written to its place, and note in `onnx/export.json` what it was made from.
+
+    Config and tokenizer that are there stay. Files that were made from other weights are deleted.
+
+    Args:
+        staged: a folder inside of `directory`.
+        directory: the model's folder.
+        records: of the files.
+    """
+    noted, weights = directory / EXPORT_RECORD, weights_sha256(directory)
+    before = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {"files": {}}
+    if before.get("weights_sha256") != weights:
+        for file in before["files"]:
+            (directory / file).unlink(missing_ok=True)
+        before = {"files": {}}
+    files = before["files"] | {record.file: asdict(record) for record in records}
+    (staged / EXPORT_RECORD).write_text(json.dumps({"weights_sha256": weights, "files": files}, indent=2) + "\n")
+    written = [path for path in staged.rglob("*") if path.is_file()]
+    for path in sorted(written, key=lambda path: path.parent != staged):
+        target = directory / path.relative_to(staged)
+        if path.parent != staged or not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
+
+
+class _Logits(nn.Module):
+    """Gives a classifier's logits alone."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.model(**inputs).logits
+
+
+def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> None:
+    accepted = inspect.signature(model.forward).parameters
+    inputs = {name: tensor for name, tensor in example.items() if name in accepted}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Logits(model).eval(),
+                kwargs={"inputs": inputs},
+                dynamo=True,
+                verbose=False,
+                input_names=list(inputs),
+                output_names=["logits"],
+                dynamic_shapes={"inputs": {name: {0: "batch", 1: "sequence"} for name in inputs}},
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise RuntimeError(f"torch can't export this {type(model).__name__} to ONNX: {reason}") from error
+    program.save(path, external_data=False)  # type: ignore[union-attr]
+
+
+def _fuse(path: Path) -> dict[str, int]:
+    """Store ONNX Runtime's operators; what does not look like a BERT's layers stays as it is."""
+    optimizer = require("onnxruntime.transformers.optimizer")
+    fused = optimizer.optimize_model(str(path), model_type="bert", opt_level=0)
+    fused.save_model_to_file(str(path))
+    return {name: count for name, count in fused.get_fused_operator_statistics().items() if count}
+
+
+def _quantize(source: Path, target: Path, *, per_channel: bool, embeddings: bool, reduce_range: bool) -> None:
+    onnx, quantization = require("onnx"), require("onnxruntime.quantization")
+    registry = require("onnxruntime.quantization.registry")
+    kinds = set(registry.IntegerOpsRegistry) - (set() if embeddings else {"Gather", "EmbedLayerNormalization"})
+    graph = onnx.load(source)
+    # torch notes the shapes of a graph's values as traced, and ONNX Runtime refuses what it infers otherwise.
+    del graph.graph.value_info[:]
+    with _quiet():
+        quantization.quantize_dynamic(
+            graph,
+            target,
+            op_types_to_quantize=sorted(kinds),
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            # Of what ONNX Runtime's own operators give, no type is inferred.
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep exporter and quantiser from talking of what a caller can do nothing about."""
+    loggers = [logging.getLogger(), logging.getLogger("torch.onnx")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _compare(
+    model: nn.Module, reference: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Texts, max_length: int
+) -> tuple[float, float, float]:
+    """Give the largest difference of two models' logits, their least agreement, and the largest logit."""
+    scoring = scoring_of(task_of(model.config))
+    differences, agreements, largest = [], [], 0.0
+    for size in _BATCH_SIZES:
+        batches = [_batch(tokenizer, texts[at : at + size], max_length) for at in range(0, len(texts), size)]
+        ours, theirs = (torch.cat([_logits(each, batch) for batch in batches]) for each in (model, reference))
+        if ours.shape != theirs.shape:
+            raise RuntimeError(f"the ONNX file gives logits {tuple(ours.shape)}, and not {tuple(theirs.shape)}")
+        differences.append((ours - theirs).abs().max().item())
+        agreements.append(scoring.agreement(scoring.agreeing(ours, theirs).numpy()))
+        largest = max(largest, theirs.abs().max().item())
+    return float(np.max(differences)), min(agreements), largest
+
+
+def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    accepted = inspect.signature(model.forward).parameters
+    with torch.no_grad():
+        return model(**{name: tensor for name, tensor in batch.items() if name in accepted}).logits
+
+
+def _batch(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) -> dict[str, Tensor]:
+    """Tokenise as `nlpkd.data` does: a pair has segments, whatever the tokenizer gives of its own accord."""
+    encoded = tokenizer(
+        list(texts),
+        padding=True,
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=None if isinstance(texts[0], str) else True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    return {name: encoded[name] for name in MODEL_INPUTS if name in encoded}
+
+
+def _some_texts(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Texts:
+    """Draw texts of random ordinary tokens, from one to as many as fit."""
+    generator = np.random.default_rng(0)
+    ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    lengths = generator.integers(1, max(max_length - 2, 2), size=_DRAWN_TEXTS)
+    return [str(tokenizer.decode(generator.choice(ordinary, size=length).tolist())) for length in lengths]
+
+
+def _checked(texts: Texts) -> Texts:
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"texts must be a list of texts, or of pairs, to compare on; got {texts!r}")
+    return list(texts)  # type: ignore[return-value]
