@@ -309,7 +309,7 @@ def export(
     """
     from nlpkd.exporting import RetentionError, export_student
 
-    chosen = {"per_channel": per_channel, "embeddings": embeddings, "reduce_range": reduce_range}
+    chosen: dict[str, Any] = {"per_channel": per_channel, "embeddings": embeddings, "reduce_range": reduce_range}
     try:
         result = export_student(
             student,

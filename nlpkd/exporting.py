@@ -16,6 +16,7 @@ from nlpkd.matching import follow_student_labels
 from nlpkd.model_source import ModelSource
 from nlpkd.onnx_classifier import OnnxClassifier
 from nlpkd.report import EvaluationReport
+from nlpkd.run import command_line, now
 from nlpkd.sources import Source
 from nlpkd.task import task_of
 
@@ -108,7 +109,8 @@ def export_student(
             records.append(export_int8(staged, texts=texts, max_length=max_length, **int8_settings))
         if rows is not None:
             candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
-            report = evaluate_student(model, None, rows, tokenizer, candidates=candidates)
+            run = {"command": command_line(), "date": now(), "student": source.describe()}
+            report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run)
             kept = _retention(report, min_retention)
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records)

@@ -26,7 +26,7 @@ class TextClassifier(TextClassificationPipeline):
         **settings: of the pipeline; any argument of a call too.
     """
 
-    def __call__(self, inputs: Any, **settings: Any) -> list[Any]:
+    def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
         """Classify texts.
 
         Args:
@@ -42,7 +42,9 @@ class TextClassifier(TextClassificationPipeline):
             settings = {"top_k": None} | settings
         return super().__call__(inputs, **settings)
 
-    def postprocess(self, model_outputs: Any, decide: bool = False, **settings: Any) -> Any:
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, decide: bool = False, **settings: Any
+    ) -> Any:
         """Turn logits into labels and scores; a step of the pipeline."""
         labels = super().postprocess(model_outputs, **settings)
         if not decide:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -117,8 +116,7 @@ def student(tmp_path: Path) -> Path:
     (directory / "onnx").mkdir()
     for name in ("model.onnx", "model_int8.onnx", "secret.txt", "optimizer.pt"):
         (directory / "onnx" / name).write_bytes(b"graph")
-    weights = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
-    (directory / "onnx" / "export.json").write_text(json.dumps({"weights_sha256": weights, "files": {}}))
+    (directory / "onnx" / "export.json").write_text(json.dumps({"weights_sha256": None, "files": {}}))
     for folder in ("checkpoint-5", "baseline"):
         shutil.copytree(directory, directory / folder, ignore=shutil.ignore_patterns("checkpoint-*", "baseline"))
     return directory

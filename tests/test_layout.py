@@ -39,7 +39,7 @@ FLOORS = [
     "publishing",
     "trainer",
     "run",
-    "pipeline tuning",
+    "pipeline tuning exporting",
     "cli",
 ]
 FLOOR = {f"nlpkd.{name}": floor for floor, names in enumerate(FLOORS) for name in names.split()}
