@@ -22,6 +22,7 @@ _HOMES = {
     "EvaluationReport": "nlpkd.report",
     "distill": "nlpkd.pipeline",
     "evaluate_student": "nlpkd.evaluation",
+    "export_student": "nlpkd.exporting",
     "load": "nlpkd.serving",
     "load_teacher": "nlpkd.teacher",
     "load_text_classification": "nlpkd.data",

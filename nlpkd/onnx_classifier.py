@@ -122,13 +122,22 @@ class OnnxClassifier(nn.Module):
 
         Returns:
             Logits `(batch, labels)`.
+
+        Raises:
+            RuntimeError: if ONNX Runtime fails, as on texts longer than the model reads.
         """
         given = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
         }
-        logits = self.session.run(None, {name: given[name].cpu().numpy() for name in self.inputs})[0]
+        try:
+            logits = self.session.run(None, {name: given[name].cpu().numpy() for name in self.inputs})[0]
+        except Exception as error:  # ONNX Runtime's errors derive from Exception alone.
+            raise RuntimeError(
+                f"{self.path.name} can't read input_ids of shape {tuple(input_ids.shape)} (where that is longer than "
+                f"the model reads, truncate): {error}"
+            ) from error
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))
 
 

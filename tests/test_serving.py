@@ -81,7 +81,7 @@ def test_answers_are_those_of_the_pipeline(inputs, settings, student):
 def test_long_texts_are_truncated_unless_told_otherwise(student):
     classify = nlpkd.load(student, file="onnx/model.onnx")
     same(classify(LONG), pipeline("text-classification", model=str(student))(LONG, truncation=True))
-    with pytest.raises(Exception, match="idx=|out of"):
+    with pytest.raises(RuntimeError, match=r"can't read input_ids of shape \(1, 182\).*truncate"):
         classify(LONG, truncation=False)
 
 
@@ -101,9 +101,6 @@ def test_int8_is_served_first_then_float_then_pytorch(student, tmp_path):
         nlpkd.load(folder, file="onnx/model.onnx")
     with pytest.raises(ValueError, match="there is no folder"):
         nlpkd.load(tmp_path / "nowhere")
-    (folder / "config.json").unlink()
-    with pytest.raises((OSError, ValueError), match="can't be loaded"):
-        nlpkd.load(folder)
 
 
 def test_threads_are_those_asked_for_or_torchs(student):
