@@ -178,12 +178,13 @@ def test_a_wrong_setting_is_refused(setting, message, monkeypatch, capsys):
 
 
 def test_help_names_every_command_and_its_options():
-    pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "push")}  # fmt: skip  # noqa: E501
+    pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "export", "push")}  # fmt: skip  # noqa: E501
     options = {
-        "": ["train-teacher", "distill", "evaluate", "push"],
+        "": ["train-teacher", "distill", "evaluate", "export", "push"],
         "train-teacher": ["--model", "--train", "--validation", "--text-column", "--label-column", "--output-dir"],
         "distill": ["--teacher", "--student", "--train", "--validation", "--objectives", "--baseline", "--output-dir"],
         "evaluate": ["--teacher", "--baseline", "--data", "--output-dir"],
+        "export": ["--int8", "--data", "--min-retention", "--output-dir", "Exit status", "3, a file keeps less"],
         "push": ["--repo-id", "--private", "--revision", "--create-pr"],
     }
     for name, process in pages.items():

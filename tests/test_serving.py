@@ -1,6 +1,7 @@
 """A loaded classifier answers as transformers' pipeline does, whatever runs it, and is measured like any model."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from transformers import pipeline
 
 import nlpkd
 from nlpkd.compression import export_int8, export_onnx
-from nlpkd.exporting import RetentionError, export_student
+from nlpkd.exporting import export_student
 from nlpkd.onnx_classifier import OnnxClassifier
 
 pytest.importorskip("onnxruntime")
@@ -24,11 +25,11 @@ PAIRS = [{"text": first, "text_pair": second} for first, second in zip(TEXTS, TE
 LONG = " ".join(["the film was very very good"] * 30)
 
 
-def saved(folder: Path, tokenizer, **config) -> Path:
+def saved(folder: Path, tokenizer, texts=TEXTS, **config) -> Path:
     model = tiny_bert(layers=1, initializer_range=0.5, **config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    export_onnx(model, tokenizer, folder, texts=TEXTS)
+    export_onnx(model, tokenizer, folder, texts=texts)
     return folder
 
 
@@ -121,8 +122,9 @@ def test_a_multi_label_model_decides_by_its_thresholds(several):
     same(classify(TEXTS), reference(TEXTS))
 
 
-def test_a_regression_gives_its_score(tmp_path, tokenizer):
-    folder = saved(tmp_path, tokenizer, num_labels=1, problem_type="regression")
+def test_a_regression_gives_the_score_of_a_pair(tmp_path, tokenizer):
+    pairs = [tuple(pair.values()) for pair in PAIRS]
+    folder = saved(tmp_path, tokenizer, pairs, num_labels=1, problem_type="regression")
     expected = pipeline("text-classification", model=str(folder))(PAIRS)
     same(nlpkd.load(folder)(PAIRS), expected)
     assert len({each["score"] for each in expected}) > 1
@@ -198,12 +200,6 @@ def listed(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def test_files_that_keep_too_little_are_refused_and_none_is_left(student, rows, tmp_path):
-    with pytest.raises(RetentionError, match=r"onnx/model.onnx has (\w+) (0\.\d+) and the student in PyTorch \2 on 40 rows.*below min_retention=1.5"):  # fmt: skip  # noqa: E501
-        export_student(student, data=str(rows), min_retention=1.5, output_dir=tmp_path, max_length=32)
-    assert listed(tmp_path) == set()
-
-
 def test_a_hub_id_needs_a_folder():
     with pytest.raises(ValueError, match="give output_dir"):
         export_student("alice/student")
@@ -227,7 +223,9 @@ def test_the_command_exports_measures_and_says_by_its_status_what_happened(
     before = listed(folder)
     arguments = ["export", str(folder), "--data", str(rows), "--max-length", "32"]
     code, _, err = command(monkeypatch, capsys, *arguments, "--min-retention", "1.5")
-    assert code == 3 and "below min_retention=1.5" in err and listed(folder) == before
+    assert code == 3 and listed(folder) == before
+    told = r"onnx/model.onnx has (\w+) (0\.\d+) and the student in PyTorch \2 on 40 rows: .*below min_retention=1.5"
+    assert re.search(told, err), err
     code, out, err = command(monkeypatch, capsys, *arguments, "--int8", "--min-retention", "0.1")
     assert code == 0, err
     noted = json.loads((folder / "onnx/export.json").read_text())["files"]
