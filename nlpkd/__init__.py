@@ -1,6 +1,6 @@
 """Distil a fine-tuned text classifier into a small, fast student, and measure what it cost.
 
-`import nlpkd` imports no torch. It lets transformers know the BiLSTM and TextCNN students (`nlpkd.small_models`), so
+`import nlpkd` imports no torch. It lets transformers know the models of `nlpkd.small_models` and `nlpkd.reshaped`, so
 that `AutoModelForSequenceClassification.from_pretrained` and `pipeline` load one from its folder: at once where
 transformers' auto models are imported already, and else as soon as they are.
 """
@@ -54,8 +54,13 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class _SmallModelsWithAutoClasses:
-    """An import hook for one module: transformers' auto classes bring the small models' registration with them."""
+def _register_models() -> None:
+    for home in ("nlpkd.small_models", "nlpkd.reshaped"):
+        import_module(home)
+
+
+class _ModelsWithAutoClasses:
+    """An import hook for one module: transformers' auto classes bring the registration of our models with them."""
 
     module = "transformers.models.auto.modeling_auto"
 
@@ -70,13 +75,13 @@ class _SmallModelsWithAutoClasses:
 
         def execute_and_register(module: Any) -> None:
             execute(module)
-            import_module("nlpkd.small_models")
+            _register_models()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
-if _SmallModelsWithAutoClasses.module in sys.modules:
-    import_module("nlpkd.small_models")
+if _ModelsWithAutoClasses.module in sys.modules:
+    _register_models()
 else:
-    sys.meta_path.insert(0, _SmallModelsWithAutoClasses())
+    sys.meta_path.insert(0, _ModelsWithAutoClasses())

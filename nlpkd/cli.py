@@ -127,6 +127,9 @@ def distill(
     vocabulary: Annotated[
         str | None, typer.Option(help='"trim": keep the embeddings of the training text\'s tokens alone.')
     ] = None,
+    embedding_size: Annotated[
+        int | None, typer.Option(help="Width of a factorised embedding table, of layers of the teacher.")
+    ] = None,
     objectives: Annotated[str, typer.Option(help="A preset; `nlpkd presets` lists them.")] = "layerwise",
     baseline: Annotated[bool, typer.Option("--baseline", help="Train the undistilled baseline too.")] = False,
     num_seeds: Annotated[int, typer.Option(help="Seeds to train student and baseline with.")] = 1,
@@ -164,6 +167,7 @@ def distill(
         label_column=_column(label_column),
         soft_label_column=soft_label_column,
         vocabulary=vocabulary,
+        embedding_size=embedding_size,
         objectives=objectives,
         baseline=baseline,
         num_seeds=num_seeds,
@@ -279,6 +283,61 @@ def evaluate(
     typer.echo(report.to_markdown())
     if output_dir is not None:
         report.save(output_dir)
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="A path or Hub id (id@revision).")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="prune-neurons, prune-heads, prune-magnitude, factorize-embeddings, factorize-linear or half."
+        ),
+    ],
+    data: Rows,
+    output_dir: Annotated[Path, typer.Option(help="Where model, tokenizer and compression.json are saved.")],
+    keep: Annotated[float | None, typer.Option(help="Share of the neurons or heads to keep.")] = None,
+    intermediate_size: Annotated[int | None, typer.Option(help="Or how many neurons a layer keeps.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Or how many heads a layer keeps.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights that prune-magnitude zeroes.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of what is factorised.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Or the share of the squared weights that it keeps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 (default) or float16, for half.")] = None,
+    text_column: Text = None,
+    text_pair_column: Pair = None,
+    label_column: Label = None,
+    max_length: Length = 128,
+    trust_remote_code: Remote = False,
+) -> None:
+    """Make a saved model smaller by one method; run it on its own output for the next.
+
+    nlpkd compress student --method prune-neurons --keep 0.5 --data train.csv --output-dir smaller
+    """
+    from nlpkd.compression import compress as run
+
+    options = {
+        "keep": keep,
+        "intermediate_size": intermediate_size,
+        "heads": heads,
+        "sparsity": sparsity,
+        "rank": rank,
+        "energy": energy,
+        "dtype": dtype,
+    }
+    result = run(
+        model,
+        method,
+        data,
+        output_dir=output_dir,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=_column(label_column),
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    typer.echo(json.dumps(result.records[-1], indent=2))
+    typer.echo(f"The model is in {result.output_dir}.")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from nlpkd import small_models  # noqa: F401 (registers its model types)
+from nlpkd import reshaped, small_models  # noqa: F401 (they register their model types)
 
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 """Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""

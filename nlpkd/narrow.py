@@ -28,8 +28,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Published students by name, as `narrow_student` takes them."""
 
-_HEADS_OUT = re.compile(r"\b(query|key|value|q_lin|k_lin|v_lin|attn\.[qkv])\.(weight|bias)$")
-_HEADS_IN = re.compile(r"\b(attention\.output\.dense|out_lin|attn\.o)\.weight$")
+HEADS_OUT = re.compile(r"\b(query|key|value|q_lin|k_lin|v_lin|attn\.[qkv])\.(weight|bias)$")
+HEADS_IN = re.compile(r"\b(attention\.output\.dense|out_lin|attn\.o)\.weight$")
 
 _Tag = tuple[str, str]
 """What an axis of a weight runs over, and the layer that it belongs to, "" for all of them."""
@@ -99,20 +99,21 @@ def narrow_student(
     return student.to(teacher.device).train()
 
 
-def _name(config: Any, size: str) -> str:
+def size_name(config: Any, size: str) -> str:
+    """Give the name that a family's config has for a size."""
     return "hidden_dim" if size == "intermediate_size" and not hasattr(config, size) else size
 
 
 def _resized(config: Any, sizes: Mapping[str, int]) -> Any:
     resized = copy.deepcopy(config)
     for size, value in sizes.items():
-        has = getattr(config, _name(config, size), None)
+        has = getattr(config, size_name(config, size), None)
         if has is None or not 1 <= value <= has:
             raise ValueError(
                 f"{size}={value} is not within the teacher's {has}: a student starts from its teacher's weights, so "
                 "choose a narrower shape, or a pretrained checkpoint of this one"
             )
-        setattr(resized, _name(config, size), value)
+        setattr(resized, size_name(config, size), value)
     if getattr(config, "embedding_size", None) == config.hidden_size and "embedding_size" not in sizes:
         resized.embedding_size = resized.hidden_size
     if resized.hidden_size % resized.num_attention_heads:
@@ -167,11 +168,11 @@ def _stack(teacher: PreTrainedModel) -> str:
 def _tags(teacher: PreTrainedModel, prefix: str) -> dict[str, list[_Tag | None]]:
     """Say what each axis of each parameter runs over, by changing one size of the config after the other."""
     config = teacher.config
-    hidden = _moving(teacher, hidden_size=config.hidden_size + config.num_attention_heads)
-    inner = _moving(teacher, intermediate_size=getattr(config, _name(config, "intermediate_size")) + 1)
+    hidden = axes_following(teacher, hidden_size=config.hidden_size + config.num_attention_heads)
+    inner = axes_following(teacher, intermediate_size=getattr(config, size_name(config, "intermediate_size")) + 1)
     table = {}
     if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
-        table = _moving(teacher, embedding_size=config.embedding_size + 1)
+        table = axes_following(teacher, embedding_size=config.embedding_size + 1)
     tags: dict[str, list[_Tag | None]] = {}
     heads = 0
     for name, tensor in teacher.named_parameters():
@@ -181,7 +182,7 @@ def _tags(teacher: PreTrainedModel, prefix: str) -> dict[str, list[_Tag | None]]
             next((tag for tag, axes in known.items() if axis in axes.get(name, ())), None)
             for axis in range(tensor.ndim)
         ]
-        for pattern, axis in ((_HEADS_OUT, 0), (_HEADS_IN, 1)):
+        for pattern, axis in ((HEADS_OUT, 0), (HEADS_IN, 1)):
             if layer and pattern.search(name) and tags[name][axis] == _STREAM:
                 tags[name][axis], heads = ("heads", layer), heads + 1
     if heads != 7 * config.num_hidden_layers:
@@ -208,13 +209,21 @@ def _tag_pooled(teacher: PreTrainedModel, prefix: str, tags: dict[str, list[_Tag
             tags[f"{name}.weight"] = [None, _POOLED]
 
 
-def _moving(teacher: PreTrainedModel, **sizes: int) -> dict[str, list[int]]:
-    """Find the axes of parameters that follow a size of the config."""
+def axes_following(teacher: PreTrainedModel, **sizes: int) -> dict[str, list[int]]:
+    """Find the axes of parameters that follow a size of the config.
+
+    Args:
+        teacher: the model.
+        **sizes: settings of the config and the values to try, other than its own.
+
+    Returns:
+        For each parameter by name the axes whose length another value changes.
+    """
     config = copy.deepcopy(teacher.config)
     if "hidden_size" in sizes and getattr(config, "embedding_size", None) == config.hidden_size:
         config.embedding_size = sizes["hidden_size"]
     for size, value in sizes.items():
-        setattr(config, _name(config, size), value)
+        setattr(config, size_name(config, size), value)
     with torch.device("meta"):
         probe = dict(type(teacher)(config).named_parameters())
     return {

@@ -182,6 +182,7 @@ def distill(
     *,
     output_dir: str | Path = "out",
     vocabulary: str | None = None,
+    embedding_size: int | None = None,
     objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
     baseline: bool = False,
     baseline_dir: str | Path | None = None,
@@ -221,6 +222,8 @@ def distill(
         output_dir: where the student is saved.
         vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
             (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.
+        embedding_size: factorise the embedding table of a student that is made of the teacher's layers; see
+            `make_student`.
         objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`).
         baseline: train the undistilled baseline too: the same student from the same weights, on gold labels alone.
         baseline_dir: where the baseline is saved, `output_dir/baseline` by default.
@@ -260,6 +263,8 @@ def distill(
         raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    if embedding_size is not None and not _is_layers(student):
+        raise ValueError(f"embedding_size is of students that are layers of the teacher, and student={student!r}")
     if vocabulary not in (None, "trim"):
         raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
     with only_run(args.output_dir):
@@ -321,7 +326,7 @@ def distill(
             data=data,
             stages=_weighted(resolve(objectives, data.problem_type), weights),
             origin=origin,
-            start=_student_maker(learner, loaded, data),
+            start=_student_maker(learner, loaded, data, embedding_size),
             class_weights=weights,
         )
         if vocabulary == "trim":
@@ -404,13 +409,16 @@ def evaluate(
 
 
 def _student_maker(
-    student: ModelSource, teachers: Sequence[PreTrainedModel], data: TextClassificationData
+    student: ModelSource,
+    teachers: Sequence[PreTrainedModel],
+    data: TextClassificationData,
+    embedding_size: int | None,
 ) -> Callable[[int], PreTrainedModel]:
     given: Any = student.given
     if isinstance(given, PreTrainedModel):
         return lambda seed: copy.deepcopy(given)
     if _is_layers(given):
-        return lambda seed: make_student(teachers[0], given, seed=seed)
+        return lambda seed: make_student(teachers[0], given, embedding_size=embedding_size, seed=seed)
     return lambda seed: make_student(
         checkpoint=given,
         revision=student.revision,

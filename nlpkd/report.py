@@ -161,8 +161,8 @@ class EvaluationReport:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / MARKDOWN_NAME, self.to_markdown())
-        _replace(directory / JSON_NAME, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        replace_text(directory / MARKDOWN_NAME, self.to_markdown())
+        replace_text(directory / JSON_NAME, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
         return directory / JSON_NAME
 
     @classmethod
@@ -363,7 +363,13 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Args:
+        path: the file.
+        text: its content, written as UTF-8.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlpkd.budget import choose_within
+from nlpkd.compression.low_rank import factorize_embeddings
 from nlpkd.layers import uniform_layers
 from nlpkd.loading import load_classifier
 from nlpkd.narrow import SHAPES, narrow_student
@@ -26,6 +27,7 @@ def make_student(
     checkpoint: str | Path | None = None,
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
+    embedding_size: int | None = None,
     revision: str | None = None,
     id2label: Mapping[int, str] | None = None,
     trust_remote_code: bool = False,
@@ -47,6 +49,8 @@ def make_student(
             with the most layers of the teacher that fits, as measured on this machine; see
             `nlpkd.budget.choose_within` for other batches, lengths and candidates.
         max_size_mb: likewise, the most that its weights file may take.
+        embedding_size: of layers of the teacher, factorise their embedding table to this width; see
+            `nlpkd.compression.factorize_embeddings`, as for the families that can.
         revision: branch, tag or commit of the checkpoint.
         id2label: label names, where there is no teacher to give them.
         trust_remote_code: run the repository's own modelling code.
@@ -59,6 +63,11 @@ def make_student(
         ValueError: if not exactly one of layers, checkpoint and budget is given, the teacher lacks what is asked for,
             or nothing fits the budget.
     """
+    if embedding_size is not None:
+        if teacher is None or layers is None or layers in SMALL_STUDENTS:
+            raise ValueError("embedding_size is of layers or a shape of a teacher: give teacher and layers")
+        wide = make_student(teacher, layers, seed=seed)
+        return factorize_embeddings(wide, rank=embedding_size)[0]
     if max_latency_ms is not None or max_size_mb is not None:
         if teacher is None or layers is not None or checkpoint is not None:
             raise ValueError("a budget chooses among numbers of the teacher's layers: give the teacher, and no layers")

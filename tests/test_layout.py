@@ -22,24 +22,25 @@ LONGEST_MODULE = 600
 
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
-    "small_models",
+    "small_models reshaped",
     "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
     "sources demo objectives.temperature compression",
     "onnx_classifier",
     "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
-    "soft_labels targets compression.vocabulary budget model_source serving",
+    "soft_labels targets compression.vocabulary compression.record budget model_source serving",
+    "compression.low_rank compression.quantize",
     "student",
     "streaming",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
-    "augment compression.onnx",
+    "augment compression.onnx compression.prune",
     "cache evaluation objectives.features objectives.adversarial objectives.together",
     "objectives.presets matching",
     "objectives teaching",
     "publishing",
     "trainer",
     "run",
-    "pipeline tuning exporting",
+    "pipeline tuning exporting compression.job",
     "cli",
 ]
 FLOOR = {f"nlpkd.{name}": floor for floor, names in enumerate(FLOORS) for name in names.split()}

@@ -1,0 +1,160 @@
+"""Compress a saved model: model, tokenizer and record into one folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
+from nlpkd.compression.prune import prune_heads, prune_magnitude, prune_neurons
+from nlpkd.compression.quantize import to_half
+from nlpkd.compression.record import CompressionRecord
+from nlpkd.data import load_text_classification
+from nlpkd.evaluation import predict_logits
+from nlpkd.hub import save_student
+from nlpkd.labels import is_generic
+from nlpkd.matching import follow_student_labels
+from nlpkd.model_source import ModelSource
+from nlpkd.report import replace_text
+from nlpkd.run import only_run
+from nlpkd.scoring import scoring_of
+from nlpkd.sources import Source
+from nlpkd.task import task_of
+
+RECORD = "compression.json"
+"""The file beside a compressed model: a list of records, the first compression first."""
+
+METHODS: dict[str, Callable[..., tuple[PreTrainedModel, CompressionRecord]]] = {
+    "prune-neurons": prune_neurons,
+    "prune-heads": prune_heads,
+    "prune-magnitude": prune_magnitude,
+    "factorize-embeddings": factorize_embeddings,
+    "factorize-linear": factorize_linear,
+    "half": to_half,
+}
+"""What can be done to a saved model, by name."""
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """A compressed model.
+
+    Attributes:
+        model: the model, in eval mode.
+        tokenizer: its tokenizer.
+        records: what was done to it, the first compression first.
+        output_dir: where model, tokenizer and record were saved.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    records: list[dict[str, Any]]
+    output_dir: Path
+
+
+def compress(
+    model: str | Path,
+    method: str,
+    data: Source,
+    *,
+    output_dir: str | Path,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> CompressResult:
+    """Compress a saved model by one method; run it again on its output for the next.
+
+    Args:
+        model: a path or Hub id (`id@revision`).
+        method: one of `METHODS`.
+        data: labelled rows, which importance is measured on where the method needs it, and the agreement of the labels
+            before and after in any case; not those that you report on. See `load_text_classification`.
+        output_dir: where model, tokenizer and `compression.json` are saved.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text of a pair.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
+        max_length: longest text in tokens.
+        trust_remote_code: run the model repository's own code.
+        **options: the method's own, such as `keep=0.5`.
+
+    Returns:
+        The compressed model, saved.
+
+    Raises:
+        ValueError: if there is no such method or option, or model and data do not fit.
+    """
+    if method not in METHODS:
+        raise ValueError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
+    function = METHODS[method]
+    known = inspect.signature(function).parameters.keys()
+    if unknown := sorted(options.keys() - (known - {"model", "dataset", "tokenizer"})):
+        raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {_options(method)}")
+    with only_run(output_dir):
+        source = ModelSource.of(model, None, trust_remote_code)
+        # A model in half precision stays in it.
+        before, tokenizer = source.teacher("auto"), source.tokenizer()
+        rows = load_text_classification(
+            data,
+            tokenizer=tokenizer,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            max_length=max_length,
+            problem_type=task_of(before.config),
+            label_names=_label_names(before.config),
+        )["train"]
+        rows = follow_student_labels(rows, before.config, "train")
+        inputs = {name: value for name, value in {"dataset": rows, "tokenizer": tokenizer}.items() if name in known}
+        after, record = function(before, **inputs, **options)
+        agreement, difference = measure_change(before, after, rows, tokenizer)
+        record = replace(record, agreement=agreement, logits_difference=difference)
+        records = [*_earlier_records(source), asdict(record)]
+        save_student(after, output_dir, tokenizer)
+        replace_text(Path(output_dir) / RECORD, json.dumps(records, indent=2) + "\n")
+    return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
+
+
+def measure_change(
+    before: PreTrainedModel, after: PreTrainedModel, dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> tuple[float, float]:
+    """Measure what a compression changed in a model's outputs.
+
+    Args:
+        before: the model given.
+        after: the model that came out.
+        dataset: tokenised rows.
+        tokenizer: pads them.
+
+    Returns:
+        The agreement of their decisions, as in reports, and the mean absolute difference of their logits.
+    """
+    old, new = (torch.from_numpy(predict_logits(model, dataset, tokenizer)) for model in (before, after))
+    scoring = scoring_of(task_of(before.config), getattr(before.config, "thresholds", None))
+    return scoring.agreement(scoring.agreeing(new, old).numpy()), float((new - old).abs().mean())
+
+
+def _options(method: str) -> str:
+    parameters = inspect.signature(METHODS[method]).parameters
+    return ", ".join(name for name in parameters if name not in ("model", "dataset", "tokenizer"))
+
+
+def _label_names(config: Any) -> list[str]:
+    names = config.id2label
+    return [] if is_generic(names) else [str(names[number]) for number in range(len(names))]
+
+
+def _earlier_records(source: ModelSource) -> list[dict[str, Any]]:
+    """Read what was done to a model in a folder before."""
+    path = Path(str(source.given)) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

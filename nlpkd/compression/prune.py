@@ -1,0 +1,323 @@
+"""Prune what matters least on data: feed-forward neurons, attention heads, single weights."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.compression.record import CompressionRecord, record_of
+from nlpkd.data import DistillationCollator
+from nlpkd.narrow import HEADS_IN, HEADS_OUT, axes_following, size_name
+from nlpkd.reshaped import rebuild, reshape_linears
+from nlpkd.targets import unlabelled_rows
+
+
+def prune_neurons(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    keep: float | None = None,
+    intermediate_size: int | None = None,
+    max_rows: int = 2000,
+    batch_size: int = 32,
+) -> tuple[PreTrainedModel, CompressionRecord]:
+    r"""Remove the feed-forward neurons that the loss depends on least, the same number in every layer.
+
+    The importance of neuron j is the first-order change of the loss when it is taken out,
+
+        I_j = E_x | sum_t a_tj(x) dL(x) / da_tj(x) |
+
+    with a_tj what the layer's second matrix reads of it at token t: the Taylor criterion of Molchanov et al. (2017),
+    "Pruning Convolutional Neural Networks for Resource Efficient Inference", arXiv:1611.06440, equation 8, with the
+    sum over tokens where they have the mean over positions, so that a row counts as in `prune_heads`.
+
+    Args:
+        model: a classifier; left as it is.
+        dataset: tokenised rows with gold labels in the order of the model's, as `load_text_classification` gives them.
+        tokenizer: pads the rows.
+        keep: share of neurons to keep, in (0, 1).
+        intermediate_size: instead, how many a layer keeps.
+        max_rows: rows drawn for the mean.
+        batch_size: rows of a forward and backward pass.
+
+    Returns:
+        A copy that is a plain checkpoint with a smaller `config.intermediate_size` (`hidden_dim` of a DistilBERT),
+        and the record.
+
+    Raises:
+        ValueError: if not exactly one size is given, it is not smaller than the model's, no row has a label, or the
+            family has no feed-forward layers that follow its config.
+    """
+    size = size_name(model.config, "intermediate_size")
+    width = getattr(model.config, size, None)
+    if not isinstance(width, int):
+        raise ValueError(f"the config of {type(model).__name__} has no intermediate_size to reduce: prune it first")
+    count = _count(width, "intermediate_size", keep, intermediate_size)
+    axes = axes_following(model, intermediate_size=width + 1)
+    readers = {
+        _layer(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and axes.get(f"{name}.weight") == [1] and module.in_features == width
+    }
+    following = [name for name, found in axes.items() if found]
+    if not readers or any(_layer(name) not in readers or len(axes[name]) > 1 for name in following):
+        raise ValueError(f"{type(model).__name__} has feed-forward layers other than two or three matrices a layer")
+    importance = _importance(model, readers, width, dataset, tokenizer, max_rows, batch_size)
+    kept = {layer: _largest(values, count) for layer, values in importance.items()}
+    weights = model.state_dict()
+    for name in following:
+        weights[name] = _take_neurons(weights[name], axes[name][0], kept[_layer(name)], width)
+    config = copy.deepcopy(model.config)
+    setattr(config, size, count)
+    smaller = rebuild(model, config, weights)
+    paper = "Molchanov et al. 2017, arXiv:1611.06440"
+    details = {"intermediate_size": [width, count], "rows": min(max_rows, len(dataset))}
+    return smaller, record_of("prune_neurons", paper, model, smaller, **details)
+
+
+def prune_heads(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    keep: float | None = None,
+    heads: int | None = None,
+    max_rows: int = 2000,
+    batch_size: int = 32,
+) -> tuple[PreTrainedModel, CompressionRecord]:
+    r"""Remove the attention heads that the loss depends on least, the same number in every layer.
+
+    The importance of head h is Michel et al.'s (2019), "Are Sixteen Heads Really Better than One?", arXiv:1905.10650,
+    equation 2,
+
+        I_h = E_x | Att_h(x)' dL(x) / dAtt_h(x) |
+
+    with Att_h what the output projection reads of the head. They rank heads across layers, after dividing by each
+    layer's norm; here heads compete within their layer.
+
+    What comes out is a plain checkpoint where the config has a `head_dim` beside `num_attention_heads` (Llama, Qwen3,
+    Mistral, Gemma, NomicBERT, EuroBERT, GTE); heads that share keys and values go together. The config of BERT and
+    its relatives fixes a head's width to hidden_size / num_attention_heads, so that no plain checkpoint can have fewer
+    heads: they become a `ReshapedForSequenceClassification`, which loads by the same `from_pretrained` after
+    `import nlpkd`. To stay plain, prune neurons, or make a narrower student (`nlpkd.narrow.narrow_student`).
+
+    Args:
+        model: a classifier; left as it is.
+        dataset: tokenised rows with gold labels in the order of the model's, as `load_text_classification` gives them.
+        tokenizer: pads the rows.
+        keep: share of heads to keep, in (0, 1).
+        heads: instead, how many a layer keeps.
+        max_rows: rows drawn for the mean.
+        batch_size: rows of a forward and backward pass.
+
+    Returns:
+        A copy with fewer heads, and the record.
+
+    Raises:
+        ValueError: if not exactly one size is given, it is not smaller than the model's, no row has a label, or the
+            family's attention can't have fewer heads.
+    """
+    total = model.config.num_attention_heads
+    groups = getattr(model.config, "num_key_value_heads", None) or total
+    count = _count(total, "heads", keep, heads)
+    if count % (total // groups):
+        raise ValueError(f"{total // groups} heads share keys and values and go together: {count} is no multiple")
+    plain = isinstance(getattr(model.config, "head_dim", None), int)
+    axes = _axes_of_heads(model, total, groups) if plain else _axes_by_name(model)
+    readers = {
+        _layer(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and axes.get(f"{name}.weight") == 1
+    }
+    if len(axes) < 4 * len(readers) or not readers:
+        raise ValueError(
+            f"the attention of {type(model).__name__} has no matrices of its own for queries, keys, values and "
+            "output: prune its neurons instead"
+        )
+    importance = _importance(model, readers, total, dataset, tokenizer, max_rows, batch_size)
+    together = {layer: values.view(groups, -1).sum(dim=1) for layer, values in importance.items()}
+    kept = {layer: _largest(values, count * groups // total) for layer, values in together.items()}
+    weights = model.state_dict()
+    for name, axis in axes.items():
+        weights[name] = _take_heads(weights[name], axis, kept[_layer(name)], groups)
+    smaller = _with_heads(model, weights, count, groups) if plain else _reshaped(model, weights, axes, count)
+    paper = "Michel et al. 2019, arXiv:1905.10650"
+    details = {"heads": [total, count], "rows": min(max_rows, len(dataset))}
+    return smaller, record_of("prune_heads", paper, model, smaller, **details)
+
+
+def prune_magnitude(model: PreTrainedModel, *, sparsity: float = 0.5) -> tuple[PreTrainedModel, CompressionRecord]:
+    """Set the smallest weights of all linear layers to zero, for good.
+
+    The zeros are stored and multiplied like any other number: the file does not shrink and nothing gets faster, unless
+    the file is packed or the runtime skips zeros. Training on moves them away from zero again. Magnitude pruning is of
+    Han et al. (2015), "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626; the
+    threshold is one for all layers, with `torch.nn.utils.prune.global_unstructured`.
+
+    Args:
+        model: a classifier; left as it is.
+        sparsity: share of the weights of linear layers to set to zero, in (0, 1); biases, layer norms and embeddings
+            are kept.
+
+    Returns:
+        A copy of the same shape, and the record with the sparsity of the linear layers' weights.
+
+    Raises:
+        ValueError: if the sparsity is not in (0, 1), or there are no linear layers.
+    """
+    if not 0 < sparsity < 1:
+        raise ValueError(f"sparsity must be between 0 and 1, got {sparsity}")
+    pruned = copy.deepcopy(model)
+    layers = [module for module in pruned.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layers to prune")
+    prune.global_unstructured(
+        [(layer, "weight") for layer in layers], pruning_method=prune.L1Unstructured, amount=sparsity
+    )
+    for layer in layers:
+        prune.remove(layer, "weight")
+    zeros = sum(int((layer.weight == 0).sum()) for layer in layers)
+    achieved = zeros / sum(layer.weight.numel() for layer in layers)
+    details = {"sparsity": achieved, "effect": "no smaller file and no faster: zeros are stored and multiplied"}
+    return pruned, record_of("prune_magnitude", "Han et al. 2015, arXiv:1506.02626", model, pruned, **details)
+
+
+def _count(width: int, name: str, keep: float | None, asked: int | None) -> int:
+    if (keep is None) == (asked is None):
+        raise ValueError(f"give either keep (a share) or {name} (a number), and not both")
+    if keep is not None and not 0 < keep < 1:
+        raise ValueError(f"keep must be between 0 and 1, got {keep}")
+    count = max(1, round(width * keep)) if keep is not None else asked
+    if count is None or not 1 <= count < width:
+        raise ValueError(f"{name}={count} must be at least 1 and fewer than the model's {width}")
+    return count
+
+
+def _layer(name: str) -> str:
+    """Give the part of a parameter's name that says its layer: up to its last number."""
+    found = re.match(r".*\.\d+\.", name)
+    return found[0] if found else ""
+
+
+def _importance(
+    model: PreTrainedModel,
+    readers: Mapping[str, nn.Module],
+    groups: int,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_rows: int,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Give each layer's E_x |dL(x)/dm_g|, where m_g = 1 scales group g of what a linear layer reads: `(groups,)`."""
+    rows = [row for row, unlabelled in enumerate(unlabelled_rows(dataset)) if not unlabelled]
+    if not rows:
+        raise ValueError("the rows have no gold labels, and importance is measured by the loss: give labelled rows")
+    chosen = dataset.select(rows).shuffle(seed=0).select(range(min(max_rows, len(rows))))
+    # A copy, since hooks and the loss leave traces.
+    probe = copy.deepcopy(model).eval().requires_grad_(False)
+    masks: dict[str, Tensor] = {}
+
+    def masked(layer: str) -> Callable[[nn.Module, tuple[Any, ...]], Tensor]:
+        def scale(module: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
+            states = inputs[0]  # (batch, seq, width)
+            if states.dim() != 3:
+                raise ValueError(f"{type(model).__name__} packs the tokens of a batch: load it with other attention")
+            # Layers that share their weights share the mask.
+            if layer not in masks:
+                masks[layer] = states.new_ones(len(states), 1, groups, requires_grad=True)
+            return states * masks[layer].repeat_interleave(states.shape[-1] // groups, dim=-1)
+
+        return scale
+
+    names = {module: name for name, module in model.named_modules()}
+    for layer, module in readers.items():
+        probe.get_submodule(names[module]).register_forward_pre_hook(masked(layer))
+    sums = {layer: torch.zeros(groups, device=model.device) for layer in readers}
+    accepted = inspect.signature(probe.forward).parameters
+    loader = DataLoader(chosen, batch_size=batch_size, collate_fn=DistillationCollator(tokenizer))  # type: ignore[arg-type]
+    for batch in loader:
+        masks.clear()
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name in accepted}
+        # The loss is a mean over rows that do not know of each other, so each row's gradient is its own.
+        loss = probe(**inputs).loss * len(batch["labels"])
+        for layer, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
+            sums[layer] += gradient.squeeze(1).float().abs().sum(dim=0)
+    return {layer: total / len(chosen) for layer, total in sums.items()}
+
+
+def _largest(importance: Tensor, count: int) -> Tensor:
+    return importance.topk(count).indices.sort().values
+
+
+def _take_neurons(tensor: Tensor, axis: int, kept: Tensor, width: int) -> Tensor:
+    """Take neurons of an axis that has them once, or once for the gate too: the second half of the axis."""
+    parts = tensor.split(width, dim=axis)
+    return torch.cat([part.index_select(axis, kept) for part in parts], dim=axis)
+
+
+def _take_heads(tensor: Tensor, axis: int, kept: Tensor, groups: int) -> Tensor:
+    parts = tensor.chunk(groups, dim=axis)
+    return torch.cat([parts[group] for group in kept.tolist()], dim=axis)
+
+
+def _axes_of_heads(model: PreTrainedModel, total: int, groups: int) -> dict[str, int]:
+    """Find the axes that run over heads, in a family whose config gives a head's width."""
+    more = {"num_attention_heads": 2 * total}
+    if hasattr(model.config, "num_key_value_heads"):
+        more["num_key_value_heads"] = 2 * groups
+    sizes = {total * model.config.head_dim, groups * model.config.head_dim}
+    return {
+        name: found[0]
+        for name, found in axes_following(model, **more).items()
+        if len(found) == 1 and model.get_parameter(name).shape[found[0]] in sizes
+    }
+
+
+def _axes_by_name(model: PreTrainedModel) -> dict[str, int]:
+    """Find the axes that run over heads, in BERT and its relatives."""
+    places = ((HEADS_OUT, 0), (HEADS_IN, 1))
+    names = [name for name, _ in model.named_parameters()]
+    return {name: axis for pattern, axis in places for name in names if pattern.search(name)}
+
+
+def _with_heads(model: PreTrainedModel, weights: Mapping[str, Tensor], count: int, groups: int) -> PreTrainedModel:
+    config: Any = copy.deepcopy(model.config)
+    if hasattr(config, "num_key_value_heads"):
+        config.num_key_value_heads = count * groups // config.num_attention_heads
+    config.num_attention_heads = count
+    try:
+        type(config)(**config.to_dict())
+    except ValueError as error:
+        raise ValueError(
+            f"a {type(model).__name__} can't be loaded with {count} heads: choose a number that divides its "
+            f"hidden_size, {config.hidden_size}"
+        ) from error
+    return rebuild(model, config, weights)
+
+
+def _reshaped(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], axes: Mapping[str, int], count: int
+) -> PreTrainedModel:
+    shapes = {
+        name.removesuffix(".weight"): [*reversed(weights[name].shape)] for name in axes if name.endswith(".weight")
+    }
+    smaller = reshape_linears(model, shapes, weights)
+    smaller.config.num_attention_heads = count
+    ids = torch.ones(1, 3, dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            copy.deepcopy(smaller).eval()(input_ids=ids, attention_mask=ids)
+    except RuntimeError as error:
+        raise ValueError(f"{type(model).__name__} can't run with fewer heads: prune its neurons instead") from error
+    return smaller
