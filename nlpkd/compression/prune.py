@@ -178,8 +178,8 @@ def prune_magnitude(model: PreTrainedModel, *, sparsity: float = 0.5) -> tuple[P
     """
     if not 0 < sparsity < 1:
         raise ValueError(f"sparsity must be between 0 and 1, got {sparsity}")
-    pruned = copy.deepcopy(model)
-    layers = [module for module in pruned.modules() if isinstance(module, nn.Linear)]
+    masked = copy.deepcopy(model)
+    layers = [module for module in masked.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear layers to prune")
     prune.global_unstructured(
@@ -187,6 +187,8 @@ def prune_magnitude(model: PreTrainedModel, *, sparsity: float = 0.5) -> tuple[P
     )
     for layer in layers:
         prune.remove(layer, "weight")
+    # Made anew, since the masks have changed the order of the parameters.
+    pruned = rebuild(model, copy.deepcopy(model.config), masked.state_dict())
     zeros = sum(int((layer.weight == 0).sum()) for layer in layers)
     achieved = zeros / sum(layer.weight.numel() for layer in layers)
     details = {"sparsity": achieved, "effect": "no smaller file and no faster: zeros are stored and multiplied"}
@@ -245,8 +247,14 @@ def _importance(
         probe.get_submodule(names[module]).register_forward_pre_hook(masked(layer))
     sums = {layer: torch.zeros(groups, device=model.device) for layer in readers}
     accepted = inspect.signature(probe.forward).parameters
-    loader = DataLoader(chosen, batch_size=batch_size, collate_fn=DistillationCollator(tokenizer))  # type: ignore[arg-type]
-    for batch in loader:
+    batches: Any = DataLoader(
+        chosen,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        collate_fn=DistillationCollator(tokenizer),
+        # Without one of its own a loader draws from the global generator.
+        generator=torch.Generator(),
+    )
+    for batch in batches:
         masks.clear()
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name in accepted}
         # The loss is a mean over rows that do not know of each other, so each row's gradient is its own.
