@@ -48,6 +48,7 @@ PUSH_ALLOW_PATTERNS = [
     "report.json",
     "report.md",
     "report.html",
+    "compression.json",
 ]
 """What may leave a student's directory and its folder `onnx`: nothing pickled, no run's state."""
 

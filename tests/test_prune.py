@@ -85,7 +85,7 @@ def by_finite_differences(model, layers, groups: int, rows, step: float = 1e-4) 
 
 def test_the_neurons_kept_change_the_loss_most(make_rows, tokenizer):
     model, rows = tiny_bert(initializer_range=0.3, seed=3), make_rows(7)
-    smaller, record = prune_neurons(model, rows, tokenizer, intermediate_size=10, batch_size=4)
+    smaller, record = prune_neurons(model, rows, tokenizer, intermediate_size=10, batch_size=6)
     layers = [f"bert.encoder.layer.{number}.output.dense" for number in range(2)]
     for number, importance in enumerate(by_finite_differences(model, layers, 32, rows[:])):
         kept = importance.argsort(descending=True)[:10].sort().values
@@ -98,7 +98,7 @@ def test_the_neurons_kept_change_the_loss_most(make_rows, tokenizer):
 
 def test_the_heads_kept_change_the_loss_most(make_rows, tokenizer):
     model, rows = tiny_bert(heads=4, initializer_range=0.3, seed=3), make_rows(7)
-    smaller, _ = prune_heads(model, rows, tokenizer, heads=2, batch_size=4)
+    smaller, _ = prune_heads(model, rows, tokenizer, heads=2, batch_size=6)
     layers = [f"bert.encoder.layer.{number}.attention.output.dense" for number in range(2)]
     for number, importance in enumerate(by_finite_differences(model, layers, 4, rows[:])):
         kept = importance.argsort(descending=True)[:2].sort().values
