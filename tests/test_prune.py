@@ -27,6 +27,12 @@ def llama():
     return LlamaForSequenceClassification(LlamaConfig(**sizes, **NAMES))
 
 
+def llama_without_groups():
+    return LlamaForSequenceClassification(
+        LlamaConfig(**(SIZE | {"num_attention_heads": 4, "pad_token_id": 0}), **NAMES)
+    )
+
+
 def nomic():
     return NomicBertForSequenceClassification(NomicBertConfig(**SIZE, **NAMES))
 
@@ -190,6 +196,7 @@ def test_the_model_given_is_left_as_it_is(prune, make_rows, tokenizer):
         (prune_neurons, bert, {"intermediate_size": 32}, "fewer than the model's 32"),
         (prune_heads, bert, {"heads": 2}, "fewer than the model's 2"),
         (prune_heads, llama, {"heads": 1}, "2 heads share keys and values and go together"),
+        (prune_heads, llama_without_groups, {"heads": 3}, "choose a number that divides its hidden_size, 16"),
         (prune_heads, modernbert, {"heads": 1}, "prune its neurons instead"),
         (prune_heads, mpnet, {"heads": 1}, "can't run with fewer heads: prune its neurons instead"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
@@ -306,7 +307,7 @@ def _with_heads(model: PreTrainedModel, weights: Mapping[str, Tensor], count: in
     config.num_attention_heads = count
     try:
         type(config)(**config.to_dict())
-    except ValueError as error:
+    except StrictDataclassError as error:
         raise ValueError(
             f"a {type(model).__name__} can't be loaded with {count} heads: choose a number that divides its "
             f"hidden_size, {config.hidden_size}"
