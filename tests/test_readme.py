@@ -25,7 +25,7 @@ def test_the_readmes_python_runs_in_order(tmp_path, make_rows, settings, tokeniz
     rows = raw_rows(300, seed=7).to_pandas()
     rows.rename(columns={"text": "review", "label": "stars"}).to_csv(tmp_path / "reviews.csv", index=False)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     (tmp_path / "readme.py").write_text("\n".join(blocks))
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(

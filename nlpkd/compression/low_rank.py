@@ -37,7 +37,7 @@ def factorize_embeddings(
     model by some 0.01; and RoBERTa's positions are counted from the left, so that its text must be padded on the
     right. A DeBERTa-v2 or v3 without absolute positions stays one, with m = 0.
 
-    What the rank costs, a short distillation with the model itself as the teacher wins back.
+    A distillation afterwards, with the model itself as the teacher, can win back part of what the rank costs.
 
     Args:
         model: a classifier; left as it is.
