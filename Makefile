@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH_VENV ?= .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-serve clean
 
 # Fine-tune a teacher, distil it, compare with the undistilled student: offline once the packages are here.
 demo: $(READY)
@@ -31,10 +31,14 @@ $(READY): pyproject.toml constraints.txt
 bench: $(BENCH_READY)
 	$(BENCH_VENV)/bin/python tests/benchmarks/training.py --output $(BENCH_VENV)/training.json $(BENCH)
 
+# Latency and size of a teacher in PyTorch and its student in PyTorch, ONNX and int8.
+bench-serve: $(BENCH_READY)
+	$(BENCH_VENV)/bin/python tests/benchmarks/serving.py $(BENCH)
+
 $(BENCH_READY): pyproject.toml constraints.txt
 	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e ".[demo]"
+	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e ".[demo,export]"
 	$(BENCH_VENV)/bin/python -m pip install -q --no-deps textbrewer==0.2.1.post1
 	touch $@
 
