@@ -24,22 +24,26 @@ LONGEST_MODULE = 600
 FLOORS = [
     "small_models",
     "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
-    "sources demo objectives.temperature compression",
+    "sources demo record charts objectives.temperature compression",
     "onnx_classifier",
-    "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
+    "html_report columns benchmark scoring calibration objectives.base model_card teacher ensemble narrow",
     "soft_labels targets compression.vocabulary budget model_source serving",
     "student",
     "streaming",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
     "augment compression.onnx",
-    "cache evaluation objectives.features objectives.adversarial objectives.together",
-    "objectives.presets matching",
+    "cache prediction objectives.features objectives.adversarial objectives.together",
+    "objectives.presets matching evaluation",
     "objectives teaching",
     "publishing",
     "trainer",
     "run",
-    "pipeline tuning exporting",
+    "prepare",
+    "pipeline exporting plan caching tuning compare doctor",
+    "verify",
+    "cli.options",
+    "cli.training cli.measuring cli.publishing cli.information",
     "cli",
 ]
 FLOOR = {f"nlpkd.{name}": floor for floor, names in enumerate(FLOORS) for name in names.split()}
