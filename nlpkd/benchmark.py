@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import itertools
 import logging
 import os
 import platform
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_model
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.onnx_classifier import OnnxClassifier
@@ -34,7 +37,7 @@ def measure_latency(
     tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     *,
     batches: Sequence[int] = (1, 32),
-    tokens: int = 32,
+    tokens: int | Sequence[int] = 32,
     runs: int = 30,
     seed: int = 42,
 ) -> dict[str, list[Latency]]:
@@ -44,24 +47,27 @@ def measure_latency(
         models: the models by name.
         tokenizers: for each, the tokenizer whose ordinary tokens are drawn; any ids of the vocabulary without them.
         batches: batch sizes.
-        tokens: tokens in each sequence; there is no padding.
-        runs: timed rounds a batch size, after 5 of warm-up.
+        tokens: tokens in each sequence, or several lengths; there is no padding.
+        runs: timed rounds a batch size and length, after 5 of warm-up.
         seed: seed of the draw.
 
     Returns:
-        For each model one entry a batch size.
+        For each model one entry a batch size and length.
 
     Raises:
         ValueError: when a model takes fewer tokens.
     """
+    lengths = [tokens] if isinstance(tokens, int) else list(tokens)
     for name, model in models.items():
-        longest = getattr(getattr(model, "config", None), "max_position_embeddings", tokens)
-        if longest < tokens:
-            raise ValueError(f"latency_tokens={tokens} is more than the {longest} positions of the {name}: lower it")
+        longest = getattr(getattr(model, "config", None), "max_position_embeddings", max(lengths))
+        if longest < max(lengths):
+            raise ValueError(
+                f"latency_tokens={max(lengths)} is more than the {longest} positions of the {name}: lower it"
+            )
     results: dict[str, list[Latency]] = {name: [] for name in models}
-    for batch in batches:
+    for length, batch in itertools.product(lengths, batches):
         inputs = {
-            name: _synthetic_batch(model, (tokenizers or {}).get(name), batch, tokens, seed)
+            name: _synthetic_batch(model, (tokenizers or {}).get(name), batch, length, seed)
             for name, model in models.items()
         }
         times_ms: dict[str, list[float]] = {name: [] for name in models}
@@ -69,9 +75,33 @@ def measure_latency(
             for name, model in models.items():
                 times_ms[name].append(_forward_ms(model, inputs[name]))
         for name, values in times_ms.items():
-            p50_ms, p95_ms = (float(value) for value in np.percentile(values[WARM_UP_RUNS:], [50, 95]))
-            results[name].append(Latency(batch, tokens, _threads(models[name]), p50_ms, p95_ms))
+            percentiles = (float(value) for value in np.percentile(values[WARM_UP_RUNS:], [50, 95, 99]))
+            results[name].append(Latency(batch, length, _threads(models[name]), *percentiles))
     return results
+
+
+def count_flops(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, *, tokens: int = 32) -> int | None:
+    """Count the floating-point operations of one pass over one sequence, with `torch.utils.flop_counter`.
+
+    Matrix products count two for each multiply and add; element-wise operations (norms, activations, softmax) are not
+    counted.
+
+    Args:
+        model: the model.
+        tokenizer: whose ordinary tokens are drawn; any ids of the vocabulary without it.
+        tokens: tokens in the sequence.
+
+    Returns:
+        The operations; None for a recurrent network, whose products torch does not count, and for a model that runs
+        outside torch.
+    """
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return None
+    inputs = _synthetic_batch(model, tokenizer, 1, tokens, seed=0)
+    # torch has no formula for the fused attention on a CPU: it would count nothing.
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    return counter.get_total_flops() or None
 
 
 def model_size_mb(model: nn.Module | str | Path) -> float:
@@ -136,12 +166,12 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def latency_protocol(models: Mapping[str, nn.Module], tokens: int, runs: int) -> str:
+def latency_protocol(models: Mapping[str, nn.Module], tokens: int | Sequence[int], runs: int) -> str:
     """Say how `measure_latency` timed the models, and warn where their times don't compare.
 
     Args:
         models: the models by name.
-        tokens: tokens in each sequence.
+        tokens: tokens in each sequence, or several lengths.
         runs: timed rounds; 0 for none.
 
     Returns:
@@ -156,8 +186,9 @@ def latency_protocol(models: Mapping[str, nn.Module], tokens: int, runs: int) ->
     where = ", ".join(sorted(set(placements.values()))).replace("torch.", "")
     if others := ", ".join(name for name in models if name not in in_torch):
         where += f"; {others} by ONNX Runtime on cpu"
+    lengths = tokens if isinstance(tokens, int) else ", ".join(map(str, tokens))
     return (
-        f"latency: one forward pass on {tokens} random ordinary tokens a sequence, no padding, {where}, eval mode, "
+        f"latency: one forward pass on {lengths} random ordinary tokens a sequence, no padding, {where}, eval mode, "
         f"torch.inference_mode, {WARM_UP_RUNS} warm-up and {runs} timed rounds with the candidates interleaved, "
         f"time.perf_counter, {torch.get_num_threads()} threads"
     )

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
-from transformers.utils.logging import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from nlpkd.benchmark import (
+    count_flops,
     count_parameters,
     describe_environment,
-    evaluating,
     latency_protocol,
     measure_latency,
     model_size_mb,
-    placement,
 )
-from nlpkd.capture import without_adapter
-from nlpkd.data import TeacherTokenizers, column_prefixes, per_teacher
+from nlpkd.calibration import temperature_scaling
+from nlpkd.data import TeacherTokenizers
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.labels import align_names
+from nlpkd.prediction import Lineup, id2label_of, members_by_name
 from nlpkd.report import Candidate, EvaluationReport, Interval, Latency
-from nlpkd.scoring import Scoring, best_thresholds, scoring_of
-from nlpkd.task import task_of
-from nlpkd.windows import DOCUMENT, average_windows, one_row_a_document
-
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+from nlpkd.scoring import Scoring, best_thresholds, per_length, scoring_of
+from nlpkd.task import MULTI_LABEL, REGRESSION, task_of
+from nlpkd.windows import DOCUMENT, one_row_a_document
 
 _INTERVAL_PROTOCOL = (
     "95 % intervals: percentile bootstrap over the {rows} rows, {samples} resamples, seed {seed}, the same resamples "
     "for every candidate; resampling inflates a calibration error, so that its interval lies high"
+)
+_FLOPS_PROTOCOL = (
+    "FLOPs: one forward pass over one sequence of {tokens} tokens, matrix products alone, a multiply and an add are "
+    "two (torch.utils.flop_counter)"
 )
 
 
@@ -53,11 +51,12 @@ def evaluate_student(
     candidates: Mapping[str, nn.Module] | None = None,
     run: Mapping[str, Any] | None = None,
     training_seconds: float | Mapping[str, float] | None = None,
+    candidate_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     threshold_dataset: datasets.Dataset | None = None,
     batch_size: int = 64,
     bootstrap_samples: int = 1000,
     latency_batches: Sequence[int] = (1, 32),
-    latency_tokens: int = 32,
+    latency_tokens: int | Sequence[int] = 32,
     latency_runs: int = 30,
     seed: int = 42,
 ) -> EvaluationReport:
@@ -77,16 +76,20 @@ def evaluate_student(
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
         teacher_order: where names don't say it, the index that the teacher gives each label of the student; an
             ensemble knows the orders itself.
-        candidates: further models by name, such as an `OnnxClassifier`, reading what the student reads.
+        candidates: further models by name, such as an `OnnxClassifier`, reading what the student reads, unless
+            `candidate_tokenizers` names them.
         run: what made the student, for the report; versions, machine and protocols are added.
         training_seconds: of the student, or of each candidate by name.
-        threshold_dataset: of a multi-label task, other held-out rows on which every candidate's thresholds are chosen,
-            one a label by its F1 (`run["thresholds"]`); without them a model's `config.thresholds` are used, or 0.5.
+        candidate_tokenizers: of further candidates, and of the baseline, that read other tokens than the student: the
+            rows have their columns as `nlpkd.data.column_prefixes` names them, after the teacher's.
+        threshold_dataset: other held-out rows, on which every candidate's temperature is fitted
+            (`Candidate.temperature_scaling`), or in a multi-label task its thresholds are chosen, one a label by its
+            F1 (`run["thresholds"]`); without them a model's `config.thresholds` are used, or 0.5.
         batch_size: rows a forward pass when predicting.
         bootstrap_samples: resamples behind the 95 % intervals.
         latency_batches: batch sizes to time.
-        latency_tokens: tokens a sequence to time.
-        latency_runs: timed rounds a batch size; 0 skips the timing.
+        latency_tokens: tokens a sequence to time, or several lengths; operations are counted at the first.
+        latency_runs: timed rounds a batch size and length; 0 skips the timing, and the counting of operations.
         seed: seed of the resamples and of the timed tokens.
 
     Returns:
@@ -100,64 +103,39 @@ def evaluate_student(
         raise ValueError("evaluate_student needs the tokenised dataset to measure on and the student's tokenizer")
     teacher = as_one_teacher(teacher)
     models = _name_models(student, teacher, baseline, candidates or {})
-    teachers = _teachers(teacher)
-    several = teacher if isinstance(teacher, TeacherEnsemble) else None
-    # What is run: of several teachers each alone.
-    alone = teachers | {name: model for name, model in models.items() if name != "teacher"}
-    own = per_teacher(teacher_tokenizer, len(teachers)) if teachers else []
-    prefixes = dict.fromkeys(teachers, "teacher_" if "teacher_input_ids" in dataset.column_names else "")
-    if any(prefixes.values()) and not any(own):
-        raise ValueError(
-            "the dataset has teacher_input_ids, which the teacher's tokenizer pads: give teacher_tokenizer"
-        )
-    if several is not None:
-        prefixes = dict(zip(teachers, column_prefixes(tokenizer, own), strict=True))
-    tokenizers = dict.fromkeys(alone, tokenizer)
-    tokenizers |= {name: each or tokenizer for name, each in zip(teachers, own, strict=True)}
-    given = _given_orders(teacher, teacher_order)
-    orders = {name: given.get(name) or _column_order(name, model, student) for name, model in alone.items()}
+    if unknown := set(candidate_tokenizers or {}) - set(models):
+        raise ValueError(f"candidate_tokenizers names {sorted(unknown)}, the candidates are {sorted(models)}")
+    lineup = Lineup.of(
+        models,
+        tokenizer,
+        dataset.column_names,
+        teacher_tokenizer=teacher_tokenizer,
+        candidate_tokenizers=candidate_tokenizers,
+        teacher_order=teacher_order,
+    )
     labels, task = _gold_labels(dataset), task_of(getattr(student, "config", None))
-
-    def predict(rows: datasets.Dataset) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for name in sorted(alone, key="student".__ne__):
-            prefix = prefixes.get(name, "")
-            values = predict_logits(alone[name], rows, tokenizers[name], batch_size=batch_size, prefix=prefix)
-            if DOCUMENT in rows.column_names:
-                values = average_windows(values, rows[DOCUMENT][:])
-            _check_logits(name, values, found.get("student", values).shape[1])
-            found[name] = values if orders[name] is None else values[:, orders[name]]
-        if several is not None:
-            own = [torch.from_numpy(found.pop(name)).to(several.weights.device) for name in teachers]
-            found["teacher"] = several.mean(own).cpu().numpy()
-        return found
-
-    logits = predict(dataset)
+    logits = lineup.predict(dataset, batch_size)
     scoring_of(task).check(labels, logits["student"].shape[1])
-    latencies: dict[str, list[Latency]] = {}
-    if latency_runs:
-        latencies = measure_latency(
-            alone, tokenizers, batches=latency_batches, tokens=latency_tokens, runs=latency_runs, seed=seed
-        )
-    protocol = latency_protocol(alone, latency_tokens, latency_runs)
-    if several is not None and latency_runs:
-        latencies["teacher"] = _one_after_another([latencies.pop(name) for name in teachers])
-        protocol += f"; the teacher's times are sums over its {len(several)} models"
-    seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
-    resampling = {"samples": bootstrap_samples, "seed": seed}
-    thresholds = {name: _thresholds(model) for name, model in models.items()}
+    latency = _latency(lineup, latency_batches, latency_tokens, latency_runs, seed)
+    held_out = None
     if threshold_dataset is not None:
-        gold = _gold_labels(threshold_dataset)
-        thresholds = {name: best_thresholds(values, gold) for name, values in predict(threshold_dataset).items()}
-    scorings = {name: scoring_of(task, thresholds[name]) for name in models}
+        held_out = lineup.predict(threshold_dataset, batch_size), _gold_labels(threshold_dataset)
+        scoring_of(task).check(held_out[1], logits["student"].shape[1])
+    chosen, scaling = _fitted(task, held_out, logits, labels)
+    scorings = {name: scoring_of(task, chosen.get(name, _thresholds(model))) for name, model in models.items()}
+    resampling = {"samples": bootstrap_samples, "seed": seed}
     resampled = {name: scorings[name].resampled(values, labels, **resampling) for name, values in logits.items()}
+    counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
+    seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
+    lengths = _lengths(dataset)
     return EvaluationReport(
         task=_describe_task(student, scorings["student"], logits["student"], labels),
         run={
             **describe_environment(),
             "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
-            "latency_protocol": protocol,
-            **({"thresholds": thresholds} if threshold_dataset is not None else {}),
+            "latency_protocol": latency.protocol,
+            **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
+            **({"thresholds": chosen} if chosen else {}),
             **(run or {}),
         },
         candidates={
@@ -171,8 +149,11 @@ def evaluate_student(
                 else _agreement(scorings[name], logits[name], logits["teacher"], resampling),
                 parameters=count_parameters(model),
                 size_mb=model_size_mb(model),
-                latency=latencies.get(name, []),
+                latency=latency.measured.get(name, []),
                 training_seconds=seconds.get(name),
+                flops=_flops(lineup, name, counted) if latency_runs else None,
+                temperature_scaling=scaling.get(name),
+                breakdown=_breakdown(name, scorings[name], logits, labels, lengths),
             )
             for name, model in models.items()
         },
@@ -184,51 +165,12 @@ def evaluate_student(
     )
 
 
-def predict_logits(
-    model: nn.Module,
-    dataset: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    batch_size: int = 64,
-    prefix: str = "",
-) -> np.ndarray:
-    """Run a classifier over tokenised rows, in eval mode, on its own device.
+@dataclass(frozen=True)
+class _Timed:
+    """Latencies by candidate, and how they were taken."""
 
-    Args:
-        model: a `PreTrainedModel`, or a module that returns logits or an output with `.logits`.
-        dataset: tokenised rows; of their columns the model is given those its `forward` names.
-        tokenizer: pads the rows.
-        batch_size: rows a forward pass, of similar lengths.
-        prefix: what the names of the columns to read start with, `"teacher_"` for a teacher's own.
-
-    Returns:
-        float32 logits `(rows, labels)` in the order of the rows.
-
-    Raises:
-        ValueError: when there is no row, or no `input_ids` column that the model takes.
-    """
-    if not len(dataset):
-        raise ValueError("there are no rows to predict: give a dataset with at least one")
-    accepted = set(MODEL_INPUTS) & set(inspect.signature(without_adapter(model).forward).parameters)
-    columns = {
-        prefix + name: name for name in MODEL_INPUTS if name in accepted and prefix + name in dataset.column_names
-    }
-    if "input_ids" not in columns.values():
-        raise ValueError(
-            f"the model's forward must take input_ids, read from the column {prefix}input_ids: found arguments "
-            f"{sorted(accepted)} and columns {dataset.column_names}; tokenise the dataset first"
-        )
-    rows = dataset.with_format(None).select_columns(list(columns)).rename_columns(columns)
-    order = np.argsort([-len(ids) for ids in rows["input_ids"][:]], kind="stable").tolist()
-    loader = DataLoader(rows, batch_size=batch_size, sampler=order, collate_fn=DataCollatorWithPadding(tokenizer))
-    device, _ = placement(model)
-    batches = []
-    with evaluating(model):
-        for batch in tqdm(loader, desc="Predicting", leave=False, disable=None):
-            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
-            batches.append(_logits(model(**inputs)).float().cpu().numpy())
-    logits = np.concatenate(batches)
-    return logits[np.argsort(order)]
+    measured: dict[str, list[Latency]]
+    protocol: str
 
 
 def _name_models(
@@ -243,30 +185,73 @@ def _name_models(
     return {name: model for name, model in named.items() if model is not None}
 
 
-def _teachers(teacher: nn.Module | None) -> dict[str, nn.Module]:
-    """Name the models that a teacher consists of."""
+def _latency(lineup: Lineup, batches: Sequence[int], tokens: int | Sequence[int], runs: int, seed: int) -> _Timed:
+    """Time every model; an ensemble's models run one after another."""
+    protocol = latency_protocol(lineup.alone, tokens, runs)
+    if not runs:
+        return _Timed({}, protocol)
+    measured = measure_latency(lineup.alone, lineup.tokenizers, batches=batches, tokens=tokens, runs=runs, seed=seed)
+    teacher = lineup.models.get("teacher")
     if isinstance(teacher, TeacherEnsemble):
-        return {f"teacher {number} of {len(teacher)}": each for number, each in enumerate(teacher.members, start=1)}
-    return {} if teacher is None else {"teacher": teacher}
-
-
-def _given_orders(teacher: nn.Module | None, order: Sequence[int] | None) -> dict[str, list[int]]:
-    """Give the label orders that are known without looking at names, by the model's name."""
-    if isinstance(teacher, TeacherEnsemble):
-        if order is not None:
-            raise ValueError("teacher_order is of one teacher: set those of an ensemble by TeacherEnsemble.reorder")
-        return {name: each for name, each in zip(_teachers(teacher), teacher.orders, strict=True) if each is not None}
-    if order is not None and sorted(order) != list(range(len(order))):
-        raise ValueError(f"teacher_order must hold each index of the teacher's labels once, found {list(order)}")
-    return {} if order is None else {"teacher": list(order)}
+        measured["teacher"] = _one_after_another([measured.pop(name) for name in members_by_name(teacher)])
+        protocol += f"; the teacher's times are sums over its {len(teacher)} models"
+    return _Timed(measured, protocol)
 
 
 def _one_after_another(measured: Sequence[Sequence[Latency]]) -> list[Latency]:
-    """Add up what models take, `(models, batch sizes)`."""
+    """Add up what models take, `(models, batch sizes and lengths)`."""
     return [
-        replace(each[0], p50_ms=sum(one.p50_ms for one in each), p95_ms=sum(one.p95_ms for one in each))
+        replace(
+            each[0],
+            p50_ms=sum(one.p50_ms for one in each),
+            p95_ms=sum(one.p95_ms for one in each),
+            p99_ms=sum(one.p99_ms or 0.0 for one in each),
+        )
         for each in zip(*measured, strict=True)
     ]
+
+
+def _flops(lineup: Lineup, name: str, tokens: int) -> int | None:
+    """Count a candidate's operations, an ensemble's as a sum; None where one of its models can't be counted."""
+    members = members_by_name(lineup.models["teacher"]) if name == "teacher" else {name: lineup.models[name]}
+    counts = [count_flops(model, lineup.tokenizers[own], tokens=tokens) for own, model in members.items()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _fitted(
+    task: str | None,
+    held_out: tuple[dict[str, np.ndarray], np.ndarray] | None,
+    logits: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Fit on held-out rows what the task has to fit: thresholds of several labels, the temperature of one."""
+    if held_out is None or task == REGRESSION:
+        return {}, {}
+    values, gold = held_out
+    if task == MULTI_LABEL:
+        return {name: best_thresholds(each, gold) for name, each in values.items()}, {}
+    return {}, {name: temperature_scaling(each, gold, logits[name], labels) for name, each in values.items()}
+
+
+def _breakdown(
+    name: str, scoring: Scoring, logits: Mapping[str, np.ndarray], labels: np.ndarray, lengths: np.ndarray
+) -> dict[str, Any]:
+    """Break a candidate's quality down by class, confidence and length; name the rows where it leaves its teacher."""
+    parts = scoring.breakdown(logits[name], labels)
+    parts["per_length"] = per_length(scoring, logits[name], labels, lengths)
+    if name != "teacher" and "teacher" in logits:
+        parts["disagreements"] = scoring.disagreements(logits[name], logits["teacher"], labels)
+    return parts
+
+
+def _lengths(dataset: datasets.Dataset) -> np.ndarray:
+    """Give the tokens of each text as the student reads it, `(texts,)`; of windows their sum."""
+    lengths = np.array([len(ids) for ids in dataset.with_format(None)["input_ids"][:]])
+    if DOCUMENT not in dataset.column_names:
+        return lengths
+    _, places = np.unique(np.asarray(dataset[DOCUMENT][:]), return_inverse=True)
+    return np.bincount(places, weights=lengths).astype(np.int64)
 
 
 def _gold_labels(dataset: datasets.Dataset) -> np.ndarray:
@@ -279,43 +264,13 @@ def _gold_labels(dataset: datasets.Dataset) -> np.ndarray:
     return labels if DOCUMENT not in dataset.column_names else one_row_a_document(labels, dataset[DOCUMENT][:])
 
 
-def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:
-    """Refuse logits `(rows, labels)` of another width than the student's or not finite."""
-    if logits.shape[1] != expected:
-        raise ValueError(
-            f"the {name} gives {logits.shape[1]} logits a row, the student {expected}: they don't compare"
-        )
-    if not np.isfinite(logits).all():
-        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-        raise ValueError(
-            f"the {name} gives logits that are not finite, first in row {row}: {logits[row].tolist()}; "
-            "its training has diverged or its weights are damaged"
-        )
-
-
-def _id2label(model: nn.Module) -> dict[int, str]:
-    """Give a model's label names, nothing for a module without a config."""
-    return getattr(getattr(model, "config", None), "id2label", None) or {}
-
-
 def _thresholds(model: nn.Module) -> Sequence[float] | None:
     """Give the thresholds that were chosen for a multi-label model, where any were."""
     return getattr(getattr(model, "config", None), "thresholds", None)
 
 
-def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] | None:
-    """Say which of a model's logit columns make the student's label order, None for its own order."""
-    own, wanted = _id2label(model), _id2label(student)
-    if not own or not wanted:
-        return None
-    try:
-        return align_names(own, wanted)
-    except ValueError as error:
-        raise ValueError(f"the {name} can't be compared with the student: {error}") from error
-
-
 def _describe_task(student: nn.Module, scoring: Scoring, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    id2label = _id2label(student)
+    id2label = id2label_of(student)
     return {
         "problem_type": scoring.problem_type,
         "headline": scoring.headline(labels),
@@ -356,7 +311,3 @@ def _compare(
         gold = values[other][headline]
         comparison["retention"] = values["student"][headline] / gold if gold > 0 else None
     return comparison
-
-
-def _logits(output: Any) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output.logits

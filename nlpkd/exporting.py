@@ -11,12 +11,12 @@ from typing import Any
 from nlpkd.compression.onnx import OnnxRecord, accept, export_int8, export_onnx, refuse_another_model
 from nlpkd.data import load_text_classification
 from nlpkd.evaluation import evaluate_student
-from nlpkd.labels import is_generic
+from nlpkd.labels import telling_names
 from nlpkd.matching import follow_student_labels
 from nlpkd.model_source import ModelSource
 from nlpkd.onnx_classifier import OnnxClassifier
+from nlpkd.record import command_line, now
 from nlpkd.report import EvaluationReport
-from nlpkd.run import command_line, now
 from nlpkd.sources import Source
 from nlpkd.task import task_of
 
@@ -119,8 +119,7 @@ def export_student(
 
 def _labelled_rows(data: Source, config: Any, **columns: Any) -> tuple[Any, list[Any]]:
     """Load the rows to measure on, and the texts to compare on."""
-    generic = is_generic(config.id2label)
-    names = [] if generic else [str(config.id2label[number]) for number in range(config.num_labels)]
+    names = telling_names(config.id2label)
     loaded = load_text_classification(data, problem_type=task_of(config), label_names=names, **columns)
     split = next(name for name in ("test", "validation", "train") if name in loaded)
     rows = follow_student_labels(loaded[split], config, split)

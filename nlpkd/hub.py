@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from nlpkd.html_report import PAGE_NAME, save_page, training_curves
 from nlpkd.model_card import build_model_card, public_report
 from nlpkd.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.report import EvaluationReport
@@ -108,8 +109,8 @@ def push_student(
     """Push a saved student to the Hub: weights, ONNX files, tokenizer, card and report, and no other file.
 
     The card is written when it is missing, and again for `repo_id` as long as nobody edited it. Paths of this machine
-    are taken out of the report's copy. Server errors and dropped connections are retried; an unchanged student makes
-    no commit.
+    are taken out of the report's copy, and `report.html` is written anew from it, without examples. Server errors and
+    dropped connections are retried; an unchanged student makes no commit.
 
     Args:
         directory: Where `save_student` (or a run) left the student.
@@ -213,14 +214,17 @@ def _write_card(directory: Path, repo_id: str) -> None:
 
 
 def _stage(directory: Path, staging: Path) -> None:
-    """Gather what may be published, the report without the paths of this machine."""
+    """Gather what may be published: the report without the paths of this machine, its page without its examples."""
     if (directory / "report.json").is_file():
-        public_report(EvaluationReport.load(directory / "report.json")).save(staging)
+        public = public_report(EvaluationReport.load(directory / "report.json"))
+        public.save(staging)
+        if (directory / PAGE_NAME).is_file():
+            save_page(public, staging, curves=training_curves(directory))
     # The patterns let `*` match a slash: what lies in other folders, checkpoints and baseline, is not listed.
     listed = [
         path for folder in (directory, directory / "onnx") for path in sorted(folder.glob("*")) if path.is_file()
     ]
-    names = [path.relative_to(directory).as_posix() for path in listed]
+    names = [path.relative_to(directory).as_posix() for path in listed if path.name != PAGE_NAME]
     for name in filter_repo_objects(names, allow_patterns=PUSH_ALLOW_PATTERNS):
         if not (staging / name).exists():
             (staging / name).parent.mkdir(exist_ok=True)

@@ -20,6 +20,11 @@ def is_generic(id2label: Mapping[int, str]) -> bool:
     return all(_GENERIC.fullmatch(str(name)) for name in id2label.values())
 
 
+def telling_names(id2label: Mapping[int, str]) -> list[str]:
+    """Give the label names in the order of their ids, none where they carry no meaning."""
+    return [] if is_generic(id2label) else [str(id2label[number]) for number in range(len(id2label))]
+
+
 def align_names(source: Mapping[int, str], target: Mapping[int, str]) -> list[int] | None:
     """Find for each label of `target` the index that `source` gives it.
 

@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import softmax
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 CALIBRATION_BINS = 15
 """Equal-width confidence bins of the calibration error."""
@@ -186,6 +186,43 @@ def bootstrap_totals(counts: np.ndarray | csr_array, samples: int, seed: int) ->
 def calibration_bins(confidence: np.ndarray) -> np.ndarray:
     """Give the bin of each confidence p, ((m-1)/15, m/15] for m = 1..15, counted from 0."""
     return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+
+
+def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    """Give what a reliability diagram shows, bin by bin.
+
+    Args:
+        confidence: of each decision, `(decisions,)`.
+        correct: whether it is right, `(decisions,)`.
+
+    Returns:
+        `{"confidence", "accuracy", "rows"}` of each bin of the calibration error that has rows, both means.
+    """
+    bins = calibration_bins(confidence)
+    return [
+        {
+            "confidence": float(confidence[bins == each].mean()),
+            "accuracy": float(correct[bins == each].mean()),
+            "rows": int((bins == each).sum()),
+        }
+        for each in np.unique(bins)
+    ]
+
+
+def class_metrics(gold: np.ndarray, predicted: np.ndarray, **options: Any) -> list[dict[str, float]]:
+    """Measure each class by itself.
+
+    Args:
+        gold: class ids `(rows,)`, or booleans `(rows, labels)`.
+        predicted: likewise.
+        **options: of scikit-learn's `precision_recall_fscore_support`.
+
+    Returns:
+        `{"precision", "recall", "f1", "rows"}` of each class, in order; rows are those of the class.
+    """
+    columns = precision_recall_fscore_support(gold, predicted, zero_division=0, **options)
+    names = ("precision", "recall", "f1", "rows")
+    return [dict(zip(names, map(float, entry), strict=True)) for entry in zip(*columns, strict=True)]
 
 
 def _labelled_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from nlpkd.report import Candidate, EvaluationReport
 
-_METRICS = {
+CARD_METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
     "f1_macro": ("f1", "Macro F1"),
     "pearson": ("pearsonr", "Pearson correlation"),
@@ -85,7 +85,7 @@ def _without_paths(value: Any) -> Any:
 
 def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     run = report.run
-    teacher, data = _hub_id(_part(run, "teacher").get("name")), _hub_id(_part(run, "data").get("name"))
+    teacher, data = hub_id(_part(run, "teacher").get("name")), hub_id(_part(run, "data").get("name"))
     results = _eval_results(report.candidates["student"], _part(run, "data"))
     optional = {key: run[key] for key in ("license", "language") if run.get(key)}
     if teacher:
@@ -110,14 +110,14 @@ def _eval_results(student: Candidate, data: Mapping[str, Any]) -> list[EvalResul
         EvalResult(
             task_type="text-classification",
             task_name="Text Classification",
-            dataset_type=_hub_id(name) or re.sub(r"[^\w.-]+", "-", PurePosixPath(name).stem),
+            dataset_type=hub_id(name) or re.sub(r"[^\w.-]+", "-", PurePosixPath(name).stem),
             dataset_name=_called(name),
             metric_type=metric,
             metric_name=title,
             metric_value=student.quality[quality].value,
             **source,
         )
-        for quality, (metric, title) in _METRICS.items()
+        for quality, (metric, title) in CARD_METRICS.items()
         if quality in student.quality and math.isfinite(student.quality[quality].value)
     ]
 
@@ -236,8 +236,15 @@ def _part(run: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return run.get(key) or {}
 
 
-def _hub_id(name: str | None) -> str | None:
-    """Return the name if it can be one on the Hub, None for a path, a file, or no name."""
+def hub_id(name: str | None) -> str | None:
+    """Tell a name on the Hub from others.
+
+    Args:
+        name: of a model or data set.
+
+    Returns:
+        The name if it can be one on the Hub, None for a path, a file, or no name.
+    """
     if not name or name.lower().endswith(_DATA_FILES):
         return None
     try:
@@ -248,7 +255,7 @@ def _hub_id(name: str | None) -> str | None:
 
 
 def _called(name: str) -> str:
-    return _one_line(_hub_id(name) or PurePosixPath(name).name or name)
+    return _one_line(hub_id(name) or PurePosixPath(name).name or name)
 
 
 def _named(part: Mapping[str, Any]) -> str:

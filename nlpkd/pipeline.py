@@ -1,45 +1,27 @@
-"""The job in one call: fine-tune a teacher, distil a student, measure a saved one."""
+"""The job in one call: fine-tune a teacher, distil a student."""
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.compression.vocabulary import original_ids, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
-from nlpkd.data import (
-    TeacherTokenizers,
-    TextClassificationData,
-    load_text_classification,
-    per_teacher,
-    same_tokenizer,
-)
-from nlpkd.ensemble import as_one_teacher
-from nlpkd.evaluation import evaluate_student
+from nlpkd.data import TeacherTokenizers, load_text_classification
 from nlpkd.hub import push_student
-from nlpkd.labels import is_generic
-from nlpkd.matching import follow_student_labels
-from nlpkd.model_source import ModelSource, describe_teachers
-from nlpkd.narrow import SHAPES
-from nlpkd.objectives import CrossEntropyLoss, Objective
-from nlpkd.objectives.presets import Stage, resolve
+from nlpkd.model_source import ModelSource
+from nlpkd.objectives import Objective
+from nlpkd.objectives.presets import Stage
+from nlpkd.prepare import prepare_job, weights_of_classes
 from nlpkd.report import EvaluationReport
-from nlpkd.run import Job, checkpoint_to_resume, command_line, gold_trainer, now, only_run
-from nlpkd.small_models import SMALL_STUDENTS
+from nlpkd.run import checkpoint_to_resume, gold_trainer, only_run
 from nlpkd.sources import Source
-from nlpkd.streaming import TextStream
 from nlpkd.student import make_student
-from nlpkd.task import SINGLE_LABEL, task_of
-from nlpkd.windows import count_texts
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +145,7 @@ def train_teacher(
                 seed=args.seed,
             )
         backbone.config.problem_type = data.problem_type  # type: ignore[assignment]
-        trainer = gold_trainer(backbone, args, data, tokenizer, _class_weights(class_weights, data))
+        trainer = gold_trainer(backbone, args, data, tokenizer, weights_of_classes(class_weights, data))
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
         trainer.save_model()
         metrics = {}
@@ -259,229 +241,42 @@ def distill(
         RuntimeError: if the push fails; everything is on disk by then.
     """
     args = _settings(args, output_dir, config)
-    if train is None:
-        raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
-    if embedding_size is not None and not _is_layers(student):
-        raise ValueError(f"embedding_size is of students that are layers of the teacher, and student={student!r}")
-    if vocabulary not in (None, "trim"):
-        raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
     with only_run(args.output_dir):
-        given = teacher if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
-        teachers = [ModelSource.of(each, teacher_revision, trust_remote_code) for each in given]
-        if bool(teachers) == (soft_label_column is not None):
-            raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
-        if len(teachers) > 1 and teacher_revision is not None:
-            raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
-        learner = ModelSource.of(student, student_revision, trust_remote_code)
-        if not teachers and _is_layers(student):
-            raise ValueError(
-                f"student={student!r} is made of parts of a teacher, and there is none: give a path or a Hub id"
-            )
-        own = [
-            known or each.tokenizer()
-            for known, each in zip(per_teacher(teacher_tokenizer, len(teachers)), teachers, strict=True)
-        ]
-        if tokenizer is None:
-            shared = own and (_is_layers(student) or isinstance(student, PreTrainedModel))
-            tokenizer = own[0] if shared else learner.tokenizer()
-        others = _other_tokenizers(tokenizer, own)
-        configs = [each.config() for each in teachers]
-        load = partial(
-            load_text_classification,
+        job = prepare_job(
+            args,
+            teacher,
+            student,
             train,
             validation,
             test,
+            vocabulary=vocabulary,
+            embedding_size=embedding_size,
+            objectives=objectives,
+            tokenizer=tokenizer,
+            teacher_tokenizer=teacher_tokenizer,
+            teacher_revision=teacher_revision,
+            student_revision=student_revision,
+            teacher_dtype=teacher_dtype,
+            trust_remote_code=trust_remote_code,
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
             soft_label_column=soft_label_column,
-            problem_type=problem_type or _task_of_teachers(configs),
-            label_names=_names_of_teachers(configs),
+            problem_type=problem_type,
+            class_weights=class_weights,
             max_length=max_length,
             window_stride=window_stride,
             streaming=streaming,
             validation_split=validation_split,
-            config_name=dataset_config,
-            revision=dataset_revision,
-            seed=args.seed,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
         )
-        data = load(tokenizer=tokenizer, teacher_tokenizer=others)
-        if "validation" not in data and "test" not in data:
-            raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
-        loaded = [each.teacher(teacher_dtype) for each in teachers]
-        origin = {
-            "teacher": describe_teachers(teachers, soft_label_column),
-            "student": learner.describe(),
-            "data": data.name,
-            "dataset_config": dataset_config,
-            "dataset_revision": dataset_revision,
-        }
-        weights = _class_weights(class_weights, data)
-        job = Job(
-            teacher=as_one_teacher(loaded, args.ensemble_weights, args.ensemble_average) if loaded else None,
-            teacher_tokenizer=others,
-            tokenizer=tokenizer,
-            data=data,
-            stages=_weighted(resolve(objectives, data.problem_type), weights),
-            origin=origin,
-            start=_student_maker(learner, loaded, data, embedding_size),
-            class_weights=weights,
-        )
-        if vocabulary == "trim":
-            job = _with_trimmed_vocabulary(job, own, load, args.seed)
         trained, report = job.run(args, num_seeds, baseline, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
             _push(args)
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
-
-
-def evaluate(
-    student: str | Path,
-    data: Source,
-    *,
-    teacher: str | Path | None = None,
-    baseline: str | Path | None = None,
-    trust_remote_code: bool = False,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    max_length: int | None = None,
-    window_stride: int | None = None,
-) -> EvaluationReport:
-    """Measure a saved student, and beside it its teacher and its baseline, on labelled rows.
-
-    Args:
-        student: a path or Hub id (`id@revision`), or an ONNX file in a model's folder.
-        data: labelled rows; see `load_text_classification`.
-        teacher: the teacher, likewise.
-        baseline: the undistilled baseline, likewise; it reads what the student reads.
-        trust_remote_code: run the model repositories' own code.
-        text_column: the column of the text.
-        text_pair_column: the column of the second text.
-        label_column: the column of the label, or several with a 0 or 1 for each label.
-        max_length: longest text in tokens.
-        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: if models or data do not fit.
-    """
-    named = {"student": student, "teacher": teacher, "baseline": baseline}
-    sources = {role: ModelSource.of(name, None, trust_remote_code) for role, name in named.items() if name is not None}
-    models: dict[str, Any] = {role: source.classifier() for role, source in sources.items()}
-    tokenizers = {role: source.tokenizer() for role, source in sources.items()}
-    own = tokenizers.get("teacher")
-    if own is not None and same_tokenizer(tokenizers["student"], own):
-        own = None
-    rows = load_text_classification(
-        data,
-        tokenizer=tokenizers["student"],
-        teacher_tokenizer=own,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        max_length=max_length,
-        window_stride=window_stride,
-        problem_type=task_of(models["student"].config),
-        label_names=_names_of_teachers([models["student"].config]),
-    )
-    split = next(name for name in ("test", "validation", "train") if name in rows)
-    described = {role: source.describe() for role, source in sources.items() if role != "baseline"}
-    run = {
-        "command": command_line(),
-        "date": now(),
-        **described,
-        "data": {"name": rows.name, "split": split, "evaluated_rows": count_texts(rows[split])},
-    }
-    return evaluate_student(
-        models["student"],
-        models.get("teacher"),
-        follow_student_labels(rows[split], models["student"].config, split),
-        tokenizers["student"],
-        baseline=models.get("baseline"),
-        teacher_tokenizer=own,
-        run=run,
-    )
-
-
-def _student_maker(
-    student: ModelSource,
-    teachers: Sequence[PreTrainedModel],
-    data: TextClassificationData,
-    embedding_size: int | None,
-) -> Callable[[int], PreTrainedModel]:
-    given: Any = student.given
-    if isinstance(given, PreTrainedModel):
-        return lambda seed: copy.deepcopy(given)
-    if _is_layers(given):
-        return lambda seed: make_student(teachers[0], given, embedding_size=embedding_size, seed=seed)
-    return lambda seed: make_student(
-        checkpoint=given,
-        revision=student.revision,
-        id2label=data.id2label,
-        trust_remote_code=student.trust_remote_code,
-        seed=seed,
-    )
-
-
-def _task_of_teachers(configs: Sequence[Any]) -> str | None:
-    """Give the task that the teachers were trained for, where it is not one class a row, which the labels say too."""
-    tasks = {task_of(config) for config in configs} - {None, SINGLE_LABEL}
-    if len(tasks) > 1:
-        raise ValueError(f"the teachers have different tasks: {sorted(map(str, tasks))}")
-    return next(iter(tasks), None)
-
-
-def _names_of_teachers(configs: Sequence[Any]) -> list[str]:
-    """Give the first teacher's labels in the order of their ids; none where its names say nothing."""
-    names = configs[0].id2label if configs else None
-    return [] if not names or is_generic(names) else [str(names[number]) for number in range(len(names))]
-
-
-def _class_weights(asked: str | Sequence[float] | None, data: TextClassificationData) -> list[float] | None:
-    if not isinstance(asked, str):
-        return None if asked is None else list(asked)
-    if asked != "balanced":
-        raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
-    return data.class_weights
-
-
-def _weighted(stages: list[Stage], class_weights: Sequence[float] | None) -> list[Stage]:
-    """Give every cross-entropy with gold labels the class weights, where it has none of its own."""
-    for objective in (each for stage in stages for each in stage.objectives):
-        if class_weights is not None and isinstance(objective, CrossEntropyLoss) and objective.class_weights is None:
-            objective.class_weights = torch.tensor(class_weights)
-    return stages
-
-
-def _with_trimmed_vocabulary(
-    job: Job, own: Sequence[PreTrainedTokenizerBase], load: Callable[..., TextClassificationData], seed: int
-) -> Job:
-    """Leave the student the vocabulary of the training split's text, and read the data again with it."""
-    rows, start = job.data["train"], job.start
-    columns = [column for column in (job.data.text_column, job.data.text_pair_column) if column is not None]
-    texts = rows.raw_texts() if isinstance(rows, TextStream) else (text for column in columns for text in rows[column])
-    _, tokenizer, record = trim_vocabulary(start(seed), job.tokenizer, texts)
-    ids: Any = original_ids(tokenizer, job.tokenizer)
-    others = _other_tokenizers(tokenizer, own)
-    return replace(
-        job,
-        tokenizer=tokenizer,
-        teacher_tokenizer=others,
-        data=load(tokenizer=tokenizer, teacher_tokenizer=others),
-        origin=job.origin | {"student": job.origin["student"] | {"vocabulary": asdict(record)}},
-        start=lambda seed: trim_embeddings(start(seed), ids),
-    )
-
-
-def _other_tokenizers(tokenizer: PreTrainedTokenizerBase, own: Sequence[PreTrainedTokenizerBase]) -> Any:
-    """Give each teacher's tokenizer, None where it is the student's; of a single teacher no list."""
-    others = [None if same_tokenizer(tokenizer, each) else each for each in own]
-    return others if len(own) > 1 else next(iter(others), None)
 
 
 def _settings(args: DistillationConfig | None, output_dir: str | Path, config: dict[str, Any]) -> DistillationConfig:
@@ -490,10 +285,6 @@ def _settings(args: DistillationConfig | None, output_dir: str | Path, config: d
     if config:
         raise ValueError(f"give either args or single settings, not both: got args and {sorted(config)}")
     return args
-
-
-def _is_layers(student: Any) -> bool:
-    return isinstance(student, str) and (student.startswith("layers:") or student in {*SHAPES, *SMALL_STUDENTS})
 
 
 def _push(args: DistillationConfig) -> None:

@@ -15,6 +15,7 @@ from transformers import SchedulerType
 from nlpkd.config import DistillationConfig
 from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.evaluation import evaluate_student
+from nlpkd.html_report import save_page, training_curves
 from nlpkd.hub import push_student
 from nlpkd.matching import label_column
 from nlpkd.model_card import build_model_card
@@ -91,6 +92,7 @@ def write_card(trainer: DistillationTrainer, language: str | None = None, licens
             run=describe_training(trainer) | {"data": {"split": "evaluation", "evaluated_rows": len(rows)}} | known,
         )
         report.save(folder)
+        save_page(report, folder, curves=training_curves(folder))
     else:
         raise ValueError(
             f"a card needs figures: give one labelled eval_dataset, or save an EvaluationReport in {folder}"

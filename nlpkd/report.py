@@ -14,10 +14,12 @@ from typing import Any
 SCHEMA = 1
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
+PROTOCOLS = ("interval_protocol", "latency_protocol", "flops_protocol")
+"""Entries of `EvaluationReport.run` that say how something was measured."""
 
 _NO_BASELINE = "No undistilled baseline was evaluated: this report can't say what the distillation itself added."
 
-_COLUMNS = {
+METRIC_NAMES = {
     "accuracy": "accuracy",
     "f1_macro": "macro F1",
     "f1_micro": "micro F1",
@@ -27,6 +29,7 @@ _COLUMNS = {
     "spearman": "Spearman correlation",
     "mean_absolute_error": "MAE",
 }
+"""Metrics that tables show, and what they are called there."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Latency:
         threads: CPU threads torch used.
         p50_ms: median in milliseconds.
         p95_ms: 95th percentile in milliseconds.
+        p99_ms: 99th percentile in milliseconds, None where it was not recorded.
     """
 
     batch: int
@@ -64,6 +68,7 @@ class Latency:
     threads: int
     p50_ms: float
     p95_ms: float
+    p99_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,13 @@ class Candidate:
         agreement: share of rows with the teacher's predicted label, None without a teacher and for the teacher.
         parameters: number of parameters.
         size_mb: size of the weights file in 10^6 bytes.
-        latency: one entry a batch size.
+        latency: one entry a batch size and length.
         training_seconds: wall time of the training, None where unknown.
+        flops: floating-point operations of one pass over one sequence, as `run["flops_protocol"]` says; None where
+            they can't be counted.
+        temperature_scaling: `{"temperature", "rows", "ece_before", "ece_after"}` of `nlpkd.calibration`, None where no
+            temperature was fitted.
+        breakdown: what `nlpkd.scoring.Scoring.breakdown` gives, with `per_length` and `disagreements` beside it.
     """
 
     quality: dict[str, Interval]
@@ -85,6 +95,9 @@ class Candidate:
     size_mb: float
     latency: list[Latency] = field(default_factory=list)
     training_seconds: float | None = None
+    flops: float | None = None
+    temperature_scaling: dict[str, float] | None = None
+    breakdown: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,8 +174,8 @@ class EvaluationReport:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        replace_text(directory / MARKDOWN_NAME, self.to_markdown())
-        replace_text(directory / JSON_NAME, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_whole(directory / MARKDOWN_NAME, self.to_markdown())
+        write_whole(directory / JSON_NAME, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
         return directory / JSON_NAME
 
     @classmethod
@@ -194,7 +207,7 @@ class EvaluationReport:
         """
         student, teacher = self.candidates["student"], self.candidates.get("teacher")
         headline = self.task.get("headline", "accuracy")
-        name, value = _COLUMNS[headline], student.quality[headline].value
+        name, value = METRIC_NAMES[headline], student.quality[headline].value
         if teacher is None:
             article = "an" if name.startswith("a") else "a"
             opening = f"The student has {article} {name} of {_number(value)}; no teacher was evaluated beside it."
@@ -216,12 +229,24 @@ class EvaluationReport:
         """Lay the candidates out as a Markdown table, a row each.
 
         Returns:
-            The table, ending without a newline.
+            The table, ending without a newline; of several lengths it has the latency of the first.
+        """
+        return markdown_table(*self.cells())
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Give what the table of candidates holds.
+
+        Returns:
+            The header, and a row a candidate.
         """
         batches = sorted({entry.batch for candidate in self.candidates.values() for entry in candidate.latency})
+        counted = any(candidate.flops for candidate in self.candidates.values())
         columns = _columns(candidate.quality for candidate in self.candidates.values())
         header = ["candidate", *columns.values(), "agreement with the teacher", "parameters", "MB"]
-        header += [f"batch {batch}, p50 / p95 ms" for batch in batches] + ["training s"]
+        header += ["GFLOPs"] if counted else []
+        header += [f"batch {batch}, p50 / p95 ms" for batch in batches]
+        timed = any(candidate.training_seconds is not None for candidate in self.candidates.values())
+        header += ["training s"] if timed else []
         rows = [
             [
                 name,
@@ -229,12 +254,52 @@ class EvaluationReport:
                 str(candidate.agreement) if candidate.agreement else "n/a",
                 f"{candidate.parameters:,}",
                 f"{candidate.size_mb:.1f}",
+                *([_number(candidate.flops and candidate.flops / 1e9)] if counted else []),
                 *(_milliseconds(_latency(candidate, batch)) for batch in batches),
-                "n/a" if candidate.training_seconds is None else f"{candidate.training_seconds:.0f}",
+                *([_number(candidate.training_seconds, ".0f")] if timed else []),
             ]
             for name, candidate in self.candidates.items()
         ]
-        return _markdown_table(header, rows)
+        return header, rows
+
+    def latency_cells(self) -> tuple[list[str], list[list[str]]] | None:
+        """Give every latency where sequences of several lengths were timed.
+
+        Returns:
+            A header and a row a batch size and length, p50 / p95 / p99 in ms; None for a single length.
+        """
+        timed = {name: candidate.latency for name, candidate in self.candidates.items() if candidate.latency}
+        grid = list(dict.fromkeys((entry.batch, entry.tokens) for entries in timed.values() for entry in entries))
+        if len({tokens for _, tokens in grid}) < 2:
+            return None
+        by_name = [{(each.batch, each.tokens): each for each in entries} for entries in timed.values()]
+        rows = [
+            [str(batch), str(tokens), *(_percentiles(entries.get((batch, tokens))) for entries in by_name)]
+            for batch, tokens in grid
+        ]
+        return ["batch", "tokens", *timed], rows
+
+    def temperature_lines(self) -> list[str]:
+        """Say of each candidate with a fitted temperature what it does to the calibration error.
+
+        Returns:
+            A sentence each.
+        """
+        return [
+            f"{name}: dividing its logits by {_number(fitted['temperature'], '.2f')} takes its ECE from "
+            f"{_number(fitted['ece_before'])} to {_number(fitted['ece_after'])} (fitted on {fitted['rows']} rows)"
+            for name, candidate in self.candidates.items()
+            if (fitted := candidate.temperature_scaling)
+        ]
+
+    def about(self) -> str:
+        """Say in a sentence what the task is and what was evaluated on."""
+        task = self.task
+        labels = ", ".join(map(str, task.get("labels", [])))
+        return (
+            f"Task: {task.get('problem_type', 'n/a')}, labels {labels}; {task.get('rows', 'n/a')} rows evaluated"
+            f"{_distribution(task)}."
+        )
 
     def to_markdown(self) -> str:
         """Write the report for a reader: verdict, table, seeds, tests, protocol, and what made it.
@@ -242,15 +307,13 @@ class EvaluationReport:
         Returns:
             A Markdown document.
         """
-        task = self.task
-        labels = ", ".join(map(str, task.get("labels", [])))
-        about = (
-            f"Task: {task.get('problem_type', 'n/a')}, labels {labels}; {task.get('rows', 'n/a')} rows evaluated"
-            f"{_distribution(task)}."
-        )
-        parts = ["# Evaluation report", self.verdict(), about, self.table()]
+        parts = ["# Evaluation report", self.verdict(), self.about(), self.table()]
         if self.seeds:
             parts += ["## Over several seeds, mean ± sample sd", _seeds_table(self.seeds)]
+        if grid := self.latency_cells():
+            parts += ["## Latency, p50 / p95 / p99 ms", markdown_table(*grid)]
+        if lines := self.temperature_lines():
+            parts += ["## Temperature scaling", "\n".join(f"- {line}" for line in lines)]
         tests = [
             f"- McNemar (exact): {paired['student_only_correct']} rows only the student has right, "
             f"{paired[f'{other}_only_correct']} only the {other}; p = {_number(paired['mcnemar_p'], '.2g')}."
@@ -258,7 +321,7 @@ class EvaluationReport:
             if "mcnemar_p" in (paired := self.comparisons.get(f"student_vs_{other}") or {})
         ]
         parts += ["## Paired tests", "\n".join(tests) or "There was nothing to compare the student with."]
-        protocol = [f"- {self.run[key]}" for key in ("interval_protocol", "latency_protocol") if self.run.get(key)]
+        protocol = [f"- {self.run[key]}" for key in PROTOCOLS if self.run.get(key)]
         parts += [
             "## Protocol",
             "\n".join(protocol) or "Not recorded.",
@@ -303,7 +366,7 @@ def _gain(paired: Mapping[str, Any], headline: str) -> str:
     points = {end: _number(100 * value, "+.1f") for end, value in difference.items()}
     doubt = "" if significant else ": on these rows not significant at the 5 % level"
     return (
-        f"Against the undistilled baseline its {_COLUMNS[headline]} is {points['value']} points (95 % interval "
+        f"Against the undistilled baseline its {METRIC_NAMES[headline]} is {points['value']} points (95 % interval "
         f"{points['low']} to {points['high']}{test}){doubt}."
     )
 
@@ -311,7 +374,7 @@ def _gain(paired: Mapping[str, Any], headline: str) -> str:
 def _columns(measured: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Give the metrics to show, by name: those that any candidate has."""
     known = {key for quality in measured for key in quality}
-    return {key: name for key, name in _COLUMNS.items() if key in known}
+    return {key: name for key, name in METRIC_NAMES.items() if key in known}
 
 
 def _distribution(task: Mapping[str, Any]) -> str:
@@ -344,8 +407,11 @@ def _candidate(entry: Mapping[str, Any]) -> Candidate:
         agreement=None if agreement is None else Interval(**_numbers(agreement)),
         parameters=entry["parameters"],
         size_mb=entry["size_mb"],
-        latency=[Latency(**_numbers(latency)) for latency in entry["latency"]],
+        latency=[Latency(**(_numbers(latency) | {"p99_ms": latency.get("p99_ms")})) for latency in entry["latency"]],
         training_seconds=entry.get("training_seconds"),
+        flops=entry.get("flops"),
+        temperature_scaling=entry.get("temperature_scaling"),
+        breakdown=dict(entry.get("breakdown") or {}),
     )
 
 
@@ -363,13 +429,8 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Args:
-        path: the file.
-        text: its content, written as UTF-8.
-    """
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, replaced as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -396,10 +457,23 @@ def _ratio(before: float, after: float, better: str, worse: str) -> str:
     return f"{before / after:.1f} x {better}" if before >= after else f"{after / before:.1f} x {worse}"
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Lay cells out as a Markdown table.
+
+    Args:
+        header: a name a column.
+        rows: a cell a column each.
+
+    Returns:
+        The table, ending without a newline.
+    """
     lines = [header, ["---"] * len(header), *rows]
     escaped = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def _percentiles(latency: Latency | None) -> str:
+    return f"{_milliseconds(latency)} / {_number(latency.p99_ms, '.2f')}" if latency else "n/a"
 
 
 def _seeds_table(seeds: Mapping[str, Any]) -> str:
@@ -413,7 +487,7 @@ def _seeds_table(seeds: Mapping[str, Any]) -> str:
         ]
         for name, metrics in seeds.items()
     }
-    return _markdown_table(["candidate", *columns.values()], [[name, *row] for name, row in cells.items()])
+    return markdown_table(["candidate", *columns.values()], [[name, *row] for name, row in cells.items()])
 
 
 def _origin(run: Mapping[str, Any]) -> str:

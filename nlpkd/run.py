@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +20,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from nlpkd.config import DistillationConfig
 from nlpkd.data import TeacherTokenizers, TextClassificationData
 from nlpkd.evaluation import evaluate_student
+from nlpkd.html_report import save_page, training_curves
 from nlpkd.matching import follow_student_labels
 from nlpkd.model_card import build_model_card
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.presets import Stage
 from nlpkd.publishing import describe_training
+from nlpkd.record import command_line, now
 from nlpkd.report import EvaluationReport, aggregate_seeds
 from nlpkd.streaming import TextStream
 from nlpkd.targets import unlabelled_rows
-from nlpkd.task import MULTI_LABEL
 from nlpkd.trainer import DistillationTrainer
 from nlpkd.windows import count_texts
 
@@ -172,7 +170,7 @@ class Job:
             settings = _beside(settings, Path(args.output_dir) / f"stage-{number}")
             student, spent = self._run_stage(student, settings, stages[number - 1])
             before.append(spent)
-        trainer = self._trainer(student, last, stages[-1])
+        trainer = self.trainer(student, last, stages[-1])
         spent = _train(trainer, last)
         known = [each for each in (*before, spent) if each is not None]
         seconds = {"student": sum(known) if len(known) == len(stages) else None}
@@ -191,7 +189,8 @@ class Job:
         report = self._measure(trainer, baseline, seconds, args, stages)
         return trainer.model, report
 
-    def _trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
+    def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
+        """Make the trainer of a stage."""
         return DistillationTrainer(
             model=student,
             teacher_model=self.teacher,
@@ -208,15 +207,13 @@ class Job:
     ) -> tuple[PreTrainedModel, float | None]:
         """Train a stage before the last, or take up what a run that is resumed finished of it."""
         folder = Path(args.output_dir)
-        trainer = self._trainer(student, args, stage)
+        trainer = self.trainer(student, args, stage)
         # Written last, so that a stage without it was cut short.
         if _resumes(args) and (folder / "trainer_state.json").exists():
             logger.warning("The stage in %s is finished: its student is used.", folder)
             student.load_state_dict(type(student).from_pretrained(folder).state_dict())
             return student, None
-        spent = _train(trainer, args)
-        trainer.save_state()
-        return trainer.model, spent
+        return trainer.model, _train(trainer, args)
 
     def _measure(
         self,
@@ -228,7 +225,9 @@ class Job:
     ) -> EvaluationReport:
         split = "test" if "test" in self.data else "validation"
         rows = follow_student_labels(self.data[split], trainer.model.config, split)
-        several = self.data.problem_type == MULTI_LABEL and split == "test" and "validation" in self.data
+        held_out = None
+        if split == "test" and "validation" in self.data and not any(unlabelled_rows(self.data["validation"])):
+            held_out = follow_student_labels(self.data["validation"], trainer.model.config, "validation")
         report = None
         if PartialState().is_main_process:
             report = evaluate_student(
@@ -241,11 +240,11 @@ class Job:
                 teacher_order=trainer.teacher_order,
                 run=self._record(trainer, split, stages),
                 training_seconds={name: known for name, known in seconds.items() if known is not None},
-                threshold_dataset=self.data["validation"] if several else None,
+                threshold_dataset=held_out,
                 seed=args.seed,
             )
-            if several:
-                trainer.model.config.thresholds = report.run["thresholds"]["student"]
+            if chosen := report.run.get("thresholds"):
+                trainer.model.config.thresholds = chosen["student"]
                 trainer.model.config.save_pretrained(args.output_dir)
             _save_report(report, args)
         PartialState().wait_for_everyone()
@@ -297,19 +296,6 @@ def checkpoint_to_resume(args: DistillationConfig) -> str | None:
     return str(last)
 
 
-def now() -> str:
-    """Give the time for a record, in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def command_line() -> str:
-    """Give the command of this process for a record: no token, and no path of this machine's own."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
-    secret = {at + 1 for at, word in enumerate(words) if word in ("--hub_token", "--token")}
-    words = ["***" if at in secret else word for at, word in enumerate(words)]
-    return shlex.join(["python", *words] if words[0].endswith(".py") else words)
-
-
 def _resumes(args: DistillationConfig) -> bool:
     return str(args.resume_from_checkpoint).lower() not in ("none", "false")
 
@@ -337,10 +323,11 @@ def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig]) 
 
 
 def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | None:
-    """Train and save; give the seconds, which nobody knows of a training that was resumed."""
+    """Train, save, and save the history last; give the seconds, which nobody knows of a training that was resumed."""
     checkpoint = checkpoint_to_resume(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    trainer.save_state()
     return None if checkpoint else result.metrics["train_runtime"]
 
 
@@ -348,5 +335,6 @@ def _save_report(report: EvaluationReport, args: DistillationConfig) -> None:
     if not PartialState().is_main_process:
         return
     report.save(args.output_dir)
+    save_page(report, args.output_dir, curves=training_curves(args.output_dir))
     name = args.hub_model_id or Path(args.output_dir).resolve().name
     build_model_card(report, model_name=name).save(Path(args.output_dir) / "README.md")

@@ -8,9 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from scipy.stats import binomtest, pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_squared_error, precision_recall_curve
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    mean_absolute_error,
+    mean_squared_error,
+    precision_recall_curve,
+)
 from torch import Tensor
 
 from nlpkd.metrics import (
@@ -19,13 +26,19 @@ from nlpkd.metrics import (
     bootstrap_draws,
     bootstrap_totals,
     calibration_bins,
+    class_metrics,
     classification_metrics,
+    reliability_bins,
     resampled_metrics,
 )
 from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 HEAVY_IMBALANCE = 5.0
 """How many times as frequent as the rarest class the commonest must be for macro F1 to be the headline."""
+CONFUSION_CLASSES = 40
+"""Up to how many classes a confusion matrix is given: it grows with their square."""
+DISAGREEMENTS = 20
+"""How many rows `Scoring.disagreements` names."""
 
 
 class Scoring(ABC):
@@ -80,6 +93,14 @@ class Scoring(ABC):
         totals = bootstrap_totals(agreeing.mean(axis=1, keepdims=True), samples, seed)
         return totals[:, 0] / len(agreeing)
 
+    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Break quality down: `per_class`, `reliability`, and `confusion` (gold by predicted) of one class a row."""
+        return {}
+
+    def disagreements(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+        """Name the rows where two models differ most, `DISAGREEMENTS` at most, the largest difference first."""
+        return []
+
     def paired_test(self, student: np.ndarray, other: np.ndarray, labels: np.ndarray, name: str) -> dict[str, Any]:
         """Test whether two models are right on the same rows, where the task has a right and a wrong."""
         return {}
@@ -121,6 +142,34 @@ class SingleLabelScoring(Scoring):
     def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Say of each row whether both choose the same class, `(rows, 1)`."""
         return (student.argmax(dim=-1) == teacher.argmax(dim=-1)).float()[:, None]
+
+    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Give confusion matrix, figures by class and reliability; see `Scoring.breakdown`."""
+        predictions, classes = logits.argmax(axis=1), list(range(logits.shape[1]))
+        probabilities = softmax(np.asarray(logits, dtype=np.float64), axis=1)
+        matrix = confusion_matrix(labels, predictions, labels=classes).tolist()
+        return {
+            **({"confusion": matrix} if len(classes) <= CONFUSION_CLASSES else {}),
+            "per_class": class_metrics(labels, predictions, labels=classes),
+            "reliability": reliability_bins(probabilities.max(axis=1), predictions == labels),
+        }
+
+    def disagreements(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+        """Order rows by the total variation 1/2 * sum over classes |p - q| of both models' probabilities."""
+        own, theirs = (softmax(np.asarray(each, dtype=np.float64), axis=1) for each in (student, teacher))
+        distances = np.abs(own - theirs).sum(axis=1) / 2
+        return [
+            {
+                "row": int(row),
+                "gold": int(labels[row]),
+                "predicted": int(own[row].argmax()),
+                "probability": float(own[row].max()),
+                "teacher_predicted": int(theirs[row].argmax()),
+                "teacher_probability": float(theirs[row].max()),
+                "distance": float(distances[row]),
+            }
+            for row in np.argsort(-distances, kind="stable")[:DISAGREEMENTS]
+        ]
 
     def paired_test(self, student: np.ndarray, other: np.ndarray, labels: np.ndarray, name: str) -> dict[str, Any]:
         """Give McNemar's exact test."""
@@ -198,6 +247,14 @@ class MultiLabelScoring(Scoring):
             "expected_calibration_error": np.abs(error).sum(axis=1) / gaps.size,
         }
 
+    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Give figures by label, and the reliability of all decisions at 0.5 pooled; see `Scoring.breakdown`."""
+        gold, confidence = labels == 1, expit(np.abs(np.asarray(logits, dtype=np.float64)))
+        return {
+            "per_class": class_metrics(gold, logits > self.cut),
+            "reliability": reliability_bins(confidence.ravel(), ((logits > 0) == gold).ravel()),
+        }
+
     def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Say of each label of each row whether both give it or neither does, `(rows, labels)`."""
         return ((student > 0) == (teacher > 0)).float()
@@ -268,6 +325,30 @@ def scoring_of(problem_type: str | None, thresholds: Sequence[float] | None = No
     if problem_type == MULTI_LABEL:
         return MultiLabelScoring(thresholds)
     return RegressionScoring() if problem_type == REGRESSION else SingleLabelScoring()
+
+
+def per_length(scoring: Scoring, logits: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
+    """Measure the headline metric on texts of similar length, in quarters of the rows.
+
+    Args:
+        scoring: of the task.
+        logits: `(rows, labels)`.
+        labels: gold labels, one entry a row.
+        lengths: tokens of each row, `(rows,)`.
+
+    Returns:
+        `{"shortest", "longest", "rows", "value"}` for each group, the shortest first; rows of one length share one.
+    """
+    headline = scoring.headline(labels)
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75], method="lower"))
+    groups = np.searchsorted(edges, lengths, side="left")
+    measured = []
+    for group in np.unique(groups):
+        rows = groups == group
+        value = scoring.metrics(logits[rows], labels[rows])[headline]
+        ends = {"shortest": int(lengths[rows].min()), "longest": int(lengths[rows].max())}
+        measured.append(ends | {"rows": int(rows.sum()), "value": value})
+    return measured
 
 
 def best_thresholds(logits: np.ndarray, labels: np.ndarray) -> list[float]:

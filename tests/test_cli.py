@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 from conftest import raw_rows, tiny_bert
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from nlpkd.cli.options import Setting, save_config
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
@@ -132,6 +138,95 @@ def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, st
     check_one_line(*done["push without token"], "was not pushed to alice/other")
 
 
+def test_a_run_keeps_its_settings_and_is_run_again_from_them(folder, student):
+    """The second run has its first one's options, but for the flag that goes over them."""
+    kept = yaml.safe_load((folder / "student" / "run.yaml").read_text())
+    assert kept["command"] == "distill" and kept["train"] == "train.tsv" and kept["label_column"] == ["verdict"]
+    assert kept["set"] == {"bf16": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    assert kept["batch_size"] == 8 and kept["baseline"] is True
+    code, _, err = finish(
+        start("distill", "--config", "student/run.yaml", "--output-dir", "again", "--seed", "42", cwd=folder)
+    )
+    assert code == 0, err
+    first, again = (json.loads((folder / name / "report.json").read_text()) for name in ("student", "again"))
+    for role in ("student", "baseline"):
+        assert again["candidates"][role]["quality"] == first["candidates"][role]["quality"]
+    assert again["run"]["settings"] == first["run"]["settings"]
+    changed = yaml.safe_load((folder / "again" / "run.yaml").read_text())
+    assert changed == kept | {"output_dir": "again"}
+
+
+def test_a_dry_run_tells_what_a_run_takes_and_leaves_nothing(folder, teacher):
+    code, out, err = finish(
+        start(
+            "distill",
+            "--teacher",
+            "teacher",
+            "--student",
+            "layers:2",
+            "--train",
+            "train.tsv",
+            "--validation",
+            "dev.tsv",
+            "--label-column",
+            "verdict",
+            "--output-dir",
+            "planned",
+            "--baseline",
+            "--num-train-epochs",
+            "2",
+            "--dry-run",
+            *QUICK,
+            cwd=folder,
+        )  # fmt: skip
+    )
+    assert code == 0, err
+    sizes = {}
+    for name in ("teacher", "student"):
+        with safe_open(folder / name / "model.safetensors", framework="pt") as weights:
+            sizes[name] = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
+        assert f"{name}: {sizes[name]:,} parameters" in out
+    # 160 rows in batches of 8, twice.
+    assert re.search(r"^40 steps of \d+ ms", out, re.MULTILINE) and "baseline: 40 steps" in out
+    assert "training rows: 160; seeds: 1" in out and "train_runtime" not in out
+    assert not (folder / "planned").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("teachr: x", "['teachr'], which distill does not take"),
+        ("command: evaluate", "of the command evaluate, not of distill"),
+        ("- a\n- b", "must hold options by name, found list"),
+        ("a: [", "can't be read"),
+        (None, "can't be read"),
+    ],
+)
+def test_a_wrong_config_is_refused(text, message, tmp_path, monkeypatch, capsys):
+    from nlpkd.cli import main
+
+    monkeypatch.setenv("COLUMNS", "400")
+    if text is not None:
+        (tmp_path / "run.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["nlpkd", "distill", "--config", str(tmp_path / "run.yaml")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_token_is_not_kept_with_the_settings(tmp_path):
+    app = typer.Typer()
+
+    @app.command()
+    def command(context: typer.Context, settings: Setting = None) -> None:
+        save_config(context, tmp_path / "run.yaml")
+
+    assert CliRunner().invoke(app, ["--set", f"hub_token={WRITE_TOKEN}", "--set", "seed=1"]).exit_code == 0
+    kept = (tmp_path / "run.yaml").read_text()
+    assert WRITE_TOKEN not in kept and yaml.safe_load(kept)["set"] == {"seed": 1}
+
+
 def check_one_line(code: int, out: str, err: str, message: str) -> None:
     assert code == 2, err
     told = [line for line in err.splitlines() if line.startswith("nlpkd: ")]
@@ -148,7 +243,7 @@ def test_what_is_wrong_is_told_in_one_line(missing_file):
     [
         (["distill", "--teacher", "x", "--output-dir", "y"], "--train"),
         (["push", "."], "--repo-id"),
-        (["evaluate"], "student"),
+        (["evaluate"], "models"),
         (["conquer"], "conquer"),
     ],
 )
@@ -178,14 +273,16 @@ def test_a_wrong_setting_is_refused(setting, message, monkeypatch, capsys):
 
 
 def test_help_names_every_command_and_its_options():
-    pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "export", "push")}  # fmt: skip  # noqa: E501
+    pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor")}  # fmt: skip  # noqa: E501
     options = {
-        "": ["train-teacher", "distill", "evaluate", "export", "push"],
+        "": ["train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor", "Exit status"],
         "train-teacher": ["--model", "--train", "--validation", "--text-column", "--label-column", "--output-dir"],
         "distill": ["--teacher", "--student", "--train", "--validation", "--objectives", "--baseline", "--output-dir"],
         "evaluate": ["--teacher", "--baseline", "--data", "--output-dir"],
         "export": ["--int8", "--data", "--min-retention", "--output-dir", "Exit status", "3, a file keeps less"],
+        "verify": ["--data", "--config", "status 1"],
         "push": ["--repo-id", "--private", "--revision", "--create-pr"],
+        "doctor": ["status 1"],
     }
     for name, process in pages.items():
         code, out, err = finish(process)

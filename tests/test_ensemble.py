@@ -24,8 +24,8 @@ from nlpkd import DistillationConfig, DistillationTrainer, evaluate_student, loa
 from nlpkd.data import DistillationCollator
 from nlpkd.demo import load_airline_tweets
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.evaluation import predict_logits
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.prediction import predict_logits
 from nlpkd.teacher import LiveTeacher
 
 CPU = torch.device("cpu")

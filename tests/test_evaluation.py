@@ -15,9 +15,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from nlpkd.benchmark import describe_environment, measure_latency, model_size_mb
-from nlpkd.evaluation import evaluate_student, predict_logits
+from nlpkd.benchmark import count_flops, describe_environment, measure_latency, model_size_mb
+from nlpkd.evaluation import evaluate_student
 from nlpkd.metrics import classification_metrics
+from nlpkd.prediction import predict_logits
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = 60
@@ -373,3 +374,77 @@ def test_logits_that_are_not_finite_are_refused_with_candidate_and_row(tokenizer
     broken = FixedLogits([[0.0, 1.0], [1.0, 0.0], [math.nan, 0.0], [math.inf, 0.0]])
     with pytest.raises(ValueError, match="baseline gives logits that are not finite, first in row 2"):
         evaluate_student(answers([0, 1, 0, 1]), None, fixed_rows([0, 1, 0, 1]), tokenizer, baseline=broken, **QUICK)
+
+
+def test_operations_are_those_counted_by_hand(tokenizer):
+    model = bert()
+    d, inner, n = 16, 32, 10
+    layer = 4 * 2 * n * d * d + 2 * 2 * n * d * inner + 2 * 2 * n * n * d
+    assert count_flops(model, tokenizer, tokens=n) == layer + 2 * d * d + 2 * d * 2
+    assert count_flops(bert(layers=3), tokenizer, tokens=n) == 3 * layer + 2 * d * d + 2 * d * 2
+    assert count_flops(Sleeper(), tokenizer, tokens=n) is None
+
+
+def test_recurrent_products_are_not_passed_off_as_counted(tokenizer):
+    class Recurrent(FixedLogits):
+        def __init__(self):
+            super().__init__(np.eye(VOCABULARY, dtype=np.float32))
+            self.lstm = nn.LSTM(2, 2)
+
+    assert count_flops(Recurrent(), tokenizer) is None
+
+
+def test_a_latency_grid_has_an_entry_a_batch_and_length(tokenizer):
+    timed = measure_latency({"a": bert()}, {"a": tokenizer}, batches=(1, 2), tokens=(4, 8), runs=3)["a"]
+    assert [(entry.tokens, entry.batch) for entry in timed] == [(4, 1), (4, 2), (8, 1), (8, 2)]
+    assert all(entry.p50_ms <= entry.p95_ms <= entry.p99_ms for entry in timed)
+
+
+def test_breakdowns_follow_hand_arithmetic(tokenizer):
+    labels = [0, 0, 0, 1, 1, 2]
+    table = np.full((6, 3), -20.0, dtype=np.float32)
+    table[range(6), [0, 0, 1, 1, 1, 0]] = 20.0
+    report = evaluate_student(FixedLogits(table), None, fixed_rows(labels), tokenizer, **QUICK)
+    parts = report.candidates["student"].breakdown
+    assert parts["confusion"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert parts["per_class"][1] == {"precision": 2 / 3, "recall": 1.0, "f1": pytest.approx(0.8), "rows": 2}
+    assert parts["per_class"][2]["f1"] == 0.0
+    assert parts["reliability"] == [{"confidence": pytest.approx(1.0), "accuracy": pytest.approx(4 / 6), "rows": 6}]
+    assert parts["per_length"] == [{"shortest": 1, "longest": 1, "rows": 6, "value": pytest.approx(4 / 6)}]
+    assert "disagreements" not in parts
+
+
+def test_lengths_are_grouped_in_quarters(tokenizer):
+    lengths = [1, 2, 2, 3, 5, 6, 8, 9]
+    ids = [[row] + [0] * (length - 1) for row, length in enumerate(lengths)]
+    dataset = Dataset.from_dict({"input_ids": ids, "labels": [0] * 8})
+    report = evaluate_student(answers([0, 0, 0, 1, 0, 0, 1, 1]), None, dataset, tokenizer, **QUICK)
+    groups = report.candidates["student"].breakdown["per_length"]
+    assert [(each["shortest"], each["longest"], each["rows"], each["value"]) for each in groups] == [
+        (1, 2, 3, 1.0), (3, 3, 1, 0.0), (5, 6, 2, 1.0), (8, 9, 2, 0.0)
+    ]  # fmt: skip
+
+
+def test_disagreements_are_ordered_by_total_variation(tokenizer):
+    def logits(*probabilities):
+        return FixedLogits(np.log(np.array([[p, 1 - p] for p in probabilities], dtype=np.float32)).tolist())
+
+    report = evaluate_student(logits(0.9, 0.6, 0.5), logits(0.8, 0.1, 0.3), fixed_rows([0, 1, 0]), tokenizer, **QUICK)
+    found = report.candidates["student"].breakdown["disagreements"]
+    assert [(each["row"], round(each["distance"], 6)) for each in found] == [(1, 0.5), (2, 0.2), (0, 0.1)]
+    assert (found[0]["gold"], found[0]["predicted"], found[0]["teacher_predicted"]) == (1, 0, 1)
+    assert (found[0]["probability"], found[0]["teacher_probability"]) == (pytest.approx(0.6), pytest.approx(0.9))
+    assert "disagreements" not in report.candidates["teacher"].breakdown
+
+
+def test_a_temperature_is_fitted_on_the_held_out_rows_alone(tokenizer):
+    """The held-out rows are right 3 times of 4: at confidence 3/4 the logits' distance is log 3."""
+    student = FixedLogits([[2.0, 0.0]] * 8)
+    held_out = fixed_rows([0, 0, 0, 1])
+    report = evaluate_student(student, None, fixed_rows([1] * 8), tokenizer, threshold_dataset=held_out, **QUICK)
+    scaling = report.candidates["student"].temperature_scaling
+    assert scaling["temperature"] == pytest.approx(2 / math.log(3), rel=1e-3)
+    assert scaling["rows"] == 4
+    assert scaling["ece_before"] == pytest.approx(1 / (1 + math.exp(-2)))
+    assert scaling["ece_after"] == pytest.approx(0.75, rel=1e-3)
+    assert "takes its ECE from 0.881 to 0.750 (fitted on 4 rows)" in report.to_markdown()

@@ -42,9 +42,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from nlpkd import DistillationConfig, DistillationTrainer, distill, make_student, objectives
 from nlpkd.capture import Capture
-from nlpkd.evaluation import predict_logits
 from nlpkd.matching import refuse_unknown_padding
 from nlpkd.objectives.base import text_state
+from nlpkd.prediction import predict_logits
 from nlpkd.shards import hash_configuration
 from nlpkd.teacher import CachedTeacher, LiveTeacher
 

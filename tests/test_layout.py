@@ -24,9 +24,9 @@ LONGEST_MODULE = 600
 FLOORS = [
     "small_models reshaped",
     "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
-    "sources demo objectives.temperature compression",
+    "sources demo record charts objectives.temperature compression",
     "onnx_classifier",
-    "columns benchmark scoring objectives.base model_card teacher ensemble narrow",
+    "html_report columns benchmark scoring calibration objectives.base model_card teacher ensemble narrow",
     "soft_labels targets compression.vocabulary compression.record budget model_source serving",
     "compression.low_rank compression.quantize",
     "student",
@@ -34,13 +34,17 @@ FLOORS = [
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
     "augment compression.onnx compression.prune",
-    "cache evaluation objectives.features objectives.adversarial objectives.together",
-    "objectives.presets matching",
+    "cache prediction objectives.features objectives.adversarial objectives.together",
+    "objectives.presets matching evaluation",
     "objectives teaching",
     "publishing",
     "trainer",
     "run",
-    "pipeline tuning exporting compression.job",
+    "prepare",
+    "pipeline exporting plan caching tuning compare doctor compression.job",
+    "verify",
+    "cli.options",
+    "cli.training cli.measuring cli.publishing cli.information",
     "cli",
 ]
 FLOOR = {f"nlpkd.{name}": floor for floor, names in enumerate(FLOORS) for name in names.split()}

@@ -23,8 +23,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.augment import MaskingAndNGrams, augment
+from nlpkd.compare import evaluate
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
-from nlpkd.pipeline import evaluate
 
 ROOT = Path(__file__).parents[1]
 QUICK = {

@@ -79,7 +79,14 @@ def test_json_has_the_documented_shape(report, tmp_path):
     assert data["schema"] == 1
     student = data["candidates"]["student"]
     assert student["quality"]["accuracy"] == {"value": 0.88, "low": 0.86, "high": 0.90}
-    assert student["latency"][0] == {"batch": 1, "tokens": 32, "threads": 2, "p50_ms": 2.0, "p95_ms": 4.0}
+    assert student["latency"][0] == {
+        "batch": 1,
+        "tokens": 32,
+        "threads": 2,
+        "p50_ms": 2.0,
+        "p95_ms": 4.0,
+        "p99_ms": None,
+    }
     assert (student["parameters"], student["size_mb"], student["training_seconds"]) == (11_000_000, 44.0, 61.4)
 
 

@@ -18,12 +18,12 @@ from nlpkd.compression.prune import prune_heads, prune_magnitude, prune_neurons
 from nlpkd.compression.quantize import to_half
 from nlpkd.compression.record import CompressionRecord
 from nlpkd.data import load_text_classification
-from nlpkd.evaluation import predict_logits
 from nlpkd.hub import save_student
-from nlpkd.labels import is_generic
+from nlpkd.labels import telling_names
 from nlpkd.matching import follow_student_labels
 from nlpkd.model_source import ModelSource
-from nlpkd.report import replace_text
+from nlpkd.prediction import predict_logits
+from nlpkd.report import write_whole
 from nlpkd.run import only_run
 from nlpkd.scoring import scoring_of
 from nlpkd.sources import Source
@@ -112,7 +112,7 @@ def compress(
             label_column=label_column,
             max_length=max_length,
             problem_type=task_of(before.config),
-            label_names=_label_names(before.config),
+            label_names=telling_names(before.config.id2label),
         )["train"]
         rows = follow_student_labels(rows, before.config, "train")
         inputs = {name: value for name, value in {"dataset": rows, "tokenizer": tokenizer}.items() if name in known}
@@ -121,7 +121,7 @@ def compress(
         record = replace(record, agreement=agreement, logits_difference=difference)
         records = [*_earlier_records(source), asdict(record)]
         save_student(after, output_dir, tokenizer)
-        replace_text(Path(output_dir) / RECORD, json.dumps(records, indent=2) + "\n")
+        write_whole(Path(output_dir) / RECORD, json.dumps(records, indent=2) + "\n")
     return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
 
 
@@ -147,11 +147,6 @@ def measure_change(
 def _options(method: str) -> str:
     parameters = inspect.signature(METHODS[method]).parameters
     return ", ".join(name for name in parameters if name not in ("model", "dataset", "tokenizer"))
-
-
-def _label_names(config: Any) -> list[str]:
-    names = config.id2label
-    return [] if is_generic(names) else [str(names[number]) for number in range(len(names))]
 
 
 def _earlier_records(source: ModelSource) -> list[dict[str, Any]]:

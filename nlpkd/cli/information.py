@@ -1,0 +1,47 @@
+"""Commands that tell: presets, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def presets() -> None:
+    """List the presets of --objectives: what each trains on, from which paper, and where it differs.
+
+    nlpkd presets
+    """
+    from nlpkd.objectives.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        typer.echo(f"{name}: {preset.paper}")
+        for number, stage in enumerate(preset.stages(), start=1):
+            typer.echo(f"  stage {number}: {', '.join(objective.name for objective in stage.objectives)}")
+        typer.echo(f"  {preset.differs}\n")
+
+
+@app.command()
+def doctor(
+    directory: Annotated[Path, typer.Argument(help="Where a run would write.")] = Path("."),
+) -> None:
+    """Check this machine: versions, devices, bf16, the Hub and the rights of the token, disk, cores and threads.
+
+    Exit status 1 when a run can't work here. The token itself is never shown.
+
+    nlpkd doctor
+    """
+    from nlpkd.doctor import examine
+
+    findings = examine(directory)
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        mark = {True: "ok", False: "NO", None: "--"}[finding.ok]
+        advice = f" ({finding.advice})" if finding.advice and finding.ok is not True else ""
+        typer.echo(f"{mark}  {finding.check:<{width}}  {finding.found}{advice}")
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)

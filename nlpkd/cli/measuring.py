@@ -1,0 +1,122 @@
+"""Commands that measure: evaluate, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nlpkd.cli.options import (
+    Config,
+    Label,
+    Length,
+    Pair,
+    Remote,
+    Rows,
+    Stride,
+    Text,
+    column_of,
+    save_config,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    models: Annotated[
+        list[str],
+        typer.Argument(help="The student, then further candidates: paths or Hub ids, each as NAME=PATH too."),
+    ],
+    data: Rows,
+    teacher: Annotated[str | None, typer.Option(help="The teacher, likewise.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The undistilled baseline, likewise.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Other labelled rows, to fit temperatures (or thresholds) on.")
+    ] = None,
+    text_column: Text = None,
+    text_pair_column: Pair = None,
+    label_column: Label = None,
+    max_length: Length = 128,
+    window_stride: Stride = None,
+    latency_grid: Annotated[
+        bool, typer.Option("--latency-grid", help="Time batches of 1, 8 and 32 at 16, 64 and 128 tokens.")
+    ] = False,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where to save report.json, report.md and report.html.")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(help="Texts to show in report.html on which student and teacher differ most; never pushed.")
+    ] = 0,
+    trust_remote_code: Remote = False,
+    config: Config = None,
+) -> None:
+    """Measure any number of models side by side on labelled rows: a student, its teacher, its baseline, and others.
+
+    nlpkd evaluate student --teacher teacher --data test.csv --output-dir reports
+
+    nlpkd evaluate teacher=runs/teacher student=runs/student pruned=runs/pruned --data test.csv --latency-grid
+    """
+    from nlpkd.compare import LATENCY_GRID, name_models
+    from nlpkd.compare import evaluate as run
+
+    named = name_models(models, teacher=teacher, baseline=baseline)
+    report = run(
+        named.pop("student"),
+        data,
+        teacher=named.pop("teacher", None),
+        baseline=named.pop("baseline", None),
+        candidates=named,
+        held_out=held_out,
+        output_dir=output_dir,
+        examples=examples,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=column_of(label_column),
+        max_length=max_length,
+        window_stride=window_stride,
+        trust_remote_code=trust_remote_code,
+        **(LATENCY_GRID if latency_grid else {}),
+    )
+    typer.echo(report.to_markdown())
+    if output_dir is not None:
+        save_config(context, output_dir / "evaluate.yaml")
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="A Hub id (id@revision), or the folder that a run left.")],
+    data: Annotated[str | None, typer.Option(help="The rows it was measured on, if they are not on the Hub.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="The teacher, to check the agreement with it too.")] = None,
+    text_column: Text = None,
+    text_pair_column: Pair = None,
+    label_column: Label = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest text in tokens; the report's if left out.")] = None,
+    window_stride: Stride = None,
+    trust_remote_code: Remote = False,
+    config: Config = None,
+) -> None:
+    """Measure a published student again, and say figure by figure whether its report and card hold.
+
+    Exit status 1 when a claim does not hold.
+
+    nlpkd verify USER/NAME@v1.0 --data test.csv
+    """
+    from nlpkd.verify import verify as run
+
+    verification = run(
+        model,
+        data,
+        teacher=teacher,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=column_of(label_column),
+        max_length=max_length,
+        window_stride=window_stride,
+        trust_remote_code=trust_remote_code,
+    )
+    typer.echo(verification.to_markdown())
+    if not verification.holds:
+        raise typer.Exit(1)

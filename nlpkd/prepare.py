@@ -1,0 +1,225 @@
+"""A distillation made ready: models, tokenizers, data and objectives, from names to a `Job`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.compression.vocabulary import original_ids, trim_embeddings, trim_vocabulary
+from nlpkd.config import DistillationConfig
+from nlpkd.data import TeacherTokenizers, TextClassificationData, load_text_classification, per_teacher, same_tokenizer
+from nlpkd.ensemble import as_one_teacher
+from nlpkd.labels import telling_names
+from nlpkd.model_source import ModelSource, describe_teachers
+from nlpkd.narrow import SHAPES
+from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives.presets import Stage, resolve
+from nlpkd.run import Job
+from nlpkd.small_models import SMALL_STUDENTS
+from nlpkd.sources import Source
+from nlpkd.streaming import TextStream
+from nlpkd.student import make_student
+from nlpkd.task import SINGLE_LABEL, task_of
+
+
+def prepare_job(
+    args: DistillationConfig,
+    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None,
+    student: str | Path | PreTrainedModel,
+    train: Source | None,
+    validation: Source | None = None,
+    test: Source | None = None,
+    *,
+    vocabulary: str | None = None,
+    embedding_size: int | None = None,
+    objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: TeacherTokenizers = None,
+    teacher_revision: str | None = None,
+    student_revision: str | None = None,
+    teacher_dtype: str = "float32",
+    trust_remote_code: bool = False,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    soft_label_column: str | None = None,
+    problem_type: str | None = None,
+    class_weights: str | Sequence[float] | None = None,
+    max_length: int | None = None,
+    window_stride: int | None = None,
+    streaming: bool = False,
+    validation_split: float | int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+) -> Job:
+    """Load what a distillation needs, and refuse what does not fit; the arguments are those of `nlpkd.distill`.
+
+    Returns:
+        The job, whose `run` trains.
+
+    Raises:
+        ValueError: if teacher, student, data, objectives or settings do not fit.
+    """
+    if train is None:
+        raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
+    if embedding_size is not None and not _is_layers(student):
+        raise ValueError(f"embedding_size is of students that are layers of the teacher, and student={student!r}")
+    if vocabulary not in (None, "trim"):
+        raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
+    given = teacher if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
+    teachers = [ModelSource.of(each, teacher_revision, trust_remote_code) for each in given]
+    if bool(teachers) == (soft_label_column is not None):
+        raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
+    if len(teachers) > 1 and teacher_revision is not None:
+        raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
+    learner = ModelSource.of(student, student_revision, trust_remote_code)
+    if not teachers and _is_layers(student):
+        raise ValueError(
+            f"student={student!r} is made of parts of a teacher, and there is none: give a path or a Hub id"
+        )
+    own = [
+        known or each.tokenizer()
+        for known, each in zip(per_teacher(teacher_tokenizer, len(teachers)), teachers, strict=True)
+    ]
+    if tokenizer is None:
+        shared = own and (_is_layers(student) or isinstance(student, PreTrainedModel))
+        tokenizer = own[0] if shared else learner.tokenizer()
+    others = _other_tokenizers(tokenizer, own)
+    configs = [each.config() for each in teachers]
+    load = partial(
+        load_text_classification,
+        train,
+        validation,
+        test,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        soft_label_column=soft_label_column,
+        problem_type=problem_type or _task_of_teachers(configs),
+        label_names=telling_names(configs[0].id2label) if configs else [],
+        max_length=max_length,
+        window_stride=window_stride,
+        streaming=streaming,
+        validation_split=validation_split,
+        config_name=dataset_config,
+        revision=dataset_revision,
+        seed=args.seed,
+    )
+    data = load(tokenizer=tokenizer, teacher_tokenizer=others)
+    if "validation" not in data and "test" not in data:
+        raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
+    loaded = [each.teacher(teacher_dtype) for each in teachers]
+    origin = {
+        "teacher": describe_teachers(teachers, soft_label_column),
+        "student": learner.describe(),
+        "data": data.name,
+        "dataset_config": dataset_config,
+        "dataset_revision": dataset_revision,
+    }
+    weights = weights_of_classes(class_weights, data)
+    job = Job(
+        teacher=as_one_teacher(loaded, args.ensemble_weights, args.ensemble_average) if loaded else None,
+        teacher_tokenizer=others,
+        tokenizer=tokenizer,
+        data=data,
+        stages=_weighted(resolve(objectives, data.problem_type), weights),
+        origin=origin,
+        start=_student_maker(learner, loaded, data, embedding_size),
+        class_weights=weights,
+    )
+    if vocabulary == "trim":
+        job = _with_trimmed_vocabulary(job, own, load, args.seed)
+    return job
+
+
+def weights_of_classes(asked: str | Sequence[float] | None, data: TextClassificationData) -> list[float] | None:
+    """Give the class weights asked for: a list, `"balanced"` ones, or None.
+
+    Args:
+        asked: as `nlpkd.distill` takes it.
+        data: whose training rows are balanced.
+
+    Returns:
+        One a class, or None.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if not isinstance(asked, str):
+        return None if asked is None else list(asked)
+    if asked != "balanced":
+        raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
+    return data.class_weights
+
+
+def _student_maker(
+    student: ModelSource,
+    teachers: Sequence[PreTrainedModel],
+    data: TextClassificationData,
+    embedding_size: int | None,
+) -> Callable[[int], PreTrainedModel]:
+    given: Any = student.given
+    if isinstance(given, PreTrainedModel):
+        return lambda seed: copy.deepcopy(given)
+    if _is_layers(given):
+        return lambda seed: make_student(teachers[0], given, embedding_size=embedding_size, seed=seed)
+    return lambda seed: make_student(
+        checkpoint=given,
+        revision=student.revision,
+        id2label=data.id2label,
+        trust_remote_code=student.trust_remote_code,
+        seed=seed,
+    )
+
+
+def _task_of_teachers(configs: Sequence[Any]) -> str | None:
+    """Give the task that the teachers were trained for, where it is not one class a row, which the labels say too."""
+    tasks = {task_of(config) for config in configs} - {None, SINGLE_LABEL}
+    if len(tasks) > 1:
+        raise ValueError(f"the teachers have different tasks: {sorted(map(str, tasks))}")
+    return next(iter(tasks), None)
+
+
+def _weighted(stages: list[Stage], class_weights: Sequence[float] | None) -> list[Stage]:
+    """Give every cross-entropy with gold labels the class weights, where it has none of its own."""
+    for objective in (each for stage in stages for each in stage.objectives):
+        if class_weights is not None and isinstance(objective, CrossEntropyLoss) and objective.class_weights is None:
+            objective.class_weights = torch.tensor(class_weights)
+    return stages
+
+
+def _with_trimmed_vocabulary(
+    job: Job, own: Sequence[PreTrainedTokenizerBase], load: Callable[..., TextClassificationData], seed: int
+) -> Job:
+    """Leave the student the vocabulary of the training split's text, and read the data again with it."""
+    rows, start = job.data["train"], job.start
+    columns = [column for column in (job.data.text_column, job.data.text_pair_column) if column is not None]
+    texts = rows.raw_texts() if isinstance(rows, TextStream) else (text for column in columns for text in rows[column])
+    _, tokenizer, record = trim_vocabulary(start(seed), job.tokenizer, texts)
+    ids: Any = original_ids(tokenizer, job.tokenizer)
+    others = _other_tokenizers(tokenizer, own)
+    return replace(
+        job,
+        tokenizer=tokenizer,
+        teacher_tokenizer=others,
+        data=load(tokenizer=tokenizer, teacher_tokenizer=others),
+        origin=job.origin | {"student": job.origin["student"] | {"vocabulary": asdict(record)}},
+        start=lambda seed: trim_embeddings(start(seed), ids),
+    )
+
+
+def _other_tokenizers(tokenizer: PreTrainedTokenizerBase, own: Sequence[PreTrainedTokenizerBase]) -> Any:
+    """Give each teacher's tokenizer, None where it is the student's; of a single teacher no list."""
+    others = [None if same_tokenizer(tokenizer, each) else each for each in own]
+    return others if len(own) > 1 else next(iter(others), None)
+
+
+def _is_layers(student: Any) -> bool:
+    return isinstance(student, str) and (student.startswith("layers:") or student in {*SHAPES, *SMALL_STUDENTS})
