@@ -104,6 +104,7 @@ def compress(
         source = ModelSource.of(model, None, trust_remote_code)
         # A model in half precision stays in it.
         before, tokenizer = source.teacher("auto"), source.tokenizer()
+        config: Any = before.config
         rows = load_text_classification(
             data,
             tokenizer=tokenizer,
@@ -112,7 +113,7 @@ def compress(
             label_column=label_column,
             max_length=max_length,
             problem_type=task_of(before.config),
-            label_names=telling_names(before.config.id2label),
+            label_names=telling_names(config.id2label),
         )["train"]
         rows = follow_student_labels(rows, before.config, "train")
         inputs = {name: value for name, value in {"dataset": rows, "tokenizer": tokenizer}.items() if name in known}
