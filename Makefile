@@ -38,7 +38,7 @@ bench-serve: $(BENCH_READY)
 $(BENCH_READY): pyproject.toml constraints.txt
 	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e ".[demo,export]"
+	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e ".[demo,export,tracking]"
 	$(BENCH_VENV)/bin/python -m pip install -q --no-deps textbrewer==0.2.1.post1
 	touch $@
 
