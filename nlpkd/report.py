@@ -370,7 +370,8 @@ def replace_text(path: Path, text: str) -> None:
         path: the file.
         text: its content, written as UTF-8.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Without the number of the process, so that what a killed one left behind is written over.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

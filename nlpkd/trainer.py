@@ -395,7 +395,7 @@ class DistillationTrainer(Trainer):
             if self.args.compact_embeddings and type(self.data_collator) is DistillationCollator:
                 self._compact = compact_training(self.model, self.train_dataset, self.args, special)
         optimizer = super().create_optimizer(model)
-        if self._compact is not None:
+        if self._compact is not None and self._compact.optimizer is None:
             self._compact.follow(optimizer)
         parameters = self.objectives.trained()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
