@@ -309,7 +309,7 @@ def test_a_bad_number_stops_the_training_and_names_objective_step_and_rows(
 # Memory
 
 # Half of the rows at once fit, all of them do not.
-SCARCE = {"spare_mb": 400, "per_device_train_batch_size": jobs.LONG_ROWS}
+SCARCE = {"spare_mb": 350, "per_device_train_batch_size": jobs.LONG_ROWS}
 
 
 def test_memory_that_runs_out_says_what_to_lower(lab, tmp_path):
