@@ -79,7 +79,7 @@ class DistillationTrainer(Trainer):
     _signature_columns: Any
     _preprocess_logits: Any
     hp_space: Any = None
-    run_record: dict[str, Any]
+    run_record: Any = None
     _step_rows: int | None = None
     _checkpoint: Path | None = None
     _documents: Any = None
@@ -143,6 +143,7 @@ class DistillationTrainer(Trainer):
             self.preprocess_logits_for_metrics = self._preprocess_predictions
         self._follow_labels()
         self._connect()
+        self._set_signature_columns_if_needed()
         self._anchor = Anchor(self.model, self.args.anchor_weight) if self.args.anchor_weight else None
         if self._anchor is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
@@ -264,8 +265,8 @@ class DistillationTrainer(Trainer):
             ValueError: if the checkpoint is not whole, damaged, or of another run.
         """
         given, rows = self.args, self.train_dataset
-        self._set_signature_columns_if_needed()
-        self.run_record = describe_run(self, self._signature_columns)
+        if self.model is not None:
+            self.run_record = describe_run(self, self._signature_columns)
         checkpoint = whole_checkpoint(resume_from_checkpoint, given.output_dir, self.run_record)
         if given.cache_teacher == "auto" and self.objectives.need_teacher and not given.fp16 and has_length(rows):
             step = given.train_batch_size * given.gradient_accumulation_steps * given.world_size
@@ -456,6 +457,8 @@ class DistillationTrainer(Trainer):
             super()._hp_search_setup(trial)
         finally:
             self.hp_space = space
+        if trial is not None:
+            self.run_record = describe_run(self, self._signature_columns)
 
     # Logging
 
