@@ -264,16 +264,12 @@ class DistillationTrainer(Trainer):
             SystemExit: after a SIGTERM, once the checkpoint is saved.
             ValueError: if the checkpoint is not whole, damaged, or of another run.
         """
-        given, rows = self.args, self.train_dataset
+        given = self.args
         if self.model is not None:
             self.run_record = describe_run(self, self._signature_columns)
         checkpoint = whole_checkpoint(resume_from_checkpoint, given.output_dir, self.run_record)
-        if given.cache_teacher == "auto" and self.objectives.need_teacher and not given.fp16 and has_length(rows):
-            step = given.train_batch_size * given.gradient_accumulation_steps * given.world_size
-            epochs = given.max_steps * step / len(rows) if given.max_steps > 0 else given.num_train_epochs
-            if epochs > 1:
-                folder = Path(given.teacher_cache_dir or Path(given.output_dir) / "teacher_cache")
-                self.train_dataset = self._teaching.run_once(rows, folder, bool(given.bf16))
+        if self.objectives.need_teacher:
+            self.train_dataset = self._teaching.run_once(self.train_dataset, given)
         self._window.restart()
         if self.is_world_process_zero():
             logger.warning("Training with %s.", ", ".join(self._choices()))

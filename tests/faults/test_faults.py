@@ -77,6 +77,16 @@ def test_a_killed_job_ends_like_the_uninterrupted_one(name, lab, whole, tmp_path
     assert not list(out.rglob(".saving")) and not list(out.rglob(".*.tmp"))
 
 
+def test_a_finished_run_takes_no_further_step_though_it_ended_within_an_epoch(lab, tmp_path):
+    out = tmp_path / "out"
+    code, log = lab.finish("teacher", out, max_steps=8)
+    assert code == 0, log
+    before = jobs.outcome("teacher", out)
+    code, log = lab.finish("teacher", out, max_steps=8, resume_from_checkpoint=True)
+    assert code == 0 and f"Resuming from {out}/checkpoint-8." in log, log
+    assert jobs.outcome("teacher", out) == before and last_whole(out) == out / "checkpoint-8"
+
+
 def test_a_directory_has_one_run_and_is_free_after_a_kill(lab, tmp_path):
     out = tmp_path / "out"
     first = lab.start("distillation", out, point="mkdir checkpoint-4", number=signal.SIGSTOP)
