@@ -77,9 +77,6 @@ class _NumberedRows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return {**self.rows[number], ROW: number}
-
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
         fetch = getattr(self.rows, "__getitems__", None)
         rows = [self.rows[number] for number in numbers] if fetch is None else fetch(numbers)

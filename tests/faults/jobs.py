@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "use_cpu": True, "teacher_check": "off",
 }  # fmt: skip
 SHARD_ROWS = 8
-LONG_ROWS = 2048
+LONG_ROWS = 1024
 OBJECTIVES = {
     "matching": lambda: [CrossEntropyLoss(), ForwardKLLoss(), HiddenStateMSELoss()],
     "hotter": lambda: [CrossEntropyLoss(), ForwardKLLoss(temperature=3.0), HiddenStateMSELoss()],

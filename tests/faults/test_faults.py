@@ -77,6 +77,14 @@ def test_a_killed_job_ends_like_the_uninterrupted_one(name, lab, whole, tmp_path
     assert not list(out.rglob(".saving")) and not list(out.rglob(".*.tmp"))
 
 
+def test_the_only_checkpoint_stays_until_the_next_one_has_its_checksums(lab, tmp_path):
+    out = tmp_path / "out"
+    code, log = lab.finish("teacher", out, point="rename checkpoint-4/checksums.json", save_total_limit=1)
+    assert code == -signal.SIGKILL, log
+    assert last_whole(out) == out / "checkpoint-2"
+    refuse_damaged(out / "checkpoint-2")
+
+
 def test_a_finished_run_takes_no_further_step_though_it_ended_within_an_epoch(lab, tmp_path):
     out = tmp_path / "out"
     code, log = lab.finish("teacher", out, max_steps=8)
@@ -319,7 +327,7 @@ def test_a_bad_number_stops_the_training_and_names_objective_step_and_rows(
 # Memory
 
 # Half of the rows at once fit, all of them do not.
-SCARCE = {"spare_mb": 350, "per_device_train_batch_size": jobs.LONG_ROWS}
+SCARCE = {"spare_mb": 150, "per_device_train_batch_size": jobs.LONG_ROWS}
 
 
 def test_memory_that_runs_out_says_what_to_lower(lab, tmp_path):
