@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH_VENV ?= .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo test lint bench bench-serve clean
+.PHONY: demo test soak lint bench bench-serve clean
 
 # Fine-tune a teacher, distil it, compare with the undistilled student: offline once the packages are here.
 demo: $(READY)
@@ -15,6 +15,10 @@ demo: $(READY)
 # Lint, types and the whole suite.
 test: lint
 	$(BIN)/python -m pytest
+
+# Kill jobs at 50 random moments, resume and compare them; writes tests/faults/README.md.
+soak: $(READY)
+	$(BIN)/python tests/faults/soak.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

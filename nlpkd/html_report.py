@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nlpkd.report import METRIC_NAMES, PROTOCOLS, EvaluationReport, write_whole
+from nlpkd.disk import write_whole
+from nlpkd.report import METRIC_NAMES, PROTOCOLS, EvaluationReport
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def save_page(
         return None
     path = Path(directory) / PAGE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render_page(report, curves=curves, texts=texts))
+    write_whole(path, render_page(report, curves=curves, texts=texts).encode())
     return path
 
 

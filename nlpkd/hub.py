@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from nlpkd.disk import WEIGHTS, refuse_damaged, replacing_model
 from nlpkd.html_report import PAGE_NAME, save_page, training_curves
 from nlpkd.model_card import build_model_card, public_report
 from nlpkd.onnx_classifier import EXPORT_RECORD, refuse_stale
@@ -71,6 +71,7 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
 
     Raises:
         ValueError: If the model can't save itself.
+        OSError: If the disk is full.
     """
     if not hasattr(model, "save_pretrained"):
         raise ValueError(
@@ -78,21 +79,10 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
             "transformers PreTrainedModel, or save its state_dict with safetensors yourself"
         )
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
+    with replacing_model(directory) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        written = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
-        for path in written:
-            target = directory / path.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    names = {path.name for path in written}
-    for stale in directory.glob("model*.safetensors*"):
-        # from_pretrained prefers one whole file to shards: a leftover would be loaded in place of the new weights.
-        if stale.name not in names:
-            stale.unlink()
     return directory
 
 
@@ -194,6 +184,7 @@ def _check_student(directory: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{directory / name} is damaged ({error}); save the student again") from error
+    refuse_damaged(directory, WEIGHTS)
     refuse_stale(directory)
 
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from nlpkd import reshaped, small_models  # noqa: F401 (they register their model types)
+from nlpkd.disk import WEIGHTS, refuse_damaged
 
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 """Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""
@@ -65,10 +66,11 @@ def load_classifier(
         The model, and the names of parameters that the checkpoint did not have and that were initialised at random.
 
     Raises:
-        ValueError: if the name looks like a path and nothing is there.
+        ValueError: if the name looks like a path and nothing is there, or the weights there are damaged.
         OSError: if the checkpoint can't be had, or has no safetensors file.
     """
     _refuse_missing_path(name)
+    refuse_damaged(Path(name), WEIGHTS)
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(name),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from nlpkd.disk import write_whole
 
 SCHEMA = 1
 JSON_NAME = "report.json"
@@ -174,8 +175,8 @@ class EvaluationReport:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / MARKDOWN_NAME, self.to_markdown())
-        write_whole(directory / JSON_NAME, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_whole(directory / MARKDOWN_NAME, self.to_markdown().encode())
+        write_whole(directory / JSON_NAME, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
         return directory / JSON_NAME
 
     @classmethod
@@ -427,16 +428,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, replaced as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _latency(candidate: Candidate, batch: int) -> Latency | None:

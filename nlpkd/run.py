@@ -16,9 +16,12 @@ from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
+from nlpkd.checkpoints import last_whole
 from nlpkd.config import DistillationConfig
 from nlpkd.data import TeacherTokenizers, TextClassificationData
+from nlpkd.disk import replacing
 from nlpkd.evaluation import evaluate_student
 from nlpkd.html_report import save_page, training_curves
 from nlpkd.matching import follow_student_labels
@@ -180,7 +183,7 @@ class Job:
             rows = self.data["train"]
             if rows.num_unlabelled if isinstance(rows, TextStream) else any(unlabelled_rows(rows)):
                 # As many steps as the student had, though there are fewer rows with labels.
-                states = Path(args.output_dir).glob("stage-*/trainer_state.json")
+                states = Path(args.output_dir).glob(f"stage-*/{TRAINER_STATE_NAME}")
                 steps = sum(TrainerState.load_from_json(str(state)).global_step for state in states)
                 args_beside = dataclasses.replace(args_beside, max_steps=steps + trainer.state.global_step)
             baseline_trainer = gold_trainer(untrained, args_beside, self.data, self.tokenizer, self.class_weights)
@@ -209,7 +212,7 @@ class Job:
         folder = Path(args.output_dir)
         trainer = self.trainer(student, args, stage)
         # Written last, so that a stage without it was cut short.
-        if _resumes(args) and (folder / "trainer_state.json").exists():
+        if _resumes(args) and (folder / TRAINER_STATE_NAME).exists():
             logger.warning("The stage in %s is finished: its student is used.", folder)
             student.load_state_dict(type(student).from_pretrained(folder).state_dict())
             return student, None
@@ -245,7 +248,8 @@ class Job:
             )
             if chosen := report.run.get("thresholds"):
                 trainer.model.config.thresholds = chosen["student"]
-                trainer.model.config.save_pretrained(args.output_dir)
+                with replacing(Path(args.output_dir)) as temporary:
+                    trainer.model.config.save_pretrained(temporary)
             _save_report(report, args)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
@@ -281,19 +285,15 @@ class Job:
 
 
 def checkpoint_to_resume(args: DistillationConfig) -> str | None:
-    """Find the checkpoint that `resume_from_checkpoint` asks for: a path, or the last one for True; None to start."""
+    """Find the checkpoint to resume from: the path asked for, or the last whole one for True; None to start."""
     if not _resumes(args):
         return None
     if str(args.resume_from_checkpoint).lower() != "true":
         return str(args.resume_from_checkpoint)
-    # The state is written last: a checkpoint without it was cut short.
-    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
-    if not whole:
-        logger.warning("There is no checkpoint in %s yet: starting from the beginning.", args.output_dir)
-        return None
-    last = max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-    logger.warning("Resuming from %s.", last)
-    return str(last)
+    last = last_whole(args.output_dir)
+    if last is None:
+        logger.warning("There is no whole checkpoint in %s yet: starting from the beginning.", args.output_dir)
+    return None if last is None else str(last)
 
 
 def _resumes(args: DistillationConfig) -> bool:
@@ -327,7 +327,9 @@ def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | No
     checkpoint = checkpoint_to_resume(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    trainer.save_state()
+    if trainer.args.should_save:
+        with replacing(Path(args.output_dir)) as temporary:
+            trainer.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
     return None if checkpoint else result.metrics["train_runtime"]
 
 

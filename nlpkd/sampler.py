@@ -8,9 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
-from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader, Sampler
-from transformers import TrainingArguments
+from torch.utils.data import Sampler
 
 _READ_ROWS = 100_000
 _STEPS_IN_A_POOL = 50
@@ -32,6 +30,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         accumulation_steps: micro-batches of an optimizer step.
         seed: of the shuffling, the same on every process.
         drop_last: leave out the last step where it is smaller.
+        step_rows: rows of an optimizer step, where micro-batches of `batch_size` would not make just so many.
 
     Raises:
         ValueError: if there are fewer rows than processes, or no whole step with `drop_last`.
@@ -47,6 +46,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         accumulation_steps: int = 1,
         seed: int = 42,
         drop_last: bool = False,
+        step_rows: int | None = None,
     ):
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
@@ -55,7 +55,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.accumulation_steps = accumulation_steps
         self.seed = seed
         self.epoch = 0
-        self.step_size = batch_size * num_processes * accumulation_steps
+        self.step_size = step_rows or batch_size * num_processes * accumulation_steps
         rows = len(self.lengths)
         if rows < num_processes:
             raise ValueError(f"{rows} rows can't be shared out to {num_processes} processes: use fewer processes")
@@ -106,57 +106,6 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         per_step = len(self._micro_batches(np.arange(self.step_size)))
         last = self.rest + self.joined * self.step_size
         return (self.full_steps - self.joined) * per_step + (len(self._micro_batches(np.arange(last))) if last else 0)
-
-
-def length_grouped_loader(
-    dataset: Any, lengths: Sequence[int] | np.ndarray, batch_size: int, collate: Any, args: TrainingArguments
-) -> DataLoader:
-    """Make this process's loader of length-grouped training batches.
-
-    Args:
-        dataset: the rows.
-        lengths: each row's number of tokens.
-        batch_size: rows of a micro-batch on one process.
-        collate: makes a batch of rows.
-        args: of the training.
-
-    Returns:
-        The loader, its batches put on the device.
-    """
-    sampler = LengthGroupedBatchSampler(
-        lengths,
-        batch_size,
-        num_processes=args.world_size,
-        process_index=args.process_index,
-        accumulation_steps=args.gradient_accumulation_steps,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        drop_last=args.dataloader_drop_last,
-    )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
-    )
-    return on_device(loader, args)
-
-
-def on_device(loader: DataLoader, args: TrainingArguments) -> DataLoader:
-    """Let a loader put its batches on the device; its rows are shared out over processes already.
-
-    Args:
-        loader: of this process's batches.
-        args: of the training.
-
-    Returns:
-        The loader, as Accelerate prepares it.
-    """
-    return prepare_data_loader(
-        loader, device=args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
-    )
 
 
 def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.disk import digest_of, needing_room, write_whole
+
 SCHEMA = 1
 MANIFEST = "manifest.json"
 
@@ -24,7 +25,7 @@ _NAME = re.compile(r"shard-(\d{5,})\.([0-9a-f]{16})\.arrow")
 _METADATA = b"nlpkd"
 _HASH = re.compile(r"[0-9a-f]{64}")
 # What a configuration says without any influence on the outputs, or what is fingerprinted elsewhere.
-_NO_INFLUENCE = {
+NO_INFLUENCE = {
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states",
     "problem_type", "return_dict", "transformers_version", "use_cache",
 }  # fmt: skip
@@ -73,7 +74,7 @@ class ShardFolder:
             "explanations": dict(explanations),
             "versions": {"torch": torch.__version__, "pyarrow": pa.__version__},
         }
-        _write(path / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+        write_whole(path / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def open(cls, path: Path, parts: Mapping[str, Any], explanations: Mapping[str, Any]) -> ShardFolder:
@@ -107,9 +108,9 @@ class ShardFolder:
             )
         ours = {**parts, **explanations}
         if any(theirs.get(name) != value for name, value in parts.items()) or set(theirs) != set(ours):
-            differ = [_difference(name, theirs.get(name), ours.get(name)) for name in sorted({*theirs, *ours})]
             raise ValueError(
-                f"the cache in {path} does not belong to this call; what differs: {'; '.join(filter(None, differ))}. "
+                f"the cache in {path} does not belong to this call; what differs: "
+                f"{'; '.join(differences(theirs, ours, 'the cache'))}. "
                 "Use another cache_dir, or delete the folder to compute it anew"
             )
         key = hashlib.sha256(json.dumps([rows, shard_rows, dict(parts)], sort_keys=True).encode()).hexdigest()
@@ -130,12 +131,9 @@ class ShardFolder:
 
     def problem(self, path: Path) -> str | None:
         """Say what is wrong with a shard, or None: its bytes are held against its checksum, then its origin."""
-        match, digest = _NAME.fullmatch(path.name), hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-        if match is None or digest.hexdigest()[:16] != match[2]:
-            return f"{path} is damaged: its checksum is {digest.hexdigest()[:16]}"
+        match, digest = _NAME.fullmatch(path.name), digest_of(path)[:16]
+        if match is None or digest != match[2]:
+            return f"{path} is damaged: its checksum is {digest}"
         with pa.memory_map(str(path)) as source:
             metadata = pa.ipc.open_stream(source).schema.metadata or {}
         if metadata.get(_METADATA) != self._label(int(match[1])):
@@ -154,7 +152,9 @@ class ShardFolder:
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         data = memoryview(sink.getvalue())
-        _write(self.path / f"shard-{number:05d}.{hashlib.sha256(data).hexdigest()[:16]}.arrow", data)
+        name = f"shard-{number:05d}.{hashlib.sha256(data).hexdigest()[:16]}.arrow"
+        with needing_room(self.path, f"{name} was not written. Free some space and run again: other shards are kept"):
+            write_whole(self.path / name, data)
 
     def load(self) -> Dataset:
         """Open all shards as one data set, memory-mapped.
@@ -239,7 +239,7 @@ def hash_configuration(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if isinstance(module, PreTrainedModel):
             settings = module.config.to_dict().items()
-            told[f"configuration of {name}"] = {key: value for key, value in settings if key not in _NO_INFLUENCE}
+            told[f"configuration of {name}"] = {key: value for key, value in settings if key not in NO_INFLUENCE}
         elif hasattr(module, "base_layer"):
             # How strong an adapter is, and whether it is on, is in no weight.
             names = ("scaling", "active_adapters", "disable_adapters")
@@ -263,19 +263,21 @@ def hash_value(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _difference(name: str, theirs: Any, ours: Any) -> str | None:
-    if theirs == ours:
-        return None
-    if any(value is None or _HASH.fullmatch(str(value)) for value in (theirs, ours)):
-        return name
-    return f"{name} ({theirs} in the cache, {ours} here)"
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str) -> list[str]:
+    """Name what differs between two fingerprints, with both values unless they are hashes.
 
+    Args:
+        theirs: those kept on disk, by what a refusal calls them.
+        ours: those of this call.
+        place: what a refusal calls the place where they were kept.
 
-def _write(path: Path, data: bytes | memoryview) -> None:
-    # Without the number of the process, so that what a killed one left behind is written over.
-    temporary = path.with_name(f".{path.name.split('.')[0]}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    Returns:
+        A phrase for each difference.
+    """
+    names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+    pairs = [(name, theirs.get(name), ours.get(name)) for name in names]
+    return [
+        name if any(_HASH.fullmatch(str(value)) for value in values) else
+        f"{name} ({values[0]} in {place}, {values[1]} here)"
+        for name, *values in pairs
+    ]  # fmt: skip

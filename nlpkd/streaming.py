@@ -18,6 +18,8 @@ from transformers.utils.logging import tqdm
 from nlpkd.columns import BLANK, MAX_CLASSES, UNLABELLED, Columns, encode_labels, find_columns
 from nlpkd.sources import stream_rows
 
+ROW = "__row__"
+"""Of a row: its number, in what it was read from."""
 BUFFER_ROWS = 10_000
 """Rows that are in memory at a time, among which lengths are grouped and order is shuffled."""
 
@@ -127,7 +129,7 @@ class TextStream(IterableDataset):
 
     def head(self, rows: int) -> Dataset:
         """Give the first rows, encoded, as a data set."""
-        return Dataset.from_dict(self._encoded(list(islice(self._labelled_rows(), rows))))
+        return Dataset.from_dict(self._encoded(list(islice(self._labelled_rows(), rows)))).remove_columns(ROW)
 
     def example_of_each_class(self) -> Dataset:
         """Give a row of each class, as the file has its label."""
@@ -139,13 +141,14 @@ class TextStream(IterableDataset):
         return (row[name] for row in stream_rows(self.path) for name in self.texts)
 
     def _labelled_rows(self) -> Iterator[Mapping[str, Any]]:
-        for row in stream_rows(self.path):
+        for number, row in enumerate(stream_rows(self.path)):
             if not self.labelled_only or self._ids[row[self.columns.label]] != UNLABELLED:  # type: ignore[index]
-                yield row
+                yield {**row, ROW: number}
 
     def _encoded(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
         made: dict[str, list] = dict(self.encode({name: [row[name] for row in rows] for name in self.texts}))
-        return made | {"labels": [self._ids[row[self.columns.label]] for row in rows]}  # type: ignore[index]
+        made["labels"] = [self._ids[row[self.columns.label]] for row in rows]  # type: ignore[index]
+        return made | {ROW: [row[ROW] for row in rows]}
 
     def _check(self) -> Counter:
         """Read the file through: check every text, and count the labels."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from nlpkd.cache import cache_teacher_outputs
 from nlpkd.capture import CapturedOutput, Wanted
 from nlpkd.compression.vocabulary import original_ids
+from nlpkd.config import DistillationConfig
 from nlpkd.data import TeacherTokenizers, per_teacher
 from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.matching import (
@@ -93,6 +94,11 @@ class Teaching:
         """Choose where the outputs come from for data with these columns."""
         return self.cached if self.cached.gives(columns, self.wanted) else self.live
 
+    def describe(self, columns: Container[str]) -> str:
+        """Say where the outputs come from for data with these columns."""
+        kept = self.source(columns) is self.cached
+        return "the teacher's outputs kept with the rows" if kept else "the teacher run on every batch"
+
     def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput | None:
         """Give the teacher's outputs for a collated batch; None without a teacher."""
         source = self.source(batch)
@@ -127,24 +133,28 @@ class Teaching:
         if source is not None and isinstance(rows, Dataset):
             hold_against_gold(source, rows, collate, batch_size, self.device, self._order, student_config, check, seed)
 
-    def run_once(self, rows: Any, folder: Path, bf16: bool) -> Any:
-        """Run the teacher on all rows now, if its logits are all that is wanted and it is a single model.
+    def run_once(self, rows: Any, args: DistillationConfig) -> Any:
+        """Run the teacher on all rows now, if it is a single model, its logits are all that is wanted, and it pays.
 
         Args:
             rows: the training rows.
-            folder: where the outputs are kept.
-            bf16: whether training runs it in bf16 mixed precision.
+            args: of the training: its length, its precision, and where outputs are kept.
 
         Returns:
             The rows with the teacher's outputs, or as they were.
         """
-        if self.live is None or self._several or self.wanted:
+        if self.live is None or self._several or self.wanted or args.cache_teacher == "off" or args.fp16:
             return rows
         if not isinstance(rows, Dataset) or TEACHER_LOGITS in rows.column_names:
             return rows
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epochs = args.max_steps * step / len(rows) if args.max_steps > 0 else args.num_train_epochs
+        if epochs <= 1:
+            return rows
+        folder, model = args.teacher_cache_dir or Path(args.output_dir) / "teacher_cache", self.live.model
         try:
             return cache_teacher_outputs(
-                self.live.model, rows, self._tokenizer, cache_dir=folder, order=self.order, bf16=bf16
+                model, rows, self._tokenizer, cache_dir=folder, order=self.order, bf16=bool(args.bf16)
             )
         except ValueError as error:
             logger.warning("The teacher is run on every batch, since its outputs can't be kept: %s", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -22,17 +22,21 @@ from transformers.utils import PushInProgress
 
 from nlpkd.anchor import Anchor
 from nlpkd.capture import Capture, CapturedOutput
+from nlpkd.checkpoints import describe_run, sealed, whole_checkpoint
 from nlpkd.compact import CompactTraining, compact_training
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
+from nlpkd.disk import refuse_damaged, replacing_model
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
+from nlpkd.guard import LossWindow, within_memory
 from nlpkd.interruption import EXIT_STATUS, SaveOnSigterm
+from nlpkd.loader import ROWS, training_loader
 from nlpkd.matching import follow_student_labels, refuse_shared_weights
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import resolve
 from nlpkd.objectives.together import ObjectiveSet
 from nlpkd.publishing import push, push_checkpoint, write_card
-from nlpkd.sampler import length_grouped_loader, on_device, row_lengths
+from nlpkd.sampler import row_lengths
 from nlpkd.scoring import scoring_of
 from nlpkd.streaming import TextStream
 from nlpkd.task import task_of
@@ -75,6 +79,9 @@ class DistillationTrainer(Trainer):
     _signature_columns: Any
     _preprocess_logits: Any
     hp_space: Any = None
+    run_record: Any = None
+    _step_rows: int | None = None
+    _checkpoint: Path | None = None
     _documents: Any = None
     push_in_progress: Any
     processing_class: Any
@@ -136,13 +143,12 @@ class DistillationTrainer(Trainer):
             self.preprocess_logits_for_metrics = self._preprocess_predictions
         self._follow_labels()
         self._connect()
+        self._set_signature_columns_if_needed()
         self._anchor = Anchor(self.model, self.args.anchor_weight) if self.args.anchor_weight else None
         if self._anchor is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
-        self._part_names = self.objectives.names + ["compute_loss_func"] * (self.compute_loss_func is not None)
-        self._part_names += ["anchor"] * (self._anchor is not None)
-        self._parts = torch.zeros(len(self._part_names), device=self.args.device)
-        self._parts_since: int | None = None
+        more = ["compute_loss_func"] * (self.compute_loss_func is not None) + ["anchor"] * (self._anchor is not None)
+        self._window = LossWindow(self.objectives.names + more, self.accelerator, self.args.device)
         self._compact: CompactTraining | None = None
 
     def _take(self, objectives: Sequence[Objective], tuned: dict[str, Any]) -> None:
@@ -228,48 +234,49 @@ class DistillationTrainer(Trainer):
         """Make the loader of training batches: length-grouped by `LengthGroupedBatchSampler`, or as `Trainer` does."""
         args = self.args
         dataset: Any = self.train_dataset
-        if isinstance(dataset, TextStream):
-            return self._streamed(dataset)
-        if dataset is None or args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
+        grouped = args.train_sampling_strategy == "group_by_length" and dataset is not None and has_length(dataset)
+        stream = isinstance(dataset, TextStream)
+        if not grouped and not stream:
             return super().get_train_dataloader()
+        collate, lengths = self.data_collator, [] if stream else row_lengths(dataset, args.length_column_name)
         if isinstance(dataset, datasets.Dataset):
-            dataset, collate = self._remove_unused_columns(dataset, "training"), self.data_collator
+            dataset = self._remove_unused_columns(dataset, "training")
         else:
-            collate = self._get_collator_with_removed_columns(self.data_collator, "training")
-        lengths = row_lengths(self.train_dataset, args.length_column_name)
-        return length_grouped_loader(dataset, lengths, self._train_batch_size, collate, args)
-
-    def _streamed(self, stream: TextStream) -> DataLoader:
-        args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        stream.batches_of(self._train_batch_size, args.world_size, args.process_index, seed)
-        collate = self._get_collator_with_removed_columns(self.data_collator, "training")
-        return on_device(DataLoader(stream, batch_size=self._train_batch_size, collate_fn=collate), args)
+            collate = self._get_collator_with_removed_columns(collate, "training")
+        return training_loader(dataset, lengths, collate, self._train_batch_size, self._step_rows, args)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         """Keep predictions in the data set's order, which length grouping would not."""
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer` does, the teacher run once beforehand where its logits are all that is needed.
 
+        Args:
+            resume_from_checkpoint: a whole checkpoint of this run, or True for the last one.
+            *args: the other arguments of `Trainer.train`.
+            **kwargs: likewise.
+
         Raises:
+            FloatingPointError: if the loss or the gradients become NaN or infinite.
+            MemoryError: if memory runs out.
+            OSError: if the disk is full.
             SystemExit: after a SIGTERM, once the checkpoint is saved.
+            ValueError: if the checkpoint is not whole, damaged, or of another run.
         """
-        given, rows = self.args, self.train_dataset
-        if given.cache_teacher == "auto" and self.objectives.need_teacher and not given.fp16 and has_length(rows):
-            step = given.train_batch_size * given.gradient_accumulation_steps * given.world_size
-            epochs = given.max_steps * step / len(rows) if given.max_steps > 0 else given.num_train_epochs
-            if epochs > 1:
-                folder = Path(given.teacher_cache_dir or Path(given.output_dir) / "teacher_cache")
-                self.train_dataset = self._teaching.run_once(rows, folder, bool(given.bf16))
-        # A resumed training starts at the step of its checkpoint, which is not read yet.
-        self._parts_since = None
-        self._parts.zero_()
+        given = self.args
+        if self.model is not None:
+            self.run_record = describe_run(self, self._signature_columns)
+        checkpoint = whole_checkpoint(resume_from_checkpoint, given.output_dir, self.run_record)
+        if self.objectives.need_teacher:
+            self.train_dataset = self._teaching.run_once(self.train_dataset, given)
+        self._window.restart()
         if self.is_world_process_zero():
             logger.warning("Training with %s.", ", ".join(self._choices()))
+        self._step_rows = None
         try:
-            output = super().train(*args, **kwargs)
+            with within_memory(given):
+                output = super().train(checkpoint, *args, **kwargs)
         finally:
             if self._compact is not None:
                 self._compact.end()
@@ -281,18 +288,32 @@ class DistillationTrainer(Trainer):
 
     def _choices(self) -> list[str]:
         columns = getattr(self.train_dataset, "column_names", None) or ()
-        teacher = "no teacher"
-        if self.objectives.need_teacher:
-            kept = self._teaching.source(columns) is self._teaching.cached
-            teacher = "the teacher's outputs kept with the rows" if kept else "the teacher run on every batch"
+        teacher = self._teaching.describe(columns) if self.objectives.need_teacher else "no teacher"
         attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None) or "no"
         return [*self.args.choices(), f"{attention} attention", teacher]
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Take up a smaller micro-batch after memory ran out: a step keeps its rows, in more of them."""
+        super()._update_auto_batch_size(batch_size)
+        args = self.args
+        self._step_rows = self._step_rows or args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        shares = self._step_rows // args.world_size
+        args.gradient_accumulation_steps = -(-shares // batch_size)
+        self._train_batch_size = -(-shares // args.gradient_accumulation_steps)
+        self._window.restart()
+
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
+        # Without it a finished run whose last step is within an epoch would take one more when it is resumed.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
 
     # Loss
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Collect the micro-batches of an optimizer step, and count what each objective's mean runs over in it."""
-        self._parts_since = self.state.global_step if self._parts_since is None else self._parts_since
+        self._window.at(self.state.global_step)
         self.objectives.zero_grad()
         self.objectives.at(self.state.global_step / max(1, self.state.max_steps))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -332,7 +353,7 @@ class DistillationTrainer(Trainer):
         teacher = self._teaching.outputs(inputs) if self.objectives.need_teacher else None
         loss, parts = self._weigh(student, teacher, inputs, num_items_in_batch)
         if num_items_in_batch is not None:
-            self._parts[: len(parts)] += parts.detach()
+            self._window.add(parts.detach(), inputs.get(ROWS))
             loss = loss * self.accelerator.num_processes
         return (loss, student) if return_outputs else loss
 
@@ -352,18 +373,13 @@ class DistillationTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Do forward and backward on one micro-batch, and average the objectives' gradients at the step's last."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        parameters = self.objectives.trained()
-        if parameters and self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            vector = self.accelerator.reduce(parameters_to_vector(gradients), "mean")
-            vector_to_parameters(vector, gradients)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            self.objectives.average_gradients(self.accelerator)
         if self._anchor is not None and self.accelerator.sync_gradients:
             scaler = self.accelerator.scaler
             penalty = self._anchor.pull(1.0 if scaler is None else scaler.get_scale())
             # Every process pulls alike, and the parts are summed over processes.
-            self._parts[-1] += penalty / self.accelerator.num_processes
+            self._window.add_last(penalty / self.accelerator.num_processes)
         return loss
 
     # Parameters of the objectives
@@ -376,7 +392,7 @@ class DistillationTrainer(Trainer):
             if self.args.compact_embeddings and type(self.data_collator) is DistillationCollator:
                 self._compact = compact_training(self.model, self.train_dataset, self.args, special)
         optimizer = super().create_optimizer(model)
-        if self._compact is not None:
+        if self._compact is not None and self._compact.optimizer is None:
             self._compact.follow(optimizer)
         parameters = self.objectives.trained()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -405,6 +421,13 @@ class DistillationTrainer(Trainer):
             return super()._clip_grad_norm(model)
         return self.accelerator.clip_grad_norm_([*model.parameters(), *parameters], self.args.max_grad_norm)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # fp16 scales the loss, and skips the steps in which it went too far.
+        if self.accelerator.scaler is None and isinstance(norm, Tensor):
+            self._window.add_norm(norm)
+        return norm
+
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make a fresh student, and the objectives as they were at the start, with a trial's settings."""
         model = super().call_model_init(trial)
@@ -430,33 +453,21 @@ class DistillationTrainer(Trainer):
             super()._hp_search_setup(trial)
         finally:
             self.hp_space = space
+        if trial is not None:
+            self.run_record = describe_run(self, self._signature_columns)
 
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with each objective's mean since the last time as `loss/NAME`."""
-        steps = self.state.global_step - (self._parts_since or 0)
-        if "loss" in logs and steps > 0:
-            parts = self._checked_parts()
-            logs |= {f"loss/{name}": part / steps for name, part in zip(self._part_names, parts, strict=True)}
+        means = self._window.means(self.state.global_step) if "loss" in logs else {}
+        if means:
+            logs |= {f"loss/{name}": mean for name, mean in means.items()}
             if self.args.weighting != "fixed":
                 logs |= {f"weight/{name}": factor for name, factor in self.objectives.factors().items()}
-            self._parts.zero_()
-            self._parts_since = self.state.global_step
         elif "train_loss" in logs:
-            self._checked_parts()
+            self._window.check()
         super().log(logs, start_time)
-
-    def _checked_parts(self) -> list[float]:
-        parts = self.accelerator.reduce(self._parts, "sum").tolist()
-        bad = [name for name, part in zip(self._part_names, parts, strict=True) if not np.isfinite(part)]
-        if bad:
-            raise FloatingPointError(
-                f"{', '.join(bad)} became NaN or infinite between steps {self._parts_since} and "
-                f"{self.state.global_step}: lower learning_rate, turn off fp16 (bf16 is safer), or check data and "
-                "teacher. Nothing was saved since"
-            )
-        return parts
 
     # Evaluation
 
@@ -517,16 +528,26 @@ class DistillationTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._checked_parts()
-        if self.args.should_save:
-            self.objectives.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+        self._window.check()
+        run_dir = self._get_output_dir(trial=trial)
+        self._checkpoint = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+        with sealed(self, self._checkpoint, run_dir):
+            if self.args.should_save:
+                self.objectives.save(self._checkpoint)
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        as_it_is = folder == self._checkpoint or not self.args.should_save
+        with nullcontext(folder) if as_it_is else replacing_model(folder) as target:
+            super()._save(str(target), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.objectives.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        refuse_damaged(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
         self.objectives.load(str(self.state.best_model_checkpoint))
 

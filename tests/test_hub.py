@@ -276,7 +276,8 @@ def test_saved_student_is_safetensors_and_replaces_what_was_there(tmp_path: Path
     (directory / "keep.txt").write_text("mine")
     assert save_student(tiny_model(), directory, tiny_tokenizer()) == directory
     names = {path.name for path in directory.iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "keep.txt"}
+    written = {"config.json", "model.safetensors", "checksums.json", "tokenizer.json", "tokenizer_config.json"}
+    assert names == written | {"keep.txt"}
     saved = load_file(directory / "model.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in tiny_model().state_dict().items())
 

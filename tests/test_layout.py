@@ -22,15 +22,16 @@ LONGEST_MODULE = 600
 
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
-    "small_models reshaped",
+    "small_models reshaped disk",
     "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
     "sources demo record charts objectives.temperature compression",
     "onnx_classifier",
-    "html_report columns benchmark scoring calibration objectives.base model_card teacher ensemble narrow",
+    "guard html_report columns benchmark scoring calibration objectives.base model_card teacher ensemble narrow",
     "soft_labels targets compression.vocabulary compression.record budget model_source serving",
     "compression.low_rank compression.quantize",
     "student",
     "streaming",
+    "loader checkpoints",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
     "augment compression.onnx compression.prune",

@@ -35,7 +35,7 @@ HELD_OUT = raw_rows(41, seed=7)
 
 
 def last_checkpoint(folder: Path) -> Path:
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    whole = [path.parent for path in folder.glob("checkpoint-*/checksums.json")]
     return max(whole, key=lambda path: int(path.name.split("-")[1]))
 
 
@@ -298,7 +298,7 @@ def working(tmp_path, taught, splits, small):
         process = subprocess.Popen([sys.executable, "-c", LONG_RUN, json.dumps(job)], env=environment, stdout=log, stderr=log)  # fmt: skip  # noqa: E501
     try:
         deadline = time.monotonic() + 300
-        while not list((tmp_path / "out").glob("checkpoint-*/trainer_state.json")):
+        while not list((tmp_path / "out").glob("checkpoint-*/checksums.json")):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.05)
         yield job, process

@@ -178,3 +178,17 @@ def test_lengths_are_those_of_the_selected_rows_or_of_the_column_that_says_them(
     assert list(row_lengths(chosen, "length")) == ([7, 9] if columns else [3, 2])
     assert list(row_lengths(rows.select([]), "length")) == []
     assert list(row_lengths([{"input_ids": [1, 2, 3]}], "length")) == [3]
+
+
+@pytest.mark.parametrize("batch_size", [4, 3, 2])
+def test_a_step_keeps_its_rows_however_many_micro_batches_it_takes(batch_size):
+    """Where memory is short, fewer rows at a time must not become another batch."""
+    lengths = lengths_of(61)
+    accumulation = -(-8 // batch_size)
+    whole = LengthGroupedBatchSampler(lengths, 8)
+    split = LengthGroupedBatchSampler(lengths, batch_size, accumulation_steps=accumulation, step_rows=8)
+    batches = list(split)
+    assert max(map(len, batches)) <= batch_size
+    full = [sorted(sum(batches[at : at + accumulation], [])) for at in range(0, 7 * accumulation, accumulation)]
+    assert full == [sorted(rows) for rows in list(whole)[:7]]
+    assert sorted(sum(batches[7 * accumulation :], [])) == sorted(list(whole)[7])

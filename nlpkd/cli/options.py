@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from nlpkd.report import write_whole
+from nlpkd.disk import write_whole
 
 Text = Annotated[str | None, typer.Option(help="Column of the text; recognised by common names if left out.")]
 Pair = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
@@ -89,7 +89,7 @@ def save_config(context: typer.Context, path: Path) -> None:
     kept = {name: _as_yaml(name, value) for name, value in values.items() if value is not None}
     text = yaml.safe_dump({"command": context.info_name} | kept, sort_keys=False, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, f"# nlpkd {context.info_name} --config {path.name}\n{text}")
+    write_whole(path, f"# nlpkd {context.info_name} --config {path.name}\n{text}".encode())
 
 
 def save_run_config(context: typer.Context, output_dir: Path) -> None:

@@ -18,12 +18,12 @@ from nlpkd.compression.prune import prune_heads, prune_magnitude, prune_neurons
 from nlpkd.compression.quantize import to_half
 from nlpkd.compression.record import CompressionRecord
 from nlpkd.data import load_text_classification
+from nlpkd.disk import write_whole
 from nlpkd.hub import save_student
 from nlpkd.labels import telling_names
 from nlpkd.matching import follow_student_labels
 from nlpkd.model_source import ModelSource
 from nlpkd.prediction import predict_logits
-from nlpkd.report import write_whole
 from nlpkd.run import only_run
 from nlpkd.scoring import scoring_of
 from nlpkd.sources import Source
@@ -122,7 +122,7 @@ def compress(
         record = replace(record, agreement=agreement, logits_difference=difference)
         records = [*_earlier_records(source), asdict(record)]
         save_student(after, output_dir, tokenizer)
-        write_whole(Path(output_dir) / RECORD, json.dumps(records, indent=2) + "\n")
+        write_whole(Path(output_dir) / RECORD, (json.dumps(records, indent=2) + "\n").encode())
     return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nlpkd.objectives.base import Objective
 from nlpkd.objectives.weighting import WEIGHTINGS
@@ -154,6 +155,20 @@ class ObjectiveSet(nn.Module):
     def trained(self) -> list[nn.Parameter]:
         """List the objectives' own parameters that are trained, those of the weighting last."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def average_gradients(self, accelerator: Any) -> None:
+        """Give the own parameters that are trained their mean gradient over all processes, in one reduction.
+
+        Args:
+            accelerator: of the training.
+        """
+        parameters = self.trained()
+        if not parameters:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        vector_to_parameters(accelerator.reduce(parameters_to_vector(gradients), "mean"), gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
 
     def save(self, folder: str | Path) -> None:
         """Write the objectives' own parameters beside a checkpoint; nothing where there are none."""

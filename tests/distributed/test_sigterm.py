@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -48,7 +49,7 @@ def test_sigterm_to_torchrun_stops_both_processes_after_one_step_that_is_saved(t
     process = start(tmp_path, log, "100000")
     try:
         deadline = time.monotonic() + 300
-        while not list((tmp_path / "out").glob("checkpoint-*/trainer_state.json")):
+        while not list((tmp_path / "out").glob("checkpoint-*/checksums.json")):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
@@ -58,6 +59,8 @@ def test_sigterm_to_torchrun_stops_both_processes_after_one_step_that_is_saved(t
     steps = [int(path.name.split("-")[1]) for path in (tmp_path / "out").glob("checkpoint-*")]
     last = max(steps)
     assert log.read_text().count(f"SIGTERM: stopped after step {last}, whose checkpoint is in out") == 1
+    sealed = json.loads((tmp_path / "out" / f"checkpoint-{last}" / "checksums.json").read_text())["files"]
+    assert {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors", "optimizer.pt"} <= sealed.keys()
     resumed = start(tmp_path, log, str(last + 5), f"out/checkpoint-{last}")
     resumed.wait(300)
     state = TrainerState.load_from_json(str(tmp_path / "out" / f"checkpoint-{last + 5}" / "trainer_state.json"))

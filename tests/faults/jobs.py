@@ -1,0 +1,210 @@
+"""Small real jobs in processes of their own, with a fault at a chosen point."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import WORDS, raw_rows, tiny_bert
+from transformers import BertTokenizer
+
+from nlpkd import (
+    DistillationConfig,
+    DistillationTrainer,
+    cache_teacher_outputs,
+    distill,
+    load_text_classification,
+    train_teacher,
+)
+from nlpkd.checkpoints import last_whole
+from nlpkd.loading import load_classifier, load_tokenizer
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+
+# 12 steps, 6 of them followed by a checkpoint.
+SETTINGS: dict[str, Any] = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 2,
+    "learning_rate": 2e-3, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2,
+    "use_cpu": True, "teacher_check": "off",
+}  # fmt: skip
+SHARD_ROWS = 8
+LONG_ROWS = 1024
+OBJECTIVES = {
+    "matching": lambda: [CrossEntropyLoss(), ForwardKLLoss(), HiddenStateMSELoss()],
+    "hotter": lambda: [CrossEntropyLoss(), ForwardKLLoss(temperature=3.0), HiddenStateMSELoss()],
+}
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def prepare(folder: Path) -> Path:
+    """Save a backbone, teachers, students with dropout, and rows."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(tokens)}, model_max_length=64)
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    models = {
+        "backbone": tiny_bert(layers=4, **dropout).base_model,
+        "teacher": tiny_bert(layers=4, seed=1),
+        "other_teacher": tiny_bert(layers=4, seed=2),
+        "student": tiny_bert(layers=2, hidden=8, seed=3, **dropout),
+        "other_student": tiny_bert(layers=1, hidden=8, seed=3, **dropout),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    for name, rows in {"train": 48, "other_train": 47, "validation": 20}.items():
+        raw_rows(rows, seed=len(name)).to_parquet(folder / f"{name}.parquet")
+    long = raw_rows(LONG_ROWS).map(lambda row: {"text": "the film was very good " * 12})
+    long.to_parquet(folder / "long.parquet")
+    return folder
+
+
+def train_the_teacher(given: Path, out: Path, **options: Any) -> None:
+    """Fine-tune the backbone."""
+    train_teacher(given / "backbone", given / "train.parquet", given / "validation.parquet", output_dir=out,
+                  **SETTINGS | options)  # fmt: skip
+
+
+def cache(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -> None:
+    """Keep the teacher's outputs; a call takes up what is there by itself."""
+    tokenizer = load_tokenizer(given / "teacher")
+    rows = load_text_classification(str(given / "train.parquet"), tokenizer=tokenizer)["train"]
+    model, _ = load_classifier(given / "teacher")
+    cache_teacher_outputs(model, rows, tokenizer, cache_dir=out, shard_rows=SHARD_ROWS, bf16=False)
+
+
+def distil(given: Path, out: Path, **options: Any) -> None:
+    """Distil, measure and write the card."""
+    names = {"teacher": "teacher", "student": "student", "train": "train", "objectives": "matching"}
+    names = {name: options.pop(name, value) for name, value in names.items()}
+    distill(
+        str(given / names["teacher"]), str(given / names["student"]), given / f"{names['train']}.parquet",
+        given / "validation.parquet", objectives=OBJECTIVES[names["objectives"]](), output_dir=out,
+        **SETTINGS | options,
+    )  # fmt: skip
+
+
+def train_with_scarce_memory(given: Path, out: Path, spare_mb: int, **options: Any) -> None:
+    """Train on long rows, in so much memory more than is in use before the first step."""
+    tokenizer = load_tokenizer(given / "student")
+    rows = load_text_classification(str(given / "long.parquet"), tokenizer=tokenizer)["train"]
+    model, _ = load_classifier(given / "student")
+    args = DistillationConfig(output_dir=str(out), **SETTINGS | {"save_steps": 1, "num_train_epochs": 1} | options)
+    trainer = DistillationTrainer(model, None, args, [CrossEntropyLoss()], rows, processing_class=tokenizer)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (size + spare_mb * 2**20,) * 2)
+    trainer.train()
+
+
+STAGES = {"teacher": train_the_teacher, "caching": cache, "distillation": distil}
+
+
+def _strike_at(out: Path, point: str, nth: int, number: int) -> None:
+    """Send this process a signal when it is about to write, rename or remove what `point` describes."""
+    left = nth
+
+    def listen(event: str, args: tuple) -> None:
+        nonlocal left
+        if event == "open" and isinstance(args[0], (str, os.PathLike)) and args[2] & _WRITING:
+            path = args[0]
+        elif event == "os.rename":
+            path = args[1]
+        elif event in ("os.mkdir", "shutil.rmtree"):
+            path = args[0]
+        else:
+            return
+        text = f"{event.removeprefix('os.').removeprefix('shutil.')} {os.fspath(path).removeprefix(f'{out}/')}"
+        if re.fullmatch(point, text):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(listen)
+
+
+def run(
+    stage: str,
+    given: Path,
+    out: Path,
+    options: dict[str, Any],
+    point: str | None,
+    nth: int,
+    number: int,
+) -> None:
+    """Be the process of one job."""
+    log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    if point is not None:
+        _strike_at(out, point, nth, number)
+    {**STAGES, "scarce": train_with_scarce_memory}[stage](given, out, **options)
+
+
+class Lab:
+    """Starts jobs on what `prepare` saved, each in a process forked from one that has imported everything."""
+
+    def __init__(self, given: Path):
+        self.given = given
+        paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["jobs"])
+        forkserver.ensure_running()
+
+    def start(
+        self,
+        stage: str,
+        out: Path,
+        point: str | None = None,
+        nth: int = 1,
+        number: int = signal.SIGKILL,
+        **options: Any,
+    ) -> multiprocessing.Process:
+        """Start a job that writes to `out`, and its log beside it."""
+        arguments = (stage, self.given, out, options, point, nth, int(number))
+        process = self._context.Process(target=run, args=arguments)
+        process.start()
+        return process  # type: ignore[return-value]
+
+    def finish(self, stage: str, out: Path, **more: Any) -> tuple[int, str]:
+        """Run a job to its end: exit code and log of this call."""
+        log = Path(f"{out}.log")
+        before = log.stat().st_size if log.exists() else 0
+        process = self.start(stage, out, **more)
+        process.join(240)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(log.read_text())
+        return process.exitcode, log.read_bytes()[before:].decode()
+
+
+def outcome(stage: str, out: Path) -> dict[str, Any]:
+    """Give what a finished job leaves that depends on nothing but its inputs."""
+    if stage == "caching":
+        return {path.name: path.read_bytes() for path in sorted(out.glob("shard-*.arrow"))}
+    last = last_whole(out)
+    assert last is not None
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+    found["objectives"] = [path.read_bytes() for path in last.glob("objectives.safetensors")]
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    found["losses"] = [entry for entry in history if "loss" in entry]
+    if stage == "distillation":
+        found["quality"] = json.loads((out / "report.json").read_text())["candidates"]["student"]["quality"]
+    return found
+
+
+def wait_until_stopped(process: multiprocessing.Process) -> None:
+    """Wait until SIGSTOP has reached a process."""
+    deadline = time.monotonic() + 240
+    while Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.02)

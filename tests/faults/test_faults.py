@@ -1,0 +1,344 @@
+"""What goes wrong with machines, files and numbers, for real: nothing is lost, nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import jobs
+import pytest
+import torch
+from conftest import tiny_bert
+
+from nlpkd import DistillationTrainer, push_student
+from nlpkd.checkpoints import last_whole
+from nlpkd.disk import CHECKSUMS, refuse_damaged
+from nlpkd.loading import load_classifier
+from nlpkd.objectives import CrossEntropyLoss
+from nlpkd.objectives.base import Objective
+
+# kill -9
+
+# What the process is about to do when it dies, the how many-th time, and the step that a resume goes on from.
+POINTS = {
+    "teacher, before the first save": ("teacher", "mkdir checkpoint-2", 1, None),
+    "teacher, between saves": ("teacher", "mkdir checkpoint-6", 1, 4),
+    "teacher, inside a save": ("teacher", "open checkpoint-6/trainer_state.json", 1, 4),
+    "caching, between shards": ("caching", r"open \.shard-00003\.tmp", 1, None),
+    "caching, inside a shard": ("caching", r"rename shard-00003\..*", 1, None),
+    "distillation, between saves": ("distillation", "mkdir checkpoint-8", 1, 6),
+    "distillation, inside a save": ("distillation", "open checkpoint-8/config.json", 1, 6),
+    "distillation, before the checksums of a save": ("distillation", "rename checkpoint-8/checksums.json", 1, 6),
+    # Every save starts on an empty folder, so that a deletion is the second one.
+    "distillation, deleting an old checkpoint": ("distillation", "rmtree .*checkpoint-4", 2, 8),
+    "distillation, inside the final save": ("distillation", "rename model.safetensors", 1, 12),
+    "evaluation": ("distillation", "rename report.json", 1, 12),
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> jobs.Lab:
+    """One fork server for all."""
+    return jobs.Lab(jobs.prepare(tmp_path_factory.mktemp("given")))
+
+
+@pytest.fixture(scope="module")
+def whole(lab, tmp_path_factory) -> dict[str, Path]:
+    """Where each stage has run to its end without a fault."""
+    folders = {stage: tmp_path_factory.mktemp("whole") / "out" for stage in jobs.STAGES}
+    for stage, out in folders.items():
+        code, log = lab.finish(stage, out)
+        assert code == 0, log
+    return folders
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_killed_job_ends_like_the_uninterrupted_one(name, lab, whole, tmp_path):
+    stage, point, nth, step = POINTS[name]
+    out = tmp_path / "out"
+    code, log = lab.finish(stage, out, point=point, nth=nth)
+    assert code == -signal.SIGKILL, log
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*")}
+    code, log = lab.finish(stage, out, resume_from_checkpoint=True)
+    assert code == 0, log
+    if step is not None:
+        assert f"Resuming from {out}/checkpoint-{step}." in log
+    if "save" in name and "inside" in name and step not in (None, 12):
+        assert f"{out}/checkpoint-{step + 2} was cut short" in log
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "shards that were there are computed again"
+    assert len(kept) == (3 if stage == "caching" else 0)
+    ours, theirs = jobs.outcome(stage, out), jobs.outcome(stage, whole[stage])
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+    assert not list(out.rglob(".saving")) and not list(out.rglob(".*.tmp"))
+
+
+def test_the_only_checkpoint_stays_until_the_next_one_has_its_checksums(lab, tmp_path):
+    out = tmp_path / "out"
+    code, log = lab.finish("teacher", out, point="rename checkpoint-4/checksums.json", save_total_limit=1)
+    assert code == -signal.SIGKILL, log
+    assert last_whole(out) == out / "checkpoint-2"
+    refuse_damaged(out / "checkpoint-2")
+
+
+def test_a_finished_run_takes_no_further_step_though_it_ended_within_an_epoch(lab, tmp_path):
+    out = tmp_path / "out"
+    code, log = lab.finish("teacher", out, max_steps=8)
+    assert code == 0, log
+    before = jobs.outcome("teacher", out)
+    code, log = lab.finish("teacher", out, max_steps=8, resume_from_checkpoint=True)
+    assert code == 0 and f"Resuming from {out}/checkpoint-8." in log, log
+    assert jobs.outcome("teacher", out) == before and last_whole(out) == out / "checkpoint-8"
+
+
+def test_a_directory_has_one_run_and_is_free_after_a_kill(lab, tmp_path):
+    out = tmp_path / "out"
+    first = lab.start("distillation", out, point="mkdir checkpoint-4", number=signal.SIGSTOP)
+    jobs.wait_until_stopped(first)
+    try:
+        code, log = lab.finish("distillation", out)
+        assert code == 1 and f"another run is writing to {out}" in log
+    finally:
+        first.kill()
+        first.join()
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True)
+    assert code == 0 and f"Resuming from {out}/checkpoint-2." in log, log
+
+
+# Another run's checkpoint
+
+CHANGES = {
+    "learning rate": ({"learning_rate": 1e-3}, r"learning_rate (0.002 in the checkpoint, 0.001 here)"),
+    "rows of a step": ({"per_device_train_batch_size": 4}, "rows of an optimizer step (8 in the checkpoint, 4 here)"),
+    "data": ({"train": "other_train"}, "training rows (48 in the checkpoint, 47 here)"),
+    "objectives": ({"objectives": "hotter"}, "forward_kl: temperature ("),
+    "teacher": ({"teacher": "other_teacher"}, "what differs: the teacher's weights. "),
+    "student": ({"student": "other_student"}, "the student's num_hidden_layers (2 in the checkpoint, 1 here)"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_run_with_other_settings_is_refused_with_the_difference(what, lab, whole, tmp_path):
+    shutil.copytree(whole["distillation"], tmp_path / "out")
+    change, said = CHANGES[what]
+    code, log = lab.finish("distillation", tmp_path / "out", resume_from_checkpoint=True, **change)
+    assert code == 1 and "checkpoint-12 is of another run" in log and said in log, log
+    assert jobs.outcome("distillation", tmp_path / "out") == jobs.outcome("distillation", whole["distillation"])
+
+
+def test_a_run_may_be_split_and_logged_otherwise_and_go_on_for_longer(lab, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole["distillation"], out)
+    other = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1, "save_steps": 3}
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True, num_train_epochs=3, **other)
+    assert code == 0, log
+    assert "num_train_epochs (2 in the checkpoint, 3 here): the learning rate's schedule follows" in log
+    assert last_whole(out) == out / "checkpoint-18"
+
+
+# Damage
+
+DAMAGE = {
+    "truncated": (lambda data: data[: len(data) // 2], "bytes of"),
+    "bit-flipped": (lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:], "its checksum is another one"),
+    "missing": (None, "is missing"),
+}
+
+
+def damage(path: Path, how: str) -> str:
+    spoil, said = DAMAGE[how]
+    if spoil is None:
+        path.unlink()
+    else:
+        path.write_bytes(spoil(path.read_bytes()))
+    return said
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "objectives.safetensors", "rng_state.pth"])
+def test_a_damaged_checkpoint_file_is_named(name, how, whole, tmp_path):
+    shutil.copytree(whole["distillation"] / "checkpoint-12", tmp_path / "checkpoint-12")
+    refuse_damaged(tmp_path / "checkpoint-12")
+    said = damage(tmp_path / "checkpoint-12" / name, how)
+    with pytest.raises(ValueError, match=f"checkpoint-12/{name} .*{said}"):
+        refuse_damaged(tmp_path / "checkpoint-12")
+
+
+def test_a_damaged_checkpoint_is_not_trained_on_and_the_one_before_it_serves_once_it_is_deleted(lab, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole["distillation"], out)
+    damage(out / "checkpoint-12" / "optimizer.pt", "bit-flipped")
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True)
+    assert code == 1 and f"{out}/checkpoint-12/optimizer.pt is damaged" in log
+    assert f"To go on from the checkpoint before it, delete {out}/checkpoint-12" in log
+    shutil.rmtree(out / "checkpoint-12")
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True)
+    assert code == 0 and "Resuming from " in log and "checkpoint-10." in log
+    assert jobs.outcome("distillation", out) == jobs.outcome("distillation", whole["distillation"])
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damaged_weights_of_a_model_are_neither_loaded_nor_pushed(how, whole, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(whole["distillation"], folder)
+    load_classifier(folder)
+    said = damage(folder / "model.safetensors", how)
+    with pytest.raises(ValueError, match=f"student/model.safetensors .*{said}"):
+        load_classifier(folder)
+    with pytest.raises(ValueError, match="model.safetensors"):
+        push_student(folder, "somebody/student")
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit-flipped"])
+def test_a_damaged_cache_shard_is_named_and_not_read(how, lab, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole["caching"], out)
+    shard = sorted(out.glob("shard-*.arrow"))[2]
+    damage(shard, how)
+    code, log = lab.finish("caching", out)
+    assert code == 1 and f"{shard} is damaged" in log
+    shard.unlink()
+    code, log = lab.finish("caching", out)
+    assert code == 0 and jobs.outcome("caching", out) == jobs.outcome("caching", whole["caching"]), log
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator:
+    """Mount a tmpfs of so many pages as `out`, or change its size."""
+    out, mounted = tmp_path / "out", []
+    out.mkdir()
+
+    def size(pages: int) -> Path:
+        options = f"{'remount,' if mounted else ''}size={pages * 4096}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", out], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a tmpfs can't be mounted here: {done.stderr.strip()}")
+        mounted.append(out)
+        return out
+
+    yield size
+    if mounted:
+        subprocess.run(["umount", out], check=True)
+
+
+def pages(folder: Path) -> int:
+    return sum(-(-path.stat().st_size // 4096) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_disk_that_fills_up_while_checkpoints_are_saved(lab, whole, small_disk):
+    each = pages(whole["distillation"] / "checkpoint-12")
+    out = small_disk(2 * each + each // 2)
+    code, log = lab.finish("distillation", out, save_total_limit=None)
+    assert code == 1 and "the disk is full: checkpoint-6 was not written" in log, log
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    for name in ("checkpoint-2", "checkpoint-4"):
+        refuse_damaged(out / name)
+    small_disk(20 * each)
+    code, log = lab.finish("distillation", out, save_total_limit=None, resume_from_checkpoint=True)
+    assert code == 0 and f"Resuming from {out}/checkpoint-4." in log, log
+    assert jobs.outcome("distillation", out) == jobs.outcome("distillation", whole["distillation"])
+
+
+def test_a_disk_that_fills_up_at_the_end_leaves_the_model_that_was_there(lab, whole, small_disk):
+    names = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", CHECKSUMS]
+    before = {name: (whole["teacher"] / name).read_bytes() for name in names}
+    out = small_disk(sum(-(-len(data) // 4096) for data in before.values()) + 4)
+    for name, data in before.items():
+        (out / name).write_bytes(data)
+    code, log = lab.finish("teacher", out, save_strategy="no")
+    assert code == 1 and "the disk is full: the model was not saved, and what was there before is as it was" in log
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"} == before
+
+
+def test_a_disk_that_fills_up_while_caching(lab, whole, small_disk):
+    out = small_disk(4)
+    code, log = lab.finish("caching", out)
+    assert code == 1 and "the disk is full: shard-00003" in log, log
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")}
+    assert len(kept) == 3
+    small_disk(20)
+    code, log = lab.finish("caching", out)
+    assert code == 0 and jobs.outcome("caching", out) == jobs.outcome("caching", whole["caching"]), log
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+
+
+# Numbers that are none
+
+
+class Spoiled(Objective):
+    """Bad on the row whose teacher's first logit is 77: NaN, or finite with a gradient that is not."""
+
+    needs = frozenset({"logits"})
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def count(self, batch):
+        return torch.tensor(float(len(batch["labels"])))
+
+    def total(self, student, teacher, batch):
+        zeros = student.logits[batch["teacher_logits"][:, 0] == 77.0] * 0
+        bad = zeros / zeros if self.kind == "loss" else zeros.abs().sqrt()
+        return bad.sum() + student.logits.square().sum()
+
+
+@pytest.mark.parametrize("save_steps", [1, 1000])
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_bad_number_stops_the_training_and_names_objective_step_and_rows(
+    kind, save_steps, make_rows, settings, tokenizer
+):
+    bad = 29
+    logits = [[77.0 if row == bad else 0.1, -0.1] for row in range(64)]
+    rows = make_rows(64).add_column("teacher_logits", logits)
+    args = settings(gradient_accumulation_steps=2, per_device_train_batch_size=4, logging_steps=4, num_train_epochs=4,
+                    save_strategy="steps", save_steps=save_steps, learning_rate=1e-3)  # fmt: skip
+    objectives = [CrossEntropyLoss(), Spoiled(kind)]
+    trainer = DistillationTrainer(tiny_bert(hidden=8), None, args, objectives, rows, processing_class=tokenizer)
+    batches = [batch["__rows__"] for batch in trainer.get_train_dataloader()]
+    for numbers, batch in zip(batches, trainer.get_train_dataloader(), strict=True):
+        assert batch["labels"].tolist() == [rows["labels"][number] for number in numbers]
+    at = next(k for k, numbers in enumerate(batches) if bad in numbers)
+    step = at // 2 + 1
+    assert 1 < step < 8, "the first step would say less"
+    # Of a loss it is known which of the step's two micro-batches was bad, of gradients only the step.
+    spoiled = batches[at] if kind == "loss" else batches[2 * step - 2] + batches[2 * step - 1]
+    named = "spoiled" if kind == "loss" else "the gradients of cross_entropy, spoiled (the losses are finite)"
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train()
+    listed = ", ".join(map(str, spoiled))
+    said = f"{named} became NaN or infinite in step {step}, on rows {listed} of the training data: "
+    assert str(error.value).startswith(said)
+    if save_steps == 1:
+        last = last_whole(args.output_dir)
+        assert last is not None and last.name == f"checkpoint-{step - 1}"
+        refuse_damaged(last)
+    else:
+        assert trainer.state.global_step == -(-step // 4) * 4
+
+
+# Memory
+
+# Half of the rows at once fit, all of them do not.
+SCARCE = {"spare_mb": 150, "per_device_train_batch_size": jobs.LONG_ROWS}
+
+
+def test_memory_that_runs_out_says_what_to_lower(lab, tmp_path):
+    code, log = lab.finish("scarce", tmp_path / "out", **SCARCE)
+    said = f"MemoryError: memory ran out with {jobs.LONG_ROWS} rows a micro-batch: halve per_device_train_batch_size"
+    assert code == 1 and said in log, log
+
+
+def test_a_batch_size_that_fits_is_found_and_a_step_keeps_its_rows(lab, tmp_path):
+    code, log = lab.finish("scarce", tmp_path / "out", **SCARCE, auto_find_batch_size=True)
+    assert code == 0, log
+    last = last_whole(tmp_path / "out")
+    state = json.loads((last / "trainer_state.json").read_text())
+    assert state["global_step"] == 1 and state["train_batch_size"] <= jobs.LONG_ROWS // 2
