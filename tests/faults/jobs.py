@@ -101,7 +101,9 @@ def train_with_scarce_memory(given: Path, out: Path, spare_mb: int, **options: A
     trainer = DistillationTrainer(model, None, args, [CrossEntropyLoss()], rows, processing_class=tokenizer)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + spare_mb * 2**20,) * 2)
-    trainer.train()
+    # oneDNN, out of memory, says that it could not create a primitive, which may have other causes too.
+    with torch.backends.mkldnn.flags(enabled=False):
+        trainer.train()
 
 
 STAGES = {"teacher": train_the_teacher, "caching": cache, "distillation": distil}
