@@ -12,9 +12,9 @@ BENCH_READY := $(BENCH_VENV)/.ready
 demo: $(READY)
 	$(BIN)/python recipes/quickstart.py
 
-# Lint, types and the whole suite.
+# Lint, types and the whole suite, a file at a time on every core.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Kill jobs at 50 random moments, resume and compare them; writes tests/faults/README.md.
 soak: $(READY)
