@@ -37,10 +37,10 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    os.replace(temporary, path)
 
 
 @contextmanager
