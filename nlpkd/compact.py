@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
+
+logger = logging.getLogger(__name__)
 
 _READ_ROWS = 100_000
 _WORTH = 0.9
@@ -165,6 +168,8 @@ def compact_training(
     rows = used_rows(dataset, always)
     if len(rows) > _WORTH * table.num_embeddings or rows[-1] >= table.num_embeddings:
         return None
+    if args.should_log:
+        logger.warning("Training the %d of %d embedding rows that the text uses.", len(rows), table.num_embeddings)
     return CompactTraining(model, rows)
 
 

@@ -43,6 +43,9 @@ def align_names(source: Mapping[int, str], target: Mapping[int, str]) -> list[in
         raise ValueError(
             f"different numbers of labels: {len(source)} ({_listed(source)}) and {len(target)} ({_listed(target)})"
         )
+    for names in (source, target):
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"label ids must count from 0 without gaps, got {_listed(names)}: mend config.id2label")
     if is_generic(source) or is_generic(target):
         return None
     index = {_plain(name): k for k, name in source.items()}

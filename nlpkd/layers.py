@@ -45,7 +45,10 @@ def map_layers(spec: LayerSpec, student_depth: int, teacher_depth: int) -> list[
     if isinstance(spec, str):
         pairs = _named(spec, student_depth, teacher_depth)
     else:
-        pairs = [(int(student), int(teacher)) for student, teacher in spec]
+        try:
+            pairs = [(int(student), int(teacher)) for student, teacher in spec]
+        except (TypeError, ValueError):
+            raise ValueError(f"layers={spec!r} is not a list of (student layer, teacher layer) pairs") from None
     if not pairs:
         raise ValueError("a layer map needs at least one (student layer, teacher layer) pair, got none")
     for student, teacher in pairs:

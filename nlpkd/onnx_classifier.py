@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from importlib import import_module
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlpkd.disk import digest_of
 from nlpkd.loading import load_config, onnx_file
 
 if TYPE_CHECKING:
@@ -164,21 +164,16 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors"))
 
 
-def weights_sha256(folder: Path) -> str | None:
+def weights_sha256(folder: Path) -> dict[str, str]:
     """Hash a model's weights, to know what was made from them.
 
     Args:
         folder: the model's.
 
     Returns:
-        The SHA-256 of its weight files, one after another; None where there are none.
+        The SHA-256 of each of its weight files by name.
     """
-    files, digest = weight_files(folder), hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest() if files else None
+    return {path.name: digest_of(path) for path in weight_files(folder)}
 
 
 def refuse_stale(folder: Path) -> None:
@@ -194,7 +189,7 @@ def refuse_stale(folder: Path) -> None:
     if not noted.is_file():
         return
     made_from, weights = json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"], weights_sha256(folder)
-    if weights is not None and made_from is not None and made_from != weights:
+    if weights and made_from and made_from != weights:
         raise ValueError(
             f"the ONNX files in {folder / 'onnx'} were made from other weights than those in {folder}: export again "
             f"(`nlpkd export {folder}`), or delete them"

@@ -111,9 +111,7 @@ def _stream_delimited(path: Path, delimiter: str, quoting: int) -> Iterator[dict
         with path.open(encoding="utf-8-sig", newline="") as lines:
             cells = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
             header = next((row for row in cells if row), [])
-            repeated = sorted({name for name in header if header.count(name) > 1})
-            if repeated:
-                raise ValueError(f"{path} has columns with the same name: {repeated}. Rename them.")
+            _check_names(header, path)
             for row in cells:
                 if row and len(row) != len(header):
                     raise ValueError(
@@ -244,6 +242,14 @@ def _from_file(path: Path) -> Dataset:
     return Dataset(reader(path))
 
 
+def _check_names(names: Sequence[str], path: Path | str) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path} has columns with the same name: {repeated}. Rename them.")
+    if odd := [name for name in names if "\0" in name]:
+        raise ValueError(f"{path} has columns with a NUL byte in their name: {odd}. Is it a text file? Rename them.")
+
+
 def _utf8(path: Path) -> bytes:
     """Read a text file, checked to be UTF-8, without its byte order mark."""
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -266,9 +272,7 @@ def _delimited(path: Path, delimiter: str, quote: str | bool) -> pa.Table:
         header = next(row for row in cells if row)
     except csv.Error as error:
         raise ValueError(f"The header of {path} can't be read: {error}.") from error
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{path} has columns with the same name: {repeated}. Rename them.")
+    _check_names(header, path)
     try:
         return pa.csv.read_csv(
             pa.BufferReader(content + b"\n"),
@@ -324,6 +328,7 @@ def _table(rows: list[Any], path: Path | str) -> pa.Table:
             columns[name] = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError) as error:
             raise ValueError(f"Column {name!r} of {path}: {_odd_value(values) or error}") from error
+    _check_names(list(columns), path)
     return pa.table(columns)
 
 
@@ -343,9 +348,11 @@ def _odd_value(values: list[Any]) -> str | None:
 
 def _parquet(path: Path) -> pa.Table:
     try:
-        return pa.parquet.read_table(path)
+        table = pa.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+    _check_names(table.column_names, path)
+    return table
 
 
 READERS: dict[str, Callable[[Path], pa.Table]] = {

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
 from nlpkd.columns import INTEGER, MAX_CLASSES, UNLABELLED, encode_labels
 from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 
+_LARGEST = torch.finfo(torch.float32).max
 _YES_NO = {"1": 1, "true": 1, "1.0": 1, "0": 0, "false": 0, "0.0": 0}
 
 
@@ -119,10 +121,10 @@ def _encode_scores(splits: DatasetDict, column: str) -> Targets:
             score = _number(value)
             if score == UNLABELLED and split == "train":
                 score = math.nan
-            if score is None or math.isinf(score) or (math.isnan(score) and split != "train"):
+            if score is None or abs(score) > _LARGEST or (math.isnan(score) and split != "train"):
                 raise ValueError(
                     f"Row {row} of the {split} split has the score {value!r} (column {column!r}), which is no finite "
-                    f"number: mend or remove such rows ({UNLABELLED} in train: the teacher alone gives the score)."
+                    f"float32: mend or remove such rows ({UNLABELLED} in train: the teacher alone gives the score)."
                 )
             scores.append(score)
         if split == "train" and len({score for score in scores if score == score}) < 2:
@@ -238,5 +240,5 @@ def _json_list(value: str) -> list[Any] | None:
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -77,12 +77,14 @@ def test_with_clipping_and_objectives_of_their_own_weights_it_differs_by_roundin
 
 
 def test_rows_of_unused_tokens_stay_as_they_were_and_the_table_is_a_plain_embedding_again(
-    make_rows, settings, tokenizer
+    make_rows, settings, tokenizer, caplog
 ):
-    model = student()
+    model, rows = student(), make_rows(16)
     table = model.get_input_embeddings()
     before = table.weight.detach().clone()
-    trained(make_rows(16), settings(), tokenizer, model)
+    trained(rows, settings(), tokenizer, model)
+    used = {token for row in rows for token in row["input_ids"]} | set(tokenizer.all_special_ids)
+    assert f"Training the {len(used)} of {len(before)} embedding rows that the text uses." in caplog.text
     assert model.get_input_embeddings() is table and type(table) is nn.Embedding
     assert torch.equal(table.weight[UNUSED:], before[UNUSED:])
 

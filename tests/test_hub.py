@@ -116,7 +116,7 @@ def student(tmp_path: Path) -> Path:
     (directory / "onnx").mkdir()
     for name in ("model.onnx", "model_int8.onnx", "secret.txt", "optimizer.pt"):
         (directory / "onnx" / name).write_bytes(b"graph")
-    (directory / "onnx" / "export.json").write_text(json.dumps({"weights_sha256": None, "files": {}}))
+    (directory / "onnx" / "export.json").write_text(json.dumps({"weights_sha256": {}, "files": {}}))
     for folder in ("checkpoint-5", "baseline"):
         shutil.copytree(directory, directory / folder, ignore=shutil.ignore_patterns("checkpoint-*", "baseline"))
     return directory
@@ -333,7 +333,9 @@ def test_allow_patterns_take_shards_and_onnx_and_no_state() -> None:
 
 
 def test_onnx_files_of_other_weights_are_not_pushed(student: Path) -> None:
-    (student / "onnx" / "export.json").write_text(json.dumps({"weights_sha256": "0" * 64, "files": {}}))
+    (student / "onnx" / "export.json").write_text(
+        json.dumps({"weights_sha256": {"model.safetensors": "0" * 64}, "files": {}})
+    )
     with pytest.raises(ValueError, match="made from other weights"):
         push_student(student, "alice/student")
 
