@@ -98,7 +98,7 @@ def _stream_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode())
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"Line {number} of {path} is not a JSON value: {error}.") from error
                 if not isinstance(row, dict):
@@ -300,7 +300,7 @@ def _json(path: Path) -> pa.Table:
     if not content.startswith(b"["):
         return _json_lines(path)
     try:
-        return _table(json.loads(content), path)
+        return _table(json.loads(content.decode()), path)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
@@ -310,7 +310,7 @@ def _json_lines(path: Path) -> pa.Table:
     for number, line in enumerate(_utf8(path).split(b"\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(json.loads(line.decode()))
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"Line {number} of {path} is not a JSON value: {error}.") from error
     return _table(rows, path)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_hub import tiny_report
 from transformers import BertTokenizer
@@ -102,6 +102,8 @@ CONTENT = st.one_of(
 
 @given(content=CONTENT, suffix=st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".parquet"]))
 @settings(max_examples=400)
+@example(content=b"\x00\x00\x00\x01\x00", suffix=".json")
+@example(content=b"\x00\x00\x00\x01\x00", suffix=".jsonl")
 def test_any_bytes_are_rows_or_a_value_error(tmp_path, content, suffix):
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(content)
