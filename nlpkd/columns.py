@@ -59,7 +59,7 @@ def find_columns(
             raise ValueError(f"There is no column {name!r} ({argument}); the columns are {list(available)}.")
     given = [name for _, name in named if name is not None]
     if len(set(given)) < len(given):
-        raise ValueError(f"The same column is named twice: {given}.")
+        raise ValueError(f"The same column is named twice: {given}; text_column, label_column.. must differ.")
     free = [name for name in available if name not in given]
     if label is None:
         label = _the_one(free, LABEL_NAMES, available, "label", "label_column")

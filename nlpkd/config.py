@@ -19,6 +19,13 @@ ENSEMBLE_AVERAGES = ("probabilities", "logits")
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
 
+_LEAST = {
+    "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
+    "weight_decay": 0, "max_grad_norm": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}  # fmt: skip
+
+
 @dataclass
 class DistillationConfig(TrainingArguments):
     """`transformers.TrainingArguments` with fast defaults, and what a teacher adds.
@@ -107,11 +114,10 @@ class DistillationConfig(TrainingArguments):
         super().__post_init__()
         if self.teacher_check not in TEACHER_CHECKS:
             raise ValueError(f"teacher_check must be one of {TEACHER_CHECKS}, got {self.teacher_check!r}")
-        if self.objective_learning_rate is not None and not self.objective_learning_rate >= 0:
-            raise ValueError(f"objective_learning_rate must be >= 0, got {self.objective_learning_rate}")
-        for name in ("anchor_weight", "weighting_learning_rate"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name} must be >= {least}, got {value}")
         if self.cache_teacher not in ("auto", "off"):
             raise ValueError(f"cache_teacher must be 'auto' or 'off', got {self.cache_teacher!r}")
         if self.weighting not in WEIGHTING_NAMES:

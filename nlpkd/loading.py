@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import constants, list_repo_files, snapshot_download
 from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -22,6 +23,7 @@ from nlpkd.disk import WEIGHTS, refuse_damaged
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 """Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""
 
+_NO_TOKENIZER = "Does it hold config.json and tokenizer.json, as save_pretrained of model and tokenizer write them?"
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
 
 OFFLINE_ADVICE = (
@@ -83,6 +85,10 @@ def load_classifier(
         )
     except OSError as error:
         raise OSError(_explain(name, revision, "model", error)) from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights in {str(name)!r} are cut short or damaged ({error}): use another copy"
+        ) from error
     return model, sorted(info["missing_keys"])
 
 
@@ -122,14 +128,20 @@ def load_tokenizer(
         The tokenizer.
 
     Raises:
-        ValueError: if the name looks like a path and nothing is there.
+        ValueError: if the name looks like a path and nothing is there, or what is there is no tokenizer.
         OSError: if it can't be had.
     """
     _refuse_missing_path(name)
     try:
-        return AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise OSError(_explain(name, revision, "tokenizer", error)) from error
+    except ValueError as error:
+        raise ValueError(f"{_explain(name, revision, 'tokenizer', error)}\n{_NO_TOKENIZER}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
+        raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
+    return tokenizer
 
 
 def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None = None) -> Path | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import ClassLabel, Dataset
 from torch import nn
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 CHECKED_ROWS = 256
 """Gold labels that a teacher is held against."""
 
+_READ_ROWS = 100_000
 _LABEL_COLUMNS = ("labels", "label", "label_ids")
 
 
@@ -78,6 +80,31 @@ def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase 
             f"the {role} classifies by the last token that is no padding, its config has pad_token_id {padding} and "
             f"the tokenizer {used}: set config.pad_token_id = tokenizer.pad_token_id of the {role}, the tokenizer "
             "being the one that it was fine-tuned with"
+        )
+
+
+def refuse_unknown_tokens(model: nn.Module, dataset: Any, column: str, role: str) -> None:
+    """Refuse rows with token ids that a model has no embedding for: its tokenizer is another model's.
+
+    Args:
+        model: the model; one without input embeddings is passed.
+        dataset: a `datasets.Dataset`; anything else is passed.
+        column: of the model's token ids.
+        role: `"student"` or `"teacher"`, for the error.
+
+    Raises:
+        ValueError: if an id is beyond the embedding table.
+    """
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    if not isinstance(table, nn.Embedding) or not isinstance(dataset, Dataset) or column not in dataset.column_names:
+        return
+    batches = dataset.select_columns(column).with_format("arrow").iter(_READ_ROWS)
+    highest = max(pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches)
+    if highest >= table.num_embeddings:
+        raise ValueError(
+            f"the {role} has embeddings of {table.num_embeddings} tokens, and the training rows have token {highest}: "
+            f"load model and tokenizer of the {role} from the same place, or call "
+            "model.resize_token_embeddings(len(tokenizer)) and fine-tune it"
         )
 
 

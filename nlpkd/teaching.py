@@ -25,6 +25,7 @@ from nlpkd.matching import (
     hold_against_gold,
     label_order,
     refuse_unknown_padding,
+    refuse_unknown_tokens,
     teacher_prefix,
 )
 from nlpkd.streaming import TextStream
@@ -70,6 +71,7 @@ class Teaching:
         self._order: list[int] | None = None
         self._several = isinstance(teacher, TeacherEnsemble)
         self._tokenizer: Any = tokenizer
+        self._student, self._teacher_ids = student, ""
         refuse_unknown_padding(student, tokenizer, "student")
         if teacher is None:
             return
@@ -85,6 +87,7 @@ class Teaching:
                 prefix = teacher_prefix(student, teacher, tokenizer, own, columns, match_tokens)
             self._tokenizer = own if prefix else tokenizer
             refuse_unknown_padding(teacher, self._tokenizer, "teacher")
+            self._teacher_ids = "" if token_ids is not None else f"{prefix}input_ids"
         self.live = LiveTeacher(
             teacher, wanted, device, order=self._order, prefix=prefix, token_ids=token_ids, autocast=autocast
         )
@@ -127,7 +130,13 @@ class Teaching:
         check: str,
         seed: int,
     ) -> None:
-        """Hold the teacher against a sample of gold labels; see `nlpkd.matching.hold_against_gold`."""
+        """Refuse token ids that a model does not have, and hold the teacher against a sample of gold labels.
+
+        See `nlpkd.matching.refuse_unknown_tokens` and `nlpkd.matching.hold_against_gold`.
+        """
+        refuse_unknown_tokens(self._student, rows, "input_ids", "student")
+        if self.live is not None:
+            refuse_unknown_tokens(self.live.model, rows, self._teacher_ids, "teacher")
         rows = rows.head(CHECKED_ROWS) if isinstance(rows, TextStream) else rows
         source = self.source(getattr(rows, "column_names", None) or ())
         if source is not None and isinstance(rows, Dataset):
