@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -85,6 +85,13 @@ def whole_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str
     broadcast_object_list(chosen)
     if chosen[1] is not None:
         raise ValueError(chosen[1])
+    seen = gather_object([Path(chosen[0]).is_dir()])
+    if not all(seen):
+        without = [rank for rank, found in enumerate(seen) if not found]
+        raise ValueError(
+            f"the checkpoint {chosen[0]} is on the machine of process 0, and not on that of processes {without}: let "
+            "output_dir be a folder that all machines share, or copy it there"
+        )
     return chosen[0]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
@@ -17,7 +18,6 @@ WEIGHTING_NAMES = ("fixed", "linear", "uncertainty")
 ENSEMBLE_AVERAGES = ("probabilities", "logits")
 
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
-
 
 _LEAST = {
     "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
@@ -111,7 +111,13 @@ class DistillationConfig(TrainingArguments):
                 )
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_at_bf16(self.use_cpu)
+        if self.use_cpu and _RANKS & os.environ.keys():
+            # TrainingArguments hands ddp_timeout on to GPUs alone; a group that there is already keeps its own.
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
         super().__post_init__()
+        self._check()
+
+    def _check(self) -> None:
         if self.teacher_check not in TEACHER_CHECKS:
             raise ValueError(f"teacher_check must be one of {TEACHER_CHECKS}, got {self.teacher_check!r}")
         for name, least in _LEAST.items():
@@ -127,6 +133,12 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would publish pickled state: use 'every_save' "
                 "or 'end'"
+            )
+        if self.save_on_each_node:
+            raise ValueError(
+                "save_on_each_node=True would leave checkpoints without weights on all machines but the first, since "
+                "transformers writes a model in process 0 alone: leave it out, and let output_dir be a folder that "
+                "all machines share"
             )
         if self.n_gpu > 1:
             raise ValueError(

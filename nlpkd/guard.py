@@ -1,4 +1,4 @@
-"""What ends a training: numbers that are none, found without waiting for the device, and memory that runs out."""
+"""What ends a training: numbers that are none, memory that runs out, and processes that are gone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
+from torch.distributed import DistError
 from transformers import TrainingArguments
 
 _LOOK_AFTER = 1_000
@@ -170,3 +171,31 @@ def within_memory(args: TrainingArguments) -> Iterator[None]:
         raise MemoryError(f"memory ran out {advice}") from error
     finally:
         args.gradient_accumulation_steps = accumulation
+
+
+@contextmanager
+def among_processes(args: TrainingArguments) -> Iterator[None]:
+    """Say how to go on when another process, here or on another machine, is gone.
+
+    One that ended is noticed at once, a machine that can't be reached after `ddp_timeout`.
+
+    Args:
+        args: of the training.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ConnectionError: if the processes can't talk to each other any more.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if args.world_size == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
+            raise
+        raise ConnectionError(
+            f"process {args.process_index} of {args.world_size} can't reach another one any more: it ended, or its "
+            f"machine did ({' '.join(str(error).split())[:300]}). Its own log says why. Checkpoints in "
+            f"{args.output_dir} are whole: start all processes again with resume_from_checkpoint=True "
+            "(--resume_from_checkpoint True)"
+        ) from error

@@ -83,7 +83,7 @@ def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase 
         )
 
 
-def refuse_unknown_tokens(model: nn.Module, dataset: Any, column: str, role: str) -> None:
+def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str) -> None:
     """Refuse rows with token ids that a model has no embedding for: its tokenizer is another model's.
 
     Args:

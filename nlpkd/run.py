@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 from torch import nn
@@ -290,10 +291,13 @@ def checkpoint_to_resume(args: DistillationConfig) -> str | None:
         return None
     if str(args.resume_from_checkpoint).lower() != "true":
         return str(args.resume_from_checkpoint)
-    last = last_whole(args.output_dir)
-    if last is None:
+    # Machines may see other folders, and start or resume together.
+    main = PartialState().is_main_process
+    found = [last_whole(args.output_dir) if main else None]
+    broadcast_object_list(found)
+    if found[0] is None and main:
         logger.warning("There is no whole checkpoint in %s yet: starting from the beginning.", args.output_dir)
-    return None if last is None else str(last)
+    return None if found[0] is None else str(found[0])
 
 
 def _resumes(args: DistillationConfig) -> bool:

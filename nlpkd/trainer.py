@@ -28,7 +28,7 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
 from nlpkd.disk import refuse_damaged, replacing_model
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.guard import LossWindow, within_memory
+from nlpkd.guard import LossWindow, among_processes, within_memory
 from nlpkd.interruption import EXIT_STATUS, SaveOnSigterm
 from nlpkd.loader import ROWS, training_loader
 from nlpkd.matching import follow_student_labels, refuse_shared_weights
@@ -260,7 +260,7 @@ class DistillationTrainer(Trainer):
         Raises:
             FloatingPointError: if the loss or the gradients become NaN or infinite.
             MemoryError: if memory runs out.
-            OSError: if the disk is full.
+            OSError: if the disk is full, or (ConnectionError) another process is gone.
             SystemExit: after a SIGTERM, once the checkpoint is saved.
             ValueError: if the checkpoint is not whole, damaged, or of another run.
         """
@@ -275,7 +275,7 @@ class DistillationTrainer(Trainer):
             logger.warning("Training with %s.", ", ".join(self._choices()))
         self._step_rows = None
         try:
-            with within_memory(given):
+            with within_memory(given), among_processes(given):
                 output = super().train(checkpoint, *args, **kwargs)
         finally:
             if self._compact is not None:

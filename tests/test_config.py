@@ -109,3 +109,16 @@ def test_settings_survive_being_written_and_read(config):
 
 def test_fields_of_training_arguments_are_all_there():
     assert set(TrainingArguments.__dataclass_fields__) <= set(DistillationConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("per_device_train_batch_size", 0), ("learning_rate", -1e-3), ("gradient_accumulation_steps", 0)]
+)
+def test_settings_below_their_least_value_are_refused(config, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be >= "):
+        config(**{name: value})
+
+
+def test_saving_on_each_machine_is_refused_where_transformers_would_leave_the_weights_out(config):
+    with pytest.raises(ValueError, match="that all machines share"):
+        config(save_on_each_node=True)

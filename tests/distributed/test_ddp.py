@@ -1,4 +1,4 @@
-"""Training on two processes equals training on one: real processes, gloo on the CPU."""
+"""Training on two or four processes equals training on one: real processes, gloo on the CPU."""
 
 from __future__ import annotations
 
@@ -81,51 +81,56 @@ def alone(given, tmp_path_factory) -> Outcome:
     return Outcome.read(out)
 
 
-@pytest.fixture(scope="module", params=["torchrun 4x2", "accelerate 8x1"])
-def pair(request, given, tmp_path_factory) -> Outcome:
-    """Two processes with the same rows a step: 4 rows in 2 micro-batches, or 8 rows in one."""
-    out = tmp_path_factory.mktemp("ddp") / "pair"
-    if request.param == "torchrun 4x2":
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        return launch(launcher, given, out, 4, 2)
+@pytest.fixture(scope="module", params=["torchrun 2 x 4 x 2", "torchrun 4 x 4 x 1", "accelerate 2 x 8 x 1"])
+def several(request, given, tmp_path_factory) -> Outcome:
+    """Processes x rows x micro-batches of a step, which has as many rows as the step of one process."""
+    out = tmp_path_factory.mktemp("ddp") / "several"
+    name, *numbers = request.param.replace(" x", "").split()
+    processes, batch, accumulation = map(int, numbers)
+    if name == "torchrun":
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        return launch(launcher, given, out, batch, accumulation)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
                 "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                 "--main_process_port", str(port)]  # fmt: skip
-    return launch(launcher, given, out, 8, 1)
+    return launch(launcher, given, out, batch, accumulation)
 
 
-def test_both_processes_take_part_and_run_the_same_number_of_steps(alone, pair):
+def test_all_processes_take_part_and_run_the_same_number_of_steps(alone, several):
     assert [record["world_size"] for record in alone.records] == [1]
-    assert [record["world_size"] for record in pair.records] == [2, 2]
+    assert [record["world_size"] for record in several.records] == [len(several.records)] * len(several.records)
+    assert len(several.records) > 1
     steps = worker.EPOCHS * -(-TRAIN_ROWS // GLOBAL_BATCH)
-    assert len(alone.steps) == len(pair.steps) == steps
+    assert len(alone.steps) == len(several.steps) == steps
 
 
-def test_every_step_logs_the_same_losses_and_gradient_norm(alone, pair):
-    for one, two in zip(alone.steps, pair.steps, strict=True):
+def test_every_step_logs_the_same_losses_and_gradient_norm(alone, several):
+    for one, two in zip(alone.steps, several.steps, strict=True):
         for name in ["loss", "grad_norm", "learning_rate", *PARTS]:
             torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_parts_add_up_to_the_loss_by_weight(alone, pair):
+def test_the_parts_add_up_to_the_loss_by_weight(alone, several):
     weights = dict(zip(PARTS, [0.5, 0.5, 1.0, 10.0], strict=True))
-    for step in alone.steps + pair.steps:
+    for step in alone.steps + several.steps:
         assert step["loss"] == pytest.approx(sum(weight * step[name] for name, weight in weights.items()), rel=1e-5)
 
 
-def test_student_and_projections_end_the_same(alone, pair, given):
+def test_student_and_projections_end_the_same(alone, several, given):
     start = AutoModelForSequenceClassification.from_pretrained(given / "student").state_dict()
     assert any(name.startswith("objectives.") for name in alone.weights[0])
     for name, expected in alone.weights[0].items():
-        torch.testing.assert_close(pair.weights[0][name], expected, **CLOSE, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            several.weights[0][name], expected, **CLOSE, msg=lambda text, n=name: f"{n}: {text}"
+        )
     moved = [(alone.weights[0][f"student.{name}"] - tensor).abs().max() for name, tensor in start.items()]
     assert max(moved) > 1e-2, "the student did not move, so that the comparison says nothing"
 
 
-def test_moving_weights_discriminator_and_anchor_end_the_same(alone, pair):
-    steps = [[e for e in outcome.records[0]["moving_log"] if "loss" in e] for outcome in (alone, pair)]
+def test_moving_weights_discriminator_and_anchor_end_the_same(alone, several):
+    steps = [[e for e in outcome.records[0]["moving_log"] if "loss" in e] for outcome in (alone, several)]
     assert abs(steps[0][-1]["weight/forward_kl"] - 1.0) > 0.05, "the weights did not move"
     assert steps[0][-1]["loss/anchor"] > 0
     for one, two in zip(*steps, strict=True):
@@ -134,26 +139,27 @@ def test_moving_weights_discriminator_and_anchor_end_the_same(alone, pair):
             torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_a_teacher_that_is_run_once_teaches_both_processes_the_same(alone, pair):
-    logs = [[e for e in outcome.records[0]["cached_log"] if "loss" in e] for outcome in (alone, pair)]
-    assert all("teacher_logits" in record["cached_columns"] for record in alone.records + pair.records)
+def test_a_teacher_that_is_run_once_teaches_all_processes_the_same(alone, several):
+    logs = [[e for e in outcome.records[0]["cached_log"] if "loss" in e] for outcome in (alone, several)]
+    assert all("teacher_logits" in record["cached_columns"] for record in alone.records + several.records)
     for one, two in zip(*logs, strict=True):
         for name in ("loss", "grad_norm", "loss/forward_kl"):
             torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_projections_and_student_are_identical_on_both_processes(pair):
-    first, second = pair.weights
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+def test_projections_and_student_are_identical_on_all_processes(several):
+    first, *others = several.weights
+    for other in others:
+        assert first.keys() == other.keys()
+        assert [name for name in first if not torch.equal(first[name], other[name])] == []
 
 
-def test_evaluation_counts_each_row_once(alone, pair, given, tokenizer):
+def test_evaluation_counts_each_row_once(alone, several, given, tokenizer):
     """The reference goes row by row through the final student, without padding."""
     teacher = AutoModelForSequenceClassification.from_pretrained(given / "teacher").eval()
     student = AutoModelForSequenceClassification.from_pretrained(given / "student").eval()
     rows = raw_rows(VALIDATION_ROWS, 4)
-    for outcome in (alone, pair):
+    for outcome in (alone, several):
         weights = outcome.weights[0].items()
         student.load_state_dict({name[8:]: tensor for name, tensor in weights if name.startswith("student.")})
         right, agreed = 0, 0
@@ -167,17 +173,17 @@ def test_evaluation_counts_each_row_once(alone, pair, given, tokenizer):
             assert record["metrics"]["eval_agreement"] == pytest.approx(agreed / VALIDATION_ROWS)
 
 
-def test_evaluation_gives_the_same_metrics(alone, pair):
+def test_evaluation_gives_the_same_metrics(alone, several):
     timings = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
     expected = alone.records[0]["metrics"]
-    for record in pair.records:
+    for record in several.records:
         assert record["metrics"].keys() == expected.keys()
         # Trainer averages eval_loss over batches of uneven size, so it depends on how the rows are cut.
         for name in expected.keys() - timings - {"eval_loss"}:
             assert record["metrics"][name] == pytest.approx(expected[name], abs=1e-5), name
 
 
-def test_fewer_rows_than_processes_are_refused_on_all_of_them(alone, pair):
+def test_fewer_rows_than_processes_are_refused_on_all_of_them(alone, several):
     assert "one_row" not in alone.records[0]
-    for record in pair.records:
-        assert "1 rows can't be shared out to 2 processes" in record["one_row"]
+    for record in several.records:
+        assert f"1 rows can't be shared out to {len(several.records)} processes" in record["one_row"]
