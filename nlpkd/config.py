@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -145,6 +146,10 @@ class DistillationConfig(TrainingArguments):
                 f"{self.n_gpu} GPUs are visible and no launcher is used: run `accelerate launch YOUR_SCRIPT.py`, or "
                 "choose one with CUDA_VISIBLE_DEVICES=0"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave tokens out where settings are pickled, as Trainer does into every checkpoint's training_args.bin."""
+        return self.__dict__ | {name: None for name in self.__dict__ if name.endswith("_token")}
 
     def choices(self) -> list[str]:
         """Say what decides about speed, as it was chosen for this machine or asked for."""

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from nlpkd.record import without_tokens
 from nlpkd.report import Candidate, EvaluationReport
 
 CARD_METRICS = {
@@ -30,7 +31,6 @@ _DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
 _LABELS_SHOWN = 20
 _QUOTED_PATH = re.compile(r"""(["'])~?/(?:[^"'/\n]+/)*([^"'/\n]+)/?\1""")
 _PATH = re.compile(r"""(?<![^\s"'=,(\[])~?/(?:[^\s"'/]+/)*([^\s"'/]+)/?""")
-_TOKEN = re.compile(r"(--\w*token[ =])\S+|\bhf_[A-Za-z0-9]{16,}")
 
 
 def build_model_card(report: EvaluationReport, *, model_name: str) -> ModelCard:
@@ -79,8 +79,7 @@ def _without_paths(value: Any) -> Any:
         return [_without_paths(entry) for entry in value]
     if not isinstance(value, str):
         return value
-    value = _TOKEN.sub(lambda match: f"{match[1] or ''}***", value)
-    return _PATH.sub(r"./\1", _QUOTED_PATH.sub(r"\1./\2\1", value))
+    return _PATH.sub(r"./\1", _QUOTED_PATH.sub(r"\1./\2\1", without_tokens(value)))
 
 
 def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+
+_TOKEN = re.compile(r"(--[\w-]*token[ =]|\b\w*token=)\S+|\bhf_[A-Za-z0-9]{16,}")
 
 
 def now() -> str:
@@ -16,9 +19,12 @@ def now() -> str:
 def command_line() -> str:
     """Give the command of this process for a record: no token, and no path of this machine's own."""
     words = [_without_folder(word) for word in sys.argv]
-    secret = {at + 1 for at, word in enumerate(words) if word in ("--hub_token", "--token")}
-    words = ["***" if at in secret else word for at, word in enumerate(words)]
-    return shlex.join(["python", *words] if words[0].endswith(".py") else words)
+    return without_tokens(shlex.join(["python", *words] if words[0].endswith(".py") else words))
+
+
+def without_tokens(text: str) -> str:
+    """Strike access tokens out, by the flag or setting before them or by how the Hub's begin."""
+    return _TOKEN.sub(lambda match: f"{match[1] or ''}***", text)
 
 
 def _without_folder(word: str) -> str:

@@ -14,5 +14,8 @@ def test_folders_and_tokens_are_left_out(monkeypatch):
         "/home/me/s",
         "runs/o",
     ]
-    monkeypatch.setattr(sys, "argv", [*words, "--token", "hf_secret"])
-    assert command_line() == "nlpkd evaluate teacher=t --data=rows.csv s runs/o --token '***'"
+    secrets = ["--token", "secret1", "--hub_token=secret2", "--set", "hub_token=secret3", "hf_" + "a" * 30]
+    monkeypatch.setattr(sys, "argv", [*words, *secrets])
+    assert command_line() == (
+        "nlpkd evaluate teacher=t --data=rows.csv s runs/o --token *** --hub_token=*** --set hub_token=*** ***"
+    )
