@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nlpkd.model_source import ModelSource
 from nlpkd.onnx_classifier import OnnxClassifier
 from nlpkd.record import command_line, now
 from nlpkd.report import EvaluationReport
+from nlpkd.run import only_run
 from nlpkd.sources import Source
 from nlpkd.task import task_of
 
@@ -86,7 +88,8 @@ def export_student(
     Raises:
         RetentionError: if a file keeps less than `min_retention`; none is kept.
         RuntimeError: if the model can't be exported, or a file gives other logits.
-        ValueError: if student and data do not fit, or the student's own metric is not above 0.
+        ValueError: if student and data do not fit, the student's own metric is not above 0, or another run or export
+            is writing to the folder.
         ImportError: if a package of the extra `export` is missing.
     """
     source = ModelSource.of(student, revision, trust_remote_code)
@@ -101,9 +104,8 @@ def export_student(
             data, model.config, tokenizer=tokenizer, text_column=text_column, text_pair_column=text_pair_column,
             label_column=label_column, max_length=max_length, window_stride=window_stride,
         )  # fmt: skip
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as temporary:
-        staged, report = Path(temporary), None
+    with only_run(directory), _staging(directory) as staged:
+        report = None
         records = [export_onnx(model, tokenizer, staged, texts=texts, max_length=max_length)]
         if int8:
             records.append(export_int8(staged, texts=texts, max_length=max_length, **int8_settings))
@@ -115,6 +117,18 @@ def export_student(
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records)
     return ExportResult(directory, records, report)
+
+
+@contextmanager
+def _staging(directory: Path) -> Iterator[Path]:
+    """Give a folder inside of another for what is not accepted yet; what a killed export left there goes first."""
+    staged = directory / ".exporting"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _labelled_rows(data: Source, config: Any, **columns: Any) -> tuple[Any, list[Any]]:

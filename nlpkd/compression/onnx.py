@@ -235,7 +235,8 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord]) -> None
     files = before["files"] | {record.file: asdict(record) for record in records}
     (staged / EXPORT_RECORD).write_text(json.dumps({"weights_sha256": weights, "files": files}, indent=2) + "\n")
     written = [path for path in staged.rglob("*") if path.is_file()]
-    for path in sorted(written, key=lambda path: path.parent != staged):
+    # The record goes last: until then the old one tells files of other weights.
+    for path in sorted(written, key=lambda path: (path.parent != staged, path.name == noted.name)):
         target = directory / path.relative_to(staged)
         if path.parent != staged or not target.exists():
             target.parent.mkdir(exist_ok=True)

@@ -27,6 +27,7 @@ from nlpkd import (
     train_teacher,
 )
 from nlpkd.checkpoints import last_whole
+from nlpkd.exporting import export_student
 from nlpkd.loading import load_classifier, load_tokenizer
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 
@@ -92,6 +93,11 @@ def distil(given: Path, out: Path, **options: Any) -> None:
     )  # fmt: skip
 
 
+def export(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -> None:
+    """Write the student's ONNX files; a call begins anew."""
+    export_student(given / "student", int8=True, output_dir=out, max_length=32)
+
+
 def train_with_scarce_memory(given: Path, out: Path, spare_mb: int, **options: Any) -> None:
     """Train on long rows, in so much memory more than is in use before the first step."""
     tokenizer = load_tokenizer(given / "student")
@@ -148,7 +154,7 @@ def run(
     torch.set_num_threads(1)
     if point is not None:
         _strike_at(out, point, nth, number)
-    {**STAGES, "scarce": train_with_scarce_memory}[stage](given, out, **options)
+    {**STAGES, "export": export, "scarce": train_with_scarce_memory}[stage](given, out, **options)
 
 
 class Lab:

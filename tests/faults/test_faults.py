@@ -20,6 +20,7 @@ from nlpkd.disk import CHECKSUMS, refuse_damaged
 from nlpkd.loading import load_classifier
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import Objective
+from nlpkd.onnx_classifier import OnnxClassifier
 
 # kill -9
 
@@ -75,6 +76,24 @@ def test_a_killed_job_ends_like_the_uninterrupted_one(name, lab, whole, tmp_path
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if ours[name] != theirs[name]] == []
     assert not list(out.rglob(".saving")) and not list(out.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "point",
+    [r"open \.exporting/onnx/.*", "rename onnx/model.onnx", "rename onnx/model_int8.onnx", "rename onnx/export.json"],
+)
+def test_a_killed_export_leaves_whole_files_alone_and_is_done_again(point, lab, tmp_path):
+    out = tmp_path / "out"
+    code, log = lab.finish("export", out, point=point)
+    assert code == -signal.SIGKILL, log
+    for path in (out / "onnx").glob("*.onnx"):
+        OnnxClassifier.from_pretrained(path)
+    assert not (out / "onnx" / "export.json").exists()
+    code, log = lab.finish("export", out)
+    assert code == 0, log
+    assert {path.name for path in (out / "onnx").iterdir()} == {"model.onnx", "model_int8.onnx", "export.json"}
+    recorded = json.loads((out / "onnx" / "export.json").read_text())["files"]
+    assert sorted(recorded) == ["onnx/model.onnx", "onnx/model_int8.onnx"] and not (out / ".exporting").exists()
 
 
 def test_the_only_checkpoint_stays_until_the_next_one_has_its_checksums(lab, tmp_path):
