@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nlpkd.compression.onnx import OnnxRecord, accept, export_int8, export_onnx, refuse_another_model
+from nlpkd.compression.int8 import export_int8
+from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, refuse_another_model
 from nlpkd.data import load_text_classification
 from nlpkd.evaluation import evaluate_student
 from nlpkd.labels import telling_names
@@ -50,6 +52,7 @@ def export_student(
     int8: bool = False,
     data: Source | None = None,
     min_retention: float = 0.98,
+    calibration: Source | None = None,
     output_dir: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -72,6 +75,8 @@ def export_student(
         data: labelled rows for the gate; see `load_text_classification`. Their first 128 texts are compared logit by
             logit too; without data random tokens are.
         min_retention: the least share of the student's headline metric that each file must keep.
+        calibration: labelled rows whose first 128 texts fix the int8 file's scales (static quantisation), such as the
+            training data; scales follow each batch (dynamic quantisation) if None.
         output_dir: where config, tokenizer and files go in place of the student's own folder.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run the repository's own code.
@@ -95,20 +100,24 @@ def export_student(
     source = ModelSource.of(student, revision, trust_remote_code)
     if output_dir is None and not Path(source.name).is_dir():
         raise ValueError(f"{student} is no folder, so the files need one: give output_dir")
+    if calibration is not None and not int8:
+        raise ValueError("calibration is of an int8 file: ask for one (int8=True), or leave it out")
     directory = Path(output_dir or source.name)
     model, tokenizer = source.teacher(), source.tokenizer()
     refuse_another_model(directory, model, tokenizer)
-    rows = texts = None
-    if data is not None:
-        rows, texts = _labelled_rows(
-            data, model.config, tokenizer=tokenizer, text_column=text_column, text_pair_column=text_pair_column,
-            label_column=label_column, max_length=max_length, window_stride=window_stride,
-        )  # fmt: skip
+    load = partial(
+        _labelled_rows, config=model.config, tokenizer=tokenizer, text_column=text_column,
+        text_pair_column=text_pair_column, label_column=label_column, max_length=max_length,
+        window_stride=window_stride,
+    )  # fmt: skip
+    rows, texts = (None, None) if data is None else load(data)
+    typical = None if calibration is None else load(calibration)[1]
     with only_run(directory), _staging(directory) as staged:
         report = None
         records = [export_onnx(model, tokenizer, staged, texts=texts, max_length=max_length)]
         if int8:
-            records.append(export_int8(staged, texts=texts, max_length=max_length, **int8_settings))
+            settings: dict[str, Any] = {"calibration": typical, **int8_settings}
+            records.append(export_int8(staged, texts=texts, max_length=max_length, **settings))
         if rows is not None:
             candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
             run = {"command": command_line(), "date": now(), "student": source.describe()}

@@ -135,6 +135,25 @@ def test_int8_weights_are_bytes_with_a_scale_for_each_column(exported, tmp_path,
     assert scales and all(dims in ([], [1]) for dims in scales)
 
 
+def test_with_calibration_a_texts_logits_do_not_depend_on_the_texts_beside_it(exported, tmp_path, tokenizer):
+    folder, (_, dynamic) = exported
+    shutil.copytree(folder, tmp_path / "static")
+    static = export_int8(tmp_path / "static", texts=TEXTS, calibration=TEXTS[:20])
+    assert static.agreement >= 0.9 and static.size_mb == pytest.approx(dynamic.size_mb, rel=0.5)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    apart = {}
+    for name, path in (("dynamic", folder), ("static", tmp_path / "static")):
+        file = path / "onnx/model_int8.onnx"
+        alone = np.concatenate([run(file, **tokenizer([text], return_tensors="pt")) for text in TEXTS])
+        apart[name] = np.abs(alone - run(file, **batch)).max()
+    assert apart["static"] < 1e-4 < apart["dynamic"]
+    graph = onnx.load(tmp_path / "static/onnx/model_int8.onnx").graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    whole, few = (OnnxClassifier.from_pretrained(tmp_path / "static", file=f"onnx/{each}.onnx") for each in
+                  ("model", "model_int8"))  # fmt: skip
+    assert whole.num_weights <= few.num_weights < 1.1 * whole.num_weights
+
+
 def test_the_weights_of_a_file_are_counted(exported, model):
     folder, records = exported
     whole, small = (

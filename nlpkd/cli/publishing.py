@@ -78,6 +78,10 @@ def export(
     min_retention: Annotated[
         float, typer.Option(help="The least share of the student's headline metric on --data that a file must keep.")
     ] = 0.98,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="int8: labelled rows that fix the scales, such as the training data; else each batch does."),
+    ] = None,
     per_channel: Annotated[bool, typer.Option(help="int8: a scale for each column of a weight.")] = True,
     embeddings: Annotated[bool, typer.Option(help="int8: the embedding tables too.")] = True,
     reduce_range: Annotated[bool, typer.Option("--reduce-range", help="int8: 7 bits, for CPUs without VNNI.")] = False,
@@ -106,6 +110,7 @@ def export(
             int8=int8,
             data=data,
             min_retention=min_retention,
+            calibration=calibration,
             output_dir=output_dir,
             text_column=text_column,
             text_pair_column=text_pair_column,

@@ -7,7 +7,7 @@ from typing import Any
 
 _HOMES = {
     "OnnxRecord": "nlpkd.compression.onnx",
-    "export_int8": "nlpkd.compression.onnx",
+    "export_int8": "nlpkd.compression.int8",
     "export_onnx": "nlpkd.compression.onnx",
     "compress": "nlpkd.compression.job",
     "CompressionRecord": "nlpkd.compression.record",

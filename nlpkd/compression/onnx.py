@@ -1,7 +1,7 @@
-"""A classifier as an ONNX file, and that file in int8; each compared on real text before it gets its name.
+"""A classifier as an ONNX file, compared with PyTorch on real text before it gets its name.
 
-`onnx/model.onnx` and `onnx/model_int8.onnx` lie in a folder under the model's own, as Optimum and transformers.js have
-them: one repository serves PyTorch, ONNX Runtime and a browser with the same config and tokenizer.
+`onnx/model.onnx` lies in a folder under the model's own, as Optimum and transformers.js have it: one repository serves
+PyTorch, ONNX Runtime and a browser with the same config and tokenizer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from nlpkd.task import task_of
 
 logger = logging.getLogger(__name__)
 
-FP32_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_int8.onnx"
+FP32_FILE = "onnx/model.onnx"
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 """Texts, or pairs of texts."""
@@ -112,16 +112,16 @@ def export_onnx(
         require(package)
     directory, max_length = Path(directory), max_length or min(tokenizer.model_max_length, 512)
     refuse_another_model(directory, model, tokenizer)
-    texts = _some_texts(tokenizer, max_length) if texts is None else _checked(texts)
+    texts = texts_to_compare(texts, tokenizer, max_length)
     reference = copy.deepcopy(model).float().cpu().eval()
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as temporary:
         staged = Path(temporary) / FP32_FILE
         staged.parent.mkdir()
-        _export(reference, _batch(tokenizer, [texts[0], *texts[:2]], max_length), staged)
+        _export(reference, batch_of(tokenizer, [texts[0], *texts[:2]], max_length), staged)
         fused = _fuse(staged) if fuse else {}
         classifier = OnnxClassifier(staged, reference.config)
-        difference, agreement, largest = _compare(classifier, reference, tokenizer, texts, max_length)
+        difference, agreement, largest = compare_logits(classifier, reference, tokenizer, texts, max_length)
         if not difference <= tolerance * max(1.0, largest):
             raise RuntimeError(
                 f"the ONNX file of this {type(model).__name__} gives other logits than PyTorch, off by up to "
@@ -131,55 +131,6 @@ def export_onnx(
         reference.config.architectures = [type(model).__name__]
         reference.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        accept(Path(temporary), directory, [record])
-    logger.info("%s", record)
-    return record
-
-
-def export_int8(
-    directory: str | Path,
-    *,
-    texts: Texts | None = None,
-    max_length: int | None = None,
-    per_channel: bool = True,
-    embeddings: bool = True,
-    reduce_range: bool = False,
-) -> OnnxRecord:
-    """Write `onnx/model_int8.onnx`: the weights of `onnx/model.onnx` in 8 bits, activations in 8 bits as they come.
-
-    ONNX Runtime's dynamic quantisation. The scale of an activation is that of its whole batch, so that a text's logits
-    depend a little on the texts beside it.
-
-    Args:
-        directory: where `export_onnx` left the model.
-        texts: real texts to compare on with `onnx/model.onnx`; see `export_onnx`.
-        max_length: the most tokens of a text; the tokenizer's limit, or 512, if None.
-        per_channel: a scale for each column of a weight, in place of one for all: closer, at the same size and speed.
-        embeddings: quantise the embedding tables too, most of a small student's size.
-        reduce_range: use 7 bits of the weights, for CPUs without VNNI (x86 before about 2019), where sums overflow.
-
-    Returns:
-        The record.
-
-    Raises:
-        ImportError: if a package of the extra `export` is missing.
-        ValueError: if there is no `onnx/model.onnx`, or there are no texts.
-        RuntimeError: if the file gives logits that are not finite.
-    """
-    directory = Path(directory)
-    source = OnnxClassifier.from_pretrained(directory, file=FP32_FILE)
-    tokenizer = load_tokenizer(directory)
-    max_length = max_length or min(tokenizer.model_max_length, 512)
-    texts = _some_texts(tokenizer, max_length) if texts is None else _checked(texts)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as temporary:
-        staged = Path(temporary) / INT8_FILE
-        staged.parent.mkdir()
-        _quantize(source.path, staged, per_channel=per_channel, embeddings=embeddings, reduce_range=reduce_range)
-        classifier = OnnxClassifier(staged, source.config)
-        difference, agreement, _ = _compare(classifier, source, tokenizer, texts, max_length)
-        if not np.isfinite(difference):
-            raise RuntimeError(f"the int8 file of {directory} gives logits that are not finite: it was not kept")
-        record = OnnxRecord(INT8_FILE, classifier.size_mb, FP32_FILE, len(texts), difference, agreement)
         accept(Path(temporary), directory, [record])
     logger.info("%s", record)
     return record
@@ -258,7 +209,7 @@ def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> N
     accepted = inspect.signature(model.forward).parameters
     inputs = {name: tensor for name, tensor in example.items() if name in accepted}
     try:
-        with _quiet():
+        with quietly():
             program = torch.onnx.export(
                 _Logits(model).eval(),
                 kwargs={"inputs": inputs},
@@ -282,27 +233,8 @@ def _fuse(path: Path) -> dict[str, int]:
     return {name: count for name, count in fused.get_fused_operator_statistics().items() if count}
 
 
-def _quantize(source: Path, target: Path, *, per_channel: bool, embeddings: bool, reduce_range: bool) -> None:
-    onnx, quantization = require("onnx"), require("onnxruntime.quantization")
-    registry = require("onnxruntime.quantization.registry")
-    kinds = set(registry.IntegerOpsRegistry) - (set() if embeddings else {"Gather", "EmbedLayerNormalization"})
-    graph = onnx.load(source)
-    # torch notes the shapes of a graph's values as traced, and ONNX Runtime refuses what it infers otherwise.
-    del graph.graph.value_info[:]
-    with _quiet():
-        quantization.quantize_dynamic(
-            graph,
-            target,
-            op_types_to_quantize=sorted(kinds),
-            per_channel=per_channel,
-            reduce_range=reduce_range,
-            # Of what ONNX Runtime's own operators give, no type is inferred.
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep exporter and quantiser from talking of what a caller can do nothing about."""
     loggers = [logging.getLogger(), logging.getLogger("torch.onnx")]
     levels = [each.level for each in loggers]
@@ -317,14 +249,14 @@ def _quiet() -> Iterator[None]:
             each.setLevel(level)
 
 
-def _compare(
+def compare_logits(
     model: nn.Module, reference: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Texts, max_length: int
 ) -> tuple[float, float, float]:
     """Give the largest difference of two models' logits, their least agreement, and the largest logit."""
     scoring = scoring_of(task_of(model.config))
     differences, agreements, largest = [], [], 0.0
     for size in _BATCH_SIZES:
-        batches = [_batch(tokenizer, texts[at : at + size], max_length) for at in range(0, len(texts), size)]
+        batches = [batch_of(tokenizer, texts[at : at + size], max_length) for at in range(0, len(texts), size)]
         ours, theirs = (torch.cat([_logits(each, batch) for batch in batches]) for each in (model, reference))
         if ours.shape != theirs.shape:
             raise RuntimeError(f"the ONNX file gives logits {tuple(ours.shape)}, and not {tuple(theirs.shape)}")
@@ -340,7 +272,7 @@ def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
         return model(**{name: tensor for name, tensor in batch.items() if name in accepted}).logits
 
 
-def _batch(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) -> dict[str, Tensor]:
+def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) -> dict[str, Tensor]:
     """Tokenise as `nlpkd.data` does: a pair has segments, whatever the tokenizer gives of its own accord."""
     encoded = tokenizer(
         list(texts),
@@ -354,15 +286,13 @@ def _batch(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) -> d
     return {name: encoded[name] for name in MODEL_INPUTS if name in encoded}
 
 
-def _some_texts(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Texts:
-    """Draw texts of random ordinary tokens, from one to as many as fit."""
+def texts_to_compare(texts: Texts | None, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Texts:
+    """Check the given texts, or draw texts of random ordinary tokens, from one to as many as fit."""
+    if texts is not None:
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(f"texts must be a list of texts, or of pairs, to compare on; got {texts!r}")
+        return texts
     generator = np.random.default_rng(0)
     ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
     lengths = generator.integers(1, max(max_length - 2, 2), size=_DRAWN_TEXTS)
     return [str(tokenizer.decode(generator.choice(ordinary, size=length).tolist())) for length in lengths]
-
-
-def _checked(texts: Texts) -> Texts:
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"texts must be a list of texts, or of pairs, to compare on; got {texts!r}")
-    return list(texts)  # type: ignore[return-value]

@@ -1,0 +1,144 @@
+"""A classifier's ONNX file in 8 bits: `onnx/model_int8.onnx`, made from `onnx/model.onnx` beside it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from nlpkd.compression.onnx import (
+    FP32_FILE,
+    OnnxRecord,
+    Texts,
+    accept,
+    batch_of,
+    compare_logits,
+    quietly,
+    texts_to_compare,
+)
+from nlpkd.loading import load_tokenizer
+from nlpkd.onnx_classifier import OnnxClassifier, require
+
+logger = logging.getLogger(__name__)
+
+INT8_FILE = "onnx/model_int8.onnx"
+
+_TABLES = {"Gather", "EmbedLayerNormalization"}
+# Softmax, GELU and layer norms stay in float32, as they do in dynamic quantisation.
+_STATIC_KINDS = {"MatMul", "Gather"}
+
+
+def export_int8(
+    directory: str | Path,
+    *,
+    texts: Texts | None = None,
+    max_length: int | None = None,
+    calibration: Texts | None = None,
+    per_channel: bool = True,
+    embeddings: bool = True,
+    reduce_range: bool = False,
+) -> OnnxRecord:
+    """Write `onnx/model_int8.onnx`: the weights of `onnx/model.onnx` in 8 bits, and the activations too.
+
+    Without `calibration` it is ONNX Runtime's dynamic quantisation: the scale of an activation is that of its whole
+    batch, so that a text's logits depend a little on the texts beside it. With it, it is the static one: scales are
+    fixed to the smallest and largest activation on the calibration texts, a text's logits depend on nothing else, and
+    what lies outside of that range is cut off.
+
+    Args:
+        directory: where `export_onnx` left the model.
+        texts: real texts to compare on with `onnx/model.onnx`; see `export_onnx`.
+        max_length: the most tokens of a text; the tokenizer's limit, or 512, if None.
+        calibration: some hundred real texts, not those that are measured on, for static quantisation.
+        per_channel: a scale for each column of a weight, in place of one for all: closer, at the same size and speed.
+        embeddings: quantise the embedding tables too, most of a small student's size.
+        reduce_range: use 7 bits of the weights, for CPUs without VNNI (x86 before about 2019), where sums overflow.
+
+    Returns:
+        The record.
+
+    Raises:
+        ImportError: if a package of the extra `export` is missing.
+        ValueError: if there is no `onnx/model.onnx`, or there are no texts.
+        RuntimeError: if the file gives logits that are not finite.
+    """
+    directory = Path(directory)
+    source = OnnxClassifier.from_pretrained(directory, file=FP32_FILE)
+    tokenizer = load_tokenizer(directory)
+    max_length = max_length or min(tokenizer.model_max_length, 512)
+    texts = texts_to_compare(texts, tokenizer, max_length)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as temporary:
+        staged = Path(temporary) / INT8_FILE
+        staged.parent.mkdir()
+        settings = {"per_channel": per_channel, "reduce_range": reduce_range}
+        if calibration is None:
+            _quantize_dynamic(source.path, staged, embeddings, settings)
+        else:
+            batches = _inputs(source, texts_to_compare(calibration, tokenizer, max_length), tokenizer, max_length)
+            _quantize_static(source.path, staged, batches, embeddings, settings)
+        classifier = OnnxClassifier(staged, source.config)
+        difference, agreement, _ = compare_logits(classifier, source, tokenizer, texts, max_length)
+        if not np.isfinite(difference):
+            raise RuntimeError(f"the int8 file of {directory} gives logits that are not finite: it was not kept")
+        record = OnnxRecord(INT8_FILE, classifier.size_mb, FP32_FILE, len(texts), difference, agreement)
+        accept(Path(temporary), directory, [record])
+    logger.info("%s", record)
+    return record
+
+
+def _inputs(
+    model: OnnxClassifier, texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Give a model's inputs text by text, so that no activation of padding counts."""
+    for at in range(len(texts)):
+        batch = batch_of(tokenizer, texts[at : at + 1], max_length)
+        yield {name: tensor.numpy() for name, tensor in batch.items() if name in model.inputs}
+
+
+def _quantize_dynamic(source: Path, target: Path, embeddings: bool, settings: dict[str, bool]) -> None:
+    quantization, registry = require("onnxruntime.quantization"), require("onnxruntime.quantization.registry")
+    kinds = set(registry.IntegerOpsRegistry) - (set() if embeddings else _TABLES)
+    with quietly():
+        quantization.quantize_dynamic(
+            _graph(source), target, op_types_to_quantize=sorted(kinds), extra_options=_options(), **settings
+        )
+
+
+def _quantize_static(
+    source: Path, target: Path, batches: Iterator[dict[str, np.ndarray]], embeddings: bool, settings: dict[str, bool]
+) -> None:
+    quantization = require("onnxruntime.quantization")
+    kinds = _STATIC_KINDS - (set() if embeddings else _TABLES)
+    with quietly():
+        quantization.quantize_static(
+            _graph(source), target, _Batches(batches), op_types_to_quantize=sorted(kinds),
+            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            extra_options=_options(), **settings,
+        )  # fmt: skip
+
+
+class _Batches:
+    """What ONNX Runtime takes for a CalibrationDataReader."""
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
+        self.batches = batches
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+def _graph(source: Path) -> Any:
+    graph = require("onnx").load(source)
+    # torch notes the shapes of a graph's values as traced, and ONNX Runtime refuses what it infers otherwise.
+    del graph.graph.value_info[:]
+    return graph
+
+
+def _options() -> dict[str, Any]:
+    # Of what ONNX Runtime's own operators give, no type is inferred.
+    return {"MatMulConstBOnly": True, "DefaultTensorType": require("onnx").TensorProto.FLOAT}
