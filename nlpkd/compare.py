@@ -14,6 +14,7 @@ from nlpkd.evaluation import evaluate_student
 from nlpkd.html_report import save_page, training_curves
 from nlpkd.labels import telling_names
 from nlpkd.matching import follow_student_labels
+from nlpkd.memory import add_memory
 from nlpkd.model_source import ModelSource
 from nlpkd.record import command_line, now
 from nlpkd.report import EvaluationReport
@@ -38,6 +39,7 @@ def evaluate(
     held_out: Source | None = None,
     output_dir: str | Path | None = None,
     examples: int = 0,
+    memory: bool = False,
     trust_remote_code: bool = False,
     text_column: str | None = None,
     text_pair_column: str | None = None,
@@ -61,6 +63,7 @@ def evaluate(
         output_dir: where to save `report.json`, `report.md` and, with the extra `report`, `report.html`.
         examples: how many texts (20 at most) to show on `report.html` on which student and teacher of a single-label
             task disagree most; they stay on this machine, a push leaves them out.
+        memory: measure what each model takes while it answers, in a process of its own; see `nlpkd.memory`.
         trust_remote_code: run the model repositories' own code.
         text_column: the column of the text.
         text_pair_column: the column of the second text.
@@ -133,6 +136,8 @@ def evaluate(
         run=run,
         **measuring,
     )
+    if memory:
+        report = add_memory(report, sources)
     if output_dir is not None:
         report.save(output_dir)
         texts = _texts(rows, loaded, report, examples)

@@ -15,7 +15,7 @@ from nlpkd.disk import write_whole
 SCHEMA = 1
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
-PROTOCOLS = ("interval_protocol", "latency_protocol", "flops_protocol")
+PROTOCOLS = ("interval_protocol", "latency_protocol", "flops_protocol", "memory_protocol")
 """Entries of `EvaluationReport.run` that say how something was measured."""
 
 _NO_BASELINE = "No undistilled baseline was evaluated: this report can't say what the distillation itself added."
@@ -85,6 +85,7 @@ class Candidate:
         training_seconds: wall time of the training, None where unknown.
         flops: floating-point operations of one pass over one sequence, as `run["flops_protocol"]` says; None where
             they can't be counted.
+        memory_mb: 10^6 bytes that answering takes, as `run["memory_protocol"]` says; None where not measured.
         temperature_scaling: `{"temperature", "rows", "ece_before", "ece_after"}` of `nlpkd.calibration`, None where no
             temperature was fitted.
         breakdown: what `nlpkd.scoring.Scoring.breakdown` gives, with `per_length` and `disagreements` beside it.
@@ -97,6 +98,7 @@ class Candidate:
     latency: list[Latency] = field(default_factory=list)
     training_seconds: float | None = None
     flops: float | None = None
+    memory_mb: float | None = None
     temperature_scaling: dict[str, float] | None = None
     breakdown: dict[str, Any] = field(default_factory=dict)
 
@@ -245,6 +247,8 @@ class EvaluationReport:
         columns = _columns(candidate.quality for candidate in self.candidates.values())
         header = ["candidate", *columns.values(), "agreement with the teacher", "parameters", "MB"]
         header += ["GFLOPs"] if counted else []
+        weighed = any(candidate.memory_mb is not None for candidate in self.candidates.values())
+        header += ["memory, MB"] if weighed else []
         header += [f"batch {batch}, p50 / p95 ms" for batch in batches]
         timed = any(candidate.training_seconds is not None for candidate in self.candidates.values())
         header += ["training s"] if timed else []
@@ -256,6 +260,7 @@ class EvaluationReport:
                 f"{candidate.parameters:,}",
                 f"{candidate.size_mb:.1f}",
                 *([_number(candidate.flops and candidate.flops / 1e9)] if counted else []),
+                *([_number(candidate.memory_mb, ".0f")] if weighed else []),
                 *(_milliseconds(_latency(candidate, batch)) for batch in batches),
                 *([_number(candidate.training_seconds, ".0f")] if timed else []),
             ]
@@ -411,6 +416,7 @@ def _candidate(entry: Mapping[str, Any]) -> Candidate:
         latency=[Latency(**(_numbers(latency) | {"p99_ms": latency.get("p99_ms")})) for latency in entry["latency"]],
         training_seconds=entry.get("training_seconds"),
         flops=entry.get("flops"),
+        memory_mb=entry.get("memory_mb"),
         temperature_scaling=entry.get("temperature_scaling"),
         breakdown=dict(entry.get("breakdown") or {}),
     )

@@ -44,6 +44,9 @@ def evaluate(
     latency_grid: Annotated[
         bool, typer.Option("--latency-grid", help="Time batches of 1, 8 and 32 at 16, 64 and 128 tokens.")
     ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure each model's memory, in a process of its own.")
+    ] = False,
     output_dir: Annotated[
         Path | None, typer.Option(help="Where to save report.json, report.md and report.html.")
     ] = None,
@@ -72,6 +75,7 @@ def evaluate(
         held_out=held_out,
         output_dir=output_dir,
         examples=examples,
+        memory=memory,
         text_column=text_column,
         text_pair_column=text_pair_column,
         label_column=column_of(label_column),
