@@ -196,11 +196,12 @@ def refuse_stale(folder: Path) -> None:
         )
 
 
-def require(package: str) -> Any:
-    """Import a package of the extra `export`.
+def require(package: str, extra: str = "export") -> Any:
+    """Import a package of an extra.
 
     Args:
         package: the package, or a module in it.
+        extra: which one installs it.
 
     Returns:
         The module.
@@ -211,7 +212,7 @@ def require(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise ImportError(f'{package} is missing ({error}): pip install "nlpkd[export]"') from error
+        raise ImportError(f'{package} is missing ({error}): pip install "nlpkd[{extra}]"') from error
 
 
 def _session(path: Path, threads: int) -> InferenceSession:

@@ -8,6 +8,8 @@ from typing import Any
 _HOMES = {
     "OnnxRecord": "nlpkd.compression.onnx",
     "export_int8": "nlpkd.compression.int8",
+    "LiteRTRecord": "nlpkd.compression.litert",
+    "export_litert": "nlpkd.compression.litert",
     "export_onnx": "nlpkd.compression.onnx",
     "compress": "nlpkd.compression.job",
     "CompressionRecord": "nlpkd.compression.record",
