@@ -1,4 +1,4 @@
-"""A classifier as a LiteRT (TFLite) file for phones and small boards, compared with PyTorch before it gets its name."""
+"""A classifier as a LiteRT (TFLite) file for phones and small boards, compared with PyTorch before it is kept."""
 
 from __future__ import annotations
 
