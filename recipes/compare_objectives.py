@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from datasets import DatasetDict, Value, concatenate_datasets
 from scipy.stats import t
 from transformers import AutoTokenizer, HfArgumentParser
@@ -41,6 +42,7 @@ def taught(*more):
 
 METHODS = {name: lambda name=name: resolve(name) for name in PRESETS} | {
     "undistilled": lambda: [Stage([CrossEntropyLoss()])],
+    "label smoothing": lambda: [Stage([CrossEntropyLoss(label_smoothing=0.1)])],
     "soft targets only": lambda: [Stage([ForwardKLLoss(temperature=2.0)])],
     "skip teacher errors": lambda: [Stage([ForwardKLLoss(temperature=2.0, teacher_errors="skip")])],
     "adversarial": lambda: [Stage(taught(AdversarialLoss(weight=0.1)))],
@@ -51,6 +53,8 @@ METHODS = {name: lambda name=name: resolve(name) for name in PRESETS} | {
     "hinton + augmented text": lambda: resolve("hinton"),
     "hinton + unlabelled text": lambda: resolve("hinton"),
 }
+ALONE = ("undistilled", "label smoothing")
+"""Methods without a teacher."""
 
 
 @dataclass
@@ -65,7 +69,8 @@ class Comparison:
     train_rows: int | None = None
     curve_rows: int = 400
     label_shares: str = "1.0"
-    methods: str = ",".join(name for name in METHODS if "text" not in name)
+    label_noise: float = 0.0
+    methods: str = ",".join(name for name in METHODS if "text" not in name and name != "label smoothing")
     num_seeds: int = 3
     max_length: int = 128
 
@@ -83,7 +88,7 @@ def train(method: str, share: float, seed: int, teacher, tokenizer, data, compar
         until = round(steps * number / len(stages))
         trainer = DistillationTrainer(
             model=student,
-            teacher_model=None if method == "undistilled" else teacher,
+            teacher_model=None if method in ALONE else teacher,
             args=DistillationConfig(**settings(args), **stage.settings, seed=seed, max_steps=until - before),
             objectives=stage.objectives,
             train_dataset=rows,
@@ -96,7 +101,8 @@ def train(method: str, share: float, seed: int, teacher, tokenizer, data, compar
         before = until
     seconds = time.perf_counter() - started
     test = trainer.evaluate(data["test"], metric_key_prefix="test")
-    return {"method": method, "share": share, "seed": seed, "seconds": seconds, "curve": curve} | test
+    about = {"method": method, "share": share, "label_noise": comparison.label_noise, "seed": seed}
+    return about | {"seconds": seconds, "curve": curve} | test
 
 
 def with_more_text(method: str, rows, every, tokenizer, data, comparison: Comparison):
@@ -190,6 +196,8 @@ def main() -> None:
         teacher, tokenizer = load_teacher(comparison.teacher), AutoTokenizer.from_pretrained(comparison.teacher)
         data = load(comparison, tokenizer)
         runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        if {run.get("label_noise", 0.0) for run in runs} - {comparison.label_noise}:
+            raise ValueError(f"{log} has runs with another label_noise: choose another output_dir")
         done = {(run["method"], run["share"], run["seed"]) for run in runs}
         for seed in range(args.seed, args.seed + comparison.num_seeds):
             for share in map(float, comparison.label_shares.split(",")):
@@ -219,7 +227,17 @@ def load(comparison: Comparison, tokenizer):
     splits["test"] = splits["test"].sort("length")
     if comparison.train_rows is not None:
         splits["train"] = splits["train"].shuffle(seed=1).select(range(comparison.train_rows))
+    if comparison.label_noise:
+        splits["train"] = mislabelled(splits["train"], comparison.label_noise)
     return splits
+
+
+def mislabelled(rows, share: float):
+    """Give a share of the rows another label, each of the others as often."""
+    random, classes = np.random.default_rng(0), rows.features["labels"].num_classes
+    wrong, steps = random.random(len(rows)) < share, random.integers(1, classes, len(rows))
+    labels = np.where(wrong, (np.array(rows["labels"][:]) + steps) % classes, rows["labels"][:])
+    return rows.remove_columns("labels").add_column("labels", labels.tolist(), feature=rows.features["labels"])
 
 
 if __name__ == "__main__":

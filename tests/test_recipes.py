@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import WORDS, raw_rows, tiny_bert
+from datasets import ClassLabel, Dataset, Features, Value
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -346,6 +348,20 @@ def test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_s
     gain = sum(gains[seed] - plain[seed] for seed in gains) / 2
     line = next(line for line in second.text.splitlines() if line.startswith("| tinybert | 100% | 2 |"))
     assert f"{100 * gain:+.1f}" in line
+
+
+def test_a_share_of_labels_is_made_wrong_evenly(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    from compare_objectives import mislabelled
+
+    kinds = Features({"text": Value("string"), "labels": ClassLabel(names=["a", "b", "c"])})
+    rows = Dataset.from_dict({"text": ["x"] * 3000, "labels": [0, 1, 2] * 1000}, features=kinds)
+    changed = mislabelled(rows, 0.3)
+    assert changed.features == rows.features and changed["text"][:] == rows["text"][:]
+    moved = Counter(zip(rows["labels"][:], changed["labels"][:], strict=True))
+    for old in range(3):
+        assert moved[old, old] == pytest.approx(700, abs=50)
+        assert all(moved[old, new] == pytest.approx(150, abs=40) for new in range(3) if new != old)
 
 
 def test_a_bilstm_is_distilled_on_augmented_text(folder):
