@@ -99,7 +99,7 @@ def _sound(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> Path:
     found = last_whole(output_dir) if isinstance(asked, bool) else Path(asked)
     if found is None:
         raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
-    if not is_sealed(found):
+    if not is_sealed(found) or not (found / RUN_RECORD).is_file():
         raise ValueError(
             f"{found} is no whole checkpoint: it was cut short while it was written, or nlpkd did not write it. "
             "resume_from_checkpoint=True takes the last whole one"

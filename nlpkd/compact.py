@@ -159,9 +159,15 @@ def compact_training(
     Returns:
         What ends it, or None where the model was left alone.
     """
-    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    table = input_table(model)
     shares = sum(parameter is getattr(table, "weight", None) for parameter in all_parameters(model))
-    if type(table) is not nn.Embedding or not table.weight.requires_grad or table.max_norm is not None or shares != 1:
+    if (
+        not isinstance(table, nn.Embedding)
+        or type(table) is not nn.Embedding
+        or not table.weight.requires_grad
+        or table.max_norm is not None
+        or shares != 1
+    ):
         return None
     if args.weight_decay or args.optim not in _LEAVING or not isinstance(dataset, Dataset):
         return None
@@ -171,6 +177,14 @@ def compact_training(
     if args.should_log:
         logger.warning("Training the %d of %d embedding rows that the text uses.", len(rows), table.num_embeddings)
     return CompactTraining(model, rows)
+
+
+def input_table(model: Any) -> nn.Module | None:
+    """Give a model's input embeddings, None where it has none of its own (CANINE hashes characters)."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def all_parameters(model: nn.Module) -> list[Tensor]:

@@ -14,7 +14,7 @@ from nlpkd.evaluation import evaluate_student
 from nlpkd.html_report import save_page, training_curves
 from nlpkd.labels import telling_names
 from nlpkd.matching import follow_student_labels
-from nlpkd.memory import add_memory
+from nlpkd.memory import add_memory, check_memory
 from nlpkd.model_source import ModelSource
 from nlpkd.record import command_line, now
 from nlpkd.report import EvaluationReport
@@ -87,6 +87,8 @@ def evaluate(
     tokenizers = {name: source.tokenizer() for name, source in sources.items()}
     tokenizer = tokenizers["student"]
     config: Any = models["student"].config
+    if memory:
+        check_memory()
     if examples:
         _check_examples(examples, models, output_dir)
     others = {name: each for name, each in tokenizers.items() if not same_tokenizer(tokenizer, each)}
@@ -136,6 +138,9 @@ def evaluate(
         run=run,
         **measuring,
     )
+    if output_dir is not None:
+        # Saved before what may fail.
+        report.save(output_dir)
     if memory:
         report = add_memory(report, sources)
     if output_dir is not None:

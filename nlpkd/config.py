@@ -22,7 +22,7 @@ _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
 _LEAST = {
     "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
-    "weight_decay": 0, "max_grad_norm": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
+    "weight_decay": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
 }  # fmt: skip
 
@@ -123,8 +123,8 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"teacher_check must be one of {TEACHER_CHECKS}, got {self.teacher_check!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name} must be >= {least}, got {value}")
+            if value is not None and not (isinstance(value, (int, float)) and value >= least):
+                raise ValueError(f"{name} must be >= {least}, got {value!r}")
         if self.cache_teacher not in ("auto", "off"):
             raise ValueError(f"cache_teacher must be 'auto' or 'off', got {self.cache_teacher!r}")
         if self.weighting not in WEIGHTING_NAMES:
@@ -148,7 +148,11 @@ class DistillationConfig(TrainingArguments):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave tokens out where settings are pickled, as Trainer does into every checkpoint's training_args.bin."""
+        """Leave tokens out where settings are pickled, as Trainer does into every checkpoint's training_args.bin.
+
+        Copies by `copy` and for spawned processes lack them too, and push with the token of the login;
+        `dataclasses.replace` keeps them.
+        """
         return self.__dict__ | {name: None for name in self.__dict__ if name.endswith("_token")}
 
     def choices(self) -> list[str]:

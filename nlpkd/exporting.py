@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from nlpkd.compression.int8 import export_int8
 from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, refuse_another_model
 from nlpkd.data import load_text_classification
@@ -111,7 +113,7 @@ def export_student(
         window_stride=window_stride,
     )  # fmt: skip
     rows, texts = (None, None) if data is None else load(data)
-    typical = None if calibration is None else load(calibration)[1]
+    typical = None if calibration is None else load(calibration, order=("train", "validation", "test"))[1]
     with only_run(directory), _staging(directory) as staged:
         report = None
         records = [export_onnx(model, tokenizer, staged, texts=texts, max_length=max_length)]
@@ -131,7 +133,8 @@ def export_student(
 @contextmanager
 def _staging(directory: Path) -> Iterator[Path]:
     """Give a folder inside of another for what is not accepted yet; what a killed export left there goes first."""
-    staged = directory / ".exporting"
+    # Processes that export together each have their own.
+    staged = directory / f".exporting-{PartialState().process_index}"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
@@ -140,11 +143,13 @@ def _staging(directory: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _labelled_rows(data: Source, config: Any, **columns: Any) -> tuple[Any, list[Any]]:
-    """Load the rows to measure on, and the texts to compare on."""
+def _labelled_rows(
+    data: Source, config: Any, order: Sequence[str] = ("test", "validation", "train"), **columns: Any
+) -> tuple[Any, list[Any]]:
+    """Load the rows of the first split that there is, and their first texts."""
     names = telling_names(config.id2label)
     loaded = load_text_classification(data, problem_type=task_of(config), label_names=names, **columns)
-    split = next(name for name in ("test", "validation", "train") if name in loaded)
+    split = next(name for name in order if name in loaded)
     rows = follow_student_labels(loaded[split], config, split)
     first = rows.select(range(min(_COMPARED_TEXTS, len(rows))))
     texts = first[loaded.text_column][:]

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from nlpkd.capture import is_causal
 from nlpkd.columns import UNLABELLED
+from nlpkd.compact import input_table
 from nlpkd.data import TEACHER_PREFIX, column_prefixes, same_tokenizer
 from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.labels import (
@@ -95,11 +96,11 @@ def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str) -> N
     Raises:
         ValueError: if an id is beyond the embedding table.
     """
-    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    table = input_table(model)
     if not isinstance(table, nn.Embedding) or not isinstance(dataset, Dataset) or column not in dataset.column_names:
         return
     batches = dataset.select_columns(column).with_format("arrow").iter(_READ_ROWS)
-    highest = max(pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches)
+    highest = max((pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches), default=0)
     if highest >= table.num_embeddings:
         raise ValueError(
             f"the {role} has embeddings of {table.num_embeddings} tokens, and the training rows have token {highest}: "

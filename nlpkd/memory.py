@@ -15,9 +15,9 @@ from typing import Any
 from nlpkd.report import EvaluationReport
 
 _PROTOCOL = (
-    "memory: what loading a model and forward passes over {batch} sequences of {tokens} random ordinary tokens add to "
-    "the peak resident memory of a process of its own, libraries loaded before; rows of a table that no token needs "
-    "are not read"
+    "memory: what loading a model and forward passes over {batch} sequences of {tokens} random ordinary tokens (fewer "
+    "where a model takes fewer) add to the peak resident memory of a process of its own, in which another small model "
+    "has run before; rows of a table that no token needs are not read"
 )
 
 
@@ -45,8 +45,7 @@ def add_memory(
         OSError: where the system has no /proc, as Linux has.
         RuntimeError: if a process fails; its last line is in the message.
     """
-    if not Path("/proc/self/clear_refs").exists():
-        raise OSError("memory is measured by /proc, which Linux alone has: leave it out")
+    check_memory()
     import torch
 
     threads = threads or torch.get_num_threads()
@@ -56,7 +55,9 @@ def add_memory(
         command += ["--threads", str(threads)]
         command += ["--revision", source.revision] if source.revision else []
         command += ["--trust-remote-code"] if source.trust_remote_code else []
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+        # Without the working directory, whose modules would go before the library's.
+        paths = os.pathsep.join(path for path in sys.path if path)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(
@@ -70,8 +71,18 @@ def add_memory(
     return replace(report, run=run, candidates=candidates)
 
 
+def check_memory() -> None:
+    """Refuse a system on which memory can't be measured.
+
+    Raises:
+        OSError: where there is no /proc, as Linux has.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        raise OSError("memory is measured by /proc, which Linux alone has: leave it out")
+
+
 def main() -> None:
-    """Load a model, run it once, and print the megabytes (10^6 bytes) that this took."""
+    """Load a model, run it, and print the megabytes (10^6 bytes) that this took."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("batch", type=int)
@@ -81,16 +92,24 @@ def main() -> None:
     parser.add_argument("--trust-remote-code", action="store_true")
     arguments = parser.parse_args()
     import torch
+    from transformers import BertConfig, BertForSequenceClassification
 
     from nlpkd.benchmark import measure_latency
     from nlpkd.model_source import ModelSource
+    from nlpkd.onnx_classifier import require
 
     torch.set_num_threads(arguments.threads)
     source = ModelSource.of(arguments.model, arguments.revision, arguments.trust_remote_code)
+    tokenizer, config = source.tokenizer(), source.config()
+    tokens = min(arguments.tokens, getattr(config, "max_position_embeddings", arguments.tokens))
+    if arguments.model.endswith(".onnx"):
+        require("onnxruntime")
+    small = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    measure_latency({"small": BertForSequenceClassification(small)}, batches=[1], tokens=8, runs=1)
     before = _restart_peak()
     model: Any = source.classifier()
-    measure_latency({"model": model}, batches=[arguments.batch], tokens=arguments.tokens, runs=1)
-    print((_peak() - before) / 1e6)  # noqa: T201
+    measure_latency({"model": model}, {"model": tokenizer}, batches=[arguments.batch], tokens=tokens, runs=1)
+    sys.stdout.write(f"{(_peak() - before) / 1e6}\n")
 
 
 def _restart_peak() -> int:

@@ -8,7 +8,7 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-_TOKEN = re.compile(r"(--[\w-]*token[ =]|\b\w*token=)\S+|\bhf_[A-Za-z0-9]{16,}")
+_TOKEN = re.compile(r"((?i:--[\w-]*token[ =]|\b\w*token=))\S+|\bhf_\w{16,}")
 
 
 def now() -> str:

@@ -34,7 +34,8 @@ FLOORS = [
     "loader checkpoints",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
-    "augment compression.onnx compression.prune",
+    "augment compression.onnx compression.prune memory",
+    "compression.int8 compression.litert",
     "cache prediction objectives.features objectives.adversarial objectives.together",
     "objectives.presets matching evaluation",
     "objectives teaching",

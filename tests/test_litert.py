@@ -68,7 +68,8 @@ def test_a_file_with_other_logits_is_refused_and_what_was_there_stays(tmp_path, 
     (tmp_path / "model.tflite").write_bytes(b"before")
     with pytest.raises(RuntimeError, match="other logits than PyTorch"):
         export_litert(trained(), tokenizer, tmp_path, tokens=32, texts=TEXTS, tolerance=0.0)
-    assert (tmp_path / "model.tflite").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "model.tflite").read_bytes() == b"before"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @NEEDS_LITERT

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import sentences, tiny_bert
+from conftest import raw_rows, sentences, tiny_bert
+from datasets import DatasetDict
 from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 import nlpkd
 from nlpkd.compression import export_int8, export_onnx
+from nlpkd.exporting import export_student
 from nlpkd.onnx_classifier import OnnxClassifier
 from nlpkd.small_models import small_student
 
@@ -299,3 +301,18 @@ def test_no_module_needs_onnx_to_be_imported():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"onnx", "onnxruntime", "onnxscript"}, path
+
+
+def test_an_export_is_calibrated_on_the_training_split(tmp_path, model, tokenizer):
+    for name in ("student", "same"):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    train, test = raw_rows(40, seed=1), raw_rows(40, seed=2)
+    data = DatasetDict(train=train, test=test)
+    with pytest.raises(ValueError, match="calibration is of an int8 file"):
+        export_student(tmp_path / "student", calibration=data)
+    export_student(tmp_path / "student", int8=True, calibration=data, max_length=32)
+    export_onnx(model, tokenizer, tmp_path / "same", texts=train["text"][:], max_length=32)
+    export_int8(tmp_path / "same", texts=test["text"][:], calibration=train["text"][:], max_length=32)
+    found, expected = ((tmp_path / name / "onnx/model_int8.onnx").read_bytes() for name in ("student", "same"))
+    assert found == expected

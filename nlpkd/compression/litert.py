@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.onnx import Texts, batch_of, quietly, refuse_another_model, texts_to_compare
-from nlpkd.disk import replacing
 from nlpkd.onnx_classifier import require
 from nlpkd.scoring import scoring_of
 from nlpkd.task import task_of
@@ -65,7 +66,7 @@ def export_litert(
 
     Args:
         model: the classifier; left as it is.
-        tokenizer: its tokenizer, which is saved beside the file.
+        tokenizer: its tokenizer, which is saved beside the file where there is none.
         directory: where the file goes.
         tokens: of every text; shorter ones are padded, longer ones cut.
         int8: write the file in 8 bits.
@@ -83,15 +84,19 @@ def export_litert(
     converter = require("litert_torch", extra="litert")
     if tokens > (limit := getattr(model.config, "max_position_embeddings", tokens)):
         raise ValueError(f"tokens={tokens} is more than the {limit} that the model takes: lower it")
-    refuse_another_model(Path(directory), model, tokenizer)
+    directory = Path(directory)
+    refuse_another_model(directory, model, tokenizer)
+    # Padding and truncation stay in a tokenizer once it was used.
+    untouched = copy.deepcopy(tokenizer)
     texts = texts_to_compare(texts, tokenizer, tokens)
     reference = copy.deepcopy(model).float().cpu().eval()
     batches = [_padded(batch_of(tokenizer, texts[at : at + 1], tokens), tokenizer, tokens) for at in range(len(texts))]
     inputs = [name for name in batches[0] if name in inspect.signature(reference.forward).parameters]
     classifier = _ByPosition(reference, inputs)
     file = LITERT_INT8_FILE if int8 else LITERT_FILE
-    with replacing(Path(directory)) as staged:
-        path = staged / file
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as staged:
+        path = Path(staged) / file
         try:
             with quietly():
                 converter.convert(classifier, tuple(batches[0][name] for name in inputs)).export(str(path))
@@ -111,10 +116,12 @@ def export_litert(
             )
         scoring = scoring_of(task_of(model.config))
         agreement = scoring.agreement(scoring.agreeing(found, expected).numpy())
-        tokenizer.save_pretrained(staged)
         record = LiteRTRecord(
             file, path.stat().st_size / 1e6, tokens, inputs, len(texts), difference, float(agreement)
         )
+        if not (directory / "tokenizer_config.json").is_file():
+            untouched.save_pretrained(directory)
+        os.replace(path, directory / file)
     logger.info("%s", record)
     return record
 
