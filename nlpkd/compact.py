@@ -161,13 +161,7 @@ def compact_training(
     """
     table = input_table(model)
     shares = sum(parameter is getattr(table, "weight", None) for parameter in all_parameters(model))
-    if (
-        not isinstance(table, nn.Embedding)
-        or type(table) is not nn.Embedding
-        or not table.weight.requires_grad
-        or table.max_norm is not None
-        or shares != 1
-    ):
+    if type(table) is not nn.Embedding or not table.weight.requires_grad or table.max_norm is not None or shares != 1:
         return None
     if args.weight_decay or args.optim not in _LEAVING or not isinstance(dataset, Dataset):
         return None
