@@ -81,14 +81,14 @@ def evaluate(
     Raises:
         ValueError: if models or data do not fit.
     """
+    if memory:
+        check_memory()
     given: dict[str, Any] = {"student": student, "teacher": teacher, "baseline": baseline, **(candidates or {})}
     sources = {name: ModelSource.of(each, None, trust_remote_code) for name, each in given.items() if each is not None}
     models: dict[str, Any] = {name: source.classifier() for name, source in sources.items()}
     tokenizers = {name: source.tokenizer() for name, source in sources.items()}
     tokenizer = tokenizers["student"]
     config: Any = models["student"].config
-    if memory:
-        check_memory()
     if examples:
         _check_examples(examples, models, output_dir)
     others = {name: each for name, each in tokenizers.items() if not same_tokenizer(tokenizer, each)}

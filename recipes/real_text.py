@@ -3,7 +3,7 @@
     python recipes/real_text.py --text news --output_dir runs/news
 
 Long documents in windows, several labels a row, sentence pairs, and rows of which most have no label; texts.py says
-where they come from. Every field of `DistillationConfig` is a flag. Results: recipes/README.md.
+where they come from. Every field of `DistillationConfig` is a flag.
 """
 
 import dataclasses

@@ -56,6 +56,18 @@ def raw_rows(rows: int, seed: int = 0, names: tuple[str, ...] = ("neg", "pos")) 
     return Dataset.from_dict({"text": texts, "label": labels}, features=features)
 
 
+def fine_tuned_teacher(folder: Path, tokenizer: BertTokenizer, layers: int = 4) -> Path:
+    """Fine-tune and save a small teacher that gets such texts right."""
+    from nlpkd import train_teacher
+
+    train_teacher(
+        tiny_bert(layers=layers), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder, bf16=False,
+        num_train_epochs=8, per_device_train_batch_size=8, learning_rate=2e-3, report_to="none", save_strategy="no",
+        disable_tqdm=True,
+    )  # fmt: skip
+    return folder
+
+
 @pytest.fixture(scope="session")
 def make_rows(tokenizer):
     """Make tokenised rows with labels, as `load_text_classification` gives them."""

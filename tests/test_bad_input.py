@@ -16,12 +16,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import raw_rows, tiny_bert
+from conftest import fine_tuned_teacher, raw_rows, tiny_bert
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from nlpkd import distill, train_teacher
+from nlpkd import distill
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 
 Call = dict[str, Any]
@@ -31,11 +31,7 @@ Call = dict[str, Any]
 def good(tmp_path_factory, tokenizer) -> Path:
     """A fine-tuned teacher and good files, which every case takes a copy of and spoils."""
     folder = tmp_path_factory.mktemp("good")
-    train_teacher(
-        tiny_bert(layers=4), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder / "teacher", bf16=False,
-        num_train_epochs=8, per_device_train_batch_size=8, learning_rate=2e-3, report_to="none", save_strategy="no",
-        disable_tqdm=True,
-    )  # fmt: skip
+    fine_tuned_teacher(folder / "teacher", tokenizer)
     for name, rows in (("train", raw_rows(60, seed=2)), ("validation", raw_rows(30, seed=3))):
         frame = pd.DataFrame({"text": rows["text"], "label": [("neg", "pos")[at] for at in rows["label"]]})
         frame.to_csv(folder / f"{name}.csv", index=False)

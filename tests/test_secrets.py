@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import raw_rows, tiny_bert
+from conftest import fine_tuned_teacher, raw_rows
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment
-
-from nlpkd import train_teacher
 
 ROOT = Path(__file__).parents[1]
 TEXT = "the film plot was very great and the actor at it was awful"
@@ -27,11 +25,7 @@ DISTILL = ["distill", "--teacher", "teacher", "--student", "layers:1", "--train"
 def done(tmp_path_factory, tokenizer):
     """A job that pushes what it made with a token given as a flag, one that may not push, and what follows a job."""
     folder = tmp_path_factory.mktemp("canaryfolder")
-    train_teacher(
-        tiny_bert(layers=2), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder / "teacher", bf16=False,
-        num_train_epochs=8, per_device_train_batch_size=8, learning_rate=2e-3, report_to="none", save_strategy="no",
-        disable_tqdm=True,
-    )  # fmt: skip
+    fine_tuned_teacher(folder / "teacher", tokenizer, layers=2)
     for name, rows in (("train", raw_rows(60, seed=2)), ("validation", raw_rows(30, seed=3))):
         frame = rows.to_pandas()
         frame.loc[0, "text"] = TEXT

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import raw_rows, tiny_bert
+from conftest import fine_tuned_teacher, raw_rows
 from safetensors.torch import load_file
 
-from nlpkd import train_teacher
 from nlpkd.checkpoints import last_whole
 
 ROOT = Path(__file__).parents[2]
@@ -105,11 +104,7 @@ def cable() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("hosts")
-    train_teacher(
-        tiny_bert(layers=4), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder / "teacher", bf16=False,
-        num_train_epochs=8, per_device_train_batch_size=8, learning_rate=2e-3, report_to="none", save_strategy="no",
-        disable_tqdm=True,
-    )  # fmt: skip
+    fine_tuned_teacher(folder / "teacher", tokenizer)
     for name, rows in (("train", raw_rows(200, seed=2)), ("validation", raw_rows(40, seed=3))):
         rows.to_csv(folder / f"{name}.csv")
     return folder
