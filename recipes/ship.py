@@ -1,0 +1,134 @@
+"""From a fine-tuned teacher to the file that is shipped: distil, trim the vocabulary, 8 bits, measure what is left.
+
+    python recipes/ship.py --teacher runs/sst2-teacher --train_file train.tsv --validation_file validation.tsv \
+        --student layers:2 --output_dir runs/ship-l2
+
+Leaves a student a seed with its `onnx/model_int8.onnx`, ready for `nlpkd push`; `shipped/report.html` with the files of
+all seeds; and `shipped.md`: speed, size and accuracy against the teacher in PyTorch. Every field of
+`DistillationConfig` is a flag. Results: recipes/README.md.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import concatenate_datasets
+from scipy.stats import t
+from transformers import AutoTokenizer, HfArgumentParser
+
+from nlpkd import DistillationConfig, distill
+from nlpkd.augment import MaskingAndNGrams, augment
+from nlpkd.compare import evaluate
+from nlpkd.compression.int8 import INT8_FILE
+from nlpkd.exporting import export_student
+from nlpkd.report import EvaluationReport
+from nlpkd.sources import read_splits
+
+
+@dataclass
+class Recipe:
+    """What to ship, and on what."""
+
+    teacher: str
+    train_file: str
+    validation_file: str
+    student: str = "layers:3"
+    embedding_size: int | None = None
+    copies: int = 0
+    objectives: str = "hinton"
+    max_length: int = 64
+    min_retention: float = 0.98
+    num_seeds: int = 3
+
+
+def main() -> None:
+    """Distil every seed, export it, compare the files with the teacher, print the table."""
+    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
+    parser.set_defaults(
+        output_dir="runs/ship", num_train_epochs=2, learning_rate=8e-5, per_device_train_batch_size=64,
+        warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
+    )  # fmt: skip
+    recipe, args = parser.parse_args_into_dataclasses()
+    folder = Path(args.output_dir)
+    result = distill(
+        recipe.teacher, recipe.student, *rows(recipe), vocabulary="trim", embedding_size=recipe.embedding_size,
+        objectives=recipe.objectives, max_length=recipe.max_length, num_seeds=recipe.num_seeds, baseline=True,
+        args=args,
+    )  # fmt: skip
+    if not args.should_save:
+        return
+    seeds = {f"seed {args.seed + number}": folder / f"seed-{args.seed + number}" for number in range(recipe.num_seeds)}
+    seeds[f"seed {args.seed}"] = folder
+    for each in seeds.values():
+        export_student(
+            each, int8=True, data=recipe.validation_file, max_length=recipe.max_length,
+            min_retention=recipe.min_retention,
+        )  # fmt: skip
+    files = {name: each / INT8_FILE for name, each in seeds.items()}
+    report = evaluate(
+        files.pop(f"seed {args.seed}"), recipe.validation_file, teacher=recipe.teacher, baseline=folder / "baseline",
+        candidates=files | {"in PyTorch": folder}, max_length=recipe.max_length, output_dir=folder / "shipped",
+        latency_batches=(1, 32), latency_runs=200,
+    )  # fmt: skip
+    table = summary(report, result.report.seeds, ["student", *files])
+    (folder / "shipped.md").write_text(f"{table}\n")
+    print(table)
+
+
+def rows(recipe: Recipe) -> list[Any]:
+    """Give the training and validation rows, the former with masked and cut variants that the teacher labels."""
+    if not recipe.copies:
+        return [recipe.train_file, recipe.validation_file]
+    splits, _ = read_splits(recipe.train_file, recipe.validation_file)
+    masking = MaskingAndNGrams(AutoTokenizer.from_pretrained(recipe.teacher))
+    more = augment(splits["train"], masking, copies=recipe.copies, exclude=[splits["validation"]])
+    return [concatenate_datasets([splits["train"], more]), splits["validation"]]
+
+
+def summary(report: EvaluationReport, trained: dict[str, Any], files: Sequence[str]) -> str:
+    """Write what the files of all seeds keep of the teacher, the models they came from above them."""
+    teacher, exported = report.candidates["teacher"], [report.candidates[name] for name in files]
+    in_torch = {"undistilled": report.candidates["baseline"], "distilled": report.candidates["in PyTorch"]}
+    whole = teacher.quality["accuracy"].value
+    values = {"undistilled": trained.get("baseline"), "distilled": trained.get("student")}
+    lines = ["| | accuracy | of the teacher's | p50, ms | times faster | MB | times smaller |", "|---" * 7 + "|"]
+    lines.append(line("teacher, PyTorch", [whole], whole, [latency_ms(teacher)], teacher.size_mb, teacher))
+    for name, candidate in in_torch.items():
+        accuracies = values[name]["accuracy"]["values"] if values[name] else [candidate.quality["accuracy"].value]
+        lines.append(line(f"{name}, PyTorch", accuracies, whole, [latency_ms(candidate)], candidate.size_mb, teacher))
+    accuracies = [each.quality["accuracy"].value for each in exported]
+    times = [latency_ms(each) for each in exported]
+    lines.append(line("distilled, int8", accuracies, whole, times, max(each.size_mb for each in exported), teacher))
+    return "\n".join(lines)
+
+
+def line(name: str, accuracies: list[float], whole: float, times: list[float], size_mb: float, teacher: Any) -> str:
+    """Write one row; intervals are over seeds (Student's t, 95 %)."""
+    time_ms = statistics.median(times)
+    kept = interval([100 * each / whole for each in accuracies])
+    return (
+        f"| {name} | {interval([100 * each for each in accuracies])} % | {kept} % | {time_ms:.2f} | "
+        f"{latency_ms(teacher) / time_ms:.1f} | {size_mb:.1f} | {teacher.size_mb / size_mb:.1f} |"
+    )
+
+
+def latency_ms(candidate: Any) -> float:
+    """Find the median time of one text of 32 tokens."""
+    return next(each.p50_ms for each in candidate.latency if each.batch == 1)
+
+
+def interval(values: list[float]) -> str:
+    """Write the mean, and its 95 % interval where there are several values."""
+    mean = statistics.mean(values)
+    if len(values) < 2 or not statistics.stdev(values):
+        return f"{mean:.1f}"
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    low, high = t.interval(0.95, len(values) - 1, loc=mean, scale=error)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()
