@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
@@ -54,6 +55,14 @@ def without_adapter(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
+def _recomputes(model: nn.Module) -> bool:
+    """Say whether activation checkpointing is on, that of transformers or that of FSDP."""
+    return any(
+        getattr(module, "gradient_checkpointing", False) or isinstance(module, CheckpointWrapper)
+        for module in model.modules()
+    )
+
+
 def is_causal(model: nn.Module) -> bool:
     """Say whether a token sees only those before it, so that a text's last token alone has read it all."""
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
@@ -62,21 +71,28 @@ def is_causal(model: nn.Module) -> bool:
 @dataclass
 class _Recording:
     wanted: Wanted
+    at_once: bool
     depth: int = 0
     kept: dict[str, dict[int, Any]] = field(default_factory=lambda: {kind: {} for kind in _RECORDED})
 
-    def add(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> None:
+    def add(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+    ) -> Tensor | None:
+        """Keep what is wanted of the next layer; give its map where it was computed."""
         # Counted by calls, since some families share one attention module between layers.
         self.depth += 1
-        kept = {"queries": query, "keys": key, "values": value, "attentions": (query, key, mask, scaling)}
+        kept: dict[str, Any] = {"queries": query, "keys": key, "values": value}
+        kept["attentions"] = (query, key, mask, scaling)
+        if self.at_once and self.depth in self.wanted.get("attentions", ()):
+            kept["attentions"] = attention_probabilities(query, key, mask, scaling)
         for kind, layers in self.wanted.items():
             if kind in kept and self.depth in layers:
                 self.kept[kind][self.depth] = kept[kind]
+        return kept["attentions"] if isinstance(kept["attentions"], Tensor) else None
 
     def layers(self, kind: str) -> tuple[Tensor | None, ...] | None:
         kept = self.kept[kind]
-        if kind == "attentions":
-            # Computed here, after the forward: activation checkpointing recomputes what the forward computed.
+        if kind == "attentions" and not self.at_once:
             kept = {layer: attention_probabilities(*recorded) for layer, recorded in kept.items()}
         return tuple(kept.get(layer) for layer in range(1, self.depth + 1)) if kept else None
 
@@ -98,7 +114,9 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
     """
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    # Scaled before the product, which could leave float16's range.
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (query @ key.transpose(-1, -2)).float()
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     elif mask is not None:
@@ -112,6 +130,7 @@ def _capturing_sdpa(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
@@ -127,9 +146,14 @@ def _capturing_sdpa(
         if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
             # Without padding a causal model passes no mask: sdpa hides the future by a flag.
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-        recording.add(query, key, value, mask, scaling)
+        attention = recording.add(query, key, value, mask, scaling)
+        if attention is not None:
+            # sdpa would compute the same map once more.
+            value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+            mixed = F.dropout(attention.to(value.dtype), dropout) @ value
+            return mixed.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
     )
 
 
@@ -152,8 +176,8 @@ class _BeforeDropout(TorchFunctionMode):
 
 
 @contextmanager
-def _record(wanted: Wanted) -> Iterator[_Recording]:
-    recording = _Recording(wanted)
+def _record(wanted: Wanted, at_once: bool) -> Iterator[_Recording]:
+    recording = _Recording(wanted, at_once)
     token = _recording.set(recording)
     try:
         yield recording
@@ -253,7 +277,9 @@ class Capture:
         """
         before = _BeforeDropout()
         dropped = model.training and "output_attentions" in self.options
-        with _record(self.wanted) as recording, before if dropped else nullcontext():
+        # Activation checkpointing runs a layer again without a recording, which then has to do the same as before.
+        at_once = not torch.is_grad_enabled() or not _recomputes(model)
+        with _record(self.wanted, at_once) as recording, before if dropped else nullcontext():
             outputs = model(**self.inputs(batch), **self.options)
         if isinstance(outputs, Tensor):
             return CapturedOutput(logits=outputs)

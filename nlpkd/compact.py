@@ -115,7 +115,8 @@ class CompactTraining:
         """Give the model its table back, trained, and the optimizer the moments that belong to it."""
         whole, compact = self.table.weight, self.compact.weight
         with torch.no_grad():
-            whole.copy_(self.compact.whole(compact, self.compact.others))
+            # The other rows were never anywhere else.
+            whole[self.compact.rows] = compact
         whole.grad = None
         self.model.set_input_embeddings(self.table)
         for hook in self.hooks:

@@ -64,7 +64,7 @@ def make_student(
             or nothing fits the budget.
     """
     if embedding_size is not None:
-        if teacher is None or layers is None or layers in SMALL_STUDENTS:
+        if teacher is None or layers is None or (isinstance(layers, str) and layers in SMALL_STUDENTS):
             raise ValueError("embedding_size is of layers or a shape of a teacher: give teacher and layers")
         wide = make_student(teacher, layers, seed=seed)
         return factorize_embeddings(wide, rank=embedding_size)[0]

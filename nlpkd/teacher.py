@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -56,6 +57,8 @@ class LiveTeacher:
     ):
         self.model = model.to(device).eval().requires_grad_(False)
         self.capture = Capture(model, wanted, "teacher", prefix)
+        self.device = device
+        self._cast: nn.Module | None = None
         self.token_ids = None if token_ids is None else torch.tensor(token_ids, device=device)
         self.autocast = autocast
         self.order: Tensor | None = None
@@ -72,10 +75,36 @@ class LiveTeacher:
             batch = {**batch, "input_ids": self.token_ids[batch["input_ids"]]}
         # no_grad, since tensors made in inference mode can't be saved for a loss's backward.
         with torch.no_grad(), self.autocast():
-            captured = self.capture(self.model, batch)
+            if self._cast is None:
+                self._cast = cast_for_autocast(self.model, self.device.type)
+            captured = self.capture(self._cast, batch)
         if self.order is not None and captured.logits is not None:
             captured.logits = captured.logits[:, self.order]
         return captured
+
+
+def cast_for_autocast(model: nn.Module, device_type: str) -> nn.Module:
+    """Do once what autocast does on every batch: cast the weights of a frozen model's linear layers.
+
+    Args:
+        model: whose weights no longer change.
+        device_type: where it runs.
+
+    Returns:
+        Within autocast a copy with linear layers in its dtype, all else shared: the same outputs, to the last bit.
+        Outside of it, and where the model is not transformers' own, the model itself.
+    """
+    if not torch.is_autocast_enabled(device_type) or not isinstance(model, PreTrainedModel):
+        return model
+    parts = [(module, tensor) for module in model.modules() for tensor in module.parameters(recurse=False)]
+    elsewhere = {id(tensor) for module, tensor in parts if type(module) is not nn.Linear}
+    # deepcopy takes what its memo has instead of copying it.
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    dtype = torch.get_autocast_dtype(device_type)
+    for _, tensor in parts:
+        if id(tensor) not in elsewhere and tensor.dtype == torch.float32:
+            shared[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+    return copy.deepcopy(model, shared)
 
 
 class CachedTeacher:

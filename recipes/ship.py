@@ -3,8 +3,8 @@
     python recipes/ship.py --teacher runs/sst2-teacher --train_file train.tsv --validation_file validation.tsv \
         --student layers:2 --output_dir runs/ship-l2
 
-Leaves a student a seed with its `onnx/model_int8.onnx`, ready for `nlpkd push`; `shipped/report.html` with the files of
-all seeds; and `shipped.md`: speed, size and accuracy against the teacher in PyTorch. Every field of
+Leaves a student a seed with its `onnx/model_int8.onnx`, ready for `nlpkd push`; `shipped/report.html` with the files
+of all seeds; and `shipped.md`: speed, size and accuracy against the teacher in PyTorch. Every field of
 `DistillationConfig` is a flag. Results: recipes/README.md.
 """
 
@@ -93,11 +93,12 @@ def summary(report: EvaluationReport, trained: dict[str, Any], files: Sequence[s
     teacher, exported = report.candidates["teacher"], [report.candidates[name] for name in files]
     in_torch = {"undistilled": report.candidates["baseline"], "distilled": report.candidates["in PyTorch"]}
     whole = teacher.quality["accuracy"].value
-    values = {"undistilled": trained.get("baseline"), "distilled": trained.get("student")}
+    values = {"undistilled": trained.get("baseline", {}), "distilled": trained.get("student", {})}
     lines = ["| | accuracy | of the teacher's | p50, ms | times faster | MB | times smaller |", "|---" * 7 + "|"]
     lines.append(line("teacher, PyTorch", [whole], whole, [latency_ms(teacher)], teacher.size_mb, teacher))
     for name, candidate in in_torch.items():
-        accuracies = values[name]["accuracy"]["values"] if values[name] else [candidate.quality["accuracy"].value]
+        one = {"values": [candidate.quality["accuracy"].value]}
+        accuracies = values[name].get("accuracy", one)["values"]
         lines.append(line(f"{name}, PyTorch", accuracies, whole, [latency_ms(candidate)], candidate.size_mb, teacher))
     accuracies = [each.quality["accuracy"].value for each in exported]
     times = [latency_ms(each) for each in exported]

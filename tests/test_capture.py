@@ -107,8 +107,32 @@ def test_recording_changes_no_logits(family):
     model, batch = SDPA[family]().eval(), rows()
     with torch.no_grad():
         plain = model(**batch).logits
-        assert torch.equal(capture(model, batch, attentions={2}, values={1}).logits, plain)
+        assert torch.equal(capture(model, batch, queries={2}, values={1}).logits, plain)
+        # A map that is wanted is computed once, where sdpa would do it by other kernels.
+        torch.testing.assert_close(capture(model, batch, attentions={2}).logits, plain, rtol=1e-5, atol=1e-5)
         assert torch.equal(model(**batch).logits, plain), "outside of a capture it is sdpa and nothing else"
+
+
+@pytest.mark.parametrize("family", SDPA)
+def test_gradients_through_a_map_that_is_kept_are_those_of_sdpa(family):
+    model, batch = SDPA[family]().eval(), rows()
+    gradients = []
+    for wanted in ({"values": ALL}, {"values": ALL, "attentions": ALL}):
+        captured = capture(model, batch, **wanted)
+        gradients.append(torch.autograd.grad(captured.logits.square().sum(), captured.values[1])[0])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_attention_dropout_acts_on_the_values_and_not_on_the_map():
+    model, batch = tiny_bert(layers=1, attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0).train(), rows()
+    torch.manual_seed(0)
+    first, second = (capture(model, batch, attentions={1}) for _ in range(2))
+    assert torch.equal(first.attentions[0], second.attentions[0])
+    assert not torch.allclose(first.logits, second.logits)
+    with torch.no_grad():
+        mean = torch.stack([capture(model, batch, attentions={1}).logits for _ in range(1000)]).mean(0)
+        plain = torch.stack([model(**batch).logits for _ in range(1000)]).mean(0)
+    torch.testing.assert_close(mean, plain, rtol=0, atol=0.05 * float(plain.abs().max()))
 
 
 @pytest.mark.parametrize("family", [*ENCODERS, *EAGER_ONLY])

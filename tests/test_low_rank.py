@@ -124,10 +124,11 @@ def test_embeddings_that_can_not_be_factorised_are_refused(family, settings, mes
         factorize_embeddings(make(family), **settings)
 
 
-def test_a_student_may_have_factorised_embeddings():
+@pytest.mark.parametrize("layers", [2, "layers:2", [2, 4]])
+def test_a_student_may_have_factorised_embeddings(layers):
     teacher = tiny_bert(layers=4)
-    student = make_student(teacher, 2, embedding_size=4)
-    expected, _ = factorize_embeddings(make_student(teacher, 2), rank=4)
+    student = make_student(teacher, layers, embedding_size=4)
+    expected, _ = factorize_embeddings(make_student(teacher, layers), rank=4)
     assert student.training and student.config.num_hidden_layers == 2
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, student.state_dict()[name])

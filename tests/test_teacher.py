@@ -8,7 +8,7 @@ from conftest import tiny_bert
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from nlpkd import load_teacher
-from nlpkd.teacher import CachedTeacher, LiveTeacher
+from nlpkd.teacher import CachedTeacher, LiveTeacher, cast_for_autocast
 
 CPU = torch.device("cpu")
 
@@ -52,6 +52,39 @@ def test_parameters_are_frozen_and_their_bytes_unchanged(batch):
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_cast_once_give_the_bits_that_autocast_gives(batch, dtype):
+    model = dropping_bert()
+    cast_once = LiveTeacher(model, {}, CPU, autocast=lambda: torch.autocast("cpu", dtype))
+    found = [cast_once.outputs(batch).logits for _ in range(2)]
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert expected.dtype == dtype and all(torch.equal(each, expected) for each in found)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    copied = cast_for(model, dtype)
+    assert copied.classifier.weight.dtype == dtype and copied.bert.pooler.dense.bias.dtype == dtype
+    assert copied.bert.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
+    assert copied.bert.embeddings.LayerNorm.weight is model.bert.embeddings.LayerNorm.weight
+
+
+def cast_for(model, dtype):
+    with torch.autocast("cpu", dtype):
+        return cast_for_autocast(model, "cpu")
+
+
+def test_without_autocast_the_teacher_itself_is_run():
+    model = dropping_bert()
+    assert cast_for_autocast(model, "cpu") is model
+
+
+def test_a_linear_weight_that_is_an_embedding_table_too_stays_as_it_is():
+    model = dropping_bert()
+    model.classifier.weight = model.bert.embeddings.token_type_embeddings.weight
+    copied = cast_for(model, torch.bfloat16)
+    assert copied.bert.embeddings.token_type_embeddings.weight.dtype == torch.float32
+    assert copied.classifier.weight is model.classifier.weight
 
 
 def test_logits_come_in_the_students_label_order(batch):
