@@ -47,7 +47,7 @@ def choose_within(
         max_size_mb: the most that the weights file may take, in 10^6 bytes.
         batch: sequences of a forward pass.
         tokens: tokens of a sequence.
-        runs: timed rounds, with the candidates interleaved.
+        runs: timed passes; see `measure_latency`.
 
     Returns:
         The name of the choice, and what was measured of each candidate.

@@ -89,7 +89,7 @@ def evaluate_student(
         bootstrap_samples: resamples behind the 95 % intervals.
         latency_batches: batch sizes to time.
         latency_tokens: tokens a sequence to time, or several lengths; operations are counted at the first.
-        latency_runs: timed rounds a batch size and length; 0 skips the timing, and the counting of operations.
+        latency_runs: timed passes a batch size and length; 0 skips the timing, and the counting of operations.
         seed: seed of the resamples and of the timed tokens.
 
     Returns:

@@ -4,8 +4,8 @@
         --student layers:2 --output_dir runs/ship-l2
 
 Leaves a student a seed with its `onnx/model_int8.onnx`, ready for `nlpkd push`; `shipped/report.html` with the files
-of all seeds; and `shipped.md`: speed, size and accuracy against the teacher in PyTorch. Every field of
-`DistillationConfig` is a flag. Results: recipes/README.md.
+of all seeds; and `shipped.md`: speed, size and accuracy against the teacher in PyTorch. Students that a finished run
+left in the folder are shipped as they are. Every field of `DistillationConfig` is a flag. Results: recipes/README.md.
 """
 
 import math
@@ -17,15 +17,19 @@ from typing import Any
 
 from datasets import concatenate_datasets
 from scipy.stats import t
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel
 
-from nlpkd import DistillationConfig, distill
+from nlpkd import DistillationConfig, distill, load_teacher, load_text_classification, make_student
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.compare import evaluate
+from nlpkd.compression import factorize_embeddings, prune_neurons
 from nlpkd.compression.int8 import INT8_FILE
 from nlpkd.exporting import export_student
 from nlpkd.report import EvaluationReport
 from nlpkd.sources import read_splits
+
+SAMPLE = 2000
+"""Training rows that the importance of neurons is measured on."""
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Recipe:
     validation_file: str
     student: str = "layers:3"
     embedding_size: int | None = None
+    intermediate_size: int | None = None
     copies: int = 0
     objectives: str = "hinton"
     max_length: int = 64
@@ -53,11 +58,13 @@ def main() -> None:
     )  # fmt: skip
     recipe, args = parser.parse_args_into_dataclasses()
     folder = Path(args.output_dir)
-    result = distill(
-        recipe.teacher, recipe.student, *rows(recipe), vocabulary="trim", embedding_size=recipe.embedding_size,
-        objectives=recipe.objectives, max_length=recipe.max_length, num_seeds=recipe.num_seeds, baseline=True,
-        args=args,
-    )  # fmt: skip
+    if not (folder / "report.json").exists():
+        whole = recipe.intermediate_size is None
+        distill(
+            recipe.teacher, recipe.student if whole else pruned(recipe), *rows(recipe), vocabulary="trim",
+            embedding_size=recipe.embedding_size if whole else None, objectives=recipe.objectives,
+            max_length=recipe.max_length, num_seeds=recipe.num_seeds, baseline=True, args=args,
+        )  # fmt: skip
     if not args.should_save:
         return
     seeds = {f"seed {args.seed + number}": folder / f"seed-{args.seed + number}" for number in range(recipe.num_seeds)}
@@ -73,9 +80,21 @@ def main() -> None:
         candidates=files | {"in PyTorch": folder}, max_length=recipe.max_length, output_dir=folder / "shipped",
         latency_batches=(1, 32), latency_runs=200,
     )  # fmt: skip
-    table = summary(report, result.report.seeds, ["student", *files])
+    table = summary(report, EvaluationReport.load(folder).seeds, ["student", *files])
     (folder / "shipped.md").write_text(f"{table}\n")
     print(table)
+
+
+def pruned(recipe: Recipe) -> PreTrainedModel:
+    """Make layers of the teacher with fewer feed-forward neurons, and factorised embeddings where asked for."""
+    tokenizer = AutoTokenizer.from_pretrained(recipe.teacher)
+    data = load_text_classification(recipe.train_file, tokenizer=tokenizer, max_length=recipe.max_length)["train"]
+    sample = data.shuffle(seed=0).select(range(min(SAMPLE, len(data))))
+    student = make_student(load_teacher(recipe.teacher), recipe.student)
+    student, _ = prune_neurons(student, sample, tokenizer, intermediate_size=recipe.intermediate_size)
+    if recipe.embedding_size is not None:
+        student, _ = factorize_embeddings(student, rank=recipe.embedding_size)
+    return student
 
 
 def rows(recipe: Recipe) -> list[Any]:

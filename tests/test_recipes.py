@@ -370,8 +370,8 @@ def test_a_bilstm_is_distilled_on_augmented_text(folder):
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="the extra `export` is not installed")
 def test_a_student_a_seed_is_shipped_in_8_bits_and_the_table_says_what_it_keeps(folder):
     run = start(folder, "ship.py", "--teacher", "teacher", *FILES, "--student", "layers:1", "--embedding_size", "8",
-                "--copies", "1", "--num_seeds", "2", "--min_retention", "0.3", "--output_dir", "ship",
-                *SHORT)  # fmt: skip
+                "--intermediate_size", "16", "--copies", "1", "--num_seeds", "2", "--min_retention", "0.3",
+                "--output_dir", "ship", *SHORT)  # fmt: skip
     assert run.wait() == 0, run.text
     report = json.loads((folder / "ship" / "shipped" / "report.json").read_text())["candidates"]
     assert set(report) == {"student", "teacher", "baseline", "seed 43", "in PyTorch"}
