@@ -286,12 +286,13 @@ class Recorder(nn.Module):
         return SequenceClassifierOutput(logits=torch.zeros(len(input_ids), 2))
 
 
-def test_latency_interleaves_the_models_on_ordinary_unpadded_tokens(tokenizer):
+def test_latency_takes_the_models_in_turn_on_ordinary_unpadded_tokens(tokenizer):
     calls = []
     models = {"teacher": Recorder("teacher", calls), "student": Recorder("student", calls)}
-    timed = measure_latency(models, dict.fromkeys(models, tokenizer), batches=(1, 4), tokens=40, runs=2)
-    assert [call[0] for call in calls] == ["teacher", "student"] * (2 * (5 + 2))
-    assert [tuple(call[1].shape) for call in calls] == [(1, 40)] * 14 + [(4, 40)] * 14
+    timed = measure_latency(models, dict.fromkeys(models, tokenizer), batches=(1, 4), tokens=40, runs=7)
+    turns = [name for passes in (6, 6, 3) for name in ("teacher", "student") for _ in range(passes)]
+    assert [call[0] for call in calls] == turns * 2
+    assert [tuple(call[1].shape) for call in calls] == [(1, 40)] * 30 + [(4, 40)] * 30
     for _, ids, mask, training, inference in calls:
         assert (ids >= len(SPECIAL)).all() and (ids < VOCABULARY).all() and mask.all()
         assert inference and not training
