@@ -194,8 +194,8 @@ def latency_protocol(models: Mapping[str, nn.Module], tokens: int | Sequence[int
     lengths = tokens if isinstance(tokens, int) else ", ".join(map(str, tokens))
     return (
         f"latency: one forward pass on {lengths} random ordinary tokens a sequence, no padding, {where}, eval mode, "
-        f"torch.inference_mode, {WARM_UP_RUNS} warm-up and {runs} timed passes, {BLOCK_RUNS} of each candidate in turn after "
-        f"one untimed, time.perf_counter, {torch.get_num_threads()} threads"
+        f"torch.inference_mode, {WARM_UP_RUNS} warm-up and {runs} timed passes, {BLOCK_RUNS} of each candidate in "
+        f"turn after one untimed, time.perf_counter, {torch.get_num_threads()} threads"
     )
 
 

@@ -149,7 +149,7 @@ class Job:
             reports.append(one)
         if num_seeds > 1:
             report = dataclasses.replace(report, seeds=aggregate_seeds(reports))
-            _save_report(report, args)
+            save_report(report, args.output_dir, args.hub_model_id)
         return trained, report
 
     def run_seed(
@@ -251,7 +251,7 @@ class Job:
                 trainer.model.config.thresholds = chosen["student"]
                 with replacing(Path(args.output_dir)) as temporary:
                     trainer.model.config.save_pretrained(temporary)
-            _save_report(report, args)
+            save_report(report, args.output_dir, args.hub_model_id)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
@@ -337,10 +337,17 @@ def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | No
     return None if checkpoint else result.metrics["train_runtime"]
 
 
-def _save_report(report: EvaluationReport, args: DistillationConfig) -> None:
+def save_report(report: EvaluationReport, directory: str | Path, model_name: str | None = None) -> None:
+    """Save a report, its page and the model card made of it into a student's folder; the main process does.
+
+    Args:
+        report: what was measured.
+        directory: the folder.
+        model_name: the card's; the folder's own name if None.
+    """
     if not PartialState().is_main_process:
         return
-    report.save(args.output_dir)
-    save_page(report, args.output_dir, curves=training_curves(args.output_dir))
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    build_model_card(report, model_name=name).save(Path(args.output_dir) / "README.md")
+    report.save(directory)
+    save_page(report, directory, curves=training_curves(directory))
+    card = build_model_card(report, model_name=model_name or Path(directory).resolve().name)
+    card.save(Path(directory) / "README.md")

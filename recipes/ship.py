@@ -3,7 +3,7 @@
     python recipes/ship.py --teacher runs/sst2-teacher --train_file train.tsv --validation_file validation.tsv \
         --student layers:2 --output_dir runs/ship-l2
 
-Leaves a student a seed with its `onnx/model_int8.onnx`, ready for `nlpkd push`; `shipped/report.html` with the files
+Leaves a student a seed with its `onnx/model_int8.onnx`, ready for `nlpkd push`; report, page and card with the files
 of all seeds; and `shipped.md`: speed, size and accuracy against the teacher in PyTorch. Students that a finished run
 left in the folder are shipped as they are. Every field of `DistillationConfig` is a flag. Results: recipes/README.md.
 """
@@ -11,7 +11,7 @@ left in the folder are shipped as they are. Every field of `DistillationConfig` 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from nlpkd.compare import evaluate
 from nlpkd.compression import factorize_embeddings, prune_neurons
 from nlpkd.compression.int8 import INT8_FILE
 from nlpkd.exporting import export_student
-from nlpkd.report import EvaluationReport
+from nlpkd.report import Candidate, EvaluationReport
+from nlpkd.run import save_report
 from nlpkd.sources import read_splits
 
 SAMPLE = 2000
@@ -67,20 +68,23 @@ def main() -> None:
         )  # fmt: skip
     if not args.should_save:
         return
-    seeds = {f"seed {args.seed + number}": folder / f"seed-{args.seed + number}" for number in range(recipe.num_seeds)}
-    seeds[f"seed {args.seed}"] = folder
-    for each in seeds.values():
+    later = range(args.seed + 1, args.seed + recipe.num_seeds)
+    students = {"int8": folder} | {f"int8, seed {seed}": folder / f"seed-{seed}" for seed in later}
+    for student in students.values():
         export_student(
-            each, int8=True, data=recipe.validation_file, max_length=recipe.max_length,
+            student, int8=True, data=recipe.validation_file, max_length=recipe.max_length,
             min_retention=recipe.min_retention,
         )  # fmt: skip
-    files = {name: each / INT8_FILE for name, each in seeds.items()}
-    report = evaluate(
-        files.pop(f"seed {args.seed}"), recipe.validation_file, teacher=recipe.teacher, baseline=folder / "baseline",
-        candidates=files | {"in PyTorch": folder}, max_length=recipe.max_length, output_dir=folder / "shipped",
-        latency_batches=(1, 32), latency_runs=200,
+    measured = evaluate(
+        folder, recipe.validation_file, teacher=recipe.teacher, baseline=folder / "baseline",
+        candidates={name: each / INT8_FILE for name, each in students.items()}, max_length=recipe.max_length,
+        latency_runs=200,
     )  # fmt: skip
-    table = summary(report, EvaluationReport.load(folder).seeds, ["student", *files])
+    trained = EvaluationReport.load(folder)
+    protocols = {key: value for key, value in measured.run.items() if "protocol" in key}
+    report = replace(measured, run=measured.run | trained.run | protocols, seeds=trained.seeds)
+    save_report(report, folder, args.hub_model_id)
+    table = summary(report, list(students))
     (folder / "shipped.md").write_text(f"{table}\n")
     print(table)
 
@@ -107,35 +111,35 @@ def rows(recipe: Recipe) -> list[Any]:
     return [concatenate_datasets([splits["train"], more]), splits["validation"]]
 
 
-def summary(report: EvaluationReport, trained: dict[str, Any], files: Sequence[str]) -> str:
+def summary(report: EvaluationReport, files: Sequence[str]) -> str:
     """Write what the files of all seeds keep of the teacher, the models they came from above them."""
     teacher, exported = report.candidates["teacher"], [report.candidates[name] for name in files]
-    in_torch = {"undistilled": report.candidates["baseline"], "distilled": report.candidates["in PyTorch"]}
-    whole = teacher.quality["accuracy"].value
-    values = {"undistilled": trained.get("baseline", {}), "distilled": trained.get("student", {})}
+    whole = accuracy(teacher)
     lines = ["| | accuracy | of the teacher's | p50, ms | times faster | MB | times smaller |", "|---" * 7 + "|"]
-    lines.append(line("teacher, PyTorch", [whole], whole, [latency_ms(teacher)], teacher.size_mb, teacher))
-    for name, candidate in in_torch.items():
-        one = {"values": [candidate.quality["accuracy"].value]}
-        accuracies = values[name].get("accuracy", one)["values"]
-        lines.append(line(f"{name}, PyTorch", accuracies, whole, [latency_ms(candidate)], candidate.size_mb, teacher))
-    accuracies = [each.quality["accuracy"].value for each in exported]
-    times = [latency_ms(each) for each in exported]
-    lines.append(line("distilled, int8", accuracies, whole, times, max(each.size_mb for each in exported), teacher))
+    lines.append(line("teacher, PyTorch", [whole], [teacher], teacher))
+    for name, role in (("undistilled, PyTorch", "baseline"), ("distilled, PyTorch", "student")):
+        seeds = report.seeds.get(role, {}).get("accuracy", {"values": [accuracy(report.candidates[role])]})
+        lines.append(line(name, seeds["values"], [report.candidates[role]], teacher))
+    lines.append(line("distilled, int8", [accuracy(each) for each in exported], exported, teacher))
     return "\n".join(lines)
 
 
-def line(name: str, accuracies: list[float], whole: float, times: list[float], size_mb: float, teacher: Any) -> str:
+def line(name: str, accuracies: list[float], measured: list[Candidate], teacher: Candidate) -> str:
     """Write one row; intervals are over seeds (Student's t, 95 %)."""
-    time_ms = statistics.median(times)
-    kept = interval([100 * each / whole for each in accuracies])
+    time_ms, size_mb = statistics.median(map(latency_ms, measured)), max(each.size_mb for each in measured)
+    kept = interval([100 * each / accuracy(teacher) for each in accuracies])
     return (
         f"| {name} | {interval([100 * each for each in accuracies])} % | {kept} % | {time_ms:.2f} | "
         f"{latency_ms(teacher) / time_ms:.1f} | {size_mb:.1f} | {teacher.size_mb / size_mb:.1f} |"
     )
 
 
-def latency_ms(candidate: Any) -> float:
+def accuracy(candidate: Candidate) -> float:
+    """Find the accuracy that was measured."""
+    return candidate.quality["accuracy"].value
+
+
+def latency_ms(candidate: Candidate) -> float:
     """Find the median time of one text of 32 tokens."""
     return next(each.p50_ms for each in candidate.latency if each.batch == 1)
 

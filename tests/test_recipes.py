@@ -373,17 +373,20 @@ def test_a_student_a_seed_is_shipped_in_8_bits_and_the_table_says_what_it_keeps(
                 "--intermediate_size", "16", "--copies", "1", "--num_seeds", "2", "--min_retention", "0.3",
                 "--output_dir", "ship", *SHORT)  # fmt: skip
     assert run.wait() == 0, run.text
-    report = json.loads((folder / "ship" / "shipped" / "report.json").read_text())["candidates"]
-    assert set(report) == {"student", "teacher", "baseline", "seed 43", "in PyTorch"}
+    whole = json.loads((folder / "ship" / "report.json").read_text())
+    report = whole["candidates"]
+    assert set(report) == {"student", "teacher", "baseline", "int8", "int8, seed 43"}
+    assert whole["run"]["objectives"] and set(whole["seeds"]) == {"student", "teacher", "baseline"}
+    assert "int8, seed 43" in (folder / "ship" / "README.md").read_text()
     accuracies = []
-    for seed, name in ((".", "student"), ("seed-43", "seed 43")):
+    for seed, name in ((".", "int8"), ("seed-43", "int8, seed 43")):
         file = folder / "ship" / seed / "onnx" / "model_int8.onnx"
         assert report[name]["size_mb"] == pytest.approx(file.stat().st_size / 1e6)
         accuracies.append(report[name]["quality"]["accuracy"]["value"])
     kept = 100 * sum(accuracies) / 2 / report["teacher"]["quality"]["accuracy"]["value"]
     row = (folder / "ship" / "shipped.md").read_text().splitlines()[-1].split(" | ")
     assert row[0] == "| distilled, int8" and row[2].startswith(f"{kept:.1f}")
-    assert float(row[5]) == pytest.approx(report["student"]["size_mb"], abs=0.05)
+    assert float(row[5]) == pytest.approx(report["int8"]["size_mb"], abs=0.05)
 
 
 def test_sentences_held_out_share_no_phrase_with_what_is_left(tmp_path):
