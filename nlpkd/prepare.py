@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.compression.vocabulary import original_ids, trim_embeddings, trim_vocabulary
+from nlpkd.compression.vocabulary import original_ids, spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
 from nlpkd.data import TeacherTokenizers, TextClassificationData, load_text_classification, per_teacher, same_tokenizer
 from nlpkd.ensemble import as_one_teacher
@@ -27,6 +28,8 @@ from nlpkd.sources import Source
 from nlpkd.streaming import TextStream
 from nlpkd.student import make_student
 from nlpkd.task import SINGLE_LABEL, task_of
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_job(
@@ -199,18 +202,26 @@ def _with_trimmed_vocabulary(
     job: Job, own: Sequence[PreTrainedTokenizerBase], load: Callable[..., TextClassificationData], seed: int
 ) -> Job:
     """Leave the student the vocabulary of the training split's text, and read the data again with it."""
-    rows, start = job.data["train"], job.start
+    start = job.start
     columns = [column for column in (job.data.text_column, job.data.text_pair_column) if column is not None]
-    texts = rows.raw_texts() if isinstance(rows, TextStream) else (text for column in columns for text in rows[column])
-    _, tokenizer, record = trim_vocabulary(start(seed), job.tokenizer, texts)
+
+    def texts(rows: Any) -> Iterable[str]:
+        return rows.raw_texts() if isinstance(rows, TextStream) else (text for name in columns for text in rows[name])
+
+    _, tokenizer, record = trim_vocabulary(start(seed), job.tokenizer, texts(job.data["train"]))
     ids: Any = original_ids(tokenizer, job.tokenizer)
     others = _other_tokenizers(tokenizer, own)
+    held_out = [split for split in ("validation", "test") if split in job.data]
+    lacking = {split: spelled_out(tokenizer, job.tokenizer, texts(job.data[split])) for split in held_out}
+    for split, share in lacking.items():
+        logger.warning("%s: %.1f %% of the tokens are not in the trimmed vocabulary: spelled out", split, 100 * share)
     return replace(
         job,
         tokenizer=tokenizer,
         teacher_tokenizer=others,
         data=load(tokenizer=tokenizer, teacher_tokenizer=others),
-        origin=job.origin | {"student": job.origin["student"] | {"vocabulary": asdict(record)}},
+        origin=job.origin
+        | {"student": job.origin["student"] | {"vocabulary": asdict(record) | {"spelled_out": lacking}}},
         start=lambda seed: trim_embeddings(start(seed), ids),
     )
 

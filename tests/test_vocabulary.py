@@ -22,7 +22,7 @@ from transformers import (
 
 from nlpkd import DistillationTrainer, distill, load_text_classification
 from nlpkd.compression import trim_vocabulary
-from nlpkd.compression.vocabulary import original_ids, trim_embeddings
+from nlpkd.compression.vocabulary import original_ids, spelled_out, trim_embeddings
 from nlpkd.objectives import AttentionMSELoss, ForwardKLLoss, HiddenStateMSELoss
 
 SYLLABLES = "ba be bi bo da de di do ka ke ki ko la le li lo na ne ni no".split()
@@ -166,6 +166,18 @@ def test_a_new_word_is_spelled_out_and_not_lost(family, trimmed):
         assert small.decode(small(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
         respelled += tokens != tokenizer.tokenize(text)
     assert respelled > 100
+
+
+def test_the_share_of_other_texts_that_is_spelled_out_is_told(family, trimmed):
+    tokenizer, _ = family
+    _, small, _ = trimmed
+    texts = corpus(200, seed=4)
+    tokens = [token for text in texts for token in tokenizer.tokenize(text)]
+    lost = sum(token not in small.get_vocab() for token in tokens)
+    assert lost and spelled_out(small, tokenizer, texts) == pytest.approx(lost / len(tokens))
+    assert spelled_out(small, tokenizer, DOMAIN) == 0
+    with pytest.raises(ValueError, match="no trimmed form"):
+        spelled_out(tokenizer, small, texts)
 
 
 def test_what_is_unknown_stays_unknown_in_the_same_place(family, trimmed):
@@ -408,6 +420,8 @@ def test_distil_with_a_trimmed_vocabulary(tmp_path, tokenizer):
         assert loaded.config.vocab_size == len(again) == len(result.tokenizer) < len(tokenizer)
     record = json.loads((tmp_path / "report.json").read_text())["run"]["student"]["vocabulary"]
     assert (record["tokens_before"], record["tokens_after"]) == (len(tokenizer), len(result.tokenizer))
+    words = " ".join(raw_rows(30, seed=2)["text"]).split()
+    assert record["spelled_out"] == {"validation": sum(word in ("film", "great") for word in words) / len(words)}
     with pytest.raises(ValueError, match="'trim' or None"):
         distill(teacher, "layers:2", train, vocabulary="small", output_dir=tmp_path)
 

@@ -133,6 +133,27 @@ def trim_embeddings(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedMod
     return smaller
 
 
+def spelled_out(trimmed: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
+    """Measure what a trimmed vocabulary lacks of texts that it was not made for.
+
+    Args:
+        trimmed: a trimmed form of the other.
+        tokenizer: the whole one.
+        texts: such as the held-out ones.
+
+    Returns:
+        The share of their tokens that shorter ones stand for now.
+
+    Raises:
+        ValueError: if the one is no trimmed form of the other, or the texts have no tokens.
+    """
+    ids = original_ids(trimmed, tokenizer)
+    if ids is None:
+        raise ValueError("the first tokenizer is no trimmed form of the second: give those that trim_vocabulary has")
+    counts, kept = _count(tokenizer, texts), set(ids)
+    return sum(count for number, count in counts.items() if number not in kept) / sum(counts.values())
+
+
 def original_ids(
     trimmed: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[int] | None:
