@@ -73,12 +73,14 @@ def measure_latency(
             for name, model in models.items()
         }
         times_ms: dict[str, list[float]] = {name: [] for name in models}
-        for start in range(-WARM_UP_RUNS, runs, BLOCK_RUNS):
+        for name, model in models.items():
+            for _ in range(WARM_UP_RUNS):
+                _forward_ms(model, inputs[name])
+        for start in range(0, runs, BLOCK_RUNS):
             for name, model in models.items():
                 # Weights that another model drove out of the processor's caches come back untimed.
                 _forward_ms(model, inputs[name])
-                times = [_forward_ms(model, inputs[name]) for _ in range(min(BLOCK_RUNS, runs - start))]
-                times_ms[name] += times if start >= 0 else []
+                times_ms[name] += [_forward_ms(model, inputs[name]) for _ in range(min(BLOCK_RUNS, runs - start))]
         for name, values in times_ms.items():
             percentiles = (float(value) for value in np.percentile(values, [50, 95, 99]))
             results[name].append(Latency(batch, length, _threads(models[name]), *percentiles))

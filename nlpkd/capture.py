@@ -110,7 +110,8 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
         scaling: factor on QK', 1/sqrt(head) if None.
 
     Returns:
-        softmax(scaling * QK' + mask) in float32, `(batch, heads, seq, seq)`; padded keys have probability 0.
+        softmax(scaling * QK' + mask) in float32, `(batch, heads, seq, seq)`; padded keys have probability 0, and so
+        has the whole row of a query to which a boolean mask leaves no key.
     """
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -118,8 +119,9 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = (query @ key.transpose(-1, -2)).float()
     if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
+        # Rows without any key come out as 0, as they do of sdpa.
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(~mask, 0.0)
+    if mask is not None:
         scores = scores + mask
     return scores.softmax(dim=-1)
 
@@ -149,7 +151,8 @@ def _capturing_sdpa(
         attention = recording.add(query, key, value, mask, scaling)
         if attention is not None:
             # sdpa would compute the same map once more.
-            value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+            if value.shape[1] != query.shape[1]:
+                value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
             mixed = F.dropout(attention.to(value.dtype), dropout) @ value
             return mixed.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(

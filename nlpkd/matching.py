@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from nlpkd.capture import is_causal
+from nlpkd.capture import Wanted, is_causal
 from nlpkd.columns import UNLABELLED
 from nlpkd.compact import input_table
 from nlpkd.data import TEACHER_PREFIX, column_prefixes, same_tokenizer
@@ -39,6 +39,25 @@ CHECKED_ROWS = 256
 
 _READ_ROWS = 100_000
 _LABEL_COLUMNS = ("labels", "label", "label_ids")
+
+
+def refuse_reentrant_checkpointing(args: Any, wanted: Wanted) -> None:
+    """Refuse to checkpoint activations in a way that cuts an objective off from the student.
+
+    Args:
+        args: of the training.
+        wanted: what the objectives want of the student.
+
+    Raises:
+        ValueError: if they want what is inside of a layer, and reentrant checkpointing computes it without gradients.
+    """
+    settings: Any = args.activation_checkpointing_kwargs or args.gradient_checkpointing_kwargs or {}
+    inside = [kind for kind, layers in wanted.items() if layers and kind != "hidden_states"]
+    if inside and settings.get("use_reentrant"):
+        raise ValueError(
+            f"use_reentrant=True computes the student's {', '.join(inside)} without gradients, so that objectives on "
+            "them would train nothing: leave it out of the checkpointing arguments, or drop these objectives"
+        )
 
 
 def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:

@@ -58,7 +58,7 @@ class LiveTeacher:
         self.model = model.to(device).eval().requires_grad_(False)
         self.capture = Capture(model, wanted, "teacher", prefix)
         self.device = device
-        self._cast: nn.Module | None = None
+        self.release()
         self.token_ids = None if token_ids is None else torch.tensor(token_ids, device=device)
         self.autocast = autocast
         self.order: Tensor | None = None
@@ -75,12 +75,21 @@ class LiveTeacher:
             batch = {**batch, "input_ids": self.token_ids[batch["input_ids"]]}
         # no_grad, since tensors made in inference mode can't be saved for a loss's backward.
         with torch.no_grad(), self.autocast():
-            if self._cast is None:
-                self._cast = cast_for_autocast(self.model, self.device.type)
-            captured = self.capture(self._cast, batch)
+            captured = self.capture(self._running(), batch)
         if self.order is not None and captured.logits is not None:
             captured.logits = captured.logits[:, self.order]
         return captured
+
+    def release(self) -> None:
+        """Drop the copy of the weights that mixed precision runs; the next batch makes it again."""
+        self._cast: nn.Module | None = None
+        self._cast_of: list[tuple[int, torch.device]] = []
+
+    def _running(self) -> nn.Module:
+        state = [(tensor._version, tensor.device) for tensor in self.model.parameters()]
+        if self._cast is None or state != self._cast_of:
+            self._cast, self._cast_of = cast_for_autocast(self.model, self.device.type), state
+        return self._cast
 
 
 def cast_for_autocast(model: nn.Module, device_type: str) -> nn.Module:
@@ -91,8 +100,9 @@ def cast_for_autocast(model: nn.Module, device_type: str) -> nn.Module:
         device_type: where it runs.
 
     Returns:
-        Within autocast a copy with linear layers in its dtype, all else shared: the same outputs, to the last bit.
-        Outside of it, and where the model is not transformers' own, the model itself.
+        Within autocast a copy with linear layers in its dtype, all else shared: the same outputs to the last bit
+        where nothing but matrix products reads their weights. Outside of it, and where the model is not transformers'
+        own or can't be copied, the model itself.
     """
     if not torch.is_autocast_enabled(device_type) or not isinstance(model, PreTrainedModel):
         return model
@@ -104,7 +114,11 @@ def cast_for_autocast(model: nn.Module, device_type: str) -> nn.Module:
     for _, tensor in parts:
         if id(tensor) not in elsewhere and tensor.dtype == torch.float32:
             shared[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
-    return copy.deepcopy(model, shared)
+    try:
+        return copy.deepcopy(model, shared)
+    except (RuntimeError, TypeError):
+        # Weights that a parametrisation computes, or what else can't be copied.
+        return model
 
 
 class CachedTeacher:

@@ -161,6 +161,7 @@ class Teaching:
         if epochs <= 1:
             return rows
         folder, model = args.teacher_cache_dir or Path(args.output_dir) / "teacher_cache", self.live.model
+        self.live.release()
         try:
             return cache_teacher_outputs(
                 model, rows, self._tokenizer, cache_dir=folder, order=self.order, bf16=bool(args.bf16)

@@ -31,7 +31,7 @@ from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.guard import LossWindow, among_processes, within_memory
 from nlpkd.interruption import EXIT_STATUS, SaveOnSigterm
 from nlpkd.loader import ROWS, training_loader
-from nlpkd.matching import follow_student_labels, refuse_shared_weights
+from nlpkd.matching import follow_student_labels, refuse_reentrant_checkpointing, refuse_shared_weights
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import resolve
 from nlpkd.objectives.together import ObjectiveSet
@@ -182,6 +182,7 @@ class DistillationTrainer(Trainer):
         self.objectives.to(self.args.device)
         self._fresh_objectives = {name: tensor.clone() for name, tensor in self.objectives.state_dict().items()}
         self._student_wants, self._teacher_wants = self.objectives.wants()
+        refuse_reentrant_checkpointing(self.args, self._student_wants)
         self._student = Capture(student, self._student_wants, "student")
         self._teaching = Teaching(
             teacher,

@@ -3,9 +3,10 @@
     python recipes/ship.py --teacher runs/sst2-teacher --train_file train.tsv --validation_file validation.tsv \
         --student layers:2 --output_dir runs/ship-l2
 
-Leaves a student a seed with its `onnx/model_int8.onnx`, ready for `nlpkd push`; report, page and card with the files
-of all seeds; and `shipped.md`: speed, size and accuracy against the teacher in PyTorch. Students that a finished run
-left in the folder are shipped as they are. Every field of `DistillationConfig` is a flag. Results: recipes/README.md.
+Leaves a student a seed with its `onnx/model_int8.onnx`, the first one ready for `nlpkd push` with a report, a page and
+a card of all seeds; and `shipped.md`: quality, speed and size against the teacher in PyTorch. Students that a finished
+run left in the folder are shipped as they are. Every field of `DistillationConfig` is a flag. Results:
+recipes/README.md.
 """
 
 import math
@@ -17,15 +18,16 @@ from typing import Any
 
 from datasets import concatenate_datasets
 from scipy.stats import t
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel
+from transformers import HfArgumentParser, PreTrainedModel
 
-from nlpkd import DistillationConfig, distill, load_teacher, load_text_classification, make_student
+from nlpkd import DistillationConfig, distill, load_text_classification, make_student
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.compare import evaluate
 from nlpkd.compression import factorize_embeddings, prune_neurons
 from nlpkd.compression.int8 import INT8_FILE
 from nlpkd.exporting import export_student
-from nlpkd.report import Candidate, EvaluationReport
+from nlpkd.model_source import ModelSource
+from nlpkd.report import METRIC_NAMES, EvaluationReport, aggregate_seeds
 from nlpkd.run import save_report
 from nlpkd.sources import read_splits
 
@@ -58,8 +60,14 @@ def main() -> None:
         warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
     )  # fmt: skip
     recipe, args = parser.parse_args_into_dataclasses()
+    if args.push_to_hub:
+        raise ValueError(
+            "push_to_hub would push a student before its int8 file is there: run `nlpkd push` on the folder afterwards"
+        )
     folder = Path(args.output_dir)
-    if not (folder / "report.json").exists():
+    later = range(args.seed + 1, args.seed + recipe.num_seeds)
+    students = {args.seed: folder} | {seed: folder / f"seed-{seed}" for seed in later}
+    if not all((student / "report.json").exists() for student in students.values()):
         whole = recipe.intermediate_size is None
         distill(
             recipe.teacher, recipe.student if whole else pruned(recipe), *rows(recipe), vocabulary="trim",
@@ -68,33 +76,25 @@ def main() -> None:
         )  # fmt: skip
     if not args.should_save:
         return
-    later = range(args.seed + 1, args.seed + recipe.num_seeds)
-    students = {"int8": folder} | {f"int8, seed {seed}": folder / f"seed-{seed}" for seed in later}
     for student in students.values():
         export_student(
             student, int8=True, data=recipe.validation_file, max_length=recipe.max_length,
             min_retention=recipe.min_retention,
         )  # fmt: skip
-    measured = evaluate(
-        folder, recipe.validation_file, teacher=recipe.teacher, baseline=folder / "baseline",
-        candidates={name: each / INT8_FILE for name, each in students.items()}, max_length=recipe.max_length,
-        latency_runs=200,
-    )  # fmt: skip
-    trained = EvaluationReport.load(folder)
-    protocols = {key: value for key, value in measured.run.items() if "protocol" in key}
-    report = replace(measured, run=measured.run | trained.run | protocols, seeds=trained.seeds)
-    save_report(report, folder, args.hub_model_id)
-    table = summary(report, list(students))
+    reports = measure(recipe, students)
+    save_report(replace(reports[0], seeds=aggregate_seeds(reports)), folder, args.hub_model_id)
+    table = summary(reports)
     (folder / "shipped.md").write_text(f"{table}\n")
     print(table)
 
 
 def pruned(recipe: Recipe) -> PreTrainedModel:
     """Make layers of the teacher with fewer feed-forward neurons, and factorised embeddings where asked for."""
-    tokenizer = AutoTokenizer.from_pretrained(recipe.teacher)
+    source = ModelSource.of(recipe.teacher)
+    tokenizer = source.tokenizer()
     data = load_text_classification(recipe.train_file, tokenizer=tokenizer, max_length=recipe.max_length)["train"]
     sample = data.shuffle(seed=0).select(range(min(SAMPLE, len(data))))
-    student = make_student(load_teacher(recipe.teacher), recipe.student)
+    student = make_student(source.teacher(), recipe.student)
     student, _ = prune_neurons(student, sample, tokenizer, intermediate_size=recipe.intermediate_size)
     if recipe.embedding_size is not None:
         student, _ = factorize_embeddings(student, rank=recipe.embedding_size)
@@ -106,42 +106,61 @@ def rows(recipe: Recipe) -> list[Any]:
     if not recipe.copies:
         return [recipe.train_file, recipe.validation_file]
     splits, _ = read_splits(recipe.train_file, recipe.validation_file)
-    masking = MaskingAndNGrams(AutoTokenizer.from_pretrained(recipe.teacher))
+    masking = MaskingAndNGrams(ModelSource.of(recipe.teacher).tokenizer())
     more = augment(splits["train"], masking, copies=recipe.copies, exclude=[splits["validation"]])
     return [concatenate_datasets([splits["train"], more]), splits["validation"]]
 
 
-def summary(report: EvaluationReport, files: Sequence[str]) -> str:
-    """Write what the files of all seeds keep of the teacher, the models they came from above them."""
-    teacher, exported = report.candidates["teacher"], [report.candidates[name] for name in files]
-    whole = accuracy(teacher)
-    lines = ["| | accuracy | of the teacher's | p50, ms | times faster | MB | times smaller |", "|---" * 7 + "|"]
-    lines.append(line("teacher, PyTorch", [whole], [teacher], teacher))
-    for name, role in (("undistilled, PyTorch", "baseline"), ("distilled, PyTorch", "student")):
-        seeds = report.seeds.get(role, {}).get("accuracy", {"values": [accuracy(report.candidates[role])]})
-        lines.append(line(name, seeds["values"], [report.candidates[role]], teacher))
-    lines.append(line("distilled, int8", [accuracy(each) for each in exported], exported, teacher))
+def measure(recipe: Recipe, students: dict[int, Path]) -> list[EvaluationReport]:
+    """Measure teacher, students, baselines and int8 files of all seeds on the same rows, in turns: a report a seed."""
+    first = next(iter(students))
+    paths = {
+        (role, seed): folder / path
+        for seed, folder in students.items()
+        for role, path in (("student", "."), ("baseline", "baseline"), ("int8", INT8_FILE))
+    }
+    # `evaluate` knows the first seed's by their roles.
+    names = {(role, seed): role if seed == first else f"{role}, seed {seed}" for role, seed in paths}
+    measured = evaluate(
+        paths["student", first], recipe.validation_file, teacher=recipe.teacher, baseline=paths["baseline", first],
+        candidates={names[key]: path for key, path in paths.items() if names[key] not in ("student", "baseline")},
+        max_length=recipe.max_length, latency_batches=(1,), latency_runs=200,
+    )  # fmt: skip
+    reports = []
+    for seed, folder in students.items():
+        trained = EvaluationReport.load(folder)
+        candidates = {"teacher": measured.candidates["teacher"]}
+        for role in ("student", "baseline", "int8"):
+            known = trained.candidates.get(role)
+            seconds = None if known is None else known.training_seconds
+            candidates[role] = replace(measured.candidates[names[role, seed]], training_seconds=seconds)
+        kept = {key: trained.run[key] for key in ("seed", "student", "objectives", "settings") if key in trained.run}
+        data = measured.run["data"] | {"train_rows": trained.run["data"]["train_rows"]}
+        reports.append(replace(measured, candidates=candidates, run=measured.run | kept | {"data": data}))
+    return reports
+
+
+def summary(reports: Sequence[EvaluationReport]) -> str:
+    """Write what the files of all seeds keep of the teacher, the models they came from above them.
+
+    Intervals are over seeds (Student's t, 95 %), times the median of the seeds'.
+    """
+    metric, teacher = reports[0].task["headline"], reports[0].candidates["teacher"]
+    whole, whole_ms = teacher.quality[metric].value, teacher.latency[0].p50_ms
+    heads = ["", METRIC_NAMES[metric], "of the teacher's", "p50, ms", "times faster", "MB", "times smaller"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    titles = {"teacher": "teacher, PyTorch", "baseline": "undistilled, PyTorch", "student": "distilled, PyTorch"}
+    for role, title in (titles | {"int8": "distilled, int8"}).items():
+        found = [report.candidates[role] for report in reports]
+        values = [each.quality[metric].value for each in found]
+        time_ms = statistics.median(each.latency[0].p50_ms for each in found)
+        size_mb = max(each.size_mb for each in found)
+        lines.append(
+            f"| {title} | {interval([100 * value for value in values])} % | "
+            f"{interval([100 * value / whole for value in values])} % | {time_ms:.2f} | {whole_ms / time_ms:.1f} | "
+            f"{size_mb:.1f} | {teacher.size_mb / size_mb:.1f} |"
+        )
     return "\n".join(lines)
-
-
-def line(name: str, accuracies: list[float], measured: list[Candidate], teacher: Candidate) -> str:
-    """Write one row; intervals are over seeds (Student's t, 95 %)."""
-    time_ms, size_mb = statistics.median(map(latency_ms, measured)), max(each.size_mb for each in measured)
-    kept = interval([100 * each / accuracy(teacher) for each in accuracies])
-    return (
-        f"| {name} | {interval([100 * each for each in accuracies])} % | {kept} % | {time_ms:.2f} | "
-        f"{latency_ms(teacher) / time_ms:.1f} | {size_mb:.1f} | {teacher.size_mb / size_mb:.1f} |"
-    )
-
-
-def accuracy(candidate: Candidate) -> float:
-    """Find the accuracy that was measured."""
-    return candidate.quality["accuracy"].value
-
-
-def latency_ms(candidate: Candidate) -> float:
-    """Find the median time of one text of 32 tokens."""
-    return next(each.p50_ms for each in candidate.latency if each.batch == 1)
 
 
 def interval(values: list[float]) -> str:

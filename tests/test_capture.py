@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import tiny_bert
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AlbertConfig,
     BartConfig,
@@ -123,6 +125,29 @@ def test_gradients_through_a_map_that_is_kept_are_those_of_sdpa(family):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("wanted", "calls"), [({}, 3), ({"queries": {2}}, 3), ({"attentions": {1, 3}}, 1)])
+def test_a_map_that_is_wanted_is_computed_once(wanted, calls):
+    class Count(TorchFunctionMode):
+        found = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.found += func is nn.functional.scaled_dot_product_attention
+            return func(*args, **(kwargs or {}))
+
+    with Count() as count:
+        capture(tiny_bert(layers=3).eval(), rows(), **wanted)
+    assert count.found == calls
+
+
+def test_a_query_that_may_see_no_key_has_an_empty_map_as_it_has_under_sdpa():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 4, 8, generator=generator)
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)[None, None]
+    found = attention_probabilities(query, key, mask, None)
+    assert found[:, :, 1].abs().max() == 0 and torch.allclose(found[:, :, [0, 2, 3]].sum(-1), torch.ones(1, 2, 3))
+    torch.testing.assert_close(found @ value, nn.functional.scaled_dot_product_attention(query, key, value, mask))
+
+
 def test_attention_dropout_acts_on_the_values_and_not_on_the_map():
     model, batch = tiny_bert(layers=1, attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0).train(), rows()
     torch.manual_seed(0)
@@ -212,16 +237,20 @@ def test_gradients_flow_through_captured_maps_as_through_eager_ones():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
 
 
-def test_maps_are_the_same_under_gradient_checkpointing():
+@pytest.mark.parametrize("of", ["transformers", "fsdp"])
+def test_maps_are_the_same_under_gradient_checkpointing(of):
     found = []
     for checkpointing in (False, True):
         model = tiny_bert(layers=3, initializer_range=0.5).train()
-        if checkpointing:
+        if checkpointing and of == "transformers":
             model.gradient_checkpointing_enable()
+        elif checkpointing:
+            model.bert.encoder.layer = nn.ModuleList(map(checkpoint_wrapper, model.bert.encoder.layer))
         captured = capture(model, rows(), attentions={1, 3})
         assert len(captured.attentions) == 3
         (captured.attentions[2].square().sum() + captured.logits.square().sum()).backward()
-        found.append((captured.attentions[2], model.bert.encoder.layer[0].attention.self.value.weight.grad))
+        first = next(weight for name, weight in model.named_parameters() if name.endswith("self.value.weight"))
+        found.append((captured.attentions[2], first.grad))
     torch.testing.assert_close(found[0], found[1])
 
 

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from conftest import tiny_bert
+from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from nlpkd import load_teacher
@@ -67,6 +69,26 @@ def test_weights_cast_once_give_the_bits_that_autocast_gives(batch, dtype):
     assert copied.classifier.weight.dtype == dtype and copied.bert.pooler.dense.bias.dtype == dtype
     assert copied.bert.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
     assert copied.bert.embeddings.LayerNorm.weight is model.bert.embeddings.LayerNorm.weight
+
+
+def test_the_copy_is_what_runs_and_follows_the_teacher(batch):
+    model, seen = dropping_bert(), []
+    model.classifier.register_forward_hook(lambda module, *_: seen.append(module.weight.dtype))
+    teacher = LiveTeacher(model, {}, CPU, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    first = teacher.outputs(batch).logits
+    with torch.no_grad():
+        model.classifier.bias.add_(1.0)
+    torch.testing.assert_close(teacher.outputs(batch).logits, first + 1, rtol=0.02, atol=0.02)
+    teacher.release()
+    assert seen == [torch.bfloat16] * 2 and torch.equal(teacher.outputs(batch).logits, teacher.outputs(batch).logits)
+
+
+def test_a_teacher_that_can_not_be_copied_is_run_as_it_is(batch):
+    model = dropping_bert()
+    nn.utils.prune.random_unstructured(model.classifier, "weight", amount=0.5)
+    assert cast_for(model, torch.bfloat16) is model
+    teacher = LiveTeacher(model, {}, CPU, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    assert teacher.outputs(batch).logits.isfinite().all()
 
 
 def cast_for(model, dtype):

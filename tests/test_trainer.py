@@ -625,6 +625,13 @@ class TestArgumentsOfTrainer:
         assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
         assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
 
+    def test_reentrant_checkpointing_is_refused_where_it_cuts_objectives_off(self, make_rows, settings, tokenizer):
+        given = {"train_dataset": make_rows(8), "processing_class": tokenizer, "teacher_model": tiny_bert(4, seed=1)}
+        again = settings(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
+        with pytest.raises(ValueError, match="attentions without gradients"):
+            DistillationTrainer(model=tiny_bert(), args=again, objectives=[AttentionMSELoss()], **given)
+        DistillationTrainer(model=tiny_bert(), args=again, objectives=[HiddenStateMSELoss()], **given)
+
     def test_bf16_trains_all_objectives(self, make_rows, settings, tokenizer):
         trainer = DistillationTrainer(
             model=tiny_bert(hidden=8), teacher_model=tiny_bert(layers=4, seed=1), objectives=everything(),
