@@ -389,10 +389,6 @@ def test_a_student_a_seed_is_shipped_in_8_bits_and_the_table_says_what_it_keeps(
     cells = (folder / "ship" / "shipped.md").read_text().splitlines()[-1].split(" | ")
     assert cells[0] == "| distilled, int8" and cells[2].startswith(f"{kept:.1f}")
     assert cells[5] == f"{max(file.stat().st_size for file in files) / 1e6:.1f}"
-    before = (folder / "ship" / "model.safetensors").stat().st_mtime_ns
-    again = start(folder, *command)
-    assert again.wait() == 0, again.text
-    assert (folder / "ship" / "model.safetensors").stat().st_mtime_ns == before and "Training with" not in again.text
     refused = start(folder, *command, "--push_to_hub", "True")
     assert refused.wait() != 0 and "nlpkd push" in refused.text
 
@@ -401,7 +397,7 @@ def accuracy_of(file: Path, data: Path) -> float:
     """Of an ONNX file, text by text."""
     lines = [line.split("\t") for line in data.read_text().splitlines()[1:]]
     classify = nlpkd.load(file)
-    return sum(classify(text)[0]["label"].endswith(label) for text, label in lines) / len(lines)
+    return sum(classify(text)[0]["label"] == ("neg", "pos")[int(label)] for text, label in lines) / len(lines)
 
 
 def test_sentences_held_out_share_no_phrase_with_what_is_left(tmp_path):
