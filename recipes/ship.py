@@ -126,7 +126,7 @@ def measure(recipe: Recipe, students: dict[int, Path]) -> list[EvaluationReport]
         candidates={names[key]: path for key, path in paths.items() if names[key] not in ("student", "baseline")},
         max_length=recipe.max_length, latency_batches=(1,), latency_runs=200,
     )  # fmt: skip
-    reports = []
+    name, reports = f"{Path(recipe.train_file).name}, {Path(recipe.validation_file).name}", []
     for seed, folder in students.items():
         trained = EvaluationReport.load(folder)
         candidates = {"teacher": measured.candidates["teacher"]}
@@ -135,8 +135,10 @@ def measure(recipe: Recipe, students: dict[int, Path]) -> list[EvaluationReport]
             seconds = None if known is None else known.training_seconds
             candidates[role] = replace(measured.candidates[names[role, seed]], training_seconds=seconds)
         kept = {key: trained.run[key] for key in ("seed", "student", "objectives", "settings") if key in trained.run}
-        data = measured.run["data"] | {"train_rows": trained.run["data"]["train_rows"]}
-        reports.append(replace(measured, candidates=candidates, run=measured.run | kept | {"data": data}))
+        about = {"name": name, "split": "validation", "train_rows": trained.run["data"]["train_rows"]}
+        reports.append(
+            replace(measured, candidates=candidates, run=measured.run | kept | {"data": measured.run["data"] | about})
+        )
     return reports
 
 
