@@ -281,7 +281,7 @@ class Capture:
         before = _BeforeDropout()
         dropped = model.training and "output_attentions" in self.options
         # Activation checkpointing runs a layer again without a recording, which then has to do the same as before.
-        at_once = not torch.is_grad_enabled() or not _recomputes(model)
+        at_once = "attentions" in self.wanted and not (torch.is_grad_enabled() and _recomputes(model))
         with _record(self.wanted, at_once) as recording, before if dropped else nullcontext():
             outputs = model(**self.inputs(batch), **self.options)
         if isinstance(outputs, Tensor):

@@ -58,6 +58,8 @@ class LiveTeacher:
         self.model = model.to(device).eval().requires_grad_(False)
         self.capture = Capture(model, wanted, "teacher", prefix)
         self.device = device
+        # Listed once: to walk through all modules on every batch would take longer than to compare.
+        self._parameters = list(self.model.parameters())
         self.release()
         self.token_ids = None if token_ids is None else torch.tensor(token_ids, device=device)
         self.autocast = autocast
@@ -86,7 +88,7 @@ class LiveTeacher:
         self._cast_of: list[tuple[int, torch.device]] = []
 
     def _running(self) -> nn.Module:
-        state = [(tensor._version, tensor.device) for tensor in self.model.parameters()]
+        state = [(tensor._version, tensor.device) for tensor in self._parameters]
         if self._cast is None or state != self._cast_of:
             self._cast, self._cast_of = cast_for_autocast(self.model, self.device.type), state
         return self._cast
