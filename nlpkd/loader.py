@@ -1,13 +1,16 @@
-"""Loaders of training batches: length-grouped or streamed, every batch with the numbers of its rows."""
+"""Loaders of training batches: length-grouped, streamed or sampled, every batch with the numbers of its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers.trainer_utils import seed_worker
 
 from nlpkd.config import DistillationConfig
 from nlpkd.sampler import LengthGroupedBatchSampler
@@ -55,19 +58,56 @@ def training_loader(
             drop_last=args.dataloader_drop_last,
             step_rows=step_rows,
         )
-        loader = DataLoader(
-            _NumberedRows(rows),
-            batch_sampler=sampler,
-            collate_fn=numbered,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
+        loader = DataLoader(_NumberedRows(rows), batch_sampler=sampler, collate_fn=numbered, **_workers(args))
     # The rows are shared out already, so Accelerate must not do it again.
     return prepare_data_loader(
         loader, device=args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
     )
+
+
+def sampled_loader(
+    rows: Any,
+    sampler: Sampler | None,
+    collate: Collate,
+    batch_size: int,
+    args: DistillationConfig,
+    accelerator: Accelerator,
+) -> DataLoader:
+    """Make this process's loader of training batches as `Trainer` does, whose rows Accelerate shares out.
+
+    Args:
+        rows: mappings by position.
+        sampler: their order; None for that of the rows.
+        collate: makes a batch of rows.
+        batch_size: rows of a micro-batch on one process.
+        args: the other settings.
+        accelerator: of the training.
+
+    Returns:
+        The loader, whose batches have their rows' numbers in `ROWS`.
+    """
+    return accelerator.prepare(
+        DataLoader(
+            _NumberedRows(rows),
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=args.dataloader_drop_last,
+            collate_fn=_NumberedCollator(collate),
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **_workers(args),
+        )
+    )
+
+
+def _workers(args: DistillationConfig) -> dict[str, Any]:
+    return {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "in_order": args.dataloader_in_order,
+    }
 
 
 class _NumberedRows(Dataset):

@@ -30,7 +30,7 @@ from nlpkd.disk import refuse_damaged, replacing_model
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.guard import LossWindow, among_processes, within_memory
 from nlpkd.interruption import EXIT_STATUS, SaveOnSigterm
-from nlpkd.loader import ROWS, training_loader
+from nlpkd.loader import ROWS, sampled_loader, training_loader
 from nlpkd.matching import follow_student_labels, refuse_reentrant_checkpointing, refuse_shared_weights
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import resolve
@@ -233,17 +233,19 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Make the loader of training batches: length-grouped by `LengthGroupedBatchSampler`, or as `Trainer` does."""
-        args = self.args
-        dataset: Any = self.train_dataset
-        grouped = args.train_sampling_strategy == "group_by_length" and dataset is not None and has_length(dataset)
-        stream = isinstance(dataset, TextStream)
-        if not grouped and not stream:
+        args, given = self.args, self.train_dataset
+        stream, order = isinstance(given, TextStream), self.args.train_sampling_strategy
+        if not stream and (given is None or not has_length(given) or order == "batch_rebalance"):
             return super().get_train_dataloader()
-        collate, lengths = self.data_collator, [] if stream else row_lengths(dataset, args.length_column_name)
+        dataset, collate = given, self.data_collator
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, "training")
         else:
             collate = self._get_collator_with_removed_columns(collate, "training")
+        if not stream and order != "group_by_length":
+            sampler = self._get_train_sampler(given)
+            return sampled_loader(dataset, sampler, collate, self._train_batch_size, args, self.accelerator)
+        lengths = [] if stream else row_lengths(given, args.length_column_name)
         return training_loader(dataset, lengths, collate, self._train_batch_size, self._step_rows, args)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:

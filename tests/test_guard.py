@@ -6,7 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from nlpkd.guard import LossWindow
+from nlpkd import DistillationConfig
+from nlpkd.guard import LossWindow, among_processes
 
 
 def make() -> LossWindow:
@@ -52,3 +53,23 @@ def test_a_training_starts_with_an_empty_window():
     window.at(0)
     window.add(torch.tensor([2.0, 1.0]), [1])
     assert window.means(1) == {"first": 2.0, "second": 1.0}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.77.0.2]:20132",
+        # Without its file's name: what operations say that end because another one timed out.
+        "Application timeout caused pair closure",
+    ],
+)
+def test_a_lost_connection_is_told_from_other_errors_by_the_words_of_gloo(words, tmp_path, monkeypatch):
+    args = DistillationConfig(output_dir=str(tmp_path))
+    with pytest.raises(RuntimeError, match="pair"), among_processes(args):
+        raise RuntimeError(words)
+    monkeypatch.setattr(DistillationConfig, "world_size", 2)
+    with pytest.raises(ConnectionError, match="process 0 of 2 can't reach another one any more: it ended"):
+        with among_processes(args):
+            raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match="size mismatch"), among_processes(args):
+        raise RuntimeError("size mismatch")

@@ -314,16 +314,20 @@ class Spoiled(Objective):
         return bad.sum() + student.logits.square().sum()
 
 
-@pytest.mark.parametrize("save_steps", [1, 1000])
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize(
+    ("kind", "save_steps", "order"),
+    [("loss", 1, "group_by_length"), ("gradient", 1, "random"), ("loss", 1000, "random"),
+     ("gradient", 1000, "group_by_length"), ("loss", 1000, "sequential")],
+)  # fmt: skip
 def test_a_bad_number_stops_the_training_and_names_objective_step_and_rows(
-    kind, save_steps, make_rows, settings, tokenizer
+    kind, save_steps, order, make_rows, settings, tokenizer
 ):
     bad = 29
     logits = [[77.0 if row == bad else 0.1, -0.1] for row in range(64)]
     rows = make_rows(64).add_column("teacher_logits", logits)
     args = settings(gradient_accumulation_steps=2, per_device_train_batch_size=4, logging_steps=4, num_train_epochs=4,
-                    save_strategy="steps", save_steps=save_steps, learning_rate=1e-3)  # fmt: skip
+                    save_strategy="steps", save_steps=save_steps, learning_rate=1e-3, train_sampling_strategy=order,
+                    seed=5)  # fmt: skip
     objectives = [CrossEntropyLoss(), Spoiled(kind)]
     trainer = DistillationTrainer(tiny_bert(hidden=8), None, args, objectives, rows, processing_class=tokenizer)
     batches = [batch["__rows__"] for batch in trainer.get_train_dataloader()]
