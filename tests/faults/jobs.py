@@ -112,7 +112,7 @@ def train_with_scarce_memory(given: Path, out: Path, spare_mb: int, **options: A
         trainer.train()
 
 
-STAGES = {"teacher": train_the_teacher, "caching": cache, "distillation": distil}
+STAGES = {"teacher": train_the_teacher, "caching": cache, "distillation": distil, "export": export}
 
 
 def _strike_at(out: Path, point: str, nth: int, number: int) -> None:
@@ -154,7 +154,7 @@ def run(
     torch.set_num_threads(1)
     if point is not None:
         _strike_at(out, point, nth, number)
-    {**STAGES, "export": export, "scarce": train_with_scarce_memory}[stage](given, out, **options)
+    {**STAGES, "scarce": train_with_scarce_memory}[stage](given, out, **options)
 
 
 class Lab:
@@ -199,6 +199,8 @@ def outcome(stage: str, out: Path) -> dict[str, Any]:
     """Give what a finished job leaves that depends on nothing but its inputs."""
     if stage == "caching":
         return {path.name: path.read_bytes() for path in sorted(out.glob("shard-*.arrow"))}
+    if stage == "export":
+        return {path.name: path.read_bytes() for path in sorted((out / "onnx").glob("*.onnx"))}
     last = last_whole(out)
     assert last is not None
     found: dict[str, Any] = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
