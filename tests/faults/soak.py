@@ -128,8 +128,8 @@ def render(counts: Counter, cases: list[tuple[str, str, str]], spent_s: float, c
         f"## kill -9 at random moments: {tried} tried, {lost} lost",
         "",
         "Each job was killed, resumed, and compared with an uninterrupted one: weights, objectives' parameters and "
-        "logged losses bit for bit, quality figures, cache shards, ONNX files. Dropout is on. A job that had ended before its "
-        "moment came is not counted, and another one drawn.",
+        "logged losses bit for bit, quality figures, cache shards, ONNX files. Dropout is on. A job that had ended "
+        "before its moment came is not counted, and another one drawn.",
         "",
         "| stage | killed | tried | ended bit-equal | lost |",
         "|---|---|---|---|---|",
