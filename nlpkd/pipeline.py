@@ -145,7 +145,7 @@ def train_teacher(
                 seed=args.seed,
             )
         backbone.config.problem_type = data.problem_type  # type: ignore[assignment]
-        trainer = gold_trainer(backbone, args, data, tokenizer, weights_of_classes(class_weights, data))
+        trainer = gold_trainer(backbone, args, data, tokenizer, weights_of_classes(class_weights, data, source))
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
         trainer.save_model()
         metrics = {}
@@ -157,12 +157,14 @@ def train_teacher(
 
 def distill(
     teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None = None,
-    student: str | Path | PreTrainedModel = "layers:3",
+    student: str | Path | PreTrainedModel | None = None,
     train: Source | None = None,
     validation: Source | None = None,
     test: Source | None = None,
     *,
     output_dir: str | Path = "out",
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
     vocabulary: str | None = None,
     embedding_size: int | None = None,
     objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
@@ -197,11 +199,14 @@ def distill(
             where the training rows bring soft labels along.
         student: `"layers:3"` or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see
             `make_student`), `"bilstm"` or `"textcnn"` (which want objectives on logits, such as `"hinton"`), a path, a
-            Hub id (`id@revision` too), or a model.
+            Hub id (`id@revision` too), or a model. None is `"layers:3"`, or what fits the budget.
         train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
         output_dir: where the student is saved.
+        max_latency_ms: in place of `student`, the most that a forward pass may take: as many of the teacher's layers
+            as fit, see `make_student`. The machine may choose otherwise later: resume with the layers it chose.
+        max_size_mb: likewise, the most that the weights file may take, before its vocabulary is trimmed.
         vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
             (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.
         embedding_size: factorise the embedding table of a student that is made of the teacher's layers; see
@@ -251,6 +256,8 @@ def distill(
             train,
             validation,
             test,
+            max_latency_ms=max_latency_ms,
+            max_size_mb=max_size_mb,
             vocabulary=vocabulary,
             embedding_size=embedding_size,
             objectives=objectives,

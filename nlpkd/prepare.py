@@ -17,7 +17,7 @@ from nlpkd.compression.vocabulary import original_ids, spelled_out, trim_embeddi
 from nlpkd.config import DistillationConfig
 from nlpkd.data import TeacherTokenizers, TextClassificationData, load_text_classification, per_teacher, same_tokenizer
 from nlpkd.ensemble import as_one_teacher
-from nlpkd.labels import telling_names
+from nlpkd.labels import align_names, telling_names
 from nlpkd.model_source import ModelSource, describe_teachers
 from nlpkd.narrow import SHAPES
 from nlpkd.objectives import CrossEntropyLoss, Objective
@@ -26,7 +26,7 @@ from nlpkd.run import Job
 from nlpkd.small_models import SMALL_STUDENTS
 from nlpkd.sources import Source
 from nlpkd.streaming import TextStream
-from nlpkd.student import make_student
+from nlpkd.student import layers_within, make_student
 from nlpkd.task import SINGLE_LABEL, task_of
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,13 @@ logger = logging.getLogger(__name__)
 def prepare_job(
     args: DistillationConfig,
     teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None,
-    student: str | Path | PreTrainedModel,
+    student: str | Path | PreTrainedModel | None,
     train: Source | None,
     validation: Source | None = None,
     test: Source | None = None,
     *,
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
     vocabulary: str | None = None,
     embedding_size: int | None = None,
     objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
@@ -72,7 +74,7 @@ def prepare_job(
     """
     if train is None:
         raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
-    if embedding_size is not None and not _is_layers(student):
+    if embedding_size is not None and not (student is None or _is_layers(student)):
         raise ValueError(f"embedding_size is of students that are layers of the teacher, and student={student!r}")
     if vocabulary not in (None, "trim"):
         raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
@@ -82,6 +84,10 @@ def prepare_job(
         raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
     if len(teachers) > 1 and teacher_revision is not None:
         raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
+    if student is None:
+        student = _within_budget(teachers, max_latency_ms, max_size_mb)
+    elif max_latency_ms is not None or max_size_mb is not None:
+        raise ValueError(f"a budget chooses the student itself, and student={student!r} is given too: leave one out")
     learner = ModelSource.of(student, student_revision, trust_remote_code)
     if not teachers and _is_layers(student):
         raise ValueError(
@@ -126,7 +132,7 @@ def prepare_job(
         "dataset_config": dataset_config,
         "dataset_revision": dataset_revision,
     }
-    weights = weights_of_classes(class_weights, data)
+    weights = weights_of_classes(class_weights, data, learner, configs[0] if _is_layers(learner.given) else None)
     job = Job(
         teacher=as_one_teacher(loaded, args.ensemble_weights, args.ensemble_average) if loaded else None,
         teacher_tokenizer=others,
@@ -142,12 +148,16 @@ def prepare_job(
     return job
 
 
-def weights_of_classes(asked: str | Sequence[float] | None, data: TextClassificationData) -> list[float] | None:
-    """Give the class weights asked for: a list, `"balanced"` ones, or None.
+def weights_of_classes(
+    asked: str | Sequence[float] | None, data: TextClassificationData, learner: ModelSource, followed: Any = None
+) -> list[float] | None:
+    """Give the class weights asked for: a list, `"balanced"` ones in the order of the student's labels, or None.
 
     Args:
         asked: as `nlpkd.distill` takes it.
         data: whose training rows are balanced.
+        learner: what is trained; a model has labels of its own, which the rows follow.
+        followed: config of the teacher whose layers the student is, and whose labels it has.
 
     Returns:
         One a class, or None.
@@ -159,7 +169,19 @@ def weights_of_classes(asked: str | Sequence[float] | None, data: TextClassifica
         return None if asked is None else list(asked)
     if asked != "balanced":
         raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
-    return data.class_weights
+    balanced = data.class_weights
+    given: Any = learner.given
+    config = given.config if isinstance(given, PreTrainedModel) else followed
+    order = None if config is None else align_names(data.id2label, config.id2label)
+    return balanced if order is None else [balanced[place] for place in order]
+
+
+def _within_budget(teachers: Sequence[ModelSource], max_latency_ms: float | None, max_size_mb: float | None) -> str:
+    if max_latency_ms is None and max_size_mb is None:
+        return "layers:3"
+    if not teachers:
+        raise ValueError("a budget chooses among numbers of a teacher's layers, and there is no teacher")
+    return layers_within(teachers[0].teacher("float32"), max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
 
 
 def _student_maker(

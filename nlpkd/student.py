@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,6 +21,8 @@ from nlpkd.layers import uniform_layers
 from nlpkd.loading import load_classifier
 from nlpkd.narrow import SHAPES, narrow_student
 from nlpkd.small_models import SMALL_STUDENTS, small_student
+
+logger = logging.getLogger(__name__)
 
 
 def make_student(
@@ -71,10 +76,7 @@ def make_student(
     if max_latency_ms is not None or max_size_mb is not None:
         if teacher is None or layers is not None or checkpoint is not None:
             raise ValueError("a budget chooses among numbers of the teacher's layers: give the teacher, and no layers")
-        depths = range(teacher.config.num_hidden_layers, 0, -1)
-        candidates = {f"layers:{depth}": make_student(teacher, depth, seed=seed) for depth in depths}
-        chosen, _ = choose_within(candidates, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
-        return candidates[chosen]
+        layers = layers_within(teacher, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
     if (layers is None) == (checkpoint is None):
         raise ValueError("give either layers (of the teacher) or checkpoint (a path or Hub id), and not both")
     if checkpoint is not None:
@@ -89,6 +91,46 @@ def make_student(
         return narrow_student(teacher, **SHAPES[layers], seed=seed)
     depth = getattr(teacher.config, "num_hidden_layers", 0)
     return _from_layers(teacher, _chosen_layers(layers, depth))  # type: ignore[arg-type]
+
+
+def layers_within(
+    teacher: PreTrainedModel, *, max_latency_ms: float | None = None, max_size_mb: float | None = None
+) -> str:
+    """Say how many of a teacher's layers fit a budget, the most that do; depths of which no model can be made are left out.
+
+    Args:
+        teacher: the model to take layers from.
+        max_latency_ms: see `make_student`; measured by the main process, whose choice all processes take.
+        max_size_mb: likewise.
+
+    Returns:
+        The layers, as in `"layers:3"`.
+
+    Raises:
+        ValueError: if nothing fits.
+    """
+    candidates, reasons = {}, []
+    for depth in range(teacher.config.num_hidden_layers, 0, -1):
+        try:
+            candidates[f"layers:{depth}"] = _from_layers(
+                teacher, uniform_layers(depth, teacher.config.num_hidden_layers)
+            )
+        except ValueError as error:
+            reasons.append(str(error))
+    if not candidates:
+        raise ValueError(reasons[0])
+    if reasons:
+        logger.warning("No student of %d of the depths can be made: %s", len(reasons), reasons[0])
+    found: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            found[0], _ = choose_within(candidates, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return found[0]
 
 
 def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:

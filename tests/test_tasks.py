@@ -180,6 +180,18 @@ def test_targets_of_another_task_are_refused_by_the_trainer(task, labels, settin
         DistillationTrainer(student, None, settings(), [CrossEntropyLoss()], rows, processing_class=tokenizer)
 
 
+def test_balanced_class_weights_follow_the_teachers_order_of_labels(tokenizer, tmp_path):
+    teacher = tiny_bert(layers=2, id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1})
+    rows, held_out = ({"text": ["good film"] * k, "label": (["neg"] + ["pos"] * 3) * (k // 4)} for k in (16, 8))
+    result = distill(
+        teacher, "layers:1", Dataset.from_dict(rows), Dataset.from_dict(held_out), class_weights="balanced",
+        tokenizer=tokenizer, teacher_tokenizer=tokenizer, output_dir=tmp_path,
+        **QUICK | {"objectives": "hinton", "max_steps": 1, "teacher_check": "off"},
+    )  # fmt: skip
+    assert result.student.config.id2label == {0: "pos", 1: "neg"}
+    assert result.report.run["objectives"][0]["class_weights"] == pytest.approx([16 / (2 * 12), 16 / (2 * 4)])
+
+
 def test_balanced_class_weights_reach_student_and_baseline(backbone, tmp_path):
     def rare(rows, seed=0):
         found, labels = sentences(rows, seed)
