@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import PartialState
 
 from nlpkd.compression.int8 import export_int8
-from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, refuse_another_model
+from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_record, refuse_another_model
 from nlpkd.data import load_text_classification
 from nlpkd.evaluation import evaluate_student
 from nlpkd.labels import telling_names
@@ -126,7 +126,7 @@ def export_student(
             report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run)
             kept = _retention(report, min_retention)
             records = [replace(each, retention=kept[each.file]) for each in records]
-        accept(staged, directory, records)
+        accept(staged, directory, records, export_record(staged)["state_sha256"])
     return ExportResult(directory, records, report)
 
 

@@ -171,7 +171,7 @@ def weights_of_classes(
         raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
     balanced = data.class_weights
     given: Any = learner.given
-    config = given.config if isinstance(given, PreTrainedModel) else followed
+    config: Any = given.config if isinstance(given, PreTrainedModel) else followed
     order = None if config is None else align_names(data.id2label, config.id2label)
     return balanced if order is None else [balanced[place] for place in order]
 

@@ -96,7 +96,7 @@ def make_student(
 def layers_within(
     teacher: PreTrainedModel, *, max_latency_ms: float | None = None, max_size_mb: float | None = None
 ) -> str:
-    """Say how many of a teacher's layers fit a budget, the most that do; depths of which no model can be made are left out.
+    """Say how many of a teacher's layers fit a budget at most; depths that make no model are left out.
 
     Args:
         teacher: the model to take layers from.

@@ -17,6 +17,8 @@ from transformers.integrations import is_optuna_available
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data import load_text_classification
+from nlpkd.disk import write_whole
+from nlpkd.labels import telling_names
 from nlpkd.model_source import ModelSource
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import resolve
@@ -24,13 +26,14 @@ from nlpkd.run import only_run
 from nlpkd.scoring import scoring_of
 from nlpkd.sources import Source
 from nlpkd.student import make_student
+from nlpkd.task import task_of
 from nlpkd.trainer import DistillationTrainer
 
 TUNING_FILE = "tuning.json"
 DEFAULT_SEARCH: dict[str, Any] = {"learning_rate": (1e-5, 5e-4)}
 
 _DATA = {name for name in inspect.signature(load_text_classification).parameters if name.endswith("_column")}
-_DATA |= {"max_length", "problem_type"}
+_DATA |= {"max_length", "problem_type", "window_stride"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def tune(
         n_trials: how many settings to try in all; a search that was interrupted goes on where it stopped.
         validation_split: share or number of training rows to hold out where there is no validation set.
         output_dir: where the trials (`optuna.log`) and the result (`tuning.json`) are kept.
-        **settings: columns, `max_length` and `problem_type` of `load_text_classification`; fields of
+        **settings: columns, `max_length`, `window_stride` and `problem_type` of `load_text_classification`; fields of
             `DistillationConfig`.
 
     Returns:
@@ -93,9 +96,6 @@ def tune(
     from optuna.storages.journal import JournalFileBackend
 
     folder, search = Path(output_dir), dict(DEFAULT_SEARCH if search is None else search)
-    stages = resolve(objectives, settings.get("problem_type"))
-    if len(stages) > 1:
-        raise ValueError(f"objectives={objectives!r} has {len(stages)} stages: search those of one, such as 'hinton'")
     args = DistillationConfig(
         output_dir=str(folder),
         **{"save_strategy": "no", "eval_strategy": "no"} | {k: v for k, v in settings.items() if k not in _DATA},
@@ -106,14 +106,19 @@ def tune(
     with only_run(folder):
         source = ModelSource.of(teacher)
         tokenizer, model = source.tokenizer(), source.teacher()
+        config: Any = model.config
         data = load_text_classification(
             train,
             validation,
             tokenizer=tokenizer,
             validation_split=validation_split,
             seed=args.seed,
-            **{k: v for k, v in settings.items() if k in _DATA},
+            label_names=telling_names(config.id2label),
+            **{"problem_type": task_of(config)} | {k: v for k, v in settings.items() if k in _DATA and v is not None},
         )
+        stages = resolve(objectives, data.problem_type)
+        if len(stages) > 1:
+            raise ValueError(f"objectives={objectives!r} has {len(stages)} stages: search those of one, like 'hinton'")
         if "validation" not in data:
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         metric = scoring_of(data.problem_type).headline(np.asarray(data["validation"]["labels"][:]))
@@ -137,9 +142,10 @@ def tune(
             "study_name": "nlpkd",
             "storage": JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
             "load_if_exists": True,
-            "sampler": optuna.samplers.TPESampler(seed=args.seed),
         }
         known = optuna.create_study(direction="maximize", **study)
+        # A search that goes on draws other numbers than those it began with.
+        study["sampler"] = optuna.samplers.TPESampler(seed=args.seed + len(known.trials))
         done = len([trial for trial in known.trials if trial.value is not None])
         if done < n_trials:
             trainer.hyperparameter_search(
@@ -154,7 +160,7 @@ def tune(
         trials = [trial.params | {"value": trial.value} for trial in found.trials]
         result = TuningResult(found.best_trial.params, metric, found.best_value, trials)
         if PartialState().is_main_process:
-            (folder / TUNING_FILE).write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+            write_whole(folder / TUNING_FILE, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
         return result
 
 

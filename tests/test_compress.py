@@ -108,6 +108,13 @@ def test_compressing_again_goes_on_with_the_record(saved, tmp_path):
     assert records[0]["agreement"] == pytest.approx(sum(same) / 30)
 
 
+def test_a_model_is_not_compressed_in_its_own_folder(saved):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with pytest.raises(ValueError, match="is the folder of the model: report and card"):
+        compress(saved, "half", raw_rows(8), output_dir=saved / "." / "")
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
 def test_labels_in_another_order_are_the_models_own(saved, tmp_path, tokenizer):
     """Importance is measured by the loss, for which "neg" has to be what the model calls so."""
     made = compress(saved, "prune-neurons", raw_rows(30), output_dir=tmp_path / "out", keep=0.5)

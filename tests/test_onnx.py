@@ -282,6 +282,17 @@ def test_files_of_other_weights_are_refused_and_deleted_by_the_next_export(expor
     assert OnnxClassifier.from_pretrained(folder).path == folder / "onnx/model.onnx"
 
 
+def test_int8_files_of_another_model_do_not_outlive_an_export_to_a_folder_without_weights(
+    exported, tmp_path, tokenizer
+):
+    shutil.copytree(exported[0] / "onnx", tmp_path / "onnx")
+    record = json.loads((tmp_path / "onnx" / "export.json").read_text())
+    assert len(record["state_sha256"]) == 64
+    (tmp_path / "onnx" / "export.json").write_text(json.dumps(record | {"weights_sha256": {}}))
+    export_onnx(tiny_bert(), tokenizer, tmp_path, texts=TEXTS)
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"model.onnx", "export.json"}
+
+
 @pytest.mark.parametrize("texts", [[], "one text"])
 def test_texts_must_be_a_list_of_some(texts, tmp_path, model, tokenizer):
     with pytest.raises(ValueError, match="texts must be a list"):

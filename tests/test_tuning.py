@@ -52,6 +52,7 @@ def test_a_search_tries_settings_of_run_objectives_and_student_and_goes_on(
     assert set(result.best) == {"layers", *asked["search"]}
     again = tune(teacher, splits, n_trials=5, **asked, **QUICK)
     assert again.trials[:3] == result.trials and len(again.trials) == 5
+    assert len({trial["learning_rate"] for trial in again.trials}) == 5, "what is drawn later is drawn anew"
     assert again.value == max(trial["value"] for trial in again.trials)
     assert json.loads((tmp_path / "tuning.json").read_text())["best"] == again.best
     for trial in again.trials[:2]:
@@ -67,6 +68,18 @@ def test_a_search_tries_settings_of_run_objectives_and_student_and_goes_on(
         )  # fmt: skip
         trainer.train()
         assert trainer.evaluate()["eval_accuracy"] == trial["value"]
+
+
+def test_the_task_is_the_teachers(tokenizer, tmp_path):
+    from nlpkd.tuning import tune
+
+    tiny_bert(num_labels=1, problem_type="regression").save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    rows = [{"text": "good film", "label": number % 4} for number in range(16)]
+    result = tune(
+        tmp_path / "teacher", rows, validation_split=0.5, n_trials=1, layers=[1], output_dir=tmp_path / "out", **QUICK
+    )
+    assert result.metric == "pearson"
 
 
 def student_tokenizer(folder):

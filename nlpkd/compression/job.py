@@ -92,7 +92,7 @@ def compress(
         The compressed model, saved.
 
     Raises:
-        ValueError: if there is no such method or option, or model and data do not fit.
+        ValueError: if there is no such method or option, model and data do not fit, or `output_dir` is the model's.
     """
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
@@ -100,8 +100,12 @@ def compress(
     known = inspect.signature(function).parameters.keys()
     if unknown := sorted(options.keys() - (known - {"model", "dataset", "tokenizer"})):
         raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {_options(method)}")
+    source = ModelSource.of(model, None, trust_remote_code)
+    if Path(source.name).is_dir() and Path(source.name).resolve() == Path(output_dir).resolve():
+        raise ValueError(
+            f"output_dir is the folder of the model: report and card in {output_dir} would be of another one"
+        )
     with only_run(output_dir):
-        source = ModelSource.of(model, None, trust_remote_code)
         # A model in half precision stays in it.
         before, tokenizer = source.teacher("auto"), source.tokenizer()
         config: Any = before.config

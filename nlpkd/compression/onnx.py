@@ -7,6 +7,7 @@ PyTorch, ONNX Runtime and a browser with the same config and tokenizer.
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
 import logging
@@ -136,7 +137,7 @@ def export_onnx(
         reference.config.architectures = [type(model).__name__]
         reference.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        accept(Path(temporary), directory, [record])
+        accept(Path(temporary), directory, [record], _state_sha256(model))
     logger.info("%s", record)
     return record
 
@@ -172,7 +173,7 @@ def refuse_another_model(directory: Path, model: PreTrainedModel, tokenizer: Pre
         )
 
 
-def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord]) -> None:
+def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_sha256: str) -> None:
     """Move what was written to its place, and note in `onnx/export.json` what it was made from.
 
     Config and tokenizer that are there stay. Files that were made from other weights are deleted.
@@ -181,15 +182,17 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord]) -> None
         staged: a folder inside of `directory`.
         directory: the model's folder.
         records: of the files.
+        state_sha256: of the weights that they were made of, which need not lie in the folder.
     """
     noted, weights = directory / EXPORT_RECORD, weights_sha256(directory)
-    before = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {"files": {}}
-    if before.get("weights_sha256") != weights:
+    before = export_record(directory)
+    if (before.get("weights_sha256"), before.get("state_sha256")) != (weights, state_sha256):
         for file in before["files"]:
             (directory / file).unlink(missing_ok=True)
         before = {"files": {}}
     files = before["files"] | {record.file: asdict(record) for record in records}
-    (staged / EXPORT_RECORD).write_text(json.dumps({"weights_sha256": weights, "files": files}, indent=2) + "\n")
+    record = {"weights_sha256": weights, "state_sha256": state_sha256, "files": files}
+    (staged / EXPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     written = [path for path in staged.rglob("*") if path.is_file()]
     # The record goes last: until then the old one tells files of other weights.
     for path in sorted(written, key=lambda path: (path.parent != staged, path.name == noted.name)):
@@ -197,6 +200,27 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord]) -> None
         if path.parent != staged or not target.exists():
             target.parent.mkdir(exist_ok=True)
             os.replace(path, target)
+
+
+def export_record(directory: Path) -> dict[str, Any]:
+    """Read what a folder's ONNX files were made from.
+
+    Args:
+        directory: the model's folder.
+
+    Returns:
+        `{"weights_sha256", "state_sha256", "files"}`; no files where nothing was exported.
+    """
+    noted = directory / EXPORT_RECORD
+    return json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {"files": {}}
+
+
+def _state_sha256(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class _Logits(nn.Module):
