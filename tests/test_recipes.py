@@ -19,6 +19,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import WORDS, fine_tuned_teacher, raw_rows, tiny_bert
 from datasets import ClassLabel, Dataset, Features, Value
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from processes import Program
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -53,15 +54,12 @@ print("EQUAL")
 class Run:
     """A started recipe; `wait` ends it."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen | Program
     log: Path
     text: str = field(default="", init=False)
 
     def wait(self) -> int:
-        try:
-            code = self.process.wait(timeout=500)
-        finally:
-            self.process.kill()
+        code = self.process.wait(timeout=500)
         self.text = self.log.read_text()
         return code
 
@@ -74,6 +72,11 @@ def start(
     processes: int = 1,
 ) -> Run:
     """Start a recipe, or with a name that is no recipe a script; what it prints goes to a file."""
+    log = cwd / f"log-{len(list(cwd.glob('log-*')))}"
+    if environment is None and processes == 1:
+        return Run(
+            Program([str(ROOT / "recipes" / name), *arguments], cwd, log, log, {"ACCELERATE_USE_CPU": "true"}), log
+        )
     environment = dict(os.environ) if environment is None else environment
     environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     command = [sys.executable]
@@ -84,7 +87,6 @@ def start(
                     "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                     "--main_process_port", str(port)]  # fmt: skip
     command += [str(ROOT / "recipes" / name), *arguments] if name.endswith(".py") else ["-c", name, *arguments]
-    log = cwd / f"log-{len(list(cwd.glob('log-*')))}"
     with log.open("w") as stream:
         return Run(subprocess.Popen(command, cwd=cwd, env=environment, stdout=stream, stderr=subprocess.STDOUT), log)
 
