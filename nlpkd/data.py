@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute
 import torch
-from datasets import ClassLabel, DatasetDict
-from sklearn.utils.class_weight import compute_class_weight
+from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from nlpkd.columns import UNLABELLED, Columns, check_texts, find_columns
+from nlpkd.columns import Columns, check_texts, encode_labels, find_columns
 from nlpkd.shards import pad_states
 from nlpkd.soft_labels import add_soft_labels
 from nlpkd.sources import Source, read_splits
-from nlpkd.streaming import Encode, TextStream, columns_of_file
+from nlpkd.streaming import TextStream, columns_of_file
 from nlpkd.targets import Targets, encode_targets, unlabelled_rows
 from nlpkd.task import SINGLE_LABEL
 from nlpkd.windows import DOCUMENT, windows_of
@@ -54,7 +54,8 @@ class TextClassificationData:
         label_column: the label's column in the source, or one for each label; in ``splits`` it is always "labels".
         problem_type: the task, by the name that ``config.problem_type`` has for it.
         id2label: the classes' names by id.
-        truncated: for each split, the rows that are longer than ``max_length`` student tokens.
+        truncated: for each split, the rows that are longer than ``max_length`` student tokens; of a teacher with a
+            tokenizer of its own under its columns' prefix, as "teacher_train".
         max_length: the most tokens a row may have, special tokens included.
         name: the source, for the record: a Hub id, files without their directory, or "in-memory data".
     """
@@ -93,12 +94,19 @@ class TextClassificationData:
         """The weight of each class that makes rare ones count as much as common ones: rows / (classes * its rows).
 
         Raises:
-            ValueError: if the task has no classes.
+            ValueError: if the task has no classes, or one of them no rows.
         """
         if self.problem_type != SINGLE_LABEL:
             raise ValueError(f"classes are balanced in single-label tasks, and this is {self.problem_type}")
-        labels = [label for label in self.splits["train"]["labels"][:] if label != UNLABELLED]
-        return compute_class_weight("balanced", classes=np.arange(self.num_labels), y=labels).tolist()
+        train, names = self.splits["train"], list(self.id2label.values())
+        if isinstance(train, TextStream):
+            rows = [train.class_counts[name] for name in names]
+        else:
+            counts = Counter(train["labels"][:])
+            rows = [counts[number] for number in range(len(names))]
+        if 0 in rows:
+            raise ValueError(f"class {names[rows.index(0)]!r} has no rows to balance: give a list of class_weights")
+        return [sum(rows) / (len(rows) * each) for each in rows]
 
 
 def load_text_classification(
@@ -175,7 +183,7 @@ def load_text_classification(
     tokenizers = [tokenizer, *_given(teacher_tokenizer)]
     max_length = _max_length(max_length, tokenizers, columns.text_pair is not None)
     if window_stride is None:
-        splits, truncated = _tokenise(splits, columns, tokenizers, max_length)
+        splits, truncated = _tokenise(splits, _Encoder(columns, tokenizers, max_length))
     else:
         splits, truncated = _windows(splits, columns, tokenizers, max_length, window_stride), dict.fromkeys(splits, 0)
     logger.warning("%s", _said(name, targets, columns, splits))
@@ -359,44 +367,66 @@ def _max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase]
     return asked
 
 
-def _encoder(columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int) -> Encode:
-    """Make the function that gives texts every tokenizer's columns and the student's lengths."""
-    names, student = _text_columns(columns), tokenizers[0]
-    # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
-    segments = True if columns.text_pair else None
-    prefixed: dict[str, PreTrainedTokenizerBase] = {}
-    for prefix, tokenizer in zip(column_prefixes(student, tokenizers), tokenizers, strict=True):
-        prefixed.setdefault(prefix, tokenizer)
+class _Encoder:
+    """Gives texts every tokenizer's columns and the student's lengths; see `nlpkd.streaming.Encoder`."""
 
-    def tokens(batch: Mapping[str, list]) -> dict[str, list]:
+    def __init__(self, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int):
+        self.names, self.max_length = _text_columns(columns), max_length
+        # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
+        self.segments = True if columns.text_pair else None
+        self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        for prefix, tokenizer in zip(column_prefixes(tokenizers[0], tokenizers), tokenizers, strict=True):
+            self.tokenizers.setdefault(prefix, tokenizer)
+
+    def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
         made: dict[str, list] = {}
-        for prefix, tokenizer in prefixed.items():
+        for prefix, tokenizer in self.tokenizers.items():
             encoded = tokenizer(
-                *(batch[name] for name in names),
+                *(batch[name] for name in self.names),
                 truncation=True,
-                max_length=max_length,
-                return_token_type_ids=segments,
+                max_length=self.max_length,
+                return_token_type_ids=self.segments,
                 return_attention_mask=True,
             )
             made |= {prefix + column: encoded[column] for column in TOKEN_COLUMNS if column in encoded}
         return made | {"length": [len(ids) for ids in made["input_ids"]]}
 
-    return tokens
+    def truncated(self, batch: Mapping[str, list]) -> dict[str, int]:
+        texts = [batch[name] for name in self.names]
+        return {
+            prefix: sum(len(ids) > self.max_length for ids in tokenizer(*texts, verbose=False)["input_ids"])
+            for prefix, tokenizer in self.tokenizers.items()
+        }
+
+    def truncated_of(self, tokenised: Dataset) -> Counter[str]:
+        """Count the rows that lose tokens, of which those at the limit alone are tokenised anew."""
+        table = tokenised.with_format("arrow")[:]
+        columns = [table[f"{prefix}input_ids"] for prefix in self.tokenizers]
+        lengths = [pyarrow.compute.list_value_length(column).to_numpy() for column in columns]
+        full = tokenised.select(np.flatnonzero(np.max(lengths, axis=0) >= self.max_length)).select_columns(self.names)
+        counts: Counter[str] = Counter(dict.fromkeys(self.tokenizers, 0))
+        for batch in full.iter(batch_size=100):
+            counts.update(self.truncated(batch))
+        return counts
 
 
-def _tokenise(
-    splits: DatasetDict, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int
-) -> tuple[DatasetDict, dict[str, int]]:
-    """Tokenise; count the rows that the student doesn't see whole."""
-    names, student, tokens = _text_columns(columns), tokenizers[0], _encoder(columns, tokenizers, max_length)
-    tokenised, truncated = {}, {}
+def _said_truncated(counts: Mapping[str, int], split: str, rows: int, max_length: int) -> dict[str, int]:
+    """Say how many rows lose tokens, and give the counts under the split's name."""
+    for prefix, count in counts.items():
+        if count:
+            whose = " of the teacher's tokenizer" if prefix else ""
+            logger.warning("%s: %d of %d rows truncated to %d tokens%s", split, count, rows, max_length, whose)
+    return {prefix + split: count for prefix, count in counts.items()}
+
+
+def _tokenise(splits: DatasetDict, encode: _Encoder) -> tuple[DatasetDict, dict[str, int]]:
+    """Tokenise; count the rows that student or teacher don't see whole."""
+    tokenised: dict[str, Dataset] = {}
+    truncated: dict[str, int] = {}
     for split, data in splits.items():
-        tokenised[split] = data.map(tokens, batched=True, desc=f"Tokenising {split}")
-        full = [row for row, length in enumerate(tokenised[split]["length"][:]) if length >= max_length]
-        whole = (student(*(row[name] for name in names), verbose=False)["input_ids"] for row in data.select(full))
-        truncated[split] = sum(len(ids) > max_length for ids in whole)
-        if truncated[split]:
-            logger.warning("%s: %d of %d rows truncated to %d tokens", split, truncated[split], len(data), max_length)
+        tokenised[split] = data.map(encode, batched=True, desc=f"Tokenising {split}")
+        counts = encode.truncated_of(tokenised[split])
+        truncated |= _said_truncated(counts, split, len(data), encode.max_length)
     return DatasetDict(tokenised), truncated
 
 
@@ -411,24 +441,20 @@ def _stream(
     """Stream the train rows; the other splits are read whole, with the classes of train."""
     columns = columns_of_file(train, *asked)
     length = _max_length(max_length, tokenizers, columns.text_pair is not None)
-    stream = TextStream(train, columns, _encoder(columns, tokenizers, length))
-    splits: dict[str, Any] = {"train": stream}
-    truncated: dict[str, int] = {}
-    for split, source in (("validation", validation), ("test", test)):
-        if source is None:
-            continue
-        # Labels are settled by train, so its classes stand in for it.
-        rows = {"train": stream.example_of_each_class(), split: read_splits(source)[0]["train"]}
-        targets = encode_targets(_select(DatasetDict(rows), columns, None), columns.label, SINGLE_LABEL)
-        held_out = DatasetDict({split: _prepare(targets, columns, None, None, 0)[split]})
-        tokenised, cut = _tokenise(held_out, columns, tokenizers, length)
-        splits[split], truncated = tokenised[split], truncated | cut
-    label: Any = columns.label
+    encode, label = _Encoder(columns, tokenizers, length), columns.label
+    stream = TextStream(train, columns, encode)
+    truncated = _said_truncated(stream.truncated, "train", len(stream), length)
+    # Labels are settled by train, so its classes stand in for it.
+    rows = _select(read_splits(stream.example_of_each_class(), validation, test)[0], columns, None)
+    encoded, _ = encode_labels(rows, str(label), labelled_rows=stream.num_rows)
+    held_out = _prepare(Targets(encoded, SINGLE_LABEL, stream.names), columns, None, None, 0)
+    del held_out["train"]
+    tokenised, cut = _tokenise(held_out, encode)
     logger.warning("%s: %s, %d rows as a stream, labels %r (%s)", Path(train).name, SINGLE_LABEL, len(stream), label,
                    ", ".join(stream.names[:10]))  # fmt: skip
     return TextClassificationData(
-        splits, columns.text, columns.text_pair, label, SINGLE_LABEL, dict(enumerate(stream.names)), truncated, length,
-        Path(train).name,
+        {"train": stream, **tokenised}, columns.text, columns.text_pair, label, SINGLE_LABEL,
+        dict(enumerate(stream.names)), truncated | cut, length, Path(train).name,
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def add_soft_labels(
                     raise ValueError("its numbers must be probabilities")
                 bounded = np.clip(probabilities, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
                 return {TEACHER_LOGITS: (np.log(bounded) - np.log1p(-bounded)).tolist()}
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"Row {row} of the {split} split has the soft label {value!r:.120} in column {column!r}: {error}. "
                 f"Give a number for each of {list(ids)}, a mapping from them, or a list of label and score."

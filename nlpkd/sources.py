@@ -8,7 +8,8 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,13 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+LARGEST_FILE = 2**31 - 2
+"""Bytes of a csv or tsv file that can be read whole, and letters of a cell: Arrow counts them in 32 bits."""
+
+_HALF = "half of a character (a lone surrogate such as \\ud83d): remove it"
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError)
+"""What Arrow raises of a value that it can't hold."""
 
 
 def read_splits(
@@ -92,25 +100,79 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     return reader[path.suffix.lower()](path)
 
 
+def class_names(path: str | os.PathLike[str], column: str) -> list[str] | None:
+    """Read the names of a column's classes, which a parquet file of `datasets` brings along.
+
+    Args:
+        path: a file that `stream_rows` reads.
+        column: the label's column.
+
+    Returns:
+        The names by id, or None where the file has none.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".parquet":
+        return None
+    feature = Features.from_arrow_schema(pa.parquet.read_schema(path)).get(column)
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def to_column(values: Sequence[Any], name: str, source: Path | str, rows: Iterable[int] | None = None) -> pa.Array:
+    """Turn values into a column of one type.
+
+    Args:
+        values: of the column.
+        name: its name, for the error.
+        source: where it is from, for the error.
+        rows: the values' rows there; 0, 1, ... if None.
+
+    Returns:
+        The column.
+
+    Raises:
+        ValueError: if the values differ in kind, or one can't be held; the row is named.
+    """
+    try:
+        return pa.array(values)
+    except _UNFIT as error:
+        numbered = dict(zip(range(len(values)) if rows is None else rows, values, strict=True))
+        raise ValueError(f"Column {name!r} of {source}: {_odd_value(numbered) or error}") from error
+
+
 def _stream_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if line.strip():
-                try:
-                    row = json.loads(line.decode())
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"Line {number} of {path} is not a JSON value: {error}.") from error
+                row = _json_value(line, number, path)
                 if not isinstance(row, dict):
                     raise ValueError(f"Line {number} of {path} is a {type(row).__name__}, not an object.")
+                if _ESCAPED_HALF.search(line):
+                    _refuse_halves(row, number, path)
                 yield row
 
 
-def _stream_delimited(path: Path, delimiter: str, quoting: int) -> Iterator[dict[str, Any]]:
+def _refuse_halves(row: Mapping[str, Any], number: int, path: Path) -> None:
+    for name, value in row.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Line {number} of {path}, column {name!r}, holds {_HALF}; found {value!r:.80}."
+            ) from error
+
+
+def _cells(lines: Iterable[str], delimiter: str, quoted: bool) -> Any:
+    """Read rows of cells, as long as they may be; the limit is one of the process, so it is never lowered."""
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FILE))
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True)
+
+
+def _stream_delimited(path: Path, delimiter: str, quoted: bool) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            cells = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
-            header = next((row for row in cells if row), [])
+            cells = _cells(lines, delimiter, quoted)
+            header: list[str] = next((row for row in cells if row), [])
             _check_names(header, path)
             for row in cells:
                 if row and len(row) != len(header):
@@ -126,16 +188,17 @@ def _stream_delimited(path: Path, delimiter: str, quoting: int) -> Iterator[dict
 
 
 def _stream_csv(path: Path) -> Iterator[dict[str, Any]]:
-    return _stream_delimited(path, ",", csv.QUOTE_MINIMAL)
+    return _stream_delimited(path, ",", quoted=True)
 
 
 def _stream_tsv(path: Path) -> Iterator[dict[str, Any]]:
-    return _stream_delimited(path, "\t", csv.QUOTE_NONE)
+    return _stream_delimited(path, "\t", quoted=False)
 
 
 def _stream_parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with pa.parquet.ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
@@ -205,9 +268,12 @@ def _from_frame(frame: pd.DataFrame) -> Dataset:
             f"The columns of the DataFrame, {list(frame.columns)}, must be different strings: name them with "
             "frame.columns = [...]."
         )
+    _check_names(list(frame.columns), "The DataFrame")
     try:
         return Dataset(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata())
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except _UNFIT as error:
+        for name, column in frame.items():
+            to_column(column.astype(object).where(column.notna(), None).tolist(), str(name), "the DataFrame")
         raise ValueError(
             f"The DataFrame can't be read: {' '.join(map(str, error.args))}: make it one type."
         ) from error
@@ -248,6 +314,12 @@ def _check_names(names: Sequence[str], path: Path | str) -> None:
         raise ValueError(f"{path} has columns with the same name: {repeated}. Rename them.")
     if odd := [name for name in names if "\0" in name]:
         raise ValueError(f"{path} has columns with a NUL byte in their name: {odd}. Is it a text file? Rename them.")
+    if odd := [name for name in names if _is_half(name)]:
+        raise ValueError(f"{path} has a column whose name, {odd[0]!r:.80}, holds {_HALF}.")
+
+
+def _is_half(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _utf8(path: Path) -> bytes:
@@ -265,11 +337,15 @@ def _utf8(path: Path) -> bytes:
 
 def _delimited(path: Path, delimiter: str, quote: str | bool) -> pa.Table:
     """Read every cell as the text it is, so that no "null" or "NA" turns into a missing value."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes, and {LARGEST_FILE} is the most that is read whole: stream train "
+            "rows (streaming=True), or write the file as parquet."
+        )
     content = _utf8(path)
     lines = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
-    cells = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE, strict=True)
     try:
-        header = next(row for row in cells if row)
+        header = next(row for row in _cells(lines, delimiter, bool(quote)) if row)
     except csv.Error as error:
         raise ValueError(f"The header of {path} can't be read: {error}.") from error
     _check_names(header, path)
@@ -300,20 +376,32 @@ def _json(path: Path) -> pa.Table:
     if not content.startswith(b"["):
         return _json_lines(path)
     try:
-        return _table(json.loads(content.decode()), path)
-    except (json.JSONDecodeError, RecursionError) as error:
+        rows = _JSON.decode(content.decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    return _table(rows, path)
 
 
 def _json_lines(path: Path) -> pa.Table:
-    rows = []
-    for number, line in enumerate(_utf8(path).split(b"\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line.decode()))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"Line {number} of {path} is not a JSON value: {error}.") from error
-    return _table(rows, path)
+    lines = enumerate(_utf8(path).split(b"\n"), 1)
+    return _table([_json_value(line, number, path) for number, line in lines if line.strip()], path)
+
+
+def _json_value(line: bytes, number: int, path: Path) -> Any:
+    try:
+        return _JSON.decode(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"Line {number} of {path} is not a JSON value: {error}.") from error
+
+
+def _integer(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"the number {digits:.20}... has {len(digits)} digits") from None
+
+
+_JSON = json.JSONDecoder(parse_int=_integer)
 
 
 def _table(rows: list[Any], path: Path | str) -> pa.Table:
@@ -321,38 +409,43 @@ def _table(rows: list[Any], path: Path | str) -> pa.Table:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"Row {number} of {path} is a {type(row).__name__}, not an object like {{'text': ..}}.")
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError) as error:
-            raise ValueError(f"Column {name!r} of {path}: {_odd_value(values) or error}") from error
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: to_column([row.get(name) for row in rows], name, path) for name in names}
     _check_names(list(columns), path)
     return pa.table(columns)
 
 
-def _odd_value(values: list[Any]) -> str | None:
-    """Name the first value whose kind differs from those before it, or that no text can hold."""
+def _odd_value(values: Mapping[int, Any]) -> str | None:
+    """Name the first value, of those by row, that no column can hold, or whose kind differs from those before it."""
     kinds: dict[str, int] = {}
-    for number, value in enumerate(values):
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            return f"row {number} holds half of a character (a lone surrogate such as \\ud83d): remove it."
+    for row, value in values.items():
+        if isinstance(value, str) and _is_half(value):
+            return f"row {row} holds {_HALF}; found {value!r:.80}."
+        try:
+            pa.array([value])
+        except _UNFIT as error:
+            return f"row {row} holds {_shown(value)}, which no column can: {error}."
         if value is not None:
-            kinds.setdefault(type(value).__name__, number)
+            kinds.setdefault(type(value).__name__, row)
     if len(kinds) > 1:
-        found = " and ".join(f"{kind} (row {number})" for kind, number in kinds.items())
+        found = " and ".join(f"{kind} (row {row})" for kind, row in kinds.items())
         return f"its values mix {found}: make them one type."
     return None
 
 
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "an integer of thousands of digits"
+
+
 def _parquet(path: Path) -> pa.Table:
     try:
-        table = pa.parquet.read_table(path)
+        _check_names(pa.parquet.read_schema(path).names, path)
+        return pa.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable parquet file: {error}") from error
-    _check_names(table.column_names, path)
-    return table
 
 
 READERS: dict[str, Callable[[Path], pa.Table]] = {

@@ -5,25 +5,36 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Value
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils.logging import tqdm
 
 from nlpkd.columns import BLANK, MAX_CLASSES, UNLABELLED, Columns, encode_labels, find_columns
-from nlpkd.sources import stream_rows
+from nlpkd.sources import class_names, stream_rows, to_column
 
 ROW = "__row__"
 """Of a row: its number, in what it was read from."""
 BUFFER_ROWS = 10_000
 """Rows that are in memory at a time, among which lengths are grouped and order is shuffled."""
 
-Encode = Callable[[Mapping[str, list]], Mapping[str, list]]
+_CHECKED_ROWS = 100
+
+
+class Encoder(Protocol):
+    """Turns columns of texts into tokens."""
+
+    def __call__(self, batch: Mapping[str, list]) -> Mapping[str, list]:
+        """Give the rows' token columns and `length`."""
+
+    def truncated(self, batch: Mapping[str, list]) -> Mapping[str, int]:
+        """Count the rows that lose tokens, by the prefix of the tokenizer's columns."""
 
 
 class TextStream(IterableDataset):
@@ -38,23 +49,24 @@ class TextStream(IterableDataset):
         num_rows: rows of the file.
         num_unlabelled: those that have no label.
         names: of the classes.
+        truncated: rows that lose tokens, by the prefix of the tokenizer's columns.
 
     Args:
         path: a jsonl, csv, tsv or parquet file.
-        columns: of text and label; None to recognise them.
+        columns: of text and label.
         encode: turns columns of texts into token columns and `length`.
         buffer_rows: rows in memory at a time.
 
     Raises:
-        ValueError: if a text is missing or empty, or a label is; it names row, column and value. The file is read
-            through once for that.
+        ValueError: if a text is missing or empty, or a label is no class; it names row, column and value. The file is
+            read through and tokenised once for that.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         columns: Columns,
-        encode: Encode,
+        encode: Encoder,
         *,
         buffer_rows: int = BUFFER_ROWS,
     ):
@@ -65,15 +77,26 @@ class TextStream(IterableDataset):
         self.path, self.columns, self.encode = Path(path), columns, encode
         self.buffer_rows, self.labelled_only, self.epoch = buffer_rows, False, 0
         self.batches_of(1)
-        counts = self._check()
-        self.names, self._ids = _classes(counts, columns.label)
-        self.num_rows = sum(counts.values())
-        self.num_unlabelled = sum(count for value, count in counts.items() if self._ids[value] == UNLABELLED)
+        self.truncated: Counter[str] = Counter()
+        self._counts: Counter[Any] = Counter()
+        first = self._check()
+        self.num_rows = self._counts.total()
+        self._examples = self._example_of_each(first)
+        self.names, self._ids = self._classes(list(first.values()))
+        self.num_unlabelled = sum(rows for value, rows in self._counts.items() if self._ids[value] == UNLABELLED)
 
     @property
     def texts(self) -> list[str]:
         """The columns of the texts."""
         return [self.columns.text] + ([self.columns.text_pair] if self.columns.text_pair else [])
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Rows of each class, by its name."""
+        rows: Counter[int] = Counter()
+        for value, count in self._counts.items():
+            rows[self._ids[value]] += count
+        return {name: rows[number] for number, name in enumerate(self.names)}
 
     def batches_of(self, batch_size: int, num_processes: int = 1, process_index: int = 0, seed: int = 42) -> None:
         """Say what batches the rows will be put into, one after the other.
@@ -132,9 +155,8 @@ class TextStream(IterableDataset):
         return Dataset.from_dict(self._encoded(list(islice(self._labelled_rows(), rows)))).remove_columns(ROW)
 
     def example_of_each_class(self) -> Dataset:
-        """Give a row of each class, as the file has its label."""
-        labels = [value for value, number in self._ids.items() if number != UNLABELLED]
-        return Dataset.from_dict({name: ["-"] * len(labels) for name in self.texts} | {self.columns.label: labels})  # type: ignore[dict-item]
+        """Give a row of each label, as the file has it, with the names of its classes."""
+        return self._examples
 
     def raw_texts(self) -> Iterator[str]:
         """Give all texts, in the file's order."""
@@ -150,26 +172,59 @@ class TextStream(IterableDataset):
         made["labels"] = [self._ids[row[self.columns.label]] for row in rows]  # type: ignore[index]
         return made | {ROW: [row[ROW] for row in rows]}
 
-    def _check(self) -> Counter:
-        """Read the file through: check every text, and count the labels."""
-        counts: Counter = Counter()
-        for number, row in enumerate(tqdm(stream_rows(self.path), desc=f"Checking {self.path.name}", disable=None)):
-            for name in self.texts:
-                value = row.get(name)
-                if not isinstance(value, str) or BLANK.fullmatch(value):
-                    raise ValueError(f"Row {number} of {self.path}, column {name!r}, has no text: {value!r:.80}.")
-            label = row.get(self.columns.label)  # type: ignore[arg-type]
-            if isinstance(label, (list, dict)):
-                raise ValueError(f"Row {number} of {self.path} has the label {label!r:.80}: a stream has one a row.")
-            counts[label] += 1
-            if len(counts) > MAX_CLASSES + 1:
-                raise ValueError(
-                    f"Column {self.columns.label!r} of {self.path} has more than {MAX_CLASSES} different labels in "
-                    f"{number + 1} rows: name the label's column with label_column."
-                )
-        if not counts:
+    def _check(self) -> dict[tuple[type, Any], int]:
+        """Read the file through: check every row, count its label, and give the first row of every kind and label."""
+        first: dict[tuple[type, Any], int] = {}
+        rows = enumerate(tqdm(stream_rows(self.path), desc=f"Checking {self.path.name}", disable=None))
+        while batch := list(islice(rows, _CHECKED_ROWS)):
+            for number, row in batch:
+                label = self._checked_label(number, row)
+                first.setdefault((type(label), label), number)
+                self._counts[label] += 1
+                if len(first) > MAX_CLASSES + 1:
+                    raise ValueError(
+                        f"Column {self.columns.label!r} of {self.path} has more than {MAX_CLASSES} different labels "
+                        f"in {number + 1} rows: name the label's column with label_column."
+                    )
+            self.truncated.update(
+                self.encode.truncated({name: [row[name] for _, row in batch] for name in self.texts})
+            )
+        if not first:
             raise ValueError(f"{self.path} has no rows.")
-        return counts
+        return first
+
+    def _checked_label(self, number: int, row: Mapping[str, Any]) -> Any:
+        """Give a row's label, None where it is missing."""
+        for name in self.texts:
+            value = row.get(name)
+            if not isinstance(value, str) or BLANK.fullmatch(value):
+                raise ValueError(f"Row {number} of {self.path}, column {name!r}, has no text: {value!r:.80}.")
+        label = row.get(self.columns.label)  # type: ignore[arg-type]
+        if isinstance(label, (list, dict)):
+            raise ValueError(f"Row {number} of {self.path} has the label {label!r:.80}: a stream has one a row.")
+        return label if label == label else None
+
+    def _example_of_each(self, first: Mapping[tuple[type, Any], int]) -> Dataset:
+        column: Any = self.columns.label
+        labels = to_column([label for _, label in first], column, self.path, first.values())
+        columns = {name: pa.array(["-"] * len(labels)) for name in self.texts}
+        names = class_names(self.path, column)
+        if names is None:
+            return Dataset(pa.table(columns | {column: labels}))
+        classes = ClassLabel(names=names)
+        features = Features(dict.fromkeys(columns, Value("string")) | {column: classes})
+        table = pa.table(columns | {column: labels.cast(classes.pa_type)})
+        return Dataset(table, info=DatasetInfo(features=features))
+
+    def _classes(self, rows: Sequence[int]) -> tuple[list[str], dict[Any, int]]:
+        """Settle names and ids of the classes by the examples and their rows in the file."""
+        column: Any = self.columns.label
+        labelled = sum(count for value, count in self._counts.items() if str(value) != str(UNLABELLED))
+        try:
+            encoded, label = encode_labels(DatasetDict(train=self._examples), column, rows, labelled)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        return list(label.names), dict(zip(self._examples[column], encoded["train"]["labels"], strict=True))
 
 
 def columns_of_file(path: str | os.PathLike[str], text: Any, text_pair: Any, label: Any) -> Columns:
@@ -178,16 +233,6 @@ def columns_of_file(path: str | os.PathLike[str], text: Any, text_pair: Any, lab
     if first is None:
         raise ValueError(f"{path} has no rows.")
     return find_columns(list(first), text, text_pair, label)
-
-
-def _classes(counts: Counter, column: str) -> tuple[list[str], dict[Any, int]]:
-    """Settle names and ids of the classes by the labels that occur, as if they were a data set."""
-    values = [value for value in counts if str(value) != str(UNLABELLED)]
-    if None in values:
-        raise ValueError(f"{counts[None]} rows have no label (column {column!r}): label them, or say {UNLABELLED}.")
-    found, label = encode_labels(DatasetDict(train=Dataset.from_dict({column: values, "text": values})), column)
-    ids = dict(zip(values, found["train"]["labels"][:], strict=True))
-    return list(label.names), ids | {value: UNLABELLED for value in counts if str(value) == str(UNLABELLED)}
 
 
 def _grouped(

@@ -123,8 +123,8 @@ def _encode_scores(splits: DatasetDict, column: str) -> Targets:
                 score = math.nan
             if score is None or abs(score) > _LARGEST or (math.isnan(score) and split != "train"):
                 raise ValueError(
-                    f"Row {row} of the {split} split has the score {value!r} (column {column!r}), which is no finite "
-                    f"float32: mend or remove such rows ({UNLABELLED} in train: the teacher alone gives the score)."
+                    f"Row {row} of the {split} split has the score {value!r:.80} (column {column!r}), which is no "
+                    f"finite float32: mend or remove such rows ({UNLABELLED} in train: the teacher alone gives it)."
                 )
             scores.append(score)
         if split == "train" and len({score for score in scores if score == score}) < 2:
@@ -232,7 +232,7 @@ def _zero_or_one(value: Any) -> Any:
 def _json_list(value: str) -> list[Any] | None:
     try:
         found = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, list) else None
 

@@ -166,6 +166,10 @@ def test_hidden_labels_of_a_named_class_are_dropped_too():
         ((["Pos", "neg", "pos"],), "'Pos' and 'pos'.*differ only in case"),
         (([f"text {number}" for number in range(50)],), "50 different labels in 50 rows.*is this the text column"),
         (([str(number) for number in range(1001)] * 3,), "1001 different labels in 3003 rows"),
+        (
+            (["a", "b" * 1001],),
+            "Label 'bbb.* .row 1 of the train split, column 'y'. has 1001 letters: is this",
+        ),
     ],
 )
 def test_labels_that_make_no_classes_are_refused(splits, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from collections import Counter
 from types import SimpleNamespace
@@ -82,6 +83,25 @@ def test_rows_at_the_limit_are_whole_and_longer_ones_are_counted_and_said(caplog
     assert data["train"]["length"][:] == [4, 5, 5, 5, 3]
     assert data.truncated == {"train": 2} and data.max_length == 5
     assert "train: 2 of 5 rows truncated to 5 tokens" in caplog.text
+
+
+def test_rows_that_a_teacher_s_tokenizer_cuts_are_counted_beside_the_student_s(tmp_path, caplog):
+    rows = [{"text": text, "label": label} for text, label in (("a b c", "x"), ("a-b", "y"), ("a b c a", "x"))]
+    letters = make_tokenizer()
+    letters.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for source, streaming in ((rows, False), (tmp_path / "rows.jsonl", True)):
+        caplog.clear()
+        data = load(source, rows[:1], teacher_tokenizer=[None, letters], max_length=5, streaming=streaming)
+        assert data.truncated == {"train": 1, "teacher_train": 2, "validation": 0, "teacher_validation": 1}
+        assert "train: 1 of 3 rows truncated to 5 tokens\n" in caplog.text
+        assert "train: 2 of 3 rows truncated to 5 tokens of the teacher's tokenizer" in caplog.text
+
+
+def test_a_class_without_rows_can_t_be_balanced():
+    rows = reviews().cast_column("label", ClassLabel(names=["neg", "never", "pos"]))
+    with pytest.raises(ValueError, match="class 'never' has no rows to balance"):
+        _ = load(rows).class_weights
 
 
 def test_the_default_limit_is_the_tokenizers_own_or_512():

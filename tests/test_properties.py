@@ -10,6 +10,7 @@ import string
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +32,7 @@ from nlpkd.layers import map_layers
 from nlpkd.model_card import build_model_card
 from nlpkd.report import EvaluationReport
 from nlpkd.sources import read_splits, stream_rows
+from nlpkd.streaming import ROW
 
 settings.register_profile(
     "nlpkd",
@@ -45,6 +47,7 @@ NASTY = ["\u202eabc", "zero\u200bwidth", "\ufeffbom", "nul\x00byte", "line\u2028
          "null", "NA", "1e5", '"quoted"', "a,b;c\td", "---", "<script>alert(1)</script>", "${HOME}", "'; DROP",
          "\x85", "\x1c", "-100", "True", "[1, 2]", "{}", "x" * 5000]  # fmt: skip
 TEXTS = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+HALVES = st.text(st.characters(categories=["Cs", "Lu"]), min_size=1, max_size=3)
 FULL_TEXTS = TEXTS.filter(lambda text: bool(text.strip()))
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 DIALECTS = st.sampled_from([(csv.QUOTE_ALL, "\n"), (csv.QUOTE_ALL, "\r\n"), (csv.QUOTE_MINIMAL, "\n"),
@@ -120,7 +123,7 @@ def test_any_bytes_are_rows_or_a_value_error(tmp_path, content, suffix):
             assert "rows" in str(error)
 
 
-VALUES = st.one_of(TEXTS, st.integers(-3, 3), st.integers(), st.floats(), st.none(), st.booleans(),
+VALUES = st.one_of(TEXTS, HALVES, st.integers(-3, 3), st.integers(), st.floats(), st.none(), st.booleans(),
                    st.binary(max_size=3), st.lists(st.integers(0, 3), max_size=3),
                    st.sampled_from(["a", "b", "c"]))  # fmt: skip
 LABELS = st.one_of(
@@ -154,9 +157,30 @@ def test_any_labels_and_texts_are_tokenised_rows_or_a_value_error(tokenizer, lab
         assert torch.isfinite(batch["labels"].float()).all()
 
 
-@given(available=st.lists(st.one_of(NAMES, st.sampled_from(["text", "sentence", "label", "labels", "premise"])),
-                          min_size=1, max_size=5, unique=True),
-       named=st.tuples(*[st.one_of(st.none(), NAMES)] * 3))  # fmt: skip
+@given(labels=LABELS, text=st.one_of(FULL_TEXTS, HALVES))
+def test_a_stream_takes_and_refuses_what_reading_the_file_whole_does(tmp_path, tokenizer, labels, text):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text, "label": label}, default=str) for label in labels))
+
+    def read(**settings):
+        try:
+            data = load_text_classification(
+                path, tokenizer=tokenizer, problem_type="single_label_classification", max_length=16, **settings
+            )
+        except ValueError as error:
+            assert re.search("[Rr]ow|[Ll]ine|All train rows|differ only in case", str(error)), error
+            return None
+        rows = sorted(data["train"], key=itemgetter(ROW)) if settings else data["train"]
+        return data.id2label, data.truncated, [(row["labels"], row["input_ids"]) for row in rows]
+
+    assert read(streaming=True) == read()
+
+
+COLUMNS = st.sampled_from(["text", "sentence", "label", "labels", "premise"])
+
+
+@given(available=st.lists(st.one_of(NAMES, HALVES, COLUMNS), min_size=1, max_size=5, unique=True),
+       named=st.tuples(*[st.one_of(st.none(), NAMES, HALVES)] * 3))  # fmt: skip
 def test_any_columns_are_told_apart_or_refused(available, named):
     try:
         columns = find_columns(available, *named)

@@ -55,11 +55,13 @@ def test_what_a_pipeline_returns_is_taken_even_as_json_in_a_csv():
         ([0.5, -0.1, 0.6], "Row 1 .* not negative"),
         ([0.0, 0.0, 0.0], "Row 1 .* not all be 0"),
         ([float("nan"), 0.5, 0.5], "Row 1 .* finite"),
+        ("[" * 100_000, r"Row 1 .* the soft label '\[{119} in column 'scores': maximum recursion"),
+        (f"[1{'0' * 400}, 0, 0]", r"Row 1 .* the soft label '\[10+ in column 'scores': int too large"),
     ],
 )
 def test_a_bad_row_is_named_with_its_value(value, message):
     with pytest.raises(ValueError, match=message):
-        converted([0.2, 0.3, 0.5], value)
+        converted("[0.2, 0.3, 0.5]" if isinstance(value, str) else [0.2, 0.3, 0.5], value)
 
 
 def test_an_unknown_label_and_a_missing_column_are_named():

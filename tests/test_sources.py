@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer, hub_environment
 
-from nlpkd.sources import read_splits
+from nlpkd.sources import LARGEST_FILE, read_splits, stream_rows
 
 ROWS = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]
 
@@ -71,11 +72,32 @@ def test_no_word_of_a_file_turns_into_something_else(tmp_path, word):
 @pytest.mark.parametrize(
     "text", ["\u05e9\u05dc\u05d5\u05dd \u202eabc", "a\u200bb\u2060c", "nul\0byte", "\U0001f600\u0301", "x" * 3_000_000]
 )
-def test_odd_unicode_nul_bytes_and_long_lines_survive(tmp_path, text):
+def test_odd_unicode_nul_bytes_and_long_lines_survive_whole_and_streamed(tmp_path, text):
     expected = [{"text": text, "label": "x"}, {"text": "b", "label": "y"}]
-    assert rows(write(tmp_path, "a.csv", f"text,label\n{text},x\nb,y\n")) == expected
-    assert rows(write(tmp_path, "a.tsv", f"text\tlabel\n{text}\tx\nb\ty\n")) == expected
-    assert rows(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, expected)))) == expected
+    for name, content in (
+        ("a.csv", f"text,label\n{text},x\nb,y\n"),
+        ("a.tsv", f"text\tlabel\n{text}\tx\nb\ty\n"),
+        ("a.jsonl", "\n".join(map(json.dumps, expected))),
+    ):
+        path = write(tmp_path, name, content)
+        assert rows(path) == expected == list(stream_rows(path))
+
+
+def test_a_limit_on_cells_that_someone_set_higher_is_left(tmp_path):
+    before = csv.field_size_limit(LARGEST_FILE + 1)
+    try:
+        rows(write(tmp_path, "a.csv", "text,label\na,x\n"))
+        assert csv.field_size_limit() == LARGEST_FILE + 1
+    finally:
+        csv.field_size_limit(before)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_file_too_large_to_be_read_whole_is_to_be_streamed(tmp_path, name):
+    with (tmp_path / name).open("w") as file:
+        file.truncate(LARGEST_FILE + 1)
+    with pytest.raises(ValueError, match=f"{LARGEST_FILE + 1} bytes.*streaming=True"):
+        read_splits(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +124,15 @@ def test_odd_unicode_nul_bytes_and_long_lines_survive(tmp_path, text):
         ("a.jsonl", '{"text": "\\ud83d"}\n{"text": "a", "\\ud800": 1}\n', "row 0 holds half of a character"),
         ("a.jsonl", '{"label": 99999999999999999999999}\n', "'label'"),
         ("a.json", "[" * 100_000, "not valid JSON"),
+        ("a.jsonl", '{"label": 1}\n{"label": %s}\n' % ("7" * 5000), "Line 2 of .*a.jsonl .* number 7{20}... has 5000"),
+        ("a.json", '[{"label": %s}]' % ("7" * 5000), "a.json is not valid JSON: the number 7{20}... has 5000 digits"),
+        (
+            "a.jsonl",
+            '{"label": 1}\n{"label": 1%s}\n' % ("0" * 30),
+            "'label' of .*: row 1 holds 10{30}, which no column",
+        ),
+        ("a.jsonl", '{"m": {"n": "\\ud83d"}}\n', "'m' of .*: row 0 holds {'n': '.ud83d'}"),
+        ("a.jsonl", '{"text": "a", "\\ud800": 1}\n', "a column whose name, '.ud800', holds half of a character"),
         ("a.parquet", "PAR1 no", "not a readable parquet"),
     ],
 )
@@ -218,7 +249,13 @@ def test_frames_and_lists_of_dicts_are_read_like_files():
     [
         (pd.DataFrame({0: ["a"]}), r"columns of the DataFrame, \[0\], must be different strings"),
         (pd.DataFrame([["a", "b"]], columns=["x", "x"]), "must be different strings"),
-        (pd.DataFrame({"text": ["a", 3]}), "DataFrame can't be read: .*column text"),
+        (pd.DataFrame({"text": ["a", 3]}), r"Column 'text' of the DataFrame: .* mix str \(row 0\) and int \(row 1\)"),
+        (
+            pd.DataFrame({"n": [None, 1], "text": ["a", "\ud83d"]}, dtype=object),
+            "Column 'text' of the DataFrame: row 1 holds half of a character .*found '.ud83d'",
+        ),
+        (pd.DataFrame({"n": [1, 10**30]}, dtype=object), "Column 'n' of the DataFrame: row 1 holds 10{30}, which no"),
+        ([{"n": 10**5000}], "Column 'n' of the list: row 0 holds an integer of thousands of digits"),
         ([{"text": "a"}, "b"], "Row 1 of the list is a str"),
         ([{"text": "a"}, {"text": 3}], r"Column 'text' of the list: .* mix str \(row 0\) and int \(row 1\)"),
         ([], "train split has no rows"),

@@ -6,10 +6,12 @@ import json
 import tracemalloc
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import raw_rows, sentences, tiny_bert
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from safetensors.torch import load_file
 
 from nlpkd import DistillationTrainer, distill, load_text_classification, make_student
@@ -120,7 +122,24 @@ def test_rows_are_those_of_reading_the_file_whole(tmp_path, kind):
         (['{"text": "a", "label": 0}', "[1]"], "Line 2 of .* is a list, not an object"),
         (['{"text": "a", "label": 0}', '{"text": " ", "label": 1}'], r"Row 1 of .*, column 'text', has no text: ' '"),
         (['{"text": "a", "label": 0}', '{"label": 1}'], "Row 1 of .* has no text: None"),
-        (['{"text": "a", "label": 0}', '{"text": "b", "label": null}'], "1 rows have no label"),
+        (['{"text": "a", "label": 0}', '{"text": "b", "label": null}'], "rows.jsonl: Row 1 .* has no label.*None"),
+        (
+            ['{"text": "a", "label": 0}', '{"text": "\\ud83d", "label": 1}'],
+            "Line 2 of .*, column 'text', holds half of",
+        ),
+        (['{"text": "a", "label": "\\ud83d"}'], "Line 1 of .*, column 'label', holds half of .*found '.ud83d'"),
+        (
+            ['{"text": "a", "label": "a"}', '{"text": "b", "label": 3}'],
+            r"'label' of .* mix str .row 0. and int .row 1.",
+        ),
+        (['{"text": "a", "label": true}', '{"text": "b", "label": 1}'], "mix bool .row 0. and int .row 1."),
+        (
+            ['{"text": "a", "label": 0}', '{"text": "b", "label": 1%s}' % ("0" * 30)],
+            "'label' of .*row 1 holds 10{30},",
+        ),
+        (['{"text": "a", "label": %s}' % ("7" * 5000)], "Line 1 of .* the number 7{20}... has 5000 digits"),
+        (['{"text": "a", "label": 0}', '{"text": "b", "label": "%s"}' % ("[" * 100_000)], "mix int .row 0. and str"),
+        (['{"text": "a", "label": "%s"}' % ("[" * 100_000)], r"rows.jsonl: Label '\[{79} .row 0 .* 100000 letters"),
         (['{"text": "a", "label": ["x"]}'], "Row 0 of .* has the label"),
         (['{"text": "a", "label": 0}'], "same label"),
         (["{}"], "No column is known"),
@@ -132,6 +151,78 @@ def test_what_is_wrong_is_told_by_its_row(tmp_path, tokenizer, lines, message):
     path.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=message):
         load(path, tokenizer=tokenizer, streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "bad", "message"),
+    [
+        ([0, 1], 0.5, r"Label 0.5 \(row 250 of the train split"),
+        ([0, 1], None, "Row 250 of the train split has no label.*None"),
+        ([0.0, 1.0], float("nan"), "Row 250 of the train split has no label"),
+        ([0, 1], -1, "Row 250 of the train split has no label.*-1"),
+        (["a", "b"], " ", "Row 250 of the train split has no label.*' '"),
+        (["a", "b"], 3, r"mix str \(row 0\) and int \(row 250\)"),
+    ],
+)
+def test_a_label_that_is_wrong_from_a_row_on_is_told_by_the_first_such_row(tmp_path, tokenizer, labels, bad, message):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "good", "label": bad if at >= 250 else labels[at % 2]} for at in range(1500)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=message):
+        load(path, tokenizer=tokenizer, streaming=True)
+
+
+def test_many_classes_are_classes_where_each_has_rows(tmp_path, tokenizer):
+    path, rows = tmp_path / "rows.jsonl", [{"text": "good", "label": f"c{at % 25}"} for at in range(250)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = load(path, rows[:30], tokenizer=tokenizer, streaming=True)
+    assert data["train"].names == load(path, tokenizer=tokenizer)["train"].features["labels"].names
+    assert data["validation"].features["labels"].names == data["train"].names
+    path.write_text("\n".join(map(json.dumps, rows[:25])))
+    with pytest.raises(ValueError, match="25 different labels in 25 rows.*is this the text column, or an id"):
+        load(path, tokenizer=tokenizer, streaming=True)
+
+
+def test_names_of_classes_in_a_parquet_file_are_kept(tmp_path, tokenizer):
+    names = ClassLabel(names=["never", "pos", "neg"])
+    rows = Dataset.from_dict({"text": ["good", "bad"] * 4, "label": [1, 2] * 4}).cast_column("label", names)
+    rows.to_parquet(tmp_path / "train.parquet")
+    rows.select(range(2)).to_parquet(tmp_path / "held.parquet")
+    train, held_out = tmp_path / "train.parquet", tmp_path / "held.parquet"
+    data = load(train, held_out, tokenizer=tokenizer, streaming=True)
+    assert data["train"].names == names.names and data["validation"]["labels"][:] == [1, 2]
+    assert seen(data["train"]) == seen(load(train, tokenizer=tokenizer)["train"])
+    assert data["train"].class_counts == {"never": 0, "pos": 4, "neg": 4}
+
+
+def test_a_parquet_file_with_a_wrong_id_or_a_column_twice_is_refused(tmp_path, tokenizer):
+    named = Dataset.from_dict({"text": ["good", "bad"], "label": [0, 1]}).cast_column("label", ClassLabel(2))
+    named.to_parquet(tmp_path / "rows.parquet")
+    schema = pq.read_schema(tmp_path / "rows.parquet")
+    pq.write_table(pa.table([["good", "bad", "a"], [0, 1, 7]], schema=schema), tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"rows.parquet: Label 7 \(row 2 of the train split.* outside 0..1"):
+        load(tmp_path / "rows.parquet", tokenizer=tokenizer, streaming=True)
+    twice = pa.table([["a", "b"], ["c", "d"], ["x", "y"]], names=["text", "text", "label"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    for streaming in (True, False):
+        with pytest.raises(ValueError, match=r"twice.parquet has columns with the same name: \['text'\]"):
+            load(tmp_path / "twice.parquet", tokenizer=tokenizer, streaming=streaming)
+
+
+def test_classes_are_balanced_by_the_rows_of_the_whole_file(tmp_path, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    labels = ["b"] * 30 + ["a"] * 10 + ["-100"] * 5
+    path.write_text("\n".join(json.dumps({"text": "good", "label": label}) for label in labels))
+    data = load(path, tokenizer=tokenizer, streaming=True)
+    assert data.class_weights == [40 / (2 * 10), 40 / (2 * 30)] == load(path, tokenizer=tokenizer).class_weights
+    data["train"].follow([1, 0])
+    assert data["train"].names == ["b", "a"] and data.class_weights == [2.0, 40 / 60]
+
+
+def test_a_test_set_whose_labels_are_hidden_is_left_out(tmp_path, tokenizer, caplog):
+    hidden = [{"text": "good", "label": None}]
+    data = load(write(tmp_path / "rows.jsonl", 20), None, hidden, tokenizer=tokenizer, streaming=True)
+    assert list(data) == ["train"] and "its labels are hidden" in caplog.text
 
 
 @pytest.mark.parametrize("asked", [{"validation_split": 0.1}, {"window_stride": 2}, {"problem_type": "regression"}])
