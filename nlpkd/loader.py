@@ -99,6 +99,21 @@ def sampled_loader(
     )
 
 
+def micro_batches(step_rows: int, batch_size: int, uneven: bool) -> int:
+    """Say in how many micro-batches a process does an optimizer step.
+
+    Args:
+        step_rows: rows of the step on this process.
+        batch_size: the most rows of a micro-batch.
+        uneven: whether micro-batches may differ in size, as those of `LengthGroupedBatchSampler` may.
+
+    Returns:
+        The fewest that make just so many rows.
+    """
+    fewest = -(-step_rows // batch_size)
+    return fewest if uneven else next(count for count in range(fewest, step_rows + 1) if step_rows % count == 0)
+
+
 def _workers(args: DistillationConfig) -> dict[str, Any]:
     return {
         "num_workers": args.dataloader_num_workers,
