@@ -108,8 +108,9 @@ class DistillationConfig(TrainingArguments):
             self.use_cpu = True
         if self.use_cpu and (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
             raise ValueError(
-                "FSDP was asked for, and training is on the CPU (use_cpu, or there is no accelerator): Accelerate would "
-                "train with DDP and say nothing. Leave FSDP out (recipes/accelerate_configs/cpu.yaml), or run on GPUs"
+                "FSDP was asked for, and training is on the CPU (use_cpu, or there is no accelerator): Accelerate "
+                "would train with DDP and say nothing. Leave FSDP out (recipes/accelerate_configs/cpu.yaml), or run "
+                "on GPUs"
             )
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_at_bf16(self.use_cpu)

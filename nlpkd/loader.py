@@ -61,7 +61,13 @@ def training_loader(
         loader = DataLoader(_NumberedRows(rows), batch_sampler=sampler, collate_fn=numbered, **_workers(args))
     # The rows are shared out already, so Accelerate must not do it again.
     return prepare_data_loader(
-        loader, device=args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+        loader,
+        device=args.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
+        non_blocking=True,
     )
 
 

@@ -266,7 +266,7 @@ class DistillationTrainer(Trainer):
             MemoryError: if memory runs out.
             OSError: if the disk is full, or (ConnectionError) another process is gone.
             SystemExit: after a SIGTERM, once the checkpoint is saved.
-            ValueError: if another run writes to `output_dir`, or the checkpoint is not whole, damaged or of another run.
+            ValueError: if another run writes to `output_dir`, or the checkpoint is damaged or another run's.
         """
         given, main = self.args, self.is_world_process_zero()
         with only_writer(given.output_dir) if main else nullcontext():
