@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -27,6 +28,7 @@ from nlpkd.capture import Capture
 from nlpkd.config import fast_at_bf16
 from nlpkd.data import TEACHER_PREFIX, TOKEN_COLUMNS
 from nlpkd.labels import looks_like_probabilities
+from nlpkd.lock import only_writer
 from nlpkd.shards import ShardFolder, hash_configuration, hash_tokenizer, hash_value, hash_weights, pack_states
 from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS
 
@@ -65,7 +67,8 @@ def cache_teacher_outputs(
 
     Shard k is computed by process k % processes. A call that was killed is taken up where it stopped, by any number
     of processes: shards that are there are checked and kept. The folder holds one cache; a call with another teacher,
-    other tokens or another precision is refused.
+    other tokens or another precision is refused. Of two runs on one folder the second waits for the first (with
+    several processes, `ddp_timeout` at most).
 
     Args:
         teacher: a model, or any module or function that gives logits or probabilities `(rows, labels)`. A function is
@@ -116,13 +119,14 @@ def cache_teacher_outputs(
         "the layers": str(sorted(set(hidden_states))),
     }
     path = Path(cache_dir)
-    if state.is_main_process:
-        ShardFolder.create(path, len(dataset), shard_rows, parts, source.explanations)
-    state.wait_for_everyone()
-    folder = ShardFolder.open(path, parts, source.explanations)
-    missing = _missing_shards(folder, state)
-    _compute(source, folder, missing, outputs, order, state)
-    state.wait_for_everyone()
+    with _alone(path) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            ShardFolder.create(path, len(dataset), shard_rows, parts, source.explanations)
+        state.wait_for_everyone()
+        folder = ShardFolder.open(path, parts, source.explanations)
+        missing = _missing_shards(folder, state)
+        _compute(source, folder, missing, outputs, order, state)
+        state.wait_for_everyone()
     cached = concatenate_datasets([dataset.with_format(None), folder.load()], axis=1)
     return cached.with_format(dataset.format["type"], **dataset.format["format_kwargs"])
 
@@ -143,6 +147,11 @@ def _check_arguments(teacher: Any, dataset: Any, outputs: str, order: Sequence[i
         raise ValueError(f"order must hold each index of the teacher's labels once, got {list(order)}")
     if shard_rows < 1:
         raise ValueError(f"shard_rows must be at least 1, got {shard_rows}")
+
+
+def _alone(path: Path) -> AbstractContextManager[None]:
+    """Keep other runs waiting; a cache that can't be written to needs no lock."""
+    return only_writer(path, wait=True) if not path.exists() or os.access(path, os.W_OK) else nullcontext()
 
 
 def _missing_shards(folder: ShardFolder, state: PartialState) -> list[int]:

@@ -208,11 +208,15 @@ def _student(model: Any) -> dict[str, Any]:
 
 def _data(trainer: DistillationTrainer, columns: Sequence[str]) -> dict[str, Any]:
     rows: Any = trainer.train_dataset
-    told: dict[str, Any] = {"training rows": len(rows)}
+    told: dict[str, Any] = {}
     if isinstance(rows, TextStream):
+        # Its length is that of one process's batches.
+        told["training rows"] = rows.num_rows - (rows.num_unlabelled if rows.labelled_only else 0)
         # Read as a whole it would take long: its size and its first rows stand for it.
         told["bytes of the training file"] = rows.path.stat().st_size
         rows = rows.head(_HASHED_ROWS)
+    else:
+        told["training rows"] = len(rows)
     if not isinstance(rows, Dataset):
         return told
     # What the teacher was run for beforehand depends on teacher and rows.

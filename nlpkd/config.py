@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
@@ -52,8 +53,8 @@ class DistillationConfig(TrainingArguments):
         ensemble_weights: weights of several teachers, one a teacher; equal ones if None. Only their ratios count.
 
     Raises:
-        ValueError: if a setting is out of range, several GPUs are visible without a launcher, or a launcher started
-            fewer processes than it was asked for.
+        ValueError: if a setting is out of range or can't be had here, several GPUs are visible without a launcher, or
+            a launcher started fewer processes than it was asked for.
     """
 
     output_dir: str = field(default="trainer_output", metadata={"help": "Where the run writes."})
@@ -105,11 +106,12 @@ class DistillationConfig(TrainingArguments):
         if not torch.accelerator.is_available():
             # Without it, launched CPU processes each take themselves for the only one.
             self.use_cpu = True
-            if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
-                raise ValueError(
-                    "FSDP was asked for and there is no accelerator: Accelerate would train with DDP and say nothing. "
-                    "Leave it out (recipes/accelerate_configs/cpu.yaml), or run on GPUs"
-                )
+        if self.use_cpu and (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+            raise ValueError(
+                "FSDP was asked for, and training is on the CPU (use_cpu, or there is no accelerator): Accelerate "
+                "would train with DDP and say nothing. Leave FSDP out (recipes/accelerate_configs/cpu.yaml), or run "
+                "on GPUs"
+            )
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_at_bf16(self.use_cpu)
         if self.use_cpu and _RANKS & os.environ.keys():
@@ -140,6 +142,12 @@ class DistillationConfig(TrainingArguments):
                 "save_on_each_node=True would leave checkpoints without weights on all machines but the first, since "
                 "transformers writes a model in process 0 alone: leave it out, and let output_dir be a folder that "
                 "all machines share"
+            )
+        if self.auto_find_batch_size and self.world_size > 1:
+            raise ValueError(
+                f"auto_find_batch_size=True is for one process, and there are {self.world_size}: one that runs out of "
+                "memory would leave the others waiting. Set per_device_train_batch_size lower, and "
+                "gradient_accumulation_steps higher, which changes no result"
             )
         if self.n_gpu > 1:
             raise ValueError(

@@ -163,12 +163,12 @@ def within_memory(args: TrainingArguments) -> Iterator[None]:
         reached_zero = "No executable batch size found" in str(error)
         if not reached_zero and not should_reduce_batch_size(error):
             raise
+        by_itself = ", let auto_find_batch_size=True do so" if args.world_size == 1 else ""
         advice = (
             "even with 1 row: use a smaller student or teacher, or a lower max_length"
             if reached_zero
             else f"with {args.train_batch_size} rows a micro-batch: halve per_device_train_batch_size and double "
-            "gradient_accumulation_steps, which changes no result, let auto_find_batch_size=True do so, or lower "
-            "max_length"
+            f"gradient_accumulation_steps, which changes no result{by_itself}, or lower max_length"
         )
         raise MemoryError(f"memory ran out {advice}") from error
     finally:

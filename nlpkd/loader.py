@@ -61,7 +61,13 @@ def training_loader(
         loader = DataLoader(_NumberedRows(rows), batch_sampler=sampler, collate_fn=numbered, **_workers(args))
     # The rows are shared out already, so Accelerate must not do it again.
     return prepare_data_loader(
-        loader, device=args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+        loader,
+        device=args.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
+        non_blocking=True,
     )
 
 
@@ -97,6 +103,21 @@ def sampled_loader(
             **_workers(args),
         )
     )
+
+
+def micro_batches(step_rows: int, batch_size: int, uneven: bool) -> int:
+    """Say in how many micro-batches a process does an optimizer step.
+
+    Args:
+        step_rows: rows of the step on this process.
+        batch_size: the most rows of a micro-batch.
+        uneven: whether micro-batches may differ in size, as those of `LengthGroupedBatchSampler` may.
+
+    Returns:
+        The fewest that make just so many rows.
+    """
+    fewest = -(-step_rows // batch_size)
+    return fewest if uneven else next(count for count in range(fewest, step_rows + 1) if step_rows % count == 0)
 
 
 def _workers(args: DistillationConfig) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import disable_progress_bars
-from filelock import FileLock, Timeout
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -22,9 +21,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from nlpkd.checkpoints import last_whole
 from nlpkd.config import DistillationConfig
 from nlpkd.data import TeacherTokenizers, TextClassificationData
-from nlpkd.disk import replacing
+from nlpkd.disk import replacing, write_whole
 from nlpkd.evaluation import evaluate_student
 from nlpkd.html_report import save_page, training_curves
+from nlpkd.lock import only_writer
 from nlpkd.matching import follow_student_labels
 from nlpkd.model_card import build_model_card
 from nlpkd.objectives import CrossEntropyLoss
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def only_run(output_dir: str | Path) -> Iterator[None]:
-    """Keep other runs out of an output directory; the kernel drops the lock with its owner.
+    """Keep other runs out of an output directory, and let the main process alone speak.
 
     Args:
         output_dir: the directory, made where missing.
@@ -60,17 +60,8 @@ def only_run(output_dir: str | Path) -> Iterator[None]:
         logging.getLogger("nlpkd").setLevel(logging.ERROR)
         yield
         return
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another run is writing to {folder}: wait for it, or choose another output_dir") from None
-    try:
+    with only_writer(output_dir):
         yield
-    finally:
-        lock.release()
 
 
 def gold_trainer(
@@ -350,4 +341,4 @@ def save_report(report: EvaluationReport, directory: str | Path, model_name: str
     report.save(directory)
     save_page(report, directory, curves=training_curves(directory))
     card = build_model_card(report, model_name=model_name or Path(directory).resolve().name)
-    card.save(Path(directory) / "README.md")
+    write_whole(Path(directory) / "README.md", str(card).encode())

@@ -29,8 +29,9 @@ from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
 from nlpkd.disk import refuse_damaged, replacing_model
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.guard import LossWindow, among_processes, within_memory
-from nlpkd.interruption import EXIT_STATUS, SaveOnSigterm
-from nlpkd.loader import ROWS, sampled_loader, training_loader
+from nlpkd.interruption import SaveOnSigterm
+from nlpkd.loader import ROWS, micro_batches, sampled_loader, training_loader
+from nlpkd.lock import only_writer
 from nlpkd.matching import follow_student_labels, refuse_reentrant_checkpointing, refuse_shared_weights
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import resolve
@@ -265,29 +266,27 @@ class DistillationTrainer(Trainer):
             MemoryError: if memory runs out.
             OSError: if the disk is full, or (ConnectionError) another process is gone.
             SystemExit: after a SIGTERM, once the checkpoint is saved.
-            ValueError: if the checkpoint is not whole, damaged, or of another run.
+            ValueError: if another run writes to `output_dir`, or the checkpoint is damaged or another run's.
         """
-        given = self.args
-        if self.model is not None:
-            self.run_record = describe_run(self, self._signature_columns)
-        checkpoint = whole_checkpoint(resume_from_checkpoint, given.output_dir, self.run_record)
-        if self.objectives.need_teacher:
-            self.train_dataset = self._teaching.run_once(self.train_dataset, given)
-        self._window.restart()
-        if self.is_world_process_zero():
-            logger.warning("Training with %s.", ", ".join(self._choices()))
-        self._step_rows = None
-        try:
-            with within_memory(given), among_processes(given):
-                output = super().train(checkpoint, *args, **kwargs)
-        finally:
-            if self._compact is not None:
-                self._compact.end()
-                # What was wrapped for training knows the compact table alone.
-                self._compact, self.model_wrapped = None, self.model
-        if self._interruption.stopped:
-            raise SystemExit(EXIT_STATUS)
-        return output
+        given, main = self.args, self.is_world_process_zero()
+        with only_writer(given.output_dir) if main else nullcontext():
+            if self.model is not None:
+                self.run_record = describe_run(self, self._signature_columns)
+            checkpoint = whole_checkpoint(resume_from_checkpoint, given.output_dir, self.run_record)
+            if self.objectives.need_teacher:
+                self.train_dataset = self._teaching.run_once(self.train_dataset, given)
+            self._window.restart()
+            if main:
+                logger.warning("Training with %s.", ", ".join(self._choices()))
+            self._step_rows = None
+            try:
+                with within_memory(given), among_processes(given), self._interruption.listening():
+                    return super().train(checkpoint, *args, **kwargs)
+            finally:
+                if self._compact is not None:
+                    self._compact.end()
+                    # What was wrapped for training knows the compact table alone.
+                    self._compact, self.model_wrapped = None, self.model
 
     def _choices(self) -> list[str]:
         columns = getattr(self.train_dataset, "column_names", None) or ()
@@ -298,11 +297,11 @@ class DistillationTrainer(Trainer):
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Take up a smaller micro-batch after memory ran out: a step keeps its rows, in more of them."""
         super()._update_auto_batch_size(batch_size)
-        args = self.args
-        self._step_rows = self._step_rows or args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        shares = self._step_rows // args.world_size
-        args.gradient_accumulation_steps = -(-shares // batch_size)
-        self._train_batch_size = -(-shares // args.gradient_accumulation_steps)
+        args, rows = self.args, self.train_dataset
+        self._step_rows = self._step_rows or args.train_batch_size * args.gradient_accumulation_steps
+        uneven = args.train_sampling_strategy == "group_by_length" and has_length(rows)
+        count = micro_batches(self._step_rows, batch_size, uneven and not isinstance(rows, TextStream))
+        args.gradient_accumulation_steps, self._train_batch_size = count, -(-self._step_rows // count)
         self._window.restart()
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]

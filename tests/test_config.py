@@ -119,6 +119,16 @@ def test_settings_below_their_least_value_are_refused(config, name, value):
         config(**{name: value})
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("fsdp", [True, "full_shard", None])
+def test_fsdp_on_the_cpu_is_refused_since_accelerate_would_do_without_it(config, monkeypatch, fsdp, gpu):
+    if fsdp is None:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    with pytest.raises(ValueError, match="FSDP was asked for, and training is on the CPU"):
+        config(fsdp=fsdp, use_cpu=gpu)
+
+
 def test_saving_on_each_machine_is_refused_where_transformers_would_leave_the_weights_out(config):
     with pytest.raises(ValueError, match="that all machines share"):
         config(save_on_each_node=True)

@@ -2,13 +2,15 @@
 
 import hashlib
 import logging
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_bert
+from conftest import raw_rows, tiny_bert
 from datasets import ClassLabel
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -19,7 +21,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from nlpkd import DistillationTrainer, make_student
+from nlpkd import DistillationTrainer, load_text_classification, make_student
+from nlpkd.checkpoints import describe_run
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
@@ -28,6 +31,7 @@ from nlpkd.objectives import (
     HiddenStateMSELoss,
     LinearTemperature,
 )
+from nlpkd.run import only_run
 from nlpkd.teacher import TEACHER_LOGITS
 
 
@@ -683,3 +687,110 @@ def test_a_teacher_of_logits_alone_is_run_once_a_row_and_teaches_the_same(make_r
     )  # fmt: skip
     other.train()
     assert TEACHER_LOGITS not in other.train_dataset.column_names, "another teacher's cache is not taken"
+
+
+class Greedy(CrossEntropyLoss):
+    """Takes more memory than any machine has, for more rows than `most`."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most, self.batches = most, []
+
+    def total(self, student, teacher, batch):
+        if len(batch["labels"]) > self.most:
+            torch.empty(2**50)
+        self.batches.append(len(batch["labels"]))
+        return super().total(student, teacher, batch)
+
+
+class Sigterm(TrainerCallback):
+    """Sends the signal to this process once, at an event."""
+
+    def __init__(self, event: str):
+        setattr(self, event, self.send)
+        self.left = 1
+
+    def send(self, args, state, control, **kwargs):
+        if self.left:
+            self.left = 0
+            signal.raise_signal(signal.SIGTERM)
+
+
+class TestInterruption:
+    @pytest.fixture
+    def heard(self):
+        """What a handler of the caller's own hears."""
+        heard = []
+        before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+        yield heard
+        signal.signal(signal.SIGTERM, before)
+
+    @pytest.fixture
+    def build(self, make_rows, settings, tokenizer):
+        def build(objective, rows=66, callbacks=None, **config):
+            args = settings(train_sampling_strategy="random", per_device_train_batch_size=33, **config)
+            return DistillationTrainer(
+                tiny_bert(hidden=8), None, args, [objective], make_rows(rows), processing_class=tokenizer,
+                callbacks=callbacks,
+            )  # fmt: skip
+
+        return build
+
+    def test_a_training_that_fails_gives_the_handler_back(self, build, heard):
+        mine = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(MemoryError):
+            build(Greedy(0)).train()
+        assert signal.getsignal(signal.SIGTERM) is mine
+
+    def test_a_training_that_starts_over_gives_the_handler_back_and_a_step_of_any_order_keeps_its_rows(
+        self, build, heard
+    ):
+        mine, objective = signal.getsignal(signal.SIGTERM), Greedy(20)
+        trainer = build(objective, auto_find_batch_size=True)
+        trainer.train()
+        assert signal.getsignal(signal.SIGTERM) is mine
+        assert objective.batches == [11] * 6 and trainer.state.global_step == 2
+
+    def test_the_step_in_progress_is_the_last_and_saved(self, build, heard, tmp_path):
+        trainer = build(Greedy(33), callbacks=[Sigterm("on_step_begin")])
+        mine = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as stopped:
+            trainer.train()
+        assert stopped.value.code == 143 and trainer.state.global_step == 1 and not heard
+        assert (tmp_path / "out" / "checkpoint-1" / "checksums.json").is_file()
+        assert signal.getsignal(signal.SIGTERM) is mine
+
+    def test_after_the_last_step_the_signal_does_what_it_does_without_training(self, build, heard):
+        trainer = build(Greedy(33), callbacks=[Sigterm("on_train_end")])
+        trainer.train()
+        assert trainer.state.global_step == 2 and heard == [signal.SIGTERM]
+
+
+def test_a_directory_that_another_run_writes_to_can_be_evaluated_in_and_not_trained_in(
+    make_rows, settings, tokenizer, tmp_path
+):
+    trainer = DistillationTrainer(
+        tiny_bert(), None, settings(), None, make_rows(8), make_rows(8), processing_class=tokenizer
+    )
+    (tmp_path / "out").mkdir(exist_ok=True)
+    with FileLock(tmp_path / "out" / ".lock"):
+        trainer.evaluate()
+        with pytest.raises(ValueError, match=f"another run is writing to {tmp_path / 'out'}: "):
+            trainer.train()
+    with only_run(tmp_path / "out"):
+        trainer.train()
+        with pytest.raises(TimeoutError):
+            FileLock(tmp_path / "out" / ".lock", timeout=0).acquire()
+    with FileLock(tmp_path / "out" / ".lock", timeout=0):
+        assert trainer.state.global_step == 1
+
+
+def test_the_rows_of_a_stream_are_counted_alike_before_and_after_processes_share_them_out(
+    settings, tokenizer, tmp_path
+):
+    raw_rows(30).to_csv(tmp_path / "rows.csv")
+    rows = load_text_classification(tmp_path / "rows.csv", tokenizer=tokenizer, streaming=True)["train"]
+    trainer = DistillationTrainer(tiny_bert(), None, settings(), None, rows, processing_class=tokenizer)
+    before = describe_run(trainer, ["input_ids"])["result"]
+    rows.batches_of(8, num_processes=2)
+    assert before["training rows"] == 30 and describe_run(trainer, ["input_ids"])["result"] == before

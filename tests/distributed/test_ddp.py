@@ -23,6 +23,8 @@ from nlpkd import load_text_classification
 HERE = Path(__file__).parent
 TRAIN_ROWS, VALIDATION_ROWS, GLOBAL_BATCH = 37, 23, 16
 PARTS = ["loss/cross_entropy", "loss/forward_kl", "loss/hidden_state_mse", "loss/attention_mse"]
+# Rows that share a micro-batch are other ones there.
+SPLIT_OTHERWISE = ("coupled.", "streamed.")
 # Not bit-equal: other batch shapes pick other kernels, and floats are summed in another order.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 
@@ -41,7 +43,10 @@ class Outcome:
 
     @property
     def steps(self) -> list[dict[str, float]]:
-        return [entry for entry in self.records[0]["log"] if "loss" in entry]
+        return self.logged("matching")
+
+    def logged(self, name: str) -> list[dict[str, float]]:
+        return [entry for entry in self.records[0]["logs"][name] if "loss" in entry]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,7 @@ def given(tmp_path_factory, tokenizer) -> Path:
     tiny_bert(layers=2, hidden=8, seed=2).save_pretrained(folder / "student")
     tokenizer.save_pretrained(folder / "student")
     rows = load_text_classification(raw_rows(TRAIN_ROWS, 3), raw_rows(VALIDATION_ROWS, 4), tokenizer=tokenizer)
+    raw_rows(TRAIN_ROWS, 3).to_csv(folder / "train.csv")
     for split in ("train", "validation"):
         rows[split].save_to_disk(folder / split)
     assert len(set(rows["train"]["length"][:])) > 5
@@ -120,31 +126,55 @@ def test_the_parts_add_up_to_the_loss_by_weight(alone, several):
 
 def test_student_and_projections_end_the_same(alone, several, given):
     start = AutoModelForSequenceClassification.from_pretrained(given / "student").state_dict()
-    assert any(name.startswith("objectives.") for name in alone.weights[0])
-    for name, expected in alone.weights[0].items():
+    equal = {name: tensor for name, tensor in alone.weights[0].items() if not name.startswith(SPLIT_OTHERWISE)}
+    assert sum(name.startswith(("matching.objectives.", "annealed.objectives.")) for name in equal) > 5
+    for name, expected in equal.items():
         torch.testing.assert_close(
             several.weights[0][name], expected, **CLOSE, msg=lambda text, n=name: f"{n}: {text}"
         )
-    moved = [(alone.weights[0][f"student.{name}"] - tensor).abs().max() for name, tensor in start.items()]
+    moved = [(equal[f"matching.student.{name}"] - tensor).abs().max() for name, tensor in start.items()]
     assert max(moved) > 1e-2, "the student did not move, so that the comparison says nothing"
 
 
+def assert_logged_alike(alone: Outcome, several: Outcome, name: str) -> None:
+    """Compare every figure of every step."""
+    for one, two in zip(alone.logged(name), several.logged(name), strict=True):
+        for figure in (figure for figure in one if figure.startswith(("loss", "weight/", "grad_norm"))):
+            torch.testing.assert_close(two[figure], one[figure], **CLOSE, msg=lambda text, f=figure: f"{f}: {text}")
+
+
 def test_moving_weights_discriminator_and_anchor_end_the_same(alone, several):
-    steps = [[e for e in outcome.records[0]["moving_log"] if "loss" in e] for outcome in (alone, several)]
-    assert abs(steps[0][-1]["weight/forward_kl"] - 1.0) > 0.05, "the weights did not move"
-    assert steps[0][-1]["loss/anchor"] > 0
-    for one, two in zip(*steps, strict=True):
-        names = [name for name in one if name.startswith(("loss", "weight/", "grad_norm"))]
-        for name in names:
-            torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+    last = alone.logged("moving")[-1]
+    assert abs(last["weight/forward_kl"] - 1.0) > 0.05, "the weights did not move"
+    assert last["loss/anchor"] > 0
+    assert_logged_alike(alone, several, "moving")
+
+
+def test_weights_that_move_to_the_gold_labels_and_further_objectives_end_the_same(alone, several):
+    last = alone.logged("annealed")[-1]
+    assert last["weight/cross_entropy"] > 0.5 > last["weight/gram"]
+    assert min(last[f"loss/{name}"] for name in ("patient", "hidden_state_cosine", "embedding_mse", "gram")) > 0
+    assert_logged_alike(alone, several, "annealed")
+
+
+def test_coupled_rows_train_the_same_where_micro_batches_are_the_same_and_only_there(alone, several):
+    if several.records[0]["batch"] == alone.records[0]["batch"]:
+        assert_logged_alike(alone, several, "coupled")
+    else:
+        one, two = (outcome.logged("coupled")[0]["loss"] for outcome in (alone, several))
+        assert abs(one - two) > 0.1, "fewer negatives make the choice easier"
 
 
 def test_a_teacher_that_is_run_once_teaches_all_processes_the_same(alone, several):
-    logs = [[e for e in outcome.records[0]["cached_log"] if "loss" in e] for outcome in (alone, several)]
     assert all("teacher_logits" in record["cached_columns"] for record in alone.records + several.records)
-    for one, two in zip(*logs, strict=True):
-        for name in ("loss", "grad_norm", "loss/forward_kl"):
-            torch.testing.assert_close(two[name], one[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+    assert_logged_alike(alone, several, "cached")
+
+
+def test_processes_share_out_the_rows_of_a_stream(several):
+    step = several.records[0]["batch"] * len(several.records)
+    shares = [record["streamed_rows"] for record in several.records]
+    assert {len(rows) for rows in shares} == {TRAIN_ROWS // step * several.records[0]["batch"]}
+    assert len({row for rows in shares for row in rows}) == sum(map(len, shares)), "a row was read twice"
 
 
 def test_projections_and_student_are_identical_on_all_processes(several):
@@ -161,7 +191,9 @@ def test_evaluation_counts_each_row_once(alone, several, given, tokenizer):
     rows = raw_rows(VALIDATION_ROWS, 4)
     for outcome in (alone, several):
         weights = outcome.weights[0].items()
-        student.load_state_dict({name[8:]: tensor for name, tensor in weights if name.startswith("student.")})
+        student.load_state_dict(
+            {name.removeprefix("matching.student."): tensor for name, tensor in weights if "matching.student" in name}
+        )
         right, agreed = 0, 0
         for row in rows:
             encoded = tokenizer(row["text"], return_tensors="pt")
@@ -183,7 +215,20 @@ def test_evaluation_gives_the_same_metrics(alone, several):
             assert record["metrics"][name] == pytest.approx(expected[name], abs=1e-5), name
 
 
+def test_fewer_rows_than_processes_are_evaluated_as_by_one(alone, several):
+    expected = alone.records[0]["metrics_of_one_row"]
+    for record in several.records:
+        for name in ("eval_loss", "eval_accuracy", "eval_agreement"):
+            assert record["metrics_of_one_row"][name] == pytest.approx(expected[name], abs=1e-5), name
+
+
+def test_a_batch_size_is_found_by_one_process_only(alone, several):
+    assert alone.records[0]["auto_find_batch_size"] is None
+    for record in several.records:
+        assert f"for one process, and there are {len(several.records)}" in record["auto_find_batch_size"]
+
+
 def test_fewer_rows_than_processes_are_refused_on_all_of_them(alone, several):
-    assert "one_row" not in alone.records[0]
+    assert alone.records[0]["one_row"] is None
     for record in several.records:
         assert f"1 rows can't be shared out to {len(several.records)} processes" in record["one_row"]

@@ -1,4 +1,4 @@
-"""SIGTERM to a launcher: all its processes stop after the same step, whose checkpoint is whole."""
+"""SIGTERM to a launcher: all its processes stop soon, after the same step, whose checkpoint is whole."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from transformers import TrainerState
 ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
+import time
+from pathlib import Path
 from conftest import raw_rows, tiny_bert, WORDS
-from transformers import BertTokenizer
+from transformers import BertTokenizer, TrainerCallback
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
 from nlpkd.objectives import ForwardKLLoss
 tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -24,13 +26,25 @@ tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(to
 rows = load_text_classification(raw_rows(160, 3), tokenizer=tokenizer)["train"]
 args = DistillationConfig(
     output_dir="out", bf16=False, report_to="none", disable_tqdm=True, teacher_check="off", cache_teacher="off",
-    per_device_train_batch_size=8, max_steps=int(sys.argv[1]), save_steps=5, save_total_limit=2,
+    per_device_train_batch_size=8, max_steps=int(sys.argv[1]), save_steps=1, save_total_limit=2,
 )
+class Slow(TrainerCallback):
+    def on_step_begin(self, *given, **more):
+        time.sleep(float(sys.argv[2]))
 trainer = DistillationTrainer(
-    tiny_bert(), tiny_bert(layers=4, seed=1), args, [ForwardKLLoss()], rows, processing_class=tokenizer
+    tiny_bert(), tiny_bert(layers=4, seed=1), args, [ForwardKLLoss()], rows, processing_class=tokenizer,
+    callbacks=[Slow()],
 )
-trainer.train(resume_from_checkpoint=sys.argv[2] if len(sys.argv) > 2 else None)
+try:
+    trainer.train(resume_from_checkpoint=sys.argv[3] if len(sys.argv) > 3 else None)
+except SystemExit as stopped:
+    Path(f"status-{args.process_index}").write_text(str(stopped.code))
+    raise
 """
+
+
+# What torchrun gives its processes to end by themselves.
+KILLED_AFTER = 30
 
 
 def start(folder: Path, log: Path, *arguments: str) -> subprocess.Popen:
@@ -44,24 +58,30 @@ def start(folder: Path, log: Path, *arguments: str) -> subprocess.Popen:
         )
 
 
-def test_sigterm_to_torchrun_stops_both_processes_after_one_step_that_is_saved(tmp_path):
+def last_step(folder: Path) -> int:
+    return max(int(path.name.split("-")[1]) for path in (folder / "out").glob("checkpoint-*"))
+
+
+def test_sigterm_to_torchrun_stops_both_processes_after_one_slow_step_that_is_saved(tmp_path):
     log = tmp_path / "log"
-    process = start(tmp_path, log, "100000")
+    process = start(tmp_path, log, "100000", "1.6")
     try:
         deadline = time.monotonic() + 300
         while not list((tmp_path / "out").glob("checkpoint-*/checksums.json")):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
+        before = last_step(tmp_path)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) != 0
+        assert process.wait(KILLED_AFTER) != 0
     finally:
         process.kill()
-    steps = [int(path.name.split("-")[1]) for path in (tmp_path / "out").glob("checkpoint-*")]
-    last = max(steps)
+    last = last_step(tmp_path)
+    assert last <= before + 2, "the step in progress, and one more where that was saved and not counted yet"
+    assert [path.read_text() for path in sorted(tmp_path.glob("status-*"))] == ["143", "143"]
     assert log.read_text().count(f"SIGTERM: stopped after step {last}, whose checkpoint is in out") == 1
     sealed = json.loads((tmp_path / "out" / f"checkpoint-{last}" / "checksums.json").read_text())["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors", "optimizer.pt"} <= sealed.keys()
-    resumed = start(tmp_path, log, str(last + 5), f"out/checkpoint-{last}")
+    resumed = start(tmp_path, log, str(last + 5), "0", f"out/checkpoint-{last}")
     resumed.wait(300)
     state = TrainerState.load_from_json(str(tmp_path / "out" / f"checkpoint-{last + 5}" / "trainer_state.json"))
     assert state.global_step == last + 5, log.read_text()

@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import load_from_disk
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nlpkd import DistillationConfig, DistillationTrainer
+from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
+from nlpkd.loader import ROWS
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
+    ContrastiveLoss,
     CrossEntropyLoss,
+    EmbeddingMSELoss,
     ForwardKLLoss,
+    GramLoss,
+    HiddenStateCosineLoss,
     HiddenStateMSELoss,
     Objective,
+    PatientLoss,
 )
 
 EPOCHS = 3
@@ -43,11 +52,20 @@ def moving() -> list[Objective]:
 MOVING = {"weighting": "uncertainty", "weighting_learning_rate": 0.5, "anchor_weight": 0.1}
 
 
+def annealed() -> list[Objective]:
+    """Further objectives with projections, for weights that move to the gold labels."""
+    return [CrossEntropyLoss(), PatientLoss(), HiddenStateCosineLoss(), EmbeddingMSELoss(), GramLoss()]
+
+
+def contrastive() -> list[Objective]:
+    """An objective that couples the rows of a micro-batch, and has maps of its own."""
+    return [ContrastiveLoss(width=8)]
+
+
 def make_trainer(
-    given: Path, out: Path, rows: int | None, batch: int, accumulation: int, objectives: list[Objective], **more: Any
+    given: Path, out: Path, batch: int, accumulation: int, rows: Any, objectives: list[Objective], **more: Any
 ) -> DistillationTrainer:
     """Make the trainer; SGD, because Adam would hide a gradient of the wrong scale."""
-    train = load_from_disk(given / "train")
     args = DistillationConfig(
         output_dir=str(out), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
         num_train_epochs=EPOCHS, optim="sgd", learning_rate=0.05, objective_learning_rate=0.5, max_grad_norm=1.0,
@@ -59,36 +77,64 @@ def make_trainer(
         teacher_model=AutoModelForSequenceClassification.from_pretrained(given / "teacher"),
         args=args,
         objectives=objectives,
-        train_dataset=train if rows is None else train.select(range(rows)),
+        train_dataset=rows,
         eval_dataset=load_from_disk(given / "validation"),
         processing_class=AutoTokenizer.from_pretrained(given / "student"),
     )
 
 
+def refusal(call: Callable[[], Any]) -> str | None:
+    """Give what a call is refused with."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def parts(trainer: DistillationTrainer, name: str) -> dict[str, Tensor]:
+    """Give the tensors of a trainer's student and objectives."""
+    modules = {"student": trainer.model, "objectives": trainer.objectives}
+    return {
+        f"{name}.{kind}.{key}": tensor.contiguous()
+        for kind, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
+
+
 def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
     """Train, evaluate and write `rank-N.json` and `rank-N.safetensors`."""
-    trainer = make_trainer(given, out, None, batch, accumulation, matching())
-    trainer.train()
-    record = {"world_size": trainer.args.world_size, "metrics": trainer.evaluate(), "log": trainer.state.log_history}
-    try:
-        make_trainer(given, out, 1, batch, accumulation, matching()).train()
-    except ValueError as error:
-        record["one_row"] = str(error)
-    other = make_trainer(given, out, None, batch, accumulation, moving(), **MOVING)
-    other.train()
-    record["moving_log"] = other.state.log_history
-    cached = make_trainer(given, out, None, batch, accumulation, [CrossEntropyLoss(), ForwardKLLoss()])
-    cached.train()
-    record["cached_log"] = cached.state.log_history
-    record["cached_columns"] = cached.train_dataset.column_names
-    rank = trainer.args.process_index
-    weights = {f"student.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    weights |= {f"objectives.{name}": tensor for name, tensor in trainer.objectives.state_dict().items()}
-    weights |= {f"moving.student.{name}": tensor for name, tensor in other.model.state_dict().items()}
-    weights |= {f"moving.objectives.{name}": tensor for name, tensor in other.objectives.state_dict().items()}
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / f"rank-{rank}.safetensors")
+    make, rows = partial(make_trainer, given, out, batch, accumulation), load_from_disk(given / "train")
+    tokenizer = AutoTokenizer.from_pretrained(given / "student")
+    stream = load_text_classification(given / "train.csv", tokenizer=tokenizer, streaming=True)["train"]
+    trainers = {
+        "matching": make(rows, matching()),
+        "moving": make(rows, moving(), **MOVING),
+        "annealed": make(rows, annealed(), weighting="linear"),
+        # Without a smaller last step, one process with two micro-batches has the same ones as two processes.
+        "coupled": make(rows.select(range(32)), contrastive()),
+        "streamed": make(stream, matching()),
+        "cached": make(rows, [CrossEntropyLoss(), ForwardKLLoss()]),
+    }
+    for trainer in trainers.values():
+        trainer.train()
+    matched, streamed = trainers["matching"], trainers["streamed"]
+    record = {
+        "world_size": matched.args.world_size,
+        "batch": batch,
+        "metrics": matched.evaluate(),
+        "metrics_of_one_row": matched.evaluate(matched.eval_dataset.select([0])),
+        "logs": {name: trainer.state.log_history for name, trainer in trainers.items()},
+        "cached_columns": trainers["cached"].train_dataset.column_names,
+        "streamed_rows": [number for batch in streamed.get_train_dataloader() for number in batch[ROWS]],
+        "one_row": refusal(lambda: make(rows.select([0]), matching()).train()),
+        "auto_find_batch_size": refusal(lambda: make(rows, matching(), auto_find_batch_size=True)),
+    }
+    rank = matched.args.process_index
+    weights = {key: tensor for name, trainer in trainers.items() for key, tensor in parts(trainer, name).items()}
+    save_file(weights, out / f"rank-{rank}.safetensors")
     (out / f"rank-{rank}.json").write_text(json.dumps(record), encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
+    matched.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

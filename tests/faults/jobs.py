@@ -98,13 +98,23 @@ def export(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -
     export_student(given / "student", int8=True, output_dir=out, max_length=32)
 
 
+def make_trainer(given: Path, out: Path, split: str, **options: Any) -> DistillationTrainer:
+    """Make a trainer for gold labels."""
+    tokenizer = load_tokenizer(given / "student")
+    rows = load_text_classification(str(given / f"{split}.parquet"), tokenizer=tokenizer)["train"]
+    model, _ = load_classifier(given / "student")
+    args = DistillationConfig(output_dir=str(out), **SETTINGS | options)
+    return DistillationTrainer(model, None, args, [CrossEntropyLoss()], rows, processing_class=tokenizer)
+
+
+def train_directly(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -> None:
+    """Train with a trainer, and nothing around it."""
+    make_trainer(given, out, "train").train(resume_from_checkpoint=resume_from_checkpoint)
+
+
 def train_with_scarce_memory(given: Path, out: Path, spare_mb: int, **options: Any) -> None:
     """Train on long rows, in so much memory more than is in use before the first step."""
-    tokenizer = load_tokenizer(given / "student")
-    rows = load_text_classification(str(given / "long.parquet"), tokenizer=tokenizer)["train"]
-    model, _ = load_classifier(given / "student")
-    args = DistillationConfig(output_dir=str(out), **SETTINGS | {"save_steps": 1, "num_train_epochs": 1} | options)
-    trainer = DistillationTrainer(model, None, args, [CrossEntropyLoss()], rows, processing_class=tokenizer)
+    trainer = make_trainer(given, out, "long", **{"save_steps": 1, "num_train_epochs": 1} | options)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + spare_mb * 2**20,) * 2)
     # oneDNN, out of memory, says that it could not create a primitive, which may have other causes too.
@@ -154,7 +164,7 @@ def run(
     torch.set_num_threads(1)
     if point is not None:
         _strike_at(out, point, nth, number)
-    {**STAGES, "scarce": train_with_scarce_memory}[stage](given, out, **options)
+    {**STAGES, "scarce": train_with_scarce_memory, "trainer": train_directly}[stage](given, out, **options)
 
 
 class Lab:

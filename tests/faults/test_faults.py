@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,18 +121,35 @@ def test_a_finished_run_takes_no_further_step_though_it_ended_within_an_epoch(la
     assert jobs.outcome("teacher", out) == before and last_whole(out) == out / "checkpoint-8"
 
 
-def test_a_directory_has_one_run_and_is_free_after_a_kill(lab, tmp_path):
+@pytest.mark.parametrize("stage", ["distillation", "trainer"])
+def test_a_directory_has_one_run_and_is_free_after_a_kill(stage, lab, tmp_path):
     out = tmp_path / "out"
-    first = lab.start("distillation", out, point="mkdir checkpoint-4", number=signal.SIGSTOP)
+    first = lab.start(stage, out, point="mkdir checkpoint-4", number=signal.SIGSTOP)
     jobs.wait_until_stopped(first)
     try:
-        code, log = lab.finish("distillation", out)
+        code, log = lab.finish(stage, out)
         assert code == 1 and f"another run is writing to {out}" in log
     finally:
         first.kill()
         first.join()
-    code, log = lab.finish("distillation", out, resume_from_checkpoint=True)
+    code, log = lab.finish(stage, out, resume_from_checkpoint=True)
     assert code == 0 and f"Resuming from {out}/checkpoint-2." in log, log
+
+
+def test_of_two_runs_on_one_cache_the_second_waits_and_computes_nothing(lab, whole, tmp_path):
+    out = tmp_path / "out"
+    first = lab.start("caching", out, point=r"rename shard-00003\..*", number=signal.SIGSTOP)
+    jobs.wait_until_stopped(first)
+    second = lab.start("caching", out)
+    deadline = time.monotonic() + 240
+    while f"Waiting for another run, which is writing to {out}" not in Path(f"{out}.log").read_text():
+        assert second.is_alive() and time.monotonic() < deadline, Path(f"{out}.log").read_text()
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGCONT)
+    for process in (first, second):
+        process.join(240)
+    assert [first.exitcode, second.exitcode] == [0, 0], Path(f"{out}.log").read_text()
+    assert jobs.outcome("caching", out) == jobs.outcome("caching", whole["caching"])
 
 
 # Another run's checkpoint
