@@ -207,9 +207,6 @@ def _svg(axes: Axes, description: str) -> str:
     )
 
 
-_NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-
-
 def _colour(number: int) -> str:
     return f"#0202{number % SERIES:02x}"
 

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 CHECKSUMS = "checksums.json"
 """Size and SHA-256 of a folder's files, written last: `{"files": {NAME: {"bytes": .., "sha256": ..}}}`."""
@@ -115,6 +115,25 @@ def is_sealed(folder: Path) -> bool:
     return (folder / CHECKSUMS).is_file()
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Join a name that a file lists, such as an index of shards, to the folder of that file.
+
+    Args:
+        folder: the folder.
+        name: the name, with `/` between its parts.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the name leads out of the folder.
+    """
+    parts = PureWindowsPath(name)
+    if parts.anchor or ".." in parts.parts or PurePosixPath(name).is_absolute():
+        raise ValueError(f"{folder} lists a file {name!r}, which lies outside of it: use a copy that you trust")
+    return folder / name
+
+
 def refuse_damaged(folder: Path, pattern: str = "*") -> None:
     """Hold the files of a sealed folder against their checksums; one without checksums is taken as it is.
 
@@ -123,15 +142,16 @@ def refuse_damaged(folder: Path, pattern: str = "*") -> None:
         pattern: of the names of the files to check.
 
     Raises:
-        ValueError: if files are missing, truncated or changed; they are named.
+        ValueError: if files are missing, truncated or changed, or lie outside of the folder; they are named.
     """
     if not is_sealed(folder):
         return
     try:
         files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
-        problems = list(filter(None, (_problem(folder / name, **files[name]) for name in _matching(files, pattern))))
+        listed = [(name, files[name]["bytes"], files[name]["sha256"]) for name in _matching(files, pattern)]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CHECKSUMS} can't be read ({error!r}): {folder} is damaged") from None
+    problems = list(filter(None, (_problem(inside(folder, name), *expected) for name, *expected in listed)))
     if problems:
         raise ValueError(
             f"{'; '.join(problems)}. Nothing is read from {folder}: use another copy, or if the files were changed on "

@@ -192,9 +192,7 @@ def _chart_sections(report: EvaluationReport, curves: Sequence[Curves]) -> list[
         for each in curves
     ]
     sections = [
-        _Section(
-            "Quality against cost", "With 95 % intervals; up and to the left is better.", _tradeoffs(report), True
-        ),
+        _Section("Quality against cost", _TRADEOFFS, _tradeoffs(report), True),
         *trainings,
         _Section("Confusion", "Rows of each gold label by what was predicted.", confusions),
         _Section("Reliability", _RELIABILITY, reliabilities),

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import shlex
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, RepoUrl, get_token
+from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from nlpkd.disk import WEIGHTS, refuse_damaged, replacing_model
+from nlpkd.disk import WEIGHTS, inside, refuse_damaged, replacing_model, write_whole
 from nlpkd.html_report import PAGE_NAME, save_page, training_curves
 from nlpkd.model_card import build_model_card, public_report
 from nlpkd.onnx_classifier import EXPORT_RECORD, refuse_stale
-from nlpkd.report import EvaluationReport
+from nlpkd.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 
 logger = logging.getLogger(__name__)
 
@@ -124,20 +126,31 @@ def push_student(
     if create_pr and revision is not None:
         raise ValueError(f"create_pr opens a pull request against the main branch; leave out revision={revision!r}")
     _check_student(directory)
-    _write_card(directory, repo_id)
+    api = HfApi(token=token)
     try:
+        _write_card(directory, repo_id)
         with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
             _stage(directory, Path(staging))
-            return _upload(HfApi(token=token), Path(staging), repo_id, private, revision, commit_message, create_pr)
-    except (HTTPError, OSError) as error:
+            return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)
+    except (HTTPError, OSError, _NotSentError) as error:
         secret = token or get_token()
-        reason = _why(error, repo_id, secret)
+        reason = _why(error, repo_id, api)
+        if secret:
+            reason = reason.replace(secret, "***")
         # The chain of an error that quotes the token would print it.
         cause = None if secret and secret in str(error) else error
         raise RuntimeError(
             f"the student was not pushed to {repo_id}: {reason}. Nothing is lost, everything is in {directory}; "
-            f"to finish: nlpkd push {directory} --repo-id {repo_id}"
+            f"to finish: {_command(directory, repo_id, private, revision, create_pr)}"
         ) from cause
+
+
+def _command(directory: Path, repo_id: str, private: bool | None, revision: str | None, create_pr: bool) -> str:
+    """Write the command that does the same push; a token is no part of it."""
+    words = ["nlpkd", "push", str(directory), "--repo-id", repo_id]
+    words += [] if private is None else ["--private" if private else "--no-private"]
+    words += [] if revision is None else ["--revision", revision]
+    return shlex.join(words + (["--create-pr"] if create_pr else []))
 
 
 def _upload(
@@ -150,7 +163,8 @@ def _upload(
     # A lost answer would open a second pull request, while a second commit of the same files is none.
     tries = 1 if create_pr else len(_BACKOFF_S) + 1
     commit = _with_retries(
-        lambda: api.upload_folder(
+        lambda: _send(
+            api,
             repo_id=url.repo_id,
             folder_path=folder,
             commit_message=message,
@@ -162,6 +176,20 @@ def _upload(
     return commit.pr_url or commit.commit_url
 
 
+class _NotSentError(Exception):
+    """huggingface_hub could not upload a file, for a reason that is no HTTP error."""
+
+
+def _send(api: HfApi, **upload: Any) -> CommitInfo:
+    """Upload a folder; huggingface_hub wraps what stopped a single file, and the reason is in there."""
+    try:
+        return api.upload_folder(**upload)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error.__cause__, HTTPError):
+            raise error.__cause__ from None
+        raise _NotSentError(f"{error}: {error.__cause__}" if error.__cause__ else str(error)) from error
+
+
 def _check_student(directory: Path) -> None:
     if not directory.is_dir():
         raise ValueError(f"{directory} is no directory; give the one a student was saved in")
@@ -169,7 +197,8 @@ def _check_student(directory: Path) -> None:
     weights = ["model.safetensors"]
     if index.is_file() and not (directory / "model.safetensors").is_file():
         weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    missing = [name for name in ("config.json", "tokenizer_config.json", *weights) if not (directory / name).is_file()]
+    needed = ("config.json", "tokenizer_config.json", *weights)
+    missing = [name for name in needed if not inside(directory, name).is_file()]
     if not any((directory / name).is_file() for name in _VOCABULARIES):
         missing.append("tokenizer.json")
     if missing:
@@ -190,7 +219,8 @@ def _check_student(directory: Path) -> None:
 
 def _write_card(directory: Path, repo_id: str) -> None:
     """Write the card from the report, unless somebody's own card is there."""
-    card, report = directory / "README.md", directory / "report.json"
+    card, report = directory / "README.md", directory / JSON_NAME
+    onnx = any((directory / "onnx").glob("*.onnx"))
     if not report.is_file():
         if not card.is_file():
             logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
@@ -199,15 +229,20 @@ def _write_card(directory: Path, repo_id: str) -> None:
     if card.is_file():
         present = ModelCard.load(card, ignore_metadata_errors=True)
         name = present.data.get("model_name")
-        if name is None or build_model_card(results, model_name=name).content != present.content:
+        # Files may have been exported, or deleted, since the card was written.
+        if name is None or present.content not in [_card(results, name, exported) for exported in (True, False)]:
             return
-    build_model_card(results, model_name=repo_id).save(card)
+    write_whole(card, _card(results, repo_id, onnx).encode())
+
+
+def _card(report: EvaluationReport, name: str, onnx: bool) -> str:
+    return build_model_card(report, model_name=name, onnx=onnx).content
 
 
 def _stage(directory: Path, staging: Path) -> None:
     """Gather what may be published: the report without the paths of this machine, its page without its examples."""
-    if (directory / "report.json").is_file():
-        public = public_report(EvaluationReport.load(directory / "report.json"))
+    if (directory / JSON_NAME).is_file():
+        public = public_report(EvaluationReport.load(directory / JSON_NAME))
         public.save(staging)
         if (directory / PAGE_NAME).is_file():
             save_page(public, staging, curves=training_curves(directory))
@@ -215,11 +250,12 @@ def _stage(directory: Path, staging: Path) -> None:
     listed = [
         path for folder in (directory, directory / "onnx") for path in sorted(folder.glob("*")) if path.is_file()
     ]
-    names = [path.relative_to(directory).as_posix() for path in listed if path.name != PAGE_NAME]
+    # Without report.json there is nothing that could be published of the other two.
+    reports = (JSON_NAME, MARKDOWN_NAME, PAGE_NAME)
+    names = [path.relative_to(directory).as_posix() for path in listed if path.name not in reports]
     for name in filter_repo_objects(names, allow_patterns=PUSH_ALLOW_PATTERNS):
-        if not (staging / name).exists():
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).symlink_to((directory / name).resolve())
+        (staging / name).parent.mkdir(exist_ok=True)
+        (staging / name).symlink_to((directory / name).resolve())
 
 
 def _check_visibility(api: HfApi, url: RepoUrl, private: bool | None) -> None:
@@ -247,8 +283,7 @@ def _with_retries(call: Any, tries: int = len(_BACKOFF_S) + 1) -> Any:
 
 _REASONS = {
     401: "the Hub did not accept the token: run `hf auth login` with a valid one",
-    402: "the account's storage or plan does not allow it",
-    403: "the token may not write to {repo_id}: the name belongs to somebody else, or the rights are missing",
+    402: "the account's storage or plan does not allow it: free some space or upgrade the plan",
     404: "{repo_id} or its revision was not found, or the token may not see it",
     409: "the repository or a change to it is in conflict with what is there already",
     412: "somebody else committed to {repo_id} meanwhile",
@@ -257,18 +292,40 @@ _REASONS = {
 }
 
 
-def _why(error: BaseException, repo_id: str, secret: str | None) -> str:
-    """Say in plain words what went wrong, without the token."""
+def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
+    """Say in plain words what went wrong."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it"
-    if not isinstance(error, HfHubHTTPError):
-        detail = f"the connection failed ({type(error).__name__}: {error})"
-    else:
+    if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, error.server_message or ""
-        if status == 401 and secret is None:
+        if status == 401 and (api.token or get_token()) is None:
             return "there is no token: run `hf auth login`, or set HF_TOKEN"
-        if status == 403 and "write token" in f"{said} {error}":
-            return "the token is read-only: make one with write access and run `hf auth login`"
-        plain = _REASONS.get(status, f"the Hub answered with status {status}").format(repo_id=repo_id)
-        detail = f"{plain} (the server said: {said})" if said else plain
-    return detail.replace(secret, "***") if secret else detail
+        if status == 403:
+            plain = _why_forbidden(f"{said} {error}", repo_id, api)
+        else:
+            plain = _REASONS.get(status, f"the Hub answered with status {status}").format(repo_id=repo_id)
+        return f"{plain} (the server said: {said})" if said else plain
+    if isinstance(error, _NotSentError):
+        return f"a file could not be uploaded ({error})"
+    if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
+        return f"the connection failed ({type(error).__name__}: {error})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error}): free some space there"
+    return f"a file could not be read or written ({error})"
+
+
+def _why_forbidden(said: str, repo_id: str, api: HfApi) -> str:
+    """Tell the reasons for a 403 apart: kind of token, storage, somebody else's name, rights."""
+    if "write token" in said:
+        return "the token is read-only: make one with write access and run `hf auth login`"
+    if any(word in said.lower() for word in ("storage", "quota", "limit")):
+        return "the account's storage or another limit of it is reached: free some space or upgrade the plan"
+    owner = repo_id.rpartition("/")[0]
+    try:
+        account = api.whoami()
+        mine = [account["name"], *(each["name"] for each in account.get("orgs", []))]
+    except (HTTPError, OSError):
+        return f"the token may not write to {repo_id}: the name belongs to somebody else, or the rights are missing"
+    if owner and owner not in mine:
+        return f"the name belongs to somebody else: the token is of {', '.join(mine)}, and not of {owner}"
+    return f"the token's rights do not cover writing to {repo_id}: give it write access to that repository"

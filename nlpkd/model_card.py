@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from nlpkd.record import without_tokens
-from nlpkd.report import Candidate, EvaluationReport
+from nlpkd.report import METRIC_NAMES, Candidate, EvaluationReport
 
 CARD_METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
@@ -27,19 +27,29 @@ CARD_METRICS = {
 }
 """Quality in the report -> (metric's id on the Hub, its name)."""
 
+WIDGET_TEXTS = (
+    "The parcel came on Tuesday, and everything was in it.",
+    "I read the page twice and still had a question.",
+)
+"""What the Hub's widget offers to classify; its format knows single texts alone, so that models of pairs get none."""
+
 _DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
 _LABELS_SHOWN = 20
-_QUOTED_PATH = re.compile(r"""(["'])~?/(?:[^"'/\n]+/)*([^"'/\n]+)/?\1""")
-_PATH = re.compile(r"""(?<![^\s"'=,(\[])~?/(?:[^\s"'/]+/)*([^\s"'/]+)/?""")
+# How a path begins that leads to a place of its own: a file URL or none, then ~, a drive, a slash, or any way up.
+_START = r"""(?:file://(?:localhost)?)?(?:~[\w.-]*[/\\]|[A-Za-z]:[/\\]|/|\\\\|(?:[^\s"'=,:(\[/\\]+[/\\])*\.\.[/\\])"""
+_QUOTED_PATH = re.compile(rf"""(["']){_START}(?:[^"'/\\\n]+[/\\])*([^"'/\\\n]+)[/\\]?\1""")
+_PATH = re.compile(rf"""(?<![^\s"'=,:(\[]){_START}(?:[^\s"'/\\]+[/\\])*([^\s"'/\\]+)[/\\]?""")
+_ONNX = re.compile("onnx|int8", re.IGNORECASE)
 
 
-def build_model_card(report: EvaluationReport, *, model_name: str) -> ModelCard:
+def build_model_card(report: EvaluationReport, *, model_name: str, onnx: bool = False) -> ModelCard:
     """Write a student's model card from its report and nothing else.
 
     Args:
         report: What was measured, and what made it. A teacher or data set named like `name` or `owner/name` counts as
             one of the Hub; a local one has to be an absolute path, one that starts with `./`, or a data file.
         model_name: The student's id on the Hub, or its directory's name.
+        onnx: Whether the student has ONNX files; a report that measures one says so too.
 
     Returns:
         The card; `card.save(path)` writes it.
@@ -49,6 +59,7 @@ def build_model_card(report: EvaluationReport, *, model_name: str) -> ModelCard:
         _introduction(report, model_name),
         _results(report),
         _usage(report, model_name),
+        _onnx_usage(report, model_name, onnx),
         _training(report.run),
         _measurement(report),
         _limits(report),
@@ -74,7 +85,7 @@ def public_report(report: EvaluationReport) -> EvaluationReport:
 
 def _without_paths(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_paths(entry) for key, entry in value.items()}
+        return {_without_paths(key): _without_paths(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_paths(entry) for entry in value]
     if not isinstance(value, str):
@@ -84,15 +95,18 @@ def _without_paths(value: Any) -> Any:
 
 def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     run = report.run
-    teacher, data = hub_id(_part(run, "teacher").get("name")), hub_id(_part(run, "data").get("name"))
+    data = hub_id(_part(run, "data").get("name"))
     results = _eval_results(report.candidates["student"], _part(run, "data"))
     optional = {key: run[key] for key in ("license", "language") if run.get(key)}
-    if teacher:
-        optional |= {"base_model": teacher, "base_model_relation": "finetune"}
+    if base := _base_model(run):
+        optional |= {"base_model": base, "base_model_relation": "finetune"}
+    if not _part(run, "data").get("pairs"):
+        optional["widget"] = [{"text": text} for text in WIDGET_TEXTS]
+    tags = ["text-classification", "knowledge-distillation", "nlpkd", *(run.get("tags") or [])]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
-        tags=["text-classification", "knowledge-distillation", "nlpkd"],
+        tags=list(dict.fromkeys(tags)),
         datasets=[data] if data else None,
         metrics=[result.metric_type for result in results] or None,
         eval_results=results or None,
@@ -101,16 +115,31 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     )
 
 
+def _base_model(run: Mapping[str, Any]) -> str | None:
+    """Name what the weights come from: what somebody said, the teacher, or the checkpoint the student began as."""
+    teacher, student = _part(run, "teacher"), _part(run, "student")
+    start = student.get("name") if student.get("checkpoint") else None
+    return run.get("base_model") or hub_id(teacher.get("name")) or hub_id(start)
+
+
+def _evaluated(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe what was measured on: of several files the one that held the measured split."""
+    source = data.get("evaluated_source") or data.get("name")
+    of_the_hub = {key: data.get(key) for key in ("config", "revision")} if hub_id(source) else {}
+    return {"name": source, "split": data.get("split"), **of_the_hub}
+
+
 def _eval_results(student: Candidate, data: Mapping[str, Any]) -> list[EvalResult]:
-    name = str(data.get("name") or "unnamed data")
+    data = _evaluated(data) | {"title": data.get("title")}
+    name = str(data["name"] or "unnamed data")
     known = [key for key in ("config", "split", "revision") if data.get(key)]
     source: dict[str, Any] = {f"dataset_{key}": str(data[key]) for key in known}
     return [
         EvalResult(
             task_type="text-classification",
             task_name="Text Classification",
-            dataset_type=hub_id(name) or re.sub(r"[^\w.-]+", "-", PurePosixPath(name).stem),
-            dataset_name=_called(name),
+            dataset_type=hub_id(name) or _like_an_id(PurePosixPath(name).stem),
+            dataset_name=_one_line(data["title"] or _called(name)),
             metric_type=metric,
             metric_name=title,
             metric_value=student.quality[quality].value,
@@ -134,7 +163,7 @@ def _introduction(report: EvaluationReport, model_name: str) -> str:
 
 
 def _results(report: EvaluationReport) -> str:
-    task, data = report.task, _part(report.run, "data")
+    task, data = report.task, _evaluated(_part(report.run, "data"))
     rows = f"{task['rows']:,} rows" if task.get("rows") else "An unrecorded number of rows"
     where = f" of the split {_text(data['split'])}" if data.get("split") else ""
     source = f" of {_named(data)}" if data.get("name") else ""
@@ -160,15 +189,40 @@ def _spread(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _usage(report: EvaluationReport, model_name: str) -> str:
-    name = json.dumps(_one_line(model_name), ensure_ascii=False)
     own_kind = str(_part(report.run, "student").get("model_type")).startswith("nlpkd_")
     code = (
         ("import nlpkd  # transformers knows this kind of model from it\n" if own_kind else "")
         + "from transformers import pipeline\n\n"
-        + f'classifier = pipeline("text-classification", model={name})\n'
-        + 'print(classifier("Write the text to classify here."))'
+        + f'classifier = pipeline("text-classification", model={_quoted(model_name)})\n'
+        + f"print(classifier({_asked(report)}))"
     )
     return f"## How to use it\n\n{_code_block(code, 'python')}"
+
+
+def _asked(report: EvaluationReport) -> str:
+    text = '"Write the text to classify here."'
+    pairs = _part(report.run, "data").get("pairs")
+    return f'{{"text": {text}, "text_pair": "Write the second text here."}}' if pairs else text
+
+
+def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
+    """Say how ONNX files are run, with what was measured of them."""
+    measured = {name: entry for name, entry in report.candidates.items() if _ONNX.search(name)}
+    if not (onnx or measured):
+        return ""
+    code = (
+        'import nlpkd  # pip install "nlpkd[export]"\n\n'
+        f"classify = nlpkd.load({_quoted(model_name)})\n"
+        f"print(classify({_asked(report)}))"
+    )
+    headline = report.task.get("headline", "accuracy")
+    figures = [
+        f"- {_text(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
+        + "".join(f", {each.p50_ms:.2f} ms at batch {each.batch}" for each in entry.latency[:1])
+        for name, entry in measured.items()
+    ]
+    parts = ["On ONNX Runtime, from the int8 file in `onnx/` where there is one:", _code_block(code, "python")]
+    return "\n\n".join(parts + (["\n".join(figures)] if figures else []))
 
 
 def _training(run: Mapping[str, Any]) -> str:
@@ -261,6 +315,14 @@ def _named(part: Mapping[str, Any]) -> str:
     extra = [_text(part[key]) for key in ("config",) if part.get(key)]
     extra += [f"revision {_text(part['revision'])}"] if part.get("revision") else []
     return _text(_called(str(part["name"]))) + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _like_an_id(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "local-data"
+
+
+def _quoted(model_name: str) -> str:
+    return json.dumps(_one_line(model_name), ensure_ascii=False)
 
 
 def _flat(value: Any) -> str:

@@ -24,7 +24,7 @@ from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.run import Job
 from nlpkd.small_models import SMALL_STUDENTS
-from nlpkd.sources import Source
+from nlpkd.sources import Source, name_of
 from nlpkd.streaming import TextStream
 from nlpkd.student import layers_within, make_student
 from nlpkd.task import SINGLE_LABEL, task_of
@@ -125,10 +125,12 @@ def prepare_job(
     if "validation" not in data and "test" not in data:
         raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
     loaded = [each.teacher(teacher_dtype) for each in teachers]
+    measured = test if "test" in data else validation
     origin = {
         "teacher": describe_teachers(teachers, soft_label_column),
-        "student": learner.describe(),
+        "student": learner.describe() | {"checkpoint": not _is_layers(student)},
         "data": data.name,
+        "evaluated_source": name_of(train if measured is None else measured),
         "dataset_config": dataset_config,
         "dataset_revision": dataset_revision,
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +15,14 @@ from huggingface_hub import HfApi
 from transformers import SchedulerType
 
 from nlpkd.config import DistillationConfig
+from nlpkd.disk import write_whole
 from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.evaluation import evaluate_student
 from nlpkd.html_report import save_page, training_curves
 from nlpkd.hub import push_student
 from nlpkd.matching import label_column
-from nlpkd.model_card import build_model_card
-from nlpkd.report import EvaluationReport
+from nlpkd.model_card import build_model_card, hub_id
+from nlpkd.report import JSON_NAME, EvaluationReport
 
 if TYPE_CHECKING:
     from nlpkd.trainer import DistillationTrainer
@@ -66,22 +69,82 @@ def repository(trainer: DistillationTrainer) -> str:
     return trainer.hub_model_id or trainer.args.hub_model_id or Path(trainer.args.output_dir).resolve().name
 
 
-def write_card(trainer: DistillationTrainer, language: str | None = None, license: str | None = None) -> None:
+def card_facts(
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    tasks: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
+    dataset: str | list[str] | None = None,
+    dataset_args: str | list[str] | None = None,
+) -> dict[str, Any]:
+    """Take what `Trainer.create_model_card` takes as entries of a report's `run`, from which the card is written.
+
+    Args:
+        language: the texts' language.
+        license: the student's license.
+        tags: further tags.
+        model_name: refused: a card bears the name of its repository.
+        finetuned_from: id of the base model on the Hub.
+        tasks: `"text-classification"`, if any.
+        dataset_tags: id of the data set on the Hub.
+        dataset: its name for readers; of one without a tag its name.
+        dataset_args: its configuration.
+
+    Returns:
+        The entries, without those that are not known.
+
+    Raises:
+        ValueError: if the card can't say it.
+    """
+    if model_name is not None:
+        raise ValueError(
+            "model_name can't be set: the card's code loads the model by its repository; set hub_model_id"
+        )
+    if set(_listed(tasks)) - {"text-classification"}:
+        raise ValueError(f"tasks={tasks!r}: a student's task is text-classification, so leave it out")
+    if finetuned_from is not None and hub_id(finetuned_from) is None:
+        raise ValueError(
+            f"finetuned_from={finetuned_from!r} is no id on the Hub, which base_model has to be: leave it out"
+        )
+    about = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
+    if several := [name for name, value in about.items() if len(_listed(value)) > 1]:
+        raise ValueError(
+            f"{several[0]}={about[several[0]]!r}: the figures are of one data set, so name that one alone"
+        )
+    tag, title, config = (next(iter(_listed(value)), None) for value in about.values())
+    name = tag or title
+    data = {"name": name, "evaluated_source": name, "title": title if tag else None, "config": config}
+    facts = {"language": language, "license": license, "tags": _listed(tags), "base_model": finetuned_from}
+    facts["data"] = {key: value for key, value in data.items() if value}
+    return {key: value for key, value in facts.items() if value}
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def write_card(trainer: DistillationTrainer, facts: Mapping[str, Any]) -> None:
     """Write README.md and the report that it rests on, measured on the evaluation set unless a report is there.
 
     Args:
         trainer: its output directory is written to.
-        language: the texts' language, for the card.
-        license: the student's license, for the card.
+        facts: what `card_facts` gave, kept in the report.
 
     Raises:
         ValueError: if there is neither a report nor one labelled evaluation set.
     """
     folder, rows = Path(trainer.args.output_dir), trainer.eval_dataset
-    if (folder / "report.json").exists():
+    if (folder / JSON_NAME).exists():
         report = EvaluationReport.load(folder)
+        if facts:
+            data = (report.run.get("data") or {}) | facts.get("data", {})
+            report = replace(report, run=report.run | facts | ({"data": data} if data else {}))
+            report.save(folder)
     elif isinstance(rows, datasets.Dataset) and label_column(rows):
-        known = {key: value for key, value in (("language", language), ("license", license)) if value}
+        data = {"split": "evaluation", "evaluated_rows": len(rows)} | facts.get("data", {})
         report = evaluate_student(
             trainer.model,
             trainer.teacher_model,
@@ -89,7 +152,7 @@ def write_card(trainer: DistillationTrainer, language: str | None = None, licens
             trainer.processing_class,
             teacher_tokenizer=trainer.teacher_processing_class,
             teacher_order=trainer.teacher_order,
-            run=describe_training(trainer) | {"data": {"split": "evaluation", "evaluated_rows": len(rows)}} | known,
+            run=describe_training(trainer) | facts | {"data": data},
         )
         report.save(folder)
         save_page(report, folder, curves=training_curves(folder))
@@ -97,7 +160,8 @@ def write_card(trainer: DistillationTrainer, language: str | None = None, licens
         raise ValueError(
             f"a card needs figures: give one labelled eval_dataset, or save an EvaluationReport in {folder}"
         )
-    build_model_card(report, model_name=repository(trainer)).save(folder / "README.md")
+    card = build_model_card(report, model_name=repository(trainer))
+    write_whole(folder / "README.md", card.content.encode())
 
 
 def push(
@@ -151,6 +215,7 @@ def push_checkpoint(trainer: DistillationTrainer, folder: str) -> Future:
         commit_message=f"Training in progress, step {trainer.state.global_step}",
         token=trainer.args.hub_token,
         revision=trainer.args.hub_revision,
+        private=trainer.args.hub_private_repo,
     )
     job.add_done_callback(_say_if_failed)
     return job

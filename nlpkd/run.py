@@ -268,6 +268,8 @@ class Job:
                 "config": self.origin["dataset_config"],
                 "revision": self.origin["dataset_revision"],
                 "split": split,
+                "evaluated_source": self.origin["evaluated_source"],
+                "pairs": self.data.text_pair_column is not None,
                 "train_rows": self._train_rows(),
                 "evaluated_rows": count_texts(self.data[split]),
                 "truncated_rows": self.data.truncated,

@@ -75,7 +75,7 @@ def read_splits(
     for role, split in splits.items():
         if len(split) == 0:
             raise ValueError(f"The {role} split has no rows: check its source.")
-    names = dict.fromkeys(_name(source) for source in (train, validation, test) if source is not None)
+    names = dict.fromkeys(name_of(source) for source in (train, validation, test) if source is not None)
     return DatasetDict({role: split.with_format(None) for role, split in splits.items()}), ", ".join(names)
 
 
@@ -240,7 +240,8 @@ def _is_hub_id(source: Source) -> bool:
     return not (looks_local or Path(source).exists() or Path(source).suffix.lower() in (*READERS, ".txt", ".xlsx"))
 
 
-def _name(source: Source) -> str:
+def name_of(source: Source) -> str:
+    """Name a source for a record: a Hub id, or a file without its folder."""
     if not isinstance(source, (str, os.PathLike)):
         return "in-memory data"
     return str(source) if _is_hub_id(source) else Path(source).name

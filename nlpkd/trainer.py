@@ -36,7 +36,7 @@ from nlpkd.matching import follow_student_labels, refuse_reentrant_checkpointing
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import resolve
 from nlpkd.objectives.together import ObjectiveSet
-from nlpkd.publishing import push, push_checkpoint, write_card
+from nlpkd.publishing import card_facts, push, push_checkpoint, write_card
 from nlpkd.sampler import row_lengths
 from nlpkd.scoring import scoring_of
 from nlpkd.streaming import TextStream
@@ -555,12 +555,10 @@ class DistillationTrainer(Trainer):
 
     # Hub
 
-    def create_model_card(  # type: ignore[override]
-        self, *, language: str | None = None, license: str | None = None
-    ) -> None:
-        """Write README.md and the report that it rests on; see `nlpkd.publishing.write_card`."""
+    def create_model_card(self, *args: Any, **card: Any) -> None:
+        """Write README.md and the report that it rests on; arguments are those of `nlpkd.publishing.card_facts`."""
         if self.is_world_process_zero():
-            write_card(self, language, license)
+            write_card(self, card_facts(*args, **card))
 
     def push_to_hub(
         self,
@@ -579,11 +577,12 @@ class DistillationTrainer(Trainer):
             token: `hub_token` if None.
             revision: `hub_revision` if None.
             private: `hub_private_repo` if None.
-            **card: `language` and `license`, for the card.
+            **card: `language`, `license`, `tags` and others for the card, as `nlpkd.publishing.card_facts` takes them.
 
         Returns:
             The commit's address, or a `Future` of it; None beside the main process.
         """
+        card_facts(**card)  # what the card can't say is refused before anything is written
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

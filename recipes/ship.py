@@ -136,6 +136,7 @@ def measure(recipe: Recipe, students: dict[int, Path]) -> list[EvaluationReport]
             candidates[role] = replace(measured.candidates[names[role, seed]], training_seconds=seconds)
         kept = {key: trained.run[key] for key in ("seed", "student", "objectives", "settings") if key in trained.run}
         about = {"name": name, "split": "validation", "train_rows": trained.run["data"]["train_rows"]}
+        about |= {"evaluated_source": Path(recipe.validation_file).name}
         reports.append(
             replace(measured, candidates=candidates, run=measured.run | kept | {"data": measured.run["data"] | about})
         )

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,6 +59,17 @@ class Repo:
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with a request; see `HubServer.fail_next`."""
+
+    action: str
+    how: str = "none"
+    status: int = 200
+    message: str = ""
+    seconds: float = 0.0
+
+
 class HubError(Exception):
     """An HTTP error the server answers with."""
 
@@ -74,7 +86,7 @@ class HubServer:
         self.lfs: dict[str, bytes] = {}
         self.tokens = {WRITE_TOKEN: "write", READ_TOKEN: "read"}
         self.requests: list[tuple[str, str]] = []
-        self.faults: list[tuple[str, str, int]] = []
+        self.faults: list[Fault] = []
         self.lock = threading.RLock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -106,24 +118,37 @@ class HubServer:
         """Return the commits, oldest first; the first one is the empty one of the creation."""
         return list(self.repos[repo_type, repo_id].commits)
 
-    def fail_next(self, action: str, how: str = "status", *, status: int = 500, times: int = 1) -> None:
+    def fail_next(
+        self,
+        action: str,
+        how: str = "status",
+        *,
+        status: int = 500,
+        times: int = 1,
+        message: str = "",
+        seconds: float = 1.0,
+    ) -> None:
         """Let the next requests of one kind fail.
 
         Args:
-            action: "create", "preupload", "lfs", "commit", "info", "tree", "resolve", ...: an `action_*` method below.
-            how: "status" answers with `status`, "drop" closes the connection before, "lose" after the work is done.
+            action: "create", "preupload", "lfs", "put", "commit", "info", "resolve", ...: an `action_*` method below.
+            how: "status" answers with `status`, "drop" closes the connection before, "lose" after the work is done,
+                "slow" does the work after `seconds`.
             status: The HTTP status.
             times: How many requests fail.
+            message: What the server says beside the status.
+            seconds: How long a slow request waits.
         """
-        self.faults += [(action, how, status)] * times
+        said = message or f"injected fault {status}"
+        self.faults += [Fault(action, how, status, said, seconds)] * times
 
-    def take_fault(self, action: str) -> tuple[str, str, int]:
+    def take_fault(self, action: str) -> Fault:
         with self.lock:
             for fault in self.faults:
-                if fault[0] == action:
+                if fault.action == action:
                     self.faults.remove(fault)
                     return fault
-        return action, "none", 200
+        return Fault(action)
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -148,13 +173,14 @@ class HubHandler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, unquote(url.path)))
         try:
             action = self.route(url.path)
-            _, how, status = self.hub.take_fault(action)
-            self.lost = how == "lose"
-            if how == "drop":
+            fault = self.hub.take_fault(action)
+            self.lost = fault.how == "lose"
+            if fault.how == "drop":
                 self.close_connection = True
-            elif how == "status":
-                self.json({"error": f"injected fault {status}"}, status)
+            elif fault.how == "status":
+                raise HubError(fault.status, fault.message)
             else:
+                time.sleep(fault.seconds if fault.how == "slow" else 0)
                 with self.hub.lock:
                     getattr(self, f"action_{action}")()
         except HubError as error:

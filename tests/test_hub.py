@@ -22,14 +22,20 @@ from nlpkd.hub import PUSH_ALLOW_PATTERNS, push_student, save_student
 from nlpkd.report import Candidate, EvaluationReport, Interval
 
 PUSH = """
-import json, logging, sys
+import json, logging, shlex, sys
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+from nlpkd.cli import app
 from nlpkd.hub import push_student
+advice = []
 for arguments in json.loads(sys.argv[1]):
     try:
-        print("URL", push_student(**arguments))
+        if isinstance(arguments, int):
+            app(shlex.split(advice[arguments])[1:], standalone_mode=False)
+        else:
+            print("URL", push_student(**arguments))
     except (RuntimeError, ValueError) as error:
         logging.exception("push failed")
+        advice.append(str(error).partition("to finish: ")[2])
         print("ERROR", type(error).__name__, error)
 """
 
@@ -73,10 +79,13 @@ def python(hub: HubServer, home: Path, script: str, *arguments: str, token: str 
     return done.stdout
 
 
-def push(hub: HubServer, home: Path, *calls: dict[str, Any], token: str | None = WRITE_TOKEN) -> list[str]:
-    """Push in a fresh process, and return a line for each call: `URL ...` or `ERROR ...`."""
+def push(hub: HubServer, home: Path, *calls: dict[str, Any] | int, token: str | None = WRITE_TOKEN) -> list[str]:
+    """Push in a fresh process, and return a line for each call: `URL ...` or `ERROR ...`.
+
+    A number runs the command that ends the error of that number, which prints the address alone.
+    """
     out = python(hub, home, PUSH, json.dumps(calls, default=str), token=token)
-    return [line for line in out.splitlines() if line.startswith(("URL ", "ERROR "))]
+    return [line for line in out.splitlines() if line.startswith(("URL ", "ERROR ", hub.url))]
 
 
 def tiny_model(bias: float = 0.0) -> BertForSequenceClassification:
@@ -203,6 +212,23 @@ def test_faults_are_retried_and_leave_one_commit(hub: HubServer, student: Path, 
     assert set(hub.files("alice/lost")) == PUBLISHED | {".gitattributes"}
 
 
+def test_uploads_that_are_slow_or_dropped_arrive_whole_and_one_that_fails_for_good_is_told(
+    hub: HubServer, student: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(student / "onnx")
+    call = {"directory": student, "repo_id": "alice/student"}
+    hub.fail_next("put", status=400, message="the content does not have the checksum")
+    hub.fail_next("put", "drop")
+    hub.fail_next("put", "slow", seconds=1.0)
+    hub.fail_next("commit", "slow", seconds=0.5)
+    lines = push(hub, tmp_path / "home", call, call)
+    assert lines[0].startswith("ERROR RuntimeError") and "status 400" in lines[0] and "Nothing is lost" in lines[0]
+    assert lines[1].startswith("URL ") and not hub.faults
+    assert [method for method, path in hub.requests if path.startswith("/lfs/")] == ["PUT"] * 3
+    assert hub.files("alice/student")["model.safetensors"] == (student / "model.safetensors").read_bytes()
+    assert len(hub.commits("alice/student")) == 2
+
+
 def test_lasting_server_error_and_refusals_say_what_happened_and_how_to_finish(
     hub: HubServer,
     student: Path,
@@ -233,7 +259,7 @@ def test_lasting_server_error_and_refusals_say_what_happened_and_how_to_finish(
         "somebody else committed",
         "read-only",
         "did not accept the token",
-        "the name belongs to somebody else",
+        "the name belongs to somebody else: the token is of alice, lab, and not of bob",
         "exists and is public",
         "",
         "there is no token",
@@ -252,6 +278,37 @@ def test_lasting_server_error_and_refusals_say_what_happened_and_how_to_finish(
     assert len(hub.commits("alice/student")) == len(hub.commits("bob/theirs")) == 1
     assert set(hub.files("alice/new", "v1")) == PUBLISHED | {".gitattributes"}
     assert set(hub.files("alice/new")) == {".gitattributes"}
+
+
+def test_refusals_are_told_apart_and_the_advice_keeps_every_choice(
+    hub: HubServer,
+    student: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.rmtree(student / "onnx")
+    folder = student.rename(tmp_path / "my student")
+    storage = "Private repository storage limit reached, please upgrade your plan"
+    # Each fault ends its push, so that it meets no other one.
+    cases: list[tuple[str, int, str, dict[str, Any], str, str]] = [
+        ("create", 500, "", {"private": True}, "status 500", " --private"),
+        ("lfs", 402, "", {}, "the account's storage or plan does not allow it", ""),
+        ("lfs", 403, storage, {"revision": "v2"}, f"plan (the server said: {storage})", " --revision v2"),
+        ("put", 413, "", {}, "a file is larger than the Hub takes", ""),
+        ("commit", 403, "Forbidden", {}, "the token's rights do not cover writing to alice/", ""),
+        ("commit", 409, "", {"private": False, "create_pr": True}, "in conflict", " --no-private --create-pr"),
+    ]
+    calls: list[dict[str, Any] | int] = []
+    for number, (action, status, message, options, _, _) in enumerate(cases):
+        hub.fail_next(action, status=status, message=message, times=3 if status == 500 else 1)
+        calls.append({"directory": folder, "repo_id": f"alice/r{number}", **options})
+    lines = push(hub, tmp_path / "home", *calls, 0)
+    assert len(lines) == len(cases) + 1 and not hub.faults
+    for number, (line, (*_, words, flags)) in enumerate(zip(lines, cases, strict=False)):
+        assert line.startswith("ERROR RuntimeError") and words in line and "somebody else" not in line, line
+        said = f"everything is in {folder}; to finish: nlpkd push '{folder}' --repo-id alice/r{number}{flags}"
+        assert line.endswith(said), line
+    assert lines[-1] == f"{hub.url}/alice/r0/commit/{hub.commits('alice/r0')[-1].sha}"
+    assert hub.repos["model", "alice/r0"].private
 
 
 def test_private_repo_stays_private_and_a_pull_request_is_opened_once(

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 
-from nlpkd.model_card import build_model_card, public_report
+from nlpkd.model_card import WIDGET_TEXTS, build_model_card, public_report
 from nlpkd.report import Candidate, EvaluationReport, Interval, Latency
 
 
@@ -68,7 +68,9 @@ def test_metadata_is_what_the_hub_expects_and_the_model_index_is_the_students(tm
         "metrics": ["accuracy", "f1", "matthews_correlation"],
         "license": "apache-2.0",
         "language": "en",
+        "widget": [{"text": text} for text in WIDGET_TEXTS],
     }
+    assert len(WIDGET_TEXTS) > 1 and all(len(text.split()) > 4 for text in WIDGET_TEXTS)
     assert entry[0]["name"] == "alice/student"
     (result,) = entry[0]["results"]
     assert result["task"] == {"type": "text-classification", "name": "Text Classification"}
@@ -88,6 +90,50 @@ def test_what_is_unknown_or_local_is_left_out_of_the_metadata(tmp_path: Path) ->
     text = (tmp_path / "README.md").read_text()
     assert "null" not in text and "None" not in text and "/home/ann" not in text
     assert "my-teacher" in text
+
+
+def test_of_several_files_the_card_names_the_one_that_was_measured(tmp_path: Path) -> None:
+    data = {"name": "train.tsv, dev set.tsv", "evaluated_source": "dev set.tsv", "split": "validation"}
+    local = report(data=data | {"train_rows": 60})
+    found = metadata(local, tmp_path / "README.md")
+    dataset = found["model-index"][0]["results"][0]["dataset"]
+    assert dataset == {"type": "dev-set", "name": "dev set.tsv", "split": "validation"}
+    text = (tmp_path / "README.md").read_text()
+    assert "872 rows of the split validation of dev set.tsv" in text and "60 rows of train.tsv, dev set.tsv" in text
+    mixed = {"name": "org/texts, Übung.csv", "evaluated_source": "Übung.csv", "config": "de", "split": "test"}
+    dataset = metadata(report(data=mixed), tmp_path / "README.md")["model-index"][0]["results"][0]["dataset"]
+    assert dataset == {"type": "bung", "name": "Übung.csv", "split": "test"}
+    only_names = metadata(report(data={"name": "日本.csv"}), tmp_path / "README.md")
+    assert only_names["model-index"][0]["results"][0]["dataset"]["type"] == "local-data"
+
+
+def test_a_model_of_pairs_is_asked_for_pairs_and_gets_no_widget_of_single_texts(tmp_path: Path) -> None:
+    assert "widget" not in metadata(report(data={"name": "pairs.csv", "pairs": True}), tmp_path / "README.md")
+    assert 'classifier({"text": "Write' in (tmp_path / "README.md").read_text()
+
+
+def test_the_base_model_is_the_teacher_or_else_the_checkpoint_that_the_student_began_as(tmp_path: Path) -> None:
+    checkpoint = {"name": "org/small", "checkpoint": True}
+    local = {"name": "./my-teacher"}
+    cases: list[tuple[dict[str, Any], str | None]] = [
+        ({"student": checkpoint}, "org/teacher"),
+        ({"teacher": local, "student": checkpoint}, "org/small"),
+        ({"teacher": local, "student": {"name": "bilstm", "checkpoint": False}}, None),
+        ({"teacher": local, "student": {"name": "./small", "checkpoint": True}}, None),
+        ({"base_model": "org/said"}, "org/said"),
+    ]
+    for run, expected in cases:
+        found = metadata(report(**run), tmp_path / "README.md")
+        assert found.get("base_model") == expected and ("base_model_relation" in found) == (expected is not None)
+
+
+def test_onnx_files_are_told_with_how_to_run_them_and_what_was_measured() -> None:
+    assert "ONNX" not in build_model_card(report(), model_name="a/b").content
+    exported = build_model_card(report(), model_name="a/b", onnx=True).content
+    assert 'classify = nlpkd.load("a/b")' in exported and "- int8" not in exported
+    measured = replace(report(), candidates=report().candidates | {"int8": replace(candidate(0.84), size_mb=1.25)})
+    usage = build_model_card(measured, model_name="a/b").content.split("## How it was trained")[0]
+    assert "- int8: accuracy 0.840 [0.820, 0.860], 1.2 MB, 2.00 ms at batch 1" in usage
 
 
 def test_card_is_the_same_when_written_again_from_the_published_report() -> None:
@@ -117,6 +163,28 @@ def test_published_report_has_no_absolute_path_and_no_token_but_keeps_the_rest()
     assert clean.run["settings"] == {"d": "./y"}
     assert list(clean.candidates) == ["student", "./model.onnx"]
     assert clean.candidates["student"] == dirty.candidates["student"]
+
+
+def test_a_path_is_taken_out_however_it_is_written_and_other_words_stay() -> None:
+    paths = {
+        "file:///home/me/x": "./x",
+        "file://localhost/home/me/x": "./x",
+        r"C:\Users\me\x.csv": "./x.csv",
+        "D:/Users/me/x.csv": "./x.csv",
+        r"\\server\me\x": "./x",
+        "../../home/me/x": "./x",
+        "runs/../../home/me/x": "./x",
+        r"..\..\Users\me\x": "./x",
+        "~me/x": "./x",
+        "a:/home/me/x": "./x",
+        "teacher:/home/me/x": "teacher:./x",
+        r"--data 'C:\My Files\me\x y.csv' --n 3": "--data './x y.csv' --n 3",
+    }
+    clean = public_report(report(settings={"values": list(paths), "keys": {path: 1 for path in paths}}))
+    assert clean.run["settings"]["values"] == list(paths.values())
+    assert set(clean.run["settings"]["keys"]) == set(paths.values())
+    plain = ["https://x.org/a/b", "s3://bucket/a", "p50 / p95, 3 rows/s", "layers:3", "12:30:05", "runs/out", "and/or"]
+    assert public_report(report(settings=plain)).run["settings"] == plain
 
 
 class Tags(HTMLParser):

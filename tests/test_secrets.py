@@ -1,20 +1,36 @@
-"""What must never get out: tokens anywhere, a user's texts and folders beyond this machine."""
+"""What must never get out, or in: tokens, a user's texts and folders; others' code, and files out of their folder."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import fine_tuned_teacher, raw_rows
+from conftest import fine_tuned_teacher, raw_rows, tiny_bert
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment
+
+import nlpkd
+from nlpkd.disk import CHECKSUMS, WEIGHTS, refuse_damaged
+from nlpkd.hub import push_student, save_student
+from nlpkd.loading import load_classifier, load_config, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 TEXT = "the film plot was very great and the actor at it was awful"
 COMMAND = [sys.executable, "-c", "from nlpkd.cli import main; main()"]
 LENGTH = ["--max-length", "32"]
+# Ends the process at its first attempt to reach anything by a socket.
+GUARD = """
+import os, sys
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo") and arguments[-1]:
+        os.write(2, f"NETWORK: {event} {arguments}".encode())
+        os._exit(9)
+sys.addaudithook(refuse)
+"""
+UNPLUGGED = [sys.executable, "-c", f"{GUARD}\nfrom nlpkd.cli import main; main()"]
 DISTILL = ["distill", "--teacher", "teacher", "--student", "layers:1", "--train", "train.csv", "--validation",
            "validation.csv", *LENGTH, "--baseline", "--set", "max_steps=4", "--set", "save_steps=2", "--set",
            "bf16=false", "--set", "report_to=tensorboard", "--set", "disable_tqdm=true", "--batch-size",
@@ -40,11 +56,13 @@ def done(tmp_path_factory, tokenizer):
             "again": (WRITE_TOKEN, ["push", "pushed", "--repo-id", "alice/student"]),
             "wrong": ("hf_canaryWrongToken0123456789", ["push", "pushed", "--repo-id", "alice/other"]),
             "doctor": (WRITE_TOKEN, ["doctor"]),
+            "unplugged": (WRITE_TOKEN, [*DISTILL, "--output-dir", "unplugged"]),
         }  # fmt: skip
         said = {}
         for name, (token, words) in jobs.items():
             environment = hub_environment(hub, folder / "home", token)
-            run = subprocess.run([*COMMAND, *words], cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)},
+            start = UNPLUGGED if name == "unplugged" else COMMAND
+            run = subprocess.run([*start, *words], cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)},
                                  capture_output=True)  # fmt: skip
             said[name] = (run.returncode, run.stdout + run.stderr)
         assert said["pushed"][0] == 0, said["pushed"][1].decode()
@@ -79,3 +97,102 @@ def test_no_text_and_no_folder_of_the_user_is_published_or_said(done):
     assert [name for name, text in texts.items() if TEXT.encode() in text] == []
     assert [name for name, text in texts.items() if b"canaryfolder" in text and name.startswith("published")] == []
     assert os.fsencode(str(ROOT)) not in b"".join(published.values())
+
+
+def test_a_job_on_local_files_opens_no_connection_with_the_hub_in_reach(done):
+    folder, _, said = done
+    code, text = said["unplugged"]
+    assert code == 0 and b"NETWORK" not in text and (folder / "unplugged" / "model.safetensors").is_file(), text
+    connecting = [sys.executable, "-c", f"{GUARD}\nimport socket; socket.create_connection(('127.0.0.1', 9))"]
+    assert subprocess.run(connecting, capture_output=True).returncode == 9, "the guard sees a connection"
+
+
+# Others' code
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch, tokenizer):
+    """A model's folder with code of its own for config, model and tokenizer, which leaves a file when it is run."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "modules")])
+    folder, sung = save_student(tiny_bert(), tmp_path / "canary", tokenizer), tmp_path / "sung"
+    (folder / "song.py").write_text(
+        "from transformers import BertConfig, BertForSequenceClassification, BertTokenizer\n"
+        "class Config(BertConfig): pass\n"
+        "class Model(BertForSequenceClassification): pass\n"
+        "class Tokenizer(BertTokenizer): pass\n"
+        f"open({str(sung)!r}, 'w').close()\n"
+    )
+    classes = {"AutoConfig": "song.Config", "AutoModelForSequenceClassification": "song.Model"}
+    for name, entries in (
+        ("config.json", classes),
+        ("tokenizer_config.json", {"AutoTokenizer": ["song.Tokenizer", None]}),
+    ):
+        known = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(known | {"auto_map": entries}))
+    return folder, sung
+
+
+def test_the_code_of_a_model_is_run_on_request_alone(canary):
+    folder, sung = canary
+    for load in (load_config, load_tokenizer, load_classifier, nlpkd.load, nlpkd.load_teacher):
+        load(folder)
+        assert not sung.exists(), load
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "song"}))
+    for load in (load_config, load_classifier, nlpkd.load, nlpkd.load_teacher):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            load(folder)
+        assert not sung.exists(), load
+    load_config(folder, trust_remote_code=True)
+    assert sung.exists(), "the canary sings when it is let"
+
+
+# Files out of their folder
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "a/../../outside.safetensors", "/etc/outside.safetensors",
+                                  "..\\outside.safetensors", "C:\\outside.safetensors"])  # fmt: skip
+def test_a_listed_file_outside_of_its_folder_is_neither_read_nor_pushed(name, tmp_path, tokenizer):
+    folder = save_student(tiny_bert(), tmp_path / "student", tokenizer)
+    sealed = json.loads((folder / CHECKSUMS).read_text())
+    (folder / CHECKSUMS).write_text(json.dumps({"files": sealed["files"] | {name: {"bytes": 1, "sha256": "0"}}}))
+    for use in (lambda: refuse_damaged(folder, WEIGHTS), lambda: load_classifier(folder)):
+        with pytest.raises(ValueError, match="lies outside of it"):
+            use()
+    (folder / CHECKSUMS).unlink()
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match="lies outside of it"):
+        push_student(folder, "alice/student")
+
+
+PULL = """
+import sys
+from nlpkd.loading import load_classifier
+from nlpkd.onnx_classifier import OnnxClassifier
+for number, load in enumerate((*[OnnxClassifier.from_pretrained] * 3, load_classifier)):
+    try:
+        load(f"bob/evil{number}")
+    except (OSError, ValueError) as error:
+        print(number, "REFUSED", error)
+"""
+
+
+def test_files_of_a_repository_cannot_be_written_outside_of_the_cache(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    up = "../" * 6
+    names = [f"{up}outside.json", f"onnx/{up}../outside.json", f"{tmp_path}/outside.json", f"{up}outside.safetensors"]
+    index = json.dumps({"metadata": {}, "weight_map": {"classifier.bias": names[-1]}}).encode()
+    config = tiny_bert().config.to_json_string().encode()
+    with HubServer() as hub:
+        for number, name in enumerate(names):
+            hub.add_repo(f"bob/evil{number}", home)
+            files = {name: b"{}", "onnx/model.onnx": b"", "config.json": config}
+            files |= {"model.safetensors.index.json": index} if number == 3 else {}
+            hub.repos["model", f"bob/evil{number}"].commit(files, "evil")
+        run = subprocess.run([sys.executable, "-c", PULL], cwd=home, capture_output=True, text=True,
+                             env=hub_environment(hub, home) | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert [line[:9] for line in run.stdout.splitlines()] == [f"{number} REFUSED" for number in range(4)], run
+    assert list(tmp_path.rglob("outside*")) == [], run.stdout

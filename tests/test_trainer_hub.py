@@ -4,13 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from hub_server import WRITE_TOKEN, hub_environment
+
+from nlpkd.publishing import card_facts
 
 TESTS = Path(__file__).parent
 
 SCRIPT = f"""
 import sys
+from pathlib import Path
+from huggingface_hub import ModelCard
 sys.path.insert(0, {str(TESTS)!r})
 from conftest import raw_rows, tiny_bert, WORDS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
@@ -30,11 +35,23 @@ trainer = DistillationTrainer(
     ),
 )
 trainer.train()
-print("PUSHED", trainer.push_to_hub(language="en", license="mit"))
+try:
+    trainer.push_to_hub(tasks="summarization")
+except ValueError as error:
+    assert "tasks='summarization'" in str(error) and not Path("out/model.safetensors").exists()
+else:
+    raise AssertionError("another task is taken")
+print("PUSHED", trainer.push_to_hub(
+    language="en", license="mit", tags=["movies", "nlpkd"], finetuned_from="org/base", tasks="text-classification",
+    dataset_tags="org/reviews", dataset="Film reviews", dataset_args="plain",
+))
 loaded, info = AutoModelForSequenceClassification.from_pretrained("alice/tiny", output_loading_info=True)
 assert not info["missing_keys"] and not info["unexpected_keys"]
 assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), trainer.model.state_dict().values()))
 assert AutoTokenizer.from_pretrained("alice/tiny").vocab_size == tokenizer.vocab_size
+trainer.create_model_card("de")
+card = ModelCard.load("out/README.md").data
+assert (card.language, card.license, card.base_model) == ("de", "mit", "org/base"), card
 """
 
 
@@ -59,4 +76,21 @@ def test_the_trainer_pushes_while_training_and_at_the_end_and_never_a_pickle(hub
     metadata = yaml.safe_load(files["README.md"].decode().split("---")[1])
     result = metadata["model-index"][0]["results"][0]
     assert metadata["license"] == "mit" and metadata["language"] == "en"
-    assert "config" not in result["dataset"] and {"accuracy"} <= {metric["type"] for metric in result["metrics"]}
+    assert metadata["tags"] == ["text-classification", "knowledge-distillation", "nlpkd", "movies"]
+    assert metadata["base_model"] == "org/base" and metadata["datasets"] == ["org/reviews"]
+    about = {"type": "org/reviews", "name": "Film reviews", "config": "plain", "split": "evaluation"}
+    assert result["dataset"] == about and {"accuracy"} <= {metric["type"] for metric in result["metrics"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model_name": "x"}, "set hub_model_id"),
+        ({"finetuned_from": "./runs/x"}, "no id on the Hub"),
+        ({"tasks": ["text-classification", "fill-mask"]}, "is text-classification"),
+        ({"dataset": ["a", "b"]}, "one data set"),
+    ],
+)
+def test_what_a_card_cannot_say_is_refused_with_advice(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        card_facts(**arguments)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -273,6 +274,13 @@ def small_disk(tmp_path) -> Iterator:
 
 def pages(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_full_disk_while_a_push_is_prepared_is_told_as_one(small_disk, lab, whole, monkeypatch, tmp_path):
+    student = shutil.copytree(whole["distillation"], tmp_path / "student")
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk(1)))
+    with pytest.raises(RuntimeError, match="not pushed to a/b: the disk is full .*Nothing is lost.*nlpkd push"):
+        push_student(student, "a/b")
 
 
 def test_a_disk_that_fills_up_while_checkpoints_are_saved(lab, whole, small_disk):
