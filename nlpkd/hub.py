@@ -128,7 +128,8 @@ def push_student(
     _check_student(directory)
     api = HfApi(token=token)
     try:
-        _write_card(directory, repo_id)
+        if (card := _new_card(directory, repo_id)) is not None:
+            write_whole(directory / "README.md", card.encode())
         with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
             _stage(directory, Path(staging))
             return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)
@@ -143,6 +144,33 @@ def push_student(
             f"the student was not pushed to {repo_id}: {reason}. Nothing is lost, everything is in {directory}; "
             f"to finish: {_command(directory, repo_id, private, revision, create_pr)}"
         ) from cause
+
+
+def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
+    """List what `push_student` would send, and neither send nor change anything.
+
+    Args:
+        directory: Where `save_student` (or a run) left the student.
+        repo_id: `name` or `owner/name`, which the card is written for.
+
+    Returns:
+        The bytes of each file by its path in the repository.
+
+    Raises:
+        ValueError: If the directory is no whole student, or its ONNX files were made from other weights.
+    """
+    directory = Path(directory)
+    validate_repo_id(repo_id)
+    _check_student(directory)
+    with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as folder:
+        staging = Path(folder)
+        _stage(directory, staging)
+        if (card := _new_card(directory, repo_id)) is not None:
+            # What lies there is a link to the folder's own.
+            (staging / "README.md").unlink(missing_ok=True)
+            (staging / "README.md").write_bytes(card.encode())
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        return {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
 
 
 def _command(directory: Path, repo_id: str, private: bool | None, revision: str | None, create_pr: bool) -> str:
@@ -217,22 +245,22 @@ def _check_student(directory: Path) -> None:
     refuse_stale(directory)
 
 
-def _write_card(directory: Path, repo_id: str) -> None:
-    """Write the card from the report, unless somebody's own card is there."""
+def _new_card(directory: Path, repo_id: str) -> str | None:
+    """Write the text of the card from the report, unless somebody's own card is there."""
     card, report = directory / "README.md", directory / JSON_NAME
     onnx = any((directory / "onnx").glob("*.onnx"))
     if not report.is_file():
         if not card.is_file():
             logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
-        return
+        return None
     results = EvaluationReport.load(report)
     if card.is_file():
         present = ModelCard.load(card, ignore_metadata_errors=True)
         name = present.data.get("model_name")
         # Files may have been exported, or deleted, since the card was written.
         if name is None or present.content not in [_card(results, name, exported) for exported in (True, False)]:
-            return
-    write_whole(card, _card(results, repo_id, onnx).encode())
+            return None
+    return _card(results, repo_id, onnx)
 
 
 def _card(report: EvaluationReport, name: str, onnx: bool) -> str:

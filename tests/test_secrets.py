@@ -33,8 +33,8 @@ sys.addaudithook(refuse)
 UNPLUGGED = [sys.executable, "-c", f"{GUARD}\nfrom nlpkd.cli import main; main()"]
 DISTILL = ["distill", "--teacher", "teacher", "--student", "layers:1", "--train", "train.csv", "--validation",
            "validation.csv", *LENGTH, "--baseline", "--set", "max_steps=4", "--set", "save_steps=2", "--set",
-           "bf16=false", "--set", "report_to=tensorboard", "--set", "disable_tqdm=true", "--batch-size",
-           "8"]  # fmt: skip
+           "logging_steps=2", "--set", "bf16=false", "--set", "report_to=tensorboard", "--set", "disable_tqdm=true",
+           "--batch-size", "8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +196,18 @@ def test_files_of_a_repository_cannot_be_written_outside_of_the_cache(tmp_path):
                              env=hub_environment(hub, home) | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     assert [line[:9] for line in run.stdout.splitlines()] == [f"{number} REFUSED" for number in range(4)], run
     assert list(tmp_path.rglob("outside*")) == [], run.stdout
+
+
+def test_each_loss_is_logged_to_tensorboard_by_its_name(done):
+    """As TensorBoard itself reads the file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _, _ = done
+    files = [path for path in (folder / "pushed").rglob("*tfevents*") if "baseline" not in path.parts]
+    read = {}
+    for path in files:
+        events = EventAccumulator(str(path))
+        events.Reload()
+        read |= {tag: [each.step for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for tag in ("train/loss", "train/loss/cross_entropy", "train/loss/forward_kl", "train/loss/hidden_state_mse"):
+        assert read[tag] == [2, 4], sorted(read)
