@@ -171,11 +171,16 @@ def distill(
         list[str] | None, typer.Option(help="A path or Hub id (id@revision); several: average.")
     ] = None,
     student: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="layers:N or a shape like tinybert-4l-312 (of the teacher), bilstm, textcnn, a path, or a Hub id."
+            help="layers:N or a shape like tinybert-4l-312 (of the teacher), bilstm, textcnn, a path, or a Hub id; "
+            "layers:3 unless there is a budget."
         ),
-    ] = "layers:3",
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Or as many layers as run in so many milliseconds here (one text, 32 tokens).")
+    ] = None,
+    max_size_mb: Annotated[float | None, typer.Option(help="Or as many as fit into so many megabytes.")] = None,
     validation: MaybeRows = None,
     test: MaybeRows = None,
     text_column: Text = None,
@@ -222,6 +227,8 @@ def distill(
     options: dict[str, Any] = {
         "teacher": teacher or None,
         "student": student,
+        "max_latency_ms": max_latency_ms,
+        "max_size_mb": max_size_mb,
         "train": train,
         "validation": validation,
         "test": test,
