@@ -165,9 +165,12 @@ def test_what_is_wrong_is_told_by_its_row(tmp_path, tokenizer, lines, message):
     ],
 )
 def test_a_label_that_is_wrong_from_a_row_on_is_told_by_the_first_such_row(tmp_path, tokenizer, labels, bad, message):
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / ("rows.parquet" if bad != bad else "rows.jsonl")
     rows = [{"text": "good", "label": bad if at >= 250 else labels[at % 2]} for at in range(1500)]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    if bad != bad:
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match=message):
         load(path, tokenizer=tokenizer, streaming=True)
 
