@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 CHECKSUMS = "checksums.json"
 """Size and SHA-256 of a folder's files, written last: `{"files": {NAME: {"bytes": .., "sha256": ..}}}`."""
 WEIGHTS = "*.safetensors"
+TOKENIZER = "tokenizer.json"
 
 _SAVING = ".saving"
 _FULL_BYTES = 1 << 16
@@ -72,7 +73,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_model(folder: Path) -> Iterator[Path]:
-    """Do as `replacing` does for the files of a model, whose weights get checksums.
+    """Do as `replacing` does for the files of a model, whose weights and tokenizer get checksums.
 
     Args:
         folder: where the model goes.
@@ -86,7 +87,7 @@ def replacing_model(folder: Path) -> Iterator[Path]:
     failed = "the model was not saved, and what was there before is as it was. Free some space, and save again"
     with needing_room(folder, failed), replacing(folder) as temporary:
         yield temporary
-        seal(temporary, WEIGHTS)
+        seal(temporary, WEIGHTS, TOKENIZER)
         names = {path.name for path in temporary.iterdir()}
     for stale in folder.glob("model*.safetensors*"):
         # from_pretrained prefers one whole file to shards: a leftover would be loaded in place of the new weights.
@@ -94,15 +95,16 @@ def replacing_model(folder: Path) -> Iterator[Path]:
             stale.unlink()
 
 
-def seal(folder: Path, pattern: str = "**/*") -> None:
+def seal(folder: Path, *patterns: str) -> None:
     """Write down size and checksum of a folder's files, after all of them are on disk.
 
     Args:
         folder: the folder.
-        pattern: of the files, as `Path.glob` takes it.
+        *patterns: of the files, as `Path.glob` takes them; all files if there are none.
     """
     files = {}
-    for path in sorted(path for path in folder.glob(pattern) if path.is_file() and path.name != CHECKSUMS):
+    found = {path for pattern in patterns or ("**/*",) for path in folder.glob(pattern)}
+    for path in sorted(path for path in found if path.is_file() and path.name != CHECKSUMS):
         with path.open("rb") as file:
             os.fsync(file.fileno())
         name = path.relative_to(folder).as_posix()

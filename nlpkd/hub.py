@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from nlpkd.disk import WEIGHTS, inside, refuse_damaged, replacing_model, write_whole
+from nlpkd.disk import inside, refuse_damaged, replacing_model, write_whole
 from nlpkd.html_report import PAGE_NAME, save_page, training_curves
 from nlpkd.model_card import build_model_card, public_report
 from nlpkd.onnx_classifier import EXPORT_RECORD, refuse_stale
@@ -241,7 +241,7 @@ def _check_student(directory: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{directory / name} is damaged ({error}); save the student again") from error
-    refuse_damaged(directory, WEIGHTS)
+    refuse_damaged(directory)
     refuse_stale(directory)
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from nlpkd import reshaped, small_models  # noqa: F401 (they register their model types)
-from nlpkd.disk import WEIGHTS, refuse_damaged
+from nlpkd.disk import TOKENIZER, WEIGHTS, refuse_damaged
 
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 """Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""
@@ -128,10 +128,11 @@ def load_tokenizer(
         The tokenizer.
 
     Raises:
-        ValueError: if the name looks like a path and nothing is there, or what is there is no tokenizer.
+        ValueError: if the name looks like a path and nothing is there, or what is there is damaged or no tokenizer.
         OSError: if it can't be had.
     """
     _refuse_missing_path(name)
+    refuse_damaged(Path(name), TOKENIZER)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
     except OSError as error:

@@ -20,7 +20,7 @@ from conftest import tiny_bert
 from nlpkd import DistillationTrainer, push_student
 from nlpkd.checkpoints import last_whole
 from nlpkd.disk import CHECKSUMS, refuse_damaged
-from nlpkd.loading import load_classifier
+from nlpkd.loading import load_classifier, load_tokenizer
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import Objective
 from nlpkd.onnx_classifier import OnnxClassifier
@@ -226,14 +226,17 @@ def test_a_damaged_checkpoint_is_not_trained_on_and_the_one_before_it_serves_onc
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_weights_of_a_model_are_neither_loaded_nor_pushed(how, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "load"), [("model.safetensors", load_classifier), ("tokenizer.json", load_tokenizer)]
+)
+def test_damaged_weights_or_tokenizer_are_neither_loaded_nor_pushed(name, load, how, whole, tmp_path):
     folder = tmp_path / "student"
     shutil.copytree(whole["distillation"], folder)
-    load_classifier(folder)
-    said = damage(folder / "model.safetensors", how)
-    with pytest.raises(ValueError, match=f"student/model.safetensors .*{said}"):
-        load_classifier(folder)
-    with pytest.raises(ValueError, match="model.safetensors"):
+    load(folder)
+    said = damage(folder / name, how)
+    with pytest.raises(ValueError, match=f"student/{name} .*{said}"):
+        load(folder)
+    with pytest.raises(ValueError, match=name):
         push_student(folder, "somebody/student")
 
 
