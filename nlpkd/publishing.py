@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -117,8 +116,13 @@ def card_facts(
     tag, title, config = (next(iter(_listed(value)), None) for value in about.values())
     name = tag or title
     data = {"name": name, "evaluated_source": name, "title": title if tag else None, "config": config}
-    facts = {"language": language, "license": license, "tags": _listed(tags), "base_model": finetuned_from}
-    facts["data"] = {key: value for key, value in data.items() if value}
+    facts = {
+        "language": language,
+        "license": license,
+        "tags": _listed(tags),
+        "base_model": finetuned_from,
+        "data": {key: value for key, value in data.items() if value},
+    }
     return {key: value for key, value in facts.items() if value}
 
 
@@ -126,7 +130,7 @@ def _listed(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
-def write_card(trainer: DistillationTrainer, facts: Mapping[str, Any]) -> None:
+def write_card(trainer: DistillationTrainer, facts: dict[str, Any]) -> None:
     """Write README.md and the report that it rests on, measured on the evaluation set unless a report is there.
 
     Args:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from nlpkd.hub import PUSH_ALLOW_PATTERNS, push_student, save_student
+from nlpkd.model_card import build_model_card
 from nlpkd.report import Candidate, EvaluationReport, Interval
 
 PUSH = """
@@ -148,6 +149,7 @@ PUBLISHED = {
 def test_pushed_student_loads_by_id_bit_equal_and_data_loads_by_id(
     hub: HubServer, student: Path, tmp_path: Path
 ) -> None:
+    build_model_card(tiny_report(), model_name="student").save(student / "README.md")
     (line,) = push(hub, tmp_path / "home", {"directory": student, "repo_id": "alice/student"})
     first = hub.commits("alice/student")[-1].sha
     assert line == f"URL {hub.url}/alice/student/commit/{first}"
@@ -161,6 +163,7 @@ def test_pushed_student_loads_by_id_bit_equal_and_data_loads_by_id(
     assert result["dataset"] == {"type": "alice/reviews", "name": "alice/reviews", "split": "test"}
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.8, "f1": 0.75}
     assert ModelCard.load(student / "README.md").data.model_name == "alice/student"
+    assert 'nlpkd.load("alice/student")' in (student / "README.md").read_text(), "exported after the card was written"
 
     save_student(tiny_model(bias=1.0), student, tiny_tokenizer())
     calls = {"directory": student, "repo_id": "alice/student"}
@@ -400,8 +403,10 @@ def test_onnx_files_of_other_weights_are_not_pushed(student: Path) -> None:
 def test_student_without_card_and_report_is_pushed_with_a_warning(
     hub: HubServer, student: Path, tmp_path: Path
 ) -> None:
-    for name in ("report.json", "report.md"):
-        (student / name).unlink()
+    (student / "report.json").unlink()
+    assert "/home/canary" in (student / "report.md").read_text(), (
+        "a page that nothing takes the paths out of stays here"
+    )
     call = {"directory": str(student), "repo_id": "student"}
     out = python(hub, tmp_path / "home", PUSH, json.dumps([call]), token=WRITE_TOKEN)
     assert f"WARNING:nlpkd.hub:{student} has neither README.md nor report.json" in out
