@@ -13,6 +13,7 @@ from nlpkd.data import TextClassificationData, load_text_classification, same_to
 from nlpkd.evaluation import evaluate_student
 from nlpkd.html_report import save_page, training_curves
 from nlpkd.labels import telling_names
+from nlpkd.loading import split_revision
 from nlpkd.matching import follow_student_labels
 from nlpkd.memory import add_memory, check_memory
 from nlpkd.model_source import ModelSource
@@ -23,8 +24,8 @@ from nlpkd.sources import Source
 from nlpkd.task import SINGLE_LABEL, task_of
 from nlpkd.windows import DOCUMENT, count_texts, one_row_a_document
 
-LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens": (16, 64, 128)}
-"""Batch sizes and lengths of a latency grid, as arguments of `evaluate`."""
+LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens": (16, 64, 128), "latency_runs": 100}
+"""Batch sizes, lengths and timed passes of a latency grid, as arguments of `evaluate`."""
 
 _ROLES = ("teacher", "student", "baseline")
 
@@ -113,12 +114,17 @@ def evaluate(
     if held_out is not None:
         further = load(held_out)
         fitted = follow_student_labels(further[_measured_split(further)], config, "held-out")
+    # Of a file the name is its last part alone, and may hold an @.
+    in_full = isinstance(data, str) and data == loaded.name
+    name, revision = split_revision(loaded.name) if in_full else (loaded.name, None)
     run: dict[str, Any] = {
         "command": command_line(),
         "date": now(),
         **{role: sources[role].describe() for role in ("student", "teacher") if role in sources},
         "data": {
-            "name": loaded.name,
+            "name": name,
+            "config": dataset_config,
+            "revision": revision or dataset_revision,
             "split": split,
             "evaluated_rows": count_texts(rows),
             "max_length": loaded.max_length,
@@ -153,31 +159,47 @@ def evaluate(
 def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:
     """Name the models of a command line.
 
+    A model is called as `NAME=PATH` says, else by the last part of its path, without a file's suffix: of `teacher`,
+    `student` and `baseline` this is its role. Where none is the student, the only other model without a name is, or,
+    beside a teacher, the first of them.
+
     Args:
-        entries: paths or Hub ids, each perhaps as `NAME=PATH`. The first one without a name is the student, unless
-            another one is named so; the rest are called by the last part of their path, without a file's suffix.
+        entries: paths or Hub ids, each perhaps as `NAME=PATH`.
         **roles: those that have an option of their own, such as `teacher`; None where it was not given.
 
     Returns:
         Path or id by name, `student` among them.
 
     Raises:
-        ValueError: if there is no student, or two models have one name.
+        ValueError: if nobody can say which model is the student, or two models have one name.
     """
     split = [entry.partition("=") if not Path(entry).exists() else ("", "", entry) for entry in entries]
-    named = [(name, path) if equals else ("", name or path) for name, equals, path in split]
-    if "student" not in {name for name, _ in named}:
-        first = next((at for at, (name, _) in enumerate(named) if not name), None)
-        if first is None:
-            raise ValueError(f"none of {list(entries)} is the student: give one without a name, or as student=PATH")
-        named[first] = ("student", named[first][1])
+    given = [(name, path) if equals else ("", name or path) for name, equals, path in split]
+    named = [(name or _last_part(path), path) for name, path in given]
     models = {role: path for role, path in roles.items() if path is not None}
-    for given, path in named:
-        name = given or _last_part(path)
+    known = {*models, *(name for name, _ in named)}
+    if "student" not in known:
+        student = _student(given, named, "teacher" in known)
+        named[student] = ("student", named[student][1])
+    for name, path in named:
         if name in models:
             raise ValueError(f"two models are called {name!r}: {models[name]} and {path}; name one as NAME=PATH")
         models[name] = path
     return models
+
+
+def _student(given: Sequence[tuple[str, str]], named: Sequence[tuple[str, str]], teacher: bool) -> int:
+    """Say which entry is the student where none is called so; a single model is, whatever its folder is called."""
+    free = [at for at, (name, _) in enumerate(given) if not name and (len(given) == 1 or named[at][0] not in _ROLES)]
+    paths = [path for _, path in given]
+    if not free:
+        raise ValueError(f"none of {paths} is the student: give one without a name, or as student=PATH")
+    if len(free) > 1 and not teacher:
+        raise ValueError(
+            f"which of {[paths[at] for at in free]} is the student? Name it as student=PATH, and a teacher as "
+            "teacher=PATH"
+        )
+    return free[0]
 
 
 def _last_part(path: str) -> str:

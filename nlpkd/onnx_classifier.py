@@ -142,7 +142,9 @@ class OnnxClassifier(nn.Module):
 
 
 def model_folder(path: Path) -> Path:
-    """Find the folder with an ONNX file's config: its own, or, of `onnx/model.onnx`, the one above.
+    """Find the folder with an ONNX file's config.
+
+    It is the file's own, or, of `onnx/model.onnx`, the one above, or, of `student.int8.onnx`, `student` beside it.
 
     Args:
         path: the file.
@@ -151,12 +153,15 @@ def model_folder(path: Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: if neither has a config.json.
+        ValueError: if none has a config.json.
     """
-    for folder in (path.parent, path.absolute().parent.parent):
+    beside = path.with_name(path.name.partition(".")[0])
+    for folder in (path.parent, path.absolute().parent.parent, beside):
         if (folder / "config.json").is_file():
             return folder
-    raise ValueError(f"there is no config.json in {path.parent} or above it: {path.name} does not say its labels")
+    raise ValueError(
+        f"there is no config.json in {path.parent}, above it or in {beside}: {path.name} does not say its labels"
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

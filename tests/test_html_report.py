@@ -279,16 +279,42 @@ def test_what_cannot_be_shown_is_refused(options, message, folders, tmp_path):
 def test_models_of_a_command_line_are_named(tmp_path):
     (tmp_path / "a=b").mkdir()
     (tmp_path / "model.int8.onnx").touch()
-    assert name_models(["runs/s", "other=runs/o", "user/tiny@v1"]) == {
-        "student": "runs/s", "other": "runs/o", "tiny": "user/tiny@v1"
+    assert name_models(["runs/s", "other=runs/o", "user/tiny@v1"], teacher="t") == {
+        "teacher": "t", "student": "runs/s", "other": "runs/o", "tiny": "user/tiny@v1"
     }  # fmt: skip
     assert name_models(["t", "student=s"], baseline="b") == {"baseline": "b", "t": "t", "student": "s"}
-    assert name_models(["s", str(tmp_path / "a=b"), str(tmp_path / "model.int8.onnx")]) == {
+    assert name_models(["student=s", str(tmp_path / "a=b"), str(tmp_path / "model.int8.onnx")]) == {
         "student": "s", "a=b": str(tmp_path / "a=b"), "model.int8": str(tmp_path / "model.int8.onnx")
     }  # fmt: skip
     with pytest.raises(ValueError, match="two models are called 'x': a/x and b/x"):
-        name_models(["s", "a/x", "b/x"])
+        name_models(["student", "a/x", "b/x"])
     with pytest.raises(ValueError, match="two models are called 'teacher'"):
         name_models(["s", "teacher=t"], teacher="u")
     with pytest.raises(ValueError, match="student=PATH"):
         name_models(["a=b"])
+
+
+@pytest.mark.parametrize(
+    ("entries", "roles", "named"),
+    [
+        (["teacher", "student", "student.int8.onnx"], {},
+         {"teacher": "teacher", "student": "student", "student.int8.onnx": "student.int8.onnx"}),
+        (["runs/teacher/", "pushed"], {}, {"teacher": "runs/teacher/", "student": "pushed"}),
+        (["user/baseline@v1", "runs/s", "lab/teacher"], {},
+         {"baseline": "user/baseline@v1", "student": "runs/s", "teacher": "lab/teacher"}),
+        (["teacher=a", "b", "c"], {}, {"teacher": "a", "student": "b", "c": "c"}),
+        (["pruned=p", "s"], {}, {"pruned": "p", "student": "s"}),
+        (["runs/teacher"], {}, {"student": "runs/teacher"}),
+        (["runs/baseline"], {"teacher": "t"}, {"teacher": "t", "student": "runs/baseline"}),
+    ],
+)  # fmt: skip
+def test_models_without_names_have_the_roles_that_their_folders_say(entries, roles, named):
+    assert name_models(entries, **roles) == named
+
+
+@pytest.mark.parametrize("entries", [["runs/a", "runs/b"], ["runs/a", "runs/b", "b.int8.onnx", "pruned=runs/p"]])
+def test_which_of_several_models_is_the_student_is_asked_and_not_guessed(entries):
+    with pytest.raises(ValueError, match=r"which of \['runs/a', 'runs/b'.*student=PATH.*teacher=PATH"):
+        name_models(entries)
+    with pytest.raises(ValueError, match="none of .* is the student"):
+        name_models(["teacher", "pruned=runs/p"])
