@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from huggingface_hub import ModelCard, snapshot_download
 from nlpkd.benchmark import model_size_mb
 from nlpkd.compare import evaluate
 from nlpkd.hub import PUSH_ALLOW_PATTERNS
-from nlpkd.loading import split_revision
+from nlpkd.labels import align_names
+from nlpkd.loading import load_config, split_revision
 from nlpkd.model_card import CARD_METRICS, hub_id
-from nlpkd.report import JSON_NAME, METRIC_NAMES, EvaluationReport, Interval, markdown_table
+from nlpkd.report import JSON_NAME, METRIC_NAMES, Candidate, EvaluationReport, Interval, markdown_table
 from nlpkd.sources import Source
 
 TOLERANCE = 0.005
 """How far a metric may lie from its claim on the same rows: other kernels and precisions move single rows."""
+
+_AGAIN = "not re-measured"
 
 
 @dataclass(frozen=True)
@@ -87,25 +91,33 @@ def verify(
     label_column: str | Sequence[str] | None = None,
     max_length: int | None = None,
     window_stride: int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    split: str | None = None,
     **measuring: Any,
 ) -> Verification:
     """Measure a student again and compare with the figures of its `report.json` and its card.
 
     On as many rows as the report's a metric must come out the same but for `TOLERANCE` (or two rows, where that is
     more); on another number of rows it must lie in its claimed interval. Parameters must be equal, the size of the
-    weights to 0.1 MB. Latencies depend on the machine: both are shown, and not judged.
+    weights to 0.1 MB, operations to 1 %. Latencies depend on the machine: both are shown, and not judged. Nor is what
+    can't be measured again: a baseline, further seeds, a teacher that is not on the Hub.
 
     Args:
-        model: a Hub id (`id@revision` too), of which only what a push may hold is downloaded, or a folder.
+        model: a Hub id (`id@revision` too), of which only what a push may hold is downloaded, or a folder. ONNX files
+            in its folder `onnx` are measured where the report has them.
         data: labelled rows; the data set of the Hub that the report names, if None.
         revision: branch, tag or commit on the Hub.
-        teacher: a path or Hub id; the agreement with it is judged too.
+        teacher: a path or Hub id; the report's, if None, where it is on the Hub and its labels have names.
         trust_remote_code: run the model repository's own code.
         text_column: the column of the text.
         text_pair_column: the column of the second text.
         label_column: the column of the label, or several with a 0 or 1 for each label.
         max_length: longest text in tokens; the report's, if None.
         window_stride: tokens that the windows of long texts share; the report's, if None.
+        dataset_config: configuration of a Hub data set; of the report's, the report's if None.
+        dataset_revision: revision of a Hub data set, likewise.
+        split: which one to measure on, likewise.
         **measuring: further arguments of `nlpkd.evaluate_student`.
 
     Returns:
@@ -117,18 +129,23 @@ def verify(
     name, commit = split_revision(str(model)) if revision is None else (str(model), revision)
     folder = Path(name)
     if not folder.is_dir():
-        patterns: dict[str, Any] = {"allow_patterns": PUSH_ALLOW_PATTERNS, "ignore_patterns": ["*.onnx"]}
-        folder = Path(snapshot_download(name, revision=commit, **patterns))
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=PUSH_ALLOW_PATTERNS))
         name = f"{name} at {folder.name}"
     if not (folder / JSON_NAME).is_file():
         raise ValueError(f"{name} has no {JSON_NAME}, so it claims nothing that can be measured again")
     claimed = EvaluationReport.load(folder)
     about = claimed.run.get("data") or {}
     source, options = (data, {}) if data is not None else _named_data(about, name)
+    asked = {"dataset_config": dataset_config, "dataset_revision": dataset_revision, "split": split}
+    options |= {option: value for option, value in asked.items() if value is not None}
+    missing = ""
+    if teacher is None:
+        teacher, missing = _named_teacher(claimed, folder, trust_remote_code)
     measured = evaluate(
         folder,
         source,
         teacher=teacher,
+        candidates=_onnx_files(claimed, folder),
         trust_remote_code=trust_remote_code,
         text_column=text_column,
         text_pair_column=text_pair_column,
@@ -138,44 +155,134 @@ def verify(
         **options,
         **measuring,
     )
-    return Verification(name, [*_report_claims(claimed, measured, folder), *_card_claims(claimed, measured, folder)])
+    # A model on disk, which saved again might be smaller or larger.
+    student = replace(measured.candidates["student"], size_mb=model_size_mb(folder))
+    measured = replace(measured, candidates=measured.candidates | {"student": student})
+    claims = [*_report_claims(claimed, measured, missing), *_card_claims(claimed, measured, folder)]
+    return Verification(name, claims)
 
 
 def _named_data(about: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
     """Give the data set of the Hub that a report names, and how to load it."""
-    found = hub_id(about.get("name"))
+    known, revision = split_revision(str(about.get("name") or ""))
+    found = hub_id(known)
     if found is None:
         raise ValueError(
             f"the report of {name} was measured on {about.get('name') or 'unnamed data'}, which is no data set of the "
             "Hub: give the same rows (--data)"
         )
-    named = {"dataset_config": "config", "dataset_revision": "revision", "split": "split"}
-    return found, {option: about.get(key) for option, key in named.items()}
+    named = {"dataset_config": about.get("config"), "dataset_revision": about.get("revision") or revision}
+    return found, named | {"split": about.get("split")}
 
 
-def _report_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: Path) -> list[Claim]:
-    before, now = claimed.candidates["student"], measured.candidates["student"]
-    rows = claimed.task.get("rows"), measured.task["rows"]
+def _named_teacher(claimed: EvaluationReport, folder: Path, trust_remote_code: bool) -> tuple[str | None, str]:
+    """Give the report's teacher, or why it can't be measured again."""
+    about = claimed.run.get("teacher") or {}
+    name, revision = hub_id(about.get("name")), about.get("revision")
+    if name is None:
+        return None, f"{_AGAIN}: the teacher, {about.get('name') or 'unnamed'}, is not on the Hub (--teacher)"
+    try:
+        theirs: Any = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+        ours: Any = load_config(folder, trust_remote_code=trust_remote_code)
+        order = align_names(theirs.id2label, ours.id2label)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        return None, f"{_AGAIN}: {said}"
+    if order is None:
+        return None, f"{_AGAIN}: the names of the labels of {name} or of the student do not tell their order"
+    return (f"{name}@{revision}" if revision else name), ""
+
+
+def _onnx_files(claimed: EvaluationReport, folder: Path) -> dict[str, Path]:
+    """Find the student's ONNX files that the report has as candidates, by their names in it."""
+    if not (find_spec("onnxruntime") and find_spec("onnx")):
+        return {}
+    names = {
+        name: file
+        for file in sorted((folder / "onnx").glob("*.onnx"))
+        for name in (f"onnx/{file.name}", file.name, file.stem, file.stem.removeprefix("model_"))
+    }
+    return {name: names[name] for name in claimed.candidates if name in names}
+
+
+def _report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teacher: str) -> list[Claim]:
+    """Judge what was measured again; all else the report claims stands beside it, not judged."""
+    rows, no_teacher = (claimed.task.get("rows"), measured.task["rows"]), no_teacher or _AGAIN
+    counted_alike = claimed.run.get("flops_protocol") == measured.run.get("flops_protocol")
+    claims: list[Claim] = []
+    for name, before in claimed.candidates.items():
+        now = measured.candidates.get(name)
+        if now is not None and not counted_alike:
+            now = replace(now, flops=None)
+        if now is not None and name == "teacher":
+            # It may have been measured in half precision, which no report says.
+            now = replace(now, size_mb=math.nan)
+        if now is not None and name != "student" and name in (claimed.run.get("thresholds") or {}):
+            # The student's thresholds alone are in a config.
+            now = replace(now, quality={})
+        why = no_teacher if now is not None or name == "teacher" else f"{_AGAIN}: it takes an ONNX file and the extra export"
+        claims += _candidate_claims("" if name == "student" else f"{name}: ", before, now, rows, why)
+    teacher = measured.candidates.get("teacher")
+    headline = teacher.quality[measured.task["headline"]].value if teacher else math.nan
+    for name, entries in claimed.comparisons.items():
+        again = measured.comparisons.get(name) or {}
+        claims += _comparison_claims(name.replace("_", " "), entries, again, rows, headline)
+    for name, metrics in claimed.seeds.items():
+        for key, entry in metrics.items():
+            figure = f"{name}: {METRIC_NAMES.get(key, key)}, mean ± sd of {len(entry['values'])} seeds"
+            stated = f"{_shown(entry['mean'])} ± {_shown(entry['sd'])}"
+            claims.append(Claim(figure, stated, "n/a", None, f"{_AGAIN}: one seed is published"))
+    return claims
+
+
+def _candidate_claims(
+    title: str, before: Candidate, now: Candidate | None, rows: tuple[int | None, int], why: str
+) -> list[Claim]:
+    """Judge one model's figures; `why` says why one was not measured again."""
     claims = [
-        _metric(METRIC_NAMES.get(key, key), claim, now.quality[key], rows)
+        _metric(title + METRIC_NAMES.get(key, key), claim, now.quality.get(key) if now else None, rows, why)
         for key, claim in before.quality.items()
-        if key in now.quality
     ]
-    if before.agreement is not None and now.agreement is not None:
-        claims.append(_metric("agreement with the teacher", before.agreement, now.agreement, rows))
-    size = model_size_mb(folder)
+    if before.agreement is not None:
+        found = now.agreement if now else None
+        claims.append(_metric(f"{title}agreement with the teacher", before.agreement, found, rows, why))
+    counted = (now.parameters, now.size_mb, now.flops) if now else (None, None, None)
     claims += [
-        Claim(
-            "parameters", f"{before.parameters:,}", f"{now.parameters:,}", before.parameters == now.parameters, "equal"
-        ),
-        Claim("MB", f"{before.size_mb:.1f}", f"{size:.1f}", abs(before.size_mb - size) < 0.1, "to 0.1 MB"),
+        _figure(f"{title}parameters", before.parameters, counted[0], ",", 0, "equal", why),
+        _figure(f"{title}MB", before.size_mb, counted[1], ".1f", 0.1, "to 0.1 MB", why),
     ]
-    timed = {(entry.batch, entry.tokens): entry for entry in now.latency}
+    if before.flops is not None:
+        allowed = 0.01 * before.flops
+        claims.append(_figure(f"{title}FLOPs", before.flops, counted[2], ",", allowed, "to 1 %", _AGAIN))
+    timed = {(entry.batch, entry.tokens): entry for entry in now.latency} if now else {}
     for entry in before.latency:
         again = timed.get((entry.batch, entry.tokens))
-        title = f"ms, batch {entry.batch}, {entry.tokens} tokens, p50"
-        found = f"{again.p50_ms:.2f}" if again else "n/a"
-        claims.append(Claim(title, f"{entry.p50_ms:.2f}", found, None, "another machine"))
+        figure = f"{title}ms, batch {entry.batch}, {entry.tokens} tokens, p50"
+        shown = f"{again.p50_ms:.2f}" if again else "n/a"
+        claims.append(Claim(figure, f"{entry.p50_ms:.2f}", shown, None, "another machine"))
+    temperature = (before.temperature_scaling or {}).get("temperature")
+    others = {"memory, MB": before.memory_mb, "training, s": before.training_seconds, "temperature": temperature}
+    stated = {figure: value for figure, value in others.items() if value is not None}
+    return claims + [Claim(title + figure, _shown(value), "n/a", None, _AGAIN) for figure, value in stated.items()]
+
+
+def _comparison_claims(
+    title: str, before: Mapping[str, Any], now: Mapping[str, Any], rows: tuple[int | None, int], headline: float
+) -> list[Claim]:
+    """Judge how the student compares with another candidate: both may move, so that twice as much is allowed."""
+    claims, allowed = [], 2 * _allowed(rows[1])
+    # A count moves with the rows, a share of the teacher's metric with that metric.
+    scales = {"retention": 1 / headline if headline > 0 else math.nan}
+    for key, value in before.items():
+        figure, again = f"{title}: {key.replace('_', ' ')}", now.get(key)
+        if isinstance(value, Mapping):
+            found = None if again is None else _interval(again)
+            claims.append(_metric(figure, _interval(value), found, rows, _AGAIN, allowed))
+        elif key == "mcnemar_p" or rows[0] != rows[1]:
+            claims.append(Claim(figure, _shown(value), _shown(again), None, "follows from the rows"))
+        elif value is not None:
+            limit = allowed * scales.get(key, rows[1])
+            claims.append(_figure(figure, value, again, ".4g", limit, f"to {limit:.3g}", _AGAIN))
     return claims
 
 
@@ -195,10 +302,40 @@ def _card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: 
     return claims
 
 
-def _metric(title: str, claim: Interval, found: Interval, rows: tuple[int | None, int]) -> Claim:
+def _metric(
+    title: str,
+    claim: Interval,
+    found: Interval | None,
+    rows: tuple[int | None, int],
+    missing: str = _AGAIN,
+    allowed: float | None = None,
+) -> Claim:
+    if found is None:
+        return Claim(title, str(claim), "n/a", None, missing)
+    if not math.isfinite(claim.value):
+        return Claim(title, str(claim), _shown(found.value), None, "no number was claimed")
     if rows[0] == rows[1]:
-        allowed = max(TOLERANCE, 2 / rows[1])
+        allowed = allowed or _allowed(rows[1])
         holds, why = abs(claim.value - found.value) <= allowed, f"same number of rows, to {allowed:.3f}"
     else:
         holds, why = claim.low <= found.value <= claim.high, f"{rows[1]} rows for {rows[0]}: in the claimed interval"
-    return Claim(title, str(claim), f"{found.value:.3f}", holds and math.isfinite(found.value), why)
+    return Claim(title, str(claim), _shown(found.value), holds and math.isfinite(found.value), why)
+
+
+def _figure(title: str, claim: float, found: float | None, spec: str, allowed: float, why: str, missing: str) -> Claim:
+    if found is None or math.isnan(found):
+        return Claim(title, format(claim, spec), "n/a", None, missing)
+    return Claim(title, format(claim, spec), format(found, spec), abs(claim - found) <= allowed, why)
+
+
+def _allowed(rows: int) -> float:
+    return max(TOLERANCE, 2 / rows)
+
+
+def _interval(entry: Mapping[str, float | None]) -> Interval:
+    value, low, high = (entry.get(key) for key in ("value", "low", "high"))
+    return Interval(*(math.nan if each is None else each for each in (value, low, high)))
+
+
+def _shown(value: float | None) -> str:
+    return "n/a" if value is None or not math.isfinite(value) else f"{value:.3f}"

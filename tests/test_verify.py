@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import raw_rows, tiny_bert
 from hub_server import HubServer, hub_environment
 from test_cli import finish, start
@@ -106,6 +108,39 @@ def test_other_rows_are_judged_by_the_claimed_interval(student, tmp_path):
     assert "accuracy" in wrong(student, tmp_path / "fewer.jsonl")
 
 
+def test_what_is_not_measured_again_is_named_and_not_judged(student, rows):
+    report = EvaluationReport.load(student)
+    claimed = report.candidates["student"]
+    nothing = Interval(math.nan, math.nan, math.nan)
+    told = dataclasses.replace(
+        claimed, agreement=Interval(0.9, 0.8, 1.0), quality=claimed.quality | {"accuracy": nothing}, memory_mb=12.0
+    )
+    paired = {"accuracy_difference": {"value": 0.1, "low": 0.0, "high": 0.2}, "mcnemar_p": 0.5}
+    paired |= {"student_only_correct": 3, "baseline_only_correct": 1, "retention": 0.97}
+    seeds = {"student": {"accuracy": {"values": [0.5, 0.6], "mean": 0.55, "sd": 0.07}}}
+    dataclasses.replace(
+        report,
+        candidates={"student": told, "teacher": claimed, "baseline": claimed},
+        comparisons={"student_vs_baseline": paired},
+        seeds=seeds,
+        run=report.run | {"teacher": {"name": "./runs/teacher", "revision": None}},
+    ).save(student)
+    found = verify(student, str(rows / "test.jsonl"), **QUICK)
+    claims = {each.figure: each for each in found.claims}
+    for figure in (
+        "accuracy", "agreement with the teacher", "FLOPs", "memory, MB", "ms, batch 1, 32 tokens, p50",
+        "teacher: accuracy", "teacher: parameters", "baseline: accuracy", "baseline: MB", "baseline: FLOPs",
+        "student vs baseline: accuracy difference", "student vs baseline: mcnemar p", "student vs baseline: retention",
+        "student vs baseline: student only correct",
+        "student: accuracy, mean ± sd of 2 seeds",
+    ):  # fmt: skip
+        assert claims[figure].holds is None, claims[figure]
+    assert claims["accuracy"].why == "no number was claimed"
+    assert "the teacher, ./runs/teacher, is not on the Hub" in claims["teacher: accuracy"].why
+    assert claims["student: accuracy, mean ± sd of 2 seeds"].claimed == "0.550 ± 0.070"
+    assert found.holds and claims["ECE"].holds
+
+
 def test_without_report_or_data_it_says_what_is_missing(student):
     with pytest.raises(ValueError, match=r"measured on test.jsonl, which is no data set of the Hub: give.*--data"):
         verify(student)
@@ -115,12 +150,24 @@ def test_without_report_or_data_it_says_what_is_missing(student):
 
 
 def test_a_published_student_is_verified_at_its_revision(student, rows, tmp_path):
-    """Data and student come from the Hub; a later commit that claims too much does not hold, the first one does."""
-    report = EvaluationReport.load(student)
-    about = report.run["data"] | {"name": "alice/reviews", "split": "test"}
-    dataclasses.replace(report, run=report.run | {"data": about}).save(student)
+    """Data, teacher and student come from the Hub; the first commit holds, a later one claims too much."""
+    names = {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}}
+    shutil.copytree(student, tmp_path / "teacher", ignore=shutil.ignore_patterns("report*", "README.md"))
+    tiny_bert(initializer_range=0.5, seed=4, **names).save_pretrained(tmp_path / "teacher")
+    data = str(rows / "test.jsonl")
+    report = evaluate(student, data, teacher=tmp_path / "teacher", max_length=32, **QUICK)
+    about = report.run["data"] | {"name": "alice/reviews", "config": "film", "split": "test"}
+    teacher = {"name": "alice/teacher", "revision": "main"}
+    dataclasses.replace(report, run=report.run | {"data": about, "teacher": teacher}).save(student)
+    (student / "onnx").mkdir()
+    (student / "onnx/model_int8.onnx").write_bytes(b"of another name than the report's candidates")
+    files = [{"split": split, "path": f"{split}.jsonl"} for split in ("train", "test")]
+    card = yaml.safe_dump({"configs": [{"config_name": "film", "data_files": files}]})
+    shutil.copytree(rows, tmp_path / "data")
+    (tmp_path / "data/README.md").write_text(f"---\n{card}---\n")
     with HubServer() as hub:
-        hub.add_repo("alice/reviews", rows, "dataset")
+        hub.add_repo("alice/reviews", tmp_path / "data", "dataset")
+        hub.add_repo("alice/teacher", tmp_path / "teacher")
         first = hub.add_repo("alice/tiny", student)
         claim(student, quality={"accuracy": Interval(0.99, 0.98, 1.0)})
         hub.add_repo("alice/tiny", student)
@@ -131,6 +178,10 @@ def test_a_published_student_is_verified_at_its_revision(student, rows, tmp_path
     code, out, err = done["first"]
     assert code == 0, err
     assert f"alice/tiny at {first}" in out and "judged claims hold." in out
+    held = [line for line in out.splitlines() if "| holds |" in line]
+    for figure in ("agreement with the teacher", "teacher: accuracy", "student vs teacher: retention"):
+        assert any(line.startswith(f"| {figure} |") for line in held), out
+    assert any(path.endswith("onnx/model_int8.onnx") for _, path in hub.requests)
     code, out, err = done["last"]
     assert code == 1, err
     assert "claims do not hold: accuracy." in out
