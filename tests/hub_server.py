@@ -19,6 +19,7 @@ import pytest
 
 USER, ORGANISATION = "alice", "lab"
 WRITE_TOKEN, READ_TOKEN = "hf_canaryWriteToken0123456789", "hf_canaryReadToken0123456789"
+FINE_TOKEN, RIGHTS = "hf_canaryFineToken0123456789", ["repo.content.read", "repo.write"]
 LFS_SUFFIXES = (".safetensors", ".onnx", ".bin", ".parquet", ".arrow")
 DATE = "2026-01-01T00:00:00.000Z"
 ID = r"(?P<id>[\w.-]+/[\w.-]+)"
@@ -72,7 +73,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lfs: dict[str, bytes] = {}
-        self.tokens = {WRITE_TOKEN: "write", READ_TOKEN: "read"}
+        self.tokens = {WRITE_TOKEN: "write", READ_TOKEN: "read", FINE_TOKEN: "fineGrained"}
         self.requests: list[tuple[str, str]] = []
         self.faults: list[tuple[str, str, int]] = []
         self.lock = threading.RLock()
@@ -204,7 +205,7 @@ class HubHandler(BaseHTTPRequestHandler):
         role = self.role()
         if role is None:
             raise HubError(401, "Invalid username or password.")
-        if role != "write":
+        if role == "read":
             raise HubError(403, "you must use a write token to upload to a repository.")
         if owner not in (USER, ORGANISATION):
             raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
@@ -223,7 +224,10 @@ class HubHandler(BaseHTTPRequestHandler):
         role = self.role()
         if role is None:
             raise HubError(401, "Invalid username or password.")
-        token = {"displayName": "test", "role": role}
+        token: dict[str, Any] = {"displayName": "test", "role": role}
+        if role == "fineGrained":
+            scope = {"entity": {"_id": "0" * 24, "type": "user", "name": USER}, "permissions": RIGHTS}
+            token["fineGrained"] = {"canReadGatedRepos": False, "global": [], "scoped": [scope]}
         self.json({"type": "user", "name": USER, "orgs": [{"name": ORGANISATION}], "auth": {"accessToken": token}})
 
     def action_validate(self) -> None:
