@@ -124,7 +124,8 @@ def push_student(
     if create_pr and revision is not None:
         raise ValueError(f"create_pr opens a pull request against the main branch; leave out revision={revision!r}")
     _check_student(directory)
-    _write_card(directory, repo_id)
+    if (card := _new_card(directory, repo_id)) is not None:
+        card.save(directory / "README.md")
     try:
         with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
             _stage(directory, Path(staging))
@@ -138,6 +139,31 @@ def push_student(
             f"the student was not pushed to {repo_id}: {reason}. Nothing is lost, everything is in {directory}; "
             f"to finish: nlpkd push {directory} --repo-id {repo_id}"
         ) from cause
+
+
+def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
+    """List what `push_student` would send, and neither send nor change anything.
+
+    Args:
+        directory: Where `save_student` (or a run) left the student.
+        repo_id: `name` or `owner/name`, which the card is written for.
+
+    Returns:
+        The bytes of each file by its path in the repository.
+
+    Raises:
+        ValueError: If the directory is no whole student, or its ONNX files were made from other weights.
+    """
+    directory = Path(directory)
+    validate_repo_id(repo_id)
+    _check_student(directory)
+    with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as folder:
+        staging = Path(folder)
+        if (card := _new_card(directory, repo_id)) is not None:
+            card.save(staging / "README.md")
+        _stage(directory, staging)
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        return {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
 
 
 def _upload(
@@ -188,20 +214,20 @@ def _check_student(directory: Path) -> None:
     refuse_stale(directory)
 
 
-def _write_card(directory: Path, repo_id: str) -> None:
-    """Write the card from the report, unless somebody's own card is there."""
+def _new_card(directory: Path, repo_id: str) -> ModelCard | None:
+    """Make the card of the report, unless somebody's own card is there."""
     card, report = directory / "README.md", directory / "report.json"
     if not report.is_file():
         if not card.is_file():
             logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
-        return
+        return None
     results = EvaluationReport.load(report)
     if card.is_file():
         present = ModelCard.load(card, ignore_metadata_errors=True)
         name = present.data.get("model_name")
         if name is None or build_model_card(results, model_name=name).content != present.content:
-            return
-    build_model_card(results, model_name=repo_id).save(card)
+            return None
+    return build_model_card(results, model_name=repo_id)
 
 
 def _stage(directory: Path, staging: Path) -> None:
