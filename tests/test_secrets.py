@@ -17,8 +17,8 @@ COMMAND = [sys.executable, "-c", "from nlpkd.cli import main; main()"]
 LENGTH = ["--max-length", "32"]
 DISTILL = ["distill", "--teacher", "teacher", "--student", "layers:1", "--train", "train.csv", "--validation",
            "validation.csv", *LENGTH, "--baseline", "--set", "max_steps=4", "--set", "save_steps=2", "--set",
-           "bf16=false", "--set", "report_to=tensorboard", "--set", "disable_tqdm=true", "--batch-size",
-           "8"]  # fmt: skip
+           "logging_steps=2", "--set", "bf16=false", "--set", "report_to=tensorboard", "--set", "disable_tqdm=true",
+           "--batch-size", "8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +79,18 @@ def test_no_text_and_no_folder_of_the_user_is_published_or_said(done):
     assert [name for name, text in texts.items() if TEXT.encode() in text] == []
     assert [name for name, text in texts.items() if b"canaryfolder" in text and name.startswith("published")] == []
     assert os.fsencode(str(ROOT)) not in b"".join(published.values())
+
+
+def test_each_loss_is_logged_to_tensorboard_by_its_name(done):
+    """As TensorBoard itself reads the file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _, _ = done
+    files = [path for path in (folder / "pushed").rglob("*tfevents*") if "baseline" not in path.parts]
+    read = {}
+    for path in files:
+        events = EventAccumulator(str(path))
+        events.Reload()
+        read |= {tag: [each.step for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for tag in ("train/loss", "train/loss/cross_entropy", "train/loss/forward_kl", "train/loss/hidden_state_mse"):
+        assert read[tag] == [2, 4], sorted(read)
