@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import pkgutil
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +21,8 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from nlpkd.cli.options import Setting, save_config
+from nlpkd.cli import app
+from nlpkd.cli.options import Setting, run_config, save_config
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
@@ -227,6 +231,115 @@ def test_a_token_is_not_kept_with_the_settings(tmp_path):
     assert WRITE_TOKEN not in kept and yaml.safe_load(kept)["set"] == {"seed": 1}
 
 
+def parsed(command: str, *arguments: str) -> dict:
+    """What a command is called with."""
+    group = typer.main.get_command(app)
+    own = group.commands[command]
+    return own.make_context(command, list(arguments)).params
+
+
+def test_flags_go_over_a_files_settings_one_by_one(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("set: {report_to: none, weight_decay: 0.1}\nsearch: {learning_rate: 1e-5..1e-4}\nteacher: t\n")
+    given = ["--config", str(path), "--train", "x.csv", "--output-dir", "y"]
+    assert parsed("tune", *given)["settings"] == ["report_to=none", "weight_decay=0.1"]
+    changed = parsed("tune", *given, "--set", "weight_decay=0.01", "--search", "cross_entropy.weight=0..1")
+    assert changed["settings"] == ["report_to=none", "weight_decay=0.01"]
+    assert changed["search"] == ["learning_rate=1e-5..1e-4", "cross_entropy.weight=0..1"]
+    assert parsed("tune", *given, "--search", "learning_rate=1,2")["search"] == ["learning_rate=1,2"]
+    path.write_text("set: 5")
+    with pytest.raises(Exception, match="values by name here, found 5"):
+        parsed("tune", *given, "--teacher", "t", "--set", "weight_decay=0.01")
+
+
+def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("streaming: true\nbaseline: true\ntrain: x.csv\noutput_dir: y\n")
+    assert parsed("distill", "--config", str(path))["baseline"] is True
+    off = parsed("distill", "--config", str(path), "--no-streaming", "--no-baseline")
+    assert off["streaming"] is False and off["baseline"] is False
+    for name, command in typer.main.get_command(app).commands.items():
+        flags = [each for each in command.params if getattr(each, "is_flag", False) and each.name != "dry_run"]
+        assert all(each.secondary_opts == [f"--no-{each.opts[0][2:]}"] for each in flags), name
+
+
+PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer", "revision", "teacher_revision", "student_revision"}
+"""Objects, and revisions, which a command line takes as id@revision."""
+
+FUNCTIONS = {
+    "train-teacher": ("nlpkd.pipeline:train_teacher", set()),
+    "distill": ("nlpkd.pipeline:distill", {"baseline_dir"}),
+    # Its objectives are `hinton`, and neither labels nor weights are trained on.
+    "cache": ("nlpkd.prepare:prepare_job", {"objectives", "class_weights", "soft_label_column", "streaming", "test",
+                                            "embedding_size"}),
+    "tune": ("nlpkd.tuning:tune", set()),
+    # Named among the models.
+    "evaluate": ("nlpkd.compare:evaluate", {"student", "candidates"}),
+    "verify": ("nlpkd.verify:verify", set()),
+    "compress": ("nlpkd.compression:compress", set()),
+    "export": ("nlpkd.exporting:export_student", set()),
+    # A token in the list of processes would be everybody's.
+    "push": ("nlpkd.hub:push_student", {"token"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_a_command_has_an_option_for_each_argument_of_its_function(command):
+    path, left_out = FUNCTIONS[command]
+    function = pkgutil.resolve_name(path)
+    named = [each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    arguments = {each.name for each in named} - PYTHON_ONLY
+    assert left_out <= arguments, "an exception that is none any more"
+    options = {each.name for each in typer.main.get_command(app).commands[command].params}
+    assert arguments - left_out - options == set()
+
+
+def test_a_refused_run_leaves_the_options_of_the_run_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = CliRunner().invoke(app, ["train-teacher", "--model", "./m", "--train", "x.csv", "--output-dir", "new"])
+    assert isinstance(outcome.exception, ValueError) and os.listdir("new") == [".lock"]
+    Path("old").mkdir()
+    Path("old/run.yaml").write_text("kept: as it was\n")
+    asked = ["--train", "no.csv", "--output-dir", "old", "--set", "report_to=none"]
+    for command in (["train-teacher", "--model", "m"], ["distill", "--teacher", "t"], ["cache", "--teacher", "t"]):
+        assert CliRunner().invoke(app, [*command, *asked]).exit_code == 1
+        assert Path("old/run.yaml").read_text() == "kept: as it was\n"
+
+
+def test_a_run_that_failed_after_it_wrote_keeps_its_options(tmp_path):
+    script = typer.Typer()
+
+    @script.command()
+    def command(context: typer.Context) -> None:
+        with run_config(context, tmp_path):
+            (tmp_path / "checkpoint").touch()
+            raise FloatingPointError("NaN in step 3")
+
+    assert CliRunner().invoke(script, []).exit_code == 1
+    assert "command: command" in (tmp_path / "run.yaml").read_text()
+
+
+def test_a_push_lists_what_it_would_send_and_sends_nothing(folder, student):
+    before = sorted(path.name for path in (folder / "student").iterdir())
+    outcome = CliRunner().invoke(app, ["push", str(folder / "student"), "--repo-id", "alice/tiny", "--dry-run"])
+    assert outcome.exit_code == 0, outcome.output
+    listed = {line.split()[-1]: int(line.split()[0].replace(",", "")) for line in outcome.output.splitlines()}
+    assert listed["model.safetensors"] == (folder / "student/model.safetensors").stat().st_size
+    assert {"README.md", "config.json", "report.json"} <= set(listed)
+    assert not [name for name in listed if "/" in name or name in ("run.yaml", ".lock", "trainer_state.json")]
+    assert sorted(path.name for path in (folder / "student").iterdir()) == before
+
+
+def test_ctrl_c_is_told_from_a_check_that_failed(tmp_path):
+    """The command waits for its config file, a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "run.yaml")
+    process = start("doctor", "--config", str(tmp_path / "run.yaml"))
+    with (tmp_path / "run.yaml").open("w"):
+        process.send_signal(signal.SIGINT)
+        code, _, err = finish(process)
+    assert code == 130, err
+
+
 def check_one_line(code: int, out: str, err: str, message: str) -> None:
     assert code == 2, err
     told = [line for line in err.splitlines() if line.startswith("nlpkd: ")]
@@ -275,7 +388,7 @@ def test_a_wrong_setting_is_refused(setting, message, monkeypatch, capsys):
 def test_help_names_every_command_and_its_options():
     pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor")}  # fmt: skip  # noqa: E501
     options = {
-        "": ["train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor", "Exit status"],
+        "": ["train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor", "Exit status", "143"],
         "train-teacher": ["--model", "--train", "--validation", "--text-column", "--label-column", "--output-dir"],
         "distill": ["--teacher", "--student", "--train", "--validation", "--objectives", "--baseline", "--output-dir"],
         "evaluate": ["--teacher", "--baseline", "--data", "--output-dir"],

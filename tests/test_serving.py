@@ -5,18 +5,24 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import raw_rows, sentences, tiny_bert
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from transformers import pipeline
 
 import nlpkd
+from nlpkd import EvaluationReport
+from nlpkd.compare import LATENCY_GRID, evaluate
 from nlpkd.compression import export_int8, export_onnx
 from nlpkd.exporting import export_student
 from nlpkd.onnx_classifier import OnnxClassifier
+from nlpkd.report import Interval
+from nlpkd.verify import verify
 
 pytest.importorskip("onnxruntime")
 
@@ -237,3 +243,65 @@ def test_the_command_exports_measures_and_says_by_its_status_what_happened(
                              "--baseline", str(folder), "--data", str(rows), "--max-length", "32")  # fmt: skip
     assert code == 0, err
     assert "| student |" in out and "| baseline |" in out
+
+
+@pytest.fixture
+def side_by_side(student, tmp_path, monkeypatch) -> Path:
+    """A folder with `teacher`, `student` and `student.int8.onnx`, as a command names them."""
+    shutil.copytree(student, tmp_path / "student")
+    shutil.copytree(student, tmp_path / "teacher", ignore=shutil.ignore_patterns("onnx"))
+    shutil.copy(student / "onnx/model_int8.onnx", tmp_path / "student.int8.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_teacher_student_and_int8_file_are_compared_as_they_are_called(side_by_side, rows, monkeypatch, capsys):
+    code, out, err = command(
+        monkeypatch, capsys, "evaluate", "teacher", "student", "student.int8.onnx", "--data", str(rows),
+        "--max-length", "32", "--latency-runs", "7", "--output-dir", "report",
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads((side_by_side / "report/report.json").read_text())
+    assert list(report["candidates"]) == ["teacher", "student", "student.int8"]
+    assert (report["run"]["teacher"]["name"], report["run"]["student"]["name"]) == ("./teacher", "./student")
+    int8 = OnnxClassifier.from_pretrained(side_by_side / "student", file="onnx/model_int8.onnx")
+    assert (
+        report["candidates"]["student.int8"]["size_mb"] == int8.size_mb != report["candidates"]["student"]["size_mb"]
+    )
+    assert "7 timed passes" in report["run"]["latency_protocol"]
+    arguments = ["evaluate", "--config", "report/evaluate.yaml", "--latency-runs", "0"]
+    code, out, err = command(monkeypatch, capsys, *arguments, "--output-dir", "again")
+    assert code == 0, err
+    again = json.loads((side_by_side / "again/report.json").read_text())
+    assert again["candidates"]["student.int8"]["quality"] == report["candidates"]["student.int8"]["quality"]
+    assert again["run"]["latency_protocol"] == "latency was not measured"
+
+
+def test_the_claims_of_an_onnx_file_are_measured_again(side_by_side, rows):
+    folder, quick = side_by_side / "student", {"bootstrap_samples": 20, "latency_runs": 2}
+    int8 = {"int8": folder / "onnx/model_int8.onnx"}
+    evaluate(folder, str(rows), candidates=int8, teacher="teacher", max_length=32, output_dir=folder, **quick)
+    held = {each.figure: each for each in verify(folder, str(rows), teacher="teacher", **quick).claims}
+    for figure in ("accuracy", "agreement with the teacher", "parameters", "MB"):
+        assert held[f"int8: {figure}"].holds, held[f"int8: {figure}"]
+    assert held["int8: ms, batch 1, 32 tokens, p50"].measured != "n/a"
+    report = EvaluationReport.load(folder)
+    better = replace(report.candidates["int8"], parameters=7, quality={"accuracy": Interval(0.99, 0.98, 1.0)})
+    replace(report, candidates=report.candidates | {"int8": better}).save(folder)
+    found = verify(folder, str(rows), teacher="teacher", **quick)
+    assert [each.figure for each in found.claims if each.holds is False] == ["int8: accuracy", "int8: parameters"]
+
+
+def test_an_export_says_whether_its_gate_ran_and_keeps_its_options(side_by_side, monkeypatch, capsys):
+    code, _, err = command(monkeypatch, capsys, "export", "student", "--min-retention", "0.9")
+    assert code == 2 and "--min-retention 0.9 is measured on labelled rows: give --data" in err
+    assert not (side_by_side / "student/export.yaml").exists()
+    code, out, err = command(monkeypatch, capsys, "export", "student", "--max-length", "32")
+    assert code == 0, err
+    assert "No gate ran" in out
+    kept = yaml.safe_load((side_by_side / "student/export.yaml").read_text())
+    assert (kept["command"], kept["max_length"], kept["int8"]) == ("export", 32, False) and "min_retention" not in kept
+
+
+def test_a_latency_grid_has_enough_passes_for_its_99th_percentile():
+    assert LATENCY_GRID["latency_runs"] >= 100

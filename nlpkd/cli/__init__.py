@@ -9,7 +9,8 @@ from nlpkd.cli import information, measuring, publishing, training
 app = typer.Typer(
     name="nlpkd",
     help="Distil a fine-tuned text classifier into a small, fast student, and measure what it cost.",
-    epilog="Exit status: 0 done, 1 a check failed (verify, doctor), 2 something to mend, 3 see export.",
+    epilog="Exit status: 0 done, 1 a check failed (verify, doctor), 2 something to mend, 3 see export, "
+    "130 stopped by Ctrl-C, 143 by SIGTERM (train-teacher and distill: with a checkpoint).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nlpkd.cli.options import Config
+
 app = typer.Typer()
 
 
@@ -28,6 +30,7 @@ def presets() -> None:
 @app.command()
 def doctor(
     directory: Annotated[Path, typer.Argument(help="Where a run would write.")] = Path("."),
+    config: Config = None,
 ) -> None:
     """Check this machine: versions, devices, bf16, the Hub and the rights of the token, disk, cores and threads.
 

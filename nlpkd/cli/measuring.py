@@ -9,8 +9,11 @@ import typer
 
 from nlpkd.cli.options import (
     Config,
+    DatasetConfig,
+    DatasetRevision,
     Label,
     Length,
+    OneSplit,
     Pair,
     Remote,
     Rows,
@@ -28,7 +31,10 @@ def evaluate(
     context: typer.Context,
     models: Annotated[
         list[str],
-        typer.Argument(help="The student, then further candidates: paths or Hub ids, each as NAME=PATH too."),
+        typer.Argument(
+            help="Paths or Hub ids, each as NAME=PATH too. Without a name, what is called teacher, student or "
+            "baseline is that; the student is else the only other one, or, beside a teacher, the first."
+        ),
     ],
     data: Rows,
     teacher: Annotated[str | None, typer.Option(help="The teacher, likewise.")] = None,
@@ -41,12 +47,17 @@ def evaluate(
     label_column: Label = None,
     max_length: Length = 128,
     window_stride: Stride = None,
+    dataset_config: DatasetConfig = None,
+    dataset_revision: DatasetRevision = None,
+    split: OneSplit = None,
     latency_grid: Annotated[
-        bool, typer.Option("--latency-grid", help="Time batches of 1, 8 and 32 at 16, 64 and 128 tokens.")
+        bool, typer.Option(help="Time batches of 1, 8 and 32 at 16, 64 and 128 tokens, 100 passes each.")
     ] = False,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Measure each model's memory, in a process of its own.")
-    ] = False,
+    latency_runs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Timed passes a batch size and length, 30 if left out; 0 times nothing."),
+    ] = None,
+    memory: Annotated[bool, typer.Option(help="Measure each model's memory, in a process of its own.")] = False,
     output_dir: Annotated[
         Path | None, typer.Option(help="Where to save report.json, report.md and report.html.")
     ] = None,
@@ -58,7 +69,7 @@ def evaluate(
 ) -> None:
     """Measure any number of models side by side on labelled rows: a student, its teacher, its baseline, and others.
 
-    nlpkd evaluate student --teacher teacher --data test.csv --output-dir reports
+    nlpkd evaluate teacher student student/onnx/model_int8.onnx --data test.csv --output-dir reports
 
     nlpkd evaluate teacher=runs/teacher student=runs/student pruned=runs/pruned --data test.csv --latency-grid
     """
@@ -66,6 +77,7 @@ def evaluate(
     from nlpkd.compare import evaluate as run
 
     named = name_models(models, teacher=teacher, baseline=baseline)
+    timing = (LATENCY_GRID if latency_grid else {}) | ({} if latency_runs is None else {"latency_runs": latency_runs})
     report = run(
         named.pop("student"),
         data,
@@ -81,8 +93,11 @@ def evaluate(
         label_column=column_of(label_column),
         max_length=max_length,
         window_stride=window_stride,
+        dataset_config=dataset_config,
+        dataset_revision=dataset_revision,
+        split=split,
         trust_remote_code=trust_remote_code,
-        **(LATENCY_GRID if latency_grid else {}),
+        **timing,
     )
     typer.echo(report.to_markdown())
     if output_dir is not None:
@@ -93,12 +108,17 @@ def evaluate(
 def verify(
     model: Annotated[str, typer.Argument(help="A Hub id (id@revision), or the folder that a run left.")],
     data: Annotated[str | None, typer.Option(help="The rows it was measured on, if they are not on the Hub.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="The teacher, to check the agreement with it too.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher, to check the agreement with it too; the report's on the Hub.")
+    ] = None,
     text_column: Text = None,
     text_pair_column: Pair = None,
     label_column: Label = None,
     max_length: Annotated[int | None, typer.Option(help="Longest text in tokens; the report's if left out.")] = None,
     window_stride: Stride = None,
+    dataset_config: DatasetConfig = None,
+    dataset_revision: DatasetRevision = None,
+    split: OneSplit = None,
     trust_remote_code: Remote = False,
     config: Config = None,
 ) -> None:
@@ -119,6 +139,9 @@ def verify(
         label_column=column_of(label_column),
         max_length=max_length,
         window_stride=window_stride,
+        dataset_config=dataset_config,
+        dataset_revision=dataset_revision,
+        split=split,
         trust_remote_code=trust_remote_code,
     )
     typer.echo(verification.to_markdown())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,16 +29,50 @@ Length = Annotated[int, typer.Option(help="Longest text in tokens; longer ones a
 Stride = Annotated[
     int | None, typer.Option(help="Cut longer texts into windows that share so many tokens, instead of truncating.")
 ]
-Streaming = Annotated[bool, typer.Option("--streaming", help="Read the train file as it is needed.")]
+DatasetConfig = Annotated[
+    str | None, typer.Option(help="Configuration of a Hub data set, such as sst2 of nyu-mll/glue.")
+]
+DatasetRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub data set.")]
+OneSplit = Annotated[
+    str | None, typer.Option(help="Which split of the data to measure on; test, validation or train if left out.")
+]
+Vocabulary = Annotated[
+    str | None, typer.Option(help='"trim": keep the embeddings of the training text\'s tokens alone.')
+]
+TeacherDtype = Annotated[str, typer.Option(help="Of the teacher's weights, such as bfloat16.")]
+Streaming = Annotated[bool, typer.Option(help="Read the train file as it is needed.")]
 Split = Annotated[float | None, typer.Option(help="Share of the training rows to hold out instead of --validation.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training rows.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Batch = Annotated[int, typer.Option("--batch-size", help="Rows of a batch on one device.")]
 Seed = Annotated[int, typer.Option(help="Of weights, order of batches and dropout.")]
-Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")]
+Remote = Annotated[bool, typer.Option(help="Run code from the model's repository.")]
 Resume = Annotated[str | None, typer.Option(help="True, or a checkpoint's folder.")]
+
+
+def over_file(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:
+    """Let the NAME=VALUE flags of an option go over those of the config file one by one.
+
+    Args:
+        context: of the command.
+        parameter: the option.
+        value: its flags; the file's values where there are none.
+
+    Returns:
+        The file's values and the flags, one a name; None where there are none.
+
+    Raises:
+        typer.BadParameter: if the file has no values by name.
+    """
+    kept = (context.default_map or {}).get(str(parameter.name)) or []
+    if not isinstance(kept, list):
+        raise typer.BadParameter(f"the config file must have values by name here, found {kept!r}")
+    return list({str(each).partition("=")[0]: str(each) for each in [*kept, *(value or [])]}.values()) or None
+
+
 Setting = Annotated[
-    list[str] | None, typer.Option("--set", help="Any other DistillationConfig field: --set weight_decay=0.01.")
+    list[str] | None,
+    typer.Option("--set", callback=over_file, help="Any other DistillationConfig field: --set weight_decay=0.01."),
 ]
 
 
@@ -92,15 +127,40 @@ def save_config(context: typer.Context, path: Path) -> None:
     write_whole(path, f"# nlpkd {context.info_name} --config {path.name}\n{text}".encode())
 
 
-def save_run_config(context: typer.Context, output_dir: Path) -> None:
-    """Write `run.yaml` into a run's directory, unless another run holds it; as `save_config`."""
+@contextmanager
+def run_config(context: typer.Context, output_dir: Path) -> Iterator[None]:
+    """Keep a run's options in its directory as `run.yaml`; of a run that is refused none, and an older file stays.
+
+    Args:
+        context: of the command.
+        output_dir: the run's directory, which no other run may hold.
+
+    Yields:
+        Nothing.
+    """
     from accelerate import PartialState
 
     from nlpkd.run import only_run
 
+    path, main = output_dir / "run.yaml", PartialState().is_main_process
     with only_run(output_dir):
-        if PartialState().is_main_process:
-            save_config(context, output_dir / "run.yaml")
+        before = path.read_bytes() if main and path.is_file() else None
+        if main:
+            save_config(context, path)
+    files = _files(output_dir)
+    try:
+        yield
+    except BaseException:
+        # A run that wrote anything was accepted, and goes on by its options.
+        if main and _files(output_dir) == files:
+            path.unlink() if before is None else write_whole(path, before)
+        raise
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Give time and size of all files in a folder but its lock."""
+    found = [(path, path.stat()) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found}
 
 
 def _options(context: typer.Context) -> dict[str, str]:

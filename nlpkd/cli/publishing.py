@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.options import Config, Label, Length, Pair, Remote, Rows, Stride, Text, column_of
+from nlpkd.cli.options import Config, Label, Length, Pair, Remote, Rows, Stride, Text, column_of, save_config
 
 app = typer.Typer()
 
 
 @app.command()
 def compress(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A path or Hub id (id@revision).")],
     method: Annotated[
         str,
@@ -68,23 +69,28 @@ def compress(
     )
     typer.echo(json.dumps(result.records[-1], indent=2))
     typer.echo(f"The model is in {result.output_dir}.")
+    save_config(context, output_dir / "compress.yaml")
 
 
 @app.command()
 def export(
+    context: typer.Context,
     student: Annotated[str, typer.Argument(help="Its folder; or a Hub id (id@revision), with --output-dir.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Write onnx/model_int8.onnx too.")] = False,
+    int8: Annotated[bool, typer.Option(help="Write onnx/model_int8.onnx too.")] = False,
     data: Annotated[str | None, typer.Option(help="Labelled rows to measure student and files on.")] = None,
     min_retention: Annotated[
-        float, typer.Option(help="The least share of the student's headline metric on --data that a file must keep.")
-    ] = 0.98,
+        float | None,
+        typer.Option(
+            help="The least share of the student's headline metric on --data that a file must keep; 0.98 if left out."
+        ),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(help="int8: labelled rows that fix the scales, such as the training data; else each batch does."),
     ] = None,
     per_channel: Annotated[bool, typer.Option(help="int8: a scale for each column of a weight.")] = True,
     embeddings: Annotated[bool, typer.Option(help="int8: the embedding tables too.")] = True,
-    reduce_range: Annotated[bool, typer.Option("--reduce-range", help="int8: 7 bits, for CPUs without VNNI.")] = False,
+    reduce_range: Annotated[bool, typer.Option(help="int8: 7 bits, for CPUs without VNNI.")] = False,
     text_column: Text = None,
     text_pair_column: Pair = None,
     label_column: Label = None,
@@ -103,13 +109,15 @@ def export(
     """
     from nlpkd.exporting import RetentionError, export_student
 
+    if min_retention is not None and data is None:
+        raise ValueError(f"--min-retention {min_retention} is measured on labelled rows: give --data, or leave it out")
     chosen: dict[str, Any] = {"per_channel": per_channel, "embeddings": embeddings, "reduce_range": reduce_range}
+    chosen |= {} if min_retention is None else {"min_retention": min_retention}
     try:
         result = export_student(
             student,
             int8=int8,
             data=data,
-            min_retention=min_retention,
             calibration=calibration,
             output_dir=output_dir,
             text_column=text_column,
@@ -127,7 +135,10 @@ def export(
         typer.echo(json.dumps(asdict(record)))
     if result.report is not None:
         typer.echo(result.report.to_markdown())
+    else:
+        typer.echo("No gate ran: what the files keep of the student's quality is measured with --data alone.")
     typer.echo(f"The files are in {result.directory / 'onnx'}.")
+    save_config(context, result.directory / "export.yaml")
 
 
 @app.command()
@@ -136,13 +147,19 @@ def push(
     repo_id: Annotated[str, typer.Option(help="USER/NAME of the repository, made where missing.")],
     private: Annotated[bool | None, typer.Option(help="Make a new repository private or public.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    create_pr: Annotated[bool, typer.Option(help="Open a pull request instead.")] = False,
+    commit_message: Annotated[str, typer.Option(help="Title of the commit.")] = "Upload student distilled with nlpkd",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
     config: Config = None,
 ) -> None:
     """Push a saved student with tokenizer, card and report to the Hub.
 
     nlpkd push student --repo-id USER/NAME
     """
-    from nlpkd.hub import push_student
+    from nlpkd.hub import files_to_push, push_student
 
-    typer.echo(push_student(directory, repo_id, private=private, revision=revision, create_pr=create_pr))
+    if dry_run:
+        typer.echo("\n".join(f"{size:>15,} bytes  {name}" for name, size in files_to_push(directory, repo_id).items()))
+        return
+    chosen: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
+    typer.echo(push_student(directory, repo_id, commit_message=commit_message, **chosen))

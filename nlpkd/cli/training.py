@@ -11,6 +11,8 @@ import typer
 from nlpkd.cli.options import (
     Batch,
     Config,
+    DatasetConfig,
+    DatasetRevision,
     Epochs,
     Label,
     Length,
@@ -26,11 +28,14 @@ from nlpkd.cli.options import (
     Streaming,
     Stride,
     Task,
+    TeacherDtype,
     Text,
+    Vocabulary,
     Weights,
     column_of,
+    over_file,
     parse_settings,
-    save_run_config,
+    run_config,
     value_of,
 )
 
@@ -53,6 +58,8 @@ def train_teacher(
     window_stride: Stride = None,
     streaming: Streaming = False,
     validation_split: Split = None,
+    dataset_config: DatasetConfig = None,
+    dataset_revision: DatasetRevision = None,
     num_train_epochs: Epochs = 3,
     learning_rate: Rate = 5e-5,
     per_device_train_batch_size: Batch = 32,
@@ -69,29 +76,31 @@ def train_teacher(
     from nlpkd.pipeline import train_teacher as run
 
     further = parse_settings(settings, context.params)
-    save_run_config(context, output_dir)
-    result = run(
-        model,
-        train,
-        validation,
-        output_dir=output_dir,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=column_of(label_column),
-        problem_type=problem_type,
-        class_weights=class_weights,
-        max_length=max_length,
-        window_stride=window_stride,
-        streaming=streaming,
-        validation_split=validation_split,
-        trust_remote_code=trust_remote_code,
-        num_train_epochs=num_train_epochs,
-        learning_rate=learning_rate,
-        per_device_train_batch_size=per_device_train_batch_size,
-        seed=seed,
-        resume_from_checkpoint=resume_from_checkpoint,
-        **further,
-    )
+    with run_config(context, output_dir):
+        result = run(
+            model,
+            train,
+            validation,
+            output_dir=output_dir,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=column_of(label_column),
+            problem_type=problem_type,
+            class_weights=class_weights,
+            max_length=max_length,
+            window_stride=window_stride,
+            streaming=streaming,
+            validation_split=validation_split,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
+            trust_remote_code=trust_remote_code,
+            num_train_epochs=num_train_epochs,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=per_device_train_batch_size,
+            seed=seed,
+            resume_from_checkpoint=resume_from_checkpoint,
+            **further,
+        )
     typer.echo(json.dumps(result.metrics, indent=2))
     typer.echo(f"The teacher is in {result.output_dir}.")
 
@@ -111,6 +120,10 @@ def cache(
     max_length: Length = 128,
     window_stride: Stride = None,
     validation_split: Split = None,
+    dataset_config: DatasetConfig = None,
+    dataset_revision: DatasetRevision = None,
+    vocabulary: Vocabulary = None,
+    teacher_dtype: TeacherDtype = "float32",
     seed: Seed = 42,
     trust_remote_code: Remote = False,
     settings: Setting = None,
@@ -126,22 +139,26 @@ def cache(
     from nlpkd.config import DistillationConfig
 
     args = DistillationConfig(output_dir=str(output_dir), seed=seed, **parse_settings(settings, context.params))
-    save_run_config(context, output_dir)
-    rows = cache_for_distillation(
-        args,
-        teacher=teacher,
-        student=student,
-        train=train,
-        validation=validation,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=column_of(label_column),
-        problem_type=problem_type,
-        max_length=max_length,
-        window_stride=window_stride,
-        validation_split=validation_split,
-        trust_remote_code=trust_remote_code,
-    )
+    with run_config(context, output_dir):
+        rows = cache_for_distillation(
+            args,
+            teacher=teacher,
+            student=student,
+            train=train,
+            validation=validation,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=column_of(label_column),
+            problem_type=problem_type,
+            max_length=max_length,
+            window_stride=window_stride,
+            validation_split=validation_split,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
+            vocabulary=vocabulary,
+            teacher_dtype=teacher_dtype,
+            trust_remote_code=trust_remote_code,
+        )
     typer.echo(f"The teacher's logits on {len(rows):,} rows are in {output_dir}.")
 
 
@@ -167,14 +184,12 @@ def distill(
     soft_label_column: Annotated[
         str | None, typer.Option(help="Column of soft labels, in place of a teacher.")
     ] = None,
-    vocabulary: Annotated[
-        str | None, typer.Option(help='"trim": keep the embeddings of the training text\'s tokens alone.')
-    ] = None,
+    vocabulary: Vocabulary = None,
     embedding_size: Annotated[
         int | None, typer.Option(help="Width of a factorised embedding table, of layers of the teacher.")
     ] = None,
     objectives: Annotated[str, typer.Option(help="A preset; `nlpkd presets` lists them.")] = "layerwise",
-    baseline: Annotated[bool, typer.Option("--baseline", help="Train the undistilled baseline too.")] = False,
+    baseline: Annotated[bool, typer.Option(help="Train the undistilled baseline too.")] = False,
     num_seeds: Annotated[int, typer.Option(help="Seeds to train student and baseline with.")] = 1,
     problem_type: Task = None,
     class_weights: Weights = None,
@@ -182,13 +197,16 @@ def distill(
     window_stride: Stride = None,
     streaming: Streaming = False,
     validation_split: Split = None,
+    dataset_config: DatasetConfig = None,
+    dataset_revision: DatasetRevision = None,
     num_train_epochs: Epochs = 3,
     learning_rate: Rate = 5e-5,
     per_device_train_batch_size: Batch = 32,
     seed: Seed = 42,
     resume_from_checkpoint: Resume = None,
+    teacher_dtype: TeacherDtype = "float32",
     trust_remote_code: Remote = False,
-    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Push the student at the end.")] = False,
+    push_to_hub: Annotated[bool, typer.Option(help="Push the student at the end.")] = False,
     hub_model_id: Annotated[str | None, typer.Option(help="USER/NAME of the repository.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print sizes, steps, estimated time, memory and disk; train nothing.")
@@ -222,6 +240,9 @@ def distill(
         "window_stride": window_stride,
         "streaming": streaming,
         "validation_split": validation_split,
+        "dataset_config": dataset_config,
+        "dataset_revision": dataset_revision,
+        "teacher_dtype": teacher_dtype,
         "trust_remote_code": trust_remote_code,
     }
     further |= {
@@ -242,8 +263,8 @@ def distill(
         return
     from nlpkd.pipeline import distill as run
 
-    save_run_config(context, output_dir)
-    result = run(output_dir=output_dir, **options, **further)
+    with run_config(context, output_dir):
+        result = run(output_dir=output_dir, **options, **further)
     typer.echo(result.report.to_markdown())
     typer.echo(f"The student is in {result.output_dir}.")
 
@@ -257,7 +278,10 @@ def tune(
     validation: MaybeRows = None,
     search: Annotated[
         list[str] | None,
-        typer.Option(help="SETTING=LOW..HIGH or SETTING=A,B,C; forward_kl.temperature is an objective's setting."),
+        typer.Option(
+            callback=over_file,
+            help="SETTING=LOW..HIGH or SETTING=A,B,C; forward_kl.temperature is an objective's setting.",
+        ),
     ] = None,
     layers: Annotated[list[int] | None, typer.Option(help="Numbers of layers to choose from; 3 if left out.")] = None,
     objectives: Annotated[str, typer.Option(help="A preset of one stage.")] = "hinton",
@@ -282,28 +306,28 @@ def tune(
     from nlpkd.tuning import tune as run
 
     further = parse_settings(settings, context.params)
-    save_run_config(context, output_dir)
     asked = dict(_searched(entry) for entry in search or [])
-    result = run(
-        teacher,
-        train,
-        validation,
-        search=asked or None,
-        layers=layers or (3,),
-        objectives=objectives,
-        n_trials=n_trials,
-        output_dir=output_dir,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=column_of(label_column),
-        problem_type=problem_type,
-        max_length=max_length,
-        validation_split=validation_split,
-        num_train_epochs=num_train_epochs,
-        per_device_train_batch_size=per_device_train_batch_size,
-        seed=seed,
-        **further,
-    )
+    with run_config(context, output_dir):
+        result = run(
+            teacher,
+            train,
+            validation,
+            search=asked or None,
+            layers=layers or (3,),
+            objectives=objectives,
+            n_trials=n_trials,
+            output_dir=output_dir,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=column_of(label_column),
+            problem_type=problem_type,
+            max_length=max_length,
+            validation_split=validation_split,
+            num_train_epochs=num_train_epochs,
+            per_device_train_batch_size=per_device_train_batch_size,
+            seed=seed,
+            **further,
+        )
     typer.echo(json.dumps({result.metric: result.value} | result.best, indent=2))
     typer.echo(f"All {len(result.trials)} trials are in {output_dir / 'tuning.json'}.")
 
