@@ -71,7 +71,7 @@ def _packages() -> Iterator[Finding]:
     declared, python = [], ""
     try:
         declared = importlib.metadata.requires("nlpkd") or []
-        python = importlib.metadata.metadata("nlpkd").get("Requires-Python", "")
+        python = importlib.metadata.metadata("nlpkd")["Requires-Python"] or ""
     except importlib.metadata.PackageNotFoundError:
         yield Finding("nlpkd", "not installed", None, "pip install -c constraints.txt .")
     fits = SpecifierSet(python).contains(platform.python_version(), prereleases=True)

@@ -220,7 +220,7 @@ def _report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_tea
         if now is not None and name != "student" and name in (claimed.run.get("thresholds") or {}):
             # The student's thresholds alone are in a config.
             now = replace(now, quality={})
-        why = no_teacher if now is not None or name == "teacher" else f"{_AGAIN}: no model or ONNX file beside it"
+        why = no_teacher if now is not None or name == "teacher" else f"{_AGAIN}: no ONNX file, or no extra export"
         claims += _candidate_claims("" if name == "student" else f"{name}: ", before, now, rows, why)
     teacher = measured.candidates.get("teacher")
     headline = teacher.quality[measured.task["headline"]].value if teacher else math.nan

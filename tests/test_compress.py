@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import raw_rows, tiny_bert
 from test_cli import finish, start
 from test_prune import llama, make, reloaded
@@ -202,6 +203,8 @@ def test_the_command_compresses_and_says_what_it_did(saved, tmp_path):
     assert [record] == json.loads((tmp_path / "out" / "compression.json").read_text())
     assert record["details"] == {"intermediate_size": [32, 16], "rows": 30} and 0 <= record["agreement"] <= 1
     assert "The model is in out." in out
+    kept = yaml.safe_load((tmp_path / "out" / "compress.yaml").read_text())
+    assert (kept["command"], kept["model"], kept["keep"]) == ("compress", "student", 0.5)
     assert predictions(tmp_path / "out", ["a good film"])[0] in (0, 1)
     code, _, err = finish(failing)
     assert code == 2 and "nlpkd: prune-neurons has no option rank" in err and "Traceback" not in err
