@@ -19,7 +19,7 @@ from nlpkd.sources import read_splits
 
 @dataclass
 class Recipe:
-    """What to distil, and on what; without the name of a preset as objectives by the paper's, the logits' distance."""
+    """What to distil, and on what. Objectives are a preset, or the paper's distance of logits if None."""
 
     teacher: str
     train_file: str
