@@ -163,6 +163,8 @@ def test_the_record_says_what_made_the_figures(compared, splits):
     assert run["settings"]["steps"] == 2 * -(-len(splits["train"]) // 8)
     assert [objective["name"] for objective in run["objectives"]][:2] == ["cross_entropy", "forward_kl"]
     assert run["student"]["name"] == "layers:2" and run["versions"]["torch"] == torch.__version__
+    assert (run["data"]["evaluated_source"], run["data"]["pairs"]) == ("in-memory data", False)
+    assert run["student"]["checkpoint"] is False
     assert compared.report.candidates["baseline"].training_seconds > 0
 
 

@@ -74,6 +74,7 @@ def test_the_jobs_did_what_they_were_started_for(done):
     codes = {name: code for name, (code, _) in said.items()}
     assert [name for name, code in codes.items() if code] == ["refused", "wrong"], said
     assert {"README.md", "model.safetensors", "report.json"} <= published.keys()
+    assert b"name: validation.csv\n      type: validation\n" in published["README.md"]
 
 
 def test_no_token_is_in_anything_that_is_said_or_written(done):
