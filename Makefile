@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Of tests, one more than there are cores: some wait for processes, servers and time limits.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 BENCH_VENV ?= .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
@@ -12,9 +15,9 @@ BENCH_READY := $(BENCH_VENV)/.ready
 demo: $(READY)
 	$(BIN)/python recipes/quickstart.py
 
-# Lint, types and the whole suite, a file at a time on every core, in their order: files of few tests are no short ones.
+# Lint, types and the whole suite, a file at a time, in the order of tests/conftest.py: files of few tests are no short ones.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Kill jobs at 50 random moments, resume and compare them; writes tests/faults/README.md.
 soak: $(READY)

@@ -271,7 +271,7 @@ FUNCTIONS = {
     "distill": ("nlpkd.pipeline:distill", {"baseline_dir"}),
     # Its objectives are `hinton`, and neither labels nor weights are trained on.
     "cache": ("nlpkd.prepare:prepare_job", {"objectives", "class_weights", "soft_label_column", "streaming", "test",
-                                            "embedding_size"}),
+                                            "embedding_size", "max_latency_ms", "max_size_mb"}),
     "tune": ("nlpkd.tuning:tune", set()),
     # Named among the models.
     "evaluate": ("nlpkd.compare:evaluate", {"student", "candidates"}),
@@ -333,7 +333,10 @@ def test_a_push_lists_what_it_would_send_and_sends_nothing(folder, student):
 def test_ctrl_c_is_told_from_a_check_that_failed(tmp_path):
     """The command waits for its config file, a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "run.yaml")
+    # A shell's background jobs, which this may be one of, ignore the signal, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start("doctor", "--config", str(tmp_path / "run.yaml"))
+    signal.signal(signal.SIGINT, before)
     with (tmp_path / "run.yaml").open("w"):
         process.send_signal(signal.SIGINT)
         code, _, err = finish(process)
