@@ -109,21 +109,10 @@ def layers_within(
     Raises:
         ValueError: if nothing fits.
     """
-    candidates, reasons = {}, []
-    for depth in range(teacher.config.num_hidden_layers, 0, -1):
-        try:
-            candidates[f"layers:{depth}"] = _from_layers(
-                teacher, uniform_layers(depth, teacher.config.num_hidden_layers)
-            )
-        except ValueError as error:
-            reasons.append(str(error))
-    if not candidates:
-        raise ValueError(reasons[0])
-    if reasons:
-        logger.warning("No student of %d of the depths can be made: %s", len(reasons), reasons[0])
     found: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
+            candidates = _of_every_depth(teacher)
             found[0], _ = choose_within(candidates, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
         except ValueError as error:
             found[1] = str(error)
@@ -131,6 +120,21 @@ def layers_within(
     if found[1] is not None:
         raise ValueError(found[1])
     return found[0]
+
+
+def _of_every_depth(teacher: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    depth = teacher.config.num_hidden_layers
+    candidates, reasons = {}, []
+    for count in range(depth, 0, -1):
+        try:
+            candidates[f"layers:{count}"] = _from_layers(teacher, uniform_layers(count, depth))
+        except ValueError as error:
+            reasons.append(str(error))
+    if not candidates:
+        raise ValueError(reasons[0])
+    if reasons:
+        logger.warning("No student of %d of the depths can be made: %s", len(reasons), reasons[0])
+    return candidates
 
 
 def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:

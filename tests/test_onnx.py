@@ -293,6 +293,16 @@ def test_int8_files_of_another_model_do_not_outlive_an_export_to_a_folder_withou
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"model.onnx", "export.json"}
 
 
+def test_a_record_that_lacks_the_weights_sum_costs_no_file(exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / "made before")
+    noted = tmp_path / "made before" / "onnx" / "export.json"
+    record = json.loads(noted.read_text())
+    del record["state_sha256"]
+    noted.write_text(json.dumps(record))
+    export_int8(tmp_path / "made before", texts=TEXTS)
+    assert {path.name for path in noted.parent.iterdir()} == {"model.onnx", "model_int8.onnx", "export.json"}
+
+
 @pytest.mark.parametrize("texts", [[], "one text"])
 def test_texts_must_be_a_list_of_some(texts, tmp_path, model, tokenizer):
     with pytest.raises(ValueError, match="texts must be a list"):

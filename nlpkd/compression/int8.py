@@ -87,7 +87,7 @@ def export_int8(
         if not np.isfinite(difference):
             raise RuntimeError(f"the int8 file of {directory} gives logits that are not finite: it was not kept")
         record = OnnxRecord(INT8_FILE, classifier.size_mb, FP32_FILE, len(texts), difference, agreement)
-        accept(Path(temporary), directory, [record], export_record(directory).get("state_sha256", ""))
+        accept(Path(temporary), directory, [record], export_record(directory).get("state_sha256"))
     logger.info("%s", record)
     return record
 

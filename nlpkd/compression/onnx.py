@@ -173,7 +173,7 @@ def refuse_another_model(directory: Path, model: PreTrainedModel, tokenizer: Pre
         )
 
 
-def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_sha256: str) -> None:
+def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_sha256: str | None) -> None:
     """Move what was written to its place, and note in `onnx/export.json` what it was made from.
 
     Config and tokenizer that are there stay. Files that were made from other weights are deleted.
@@ -182,7 +182,7 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
         staged: a folder inside of `directory`.
         directory: the model's folder.
         records: of the files.
-        state_sha256: of the weights that they were made of, which need not lie in the folder.
+        state_sha256: of the weights that they were made of, which need not lie in the folder; None if not known.
     """
     noted, weights = directory / EXPORT_RECORD, weights_sha256(directory)
     before = export_record(directory)
