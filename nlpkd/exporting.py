@@ -63,6 +63,8 @@ def export_student(
     label_column: str | Sequence[str] | None = None,
     max_length: int | None = None,
     window_stride: int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
     **int8_settings: bool,
 ) -> ExportResult:
     """Export a saved student to `onnx/model.onnx`, and to `onnx/model_int8.onnx`, beside it.
@@ -87,6 +89,8 @@ def export_student(
         label_column: the column of the label, or several with a 0 or 1 for each label.
         max_length: longest text in tokens.
         window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
         **int8_settings: `per_channel`, `embeddings` and `reduce_range` of `export_int8`.
 
     Returns:
@@ -110,7 +114,7 @@ def export_student(
     load = partial(
         _labelled_rows, config=model.config, tokenizer=tokenizer, text_column=text_column,
         text_pair_column=text_pair_column, label_column=label_column, max_length=max_length,
-        window_stride=window_stride,
+        window_stride=window_stride, config_name=dataset_config, revision=dataset_revision,
     )  # fmt: skip
     rows, texts = (None, None) if data is None else load(data)
     typical = None if calibration is None else load(calibration, order=("train", "validation", "test"))[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ def _with_trimmed_vocabulary(
         teacher_tokenizer=others,
         data=load(tokenizer=tokenizer, teacher_tokenizer=others),
         origin=job.origin
-        | {"student": job.origin["student"] | {"vocabulary": asdict(record) | {"spelled_out": lacking}}},
+        | {"student": job.origin["student"] | {"vocabulary": record.details | {"spelled_out": lacking}}},
         start=lambda seed: trim_embeddings(start(seed), ids),
     )
 

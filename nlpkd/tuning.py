@@ -63,6 +63,8 @@ def tune(
     objectives: str | Sequence[Objective] = "hinton",
     n_trials: int = 20,
     validation_split: float | int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
     output_dir: str | Path = "tuning",
     **settings: Any,
 ) -> TuningResult:
@@ -79,6 +81,8 @@ def tune(
         objectives: a preset of one stage, or objectives.
         n_trials: how many settings to try in all; a search that was interrupted goes on where it stopped.
         validation_split: share or number of training rows to hold out where there is no validation set.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
         output_dir: where the trials (`optuna.log`) and the result (`tuning.json`) are kept.
         **settings: columns, `max_length`, `window_stride` and `problem_type` of `load_text_classification`; fields of
             `DistillationConfig`.
@@ -112,6 +116,8 @@ def tune(
             validation,
             tokenizer=tokenizer,
             validation_split=validation_split,
+            config_name=dataset_config,
+            revision=dataset_revision,
             seed=args.seed,
             label_names=telling_names(config.id2label),
             **{"problem_type": task_of(config)} | {k: v for k, v in settings.items() if k in _DATA and v is not None},

@@ -22,8 +22,10 @@ from nlpkd.compression import (
     prune_magnitude,
     prune_neurons,
     to_half,
+    trim_vocabulary,
 )
 from nlpkd.compression.job import METHODS
+from nlpkd.exporting import export_student
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 
 NAMES = {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}}
@@ -109,6 +111,26 @@ def test_compressing_again_goes_on_with_the_record(saved, tmp_path):
     assert records[0]["agreement"] == pytest.approx(sum(same) / 30)
 
 
+def test_a_vocabulary_is_trimmed_with_its_tokenizer(saved, tmp_path, tokenizer):
+    rows = raw_rows(4)
+    made = compress(saved, "trim-vocabulary", rows, output_dir=tmp_path / "out")
+    words = {word for text in rows["text"] for word in tokenizer.tokenize(text)}
+    dropped = tokenizer.get_vocab().keys() - made.tokenizer.get_vocab().keys()
+    assert words <= made.tokenizer.get_vocab().keys() and dropped
+    (record,) = json.loads((tmp_path / "out" / "compression.json").read_text())
+    assert record["method"] == "trim_vocabulary" and record["details"]["tokens_after"] == len(made.tokenizer)
+    assert record["parameters_before"] - record["parameters_after"] == 16 * len(dropped)
+    assert (record["agreement"], record["logits_difference"]) == (1.0, 0.0)
+    assert predictions(tmp_path / "out", rows["text"]) == predictions(saved, rows["text"])
+
+
+def test_a_configuration_of_a_hub_data_set_reaches_the_loader(saved, tmp_path):
+    with pytest.raises(ValueError, match="config_name and revision belong to a Hub dataset"):
+        compress(saved, "half", raw_rows(8), output_dir=tmp_path / "out", dataset_config="sst2")
+    with pytest.raises(ValueError, match="config_name and revision belong to a Hub dataset"):
+        export_student(saved, data=raw_rows(8), dataset_revision="main")
+
+
 def test_a_model_is_not_compressed_in_its_own_folder(saved):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with pytest.raises(ValueError, match="is the folder of the model: report and card"):
@@ -152,6 +174,7 @@ def smaller_ones(tokenizer, rows) -> dict:
         "factorize-embeddings": lambda model: factorize_embeddings(model, rank=3),
         "factorize-linear": lambda model: factorize_linear(model, rank=2),
         "half": to_half,
+        "trim-vocabulary": lambda model: trim_vocabulary(model, tokenizer, rows["text"]),
     }
 
 
@@ -171,13 +194,21 @@ def trained(tokenizer, tmp_path_factory):
     return trainer.model.eval()
 
 
+def retokenized(rows, tokenizer):
+    return load_text_classification(rows.select_columns(["text", "label"]), tokenizer=tokenizer)["train"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_compressed_can_be_distilled_on(method, trained, tokenizer, make_rows, settings, tmp_path):
     """A few steps bring it back towards the model that it was, and the result loads bit-equal."""
     rows = make_rows(160)
-    smaller, _ = smaller_ones(tokenizer, rows)[method](trained)
+    smaller, *own, _ = smaller_ones(tokenizer, rows)[method](trained)
     if method == "half":
         smaller = smaller.float()
+    if method == "trim-vocabulary":
+        # On known words nothing is lost that could be won back.
+        assert measure_change(trained, smaller, rows, tokenizer, retokenized(rows, own[0]), own[0]) == (1.0, 0.0)
+        return
     matched = [HiddenStateMSELoss(weight=0.1)] + ([] if method == "prune-heads" else [AttentionMSELoss(weight=0.1)])
     trainer = DistillationTrainer(
         model=smaller, teacher_model=trained, objectives=[ForwardKLLoss(temperature=1.0), *matched],

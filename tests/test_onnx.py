@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import nlpkd
-from nlpkd.compression import export_int8, export_onnx
+from nlpkd.compression import export_int8, export_onnx, quantize_dynamic, quantize_static
 from nlpkd.exporting import export_student
 from nlpkd.onnx_classifier import OnnxClassifier
 from nlpkd.small_models import small_student
@@ -307,6 +307,20 @@ def test_a_record_that_lacks_the_weights_sum_costs_no_file(exported, tmp_path):
 def test_texts_must_be_a_list_of_some(texts, tmp_path, model, tokenizer):
     with pytest.raises(ValueError, match="texts must be a list"):
         export_onnx(model, tokenizer, tmp_path, texts=texts)
+
+
+def test_a_model_in_hand_is_quantised_as_its_exported_file_is(exported, tmp_path, model, tokenizer):
+    shutil.copytree(exported[0], tmp_path / "parts")
+    wanted = (
+        export_int8(tmp_path / "parts", texts=TEXTS),
+        export_int8(tmp_path / "parts", texts=TEXTS, embeddings=False),
+    )
+    found = quantize_dynamic(model, tokenizer, tmp_path / "one", texts=TEXTS)
+    assert found == wanted[0] and found.size_mb != wanted[1].size_mb
+    assert quantize_dynamic(model, tokenizer, tmp_path / "two", texts=TEXTS, embeddings=False) == wanted[1]
+    fixed = export_int8(tmp_path / "parts", texts=TEXTS, calibration=TEXTS[:20])
+    assert quantize_static(model, tokenizer, tmp_path / "three", TEXTS[:20], texts=TEXTS) == fixed
+    assert {"onnx/model.onnx", "onnx/model_int8.onnx", "tokenizer.json", "config.json"} <= files(tmp_path / "three")
 
 
 def test_int8_needs_the_float_file(tmp_path, model, tokenizer):

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.options import Config, Label, Length, Pair, Remote, Rows, Stride, Text, column_of, save_config
+from nlpkd.cli.options import (
+    Config,
+    DatasetConfig,
+    DatasetRevision,
+    Label,
+    Length,
+    Pair,
+    Remote,
+    Rows,
+    Stride,
+    Text,
+    column_of,
+    save_config,
+)
 
 app = typer.Typer()
 
@@ -21,7 +34,8 @@ def compress(
     method: Annotated[
         str,
         typer.Option(
-            help="prune-neurons, prune-heads, prune-magnitude, factorize-embeddings, factorize-linear or half."
+            help="prune-neurons, prune-heads, prune-magnitude, factorize-embeddings, factorize-linear, half or "
+            "trim-vocabulary (to the words of --data)."
         ),
     ],
     data: Rows,
@@ -33,10 +47,13 @@ def compress(
     rank: Annotated[int | None, typer.Option(help="Rank of what is factorised.")] = None,
     energy: Annotated[float | None, typer.Option(help="Or the share of the squared weights that it keeps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 (default) or float16, for half.")] = None,
+    min_count: Annotated[int | None, typer.Option(help="Tokens that trim-vocabulary keeps occur so often.")] = None,
     text_column: Text = None,
     text_pair_column: Pair = None,
     label_column: Label = None,
     max_length: Length = 128,
+    dataset_config: DatasetConfig = None,
+    dataset_revision: DatasetRevision = None,
     trust_remote_code: Remote = False,
     config: Config = None,
 ) -> None:
@@ -54,6 +71,7 @@ def compress(
         "rank": rank,
         "energy": energy,
         "dtype": dtype,
+        "min_count": min_count,
     }
     result = run(
         model,
@@ -64,6 +82,8 @@ def compress(
         text_pair_column=text_pair_column,
         label_column=column_of(label_column),
         max_length=max_length,
+        dataset_config=dataset_config,
+        dataset_revision=dataset_revision,
         trust_remote_code=trust_remote_code,
         **{name: value for name, value in options.items() if value is not None},
     )
@@ -96,6 +116,8 @@ def export(
     label_column: Label = None,
     max_length: Length = 128,
     window_stride: Stride = None,
+    dataset_config: DatasetConfig = None,
+    dataset_revision: DatasetRevision = None,
     output_dir: Annotated[Path | None, typer.Option(help="Another folder than the student's own.")] = None,
     trust_remote_code: Remote = False,
     config: Config = None,
@@ -125,6 +147,8 @@ def export(
             label_column=column_of(label_column),
             max_length=max_length,
             window_stride=window_stride,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
             trust_remote_code=trust_remote_code,
             **chosen,
         )

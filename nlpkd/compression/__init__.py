@@ -20,8 +20,9 @@ _HOMES = {
     "prune_heads": "nlpkd.compression.prune",
     "prune_magnitude": "nlpkd.compression.prune",
     "prune_neurons": "nlpkd.compression.prune",
+    "quantize_dynamic": "nlpkd.compression.int8",
+    "quantize_static": "nlpkd.compression.int8",
     "to_half": "nlpkd.compression.quantize",
-    "TrimRecord": "nlpkd.compression.vocabulary",
     "trim_vocabulary": "nlpkd.compression.vocabulary",
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.onnx import (
     FP32_FILE,
@@ -18,6 +18,7 @@ from nlpkd.compression.onnx import (
     accept,
     batch_of,
     compare_logits,
+    export_onnx,
     export_record,
     quietly,
     texts_to_compare,
@@ -90,6 +91,70 @@ def export_int8(
         accept(Path(temporary), directory, [record], export_record(directory).get("state_sha256"))
     logger.info("%s", record)
     return record
+
+
+def quantize_dynamic(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    *,
+    texts: Texts | None = None,
+    max_length: int | None = None,
+    **settings: bool,
+) -> OnnxRecord:
+    """Write a model in 8 bits, the scale of an activation being that of its batch: `export_onnx`, then `export_int8`.
+
+    Args:
+        model: a classifier.
+        tokenizer: its tokenizer.
+        directory: where both files go.
+        texts: real texts to compare on; see `export_onnx`.
+        max_length: the most tokens of a text; see `export_onnx`.
+        **settings: `per_channel`, `embeddings` and `reduce_range` of `export_int8`.
+
+    Returns:
+        The int8 file's record.
+
+    Raises:
+        ImportError: if a package of the extra `export` is missing.
+        ValueError: if there are no texts.
+        RuntimeError: if the model can't be exported, or a file gives other logits.
+    """
+    export_onnx(model, tokenizer, directory, texts=texts, max_length=max_length)
+    return export_int8(directory, texts=texts, max_length=max_length, **settings)
+
+
+def quantize_static(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    calibration: Texts,
+    *,
+    texts: Texts | None = None,
+    max_length: int | None = None,
+    **settings: bool,
+) -> OnnxRecord:
+    """Write a model in 8 bits, the scales of its activations fixed on calibration texts; see `export_int8`.
+
+    Args:
+        model: a classifier.
+        tokenizer: its tokenizer.
+        directory: where both files go.
+        calibration: some hundred real texts, not those that are measured on.
+        texts: real texts to compare on; see `export_onnx`.
+        max_length: the most tokens of a text; see `export_onnx`.
+        **settings: `per_channel`, `embeddings` and `reduce_range` of `export_int8`.
+
+    Returns:
+        The int8 file's record.
+
+    Raises:
+        ImportError: if a package of the extra `export` is missing.
+        ValueError: if there are no texts.
+        RuntimeError: if the model can't be exported, or a file gives other logits.
+    """
+    export_onnx(model, tokenizer, directory, texts=texts, max_length=max_length)
+    return export_int8(directory, texts=texts, max_length=max_length, calibration=calibration, **settings)
 
 
 def _inputs(

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
 from nlpkd.compression.prune import prune_heads, prune_magnitude, prune_neurons
 from nlpkd.compression.quantize import to_half
-from nlpkd.compression.record import CompressionRecord
+from nlpkd.compression.vocabulary import trim_vocabulary
 from nlpkd.data import load_text_classification
 from nlpkd.disk import write_whole
 from nlpkd.hub import save_student
@@ -32,15 +33,18 @@ from nlpkd.task import task_of
 RECORD = "compression.json"
 """The file beside a compressed model: a list of records, the first compression first."""
 
-METHODS: dict[str, Callable[..., tuple[PreTrainedModel, CompressionRecord]]] = {
+METHODS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "prune-neurons": prune_neurons,
     "prune-heads": prune_heads,
     "prune-magnitude": prune_magnitude,
     "factorize-embeddings": factorize_embeddings,
     "factorize-linear": factorize_linear,
     "half": to_half,
+    "trim-vocabulary": trim_vocabulary,
 }
-"""What can be done to a saved model, by name."""
+"""What can be done to a saved model, by name: gives a model, its tokenizer where that changes too, and the record."""
+
+_GIVEN = {"model", "dataset", "tokenizer", "texts"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ def compress(
     text_pair_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
     max_length: int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
     trust_remote_code: bool = False,
     **options: Any,
 ) -> CompressResult:
@@ -78,13 +84,16 @@ def compress(
     Args:
         model: a path or Hub id (`id@revision`).
         method: one of `METHODS`.
-        data: labelled rows, which importance is measured on where the method needs it, and the agreement of the labels
-            before and after in any case; not those that you report on. See `load_text_classification`.
+        data: labelled rows, which importance is measured on or the vocabulary is kept of where the method needs it,
+            and the agreement of the labels before and after in any case; not those that you report on. See
+            `load_text_classification`.
         output_dir: where model, tokenizer and `compression.json` are saved.
         text_column: the column of the text.
         text_pair_column: the column of the second text of a pair.
         label_column: the column of the label, or several with a 0 or 1 for each label.
         max_length: longest text in tokens.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
         trust_remote_code: run the model repository's own code.
         **options: the method's own, such as `keep=0.5`.
 
@@ -98,7 +107,7 @@ def compress(
         raise ValueError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
     function = METHODS[method]
     known = inspect.signature(function).parameters.keys()
-    if unknown := sorted(options.keys() - (known - {"model", "dataset", "tokenizer"})):
+    if unknown := sorted(options.keys() - (known - _GIVEN)):
         raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {_options(method)}")
     source = ModelSource.of(model, None, trust_remote_code)
     if Path(source.name).is_dir() and Path(source.name).resolve() == Path(output_dir).resolve():
@@ -109,20 +118,27 @@ def compress(
         # A model in half precision stays in it.
         before, tokenizer = source.teacher("auto"), source.tokenizer()
         config: Any = before.config
-        rows = load_text_classification(
+        load = partial(
+            load_text_classification,
             data,
-            tokenizer=tokenizer,
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
             max_length=max_length,
             problem_type=task_of(before.config),
             label_names=telling_names(config.id2label),
-        )["train"]
-        rows = follow_student_labels(rows, before.config, "train")
-        inputs = {name: value for name, value in {"dataset": rows, "tokenizer": tokenizer}.items() if name in known}
-        after, record = function(before, **inputs, **options)
-        agreement, difference = measure_change(before, after, rows, tokenizer)
+            config_name=dataset_config,
+            revision=dataset_revision,
+        )
+        loaded = load(tokenizer=tokenizer)
+        rows = follow_student_labels(loaded["train"], before.config, "train")
+        columns = [column for column in (loaded.text_column, loaded.text_pair_column) if column is not None]
+        texts = (text for column in columns for text in rows[column])
+        given = {"dataset": rows, "tokenizer": tokenizer, "texts": texts}
+        after, *own, record = function(before, **{name: given[name] for name in known & given.keys()}, **options)
+        new = load(tokenizer=own[0])["train"] if own else rows
+        agreement, difference = measure_change(before, after, rows, tokenizer, new, *own)
+        tokenizer = own[0] if own else tokenizer
         record = replace(record, agreement=agreement, logits_difference=difference)
         records = [*_earlier_records(source), asdict(record)]
         save_student(after, output_dir, tokenizer)
@@ -131,7 +147,12 @@ def compress(
 
 
 def measure_change(
-    before: PreTrainedModel, after: PreTrainedModel, dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    new_dataset: Dataset | None = None,
+    new_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[float, float]:
     """Measure what a compression changed in a model's outputs.
 
@@ -140,18 +161,22 @@ def measure_change(
         after: the model that came out.
         dataset: tokenised rows.
         tokenizer: pads them.
+        new_dataset: the same rows as the model that came out reads them, where its tokenizer is another.
+        new_tokenizer: that tokenizer.
 
     Returns:
         The agreement of their decisions, as in reports, and the mean absolute difference of their logits.
     """
-    old, new = (torch.from_numpy(predict_logits(model, dataset, tokenizer)) for model in (before, after))
+    old = torch.from_numpy(predict_logits(before, dataset, tokenizer))
+    rows = dataset if new_dataset is None else new_dataset
+    new = torch.from_numpy(predict_logits(after, rows, tokenizer if new_tokenizer is None else new_tokenizer))
     scoring = scoring_of(task_of(before.config), getattr(before.config, "thresholds", None))
     return scoring.agreement(scoring.agreeing(new, old).numpy()), float((new - old).abs().mean())
 
 
 def _options(method: str) -> str:
     parameters = inspect.signature(METHODS[method]).parameters
-    return ", ".join(name for name in parameters if name not in ("model", "dataset", "tokenizer"))
+    return ", ".join(name for name in parameters if name not in _GIVEN)
 
 
 def _earlier_records(source: ModelSource) -> list[dict[str, Any]]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import math
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,34 +16,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.benchmark import model_size_mb
-
-logger = logging.getLogger(__name__)
+from nlpkd.compression.record import CompressionRecord, record_of
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _ROWS = 1000
-
-
-@dataclass(frozen=True)
-class TrimRecord:
-    """What trimming did.
-
-    Attributes:
-        tokens_before: rows of the embedding table.
-        tokens_after: rows that are left.
-        size_mb_before: megabytes (10^6 bytes) of the model's safetensors file.
-        size_mb_after: the same of the trimmed model.
-        respelled: share of the texts' tokens that were dropped for being rarer than `min_count`, and are spelled by
-            shorter ones now.
-        unknown: share of the texts' tokens that the tokenizer did not know before.
-    """
-
-    tokens_before: int
-    tokens_after: int
-    size_mb_before: float
-    size_mb_after: float
-    respelled: float
-    unknown: float
 
 
 def trim_vocabulary(
@@ -54,8 +28,8 @@ def trim_vocabulary(
     texts: Iterable[str],
     *,
     min_count: int = 1,
-    keep: Iterable[str] = (),
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TrimRecord]:
+    keep_tokens: Iterable[str] = (),
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, CompressionRecord]:
     """Drop the embedding rows of tokens that a domain does not use.
 
     Kept are the tokens of the texts, all special and added tokens, and every single character or byte that the
@@ -69,23 +43,26 @@ def trim_vocabulary(
             as it is.
         texts: what the model will read, such as the training texts; of pairs both texts.
         min_count: keep the tokens that occur at least this often.
-        keep: further tokens to keep, as the vocabulary writes them (`"##ing"`).
+        keep_tokens: further tokens to keep, as the vocabulary writes them (`"##ing"`).
 
     Returns:
-        A trimmed copy of the model, its tokenizer, and the record. Saved, both load with plain transformers.
+        A trimmed copy of the model, its tokenizer, and the record. Saved, both load with plain transformers. The
+        record's details: `tokens_before` and `tokens_after`, the rows of the embedding table; `respelled`, the share
+        of the texts' tokens that were dropped for being rarer than `min_count`, and are spelled by shorter ones now;
+        `unknown`, the share that the tokenizer did not know before.
 
     Raises:
-        ValueError: if the tokenizer has no such backend, the texts have no tokens, `keep` names one that does not
-            exist, or the embedding table is not the model's alone or too short for the tokenizer.
+        ValueError: if the tokenizer has no such backend, the texts have no tokens, `keep_tokens` names one that
+            does not exist, or the embedding table is not the model's alone or too short for the tokenizer.
     """
     state = _state(tokenizer)
     table = _table(model)
     counts = _count(tokenizer, texts)
     known = _numbers(state)
-    if missing := sorted(set(keep) - known.keys()):
-        raise ValueError(f"keep names tokens that the vocabulary does not have: {missing[:5]}")
+    if missing := sorted(set(keep_tokens) - known.keys()):
+        raise ValueError(f"keep_tokens names tokens that the vocabulary does not have: {missing[:5]}")
     used = {number for number, count in counts.items() if count >= min_count}
-    ids = used | {known[token] for token in keep} | _safe(model, tokenizer, state)
+    ids = used | {known[token] for token in keep_tokens} | _safe(model, tokenizer, state)
     ids |= _spelled_with(state, ids)
     if max(known.values()) >= table.num_embeddings:
         raise ValueError(
@@ -95,15 +72,16 @@ def trim_vocabulary(
     trimmed = _rebuilt(tokenizer, state, sorted(ids))
     smaller = trim_embeddings(model, sorted(ids))
     total = sum(counts.values())
-    record = TrimRecord(
+    record = record_of(
+        "trim_vocabulary",
+        "Abdaoui et al. 2020, arXiv:2010.05609",
+        model,
+        smaller,
         tokens_before=table.num_embeddings,
         tokens_after=len(ids),
-        size_mb_before=model_size_mb(model),
-        size_mb_after=model_size_mb(smaller),
         respelled=sum(count for number, count in counts.items() if number not in ids) / total,
         unknown=counts[tokenizer.unk_token_id] / total,  # type: ignore[index]
     )
-    logger.info("%s", record)
     return smaller, trimmed, record
 
 
