@@ -22,7 +22,6 @@ from nlpkd.compression import (
     prune_magnitude,
     prune_neurons,
     to_half,
-    trim_vocabulary,
 )
 from nlpkd.compression.job import METHODS
 from nlpkd.exporting import export_student
@@ -174,7 +173,6 @@ def smaller_ones(tokenizer, rows) -> dict:
         "factorize-embeddings": lambda model: factorize_embeddings(model, rank=3),
         "factorize-linear": lambda model: factorize_linear(model, rank=2),
         "half": to_half,
-        "trim-vocabulary": lambda model: trim_vocabulary(model, tokenizer, rows["text"]),
     }
 
 
@@ -194,21 +192,13 @@ def trained(tokenizer, tmp_path_factory):
     return trainer.model.eval()
 
 
-def retokenized(rows, tokenizer):
-    return load_text_classification(rows.select_columns(["text", "label"]), tokenizer=tokenizer)["train"]
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"trim-vocabulary"}))  # tested in test_vocabulary.py
 def test_what_was_compressed_can_be_distilled_on(method, trained, tokenizer, make_rows, settings, tmp_path):
     """A few steps bring it back towards the model that it was, and the result loads bit-equal."""
     rows = make_rows(160)
-    smaller, *own, _ = smaller_ones(tokenizer, rows)[method](trained)
+    smaller, _ = smaller_ones(tokenizer, rows)[method](trained)
     if method == "half":
         smaller = smaller.float()
-    if method == "trim-vocabulary":
-        # On known words nothing is lost that could be won back.
-        assert measure_change(trained, smaller, rows, tokenizer, retokenized(rows, own[0]), own[0]) == (1.0, 0.0)
-        return
     matched = [HiddenStateMSELoss(weight=0.1)] + ([] if method == "prune-heads" else [AttentionMSELoss(weight=0.1)])
     trainer = DistillationTrainer(
         model=smaller, teacher_model=trained, objectives=[ForwardKLLoss(temperature=1.0), *matched],
