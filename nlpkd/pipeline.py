@@ -12,16 +12,14 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data import TeacherTokenizers, load_text_classification
+from nlpkd.data import TeacherTokenizers
 from nlpkd.hub import push_student
-from nlpkd.model_source import ModelSource
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage
-from nlpkd.prepare import prepare_job, weights_of_classes
+from nlpkd.prepare import prepare_job, prepare_teacher
 from nlpkd.report import EvaluationReport
 from nlpkd.run import checkpoint_to_resume, gold_trainer, only_run
 from nlpkd.sources import Source
-from nlpkd.student import make_student
 
 logger = logging.getLogger(__name__)
 
@@ -116,43 +114,34 @@ def train_teacher(
     """
     args = _settings(args, output_dir, config)
     with only_run(args.output_dir):
-        source = ModelSource.of(model, revision, trust_remote_code)
-        tokenizer = tokenizer or source.tokenizer()
-        data = load_text_classification(
+        job = prepare_teacher(
+            args,
+            model,
             train,
             validation,
             tokenizer=tokenizer,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
             problem_type=problem_type,
+            class_weights=class_weights,
             max_length=max_length,
             window_stride=window_stride,
             streaming=streaming,
             validation_split=validation_split,
-            config_name=dataset_config,
-            revision=dataset_revision,
-            seed=args.seed,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
         )
-        if isinstance(source.given, PreTrainedModel):
-            backbone = source.given
-        else:
-            backbone = make_student(
-                checkpoint=source.given,
-                revision=source.revision,
-                id2label=data.id2label,
-                trust_remote_code=trust_remote_code,
-                seed=args.seed,
-            )
-        backbone.config.problem_type = data.problem_type  # type: ignore[assignment]
-        trainer = gold_trainer(backbone, args, data, tokenizer, weights_of_classes(class_weights, data, source))
+        trainer = gold_trainer(job.start(args.seed), args, job.data, job.tokenizer, job.class_weights)
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
         trainer.save_model()
         metrics = {}
-        if "validation" in data:
+        if "validation" in job.data:
             metrics = trainer.evaluate()
             trainer.save_metrics("eval", metrics)
-    return TeacherResult(trainer.model.eval(), tokenizer, metrics, Path(args.output_dir))
+    return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir))
 
 
 def distill(

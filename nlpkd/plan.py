@@ -1,4 +1,4 @@
-"""What a distillation would take, before it is started: models, steps, time by a short probe, memory and disk."""
+"""What a training would take, before it is started: models, steps, time by a short probe, memory and disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from nlpkd.config import DistillationConfig
-from nlpkd.prepare import prepare_job
+from nlpkd.prepare import prepare_job, prepare_teacher
 from nlpkd.run import Job, gold_trainer
 from nlpkd.streaming import TextStream
 from nlpkd.trainer import DistillationTrainer
@@ -40,7 +40,7 @@ class Plan:
         steps: optimizer steps of each stage.
         step_ms: median time of one, stage by stage; the teacher runs on every batch of the probe.
         baseline_step_ms: of the undistilled baseline, None without one.
-        seeds: how many seeds are trained.
+        trainings: how many seeds, or trials of a search, are trained.
         peak_memory_mb: the most memory of this process (of the GPU where there is one) during the probe.
         disk_mb: what checkpoints and final student take at most.
         free_disk_mb: what there is.
@@ -51,17 +51,17 @@ class Plan:
     steps: list[int]
     step_ms: list[float]
     baseline_step_ms: float | None
-    seeds: int
+    trainings: int
     peak_memory_mb: float
     disk_mb: float
     free_disk_mb: float
 
     @property
     def training_minutes(self) -> float:
-        """The training of all seeds, and of their baselines; measuring comes on top."""
+        """All trainings, and those of their baselines; measuring comes on top."""
         seconds = sum(steps * each for steps, each in zip(self.steps, self.step_ms, strict=True)) / 1e3
         seconds += sum(self.steps) * (self.baseline_step_ms or 0.0) / 1e3
-        return self.seeds * seconds / 60
+        return self.trainings * seconds / 60
 
     def to_text(self) -> str:
         """Write the plan, a line a figure."""
@@ -72,7 +72,7 @@ class Plan:
         if self.baseline_step_ms is not None:
             lines.append(f"baseline: {sum(self.steps):,} steps of {self.baseline_step_ms:.0f} ms")
         lines += [
-            f"training rows: {self.rows:,}; seeds: {self.seeds}",
+            f"training rows: {self.rows:,}; trainings: {self.trainings}",
             f"training: about {self.training_minutes:.1f} minutes, less with a teacher cache; evaluation on top",
             f"memory: {self.peak_memory_mb:,.0f} MB at the peak of the probe",
             f"disk: at most {self.disk_mb:,.0f} MB, {self.free_disk_mb:,.0f} MB are free",
@@ -80,13 +80,13 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_distillation(args: DistillationConfig, *, num_seeds: int = 1, baseline: bool = False, **options: Any) -> Plan:
+def plan_distillation(args: DistillationConfig, *, trainings: int = 1, baseline: bool = False, **options: Any) -> Plan:
     """Load everything a distillation needs, train some steps in a temporary directory, and say what a run takes.
 
     Args:
         args: the settings.
-        num_seeds: how many seeds would be trained.
-        baseline: whether the undistilled baseline would be trained too.
+        trainings: how many seeds, or trials of a search, would be trained.
+        baseline: whether the undistilled baselines would be trained too.
         **options: teacher, student, data and the rest, as for `nlpkd.prepare.prepare_job`.
 
     Returns:
@@ -95,13 +95,31 @@ def plan_distillation(args: DistillationConfig, *, num_seeds: int = 1, baseline:
     Raises:
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
-    job = prepare_job(args, **options)
+    return _plan(prepare_job(args, **options), args, trainings, baseline)
+
+
+def plan_teacher(args: DistillationConfig, **options: Any) -> Plan:
+    """Say what fine-tuning a teacher takes, likewise.
+
+    Args:
+        args: the settings.
+        **options: model, data and the rest, as for `nlpkd.prepare.prepare_teacher`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: if model, data or settings do not fit.
+    """
+    return _plan(prepare_teacher(args, **options), args, 1, False)
+
+
+def _plan(job: Job, args: DistillationConfig, trainings: int, baseline: bool) -> Plan:
     settings = [dataclasses.replace(args, **stage.settings) for stage in job.stages]
     rows = job.data["train"]
     count = rows.num_rows if isinstance(rows, TextStream) else len(rows)
     steps = [_steps(each, count) for each in settings]
     student = job.start(args.seed)
-    student.config.problem_type = job.data.problem_type  # type: ignore[assignment]
     probed = _some_rows(job, max(each.train_batch_size * each.gradient_accumulation_steps for each in settings))
     with tempfile.TemporaryDirectory(prefix="nlpkd-plan-") as folder:
         short = [_short(each, folder) for each in settings]
@@ -112,7 +130,7 @@ def plan_distillation(args: DistillationConfig, *, num_seeds: int = 1, baseline:
         gold_ms = None
         if baseline:
             gold_ms = _step_ms(gold_trainer(student, short[-1], probed.data, job.tokenizer, job.class_weights))
-    models = [("student", student)] if job.teacher is None else [("teacher", job.teacher), ("student", student)]
+    models = [("model", student)] if job.teacher is None else [("teacher", job.teacher), ("student", student)]
     folder_to_be = Path(args.output_dir).resolve()
     place = next(path for path in (folder_to_be, *folder_to_be.parents) if path.exists())
     return Plan(
@@ -121,9 +139,9 @@ def plan_distillation(args: DistillationConfig, *, num_seeds: int = 1, baseline:
         steps=steps,
         step_ms=step_ms,
         baseline_step_ms=gold_ms,
-        seeds=num_seeds,
+        trainings=trainings,
         peak_memory_mb=_peak_memory_mb(),
-        disk_mb=num_seeds * (1 + baseline) * _disk_mb(settings, steps, _size(student)[1]),
+        disk_mb=trainings * (1 + baseline) * _disk_mb(settings, steps, _size(student)[1]),
         free_disk_mb=shutil.disk_usage(place).free / 1e6,
     )
 

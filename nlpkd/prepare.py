@@ -22,7 +22,7 @@ from nlpkd.model_source import ModelSource, describe_teachers
 from nlpkd.narrow import SHAPES
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import Stage, resolve
-from nlpkd.run import Job
+from nlpkd.run import Job, labelled_rows
 from nlpkd.small_models import SMALL_STUDENTS
 from nlpkd.sources import Source, name_of
 from nlpkd.streaming import TextStream
@@ -148,6 +148,53 @@ def prepare_job(
     if vocabulary == "trim":
         job = _with_trimmed_vocabulary(job, own, load, args.seed)
     return job
+
+
+def prepare_teacher(
+    args: DistillationConfig,
+    model: str | Path | PreTrainedModel,
+    train: Source,
+    validation: Source | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    class_weights: str | Sequence[float] | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    **columns: Any,
+) -> Job:
+    """Load what fine-tuning a backbone on gold labels needs; the arguments are those of `nlpkd.train_teacher`.
+
+    Returns:
+        A job without a teacher, whose student is the backbone.
+
+    Raises:
+        ValueError: if model, data or settings do not fit.
+    """
+    source = ModelSource.of(model, revision, trust_remote_code)
+    tokenizer = tokenizer or source.tokenizer()
+    data = load_text_classification(
+        train,
+        validation,
+        tokenizer=tokenizer,
+        config_name=dataset_config,
+        revision=dataset_revision,
+        seed=args.seed,
+        **columns,
+    )
+    data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
+    weights = weights_of_classes(class_weights, data, source)
+    return Job(
+        teacher=None,
+        teacher_tokenizer=None,
+        tokenizer=tokenizer,
+        data=data,
+        stages=[Stage([CrossEntropyLoss(class_weights=weights)])],
+        origin={},
+        start=_student_maker(source, [], data, None),
+        class_weights=weights,
+    )
 
 
 def weights_of_classes(

@@ -72,19 +72,24 @@ def gold_trainer(
     class_weights: Sequence[float] | None = None,
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
-    rows = data["train"]
-    if isinstance(rows, TextStream):
-        rows = rows.labelled()
-    elif any(unlabelled := unlabelled_rows(rows)):
-        rows = rows.select([number for number, flag in enumerate(unlabelled) if not flag])
+    model.config.problem_type = data.problem_type  # type: ignore[assignment]
     return DistillationTrainer(
         model=model,
         args=args,
         objectives=[CrossEntropyLoss(class_weights=class_weights)],
-        train_dataset=rows,
+        train_dataset=labelled_rows(data["train"]),
         eval_dataset=data["validation"] if "validation" in data else None,
         processing_class=tokenizer,
     )
+
+
+def labelled_rows(rows: Any) -> Any:
+    """Leave out the rows without a gold label, of a stream too."""
+    if isinstance(rows, TextStream):
+        return rows.labelled()
+    if any(unlabelled := unlabelled_rows(rows)):
+        return rows.select([number for number, flag in enumerate(unlabelled) if not flag])
+    return rows
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,6 @@ class Job:
             The student and its report, both saved in the output directory.
         """
         student = self.start(args.seed)
-        student.config.problem_type = self.data.problem_type  # type: ignore[assignment]
         untrained = copy.deepcopy(student) if baseline_dir is not None else None
         *earlier, last = [dataclasses.replace(args, **stage.settings, push_to_hub=False) for stage in stages]
         before: list[float | None] = []
@@ -186,6 +190,7 @@ class Job:
 
     def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
         """Make the trainer of a stage."""
+        student.config.problem_type = self.data.problem_type  # type: ignore[assignment]
         return DistillationTrainer(
             model=student,
             teacher_model=self.teacher,

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
+from nlpkd import make_student
 from nlpkd.cli import app
 from nlpkd.cli.options import Setting, run_config, save_config
 
@@ -192,7 +193,29 @@ def test_a_dry_run_tells_what_a_run_takes_and_leaves_nothing(folder, teacher):
         assert f"{name}: {sizes[name]:,} parameters" in out
     # 160 rows in batches of 8, twice.
     assert re.search(r"^40 steps of \d+ ms", out, re.MULTILINE) and "baseline: 40 steps" in out
-    assert "training rows: 160; seeds: 1" in out and "train_runtime" not in out
+    assert "training rows: 160; trainings: 1" in out and "train_runtime" not in out
+    assert not (folder / "planned").exists()
+
+
+def test_a_dry_run_of_a_teacher_and_of_a_search_trains_nothing_either(folder, teacher, monkeypatch):
+    monkeypatch.chdir(folder)
+    rest = [each for each in QUICK if each not in ("--learning-rate", "2e-3")]
+    data = ["--train", "train.tsv", "--validation", "dev.tsv", "--label-column", "verdict", "--dry-run", *rest]
+    epochs = ["--num-train-epochs", "2", "--output-dir", "planned"]
+    tuned = CliRunner().invoke(
+        app, ["tune", "--teacher", "teacher", "--layers", "1", "--layers", "2", "--n-trials", "5", *epochs, *data]
+    )
+    fine = CliRunner().invoke(app, ["train-teacher", "--model", "teacher", *epochs, *data])
+    with safe_open(folder / "teacher" / "model.safetensors", framework="pt") as weights:
+        size = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
+    for outcome, trainings, name in ((tuned, 5, "teacher"), (fine, 1, "model")):
+        assert outcome.exit_code == 0, outcome.output
+        assert f"{name}: {size:,} parameters" in outcome.output
+        assert re.search(r"^40 steps of \d+ ms", outcome.output, re.MULTILINE)
+        assert f"training rows: 160; trainings: {trainings}\n" in outcome.output
+    # Of a search the deepest student is planned.
+    deepest = make_student(AutoModelForSequenceClassification.from_pretrained(folder / "teacher"), 2)
+    assert f"student: {deepest.num_parameters():,} parameters" in tuned.output
     assert not (folder / "planned").exists()
 
 

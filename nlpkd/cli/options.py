@@ -41,6 +41,9 @@ Vocabulary = Annotated[
 ]
 TeacherDtype = Annotated[str, typer.Option(help="Of the teacher's weights, such as bfloat16.")]
 Streaming = Annotated[bool, typer.Option(help="Read the train file as it is needed.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print sizes, steps, estimated time, memory and disk; train nothing.")
+]
 Split = Annotated[float | None, typer.Option(help="Share of the training rows to hold out instead of --validation.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training rows.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]

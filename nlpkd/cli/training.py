@@ -13,6 +13,7 @@ from nlpkd.cli.options import (
     Config,
     DatasetConfig,
     DatasetRevision,
+    DryRun,
     Epochs,
     Label,
     Length,
@@ -66,6 +67,7 @@ def train_teacher(
     seed: Seed = 42,
     resume_from_checkpoint: Resume = None,
     trust_remote_code: Remote = False,
+    dry_run: DryRun = False,
     settings: Setting = None,
     config: Config = None,
 ) -> None:
@@ -73,34 +75,40 @@ def train_teacher(
 
     nlpkd train-teacher --model google-bert/bert-base-uncased --train train.csv --validation dev.csv --output-dir out
     """
+    options: dict[str, Any] = {
+        "model": model,
+        "train": train,
+        "validation": validation,
+        "text_column": text_column,
+        "text_pair_column": text_pair_column,
+        "label_column": column_of(label_column),
+        "problem_type": problem_type,
+        "class_weights": class_weights,
+        "max_length": max_length,
+        "window_stride": window_stride,
+        "streaming": streaming,
+        "validation_split": validation_split,
+        "dataset_config": dataset_config,
+        "dataset_revision": dataset_revision,
+        "trust_remote_code": trust_remote_code,
+    }
+    further = parse_settings(settings, context.params) | {
+        "num_train_epochs": num_train_epochs,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": per_device_train_batch_size,
+        "seed": seed,
+        "resume_from_checkpoint": resume_from_checkpoint,
+    }
+    if dry_run:
+        from nlpkd.config import DistillationConfig
+        from nlpkd.plan import plan_teacher
+
+        typer.echo(plan_teacher(DistillationConfig(output_dir=str(output_dir), **further), **options).to_text())
+        return
     from nlpkd.pipeline import train_teacher as run
 
-    further = parse_settings(settings, context.params)
     with run_config(context, output_dir):
-        result = run(
-            model,
-            train,
-            validation,
-            output_dir=output_dir,
-            text_column=text_column,
-            text_pair_column=text_pair_column,
-            label_column=column_of(label_column),
-            problem_type=problem_type,
-            class_weights=class_weights,
-            max_length=max_length,
-            window_stride=window_stride,
-            streaming=streaming,
-            validation_split=validation_split,
-            dataset_config=dataset_config,
-            dataset_revision=dataset_revision,
-            trust_remote_code=trust_remote_code,
-            num_train_epochs=num_train_epochs,
-            learning_rate=learning_rate,
-            per_device_train_batch_size=per_device_train_batch_size,
-            seed=seed,
-            resume_from_checkpoint=resume_from_checkpoint,
-            **further,
-        )
+        result = run(output_dir=output_dir, **options, **further)
     typer.echo(json.dumps(result.metrics, indent=2))
     typer.echo(f"The teacher is in {result.output_dir}.")
 
@@ -213,9 +221,7 @@ def distill(
     trust_remote_code: Remote = False,
     push_to_hub: Annotated[bool, typer.Option(help="Push the student at the end.")] = False,
     hub_model_id: Annotated[str | None, typer.Option(help="USER/NAME of the repository.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print sizes, steps, estimated time, memory and disk; train nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     settings: Setting = None,
     config: Config = None,
 ) -> None:
@@ -239,8 +245,6 @@ def distill(
         "vocabulary": vocabulary,
         "embedding_size": embedding_size,
         "objectives": objectives,
-        "baseline": baseline,
-        "num_seeds": num_seeds,
         "problem_type": problem_type,
         "class_weights": class_weights,
         "max_length": max_length,
@@ -266,12 +270,12 @@ def distill(
         from nlpkd.plan import plan_distillation
 
         args = DistillationConfig(output_dir=str(output_dir), **further)
-        typer.echo(plan_distillation(args, **options).to_text())
+        typer.echo(plan_distillation(args, trainings=num_seeds, baseline=baseline, **options).to_text())
         return
     from nlpkd.pipeline import distill as run
 
     with run_config(context, output_dir):
-        result = run(output_dir=output_dir, **options, **further)
+        result = run(output_dir=output_dir, num_seeds=num_seeds, baseline=baseline, **options, **further)
     typer.echo(result.report.to_markdown())
     typer.echo(f"The student is in {result.output_dir}.")
 
@@ -304,6 +308,7 @@ def tune(
     num_train_epochs: Epochs = 3,
     per_device_train_batch_size: Batch = 32,
     seed: Seed = 42,
+    dry_run: DryRun = False,
     settings: Setting = None,
     config: Config = None,
 ) -> None:
@@ -312,32 +317,41 @@ def tune(
     nlpkd tune --teacher teacher --train train.csv --validation-split 0.1 --search learning_rate=1e-5..5e-4
     --search forward_kl.temperature=1,2,4,8 --layers 2 --layers 3 --output-dir tuning
     """
+    depths = layers or [3]
+    options: dict[str, Any] = {
+        "teacher": teacher,
+        "train": train,
+        "validation": validation,
+        "objectives": objectives,
+        "text_column": text_column,
+        "text_pair_column": text_pair_column,
+        "label_column": column_of(label_column),
+        "problem_type": problem_type,
+        "max_length": max_length,
+        "validation_split": validation_split,
+        "dataset_config": dataset_config,
+        "dataset_revision": dataset_revision,
+    }
+    further = parse_settings(settings, context.params) | {
+        "num_train_epochs": num_train_epochs,
+        "per_device_train_batch_size": per_device_train_batch_size,
+        "seed": seed,
+    }
+    asked = dict(_searched(entry) for entry in search or [])
+    if dry_run:
+        from nlpkd.config import DistillationConfig
+        from nlpkd.plan import plan_distillation
+
+        # The deepest student is the dearest.
+        args = DistillationConfig(output_dir=str(output_dir), **{"save_strategy": "no"} | further)
+        plan = plan_distillation(args, trainings=n_trials, student=f"layers:{max(depths)}", **options)
+        typer.echo(plan.to_text())
+        return
     from nlpkd.tuning import tune as run
 
-    further = parse_settings(settings, context.params)
-    asked = dict(_searched(entry) for entry in search or [])
     with run_config(context, output_dir):
         result = run(
-            teacher,
-            train,
-            validation,
-            search=asked or None,
-            layers=layers or (3,),
-            objectives=objectives,
-            n_trials=n_trials,
-            output_dir=output_dir,
-            text_column=text_column,
-            text_pair_column=text_pair_column,
-            label_column=column_of(label_column),
-            problem_type=problem_type,
-            max_length=max_length,
-            validation_split=validation_split,
-            dataset_config=dataset_config,
-            dataset_revision=dataset_revision,
-            num_train_epochs=num_train_epochs,
-            per_device_train_batch_size=per_device_train_batch_size,
-            seed=seed,
-            **further,
+            search=asked or None, layers=depths, n_trials=n_trials, output_dir=output_dir, **options, **further
         )
     typer.echo(json.dumps({result.metric: result.value} | result.best, indent=2))
     typer.echo(f"All {len(result.trials)} trials are in {output_dir / 'tuning.json'}.")

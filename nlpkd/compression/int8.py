@@ -100,7 +100,7 @@ def quantize_dynamic(
     *,
     texts: Texts | None = None,
     max_length: int | None = None,
-    **settings: bool,
+    **settings: Any,
 ) -> OnnxRecord:
     """Write a model in 8 bits, the scale of an activation being that of its batch: `export_onnx`, then `export_int8`.
 
@@ -132,7 +132,7 @@ def quantize_static(
     *,
     texts: Texts | None = None,
     max_length: int | None = None,
-    **settings: bool,
+    **settings: Any,
 ) -> OnnxRecord:
     """Write a model in 8 bits, the scales of its activations fixed on calibration texts; see `export_int8`.
 
