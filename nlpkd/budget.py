@@ -1,4 +1,4 @@
-"""Choose a student by what it may cost: measure candidates on this machine, and take the deepest that fits."""
+"""Choose a student by what it may cost: measure candidates on this machine, and take the first that fits."""
 
 from __future__ import annotations
 

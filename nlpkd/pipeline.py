@@ -193,8 +193,9 @@ def distill(
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
         output_dir: where the student is saved.
-        max_latency_ms: in place of `student`, the most that a forward pass may take: as many of the teacher's layers
-            as fit, see `make_student`. The machine may choose otherwise later: resume with the layers it chose.
+        max_latency_ms: in place of `student`, the most that a forward pass may take; see
+            `nlpkd.student.student_within`. Where objectives match what is inside of the models, layers of the teacher
+            alone are candidates. The machine may choose otherwise later: resume with what it chose.
         max_size_mb: likewise, the most that the weights file may take, before its vocabulary is trimmed.
         vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
             (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.

@@ -26,7 +26,7 @@ from nlpkd.run import Job, labelled_rows
 from nlpkd.small_models import SMALL_STUDENTS
 from nlpkd.sources import Source, name_of
 from nlpkd.streaming import TextStream
-from nlpkd.student import layers_within, make_student
+from nlpkd.student import make_student, student_within
 from nlpkd.task import SINGLE_LABEL, task_of
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ def prepare_job(
     if len(teachers) > 1 and teacher_revision is not None:
         raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
     if student is None:
-        student = _within_budget(teachers, max_latency_ms, max_size_mb)
+        inside = any(each.matches_tokens for stage in resolve(objectives) for each in stage.objectives)
+        student = _within_budget(teachers, max_latency_ms, max_size_mb, inside)
     elif max_latency_ms is not None or max_size_mb is not None:
         raise ValueError(f"a budget chooses the student itself, and student={student!r} is given too: leave one out")
     learner = ModelSource.of(student, student_revision, trust_remote_code)
@@ -225,12 +226,15 @@ def weights_of_classes(
     return balanced if order is None else [balanced[place] for place in order]
 
 
-def _within_budget(teachers: Sequence[ModelSource], max_latency_ms: float | None, max_size_mb: float | None) -> str:
+def _within_budget(
+    teachers: Sequence[ModelSource], max_latency_ms: float | None, max_size_mb: float | None, layers_alone: bool
+) -> str:
     if max_latency_ms is None and max_size_mb is None:
         return "layers:3"
     if not teachers:
-        raise ValueError("a budget chooses among numbers of a teacher's layers, and there is no teacher")
-    return layers_within(teachers[0].teacher("float32"), max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
+        raise ValueError("a budget chooses among students of a teacher, and there is none")
+    budget: dict[str, Any] = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
+    return student_within(teachers[0].teacher("float32"), layers_alone=layers_alone, **budget)
 
 
 def _student_maker(

@@ -5,24 +5,41 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.budget import choose_within
 from nlpkd.compression.low_rank import factorize_embeddings
+from nlpkd.compression.vocabulary import trim_vocabulary
 from nlpkd.layers import uniform_layers
 from nlpkd.loading import load_classifier
 from nlpkd.narrow import SHAPES, narrow_student
 from nlpkd.small_models import SMALL_STUDENTS, small_student
 
 logger = logging.getLogger(__name__)
+
+
+@overload
+def make_student(
+    teacher: PreTrainedModel | None = ...,
+    layers: int | str | Sequence[int] | None = ...,
+    *,
+    vocabulary: Literal["trim"],
+    **options: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: ...
+
+
+@overload
+def make_student(
+    teacher: PreTrainedModel | None = ..., layers: int | str | Sequence[int] | None = ..., **options: Any
+) -> PreTrainedModel: ...
 
 
 def make_student(
@@ -32,12 +49,16 @@ def make_student(
     checkpoint: str | Path | None = None,
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
+    vocabulary: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Iterable[str] | None = None,
     embedding_size: int | None = None,
     revision: str | None = None,
     id2label: Mapping[int, str] | None = None,
     trust_remote_code: bool = False,
     seed: int = 42,
-) -> PreTrainedModel:
+    **shape: Any,
+) -> PreTrainedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Make the model to train.
 
     Args:
@@ -51,60 +72,83 @@ def make_student(
         checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
             where it has none that fits.
         max_latency_ms: instead of layers, the most that one forward pass (one text of 32 tokens) may take: the student
-            with the most layers of the teacher that fits, as measured on this machine; see
-            `nlpkd.budget.choose_within` for other batches, lengths and candidates.
+            with the most weights beside its embeddings that fits, as measured on this machine; see `student_within`.
         max_size_mb: likewise, the most that its weights file may take.
+        vocabulary: `"trim"` leaves the student the tokens of `texts` alone, and gives a tokenizer to match; see
+            `nlpkd.compression.trim_vocabulary`.
+        tokenizer: with a vocabulary to trim, the tokenizer that the student would read with.
+        texts: with a vocabulary to trim, what the student will read, such as the training texts.
         embedding_size: of layers of the teacher, factorise their embedding table to this width; see
             `nlpkd.compression.factorize_embeddings`, as for the families that can.
         revision: branch, tag or commit of the checkpoint.
         id2label: label names, where there is no teacher to give them.
-        trust_remote_code: run the repository's own modelling code.
+        trust_remote_code: run the repository's own code.
         seed: of what is initialised at random.
+        **shape: with layers, narrower widths as `narrow_student` takes them (`hidden_size=256`,
+            `initialization="slice"`); with `"bilstm"` or `"textcnn"`, settings of `small_student`.
 
     Returns:
-        A float32 model in train mode that shares no memory with the teacher.
+        A float32 model in train mode that shares no memory with the teacher; with a trimmed vocabulary the tokenizer
+        too.
 
     Raises:
         ValueError: if not exactly one of layers, checkpoint and budget is given, the teacher lacks what is asked for,
             or nothing fits the budget.
     """
+    if (vocabulary, tokenizer, texts) != (None, None, None):
+        if vocabulary != "trim" or tokenizer is None or texts is None:
+            raise ValueError(
+                "a vocabulary is trimmed to the tokens of a text: give vocabulary='trim', tokenizer and texts together"
+            )
+        texts = list(texts)
+    if max_latency_ms is not None or max_size_mb is not None:
+        if teacher is None or layers is not None or checkpoint is not None or shape:
+            raise ValueError("a budget chooses the student's layers or shape: give the teacher, and no layers")
+        start = teacher if texts is None else trim_vocabulary(teacher, tokenizer, texts)[0]  # type: ignore[arg-type]
+        layers = student_within(start, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
+    if texts is not None:
+        whole = make_student(
+            teacher, layers, checkpoint=checkpoint, embedding_size=embedding_size, revision=revision,
+            id2label=id2label, trust_remote_code=trust_remote_code, seed=seed, **shape,
+        )  # fmt: skip
+        return trim_vocabulary(whole, tokenizer, texts)[:2]  # type: ignore[arg-type]
     if embedding_size is not None:
         if teacher is None or layers is None or (isinstance(layers, str) and layers in SMALL_STUDENTS):
             raise ValueError("embedding_size is of layers or a shape of a teacher: give teacher and layers")
-        wide = make_student(teacher, layers, seed=seed)
+        wide = make_student(teacher, layers, seed=seed, **shape)
         return factorize_embeddings(wide, rank=embedding_size)[0]
-    if max_latency_ms is not None or max_size_mb is not None:
-        if teacher is None or layers is not None or checkpoint is not None:
-            raise ValueError("a budget chooses among numbers of the teacher's layers: give the teacher, and no layers")
-        layers = layers_within(teacher, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
     if (layers is None) == (checkpoint is None):
         raise ValueError("give either layers (of the teacher) or checkpoint (a path or Hub id), and not both")
-    if checkpoint is not None:
-        if id2label is None and teacher is not None:
-            id2label = teacher.config.id2label  # type: ignore[assignment]
-        return _from_checkpoint(checkpoint, revision, id2label, trust_remote_code, seed)
-    if isinstance(layers, str) and layers in SMALL_STUDENTS:
-        return small_student(layers, teacher, id2label=id2label, seed=seed)
-    if teacher is None:
-        raise ValueError(f"layers={layers!r} are layers of a teacher: pass the teacher")
-    if isinstance(layers, str) and layers in SHAPES:
-        return narrow_student(teacher, **SHAPES[layers], seed=seed)
-    depth = getattr(teacher.config, "num_hidden_layers", 0)
-    return _from_layers(teacher, _chosen_layers(layers, depth))  # type: ignore[arg-type]
+    if checkpoint is None:
+        return _of_teacher(teacher, layers, id2label, seed, shape)  # type: ignore[arg-type]
+    if shape:
+        raise ValueError(f"{', '.join(shape)}: a checkpoint has the shape that it has, so leave this out")
+    if id2label is None and teacher is not None:
+        id2label = teacher.config.id2label  # type: ignore[assignment]
+    return _from_checkpoint(checkpoint, revision, id2label, trust_remote_code, seed)
 
 
-def layers_within(
-    teacher: PreTrainedModel, *, max_latency_ms: float | None = None, max_size_mb: float | None = None
+def student_within(
+    teacher: PreTrainedModel,
+    *,
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
+    layers_alone: bool = False,
 ) -> str:
-    """Say how many of a teacher's layers fit a budget at most; depths that make no model are left out.
+    """Say which student of a teacher fits a budget: of those that do, the one with the most weights in use.
+
+    Candidates are all numbers of its layers, the narrower shapes of `nlpkd.narrow.SHAPES`, a BiLSTM and a TextCNN;
+    those of which no student of this teacher can be made are left out. Weights in use are those beside embedding
+    tables, of which a text reads a few rows.
 
     Args:
-        teacher: the model to take layers from.
+        teacher: the model to start from.
         max_latency_ms: see `make_student`; measured by the main process, whose choice all processes take.
         max_size_mb: likewise.
+        layers_alone: choose among numbers of its layers, which objectives on what is inside of models can match.
 
     Returns:
-        The layers, as in `"layers:3"`.
+        The student, as in `"layers:3"`, for `make_student`.
 
     Raises:
         ValueError: if nothing fits.
@@ -112,7 +156,7 @@ def layers_within(
     found: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
-            candidates = _of_every_depth(teacher)
+            candidates = _candidates(teacher, layers_alone)
             found[0], _ = choose_within(candidates, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
         except ValueError as error:
             found[1] = str(error)
@@ -122,19 +166,50 @@ def layers_within(
     return found[0]
 
 
-def _of_every_depth(teacher: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    depth = teacher.config.num_hidden_layers
-    candidates, reasons = {}, []
-    for count in range(depth, 0, -1):
+def _candidates(teacher: PreTrainedModel, layers_alone: bool) -> dict[str, PreTrainedModel]:
+    """Make every student that can be made, the one with the most weights in use first."""
+    names = [f"layers:{count}" for count in range(teacher.config.num_hidden_layers, 0, -1)]
+    names += [] if layers_alone else [*SHAPES, *SMALL_STUDENTS]
+    candidates, reasons = {}, {}
+    for name in names:
         try:
-            candidates[f"layers:{count}"] = _from_layers(teacher, uniform_layers(count, depth))
+            candidates[name] = make_student(teacher, name)
         except ValueError as error:
-            reasons.append(str(error))
+            reasons[name] = str(error)
     if not candidates:
-        raise ValueError(reasons[0])
-    if reasons:
-        logger.warning("No student of %d of the depths can be made: %s", len(reasons), reasons[0])
-    return candidates
+        raise ValueError(next(iter(reasons.values())))
+    # That a shape is wider than the teacher goes without saying.
+    if missing := [name for name in reasons if name not in SHAPES]:
+        logger.warning("No student can be made of %s: %s", ", ".join(missing), reasons[missing[0]])
+    return dict(sorted(candidates.items(), key=lambda each: _weights_in_use(each[1]), reverse=True))
+
+
+def _weights_in_use(model: PreTrainedModel) -> int:
+    tables = {
+        parameter for part in model.modules() if isinstance(part, nn.Embedding) for parameter in part.parameters()
+    }
+    return sum(parameter.numel() for parameter in model.parameters() if parameter not in tables)
+
+
+def _of_teacher(
+    teacher: PreTrainedModel | None,
+    layers: int | str | Sequence[int],
+    id2label: Mapping[int, str] | None,
+    seed: int,
+    shape: Mapping[str, Any],
+) -> PreTrainedModel:
+    if isinstance(layers, str) and layers in SMALL_STUDENTS:
+        return small_student(layers, teacher, id2label=id2label, seed=seed, **shape)
+    if teacher is None:
+        raise ValueError(f"layers={layers!r} are layers of a teacher: pass the teacher")
+    if isinstance(layers, str) and layers in SHAPES:
+        if both := sorted(shape.keys() & SHAPES[layers].keys()):
+            raise ValueError(
+                f"{', '.join(both)} of {layers} is {[SHAPES[layers][name] for name in both]}: leave it out"
+            )
+        return narrow_student(teacher, **SHAPES[layers], **shape, seed=seed)
+    chosen = _chosen_layers(layers, getattr(teacher.config, "num_hidden_layers", 0))
+    return narrow_student(teacher, layers=chosen, **shape, seed=seed) if shape else _from_layers(teacher, chosen)
 
 
 def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:

@@ -9,6 +9,7 @@ from transformers import ModernBertConfig, ModernBertForSequenceClassification
 from nlpkd import distill, make_student
 from nlpkd.benchmark import model_size_mb
 from nlpkd.budget import choose_within
+from nlpkd.student import _candidates, student_within
 
 
 def test_the_deepest_student_within_the_size_is_chosen_and_the_table_said(caplog):
@@ -21,6 +22,49 @@ def test_the_deepest_student_within_the_size_is_chosen_and_the_table_said(caplog
     assert make_student(teacher, max_size_mb=sizes[4]).config.num_hidden_layers == 4
 
 
+def wide_teacher(**config):
+    return tiny_bert(layers=4, hidden=320, heads=5, intermediate_size=1280, vocab_size=50, **config)
+
+
+def test_shapes_and_small_models_are_candidates_too_by_their_weights_beside_embeddings(caplog):
+    teacher = wide_teacher()
+    # By hand: a layer of width h has 12 h^2 + 13 h weights in use where the inner width is 4 h.
+    layer = {h: 12 * h * h + 13 * h for h in (320, 256, 128)}
+    assert 3 * layer[320] > 4 * layer[256] > 2 * layer[320] > layer[320] > 2 * layer[128]
+    candidates = _candidates(teacher, layers_alone=False)
+    names = list(candidates)
+    assert {"layers:4", "layers:1", "bert-mini", "bert-tiny", "bilstm", "textcnn"} <= set(names)
+    assert "tinybert-6l-768" not in names and "bert-small" not in names
+    order = [name for name in names if name not in ("bilstm", "textcnn")]
+    assert order == ["layers:4", "layers:3", "bert-mini", "layers:2", "layers:1", "bert-tiny"]
+    tiny = model_size_mb(candidates["bert-tiny"])
+    assert make_student(teacher, max_size_mb=tiny).config.hidden_size == 128
+    assert "bert-tiny fits" in caplog.text and "layers:1" in caplog.text
+    assert list(_candidates(teacher, layers_alone=True)) == [f"layers:{count}" for count in (4, 3, 2, 1)]
+
+
+def test_a_distillation_leaves_out_what_its_objectives_can_not_match(tokenizer, tmp_path):
+    teacher = wide_teacher()
+    size = model_size_mb(make_student(teacher, "bert-tiny"))
+    given = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer, "max_steps": 1, "teacher_check": "off",
+             "report_to": "none", "output_dir": tmp_path, "max_size_mb": size}  # fmt: skip
+    with pytest.raises(ValueError, match="no candidate fits"):
+        distill(teacher, None, raw_rows(24), raw_rows(16, seed=2), objectives="layerwise", **given)
+    result = distill(teacher, None, raw_rows(24), raw_rows(16, seed=2), objectives="hinton", **given)
+    assert result.report.run["student"]["name"] == "bert-tiny" and result.student.config.hidden_size == 128
+
+
+def test_a_budget_is_held_by_a_student_whose_vocabulary_is_trimmed(tokenizer):
+    teacher = tiny_bert(layers=2, hidden=16, vocab_size=len(tokenizer))
+    texts = raw_rows(3)["text"]
+    whole = make_student(teacher, 2)
+    small, trimmed = make_student(teacher, 2, vocabulary="trim", tokenizer=tokenizer, texts=texts)
+    limit = (model_size_mb(small) + model_size_mb(whole)) / 2
+    student, own = make_student(teacher, max_size_mb=limit, vocabulary="trim", tokenizer=tokenizer, texts=texts)
+    assert student.config.num_hidden_layers == 2 and model_size_mb(student) <= limit
+    assert own.get_vocab() == trimmed.get_vocab()
+
+
 def test_depths_that_make_no_student_are_left_out_and_said(caplog):
     """Only the first layer of a ModernBERT has no norm before its attention."""
     config = ModernBertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
@@ -28,8 +72,8 @@ def test_depths_that_make_no_student_are_left_out_and_said(caplog):
     teacher = ModernBertForSequenceClassification(config)
     with pytest.raises(ValueError, match="make no model of its kind"):
         make_student(teacher, 2)
-    assert make_student(teacher, max_size_mb=1.0).config.num_hidden_layers == 4
-    assert "No student of" in caplog.text and "try layers that start with 1" in caplog.text
+    assert student_within(teacher, max_size_mb=1.0, layers_alone=True) == "layers:4"
+    assert "No student can be made of layers:" in caplog.text and "try layers that start with 1" in caplog.text
 
 
 def test_a_distillation_takes_a_budget_in_place_of_a_student(tokenizer, tmp_path):
@@ -61,6 +105,7 @@ def test_latency_decides_where_it_is_asked_for():
         ({"max_size_mb": 1e-6}, r"no candidate fits max_size_mb=1e-06 .*layers:2 0\.0 MB .* Raise the budget"),
         ({"max_latency_ms": 0}, "max_latency_ms must be > 0"),
         ({"max_size_mb": 5.0, "layers": 2}, "give the teacher, and no layers"),
+        ({"max_size_mb": 5.0, "hidden_size": 8}, "give the teacher, and no layers"),
         ({"max_size_mb": 5.0, "checkpoint": "somewhere"}, "give the teacher, and no layers"),
     ],
 )

@@ -112,8 +112,12 @@ def test_a_teacher_from_csv_files_learns_and_is_saved_whole(taught):
 
 
 def test_a_teacher_from_a_model_and_a_dataset(tmp_path, tokenizer):
-    result = train_teacher(tiny_bert(), raw_rows(24), tokenizer=tokenizer, output_dir=tmp_path, max_steps=1, **QUICK)
+    given = tiny_bert()
+    result = train_teacher(given, raw_rows(24), tokenizer=tokenizer, output_dir=tmp_path, max_steps=1, **QUICK)
     assert result.metrics == {}
+    kept = tiny_bert().state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in given.state_dict().items())
+    assert not all(torch.equal(tensor, kept[name]) for name, tensor in result.model.state_dict().items())
     assert len(predict(tmp_path, HELD_OUT)) == len(HELD_OUT)
     assert not result.model.training
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from nlpkd import make_student
+from nlpkd.narrow import narrow_student
 
 NAMES = {"id2label": {0: "neg", 1: "neutral", 2: "pos"}, "label2id": {"neg": 0, "neutral": 1, "pos": 2}}
 SIZE = {
@@ -240,3 +241,47 @@ def test_global_random_state_is_left_alone(tmp_path, source):
     before = torch.random.get_rng_state()
     make_student(teacher, 3) if source == "layers" else make_student(teacher, checkpoint=tmp_path)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# Widths and vocabulary
+
+
+def test_widths_given_are_those_of_a_narrowed_student():
+    teacher = bert()
+    for way in ("svd", "slice"):
+        asked = {"hidden_size": 8, "intermediate_size": 16, "initialization": way}
+        found, wanted = make_student(teacher, "layers:2,5", **asked), narrow_student(teacher, layers=[2, 5], **asked)
+        assert found.config.hidden_size == 8 and found.config.num_hidden_layers == 2
+        assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
+    assert make_student(teacher, "bilstm", hidden_size=12).config.hidden_size == 12
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"checkpoint": "somewhere", "hidden_size": 8}, "hidden_size: a checkpoint has the shape that it has"),
+        ({"layers": "bert-tiny", "hidden_size": 8}, r"hidden_size of bert-tiny is \[128\]: leave it out"),
+        ({"layers": 2, "vocabulary": "trim"}, "give vocabulary='trim', tokenizer and texts together"),
+        ({"layers": 2, "texts": ["good"]}, "give vocabulary='trim', tokenizer and texts together"),
+    ],
+)
+def test_widths_and_vocabularies_that_make_no_sense_are_refused(asked, message):
+    with pytest.raises(ValueError, match=message):
+        make_student(bert(), **asked)
+
+
+@pytest.mark.parametrize("kind", [2, "bilstm", "checkpoint"])
+def test_a_trimmed_student_reads_its_texts_as_the_whole_one_does(kind, tokenizer, tmp_path):
+    teacher, texts = tiny_bert(layers=4, num_labels=3, initializer_range=0.2), ["good film", "a bad plot"]
+    teacher.save_pretrained(tmp_path)
+    asked = {"checkpoint": tmp_path} if kind == "checkpoint" else {"layers": kind}
+    whole = make_student(teacher, **asked)
+    small, trimmed = make_student(teacher, **asked, vocabulary="trim", tokenizer=tokenizer, texts=iter(texts))
+    assert set(trimmed.get_vocab()) < set(tokenizer.get_vocab())
+    assert small.get_input_embeddings().num_embeddings == small.config.vocab_size == len(trimmed)
+    with torch.no_grad():
+        logits = [
+            model.eval()(**reads(texts, padding=True, return_tensors="pt")).logits
+            for model, reads in ((whole, tokenizer), (small, trimmed))
+        ]
+    assert torch.equal(*logits)

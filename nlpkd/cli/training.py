@@ -186,9 +186,9 @@ def distill(
         ),
     ] = None,
     max_latency_ms: Annotated[
-        float | None, typer.Option(help="Or as many layers as run in so many milliseconds here (one text, 32 tokens).")
+        float | None, typer.Option(help="Or the most that runs in so many milliseconds here (one text, 32 tokens).")
     ] = None,
-    max_size_mb: Annotated[float | None, typer.Option(help="Or as many as fit into so many megabytes.")] = None,
+    max_size_mb: Annotated[float | None, typer.Option(help="Or the most that fits into so many megabytes.")] = None,
     validation: MaybeRows = None,
     test: MaybeRows = None,
     text_column: Text = None,
