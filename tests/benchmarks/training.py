@@ -134,6 +134,8 @@ def ratios(medians: dict[str, float]) -> dict[str, float]:
         ("nlpkd, cached logits", "TextBrewer"), ("nlpkd, student alone", "bare loop, student alone"),
         ("nlpkd, student alone", "nlpkd, student alone, whole table"),
         ("nlpkd, caching the logits", "teacher's forward alone"),
+        ("nlpkd, three epochs", "TextBrewer, three epochs"),
+        ("nlpkd, three epochs, logits kept", "TextBrewer, three epochs"),
     ]  # fmt: skip
     return {
         f"{ours} / {theirs}": medians[ours] / medians[theirs]
@@ -153,7 +155,7 @@ def table(rates: dict[str, list[float]], medians: dict[str, float]) -> str:
 # The contenders: each trains once over the rows, and says how many seconds that took.
 
 
-def textbrewer_general(bench: Bench) -> float:
+def textbrewer_general(bench: Bench, epochs: int = 1) -> float:
     """TextBrewer's GeneralDistiller: soft targets, three hidden states, three attention maps, dynamic padding."""
     import textbrewer
 
@@ -171,16 +173,17 @@ def textbrewer_general(bench: Bench) -> float:
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     loader = padded_batches(bench)
     with distiller:
-        return timed(
+        seconds = timed(
             lambda: distiller.train(
                 optimizer,
                 loader,
-                num_epochs=1,
+                num_epochs=epochs,
                 max_grad_norm=1.0,
                 output_hidden_states=True,
                 output_attentions=True,
             )  # fmt: skip
         )
+    return seconds / epochs
 
 
 def adapt(batch: dict, outputs: object) -> dict:
@@ -241,17 +244,22 @@ def stock_trainer(bench: Bench) -> float:
 
 
 def ours(
-    objectives: Callable[[], list], rows: str = "rows", teacher: bool = True, **settings: bool
+    objectives: Callable[[], list], rows: str = "rows", teacher: bool = True, epochs: int = 1, **settings: bool
 ) -> Callable[[Bench], float]:
-    """nlpkd's trainer with its defaults, but for some settings."""
+    """nlpkd's trainer with its defaults, but for some settings; seconds of an epoch."""
 
     def run(bench: Bench) -> float:
-        trainer = DistillationTrainer(
-            bench.fresh(), bench.teacher if teacher else None,
-            DistillationConfig(**stock(bench), teacher_check="off", **settings), objectives(),
-            train_dataset=getattr(bench, rows), processing_class=bench.tokenizer,
-        )  # fmt: skip
-        return timed(trainer.train)
+        with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+            given = stock(bench) | {"num_train_epochs": epochs, "teacher_cache_dir": folder, "teacher_check": "off"}
+            trainer = DistillationTrainer(
+                bench.fresh(),
+                bench.teacher if teacher else None,
+                DistillationConfig(**given, **settings),
+                objectives(),
+                train_dataset=getattr(bench, rows),
+                processing_class=bench.tokenizer,
+            )
+            return timed(trainer.train) / epochs
 
     return run
 
@@ -309,6 +317,9 @@ CONTENDERS: dict[str, Callable[[Bench], float]] = {
     "nlpkd, student alone": ours(lambda: [CrossEntropyLoss()], teacher=False),
     "nlpkd, student alone, whole table": ours(lambda: [CrossEntropyLoss()], teacher=False, compact_embeddings=False),
     "nlpkd, cached logits": ours(lambda: [ForwardKLLoss(TEMPERATURE)], rows="cached", teacher=False),
+    "TextBrewer, three epochs": lambda bench: textbrewer_general(bench, epochs=3),
+    "nlpkd, three epochs": ours(everything, epochs=3),
+    "nlpkd, three epochs, logits kept": ours(lambda: [ForwardKLLoss(TEMPERATURE)], epochs=3),
     "teacher's forward alone": teacher_alone,
     "nlpkd, caching the logits": caching,
 }
