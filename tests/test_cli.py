@@ -17,6 +17,7 @@ import typer
 import yaml
 from conftest import raw_rows, tiny_bert
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from processes import Program
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
@@ -42,7 +43,20 @@ def start(*arguments: str, cwd: Path | None = None, environment: dict[str, str] 
     return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+class Forked:
+    """The command in a process that need not import anything any more."""
+
+    def __init__(self, *arguments: str, cwd: Path):
+        self.said = [cwd / f"{arguments[0]}-{len(list(cwd.glob('*.out')))}.{kind}" for kind in ("out", "err")]
+        self.program = Program(["nlpkd", *arguments], cwd, *self.said, {"COLUMNS": "200"})
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        self.returncode = self.program.wait(timeout)
+        out, err = (path.read_text() for path in self.said)
+        return out, err
+
+
+def finish(process: subprocess.Popen | Forked) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -60,16 +74,16 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 
 
 @pytest.fixture(scope="module")
-def missing_file(folder) -> subprocess.Popen:
+def missing_file(folder) -> Forked:
     """A command that can't work, started early: it needs nothing but time."""
     arguments = ["distill", "--teacher", "backbone", "--train", "trian.tsv", "--output-dir", "x"]
-    return start(*arguments, cwd=folder)
+    return Forked(*arguments, cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def teacher(folder, missing_file) -> tuple[Path, str]:
     """The teacher that `nlpkd train-teacher` leaves, and what it prints."""
-    process = start(
+    process = Forked(
         "train-teacher", "--model", "backbone", "--train", "train.tsv", "--validation-split", "0.2",
         "--text-column", "sentence", "--label-column", "verdict", "--output-dir", "teacher",
         "--num-train-epochs", "10", *QUICK, cwd=folder,
@@ -82,7 +96,7 @@ def teacher(folder, missing_file) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def student(folder, teacher) -> tuple[Path, str]:
     """The student that `nlpkd distill` leaves, and what it prints."""
-    process = start(
+    process = Forked(
         "distill", "--teacher", "teacher", "--student", "layers:2", "--train", "train.tsv", "--validation", "dev.tsv",
         "--label-column", "verdict", "--output-dir", "student", "--baseline", "--num-train-epochs", "2", *QUICK,
         cwd=folder,
@@ -116,7 +130,7 @@ def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, st
     with HubServer() as hub:
         home = folder / "home"
         processes = {
-            "evaluate": start(
+            "evaluate": Forked(
                 "evaluate", "student", "--teacher", "teacher", "--baseline", "student/baseline", "--data", "dev.tsv",
                 "--label-column", "verdict", "--max-length", "32", "--output-dir", "measured", cwd=folder,
             ),
@@ -150,7 +164,7 @@ def test_a_run_keeps_its_settings_and_is_run_again_from_them(folder, student):
     assert kept["set"] == {"bf16": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     assert kept["batch_size"] == 8 and kept["baseline"] is True
     code, _, err = finish(
-        start("distill", "--config", "student/run.yaml", "--output-dir", "again", "--seed", "42", cwd=folder)
+        Forked("distill", "--config", "student/run.yaml", "--output-dir", "again", "--seed", "42", cwd=folder)
     )
     assert code == 0, err
     first, again = (json.loads((folder / name / "report.json").read_text()) for name in ("student", "again"))
@@ -163,7 +177,7 @@ def test_a_run_keeps_its_settings_and_is_run_again_from_them(folder, student):
 
 def test_a_dry_run_tells_what_a_run_takes_and_leaves_nothing(folder, teacher):
     code, out, err = finish(
-        start(
+        Forked(
             "distill",
             "--teacher",
             "teacher",

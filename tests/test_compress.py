@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from conftest import raw_rows, tiny_bert
-from test_cli import finish, start
+from test_cli import Forked, finish
 from test_prune import llama, make, reloaded
 from test_student import modernbert, roberta
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -216,8 +216,8 @@ def test_the_command_compresses_and_says_what_it_did(saved, tmp_path):
     rows["label"] = rows["label"].map({0: "neg", 1: "pos"})
     rows.to_csv(tmp_path / "train.csv", index=False)
     command = ["compress", "student", "--data", "train.csv", "--max-length", "32", "--output-dir", "out"]
-    working = start(*command, "--method", "prune-neurons", "--keep", "0.5", cwd=tmp_path)
-    failing = start(*command, "--method", "prune-neurons", "--rank", "4", cwd=tmp_path)
+    working = Forked(*command, "--method", "prune-neurons", "--keep", "0.5", cwd=tmp_path)
+    failing = Forked(*command, "--method", "prune-neurons", "--rank", "4", cwd=tmp_path)
     code, out, err = finish(working)
     assert code == 0, err
     record = json.loads(out[out.index("{") : out.rindex("}") + 1])
