@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage
 from nlpkd.prepare import prepare_job, prepare_teacher
 from nlpkd.report import EvaluationReport
-from nlpkd.run import Job, beside, checkpoint_to_resume, only_run
-from nlpkd.soup import average_weights
+from nlpkd.run import checkpoint_to_resume, gold_trainer, only_run
 from nlpkd.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -81,7 +79,6 @@ def train_teacher(
     validation_split: float | int | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
-    num_runs: int = 1,
     **config: Any,
 ) -> TeacherResult:
     """Fine-tune a backbone on gold labels: the first step where there is no fine-tuned teacher.
@@ -107,9 +104,6 @@ def train_teacher(
         validation_split: share or number of training rows to hold out where there is no validation set.
         dataset_config: configuration of a Hub data set.
         dataset_revision: revision of a Hub data set.
-        num_runs: fine-tune so often from the same weights, with `data_seed` (or else `seed`) and those after it, in
-            `run-1/` and so on, and average the weights; see `nlpkd.soup.average_weights`. A resume keeps what is
-            finished.
         **config: arguments of `DistillationConfig`.
 
     Returns:
@@ -119,8 +113,6 @@ def train_teacher(
         ValueError: if model, data or settings do not fit.
     """
     args = _settings(args, output_dir, config)
-    if num_runs < 1:
-        raise ValueError(f"num_runs must be at least 1, got {num_runs}")
     with only_run(args.output_dir):
         job = prepare_teacher(
             args,
@@ -142,11 +134,8 @@ def train_teacher(
             dataset_config=dataset_config,
             dataset_revision=dataset_revision,
         )
-        if num_runs > 1:
-            trainer = job.trainer(_averaged(job, args, num_runs), args, job.stages[0])
-        else:
-            trainer = job.trainer(job.start(args.seed), args, job.stages[0])
-            trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+        trainer = gold_trainer(job.start(args.seed), args, job.data, job.tokenizer, job.class_weights)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
         trainer.save_model()
         metrics = {}
         if "validation" in job.data:
@@ -293,15 +282,6 @@ def _settings(args: DistillationConfig | None, output_dir: str | Path, config: d
     if config:
         raise ValueError(f"give either args or single settings, not both: got args and {sorted(config)}")
     return args
-
-
-def _averaged(job: Job, args: DistillationConfig, num_runs: int) -> PreTrainedModel:
-    """Train from the same weights on the rows in several orders, and average."""
-    order, models = args.seed if args.data_seed is None else args.data_seed, []
-    for number in range(num_runs):
-        one = beside(replace(args, data_seed=order + number), Path(args.output_dir) / f"run-{number + 1}")
-        models.append(job.run_stage(job.start(args.seed), one, copy.deepcopy(job.stages[0]))[0])
-    return average_weights(models)
 
 
 def _push(args: DistillationConfig) -> None:

@@ -98,12 +98,11 @@ def plan_distillation(args: DistillationConfig, *, trainings: int = 1, baseline:
     return _plan(prepare_job(args, **options), args, trainings, baseline)
 
 
-def plan_teacher(args: DistillationConfig, trainings: int = 1, **options: Any) -> Plan:
+def plan_teacher(args: DistillationConfig, **options: Any) -> Plan:
     """Say what fine-tuning a teacher takes, likewise.
 
     Args:
         args: the settings.
-        trainings: how many runs would be averaged.
         **options: model, data and the rest, as for `nlpkd.prepare.prepare_teacher`.
 
     Returns:
@@ -112,7 +111,7 @@ def plan_teacher(args: DistillationConfig, trainings: int = 1, **options: Any) -
     Raises:
         ValueError: if model, data or settings do not fit.
     """
-    return _plan(prepare_teacher(args, **options), args, trainings, False)
+    return _plan(prepare_teacher(args, **options), args, 1, False)
 
 
 def _plan(job: Job, args: DistillationConfig, trainings: int, baseline: bool) -> Plan:

@@ -140,7 +140,7 @@ class Job:
                 logger.info("Seed %d is finished: its report in %s is used.", seed, folder)
                 reports.append(EvaluationReport.load(folder))
                 continue
-            again = dataclasses.replace(beside(args, folder), seed=seed, data_seed=None)
+            again = dataclasses.replace(_beside(args, folder), seed=seed, data_seed=None)
             _, one = self.run_seed(again, stages, folder / "baseline" if baseline else None)
             reports.append(one)
         if num_seeds > 1:
@@ -166,8 +166,8 @@ class Job:
         *earlier, last = [dataclasses.replace(args, **stage.settings, push_to_hub=False) for stage in stages]
         before: list[float | None] = []
         for number, settings in enumerate(earlier, start=1):
-            settings = beside(settings, Path(args.output_dir) / f"stage-{number}")
-            student, spent = self.run_stage(student, settings, stages[number - 1])
+            settings = _beside(settings, Path(args.output_dir) / f"stage-{number}")
+            student, spent = self._run_stage(student, settings, stages[number - 1])
             before.append(spent)
         trainer = self.trainer(student, last, stages[-1])
         spent = _train(trainer, last)
@@ -175,7 +175,7 @@ class Job:
         seconds = {"student": sum(known) if len(known) == len(stages) else None}
         baseline = None
         if untrained is not None and baseline_dir is not None:
-            args_beside = beside(_altogether(args, [*earlier, last]), baseline_dir)
+            args_beside = _beside(_altogether(args, [*earlier, last]), baseline_dir)
             rows = self.data["train"]
             if rows.num_unlabelled if isinstance(rows, TextStream) else any(unlabelled_rows(rows)):
                 # As many steps as the student had, though there are fewer rows with labels.
@@ -202,19 +202,10 @@ class Job:
             teacher_processing_class=self.teacher_tokenizer,
         )
 
-    def run_stage(
+    def _run_stage(
         self, student: PreTrainedModel, args: DistillationConfig, stage: Stage
     ) -> tuple[PreTrainedModel, float | None]:
-        """Train a stage into a folder of its own, or take up what a run that is resumed finished of it.
-
-        Args:
-            student: the model to train.
-            args: its settings, as `beside` gives them.
-            stage: with objectives not bound yet.
-
-        Returns:
-            The model, saved, and the seconds that its training took; None of one that was finished.
-        """
+        """Train a stage before the last, or take up what a run that is resumed finished of it."""
         folder = Path(args.output_dir)
         trainer = self.trainer(student, args, stage)
         # Written last, so that a stage without it was cut short.
@@ -311,16 +302,8 @@ def _resumes(args: DistillationConfig) -> bool:
     return str(args.resume_from_checkpoint).lower() not in ("none", "false")
 
 
-def beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
-    """Give the settings of a further training; a checkpoint asked for by its path belongs to the first one alone.
-
-    Args:
-        args: the run's settings.
-        folder: where the training goes.
-
-    Returns:
-        The training's settings.
-    """
+def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
+    """Give the settings of a further training; a checkpoint asked for by its path belongs to the first one alone."""
     # Seeds and stages teach the same rows, so that the teacher need not run on them again.
     cache = args.teacher_cache_dir or str(Path(args.output_dir) / "teacher_cache")
     return dataclasses.replace(

@@ -25,7 +25,6 @@ from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.compare import evaluate
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
-from nlpkd.soup import average_weights
 
 ROOT = Path(__file__).parents[1]
 QUICK = {
@@ -121,47 +120,6 @@ def test_a_teacher_from_a_model_and_a_dataset(tmp_path, tokenizer):
     assert not all(torch.equal(tensor, kept[name]) for name, tensor in result.model.state_dict().items())
     assert len(predict(tmp_path, HELD_OUT)) == len(HELD_OUT)
     assert not result.model.training
-
-
-def test_a_teacher_of_several_runs_is_the_mean_of_their_weights(tmp_path, tokenizer):
-    """Each run starts from the same weights, the new head's too, and reads the rows in an order of its own."""
-    tiny_bert(initializer_range=0.3).base_model.save_pretrained(tmp_path / "backbone")
-    given = {"tokenizer": tokenizer, "max_steps": 3, "per_device_train_batch_size": 4, **QUICK}
-    alone = [
-        train_teacher(tmp_path / "backbone", raw_rows(24), output_dir=tmp_path / f"{seed}", data_seed=seed, **given)
-        for seed in (42, 43)
-    ]
-    both = train_teacher(
-        tmp_path / "backbone", raw_rows(24), raw_rows(16, seed=3), output_dir=tmp_path / "both", num_runs=2, **given
-    )
-    first, second = (one.model.state_dict() for one in alone)
-    assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
-    for name, tensor in both.model.state_dict().items():
-        assert torch.allclose(tensor, (first[name] + second[name]) / 2, rtol=0, atol=1e-6), name
-    assert "eval_accuracy" in both.metrics and len(predict(both.output_dir, HELD_OUT)) == len(HELD_OUT)
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "both").glob("run-?/model.safetensors")}
-    assert len(times) == 2
-    shutil.rmtree(tmp_path / "both" / "run-2")
-    again = train_teacher(
-        tmp_path / "backbone",
-        raw_rows(24),
-        output_dir=tmp_path / "both",
-        num_runs=2,
-        resume_from_checkpoint=True,
-        **given,
-    )
-    kept = [path for path, time in times.items() if path.stat().st_mtime_ns == time]
-    assert kept == [tmp_path / "both" / "run-1" / "model.safetensors"]
-    assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in both.model.state_dict().items())
-    with pytest.raises(ValueError, match="num_runs must be at least 1, got 0"):
-        train_teacher(tmp_path / "backbone", raw_rows(24), output_dir=tmp_path / "none", num_runs=0, **given)
-
-
-def test_models_of_other_shapes_have_no_mean():
-    with pytest.raises(ValueError, match=r"model 2 differs from the first in bert\..*: average models of one shape"):
-        average_weights([tiny_bert(), tiny_bert(hidden=32)])
-    with pytest.raises(ValueError, match="no models to average"):
-        average_weights([])
 
 
 def test_a_job_leaves_student_tokenizer_card_reports_and_baseline(compared):

@@ -65,9 +65,6 @@ def train_teacher(
     learning_rate: Rate = 5e-5,
     per_device_train_batch_size: Batch = 32,
     seed: Seed = 42,
-    num_runs: Annotated[
-        int, typer.Option(help="Fine-tune so often, the rows in other orders, and average the weights.")
-    ] = 1,
     resume_from_checkpoint: Resume = None,
     trust_remote_code: Remote = False,
     dry_run: DryRun = False,
@@ -106,13 +103,12 @@ def train_teacher(
         from nlpkd.config import DistillationConfig
         from nlpkd.plan import plan_teacher
 
-        args = DistillationConfig(output_dir=str(output_dir), **further)
-        typer.echo(plan_teacher(args, num_runs, **options).to_text())
+        typer.echo(plan_teacher(DistillationConfig(output_dir=str(output_dir), **further), **options).to_text())
         return
     from nlpkd.pipeline import train_teacher as run
 
     with run_config(context, output_dir):
-        result = run(output_dir=output_dir, num_runs=num_runs, **options, **further)
+        result = run(output_dir=output_dir, **options, **further)
     typer.echo(json.dumps(result.metrics, indent=2))
     typer.echo(f"The teacher is in {result.output_dir}.")
 
