@@ -71,9 +71,10 @@ class Plan:
             lines.append(f"{stage}{steps:,} steps of {each:.0f} ms (median of {PROBED_STEPS})")
         if self.baseline_step_ms is not None:
             lines.append(f"baseline: {sum(self.steps):,} steps of {self.baseline_step_ms:.0f} ms")
+        cached = ", less with a teacher cache" if len(self.models) > 1 else ""
         lines += [
             f"training rows: {self.rows:,}; trainings: {self.trainings}",
-            f"training: about {self.training_minutes:.1f} minutes, less with a teacher cache; evaluation on top",
+            f"training: about {self.training_minutes:.1f} minutes{cached}; evaluation on top",
             f"memory: {self.peak_memory_mb:,.0f} MB at the peak of the probe",
             f"disk: at most {self.disk_mb:,.0f} MB, {self.free_disk_mb:,.0f} MB are free",
         ]
@@ -95,7 +96,7 @@ def plan_distillation(args: DistillationConfig, *, trainings: int = 1, baseline:
     Raises:
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
-    return _plan(prepare_job(args, **options), args, trainings, baseline)
+    return _plan(prepare_job(args, **options), args, "student", trainings, baseline)
 
 
 def plan_teacher(args: DistillationConfig, **options: Any) -> Plan:
@@ -111,13 +112,13 @@ def plan_teacher(args: DistillationConfig, **options: Any) -> Plan:
     Raises:
         ValueError: if model, data or settings do not fit.
     """
-    return _plan(prepare_teacher(args, **options), args, 1, False)
+    return _plan(prepare_teacher(args, **options), args, "model", 1, False)
 
 
-def _plan(job: Job, args: DistillationConfig, trainings: int, baseline: bool) -> Plan:
+def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, baseline: bool) -> Plan:
     settings = [dataclasses.replace(args, **stage.settings) for stage in job.stages]
     rows = job.data["train"]
-    count = rows.num_rows if isinstance(rows, TextStream) else len(rows)
+    count = len(rows)
     steps = [_steps(each, count) for each in settings]
     student = job.start(args.seed)
     probed = _some_rows(job, max(each.train_batch_size * each.gradient_accumulation_steps for each in settings))
@@ -130,7 +131,7 @@ def _plan(job: Job, args: DistillationConfig, trainings: int, baseline: bool) ->
         gold_ms = None
         if baseline:
             gold_ms = _step_ms(gold_trainer(student, short[-1], probed.data, job.tokenizer, job.class_weights))
-    models = [("model", student)] if job.teacher is None else [("teacher", job.teacher), ("student", student)]
+    models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
     folder_to_be = Path(args.output_dir).resolve()
     place = next(path for path in (folder_to_be, *folder_to_be.parents) if path.exists())
     return Plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from nlpkd.labels import align_names, telling_names
 from nlpkd.model_source import ModelSource, describe_teachers
 from nlpkd.narrow import SHAPES
 from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.run import Job, labelled_rows
 from nlpkd.small_models import SMALL_STUDENTS
@@ -85,8 +86,9 @@ def prepare_job(
     if len(teachers) > 1 and teacher_revision is not None:
         raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
     if student is None:
-        inside = any(each.matches_tokens for stage in resolve(objectives) for each in stage.objectives)
-        student = _within_budget(teachers, max_latency_ms, max_size_mb, inside)
+        budget: dict[str, Any] = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
+        wanted = [each for stage in resolve(objectives) for each in stage.objectives]
+        student = _within_budget(teachers, wanted, budget, embedding_size)
     elif max_latency_ms is not None or max_size_mb is not None:
         raise ValueError(f"a budget chooses the student itself, and student={student!r} is given too: leave one out")
     learner = ModelSource.of(student, student_revision, trust_remote_code)
@@ -227,14 +229,28 @@ def weights_of_classes(
 
 
 def _within_budget(
-    teachers: Sequence[ModelSource], max_latency_ms: float | None, max_size_mb: float | None, layers_alone: bool
+    teachers: Sequence[ModelSource],
+    objectives: Sequence[Objective],
+    budget: Mapping[str, float | None],
+    embedding_size: int | None,
 ) -> str:
-    if max_latency_ms is None and max_size_mb is None:
+    if all(limit is None for limit in budget.values()):
         return "layers:3"
     if not teachers:
         raise ValueError("a budget chooses among students of a teacher, and there is none")
-    budget: dict[str, Any] = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
-    return student_within(teachers[0].teacher("float32"), layers_alone=layers_alone, **budget)
+    teacher = teachers[0].teacher("float32")
+    config: Any = teacher.config if len(teachers) == 1 else [each.config() for each in teachers]
+
+    def fits(student_config: Any) -> bool:
+        try:
+            for objective in copy.deepcopy(list(objectives)):
+                if objective.needs & FEATURES:
+                    objective.bind(student_config, config)
+        except ValueError:
+            return False
+        return True
+
+    return student_within(teacher, **budget, embedding_size=embedding_size, fits=fits)
 
 
 def _student_maker(
@@ -246,7 +262,7 @@ def _student_maker(
     given: Any = student.given
     if isinstance(given, PreTrainedModel):
         return lambda seed: copy.deepcopy(given)
-    if _is_layers(given):
+    if teachers and _is_layers(given):
         return lambda seed: make_student(teachers[0], given, embedding_size=embedding_size, seed=seed)
     return lambda seed: make_student(
         checkpoint=given,

@@ -131,6 +131,10 @@ class Job:
             The first seed's student, and its report with the figures of all seeds.
         """
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
+        if not _resumes(args) and PartialState().is_main_process:
+            # Reports of an earlier run, which a resume of this one would take for its own.
+            for stale in Path(args.output_dir).glob("seed-*/report.json"):
+                stale.unlink()
         trained, report = self.run_seed(args, self.stages, baseline_dir if baseline else None)
         reports = [report]
         for number, stages in enumerate(fresh, start=1):
@@ -327,6 +331,9 @@ def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig]) 
 def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | None:
     """Train, save, and save the history last; give the seconds, which nobody knows of a training that was resumed."""
     checkpoint = checkpoint_to_resume(args)
+    if checkpoint is None and trainer.args.should_save:
+        # It says that a training is finished, and this one is not yet.
+        (Path(args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.args.should_save:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -38,7 +38,18 @@ def make_student(
 
 @overload
 def make_student(
-    teacher: PreTrainedModel | None = ..., layers: int | str | Sequence[int] | None = ..., **options: Any
+    teacher: PreTrainedModel | None = ...,
+    layers: int | str | Sequence[int] | None = ...,
+    *,
+    checkpoint: str | Path | None = ...,
+    max_latency_ms: float | None = ...,
+    max_size_mb: float | None = ...,
+    embedding_size: int | None = ...,
+    revision: str | None = ...,
+    id2label: Mapping[int, str] | None = ...,
+    trust_remote_code: bool = ...,
+    seed: int = ...,
+    **shape: Any,
 ) -> PreTrainedModel: ...
 
 
@@ -72,7 +83,8 @@ def make_student(
         checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
             where it has none that fits.
         max_latency_ms: instead of layers, the most that one forward pass (one text of 32 tokens) may take: the student
-            with the most weights beside its embeddings that fits, as measured on this machine; see `student_within`.
+            with the most weights beside its embeddings that fits, as measured on this machine. That may be a BiLSTM,
+            which objectives on layers can't match; `student_within` takes the objectives into account.
         max_size_mb: likewise, the most that its weights file may take.
         vocabulary: `"trim"` leaves the student the tokens of `texts` alone, and gives a tokenizer to match; see
             `nlpkd.compression.trim_vocabulary`.
@@ -84,7 +96,7 @@ def make_student(
         id2label: label names, where there is no teacher to give them.
         trust_remote_code: run the repository's own code.
         seed: of what is initialised at random.
-        **shape: with layers, narrower widths as `narrow_student` takes them (`hidden_size=256`,
+        **shape: with layers, narrower widths as `narrow_student` takes them (`hidden_size=192`,
             `initialization="slice"`); with `"bilstm"` or `"textcnn"`, settings of `small_student`.
 
     Returns:
@@ -95,17 +107,19 @@ def make_student(
         ValueError: if not exactly one of layers, checkpoint and budget is given, the teacher lacks what is asked for,
             or nothing fits the budget.
     """
-    if (vocabulary, tokenizer, texts) != (None, None, None):
-        if vocabulary != "trim" or tokenizer is None or texts is None:
+    if vocabulary is not None or tokenizer is not None or texts is not None:
+        if vocabulary != "trim" or tokenizer is None or texts is None or isinstance(texts, str):
             raise ValueError(
-                "a vocabulary is trimmed to the tokens of a text: give vocabulary='trim', tokenizer and texts together"
+                "a vocabulary is trimmed to the tokens of a text: give vocabulary='trim', a tokenizer and a list of "
+                "texts together"
             )
         texts = list(texts)
     if max_latency_ms is not None or max_size_mb is not None:
         if teacher is None or layers is not None or checkpoint is not None or shape:
             raise ValueError("a budget chooses the student's layers or shape: give the teacher, and no layers")
         start = teacher if texts is None else trim_vocabulary(teacher, tokenizer, texts)[0]  # type: ignore[arg-type]
-        layers = student_within(start, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
+        budget: dict[str, Any] = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
+        layers = student_within(start, **budget, embedding_size=embedding_size)
     if texts is not None:
         whole = make_student(
             teacher, layers, checkpoint=checkpoint, embedding_size=embedding_size, revision=revision,
@@ -133,7 +147,8 @@ def student_within(
     *,
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
-    layers_alone: bool = False,
+    embedding_size: int | None = None,
+    fits: Callable[[Any], bool] = lambda config: True,
 ) -> str:
     """Say which student of a teacher fits a budget: of those that do, the one with the most weights in use.
 
@@ -145,7 +160,8 @@ def student_within(
         teacher: the model to start from.
         max_latency_ms: see `make_student`; measured by the main process, whose choice all processes take.
         max_size_mb: likewise.
-        layers_alone: choose among numbers of its layers, which objectives on what is inside of models can match.
+        embedding_size: of the students' factorised embeddings, where they have such ones.
+        fits: says of a candidate's config whether it may be chosen, such as whether the objectives can match it.
 
     Returns:
         The student, as in `"layers:3"`, for `make_student`.
@@ -156,31 +172,34 @@ def student_within(
     found: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
-            candidates = _candidates(teacher, layers_alone)
+            candidates = _candidates(_merged(teacher), embedding_size, fits)
             found[0], _ = choose_within(candidates, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
-        except ValueError as error:
+        except Exception as error:  # The other processes wait for a word.
             found[1] = str(error)
+            broadcast_object_list(found)
+            raise
     broadcast_object_list(found)
     if found[1] is not None:
         raise ValueError(found[1])
     return found[0]
 
 
-def _candidates(teacher: PreTrainedModel, layers_alone: bool) -> dict[str, PreTrainedModel]:
-    """Make every student that can be made, the one with the most weights in use first."""
-    names = [f"layers:{count}" for count in range(teacher.config.num_hidden_layers, 0, -1)]
-    names += [] if layers_alone else [*SHAPES, *SMALL_STUDENTS]
+def _candidates(
+    teacher: PreTrainedModel, embedding_size: int | None, fits: Callable[[Any], bool]
+) -> dict[str, PreTrainedModel]:
+    """Make every student that can be made and may be chosen, the one with the most weights in use first."""
+    depths = [f"layers:{count}" for count in range(teacher.config.num_hidden_layers, 0, -1)]
     candidates, reasons = {}, {}
-    for name in names:
+    for name in (*depths, *SHAPES, *SMALL_STUDENTS):
         try:
-            candidates[name] = make_student(teacher, name)
+            candidates[name] = make_student(teacher, name, embedding_size=embedding_size)
         except ValueError as error:
             reasons[name] = str(error)
-    if not candidates:
-        raise ValueError(next(iter(reasons.values())))
-    # That a shape is wider than the teacher goes without saying.
-    if missing := [name for name in reasons if name not in SHAPES]:
+    if missing := [name for name in reasons if name in depths]:
         logger.warning("No student can be made of %s: %s", ", ".join(missing), reasons[missing[0]])
+    candidates = {name: model for name, model in candidates.items() if fits(model.config)}
+    if not candidates:
+        raise ValueError(reasons.get(depths[0], "there is no student of this teacher that the objectives can match"))
     return dict(sorted(candidates.items(), key=lambda each: _weights_in_use(each[1]), reverse=True))
 
 
@@ -202,6 +221,7 @@ def _of_teacher(
         return small_student(layers, teacher, id2label=id2label, seed=seed, **shape)
     if teacher is None:
         raise ValueError(f"layers={layers!r} are layers of a teacher: pass the teacher")
+    teacher = _merged(teacher)
     if isinstance(layers, str) and layers in SHAPES:
         if both := sorted(shape.keys() & SHAPES[layers].keys()):
             raise ValueError(
@@ -230,10 +250,15 @@ def _chosen_layers(layers: int | str | Sequence[int], depth: int) -> list[int]:
     return chosen
 
 
+def _merged(teacher: PreTrainedModel) -> PreTrainedModel:
+    """Give a teacher in a peft wrapper without it, its adapter in the weights."""
+    if not hasattr(teacher, "merge_and_unload"):
+        return teacher
+    adapted: Any = copy.deepcopy(teacher)
+    return adapted.merge_and_unload()
+
+
 def _from_layers(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedModel:
-    if hasattr(teacher, "merge_and_unload"):
-        adapted: Any = copy.deepcopy(teacher)
-        teacher = adapted.merge_and_unload()
     if not isinstance(teacher, PreTrainedModel) or any(hasattr(module, "base_layer") for module in teacher.modules()):
         raise ValueError(
             f"{type(teacher).__name__} is no transformers model, or has an adapter inside, so that its layers are not "

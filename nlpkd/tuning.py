@@ -104,9 +104,7 @@ def tune(
         output_dir=str(folder),
         **{"save_strategy": "no", "eval_strategy": "no"} | {k: v for k, v in settings.items() if k not in _DATA},
     )
-    unknown = [name for name in search if "." not in name and name not in {f.name for f in dataclasses.fields(args)}]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is neither a DistillationConfig field nor an OBJECTIVE.SETTING")
+    check_search(search, objectives)
     with only_run(folder):
         source = ModelSource.of(teacher)
         tokenizer, model = source.tokenizer(), source.teacher()
@@ -123,8 +121,6 @@ def tune(
             **{"problem_type": task_of(config)} | {k: v for k, v in settings.items() if k in _DATA and v is not None},
         )
         stages = resolve(objectives, data.problem_type)
-        if len(stages) > 1:
-            raise ValueError(f"objectives={objectives!r} has {len(stages)} stages: search those of one, like 'hinton'")
         if "validation" not in data:
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         metric = scoring_of(data.problem_type).headline(np.asarray(data["validation"]["labels"][:]))
@@ -170,9 +166,27 @@ def tune(
         return result
 
 
+def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence[Objective]) -> None:
+    """Refuse a search that can't be begun.
+
+    Args:
+        search: see `tune`.
+        objectives: see `tune`.
+
+    Raises:
+        ValueError: if a setting is unknown, its values are none, or the objectives have several stages.
+    """
+    fields = {field.name for field in dataclasses.fields(DistillationConfig)}
+    for name, values in search.items():
+        if "." not in name and name not in fields:
+            raise ValueError(f"{name!r} is neither a DistillationConfig field nor an OBJECTIVE.SETTING")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError(f"search[{name!r}] must be a pair (low, high) or a list of values, got {values!r}")
+    if (count := len(resolve(objectives))) > 1:
+        raise ValueError(f"objectives={objectives!r} has {count} stages: search those of one, like 'hinton'")
+
+
 def _suggest(trial: Any, name: str, values: Sequence[Any]) -> Any:
-    if not isinstance(values, (list, tuple)) or not values:
-        raise ValueError(f"search[{name!r}] must be a pair (low, high) or a list of values, got {values!r}")
     if len(values) != 2 or not all(isinstance(value, (int, float)) for value in values):
         return trial.suggest_categorical(name, list(values))
     low, high = values

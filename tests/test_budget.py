@@ -31,7 +31,7 @@ def test_shapes_and_small_models_are_candidates_too_by_their_weights_beside_embe
     # By hand: a layer of width h has 12 h^2 + 13 h weights in use where the inner width is 4 h.
     layer = {h: 12 * h * h + 13 * h for h in (320, 256, 128)}
     assert 3 * layer[320] > 4 * layer[256] > 2 * layer[320] > layer[320] > 2 * layer[128]
-    candidates = _candidates(teacher, layers_alone=False)
+    candidates = _candidates(teacher, None, lambda config: True)
     names = list(candidates)
     assert {"layers:4", "layers:1", "bert-mini", "bert-tiny", "bilstm", "textcnn"} <= set(names)
     assert "tinybert-6l-768" not in names and "bert-small" not in names
@@ -40,18 +40,41 @@ def test_shapes_and_small_models_are_candidates_too_by_their_weights_beside_embe
     tiny = model_size_mb(candidates["bert-tiny"])
     assert make_student(teacher, max_size_mb=tiny).config.hidden_size == 128
     assert "bert-tiny fits" in caplog.text and "layers:1" in caplog.text
-    assert list(_candidates(teacher, layers_alone=True)) == [f"layers:{count}" for count in (4, 3, 2, 1)]
+    deep = _candidates(teacher, None, lambda config: getattr(config, "num_hidden_layers", 0) > 2)
+    assert list(deep) == ["layers:4", "layers:3", "bert-mini"]
+    with pytest.raises(ValueError, match="no student of this teacher that the objectives can match"):
+        _candidates(teacher, None, lambda config: False)
 
 
-def test_a_distillation_leaves_out_what_its_objectives_can_not_match(tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("objectives", "chosen"),
+    [("hinton", "bilstm"), ("pkd", "bert-tiny"), ("minilmv2", "bert-tiny"), ("layerwise", None)],
+)
+def test_a_distillation_leaves_out_what_its_objectives_can_not_match(objectives, chosen, tokenizer, tmp_path):
+    """A BiLSTM has no layers, and attention maps of other numbers of heads can't be compared."""
     teacher = wide_teacher()
-    size = model_size_mb(make_student(teacher, "bert-tiny"))
+    sizes = {name: model_size_mb(make_student(teacher, name)) for name in ("bilstm", "bert-tiny", "layers:1")}
+    assert max(sizes["bilstm"], sizes["bert-tiny"]) < sizes["layers:1"]
     given = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer, "max_steps": 1, "teacher_check": "off",
-             "report_to": "none", "output_dir": tmp_path, "max_size_mb": size}  # fmt: skip
-    with pytest.raises(ValueError, match="no candidate fits"):
-        distill(teacher, None, raw_rows(24), raw_rows(16, seed=2), objectives="layerwise", **given)
-    result = distill(teacher, None, raw_rows(24), raw_rows(16, seed=2), objectives="hinton", **given)
-    assert result.report.run["student"]["name"] == "bert-tiny" and result.student.config.hidden_size == 128
+             "report_to": "none", "output_dir": tmp_path, "max_size_mb": max(sizes["bilstm"], sizes["bert-tiny"]),
+             "objectives": objectives}  # fmt: skip
+    if chosen is None:
+        with pytest.raises(ValueError, match="no candidate fits"):
+            distill(teacher, None, raw_rows(24), raw_rows(16, seed=2), **given)
+        return
+    result = distill(teacher, None, raw_rows(24), raw_rows(16, seed=2), **given)
+    assert result.report.run["student"]["name"] == chosen
+
+
+def test_a_budget_counts_factorised_embeddings():
+    """Of which a BiLSTM has none, so that it is no candidate."""
+    teacher = tiny_bert(layers=2, hidden=32, vocab_size=5000)
+    whole, thin = (model_size_mb(make_student(teacher, 2, embedding_size=size)) for size in (None, 4))
+    student = make_student(teacher, max_size_mb=(whole + thin) / 2, embedding_size=4)
+    assert student.config.num_hidden_layers == 2 and model_size_mb(student) == thin
+    with pytest.raises(ValueError, match="no candidate fits") as refused:
+        make_student(teacher, max_size_mb=thin / 10, embedding_size=4)
+    assert "bilstm" not in str(refused.value)
 
 
 def test_a_budget_is_held_by_a_student_whose_vocabulary_is_trimmed(tokenizer):
@@ -72,7 +95,9 @@ def test_depths_that_make_no_student_are_left_out_and_said(caplog):
     teacher = ModernBertForSequenceClassification(config)
     with pytest.raises(ValueError, match="make no model of its kind"):
         make_student(teacher, 2)
-    assert student_within(teacher, max_size_mb=1.0, layers_alone=True) == "layers:4"
+    assert (
+        student_within(teacher, max_size_mb=1.0, fits=lambda config: config.model_type == "modernbert") == "layers:4"
+    )
     assert "No student can be made of layers:" in caplog.text and "try layers that start with 1" in caplog.text
 
 

@@ -40,11 +40,13 @@ from transformers import AutoModelForSequenceClassification as Auto
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from nlpkd import DistillationConfig, DistillationTrainer, distill, make_student, objectives
+from nlpkd.benchmark import model_size_mb
 from nlpkd.capture import Capture
 from nlpkd.matching import refuse_unknown_padding
 from nlpkd.objectives.base import text_state
 from nlpkd.prediction import predict_logits
 from nlpkd.shards import hash_configuration
+from nlpkd.student import student_within
 from nlpkd.teacher import CachedTeacher, LiveTeacher
 
 COMMON = {
@@ -443,6 +445,8 @@ def test_a_student_of_a_teacher_with_an_adapter_is_made_of_the_merged_weights(pe
     assert student.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in student.state_dict().items())
     assert any("lora" in name for name, _ in teacher.named_parameters()), "the teacher keeps its adapter"
+    size = model_size_mb(student)
+    assert student_within(teacher, max_size_mb=size, fits=lambda config: config.model_type == "bert") == "layers:2"
     with pytest.raises(ValueError, match="has an adapter inside.*merge the adapter first"):
         make_student(teacher.get_base_model(), 2)
 

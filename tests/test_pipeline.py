@@ -122,6 +122,34 @@ def test_a_teacher_from_a_model_and_a_dataset(tmp_path, tokenizer):
     assert not result.model.training
 
 
+def test_a_backbone_may_be_called_what_a_shape_is(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_bert().base_model.save_pretrained("bert-tiny")
+    result = train_teacher("bert-tiny", raw_rows(24), tokenizer=tokenizer, output_dir="out", max_steps=1, **QUICK)
+    assert result.model.config.num_hidden_layers == 2
+
+
+def test_what_an_earlier_run_finished_in_a_folder_is_not_taken_by_a_resume_of_a_later_one(tmp_path, tokenizer):
+    """The later run is killed in its first stage: the earlier one's reports and histories are none of its own."""
+    stages = [Stage([ForwardKLLoss()]), Stage([CrossEntropyLoss()])]
+    given = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer, "output_dir": tmp_path, "teacher_check": "off",
+             "num_seeds": 2, "max_steps": 1, **QUICK}  # fmt: skip
+    rows = DatasetDict(train=raw_rows(24), validation=raw_rows(16, seed=3))
+    distill(tiny_bert(layers=4), "layers:2", rows, objectives=stages, **given)
+    finished = [tmp_path / "seed-43" / "report.json", tmp_path / "stage-1" / "trainer_state.json"]
+    assert all(path.exists() for path in finished)
+    left: list[list[bool]] = []
+
+    class Killed(ForwardKLLoss):
+        def total(self, *given):
+            left.append([path.exists() for path in finished])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(tiny_bert(layers=4), "layers:2", rows, objectives=[Stage([Killed()]), stages[1]], **given)
+    assert left == [[False, False]]
+
+
 def test_a_job_leaves_student_tokenizer_card_reports_and_baseline(compared):
     names = {path.name for path in compared.output_dir.iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "README.md", "report.json", "report.md",

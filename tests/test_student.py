@@ -261,8 +261,9 @@ def test_widths_given_are_those_of_a_narrowed_student():
     [
         ({"checkpoint": "somewhere", "hidden_size": 8}, "hidden_size: a checkpoint has the shape that it has"),
         ({"layers": "bert-tiny", "hidden_size": 8}, r"hidden_size of bert-tiny is \[128\]: leave it out"),
-        ({"layers": 2, "vocabulary": "trim"}, "give vocabulary='trim', tokenizer and texts together"),
-        ({"layers": 2, "texts": ["good"]}, "give vocabulary='trim', tokenizer and texts together"),
+        ({"layers": 2, "vocabulary": "trim"}, "give vocabulary='trim', a tokenizer and a list of texts together"),
+        ({"layers": 2, "texts": ["good"]}, "give vocabulary='trim', a tokenizer and a list of texts together"),
+        ({"layers": 2, "vocabulary": "trim", "tokenizer": 0, "texts": "good"}, "a list of texts together"),
     ],
 )
 def test_widths_and_vocabularies_that_make_no_sense_are_refused(asked, message):

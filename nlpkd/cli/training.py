@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -341,11 +342,14 @@ def tune(
     if dry_run:
         from nlpkd.config import DistillationConfig
         from nlpkd.plan import plan_distillation
+        from nlpkd.tuning import check_search
 
-        # The deepest student is the dearest.
+        check_search(asked, objectives)
+        # The dearest trial: the deepest student, for as long as any. None of them is kept.
+        further["num_train_epochs"] = max(asked.get("num_train_epochs", [num_train_epochs]))
         args = DistillationConfig(output_dir=str(output_dir), **{"save_strategy": "no"} | further)
         plan = plan_distillation(args, trainings=n_trials, student=f"layers:{max(depths)}", **options)
-        typer.echo(plan.to_text())
+        typer.echo(replace(plan, disk_mb=0.0).to_text())
         return
     from nlpkd.tuning import tune as run
 
