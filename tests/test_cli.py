@@ -227,6 +227,17 @@ def test_a_dry_run_of_a_teacher_and_of_a_search_trains_nothing_either(folder, te
         assert f"{name}: {size:,} parameters" in outcome.output
         assert re.search(r"^40 steps of \d+ ms", outcome.output, re.MULTILINE)
         assert f"training rows: 160; trainings: {trainings}\n" in outcome.output
+    for wrong, message in (
+        (["--search", "learning_rat=1..2"], "'learning_rat' is neither a DistillationConfig field nor"),
+        (["--objectives", "tinybert"], "has 2 stages"),
+        (["--dataset-config", "sst2"], "config_name and revision belong to a Hub dataset"),
+    ):
+        refused = CliRunner().invoke(app, ["tune", "--teacher", "teacher", *epochs, *data, *wrong])
+        assert refused.exit_code != 0 and message in str(refused.exception), wrong
+    longest = CliRunner().invoke(
+        app, ["tune", "--teacher", "teacher", *epochs, *data, "--search", "num_train_epochs=1,5"]
+    )
+    assert re.search(r"^100 steps of ", longest.output, re.MULTILINE)
     # Of a search the deepest student is planned.
     deepest = make_student(AutoModelForSequenceClassification.from_pretrained(folder / "teacher"), 2)
     assert f"student: {deepest.num_parameters():,} parameters" in tuned.output

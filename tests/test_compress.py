@@ -11,8 +11,10 @@ from test_cli import Forked, finish
 from test_prune import llama, make, reloaded
 from test_student import modernbert, roberta
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
+from nlpkd.cli import app
 from nlpkd.compression import (
     compress,
     factorize_embeddings,
@@ -121,6 +123,21 @@ def test_a_vocabulary_is_trimmed_with_its_tokenizer(saved, tmp_path, tokenizer):
     assert record["parameters_before"] - record["parameters_after"] == 16 * len(dropped)
     assert (record["agreement"], record["logits_difference"]) == (1.0, 0.0)
     assert predictions(tmp_path / "out", rows["text"]) == predictions(saved, rows["text"])
+
+
+def test_what_a_trimmed_vocabulary_costs_is_measured_with_both_tokenizers(saved, tmp_path, monkeypatch):
+    rows = raw_rows(40)
+    rows.to_pandas().assign(label=["neg" if label == 0 else "pos" for label in rows["label"]]).to_csv(
+        tmp_path / "rows.csv", index=False
+    )
+    monkeypatch.chdir(tmp_path)
+    command = ["compress", "student", "--method", "trim-vocabulary", "--min-count", "12", "--data", "rows.csv"]
+    made = CliRunner().invoke(app, [*command, "--output-dir", "out", "--max-length", "32"])
+    assert made.exit_code == 0, made.output
+    (record,) = json.loads((tmp_path / "out" / "compression.json").read_text())
+    assert record["details"]["respelled"] > 0 and record["logits_difference"] > 0
+    both = zip(predictions(saved, rows["text"]), predictions(tmp_path / "out", rows["text"]), strict=True)
+    assert record["agreement"] == pytest.approx(sum(a == b for a, b in both) / 40)
 
 
 def test_a_configuration_of_a_hub_data_set_reaches_the_loader(saved, tmp_path):
