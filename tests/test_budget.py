@@ -8,9 +8,10 @@ import pytest
 from conftest import raw_rows, tiny_bert
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
-from nlpkd import distill, make_student
+from nlpkd import DistillationConfig, distill, make_student
 from nlpkd.benchmark import model_size_mb
 from nlpkd.budget import choose_within
+from nlpkd.prepare import prepare_job
 from nlpkd.student import _candidates, student_within
 
 
@@ -57,15 +58,16 @@ def test_a_distillation_leaves_out_what_its_objectives_can_not_match(objectives,
     teacher = wide_teacher()
     sizes = {name: model_size_mb(make_student(teacher, name)) for name in ("bilstm", "bert-tiny", "layers:1")}
     assert max(sizes["bilstm"], sizes["bert-tiny"]) < sizes["layers:1"]
-    given = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer, "max_steps": 1, "teacher_check": "off",
-             "report_to": "none", "output_dir": tmp_path, "max_size_mb": max(sizes["bilstm"], sizes["bert-tiny"]),
-             "objectives": objectives}  # fmt: skip
+    args = DistillationConfig(output_dir=str(tmp_path))
+    given = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer, "objectives": objectives,
+             "max_size_mb": max(sizes["bilstm"], sizes["bert-tiny"])}  # fmt: skip
     if chosen is None:
         with pytest.raises(ValueError, match="no candidate fits"):
-            distill(teacher, None, raw_rows(24), raw_rows(16, seed=2), **given)
+            prepare_job(args, teacher, None, raw_rows(24), raw_rows(16, seed=2), **given)
         return
-    result = distill(teacher, None, raw_rows(24), raw_rows(16, seed=2), **given)
-    assert result.report.run["student"]["name"] == chosen
+    job = prepare_job(args, teacher, None, raw_rows(24), raw_rows(16, seed=2), **given)
+    assert job.origin["student"]["name"] == chosen
+    assert model_size_mb(job.start(0)) == sizes[chosen]
 
 
 def test_a_budget_counts_factorised_embeddings():
