@@ -25,6 +25,8 @@ from nlpkd.small_models import SMALL_STUDENTS, small_student
 
 logger = logging.getLogger(__name__)
 
+_WIDTHS = {"hidden_size", "intermediate_size", "num_attention_heads", "initialization"}
+
 
 @overload
 def make_student(
@@ -221,6 +223,8 @@ def _of_teacher(
         return small_student(layers, teacher, id2label=id2label, seed=seed, **shape)
     if teacher is None:
         raise ValueError(f"layers={layers!r} are layers of a teacher: pass the teacher")
+    if unknown := sorted(shape.keys() - _WIDTHS):
+        raise ValueError(f"make_student has no argument {', '.join(unknown)}; widths are {', '.join(sorted(_WIDTHS))}")
     teacher = _merged(teacher)
     if isinstance(layers, str) and layers in SHAPES:
         if both := sorted(shape.keys() & SHAPES[layers].keys()):

@@ -261,6 +261,7 @@ def test_widths_given_are_those_of_a_narrowed_student():
     [
         ({"checkpoint": "somewhere", "hidden_size": 8}, "hidden_size: a checkpoint has the shape that it has"),
         ({"layers": "bert-tiny", "hidden_size": 8}, r"hidden_size of bert-tiny is \[128\]: leave it out"),
+        ({"layers": 2, "max_latency": 3.0}, "make_student has no argument max_latency; widths are hidden_size"),
         ({"layers": 2, "vocabulary": "trim"}, "give vocabulary='trim', a tokenizer and a list of texts together"),
         ({"layers": 2, "texts": ["good"]}, "give vocabulary='trim', a tokenizer and a list of texts together"),
         ({"layers": 2, "vocabulary": "trim", "tokenizer": 0, "texts": "good"}, "a list of texts together"),

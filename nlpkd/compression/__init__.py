@@ -21,7 +21,6 @@ _HOMES = {
     "prune_magnitude": "nlpkd.compression.prune",
     "prune_neurons": "nlpkd.compression.prune",
     "quantize_dynamic": "nlpkd.compression.int8",
-    "quantize_static": "nlpkd.compression.int8",
     "to_half": "nlpkd.compression.quantize",
     "trim_vocabulary": "nlpkd.compression.vocabulary",
 }

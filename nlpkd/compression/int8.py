@@ -100,17 +100,23 @@ def quantize_dynamic(
     *,
     texts: Texts | None = None,
     max_length: int | None = None,
-    **settings: Any,
+    per_channel: bool = True,
+    embeddings: bool = True,
+    reduce_range: bool = False,
 ) -> OnnxRecord:
     """Write a model in 8 bits, the scale of an activation being that of its batch: `export_onnx`, then `export_int8`.
 
+    `export_int8` with `calibration` does static quantisation.
+
     Args:
         model: a classifier.
         tokenizer: its tokenizer.
         directory: where both files go.
         texts: real texts to compare on; see `export_onnx`.
         max_length: the most tokens of a text; see `export_onnx`.
-        **settings: `per_channel`, `embeddings` and `reduce_range` of `export_int8`.
+        per_channel: see `export_int8`, as for the two below.
+        embeddings: quantise the embedding tables too.
+        reduce_range: use 7 bits of the weights.
 
     Returns:
         The int8 file's record.
@@ -121,40 +127,8 @@ def quantize_dynamic(
         RuntimeError: if the model can't be exported, or a file gives other logits.
     """
     export_onnx(model, tokenizer, directory, texts=texts, max_length=max_length)
-    return export_int8(directory, texts=texts, max_length=max_length, **settings)
-
-
-def quantize_static(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: str | Path,
-    calibration: Texts,
-    *,
-    texts: Texts | None = None,
-    max_length: int | None = None,
-    **settings: Any,
-) -> OnnxRecord:
-    """Write a model in 8 bits, the scales of its activations fixed on calibration texts; see `export_int8`.
-
-    Args:
-        model: a classifier.
-        tokenizer: its tokenizer.
-        directory: where both files go.
-        calibration: some hundred real texts, not those that are measured on.
-        texts: real texts to compare on; see `export_onnx`.
-        max_length: the most tokens of a text; see `export_onnx`.
-        **settings: `per_channel`, `embeddings` and `reduce_range` of `export_int8`.
-
-    Returns:
-        The int8 file's record.
-
-    Raises:
-        ImportError: if a package of the extra `export` is missing.
-        ValueError: if there are no texts.
-        RuntimeError: if the model can't be exported, or a file gives other logits.
-    """
-    export_onnx(model, tokenizer, directory, texts=texts, max_length=max_length)
-    return export_int8(directory, texts=texts, max_length=max_length, calibration=calibration, **settings)
+    settings = {"per_channel": per_channel, "embeddings": embeddings, "reduce_range": reduce_range}
+    return export_int8(directory, texts=texts, max_length=max_length, **settings)  # type: ignore[arg-type]
 
 
 def _inputs(
