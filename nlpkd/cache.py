@@ -30,7 +30,7 @@ from nlpkd.data import TEACHER_PREFIX, TOKEN_COLUMNS
 from nlpkd.labels import looks_like_probabilities
 from nlpkd.lock import only_writer
 from nlpkd.shards import ShardFolder, hash_configuration, hash_tokenizer, hash_value, hash_weights, pack_states
-from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS
+from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS, frozen_copy
 
 logger = logging.getLogger(__name__)
 
@@ -356,12 +356,13 @@ class _Model:
         if self.bf16:
             # One context for all batches: it keeps the weights that it has cast.
             stack.enter_context(torch.autocast(self.device.type, dtype=torch.bfloat16))
+        self.copied = frozen_copy(self.model, self.device.type, first_token=not self.layers)
         return stack
 
     def run(self, span: range, progress: Callable[[int], Any]) -> Callable[[], Columns]:
         batches = []
         for rows, lengths, inputs in self._batches(self.rows[span.start : span.stop]):
-            captured = self.capture(self.model, inputs)
+            captured = self.capture(self.copied, inputs)
             found = captured.hidden_states or ()
             states = {layer: found[layer].to(torch.bfloat16) for layer in self.layers}  # type: ignore[union-attr]
             batches.append((rows, lengths, captured.logits, states))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from nlpkd.dropout import QuickDropout
 
 CAPTURING_SDPA = "nlpkd_sdpa"
 """The attention implementation that records; without a recording in progress it is sdpa and nothing else."""
@@ -137,24 +140,29 @@ def _capturing_sdpa(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    recording = _recording.get()
-    if recording is not None:
-        if kwargs.get("position_bias") is not None:
-            raise ValueError(
-                f"{type(module).__name__} adds a position bias to its attention scores, which is not recorded: load "
-                "the model with attn_implementation='eager', or drop the attention objectives"
-            )
-        mask = attention_mask
-        if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-            # Without padding a causal model passes no mask: sdpa hides the future by a flag.
-            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-        attention = recording.add(query, key, value, mask, scaling)
-        if attention is not None:
-            # sdpa would compute the same map once more.
-            if value.shape[1] != query.shape[1]:
-                value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-            mixed = F.dropout(attention.to(value.dtype), dropout) @ value
-            return mixed.transpose(1, 2).contiguous(), None
+    recording, biased = _recording.get(), kwargs.get("position_bias") is not None
+    if recording is not None and biased:
+        raise ValueError(
+            f"{type(module).__name__} adds a position bias to its attention scores, which is not recorded: load "
+            "the model with attn_implementation='eager', or drop the attention objectives"
+        )
+    mask = attention_mask
+    if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        # Without padding a causal model passes no mask: sdpa hides the future by a flag.
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    attention = None if recording is None else recording.add(query, key, value, mask, scaling)
+    dropping: Any = getattr(module, "dropout", None)
+    if not (isinstance(dropping, QuickDropout) and module.training):
+        dropping = partial(F.dropout, p=dropout)
+    elif attention is None and not biased:
+        # With dropout sdpa has no fused kernel on the CPU, and its own way to the products is longer.
+        attention = attention_probabilities(query, key, mask, scaling)
+    if attention is not None:
+        # sdpa would compute the same map once more.
+        if value.shape[1] != query.shape[1]:
+            value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        mixed = dropping(attention.to(value.dtype)) @ value
+        return mixed.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
     )

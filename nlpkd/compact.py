@@ -102,8 +102,10 @@ class CompactTraining:
         """Let an optimizer of the compact table save and load the moments of the whole one.
 
         Args:
-            optimizer: AdamW or another that treats every element alone.
+            optimizer: AdamW or another that treats every element alone; once followed, no further one is.
         """
+        if self.optimizer is not None:
+            return
         self.optimizer = optimizer
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.number = next(n for n, parameter in enumerate(parameters) if parameter is self.compact.weight)

@@ -45,6 +45,10 @@ class DistillationConfig(TrainingArguments):
             rows are seen more than once (in `output_dir/teacher_cache`); `"off"` runs it on every batch.
         compact_embeddings: train the embedding rows that the training text uses as a table of their own, where the
             others would not move anyway (AdamW without weight decay): the same student but for rounding, in less time.
+        lean_training: leave out what nothing reads: the last layer is computed for the first token alone where
+            neither the head nor an objective reads another, and on the CPU dropout draws 16 bits an element
+            (`nlpkd.lean`). The same training but for rounding and for which elements are dropped. None: wherever an
+            objective needs a teacher, and not without one, where training is then `Trainer`'s to the last mask.
         weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
             `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
         weighting_learning_rate: learning rate of learned weights.
@@ -89,6 +93,15 @@ class DistillationConfig(TrainingArguments):
     )
     compact_embeddings: bool = field(
         default=True, metadata={"help": "Train only the embedding rows that the text uses, where that is the same."}
+    )
+    lean_training: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out what nothing reads, with other dropout masks than Trainer's; by default if there is a "
+            "teacher.",
+            "nargs": "?",
+            "const": True,
+        },
     )
     weighting: str = field(default="fixed", metadata={"help": "Objectives' weights: fixed, linear or uncertainty."})
     weighting_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of learned weights."})

@@ -71,7 +71,12 @@ def gold_trainer(
     tokenizer: PreTrainedTokenizerBase,
     class_weights: Sequence[float] | None = None,
 ) -> DistillationTrainer:
-    """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
+    """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline.
+
+    A baseline is trained as its student is, so that lean training is the default of both.
+    """
+    if args.lean_training is None:
+        args = dataclasses.replace(args, lean_training=True)
     model.config.problem_type = data.problem_type  # type: ignore[assignment]
     return DistillationTrainer(
         model=model,

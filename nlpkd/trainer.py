@@ -23,13 +23,13 @@ from transformers.utils import PushInProgress
 from nlpkd.anchor import Anchor
 from nlpkd.capture import Capture, CapturedOutput
 from nlpkd.checkpoints import describe_run, sealed, whole_checkpoint
-from nlpkd.compact import CompactTraining, compact_training
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
 from nlpkd.disk import refuse_damaged, replacing_model
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.guard import LossWindow, among_processes, within_memory
 from nlpkd.interruption import SaveOnSigterm
+from nlpkd.lean import changes_for_training
 from nlpkd.loader import ROWS, micro_batches, sampled_loader, training_loader
 from nlpkd.lock import only_writer
 from nlpkd.matching import follow_student_labels, refuse_reentrant_checkpointing, refuse_shared_weights
@@ -150,7 +150,7 @@ class DistillationTrainer(Trainer):
             raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
         more = ["compute_loss_func"] * (self.compute_loss_func is not None) + ["anchor"] * (self._anchor is not None)
         self._window = LossWindow(self.objectives.names + more, self.accelerator, self.args.device)
-        self._compact: CompactTraining | None = None
+        self._changes: list[Any] = []
 
     def _take(self, objectives: Sequence[Objective], tuned: dict[str, Any]) -> None:
         self.objectives = ObjectiveSet(objectives, self.args.weighting)
@@ -283,10 +283,11 @@ class DistillationTrainer(Trainer):
                 with within_memory(given), among_processes(given), self._interruption.listening():
                     return super().train(checkpoint, *args, **kwargs)
             finally:
-                if self._compact is not None:
-                    self._compact.end()
+                for change in reversed(self._changes):
+                    change.end()
+                if self._changes:
                     # What was wrapped for training knows the compact table alone.
-                    self._compact, self.model_wrapped = None, self.model
+                    self._changes, self.model_wrapped = [], self.model
 
     def _choices(self) -> list[str]:
         columns = getattr(self.train_dataset, "column_names", None) or ()
@@ -388,14 +389,11 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with a group of their own for the objectives' parameters."""
-        split = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if self.optimizer is None and self.is_in_train and self._anchor is None and not split:
-            special = getattr(self.processing_class, "all_special_ids", [])
-            if self.args.compact_embeddings and type(self.data_collator) is DistillationCollator:
-                self._compact = compact_training(self.model, self.train_dataset, self.args, special)
+        if self.is_in_train and not self._changes:
+            self._changes = changes_for_training(self, self._student_wants)
         optimizer = super().create_optimizer(model)
-        if self._compact is not None and self._compact.optimizer is None:
-            self._compact.follow(optimizer)
+        for change in self._changes:
+            change.follow(optimizer)
         parameters = self.objectives.trained()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not parameters or id(parameters[0]) in known:

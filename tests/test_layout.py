@@ -22,10 +22,10 @@ LONGEST_MODULE = 600
 
 # From the bottom up: a module may import those of the lines above its own.
 FLOORS = [
-    "small_models reshaped disk lock",
+    "small_models reshaped disk lock dropout",
     "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
     "sources demo record charts objectives.temperature compression",
-    "onnx_classifier",
+    "onnx_classifier first_token",
     "guard html_report columns benchmark scoring calibration objectives.base model_card teacher ensemble narrow",
     "soft_labels targets compression.record budget model_source serving",
     "compression.low_rank compression.quantize compression.vocabulary",
@@ -34,7 +34,7 @@ FLOORS = [
     "loader checkpoints",
     "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
     "objectives.attention objectives.relation objectives.examples objectives.weighting",
-    "augment compression.onnx compression.prune memory",
+    "lean augment compression.onnx compression.prune memory",
     "compression.int8 compression.litert",
     "cache prediction objectives.features objectives.adversarial objectives.together",
     "objectives.presets matching evaluation",

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from nlpkd import load_teacher
-from nlpkd.teacher import CachedTeacher, LiveTeacher, cast_for_autocast
+from nlpkd.teacher import CachedTeacher, LiveTeacher, frozen_copy
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,8 @@ def test_parameters_are_frozen_and_their_bytes_unchanged(batch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_cast_once_give_the_bits_that_autocast_gives(batch, dtype):
     model = dropping_bert()
-    cast_once = LiveTeacher(model, {}, CPU, autocast=lambda: torch.autocast("cpu", dtype))
+    wanted = {"hidden_states": frozenset({2})}
+    cast_once = LiveTeacher(model, wanted, CPU, autocast=lambda: torch.autocast("cpu", dtype))
     found = [cast_once.outputs(batch).logits for _ in range(2)]
     with torch.no_grad(), torch.autocast("cpu", dtype):
         expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -93,12 +94,12 @@ def test_a_teacher_that_can_not_be_copied_is_run_as_it_is(batch):
 
 def cast_for(model, dtype):
     with torch.autocast("cpu", dtype):
-        return cast_for_autocast(model, "cpu")
+        return frozen_copy(model, "cpu", first_token=False)
 
 
-def test_without_autocast_the_teacher_itself_is_run():
+def test_where_hidden_states_are_read_and_nothing_is_cast_the_teacher_itself_is_run():
     model = dropping_bert()
-    assert cast_for_autocast(model, "cpu") is model
+    assert frozen_copy(model, "cpu", first_token=False) is model
 
 
 def test_a_linear_weight_that_is_an_embedding_table_too_stays_as_it_is():
@@ -107,6 +108,16 @@ def test_a_linear_weight_that_is_an_embedding_table_too_stays_as_it_is():
     copied = cast_for(model, torch.bfloat16)
     assert copied.bert.embeddings.token_type_embeddings.weight.dtype == torch.float32
     assert copied.classifier.weight is model.classifier.weight
+
+
+def test_where_logits_alone_are_read_the_last_layer_gives_the_first_token_and_the_teacher_stays(batch):
+    model = dropping_bert().eval()
+    copied = frozen_copy(model, "cpu", first_token=True)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    assert copied.bert(**inputs).last_hidden_state.shape[1] == 1
+    assert model.bert(**inputs).last_hidden_state.shape[1] == batch["input_ids"].shape[1]
+    torch.testing.assert_close(copied(**inputs).logits, model(**inputs).logits)
+    assert all(ours is theirs for ours, theirs in zip(copied.parameters(), model.parameters(), strict=True))
 
 
 def test_logits_come_in_the_students_label_order(batch):

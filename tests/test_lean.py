@@ -1,0 +1,228 @@
+"""Training that leaves out what nothing reads, against training that computes everything."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import raw_rows, tiny_bert
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, TrainerCallback
+
+from nlpkd import DistillationTrainer, cache_teacher_outputs, load_text_classification
+from nlpkd.dropout import QuickDropout, QuickDropouts
+from nlpkd.first_token import first_token_only
+from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.run import gold_trainer
+
+SHAPE = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0, "max_position_embeddings": 64}
+BERT_SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SHAPES = {
+    **dict.fromkeys(["bert", "camembert", "electra", "roberta", "xlm-roberta"], BERT_SHAPE),
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+}
+
+
+def model_of(family: str, **config) -> nn.Module:
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(family, **(SHAPE | SHAPES.get(family, BERT_SHAPE) | config))
+    model = AutoModelForSequenceClassification.from_config(settings)
+    for parameter in model.parameters():
+        # Fresh biases of 0 and norms of 1 would hide a bias or a norm that is left out.
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+def padded() -> dict[str, torch.Tensor]:
+    mask = torch.ones(4, 9, dtype=torch.long)
+    mask[1, 5:] = mask[3, 2:] = 0
+    return {"input_ids": torch.randint(5, 40, (4, 9), generator=torch.Generator().manual_seed(1)) * mask} | {
+        "attention_mask": mask
+    }
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(**padded()).logits.square().sum().backward()
+    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", sorted(SHAPES))
+def test_a_last_layer_of_the_first_token_alone_gives_the_same_logits_and_gradients(family, attention):
+    model = model_of(family)
+    model.set_attn_implementation(attention)
+    logits, before, names = model(**padded()).logits, gradients(model), list(model.state_dict())
+    width = []
+    norm = [module for module in model.modules() if isinstance(module, nn.LayerNorm)][-1]
+    norm.register_forward_hook(lambda module, inputs, output: width.append(output.shape[1]))
+    change = first_token_only(model)
+    torch.testing.assert_close(model(**padded()).logits, logits)
+    after = gradients(model)
+    assert width == [1, 1] and after.keys() == before.keys() and list(model.state_dict()) == names
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-5, msg=name)
+    change.end()
+    assert torch.equal(model(**padded()).logits, logits) and width[-1] == 9
+
+
+@pytest.mark.parametrize("family", ["albert", "mpnet", "deberta-v2"])
+def test_a_family_that_is_not_known_to_read_the_first_token_alone_is_left_alone(family):
+    model = model_of(family)
+    layers = [type(module) for module in model.modules()]
+    assert first_token_only(model) is None and [type(module) for module in model.modules()] == layers
+
+
+def test_a_decoder_is_left_alone():
+    assert first_token_only(model_of("bert", is_decoder=True)) is None
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_dropout_drops_as_many_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    # A number that is no multiple of four.
+    ones = torch.ones(333, 1001, dtype=dtype, requires_grad=True)
+    dropped = QuickDropout(p)(ones)
+    share = (dropped == 0).double().mean().item()
+    assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / ones.numel())
+    kept = dropped[dropped != 0].double().unique()
+    assert kept.tolist() == pytest.approx([1 / (1 - p)], rel=1e-2 if dtype == torch.bfloat16 else 1e-4)
+    dropped.sum().backward()
+    assert torch.equal(ones.grad, dropped)
+
+
+def test_quick_dropout_has_no_pattern_among_the_elements_of_one_draw():
+    torch.manual_seed(0)
+    dropped = (QuickDropout(0.5)(torch.ones(100_000, 4)) == 0).double()
+    # 0.5 off by five standard errors, for each place and each pair of places.
+    assert (dropped.mean(dim=0) - 0.5).abs().max() < 5 * 0.5 / math.sqrt(100_000)
+    assert (torch.corrcoef(dropped.T) - torch.eye(4)).abs().max() < 5 / math.sqrt(100_000)
+
+
+def test_quick_dropout_follows_the_seed_and_does_nothing_in_eval_mode():
+    quick, ones = QuickDropout(0.3), torch.ones(64, 64)
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(quick(ones))
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    assert quick.eval()(ones) is ones
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_quick_dropout_of_nothing_and_of_everything_is_torchs(p):
+    ones = torch.ones(3, 5)
+    assert torch.equal(QuickDropout(p)(ones), ones * (1 - p))
+
+
+def test_every_dropout_of_a_model_is_quick_for_a_while():
+    model = model_of("bert", hidden_dropout_prob=0.2).train()
+    own = [module for module in model.modules() if type(module) is nn.Dropout]
+    change = QuickDropouts(model)
+    quick = [module for module in model.modules() if isinstance(module, QuickDropout)]
+    assert [module.p for module in quick] == [module.p for module in own] and len(own) == 8
+    assert not [module for module in model.modules() if type(module) is nn.Dropout]
+    change.end()
+    assert [module for module in model.modules() if type(module) is nn.Dropout] == own
+
+
+class WhileTraining(TrainerCallback):
+    """Notes how the student looks while it is trained."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.quick = any(isinstance(module, QuickDropout) for module in model.modules())
+        self.whole = type(model.bert.encoder.layer[-1]).__name__ == "BertLayer"
+
+
+def trained(rows, args, tokenizer, objectives, teacher=None, **config):
+    seen, student = WhileTraining(), tiny_bert(seed=3, **config)
+    layers = [type(module) for module in student.modules()]
+    trainer = DistillationTrainer(
+        student, teacher, args, objectives, train_dataset=rows, processing_class=tokenizer, callbacks=[seen]
+    )
+    trainer.train()
+    assert [type(module) for module in trainer.model.modules()] == layers
+    return trainer, seen
+
+
+OBJECTIVES = {
+    "logits": lambda: [CrossEntropyLoss(weight=0.5), ForwardKLLoss(weight=0.5)],
+    "attention maps": lambda: [ForwardKLLoss(), AttentionMSELoss()],
+    "hidden states": lambda: [ForwardKLLoss(), HiddenStateMSELoss()],
+}
+
+
+@pytest.mark.parametrize("wanted", OBJECTIVES)
+def test_without_dropout_lean_training_makes_the_same_student(wanted, make_rows, settings, tokenizer):
+    rows, teacher, models = make_rows(40), tiny_bert(4, seed=1), []
+    for lean in (True, False):
+        args = settings(num_train_epochs=2, lean_training=lean, cache_teacher="off")
+        trainer, seen = trained(rows, args, tokenizer, OBJECTIVES[wanted](), copy.deepcopy(teacher))
+        assert seen.quick == lean and seen.whole == (not lean or wanted == "hidden states")
+        models.append(trainer.model.state_dict())
+    for name in models[0]:
+        torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_lean_training_is_the_default_with_a_teacher_and_not_without(make_rows, settings, tokenizer):
+    rows = make_rows(16)
+    _, seen = trained(rows, settings(), tokenizer, [ForwardKLLoss()], tiny_bert(4, seed=1))
+    assert seen.quick and not seen.whole
+    _, seen = trained(rows, settings(), tokenizer, [CrossEntropyLoss()])
+    assert not seen.quick and seen.whole
+    _, seen = trained(rows, settings(lean_training=True), tokenizer, [CrossEntropyLoss()])
+    assert seen.quick and not seen.whole
+
+
+def test_activation_checkpointing_keeps_the_last_layer_whole(make_rows, settings, tokenizer):
+    args = settings(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False})
+    _, seen = trained(make_rows(16), args, tokenizer, [ForwardKLLoss()], tiny_bert(4, seed=1))
+    assert seen.quick and seen.whole
+
+
+def test_a_lean_run_that_is_resumed_ends_as_the_uninterrupted_one(make_rows, settings, tokenizer, tmp_path):
+    rows, teacher = make_rows(40), tiny_bert(4, seed=1)
+    dropping = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    args = settings(save_strategy="steps", save_steps=3, num_train_epochs=2)
+    whole, _ = trained(rows, args, tokenizer, [ForwardKLLoss()], teacher, **dropping)
+    again = DistillationTrainer(
+        tiny_bert(seed=3, **dropping), teacher, args, [ForwardKLLoss()], train_dataset=rows, processing_class=tokenizer
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-6"))
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, whole.model.state_dict()[name]), name
+
+
+def test_a_student_is_whole_again_after_a_training_that_failed(make_rows, settings, tokenizer):
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise RuntimeError("stop here")
+
+    student = tiny_bert(hidden_dropout_prob=0.1)
+    layers, attention = [type(module) for module in student.modules()], student.config._attn_implementation
+    trainer = DistillationTrainer(
+        student, tiny_bert(4, seed=1), settings(), [ForwardKLLoss()], train_dataset=make_rows(16),
+        processing_class=tokenizer, callbacks=[Fails()],
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="stop here"):
+        trainer.train()
+    assert [type(module) for module in student.modules()] == layers
+    assert student.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize(("asked", "lean"), [(None, True), (False, False)])
+def test_gold_labels_for_a_teacher_or_a_baseline_are_learnt_leanly_unless_refused(asked, lean, tokenizer, settings):
+    data = load_text_classification(raw_rows(16), tokenizer=tokenizer)
+    trainer, seen = gold_trainer(tiny_bert(), settings(lean_training=asked), data, tokenizer), WhileTraining()
+    trainer.add_callback(seen)
+    trainer.train()
+    assert seen.quick == lean and seen.whole != lean
+
+
+def test_a_cache_of_logits_has_those_of_the_whole_teacher(make_rows, tokenizer, tmp_path):
+    rows, teacher = make_rows(20), model_of("bert", vocab_size=len(tokenizer))
+    cached = cache_teacher_outputs(teacher, rows, tokenizer, cache_dir=tmp_path, bf16=False)
+    expected = [teacher(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
+    torch.testing.assert_close(torch.tensor(cached["teacher_logits"][:]), torch.stack(expected), rtol=1e-4, atol=1e-5)
+    assert type(teacher.bert.encoder.layer[-1]).__name__ == "BertLayer"
