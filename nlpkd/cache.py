@@ -27,10 +27,11 @@ from nlpkd.benchmark import evaluating
 from nlpkd.capture import Capture
 from nlpkd.config import fast_at_bf16
 from nlpkd.data import TEACHER_PREFIX, TOKEN_COLUMNS
+from nlpkd.frozen import frozen_copy
 from nlpkd.labels import looks_like_probabilities
 from nlpkd.lock import only_writer
 from nlpkd.shards import ShardFolder, hash_configuration, hash_tokenizer, hash_value, hash_weights, pack_states
-from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS, frozen_copy
+from nlpkd.teacher import HIDDEN_STATES, TEACHER_LOGITS
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from nlpkd.benchmark import evaluating, placement
 from nlpkd.capture import without_adapter
 from nlpkd.data import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.ensemble import TeacherEnsemble
+from nlpkd.frozen import frozen_copy
 from nlpkd.labels import align_names
 from nlpkd.onnx_classifier import MODEL_INPUTS
 from nlpkd.windows import DOCUMENT, average_windows
@@ -162,9 +163,10 @@ def predict_logits(
     device, _ = placement(model)
     batches = []
     with evaluating(model):
+        running = frozen_copy(model, device.type, first_token=True)
         for batch in tqdm(loader, desc="Predicting", leave=False, disable=None):
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
-            batches.append(_logits(model(**inputs)).float().cpu().numpy())
+            batches.append(_logits(running(**inputs)).float().cpu().numpy())
     logits = np.concatenate(batches)
     return logits[np.argsort(order)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nlpkd.capture import Capture, CapturedOutput, Wanted
-from nlpkd.first_token import first_token_only, reads_first_token
+from nlpkd.frozen import frozen_copy
 from nlpkd.loading import load_classifier
 
 TEACHER_LOGITS = "teacher_logits"
@@ -94,42 +93,6 @@ class LiveTeacher:
         if self._cast is None or state != self._cast_of:
             self._cast, self._cast_of = frozen_copy(self.model, self.device.type, self.first_token), state
         return self._cast
-
-
-def frozen_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.Module:
-    """Copy a frozen model's modules, not its weights, into what gives the same outputs sooner.
-
-    Args:
-        model: whose weights no longer change.
-        device_type: where it runs.
-        first_token: let the last layer give the first token alone; see `nlpkd.first_token`.
-
-    Returns:
-        A copy that shares the weights, but within autocast those of linear layers, which are cast once to its dtype,
-        as autocast would on every batch: without `first_token` the same outputs to the last bit where nothing but
-        matrix products reads these weights. The model itself where it is not transformers' own or can't be copied.
-    """
-    first_token = first_token and reads_first_token(model)
-    casts = torch.is_autocast_enabled(device_type)
-    if not isinstance(model, PreTrainedModel) or not (first_token or casts):
-        return model
-    # deepcopy takes what its memo has instead of copying it.
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    if casts:
-        parts = [(module, tensor) for module in model.modules() for tensor in module.parameters(recurse=False)]
-        elsewhere = {id(tensor) for module, tensor in parts if type(module) is not nn.Linear}
-        dtype = torch.get_autocast_dtype(device_type)
-        for _, tensor in parts:
-            if id(tensor) not in elsewhere and tensor.dtype == torch.float32:
-                shared[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
-    try:
-        copied = copy.deepcopy(model, shared)
-    except (RuntimeError, TypeError):
-        # Weights that a parametrisation computes, or what else can't be copied.
-        return model
-    if first_token:
-        first_token_only(copied)
-    return copied
 
 
 class CachedTeacher:

@@ -26,6 +26,7 @@ FLOORS = [
     "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
     "sources demo record charts objectives.temperature compression",
     "onnx_classifier first_token",
+    "frozen",
     "guard html_report columns benchmark scoring calibration objectives.base model_card teacher ensemble narrow",
     "soft_labels targets compression.record budget model_source serving",
     "compression.low_rank compression.quantize compression.vocabulary",

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from nlpkd import load_teacher
-from nlpkd.teacher import CachedTeacher, LiveTeacher, frozen_copy
+from nlpkd.frozen import frozen_copy
+from nlpkd.teacher import CachedTeacher, LiveTeacher
 
 CPU = torch.device("cpu")
 

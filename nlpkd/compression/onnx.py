@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data import same_tokenizer
+from nlpkd.frozen import frozen_copy
 from nlpkd.loading import load_tokenizer
 from nlpkd.onnx_classifier import (
     EXPORT_RECORD,
@@ -228,7 +229,7 @@ class _Logits(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = model
+        self.model = frozen_copy(model, "cpu", first_token=True)
         self.makes_mask = model.config.model_type in _TAKE_A_READY_MASK
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
