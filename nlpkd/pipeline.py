@@ -73,6 +73,7 @@ def train_teacher(
     label_column: str | Sequence[str] | None = None,
     problem_type: str | None = None,
     class_weights: str | Sequence[float] | None = None,
+    fresh_pooler: bool = False,
     max_length: int | None = None,
     window_stride: int | None = None,
     streaming: bool = False,
@@ -98,6 +99,8 @@ def train_teacher(
         problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.targets.encode_targets`.
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
             or `"balanced"` for weights that make rare classes count as much as common ones.
+        fresh_pooler: draw the pooler's weights anew, for a backbone whose pretraining did not use it; see
+            `nlpkd.student.with_fresh_pooler`.
         max_length: longest text in tokens.
         window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
         streaming: read the train file as it is needed; see `nlpkd.streaming`.
@@ -127,6 +130,7 @@ def train_teacher(
             label_column=label_column,
             problem_type=problem_type,
             class_weights=class_weights,
+            fresh_pooler=fresh_pooler,
             max_length=max_length,
             window_stride=window_stride,
             streaming=streaming,

@@ -27,7 +27,7 @@ from nlpkd.run import Job, labelled_rows
 from nlpkd.small_models import SMALL_STUDENTS
 from nlpkd.sources import Source, name_of
 from nlpkd.streaming import TextStream
-from nlpkd.student import make_student, student_within
+from nlpkd.student import make_student, student_within, with_fresh_pooler
 from nlpkd.task import SINGLE_LABEL, task_of
 
 logger = logging.getLogger(__name__)
@@ -163,6 +163,7 @@ def prepare_teacher(
     revision: str | None = None,
     trust_remote_code: bool = False,
     class_weights: str | Sequence[float] | None = None,
+    fresh_pooler: bool = False,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
     **columns: Any,
@@ -188,6 +189,7 @@ def prepare_teacher(
     )
     data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
     weights = weights_of_classes(class_weights, data, source)
+    start = _student_maker(source, [], data, None)
     return Job(
         teacher=None,
         teacher_tokenizer=None,
@@ -195,7 +197,7 @@ def prepare_teacher(
         data=data,
         stages=[Stage([CrossEntropyLoss(class_weights=weights)])],
         origin={},
-        start=_student_maker(source, [], data, None),
+        start=(lambda seed: with_fresh_pooler(start(seed), seed)) if fresh_pooler else start,
         class_weights=weights,
     )
 

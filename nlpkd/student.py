@@ -323,3 +323,34 @@ def _from_checkpoint(
             checkpoint, revision=revision, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=True, **labels
         )
     return student.train()
+
+
+def with_fresh_pooler(model: PreTrainedModel, seed: int = 42) -> PreTrainedModel:
+    """Draw a backbone's pooler anew, as `from_config` would: weights from N(0, initializer_range^2), biases 0.
+
+    Sentence encoders are trained on the mean of all tokens. Their checkpoints bring a pooler along that nothing has
+    trained, and that weight decay has shrunk (that of all-MiniLM-L6-v2 has a standard deviation of 0.009 in place of
+    0.02, and biases of 0), while a classifier starts from it.
+
+    Args:
+        model: a classifier with a pooler, changed in place.
+        seed: of the numbers.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: if it has no pooler.
+    """
+    pooler = getattr(model.base_model, "pooler", None)
+    if not isinstance(pooler, nn.Module) or not any(True for _ in pooler.parameters()):
+        raise ValueError(
+            f"fresh_pooler=True: {type(model).__name__} has no pooler that could be drawn anew: leave it out"
+        )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in (module for module in pooler.modules() if isinstance(module, nn.Linear)):
+            layer.weight.normal_(std=model.config.initializer_range)
+            if layer.bias is not None:
+                layer.bias.zero_()
+    return model

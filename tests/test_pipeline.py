@@ -25,6 +25,7 @@ from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.compare import evaluate
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.student import with_fresh_pooler
 
 ROOT = Path(__file__).parents[1]
 QUICK = {
@@ -120,6 +121,14 @@ def test_a_teacher_from_a_model_and_a_dataset(tmp_path, tokenizer):
     assert not all(torch.equal(tensor, kept[name]) for name, tensor in result.model.state_dict().items())
     assert len(predict(tmp_path, HELD_OUT)) == len(HELD_OUT)
     assert not result.model.training
+
+
+def test_a_teacher_starts_from_a_fresh_pooler_where_asked(tmp_path, tokenizer):
+    given, still = tiny_bert(), QUICK | {"learning_rate": 0.0, "max_steps": 1, "seed": 5, "fresh_pooler": True}
+    result = train_teacher(given, raw_rows(24), tokenizer=tokenizer, output_dir=tmp_path, **still)
+    drawn = with_fresh_pooler(tiny_bert(), seed=5).bert.pooler.dense.weight
+    assert torch.equal(result.model.bert.pooler.dense.weight, drawn)
+    assert not torch.equal(drawn, given.bert.pooler.dense.weight)
 
 
 def test_a_backbone_may_be_called_what_a_shape_is(tmp_path, tokenizer, monkeypatch):

@@ -56,6 +56,9 @@ def train_teacher(
     label_column: Label = None,
     problem_type: Task = None,
     class_weights: Weights = None,
+    fresh_pooler: Annotated[
+        bool, typer.Option(help="Draw the pooler anew: of a backbone that was pretrained without it.")
+    ] = False,
     max_length: Length = 128,
     window_stride: Stride = None,
     streaming: Streaming = False,
@@ -85,6 +88,7 @@ def train_teacher(
         "label_column": column_of(label_column),
         "problem_type": problem_type,
         "class_weights": class_weights,
+        "fresh_pooler": fresh_pooler,
         "max_length": max_length,
         "window_stride": window_stride,
         "streaming": streaming,
