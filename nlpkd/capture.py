@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from nlpkd.dropout import QuickDropout
 
 CAPTURING_SDPA = "nlpkd_sdpa"
-"""The attention implementation that records; without a recording in progress it is sdpa and nothing else."""
+"""The attention implementation that records, and that runs the plain products where dropout is a quick one.
+
+Without either it is sdpa and nothing else."""
 
 Wanted = Mapping[str, frozenset[int]]
 """Kind of output (`"hidden_states"`, `"attentions"`, `"queries"`, `"keys"`, `"values"`) -> layers, counted 1..L."""
@@ -146,22 +147,23 @@ def _capturing_sdpa(
             f"{type(module).__name__} adds a position bias to its attention scores, which is not recorded: load "
             "the model with attn_implementation='eager', or drop the attention objectives"
         )
-    mask = attention_mask
-    if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+    dropping: Any = getattr(module, "dropout", None)
+    quick = isinstance(dropping, QuickDropout) and module.training and not biased
+    mask, attention = attention_mask, None
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if mask is None and causal and (quick or recording is not None):
         # Without padding a causal model passes no mask: sdpa hides the future by a flag.
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    attention = None if recording is None else recording.add(query, key, value, mask, scaling)
-    dropping: Any = getattr(module, "dropout", None)
-    if not (isinstance(dropping, QuickDropout) and module.training):
-        dropping = partial(F.dropout, p=dropout)
-    elif attention is None and not biased:
-        # With dropout sdpa has no fused kernel on the CPU, and its own way to the products is longer.
+    if recording is not None:
+        attention = recording.add(query, key, value, mask, scaling)
+    if quick and attention is None:
         attention = attention_probabilities(query, key, mask, scaling)
     if attention is not None:
         # sdpa would compute the same map once more.
         if value.shape[1] != query.shape[1]:
             value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-        mixed = dropping(attention.to(value.dtype)) @ value
+        attention = attention.to(value.dtype)
+        mixed = (dropping(attention) if quick else F.dropout(attention, dropout)) @ value
         return mixed.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs

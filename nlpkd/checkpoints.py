@@ -41,7 +41,7 @@ _SETTINGS = (
     "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed",
     "train_sampling_strategy", "dataloader_drop_last", "neftune_noise_alpha", "bf16", "fp16",
     "objective_learning_rate", "weighting", "weighting_learning_rate", "anchor_weight", "ensemble_average",
-    "ensemble_weights",
+    "ensemble_weights", "lean_training",
 )  # fmt: skip
 _LENGTH = ("num_train_epochs", "max_steps")
 

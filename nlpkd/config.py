@@ -47,8 +47,10 @@ class DistillationConfig(TrainingArguments):
             others would not move anyway (AdamW without weight decay): the same student but for rounding, in less time.
         lean_training: leave out what nothing reads: the last layer is computed for the first token alone where
             neither the head nor an objective reads another, and on the CPU dropout draws 16 bits an element
-            (`nlpkd.lean`). The same training but for rounding and for which elements are dropped. None: wherever an
-            objective needs a teacher, and not without one, where training is then `Trainer`'s to the last mask.
+            (`nlpkd.lean`). The same training but for rounding and for which elements are dropped; hooks on what is
+            left out or replaced do not fire, and a copy of the student made meanwhile is without it. None: wherever
+            an objective needs a teacher; a `DistillationTrainer` without one then trains as `Trainer` does to the
+            last mask, while `train_teacher` and the baselines of `distill` are lean.
         weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
             `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
         weighting_learning_rate: learning rate of learned weights.

@@ -13,19 +13,19 @@ class QuickDropout(nn.Dropout):
 
     An element is dropped with probability round(65536 p) / 65536, which is within 8e-6 of p, and else divided by one
     minus that probability, so that the mean stays. torch's CPU generator, seeded and resumed as ever, gives 64 bits at
-    a time, which make four elements.
+    a time, which make four elements. Where that probability is 0 or 1, and beside the CPU, it is `nn.Dropout`.
 
     Args:
-        p: probability of dropping an element, 0 < p < 1.
+        p: probability of dropping an element.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop elements of a tensor on the CPU while training; torch's own dropout anywhere else."""
+        """Drop elements of a tensor of any shape while training."""
         drawn = round(self.p * _LEVELS)
         if not self.training or input.device.type != "cpu" or not 0 < drawn < _LEVELS:
             return super().forward(input)
         count = input.numel()
-        words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty(-(-count // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
         kept = words.view(torch.int16)[:count].view(input.shape) >= drawn - _LEVELS // 2
         return input * kept.to(input.dtype).mul_(_LEVELS / (_LEVELS - drawn))
 
@@ -34,17 +34,18 @@ class QuickDropouts:
     """A model whose dropout modules are quick ones for a while.
 
     Args:
-        model: the model, changed in place; dropout that is no `nn.Dropout`, or works in place, stays.
+        model: the model, changed in place; dropout that is no `nn.Dropout`, works in place or drops nothing stays.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
-        named = model.named_modules()
-        self.own = {name: each for name, each in named if type(each) is nn.Dropout and not each.inplace}
+        plain = {name: each for name, each in model.named_modules() if type(each) is nn.Dropout}
+        self.own = {name: each for name, each in plain.items() if each.p and not each.inplace}
         for name, each in self.own.items():
             model.set_submodule(name, QuickDropout(each.p).train(each.training))
 
     def end(self) -> None:
         """Give the model its own dropout back."""
         for name, each in self.own.items():
+            each.training = self.model.get_submodule(name).training
             self.model.set_submodule(name, each)

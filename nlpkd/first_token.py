@@ -32,7 +32,7 @@ class _FirstTokenBertLayer(nn.Module):
 
 
 class _FirstTokenDistilBertLayer(nn.Module):
-    """The same of DistilBERT."""
+    """The same of DistilBERT, whose attention ends with a product for every token."""
 
     def __init__(self, layer: Any):
         super().__init__()
@@ -44,23 +44,25 @@ class _FirstTokenDistilBertLayer(nn.Module):
         """Turn `(batch, seq, hidden)` into `(batch, 1, hidden)`."""
         mixed, _ = self.attention(hidden_states, attention_mask=attention_mask, **kwargs)
         first = self.sa_layer_norm(mixed[:, :1] + hidden_states[:, :1])
-        return self.output_layer_norm(self.ffn(first) + first)
+        # Not by chunks: one token may be no multiple of their length.
+        return self.output_layer_norm(self.ffn.ff_chunk(first) + first)
 
 
 _ENCODERS = ("Bert", "Camembert", "Electra", "Roberta", "XLMRoberta")
-_LAYERS: dict[str, tuple[str, Any]] = {
-    f"{family}ForSequenceClassification": ("encoder.layer", _FirstTokenBertLayer) for family in _ENCODERS
+_LAYERS: dict[str, tuple[str, str, Any]] = {
+    f"{family}ForSequenceClassification": ("encoder.layer", f"{family}Layer", _FirstTokenBertLayer)
+    for family in _ENCODERS
 }
-_LAYERS["DistilBertForSequenceClassification"] = ("transformer.layer", _FirstTokenDistilBertLayer)
-"""Classifiers whose head reads the first token of the last layer, and where their layers are."""
+_LAYERS["DistilBertForSequenceClassification"] = ("transformer.layer", "TransformerBlock", _FirstTokenDistilBertLayer)
+"""Classifiers whose head reads the first token of the last layer: where their layers are, and of which class."""
 
 
 class FirstTokenOnly:
     """A classifier whose last layer gives the first token alone: the same logits but for rounding.
 
-    Of a layer's products, in multiples of hidden^2 a token, queries, keys and values are 3 of 12; the other 9 are
-    left to one token of the text. The names of the state dict and the parameters stay. Hidden states of the last
-    layer can't be had of it.
+    Of a layer's products, in multiples of hidden^2 a token, queries, keys and values are 3 of 12 (DistilBERT: and the
+    attention's output, 4); the others are left to one token of the text. The parameters and their names in the state
+    dict stay. Asked for hidden states, such a model leaves the last one out.
 
     Args:
         layers: the classifier's layers, changed in place.
@@ -73,11 +75,12 @@ class FirstTokenOnly:
 
     def end(self) -> None:
         """Give the model its last layer back."""
+        self.whole.training = self.layers[-1].training
         self.layers[-1] = self.whole
 
 
 def first_token_only(model: nn.Module) -> FirstTokenOnly | None:
-    """Let a classifier's last layer give the first token alone, if it is of a family whose head reads no other.
+    """Let a classifier's last layer give the first token alone, if nothing of it reads another.
 
     Args:
         model: a classifier of BERT, CamemBERT, DistilBERT, ELECTRA, RoBERTa or XLM-RoBERTa, in an adapter's wrapper
@@ -89,12 +92,43 @@ def first_token_only(model: nn.Module) -> FirstTokenOnly | None:
     inner: Any = without_adapter(model)
     if not reads_first_token(inner):
         return None
-    where, kind = _LAYERS[type(inner).__name__]
+    where, _, kind = _LAYERS[type(inner).__name__]
     layers = inner.base_model.get_submodule(where)
     return FirstTokenOnly(layers, kind(layers[-1]))
 
 
 def reads_first_token(model: nn.Module) -> bool:
-    """Say whether a classifier is of a family whose head reads the first token alone, and no decoder."""
-    known = isinstance(model, PreTrainedModel) and type(model).__name__ in _LAYERS
-    return known and not getattr(model.config, "is_decoder", False)
+    """Say whether transformers' own head reads the first token alone of transformers' own last layer.
+
+    Decoders, replaced heads, poolers or last layers, last layers with hooks of somebody's own, and configs that ask
+    for hidden states or attention maps do not count.
+    """
+    if not isinstance(model, PreTrainedModel) or not _own(model) or type(model).__name__ not in _LAYERS:
+        return False
+    config: Any = model.config
+    if getattr(config, "is_decoder", False) or config.output_hidden_states or config.output_attentions:
+        return False
+    where, name, _ = _LAYERS[type(model).__name__]
+    layers: Any = model.base_model.get_submodule(where)
+    if not len(layers) or type(layers[-1]).__name__ != name or not _own(layers[-1]):
+        return False
+    # peft keeps what it trains beside an adapter in a wrapper.
+    head: Any = model.classifier
+    head = getattr(head, "original_module", head)
+    pooler = getattr(model.base_model, "pooler", None)
+    if not (type(head) is nn.Linear or _own(head)) or not (pooler is None or _own(pooler)):
+        return False
+    return not _hooked(layers[-1]) and not _hooked(layers[-1].attention)
+
+
+def _own(module: nn.Module) -> bool:
+    """Say whether a module's class is transformers' own."""
+    return type(module).__module__.split(".")[0] == "transformers"
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Say whether a module has forward hooks that are not transformers' own."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(
+        getattr(hook, "__module__", None) is None or not hook.__module__.startswith("transformers.") for hook in hooks
+    )

@@ -18,7 +18,8 @@ def frozen_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.Mod
     Args:
         model: whose weights no longer change.
         device_type: where it runs.
-        first_token: let the last layer give the first token alone; see `nlpkd.first_token`.
+        first_token: let the last layer give the first token alone; see `nlpkd.first_token`. Hooks and modules that
+            the model is given later, the copy does not have.
 
     Returns:
         A copy that shares the weights, but within autocast those of linear layers, which are cast once to its dtype,
@@ -40,8 +41,8 @@ def frozen_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.Mod
                 shared[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
     try:
         copied = copy.deepcopy(model, shared)
-    except (RuntimeError, TypeError):
-        # Weights that a parametrisation computes, or what else can't be copied.
+    except Exception:
+        # Weights that a parametrisation computes, or modules of one's own that raise whatever they like.
         return model
     if first_token:
         first_token_only(copied)

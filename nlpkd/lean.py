@@ -2,81 +2,80 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 from nlpkd.capture import CAPTURING_SDPA, Wanted, without_adapter
-from nlpkd.compact import CompactTraining, compact_training
+from nlpkd.compact import compact_training
 from nlpkd.data import DistillationCollator
 from nlpkd.dropout import QuickDropouts
-from nlpkd.first_token import FirstTokenOnly, first_token_only
+from nlpkd.first_token import first_token_only
 
 if TYPE_CHECKING:
     from nlpkd.trainer import DistillationTrainer
 
 
-class LeanTraining:
-    """A student that does less for the same training, until `end`: see `nlpkd.first_token` and `nlpkd.dropout`.
-
-    Losses and gradients are those of the student as it is, but for rounding and for which elements dropout drops:
-    these are as many, from another sequence of random numbers.
-
-    Args:
-        model: the student, changed in place; its parameters and their names stay.
-        wanted: what the objectives need of it. With hidden states the last layer stays whole.
-        args: of the training. The last layer stays whole under activation checkpointing, and dropout and attention
-            stay as they are anywhere but on an eager CPU.
-    """
-
-    def __init__(self, model: nn.Module, wanted: Wanted, args: TrainingArguments):
-        self.inner: Any = without_adapter(model)
-        whole = bool(wanted.get("hidden_states")) or args.gradient_checkpointing or args.activation_checkpointing
-        self.first: FirstTokenOnly | None = None if whole else first_token_only(model)
-        self.dropouts: QuickDropouts | None = None
-        self.attention: str | None = None
-        if args.device.type != "cpu" or args.torch_compile:
-            return
-        self.dropouts = QuickDropouts(model)
-        if isinstance(self.inner, PreTrainedModel) and self.inner.config._attn_implementation == "sdpa":
-            self.attention = "sdpa"
-            self.inner.set_attn_implementation(CAPTURING_SDPA)
-
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave an optimizer as it is: the parameters are the student's own."""
+class Change(Protocol):
+    """What a student is without for the time of a training."""
 
     def end(self) -> None:
-        """Give the student back what was changed, as it was."""
-        if self.first is not None:
-            self.first.end()
-        if self.dropouts is not None:
-            self.dropouts.end()
-        if self.attention is not None:
-            self.inner.set_attn_implementation(self.attention)
+        """Give the student back what was taken, trained."""
 
 
-def changes_for_training(trainer: DistillationTrainer, wanted: Wanted) -> list[CompactTraining | LeanTraining]:
+class PlainAttention:
+    """A model whose attention is the plain products, with its own dropout, while it is trained.
+
+    With dropout `scaled_dot_product_attention` has no fused kernel on the CPU, and its own way to the products is
+    longer; in eval mode it runs as ever.
+
+    Args:
+        model: a transformers model under sdpa, changed in place.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        model.set_attn_implementation(CAPTURING_SDPA)
+
+    def end(self) -> None:
+        """Give the model sdpa back."""
+        self.model.set_attn_implementation("sdpa")
+
+
+def changes_for_training(trainer: DistillationTrainer, wanted: Wanted) -> Iterator[Change]:
     """Change a trainer's student for the time of a training, into one that does less for the same.
+
+    Losses and gradients are those of the student as it is, but for rounding and, where training is lean, for which
+    elements dropout drops: these are as many, from another sequence of random numbers.
 
     Args:
         trainer: about to make its optimizer.
-        wanted: what its objectives need of the student.
+        wanted: what its objectives need of the student. With hidden states the last layer stays whole, and with the
+            maps of eager attention, which are read as they go into torch's dropout, dropout stays as it is.
 
-    Returns:
-        What was changed: each follows the optimizer, and is ended after the training.
+    Yields:
+        Each change once it is made, to be ended after the training.
     """
-    args = trainer.args
-    changes: list[CompactTraining | LeanTraining] = []
+    args, student = trainer.args, trainer.model
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        return []
-    lean = bool(trainer.objectives.need_teacher) if args.lean_training is None else args.lean_training
-    if lean:
-        changes.append(LeanTraining(trainer.model, wanted, args))
+        return
+    if bool(trainer.objectives.need_teacher) if args.lean_training is None else args.lean_training:
+        inner: Any = without_adapter(student)
+        attention = inner.config._attn_implementation if isinstance(inner, PreTrainedModel) else None
+        eager_maps = attention == "eager" and wanted.get("attentions")
+        recomputes = args.gradient_checkpointing or args.activation_checkpointing
+        if not wanted.get("hidden_states") and not eager_maps and not recomputes:
+            first = first_token_only(student)
+            if first is not None:
+                yield first
+        if args.device.type == "cpu" and not args.torch_compile and not eager_maps:
+            yield QuickDropouts(student)
+            if attention == "sdpa":
+                yield PlainAttention(inner)
     given = trainer.optimizer is not None or args.anchor_weight
     if args.compact_embeddings and type(trainer.data_collator) is DistillationCollator and not given:
         special = getattr(trainer.processing_class, "all_special_ids", [])
-        compact = compact_training(trainer.model, trainer.train_dataset, args, special)
-        changes += [] if compact is None else [compact]
-    return changes
+        compact = compact_training(student, trainer.train_dataset, args, special)
+        if compact is not None:
+            yield compact

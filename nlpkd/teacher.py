@@ -84,15 +84,15 @@ class LiveTeacher:
         return captured
 
     def release(self) -> None:
-        """Drop the copy of the weights that mixed precision runs; the next batch makes it again."""
-        self._cast: nn.Module | None = None
-        self._cast_of: list[tuple[int, torch.device]] = []
+        """Drop the copy that is run in the teacher's place; the next batch makes it again."""
+        self._copy: nn.Module | None = None
+        self._copy_of: list[tuple[int, torch.device]] = []
 
     def _running(self) -> nn.Module:
         state = [(tensor._version, tensor.device) for tensor in self._parameters]
-        if self._cast is None or state != self._cast_of:
-            self._cast, self._cast_of = frozen_copy(self.model, self.device.type, self.first_token), state
-        return self._cast
+        if self._copy is None or state != self._copy_of:
+            self._copy, self._copy_of = frozen_copy(self.model, self.device.type, self.first_token), state
+        return self._copy
 
 
 class CachedTeacher:

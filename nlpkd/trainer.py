@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from transformers.utils import PushInProgress
 from nlpkd.anchor import Anchor
 from nlpkd.capture import Capture, CapturedOutput
 from nlpkd.checkpoints import describe_run, sealed, whole_checkpoint
+from nlpkd.compact import CompactTraining
 from nlpkd.config import DistillationConfig
 from nlpkd.data import DistillationCollator, TeacherTokenizers, per_teacher
 from nlpkd.disk import refuse_damaged, replacing_model
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.guard import LossWindow, among_processes, within_memory
 from nlpkd.interruption import SaveOnSigterm
-from nlpkd.lean import changes_for_training
+from nlpkd.lean import Change, changes_for_training
 from nlpkd.loader import ROWS, micro_batches, sampled_loader, training_loader
 from nlpkd.lock import only_writer
 from nlpkd.matching import follow_student_labels, refuse_reentrant_checkpointing, refuse_shared_weights
@@ -150,7 +151,7 @@ class DistillationTrainer(Trainer):
             raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
         more = ["compute_loss_func"] * (self.compute_loss_func is not None) + ["anchor"] * (self._anchor is not None)
         self._window = LossWindow(self.objectives.names + more, self.accelerator, self.args.device)
-        self._changes: list[Any] = []
+        self._changes: list[Change] = []
 
     def _take(self, objectives: Sequence[Objective], tuned: dict[str, Any]) -> None:
         self.objectives = ObjectiveSet(objectives, self.args.weighting)
@@ -283,11 +284,12 @@ class DistillationTrainer(Trainer):
                 with within_memory(given), among_processes(given), self._interruption.listening():
                     return super().train(checkpoint, *args, **kwargs)
             finally:
-                for change in reversed(self._changes):
-                    change.end()
-                if self._changes:
-                    # What was wrapped for training knows the compact table alone.
-                    self._changes, self.model_wrapped = [], self.model
+                # What was wrapped for training may know the student as it was changed.
+                self.model_wrapped = self.model if self._changes else self.model_wrapped
+                with ExitStack() as ends:
+                    for change in self._changes:
+                        ends.callback(change.end)
+                    self._changes = []
 
     def _choices(self) -> list[str]:
         columns = getattr(self.train_dataset, "column_names", None) or ()
@@ -390,10 +392,11 @@ class DistillationTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with a group of their own for the objectives' parameters."""
         if self.is_in_train and not self._changes:
-            self._changes = changes_for_training(self, self._student_wants)
+            self._changes.extend(changes_for_training(self, self._student_wants))
         optimizer = super().create_optimizer(model)
         for change in self._changes:
-            change.follow(optimizer)
+            if isinstance(change, CompactTraining):
+                change.follow(optimizer)
         parameters = self.objectives.trained()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not parameters or id(parameters[0]) in known:

@@ -10,10 +10,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, TrainerCallback
 
 from nlpkd import DistillationTrainer, cache_teacher_outputs, load_text_classification
+from nlpkd.capture import CAPTURING_SDPA, Capture
 from nlpkd.dropout import QuickDropout, QuickDropouts
-from nlpkd.first_token import first_token_only
+from nlpkd.first_token import first_token_only, reads_first_token
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.prediction import predict_logits
 from nlpkd.run import gold_trainer
+from nlpkd.teacher import LiveTeacher
 
 SHAPE = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0, "max_position_embeddings": 64}
 BERT_SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -127,22 +130,106 @@ def test_every_dropout_of_a_model_is_quick_for_a_while():
     assert [module for module in model.modules() if type(module) is nn.Dropout] == own
 
 
+@pytest.mark.parametrize("p", [0.1, 0.6])
+def test_attention_with_quick_dropout_has_the_mean_of_sdpa_and_drops_nothing_in_eval_mode(p):
+    model = model_of("bert", attention_probs_dropout_prob=p, hidden_dropout_prob=0.0)
+    attention, batch = model.bert.encoder.layer[0].attention.self, padded()
+    with torch.no_grad():
+        hidden = model.bert.embeddings(batch["input_ids"])
+        mask = batch["attention_mask"].bool()[:, None, None, :].expand(4, 1, 9, 9)
+        expected = attention(hidden, mask)[0]
+        QuickDropouts(model)
+        model.set_attn_implementation(CAPTURING_SDPA)
+        assert torch.equal(attention(hidden, mask)[0], expected)
+        model.train()
+        torch.manual_seed(0)
+        draws = torch.stack([attention(hidden, mask)[0] for _ in range(2000)])
+    assert draws.std(dim=0).min() > 0
+    error = draws.std(dim=0) / math.sqrt(len(draws))
+    assert ((draws.mean(dim=0) - expected).abs() < 6 * error).all()
+
+
+def test_recorded_maps_of_quick_attention_are_those_before_dropout():
+    model = model_of("bert", attention_probs_dropout_prob=0.5)
+    capture = Capture(model, {"attentions": frozenset({1, 2})}, "student")
+    expected = capture(model, padded()).attentions
+    model.train()
+    QuickDropouts(model)
+    first = capture(model, padded()).attentions[0]
+    torch.testing.assert_close(first.sum(dim=-1), torch.ones_like(first.sum(dim=-1)))
+    assert not (first[0] == 0).any() and expected[0].shape == first.shape
+
+
+class OwnHead(nn.Module):
+    def forward(self, features):
+        return features.mean(dim=1)[:, :3]
+
+
+def replaced_head(model):
+    model.classifier = OwnHead()
+
+
+def replaced_layer(model):
+    layers = model.roberta.encoder.layer
+    layers[-1] = type("RobertaLayer", (type(layers[-1]),), {"__module__": "mine"})(model.config)
+
+
+def hooked_layer(model):
+    model.roberta.encoder.layer[-1].attention.register_forward_hook(lambda *_: None)
+
+
+def asking(model):
+    model.config.output_hidden_states = True
+
+
+@pytest.mark.parametrize("change", [replaced_head, replaced_layer, hooked_layer, asking])
+def test_what_is_not_transformers_own_from_the_last_layer_on_is_left_alone(change):
+    model = model_of("roberta")
+    assert reads_first_token(model)
+    change(model)
+    assert not reads_first_token(model) and first_token_only(model) is None
+
+
+def test_a_feed_forward_by_chunks_takes_a_single_token_too():
+    model = model_of("distilbert", chunk_size_feed_forward=3)
+    logits = model(**padded()).logits
+    first_token_only(model)
+    torch.testing.assert_close(model(**padded()).logits, logits)
+
+
+def test_under_an_adapter_the_names_stay_and_the_gradients_are_the_same():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(model_of("bert"), LoraConfig(task_type="SEQ_CLS", target_modules=["query", "output.dense"]))
+    before, names = gradients(model), list(model.state_dict())
+    assert first_token_only(model) is not None
+    after = gradients(model)
+    assert list(model.state_dict()) == names and before.keys() == after.keys() and len(before) > 8
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 class WhileTraining(TrainerCallback):
     """Notes how the student looks while it is trained."""
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.quick = any(isinstance(module, QuickDropout) for module in model.modules())
         self.whole = type(model.bert.encoder.layer[-1]).__name__ == "BertLayer"
+        model.eval()
 
 
-def trained(rows, args, tokenizer, objectives, teacher=None, **config):
-    seen, student = WhileTraining(), tiny_bert(seed=3, **config)
-    layers = [type(module) for module in student.modules()]
+def trained(rows, args, tokenizer, objectives, teacher=None, resume=None, **config):
+    seen, student = WhileTraining(), tiny_bert(seed=3, **{"hidden_dropout_prob": 1e-9} | config)
+    modules, attention = list(student.modules()), student.config._attn_implementation
     trainer = DistillationTrainer(
         student, teacher, args, objectives, train_dataset=rows, processing_class=tokenizer, callbacks=[seen]
     )
-    trainer.train()
-    assert [type(module) for module in trainer.model.modules()] == layers
+    wanted = student.config._attn_implementation
+    trainer.train(resume)
+    assert list(trainer.model.modules()) == modules and wanted in (attention, CAPTURING_SDPA)
+    assert student.config._attn_implementation == wanted
+    assert {module.training for module in modules} == {student.training}
+    assert len(student(**trainer.data_collator([rows[0]]), output_hidden_states=True).hidden_states) == 3
     return trainer, seen
 
 
@@ -185,11 +272,11 @@ def test_a_lean_run_that_is_resumed_ends_as_the_uninterrupted_one(make_rows, set
     rows, teacher = make_rows(40), tiny_bert(4, seed=1)
     dropping = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     args = settings(save_strategy="steps", save_steps=3, num_train_epochs=2)
-    whole, _ = trained(rows, args, tokenizer, [ForwardKLLoss()], teacher, **dropping)
-    again = DistillationTrainer(
-        tiny_bert(seed=3, **dropping), teacher, args, [ForwardKLLoss()], train_dataset=rows, processing_class=tokenizer
-    )
-    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-6"))
+    whole, seen = trained(rows, args, tokenizer, [ForwardKLLoss()], teacher, **dropping)
+    assert seen.quick and not seen.whole
+    checkpoint = str(tmp_path / "out" / "checkpoint-6")
+    again, seen = trained(rows, args, tokenizer, [ForwardKLLoss()], teacher, resume=checkpoint, **dropping)
+    assert seen.quick and not seen.whole
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, whole.model.state_dict()[name]), name
 
@@ -214,7 +301,10 @@ def test_a_student_is_whole_again_after_a_training_that_failed(make_rows, settin
 @pytest.mark.parametrize(("asked", "lean"), [(None, True), (False, False)])
 def test_gold_labels_for_a_teacher_or_a_baseline_are_learnt_leanly_unless_refused(asked, lean, tokenizer, settings):
     data = load_text_classification(raw_rows(16), tokenizer=tokenizer)
-    trainer, seen = gold_trainer(tiny_bert(), settings(lean_training=asked), data, tokenizer), WhileTraining()
+    trainer, seen = (
+        gold_trainer(tiny_bert(hidden_dropout_prob=0.1), settings(lean_training=asked), data, tokenizer),
+        WhileTraining(),
+    )
     trainer.add_callback(seen)
     trainer.train()
     assert seen.quick == lean and seen.whole != lean
@@ -226,3 +316,46 @@ def test_a_cache_of_logits_has_those_of_the_whole_teacher(make_rows, tokenizer, 
     expected = [teacher(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
     torch.testing.assert_close(torch.tensor(cached["teacher_logits"][:]), torch.stack(expected), rtol=1e-4, atol=1e-5)
     assert type(teacher.bert.encoder.layer[-1]).__name__ == "BertLayer"
+
+
+def widths_of(model, run):
+    """Widths `(batch, seq, hidden)` of the last layer's feed-forward block while something runs the model."""
+    seen = []
+    model.bert.encoder.layer[-1].intermediate.register_forward_hook(lambda module, *_: seen.append(_[0][0].shape[1]))
+    run()
+    return set(seen)
+
+
+def test_cache_predictions_and_a_live_teacher_compute_the_last_layer_for_one_token(make_rows, tokenizer, tmp_path):
+    rows, teacher = make_rows(20), model_of("bert", vocab_size=len(tokenizer))
+    assert widths_of(teacher, lambda: predict_logits(teacher, rows, tokenizer)) == {1}
+    assert widths_of(teacher, lambda: cache_teacher_outputs(teacher, rows, tokenizer, cache_dir=tmp_path)) == {1}
+    batch = {name: torch.tensor([rows[0][name]]) for name in ("input_ids", "attention_mask")}
+    assert widths_of(teacher, lambda: LiveTeacher(teacher, {}, torch.device("cpu")).outputs(batch)) == {1}
+    whole = LiveTeacher(teacher, {"hidden_states": frozenset({1})}, torch.device("cpu"))
+    assert widths_of(teacher, lambda: whole.outputs(batch)) == {batch["input_ids"].shape[1]}
+
+
+def test_an_eager_student_whose_maps_are_matched_keeps_torchs_dropout(make_rows, settings, tokenizer):
+    rows, teacher, student = make_rows(16), tiny_bert(4, seed=1), tiny_bert(attention_probs_dropout_prob=0.5)
+    student.set_attn_implementation("eager")
+    seen = WhileTraining()
+    trainer = DistillationTrainer(
+        student, teacher, settings(), [ForwardKLLoss(), AttentionMSELoss()], train_dataset=rows,
+        processing_class=tokenizer, callbacks=[seen],
+    )  # fmt: skip
+    trainer.train()
+    assert not seen.quick and seen.whole
+
+
+def test_a_student_is_whole_again_if_a_later_change_fails(make_rows, settings, tokenizer):
+    student, rows = tiny_bert(hidden_dropout_prob=0.1), make_rows(16)
+    modules = list(student.modules())
+    trainer = DistillationTrainer(
+        student, tiny_bert(4, seed=1), settings(), [ForwardKLLoss()], train_dataset=rows, processing_class=tokenizer
+    )
+    # The scan for used embedding rows finds none of the column that it reads.
+    trainer.train_dataset = rows.rename_column("input_ids", "elsewhere")
+    with pytest.raises(ValueError, match="input_ids"):
+        trainer.train()
+    assert list(student.modules()) == modules
