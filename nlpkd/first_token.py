@@ -27,7 +27,7 @@ class _FirstTokenBertLayer(nn.Module):
     ) -> Tensor:
         """Turn `(batch, seq, hidden)` into `(batch, 1, hidden)`."""
         mixed, _ = self.attention.self(hidden_states, attention_mask=attention_mask, **kwargs)
-        first = self.attention.output(mixed[:, :1], hidden_states[:, :1])
+        first = self.attention.output(mixed[:, :1].contiguous(), hidden_states[:, :1])
         return self.output(self.intermediate(first), first)
 
 

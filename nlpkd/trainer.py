@@ -284,12 +284,12 @@ class DistillationTrainer(Trainer):
                 with within_memory(given), among_processes(given), self._interruption.listening():
                     return super().train(checkpoint, *args, **kwargs)
             finally:
-                # What was wrapped for training may know the student as it was changed.
-                self.model_wrapped = self.model if self._changes else self.model_wrapped
                 with ExitStack() as ends:
                     for change in self._changes:
                         ends.callback(change.end)
-                    self._changes = []
+                self._changes = []
+                # Else its forward would stay in mixed precision, and what wraps it know it as it was changed.
+                self.model_wrapped = self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def _choices(self) -> list[str]:
         columns = getattr(self.train_dataset, "column_names", None) or ()

@@ -252,6 +252,17 @@ def test_without_dropout_lean_training_makes_the_same_student(wanted, make_rows,
         torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("objective", [ForwardKLLoss, HiddenStateMSELoss])
+def test_after_training_in_bf16_the_student_runs_in_float32_again(objective, make_rows, settings, tokenizer, tmp_path):
+    rows, args = make_rows(40), settings(bf16=True, learning_rate=1e-2)
+    trainer, _ = trained(rows, args, tokenizer, [objective()], tiny_bert(4, seed=1))
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert (predict_logits(trainer.model, rows, tokenizer) == predict_logits(saved, rows, tokenizer)).all()
+    trainer.train()
+    assert trainer.state.global_step == 5
+
+
 def test_lean_training_is_the_default_with_a_teacher_and_not_without(make_rows, settings, tokenizer):
     rows = make_rows(16)
     _, seen = trained(rows, settings(), tokenizer, [ForwardKLLoss()], tiny_bert(4, seed=1))
