@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import PreTrainedModel
@@ -79,3 +80,19 @@ def changes_for_training(trainer: DistillationTrainer, wanted: Wanted) -> Iterat
         compact = compact_training(student, trainer.train_dataset, args, special)
         if compact is not None:
             yield compact
+
+
+def end_training(trainer: DistillationTrainer, changes: Sequence[Change]) -> None:
+    """Leave a trainer's student as it was, but trained: whole, in its own precision, without a wrapper.
+
+    Args:
+        trainer: whose training is over. What DeepSpeed and FSDP split up stays in their wrapper.
+        changes: what was changed; all are ended, the last first, even if one fails.
+    """
+    with ExitStack() as ends:
+        for change in changes:
+            ends.callback(change.end)
+    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        # Accelerate leaves the model's forward in mixed precision, in which it would then be measured.
+        student = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        trainer.model = trainer.model_wrapped = student

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from nlpkd.disk import refuse_damaged, replacing_model
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.guard import LossWindow, among_processes, within_memory
 from nlpkd.interruption import SaveOnSigterm
-from nlpkd.lean import Change, changes_for_training
+from nlpkd.lean import Change, changes_for_training, end_training
 from nlpkd.loader import ROWS, micro_batches, sampled_loader, training_loader
 from nlpkd.lock import only_writer
 from nlpkd.matching import follow_student_labels, refuse_reentrant_checkpointing, refuse_shared_weights
@@ -284,12 +284,8 @@ class DistillationTrainer(Trainer):
                 with within_memory(given), among_processes(given), self._interruption.listening():
                     return super().train(checkpoint, *args, **kwargs)
             finally:
-                with ExitStack() as ends:
-                    for change in self._changes:
-                        ends.callback(change.end)
+                end_training(self, self._changes)
                 self._changes = []
-                # Else its forward would stay in mixed precision, and what wraps it know it as it was changed.
-                self.model_wrapped = self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def _choices(self) -> list[str]:
         columns = getattr(self.train_dataset, "column_names", None) or ()
