@@ -22,7 +22,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from nlpkd.config import DistillationConfig
 from nlpkd.prepare import prepare_job, prepare_teacher
-from nlpkd.run import Job, gold_trainer
+from nlpkd.run import Job, gold_trainer, lean_by_default
 from nlpkd.streaming import TextStream
 from nlpkd.trainer import DistillationTrainer
 
@@ -112,6 +112,7 @@ def plan_teacher(args: DistillationConfig, **options: Any) -> Plan:
     Raises:
         ValueError: if model, data or settings do not fit.
     """
+    args = lean_by_default(args)
     return _plan(prepare_teacher(args, **options), args, "model", 1, False)
 
 

@@ -71,12 +71,8 @@ def gold_trainer(
     tokenizer: PreTrainedTokenizerBase,
     class_weights: Sequence[float] | None = None,
 ) -> DistillationTrainer:
-    """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline.
-
-    A baseline is trained as its student is, so that lean training is the default of both.
-    """
-    if args.lean_training is None:
-        args = dataclasses.replace(args, lean_training=True)
+    """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
+    args = lean_by_default(args)
     model.config.problem_type = data.problem_type  # type: ignore[assignment]
     return DistillationTrainer(
         model=model,
@@ -86,6 +82,11 @@ def gold_trainer(
         eval_dataset=data["validation"] if "validation" in data else None,
         processing_class=tokenizer,
     )
+
+
+def lean_by_default(args: DistillationConfig) -> DistillationConfig:
+    """Train leanly without a teacher too, unless refused: a baseline is trained as its student is."""
+    return dataclasses.replace(args, lean_training=True) if args.lean_training is None else args
 
 
 def labelled_rows(rows: Any) -> Any:
