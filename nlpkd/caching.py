@@ -9,7 +9,6 @@ from datasets import Dataset
 
 from nlpkd.cache import cache_teacher_outputs
 from nlpkd.config import DistillationConfig
-from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.prepare import prepare_job
 
 
@@ -26,12 +25,15 @@ def cache_for_distillation(args: DistillationConfig, **options: Any) -> Dataset:
         The training rows with the column `teacher_logits`.
 
     Raises:
-        ValueError: without a single teacher and rows that are all there, or if something does not fit.
+        ValueError: without a teacher and rows that are all there, if several teachers have tokenizers of their own, or
+            if something does not fit.
     """
     job = prepare_job(args, objectives="hinton", **options)
     rows = job.data["train"]
-    if job.teacher is None or isinstance(job.teacher, TeacherEnsemble) or not isinstance(rows, Dataset):
-        raise ValueError("a cache is of one teacher, on rows that are not streamed: leave out what says otherwise")
+    if job.teacher is None or not isinstance(rows, Dataset):
+        raise ValueError(
+            "a cache is of a teacher's outputs on rows that are not streamed: leave out what says otherwise"
+        )
     # The trainer settles whose label is whose, on a sample of gold labels where names do not say it.
     trainer = job.trainer(job.start(args.seed), args, job.stages[0])
     own: Any = job.teacher_tokenizer if "teacher_input_ids" in rows.column_names else job.tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +64,21 @@ class TeacherEnsemble(nn.Module):
         self.captures = [
             Capture(member, {}, "teacher", prefix) for member, prefix in zip(self.members, prefixes, strict=True)
         ]
+
+    def with_members(self, members: Sequence[nn.Module]) -> TeacherEnsemble:
+        """Copy the ensemble, with other modules of the same signatures in its members' places.
+
+        Args:
+            members: one for each teacher.
+
+        Returns:
+            The copy, which has this ensemble's weights and follows its label orders.
+        """
+        copied = copy.copy(self)
+        # Buffers, among them the label orders, stay one dictionary for both.
+        copied._modules = dict(self._modules)
+        copied.members = nn.ModuleList(members)
+        return copied
 
     def reorder(self, member: int, order: Sequence[int] | None) -> None:
         """Set the label order of one teacher; the identity costs nothing."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.first_token import first_token_only, reads_first_token
 
 
@@ -24,8 +25,11 @@ def frozen_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.Mod
     Returns:
         A copy that shares the weights, but within autocast those of linear layers, which are cast once to its dtype,
         as autocast would on every batch: without `first_token` the same outputs to the last bit where nothing but
-        matrix products reads these weights. The model itself where it is not transformers' own or can't be copied.
+        matrix products reads these weights. The model itself where it is not transformers' own or can't be copied; an
+        ensemble of such copies.
     """
+    if isinstance(model, TeacherEnsemble):
+        return model.with_members([frozen_copy(member, device_type, first_token) for member in model.members])
     first_token = first_token and reads_first_token(model)
     casts = torch.is_autocast_enabled(device_type)
     if not isinstance(model, PreTrainedModel) or not (first_token or casts):

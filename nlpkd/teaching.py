@@ -69,7 +69,6 @@ class Teaching:
         self.cached = CachedTeacher()
         self.live: LiveTeacher | None = None
         self._order: list[int] | None = None
-        self._several = isinstance(teacher, TeacherEnsemble)
         self._tokenizer: Any = tokenizer
         self._student, self._teacher_ids = student, ""
         refuse_unknown_padding(student, tokenizer, "student")
@@ -143,7 +142,9 @@ class Teaching:
             hold_against_gold(source, rows, collate, batch_size, self.device, self._order, student_config, check, seed)
 
     def run_once(self, rows: Any, args: DistillationConfig) -> Any:
-        """Run the teacher on all rows now, if it is a single model, its logits are all that is wanted, and it pays.
+        """Run the teacher on all rows now, if its logits are all that is wanted, and it pays.
+
+        Teachers with tokenizers of their own are not run ahead of time.
 
         Args:
             rows: the training rows.
@@ -152,7 +153,7 @@ class Teaching:
         Returns:
             The rows with the teacher's outputs, or as they were.
         """
-        if self.live is None or self._several or self.wanted or args.cache_teacher == "off" or args.fp16:
+        if self.live is None or self.wanted or args.cache_teacher == "off" or args.fp16:
             return rows
         if not isinstance(rows, Dataset) or TEACHER_LOGITS in rows.column_names:
             return rows

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from conftest import raw_rows, tiny_bert
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
-from nlpkd import DistillationConfig, distill
+from nlpkd import DistillationConfig, distill, make_student
 from nlpkd.caching import cache_for_distillation
 
 QUIET = {"bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
@@ -35,8 +38,30 @@ def test_a_distillation_takes_the_outputs_that_were_kept_for_it(teacher, tmp_pat
     assert "Training" in (tmp_path / "student" / "report.html").read_text()
 
 
-def test_several_teachers_are_refused(teacher, tmp_path):
-    args = DistillationConfig(output_dir=str(tmp_path / "outputs"), **QUIET)
-    options = {"student": "layers:1", "train": raw_rows(40), "validation": raw_rows(20, 3)}
-    with pytest.raises(ValueError, match="a cache is of one teacher"):
-        cache_for_distillation(args, teacher=[str(teacher), str(teacher)], **options)
+def test_the_average_of_several_teachers_is_kept_and_taken(teacher, tokenizer, tmp_path, caplog):
+    names = {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}}
+    second = tiny_bert(initializer_range=0.5, seed=7, **names).eval()
+    second.save_pretrained(tmp_path / "second")
+    tokenizer.save_pretrained(tmp_path / "second")
+    student = make_student(AutoModelForSequenceClassification.from_pretrained(teacher), 1)
+    job = {"teacher": [str(teacher), str(tmp_path / "second")], "student": student, "tokenizer": tokenizer,
+           "train": raw_rows(40), "validation": raw_rows(20, 3)}  # fmt: skip
+    settings = QUIET | {"teacher_check": "off", "ensemble_weights": [3.0, 1.0]}
+    kept = cache_for_distillation(DistillationConfig(output_dir=str(tmp_path / "outputs"), **settings), **job)
+    first = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
+    for row in kept:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            one, other = first(ids).logits.softmax(-1)[0], second(ids).logits.softmax(-1)[0].flip(0)
+        mean = (0.75 * one + 0.25 * other).log()
+        torch.testing.assert_close(torch.tensor(row["teacher_logits"]), mean, atol=1e-5, rtol=1e-4)
+
+    run = {"objectives": "hinton", "num_train_epochs": 2, "learning_rate": 1e-3, **settings}
+    with caplog.at_level("WARNING"):
+        once = distill(**job, **run, output_dir=tmp_path / "once", teacher_cache_dir=str(tmp_path / "outputs"))
+    assert "the teacher's outputs kept with the rows" in caplog.text
+    live = distill(**job, **run, output_dir=tmp_path / "live", cache_teacher="off")
+    weights = [load_file(result.output_dir / "model.safetensors") for result in (once, live)]
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-3)
+    untrained = student.state_dict()["classifier.weight"]
+    assert (weights[0]["classifier.weight"] - untrained).abs().max() > 1e-4

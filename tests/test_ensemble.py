@@ -24,6 +24,7 @@ from nlpkd import DistillationConfig, DistillationTrainer, evaluate_student, loa
 from nlpkd.data import DistillationCollator
 from nlpkd.demo import load_airline_tweets
 from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
+from nlpkd.frozen import frozen_copy
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.prediction import predict_logits
 from nlpkd.teacher import LiveTeacher
@@ -117,6 +118,20 @@ def test_each_teacher_has_a_label_order_of_its_own(batch):
     np.testing.assert_allclose(outputs(ensemble, batch), np.log(mean), atol=1e-5)
     ensemble.reorder(1, [0, 1, 2])
     assert ensemble.order_1 is None and ensemble.orders == [None, [0, 1, 2]]
+
+
+def test_what_runs_in_place_of_the_teachers_follows_their_label_orders(batch):
+    first, second = sharp(1, num_labels=3), sharp(2, num_labels=3)
+    ensemble = TeacherEnsemble([first, second])
+    teacher = LiveTeacher(ensemble, {}, CPU)
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        ensemble.reorder(1, order)
+        mean = (softmax(own(first, batch)) + softmax(own(second, batch))[:, order]) / 2
+        np.testing.assert_allclose(teacher.outputs(batch).logits.numpy(), np.log(mean), atol=1e-5)
+    running = frozen_copy(ensemble, "cpu", first_token=True)
+    assert not {id(module) for module in running.members} & {id(module) for module in ensemble.members}
+    weights = dict(ensemble.named_parameters())
+    assert all(tensor is weights[name] for name, tensor in running.named_parameters() if name in weights)
 
 
 def test_each_teacher_reads_columns_of_its_own(batch):

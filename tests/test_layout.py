@@ -25,9 +25,9 @@ FLOORS = [
     "small_models reshaped disk lock dropout",
     "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
     "sources demo record charts objectives.temperature compression",
-    "onnx_classifier first_token",
+    "onnx_classifier first_token ensemble",
     "frozen",
-    "guard html_report columns benchmark scoring calibration objectives.base model_card teacher ensemble narrow",
+    "guard html_report columns benchmark scoring calibration objectives.base model_card teacher narrow",
     "soft_labels targets compression.record budget model_source serving",
     "compression.low_rank compression.quantize compression.vocabulary",
     "student",

@@ -121,7 +121,7 @@ def train_teacher(
 @app.command()
 def cache(
     context: typer.Context,
-    teacher: Annotated[str, typer.Option(help="A path or Hub id (id@revision).")],
+    teacher: Annotated[list[str], typer.Option(help="A path or Hub id (id@revision); several: average.")],
     train: Rows,
     output_dir: Annotated[Path, typer.Option(help="Where its outputs are kept.")],
     student: Annotated[str, typer.Option(help="As for distill, which it must be the same as.")] = "layers:3",
