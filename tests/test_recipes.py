@@ -362,6 +362,28 @@ def test_a_share_of_labels_is_made_wrong_evenly(monkeypatch):
         assert all(moved[old, new] == pytest.approx(150, abs=40) for new in range(3) if new != old)
 
 
+def test_a_backbone_is_taught_again_by_the_average_of_its_fine_tunings(folder, tokenizer):
+    tiny_bert(layers=2, seed=3).base_model.save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    job = ["--model", "backbone", "--train_file", "train.tsv", "--validation_file", "validation.tsv", "--fresh_pooler",
+           "True", "--num_train_epochs", "4", "--teacher_check", "off", *SHORT]  # fmt: skip
+    run = start(folder, "born_again.py", *job, "--num_teachers", "2", "--output_dir", "again")
+    assert run.wait() == 0, run.text
+    report = json.loads((folder / "again" / "report.json").read_text())
+    assert report["run"]["teacher"]["name"] == "./again/teacher-42 and ./again/teacher-43"
+    assert report["candidates"]["teacher"]["parameters"] == 2 * report["candidates"]["student"]["parameters"]
+    weights = [load_file(folder / "again" / name / "model.safetensors") for name in ("teacher-42", "teacher-43", ".")]
+    poolers = [each["bert.pooler.dense.weight"] for each in weights]
+    assert not any(torch.allclose(poolers[one], poolers[other], atol=1e-2) for one, other in ((0, 1), (1, 2)))
+    assert (folder / "again" / "teacher_cache" / "manifest.json").exists(), "both teachers were run once"
+
+    given = ["--teachers", "again/teacher-42", "again/teacher-43", "--output_dir", "given"]
+    run = start(folder, "born_again.py", *job, *given)
+    assert run.wait() == 0, run.text
+    found = load_file(folder / "given" / "model.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in weights[2].items())
+
+
 def test_a_bilstm_is_distilled_on_augmented_text(folder):
     run = start(folder, "bilstm.py", "--teacher", "teacher", "--train_file", "train.tsv", "--validation_file",
                 "validation.tsv", "--copies", "2", "--output_dir", "bilstm", *SHORT)  # fmt: skip

@@ -1,0 +1,73 @@
+"""Fine-tune a backbone several times and let their average teach it once more: a better teacher of the same size.
+
+After Furlanello et al. (2018), Born-Again Neural Networks, arXiv:1805.04770, with an ensemble as its first generation.
+
+    python recipes/born_again.py --model google-bert/bert-base-uncased --train_file train.tsv \
+        --validation_file validation.tsv --output_dir runs/teacher
+
+Every field of `DistillationConfig` is a flag. Results: model_cards/README.md.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, HfArgumentParser
+
+from nlpkd import DistillationConfig, distill, load_teacher, make_student, train_teacher
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
+from nlpkd.student import with_fresh_pooler
+
+
+@dataclass
+class Recipe:
+    """What to fine-tune, and on what. `teachers`, fine-tuned from the model before, save the first part."""
+
+    model: str
+    train_file: str
+    validation_file: str
+    teachers: list[str] | None = None
+    num_teachers: int = 3
+    fresh_pooler: bool = False
+    temperature: float = 2.0
+    gold_weight: float = 0.3
+    max_length: int = 128
+
+
+def main() -> None:
+    """Fine-tune with one seed after the other, teach the backbone by the average, print the report."""
+    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
+    parser.set_defaults(
+        output_dir="runs/born-again", num_train_epochs=3, learning_rate=8e-5, per_device_train_batch_size=64,
+        warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
+    )  # fmt: skip
+    recipe, args = parser.parse_args_into_dataclasses()
+    teachers = recipe.teachers or []
+    for seed in range(args.seed, args.seed + (0 if teachers else recipe.num_teachers)):
+        folder = str(Path(args.output_dir) / f"teacher-{seed}")
+        settings = dataclasses.replace(args, output_dir=folder, seed=seed, push_to_hub=False)
+        train_teacher(
+            recipe.model, recipe.train_file, recipe.validation_file, args=settings, fresh_pooler=recipe.fresh_pooler,
+            max_length=recipe.max_length,
+        )  # fmt: skip
+        teachers.append(folder)
+    student = make_student(load_teacher(teachers[0]), checkpoint=recipe.model, seed=args.seed)
+    result = distill(
+        teachers,
+        with_fresh_pooler(student, args.seed) if recipe.fresh_pooler else student,
+        recipe.train_file,
+        recipe.validation_file,
+        tokenizer=AutoTokenizer.from_pretrained(teachers[0]),
+        objectives=[
+            ForwardKLLoss(temperature=recipe.temperature, weight=1 - recipe.gold_weight),
+            CrossEntropyLoss(weight=recipe.gold_weight),
+        ],
+        max_length=recipe.max_length,
+        args=args,
+    )
+    if args.should_log:
+        print(result.report.to_markdown())
+
+
+if __name__ == "__main__":
+    main()
