@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -315,7 +316,7 @@ class _Model:
             raise ValueError(f"hidden_states={list(layers)}: the teacher has the layers 0 (the embeddings) to {depth}")
         self.layers = sorted(set(layers))
         self.capture = Capture(model, {"hidden_states": frozenset(self.layers)}, "teacher")
-        own = sorted(name for name in self.capture.arguments if name.startswith(TEACHER_PREFIX))
+        own = [name for name in sorted(self.capture.arguments) if re.fullmatch(f"{TEACHER_PREFIX}.*input_ids", name)]
         if own:
             raise ValueError(
                 f"the teacher reads columns of several tokenizers ({', '.join(own)}), which can't be cached: run it "

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from nlpkd.cache import cache_teacher_outputs
 from nlpkd.config import DistillationConfig
+from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.prepare import prepare_job
 
 
@@ -36,7 +37,8 @@ def cache_for_distillation(args: DistillationConfig, **options: Any) -> Dataset:
         )
     # The trainer settles whose label is whose, on a sample of gold labels where names do not say it.
     trainer = job.trainer(job.start(args.seed), args, job.stages[0])
-    own: Any = job.teacher_tokenizer if "teacher_input_ids" in rows.column_names else job.tokenizer
+    apart = "teacher_input_ids" in rows.column_names and not isinstance(job.teacher, TeacherEnsemble)
+    own: Any = job.teacher_tokenizer if apart else job.tokenizer
     return cache_teacher_outputs(
         job.teacher,
         rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,10 +244,18 @@ def hash_configuration(model: nn.Module) -> str:
             # How strong an adapter is, and whether it is on, is in no weight.
             names = ("scaling", "active_adapters", "disable_adapters")
             told[f"adapter of {name}"] = [getattr(module, attribute, None) for attribute in names]
-    if not isinstance(model, PreTrainedModel):
-        plain = {key: value for key, value in vars(model).items() if isinstance(value, (bool, int, float, str))}
-        told |= {key: value for key, value in plain.items() if key != "training" and not key.startswith("_")}
+    for name, module in _outside(model):
+        plain = {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+        told |= {f"{name}{key}": plain[key] for key in plain if key != "training" and not key.startswith("_")}
     return hash_value(told)
+
+
+def _outside(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """List the modules that are no part of a transformers model, which its configuration tells all about."""
+    if not isinstance(model, PreTrainedModel):
+        yield name, model
+        for child, module in model.named_children():
+            yield from _outside(module, f"{name}{child}.")
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from nlpkd import DistillationTrainer, load_text_classification
 from nlpkd.cache import PROBABILITY_FLOOR, cache_teacher_outputs
+from nlpkd.ensemble import TeacherEnsemble
 from nlpkd.objectives import EmbeddingMSELoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.shards import pack_states, pad_states
 from nlpkd.teacher import HIDDEN_STATES
@@ -548,6 +549,9 @@ def test_settings_of_a_plain_module_and_of_models_within_count(cache, teacher, r
         cache(Scaled(teacher, 3.0, names), rows)
     with pytest.raises(ValueError, match="what differs: the teacher's configuration. Use"):
         cache(Scaled(other_activation(teacher), 2.0, names), rows)
+    cache(TeacherEnsemble([Scaled(teacher, 2.0, names), teacher]), rows, folder="several")
+    with pytest.raises(ValueError, match="what differs: the teacher's configuration. Use"):
+        cache(TeacherEnsemble([Scaled(teacher, 3.0, names), teacher]), rows, folder="several")
 
 
 def test_teachers_with_several_tokenizers_are_refused(cache, teacher, rows):

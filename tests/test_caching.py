@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import raw_rows, tiny_bert
+from conftest import WORDS, raw_rows, tiny_bert
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from nlpkd import DistillationConfig, distill, make_student
 from nlpkd.caching import cache_for_distillation
@@ -65,3 +65,18 @@ def test_the_average_of_several_teachers_is_kept_and_taken(teacher, tokenizer, t
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-3)
     untrained = student.state_dict()["classifier.weight"]
     assert (weights[0]["classifier.weight"] - untrained).abs().max() > 1e-4
+
+
+def test_teachers_with_tokenizers_of_their_own_are_run_live(teacher, tmp_path, caplog):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *reversed(WORDS)]
+    tiny_bert(initializer_range=0.5, id2label={0: "neg", 1: "pos"}).save_pretrained(tmp_path / "second")
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(tmp_path / "second")
+    student = make_student(AutoModelForSequenceClassification.from_pretrained(teacher), 1)
+    job = {"teacher": [str(teacher), str(tmp_path / "second")], "student": student, "train": raw_rows(40),
+           "validation": raw_rows(20, 3)}  # fmt: skip
+    settings = QUIET | {"teacher_check": "off"}
+    with pytest.raises(ValueError, match=r"several tokenizers \(teacher_input_ids\), which can't be cached"):
+        cache_for_distillation(DistillationConfig(output_dir=str(tmp_path / "outputs"), **settings), **job)
+    with caplog.at_level("WARNING"):
+        distill(**job, objectives="hinton", num_train_epochs=2, output_dir=tmp_path / "student", **settings)
+    assert "The teacher is run on every batch, since its outputs can't be kept" in caplog.text
