@@ -319,8 +319,8 @@ class _Model:
         own = [name for name in sorted(self.capture.arguments) if re.fullmatch(f"{TEACHER_PREFIX}.*input_ids", name)]
         if own:
             raise ValueError(
-                f"the teacher reads columns of several tokenizers ({', '.join(own)}), which can't be cached: run it "
-                "live, or let all teachers have the student's tokenizer"
+                f"the teachers read columns of tokenizers of their own ({', '.join(own)}), which can't be cached: run "
+                "them live, or let all have the student's tokenizer"
             )
         together = hasattr(model, "columns") or TEACHER_PREFIX + "input_ids" not in dataset.column_names
         prefix = "" if together else TEACHER_PREFIX

@@ -72,7 +72,8 @@ class TeacherEnsemble(nn.Module):
             members: one for each teacher.
 
         Returns:
-            The copy, which has this ensemble's weights and follows its label orders.
+            The copy, which has this ensemble's weights and follows its label orders, but not what `read` and `task`
+            are given later.
         """
         copied = copy.copy(self)
         # Buffers, among them the label orders, stay one dictionary for both.

@@ -72,7 +72,8 @@ def gold_trainer(
     class_weights: Sequence[float] | None = None,
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
-    args = lean_by_default(args)
+    # A single objective has no other whose weight could move.
+    args = dataclasses.replace(lean_by_default(args), weighting="fixed")
     model.config.problem_type = data.problem_type  # type: ignore[assignment]
     return DistillationTrainer(
         model=model,

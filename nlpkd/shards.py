@@ -235,7 +235,7 @@ def hash_weights(model: nn.Module) -> str:
 
 def hash_configuration(model: nn.Module) -> str:
     """Hash a model's class and its settings: configurations of transformers, adapters, and plain values of others."""
-    told: dict[str, Any] = {"class": type(model).__name__}
+    told: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, PreTrainedModel):
             settings = module.config.to_dict().items()
@@ -244,18 +244,24 @@ def hash_configuration(model: nn.Module) -> str:
             # How strong an adapter is, and whether it is on, is in no weight.
             names = ("scaling", "active_adapters", "disable_adapters")
             told[f"adapter of {name}"] = [getattr(module, attribute, None) for attribute in names]
-    for name, module in _outside(model):
-        plain = {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
-        told |= {f"{name}{key}": plain[key] for key in plain if key != "training" and not key.startswith("_")}
+    for name, module in _down_to_transformers(model):
+        told[f"{name}class"] = type(module).__name__
+        if not isinstance(module, PreTrainedModel):
+            plain = {key: value for key, value in vars(module).items() if _is_plain(value) and not key.startswith("_")}
+            told |= {f"{name}{key}": plain[key] for key in plain if key != "training"}
     return hash_value(told)
 
 
-def _outside(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """List the modules that are no part of a transformers model, which its configuration tells all about."""
+def _down_to_transformers(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """List modules, but not those within a transformers model, which its configuration tells all about."""
+    yield name, model
     if not isinstance(model, PreTrainedModel):
-        yield name, model
         for child, module in model.named_children():
-            yield from _outside(module, f"{name}{child}.")
+            yield from _down_to_transformers(module, f"{name}{child}.")
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, (bool, int, float, str))
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -144,7 +144,7 @@ class Teaching:
     def run_once(self, rows: Any, args: DistillationConfig) -> Any:
         """Run the teacher on all rows now, if its logits are all that is wanted, and it pays.
 
-        Teachers with tokenizers of their own are not run ahead of time.
+        Several teachers, any with a tokenizer of its own, are run on every batch.
 
         Args:
             rows: the training rows.

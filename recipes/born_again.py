@@ -12,9 +12,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
 from nlpkd import DistillationConfig, distill, load_teacher, make_student, train_teacher
+from nlpkd.loading import split_revision
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 from nlpkd.student import with_fresh_pooler
 
@@ -42,26 +43,35 @@ def main() -> None:
         warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
     )  # fmt: skip
     recipe, args = parser.parse_args_into_dataclasses()
+    if not recipe.teachers and recipe.num_teachers < 1:
+        raise ValueError(f"--num_teachers must be at least 1, got {recipe.num_teachers}")
+    objectives = [
+        ForwardKLLoss(temperature=recipe.temperature, weight=1 - recipe.gold_weight),
+        CrossEntropyLoss(weight=recipe.gold_weight),
+    ]
     teachers = recipe.teachers or []
     for seed in range(args.seed, args.seed + (0 if teachers else recipe.num_teachers)):
         folder = str(Path(args.output_dir) / f"teacher-{seed}")
-        settings = dataclasses.replace(args, output_dir=folder, seed=seed, push_to_hub=False)
+        # A checkpoint's folder is one training's: the others look for their own.
+        resume = "True" if args.resume_from_checkpoint else None
+        settings = dataclasses.replace(
+            args, output_dir=folder, seed=seed, data_seed=None, resume_from_checkpoint=resume, push_to_hub=False
+        )
         train_teacher(
             recipe.model, recipe.train_file, recipe.validation_file, args=settings, fresh_pooler=recipe.fresh_pooler,
             max_length=recipe.max_length,
         )  # fmt: skip
         teachers.append(folder)
-    student = make_student(load_teacher(teachers[0]), checkpoint=recipe.model, seed=args.seed)
+    name, revision = split_revision(teachers[0])
+    first = load_teacher(name, revision=revision)
+    backbone, revision = split_revision(recipe.model)
+    student = make_student(first, checkpoint=backbone, revision=revision, seed=args.seed)
     result = distill(
         teachers,
         with_fresh_pooler(student, args.seed) if recipe.fresh_pooler else student,
         recipe.train_file,
         recipe.validation_file,
-        tokenizer=AutoTokenizer.from_pretrained(teachers[0]),
-        objectives=[
-            ForwardKLLoss(temperature=recipe.temperature, weight=1 - recipe.gold_weight),
-            CrossEntropyLoss(weight=recipe.gold_weight),
-        ],
+        objectives=objectives,
         max_length=recipe.max_length,
         args=args,
     )

@@ -541,6 +541,11 @@ class Scaled(nn.Module):
         return self.model(**batch).logits / self.scale
 
 
+class Multiplied(Scaled):
+    def forward(self, **batch):
+        return self.model(**batch).logits * self.scale
+
+
 def test_settings_of_a_plain_module_and_of_models_within_count(cache, teacher, rows):
     names = {"input_ids", "attention_mask"}
     cached = cache(Scaled(teacher, 2.0, names), rows)
@@ -552,10 +557,12 @@ def test_settings_of_a_plain_module_and_of_models_within_count(cache, teacher, r
     cache(TeacherEnsemble([Scaled(teacher, 2.0, names), teacher]), rows, folder="several")
     with pytest.raises(ValueError, match="what differs: the teacher's configuration. Use"):
         cache(TeacherEnsemble([Scaled(teacher, 3.0, names), teacher]), rows, folder="several")
+    with pytest.raises(ValueError, match="what differs: the teacher's configuration. Use"):
+        cache(TeacherEnsemble([Multiplied(teacher, 2.0, names), teacher]), rows, folder="several")
 
 
 def test_teachers_with_several_tokenizers_are_refused(cache, teacher, rows):
-    with pytest.raises(ValueError, match=r"several tokenizers \(teacher_2_input_ids\), which can't be cached"):
+    with pytest.raises(ValueError, match=r"tokenizers of their own \(teacher_2_input_ids\), which can't be cached"):
         cache(Scaled(teacher, 1.0, {"input_ids", "teacher_2_input_ids"}), rows)
 
 

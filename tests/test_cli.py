@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 
 from nlpkd import make_student
 from nlpkd.cli import app
-from nlpkd.cli.options import Setting, run_config, save_config
+from nlpkd.cli.options import Config, Setting, run_config, save_config
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
@@ -265,6 +266,22 @@ def test_a_wrong_config_is_refused(text, message, tmp_path, monkeypatch, capsys)
         main()
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["teacher: x", "teacher: [x]"])
+def test_a_config_may_name_one_of_what_can_be_several(text, tmp_path):
+    app = typer.Typer()
+
+    @app.command()
+    def command(
+        teacher: Annotated[list[str], typer.Option()], settings: Setting = None, config: Config = None
+    ) -> None:
+        typer.echo(json.dumps([teacher, settings]))
+
+    (tmp_path / "run.yaml").write_text(text + "\nset: {seed: 3}")
+    outcome = CliRunner().invoke(app, ["--config", str(tmp_path / "run.yaml")])
+    assert outcome.exit_code == 0, outcome.output
+    assert json.loads(outcome.output) == [["x"], ["seed=3"]]
 
 
 def test_a_token_is_not_kept_with_the_settings(tmp_path):

@@ -468,6 +468,14 @@ def test_several_teachers_teach_one_student_and_are_one_candidate(tmp_path, taug
         distill([taught.output_dir, other.output_dir], "layers:2", splits, output_dir=tmp_path / "never", **QUICK)
 
 
+def test_a_baseline_has_no_weights_that_move(tmp_path, taught, splits):
+    result = distill(
+        taught.output_dir, "layers:1", splits, objectives="hinton", weighting="linear", baseline=True,
+        output_dir=tmp_path / "student", **QUICK | {"num_train_epochs": 1, "save_strategy": "no"},
+    )  # fmt: skip
+    assert list(result.report.candidates) == ["teacher", "student", "baseline"]
+
+
 def test_soft_labels_take_the_place_of_a_teacher(tmp_path, small, splits):
     votes = [[1.0, 4.0] if label else [4.0, 1.0] for label in splits["train"]["label"]]
     rows = DatasetDict(train=splits["train"].add_column("votes", votes), validation=splits["validation"])

@@ -383,6 +383,13 @@ def test_a_backbone_is_taught_again_by_the_average_of_its_fine_tunings(folder, t
     found = load_file(folder / "given" / "model.safetensors")
     assert all(torch.equal(tensor, found[name]) for name, tensor in weights[2].items())
 
+    (folder / "again" / "model.safetensors").unlink()
+    run = start(folder, "born_again.py", *job, "--num_teachers", "2", "--output_dir", "again",
+                "--resume_from_checkpoint", "True")  # fmt: skip
+    assert run.wait() == 0, run.text
+    found = load_file(folder / "again" / "model.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in weights[2].items())
+
 
 def test_a_bilstm_is_distilled_on_augmented_text(folder):
     run = start(folder, "bilstm.py", "--teacher", "teacher", "--train_file", "train.tsv", "--validation_file",

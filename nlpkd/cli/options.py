@@ -105,7 +105,12 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path} is of the command {command}, not of {context.info_name}")
     if unknown := sorted(str(name) for name in content if _plain(name) not in known):
         raise typer.BadParameter(f"{path} has {unknown}, which {context.info_name} does not take: {sorted(known)}")
-    context.default_map = {known[_plain(name)]: _as_flags(value) for name, value in content.items()}
+    # What can be given several times may stand alone in the file; NAME=VALUE options say themselves what they take.
+    lists = {each.name for each in context.command.params if getattr(each, "multiple", False) and not each.callback}
+    given = {known[_plain(name)]: _as_flags(value) for name, value in content.items()}
+    context.default_map = {
+        name: [value] if name in lists and isinstance(value, str) else value for name, value in given.items()
+    }
     return path
 
 
