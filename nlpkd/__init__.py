@@ -1,8 +1,8 @@
 """Distil a fine-tuned text classifier into a small, fast student, and measure what it cost.
 
-`import nlpkd` imports no torch. It lets transformers know the models of `nlpkd.small_models` and `nlpkd.reshaped`, so
-that `AutoModelForSequenceClassification.from_pretrained` and `pipeline` load one from its folder: at once where
-transformers' auto models are imported already, and else as soon as they are.
+`import nlpkd` imports no torch. It lets transformers know the models of `nlpkd.models.small_models` and
+`nlpkd.models.reshaped`, so that `AutoModelForSequenceClassification.from_pretrained` and `pipeline` load one from its
+folder: at once where transformers' auto models are imported already, and else as soon as they are.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from importlib.util import find_spec
 from typing import Any
 
 _HOMES = {
-    "BiLSTMConfig": "nlpkd.small_models",
-    "BiLSTMForSequenceClassification": "nlpkd.small_models",
-    "cache_teacher_outputs": "nlpkd.cache",
+    "BiLSTMConfig": "nlpkd.models.small_models",
+    "BiLSTMForSequenceClassification": "nlpkd.models.small_models",
+    "cache_teacher_outputs": "nlpkd.teachers.cache",
     "DistillationConfig": "nlpkd.config",
-    "DistillationTrainer": "nlpkd.trainer",
-    "EvaluationReport": "nlpkd.report",
-    "distill": "nlpkd.pipeline",
-    "evaluate_student": "nlpkd.evaluation",
-    "export_student": "nlpkd.exporting",
-    "load": "nlpkd.serving",
-    "load_teacher": "nlpkd.teacher",
-    "load_text_classification": "nlpkd.data",
-    "make_student": "nlpkd.student",
-    "OnnxClassifier": "nlpkd.onnx_classifier",
-    "push_student": "nlpkd.hub",
-    "small_student": "nlpkd.small_models",
-    "TextClassifier": "nlpkd.serving",
-    "TextCNNConfig": "nlpkd.small_models",
-    "TextCNNForSequenceClassification": "nlpkd.small_models",
-    "train_teacher": "nlpkd.pipeline",
+    "DistillationTrainer": "nlpkd.training.trainer",
+    "EvaluationReport": "nlpkd.evaluation.report",
+    "distill": "nlpkd.pipeline.distill",
+    "evaluate_student": "nlpkd.evaluation.evaluate",
+    "export_student": "nlpkd.pipeline.export",
+    "load": "nlpkd.pipeline.serve",
+    "load_teacher": "nlpkd.models.loading",
+    "load_text_classification": "nlpkd.data.text_classification",
+    "make_student": "nlpkd.students.make_student",
+    "OnnxClassifier": "nlpkd.models.onnx_classifier",
+    "push_student": "nlpkd.hub.push",
+    "small_student": "nlpkd.models.small_models",
+    "TextClassifier": "nlpkd.pipeline.serve",
+    "TextCNNConfig": "nlpkd.models.small_models",
+    "TextCNNForSequenceClassification": "nlpkd.models.small_models",
+    "train_teacher": "nlpkd.pipeline.distill",
 }
 
 _PACKAGES = ("compression", "objectives")
@@ -55,7 +55,7 @@ def __dir__() -> list[str]:
 
 
 def _register_models() -> None:
-    for home in ("nlpkd.small_models", "nlpkd.reshaped"):
+    for home in ("nlpkd.models.small_models", "nlpkd.models.reshaped"):
         import_module(home)
 
 

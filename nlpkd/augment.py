@@ -22,19 +22,31 @@ from datasets.exceptions import DatasetGenerationError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.columns import UNLABELLED, check_texts, find_columns
-from nlpkd.targets import read_task
-from nlpkd.task import MULTI_LABEL, SINGLE_LABEL
+from nlpkd.data.columns import UNLABELLED, check_texts, find_columns
+from nlpkd.data.labels import read_task
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 
+
 ROWS_AT_ONCE = 128
+
+
 LONGEST_TEXT = 512
+
+
 LONGEST_NGRAM = 5
 
+
 Row: TypeAlias = tuple[str, ...]
+
+
 Texts: TypeAlias = Dataset | Sequence[str]
+
+
 Draws: TypeAlias = Sequence[Sequence[np.random.Generator]]
+
+
 Place: TypeAlias = tuple[int, int]
 
 

@@ -16,10 +16,16 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 
 TEACHER_CHECKS = ("error", "warn", "off")
+
+
 WEIGHTING_NAMES = ("fixed", "linear", "uncertainty")
+
+
 ENSEMBLE_AVERAGES = ("probabilities", "logits")
 
+
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
+
 
 _LEAST = {
     "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
@@ -47,15 +53,17 @@ class DistillationConfig(TrainingArguments):
             others would not move anyway (AdamW without weight decay): the same student but for rounding, in less time.
         lean_training: leave out what nothing reads: the last layer is computed for the first token alone where
             neither the head nor an objective reads another, and on the CPU dropout draws 16 bits an element
-            (`nlpkd.lean`). The same training but for rounding and for which elements are dropped; hooks on what is
-            left out or replaced do not fire, and a copy of the student made meanwhile is without it. None: wherever
-            an objective needs a teacher; a `DistillationTrainer` without one then trains as `Trainer` does to the
-            last mask, while `train_teacher` and the baselines of `distill` are lean.
+            (`nlpkd.training.lean`). The same training but for rounding and for which elements are dropped; hooks on
+            what is left out or replaced do not fire, and a copy of the student made meanwhile is without it. None:
+            wherever an objective needs a teacher; a `DistillationTrainer` without one then trains as `Trainer` does
+            to the last mask, while `train_teacher` and the baselines of `distill` are lean.
         weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
             `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
         weighting_learning_rate: learning rate of learned weights.
-        anchor_weight: factor of an L2 pull towards the weights that the student started from; see `nlpkd.anchor`.
-        ensemble_average: what of several teachers is averaged: `"probabilities"` or `"logits"`; see `nlpkd.ensemble`.
+        anchor_weight: factor of an L2 pull towards the weights that the student started from; see
+            `nlpkd.training.l2_sp`.
+        ensemble_average: what of several teachers is averaged: `"probabilities"` or `"logits"`; see
+            `nlpkd.models.ensemble`.
         ensemble_weights: weights of several teachers, one a teacher; equal ones if None. Only their ratios count.
 
     Raises:

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from nlpkd import DistillationConfig, distill
 from nlpkd.augment import MaskingAndNGrams, augment
+from nlpkd.data.sources import read_splits
 from nlpkd.objectives import LogitMSELoss
-from nlpkd.sources import read_splits
 
 
 @dataclass

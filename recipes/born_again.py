@@ -15,9 +15,9 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from nlpkd import DistillationConfig, distill, load_teacher, make_student, train_teacher
-from nlpkd.loading import split_revision
+from nlpkd.models.loading import split_revision
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
-from nlpkd.student import with_fresh_pooler
+from nlpkd.students.make_student import with_fresh_pooler
 
 
 @dataclass

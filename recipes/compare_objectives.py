@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from nlpkd import DistillationConfig, DistillationTrainer, load_teacher, load_text_classification, make_student
 from nlpkd.augment import MaskingAndNGrams, augment, unlabelled
-from nlpkd.demo import load_airline_tweets
+from nlpkd.data.demo import load_airline_tweets
 from nlpkd.objectives import (
     PRESETS,
     AdversarialLoss,
@@ -32,7 +32,7 @@ from nlpkd.objectives import (
     Stage,
 )
 from nlpkd.objectives.presets import resolve
-from nlpkd.run import only_run
+from nlpkd.utils.locks import only_run
 
 
 def taught(*more):

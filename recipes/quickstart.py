@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from nlpkd import DistillationConfig, distill, train_teacher
-from nlpkd.demo import demo_backbone, load_airline_tweets
+from nlpkd.data.demo import demo_backbone, load_airline_tweets
 
 
 @dataclass

@@ -16,7 +16,7 @@ from datasets import DatasetDict
 from transformers import HfArgumentParser
 
 from nlpkd import DistillationConfig, distill, train_teacher
-from nlpkd.demo import demo_backbone
+from nlpkd.data.demo import demo_backbone
 
 # Twenty labels of which a row has one or two: in three epochs the teacher learns to say no to all of them.
 DEFAULTS: dict[str, dict[str, float]] = {

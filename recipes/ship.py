@@ -22,14 +22,14 @@ from transformers import HfArgumentParser, PreTrainedModel
 
 from nlpkd import DistillationConfig, distill, load_text_classification, make_student
 from nlpkd.augment import MaskingAndNGrams, augment
-from nlpkd.compare import evaluate
 from nlpkd.compression import factorize_embeddings, prune_neurons
 from nlpkd.compression.int8 import INT8_FILE
-from nlpkd.exporting import export_student
-from nlpkd.model_source import ModelSource
-from nlpkd.report import METRIC_NAMES, EvaluationReport, aggregate_seeds
-from nlpkd.run import save_report
-from nlpkd.sources import read_splits
+from nlpkd.data.sources import read_splits
+from nlpkd.evaluation.report import METRIC_NAMES, EvaluationReport, aggregate_seeds
+from nlpkd.hub.saving import save_report
+from nlpkd.models.source import ModelSource
+from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.export import export_student
 
 SAMPLE = 2000
 """Training rows that the importance of neurons is measured on."""

@@ -8,7 +8,7 @@ from conftest import tiny_bert
 from torch import Tensor
 
 from nlpkd import objectives as o
-from nlpkd.capture import CapturedOutput
+from nlpkd.models.capture import CapturedOutput
 
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0]])
 LABELS = torch.tensor([0, 2, 1, -100])

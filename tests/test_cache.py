@@ -23,11 +23,11 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from nlpkd import DistillationTrainer, load_text_classification
-from nlpkd.cache import PROBABILITY_FLOOR, cache_teacher_outputs
-from nlpkd.ensemble import TeacherEnsemble
+from nlpkd.data.collator import pack_states, pad_states
+from nlpkd.data.columns import HIDDEN_STATES
+from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.objectives import EmbeddingMSELoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.shards import pack_states, pad_states
-from nlpkd.teacher import HIDDEN_STATES
+from nlpkd.teachers.cache import PROBABILITY_FLOOR, cache_teacher_outputs
 
 ROWS = 53
 # Not bit-equal: other batch shapes pick other kernels.
@@ -229,7 +229,7 @@ def test_training_on_cached_states_is_training_with_the_live_teacher(cache, make
 def test_a_second_call_computes_nothing(cache, teacher, rows, tmp_path, caplog):
     first = cache(Counting(teacher), rows)
     before, again = times(tmp_path / "cache"), Counting(teacher)
-    with caplog.at_level(logging.INFO, "nlpkd.cache"):
+    with caplog.at_level(logging.INFO, "nlpkd.teachers.cache"):
         second = cache(again, rows)
     assert again.rows == 0 and times(tmp_path / "cache") == before
     assert second["teacher_logits"][:] == first["teacher_logits"][:]
@@ -253,7 +253,7 @@ KILLED = """
 import sys, time
 from datasets import load_from_disk
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from nlpkd.cache import cache_teacher_outputs
+from nlpkd.teachers.cache import cache_teacher_outputs
 
 given, folder = sys.argv[1:]
 model = AutoModelForSequenceClassification.from_pretrained(given + "/teacher")
@@ -310,7 +310,7 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import load_from_disk
 from transformers import AutoTokenizer
-from nlpkd.cache import cache_teacher_outputs
+from nlpkd.teachers.cache import cache_teacher_outputs
 from test_cache import Bag
 
 given, folder, out = sys.argv[1:]

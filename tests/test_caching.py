@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from nlpkd import DistillationConfig, distill, make_student
-from nlpkd.caching import cache_for_distillation
+from nlpkd.pipeline.distill import cache_for_distillation
 
 QUIET = {"bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from nlpkd.calibration import fit_temperature, temperature_scaling
+from nlpkd.evaluation.calibration import fit_temperature, temperature_scaling
 
 
 def overconfident(rows: int, seed: int, factor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,8 @@ from transformers import (
 from transformers import AutoModelForSequenceClassification as Auto
 
 from nlpkd import make_student
-from nlpkd.capture import Capture, _recording, attention_probabilities
+from nlpkd.models.attention import _recording, attention_probabilities
+from nlpkd.models.capture import Capture
 
 SIZE = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32,

@@ -332,19 +332,20 @@ PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer", "revision", "teacher_re
 """Objects, and revisions, which a command line takes as id@revision."""
 
 FUNCTIONS = {
-    "train-teacher": ("nlpkd.pipeline:train_teacher", set()),
-    "distill": ("nlpkd.pipeline:distill", {"baseline_dir"}),
+    "train-teacher": ("nlpkd.pipeline.distill:train_teacher", set()),
+    "distill": ("nlpkd.pipeline.distill:distill", {"baseline_dir"}),
     # Its objectives are `hinton`, and neither labels nor weights are trained on.
-    "cache": ("nlpkd.prepare:prepare_job", {"objectives", "class_weights", "soft_label_column", "streaming", "test",
+    "cache": ("nlpkd.pipeline.prepare:prepare_job",
+              {"objectives", "class_weights", "soft_label_column", "streaming", "test",
                                             "embedding_size", "max_latency_ms", "max_size_mb"}),
-    "tune": ("nlpkd.tuning:tune", set()),
+    "tune": ("nlpkd.pipeline.tune:tune", set()),
     # Named among the models.
-    "evaluate": ("nlpkd.compare:evaluate", {"student", "candidates"}),
-    "verify": ("nlpkd.verify:verify", set()),
+    "evaluate": ("nlpkd.pipeline.evaluate:evaluate", {"student", "candidates"}),
+    "verify": ("nlpkd.pipeline.verify:verify", set()),
     "compress": ("nlpkd.compression:compress", set()),
-    "export": ("nlpkd.exporting:export_student", set()),
+    "export": ("nlpkd.pipeline.export:export_student", set()),
     # A token in the list of processes would be everybody's.
-    "push": ("nlpkd.hub:push_student", {"token"}),
+    "push": ("nlpkd.hub.push:push_student", {"token"}),
 }  # fmt: skip
 
 

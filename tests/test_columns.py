@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from nlpkd.columns import Columns, check_texts, encode_labels, find_columns
+from nlpkd.data.columns import Columns, check_texts, find_columns
+from nlpkd.data.labels import encode_labels
 
 
 def labelled(labels: list, feature=None) -> Dataset:

@@ -25,9 +25,9 @@ from nlpkd.compression import (
     prune_neurons,
     to_half,
 )
-from nlpkd.compression.job import METHODS
-from nlpkd.exporting import export_student
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.pipeline.compress import METHODS
+from nlpkd.pipeline.export import export_student
 
 NAMES = {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}}
 

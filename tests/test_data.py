@@ -14,13 +14,9 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from nlpkd.data import (
-    DistillationCollator,
-    column_prefixes,
-    load_text_classification,
-    per_teacher,
-    same_tokenizer,
-)
+from nlpkd.data.collator import DistillationCollator
+from nlpkd.data.text_classification import load_text_classification
+from nlpkd.data.tokenization import column_prefixes, per_teacher, same_tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "good", "bad", "film"]
 

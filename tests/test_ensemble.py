@@ -21,13 +21,13 @@ from transformers import (
 )
 
 from nlpkd import DistillationConfig, DistillationTrainer, evaluate_student, load_text_classification
-from nlpkd.data import DistillationCollator
-from nlpkd.demo import load_airline_tweets
-from nlpkd.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.frozen import frozen_copy
+from nlpkd.data.collator import DistillationCollator
+from nlpkd.data.demo import load_airline_tweets
+from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
+from nlpkd.models.inference import frozen_copy
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.prediction import predict_logits
-from nlpkd.teacher import LiveTeacher
+from nlpkd.teachers.teacher import LiveTeacher
 
 CPU = torch.device("cpu")
 NEG_POS = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from nlpkd.benchmark import count_flops, describe_environment, measure_latency, model_size_mb
-from nlpkd.evaluation import evaluate_student
-from nlpkd.metrics import classification_metrics
-from nlpkd.prediction import predict_logits
+from nlpkd.evaluation.benchmark import count_flops, describe_environment, measure_latency, model_size_mb
+from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.metrics import classification_metrics
+from nlpkd.evaluation.prediction import predict_logits
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = 60

@@ -40,14 +40,14 @@ from transformers import AutoModelForSequenceClassification as Auto
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from nlpkd import DistillationConfig, DistillationTrainer, distill, make_student, objectives
-from nlpkd.benchmark import model_size_mb
-from nlpkd.capture import Capture
-from nlpkd.matching import refuse_unknown_padding
+from nlpkd.evaluation.benchmark import model_size_mb
+from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.models.capture import Capture
 from nlpkd.objectives.base import text_state
-from nlpkd.prediction import predict_logits
-from nlpkd.shards import hash_configuration
-from nlpkd.student import student_within
-from nlpkd.teacher import CachedTeacher, LiveTeacher
+from nlpkd.students.make_student import student_within
+from nlpkd.teachers.compatibility import refuse_unknown_padding
+from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
+from nlpkd.utils.fingerprints import hash_configuration
 
 COMMON = {
     "vocab_size": 100, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_labels": 3,

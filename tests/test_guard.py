@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 
 from nlpkd import DistillationConfig
-from nlpkd.guard import LossWindow, among_processes
+from nlpkd.training.failures import among_processes
+from nlpkd.training.loss_log import LossWindow
 
 
 def make() -> LossWindow:

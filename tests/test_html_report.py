@@ -19,8 +19,8 @@ from datasets import ClassLabel, Dataset
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 
 from nlpkd import EvaluationReport, evaluate_student
-from nlpkd.compare import evaluate, name_models
-from nlpkd.html_report import render_page, save_page, training_curves
+from nlpkd.evaluation.html_report import render_page, save_page, training_curves
+from nlpkd.pipeline.evaluate import evaluate, name_models
 
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
 
@@ -141,7 +141,7 @@ def test_a_page_is_replaced_as_a_whole(alone, tmp_path, monkeypatch):
 
 
 def test_without_the_extra_the_page_is_skipped_and_said_so(report, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("nlpkd.html_report.find_spec", lambda name: None)
+    monkeypatch.setattr("nlpkd.evaluation.html_report.find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert save_page(report, tmp_path) is None
     assert "report.html is skipped" in caplog.text and "nlpkd[report]" in caplog.text

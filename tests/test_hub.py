@@ -18,15 +18,16 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from nlpkd.hub import PUSH_ALLOW_PATTERNS, push_student, save_student
-from nlpkd.model_card import build_model_card
-from nlpkd.report import Candidate, EvaluationReport, Interval
+from nlpkd.evaluation.report import Candidate, EvaluationReport, Interval
+from nlpkd.hub.model_card import build_model_card
+from nlpkd.hub.push import PUSH_ALLOW_PATTERNS, push_student
+from nlpkd.hub.saving import save_student
 
 PUSH = """
 import json, logging, shlex, sys
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
 from nlpkd.cli import app
-from nlpkd.hub import push_student
+from nlpkd import push_student
 advice = []
 for arguments in json.loads(sys.argv[1]):
     try:
@@ -409,6 +410,6 @@ def test_student_without_card_and_report_is_pushed_with_a_warning(
     )
     call = {"directory": str(student), "repo_id": "student"}
     out = python(hub, tmp_path / "home", PUSH, json.dumps([call]), token=WRITE_TOKEN)
-    assert f"WARNING:nlpkd.hub:{student} has neither README.md nor report.json" in out
+    assert f"WARNING:nlpkd.hub.push:{student} has neither README.md nor report.json" in out
     left = PUBLISHED - {"README.md", "report.json", "report.md"}
     assert set(hub.files("alice/student")) == left | {".gitattributes"}

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from conftest import raw_rows
 
-from nlpkd.labels import (
-    align_names,
-    best_order,
-    check_teacher,
-    is_generic,
-    looks_like_probabilities,
-    stratified_sample,
-)
+from nlpkd.data.label_names import align_names, is_generic
+from nlpkd.teachers.checks import best_order, check_teacher, looks_like_probabilities, stratified_sample
 
 
 def logits_for(predictions, num_labels: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from math import floor
 
 import pytest
 
-from nlpkd.layers import map_layers, uniform_layers
+from nlpkd.models.layers import map_layers, uniform_layers
 
 
 def test_three_of_six_layers_are_2_4_6():

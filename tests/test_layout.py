@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,53 +20,19 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 LONGEST_MODULE = 600
+FULLEST_ROOM = 13
 
-# From the bottom up: a module may import those of the lines above its own.
-FLOORS = [
-    "small_models reshaped disk lock dropout",
-    "task windows interruption anchor compact shards layers capture config sampler labels loading metrics report "
-    "sources demo record charts objectives.temperature compression",
-    "onnx_classifier first_token ensemble",
-    "frozen",
-    "guard html_report columns benchmark scoring calibration objectives.base model_card teacher narrow",
-    "soft_labels targets compression.record budget model_source serving",
-    "compression.low_rank compression.quantize compression.vocabulary",
-    "student",
-    "streaming",
-    "loader checkpoints",
-    "data hub objectives.labels objectives.logits objectives.correlation objectives.hidden "
-    "objectives.attention objectives.relation objectives.examples objectives.weighting",
-    "lean augment compression.onnx compression.prune memory",
-    "compression.int8 compression.litert",
-    "cache prediction objectives.features objectives.adversarial objectives.together",
-    "objectives.presets matching evaluation",
-    "objectives teaching",
-    "publishing",
-    "trainer",
-    "run",
-    "prepare",
-    "pipeline exporting plan caching tuning compare doctor compression.job",
-    "verify",
-    "cli.options",
-    "cli.training cli.measuring cli.publishing cli.information",
-    "cli",
+# From the bottom up: a room may import those before its own. Inside a room modules form no circle.
+ROOMS = [
+    *("utils", "tasks", "config", "data", "models", "augment", "objectives", "teachers", "evaluation", "compression"),
+    *("students", "hub", "training", "pipeline", "cli"),
 ]
-FLOOR = {f"nlpkd.{name}": floor for floor, names in enumerate(FLOORS) for name in names.split()}
 
 
 def imports_of(path: Path) -> set[str]:
-    """The modules of nlpkd that a file imports when it runs, inside functions too, and not for type checkers alone."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for_types = [
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    ]
+    """The modules of nlpkd that a file imports: inside functions and for type checkers too."""
     found = set()
-    for node in ast.walk(tree):
-        if node in for_types:
-            continue
+    for node in ast.walk(code_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -75,26 +42,50 @@ def imports_of(path: Path) -> set[str]:
     return found & set(MODULES)
 
 
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
 def code_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_every_module_has_its_floor():
-    assert set(FLOOR) == set(MODULES) - {"nlpkd"}
+def test_every_module_is_in_a_room():
+    assert {room_of(module) for module in MODULES if module != "nlpkd"} == set(ROOMS)
 
 
-@pytest.mark.parametrize("module", sorted(FLOOR))
-def test_imports_only_point_down(module):
-    upwards = {name for name in imports_of(MODULES[module]) if FLOOR.get(name, len(FLOORS)) >= FLOOR[module]}
-    assert not upwards, f"{module} imports {sorted(upwards)}, which stand on its own floor or above"
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_can_be_overlooked(room):
+    modules = [path for path in PACKAGE.glob(f"{room}/*.py") if path.stem != "__init__"]
+    assert len(modules) <= (20 if room == "objectives" else FULLEST_ROOM)
 
 
-@pytest.mark.parametrize("module", ["report", "disk"])
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"nlpkd"}))
+def test_imports_between_rooms_only_point_down(module):
+    upwards = {
+        name
+        for name in imports_of(MODULES[module]) - {"nlpkd"}
+        if ROOMS.index(room_of(name)) > ROOMS.index(room_of(module))
+    }
+    assert not upwards, f"{module} imports {sorted(upwards)}, of a room above its own"
+
+
+@pytest.mark.xfail(reason="checkpoints, lean and publishing take the whole trainer", strict=True)
+def test_modules_import_each_other_in_no_circle():
+    # A package's `__init__` gives names of its modules; who imports it needs them all.
+    graph = {module: imports_of(path) - {module, "nlpkd"} for module, path in MODULES.items() if module != "nlpkd"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import each other: {error.args[1]}")
+
+
+@pytest.mark.parametrize("module", ["evaluation/report", "utils/files"])
 def test_the_report_needs_the_standard_library_only(module):
     tree = code_of(PACKAGE / f"{module}.py")
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names - {"nlpkd.disk"}} <= set(sys.stdlib_module_names)
+    assert {name.split(".")[0] for name in names - {"nlpkd.utils.files"}} <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

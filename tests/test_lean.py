@@ -10,13 +10,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, TrainerCallback
 
 from nlpkd import DistillationTrainer, cache_teacher_outputs, load_text_classification
-from nlpkd.capture import CAPTURING_SDPA, Capture
-from nlpkd.dropout import QuickDropout, QuickDropouts
-from nlpkd.first_token import first_token_only, reads_first_token
+from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
+from nlpkd.models.capture import Capture
+from nlpkd.models.inference import first_token_only, reads_first_token
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.prediction import predict_logits
-from nlpkd.run import gold_trainer
-from nlpkd.teacher import LiveTeacher
+from nlpkd.pipeline.job import gold_trainer
+from nlpkd.teachers.teacher import LiveTeacher
+from nlpkd.training.lean import QuickDropouts
 
 SHAPE = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0, "max_position_embeddings": 64}
 BERT_SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

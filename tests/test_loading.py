@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_bert
 
-from nlpkd.loading import load_classifier, load_tokenizer, split_revision
+from nlpkd.models.loading import load_classifier, load_tokenizer, split_revision
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,11 @@ from torch import nn
 from transformers import BertTokenizer, DistilBertTokenizer
 
 from nlpkd import make_student
-from nlpkd.data import DistillationCollator
-from nlpkd.matching import (
-    follow_student_labels,
-    hold_against_gold,
-    label_column,
-    label_order,
-    refuse_shared_weights,
-    teacher_prefix,
-)
-from nlpkd.teacher import CachedTeacher, LiveTeacher
+from nlpkd.data.collator import DistillationCollator
+from nlpkd.data.label_names import follow_student_labels, label_column
+from nlpkd.teachers.checks import hold_against_gold
+from nlpkd.teachers.compatibility import label_order, refuse_shared_weights, teacher_prefix
+from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
 
 CPU = torch.device("cpu")
 NEG_POS = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}

@@ -7,10 +7,10 @@ import sys
 import pytest
 from conftest import raw_rows, tiny_bert
 
-from nlpkd.compare import evaluate
-from nlpkd.memory import add_memory
-from nlpkd.model_source import ModelSource
-from nlpkd.report import EvaluationReport
+from nlpkd.evaluation.memory import add_memory
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.models.source import ModelSource
+from nlpkd.pipeline.evaluate import evaluate
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux's /proc")
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from nlpkd.metrics import (
+from nlpkd.evaluation.metrics import (
     F1,
     Accuracy,
     ExpectedCalibrationError,
@@ -210,7 +210,7 @@ def test_metrics_work_with_no_network():
         "def refuse(*_): raise OSError('network')\n"
         "socket.socket.connect = refuse\n"
         "import numpy as np\n"
-        "from nlpkd.metrics import classification_metrics\n"
+        "from nlpkd.evaluation.metrics import classification_metrics\n"
         "assert classification_metrics(np.eye(2), np.array([0, 1]))['accuracy'] == 1.0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

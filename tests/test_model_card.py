@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 
-from nlpkd.model_card import WIDGET_TEXTS, build_model_card, public_report
-from nlpkd.report import Candidate, EvaluationReport, Interval, Latency
+from nlpkd.evaluation.report import Candidate, EvaluationReport, Interval, Latency
+from nlpkd.hub.model_card import WIDGET_TEXTS, build_model_card, public_report
 
 
 def candidate(accuracy: float) -> Candidate:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
 from nlpkd import distill, make_student
-from nlpkd.narrow import SHAPES, narrow_student
+from nlpkd.students import SHAPES
+from nlpkd.students.narrow import narrow_student
 
 
 def mpnet():

@@ -35,8 +35,8 @@ from nlpkd.objectives import (
     TeacherLabelLoss,
     ValueRelationLoss,
 )
+from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import PRESETS, resolve
-from nlpkd.objectives.together import ObjectiveSet
 
 CASES = [
     pytest.param(make, naive, id=f"{kind.__name__}-{number}")

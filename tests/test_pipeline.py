@@ -23,9 +23,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.augment import MaskingAndNGrams, augment
-from nlpkd.compare import evaluate
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
-from nlpkd.student import with_fresh_pooler
+from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.students.make_student import with_fresh_pooler
 
 ROOT = Path(__file__).parents[1]
 QUICK = {

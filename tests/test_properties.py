@@ -25,14 +25,14 @@ from typer.testing import CliRunner
 
 from nlpkd import load_text_classification
 from nlpkd.cli import app
-from nlpkd.columns import find_columns
-from nlpkd.data import DistillationCollator
-from nlpkd.labels import align_names
-from nlpkd.layers import map_layers
-from nlpkd.model_card import build_model_card
-from nlpkd.report import EvaluationReport
-from nlpkd.sources import read_splits, stream_rows
-from nlpkd.streaming import ROW
+from nlpkd.data.collator import DistillationCollator
+from nlpkd.data.columns import find_columns
+from nlpkd.data.label_names import align_names
+from nlpkd.data.sources import read_splits, stream_rows
+from nlpkd.data.streaming import ROW
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.hub.model_card import build_model_card
+from nlpkd.models.layers import map_layers
 
 settings.register_profile(
     "nlpkd",

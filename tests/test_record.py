@@ -2,7 +2,7 @@
 
 import sys
 
-from nlpkd.record import command_line
+from nlpkd.utils.provenance import command_line
 
 
 def test_folders_and_tokens_are_left_out(monkeypatch):

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from nlpkd.report import Candidate, EvaluationReport, Interval, Latency, aggregate_seeds
+from nlpkd.evaluation.report import Candidate, EvaluationReport, Interval, Latency, aggregate_seeds
 
 
 def candidate(accuracy, parameters, p50_ms, agreement=None):
@@ -254,7 +254,7 @@ def test_reports_are_frozen(report):
 
 def test_reading_a_report_needs_the_standard_library_only():
     code = (
-        "import sys, nlpkd.report\n"
+        "import sys, nlpkd.evaluation.report\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'scipy', 'sklearn', 'evaluate'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

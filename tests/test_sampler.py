@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from nlpkd.sampler import LengthGroupedBatchSampler, row_lengths
+from nlpkd.training.dataloaders import LengthGroupedBatchSampler, row_lengths
 
 
 def lengths_of(rows: int, seed: int = 0) -> list[int]:

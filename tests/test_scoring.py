@@ -8,8 +8,8 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score
 
-from nlpkd.scoring import MultiLabelScoring, best_thresholds, scoring_of
-from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.evaluation.scoring import MultiLabelScoring, best_thresholds, scoring_of
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(size=(40, 3))

@@ -13,9 +13,10 @@ from conftest import fine_tuned_teacher, raw_rows, tiny_bert
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment
 
 import nlpkd
-from nlpkd.disk import CHECKSUMS, WEIGHTS, refuse_damaged
-from nlpkd.hub import push_student, save_student
-from nlpkd.loading import load_classifier, load_config, load_tokenizer
+from nlpkd.hub.push import push_student
+from nlpkd.hub.saving import save_student
+from nlpkd.models.loading import load_classifier, load_config, load_tokenizer
+from nlpkd.utils.files import CHECKSUMS, WEIGHTS, refuse_damaged
 
 ROOT = Path(__file__).parents[1]
 TEXT = "the film plot was very great and the actor at it was awful"
@@ -170,8 +171,8 @@ def test_a_listed_file_outside_of_its_folder_is_neither_read_nor_pushed(name, tm
 
 PULL = """
 import sys
-from nlpkd.loading import load_classifier
-from nlpkd.onnx_classifier import OnnxClassifier
+from nlpkd.models.loading import load_classifier
+from nlpkd.models.onnx_classifier import OnnxClassifier
 for number, load in enumerate((*[OnnxClassifier.from_pretrained] * 3, load_classifier)):
     try:
         load(f"bob/evil{number}")

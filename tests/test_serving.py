@@ -17,12 +17,12 @@ from transformers import pipeline
 
 import nlpkd
 from nlpkd import EvaluationReport
-from nlpkd.compare import LATENCY_GRID, evaluate
 from nlpkd.compression import export_int8, export_onnx
-from nlpkd.exporting import export_student
-from nlpkd.onnx_classifier import OnnxClassifier
-from nlpkd.report import Interval
-from nlpkd.verify import verify
+from nlpkd.evaluation.report import Interval
+from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.pipeline.evaluate import LATENCY_GRID, evaluate
+from nlpkd.pipeline.export import export_student
+from nlpkd.pipeline.verify import verify
 
 pytest.importorskip("onnxruntime")
 
@@ -140,7 +140,7 @@ LOAD = """
 import json, logging, sys
 from pathlib import Path
 import nlpkd
-from nlpkd.hub import push_student
+from nlpkd import push_student
 push_student(sys.argv[1], "alice/student")
 first = json.loads(sys.argv[2])
 classify = nlpkd.load("alice/student@main")

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from nlpkd import DistillationTrainer, distill, make_student
-from nlpkd.evaluation import EvaluationReport
-from nlpkd.model_card import build_model_card
+from nlpkd.evaluation.evaluate import EvaluationReport
+from nlpkd.hub.model_card import build_model_card
+from nlpkd.models.small_models import SMALL_STUDENTS, small_student
 from nlpkd.objectives import PRESETS, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.small_models import SMALL_STUDENTS, small_student
 
 KINDS = sorted(SMALL_STUDENTS)
 LENGTHS = [9, 1, 2, 4, 6]

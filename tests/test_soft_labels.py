@@ -8,9 +8,9 @@ from conftest import raw_rows, tiny_bert
 from datasets import Dataset
 
 from nlpkd import DistillationTrainer, load_text_classification
+from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.soft_labels import PROBABILITY_FLOOR, add_soft_labels
 from nlpkd.objectives import ForwardKLLoss
-from nlpkd.soft_labels import PROBABILITY_FLOOR, add_soft_labels
-from nlpkd.teacher import TEACHER_LOGITS
 
 NAMES = {0: "neg", 1: "neutral", 2: "pos"}
 

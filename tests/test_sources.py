@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer, hub_environment
 
-from nlpkd.sources import LARGEST_FILE, read_splits, stream_rows
+from nlpkd.data.sources import LARGEST_FILE, read_splits, stream_rows
 
 ROWS = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]
 
@@ -205,7 +205,7 @@ def test_two_revisions_of_a_hub_dataset_are_refused():
 
 READ = """
 import sys
-from nlpkd.sources import read_splits
+from nlpkd.data.sources import read_splits
 try:
     splits, name = read_splits(sys.argv[1])
     print(name, {split: rows["text"][:] for split, rows in splits.items()})

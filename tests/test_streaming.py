@@ -15,11 +15,11 @@ from datasets import ClassLabel, Dataset
 from safetensors.torch import load_file
 
 from nlpkd import DistillationTrainer, distill, load_text_classification, make_student
-from nlpkd.columns import Columns
-from nlpkd.data import load_text_classification as load
+from nlpkd.data.columns import Columns
+from nlpkd.data.sources import read_splits, stream_rows
+from nlpkd.data.streaming import TextStream
+from nlpkd.data.text_classification import load_text_classification as load
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
-from nlpkd.sources import read_splits, stream_rows
-from nlpkd.streaming import TextStream
 
 NAMES = {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}}
 

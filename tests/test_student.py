@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from nlpkd import make_student
-from nlpkd.narrow import narrow_student
-from nlpkd.student import with_fresh_pooler
+from nlpkd.students.make_student import with_fresh_pooler
+from nlpkd.students.narrow import narrow_student
 
 NAMES = {"id2label": {0: "neg", 1: "neutral", 2: "pos"}, "label2id": {"neg": 0, "neutral": 1, "pos": 2}}
 SIZE = {

@@ -17,7 +17,7 @@ from nlpkd.augment import unlabelled
 from nlpkd.cli import app
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, LogitMSELoss
 from nlpkd.objectives.presets import resolve
-from nlpkd.task import MULTI_LABEL, REGRESSION
+from nlpkd.tasks import MULTI_LABEL, REGRESSION
 
 QUICK = {
     "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 1,

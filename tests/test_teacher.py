@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from nlpkd import load_teacher
-from nlpkd.frozen import frozen_copy
-from nlpkd.teacher import CachedTeacher, LiveTeacher
+from nlpkd.models.inference import frozen_copy
+from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from nlpkd import DistillationTrainer, load_text_classification, make_student
-from nlpkd.checkpoints import describe_run
+from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
@@ -31,8 +31,8 @@ from nlpkd.objectives import (
     HiddenStateMSELoss,
     LinearTemperature,
 )
-from nlpkd.run import only_run
-from nlpkd.teacher import TEACHER_LOGITS
+from nlpkd.training.checkpoints import describe_run
+from nlpkd.utils.locks import only_run
 
 
 def everything(**hidden):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hub_server import WRITE_TOKEN, hub_environment
 
-from nlpkd.publishing import card_facts
+from nlpkd.training.publishing import card_facts
 
 TESTS = Path(__file__).parent
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from nlpkd import DistillationTrainer, make_student
 from nlpkd.cli import app
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.objectives.together import ObjectiveSet
+from nlpkd.objectives.objective_set import ObjectiveSet
 
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 
@@ -38,7 +38,7 @@ def teacher(tmp_path_factory, tokenizer):
 def test_a_search_tries_settings_of_run_objectives_and_student_and_goes_on(
     teacher, splits, tmp_path, make_rows, settings
 ):
-    from nlpkd.tuning import tune
+    from nlpkd.pipeline.tune import tune
 
     asked = {
         "search": {
@@ -71,7 +71,7 @@ def test_a_search_tries_settings_of_run_objectives_and_student_and_goes_on(
 
 
 def test_the_task_is_the_teachers(tokenizer, tmp_path):
-    from nlpkd.tuning import tune
+    from nlpkd.pipeline.tune import tune
 
     tiny_bert(num_labels=1, problem_type="regression").save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
@@ -109,7 +109,7 @@ def test_an_objective_s_setting_is_changed_by_its_name():
     ],
 )
 def test_a_search_that_can_t_be_is_refused(teacher, splits, tmp_path, asked, message):
-    from nlpkd.tuning import tune
+    from nlpkd.pipeline.tune import tune
 
     with pytest.raises(ValueError, match=message):
         tune(teacher, splits, n_trials=1, output_dir=tmp_path, **asked, **QUICK)

@@ -15,10 +15,10 @@ from hub_server import HubServer, hub_environment
 from test_cli import finish, start
 
 from nlpkd import EvaluationReport
-from nlpkd.compare import evaluate
-from nlpkd.model_card import build_model_card
-from nlpkd.report import Interval
-from nlpkd.verify import verify
+from nlpkd.evaluation.report import Interval
+from nlpkd.hub.model_card import build_model_card
+from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.verify import verify
 
 QUICK = {"latency_runs": 0, "bootstrap_samples": 50}
 

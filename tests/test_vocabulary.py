@@ -22,7 +22,8 @@ from transformers import (
 
 from nlpkd import DistillationTrainer, distill, load_text_classification
 from nlpkd.compression import trim_vocabulary
-from nlpkd.compression.vocabulary import original_ids, spelled_out, trim_embeddings
+from nlpkd.compression.vocabulary import spelled_out, trim_embeddings
+from nlpkd.data.tokenization import original_ids
 from nlpkd.objectives import AttentionMSELoss, ForwardKLLoss, HiddenStateMSELoss
 
 SYLLABLES = "ba be bi bo da de di do ka ke ki ko la le li lo na ne ni no".split()
@@ -432,7 +433,7 @@ def test_distil_with_a_trimmed_vocabulary(tmp_path, tokenizer):
 
 
 def test_minilm_on_tweets_is_a_third_smaller_and_equal_to_the_last_bit():
-    from nlpkd.demo import demo_backbone, load_airline_tweets
+    from nlpkd.data.demo import demo_backbone, load_airline_tweets
 
     tokenizer = AutoTokenizer.from_pretrained(demo_backbone())
     torch.manual_seed(0)

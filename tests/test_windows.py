@@ -9,8 +9,8 @@ from conftest import WORDS, tiny_bert
 from datasets import Dataset, DatasetDict
 
 from nlpkd import DistillationTrainer, distill, evaluate_student, load_text_classification, make_student, train_teacher
+from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
-from nlpkd.windows import average_windows, one_row_a_document
 
 NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
 

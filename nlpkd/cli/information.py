@@ -38,7 +38,7 @@ def doctor(
 
     nlpkd doctor
     """
-    from nlpkd.doctor import examine
+    from nlpkd.cli.doctor import examine
 
     findings = examine(directory)
     width = max(len(finding.check) for finding in findings)

@@ -73,8 +73,8 @@ def evaluate(
 
     nlpkd evaluate teacher=runs/teacher student=runs/student pruned=runs/pruned --data test.csv --latency-grid
     """
-    from nlpkd.compare import LATENCY_GRID, name_models
-    from nlpkd.compare import evaluate as run
+    from nlpkd.pipeline.evaluate import LATENCY_GRID, name_models
+    from nlpkd.pipeline.evaluate import evaluate as run
 
     named = name_models(models, teacher=teacher, baseline=baseline)
     timing = (LATENCY_GRID if latency_grid else {}) | ({} if latency_runs is None else {"latency_runs": latency_runs})
@@ -128,7 +128,7 @@ def verify(
 
     nlpkd verify USER/NAME@v1.0 --data test.csv
     """
-    from nlpkd.verify import verify as run
+    from nlpkd.pipeline.verify import verify as run
 
     verification = run(
         model,

@@ -11,45 +11,89 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from nlpkd.disk import write_whole
+from nlpkd.utils.files import write_whole
 
 Text = Annotated[str | None, typer.Option(help="Column of the text; recognised by common names if left out.")]
+
+
 Pair = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
+
+
 Label = Annotated[
     list[str] | None,
     typer.Option(help="Column of the label; recognised by common names if left out. Several: a 0 or 1 each."),
 ]
+
+
 Task = Annotated[
     str | None, typer.Option(help="The task, where the labels should not say it, by the name config.problem_type has.")
 ]
+
+
 Weights = Annotated[str | None, typer.Option(help="'balanced': rare classes count as much as common ones.")]
+
+
 Rows = Annotated[str, typer.Option(help="csv, tsv, json, jsonl or parquet file, or a Hub id (id@revision).")]
+
+
 MaybeRows = Annotated[str | None, typer.Option(help="Held-out rows, likewise.")]
+
+
 Length = Annotated[int, typer.Option(help="Longest text in tokens; longer ones are truncated, and counted.")]
+
+
 Stride = Annotated[
     int | None, typer.Option(help="Cut longer texts into windows that share so many tokens, instead of truncating.")
 ]
+
+
 DatasetConfig = Annotated[
     str | None, typer.Option(help="Configuration of a Hub data set, such as sst2 of nyu-mll/glue.")
 ]
+
+
 DatasetRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub data set.")]
+
+
 OneSplit = Annotated[
     str | None, typer.Option(help="Which split of the data to measure on; test, validation or train if left out.")
 ]
+
+
 Vocabulary = Annotated[
     str | None, typer.Option(help='"trim": keep the embeddings of the training text\'s tokens alone.')
 ]
+
+
 TeacherDtype = Annotated[str, typer.Option(help="Of the teacher's weights, such as bfloat16.")]
+
+
 Streaming = Annotated[bool, typer.Option(help="Read the train file as it is needed.")]
+
+
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print sizes, steps, estimated time, memory and disk; train nothing.")
 ]
+
+
 Split = Annotated[float | None, typer.Option(help="Share of the training rows to hold out instead of --validation.")]
+
+
 Epochs = Annotated[float, typer.Option(help="Passes over the training rows.")]
+
+
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+
+
 Batch = Annotated[int, typer.Option("--batch-size", help="Rows of a batch on one device.")]
+
+
 Seed = Annotated[int, typer.Option(help="Of weights, order of batches and dropout.")]
+
+
 Remote = Annotated[bool, typer.Option(help="Run code from the model's repository.")]
+
+
 Resume = Annotated[str | None, typer.Option(help="True, or a checkpoint's folder.")]
 
 
@@ -148,7 +192,7 @@ def run_config(context: typer.Context, output_dir: Path) -> Iterator[None]:
     """
     from accelerate import PartialState
 
-    from nlpkd.run import only_run
+    from nlpkd.utils.locks import only_run
 
     path, main = output_dir / "run.yaml", PartialState().is_main_process
     with only_run(output_dir):

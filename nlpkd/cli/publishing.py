@@ -129,7 +129,7 @@ def export(
     Exit status: 0, the files are in the student's folder; 2, bad input, or a file with other logits than PyTorch's;
     3, a file keeps less than --min-retention. With 2 and 3 no file is kept.
     """
-    from nlpkd.exporting import RetentionError, export_student
+    from nlpkd.pipeline.export import RetentionError, export_student
 
     if min_retention is not None and data is None:
         raise ValueError(f"--min-retention {min_retention} is measured on labelled rows: give --data, or leave it out")
@@ -180,7 +180,7 @@ def push(
 
     nlpkd push student --repo-id USER/NAME
     """
-    from nlpkd.hub import files_to_push, push_student
+    from nlpkd.hub.push import files_to_push, push_student
 
     if dry_run:
         typer.echo("\n".join(f"{size:>15,} bytes  {name}" for name, size in files_to_push(directory, repo_id).items()))

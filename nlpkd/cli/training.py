@@ -106,11 +106,11 @@ def train_teacher(
     }
     if dry_run:
         from nlpkd.config import DistillationConfig
-        from nlpkd.plan import plan_teacher
+        from nlpkd.pipeline.dry_run import plan_teacher
 
         typer.echo(plan_teacher(DistillationConfig(output_dir=str(output_dir), **further), **options).to_text())
         return
-    from nlpkd.pipeline import train_teacher as run
+    from nlpkd.pipeline.distill import train_teacher as run
 
     with run_config(context, output_dir):
         result = run(output_dir=output_dir, **options, **further)
@@ -148,8 +148,8 @@ def cache(
 
     nlpkd distill ... --objectives hinton --set teacher_cache_dir=outputs
     """
-    from nlpkd.caching import cache_for_distillation
     from nlpkd.config import DistillationConfig
+    from nlpkd.pipeline.distill import cache_for_distillation
 
     args = DistillationConfig(output_dir=str(output_dir), seed=seed, **parse_settings(settings, context.params))
     with run_config(context, output_dir):
@@ -272,12 +272,12 @@ def distill(
     }
     if dry_run:
         from nlpkd.config import DistillationConfig
-        from nlpkd.plan import plan_distillation
+        from nlpkd.pipeline.dry_run import plan_distillation
 
         args = DistillationConfig(output_dir=str(output_dir), **further)
         typer.echo(plan_distillation(args, trainings=num_seeds, baseline=baseline, **options).to_text())
         return
-    from nlpkd.pipeline import distill as run
+    from nlpkd.pipeline.distill import distill as run
 
     with run_config(context, output_dir):
         result = run(output_dir=output_dir, num_seeds=num_seeds, baseline=baseline, **options, **further)
@@ -345,8 +345,8 @@ def tune(
     asked = dict(_searched(entry) for entry in search or [])
     if dry_run:
         from nlpkd.config import DistillationConfig
-        from nlpkd.plan import plan_distillation
-        from nlpkd.tuning import check_search
+        from nlpkd.pipeline.dry_run import plan_distillation
+        from nlpkd.pipeline.tune import check_search
 
         check_search(asked, objectives)
         # The dearest trial: the deepest student, for as long as any. None of them is kept.
@@ -355,7 +355,7 @@ def tune(
         plan = plan_distillation(args, trainings=n_trials, student=f"layers:{max(depths)}", **options)
         typer.echo(replace(plan, disk_mb=0.0).to_text())
         return
-    from nlpkd.tuning import tune as run
+    from nlpkd.pipeline.tune import tune as run
 
     with run_config(context, output_dir):
         result = run(

@@ -23,14 +23,19 @@ from nlpkd.compression.onnx import (
     quietly,
     texts_to_compare,
 )
-from nlpkd.loading import load_tokenizer
-from nlpkd.onnx_classifier import OnnxClassifier, require
+from nlpkd.models.loading import load_tokenizer
+from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.utils.optional import require
 
 logger = logging.getLogger(__name__)
 
+
 INT8_FILE = "onnx/model_int8.onnx"
 
+
 _TABLES = {"Gather", "EmbedLayerNormalization"}
+
+
 # Softmax, GELU and layer norms stay in float32, as they do in dynamic quantisation.
 _STATIC_KINDS = {"MatMul", "Gather"}
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.onnx import Texts, batch_of, quietly, refuse_another_model, texts_to_compare
-from nlpkd.onnx_classifier import require
-from nlpkd.scoring import scoring_of
-from nlpkd.task import task_of
+from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.tasks import task_of
+from nlpkd.utils.optional import require
 
 logger = logging.getLogger(__name__)
+
 
 LITERT_FILE, LITERT_INT8_FILE = "model.tflite", "model_int8.tflite"
 

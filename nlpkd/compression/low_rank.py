@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import MobileBertConfig, PreTrainedModel
 
 from nlpkd.compression.record import CompressionRecord, record_of
-from nlpkd.reshaped import rebuild, reshape_linears
+from nlpkd.models.reshaped import rebuild, reshape_linears
 
 _BERTS = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "camembert": "roberta."}
 """Families that MobileBERT can stand for, and what their encoder's weights are called."""
@@ -200,7 +200,7 @@ def _as_deberta(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> PreTra
 def _advice(model: PreTrainedModel) -> str:
     """Say what a family whose embeddings can't be factorised can do instead."""
     if getattr(model.config, "embedding_size", None) is not None:
-        return f"{type(model).__name__} has factorised embeddings: nlpkd.narrow.narrow_student makes them narrower"
+        return f"{type(model).__name__} has factorised embeddings: make_student(shape=...) makes them narrower"
     families = ", ".join([*_BERTS, "deberta-v2 without absolute positions"])
     return (
         f"transformers has no model like {type(model).__name__} with factorised embeddings (known: {families}): trim "

@@ -26,31 +26,34 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.data import same_tokenizer
-from nlpkd.frozen import frozen_copy
-from nlpkd.loading import load_tokenizer
-from nlpkd.onnx_classifier import (
-    EXPORT_RECORD,
-    MODEL_INPUTS,
-    OnnxClassifier,
-    require,
-    weight_files,
-    weights_sha256,
-)
-from nlpkd.scoring import scoring_of
-from nlpkd.task import task_of
+from nlpkd.data.tokenization import same_tokenizer
+from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.models.inference import frozen_copy
+from nlpkd.models.loading import load_tokenizer
+from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
+from nlpkd.tasks import task_of
+from nlpkd.utils.optional import require
 
 logger = logging.getLogger(__name__)
 
+
 FP32_FILE = "onnx/model.onnx"
+
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 """Texts, or pairs of texts."""
 
+
 _BATCH_SIZES = (1, 3, 32)
+
+
 _DRAWN_TEXTS = 64
+
+
 # Encoders with one mask for all layers, of every token to every other one: they take it ready-made.
 _TAKE_A_READY_MASK = {"albert", "bert", "distilbert", "electra", "mobilebert", "mpnet", "roberta", "xlm-roberta"}
+
+
 # What save_pretrained writes of its own accord.
 _NOT_THE_MODELS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures"}
 

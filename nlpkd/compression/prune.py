@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import CompressionRecord, record_of
-from nlpkd.data import DistillationCollator
-from nlpkd.narrow import HEADS_IN, HEADS_OUT, axes_following, size_name
-from nlpkd.reshaped import rebuild, reshape_linears
-from nlpkd.targets import unlabelled_rows
+from nlpkd.data.collator import DistillationCollator
+from nlpkd.data.labels import unlabelled_rows
+from nlpkd.models.reshaped import rebuild, reshape_linears
+from nlpkd.models.structure import HEADS_IN, HEADS_OUT, axes_following, size_name
 
 
 def prune_neurons(
@@ -111,7 +111,7 @@ def prune_heads(
     Mistral, Gemma, NomicBERT, EuroBERT, GTE); heads that share keys and values go together. The config of BERT and
     its relatives fixes a head's width to hidden_size / num_attention_heads, so that no plain checkpoint can have fewer
     heads: they become a `ReshapedForSequenceClassification`, which loads by the same `from_pretrained` after
-    `import nlpkd`. To stay plain, prune neurons, or make a narrower student (`nlpkd.narrow.narrow_student`).
+    `import nlpkd`. To stay plain, prune neurons, or make a narrower student (`nlpkd.students.narrow.narrow_student`).
 
     Args:
         model: a classifier; left as it is.

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from nlpkd.benchmark import model_size_mb
+from nlpkd.evaluation.benchmark import model_size_mb
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import CompressionRecord, record_of
+from nlpkd.data.tokenization import _affixes, _numbers, _state, _trimmed, original_ids
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
 _ROWS = 1000
 
 
@@ -132,43 +135,6 @@ def spelled_out(trimmed: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizer
     return sum(count for number, count in counts.items() if number not in kept) / sum(counts.values())
 
 
-def original_ids(
-    trimmed: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase | None
-) -> list[int] | None:
-    """Find the ids that a trimmed tokenizer's tokens had.
-
-    Args:
-        trimmed: perhaps a trimmed form of the other.
-        tokenizer: the whole one.
-
-    Returns:
-        Entry k is the old id of token k; None unless trimming `tokenizer` to these tokens gives all of `trimmed`'s
-        content, whatever their classes and paths.
-    """
-    try:
-        small, large = _state(trimmed), _state(tokenizer)  # type: ignore[arg-type]
-    except ValueError:
-        return None
-    old, new = _numbers(large), _numbers(small)
-    if not new.keys() <= old.keys():
-        return None
-    ids = sorted(old[token] for token in new)
-    if not {added["id"] for added in large["added_tokens"]} <= set(ids):
-        return None
-    return ids if _trimmed(large, ids) == small else None
-
-
-def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Read a tokenizer's content as `tokenizer.json` has it; settings of padding and truncation don't count."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ValueError(f"{type(tokenizer).__name__} has no fast backend (tokenizer.json), which trimming rebuilds")
-    state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-    if state["model"]["type"] not in ("WordPiece", "WordLevel", "BPE", "Unigram"):
-        raise ValueError(f"the vocabulary of a {state['model']['type']} tokenizer can't be trimmed")
-    return state
-
-
 def _table(model: PreTrainedModel) -> nn.Embedding:
     table = model.get_input_embeddings()
     if not isinstance(table, nn.Embedding):
@@ -180,14 +146,6 @@ def _table(model: PreTrainedModel) -> nn.Embedding:
             f"a classifier ({', '.join(tied)})"
         )
     return table
-
-
-def _numbers(state: Mapping[str, Any]) -> dict[str, int]:
-    """Give every token's id."""
-    vocabulary = state["model"]["vocab"]
-    if isinstance(vocabulary, list):
-        vocabulary = {piece: number for number, (piece, _) in enumerate(vocabulary)}
-    return vocabulary | {added["content"]: added["id"] for added in state["added_tokens"]}
 
 
 def _count(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Counter[int]:
@@ -233,10 +191,6 @@ def _safe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: Map
     return (safe | {number for pad in pads for number in range(pad + 1)}) - {None}
 
 
-def _affixes(settings: Mapping[str, Any]) -> tuple[str, str]:
-    return settings.get("continuing_subword_prefix") or "", settings.get("end_of_word_suffix") or ""
-
-
 def _spelled_with(state: Mapping[str, Any], ids: set[int]) -> set[int]:
     """Collect the ids of what byte-pair encoding passes through on its way to some tokens."""
     settings = state["model"]
@@ -265,39 +219,6 @@ def _steps(token: str, ranks: Mapping[tuple, int], prefix: str, suffix: str) -> 
             return
         symbols[at : at + 2] = [symbols[at] + symbols[at + 1][len(prefix) :]]
         yield symbols[at]
-
-
-def _trimmed(state: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
-    """Give a tokenizer's state with some of its tokens, renumbered in their order."""
-    place = {old: new for new, old in enumerate(ids)}
-    trimmed = copy.deepcopy(dict(state))
-    settings = trimmed["model"]
-    if isinstance(settings["vocab"], list):
-        settings["vocab"] = [entry for number, entry in enumerate(settings["vocab"]) if number in place]
-        settings["unk_id"] = place.get(settings["unk_id"])
-    else:
-        settings["vocab"] = {token: place[number] for token, number in settings["vocab"].items() if number in place}
-    if settings["type"] == "BPE":
-        prefix, kept = len(_affixes(settings)[0]), settings["vocab"]
-        settings["merges"] = [
-            [left, right]
-            for left, right in settings["merges"]
-            if left in kept and right in kept and left + right[prefix:] in kept
-        ]
-    for added in trimmed["added_tokens"]:
-        added["id"] = place[added["id"]]
-    _renumber(trimmed["post_processor"] or {}, place)
-    return trimmed
-
-
-def _renumber(processor: dict[str, Any], place: Mapping[int, int]) -> None:
-    for inner in processor.get("processors", ()):
-        _renumber(inner, place)
-    for special in processor.get("special_tokens", {}).values():
-        special["ids"] = [place[number] for number in special["ids"]]
-    for name in {"sep", "cls"} & processor.keys():
-        token, number = processor[name]
-        processor[name] = [token, place[number]]
 
 
 def _rebuilt(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nlpkd.layers import LayerSpec
+from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.examples import ExampleObjective
 
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nlpkd.layers import LayerSpec, map_layers
-from nlpkd.task import SINGLE_LABEL, TASKS, task_of
+from nlpkd.models.layers import LayerSpec, map_layers
+from nlpkd.tasks import SINGLE_LABEL, TASKS, task_of
 
 FEATURES = frozenset({"hidden_states", "attentions", "queries", "keys", "values"})
 """Kinds of output that belong to a layer and to tokens."""
+
 
 KINDS = FEATURES | {"logits", "labels"}
 """All that an objective may need."""
@@ -121,7 +122,8 @@ class LayerObjective(Objective):
     comparison a pair, and drifts to the teacher layers that are easiest to match.
 
     Args:
-        layers: a layer map (`"uniform"`, `"last"`, `"first"`, pairs, `"learned"`); see `nlpkd.layers.map_layers`.
+        layers: a layer map (`"uniform"`, `"last"`, `"first"`, pairs, `"learned"`); see
+            `nlpkd.models.layers.map_layers`.
         weight: factor of this objective in the sum.
     """
 

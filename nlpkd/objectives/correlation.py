@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nlpkd.objectives.base import Objective, rows
 from nlpkd.objectives.temperature import Temperature, as_temperature
-from nlpkd.task import SINGLE_LABEL
+from nlpkd.tasks import SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 

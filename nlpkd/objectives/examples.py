@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nlpkd.layers import LayerSpec
+from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, Objective, rows, text_state
-from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
 class ExampleObjective(LayerObjective):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nlpkd.layers import LayerSpec
+from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, rows, token_mask
 from nlpkd.objectives.hidden import ProjectedObjective
 

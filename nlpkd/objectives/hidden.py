@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nlpkd.layers import LayerSpec
+from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, rows, text_state, token_mask
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of, rows
-from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
 class CrossEntropyLoss(Objective):

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of, rows
 from nlpkd.objectives.temperature import Temperature, as_temperature
-from nlpkd.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
+
 
 TEACHER_ERRORS = ("keep", "skip", "shift")
 

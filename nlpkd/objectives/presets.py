@@ -15,9 +15,11 @@ from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, Hid
 from nlpkd.objectives.labels import CrossEntropyLoss
 from nlpkd.objectives.logits import ForwardKLLoss, LogitMSELoss
 from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLoss
-from nlpkd.task import REGRESSION
+from nlpkd.tasks import REGRESSION
 
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(DistillationConfig) if field.init)
+
+
 _RUN_OWN = frozenset({"output_dir", "push_to_hub", "resume_from_checkpoint", "seed", "data_seed"})
 
 

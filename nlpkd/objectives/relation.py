@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlpkd.layers import LayerSpec
+from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, token_mask
 
 

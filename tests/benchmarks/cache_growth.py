@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from nlpkd import cache_teacher_outputs
-from nlpkd.teacher import TEACHER_LOGITS
+from nlpkd.data.columns import TEACHER_LOGITS
 
 LABELS = 2
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from nlpkd import DistillationConfig, DistillationTrainer, cache_teacher_outputs, make_student
-from nlpkd.demo import demo_backbone
+from nlpkd.data.demo import demo_backbone
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 
 PARTS = ("nothing", "teacher's inference", "student's training", "distillation")

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlpkd import OnnxClassifier, load_text_classification, make_student
-from nlpkd.benchmark import describe_environment, measure_latency, model_size_mb
 from nlpkd.compression import trim_vocabulary
 from nlpkd.compression.int8 import INT8_FILE, export_int8
 from nlpkd.compression.onnx import FP32_FILE, export_onnx
-from nlpkd.demo import demo_backbone, load_airline_tweets
+from nlpkd.data.demo import demo_backbone, load_airline_tweets
+from nlpkd.evaluation.benchmark import describe_environment, measure_latency, model_size_mb
 
 
 def main() -> None:

@@ -40,12 +40,12 @@ from nlpkd import (
     load_text_classification,
     make_student,
 )
-from nlpkd.benchmark import describe_environment
 from nlpkd.config import fast_at_bf16
-from nlpkd.demo import demo_backbone, load_airline_tweets
-from nlpkd.layers import map_layers
+from nlpkd.data.demo import demo_backbone, load_airline_tweets
+from nlpkd.evaluation.benchmark import describe_environment
+from nlpkd.models.layers import map_layers
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.sampler import LengthGroupedBatchSampler
+from nlpkd.training.dataloaders import LengthGroupedBatchSampler
 
 TEMPERATURE = 2.0
 BATCH = 32

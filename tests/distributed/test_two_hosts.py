@@ -16,7 +16,7 @@ import torch
 from conftest import fine_tuned_teacher, raw_rows
 from safetensors.torch import load_file
 
-from nlpkd.checkpoints import last_whole
+from nlpkd.training.checkpoints import last_whole
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "recipes" / "accelerate_configs" / "multi_node.yaml"

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
-from nlpkd.loader import ROWS
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
@@ -30,6 +29,7 @@ from nlpkd.objectives import (
     Objective,
     PatientLoss,
 )
+from nlpkd.training.dataloaders import ROWS
 
 EPOCHS = 3
 

@@ -26,10 +26,10 @@ from nlpkd import (
     load_text_classification,
     train_teacher,
 )
-from nlpkd.checkpoints import last_whole
-from nlpkd.exporting import export_student
-from nlpkd.loading import load_classifier, load_tokenizer
+from nlpkd.models.loading import load_classifier, load_tokenizer
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.pipeline.export import export_student
+from nlpkd.training.checkpoints import last_whole
 
 # 12 steps, 6 of them followed by a checkpoint.
 SETTINGS: dict[str, Any] = {

@@ -23,8 +23,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import jobs  # noqa: E402
 
-from nlpkd.checkpoints import last_whole  # noqa: E402
-from nlpkd.disk import is_sealed  # noqa: E402
+from nlpkd.training.checkpoints import last_whole  # noqa: E402
+from nlpkd.utils.files import is_sealed  # noqa: E402
 
 FIXED = [HERE / "test_faults.py", HERE.parent / "distributed" / "test_sigterm.py",
          HERE.parent / "distributed" / "test_two_hosts.py"]  # fmt: skip

@@ -18,12 +18,12 @@ import torch
 from conftest import tiny_bert
 
 from nlpkd import DistillationTrainer, push_student
-from nlpkd.checkpoints import last_whole
-from nlpkd.disk import CHECKSUMS, refuse_damaged
-from nlpkd.loading import load_classifier, load_tokenizer
+from nlpkd.models.loading import load_classifier, load_tokenizer
+from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import Objective
-from nlpkd.onnx_classifier import OnnxClassifier
+from nlpkd.training.checkpoints import last_whole
+from nlpkd.utils.files import CHECKSUMS, refuse_damaged
 
 # kill -9
 

@@ -1,0 +1,1 @@
+"""Labelled text: from any source to padded batches."""

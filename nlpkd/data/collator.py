@@ -1,0 +1,147 @@
+"""Rows into padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from nlpkd.data.tokenization import _TEACHER_COLUMN, TEACHER_PREFIX, TOKEN_COLUMNS, TeacherTokenizers, column_prefixes
+
+
+@dataclass
+class DistillationCollator:
+    """Batch rows, each tokenizer's columns padded to the longest of the batch.
+
+    Attributes:
+        tokenizer: pads input_ids, attention_mask and token_type_ids.
+        teacher_tokenizer: pads the same columns with the prefix ``teacher_``, where there are any; or a list, one a
+            teacher (None: the student's), whose columns have the prefixes of `column_prefixes`.
+        pad_to_multiple_of: round the padded lengths up to a multiple of this.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: TeacherTokenizers = None
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        self._others: dict[str, Any] = {TEACHER_PREFIX: self.teacher_tokenizer}
+        if isinstance(self.teacher_tokenizer, (list, tuple)):
+            prefixes = column_prefixes(self.tokenizer, self.teacher_tokenizer)
+            self._others = dict(zip(prefixes, self.teacher_tokenizer, strict=True))
+        for tokenizer in (self.tokenizer, *self._others.values()):
+            if tokenizer is not None and tokenizer.pad_token is None:
+                raise ValueError(
+                    f"{tokenizer.name_or_path or type(tokenizer).__name__} has no padding token: set one, such as "
+                    "tokenizer.pad_token = tokenizer.eos_token, and model.config.pad_token_id to match."
+                )
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of rows.
+
+        Args:
+            features: the rows; a label may be called label, labels or label_ids. Strings and "length" are left out.
+
+        Returns:
+            Token columns ``(batch, seq)`` and ``(batch, teacher seq)``, labels ``(batch,)``, and every other column of
+            a fixed length stacked: integers as int64, floats (``teacher_logits``) as float32. Cached states (bytes)
+            become bf16 ``(batch, seq, hidden)`` of the tokens that the teacher reads.
+
+        Raises:
+            ValueError: teacher columns without a teacher's tokenizer, or rows whose values don't stack.
+        """
+        batch = self._padded(self.tokenizer, features, "")
+        own = {column: found[1] for column in features[0] if (found := _TEACHER_COLUMN.fullmatch(column))}
+        for prefix in dict.fromkeys(own.values()):
+            tokenizer = self._others.get(prefix)
+            if tokenizer is None:
+                raise ValueError(f"There are {prefix}input_ids but no teacher_tokenizer to pad them with: pass it.")
+            batch |= self._padded(tokenizer, features, prefix)
+        for column, value in features[0].items():
+            if (
+                column not in own
+                and column not in TOKEN_COLUMNS
+                and column != "length"
+                and value is not None
+                and not isinstance(value, str)
+            ):
+                name = "labels" if column in ("label", "label_ids") else column
+                values = [row[column] for row in features]
+                batch[name] = (
+                    self._states(values, batch, own) if isinstance(value, bytes) else _stacked(column, values)
+                )
+        return batch
+
+    def _states(
+        self, rows: Sequence[bytes], batch: Mapping[str, torch.Tensor], own: Mapping[str, str]
+    ) -> torch.Tensor:
+        """Pad cached states as the tokens are padded that they belong to."""
+        prefix = TEACHER_PREFIX if TEACHER_PREFIX in own.values() else ""
+        mask, tokenizer = batch[prefix + "attention_mask"], self._others[prefix] if prefix else self.tokenizer
+        return pad_states(rows, mask.sum(dim=1).tolist(), mask.shape[1], tokenizer.padding_side == "left")
+
+    def _padded(
+        self, tokenizer: PreTrainedTokenizerBase, features: Sequence[Mapping[str, Any]], prefix: str
+    ) -> dict[str, torch.Tensor]:
+        rows = [
+            {column: row[prefix + column] for column in TOKEN_COLUMNS if prefix + column in row} for row in features
+        ]
+        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=self.pad_to_multiple_of)
+        return {prefix + column: values for column, values in collate(rows).items()}
+
+
+def _stacked(column: str, values: Sequence[Any]) -> torch.Tensor:
+    try:
+        stacked = torch.stack([torch.as_tensor(value) for value in values])
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"Column {column!r} can't be batched, its rows differ in shape or type: {error}") from error
+    return stacked.float() if stacked.is_floating_point() else stacked.long()
+
+
+def pack_states(states: Tensor, lengths: Sequence[int], left: bool = False) -> list[bytes]:
+    """Cut padding off hidden states, and keep each row's bf16 bits.
+
+    Args:
+        states: `(batch, seq, hidden)`.
+        lengths: tokens of each row.
+        left: whether the padding is on the left.
+
+    Returns:
+        For each row the bits of its `(tokens, hidden)`, native byte order.
+    """
+    bits = states.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy()
+    width = bits.shape[1]
+    spans = [(width - n, width) if left else (0, n) for n in lengths]
+    return [row[start:stop].tobytes() for row, (start, stop) in zip(bits, spans, strict=True)]
+
+
+def pad_states(rows: Sequence[bytes], lengths: Sequence[int], width: int, left: bool = False) -> Tensor:
+    """Undo `pack_states`: batch the rows' states, padded with zeros.
+
+    Args:
+        rows: as `pack_states` gives them.
+        lengths: tokens of each row.
+        width: the batch's length, padding included.
+        left: whether the padding is on the left.
+
+    Returns:
+        bf16 `(batch, width, hidden)`.
+
+    Raises:
+        ValueError: if a row's bytes are not so many tokens.
+    """
+    hidden = len(rows[0]) // (2 * lengths[0])
+    states = torch.zeros(len(rows), width, hidden, dtype=torch.bfloat16)
+    for number, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+        if len(row) != 2 * n * hidden:
+            raise ValueError(
+                f"row {number} of the batch has cached states of {len(row)} bytes, and {n} tokens of {hidden} values "
+                f"take {2 * n * hidden}: its tokens are not those that were cached"
+            )
+        values = torch.frombuffer(bytearray(row), dtype=torch.bfloat16).view(n, hidden)
+        states[number, width - n if left else 0 : width if left else n] = values
+    return states

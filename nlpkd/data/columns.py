@@ -1,0 +1,132 @@
+"""What a dataset's columns mean: which hold the text and the label, that the texts are texts, labels as class ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset, Value
+
+TEXT_NAMES = frozenset("text sentence review content tweet document comment body message description".split())
+
+
+LABEL_NAMES = frozenset("label labels target class sentiment category stars rating".split())
+
+
+PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+
+
+MAX_CLASSES = 1000
+
+
+UNLABELLED = -100
+"""The label of training rows without one, which the teacher alone labels; `CrossEntropyLoss` leaves them out."""
+
+
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,15}")
+
+
+BLANK = re.compile("[\\s\\x00-\\x1f\\u200b-\\u200f\\u2060\\ufeff]*")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that hold the text, the text it is paired with (or None) and the label, or one for each label."""
+
+    text: str
+    text_pair: str | None
+    label: str | tuple[str, ...]
+
+
+def find_columns(
+    available: Sequence[str],
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | Sequence[str] | None = None,
+) -> Columns:
+    """Take the named columns, and recognise those not named by their usual names.
+
+    Args:
+        available: the columns that there are.
+        text: the text's column, or None to recognise it.
+        text_pair: the second text's column; None: a pair only where both columns of a well-known pair are found.
+        label: the label's column, several columns (one a label), or None to recognise it.
+
+    Returns:
+        The columns.
+
+    Raises:
+        ValueError: a named column is missing or named twice, or none or several columns could be the one not named.
+    """
+    labels = [label] if label is None or isinstance(label, str) else list(label)
+    named = [("text_column", text), ("text_pair_column", text_pair), *(("label_column", name) for name in labels)]
+    for argument, name in named:
+        if name is not None and name not in available:
+            raise ValueError(f"There is no column {name!r} ({argument}); the columns are {list(available)}.")
+    given = [name for _, name in named if name is not None]
+    if len(set(given)) < len(given):
+        raise ValueError(f"The same column is named twice: {given}; text_column, label_column.. must differ.")
+    free = [name for name in available if name not in given]
+    if label is None:
+        label = _the_one(free, LABEL_NAMES, available, "label", "label_column")
+        free.remove(label)
+    if text is None:
+        pairs = [pair for pair in PAIRS if set(pair) <= set(free)] if text_pair is None else []
+        if pairs:
+            others = {name for name in free if name.strip().lower() in TEXT_NAMES}.difference(*pairs)
+            if others or len(pairs) > 1:
+                raise ValueError(
+                    f"Several columns could be the text: {sorted(others)} and the pairs {pairs}. The columns are "
+                    f"{list(available)}: say which with text_column (and text_pair_column)."
+                )
+            text, text_pair = pairs[0]
+        else:
+            text = _the_one(free, TEXT_NAMES, available, "text", "text_column (and text_pair_column for pairs)")
+    return Columns(text, text_pair, label if isinstance(label, str) else tuple(label))
+
+
+def _the_one(free: Sequence[str], known: frozenset[str], available: Sequence[str], what: str, argument: str) -> str:
+    found = [name for name in free if name.strip().lower() in known]
+    if len(found) == 1:
+        return found[0]
+    problem = f"Several columns could be the {what}: {found}" if found else f"No column is known to be the {what}"
+    raise ValueError(f"{problem}. The columns are {list(available)}: say which with {argument}.")
+
+
+def check_texts(data: Dataset, split: str, column: str) -> None:
+    """Refuse a column that is not text, and rows without any.
+
+    Args:
+        data: the rows of a split.
+        split: the split's name, for the error.
+        column: the text's column.
+
+    Raises:
+        ValueError: a value that is no string, is null, or holds nothing but blanks; it names split, column and rows.
+    """
+    feature = data.features[column]
+    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+        raise ValueError(
+            f"Column {column!r} of the {split} split is not text but {kind}: name another (text_column) or cast it."
+        )
+    empty = [row for row, text in enumerate(data[column][:]) if text is None or BLANK.fullmatch(text)]
+    if empty:
+        shown = ", ".join(map(str, empty[:5])) + (", .." if len(empty) > 5 else "")
+        raise ValueError(
+            f"Column {column!r} of the {split} split has {len(empty)} empty texts (row {shown}; the first row is 0): "
+            "remove these rows or fill them in."
+        )
+
+
+def _text_columns(columns: Columns) -> list[str]:
+    return [columns.text] + ([columns.text_pair] if columns.text_pair else [])
+
+
+TEACHER_LOGITS = "teacher_logits"
+"""Column of a data set that holds the teacher's logits, `(batch, labels)`, in the student's label order."""
+
+
+HIDDEN_STATES = "teacher_hidden_states_{}"
+"""Columns of the states of one layer (0: the embeddings): bytes on disk, `(batch, seq, hidden)` in a batch."""

@@ -1,0 +1,349 @@
+"""Any source of labelled text as tokenised splits, with what the task is; and the collator that batches them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from nlpkd.data.columns import Columns, _text_columns, check_texts, find_columns
+from nlpkd.data.labels import Targets, encode_labels, encode_targets, unlabelled_rows
+from nlpkd.data.soft_labels import add_soft_labels
+from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.streaming import TextStream, columns_of_file
+from nlpkd.data.tokenization import (
+    _TEACHER_COLUMN,
+    TOKEN_COLUMNS,
+    TeacherTokenizers,
+    _Encoder,
+    _given,
+    _max_length,
+    column_prefixes,
+)
+from nlpkd.data.windows import DOCUMENT, windows_of
+from nlpkd.tasks import SINGLE_LABEL
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextClassificationData:
+    """Tokenised splits and the task that their labels make.
+
+    Attributes:
+        splits: data sets ("train" of a stream is a `TextStream`): "train" and, where given, "validation" and "test";
+            columns: input_ids, attention_mask, token_type_ids where the tokenizer gives them or texts are pairs, the
+            same with the prefix ``teacher_`` where the teacher has a tokenizer of its own (``teacher_2_``, ... for
+            further ones of several teachers), labels (a ClassLabel; zeros and ones, one a label; or a score), length
+            (student tokens), document (of windows alone: the row number of their text) and the texts.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text, or None.
+        label_column: the label's column in the source, or one for each label; in ``splits`` it is always "labels".
+        problem_type: the task, by the name that ``config.problem_type`` has for it.
+        id2label: the classes' names by id.
+        truncated: for each split, the rows that are longer than ``max_length`` student tokens; of a teacher with a
+            tokenizer of its own under its columns' prefix, as "teacher_train".
+        max_length: the most tokens a row may have, special tokens included.
+        name: the source, for the record: a Hub id, files without their directory, or "in-memory data".
+    """
+
+    splits: dict[str, Any]
+    text_column: str
+    text_pair_column: str | None
+    label_column: str | tuple[str, ...]
+    problem_type: str
+    id2label: dict[int, str]
+    truncated: dict[str, int]
+    max_length: int
+    name: str
+
+    def __getitem__(self, split: str) -> Any:
+        return self.splits[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self.splits
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.splits)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The classes' ids by name."""
+        return {label: number for number, label in self.id2label.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """How many classes or labels there are; 1 for a score."""
+        return len(self.id2label)
+
+    @property
+    def class_weights(self) -> list[float]:
+        """The weight of each class that makes rare ones count as much as common ones: rows / (classes * its rows).
+
+        Raises:
+            ValueError: if the task has no classes, or one of them no rows.
+        """
+        if self.problem_type != SINGLE_LABEL:
+            raise ValueError(f"classes are balanced in single-label tasks, and this is {self.problem_type}")
+        train, names = self.splits["train"], list(self.id2label.values())
+        if isinstance(train, TextStream):
+            rows = [train.class_counts[name] for name in names]
+        else:
+            counts = Counter(train["labels"][:])
+            rows = [counts[number] for number in range(len(names))]
+        if 0 in rows:
+            raise ValueError(f"class {names[rows.index(0)]!r} has no rows to balance: give a list of class_weights")
+        return [sum(rows) / (len(rows) * each) for each in rows]
+
+
+def load_text_classification(
+    train: Source,
+    validation: Source | None = None,
+    test: Source | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: TeacherTokenizers = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    soft_label_column: str | None = None,
+    problem_type: str | None = None,
+    label_names: Sequence[str] = (),
+    max_length: int | None = None,
+    window_stride: int | None = None,
+    validation_split: float | int | None = None,
+    streaming: bool = False,
+    config_name: str | None = None,
+    revision: str | None = None,
+    seed: int = 42,
+) -> TextClassificationData:
+    """Load labelled text from any source, check it, and tokenise it for the student and, if need be, the teacher.
+
+    Args:
+        train: a csv, tsv (quotes are plain characters, as GLUE has them), json, jsonl or parquet file, a Hub id
+            (``id`` or ``id@revision``), a Dataset, a DatasetDict, a pandas DataFrame or a list of dicts.
+        validation: the validation rows, the same kinds; wins over a validation split that comes with ``train``.
+        test: the test rows, likewise.
+        tokenizer: the student's tokenizer.
+        teacher_tokenizer: the teacher's, or a list, one a teacher (None: the student's); each that differs in content
+            from the student's, and from those before it, gets columns of its own.
+        text_column: the text's column; recognised by its usual names if None.
+        text_pair_column: the second text's column; pairs are recognised where both columns of a usual pair are found.
+        label_column: the label's column, or several (a 0 or 1 for each label); recognised by its usual names if None.
+        soft_label_column: train's column of soft labels, of an API or of voting people, which become the teacher's
+            logits; see `nlpkd.data.soft_labels`.
+        problem_type: the task, where the labels should not say it; see `nlpkd.data.labels.encode_targets`.
+        label_names: of a multi-label task, the labels in the order of their ids, as a teacher has them.
+        max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
+        window_stride: cut longer texts into windows of max_length tokens that share so many with the one before, each
+            a row with its text's label; what is measured is a text's average. Truncate if None.
+        validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
+        streaming: read the train file (jsonl, csv, tsv, parquet) as it is needed, in memory that doesn't grow with it;
+            see `nlpkd.data.streaming.TextStream`. It then needs a validation set of its own.
+        config_name: the configuration of the Hub dataset, such as "sst2" of "glue".
+        revision: the branch, tag or commit of the Hub dataset.
+        seed: seeds the choice of held-out rows.
+
+    Returns:
+        The tokenised splits and the task.
+
+    Raises:
+        ValueError: whatever is wrong with the input: what was found, where (split, row, column), and what to do.
+        ConnectionError: the Hub can't be reached.
+    """
+    if streaming:
+        if any((soft_label_column, validation_split, window_stride is not None, config_name, revision)) or (
+            problem_type not in (None, SINGLE_LABEL) or not isinstance(train, (str, os.PathLike))
+        ):
+            raise ValueError(
+                "streaming reads a file with one class a row: without soft labels, windows, validation_split and the "
+                "Hub; give the validation set as a file of its own"
+            )
+        return _stream(
+            train, validation, test, [tokenizer, *_given(teacher_tokenizer)],
+            (text_column, text_pair_column, label_column), max_length,
+        )  # fmt: skip
+    splits, name = read_splits(train, validation, test, config_name, revision)
+    columns = find_columns(splits["train"].column_names, text_column, text_pair_column, label_column)
+    targets = encode_targets(_select(splits, columns, soft_label_column), columns.label, problem_type, label_names)
+    splits = _prepare(targets, columns, soft_label_column, validation_split, seed)
+    tokenizers = [tokenizer, *_given(teacher_tokenizer)]
+    max_length = _max_length(max_length, tokenizers, columns.text_pair is not None)
+    if window_stride is None:
+        splits, truncated = _tokenise(splits, _Encoder(columns, tokenizers, max_length))
+    else:
+        splits, truncated = _windows(splits, columns, tokenizers, max_length, window_stride), dict.fromkeys(splits, 0)
+    logger.warning("%s", _said(name, targets, columns, splits))
+    return TextClassificationData(
+        splits=splits,
+        text_column=columns.text,
+        text_pair_column=columns.text_pair,
+        label_column=columns.label,
+        problem_type=targets.problem_type,
+        id2label=dict(enumerate(targets.names)),
+        truncated=truncated,
+        max_length=max_length,
+        name=name,
+    )
+
+
+def _said(name: str, targets: Targets, columns: Columns, splits: DatasetDict) -> str:
+    """Say in one line what the task was taken for."""
+    labels = ", ".join(targets.names[:10]) + (", ..." if len(targets.names) > 10 else "")
+    rows = ", ".join(f"{count} {split}" for split, count in splits.num_rows.items())
+    texts = " and ".join(repr(column) for column in _text_columns(columns))
+    return f"{name}: {targets.problem_type} of {texts}, labels {columns.label!r} ({labels}), rows: {rows}"
+
+
+def _prepare(
+    targets: Targets,
+    columns: Columns,
+    soft_label_column: str | None,
+    validation_split: float | int | None,
+    seed: int,
+) -> DatasetDict:
+    """Check the texts, turn soft labels into logits, and hold out validation rows where asked to."""
+    splits = targets.splits
+    if soft_label_column is not None:
+        names = dict(enumerate(targets.names))
+        splits["train"] = add_soft_labels(splits["train"], soft_label_column, names, problem_type=targets.problem_type)
+    for split, data in splits.items():
+        for column in _text_columns(columns):
+            check_texts(data, split, column)
+    return splits if validation_split is None else _hold_out(splits, validation_split, seed)
+
+
+def _select(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
+    """Keep the columns that are used, the same ones in every split but for soft labels, which train alone has."""
+    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
+    used = [*_text_columns(columns), *labels]
+    made = {"labels", "length", DOCUMENT, *TOKEN_COLUMNS}
+    taken = [name for name in sorted(_text_columns(columns)) if name in made or _TEACHER_COLUMN.fullmatch(name)]
+    if taken:
+        raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
+    kept = {}
+    for split, data in splits.items():
+        missing = [column for column in used if column not in data.column_names]
+        hidden = split == "test" and missing == labels
+        if missing and not hidden:
+            raise ValueError(f"The {split} split has no column {missing[0]!r}; its columns are {data.column_names}.")
+        if hidden:
+            logger.warning("The test split is not used: it has no column %r.", labels[0])
+            continue
+        soft = [soft_label_column] if split == "train" and soft_label_column in data.column_names else []
+        kept[split] = data.select_columns([*used, *soft])
+    return DatasetDict(kept)
+
+
+def _hold_out(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
+    """Move a part of train to validation, stratified by class where there are classes."""
+    if "validation" in splits:
+        raise ValueError("There is a validation split and validation_split too: leave one of them out.")
+    rows, classed = len(splits["train"]), isinstance(splits["train"].features["labels"], ClassLabel)
+    if any(unlabelled_rows(splits["train"])):
+        raise ValueError(
+            "validation_split would hold out rows without labels, or rows that others were made from: make the "
+            "validation set first, and pass it as validation."
+        )
+    held_out = round(rows * size) if isinstance(size, float) else size
+    if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
+        raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
+    if not classed:
+        parts = splits["train"].train_test_split(held_out, seed=seed)
+        return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
+    classes = Counter(splits["train"]["labels"][:])
+    rarest = min(classes.values())
+    if rarest < 2 or min(held_out, rows - held_out) < len(classes):
+        raise ValueError(
+            f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
+            f"{rarest} of them of the rarest class. Give more rows, or a validation set."
+        )
+    parts = splits["train"].train_test_split(held_out, stratify_by_column="labels", seed=seed)
+    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
+
+
+def _said_truncated(counts: Mapping[str, int], split: str, rows: int, max_length: int) -> dict[str, int]:
+    """Say how many rows lose tokens, and give the counts under the split's name."""
+    for prefix, count in counts.items():
+        if count:
+            whose = " of the teacher's tokenizer" if prefix else ""
+            logger.warning("%s: %d of %d rows truncated to %d tokens%s", split, count, rows, max_length, whose)
+    return {prefix + split: count for prefix, count in counts.items()}
+
+
+def _tokenise(splits: DatasetDict, encode: _Encoder) -> tuple[DatasetDict, dict[str, int]]:
+    """Tokenise; count the rows that student or teacher don't see whole."""
+    tokenised: dict[str, Dataset] = {}
+    truncated: dict[str, int] = {}
+    for split, data in splits.items():
+        tokenised[split] = data.map(encode, batched=True, desc=f"Tokenising {split}")
+        counts = encode.truncated_of(tokenised[split])
+        truncated |= _said_truncated(counts, split, len(data), encode.max_length)
+    return DatasetDict(tokenised), truncated
+
+
+def _stream(
+    train: str | os.PathLike[str],
+    validation: Source | None,
+    test: Source | None,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    asked: tuple[str | None, str | None, str | Sequence[str] | None],
+    max_length: int | None,
+) -> TextClassificationData:
+    """Stream the train rows; the other splits are read whole, with the classes of train."""
+    columns = columns_of_file(train, *asked)
+    length = _max_length(max_length, tokenizers, columns.text_pair is not None)
+    encode, label = _Encoder(columns, tokenizers, length), columns.label
+    stream = TextStream(train, columns, encode)
+    truncated = _said_truncated(stream.truncated, "train", len(stream), length)
+    # Labels are settled by train, so its classes stand in for it.
+    rows = _select(read_splits(stream.example_of_each_class(), validation, test)[0], columns, None)
+    encoded, _ = encode_labels(rows, str(label), labelled_rows=stream.num_rows)
+    held_out = _prepare(Targets(encoded, SINGLE_LABEL, stream.names), columns, None, None, 0)
+    del held_out["train"]
+    tokenised, cut = _tokenise(held_out, encode)
+    logger.warning("%s: %s, %d rows as a stream, labels %r (%s)", Path(train).name, SINGLE_LABEL, len(stream), label,
+                   ", ".join(stream.names[:10]))  # fmt: skip
+    return TextClassificationData(
+        {"train": stream, **tokenised}, columns.text, columns.text_pair, label, SINGLE_LABEL,
+        dict(enumerate(stream.names)), truncated | cut, length, Path(train).name,
+    )  # fmt: skip
+
+
+def _windows(
+    splits: DatasetDict,
+    columns: Columns,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    max_length: int,
+    stride: int,
+) -> DatasetDict:
+    """Cut texts into windows that fit."""
+    if columns.text_pair is not None or len(set(column_prefixes(tokenizers[0], tokenizers))) > 1:
+        raise ValueError(
+            "window_stride is for single texts and one tokenizer: the windows of pairs, and of another tokenizer, "
+            "would not be the same. Leave it out, and longer texts are truncated."
+        )
+    cut = windows_of(tokenizers[0], columns.text, max_length, stride)
+    made = {}
+    for split, data in splits.items():
+        made[split] = data.map(cut, batched=True, with_indices=True, desc=f"Cutting {split} into windows")
+        several = len(made[split]) - len(data)
+        if several:
+            logger.warning("%s: %d rows make %d windows of %d tokens", split, len(data), len(made[split]), max_length)
+    return DatasetDict(made)
+
+
+def labelled_rows(rows: Any) -> Any:
+    """Leave out the rows without a gold label, of a stream too."""
+    if isinstance(rows, TextStream):
+        return rows.labelled()
+    if any(unlabelled := unlabelled_rows(rows)):
+        return rows.select([number for number, flag in enumerate(unlabelled) if not flag])
+    return rows

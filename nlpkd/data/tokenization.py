@@ -1,0 +1,246 @@
+"""Tokenizers compared, columns per tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from nlpkd.data.columns import Columns, _text_columns
+
+
+def original_ids(
+    trimmed: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[int] | None:
+    """Find the ids that a trimmed tokenizer's tokens had.
+
+    Args:
+        trimmed: perhaps a trimmed form of the other.
+        tokenizer: the whole one.
+
+    Returns:
+        Entry k is the old id of token k; None unless trimming `tokenizer` to these tokens gives all of `trimmed`'s
+        content, whatever their classes and paths.
+    """
+    try:
+        small, large = _state(trimmed), _state(tokenizer)  # type: ignore[arg-type]
+    except ValueError:
+        return None
+    old, new = _numbers(large), _numbers(small)
+    if not new.keys() <= old.keys():
+        return None
+    ids = sorted(old[token] for token in new)
+    if not {added["id"] for added in large["added_tokens"]} <= set(ids):
+        return None
+    return ids if _trimmed(large, ids) == small else None
+
+
+def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Read a tokenizer's content as `tokenizer.json` has it; settings of padding and truncation don't count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{type(tokenizer).__name__} has no fast backend (tokenizer.json), which trimming rebuilds")
+    state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    if state["model"]["type"] not in ("WordPiece", "WordLevel", "BPE", "Unigram"):
+        raise ValueError(f"the vocabulary of a {state['model']['type']} tokenizer can't be trimmed")
+    return state
+
+
+def _numbers(state: Mapping[str, Any]) -> dict[str, int]:
+    """Give every token's id."""
+    vocabulary = state["model"]["vocab"]
+    if isinstance(vocabulary, list):
+        vocabulary = {piece: number for number, (piece, _) in enumerate(vocabulary)}
+    return vocabulary | {added["content"]: added["id"] for added in state["added_tokens"]}
+
+
+def _affixes(settings: Mapping[str, Any]) -> tuple[str, str]:
+    return settings.get("continuing_subword_prefix") or "", settings.get("end_of_word_suffix") or ""
+
+
+def _trimmed(state: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """Give a tokenizer's state with some of its tokens, renumbered in their order."""
+    place = {old: new for new, old in enumerate(ids)}
+    trimmed = copy.deepcopy(dict(state))
+    settings = trimmed["model"]
+    if isinstance(settings["vocab"], list):
+        settings["vocab"] = [entry for number, entry in enumerate(settings["vocab"]) if number in place]
+        settings["unk_id"] = place.get(settings["unk_id"])
+    else:
+        settings["vocab"] = {token: place[number] for token, number in settings["vocab"].items() if number in place}
+    if settings["type"] == "BPE":
+        prefix, kept = len(_affixes(settings)[0]), settings["vocab"]
+        settings["merges"] = [
+            [left, right]
+            for left, right in settings["merges"]
+            if left in kept and right in kept and left + right[prefix:] in kept
+        ]
+    for added in trimmed["added_tokens"]:
+        added["id"] = place[added["id"]]
+    _renumber(trimmed["post_processor"] or {}, place)
+    return trimmed
+
+
+def _renumber(processor: dict[str, Any], place: Mapping[int, int]) -> None:
+    for inner in processor.get("processors", ()):
+        _renumber(inner, place)
+    for special in processor.get("special_tokens", {}).values():
+        special["ids"] = [place[number] for number in special["ids"]]
+    for name in {"sep", "cls"} & processor.keys():
+        token, number = processor[name]
+        processor[name] = [token, place[number]]
+
+
+TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+TEACHER_PREFIX = "teacher_"
+
+
+DEFAULT_MAX_LENGTH = 512
+
+
+TeacherTokenizers = PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None
+"""One teacher's tokenizer, or one a teacher; None where it is the student's."""
+
+
+_TEACHER_COLUMN = re.compile(rf"({TEACHER_PREFIX}(?:\d+_)?)(?:{'|'.join(TOKEN_COLUMNS)})")
+
+
+def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Tell whether two tokenizers turn every text into the same ids, whatever their classes and paths.
+
+    Args:
+        first: a tokenizer.
+        second: another one.
+
+    Returns:
+        True for equal vocabulary, merges, normaliser, splitting, special and added tokens; settings of padding and
+        truncation don't count. Tokenizers written in Python can't be compared: only the same object is the same.
+    """
+    if first is second:
+        return True
+    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
+    settings = [json.loads(backend.to_str()) for backend in backends if backend is not None]
+    if len(settings) < 2:
+        return False
+    for setting in settings:
+        setting["padding"] = setting["truncation"] = None
+    return settings[0] == settings[1]
+
+
+def per_teacher(tokenizers: TeacherTokenizers, teachers: int) -> list[PreTrainedTokenizerBase | None]:
+    """Give each teacher its tokenizer.
+
+    Args:
+        tokenizers: one for all of them, or a list.
+        teachers: how many there are.
+
+    Returns:
+        One a teacher, None where it is the student's.
+
+    Raises:
+        ValueError: if a list has another length.
+    """
+    if not isinstance(tokenizers, (list, tuple)):
+        return [tokenizers] * teachers  # type: ignore[list-item]
+    if len(tokenizers) != teachers:
+        raise ValueError(
+            f"there are {len(tokenizers)} tokenizers for {teachers} teachers: give one a teacher, None where it is "
+            "the student's"
+        )
+    return list(tokenizers)
+
+
+def column_prefixes(
+    tokenizer: PreTrainedTokenizerBase | None, teacher_tokenizers: Sequence[PreTrainedTokenizerBase | None]
+) -> list[str]:
+    """Name the columns that each teacher reads.
+
+    Args:
+        tokenizer: the student's.
+        teacher_tokenizers: one a teacher, None where it is the student's.
+
+    Returns:
+        For each teacher `""` where its tokenizer is the student's, else `"teacher_"` for the first other tokenizer,
+        `"teacher_2_"`, `"teacher_3_"`, ... for the next; teachers with the same tokenizer share columns.
+    """
+    prefixes: list[str] = []
+    others: list[PreTrainedTokenizerBase] = []
+    for other in teacher_tokenizers:
+        if tokenizer is None or other is None or same_tokenizer(tokenizer, other):
+            prefixes.append("")
+            continue
+        number = next((k for k, known in enumerate(others) if same_tokenizer(known, other)), len(others))
+        if number == len(others):
+            others.append(other)
+        prefixes.append(f"{TEACHER_PREFIX}{number + 1}_" if number else TEACHER_PREFIX)
+    return prefixes
+
+
+def _given(tokenizers: TeacherTokenizers) -> list[PreTrainedTokenizerBase]:
+    several: Any = tokenizers if isinstance(tokenizers, (list, tuple)) else [tokenizers]
+    return [tokenizer for tokenizer in several if tokenizer is not None]
+
+
+def _max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase], pairs: bool) -> int:
+    limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
+    special = max(tokenizer.num_special_tokens_to_add(pair=pairs) for tokenizer in tokenizers)
+    if asked is None:
+        return int(min(limit, DEFAULT_MAX_LENGTH))
+    if asked > limit:
+        raise ValueError(f"max_length={asked} is more than the {int(limit)} tokens that the tokenizers' models take.")
+    if asked <= special + pairs:
+        raise ValueError(f"max_length={asked} leaves no room for text beside {special} special tokens: raise it.")
+    return asked
+
+
+class _Encoder:
+    """Gives texts every tokenizer's columns and the student's lengths; see `nlpkd.data.streaming.Encoder`."""
+
+    def __init__(self, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int):
+        self.names, self.max_length = _text_columns(columns), max_length
+        # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
+        self.segments = True if columns.text_pair else None
+        self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        for prefix, tokenizer in zip(column_prefixes(tokenizers[0], tokenizers), tokenizers, strict=True):
+            self.tokenizers.setdefault(prefix, tokenizer)
+
+    def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
+        made: dict[str, list] = {}
+        for prefix, tokenizer in self.tokenizers.items():
+            encoded = tokenizer(
+                *(batch[name] for name in self.names),
+                truncation=True,
+                max_length=self.max_length,
+                return_token_type_ids=self.segments,
+                return_attention_mask=True,
+            )
+            made |= {prefix + column: encoded[column] for column in TOKEN_COLUMNS if column in encoded}
+        return made | {"length": [len(ids) for ids in made["input_ids"]]}
+
+    def truncated(self, batch: Mapping[str, list]) -> dict[str, int]:
+        texts = [batch[name] for name in self.names]
+        return {
+            prefix: sum(len(ids) > self.max_length for ids in tokenizer(*texts, verbose=False)["input_ids"])
+            for prefix, tokenizer in self.tokenizers.items()
+        }
+
+    def truncated_of(self, tokenised: Dataset) -> Counter[str]:
+        """Count the rows that lose tokens, of which those at the limit alone are tokenised anew."""
+        table = tokenised.with_format("arrow")[:]
+        columns = [table[f"{prefix}input_ids"] for prefix in self.tokenizers]
+        lengths = [pyarrow.compute.list_value_length(column).to_numpy() for column in columns]
+        full = tokenised.select(np.flatnonzero(np.max(lengths, axis=0) >= self.max_length)).select_columns(self.names)
+        counts: Counter[str] = Counter(dict.fromkeys(self.tokenizers, 0))
+        for batch in full.iter(batch_size=100):
+            counts.update(self.truncated(batch))
+        return counts

@@ -1,0 +1,311 @@
+"""What a model costs: the latency of a forward pass, the size on disk, and the machine that was measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import itertools
+import logging
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_model
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.evaluation.report import Latency
+from nlpkd.models.inference import evaluating, placement
+from nlpkd.models.onnx_classifier import OnnxClassifier
+
+logger = logging.getLogger(__name__)
+
+
+WARM_UP_RUNS = 5
+
+
+BLOCK_RUNS = 5
+"""Runs of one model in a row, as where it serves alone."""
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
+    *,
+    batches: Sequence[int] = (1, 32),
+    tokens: int | Sequence[int] = 32,
+    runs: int = 30,
+    seed: int = 42,
+) -> dict[str, list[Latency]]:
+    """Time forward passes of several models in turn, five of each, so that a busy moment of the machine hits all.
+
+    Args:
+        models: the models by name.
+        tokenizers: for each, the tokenizer whose ordinary tokens are drawn; any ids of the vocabulary without them.
+        batches: batch sizes.
+        tokens: tokens in each sequence, or several lengths; there is no padding.
+        runs: timed passes a batch size and length, after 5 of warm-up and one before every five.
+        seed: seed of the draw.
+
+    Returns:
+        For each model one entry a batch size and length.
+
+    Raises:
+        ValueError: when a model takes fewer tokens.
+    """
+    lengths = [tokens] if isinstance(tokens, int) else list(tokens)
+    for name, model in models.items():
+        longest = getattr(getattr(model, "config", None), "max_position_embeddings", max(lengths))
+        if longest < max(lengths):
+            raise ValueError(
+                f"latency_tokens={max(lengths)} is more than the {longest} positions of the {name}: lower it"
+            )
+    results: dict[str, list[Latency]] = {name: [] for name in models}
+    for length, batch in itertools.product(lengths, batches):
+        inputs = {
+            name: _synthetic_batch(model, (tokenizers or {}).get(name), batch, length, seed)
+            for name, model in models.items()
+        }
+        times_ms: dict[str, list[float]] = {name: [] for name in models}
+        for name, model in models.items():
+            for _ in range(WARM_UP_RUNS):
+                _forward_ms(model, inputs[name])
+        for start in range(0, runs, BLOCK_RUNS):
+            for name, model in models.items():
+                # Weights that another model drove out of the processor's caches come back untimed.
+                _forward_ms(model, inputs[name])
+                times_ms[name] += [_forward_ms(model, inputs[name]) for _ in range(min(BLOCK_RUNS, runs - start))]
+        for name, values in times_ms.items():
+            percentiles = (float(value) for value in np.percentile(values, [50, 95, 99]))
+            results[name].append(Latency(batch, length, _threads(models[name]), *percentiles))
+    return results
+
+
+def count_flops(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, *, tokens: int = 32) -> int | None:
+    """Count the floating-point operations of one pass over one sequence, with `torch.utils.flop_counter`.
+
+    Matrix products count two for each multiply and add; element-wise operations (norms, activations, softmax) are not
+    counted.
+
+    Args:
+        model: the model.
+        tokenizer: whose ordinary tokens are drawn; any ids of the vocabulary without it.
+        tokens: tokens in the sequence.
+
+    Returns:
+        The operations; None for a recurrent network, whose products torch does not count, and for a model that runs
+        outside torch.
+    """
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return None
+    inputs = _synthetic_batch(model, tokenizer, 1, tokens, seed=0)
+    # torch has no formula for the fused attention on a CPU: it would count nothing.
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    return counter.get_total_flops() or None
+
+
+def model_size_mb(model: nn.Module | str | Path) -> float:
+    """Give the size of a model's safetensors file or files, or of its ONNX file.
+
+    Args:
+        model: a model, saved to a temporary directory for this; an `OnnxClassifier`; or the directory of a saved one.
+
+    Returns:
+        Megabytes (10^6 bytes).
+
+    Raises:
+        ValueError: when the directory holds no safetensors file.
+    """
+    if isinstance(model, (str, Path)):
+        sizes = [file.stat().st_size for file in Path(model).glob("*.safetensors")]
+        if not sizes:
+            raise ValueError(f"{model} holds no *.safetensors file: give the directory of a saved model")
+        return sum(sizes) / 1e6
+    if isinstance(model, OnnxClassifier):
+        return model.size_mb
+    with tempfile.TemporaryDirectory() as directory:
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(directory)
+        else:
+            save_model(model, str(Path(directory) / "model.safetensors"))
+        return model_size_mb(directory)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count a model's parameters, or the weights in its ONNX file.
+
+    Args:
+        model: any module.
+
+    Returns:
+        How many numbers they are.
+    """
+    if isinstance(model, OnnxClassifier):
+        return model.num_weights
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe what the figures are made with and on.
+
+    Returns:
+        `{"versions": {package: version}, "machine": {"cpu", "cores", "threads", "platform", "gpu"}}`.
+    """
+    cpu_info = Path("/proc/cpuinfo")
+    model_name = re.search(r"model name\s*:\s*(.+)", cpu_info.read_text()) if cpu_info.exists() else None
+    versions = {package: importlib.metadata.version(package) for package in ("torch", "transformers", "datasets")}
+    return {
+        "versions": {"nlpkd": _own_version(), "python": platform.python_version(), **versions},
+        "machine": {
+            "cpu": model_name.group(1) if model_name else platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def latency_protocol(models: Mapping[str, nn.Module], tokens: int | Sequence[int], runs: int) -> str:
+    """Say how `measure_latency` timed the models, and warn where their times don't compare.
+
+    Args:
+        models: the models by name.
+        tokens: tokens in each sequence, or several lengths.
+        runs: timed passes; 0 for none.
+
+    Returns:
+        One sentence for the report.
+    """
+    if not runs:
+        return "latency was not measured"
+    in_torch = {name: model for name, model in models.items() if not isinstance(model, OnnxClassifier)}
+    placements = {name: "{1} on {0}".format(*placement(model)) for name, model in in_torch.items()}
+    if len(set(placements.values())) > 1:
+        logger.warning("The latencies don't compare: the candidates differ in dtype or device: %s", placements)
+    where = ", ".join(sorted(set(placements.values()))).replace("torch.", "")
+    if others := ", ".join(name for name in models if name not in in_torch):
+        where += f"; {others} by ONNX Runtime on cpu"
+    lengths = tokens if isinstance(tokens, int) else ", ".join(map(str, tokens))
+    return (
+        f"latency: one forward pass on {lengths} random ordinary tokens a sequence, no padding, {where}, eval mode, "
+        f"torch.inference_mode, {WARM_UP_RUNS} warm-up and {runs} timed passes, {BLOCK_RUNS} of each candidate in "
+        f"turn after one untimed, time.perf_counter, {torch.get_num_threads()} threads"
+    )
+
+
+def _synthetic_batch(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, batch: int, tokens: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Draw ids `(batch, tokens)` of ordinary tokens, and a mask of ones."""
+    config: Any = getattr(model, "config", None)
+    if tokenizer is None:
+        ordinary = sorted(set(range(config.vocab_size)) - {getattr(config, "pad_token_id", None)})
+    else:
+        vocabulary = getattr(config, "vocab_size", len(tokenizer))
+        ordinary = sorted(set(range(min(vocabulary, len(tokenizer)))) - set(tokenizer.all_special_ids))
+    ids = torch.from_numpy(np.random.default_rng(seed).choice(ordinary, size=(batch, tokens))).to(placement(model)[0])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {name: tensor for name, tensor in inputs.items() if name in inspect.signature(model.forward).parameters}
+
+
+def _threads(model: nn.Module) -> int:
+    return model.threads if isinstance(model, OnnxClassifier) else torch.get_num_threads()
+
+
+def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:
+    on_gpu = inputs["input_ids"].is_cuda
+    with evaluating(model):
+        if on_gpu:
+            torch.cuda.synchronize(inputs["input_ids"].device)
+        start = time.perf_counter()
+        model(**inputs)
+        if on_gpu:
+            torch.cuda.synchronize(inputs["input_ids"].device)
+        return (time.perf_counter() - start) * 1e3
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("nlpkd")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a candidate costs.
+
+    Attributes:
+        name: of the candidate.
+        size_mb: its weights file in 10^6 bytes.
+        latency_ms: median of one forward pass.
+        fits: whether both are within the budget.
+    """
+
+    name: str
+    size_mb: float
+    latency_ms: float
+    fits: bool
+
+
+def choose_within(
+    candidates: Mapping[str, PreTrainedModel],
+    *,
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
+    batch: int = 1,
+    tokens: int = 32,
+    runs: int = 30,
+) -> tuple[str, list[Measured]]:
+    """Measure candidates, say what each costs, and choose the first that fits.
+
+    Args:
+        candidates: models by name, the most capable first.
+        max_latency_ms: the most that the median forward pass may take on this machine, with torch's threads as set.
+        max_size_mb: the most that the weights file may take, in 10^6 bytes.
+        batch: sequences of a forward pass.
+        tokens: tokens of a sequence.
+        runs: timed passes; see `measure_latency`.
+
+    Returns:
+        The name of the choice, and what was measured of each candidate.
+
+    Raises:
+        ValueError: if there is no budget, or nothing fits; the table is in the message.
+    """
+    limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
+    for name, limit in limits.items():
+        if limit is not None and not limit > 0:
+            raise ValueError(f"{name} must be > 0, got {limit}")
+    if all(limit is None for limit in limits.values()):
+        raise ValueError("there is no budget: give max_latency_ms or max_size_mb")
+    times = measure_latency(candidates, batches=(batch,), tokens=tokens, runs=runs)
+    table = []
+    for name, model in candidates.items():
+        size_mb, latency_ms = model_size_mb(model), times[name][0].p50_ms
+        fits = (max_size_mb is None or size_mb <= max_size_mb) and (
+            max_latency_ms is None or latency_ms <= max_latency_ms
+        )
+        table.append(Measured(name, size_mb, latency_ms, fits))
+    shown = "; ".join(f"{row.name} {row.size_mb:.1f} MB {row.latency_ms:.2f} ms" for row in table)
+    asked = " and ".join(f"{name}={limit}" for name, limit in limits.items() if limit is not None)
+    chosen = next((row.name for row in table if row.fits), None)
+    if chosen is None:
+        raise ValueError(
+            f"no candidate fits {asked} (batch {batch}, {tokens} tokens): {shown}. Raise the budget, or trim the "
+            "vocabulary, which makes it smaller"
+        )
+    logger.warning("%s fits %s (batch %d, %d tokens), of: %s.", chosen, asked, batch, tokens, shown)
+    return chosen, table

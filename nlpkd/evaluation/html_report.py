@@ -1,0 +1,273 @@
+"""`report.html`: an evaluation report as one page that needs no network, with charts and, on request, examples."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nlpkd.evaluation.report import METRIC_NAMES, PROTOCOLS, EvaluationReport
+from nlpkd.utils.files import write_whole
+
+logger = logging.getLogger(__name__)
+
+
+PAGE_NAME = "report.html"
+
+
+_CLASSES_SHOWN = 40
+
+
+_TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+_TRADEOFFS = "With 95 % intervals; up and to the left is better."
+
+
+_TRAINING = "Each part of the loss is unweighted, averaged over the steps since the point before."
+
+
+_RELIABILITY = (
+    "On the dashed line a classifier is right as often as its confidence says; larger points have more rows."
+)
+
+
+_GROUPS = "Lengths are tokens as the student reads them."
+
+
+_ORIGIN = ("command", "date", "seed", "teacher", "student", "data", "settings", "versions", "machine")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a training logged.
+
+    Attributes:
+        title: which training; empty for the only one.
+        values: `(step, value)` points by the value's name, such as `loss/forward_kl`.
+    """
+
+    title: str
+    values: dict[str, list[tuple[int, float]]]
+
+
+def training_curves(folder: str | Path) -> list[Curves]:
+    """Read what the trainings in a run's folder logged, stage after stage.
+
+    Args:
+        folder: a run's output directory; a Hub id, or a folder without a `trainer_state.json`, has none.
+
+    Returns:
+        The losses and evaluations of each training that logged more than one.
+    """
+    folder = Path(folder)
+    stages = sorted(folder.glob("stage-*/"), key=lambda path: int(path.name.removeprefix("stage-")))
+    found: list[Curves] = []
+    for place in [*stages, folder]:
+        checkpoints = place.glob("checkpoint-*/trainer_state.json")
+        latest = sorted(checkpoints, key=lambda path: int(path.parent.name.removeprefix("checkpoint-")))
+        states = [path for path in (*latest, place / "trainer_state.json") if path.is_file()]
+        if states:
+            history = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
+            title = f"stage {len(found) + 1}" if stages else ""
+            found.append(Curves(title, _logged(history)))
+    return [curves for curves in found if curves.values]
+
+
+def render_page(
+    report: EvaluationReport, *, curves: Sequence[Curves] = (), texts: Mapping[int, str] | None = None
+) -> str:
+    """Write a report as an HTML page.
+
+    Args:
+        report: what was measured.
+        curves: what the trainings logged.
+        texts: texts by row number: those rows of the student's largest disagreements with its teacher are shown.
+
+    Returns:
+        The page; everything that somebody named in it is escaped.
+
+    Raises:
+        ModuleNotFoundError: without the extra `report`.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    header, rows = report.cells()
+    return environment.get_template(PAGE_NAME).render(
+        title=f"{report.run['data']['name']}: evaluation" if _data_name(report) else "Evaluation report",
+        report=report,
+        tiles=_tiles(report),
+        header=header,
+        rows=rows,
+        latency=report.latency_cells(),
+        sections=_chart_sections(report, curves),
+        examples=_examples(report, texts or {}),
+        protocols=[report.run[key] for key in PROTOCOLS if report.run.get(key)],
+        origin=_origin(report.run),
+    )
+
+
+def save_page(
+    report: EvaluationReport,
+    directory: str | Path,
+    *,
+    curves: Sequence[Curves] = (),
+    texts: Mapping[int, str] | None = None,
+) -> Path | None:
+    """Write `report.html`, replaced as a whole or not at all; without the extra `report` say that it is skipped.
+
+    Args:
+        report: what was measured.
+        directory: where to, made if missing.
+        curves: as for `render_page`.
+        texts: likewise.
+
+    Returns:
+        The page's path, None where it was skipped.
+    """
+    if any(find_spec(module) is None for module in ("matplotlib", "jinja2")):
+        logger.warning("%s is skipped: its charts need the extra `report` (pip install 'nlpkd[report]')", PAGE_NAME)
+        return None
+    path = Path(directory) / PAGE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, render_page(report, curves=curves, texts=texts).encode())
+    return path
+
+
+def _logged(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    values: dict[str, list[tuple[int, float]]] = {}
+    for entry in history:
+        for name, value in entry.items():
+            wanted = name == "loss" or name.startswith(("loss/", "eval_")) and not name.endswith(_TIMES)
+            if wanted and isinstance(value, (int, float)) and math.isfinite(value):
+                values.setdefault(name, []).append((entry["step"], float(value)))
+    return {name: points for name, points in values.items() if len(points) > 1}
+
+
+def _data_name(report: EvaluationReport) -> str | None:
+    return (report.run.get("data") or {}).get("name")
+
+
+def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
+    """Give the few figures to see first: what was kept, and what was saved."""
+    student, teacher = report.candidates["student"], report.candidates.get("teacher")
+    headline = report.task.get("headline", "accuracy")
+    tiles = [(f"{student.quality[headline].value:.3f}", METRIC_NAMES[headline])]
+    if teacher is None:
+        return tiles
+    if (gold := teacher.quality[headline].value) > 0:
+        tiles.append((f"{student.quality[headline].value / gold:.1%}", f"of the teacher's {METRIC_NAMES[headline]}"))
+    if student.latency and teacher.latency:
+        tiles.append((f"{teacher.latency[0].p50_ms / student.latency[0].p50_ms:.1f} ×", "the teacher's speed"))
+    if teacher.size_mb > 0:
+        tiles.append((f"{student.size_mb / teacher.size_mb:.0%}", "of its size"))
+    if student.agreement:
+        tiles.append((f"{student.agreement.value:.3f}", "agreement with it"))
+    return tiles
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Charts under one title; a legend where colours tell candidates."""
+
+    title: str
+    note: str
+    charts: list[str]
+    legend: bool = False
+
+
+def _chart_sections(report: EvaluationReport, curves: Sequence[Curves]) -> list[_Section]:
+    """Draw what there is to draw."""
+    from nlpkd.evaluation import charts
+
+    labels = [str(label) for label in report.task.get("labels", [])]
+    parts = {name: candidate.breakdown for name, candidate in report.candidates.items()}
+    confusions, reliabilities = [], []
+    for number, (name, own) in enumerate(parts.items()):
+        if "confusion" in own:
+            confusions.append(charts.confusion(name, number, own["confusion"], labels))
+        if own.get("reliability"):
+            reliabilities.append(charts.reliability(name, number, own["reliability"]))
+    trainings = [
+        _Section(f"Training, {each.title}" if each.title else "Training", _TRAINING, charts.curves(each.values))
+        for each in curves
+    ]
+    sections = [
+        _Section("Quality against cost", _TRADEOFFS, _tradeoffs(report), True),
+        *trainings,
+        _Section("Confusion", "Rows of each gold label by what was predicted.", confusions),
+        _Section("Reliability", _RELIABILITY, reliabilities),
+        _Section("By class and by length", _GROUPS, _groups(report, parts, labels), True),
+    ]
+    return [section for section in sections if section.charts]
+
+
+def _tradeoffs(report: EvaluationReport) -> list[str]:
+    from nlpkd.evaluation import charts
+
+    headline = report.task.get("headline", "accuracy")
+    points = [
+        vars(candidate.quality[headline]) | {"name": name, "size": candidate.size_mb, "latency": candidate.latency}
+        for name, candidate in report.candidates.items()
+    ]
+    drawn = []
+    if all(point["latency"] for point in points):
+        first = points[0]["latency"][0]
+        axis = f"ms a pass, p50 (batch {first.batch}, {first.tokens} tokens)"
+        timed = [point | {"cost": point["latency"][0].p50_ms} for point in points]
+        drawn.append(charts.tradeoff(timed, axis, METRIC_NAMES[headline]))
+    sized = [point | {"cost": point["size"]} for point in points]
+    return [*drawn, charts.tradeoff(sized, "MB on disk", METRIC_NAMES[headline])]
+
+
+def _groups(report: EvaluationReport, parts: Mapping[str, Mapping[str, Any]], labels: Sequence[str]) -> list[str]:
+    from nlpkd.evaluation import charts
+
+    drawn = []
+    if len(labels) <= _CLASSES_SHOWN and all("per_class" in own for own in parts.values()):
+        scores = {name: [entry["f1"] for entry in own["per_class"]] for name, own in parts.items()}
+        drawn.append(charts.by_group(labels, scores, "F1"))
+    if all(own.get("per_length") for own in parts.values()):
+        groups = [f"{entry['shortest']} to {entry['longest']}" for entry in parts["student"]["per_length"]]
+        values = {name: [entry["value"] for entry in own["per_length"]] for name, own in parts.items()}
+        drawn.append(charts.by_group(groups, values, METRIC_NAMES[report.task.get("headline", "accuracy")]))
+    return drawn
+
+
+def _examples(report: EvaluationReport, texts: Mapping[int, str]) -> list[dict[str, Any]]:
+    labels = report.task.get("labels", [])
+    return [
+        {
+            "text": texts[entry["row"]],
+            "row": entry["row"],
+            "gold": labels[entry["gold"]],
+            "student": f"{labels[entry['predicted']]} ({entry['probability']:.2f})",
+            "teacher": f"{labels[entry['teacher_predicted']]} ({entry['teacher_probability']:.2f})",
+        }
+        for entry in report.candidates["student"].breakdown.get("disagreements", [])
+        if entry["row"] in texts
+    ]
+
+
+def _origin(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    entries = [(key, run[key]) for key in _ORIGIN if run.get(key) is not None]
+    entries += [("objective", objective) for objective in run.get("objectives") or []]
+    return [(key, _flat(value)) for key, value in entries]
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items() if entry is not None)
+    return str(value)

@@ -1,0 +1,127 @@
+"""The memory that a saved model takes while it answers, measured in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nlpkd.evaluation.report import EvaluationReport
+
+_PROTOCOL = (
+    "memory: what loading a model and forward passes over {batch} sequences of {tokens} random ordinary tokens (fewer "
+    "where a model takes fewer) add to the peak resident memory of a process of its own, in which another small model "
+    "has run before; rows of a table that no token needs are not read"
+)
+
+
+def add_memory(
+    report: EvaluationReport,
+    sources: Mapping[str, Any],
+    *,
+    batch: int = 32,
+    tokens: int = 32,
+    threads: int | None = None,
+) -> EvaluationReport:
+    """Measure each candidate's memory, one after another.
+
+    Args:
+        report: of the candidates.
+        sources: their `nlpkd.models.source.ModelSource`s by name: paths, Hub ids or ONNX files.
+        batch: sequences of the forward pass.
+        tokens: of each sequence.
+        threads: that it runs on; this process's if None.
+
+    Returns:
+        The report with every candidate's `memory_mb`.
+
+    Raises:
+        OSError: where the system has no /proc, as Linux has.
+        RuntimeError: if a process fails; its last line is in the message.
+    """
+    check_memory()
+    import torch
+
+    threads = threads or torch.get_num_threads()
+    measured = {}
+    for name, source in sources.items():
+        command = [sys.executable, "-m", "nlpkd.evaluation.memory", str(source.given), str(batch), str(tokens)]
+        command += ["--threads", str(threads)]
+        command += ["--revision", source.revision] if source.revision else []
+        command += ["--trust-remote-code"] if source.trust_remote_code else []
+        # Without the working directory, whose modules would go before the library's.
+        paths = os.pathsep.join(path for path in sys.path if path)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise RuntimeError(
+                f"the memory of {name} was not measured: {(done.stderr.splitlines() or ['no word'])[-1]}"
+            )
+        measured[name] = json.loads(done.stdout.splitlines()[-1])
+    run = dict(report.run) | {"memory_protocol": _PROTOCOL.format(batch=batch, tokens=tokens)}
+    candidates = {
+        name: replace(candidate, memory_mb=measured.get(name)) for name, candidate in report.candidates.items()
+    }
+    return replace(report, run=run, candidates=candidates)
+
+
+def check_memory() -> None:
+    """Refuse a system on which memory can't be measured.
+
+    Raises:
+        OSError: where there is no /proc, as Linux has.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        raise OSError("memory is measured by /proc, which Linux alone has: leave it out")
+
+
+def main() -> None:
+    """Load a model, run it, and print the megabytes (10^6 bytes) that this took."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("batch", type=int)
+    parser.add_argument("tokens", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--revision")
+    parser.add_argument("--trust-remote-code", action="store_true")
+    arguments = parser.parse_args()
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from nlpkd.evaluation.benchmark import measure_latency
+    from nlpkd.models.source import ModelSource
+    from nlpkd.utils.optional import require
+
+    torch.set_num_threads(arguments.threads)
+    source = ModelSource.of(arguments.model, arguments.revision, arguments.trust_remote_code)
+    tokenizer, config = source.tokenizer(), source.config()
+    tokens = min(arguments.tokens, getattr(config, "max_position_embeddings", arguments.tokens))
+    if arguments.model.endswith(".onnx"):
+        require("onnxruntime")
+    small = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    measure_latency({"small": BertForSequenceClassification(small)}, batches=[1], tokens=8, runs=1)
+    before = _restart_peak()
+    model: Any = source.classifier()
+    measure_latency({"model": model}, {"model": tokenizer}, batches=[arguments.batch], tokens=tokens, runs=1)
+    sys.stdout.write(f"{(_peak() - before) / 1e6}\n")
+
+
+def _restart_peak() -> int:
+    """Let the peak be what is resident now, and give it in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Classification metrics as `evaluate.Metric` classes that need no network, and their bootstrap resamples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
+
+CALIBRATION_BINS = 15
+"""Equal-width confidence bins of the calibration error."""
+
+
+IGNORED_LABEL = -100
+"""Rows with this label are left out, as torch's cross entropy leaves them out."""
+
+
+class InMemoryMetric(evaluate.Metric):
+    """An `evaluate.Metric` that writes no cache file and never waits for another process.
+
+    Every process computes on the rows it was given: gather them first, as `Trainer` does.
+    """
+
+    description = ""
+    citation_text = ""
+    prediction_feature: Any = datasets.Value("int64")
+
+    def __init__(self, **kwargs: Any):
+        kwargs.setdefault("keep_in_memory", True)
+        super().__init__(**kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.description,
+            citation=self.citation_text,
+            inputs_description="predictions: one entry a row; references: the label ids.",
+            features=datasets.Features(
+                {"predictions": self.prediction_feature, "references": datasets.Value("int64")}
+            ),
+        )
+
+
+class Accuracy(InMemoryMetric):
+    """Share of rows whose predicted label id is the reference, as `{"accuracy": ..}`."""
+
+    description = "Share of rows whose predicted label is the reference."
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class F1(InMemoryMetric):
+    """Macro and support-weighted F1 over the labels that occur, as `{"f1_macro": .., "f1_weighted": ..}`."""
+
+    description = "F1 averaged over the labels that occur in predictions or references, plain and by support."
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {
+            f"f1_{average}": float(f1_score(references, predictions, average=average, zero_division=0))
+            for average in ("macro", "weighted")
+        }
+
+
+class MatthewsCorrelation(InMemoryMetric):
+    """Matthews correlation of predictions and references, 0 where one of them is constant."""
+
+    description = "Matthews correlation coefficient, for any number of labels."
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        one_label = len({*predictions, *references}) == 1
+        return {"matthews_correlation": 0.0 if one_label else float(matthews_corrcoef(references, predictions))}
+
+
+class ExpectedCalibrationError(InMemoryMetric):
+    """How far the confidence of the predictions is from their accuracy, from probabilities.
+
+    The rows are split by confidence p (the largest probability) into 15 bins ((m-1)/15, m/15], and
+
+        ECE = sum over bins B of |B| / n * |accuracy(B) - mean confidence(B)|
+
+    (Guo et al., 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599).
+    `predictions` are probabilities of shape (rows, labels), not logits.
+    """
+
+    description = "Expected calibration error over 15 equal-width bins of the largest probability."
+    citation_text = "Guo et al., 2017. On Calibration of Modern Neural Networks. https://arxiv.org/abs/1706.04599"
+    prediction_feature = datasets.Sequence(datasets.Value("float64"))
+
+    def _compute(self, predictions: list[list[float]], references: list[int]) -> dict[str, float]:
+        probabilities = np.asarray(predictions, dtype=np.float64)
+        if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-3):
+            raise ValueError(
+                "the calibration error takes probabilities: found rows that are negative or do not sum to 1; "
+                "apply a softmax to the logits first"
+            )
+        bins, gaps = _calibration_gaps(probabilities, np.asarray(references))
+        per_bin = np.bincount(bins, weights=gaps, minlength=CALIBRATION_BINS)
+        return {"expected_calibration_error": float(np.abs(per_bin).sum() / len(gaps))}
+
+
+def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Measure a classifier's logits against gold labels.
+
+    Args:
+        logits: `(rows, labels)`.
+        labels: label ids `(rows,)`; rows labelled -100 are left out.
+
+    Returns:
+        `accuracy`, `f1_macro`, `f1_weighted`, `matthews_correlation` and `expected_calibration_error`.
+
+    Raises:
+        ValueError: when the shapes differ, no labelled row is left, a label is out of range or a logit is not finite.
+    """
+    logits, labels = _labelled_rows(logits, labels)
+    predictions = logits.argmax(axis=1)
+    values: dict[str, float] = {}
+    for metric in (Accuracy(), F1(), MatthewsCorrelation()):
+        values |= metric.compute(predictions=predictions, references=labels)
+    return values | ExpectedCalibrationError().compute(predictions=softmax(logits, axis=1), references=labels)
+
+
+def resampled_metrics(
+    logits: np.ndarray, labels: np.ndarray, *, samples: int = 1000, seed: int = 42
+) -> dict[str, np.ndarray]:
+    """Measure `classification_metrics` on bootstrap resamples of the rows.
+
+    The resamples depend on `seed` and the number of rows alone, so two models measured on the same rows are paired.
+
+    Args:
+        logits: `(rows, labels)`.
+        labels: label ids `(rows,)`; rows labelled -100 are left out.
+        samples: number of resamples, each of as many rows as there are, drawn with replacement.
+        seed: seed of the draw.
+
+    Returns:
+        For each metric its values `(samples,)`.
+
+    Raises:
+        ValueError: as `classification_metrics`, and when `samples` is below 1.
+    """
+    logits, labels = _labelled_rows(logits, labels)
+    rows, classes = logits.shape
+    return _metrics_of_counts(bootstrap_totals(_row_counts(logits, labels), samples, seed), rows, classes)
+
+
+def bootstrap_draws(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw rows with replacement, as many as there are, again and again.
+
+    Args:
+        rows: how many rows there are.
+        samples: how many resamples.
+        seed: of the draw.
+
+    Yields:
+        Row numbers `(rows,)`.
+
+    Raises:
+        ValueError: when `samples` is below 1.
+    """
+    if samples < 1:
+        raise ValueError(f"a bootstrap needs at least 1 resample, found samples={samples}")
+    generator = np.random.default_rng(seed)
+    for _ in range(samples):
+        yield generator.integers(rows, size=rows)
+
+
+def bootstrap_totals(counts: np.ndarray | csr_array, samples: int, seed: int) -> np.ndarray:
+    """Sum each resample's counts.
+
+    Args:
+        counts: `(rows, k)`.
+        samples: how many resamples.
+        seed: of the draw.
+
+    Returns:
+        The sums `(samples, k)`.
+    """
+    columns, rows = counts.T, counts.shape[0]
+    return np.stack([columns @ np.bincount(drawn, minlength=rows) for drawn in bootstrap_draws(rows, samples, seed)])
+
+
+def calibration_bins(confidence: np.ndarray) -> np.ndarray:
+    """Give the bin of each confidence p, ((m-1)/15, m/15] for m = 1..15, counted from 0."""
+    return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+
+
+def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    """Give what a reliability diagram shows, bin by bin.
+
+    Args:
+        confidence: of each decision, `(decisions,)`.
+        correct: whether it is right, `(decisions,)`.
+
+    Returns:
+        `{"confidence", "accuracy", "rows"}` of each bin of the calibration error that has rows, both means.
+    """
+    bins = calibration_bins(confidence)
+    return [
+        {
+            "confidence": float(confidence[bins == each].mean()),
+            "accuracy": float(correct[bins == each].mean()),
+            "rows": int((bins == each).sum()),
+        }
+        for each in np.unique(bins)
+    ]
+
+
+def class_metrics(gold: np.ndarray, predicted: np.ndarray, **options: Any) -> list[dict[str, float]]:
+    """Measure each class by itself.
+
+    Args:
+        gold: class ids `(rows,)`, or booleans `(rows, labels)`.
+        predicted: likewise.
+        **options: of scikit-learn's `precision_recall_fscore_support`.
+
+    Returns:
+        `{"precision", "recall", "f1", "rows"}` of each class, in order; rows are those of the class.
+    """
+    columns = precision_recall_fscore_support(gold, predicted, zero_division=0, **options)
+    names = ("precision", "recall", "f1", "rows")
+    return [dict(zip(names, map(float, entry), strict=True)) for entry in zip(*columns, strict=True)]
+
+
+def _labelled_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Check logits and labels, and drop the rows labelled -100."""
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"expected logits (rows, labels) and labels (rows,), found shapes {logits.shape} and {labels.shape}"
+        )
+    kept = labels != IGNORED_LABEL
+    logits, labels = logits[kept], labels[kept]
+    if not len(labels):
+        raise ValueError("there is no labelled row to measure: give at least one row with a label that is not -100")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels must lie in 0..{logits.shape[1] - 1}, found {labels.min()}..{labels.max()}: "
+            "map them to the model's label ids"
+        )
+    if not np.isfinite(logits).all():
+        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        raise ValueError(f"logits must be finite, found {logits[row].tolist()} in labelled row {row}")
+    return logits, labels
+
+
+def _calibration_gaps(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give each row's confidence bin, and its correctness (0 or 1) minus its confidence."""
+    confidence = probabilities.max(axis=1)
+    return calibration_bins(confidence), (probabilities.argmax(axis=1) == labels) - confidence
+
+
+def _row_counts(logits: np.ndarray, labels: np.ndarray) -> csr_array:
+    """Give the row-wise counts `(rows, 3 * labels + bins)` whose sum over any rows determines every metric there.
+
+    The columns: correct by label, references by label, predictions by label, calibration gaps by confidence bin.
+    """
+    rows, classes = logits.shape
+    predictions = logits.argmax(axis=1)
+    bins, gaps = _calibration_gaps(softmax(logits, axis=1), labels)
+    columns = np.stack([labels, classes + labels, 2 * classes + predictions, 3 * classes + bins], axis=1)
+    values = np.stack([predictions == labels, np.ones(rows), np.ones(rows), gaps], axis=1)
+    shape = (rows, 3 * classes + CALIBRATION_BINS)
+    return csr_array((values.ravel(), (np.arange(rows).repeat(4), columns.ravel())), shape=shape)
+
+
+def _metrics_of_counts(totals: np.ndarray, rows: int, classes: int) -> dict[str, np.ndarray]:
+    """Turn summed row counts `(samples, 3 * labels + bins)` into metrics `(samples,)`."""
+    correct, actual, predicted, gaps = np.split(totals, [classes, 2 * classes, 3 * classes], axis=1)
+    occurring = actual + predicted > 0
+    f1 = np.divide(2 * correct, actual + predicted, out=np.zeros_like(correct), where=occurring)
+    hits = correct.sum(axis=1)
+    covariance = hits * rows - (actual * predicted).sum(axis=1)
+    spread = np.sqrt((rows**2 - (actual**2).sum(axis=1)) * (rows**2 - (predicted**2).sum(axis=1)))
+    return {
+        "accuracy": hits / rows,
+        "f1_macro": f1.sum(axis=1) / occurring.sum(axis=1),
+        "f1_weighted": (f1 * actual).sum(axis=1) / rows,
+        "matthews_correlation": np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0),
+        "expected_calibration_error": np.abs(gaps).sum(axis=1) / rows,
+    }

@@ -1,0 +1,224 @@
+"""The logits of several models on the same rows, each read with its own tokenizer and put in the same label order."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.utils.logging import tqdm
+
+from nlpkd.data.label_names import align_names
+from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
+from nlpkd.data.windows import DOCUMENT, average_windows
+from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.inference import evaluating, frozen_copy, placement
+from nlpkd.models.onnx_classifier import MODEL_INPUTS
+from nlpkd.models.structure import without_adapter
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Models that are measured side by side.
+
+    Attributes:
+        models: the candidates by name, "student" among them; several teachers are one `TeacherEnsemble`.
+        alone: what is run: the same, but each model of an ensemble by itself.
+        tokenizers: of each of `alone`.
+        prefixes: of each of `alone` what the names of its columns start with.
+        orders: of each of `alone` which of its logit columns make the student's label order, None for all in order.
+    """
+
+    models: dict[str, nn.Module]
+    alone: dict[str, nn.Module]
+    tokenizers: dict[str, PreTrainedTokenizerBase]
+    prefixes: dict[str, str]
+    orders: dict[str, list[int] | None]
+
+    @classmethod
+    def of(
+        cls,
+        models: Mapping[str, nn.Module],
+        tokenizer: PreTrainedTokenizerBase,
+        columns: Sequence[str],
+        *,
+        teacher_tokenizer: TeacherTokenizers = None,
+        candidate_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
+        teacher_order: Sequence[int] | None = None,
+    ) -> Lineup:
+        """Work out what each model reads and how its labels are ordered; see `nlpkd.evaluate_student`."""
+        teacher, student = models.get("teacher"), models["student"]
+        teachers = members_by_name(teacher)
+        alone = teachers | {name: model for name, model in models.items() if name != "teacher"}
+        own = per_teacher(teacher_tokenizer, len(teachers)) if teachers else []
+        others = dict(candidate_tokenizers or {})
+        prefixes = dict(zip([*teachers, *others], column_prefixes(tokenizer, [*own, *others.values()]), strict=True))
+        separate = "teacher_input_ids" in columns
+        if separate and teachers and not any(own) and not others:
+            raise ValueError(
+                "the dataset has teacher_input_ids, which the teacher's tokenizer pads: give teacher_tokenizer"
+            )
+        if "teacher" in teachers:
+            # The columns decide: a single teacher's tokenizer may read texts as the student's does.
+            prefixes["teacher"] = TEACHER_PREFIX if separate and any(own) else ""
+        tokenizers = dict.fromkeys(alone, tokenizer) | others
+        tokenizers |= {name: each or tokenizer for name, each in zip(teachers, own, strict=True)}
+        given = _given_orders(teacher, teacher_order)
+        orders = {name: given.get(name) or _column_order(name, model, student) for name, model in alone.items()}
+        return cls(dict(models), alone, tokenizers, prefixes, orders)
+
+    def predict(self, rows: datasets.Dataset, batch_size: int) -> dict[str, np.ndarray]:
+        """Run every model.
+
+        Args:
+            rows: tokenised rows, or windows of texts, whose logits are averaged.
+            batch_size: rows a forward pass.
+
+        Returns:
+            For each candidate float32 logits `(texts, labels)` in the student's label order.
+
+        Raises:
+            ValueError: when the widths differ or a logit is not finite.
+        """
+        found: dict[str, np.ndarray] = {}
+        for name in sorted(self.alone, key="student".__ne__):
+            values = predict_logits(
+                self.alone[name],
+                rows,
+                self.tokenizers[name],
+                batch_size=batch_size,
+                prefix=self.prefixes.get(name, ""),
+            )
+            if DOCUMENT in rows.column_names:
+                values = average_windows(values, rows[DOCUMENT][:])
+            _check_logits(name, values, found.get("student", values).shape[1])
+            order = self.orders[name]
+            found[name] = values if order is None else values[:, order]
+        teacher = self.models.get("teacher")
+        if isinstance(teacher, TeacherEnsemble):
+            own = [torch.from_numpy(found.pop(name)).to(teacher.weights.device) for name in members_by_name(teacher)]
+            found["teacher"] = teacher.mean(own).cpu().numpy()
+        return found
+
+
+def members_by_name(teacher: nn.Module | None) -> dict[str, nn.Module]:
+    """Name the models that a teacher consists of.
+
+    Args:
+        teacher: a model, an ensemble, or None.
+
+    Returns:
+        Each model by its name in messages and measurements.
+    """
+    if isinstance(teacher, TeacherEnsemble):
+        return {f"teacher {number} of {len(teacher)}": each for number, each in enumerate(teacher.members, start=1)}
+    return {} if teacher is None else {"teacher": teacher}
+
+
+def predict_logits(
+    model: nn.Module,
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 64,
+    prefix: str = "",
+) -> np.ndarray:
+    """Run a classifier over tokenised rows, in eval mode, on its own device.
+
+    Args:
+        model: a `PreTrainedModel`, or a module that returns logits or an output with `.logits`.
+        dataset: tokenised rows; of their columns the model is given those its `forward` names.
+        tokenizer: pads the rows.
+        batch_size: rows a forward pass, of similar lengths.
+        prefix: what the names of the columns to read start with, `"teacher_"` for a teacher's own.
+
+    Returns:
+        float32 logits `(rows, labels)` in the order of the rows.
+
+    Raises:
+        ValueError: when there is no row, or no `input_ids` column that the model takes.
+    """
+    if not len(dataset):
+        raise ValueError("there are no rows to predict: give a dataset with at least one")
+    accepted = set(MODEL_INPUTS) & set(inspect.signature(without_adapter(model).forward).parameters)
+    columns = {
+        prefix + name: name for name in MODEL_INPUTS if name in accepted and prefix + name in dataset.column_names
+    }
+    if "input_ids" not in columns.values():
+        raise ValueError(
+            f"the model's forward must take input_ids, read from the column {prefix}input_ids: found arguments "
+            f"{sorted(accepted)} and columns {dataset.column_names}; tokenise the dataset first"
+        )
+    rows = dataset.with_format(None).select_columns(list(columns)).rename_columns(columns)
+    order = np.argsort([-len(ids) for ids in rows["input_ids"][:]], kind="stable").tolist()
+    loader = DataLoader(rows, batch_size=batch_size, sampler=order, collate_fn=DataCollatorWithPadding(tokenizer))
+    device, _ = placement(model)
+    batches = []
+    with evaluating(model):
+        running = frozen_copy(model, device.type, first_token=True)
+        for batch in tqdm(loader, desc="Predicting", leave=False, disable=None):
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
+            batches.append(_logits(running(**inputs)).float().cpu().numpy())
+    logits = np.concatenate(batches)
+    return logits[np.argsort(order)]
+
+
+def _given_orders(teacher: nn.Module | None, order: Sequence[int] | None) -> dict[str, list[int]]:
+    """Give the label orders that are known without looking at names, by the model's name."""
+    if isinstance(teacher, TeacherEnsemble):
+        if order is not None:
+            raise ValueError("teacher_order is of one teacher: set those of an ensemble by TeacherEnsemble.reorder")
+        return {
+            name: each for name, each in zip(members_by_name(teacher), teacher.orders, strict=True) if each is not None
+        }
+    if order is not None and sorted(order) != list(range(len(order))):
+        raise ValueError(f"teacher_order must hold each index of the teacher's labels once, found {list(order)}")
+    return {} if order is None else {"teacher": list(order)}
+
+
+def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:
+    """Refuse logits `(rows, labels)` of another width than the student's or not finite."""
+    if logits.shape[1] != expected:
+        raise ValueError(
+            f"the {name} gives {logits.shape[1]} logits a row, the student {expected}: they don't compare"
+        )
+    if not np.isfinite(logits).all():
+        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        raise ValueError(
+            f"the {name} gives logits that are not finite, first in row {row}: {logits[row].tolist()}; "
+            "its training has diverged or its weights are damaged"
+        )
+
+
+def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] | None:
+    """Say which of a model's logit columns make the student's label order, None for its own order."""
+    own, wanted = id2label_of(model), id2label_of(student)
+    if not own or not wanted:
+        return None
+    try:
+        return align_names(own, wanted)
+    except ValueError as error:
+        raise ValueError(f"the {name} can't be compared with the student: {error}") from error
+
+
+def id2label_of(model: nn.Module) -> dict[int, str]:
+    """Give a model's label names.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name by id, nothing for a module without a config.
+    """
+    return getattr(getattr(model, "config", None), "id2label", None) or {}
+
+
+def _logits(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits

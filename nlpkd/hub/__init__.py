@@ -1,0 +1,1 @@
+"""A student's folder, its card, and the push to the Hub."""

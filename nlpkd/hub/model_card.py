@@ -1,0 +1,358 @@
+"""A model card from an evaluation report: metadata the Hub reads, and prose that says only what was recorded."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from nlpkd.evaluation.report import METRIC_NAMES, Candidate, EvaluationReport
+from nlpkd.utils.provenance import without_tokens
+
+CARD_METRICS = {
+    "accuracy": ("accuracy", "Accuracy"),
+    "f1_macro": ("f1", "Macro F1"),
+    "pearson": ("pearsonr", "Pearson correlation"),
+    "spearman": ("spearmanr", "Spearman correlation"),
+    "matthews_correlation": ("matthews_correlation", "Matthews correlation"),
+}
+"""Quality in the report -> (metric's id on the Hub, its name)."""
+
+
+WIDGET_TEXTS = (
+    "The parcel came on Tuesday, and everything was in it.",
+    "I read the page twice and still had a question.",
+)
+"""What the Hub's widget offers to classify; its format knows single texts alone, so that models of pairs get none."""
+
+
+_DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
+
+
+_LABELS_SHOWN = 20
+
+
+# How a path begins that leads to a place of its own: a file URL or none, then ~, a drive, a slash, or any way up.
+_START = r"""(?:file://(?:localhost)?)?(?:~[\w.-]*[/\\]|[A-Za-z]:[/\\]|/|\\\\|(?:[^\s"'=,:(\[/\\]+[/\\])*\.\.[/\\])"""
+
+
+_QUOTED_PATH = re.compile(rf"""(["']){_START}(?:[^"'/\\\n]+[/\\])*([^"'/\\\n]+)[/\\]?\1""")
+
+
+_PATH = re.compile(rf"""(?<![^\s"'=,:(\[]){_START}(?:[^\s"'/\\]+[/\\])*([^\s"'/\\]+)[/\\]?""")
+
+
+_ONNX = re.compile("onnx|int8", re.IGNORECASE)
+
+
+def build_model_card(report: EvaluationReport, *, model_name: str, onnx: bool = False) -> ModelCard:
+    """Write a student's model card from its report and nothing else.
+
+    Args:
+        report: What was measured, and what made it. A teacher or data set named like `name` or `owner/name` counts as
+            one of the Hub; a local one has to be an absolute path, one that starts with `./`, or a data file.
+        model_name: The student's id on the Hub, or its directory's name.
+        onnx: Whether the student has ONNX files; a report that measures one says so too.
+
+    Returns:
+        The card; `card.save(path)` writes it.
+    """
+    report = public_report(report)
+    sections = [
+        _introduction(report, model_name),
+        _results(report),
+        _usage(report, model_name),
+        _onnx_usage(report, model_name, onnx),
+        _training(report.run),
+        _measurement(report),
+        _limits(report),
+        _citations(report.run),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{_metadata(report, model_name).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=False)
+
+
+def public_report(report: EvaluationReport) -> EvaluationReport:
+    """Take out of a report what belongs to the machine it was made on.
+
+    Args:
+        report: The report as it was saved.
+
+    Returns:
+        The same report, each absolute path reduced to `./` and its last part, access tokens struck out.
+    """
+    candidates = {_without_paths(name): candidate for name, candidate in report.candidates.items()}
+    seeds = {_without_paths(name): entry for name, entry in report.seeds.items()}
+    return replace(report, run=_without_paths(report.run), candidates=candidates, seeds=seeds)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_without_paths(key): _without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    return _PATH.sub(r"./\1", _QUOTED_PATH.sub(r"\1./\2\1", without_tokens(value)))
+
+
+def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
+    run = report.run
+    data = hub_id(_part(run, "data").get("name"))
+    results = _eval_results(report.candidates["student"], _part(run, "data"))
+    optional = {key: run[key] for key in ("license", "language") if run.get(key)}
+    if base := _base_model(run):
+        optional |= {"base_model": base, "base_model_relation": "finetune"}
+    if not _part(run, "data").get("pairs"):
+        optional["widget"] = [{"text": text} for text in WIDGET_TEXTS]
+    tags = ["text-classification", "knowledge-distillation", "nlpkd", *(run.get("tags") or [])]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=list(dict.fromkeys(tags)),
+        datasets=[data] if data else None,
+        metrics=[result.metric_type for result in results] or None,
+        eval_results=results or None,
+        model_name=_one_line(model_name),
+        **optional,
+    )
+
+
+def _base_model(run: Mapping[str, Any]) -> str | None:
+    """Name what the weights come from: what somebody said, the teacher, or the checkpoint the student began as."""
+    teacher, student = _part(run, "teacher"), _part(run, "student")
+    start = student.get("name") if student.get("checkpoint") else None
+    return run.get("base_model") or hub_id(teacher.get("name")) or hub_id(start)
+
+
+def _evaluated(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe what was measured on: of several files the one that held the measured split."""
+    source = data.get("evaluated_source") or data.get("name")
+    of_the_hub = {key: data.get(key) for key in ("config", "revision")} if hub_id(source) else {}
+    return {"name": source, "split": data.get("split"), **of_the_hub}
+
+
+def _eval_results(student: Candidate, data: Mapping[str, Any]) -> list[EvalResult]:
+    data = _evaluated(data) | {"title": data.get("title")}
+    name = str(data["name"] or "unnamed data")
+    known = [key for key in ("config", "split", "revision") if data.get(key)]
+    source: dict[str, Any] = {f"dataset_{key}": str(data[key]) for key in known}
+    return [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Text Classification",
+            dataset_type=hub_id(name) or _like_an_id(PurePosixPath(name).stem),
+            dataset_name=_one_line(data["title"] or _called(name)),
+            metric_type=metric,
+            metric_name=title,
+            metric_value=student.quality[quality].value,
+            **source,
+        )
+        for quality, (metric, title) in CARD_METRICS.items()
+        if quality in student.quality and math.isfinite(student.quality[quality].value)
+    ]
+
+
+def _introduction(report: EvaluationReport, model_name: str) -> str:
+    labels = [_text(label) for label in report.task.get("labels") or []]
+    more = len(labels) - _LABELS_SHOWN
+    shown = ", ".join(labels[:_LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    layers = _part(report.run, "student").get("layers")
+    kind = f"a text classifier with {layers} layers" if layers else "a text classifier"
+    what = f"**{_text(model_name)}** is {kind}" + (f" for {len(labels)} labels ({shown})" if labels else "")
+    teacher = _part(report.run, "teacher")
+    source = f"the teacher {_named(teacher)}" if teacher.get("name") else "a larger teacher"
+    return f"# {_text(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"
+
+
+def _results(report: EvaluationReport) -> str:
+    task, data = report.task, _evaluated(_part(report.run, "data"))
+    rows = f"{task['rows']:,} rows" if task.get("rows") else "An unrecorded number of rows"
+    where = f" of the split {_text(data['split'])}" if data.get("split") else ""
+    source = f" of {_named(data)}" if data.get("name") else ""
+    share = task.get("majority_share")
+    commonest = f"; the commonest label alone would give an accuracy of {share:.3f}" if share is not None else ""
+    shown = replace(report, candidates={_text(name): entry for name, entry in report.candidates.items()})
+    parts = ["## Results", shown.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
+    spread = [_spread(name, metrics) for name, metrics in report.seeds.items()]
+    if spread:
+        parts += ["Over several seeds, mean ± sample standard deviation:", "\n".join(spread)]
+    return "\n\n".join(parts)
+
+
+def _spread(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    figures = [
+        f"{metric.replace('_', ' ')} {entry['mean']:.3f}"
+        + ("" if entry["sd"] is None else f" ± {entry['sd']:.3f}")
+        + f" (n = {len(entry['values'])})"
+        for metric, entry in metrics.items()
+        if entry["mean"] is not None
+    ]
+    return f"- {_text(name)}: {', '.join(figures)}"
+
+
+def _usage(report: EvaluationReport, model_name: str) -> str:
+    own_kind = str(_part(report.run, "student").get("model_type")).startswith("nlpkd_")
+    code = (
+        ("import nlpkd  # transformers knows this kind of model from it\n" if own_kind else "")
+        + "from transformers import pipeline\n\n"
+        + f'classifier = pipeline("text-classification", model={_quoted(model_name)})\n'
+        + f"print(classifier({_asked(report)}))"
+    )
+    return f"## How to use it\n\n{_code_block(code, 'python')}"
+
+
+def _asked(report: EvaluationReport) -> str:
+    text = '"Write the text to classify here."'
+    pairs = _part(report.run, "data").get("pairs")
+    return f'{{"text": {text}, "text_pair": "Write the second text here."}}' if pairs else text
+
+
+def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
+    """Say how ONNX files are run, with what was measured of them."""
+    measured = {name: entry for name, entry in report.candidates.items() if _ONNX.search(name)}
+    if not (onnx or measured):
+        return ""
+    code = (
+        'import nlpkd  # pip install "nlpkd[export]"\n\n'
+        f"classify = nlpkd.load({_quoted(model_name)})\n"
+        f"print(classify({_asked(report)}))"
+    )
+    headline = report.task.get("headline", "accuracy")
+    figures = [
+        f"- {_text(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
+        + "".join(f", {each.p50_ms:.2f} ms at batch {each.batch}" for each in entry.latency[:1])
+        for name, entry in measured.items()
+    ]
+    parts = ["On ONNX Runtime, from the int8 file in `onnx/` where there is one:", _code_block(code, "python")]
+    return "\n\n".join(parts + (["\n".join(figures)] if figures else []))
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    parts = ["## How it was trained"]
+    data = _part(run, "data")
+    if data.get("train_rows"):
+        parts.append(f"On {data['train_rows']:,} rows" + (f" of {_named(data)}." if data.get("name") else "."))
+    objectives = [_objective(entry) for entry in run.get("objectives") or []]
+    parts.append("Objectives:\n\n" + "\n".join(objectives) if objectives else "The objectives were not recorded.")
+    settings = [f"- {_text(key)}: {_text(value)}" for key, value in _part(run, "settings").items()]
+    if settings:
+        parts.append("Settings:\n\n" + "\n".join(settings))
+    if run.get("command"):
+        parts.append("The command:\n\n" + _code_block(str(run["command"]), "bash"))
+    return "\n\n".join(parts)
+
+
+def _objective(entry: Mapping[str, Any]) -> str:
+    settings = [f"{_text(key)} {_text(value)}" for key, value in entry.items() if key not in ("name", "citation")]
+    return f"- {_text(entry.get('name', 'unnamed'))}" + (f": {', '.join(settings)}" if settings else "")
+
+
+def _measurement(report: EvaluationReport) -> str:
+    run = report.run
+    lines = [f"- {_text(run[key])}" for key in ("interval_protocol", "latency_protocol") if run.get(key)]
+    lines += [f"- {title}: {_flat(run[key])}" for key, title in _ORIGIN.items() if run.get(key) not in (None, "", {})]
+    return "## What was measured, and how\n\n" + ("\n".join(lines) or "The protocol was not recorded.")
+
+
+_ORIGIN = {"machine": "Machine", "versions": "Versions", "seed": "Seed", "date": "Date"}
+
+
+def _limits(report: EvaluationReport) -> str:
+    runs = max((len(entry["values"]) for entry in report.seeds.get("student", {}).values()), default=1)
+    split = _part(report.run, "data").get("split")
+    limits = [
+        "The figures hold for text like the evaluated rows; on another domain, language or period they may not."
+        " What the teacher gets wrong, its biases included, the student has learnt too.",
+        "The intervals cover the choice of the evaluated rows, not that of the training seed; "
+        + (
+            f"{runs} seeds were trained, their spread is given above."
+            if runs > 1
+            else "one seed was trained, so the spread between seeds is unknown."
+        ),
+    ]
+    if split != "test":
+        limits.append(
+            f"They come from {f'the split {_text(split)}' if split else 'an unnamed split'}, not from a test split:"
+            " where it also served to choose settings or a checkpoint, they are optimistic."
+        )
+    if "baseline" not in report.candidates:
+        limits.append("No undistilled baseline was trained: what the distillation itself added is unknown.")
+    if "teacher" not in report.candidates:
+        limits.append("The teacher was not evaluated beside the student.")
+    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _citations(run: Mapping[str, Any]) -> str:
+    cited = dict.fromkeys(entry["citation"] for entry in run.get("objectives") or [] if entry.get("citation"))
+    return "## Citations\n\n" + "\n".join(f"- {_text(citation)}" for citation in cited) if cited else ""
+
+
+def _part(run: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return run.get(key) or {}
+
+
+def hub_id(name: str | None) -> str | None:
+    """Tell a name on the Hub from others.
+
+    Args:
+        name: of a model or data set.
+
+    Returns:
+        The name if it can be one on the Hub, None for a path, a file, or no name.
+    """
+    if not name or name.lower().endswith(_DATA_FILES):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _called(name: str) -> str:
+    return _one_line(hub_id(name) or PurePosixPath(name).name or name)
+
+
+def _named(part: Mapping[str, Any]) -> str:
+    extra = [_text(part[key]) for key in ("config",) if part.get(key)]
+    extra += [f"revision {_text(part['revision'])}"] if part.get("revision") else []
+    return _text(_called(str(part["name"]))) + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _like_an_id(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "local-data"
+
+
+def _quoted(model_name: str) -> str:
+    return json.dumps(_one_line(model_name), ensure_ascii=False)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_text(key)} {_text(entry)}" for key, entry in value.items())
+    return _text(value)
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
+def _text(value: Any) -> str:
+    """Escape what somebody named so that it stays text in Markdown and HTML; `table()` sees to its pipes."""
+    escaped = html.escape(_one_line(value), quote=False)
+    return re.sub(r"([\\`*_\[\]~$])", r"\\\1", escaped)
+
+
+def _code_block(code: str, language: str) -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
+    return f"{fence}{language}\n{code}\n{fence}"

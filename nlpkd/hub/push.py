@@ -1,0 +1,332 @@
+"""Save a student so that plain transformers loads it, and push it to the Hub without losing or leaking anything."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shlex
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from nlpkd.evaluation.html_report import PAGE_NAME, save_page, training_curves
+from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
+from nlpkd.hub.model_card import build_model_card, public_report
+from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
+from nlpkd.utils.files import inside, refuse_damaged, write_whole
+
+logger = logging.getLogger(__name__)
+
+
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+
+
+PUSH_ALLOW_PATTERNS = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    *_VOCABULARIES,
+    "*.onnx",
+    EXPORT_RECORD,
+    "README.md",
+    "report.json",
+    "report.md",
+    "report.html",
+    "compression.json",
+]
+"""What may leave a student's directory and its folder `onnx`: nothing pickled, no run's state."""
+
+
+_BACKOFF_S = (1.0, 2.0)
+
+
+def push_student(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload student distilled with nlpkd",
+    create_pr: bool = False,
+) -> str:
+    """Push a saved student to the Hub: weights, ONNX files, tokenizer, card and report, and no other file.
+
+    The card is written when it is missing, and again for `repo_id` as long as nobody edited it. Paths of this machine
+    are taken out of the report's copy, and `report.html` is written anew from it, without examples. Server errors and
+    dropped connections are retried; an unchanged student makes no commit.
+
+    Args:
+        directory: Where `save_student` (or a run) left the student.
+        repo_id: `name` or `owner/name`; made when missing.
+        private: Whether a new repository is private; None takes the account's default.
+        token: A token with write access; None takes the one of `hf auth login`.
+        revision: The branch, made when missing; None is the main one.
+        commit_message: The commit's title.
+        create_pr: Open a pull request in place of a commit to the branch.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        ValueError: If the directory is no whole student, its ONNX files were made from other weights, or an argument
+            can't work.
+        RuntimeError: If the push failed; it says why, that nothing is lost, and how to finish.
+    """
+    directory = Path(directory)
+    validate_repo_id(repo_id)
+    if create_pr and revision is not None:
+        raise ValueError(f"create_pr opens a pull request against the main branch; leave out revision={revision!r}")
+    _check_student(directory)
+    api = HfApi(token=token)
+    try:
+        if (card := _new_card(directory, repo_id)) is not None:
+            write_whole(directory / "README.md", card.encode())
+        with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
+            _stage(directory, Path(staging))
+            return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)
+    except (HTTPError, OSError, _NotSentError) as error:
+        secret = token or get_token()
+        reason = _why(error, repo_id, api)
+        if secret:
+            reason = reason.replace(secret, "***")
+        # The chain of an error that quotes the token would print it.
+        cause = None if secret and secret in str(error) else error
+        raise RuntimeError(
+            f"the student was not pushed to {repo_id}: {reason}. Nothing is lost, everything is in {directory}; "
+            f"to finish: {_command(directory, repo_id, private, revision, create_pr)}"
+        ) from cause
+
+
+def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
+    """List what `push_student` would send, and neither send nor change anything.
+
+    Args:
+        directory: Where `save_student` (or a run) left the student.
+        repo_id: `name` or `owner/name`, which the card is written for.
+
+    Returns:
+        The bytes of each file by its path in the repository.
+
+    Raises:
+        ValueError: If the directory is no whole student, or its ONNX files were made from other weights.
+    """
+    directory = Path(directory)
+    validate_repo_id(repo_id)
+    _check_student(directory)
+    with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as folder:
+        staging = Path(folder)
+        _stage(directory, staging)
+        if (card := _new_card(directory, repo_id)) is not None:
+            # What lies there is a link to the folder's own.
+            (staging / "README.md").unlink(missing_ok=True)
+            (staging / "README.md").write_bytes(card.encode())
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        return {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
+
+
+def _command(directory: Path, repo_id: str, private: bool | None, revision: str | None, create_pr: bool) -> str:
+    """Write the command that does the same push; a token is no part of it."""
+    words = ["nlpkd", "push", str(directory), "--repo-id", repo_id]
+    words += [] if private is None else ["--private" if private else "--no-private"]
+    words += [] if revision is None else ["--revision", revision]
+    return shlex.join(words + (["--create-pr"] if create_pr else []))
+
+
+def _upload(
+    api: HfApi, folder: Path, repo_id: str, private: bool | None, revision: str | None, message: str, create_pr: bool
+) -> str:
+    url = _with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    _check_visibility(api, url, private)
+    if revision is not None and not revision.startswith("refs/pr/"):
+        _with_retries(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True))
+    # A lost answer would open a second pull request, while a second commit of the same files is none.
+    tries = 1 if create_pr else len(_BACKOFF_S) + 1
+    commit = _with_retries(
+        lambda: _send(
+            api,
+            repo_id=url.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        ),
+        tries=tries,
+    )
+    return commit.pr_url or commit.commit_url
+
+
+class _NotSentError(Exception):
+    """huggingface_hub could not upload a file, for a reason that is no HTTP error."""
+
+
+def _send(api: HfApi, **upload: Any) -> CommitInfo:
+    """Upload a folder; huggingface_hub wraps what stopped a single file, and the reason is in there."""
+    try:
+        return api.upload_folder(**upload)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error.__cause__, HTTPError):
+            raise error.__cause__ from None
+        raise _NotSentError(f"{error}: {error.__cause__}" if error.__cause__ else str(error)) from error
+
+
+def _check_student(directory: Path) -> None:
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no directory; give the one a student was saved in")
+    index = directory / "model.safetensors.index.json"
+    weights = ["model.safetensors"]
+    if index.is_file() and not (directory / "model.safetensors").is_file():
+        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    needed = ("config.json", "tokenizer_config.json", *weights)
+    missing = [name for name in needed if not inside(directory, name).is_file()]
+    if not any((directory / name).is_file() for name in _VOCABULARIES):
+        missing.append("tokenizer.json")
+    if missing:
+        found = ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
+        raise ValueError(
+            f"{directory} is no whole student: {', '.join(missing)} is missing (found: {found}); "
+            "save it again with save_student(model, directory, tokenizer)"
+        )
+    for name in weights:
+        try:
+            with safe_open(directory / name, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{directory / name} is damaged ({error}); save the student again") from error
+    refuse_damaged(directory)
+    refuse_stale(directory)
+
+
+def _new_card(directory: Path, repo_id: str) -> str | None:
+    """Write the text of the card from the report, unless somebody's own card is there."""
+    card, report = directory / "README.md", directory / JSON_NAME
+    onnx = any((directory / "onnx").glob("*.onnx"))
+    if not report.is_file():
+        if not card.is_file():
+            logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
+        return None
+    results = EvaluationReport.load(report)
+    if card.is_file():
+        present = ModelCard.load(card, ignore_metadata_errors=True)
+        name = present.data.get("model_name")
+        # Files may have been exported, or deleted, since the card was written.
+        if name is None or present.content not in [_card(results, name, exported) for exported in (True, False)]:
+            return None
+    return _card(results, repo_id, onnx)
+
+
+def _card(report: EvaluationReport, name: str, onnx: bool) -> str:
+    return build_model_card(report, model_name=name, onnx=onnx).content
+
+
+def _stage(directory: Path, staging: Path) -> None:
+    """Gather what may be published: the report without the paths of this machine, its page without its examples."""
+    if (directory / JSON_NAME).is_file():
+        public = public_report(EvaluationReport.load(directory / JSON_NAME))
+        public.save(staging)
+        if (directory / PAGE_NAME).is_file():
+            save_page(public, staging, curves=training_curves(directory))
+    # The patterns let `*` match a slash: what lies in other folders, checkpoints and baseline, is not listed.
+    listed = [
+        path for folder in (directory, directory / "onnx") for path in sorted(folder.glob("*")) if path.is_file()
+    ]
+    # Without report.json there is nothing that could be published of the other two.
+    reports = (JSON_NAME, MARKDOWN_NAME, PAGE_NAME)
+    names = [path.relative_to(directory).as_posix() for path in listed if path.name not in reports]
+    for name in filter_repo_objects(names, allow_patterns=PUSH_ALLOW_PATTERNS):
+        (staging / name).parent.mkdir(exist_ok=True)
+        (staging / name).symlink_to((directory / name).resolve())
+
+
+def _check_visibility(api: HfApi, url: RepoUrl, private: bool | None) -> None:
+    """Refuse to publish what was meant to be private: `create_repo` leaves an existing repository as it is."""
+    if private and not _with_retries(lambda: api.repo_info(url.repo_id)).private:
+        raise ValueError(
+            f"private=True, but {url.repo_id} exists and is public; choose another name, or make it private on the Hub"
+        )
+
+
+def _with_retries(call: Any, tries: int = len(_BACKOFF_S) + 1) -> Any:
+    """Call until it works, again only after what a second try can mend: a server's error, or a lost connection."""
+    for attempt in range(tries):
+        try:
+            return call()
+        except (HTTPError, ConnectionError, TimeoutError) as error:
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            final = isinstance(error, OfflineModeIsEnabled) or (status is not None and status < 500)
+            if final or attempt == tries - 1:
+                raise
+            wait = _BACKOFF_S[attempt]
+            logger.warning("the Hub failed (%s); trying again in %g s", status or type(error).__name__, wait)
+            time.sleep(wait)
+
+
+_REASONS = {
+    401: "the Hub did not accept the token: run `hf auth login` with a valid one",
+    402: "the account's storage or plan does not allow it: free some space or upgrade the plan",
+    404: "{repo_id} or its revision was not found, or the token may not see it",
+    409: "the repository or a change to it is in conflict with what is there already",
+    412: "somebody else committed to {repo_id} meanwhile",
+    413: "a file is larger than the Hub takes",
+    429: "the Hub's rate limit is reached: wait some minutes",
+}
+
+
+def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
+    """Say in plain words what went wrong."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set: unset it"
+    if isinstance(error, HfHubHTTPError):
+        status, said = error.response.status_code, error.server_message or ""
+        if status == 401 and (api.token or get_token()) is None:
+            return "there is no token: run `hf auth login`, or set HF_TOKEN"
+        if status == 403:
+            plain = _why_forbidden(f"{said} {error}", repo_id, api)
+        else:
+            plain = _REASONS.get(status, f"the Hub answered with status {status}").format(repo_id=repo_id)
+        return f"{plain} (the server said: {said})" if said else plain
+    if isinstance(error, _NotSentError):
+        return f"a file could not be uploaded ({error})"
+    if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
+        return f"the connection failed ({type(error).__name__}: {error})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error}): free some space there"
+    return f"a file could not be read or written ({error})"
+
+
+def _why_forbidden(said: str, repo_id: str, api: HfApi) -> str:
+    """Tell the reasons for a 403 apart: kind of token, storage, somebody else's name, rights."""
+    if "write token" in said:
+        return "the token is read-only: make one with write access and run `hf auth login`"
+    if any(word in said.lower() for word in ("storage", "quota", "limit")):
+        return "the account's storage or another limit of it is reached: free some space or upgrade the plan"
+    owner = repo_id.rpartition("/")[0]
+    try:
+        account = api.whoami()
+        mine = [account["name"], *(each["name"] for each in account.get("orgs", []))]
+    except (HTTPError, OSError):
+        return f"the token may not write to {repo_id}: the name belongs to somebody else, or the rights are missing"
+    if owner and owner not in mine:
+        return f"the name belongs to somebody else: the token is of {', '.join(mine)}, and not of {owner}"
+    return f"the token's rights do not cover writing to {repo_id}: give it write access to that repository"

@@ -1,0 +1,1 @@
+"""Models: loading, surgery, capturing outputs, running them."""

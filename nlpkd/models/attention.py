@@ -1,0 +1,182 @@
+"""The recording attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+_LEVELS = 2**16
+
+
+class QuickDropout(nn.Dropout):
+    """`nn.Dropout` whose masks come from a quarter of the random numbers.
+
+    An element is dropped with probability round(65536 p) / 65536, which is within 8e-6 of p, and else divided by one
+    minus that probability, so that the mean stays. torch's CPU generator, seeded and resumed as ever, gives 64 bits at
+    a time, which make four elements. Where that probability is 0 or 1, and beside the CPU, it is `nn.Dropout`.
+
+    Args:
+        p: probability of dropping an element.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop elements of a tensor of any shape while training."""
+        drawn = round(self.p * _LEVELS)
+        if not self.training or input.device.type != "cpu" or not 0 < drawn < _LEVELS:
+            return super().forward(input)
+        count = input.numel()
+        words = torch.empty(-(-count // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+        kept = words.view(torch.int16)[:count].view(input.shape) >= drawn - _LEVELS // 2
+        return input * kept.to(input.dtype).mul_(_LEVELS / (_LEVELS - drawn))
+
+
+CAPTURING_SDPA = "nlpkd_sdpa"
+"""The attention implementation that records, and that runs the plain products where dropout is a quick one.
+
+Without either it is sdpa and nothing else."""
+
+
+Wanted = Mapping[str, frozenset[int]]
+"""Kind of output (`"hidden_states"`, `"attentions"`, `"queries"`, `"keys"`, `"values"`) -> layers, counted 1..L."""
+
+
+_RECORDED = ("attentions", "queries", "keys", "values")
+
+
+@dataclass
+class _Recording:
+    wanted: Wanted
+    at_once: bool
+    depth: int = 0
+    kept: dict[str, dict[int, Any]] = field(default_factory=lambda: {kind: {} for kind in _RECORDED})
+
+    def add(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+    ) -> Tensor | None:
+        """Keep what is wanted of the next layer; give its map where it was computed."""
+        # Counted by calls, since some families share one attention module between layers.
+        self.depth += 1
+        kept: dict[str, Any] = {"queries": query, "keys": key, "values": value}
+        kept["attentions"] = (query, key, mask, scaling)
+        if self.at_once and self.depth in self.wanted.get("attentions", ()):
+            kept["attentions"] = attention_probabilities(query, key, mask, scaling)
+        for kind, layers in self.wanted.items():
+            if kind in kept and self.depth in layers:
+                self.kept[kind][self.depth] = kept[kind]
+        return kept["attentions"] if isinstance(kept["attentions"], Tensor) else None
+
+    def layers(self, kind: str) -> tuple[Tensor | None, ...] | None:
+        kept = self.kept[kind]
+        if kind == "attentions" and not self.at_once:
+            kept = {layer: attention_probabilities(*recorded) for layer, recorded in kept.items()}
+        return tuple(kept.get(layer) for layer in range(1, self.depth + 1)) if kept else None
+
+
+_recording: ContextVar[_Recording | None] = ContextVar("nlpkd_recording", default=None)
+
+
+def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Compute the attention map that sdpa uses and does not return.
+
+    Args:
+        query: `(batch, heads, seq, head)`.
+        key: `(batch, key heads, seq, head)`, as many heads or a divisor (grouped queries).
+        mask: boolean (True attends) or additive, broadcastable to `(batch, heads, seq, seq)`, or None.
+        scaling: factor on QK', 1/sqrt(head) if None.
+
+    Returns:
+        softmax(scaling * QK' + mask) in float32, `(batch, heads, seq, seq)`; padded keys have probability 0, and so
+        has the whole row of a query to which a boolean mask leaves no key.
+    """
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    # Scaled before the product, which could leave float16's range.
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (query @ key.transpose(-1, -2)).float()
+    if mask is not None and mask.dtype == torch.bool:
+        # Rows without any key come out as 0, as they do of sdpa.
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(~mask, 0.0)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1)
+
+
+def _capturing_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    recording, biased = _recording.get(), kwargs.get("position_bias") is not None
+    if recording is not None and biased:
+        raise ValueError(
+            f"{type(module).__name__} adds a position bias to its attention scores, which is not recorded: load "
+            "the model with attn_implementation='eager', or drop the attention objectives"
+        )
+    dropping: Any = getattr(module, "dropout", None)
+    quick = isinstance(dropping, QuickDropout) and module.training and not biased
+    mask, attention = attention_mask, None
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if mask is None and causal and (quick or recording is not None):
+        # Without padding a causal model passes no mask: sdpa hides the future by a flag.
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    if recording is not None:
+        attention = recording.add(query, key, value, mask, scaling)
+    if quick and attention is None:
+        attention = attention_probabilities(query, key, mask, scaling)
+    if attention is not None:
+        # sdpa would compute the same map once more.
+        if value.shape[1] != query.shape[1]:
+            value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        attention = attention.to(value.dtype)
+        mixed = (dropping(attention) if quick else F.dropout(attention, dropout)) @ value
+        return mixed.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+
+
+AttentionInterface.register(CAPTURING_SDPA, _capturing_sdpa)
+
+
+# Without a mask function of the same name transformers passes no mask at all, and padding is attended in silence.
+AttentionMaskInterface.register(CAPTURING_SDPA, sdpa_mask)
+
+
+class _BeforeDropout(TorchFunctionMode):
+    """Keeps attention maps as they go into dropout, since eager attention returns what comes out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.dropout and args[0].dim() == 4:
+            self.maps.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _record(wanted: Wanted, at_once: bool) -> Iterator[_Recording]:
+    recording = _Recording(wanted, at_once)
+    token = _recording.set(recording)
+    try:
+        yield recording
+    finally:
+        _recording.reset(token)

@@ -1,0 +1,173 @@
+"""Run a model and keep hidden states, attention maps and Q/K/V of the layers asked for, and no others, under sdpa."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from transformers import PreTrainedModel
+
+from nlpkd.models.attention import _RECORDED, CAPTURING_SDPA, Wanted, _BeforeDropout, _record
+from nlpkd.models.structure import is_causal, without_adapter
+
+
+@dataclass
+class CapturedOutput:
+    """What an objective is given of a model.
+
+    Attributes:
+        logits: `(batch, labels)`.
+        hidden_states: entry k is layer k, entry 0 the embeddings, `(batch, seq, hidden)`; None where not asked for.
+        attentions: entry k - 1 is layer k, softmax(QK'/sqrt(d)) before dropout, `(batch, heads, seq, seq)`.
+        queries: entry k - 1 is layer k, `(batch, heads, seq, head)`.
+        keys: as `queries`.
+        values: as `queries`.
+        text_at: the token that stands for each text, `(batch,)`: of a decoder the last real one. None: the first.
+    """
+
+    logits: Tensor
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor | None, ...] | None = None
+    queries: tuple[Tensor | None, ...] | None = None
+    keys: tuple[Tensor | None, ...] | None = None
+    values: tuple[Tensor | None, ...] | None = None
+    text_at: Tensor | None = None
+
+
+def _recomputes(model: nn.Module) -> bool:
+    """Say whether activation checkpointing is on, that of transformers or that of FSDP."""
+    return any(
+        getattr(module, "gradient_checkpointing", False) or isinstance(module, CheckpointWrapper)
+        for module in model.modules()
+    )
+
+
+class Capture:
+    """One model's forward pass on a collated batch, keeping what the objectives want of it.
+
+    Args:
+        model: the model, not wrapped. It is switched from sdpa to a recording sdpa where attention maps or Q/K/V are
+            wanted; an eager model gives its own maps.
+        wanted: kinds and layers.
+        role: `"student"` or `"teacher"`, for the errors.
+        prefix: `"teacher_"` where the model reads columns of its own, made with its own tokenizer.
+
+    Raises:
+        ValueError: if the model can't give what is wanted.
+    """
+
+    def __init__(self, model: nn.Module, wanted: Wanted, role: str, prefix: str = ""):
+        self.wanted = {kind: layers for kind, layers in wanted.items() if layers}
+        self.prefix = prefix
+        inner = without_adapter(model)
+        # Several teachers together read columns of several tokenizers, which no signature can name.
+        names = getattr(model, "columns", None) or inspect.signature(inner.forward).parameters
+        self.arguments = {name for name in names if "label" not in name}
+        self.depth: int | None = None
+        self.causal = is_causal(inner)
+        # Keys and values of all layers are kept for a next token, which a classifier never asks for.
+        self.options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+        if not self.wanted:
+            return
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError(
+                f"the objectives need {sorted(self.wanted)} of the {role}, whose adapter puts a prompt of its own "
+                "before the tokens: use objectives on logits, or an adapter that leaves the tokens alone, such as LoRA"
+            )
+        if not isinstance(inner, PreTrainedModel):
+            raise ValueError(
+                f"the objectives need {sorted(self.wanted)} of the {role}, and {type(model).__name__} is no "
+                "transformers PreTrainedModel, of which only logits can be had: use objectives on logits"
+            )
+        self.depth = inner.config.num_hidden_layers
+        if "hidden_states" in self.wanted:
+            self.options["output_hidden_states"] = sorted(self.wanted["hidden_states"])
+        if not self.wanted.keys().isdisjoint(_RECORDED):
+            self._prepare_attention(inner, role)
+
+    def _prepare_attention(self, model: PreTrainedModel, role: str) -> None:
+        implementation = model.config._attn_implementation
+        if implementation == "sdpa":
+            model.set_attn_implementation(CAPTURING_SDPA)
+        elif implementation == "eager" and self.wanted.keys().isdisjoint({"queries", "keys", "values"}):
+            self.options["output_attentions"] = True
+        elif implementation == "eager":
+            advice = "load it with attn_implementation='sdpa', or match"
+            if not model._supports_sdpa:
+                advice = f"{type(model).__name__} has no other attention: match"
+            raise ValueError(
+                f"the objectives need queries, keys or values of the {role}, which eager attention does not give: "
+                f"{advice} attention maps (AttentionMSELoss on probabilities, AttentionKLLoss) or hidden states "
+                "instead"
+            )
+        elif implementation != CAPTURING_SDPA:
+            raise ValueError(
+                f"the {role} runs attention by {implementation!r}, which gives no attention maps: load it with "
+                "attn_implementation='sdpa' (or 'eager'), or drop the attention objectives"
+            )
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Select what the model's forward takes of a batch, labels excepted."""
+        own = {name[len(self.prefix) :]: value for name, value in batch.items() if name.startswith(self.prefix)}
+        return {name: value for name, value in own.items() if name in self.arguments}
+
+    def text_at(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Find the token that stands for each text, `(batch,)`: a decoder's last real one; None: the first."""
+        if not self.causal:
+            return None
+        inputs = self.inputs(batch)
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        return (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> CapturedOutput:
+        """Run the model once.
+
+        Args:
+            model: the model of the constructor, or what wraps it now (DDP, a compiled module).
+            batch: the collated batch.
+
+        Returns:
+            Logits, and per kind a tuple over layers with None where nothing was asked for.
+
+        Raises:
+            RuntimeError: if the model did not give what was wanted.
+        """
+        before = _BeforeDropout()
+        dropped = model.training and "output_attentions" in self.options
+        # Activation checkpointing runs a layer again without a recording, which then has to do the same as before.
+        at_once = "attentions" in self.wanted and not (torch.is_grad_enabled() and _recomputes(model))
+        with _record(self.wanted, at_once) as recording, before if dropped else nullcontext():
+            outputs = model(**self.inputs(batch), **self.options)
+        if isinstance(outputs, Tensor):
+            return CapturedOutput(logits=outputs)
+        captured = CapturedOutput(logits=outputs["logits"] if isinstance(outputs, Mapping) else outputs[0])
+        for kind in _RECORDED:
+            setattr(captured, kind, recording.layers(kind))
+        if "hidden_states" in self.wanted:
+            wanted = self.wanted["hidden_states"]
+            states = getattr(outputs, "hidden_states", None) or ()
+            captured.hidden_states = tuple(s if k in wanted else None for k, s in enumerate(states))
+            captured.text_at = self.text_at(batch)
+        if "output_attentions" in self.options:
+            wanted = self.wanted["attentions"]
+            maps = before.maps or outputs.attentions or ()
+            captured.attentions = tuple(m if k in wanted else None for k, m in enumerate(maps, start=1))
+        self._check(captured)
+        return captured
+
+    def _check(self, captured: CapturedOutput) -> None:
+        for kind, layers in self.wanted.items():
+            first = 0 if kind == "hidden_states" else 1
+            found = getattr(captured, kind) or ()
+            depth = len(found) - 1 + first
+            if depth != self.depth or any(found[layer - first] is None for layer in layers):
+                raise RuntimeError(
+                    f"layers {sorted(layers)} of {self.depth} were asked for {kind}, and the model gave {depth}: "
+                    "this family does not show its layers as transformers' encoders do; use objectives on logits"
+                )

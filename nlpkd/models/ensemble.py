@@ -1,0 +1,160 @@
+"""Several teachers as one: the average of what they say, whatever their families, tokenizers and label orders."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nlpkd.config import check_ensemble
+from nlpkd.models.capture import Capture
+
+
+class TeacherEnsemble(nn.Module):
+    """Several teachers as one module that gives logits for a collated batch.
+
+    With `average="probabilities"` these are the logarithm of the weighted mean of softmax(logits), at temperature 1
+    whatever the objectives' temperature; of a multi-label task the logit of the weighted mean of sigmoid(logits). A
+    teacher that is sure counts for more than in the weighted mean of `average="logits"`, and the scale of a teacher's
+    logits for less. The values of a regression are averaged either way.
+
+    Attributes:
+        members: the teachers.
+        captures: for each, what runs it on the columns that it reads.
+        orders: for each, order[k], its index of the student's label k; None where nothing is known.
+        task: the problem type.
+
+    Args:
+        teachers: one or more models that give as many logits.
+        weights: one a teacher, >= 0, of which only the ratios count; equal ones if None.
+        average: `"probabilities"` or `"logits"`.
+
+    Raises:
+        ValueError: if there is no teacher, or average or weights are out of range.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self, teachers: Sequence[nn.Module], weights: Sequence[float] | None = None, average: str = "probabilities"
+    ):
+        super().__init__()
+        if not teachers:
+            raise ValueError("there is no teacher in the list: give at least one model")
+        check_ensemble(average, weights)
+        if weights is not None and len(weights) != len(teachers):
+            raise ValueError(f"there are {len(weights)} ensemble_weights for {len(teachers)} teachers: give one each")
+        self.average = average
+        self.members = nn.ModuleList(teachers)
+        given = torch.tensor([1.0] * len(teachers) if weights is None else [float(weight) for weight in weights])
+        self.register_buffer("weights", given / given.sum())
+        self.task = "single_label_classification"
+        self.orders: list[list[int] | None] = [None] * len(teachers)
+        self.read([""] * len(teachers))
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def read(self, prefixes: Sequence[str]) -> None:
+        """Set the prefix of the columns that each teacher reads; see `nlpkd.data.tokenization.column_prefixes`."""
+        self.captures = [
+            Capture(member, {}, "teacher", prefix) for member, prefix in zip(self.members, prefixes, strict=True)
+        ]
+
+    def with_members(self, members: Sequence[nn.Module]) -> TeacherEnsemble:
+        """Copy the ensemble, with other modules of the same signatures in its members' places.
+
+        Args:
+            members: one for each teacher.
+
+        Returns:
+            The copy, which has this ensemble's weights and follows its label orders, but not what `read` and `task`
+            are given later.
+        """
+        copied = copy.copy(self)
+        # Buffers, among them the label orders, stay one dictionary for both.
+        copied._modules = dict(self._modules)
+        copied.members = nn.ModuleList(members)
+        return copied
+
+    def reorder(self, member: int, order: Sequence[int] | None) -> None:
+        """Set the label order of one teacher; the identity costs nothing."""
+        self.orders[member] = None if order is None else list(order)
+        identity = order is None or list(order) == list(range(len(order)))
+        # A buffer, so that it is where the logits are and no step waits for a copy.
+        index = None if identity else torch.tensor(order, device=self.weights.device)
+        self.register_buffer(f"order_{member}", index)
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns of a batch that any of the teachers reads."""
+        return {capture.prefix + name for capture in self.captures for name in capture.arguments}
+
+    def forward(self, **batch: Any) -> Tensor:
+        """Run every teacher on its own columns.
+
+        Args:
+            **batch: of a collated batch, `columns`.
+
+        Returns:
+            The average in the student's label order, float32 `(batch, labels)`.
+
+        Raises:
+            ValueError: if the batch has no column that a teacher reads.
+        """
+        logits = []
+        for number, (member, capture) in enumerate(zip(self.members, self.captures, strict=True)):
+            if not capture.inputs(batch):
+                raise ValueError(
+                    f"teacher {number + 1} of {len(self)} reads {capture.prefix}input_ids, and the batch has "
+                    f"{sorted(batch)}: load the data with load_text_classification(..., teacher_tokenizer=[...])"
+                )
+            given, order = capture(member, batch).logits, getattr(self, f"order_{number}", None)
+            logits.append(given if order is None else given[:, order])
+        return self.mean(logits)
+
+    def mean(self, logits: Sequence[Tensor]) -> Tensor:
+        """Average the teachers' logits.
+
+        Args:
+            logits: of each teacher, in the student's label order, `(batch, labels)`.
+
+        Returns:
+            The average as logits, float32 `(batch, labels)`.
+        """
+        stacked = torch.stack([each.float() for each in logits])  # (teachers, batch, labels)
+        weights = self.weights.float()[:, None, None]
+        if self.average == "logits" or self.task == "regression":
+            return (weights * stacked).sum(dim=0)
+        if self.task == "multi_label_classification":
+            yes, no = ((F.logsigmoid(each) + weights.log()).logsumexp(dim=0) for each in (stacked, -stacked))
+            return yes - no
+        return (stacked.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+
+
+def as_one_teacher(
+    teacher: nn.Module | Sequence[nn.Module] | None,
+    weights: Sequence[float] | None = None,
+    average: str = "probabilities",
+) -> nn.Module | None:
+    """Make an ensemble of a list of several teachers.
+
+    Args:
+        teacher: a model, a list of them, or None.
+        weights: of a list, see `TeacherEnsemble`.
+        average: likewise.
+
+    Returns:
+        The teacher; a list of one is that one, with layers to give.
+
+    Raises:
+        ValueError: if the list is empty, or weights or average do not fit it.
+    """
+    if not isinstance(teacher, (list, tuple)):
+        return teacher  # type: ignore[return-value]
+    ensemble = TeacherEnsemble(teacher, weights, average)
+    return ensemble if len(ensemble) > 1 else teacher[0]

@@ -1,0 +1,245 @@
+"""Names into loaded models, tokenizers and ONNX files: a local path or a Hub id, at a revision, never a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, list_repo_files, snapshot_download
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
+
+ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
+"""Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""
+
+
+_NO_TOKENIZER = "Does it hold config.json and tokenizer.json, as save_pretrained of model and tokenizer write them?"
+
+
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
+
+
+OFFLINE_ADVICE = (
+    "If the Hub can't be reached from here, pass a local path, or run the embedded demo: `make demo` "
+    "(`python recipes/quickstart.py`)."
+)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split `"id@revision"`; a local path is never split.
+
+    Args:
+        name: a path, a Hub id, or a Hub id with `@` and a branch, tag or commit.
+
+    Returns:
+        The name, and the revision or None.
+    """
+    if "@" not in name or Path(name).exists():
+        return name, None
+    base, revision = name.rsplit("@", 1)
+    return base, revision
+
+
+def load_classifier(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    **config: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a model for sequence classification.
+
+    Args:
+        name: a local path or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        dtype: dtype of the weights; a checkpoint's own dtype is not inherited.
+        trust_remote_code: run the repository's own modelling code.
+        **config: overrides of the model's config, such as `num_labels`.
+
+    Returns:
+        The model, and the names of parameters that the checkpoint did not have and that were initialised at random.
+
+    Raises:
+        ValueError: if the name looks like a path and nothing is there, or the weights there are damaged.
+        OSError: if the checkpoint can't be had, or has no safetensors file.
+    """
+    _refuse_missing_path(name)
+    refuse_damaged(Path(name), WEIGHTS)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(name),
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **config,
+        )
+    except OSError as error:
+        raise OSError(_explain(name, revision, "model", error)) from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights in {str(name)!r} are cut short or damaged ({error}): use another copy"
+        ) from error
+    return model, sorted(info["missing_keys"])
+
+
+def load_config(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load a model's config alone.
+
+    Args:
+        name: a local path or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the repository's own code.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: if the name looks like a path and nothing is there.
+        OSError: if it can't be had.
+    """
+    _refuse_missing_path(name)
+    try:
+        return AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise OSError(_explain(name, revision, "config", error)) from error
+
+
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Args:
+        name: a local path or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the repository's own code.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: if the name looks like a path and nothing is there, or what is there is damaged or no tokenizer.
+        OSError: if it can't be had.
+    """
+    _refuse_missing_path(name)
+    refuse_damaged(Path(name), TOKENIZER)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise OSError(_explain(name, revision, "tokenizer", error)) from error
+    except ValueError as error:
+        raise ValueError(f"{_explain(name, revision, 'tokenizer', error)}\n{_NO_TOKENIZER}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
+        raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
+    return tokenizer
+
+
+def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None = None) -> Path | None:
+    """Find a model's ONNX file, from the Hub with config and tokenizer around it.
+
+    Args:
+        name: a folder, an ONNX file, or a Hub id.
+        file: the file in the folder or repository; the first of `ONNX_FILES` that is there if None.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The file; None where no `file` was named and there is none.
+
+    Raises:
+        ValueError: if the path or the named file does not exist.
+        OSError: if the repository can't be had.
+    """
+    _refuse_missing_path(name)
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        names = [found.relative_to(path).as_posix() for found in path.rglob("*.onnx")]
+        return _choose_onnx(path, names, file)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return onnx_file(snapshot_download(str(name), revision=revision), file=file)
+        names = list_repo_files(str(name), revision=revision)
+        chosen = _choose_onnx(path, names, file)
+        if chosen is None:
+            return None
+        chosen_name = chosen.relative_to(path).as_posix()
+        # External weights lie beside their file, under its name with a suffix.
+        patterns = [chosen_name, f"{chosen_name}*", *_SMALL_FILES]
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=patterns)) / chosen_name
+    except (OSError, HTTPError) as error:
+        raise OSError(_explain(name, revision, "ONNX file", error)) from error
+
+
+def _choose_onnx(folder: Path, names: list[str], file: str | None) -> Path | None:
+    wanted = ONNX_FILES if file is None else (file,)
+    chosen = next((each for each in wanted if each in names), None)
+    if chosen is None and file is not None:
+        found = ", ".join(sorted(each for each in names if each.endswith(".onnx"))) or "none"
+        raise ValueError(f"{str(folder)!r} holds no ONNX file {file!r}; found: {found}")
+    return folder / chosen if chosen is not None else None
+
+
+def _refuse_missing_path(name: str | Path) -> None:
+    path = Path(name)
+    if not path.exists() and (isinstance(name, Path) or path.is_absolute() or len(path.parts) > 2 or name[:1] in ".~"):
+        raise ValueError(f"there is no folder {str(name)!r}: pass a saved model's folder, or a Hub id (USER/NAME)")
+
+
+def _explain(name: str | Path, revision: str | None, what: str, error: Exception) -> str:
+    if Path(name).exists():
+        return f"the {what} in {str(name)!r} can't be loaded: {error}"
+    at = f" at revision {revision!r}" if revision else ""
+    return f"the {what} {str(name)!r}{at} can't be had from {constants.ENDPOINT}: {error}\n{OFFLINE_ADVICE}"
+
+
+def load_teacher(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a fine-tuned classifier to teach.
+
+    Args:
+        name: a local path or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        dtype: dtype of its weights.
+        device: where to put it; the trainer moves it to its own device.
+        trust_remote_code: run the repository's own modelling code.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        ValueError: if a part of it, such as the classification head, is not in the checkpoint: a teacher with random
+            weights teaches noise.
+        OSError: if it can't be had.
+    """
+    model, missing = load_classifier(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    if missing:
+        raise ValueError(
+            f"the checkpoint {str(name)!r} has no weights for {', '.join(missing)}: it is not fine-tuned for "
+            "classification. Fine-tune it first: `nlpkd train-teacher --model ... ` or nlpkd.train_teacher(...)"
+        )
+    if device is not None:
+        model = nn.Module.to(model, device)
+    return model.eval()

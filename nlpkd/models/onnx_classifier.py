@@ -1,0 +1,222 @@
+"""An ONNX file as a module that gives logits, so that it is measured and served like any other classifier."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from nlpkd.models.loading import load_config, onnx_file
+from nlpkd.utils.files import digest_of
+from nlpkd.utils.optional import require
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+EXPORT_RECORD = "onnx/export.json"
+
+
+# ONNX Runtime 1.31 takes four times as long for the operator that this makes as for a sum and a layer norm.
+_SLOWER_FUSED = ["SkipLayerNormFusion"]
+"""What the ONNX files of a model's folder were made from, and how they compare with it."""
+
+
+class OnnxClassifier(nn.Module):
+    """A classifier that ONNX Runtime runs on the CPU.
+
+    It has no parameters of its own: the weights are in the file. A session fuses what it can as it loads the file.
+
+    Args:
+        path: the ONNX file. Its inputs are among `input_ids`, `attention_mask` and `token_type_ids`, int64
+            `(batch, seq)`; its first output is logits `(batch, labels)`.
+        config: the classifier's config, which names labels and task.
+        threads: threads of one forward pass; as many as torch has if None.
+
+    Attributes:
+        path: the file.
+        config: the config.
+        threads: the threads.
+        inputs: names of the inputs that the file has.
+
+    Raises:
+        ImportError: if ONNX Runtime is not installed.
+        ValueError: if the file is no ONNX file, or needs other inputs.
+    """
+
+    def __init__(self, path: str | Path, config: PreTrainedConfig, *, threads: int | None = None):
+        super().__init__()
+        self.path = Path(path)
+        self.config = config
+        self.threads = threads or torch.get_num_threads()
+        self.session = _session(self.path, self.threads)
+        self.inputs = [each.name for each in self.session.get_inputs()]
+        if "input_ids" not in self.inputs or set(self.inputs) - set(MODEL_INPUTS):
+            raise ValueError(
+                f"{path} has the inputs {self.inputs}, and a classifier's are input_ids and at most {MODEL_INPUTS[1:]}"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        file: str | None = None,
+        revision: str | None = None,
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> OnnxClassifier:
+        """Load the ONNX file of a saved model.
+
+        Args:
+            name: a model's folder, a Hub id, or an ONNX file whose config is in its folder or the one above.
+            file: the file in the folder or repository; `nlpkd.models.loading.ONNX_FILES` in their order if None.
+            revision: branch, tag or commit of a Hub id.
+            threads: see the class.
+            trust_remote_code: run the repository's own code, which a config may need.
+
+        Returns:
+            The classifier.
+
+        Raises:
+            ValueError: if there is no such file, or it was made from other weights than those beside it.
+            OSError: if the repository can't be had.
+        """
+        path = onnx_file(name, file=file, revision=revision)
+        if path is None:
+            raise ValueError(f"{str(name)!r} holds no ONNX file: make one with `nlpkd export`, or name it with file=")
+        folder = model_folder(path)
+        refuse_stale(folder)
+        return cls(path, load_config(folder, trust_remote_code=trust_remote_code), threads=threads)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and logits are."""
+        return torch.device("cpu")
+
+    @property
+    def size_mb(self) -> float:
+        """Megabytes (10^6 bytes) of the file."""
+        return self.path.stat().st_size / 1e6
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights the file has; the scales and zero points of an int8 file are among them."""
+        onnx = require("onnx")
+        kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+        graph = onnx.load(self.path, load_external_data=False).graph
+        return sum(math.prod(each.dims) for each in graph.initializer if each.data_type in kinds)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        """Classify texts.
+
+        Args:
+            input_ids: `(batch, seq)`.
+            attention_mask: 1 for real tokens, 0 for padding, `(batch, seq)`; ones if None.
+            token_type_ids: 1 for the second text of a pair, `(batch, seq)`; zeros if None.
+
+        Returns:
+            Logits `(batch, labels)`.
+
+        Raises:
+            RuntimeError: if ONNX Runtime fails, as on texts longer than the model reads.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+        }
+        try:
+            logits = self.session.run(None, {name: given[name].cpu().numpy() for name in self.inputs})[0]
+        except Exception as error:  # ONNX Runtime's errors derive from Exception alone.
+            raise RuntimeError(
+                f"{self.path.name} can't read input_ids of shape {tuple(input_ids.shape)} (where that is longer than "
+                f"the model reads, truncate): {error}"
+            ) from error
+        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+
+
+def model_folder(path: Path) -> Path:
+    """Find the folder with an ONNX file's config.
+
+    It is the file's own, or, of `onnx/model.onnx`, the one above, or, of `student.int8.onnx`, `student` beside it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if none has a config.json.
+    """
+    beside = path.with_name(path.name.partition(".")[0])
+    for folder in (path.parent, path.absolute().parent.parent, beside):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ValueError(
+        f"there is no config.json in {path.parent}, above it or in {beside}: {path.name} does not say its labels"
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of a model's weights, in order; none where it has only an ONNX file."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def weights_sha256(folder: Path) -> dict[str, str]:
+    """Hash a model's weights, to know what was made from them.
+
+    Args:
+        folder: the model's.
+
+    Returns:
+        The SHA-256 of each of its weight files by name.
+    """
+    return {path.name: digest_of(path) for path in weight_files(folder)}
+
+
+def refuse_stale(folder: Path) -> None:
+    """Refuse ONNX files that were made from other weights than the folder's: the model was trained again.
+
+    Args:
+        folder: the model's.
+
+    Raises:
+        ValueError: if `onnx/export.json` names other weights.
+    """
+    noted = folder / EXPORT_RECORD
+    if not noted.is_file():
+        return
+    made_from, weights = json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"], weights_sha256(folder)
+    if weights and made_from and made_from != weights:
+        raise ValueError(
+            f"the ONNX files in {folder / 'onnx'} were made from other weights than those in {folder}: export again "
+            f"(`nlpkd export {folder}`), or delete them"
+        )
+
+
+def _session(path: Path, threads: int) -> InferenceSession:
+    onnxruntime = require("onnxruntime")
+    if not path.is_file():
+        raise ValueError(f"there is no ONNX file {path}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER_FUSED
+        )
+    except Exception as error:  # ONNX Runtime's errors derive from Exception alone.
+        raise ValueError(f"{path} can't be loaded by ONNX Runtime: {error}") from error

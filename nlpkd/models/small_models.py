@@ -1,0 +1,338 @@
+"""Students that are no transformers: a BiLSTM and a TextCNN, as models that transformers saves and loads.
+
+Importing this module registers their model types, `nlpkd_bilstm` and `nlpkd_textcnn`, with `AutoConfig` and
+`AutoModelForSequenceClassification`; `import nlpkd` sees to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+PROJECTED_WIDTH = 300
+"""What a wider embedding table of a teacher is projected to: the width of the embeddings in both papers."""
+
+
+class SmallConfig(PreTrainedConfig):
+    """What both small models have.
+
+    Args:
+        vocab_size: rows of the embedding table.
+        embedding_size: its width.
+        projection_size: width of a trained linear layer between the table and what reads it; None for no such layer.
+        embedding_dropout: dropout on the embedded tokens.
+        classifier_dropout: dropout on what the classifier reads.
+        pad_token_id: the token that is padding where no attention mask says so.
+    """
+
+    vocab_size: int = 30522
+    embedding_size: int = PROJECTED_WIDTH
+    projection_size: int | None = None
+    embedding_dropout: float = 0.0
+    classifier_dropout: float = 0.0
+    pad_token_id: int | None = 0
+
+
+class BiLSTMConfig(SmallConfig):
+    """Settings of a `BiLSTMForSequenceClassification`; the defaults are of the paper's size.
+
+    Args:
+        hidden_size: units of the LSTM in each direction.
+        num_layers: bidirectional layers. (`num_hidden_layers` would promise layers that objectives can match.)
+        intermediate_size: width of the fully connected layer.
+    """
+
+    model_type = "nlpkd_bilstm"
+
+    hidden_size: int = 150
+    num_layers: int = 1
+    intermediate_size: int = 200
+
+
+class TextCNNConfig(SmallConfig):
+    """Settings of a `TextCNNForSequenceClassification`; the defaults are the paper's.
+
+    Args:
+        num_filters: filters of each width.
+        filter_widths: how many tokens a filter reads.
+    """
+
+    model_type = "nlpkd_textcnn"
+
+    num_filters: int = 100
+    filter_widths: list[int] | tuple[int, ...] = (3, 4, 5)
+    classifier_dropout: float = 0.5
+
+
+class SmallModel(PreTrainedModel):
+    """Embed the real tokens, encode them into one vector, classify it.
+
+    Padding, wherever it stands, changes nothing. Only logits come out: there are no hidden states or attention maps to
+    match, and `output_hidden_states` is no argument.
+
+    Args:
+        config: the settings.
+        width: of the vector that `encode` gives.
+    """
+
+    config: Any
+
+    def __init__(self, config: Any, width: int):
+        super().__init__(config)
+        self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.projection: nn.Module = nn.Identity()
+        if config.projection_size is not None:
+            self.projection = nn.Linear(config.embedding_size, config.projection_size)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.classifier_dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(width, config.num_labels)
+
+    @abstractmethod
+    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Turn a text into one vector.
+
+        Args:
+            states: its embedded tokens from position 0 on, zeros behind them, `(batch, seq, embedding)`.
+            lengths: how many tokens it has, `(batch,)`; 0 reads one zero.
+
+        Returns:
+            `(batch, width)`.
+        """
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify texts.
+
+        Args:
+            input_ids: `(batch, seq)`.
+            attention_mask: 1 for real tokens, 0 for padding, `(batch, seq)`; without it every token but `pad_token_id`
+                is real.
+            token_type_ids: passed over; a pair of texts is read as one sequence.
+            inputs_embeds: rows of the embedding table in place of `input_ids`, `(batch, seq, embedding)`.
+            labels: for the loss of `config.problem_type`, as of any model of transformers.
+
+        Returns:
+            Logits `(batch, labels)`, and the loss where there are labels.
+
+        Raises:
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        if inputs_embeds is None and input_ids is not None:
+            embedded = self.embeddings(input_ids)  # (batch, seq, embedding)
+        elif inputs_embeds is not None and input_ids is None:
+            embedded = inputs_embeds
+        else:
+            raise ValueError("give either input_ids or inputs_embeds, and not both")
+        if attention_mask is not None:
+            real = attention_mask.bool()
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            real = input_ids != self.config.pad_token_id
+        else:
+            real = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
+        states, lengths = _from_the_left(self.embedding_dropout(self.projection(embedded)), real)
+        logits = self.classifier(self.classifier_dropout(self.encode(states, lengths)))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the embedding table."""
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding table."""
+        self.embeddings = value
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # torch's own: transformers' normal(0, 0.02) is for deep models with layer norms.
+        if isinstance(module, (nn.Embedding, nn.Linear, nn.Conv1d, nn.LSTM)):
+            module.reset_parameters()
+
+
+class BiLSTMForSequenceClassification(SmallModel):
+    """A bidirectional LSTM, its last states of both directions, a ReLU layer, a classifier.
+
+    Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", arXiv:1903.12136,
+    section 3.1. A pair of texts is read as one sequence with the tokenizer's separator, where the paper runs one LSTM
+    on each text and compares the two.
+
+    Args:
+        config: the settings.
+    """
+
+    config_class = BiLSTMConfig
+
+    def __init__(self, config: BiLSTMConfig):
+        super().__init__(config, config.intermediate_size)
+        # One LSTM a direction, since torch's bidirectional one starts backwards from the padding unless it is packed,
+        # and packed sequences train at half the speed on a CPU and wait for the GPU.
+        widths = [config.projection_size or config.embedding_size]
+        widths += [2 * config.hidden_size] * (config.num_layers - 1)
+        self.forwards = nn.ModuleList(nn.LSTM(width, config.hidden_size, batch_first=True) for width in widths)
+        self.backwards = nn.ModuleList(nn.LSTM(width, config.hidden_size, batch_first=True) for width in widths)
+        self.intermediate = nn.Linear(2 * config.hidden_size, config.intermediate_size)
+        self.post_init()
+
+    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Read the text in both directions; see `SmallModel.encode`."""
+        place = torch.arange(states.shape[1], device=states.device)
+        last = (lengths - 1).clamp(min=0)[:, None]  # (batch, 1)
+        mirrored = torch.where(place <= last, last - place, place)  # (batch, seq)
+        for forwards, backwards in zip(self.forwards, self.backwards, strict=True):
+            ahead, _ = forwards(states)
+            back, _ = backwards(_take(states, mirrored))
+            states = torch.cat([ahead, _take(back, mirrored)], dim=-1)  # (batch, seq, 2 * hidden)
+        ends = torch.cat([_take(ahead, last), _take(back, last)], dim=-1).squeeze(1)  # (batch, 2 * hidden)
+        return F.relu(self.intermediate(ends))
+
+
+class TextCNNForSequenceClassification(SmallModel):
+    """Filters over a few neighbouring tokens, the maximum of each over the text, a classifier.
+
+    Kim 2014, "Convolutional Neural Networks for Sentence Classification", arXiv:1408.5882, section 2, with one channel
+    of trained embeddings. A text shorter than a filter is filled up with zeros. A pair of texts is read as one
+    sequence with the tokenizer's separator.
+
+    Args:
+        config: the settings.
+    """
+
+    config_class = TextCNNConfig
+
+    def __init__(self, config: TextCNNConfig):
+        super().__init__(config, config.num_filters * len(config.filter_widths))
+        width = config.projection_size or config.embedding_size
+        self.filters = nn.ModuleList(nn.Conv1d(width, config.num_filters, size) for size in config.filter_widths)
+        self.post_init()
+
+    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Take each filter's maximum over the text; see `SmallModel.encode`."""
+        features = []
+        for size, filters in zip(self.config.filter_widths, self.filters, strict=True):
+            found = F.relu(filters(F.pad(states.transpose(1, 2), (0, size - 1))))  # (batch, filters, seq)
+            place = torch.arange(found.shape[-1], device=found.device)
+            overhanging = place > (lengths - size).clamp(min=0)[:, None]  # (batch, seq)
+            # Behind the ReLU 0 never wins the maximum.
+            features.append(found.masked_fill(overhanging[:, None], 0).amax(dim=-1))
+        return torch.cat(features, dim=-1)
+
+
+def _take(states: Tensor, places: Tensor) -> Tensor:
+    """Take of states `(batch, seq, width)` those at `(batch, n)` places: `(batch, n, width)`."""
+    return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def _from_the_left(states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Move real tokens to the front, in their order, zeros behind them; give their number in each row, `(batch,)`."""
+    place = torch.arange(real.shape[1], device=real.device)
+    order = torch.where(real, place, place + real.shape[1]).argsort(dim=1)
+    lengths = real.sum(dim=1)
+    return _take(states, order).masked_fill((place >= lengths[:, None])[..., None], 0), lengths
+
+
+SMALL_STUDENTS: dict[str, tuple[type[SmallConfig], type[Any]]] = {
+    "bilstm": (BiLSTMConfig, BiLSTMForSequenceClassification),
+    "textcnn": (TextCNNConfig, TextCNNForSequenceClassification),
+}
+"""The small students by kind: settings and model."""
+
+
+for _config, _model in SMALL_STUDENTS.values():
+    AutoConfig.register(_config.model_type, _config)
+    AutoModelForSequenceClassification.register(_config, _model)
+
+
+def small_student(
+    kind: str,
+    teacher: PreTrainedModel | None = None,
+    *,
+    id2label: Mapping[int, str] | None = None,
+    vocab_size: int | None = None,
+    pad_token_id: int | None = None,
+    embeddings: str | None = None,
+    seed: int = 42,
+    **shape: Any,
+) -> PreTrainedModel:
+    """Make a small student that reads what its teacher reads.
+
+    Args:
+        kind: `"bilstm"` or `"textcnn"`.
+        teacher: where labels, task, vocabulary, padding token and embeddings come from.
+        id2label: label names; the teacher's if None.
+        vocab_size: size of the vocabulary; the teacher's if None.
+        pad_token_id: the padding token; the teacher's if None.
+        embeddings: `"teacher"` starts from a copy of the teacher's table, trained on, and projects a table wider than
+            300 to 300, which keeps the parameters beside it under a million for teachers up to 1024 wide; `"random"`.
+            The teacher's if None, where there is a teacher.
+        seed: of what is initialised at random.
+        **shape: further settings of `BiLSTMConfig` or `TextCNNConfig`, such as `hidden_size=300`.
+
+    Returns:
+        A float32 model in train mode that shares no memory with the teacher.
+
+    Raises:
+        ValueError: if there is no such kind or setting, or nothing says what labels or vocabulary are.
+    """
+    if kind not in SMALL_STUDENTS:
+        raise ValueError(f"there is no small student {kind!r}: choose one of {sorted(SMALL_STUDENTS)}")
+    config_class, model_class = SMALL_STUDENTS[kind]
+    if unknown := sorted(shape.keys() - {setting.name for setting in dataclasses.fields(config_class)}):
+        raise ValueError(f"{', '.join(unknown)}: no setting of {config_class.__name__}")
+    if teacher is None and (id2label is None or vocab_size is None):
+        raise ValueError(f"a {kind} without a teacher needs id2label and vocab_size: give both, or the teacher")
+    if embeddings is None:
+        embeddings = "random" if teacher is None else "teacher"
+    if embeddings not in ("teacher", "random") or (embeddings == "teacher" and teacher is None):
+        raise ValueError(f"embeddings must be 'teacher', which needs one, or 'random', got {embeddings!r}")
+    given = {"id2label": id2label, "vocab_size": vocab_size, "pad_token_id": pad_token_id}
+    shape |= {name: value for name, value in given.items() if value is not None}
+    if teacher is not None:
+        shape = _of_teacher(teacher, embeddings) | shape
+    shape["id2label"] = {int(k): str(name) for k, name in shape["id2label"].items()}
+    config = config_class(**shape, label2id={name: k for k, name in shape["id2label"].items()})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student = model_class(config).float()
+    if teacher is not None and embeddings == "teacher":
+        ours, theirs = _table(student), _table(teacher)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"the teacher's embedding table is {tuple(theirs.shape)}, and {tuple(ours.shape)} is asked for: leave "
+                "vocab_size and embedding_size out, or pass embeddings='random'"
+            )
+        with torch.no_grad():
+            ours.copy_(theirs)
+    return student.to("cpu" if teacher is None else teacher.device).train()
+
+
+def _of_teacher(teacher: PreTrainedModel, embeddings: str) -> dict[str, Any]:
+    """Give the settings that a student takes over from its teacher."""
+    rows, width = _table(teacher).shape
+    settings = {
+        "id2label": teacher.config.id2label,
+        "problem_type": teacher.config.problem_type,
+        "vocab_size": rows,
+        "pad_token_id": teacher.config.pad_token_id,
+    }
+    if embeddings == "teacher":
+        settings |= {"embedding_size": width, "projection_size": PROJECTED_WIDTH if width > PROJECTED_WIDTH else None}
+    return settings
+
+
+def _table(model: PreTrainedModel) -> Any:
+    return model.get_input_embeddings().weight

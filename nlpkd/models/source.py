@@ -1,0 +1,83 @@
+"""A model as a caller names it, by path, Hub id or object: its tokenizer, its config, the model, and its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
+from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        given: a path, a Hub id, or a model (one in a peft wrapper too); to be measured, an ONNX file.
+        revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run the repository's own code.
+    """
+
+    given: str | Path | PreTrainedModel
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, given: Any, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+        """Take `"id@revision"` apart, unless a revision is given beside it."""
+        if isinstance(given, str) and revision is None:
+            given, revision = split_revision(given)
+        return cls(given, revision, trust_remote_code)
+
+    @property
+    def name(self) -> str | Path:
+        """The path or id; of a model where it was loaded from, of an ONNX file the model's folder.
+
+        Raises:
+            ValueError: if nobody knows.
+        """
+        if not isinstance(self.given, nn.Module):
+            return model_folder(Path(self.given)) if _is_onnx(self.given) else self.given
+        if not self.given.config._name_or_path:
+            raise ValueError("the model was not loaded by a name, so its tokenizer is unknown: pass the tokenizer too")
+        return self.given.config._name_or_path
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer beside the model."""
+        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def config(self) -> Any:
+        """Give the model's config, without its weights."""
+        if isinstance(self.given, nn.Module):
+            return self.given.config
+        return load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def teacher(self, dtype: str = "float32") -> PreTrainedModel:
+        """Load the model as a teacher (`nlpkd.load_teacher`); a model is given back as it is."""
+        if isinstance(self.given, nn.Module):
+            return self.given
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
+        return load_teacher(self.given, revision=self.revision, **options)
+
+    def classifier(self) -> PreTrainedModel | OnnxClassifier:
+        """Load the model to be measured: a teacher, or an ONNX file."""
+        if isinstance(self.given, nn.Module) or not _is_onnx(self.given):
+            return self.teacher()
+        return OnnxClassifier.from_pretrained(self.given, trust_remote_code=self.trust_remote_code)
+
+    def describe(self) -> dict[str, Any]:
+        """Give name and revision for a record; a path is told from a Hub id by its first character."""
+        given = self.given
+        if isinstance(given, nn.Module):
+            given = given.config._name_or_path or f"./{type(given).__name__}"
+        name = str(given) if not Path(given).exists() or Path(given).is_absolute() else f"./{Path(given)}"
+        return {"name": name, "revision": self.revision}
+
+
+def _is_onnx(given: str | Path) -> bool:
+    return Path(given).suffix == ".onnx"

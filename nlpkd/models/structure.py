@@ -1,0 +1,82 @@
+"""What a model is made of."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def without_adapter(model: nn.Module) -> nn.Module:
+    """Give the transformers model inside of a peft adapter's wrapper; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Say whether a token sees only those before it, so that a text's last token alone has read it all."""
+    return any(getattr(module, "is_causal", False) is True for module in model.modules())
+
+
+def input_table(model: Any) -> nn.Module | None:
+    """Give a model's input embeddings, None where it has none of its own (CANINE hashes characters)."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def all_parameters(model: nn.Module) -> list[Tensor]:
+    """List a model's parameters, those that modules share once for each of them."""
+    return [parameter for module in model.modules() for parameter in module.parameters(recurse=False)]
+
+
+HEADS_OUT = re.compile(r"\b(query|key|value|q_lin|k_lin|v_lin|attn\.[qkv])\.(weight|bias)$")
+
+
+HEADS_IN = re.compile(r"\b(attention\.output\.dense|out_lin|attn\.o)\.weight$")
+
+
+def size_name(config: Any, size: str) -> str:
+    """Give the name that a family's config has for a size."""
+    return "hidden_dim" if size == "intermediate_size" and not hasattr(config, size) else size
+
+
+def _stack(teacher: PreTrainedModel) -> str:
+    depth = teacher.config.num_hidden_layers
+    stacks = [
+        name for name, module in teacher.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    if len(stacks) != 1:
+        raise ValueError(f"{type(teacher).__name__} has no single stack of {depth} layers: pass a checkpoint instead")
+    return f"{stacks[0]}."
+
+
+def axes_following(teacher: PreTrainedModel, **sizes: int) -> dict[str, list[int]]:
+    """Find the axes of parameters that follow a size of the config.
+
+    Args:
+        teacher: the model.
+        **sizes: settings of the config and the values to try, other than its own.
+
+    Returns:
+        For each parameter by name the axes whose length another value changes.
+    """
+    config = copy.deepcopy(teacher.config)
+    if "hidden_size" in sizes and getattr(config, "embedding_size", None) == config.hidden_size:
+        config.embedding_size = sizes["hidden_size"]
+    for size, value in sizes.items():
+        setattr(config, size_name(config, size), value)
+    with torch.device("meta"):
+        probe = dict(type(teacher)(config).named_parameters())
+    return {
+        name: [axis for axis, size in enumerate(tensor.shape) if probe[name].shape[axis] != size]
+        for name, tensor in teacher.named_parameters()
+    }
+
+
+def _largest(importance: Tensor, count: int) -> Tensor:
+    return importance.topk(count).indices.sort().values

@@ -1,0 +1,1 @@
+"""Whole jobs, from names to results: a file a command."""

@@ -1,0 +1,186 @@
+"""Compress a saved model: model, tokenizer and record into one folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.compression.half import to_half
+from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
+from nlpkd.compression.prune import prune_heads, prune_magnitude, prune_neurons
+from nlpkd.compression.vocabulary import trim_vocabulary
+from nlpkd.data.label_names import follow_student_labels, telling_names
+from nlpkd.data.sources import Source
+from nlpkd.data.text_classification import load_text_classification
+from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.hub.saving import save_student
+from nlpkd.models.source import ModelSource
+from nlpkd.tasks import task_of
+from nlpkd.utils.files import write_whole
+from nlpkd.utils.locks import only_run
+
+RECORD = "compression.json"
+"""The file beside a compressed model: a list of records, the first compression first."""
+
+
+METHODS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "prune-neurons": prune_neurons,
+    "prune-heads": prune_heads,
+    "prune-magnitude": prune_magnitude,
+    "factorize-embeddings": factorize_embeddings,
+    "factorize-linear": factorize_linear,
+    "half": to_half,
+    "trim-vocabulary": trim_vocabulary,
+}
+"""What can be done to a saved model, by name: gives a model, its tokenizer where that changes too, and the record."""
+
+
+_GIVEN = {"model", "dataset", "tokenizer", "texts"}
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """A compressed model.
+
+    Attributes:
+        model: the model, in eval mode.
+        tokenizer: its tokenizer.
+        records: what was done to it, the first compression first.
+        output_dir: where model, tokenizer and record were saved.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    records: list[dict[str, Any]]
+    output_dir: Path
+
+
+def compress(
+    model: str | Path,
+    method: str,
+    data: Source,
+    *,
+    output_dir: str | Path,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    max_length: int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> CompressResult:
+    """Compress a saved model by one method; run it again on its output for the next.
+
+    Args:
+        model: a path or Hub id (`id@revision`).
+        method: one of `METHODS`.
+        data: labelled rows, which importance is measured on or the vocabulary is kept of where the method needs it,
+            and the agreement of the labels before and after in any case; not those that you report on. See
+            `load_text_classification`.
+        output_dir: where model, tokenizer and `compression.json` are saved.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text of a pair.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
+        max_length: longest text in tokens.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
+        trust_remote_code: run the model repository's own code.
+        **options: the method's own, such as `keep=0.5`.
+
+    Returns:
+        The compressed model, saved.
+
+    Raises:
+        ValueError: if there is no such method or option, model and data do not fit, or `output_dir` is the model's.
+    """
+    if method not in METHODS:
+        raise ValueError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
+    function = METHODS[method]
+    known = inspect.signature(function).parameters.keys()
+    if unknown := sorted(options.keys() - (known - _GIVEN)):
+        raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {_options(method)}")
+    source = ModelSource.of(model, None, trust_remote_code)
+    if Path(source.name).is_dir() and Path(source.name).resolve() == Path(output_dir).resolve():
+        raise ValueError(
+            f"output_dir is the folder of the model: report and card in {output_dir} would be of another one"
+        )
+    with only_run(output_dir):
+        # A model in half precision stays in it.
+        before, tokenizer = source.teacher("auto"), source.tokenizer()
+        config: Any = before.config
+        load = partial(
+            load_text_classification,
+            data,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            max_length=max_length,
+            problem_type=task_of(before.config),
+            label_names=telling_names(config.id2label),
+            config_name=dataset_config,
+            revision=dataset_revision,
+        )
+        loaded = load(tokenizer=tokenizer)
+        rows = follow_student_labels(loaded["train"], before.config, "train")
+        columns = [column for column in (loaded.text_column, loaded.text_pair_column) if column is not None]
+        texts = (text for column in columns for text in rows[column])
+        given = {"dataset": rows, "tokenizer": tokenizer, "texts": texts}
+        after, *own, record = function(before, **{name: given[name] for name in known & given.keys()}, **options)
+        new = load(tokenizer=own[0])["train"] if own else rows
+        agreement, difference = measure_change(before, after, rows, tokenizer, new, *own)
+        tokenizer = own[0] if own else tokenizer
+        record = replace(record, agreement=agreement, logits_difference=difference)
+        records = [*_earlier_records(source), asdict(record)]
+        save_student(after, output_dir, tokenizer)
+        write_whole(Path(output_dir) / RECORD, (json.dumps(records, indent=2) + "\n").encode())
+    return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
+
+
+def measure_change(
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    new_dataset: Dataset | None = None,
+    new_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[float, float]:
+    """Measure what a compression changed in a model's outputs.
+
+    Args:
+        before: the model given.
+        after: the model that came out.
+        dataset: tokenised rows.
+        tokenizer: pads them.
+        new_dataset: the same rows as the model that came out reads them, where its tokenizer is another.
+        new_tokenizer: that tokenizer.
+
+    Returns:
+        The agreement of their decisions, as in reports, and the mean absolute difference of their logits.
+    """
+    old = torch.from_numpy(predict_logits(before, dataset, tokenizer))
+    rows = dataset if new_dataset is None else new_dataset
+    new = torch.from_numpy(predict_logits(after, rows, tokenizer if new_tokenizer is None else new_tokenizer))
+    scoring = scoring_of(task_of(before.config), getattr(before.config, "thresholds", None))
+    return scoring.agreement(scoring.agreeing(new, old).numpy()), float((new - old).abs().mean())
+
+
+def _options(method: str) -> str:
+    parameters = inspect.signature(METHODS[method]).parameters
+    return ", ".join(name for name in parameters if name not in _GIVEN)
+
+
+def _earlier_records(source: ModelSource) -> list[dict[str, Any]]:
+    """Read what was done to a model in a folder before."""
+    path = Path(str(source.given)) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

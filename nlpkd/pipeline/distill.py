@@ -1,0 +1,340 @@
+"""The job in one call: fine-tune a teacher, distil a student."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.config import DistillationConfig
+from nlpkd.data.sources import Source
+from nlpkd.data.tokenization import TeacherTokenizers
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.hub.push import push_student
+from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.objectives import Objective
+from nlpkd.objectives.presets import Stage
+from nlpkd.pipeline.job import checkpoint_to_resume, gold_trainer
+from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
+from nlpkd.teachers.cache import cache_teacher_outputs
+from nlpkd.utils.locks import only_run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TeacherResult:
+    """A fine-tuned teacher.
+
+    Attributes:
+        model: the teacher, in eval mode.
+        tokenizer: its tokenizer.
+        metrics: its metrics on the validation set by name, empty without one.
+        output_dir: where it was saved.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    metrics: dict[str, float]
+    output_dir: Path
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A distilled student.
+
+    Attributes:
+        student: the student, in eval mode.
+        tokenizer: its tokenizer.
+        report: what it keeps of the teacher and gains over its baseline.
+        output_dir: where student, card and report were saved.
+    """
+
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    report: EvaluationReport
+    output_dir: Path
+
+
+def train_teacher(
+    model: str | Path | PreTrainedModel,
+    train: Source,
+    validation: Source | None = None,
+    *,
+    output_dir: str | Path = "teacher",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    args: DistillationConfig | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    problem_type: str | None = None,
+    class_weights: str | Sequence[float] | None = None,
+    fresh_pooler: bool = False,
+    max_length: int | None = None,
+    window_stride: int | None = None,
+    streaming: bool = False,
+    validation_split: float | int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    **config: Any,
+) -> TeacherResult:
+    """Fine-tune a backbone on gold labels: the first step where there is no fine-tuned teacher.
+
+    Args:
+        model: a path, a Hub id (`id@revision` too), or a model.
+        train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
+        validation: held-out rows, measured at the end.
+        output_dir: where the teacher is saved.
+        tokenizer: of a model given as an object.
+        revision: branch, tag or commit of the model.
+        trust_remote_code: run the model repository's own code.
+        args: the settings, in place of `config`.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
+        problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.data.labels.encode_targets`.
+        class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
+            or `"balanced"` for weights that make rare classes count as much as common ones.
+        fresh_pooler: draw the pooler's weights anew, for a backbone whose pretraining did not use it; see
+            `nlpkd.students.make_student.with_fresh_pooler`.
+        max_length: longest text in tokens.
+        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
+        streaming: read the train file as it is needed; see `nlpkd.data.streaming`.
+        validation_split: share or number of training rows to hold out where there is no validation set.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
+        **config: arguments of `DistillationConfig`.
+
+    Returns:
+        The teacher, saved.
+
+    Raises:
+        ValueError: if model, data or settings do not fit.
+    """
+    args = _settings(args, output_dir, config)
+    with only_run(args.output_dir):
+        job = prepare_teacher(
+            args,
+            model,
+            train,
+            validation,
+            tokenizer=tokenizer,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            problem_type=problem_type,
+            class_weights=class_weights,
+            fresh_pooler=fresh_pooler,
+            max_length=max_length,
+            window_stride=window_stride,
+            streaming=streaming,
+            validation_split=validation_split,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
+        )
+        trainer = gold_trainer(job.start(args.seed), args, job.data, job.tokenizer, job.class_weights)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+        trainer.save_model()
+        metrics = {}
+        if "validation" in job.data:
+            metrics = trainer.evaluate()
+            trainer.save_metrics("eval", metrics)
+    return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir))
+
+
+def distill(
+    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None = None,
+    student: str | Path | PreTrainedModel | None = None,
+    train: Source | None = None,
+    validation: Source | None = None,
+    test: Source | None = None,
+    *,
+    output_dir: str | Path = "out",
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
+    vocabulary: str | None = None,
+    embedding_size: int | None = None,
+    objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
+    baseline: bool = False,
+    baseline_dir: str | Path | None = None,
+    num_seeds: int = 1,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: TeacherTokenizers = None,
+    teacher_revision: str | None = None,
+    student_revision: str | None = None,
+    teacher_dtype: str = "float32",
+    trust_remote_code: bool = False,
+    args: DistillationConfig | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    soft_label_column: str | None = None,
+    problem_type: str | None = None,
+    class_weights: str | Sequence[float] | None = None,
+    max_length: int | None = None,
+    window_stride: int | None = None,
+    streaming: bool = False,
+    validation_split: float | int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    **config: Any,
+) -> DistillResult:
+    """Distil a teacher into a student, measure it, and leave student, tokenizer, card and report in one folder.
+
+    Args:
+        teacher: a path, a Hub id (`id@revision` too), or a model; a list of them is averaged
+            (`nlpkd.models.ensemble`); None where the training rows bring soft labels along.
+        student: `"layers:3"` or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see
+            `make_student`), `"bilstm"` or `"textcnn"` (which want objectives on logits, such as `"hinton"`), a path, a
+            Hub id (`id@revision` too), or a model. None is `"layers:3"`, or what fits the budget.
+        train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
+        validation: held-out rows; measured in the report where there is no test set.
+        test: rows that nothing was chosen on, measured in the report.
+        output_dir: where the student is saved.
+        max_latency_ms: in place of `student`, the most that a forward pass may take; see
+            `nlpkd.students.make_student.student_within`, among students that the objectives can match. The machine
+            may choose otherwise later: resume with what it chose.
+        max_size_mb: likewise, the most that the weights file may take, before its vocabulary is trimmed.
+        vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
+            (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.
+        embedding_size: factorise the embedding table of a student that is made of the teacher's layers; see
+            `make_student`.
+        objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`).
+        baseline: train the undistilled baseline too: the same student from the same weights, on gold labels alone.
+        baseline_dir: where the baseline is saved, `output_dir/baseline` by default.
+        num_seeds: how many seeds to train student and baseline with, from `seed` upwards; the first one's student is
+            the result, the report has all of them.
+        tokenizer: the student's, where it can't be loaded by the student's name.
+        teacher_tokenizer: the teacher's, likewise; of several a list.
+        teacher_revision: branch, tag or commit of a single teacher.
+        student_revision: of the student.
+        teacher_dtype: dtype of the teacher's weights.
+        trust_remote_code: run the model repositories' own code.
+        args: the settings, in place of `config`.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
+        soft_label_column: the training rows' column of soft labels, in place of a teacher; see
+            `nlpkd.data.soft_labels`.
+        problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.data.labels.encode_targets`.
+        class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
+            or `"balanced"` for weights that make rare classes count as much as common ones.
+        max_length: longest text in tokens.
+        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
+        streaming: read the train file as it is needed; see `nlpkd.data.streaming`.
+        validation_split: share or number of training rows to hold out where there is no validation set.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
+        **config: arguments of `DistillationConfig`.
+
+    Returns:
+        The student and its report, saved; pushed to the Hub where `push_to_hub` is set.
+
+    Raises:
+        ValueError: if teacher, student, data, objectives or settings do not fit.
+        RuntimeError: if the push fails; everything is on disk by then.
+    """
+    args = _settings(args, output_dir, config)
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    with only_run(args.output_dir):
+        job = prepare_job(
+            args,
+            teacher,
+            student,
+            train,
+            validation,
+            test,
+            max_latency_ms=max_latency_ms,
+            max_size_mb=max_size_mb,
+            vocabulary=vocabulary,
+            embedding_size=embedding_size,
+            objectives=objectives,
+            tokenizer=tokenizer,
+            teacher_tokenizer=teacher_tokenizer,
+            teacher_revision=teacher_revision,
+            student_revision=student_revision,
+            teacher_dtype=teacher_dtype,
+            trust_remote_code=trust_remote_code,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            soft_label_column=soft_label_column,
+            problem_type=problem_type,
+            class_weights=class_weights,
+            max_length=max_length,
+            window_stride=window_stride,
+            streaming=streaming,
+            validation_split=validation_split,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
+        )
+        trained, report = job.run(args, num_seeds, baseline, Path(baseline_dir or Path(args.output_dir) / "baseline"))
+        if args.push_to_hub and PartialState().is_main_process:
+            _push(args)
+    return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
+
+
+def _settings(args: DistillationConfig | None, output_dir: str | Path, config: dict[str, Any]) -> DistillationConfig:
+    if args is None:
+        return DistillationConfig(output_dir=str(output_dir), **config)
+    if config:
+        raise ValueError(f"give either args or single settings, not both: got args and {sorted(config)}")
+    return args
+
+
+def _push(args: DistillationConfig) -> None:
+    address = push_student(
+        args.output_dir,
+        args.hub_model_id or Path(args.output_dir).resolve().name,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        revision=args.hub_revision,
+    )
+    logger.warning("Pushed to %s.", address)
+
+
+def cache_for_distillation(args: DistillationConfig, **options: Any) -> Dataset:
+    """Run a teacher on the rows of a distillation, as `nlpkd.distill` with the same options would before training.
+
+    A distillation whose objectives need the teacher's logits alone takes them from `teacher_cache_dir`.
+
+    Args:
+        args: the settings; `teacher_cache_dir`, or else the output directory, is where the outputs are kept.
+        **options: teacher, student, data and the rest, as for `nlpkd.pipeline.prepare.prepare_job`.
+
+    Returns:
+        The training rows with the column `teacher_logits`.
+
+    Raises:
+        ValueError: without a teacher and rows that are all there, if several teachers have tokenizers of their own, or
+            if something does not fit.
+    """
+    job = prepare_job(args, objectives="hinton", **options)
+    rows = job.data["train"]
+    if job.teacher is None or not isinstance(rows, Dataset):
+        raise ValueError(
+            "a cache is of a teacher's outputs on rows that are not streamed: leave out what says otherwise"
+        )
+    # The trainer settles whose label is whose, on a sample of gold labels where names do not say it.
+    trainer = job.trainer(job.start(args.seed), args, job.stages[0])
+    apart = "teacher_input_ids" in rows.column_names and not isinstance(job.teacher, TeacherEnsemble)
+    own: Any = job.teacher_tokenizer if apart else job.tokenizer
+    return cache_teacher_outputs(
+        job.teacher,
+        rows,
+        own,
+        cache_dir=Path(args.teacher_cache_dir or args.output_dir),
+        order=trainer.teacher_order,
+        bf16=bool(args.bf16),
+    )

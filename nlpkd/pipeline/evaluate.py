@@ -1,0 +1,234 @@
+"""Saved models side by side on labelled rows: any number of them, by path or Hub id, into one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from nlpkd.data.label_names import follow_student_labels, telling_names
+from nlpkd.data.sources import Source
+from nlpkd.data.text_classification import TextClassificationData, load_text_classification
+from nlpkd.data.tokenization import same_tokenizer
+from nlpkd.data.windows import DOCUMENT, count_texts, one_row_a_document
+from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.html_report import save_page, training_curves
+from nlpkd.evaluation.memory import add_memory, check_memory
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.scoring import DISAGREEMENTS
+from nlpkd.models.loading import split_revision
+from nlpkd.models.source import ModelSource
+from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.utils.provenance import command_line, now
+
+LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens": (16, 64, 128), "latency_runs": 100}
+"""Batch sizes, lengths and timed passes of a latency grid, as arguments of `evaluate`."""
+
+
+_ROLES = ("teacher", "student", "baseline")
+
+
+def evaluate(
+    student: str | Path,
+    data: Source,
+    *,
+    teacher: str | Path | None = None,
+    baseline: str | Path | None = None,
+    candidates: Mapping[str, str | Path] | None = None,
+    held_out: Source | None = None,
+    output_dir: str | Path | None = None,
+    examples: int = 0,
+    memory: bool = False,
+    trust_remote_code: bool = False,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    max_length: int | None = None,
+    window_stride: int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    split: str | None = None,
+    **measuring: Any,
+) -> EvaluationReport:
+    """Measure a saved student, and beside it its teacher, its baseline and any further models, on labelled rows.
+
+    Args:
+        student: a path or Hub id (`id@revision`), or an ONNX file in a model's folder.
+        data: labelled rows; see `load_text_classification`.
+        teacher: the teacher, likewise.
+        baseline: the undistilled baseline, likewise.
+        candidates: further models by name, likewise.
+        held_out: other labelled rows, to fit each model's temperature on, or the thresholds of a multi-label one.
+        output_dir: where to save `report.json`, `report.md` and, with the extra `report`, `report.html`.
+        examples: how many texts (20 at most) to show on `report.html` on which student and teacher of a single-label
+            task disagree most; they stay on this machine, a push leaves them out.
+        memory: measure what each model takes while it answers, in a process of its own; see `nlpkd.evaluation.memory`.
+        trust_remote_code: run the model repositories' own code.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
+        max_length: longest text in tokens.
+        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
+        split: which one to measure on; "test", "validation" or "train", the first that is there, if None.
+        **measuring: further arguments of `evaluate_student`, such as `latency_tokens`.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: if models or data do not fit.
+    """
+    if memory:
+        check_memory()
+    given: dict[str, Any] = {"student": student, "teacher": teacher, "baseline": baseline, **(candidates or {})}
+    sources = {name: ModelSource.of(each, None, trust_remote_code) for name, each in given.items() if each is not None}
+    models: dict[str, Any] = {name: source.classifier() for name, source in sources.items()}
+    tokenizers = {name: source.tokenizer() for name, source in sources.items()}
+    tokenizer = tokenizers["student"]
+    config: Any = models["student"].config
+    if examples:
+        _check_examples(examples, models, output_dir)
+    others = {name: each for name, each in tokenizers.items() if not same_tokenizer(tokenizer, each)}
+    load = partial(
+        load_text_classification,
+        tokenizer=tokenizer,
+        teacher_tokenizer=[others.get("teacher"), *(each for name, each in others.items() if name != "teacher")],
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        max_length=max_length,
+        window_stride=window_stride,
+        problem_type=task_of(config),
+        label_names=telling_names(config.id2label),
+    )
+    loaded = load(data, config_name=dataset_config, revision=dataset_revision)
+    split = split or _measured_split(loaded)
+    if split not in loaded:
+        raise ValueError(f"{loaded.name} has no split {split!r}, found {list(loaded)}")
+    rows = follow_student_labels(loaded[split], config, split)
+    fitted = None
+    if held_out is not None:
+        further = load(held_out)
+        fitted = follow_student_labels(further[_measured_split(further)], config, "held-out")
+    # Of a file the name is its last part alone, and may hold an @.
+    in_full = isinstance(data, str) and data == loaded.name
+    name, revision = split_revision(loaded.name) if in_full else (loaded.name, None)
+    run: dict[str, Any] = {
+        "command": command_line(),
+        "date": now(),
+        **{role: sources[role].describe() for role in ("student", "teacher") if role in sources},
+        "data": {
+            "name": name,
+            "config": dataset_config,
+            "revision": revision or dataset_revision,
+            "split": split,
+            "evaluated_rows": count_texts(rows),
+            "max_length": loaded.max_length,
+            "window_stride": window_stride,
+        },
+    }
+    report = evaluate_student(
+        models["student"],
+        models.get("teacher"),
+        rows,
+        tokenizer,
+        baseline=models.get("baseline"),
+        candidates={name: model for name, model in models.items() if name not in _ROLES},
+        teacher_tokenizer=others.get("teacher"),
+        candidate_tokenizers={name: each for name, each in others.items() if name != "teacher"},
+        threshold_dataset=fitted,
+        run=run,
+        **measuring,
+    )
+    if output_dir is not None:
+        # Saved before what may fail.
+        report.save(output_dir)
+    if memory:
+        report = add_memory(report, sources)
+    if output_dir is not None:
+        report.save(output_dir)
+        texts = _texts(rows, loaded, report, examples)
+        save_page(report, output_dir, curves=training_curves(student), texts=texts)
+    return report
+
+
+def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:
+    """Name the models of a command line.
+
+    A model is called as `NAME=PATH` says, else by the last part of its path, without a file's suffix: of `teacher`,
+    `student` and `baseline` this is its role. Where none is the student, the only other model without a name is, or,
+    beside a teacher, the first of them.
+
+    Args:
+        entries: paths or Hub ids, each perhaps as `NAME=PATH`.
+        **roles: those that have an option of their own, such as `teacher`; None where it was not given.
+
+    Returns:
+        Path or id by name, `student` among them.
+
+    Raises:
+        ValueError: if nobody can say which model is the student, or two models have one name.
+    """
+    split = [entry.partition("=") if not Path(entry).exists() else ("", "", entry) for entry in entries]
+    given = [(name, path) if equals else ("", name or path) for name, equals, path in split]
+    named = [(name or _last_part(path), path) for name, path in given]
+    models = {role: path for role, path in roles.items() if path is not None}
+    known = {*models, *(name for name, _ in named)}
+    if "student" not in known:
+        student = _student(given, named, "teacher" in known)
+        named[student] = ("student", named[student][1])
+    for name, path in named:
+        if name in models:
+            raise ValueError(f"two models are called {name!r}: {models[name]} and {path}; name one as NAME=PATH")
+        models[name] = path
+    return models
+
+
+def _student(given: Sequence[tuple[str, str]], named: Sequence[tuple[str, str]], teacher: bool) -> int:
+    """Say which entry is the student where none is called so; a single model is, whatever its folder is called."""
+    free = [at for at, (name, _) in enumerate(given) if not name and (len(given) == 1 or named[at][0] not in _ROLES)]
+    paths = [path for _, path in given]
+    if not free:
+        raise ValueError(f"none of {paths} is the student: give one without a name, or as student=PATH")
+    if len(free) > 1 and not teacher:
+        raise ValueError(
+            f"which of {[paths[at] for at in free]} is the student? Name it as student=PATH, and a teacher as "
+            "teacher=PATH"
+        )
+    return free[0]
+
+
+def _last_part(path: str) -> str:
+    known = Path(path.partition("@")[0] if not Path(path).exists() else path)
+    return known.stem if known.is_file() else known.resolve().name
+
+
+def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | Path | None) -> None:
+    """Refuse to be asked for examples that there can't be."""
+    if output_dir is None or "teacher" not in models:
+        raise ValueError("examples are shown on report.html where a teacher disagrees: give a teacher and output_dir")
+    if not 0 < examples <= DISAGREEMENTS:
+        raise ValueError(f"examples must lie in 1..{DISAGREEMENTS}, found {examples}")
+    if (task := task_of(models["student"].config)) not in (None, SINGLE_LABEL):
+        raise ValueError(f"examples are of single-label tasks, and the student's is {task}: leave them out")
+
+
+def _measured_split(loaded: TextClassificationData) -> str:
+    return next(name for name in ("test", "validation", "train") if name in loaded)
+
+
+def _texts(rows: Dataset, loaded: TextClassificationData, report: EvaluationReport, examples: int) -> dict[int, str]:
+    """Look up the texts that the student's largest disagreements with its teacher are on."""
+    found = report.candidates["student"].breakdown.get("disagreements", [])[:examples]
+    if not found:
+        return {}
+    columns = [column for column in (loaded.text_column, loaded.text_pair_column) if column is not None]
+    parts = [rows[column][:] for column in columns]
+    if DOCUMENT in rows.column_names:
+        parts = [one_row_a_document(part, rows[DOCUMENT][:]) for part in parts]
+    return {entry["row"]: "\n".join(str(part[entry["row"]]) for part in parts) for entry in found}

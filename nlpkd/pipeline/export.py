@@ -1,0 +1,176 @@
+"""A saved student as ONNX files in its own folder, kept only if they are as good as it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from nlpkd.compression.int8 import export_int8
+from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_record, refuse_another_model
+from nlpkd.data.label_names import follow_student_labels, telling_names
+from nlpkd.data.sources import Source
+from nlpkd.data.text_classification import load_text_classification
+from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.source import ModelSource
+from nlpkd.tasks import task_of
+from nlpkd.utils.locks import only_run
+from nlpkd.utils.provenance import command_line, now
+
+_COMPARED_TEXTS = 128
+
+
+class RetentionError(RuntimeError):
+    """An exported file keeps less of the student's quality than was asked."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """ONNX files and what they keep of the student.
+
+    Attributes:
+        directory: the folder that holds them.
+        records: one a file.
+        report: both measured on the data, latency included; None without data.
+    """
+
+    directory: Path
+    records: list[OnnxRecord]
+    report: EvaluationReport | None
+
+
+def export_student(
+    student: str | Path,
+    *,
+    int8: bool = False,
+    data: Source | None = None,
+    min_retention: float = 0.98,
+    calibration: Source | None = None,
+    output_dir: str | Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    max_length: int | None = None,
+    window_stride: int | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    **int8_settings: bool,
+) -> ExportResult:
+    """Export a saved student to `onnx/model.onnx`, and to `onnx/model_int8.onnx`, beside it.
+
+    With data the files must pass a gate: each file's headline metric (accuracy, macro F1 or the Pearson correlation)
+    over the student's in PyTorch, on the same rows. All files are kept, with `onnx/export.json`, or none, and then
+    what was there before stays.
+
+    Args:
+        student: its folder, or a Hub id (`id@revision`) with `output_dir`.
+        int8: write the int8 file too.
+        data: labelled rows for the gate; see `load_text_classification`. Their first 128 texts are compared logit by
+            logit too; without data random tokens are.
+        min_retention: the least share of the student's headline metric that each file must keep.
+        calibration: labelled rows whose first 128 texts fix the int8 file's scales (static quantisation), such as the
+            training data; scales follow each batch (dynamic quantisation) if None.
+        output_dir: where config, tokenizer and files go in place of the student's own folder.
+        revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run the repository's own code.
+        text_column: the column of the text.
+        text_pair_column: the column of the second text.
+        label_column: the column of the label, or several with a 0 or 1 for each label.
+        max_length: longest text in tokens.
+        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
+        dataset_config: configuration of a Hub data set.
+        dataset_revision: revision of a Hub data set.
+        **int8_settings: `per_channel`, `embeddings` and `reduce_range` of `export_int8`.
+
+    Returns:
+        Records and report.
+
+    Raises:
+        RetentionError: if a file keeps less than `min_retention`; none is kept.
+        RuntimeError: if the model can't be exported, or a file gives other logits.
+        ValueError: if student and data do not fit, the student's own metric is not above 0, or another run or export
+            is writing to the folder.
+        ImportError: if a package of the extra `export` is missing.
+    """
+    source = ModelSource.of(student, revision, trust_remote_code)
+    if output_dir is None and not Path(source.name).is_dir():
+        raise ValueError(f"{student} is no folder, so the files need one: give output_dir")
+    if calibration is not None and not int8:
+        raise ValueError("calibration is of an int8 file: ask for one (int8=True), or leave it out")
+    directory = Path(output_dir or source.name)
+    model, tokenizer = source.teacher(), source.tokenizer()
+    refuse_another_model(directory, model, tokenizer)
+    load = partial(
+        _labelled_rows, config=model.config, tokenizer=tokenizer, text_column=text_column,
+        text_pair_column=text_pair_column, label_column=label_column, max_length=max_length,
+        window_stride=window_stride, config_name=dataset_config, revision=dataset_revision,
+    )  # fmt: skip
+    rows, texts = (None, None) if data is None else load(data)
+    typical = None if calibration is None else load(calibration, order=("train", "validation", "test"))[1]
+    with only_run(directory), _staging(directory) as staged:
+        report = None
+        records = [export_onnx(model, tokenizer, staged, texts=texts, max_length=max_length)]
+        if int8:
+            settings: dict[str, Any] = {"calibration": typical, **int8_settings}
+            records.append(export_int8(staged, texts=texts, max_length=max_length, **settings))
+        if rows is not None:
+            candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
+            run = {"command": command_line(), "date": now(), "student": source.describe()}
+            report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run)
+            kept = _retention(report, min_retention)
+            records = [replace(each, retention=kept[each.file]) for each in records]
+        accept(staged, directory, records, export_record(staged)["state_sha256"])
+    return ExportResult(directory, records, report)
+
+
+@contextmanager
+def _staging(directory: Path) -> Iterator[Path]:
+    """Give a folder inside of another for what is not accepted yet; what a killed export left there goes first."""
+    # Processes that export together each have their own.
+    staged = directory / f".exporting-{PartialState().process_index}"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _labelled_rows(
+    data: Source, config: Any, order: Sequence[str] = ("test", "validation", "train"), **columns: Any
+) -> tuple[Any, list[Any]]:
+    """Load the rows of the first split that there is, and their first texts."""
+    names = telling_names(config.id2label)
+    loaded = load_text_classification(data, problem_type=task_of(config), label_names=names, **columns)
+    split = next(name for name in order if name in loaded)
+    rows = follow_student_labels(loaded[split], config, split)
+    first = rows.select(range(min(_COMPARED_TEXTS, len(rows))))
+    texts = first[loaded.text_column][:]
+    pairs = loaded.text_pair_column
+    return rows, texts if pairs is None else list(zip(texts, first[pairs][:], strict=True))
+
+
+def _retention(report: EvaluationReport, least: float) -> dict[str, float]:
+    """Give each file's headline metric over the student's; refuse all files where one keeps too little."""
+    metric = report.task["headline"]
+    value = {name: candidate.quality[metric].value for name, candidate in report.candidates.items()}
+    student = value.pop("student")
+    if not student > 0:
+        raise ValueError(f"the student's own {metric} is {student:.4g}, so that no share of it can be asked for")
+    for name, each in value.items():
+        if not each >= least * student:
+            raise RetentionError(
+                f"{name} has {metric} {each:.4f} and the student in PyTorch {student:.4f} on {report.task['rows']} "
+                f"rows: it keeps {each / student:.4f}, below min_retention={least:g}; no file was kept"
+            )
+    return {name: each / student for name, each in value.items()}

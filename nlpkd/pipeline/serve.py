@@ -1,0 +1,118 @@
+"""A saved classifier as a function of texts: on ONNX Runtime where it has an ONNX file, on PyTorch where not."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TextClassificationPipeline
+
+from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
+from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+
+logger = logging.getLogger(__name__)
+
+
+TORCH_FILE = "model.safetensors"
+"""The `file` of `load` that stands for PyTorch."""
+
+
+class TextClassifier(TextClassificationPipeline):
+    """The text-classification pipeline of transformers, its arguments and answers, over PyTorch or ONNX Runtime.
+
+    Args:
+        model: a classifier, or an `OnnxClassifier`.
+        tokenizer: its tokenizer.
+        **settings: of the pipeline; any argument of a call too.
+    """
+
+    def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
+        """Classify texts.
+
+        Args:
+            inputs: a text, a pair as `{"text": .., "text_pair": ..}`, or a list of either.
+            **settings: `top_k`, how many labels (None: all; 1 if left out); `batch_size`; `truncation`, on unless
+                False; `function_to_apply`; and `decide=True` of a multi-label model: the labels whose probability is
+                above their threshold in `config.thresholds`, or 0.5, be they none or all.
+
+        Returns:
+            `{"label", "score"}` of each text; with `top_k` or `decide` a list of those, the most probable first.
+        """
+        if settings.get("decide"):
+            settings = {"top_k": None} | settings
+        return super().__call__(inputs, **settings)
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, decide: bool = False, **settings: Any
+    ) -> Any:
+        """Turn logits into labels and scores; a step of the pipeline."""
+        labels = super().postprocess(model_outputs, **settings)
+        if not decide:
+            return labels
+        config: Any = self.model.config
+        thresholds = getattr(config, "thresholds", None) or [0.5] * config.num_labels
+        needed = dict(zip(config.id2label.values(), thresholds, strict=True))
+        return [each for each in labels if each["score"] > needed[each["label"]]]
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Take any model: the pipeline's own check knows the classes of transformers alone."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__} on {self.device})"
+
+    def _sanitize_parameters(  # type: ignore[override]
+        self, decide: bool = False, **settings: Any
+    ) -> Any:
+        preprocess, forward, postprocess = super()._sanitize_parameters(**settings)
+        return preprocess, forward, postprocess | ({"decide": True} if decide else {})
+
+
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    file: str | None = None,
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+) -> TextClassifier:
+    """Load a classifier to call, with the arguments and answers of `transformers.pipeline("text-classification")`.
+
+    It runs on ONNX Runtime where the folder or repository has an ONNX file, `onnx/model_int8.onnx` before
+    `onnx/model.onnx`, and else on PyTorch. `onnx/model.onnx` gives the pipeline's own answers; an int8 file nearly.
+
+    Args:
+        name: a folder, an ONNX file, or a Hub id (`id` or `id@revision`).
+        revision: branch, tag or commit of a Hub id.
+        file: the ONNX file in the folder or repository, or `"model.safetensors"` for PyTorch.
+        threads: of ONNX Runtime; as many as torch has if None. PyTorch's own are `torch.set_num_threads`.
+        trust_remote_code: run the repository's own code.
+
+    Returns:
+        The classifier: `classify("a fine film")` is `[{"label": "positive", "score": 0.99}]`.
+
+    Raises:
+        ValueError: if there is no such path or file, the ONNX file was made from other weights than those beside it,
+            or threads are asked of PyTorch.
+        OSError: if the repository can't be had.
+        ImportError: if there is an ONNX file and ONNX Runtime is not installed.
+    """
+    if isinstance(name, str) and revision is None:
+        name, revision = split_revision(name)
+    path = None if file == TORCH_FILE else onnx_file(name, file=file, revision=revision)
+    settings: dict[str, Any] = {"task": "text-classification", "truncation": True}
+    if path is not None:
+        classifier = OnnxClassifier.from_pretrained(path, threads=threads, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(model_folder(path), trust_remote_code=trust_remote_code)
+        logger.info("%s is served by ONNX Runtime from %s", name, path)
+        return TextClassifier(model=classifier, tokenizer=tokenizer, device=-1, **settings)
+    if threads is not None:
+        raise ValueError(
+            f"threads={threads} is for ONNX Runtime, and {str(name)!r} is served by PyTorch: use torch.set_num_threads"
+        )
+    model, missing = load_classifier(name, revision=revision, trust_remote_code=trust_remote_code)
+    if missing:
+        raise ValueError(f"{str(name)!r} is no trained classifier: its checkpoint lacks {', '.join(missing)}")
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    logger.info("%s is served by PyTorch", name)
+    return TextClassifier(model=model.eval(), tokenizer=tokenizer, **settings)

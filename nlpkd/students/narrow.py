@@ -1,0 +1,241 @@
+"""A student of the teacher's architecture with narrower widths, started from the teacher's weights."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nlpkd.models.layers import uniform_layers
+from nlpkd.models.structure import HEADS_IN, HEADS_OUT, _largest, _stack, axes_following, size_name
+
+_Tag = tuple[str, str]
+"""What an axis of a weight runs over, and the layer that it belongs to, "" for all of them."""
+
+
+_STREAM, _POOLED, _TABLE = ("stream", ""), ("pooled", ""), ("table", "")
+
+
+def narrow_student(
+    teacher: PreTrainedModel,
+    *,
+    layers: int | Sequence[int] | None = None,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_attention_heads: int | None = None,
+    embedding_size: int | None = None,
+    initialization: str = "svd",
+    seed: int = 42,
+) -> PreTrainedModel:
+    """Make a student with narrower widths, each weight W of the teacher's turned into P' W Q.
+
+    P and Q are what the student keeps of the axes. Of feed-forward units, attention heads (and of each head's
+    dimensions; a student's head that is wider than the teacher's is made of several) and the pooler's units the ones
+    with the largest sum of squared weights stay. All layers share the residual stream `(batch, seq, hidden)`, and so
+    one P, read off G, the sum of W W' over all weights that read or write it:
+
+    - `"slice"` keeps the dimensions with the largest diagonal of G;
+    - `"svd"` keeps G's first eigenvectors, turned so that the mean over the wide dimensions is the mean over the
+      narrow ones, which layer norm takes off. A layer norm's scale g is one number a dimension and can't be turned: it
+      becomes the diagonal of P' diag(g) P, times the square root of the share of G that P keeps times wide / narrow,
+      an approximation. At full width it is exact for scales that are all equal.
+
+    Args:
+        teacher: of a BERT-like family (BERT, DistilBERT, RoBERTa, XLM-R, ELECTRA, MPNet).
+        layers: how many, evenly spread, or which, counted from 1; all if None.
+        hidden_size: width of the stream; the teacher's if None, as for the sizes below.
+        intermediate_size: feed-forward units of a layer.
+        num_attention_heads: heads of a layer, a divisor of `hidden_size`.
+        embedding_size: width of the embedding table in families that project it (ELECTRA).
+        initialization: `"svd"`, `"slice"`, or `"random"` for the shape alone.
+        seed: of `"random"`.
+
+    Returns:
+        A float32 model in train mode that shares no memory with the teacher.
+
+    Raises:
+        ValueError: if a size is larger than the teacher's, or the family's weights are not known.
+    """
+    if initialization not in ("slice", "svd", "random"):
+        raise ValueError(f"initialization must be 'svd', 'slice' or 'random', got {initialization!r}")
+    depth = teacher.config.num_hidden_layers
+    chosen = [*layers] if isinstance(layers, Sequence) else uniform_layers(depth if layers is None else layers, depth)
+    if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] > depth:
+        raise ValueError(f"layers must be ascending numbers from 1 to {depth}, the teacher's depth, got {chosen}")
+    sizes = {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads,
+        "embedding_size": embedding_size,
+    }
+    config = _resized(teacher.config, {name: size for name, size in sizes.items() if size is not None})
+    config.num_hidden_layers = len(chosen)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student = type(teacher)(config).float()
+    if initialization != "random":
+        _start(student, teacher, chosen, initialization)
+    return student.to(teacher.device).train()
+
+
+def _resized(config: Any, sizes: Mapping[str, int]) -> Any:
+    resized = copy.deepcopy(config)
+    for size, value in sizes.items():
+        has = getattr(config, size_name(config, size), None)
+        if has is None or not 1 <= value <= has:
+            raise ValueError(
+                f"{size}={value} is not within the teacher's {has}: a student starts from its teacher's weights, so "
+                "choose a narrower shape, or a pretrained checkpoint of this one"
+            )
+        setattr(resized, size_name(config, size), value)
+    if getattr(config, "embedding_size", None) == config.hidden_size and "embedding_size" not in sizes:
+        resized.embedding_size = resized.hidden_size
+    if resized.hidden_size % resized.num_attention_heads:
+        raise ValueError(
+            f"hidden_size={resized.hidden_size} is no multiple of num_attention_heads={resized.num_attention_heads}"
+        )
+    return resized
+
+
+def _start(student: PreTrainedModel, teacher: PreTrainedModel, chosen: Sequence[int], initialization: str) -> None:
+    """Copy the teacher's weights into the student, narrowed."""
+    prefix = _stack(teacher)
+    source = {name: tensor.detach().float() for name, tensor in teacher.named_parameters()}
+    place = {f"{prefix}{layer - 1}.": f"{prefix}{position}." for position, layer in enumerate(chosen)}
+    tags = _tags(teacher, prefix)
+    weights: dict[str, Tensor] = {}
+    for name in list(source):
+        layer = re.match(rf"{re.escape(prefix)}\d+\.", name)
+        if layer is None:
+            weights[name] = source[name]
+        elif layer[0] in place:
+            new = place[layer[0]] + name[layer.end() :]
+            weights[new] = source[name]
+    tags = {name: tags[name] for name in weights}
+    grams = _grams(weights, tags)
+    kept, gain = _kept(grams, student, teacher, tags, initialization)
+    norms = {f"{name}.weight" for name, module in student.named_modules() if isinstance(module, nn.LayerNorm)}
+    for name, parameter in student.named_parameters():
+        tensor = weights[name]
+        for axis, tag in enumerate(tags[name]):
+            if tag in kept:
+                matrix = kept[tag] ** 2 * (gain if tag == _STREAM else 1) if name in norms else kept[tag]
+                tensor = torch.tensordot(tensor, matrix, dims=([axis], [0])).movedim(-1, axis)
+        if tensor.shape != parameter.shape:
+            raise ValueError(
+                f"{name} of {type(teacher).__name__} can't be narrowed from {tuple(weights[name].shape)} to "
+                f"{tuple(parameter.shape)}: keep the number of heads, or pass a checkpoint"
+            )
+        parameter.data.copy_(tensor)
+
+
+def _tags(teacher: PreTrainedModel, prefix: str) -> dict[str, list[_Tag | None]]:
+    """Say what each axis of each parameter runs over, by changing one size of the config after the other."""
+    config = teacher.config
+    hidden = axes_following(teacher, hidden_size=config.hidden_size + config.num_attention_heads)
+    inner = axes_following(teacher, intermediate_size=getattr(config, size_name(config, "intermediate_size")) + 1)
+    table = {}
+    if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
+        table = axes_following(teacher, embedding_size=config.embedding_size + 1)
+    tags: dict[str, list[_Tag | None]] = {}
+    heads = 0
+    for name, tensor in teacher.named_parameters():
+        layer = name[: name.index(".", len(prefix)) + 1] if name.startswith(prefix) else ""
+        known = {_STREAM: hidden, ("inner", layer): inner, _TABLE: table}
+        tags[name] = [
+            next((tag for tag, axes in known.items() if axis in axes.get(name, ())), None)
+            for axis in range(tensor.ndim)
+        ]
+        for pattern, axis in ((HEADS_OUT, 0), (HEADS_IN, 1)):
+            if layer and pattern.search(name) and tags[name][axis] == _STREAM:
+                tags[name][axis], heads = ("heads", layer), heads + 1
+    if heads != 7 * config.num_hidden_layers:
+        raise ValueError(
+            f"the attention of {type(teacher).__name__} has weights of other names than query, key, value and output "
+            "of BERT's relatives: take layers of the teacher, or a checkpoint"
+        )
+    _tag_pooled(teacher, prefix, tags)
+    return tags
+
+
+def _tag_pooled(teacher: PreTrainedModel, prefix: str, tags: dict[str, list[_Tag | None]]) -> None:
+    """Tell the units between pooler and head from the stream: a nonlinearity stands between them."""
+    after = [
+        name
+        for name, module in teacher.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(prefix)
+    ]
+    square = [name for name in after if tags[f"{name}.weight"] == [_STREAM, _STREAM]]
+    for name in square:
+        tags[f"{name}.weight"][0], tags[f"{name}.bias"] = _POOLED, [_POOLED]
+    for name in after:
+        if square and tags[f"{name}.weight"] == [None, _STREAM]:
+            tags[f"{name}.weight"] = [None, _POOLED]
+
+
+def _grams(weights: Mapping[str, Tensor], tags: Mapping[str, list[_Tag | None]]) -> dict[_Tag, Tensor]:
+    """Sum W W' over the weights on each axis: `(axis, axis)`."""
+    grams: dict[_Tag, Tensor] = {}
+    for name, tensor in weights.items():
+        for axis, tag in enumerate(tags[name]):
+            if tag is not None and tensor.ndim == 2:
+                rows = tensor.movedim(axis, 0).double()
+                grams[tag] = grams.get(tag, torch.zeros(())) + rows @ rows.T
+    return grams
+
+
+def _kept(
+    grams: Mapping[_Tag, Tensor],
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tags: Mapping[str, list[_Tag | None]],
+    initialization: str,
+) -> tuple[dict[_Tag, Tensor], float]:
+    """Give what is kept of each axis, `(wide, narrow)`, and what a layer norm's scale is multiplied with."""
+    narrow = {
+        tag: parameter.shape[axis]
+        for name, parameter in student.named_parameters()
+        for axis, tag in enumerate(tags[name])
+        if tag is not None
+    }
+    heads = teacher.config.num_attention_heads, student.config.num_attention_heads
+    kept = {}
+    for tag, gram in grams.items():
+        size, importance = narrow[tag], gram.diagonal()
+        chosen = _heads(importance, *heads, size) if tag[0] == "heads" else _largest(importance, size)
+        kept[tag] = torch.eye(len(importance), device=gram.device)[:, chosen]
+    if initialization == "slice":
+        return kept, 1.0
+    kept[_STREAM], share = _basis(grams[_STREAM], narrow[_STREAM])
+    return kept, (share * len(kept[_STREAM]) / narrow[_STREAM]) ** 0.5
+
+
+def _heads(importance: Tensor, wide: int, narrow: int, size: int) -> Tensor:
+    """Choose whole heads, and of each of them as many dimensions as the student's have: `(size,)`."""
+    by_head = importance.view(wide, -1)
+    width = by_head.shape[1]
+    if size // narrow > width and size % width:
+        raise ValueError(
+            f"{narrow} heads of {size // narrow} dimensions can't be made of the teacher's, which have {width}: "
+            f"choose more heads, or a hidden_size that is a multiple of {width}"
+        )
+    count, each = (narrow, size // narrow) if size // narrow <= width else (size // width, width)
+    chosen = _largest(by_head.sum(dim=1), count).tolist()
+    return torch.cat([head * width + _largest(by_head[head], each) for head in chosen])
+
+
+def _basis(gram: Tensor, size: int) -> tuple[Tensor, float]:
+    """Give the first eigenvectors, turned to keep the mean a mean, `(wide, size)`, and their share of the whole."""
+    values, vectors = torch.linalg.eigh(gram)
+    basis = vectors[:, -size:]
+    ones = basis.sum(dim=0)
+    mirror = ones / ones.norm() - torch.full_like(ones, size**-0.5)
+    if mirror.norm() > 1e-9:
+        mirror = mirror / mirror.norm()
+        basis = basis - 2 * torch.outer(basis @ mirror, mirror)
+    return basis.float(), float(values[-size:].sum() / values.sum())

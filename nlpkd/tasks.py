@@ -1,0 +1,23 @@
+"""The tasks by the names that `config.problem_type` has for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+TASKS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+
+
+def task_of(config: Any) -> str | None:
+    """Read a model's task from its config: `problem_type`, regression where it has one label, None if it says nothing.
+
+    Args:
+        config: a transformers config, or None.
+
+    Returns:
+        The problem type, or None.
+    """
+    only_one = getattr(config, "num_labels", None) == 1
+    return getattr(config, "problem_type", None) or (REGRESSION if only_one else None)

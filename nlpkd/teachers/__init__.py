@@ -1,0 +1,1 @@
+"""Where a teacher's outputs come from, and whether to trust them."""

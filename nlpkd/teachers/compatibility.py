@@ -1,0 +1,234 @@
+"""Fit student, teacher, data and objectives together before training, or refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from nlpkd.data.label_names import align_names
+from nlpkd.data.tokenization import TEACHER_PREFIX, column_prefixes, same_tokenizer
+from nlpkd.models.attention import Wanted
+from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.loading import load_tokenizer
+from nlpkd.models.structure import input_table, is_causal
+from nlpkd.tasks import SINGLE_LABEL, task_of
+
+_READ_ROWS = 100_000
+
+
+def refuse_reentrant_checkpointing(args: Any, wanted: Wanted) -> None:
+    """Refuse to checkpoint activations in a way that cuts an objective off from the student.
+
+    Args:
+        args: of the training.
+        wanted: what the objectives want of the student.
+
+    Raises:
+        ValueError: if they want what is inside of a layer, and reentrant checkpointing computes it without gradients.
+    """
+    settings: Any = args.activation_checkpointing_kwargs or args.gradient_checkpointing_kwargs or {}
+    inside = [kind for kind, layers in wanted.items() if layers and kind != "hidden_states"]
+    if inside and settings.get("use_reentrant"):
+        raise ValueError(
+            f"use_reentrant=True computes the student's {', '.join(inside)} without gradients, so that objectives on "
+            "them would train nothing: leave it out of the checkpointing arguments, or drop these objectives"
+        )
+
+
+def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student that is its teacher, or shares tensors with it.
+
+    Args:
+        student: the model to train.
+        teacher: the model that must not change.
+
+    Raises:
+        ValueError: if training the student would change the teacher.
+    """
+    owned = {parameter.data_ptr() for parameter in teacher.parameters()}
+    shared = [name for name, parameter in student.named_parameters() if parameter.data_ptr() in owned]
+    if shared:
+        raise ValueError(
+            f"student and teacher share {len(shared)} tensors ({shared[0]}, ...): training one would change the "
+            "other. Make the student with nlpkd.make_student(teacher, layers=...), which copies"
+        )
+
+
+def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, role: str) -> None:
+    """Refuse a decoder that can't tell a text's last token, from which it classifies, from padding.
+
+    Args:
+        model: the model; one that is no decoder, or has no config, is passed.
+        tokenizer: what pads its texts, or None where that is not known.
+        role: `"student"` or `"teacher"`, for the error.
+
+    Raises:
+        ValueError: if its config has no padding token, or another one than the tokenizer.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig) or not is_causal(model):
+        return
+    padding = config.get_text_config().pad_token_id
+    used = None if tokenizer is None else tokenizer.pad_token_id
+    if padding is None or used not in (None, padding):
+        raise ValueError(
+            f"the {role} classifies by the last token that is no padding, its config has pad_token_id {padding} and "
+            f"the tokenizer {used}: set config.pad_token_id = tokenizer.pad_token_id of the {role}, the tokenizer "
+            "being the one that it was fine-tuned with"
+        )
+
+
+def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str) -> None:
+    """Refuse rows with token ids that a model has no embedding for: its tokenizer is another model's.
+
+    Args:
+        model: the model; one without input embeddings is passed.
+        dataset: a `datasets.Dataset`; anything else is passed.
+        column: of the model's token ids.
+        role: `"student"` or `"teacher"`, for the error.
+
+    Raises:
+        ValueError: if an id is beyond the embedding table.
+    """
+    table = input_table(model)
+    if not isinstance(table, nn.Embedding) or not isinstance(dataset, Dataset) or column not in dataset.column_names:
+        return
+    batches = dataset.select_columns(column).with_format("arrow").iter(_READ_ROWS)
+    highest = max((pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches), default=0)
+    if highest >= table.num_embeddings:
+        raise ValueError(
+            f"the {role} has embeddings of {table.num_embeddings} tokens, and the training rows have token {highest}: "
+            f"load model and tokenizer of the {role} from the same place, or call "
+            "model.resize_token_embeddings(len(tokenizer)) and fine-tune it"
+        )
+
+
+def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:
+    """Find where the teacher has each of the student's labels.
+
+    Args:
+        teacher: its `config.id2label` is read.
+        student: likewise.
+
+    Returns:
+        order[k], the teacher's index of the student's label k, or None where names do not tell.
+
+    Raises:
+        ValueError: if the numbers of labels differ or the names contradict each other.
+    """
+    theirs, ours = (getattr(getattr(model, "config", None), "id2label", None) for model in (teacher, student))
+    if theirs is None or ours is None:
+        return None
+    try:
+        return align_names(theirs, ours)
+    except ValueError as error:
+        raise ValueError(f"labels of the teacher and of the student: {error}") from None
+
+
+def teacher_prefix(
+    student: nn.Module,
+    teacher: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    columns: Sequence[str],
+    match_tokens: Sequence[str],
+    own: str = TEACHER_PREFIX,
+) -> str:
+    """Say which columns the teacher reads: the student's (`""`) or its own (`"teacher_"`).
+
+    Args:
+        student: the model to train.
+        teacher: the teacher.
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's, or None where it is the student's.
+        columns: of the training data, empty if unknown.
+        match_tokens: names of the objectives that match token with token, which other tokens rule out.
+        own: the prefix of its own columns.
+
+    Returns:
+        The prefix.
+
+    Raises:
+        ValueError: if the tokenizers differ and nothing was said of it, or the data lack the teacher's columns.
+    """
+    if teacher_tokenizer is None:
+        teacher_tokenizer = _tokenizer_beside(teacher)
+        sizes = {_vocabulary(student), _vocabulary(teacher)} - {None}
+        differ = len(sizes) == 2
+        if tokenizer is not None and teacher_tokenizer is not None:
+            differ = not same_tokenizer(tokenizer, teacher_tokenizer)
+        if differ and own + "input_ids" not in columns:
+            raise ValueError(
+                f"the teacher has another tokenizer than the student (vocabularies of {_vocabulary(teacher)} and "
+                f"{_vocabulary(student)} tokens): pass teacher_processing_class, and load the data with "
+                "load_text_classification(..., teacher_tokenizer=...)"
+            )
+    elif tokenizer is None or same_tokenizer(tokenizer, teacher_tokenizer):
+        differ = False
+    else:
+        differ = True
+        if columns and own + "input_ids" not in columns:
+            raise ValueError(
+                f"the teacher has another tokenizer, and the data have no column {own}input_ids: load them with "
+                "load_text_classification(..., teacher_tokenizer=...)"
+            )
+    if differ and match_tokens:
+        raise ValueError(
+            f"{', '.join(match_tokens)} match token with token, and student and teacher have different tokenizers: "
+            "use objectives on logits (the preset 'hinton'), or a student that shares the teacher's tokenizer, whole "
+            "or in a trimmed form (nlpkd.compression.trim_vocabulary)"
+        )
+    return own if differ else ""
+
+
+def fit_ensemble(
+    ensemble: TeacherEnsemble,
+    student: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    teacher_tokenizers: Sequence[PreTrainedTokenizerBase | None],
+    columns: Sequence[str],
+) -> None:
+    """Give each teacher of an ensemble its label order by name and the columns that it reads.
+
+    Args:
+        ensemble: the teachers.
+        student: the model to train.
+        tokenizer: the student's.
+        teacher_tokenizers: one a teacher, None where it is the student's.
+        columns: of the training data, empty if unknown.
+
+    Raises:
+        ValueError: if a teacher's labels or tokenizer do not fit, or the data lack its columns; it is named.
+    """
+    config, prefixes = getattr(student, "config", None), []
+    own = column_prefixes(tokenizer, teacher_tokenizers)
+    for number, (member, given) in enumerate(zip(ensemble.members, teacher_tokenizers, strict=True)):
+        # Which of several tokenizers' columns a teacher reads is not known without its tokenizer.
+        known = columns if given is not None else ()
+        try:
+            ensemble.reorder(number, label_order(member, student))
+            prefixes.append(teacher_prefix(student, member, tokenizer, given, known, (), own[number]))
+            refuse_unknown_padding(member, given or tokenizer, "teacher")
+        except ValueError as error:
+            raise ValueError(f"{_who(number, ensemble)}{error}") from None
+    ensemble.read(prefixes)
+    ensemble.task = task_of(config) or SINGLE_LABEL
+
+
+def _who(number: int, ensemble: TeacherEnsemble) -> str:
+    return f"teacher {number + 1} of {len(ensemble)}: "
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    return getattr(getattr(model, "config", None), "vocab_size", None)
+
+
+def _tokenizer_beside(model: nn.Module) -> PreTrainedTokenizerBase | None:
+    folder = Path(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    return load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None

@@ -1,0 +1,172 @@
+"""Where a run's teacher outputs come from: columns of the data where they suffice, else a model, run live or once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from nlpkd.config import DistillationConfig
+from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
+from nlpkd.data.streaming import TextStream
+from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher
+from nlpkd.models.attention import Wanted
+from nlpkd.models.capture import CapturedOutput
+from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.teachers.cache import cache_teacher_outputs
+from nlpkd.teachers.checks import CHECKED_ROWS, hold_against_gold
+from nlpkd.teachers.compatibility import (
+    fit_ensemble,
+    label_order,
+    refuse_unknown_padding,
+    refuse_unknown_tokens,
+    teacher_prefix,
+)
+from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher, Teacher
+
+logger = logging.getLogger(__name__)
+
+
+class Teaching:
+    """A run's teacher, fitted to its student.
+
+    Args:
+        teacher: a model, an ensemble, or None where the data bring a teacher's outputs along.
+        student: the model to train.
+        wanted: kinds and layers that the objectives need of the teacher.
+        match_tokens: names of the objectives that match token with token.
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's where it is another one; of an ensemble a list.
+        columns: of the training data, empty if unknown.
+        device: where the teacher runs.
+        autocast: makes the context that it runs in.
+
+    Raises:
+        ValueError: if student, teacher, tokenizers and columns do not fit together.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        wanted: Wanted,
+        match_tokens: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase | None,
+        teacher_tokenizer: TeacherTokenizers,
+        columns: Sequence[str],
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager],
+    ):
+        self.wanted = wanted
+        self.device = device
+        self.cached = CachedTeacher()
+        self.live: LiveTeacher | None = None
+        self._order: list[int] | None = None
+        self._tokenizer: Any = tokenizer
+        self._student, self._teacher_ids = student, ""
+        refuse_unknown_padding(student, tokenizer, "student")
+        if teacher is None:
+            return
+        prefix, token_ids = "", None
+        if isinstance(teacher, TeacherEnsemble):
+            fit_ensemble(teacher, student, tokenizer, per_teacher(teacher_tokenizer, len(teacher)), columns)
+        else:
+            own: Any = teacher_tokenizer
+            self._order = label_order(teacher, student)
+            # A trimmed vocabulary spells a word that it lacks out: the student's tokens by the teacher's ids line up.
+            token_ids = original_ids(tokenizer, own) if match_tokens else None
+            if token_ids is None:
+                prefix = teacher_prefix(student, teacher, tokenizer, own, columns, match_tokens)
+            self._tokenizer = own if prefix else tokenizer
+            refuse_unknown_padding(teacher, self._tokenizer, "teacher")
+            self._teacher_ids = "" if token_ids is not None else f"{prefix}input_ids"
+        self.live = LiveTeacher(
+            teacher, wanted, device, order=self._order, prefix=prefix, token_ids=token_ids, autocast=autocast
+        )
+        self.cached = CachedTeacher(self.live.capture)
+
+    def source(self, columns: Container[str]) -> Teacher | None:
+        """Choose where the outputs come from for data with these columns."""
+        return self.cached if self.cached.gives(columns, self.wanted) else self.live
+
+    def describe(self, columns: Container[str]) -> str:
+        """Say where the outputs come from for data with these columns."""
+        kept = self.source(columns) is self.cached
+        return "the teacher's outputs kept with the rows" if kept else "the teacher run on every batch"
+
+    def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput | None:
+        """Give the teacher's outputs for a collated batch; None without a teacher."""
+        source = self.source(batch)
+        return None if source is None else source.outputs(batch)
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns of the data that the teacher or the objectives' targets are read from."""
+        columns = {TEACHER_LOGITS, *(HIDDEN_STATES.format(layer) for layer in self.wanted.get("hidden_states", ()))}
+        if self.live is not None:
+            columns |= {self.live.capture.prefix + name for name in self.live.capture.arguments}
+        return columns
+
+    @property
+    def order(self) -> list[int] | None:
+        """The index that a live teacher gives each of the student's labels; None where it is the student's own."""
+        order = None if self.live is None else self.live.order
+        return None if order is None else order.tolist()
+
+    def check(
+        self,
+        rows: Any,
+        collate: Callable[[list[Any]], Mapping[str, Any]],
+        batch_size: int,
+        student_config: Any,
+        check: str,
+        seed: int,
+    ) -> None:
+        """Refuse token ids that a model does not have, and hold the teacher against a sample of gold labels.
+
+        See `nlpkd.teachers.compatibility.refuse_unknown_tokens` and `nlpkd.teachers.checks.hold_against_gold`.
+        """
+        refuse_unknown_tokens(self._student, rows, "input_ids", "student")
+        if self.live is not None:
+            refuse_unknown_tokens(self.live.model, rows, self._teacher_ids, "teacher")
+        rows = rows.head(CHECKED_ROWS) if isinstance(rows, TextStream) else rows
+        source = self.source(getattr(rows, "column_names", None) or ())
+        if source is not None and isinstance(rows, Dataset):
+            hold_against_gold(source, rows, collate, batch_size, self.device, self._order, student_config, check, seed)
+
+    def run_once(self, rows: Any, args: DistillationConfig) -> Any:
+        """Run the teacher on all rows now, if its logits are all that is wanted, and it pays.
+
+        Several teachers, any with a tokenizer of its own, are run on every batch.
+
+        Args:
+            rows: the training rows.
+            args: of the training: its length, its precision, and where outputs are kept.
+
+        Returns:
+            The rows with the teacher's outputs, or as they were.
+        """
+        if self.live is None or self.wanted or args.cache_teacher == "off" or args.fp16:
+            return rows
+        if not isinstance(rows, Dataset) or TEACHER_LOGITS in rows.column_names:
+            return rows
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epochs = args.max_steps * step / len(rows) if args.max_steps > 0 else args.num_train_epochs
+        if epochs <= 1:
+            return rows
+        folder, model = args.teacher_cache_dir or Path(args.output_dir) / "teacher_cache", self.live.model
+        self.live.release()
+        try:
+            return cache_teacher_outputs(
+                model, rows, self._tokenizer, cache_dir=folder, order=self.order, bf16=bool(args.bf16)
+            )
+        except ValueError as error:
+            logger.warning("The teacher is run on every batch, since its outputs can't be kept: %s", error)
+            return rows

@@ -1,0 +1,250 @@
+"""Checkpoints that are whole: sealed with checksums, with a record of the run that only the same run resumes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from transformers.trainer_utils import rotate_checkpoints
+
+from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.streaming import TextStream
+from nlpkd.utils.files import is_sealed, needing_room, refuse_damaged, seal, write_whole
+from nlpkd.utils.fingerprints import NO_INFLUENCE, differences, hash_configuration, hash_value, hash_weights
+
+if TYPE_CHECKING:
+    from nlpkd.training.trainer import DistillationTrainer
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+RUN_RECORD = "distillation_run.json"
+"""In every checkpoint: what the run's result depends on."""
+
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+_HASHED_ROWS = 10_000
+
+
+# How a step's rows are split into micro-batches and processes, logging, evaluation and saving change no result.
+_SETTINGS = (
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
+    "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed",
+    "train_sampling_strategy", "dataloader_drop_last", "neftune_noise_alpha", "bf16", "fp16",
+    "objective_learning_rate", "weighting", "weighting_learning_rate", "anchor_weight", "ensemble_average",
+    "ensemble_weights", "lean_training",
+)  # fmt: skip
+
+
+_LENGTH = ("num_train_epochs", "max_steps")
+
+
+def last_whole(output_dir: str | Path) -> Path | None:
+    """Find the newest checkpoint that was written to the end; None where there is none."""
+    found = {int(name[1]): path for path in Path(output_dir).glob("*") if (name := _NAME.fullmatch(path.name))}
+    for step in sorted(found, reverse=True):
+        if is_sealed(found[step]):
+            return found[step]
+        logger.warning("%s was cut short while it was written, and is left out.", found[step])
+    return None
+
+
+def whole_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str, Any]) -> str | None:
+    """Choose the checkpoint to resume from, the same one on all processes, and check that it is sound and this run's.
+
+    A run may be resumed for another number of epochs or steps: a warning says that the learning rate's schedule
+    follows the new length from there on.
+
+    Args:
+        asked: a path, True for the last whole checkpoint of `output_dir`, or None (False) for none.
+        output_dir: where the run's checkpoints are.
+        record: of this run, by `describe_run`.
+
+    Returns:
+        The checkpoint's path, None for none.
+
+    Raises:
+        ValueError: if there is no whole checkpoint, a file of it is damaged, or another run wrote it: the files, or
+            what differs, are named.
+    """
+    if not asked:
+        return None
+    chosen: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            chosen[0] = str(_sound(Path(output_dir), asked, record))
+        except ValueError as error:
+            chosen[1] = str(error)
+    broadcast_object_list(chosen)
+    if chosen[1] is not None:
+        raise ValueError(chosen[1])
+    seen = gather_object([Path(chosen[0]).is_dir()])
+    if not all(seen):
+        without = [rank for rank, found in enumerate(seen) if not found]
+        raise ValueError(
+            f"the checkpoint {chosen[0]} is on the machine of process 0, and not on that of processes {without}: let "
+            "output_dir be a folder that all machines share, or copy it there"
+        )
+    return chosen[0]
+
+
+def _sound(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> Path:
+    found = last_whole(output_dir) if isinstance(asked, bool) else Path(asked)
+    if found is None:
+        raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
+    if not is_sealed(found) or not (found / RUN_RECORD).is_file():
+        raise ValueError(
+            f"{found} is no whole checkpoint: it was cut short while it was written, or nlpkd did not write it. "
+            "resume_from_checkpoint=True takes the last whole one"
+        )
+    try:
+        refuse_damaged(found)
+    except ValueError as error:
+        raise ValueError(f"{error}. To go on from the checkpoint before it, delete {found}") from None
+    theirs = json.loads((found / RUN_RECORD).read_text(encoding="utf-8"))
+    if differ := differences(theirs["result"], record["result"], "the checkpoint"):
+        raise ValueError(
+            f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "
+            "start anew in another output_dir"
+        )
+    logger.warning("Resuming from %s.", found)
+    for phrase in differences(theirs["length"], record["length"], "the checkpoint"):
+        logger.warning("%s: the learning rate's schedule follows the new length from here on.", phrase)
+    for phrase in differences(theirs["start"], record["start"], "the checkpoint"):
+        logger.warning("The student starts from other weights, which are not used: %s differs.", phrase)
+    return found
+
+
+@contextmanager
+def sealed(trainer: DistillationTrainer, folder: Path, run_dir: str) -> Iterator[None]:
+    """Make what is saved meanwhile a whole checkpoint, and only then delete older ones.
+
+    Args:
+        trainer: that saves.
+        folder: the checkpoint.
+        run_dir: that it lies in.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: if the disk is full; nothing of the checkpoint is left then.
+    """
+    args, accelerator = trainer.args, trainer.accelerator
+    limit = args.save_total_limit
+    if args.should_save:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    failed = (
+        f"{folder.name} was not written. Checkpoints before it are whole: free some space, and go on with "
+        "resume_from_checkpoint=True"
+    )
+    # An older checkpoint may go only when this one has its checksums.
+    args.save_total_limit = None
+    try:
+        with needing_room(folder, failed):
+            yield
+            accelerator.wait_for_everyone()
+            if args.should_save:
+                write_whole(folder / RUN_RECORD, (json.dumps(trainer.run_record, indent=2) + "\n").encode())
+                seal(folder)
+    except Exception:
+        if args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        args.save_total_limit = limit
+    if args.should_save:
+        rotate_checkpoints(run_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
+
+
+def describe_run(trainer: DistillationTrainer, columns: Sequence[str]) -> dict[str, Any]:
+    """Describe all that a training's result depends on.
+
+    Args:
+        trainer: before training.
+        columns: of the training rows, that it reads.
+
+    Returns:
+        `"result"`: fingerprints and settings that must be the same in a run that is resumed, by what a refusal calls
+        them; `"length"`: epochs and steps, which may change; `"start"`: the student's weights at the start, which a
+        checkpoint replaces.
+    """
+    args, settings = trainer.args, trainer.args.to_dict()
+    result = {name: settings.get(name) for name in _SETTINGS}
+    result["rows of an optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    result |= _student(trainer.model) | _data(trainer, columns)
+    for number, objective in enumerate(trainer.objectives):
+        name = trainer.objectives.names[number]
+        result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}
+    teacher = trainer.teacher_model if trainer.objectives.need_teacher else None
+    if teacher is not None:
+        result |= {"the teacher's weights": hash_weights(teacher)}
+        result |= {"the teacher's configuration": hash_configuration(teacher)}
+    start = {"hash of the weights": hash_weights(trainer.model)}
+    if args.anchor_weight:
+        result |= {"the student's weights at the start": start["hash of the weights"]}
+    record = {"result": result, "length": {name: settings[name] for name in _LENGTH}, "start": start}
+    return json.loads(json.dumps(record, default=str))
+
+
+def _student(model: Any) -> dict[str, Any]:
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    told = {"the student's class": type(model).__name__, "the student's shapes": hash_value(shapes)}
+    config = getattr(model, "config", None)
+    # Training itself sets the ids of special tokens.
+    settings = {} if config is None else config.to_dict()
+    settings = {k: v for k, v in settings.items() if k not in NO_INFLUENCE and not k.endswith("_token_id")}
+    return told | {f"the student's {name}": value for name, value in settings.items()}
+
+
+def _data(trainer: DistillationTrainer, columns: Sequence[str]) -> dict[str, Any]:
+    rows: Any = trainer.train_dataset
+    told: dict[str, Any] = {}
+    if isinstance(rows, TextStream):
+        # Its length is that of one process's batches.
+        told["training rows"] = rows.num_rows - (rows.num_unlabelled if rows.labelled_only else 0)
+        # Read as a whole it would take long: its size and its first rows stand for it.
+        told["bytes of the training file"] = rows.path.stat().st_size
+        rows = rows.head(_HASHED_ROWS)
+    else:
+        told["training rows"] = len(rows)
+    if not isinstance(rows, Dataset):
+        return told
+    # What the teacher was run for beforehand depends on teacher and rows.
+    made = {TEACHER_LOGITS} if trainer.teacher_model is not None else set()
+    read = sorted(set(columns) & set(rows.column_names) - made)
+    return told | {f"the training rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
+
+
+def _hash_columns(rows: Dataset, columns: list[str]) -> dict[str, str]:
+    """Hash the values of columns, however they are stored."""
+    digests = {name: hashlib.sha256() for name in columns}
+    for table in rows.select_columns(columns).with_format("arrow").iter(_HASHED_ROWS):
+        for name, digest in digests.items():
+            array = table.column(name).combine_chunks()
+            while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
+                digest.update(pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64).data)
+                array = pc.list_flatten(array)
+            if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type):
+                wide = np.int64 if not pa.types.is_floating(array.type) else np.float64
+                digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False), dtype=wide).data)
+            else:
+                digest.update(json.dumps(array.to_pylist(), default=repr).encode())
+    return {name: digest.hexdigest() for name, digest in digests.items()}

@@ -1,0 +1,274 @@
+"""Loaders of training batches: length-grouped, streamed or sampled, every batch with the numbers of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers.trainer_utils import seed_worker
+
+from nlpkd.config import DistillationConfig
+from nlpkd.data.streaming import ROW, TextStream
+
+ROWS = "__rows__"
+"""Of a batch: a list of integers, which stays on the host."""
+
+
+Collate = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+
+
+def training_loader(
+    rows: Any,
+    lengths: Sequence[int] | np.ndarray,
+    collate: Collate,
+    batch_size: int,
+    step_rows: int | None,
+    args: DistillationConfig,
+) -> DataLoader:
+    """Make this process's loader of training batches: a stream's own, or those of `LengthGroupedBatchSampler`.
+
+    Args:
+        rows: a stream, or mappings by position, such as a `datasets.Dataset`.
+        lengths: tokens of every row; a stream needs none.
+        collate: makes a batch of rows.
+        batch_size: rows of a micro-batch on one process.
+        step_rows: of an optimizer step on all processes; None for as many as the micro-batches make.
+        args: the other settings.
+
+    Returns:
+        The loader, whose batches have their rows' numbers in `ROWS`, and are put on the device.
+    """
+    numbered, seed = _NumberedCollator(collate), args.seed if args.data_seed is None else args.data_seed
+    if isinstance(rows, TextStream):
+        rows.batches_of(batch_size, args.world_size, args.process_index, seed)
+        loader = DataLoader(rows, batch_size=batch_size, collate_fn=numbered)
+    else:
+        sampler = LengthGroupedBatchSampler(
+            lengths,
+            batch_size,
+            num_processes=args.world_size,
+            process_index=args.process_index,
+            accumulation_steps=args.gradient_accumulation_steps,
+            seed=seed,
+            drop_last=args.dataloader_drop_last,
+            step_rows=step_rows,
+        )
+        loader = DataLoader(_NumberedRows(rows), batch_sampler=sampler, collate_fn=numbered, **_workers(args))
+    # The rows are shared out already, so Accelerate must not do it again.
+    return prepare_data_loader(
+        loader,
+        device=args.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
+        non_blocking=True,
+    )
+
+
+def sampled_loader(
+    rows: Any,
+    sampler: Sampler | None,
+    collate: Collate,
+    batch_size: int,
+    args: DistillationConfig,
+    accelerator: Accelerator,
+) -> DataLoader:
+    """Make this process's loader of training batches as `Trainer` does, whose rows Accelerate shares out.
+
+    Args:
+        rows: mappings by position.
+        sampler: their order; None for that of the rows.
+        collate: makes a batch of rows.
+        batch_size: rows of a micro-batch on one process.
+        args: the other settings.
+        accelerator: of the training.
+
+    Returns:
+        The loader, whose batches have their rows' numbers in `ROWS`.
+    """
+    return accelerator.prepare(
+        DataLoader(
+            _NumberedRows(rows),
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=args.dataloader_drop_last,
+            collate_fn=_NumberedCollator(collate),
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **_workers(args),
+        )
+    )
+
+
+def micro_batches(step_rows: int, batch_size: int, uneven: bool) -> int:
+    """Say in how many micro-batches a process does an optimizer step.
+
+    Args:
+        step_rows: rows of the step on this process.
+        batch_size: the most rows of a micro-batch.
+        uneven: whether micro-batches may differ in size, as those of `LengthGroupedBatchSampler` may.
+
+    Returns:
+        The fewest that make just so many rows.
+    """
+    fewest = -(-step_rows // batch_size)
+    return fewest if uneven else next(count for count in range(fewest, step_rows + 1) if step_rows % count == 0)
+
+
+def _workers(args: DistillationConfig) -> dict[str, Any]:
+    return {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "in_order": args.dataloader_in_order,
+    }
+
+
+class _NumberedRows(Dataset):
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        fetch = getattr(self.rows, "__getitems__", None)
+        rows = [self.rows[number] for number in numbers] if fetch is None else fetch(numbers)
+        return [{**row, ROW: number} for row, number in zip(rows, numbers, strict=True)]
+
+
+class _NumberedCollator:
+    def __init__(self, collate: Collate):
+        self.collate = collate
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = self.collate([{name: value for name, value in row.items() if name != ROW} for row in examples])
+        return {**batch, ROWS: [row[ROW] for row in examples]}
+
+
+_READ_ROWS = 100_000
+
+
+_STEPS_IN_A_POOL = 50
+
+
+class LengthGroupedBatchSampler(Sampler[list[int]]):
+    """Give one process its micro-batches of texts of similar length.
+
+    Each epoch shuffles the rows, sorts pools of 50 optimizer steps by length, cuts them into steps, and shuffles the
+    steps. The rows of a step depend on seed, epoch, lengths and the global batch only, not on how the step is split
+    into processes and micro-batches; each row comes once an epoch. The last step may be smaller, and is shared out
+    evenly. The full step with the longest text comes first, so that memory runs out at once or not at all.
+
+    Args:
+        lengths: number of tokens of every row.
+        batch_size: rows of a micro-batch on one process.
+        num_processes: how many processes train together.
+        process_index: which of them this is.
+        accumulation_steps: micro-batches of an optimizer step.
+        seed: of the shuffling, the same on every process.
+        drop_last: leave out the last step where it is smaller.
+        step_rows: rows of an optimizer step, where micro-batches of `batch_size` would not make just so many.
+
+    Raises:
+        ValueError: if there are fewer rows than processes, or no whole step with `drop_last`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        num_processes: int = 1,
+        process_index: int = 0,
+        accumulation_steps: int = 1,
+        seed: int = 42,
+        drop_last: bool = False,
+        step_rows: int | None = None,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.accumulation_steps = accumulation_steps
+        self.seed = seed
+        self.epoch = 0
+        self.step_size = step_rows or batch_size * num_processes * accumulation_steps
+        rows = len(self.lengths)
+        if rows < num_processes:
+            raise ValueError(f"{rows} rows can't be shared out to {num_processes} processes: use fewer processes")
+        self.full_steps, self.rest = divmod(rows, self.step_size)
+        if drop_last:
+            self.rest = 0
+        # Too few rows for a step in which every process has one join the step before.
+        self.joined = 0 < self.rest < num_processes
+        if not self.full_steps and not self.rest:
+            raise ValueError(f"{rows} rows make no whole batch of {self.step_size}, and dataloader_drop_last is set")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is given next."""
+        self.epoch = epoch
+
+    def steps(self) -> list[np.ndarray]:
+        """List the row numbers of every optimizer step of the epoch, over all processes, long texts first in each."""
+        random = np.random.default_rng((self.seed, self.epoch))
+        shuffled = random.permutation(len(self.lengths))[: self.full_steps * self.step_size + self.rest]
+        body = shuffled[: self.full_steps * self.step_size]
+        pool = self.step_size * _STEPS_IN_A_POOL
+        order = np.concatenate([self._by_length(body[at : at + pool]) for at in range(0, len(body), pool)] or [body])
+        steps = [order[at : at + self.step_size] for at in range(0, len(order), self.step_size)]
+        steps = [steps[k] for k in random.permutation(len(steps))]
+        if steps:
+            longest = max(range(len(steps)), key=lambda k: self.lengths[steps[k][0]])
+            steps.insert(0, steps.pop(longest))
+        if self.rest:
+            rest = shuffled[len(body) :]
+            steps.append(self._by_length(np.concatenate([steps.pop(), rest]) if self.joined else rest))
+        return steps
+
+    def _by_length(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(-self.lengths[rows], kind="stable")]
+
+    def _micro_batches(self, step: np.ndarray) -> list[np.ndarray]:
+        wanted = -(-len(step) // (self.batch_size * self.num_processes))
+        # No micro-batch on any process may be empty, since all processes must take part in every one.
+        count = min(wanted, self.accumulation_steps, len(step) // self.num_processes)
+        return [np.array_split(part, self.num_processes)[self.process_index] for part in np.array_split(step, count)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps():
+            for rows in self._micro_batches(step):
+                yield rows.tolist()
+
+    def __len__(self) -> int:
+        per_step = len(self._micro_batches(np.arange(self.step_size)))
+        last = self.rest + self.joined * self.step_size
+        return (self.full_steps - self.joined) * per_step + (len(self._micro_batches(np.arange(last))) if last else 0)
+
+
+def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray:
+    """Read how many tokens each row has.
+
+    Args:
+        dataset: the rows.
+        column: where a `datasets.Dataset` may keep it.
+
+    Returns:
+        One number a row.
+    """
+    if isinstance(dataset, datasets.Dataset):
+        if column in dataset.column_names:
+            return dataset[column][:]
+        tables = dataset.select_columns("input_ids").with_format("arrow").iter(_READ_ROWS)
+        counts = [pc.list_value_length(table.column("input_ids")).to_numpy() for table in tables]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
+    return [len(row["input_ids"]) for row in dataset]

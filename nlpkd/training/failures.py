@@ -1,0 +1,75 @@
+"""What ends a training: numbers that are none, memory that runs out, and processes that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate.utils.memory import should_reduce_batch_size
+from torch.distributed import DistError
+from transformers import TrainingArguments
+
+# Gloo's errors have no class of their own; the second words are of operations that the timeout of another one ends.
+_GLOO_FAILURES = ("gloo", "caused pair closure")
+
+
+@contextmanager
+def within_memory(args: TrainingArguments) -> Iterator[None]:
+    """Say what to lower when memory runs out; the accumulation that was found to fit is this training's alone.
+
+    Args:
+        args: of the training.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        MemoryError: if memory ran out.
+    """
+    accumulation = args.gradient_accumulation_steps
+    try:
+        yield
+    except RuntimeError as error:
+        reached_zero = "No executable batch size found" in str(error)
+        if not reached_zero and not should_reduce_batch_size(error):
+            raise
+        by_itself = ", let auto_find_batch_size=True do so" if args.world_size == 1 else ""
+        advice = (
+            "even with 1 row: use a smaller student or teacher, or a lower max_length"
+            if reached_zero
+            else f"with {args.train_batch_size} rows a micro-batch: halve per_device_train_batch_size and double "
+            f"gradient_accumulation_steps, which changes no result{by_itself}, or lower max_length"
+        )
+        raise MemoryError(f"memory ran out {advice}") from error
+    finally:
+        args.gradient_accumulation_steps = accumulation
+
+
+@contextmanager
+def among_processes(args: TrainingArguments) -> Iterator[None]:
+    """Say how to go on when another process, here or on another machine, is gone.
+
+    One that ended is noticed at once, a machine that can't be reached after `ddp_timeout`.
+
+    Args:
+        args: of the training.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ConnectionError: if the processes can't talk to each other any more.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if args.world_size == 1 or not (
+            isinstance(error, DistError) or any(words in str(error) for words in _GLOO_FAILURES)
+        ):
+            raise
+        raise ConnectionError(
+            f"process {args.process_index} of {args.world_size} can't reach another one any more: it ended, or its "
+            f"machine did ({' '.join(str(error).split())[:300]}). Its own log says why. Checkpoints in "
+            f"{args.output_dir} are whole: start all processes again with resume_from_checkpoint=True "
+            "(--resume_from_checkpoint True)"
+        ) from error

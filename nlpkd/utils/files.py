@@ -1,0 +1,210 @@
+"""Files that are whole or not there: named once they are written, held against checksums, a full disk said plainly."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+CHECKSUMS = "checksums.json"
+"""Size and SHA-256 of a folder's files, written last: `{"files": {NAME: {"bytes": .., "sha256": ..}}}`."""
+
+
+WEIGHTS = "*.safetensors"
+
+
+TOKENIZER = "tokenizer.json"
+
+
+_SAVING = ".saving"
+
+
+_FULL_BYTES = 1 << 16
+
+
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write a file under a temporary name, then give it its own in one step."""
+    # Without the number of the process, so that what a killed one left behind is written over.
+    temporary = path.with_name(f".{path.name.split('.')[0]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write to, whose files move into another one once all of them are written.
+
+    Args:
+        folder: where the files go, made where missing; it must have a single writer.
+
+    Yields:
+        The folder to write to.
+    """
+    temporary = folder / _SAVING
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        # Checksums first: files that a kill leaves of two models are told by them.
+        written = [path for path in temporary.rglob("*") if path.is_file()]
+        for path in sorted(written, key=lambda path: (path.name != CHECKSUMS, path)):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def replacing_model(folder: Path) -> Iterator[Path]:
+    """Do as `replacing` does for the files of a model, whose weights and tokenizer get checksums.
+
+    Args:
+        folder: where the model goes.
+
+    Yields:
+        The folder to save it in.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    failed = "the model was not saved, and what was there before is as it was. Free some space, and save again"
+    with needing_room(folder, failed), replacing(folder) as temporary:
+        yield temporary
+        seal(temporary, WEIGHTS, TOKENIZER)
+        names = {path.name for path in temporary.iterdir()}
+    for stale in folder.glob("model*.safetensors*"):
+        # from_pretrained prefers one whole file to shards: a leftover would be loaded in place of the new weights.
+        if stale.name not in names:
+            stale.unlink()
+
+
+def seal(folder: Path, *patterns: str) -> None:
+    """Write down size and checksum of a folder's files, after all of them are on disk.
+
+    Args:
+        folder: the folder.
+        *patterns: of the files, as `Path.glob` takes them; all files if there are none.
+    """
+    files = {}
+    found = {path for pattern in patterns or ("**/*",) for path in folder.glob(pattern)}
+    for path in sorted(path for path in found if path.is_file() and path.name != CHECKSUMS):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+    write_whole(folder / CHECKSUMS, (json.dumps({"files": files}, indent=2) + "\n").encode())
+
+
+def is_sealed(folder: Path) -> bool:
+    """Say whether a folder has its checksums, that is, whether it was written to the end."""
+    return (folder / CHECKSUMS).is_file()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Join a name that a file lists, such as an index of shards, to the folder of that file.
+
+    Args:
+        folder: the folder.
+        name: the name, with `/` between its parts.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the name leads out of the folder.
+    """
+    parts = PureWindowsPath(name)
+    if parts.anchor or ".." in parts.parts or PurePosixPath(name).is_absolute():
+        raise ValueError(f"{folder} lists a file {name!r}, which lies outside of it: use a copy that you trust")
+    return folder / name
+
+
+def refuse_damaged(folder: Path, pattern: str = "*") -> None:
+    """Hold the files of a sealed folder against their checksums; one without checksums is taken as it is.
+
+    Args:
+        folder: the folder.
+        pattern: of the names of the files to check.
+
+    Raises:
+        ValueError: if files are missing, truncated or changed, or lie outside of the folder; they are named.
+    """
+    if not is_sealed(folder):
+        return
+    try:
+        files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
+        listed = [(name, files[name]["bytes"], files[name]["sha256"]) for name in _matching(files, pattern)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CHECKSUMS} can't be read ({error!r}): {folder} is damaged") from None
+    problems = list(filter(None, (_problem(inside(folder, name), *expected) for name, *expected in listed)))
+    if problems:
+        raise ValueError(
+            f"{'; '.join(problems)}. Nothing is read from {folder}: use another copy, or if the files were changed on "
+            f"purpose, delete {folder / CHECKSUMS}"
+        )
+
+
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    return [name for name in names if Path(name).match(pattern)]
+
+
+def _problem(path: Path, bytes: int, sha256: str) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != bytes:
+        return f"{path} is damaged: it has {path.stat().st_size} bytes of {bytes}"
+    return None if digest_of(path) == sha256 else f"{path} is damaged: its checksum is another one"
+
+
+@contextmanager
+def needing_room(folder: Path, failed: str) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into one plain error.
+
+    Args:
+        folder: that is written to.
+        failed: what to say of it: what was not written, what is kept, what to do.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: with `errno.ENOSPC`, if the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error, folder):
+            raise
+        raise OSError(errno.ENOSPC, f"the disk is full: {failed}", str(folder)) from error
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors says so in words, and takes its file away; torch says something else, and leaves its file.
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return "No space left on device" in str(error) or shutil.disk_usage(there).free < _FULL_BYTES
