@@ -116,7 +116,7 @@ def test_a_table_of_that_rank_gives_the_same_logits_in_a_plain_checkpoint(family
         (bert, {"rank": 12}, "a table of 24 x 16 gets no smaller with rank 12"),
         (distilbert, {"rank": 4}, "trim its vocabulary instead"),
         (modernbert, {"rank": 4}, "trim its vocabulary instead"),
-        (electra, {"rank": 4}, "make_student(shape=...) makes them narrower"),
+        (electra, {"rank": 4}, "make_student with a hidden_size makes them narrower"),
     ],
 )
 def test_embeddings_that_can_not_be_factorised_are_refused(family, settings, message):

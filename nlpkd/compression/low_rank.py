@@ -200,7 +200,7 @@ def _as_deberta(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> PreTra
 def _advice(model: PreTrainedModel) -> str:
     """Say what a family whose embeddings can't be factorised can do instead."""
     if getattr(model.config, "embedding_size", None) is not None:
-        return f"{type(model).__name__} has factorised embeddings: make_student(shape=...) makes them narrower"
+        return f"{type(model).__name__} has factorised embeddings: make_student with a hidden_size makes them narrower"
     families = ", ".join([*_BERTS, "deberta-v2 without absolute positions"])
     return (
         f"transformers has no model like {type(model).__name__} with factorised embeddings (known: {families}): trim "
