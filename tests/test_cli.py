@@ -231,7 +231,7 @@ def test_a_dry_run_of_a_teacher_and_of_a_search_trains_nothing_either(folder, te
     for wrong, message in (
         (["--search", "learning_rat=1..2"], "'learning_rat' is neither a DistillationConfig field nor"),
         (["--objectives", "tinybert"], "has 2 stages"),
-        (["--dataset-config", "sst2"], "config_name and revision belong to a Hub dataset"),
+        (["--dataset-config", "sst2"], "dataset_config and dataset_revision belong to a Hub dataset"),
     ):
         refused = CliRunner().invoke(app, ["tune", "--teacher", "teacher", *epochs, *data, *wrong])
         assert refused.exit_code != 0 and message in str(refused.exception), wrong

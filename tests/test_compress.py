@@ -141,9 +141,9 @@ def test_what_a_trimmed_vocabulary_costs_is_measured_with_both_tokenizers(saved,
 
 
 def test_a_configuration_of_a_hub_data_set_reaches_the_loader(saved, tmp_path):
-    with pytest.raises(ValueError, match="config_name and revision belong to a Hub dataset"):
+    with pytest.raises(ValueError, match="dataset_config and dataset_revision belong to a Hub dataset"):
         compress(saved, "half", raw_rows(8), output_dir=tmp_path / "out", dataset_config="sst2")
-    with pytest.raises(ValueError, match="config_name and revision belong to a Hub dataset"):
+    with pytest.raises(ValueError, match="dataset_config and dataset_revision belong to a Hub dataset"):
         export_student(saved, data=raw_rows(8), dataset_revision="main")
 
 

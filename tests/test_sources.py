@@ -195,12 +195,12 @@ def test_a_validation_dict_with_unclear_splits_is_refused():
 
 def test_hub_arguments_are_refused_for_local_data():
     with pytest.raises(ValueError, match="train is not a Hub id"):
-        read_splits(Dataset.from_list(ROWS), revision="main")
+        read_splits(Dataset.from_list(ROWS), dataset_revision="main")
 
 
 def test_two_revisions_of_a_hub_dataset_are_refused():
     with pytest.raises(ValueError, match="Two revisions"):
-        read_splits("user/data@v1", revision="v2")
+        read_splits("user/data@v1", dataset_revision="v2")
 
 
 READ = """

@@ -54,8 +54,8 @@ def read_splits(
     train: Source,
     validation: Source | None = None,
     test: Source | None = None,
-    config_name: str | None = None,
-    revision: str | None = None,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
 ) -> tuple[DatasetDict, str]:
     """Read the sources of up to three splits.
 
@@ -65,8 +65,8 @@ def read_splits(
             DataFrame or a list of dicts.
         validation: the validation rows, the same kinds; wins over what ``train`` brings.
         test: the test rows, the same kinds; wins over what ``train`` brings.
-        config_name: the configuration of the Hub dataset that ``train`` names.
-        revision: the branch, tag or commit of the Hub dataset that ``train`` names.
+        dataset_config: the configuration of the Hub dataset that ``train`` names.
+        dataset_revision: the branch, tag or commit of the Hub dataset that ``train`` names.
 
     Returns:
         The splits, untouched, under "train", "validation" and "test", and a name for the record.
@@ -75,11 +75,11 @@ def read_splits(
         ValueError: a source that is missing, empty, unreadable or of an unknown kind.
         ConnectionError: the Hub can't be reached.
     """
-    if not _is_hub_id(train) and (config_name or revision):
+    if not _is_hub_id(train) and (dataset_config or dataset_revision):
         raise ValueError(
-            "config_name and revision belong to a Hub dataset, but train is not a Hub id: leave them out."
+            "dataset_config and dataset_revision belong to a Hub dataset, but train is not a Hub id: leave them out."
         )
-    splits = _train_splits(_read(train, config_name, revision))
+    splits = _train_splits(_read(train, dataset_config, dataset_revision))
     for role, source in (("validation", validation), ("test", test)):
         if source is not None:
             splits[role] = _one_split(_read(source), role)
@@ -258,7 +258,9 @@ def name_of(source: Source) -> str:
     return str(source) if _is_hub_id(source) else Path(source).name
 
 
-def _read(source: Source, config_name: str | None = None, revision: str | None = None) -> Dataset | DatasetDict:
+def _read(
+    source: Source, dataset_config: str | None = None, dataset_revision: str | None = None
+) -> Dataset | DatasetDict:
     if isinstance(source, (Dataset, DatasetDict)):
         return source
     if isinstance(source, pd.DataFrame):
@@ -270,7 +272,7 @@ def _read(source: Source, config_name: str | None = None, revision: str | None =
             f"Can't read data from a {type(source).__name__}: pass a path, a Hub id, a Dataset, a DatasetDict, a "
             "DataFrame of pandas, or a list of dicts."
         )
-    return _from_hub(str(source), config_name, revision) if _is_hub_id(source) else _from_file(Path(source))
+    return _from_hub(str(source), dataset_config, dataset_revision) if _is_hub_id(source) else _from_file(Path(source))
 
 
 def _from_frame(frame: pd.DataFrame) -> Dataset:
@@ -291,12 +293,15 @@ def _from_frame(frame: pd.DataFrame) -> Dataset:
         ) from error
 
 
-def _from_hub(name: str, config_name: str | None, revision: str | None) -> DatasetDict:
+def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | None) -> DatasetDict:
     repo, _, named_revision = name.partition("@")
-    if named_revision and revision and named_revision != revision:
-        raise ValueError(f"Two revisions of {repo}: {named_revision!r} in its id and revision={revision!r}. Give one.")
+    if named_revision and dataset_revision and named_revision != dataset_revision:
+        raise ValueError(
+            f"Two revisions of {repo}: {named_revision!r} in its id and dataset_revision={dataset_revision!r}. "
+            "Give one."
+        )
     try:
-        return load_dataset(repo, config_name, revision=named_revision or revision)
+        return load_dataset(repo, dataset_config, revision=named_revision or dataset_revision)
     except ConnectionError as error:
         raise ConnectionError(
             f"The Hugging Face Hub can't be reached, so the dataset {repo!r} can't be loaded ({error}). Without a "

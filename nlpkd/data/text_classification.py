@@ -13,6 +13,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import Columns, _text_columns, check_texts, find_columns
 from nlpkd.data.labels import Targets, encode_labels, encode_targets, unlabelled_rows
 from nlpkd.data.soft_labels import add_soft_labels
@@ -110,19 +111,9 @@ def load_text_classification(
     *,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: TeacherTokenizers = None,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    soft_label_column: str | None = None,
-    problem_type: str | None = None,
-    label_names: Sequence[str] = (),
-    max_length: int | None = None,
-    window_stride: int | None = None,
-    validation_split: float | int | None = None,
-    streaming: bool = False,
-    config_name: str | None = None,
-    revision: str | None = None,
     seed: int = 42,
+    data_args: DataArguments | None = None,
+    **keywords: Any,
 ) -> TextClassificationData:
     """Load labelled text from any source, check it, and tokenise it for the student and, if need be, the teacher.
 
@@ -134,22 +125,9 @@ def load_text_classification(
         tokenizer: the student's tokenizer.
         teacher_tokenizer: the teacher's, or a list, one a teacher (None: the student's); each that differs in content
             from the student's, and from those before it, gets columns of its own.
-        text_column: the text's column; recognised by its usual names if None.
-        text_pair_column: the second text's column; pairs are recognised where both columns of a usual pair are found.
-        label_column: the label's column, or several (a 0 or 1 for each label); recognised by its usual names if None.
-        soft_label_column: train's column of soft labels, of an API or of voting people, which become the teacher's
-            logits; see `nlpkd.data.soft_labels`.
-        problem_type: the task, where the labels should not say it; see `nlpkd.data.labels.encode_targets`.
-        label_names: of a multi-label task, the labels in the order of their ids, as a teacher has them.
-        max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
-        window_stride: cut longer texts into windows of max_length tokens that share so many with the one before, each
-            a row with its text's label; what is measured is a text's average. Truncate if None.
-        validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
-        streaming: read the train file (jsonl, csv, tsv, parquet) as it is needed, in memory that doesn't grow with it;
-            see `nlpkd.data.streaming.TextStream`. It then needs a validation set of its own.
-        config_name: the configuration of the Hub dataset, such as "sst2" of "glue".
-        revision: the branch, tag or commit of the Hub dataset.
         seed: seeds the choice of held-out rows.
+        data_args: how the rows are read.
+        **keywords: fields of `nlpkd.data.arguments.DataArguments`, such as `text_column`, in place of `data_args`.
 
     Returns:
         The tokenised splits and the task.
@@ -158,28 +136,23 @@ def load_text_classification(
         ValueError: whatever is wrong with the input: what was found, where (split, row, column), and what to do.
         ConnectionError: the Hub can't be reached.
     """
-    if streaming:
-        if any((soft_label_column, validation_split, window_stride is not None, config_name, revision)) or (
-            problem_type not in (None, SINGLE_LABEL) or not isinstance(train, (str, os.PathLike))
-        ):
-            raise ValueError(
-                "streaming reads a file with one class a row: without soft labels, windows, validation_split and the "
-                "Hub; give the validation set as a file of its own"
-            )
-        return _stream(
-            train, validation, test, [tokenizer, *_given(teacher_tokenizer)],
-            (text_column, text_pair_column, label_column), max_length,
-        )  # fmt: skip
-    splits, name = read_splits(train, validation, test, config_name, revision)
-    columns = find_columns(splits["train"].column_names, text_column, text_pair_column, label_column)
-    targets = encode_targets(_select(splits, columns, soft_label_column), columns.label, problem_type, label_names)
-    splits = _prepare(targets, columns, soft_label_column, validation_split, seed)
+    if data_args is not None and keywords:
+        raise ValueError(f"give either data_args or single keywords, not both: got data_args and {sorted(keywords)}")
+    asked = DataArguments(**keywords) if data_args is None else data_args
     tokenizers = [tokenizer, *_given(teacher_tokenizer)]
-    max_length = _max_length(max_length, tokenizers, columns.text_pair is not None)
-    if window_stride is None:
+    if asked.streaming:
+        return _stream(train, validation, test, tokenizers, asked)
+    splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+    columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
+    selected = _select(splits, columns, asked.soft_label_column)
+    targets = encode_targets(selected, columns.label, asked.problem_type, asked.label_names)
+    splits = _prepare(targets, columns, asked.soft_label_column, asked.validation_split, seed)
+    max_length = _max_length(asked.max_length, tokenizers, columns.text_pair is not None)
+    if asked.window_stride is None:
         splits, truncated = _tokenise(splits, _Encoder(columns, tokenizers, max_length))
     else:
-        splits, truncated = _windows(splits, columns, tokenizers, max_length, window_stride), dict.fromkeys(splits, 0)
+        splits = _windows(splits, columns, tokenizers, max_length, asked.window_stride)
+        truncated = dict.fromkeys(splits, 0)
     logger.warning("%s", _said(name, targets, columns, splits))
     return TextClassificationData(
         splits=splits,
@@ -290,16 +263,28 @@ def _tokenise(splits: DatasetDict, encode: _Encoder) -> tuple[DatasetDict, dict[
 
 
 def _stream(
-    train: str | os.PathLike[str],
+    train: Source,
     validation: Source | None,
     test: Source | None,
     tokenizers: Sequence[PreTrainedTokenizerBase],
-    asked: tuple[str | None, str | None, str | Sequence[str] | None],
-    max_length: int | None,
+    asked: DataArguments,
 ) -> TextClassificationData:
     """Stream the train rows; the other splits are read whole, with the classes of train."""
-    columns = columns_of_file(train, *asked)
-    length = _max_length(max_length, tokenizers, columns.text_pair is not None)
+    unfit = (
+        asked.soft_label_column,
+        asked.validation_split,
+        asked.window_stride is not None,
+        asked.dataset_config,
+        asked.dataset_revision,
+        asked.problem_type not in (None, SINGLE_LABEL),
+    )
+    if any(unfit) or not isinstance(train, (str, os.PathLike)):
+        raise ValueError(
+            "streaming reads a file with one class a row: without soft labels, windows, validation_split and the "
+            "Hub; give the validation set as a file of its own"
+        )
+    columns = columns_of_file(train, asked.text_column, asked.text_pair_column, asked.label_column)
+    length = _max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     encode, label = _Encoder(columns, tokenizers, length), columns.label
     stream = TextStream(train, columns, encode)
     truncated = _said_truncated(stream.truncated, "train", len(stream), length)

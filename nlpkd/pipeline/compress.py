@@ -128,8 +128,8 @@ def compress(
             max_length=max_length,
             problem_type=task_of(before.config),
             label_names=telling_names(config.id2label),
-            config_name=dataset_config,
-            revision=dataset_revision,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
         )
         loaded = load(tokenizer=tokenizer)
         rows = follow_student_labels(loaded["train"], before.config, "train")

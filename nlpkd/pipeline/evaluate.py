@@ -106,7 +106,7 @@ def evaluate(
         problem_type=task_of(config),
         label_names=telling_names(config.id2label),
     )
-    loaded = load(data, config_name=dataset_config, revision=dataset_revision)
+    loaded = load(data, dataset_config=dataset_config, dataset_revision=dataset_revision)
     split = split or _measured_split(loaded)
     if split not in loaded:
         raise ValueError(f"{loaded.name} has no split {split!r}, found {list(loaded)}")

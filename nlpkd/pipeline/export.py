@@ -113,7 +113,7 @@ def export_student(
     load = partial(
         _labelled_rows, config=model.config, tokenizer=tokenizer, text_column=text_column,
         text_pair_column=text_pair_column, label_column=label_column, max_length=max_length,
-        window_stride=window_stride, config_name=dataset_config, revision=dataset_revision,
+        window_stride=window_stride, dataset_config=dataset_config, dataset_revision=dataset_revision,
     )  # fmt: skip
     rows, texts = (None, None) if data is None else load(data)
     typical = None if calibration is None else load(calibration, order=("train", "validation", "test"))[1]

@@ -121,8 +121,8 @@ def prepare_job(
         window_stride=window_stride,
         streaming=streaming,
         validation_split=validation_split,
-        config_name=dataset_config,
-        revision=dataset_revision,
+        dataset_config=dataset_config,
+        dataset_revision=dataset_revision,
         seed=args.seed,
     )
     data = load(tokenizer=tokenizer, teacher_tokenizer=others)
@@ -183,8 +183,8 @@ def prepare_teacher(
         train,
         validation,
         tokenizer=tokenizer,
-        config_name=dataset_config,
-        revision=dataset_revision,
+        dataset_config=dataset_config,
+        dataset_revision=dataset_revision,
         seed=args.seed,
         **columns,
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_optuna_available
 
 from nlpkd.config import DistillationConfig
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import telling_names
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_text_classification
@@ -35,7 +35,7 @@ TUNING_FILE = "tuning.json"
 DEFAULT_SEARCH: dict[str, Any] = {"learning_rate": (1e-5, 5e-4)}
 
 
-_DATA = {name for name in inspect.signature(load_text_classification).parameters if name.endswith("_column")}
+_DATA = {field.name for field in fields(DataArguments) if field.name.endswith("_column")}
 
 
 _DATA |= {"max_length", "problem_type", "window_stride"}
@@ -119,8 +119,8 @@ def tune(
             validation,
             tokenizer=tokenizer,
             validation_split=validation_split,
-            config_name=dataset_config,
-            revision=dataset_revision,
+            dataset_config=dataset_config,
+            dataset_revision=dataset_revision,
             seed=args.seed,
             label_names=telling_names(config.id2label),
             **{"problem_type": task_of(config)} | {k: v for k, v in settings.items() if k in _DATA and v is not None},

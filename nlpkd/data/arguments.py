@@ -1,0 +1,75 @@
+"""How labelled text is read: the keywords that every function on data has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from nlpkd.data.label_names import telling_names
+from nlpkd.tasks import task_of
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """How labelled text is read. Functions of nlpkd take these fields as keywords of the same names.
+
+    Attributes:
+        text_column: the text's column; recognised by its usual names if None.
+        text_pair_column: the second text's column; pairs are recognised where both columns of a usual pair are found.
+        label_column: the label's column, or several (a 0 or 1 for each label); recognised by its usual names if None.
+        soft_label_column: the training rows' column of soft labels, of an API or of voting people, which become the
+            teacher's logits; see `nlpkd.data.soft_labels`.
+        problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.data.labels.encode_targets`.
+        label_names: of a multi-label task, the labels in the order of their ids, as a teacher has them.
+        max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
+        window_stride: cut longer texts into windows of max_length tokens that share so many with the one before, each
+            a row with its text's label; what is measured is a text's average. Longer texts are truncated if None.
+        streaming: read the train file (jsonl, csv, tsv, parquet) as it is needed, in memory that doesn't grow with it;
+            see `nlpkd.data.streaming.TextStream`. It then needs a validation set of its own.
+        validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
+        dataset_config: the configuration of the Hub dataset, such as "sst2" of "glue".
+        dataset_revision: the branch, tag or commit of the Hub dataset.
+    """
+
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | Sequence[str] | None = None
+    soft_label_column: str | None = None
+    problem_type: str | None = None
+    label_names: Sequence[str] = ()
+    max_length: int | None = None
+    window_stride: int | None = None
+    streaming: bool = False
+    validation_split: float | int | None = None
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+
+    @classmethod
+    def split_keywords(cls, keywords: Mapping[str, Any]) -> tuple[DataArguments, dict[str, Any]]:
+        """Separate the keywords that are fields of this class from the others.
+
+        Args:
+            keywords: of a function that takes both, such as `nlpkd.distill`.
+
+        Returns:
+            The arguments, and the keywords that are left.
+        """
+        names = {field.name for field in fields(cls)}
+        own = {name: value for name, value in keywords.items() if name in names}
+        return cls(**own), {name: value for name, value in keywords.items() if name not in names}
+
+    def with_labels_of(self, config: Any) -> DataArguments:
+        """Fill in the task and the label names of a model, where they are not given.
+
+        Args:
+            config: the model's config.
+
+        Returns:
+            The arguments to read the model's rows with.
+        """
+        return replace(
+            self,
+            problem_type=self.problem_type or task_of(config),
+            label_names=self.label_names or telling_names(config.id2label),
+        )
