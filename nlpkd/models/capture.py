@@ -87,7 +87,8 @@ class Capture:
             )
         self.depth = inner.config.num_hidden_layers
         if "hidden_states" in self.wanted:
-            self.options["output_hidden_states"] = sorted(self.wanted["hidden_states"])
+            # All of them: transformers 5.17 and older take no list of layers. What nobody wants is dropped right after.
+            self.options["output_hidden_states"] = True
         if not self.wanted.keys().isdisjoint(_RECORDED):
             self._prepare_attention(inner, role)
 

@@ -32,7 +32,8 @@ def refuse_reentrant_checkpointing(args: Any, wanted: Wanted) -> None:
     Raises:
         ValueError: if they want what is inside of a layer, and reentrant checkpointing computes it without gradients.
     """
-    settings: Any = args.activation_checkpointing_kwargs or args.gradient_checkpointing_kwargs or {}
+    # transformers 5.23 calls it activation_checkpointing, and keeps the old name equal; older ones have the old name.
+    settings: Any = args.gradient_checkpointing_kwargs or {}
     inside = [kind for kind, layers in wanted.items() if layers and kind != "hidden_states"]
     if inside and settings.get("use_reentrant"):
         raise ValueError(

@@ -66,7 +66,7 @@ def changes_for_training(trainer: DistillationTrainer, wanted: Wanted) -> Iterat
         inner: Any = without_adapter(student)
         attention = inner.config._attn_implementation if isinstance(inner, PreTrainedModel) else None
         eager_maps = attention == "eager" and wanted.get("attentions")
-        recomputes = args.gradient_checkpointing or args.activation_checkpointing
+        recomputes = args.gradient_checkpointing
         if not wanted.get("hidden_states") and not eager_maps and not recomputes:
             first = first_token_only(student)
             if first is not None:

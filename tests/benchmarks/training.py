@@ -48,15 +48,12 @@ from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, 
 from nlpkd.training.dataloaders import LengthGroupedBatchSampler
 
 TEMPERATURE = 2.0
-BATCH = 32
 LEARNING_RATE = 8e-5
-FAST_AT_BF16 = fast_at_bf16(use_cpu=True)
-PAIRS = map_layers("uniform", 3, 6)
 
 
 @dataclass
 class Bench:
-    """What all contenders share."""
+    """What all contenders share: the models on their device, `rows` tokenised, `cached` with the teacher's logits."""
 
     teacher: nn.Module
     student: nn.Module
@@ -65,6 +62,18 @@ class Bench:
     rows: Dataset
     cached: Dataset
     folder: Path
+    batch: int = 32
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are, and all contenders run."""
+        return self.teacher.device
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Layers of the student with the teacher's that they learn from."""
+        depths = (model.config.num_hidden_layers for model in (self.student, self.teacher))
+        return map_layers("uniform", *depths)
 
     def fresh(self, eager: bool = False) -> nn.Module:
         """Give the student as it is at the start, with the attention implementation that the contender needs."""
@@ -164,11 +173,11 @@ def textbrewer_general(bench: Bench, epochs: int = 1) -> float:
     matches = [
         {"layer_T": t - shift, "layer_S": s - shift, "feature": feature, "loss": loss, "weight": 1}
         for feature, loss, shift in (("hidden", "hidden_mse", 0), ("attention", "attention_mse", 1))
-        for s, t in PAIRS
+        for s, t in bench.pairs
     ]
     student = bench.fresh(eager=True)
     distiller = textbrewer.GeneralDistiller(
-        textbrewer.TrainingConfig(output_dir=str(bench.folder), log_dir=None, device="cpu", ckpt_frequency=1),
+        textbrewer.TrainingConfig(output_dir=str(bench.folder), log_dir=None, device=bench.device, ckpt_frequency=1),
         textbrewer.DistillationConfig(temperature=TEMPERATURE, kd_loss_type="ce", intermediate_matches=matches),
         bench.eager_teacher, student, adapt, adapt,
     )  # fmt: skip
@@ -183,7 +192,8 @@ def textbrewer_general(bench: Bench, epochs: int = 1) -> float:
                 max_grad_norm=1.0,
                 output_hidden_states=True,
                 output_attentions=True,
-            )  # fmt: skip
+            ),  # fmt: skip
+            bench,
         )
     return seconds / epochs
 
@@ -201,9 +211,9 @@ def adapt(batch: dict, outputs: object) -> dict:
 class BlogTrainer(Trainer):
     """A `compute_loss` as posts have it: the teacher on every batch, all layers' states and maps asked for."""
 
-    def __init__(self, *args, teacher: nn.Module, **kwargs):
+    def __init__(self, *args, teacher: nn.Module, pairs: list[tuple[int, int]], **kwargs):
         super().__init__(*args, **kwargs)
-        self.teacher = teacher.eval()
+        self.teacher, self.pairs = teacher.eval(), pairs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs.pop("labels", None)
@@ -211,9 +221,9 @@ class BlogTrainer(Trainer):
         with torch.no_grad():
             teacher = self.teacher(**inputs, output_hidden_states=True, output_attentions=True)
         loss = soft_targets(student.logits, teacher.logits)
-        for s, t in PAIRS:
-            loss = loss + F.mse_loss(student.hidden_states[s], teacher.hidden_states[t]) / len(PAIRS)
-            loss = loss + F.mse_loss(student.attentions[s - 1], teacher.attentions[t - 1]) / len(PAIRS)
+        for s, t in self.pairs:
+            loss = loss + F.mse_loss(student.hidden_states[s], teacher.hidden_states[t]) / len(self.pairs)
+            loss = loss + F.mse_loss(student.attentions[s - 1], teacher.attentions[t - 1]) / len(self.pairs)
         return (loss, student) if return_outputs else loss
 
 
@@ -228,10 +238,11 @@ def blog(bf16: bool) -> Callable[[Bench], float]:
 
     def run(bench: Bench) -> float:
         trainer = BlogTrainer(
-            bench.fresh(eager=True), TrainingArguments(**stock(bench), bf16=bf16), teacher=bench.eager_teacher,
+            bench.fresh(eager=True), TrainingArguments(**stock(bench), bf16=bf16),
+            teacher=bench.eager_teacher, pairs=bench.pairs,
             train_dataset=bench.rows, data_collator=DataCollatorWithPadding(bench.tokenizer),
         )  # fmt: skip
-        return timed(trainer.train)
+        return timed(trainer.train, bench)
 
     return run
 
@@ -242,7 +253,7 @@ def stock_trainer(bench: Bench) -> float:
         bench.fresh(), TrainingArguments(**stock(bench)), train_dataset=bench.rows,
         data_collator=DataCollatorWithPadding(bench.tokenizer),
     )  # fmt: skip
-    return timed(trainer.train)
+    return timed(trainer.train, bench)
 
 
 def ours(
@@ -261,7 +272,7 @@ def ours(
                 train_dataset=getattr(bench, rows),
                 processing_class=bench.tokenizer,
             )
-            return timed(trainer.train) / epochs
+            return timed(trainer.train, bench) / epochs
 
     return run
 
@@ -275,38 +286,40 @@ def bare_loop(bench: Bench) -> float:
     """A loop of one's own around the student alone: length-grouped, autocast, fused AdamW, clipped."""
     student = bench.fresh().train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    sampler = LengthGroupedBatchSampler([len(ids) for ids in bench.rows["input_ids"]], BATCH)
+    sampler = LengthGroupedBatchSampler([len(ids) for ids in bench.rows["input_ids"]], bench.batch)
     loader = DataLoader(inputs_of(bench), batch_sampler=sampler, collate_fn=DataCollatorWithPadding(bench.tokenizer))
 
     def run() -> None:
         for batch in loader:
-            with autocast():
-                loss = student(**batch).loss
+            with autocast(bench):
+                loss = student(**batch.to(bench.device)).loss
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
-    return timed(run)
+    return timed(run, bench)
 
 
 def teacher_alone(bench: Bench) -> float:
     """The teacher's forward alone, in batches of like lengths."""
-    sampler = LengthGroupedBatchSampler([len(ids) for ids in bench.rows["input_ids"]], BATCH)
+    sampler = LengthGroupedBatchSampler([len(ids) for ids in bench.rows["input_ids"]], bench.batch)
     loader = DataLoader(inputs_of(bench), batch_sampler=sampler, collate_fn=DataCollatorWithPadding(bench.tokenizer))
 
     def run() -> None:
-        with torch.inference_mode(), autocast():
+        with torch.inference_mode(), autocast(bench):
             for batch in loader:
-                bench.teacher(**batch)
+                bench.teacher(**batch.to(bench.device))
 
-    return timed(run)
+    return timed(run, bench)
 
 
 def caching(bench: Bench) -> float:
     """The pass that keeps the teacher's logits on disk."""
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        return timed(lambda: cache_teacher_outputs(bench.teacher, bench.rows, bench.tokenizer, cache_dir=folder))
+        return timed(
+            lambda: cache_teacher_outputs(bench.teacher, bench.rows, bench.tokenizer, cache_dir=folder), bench
+        )
 
 
 CONTENDERS: dict[str, Callable[[Bench], float]] = {
@@ -332,16 +345,16 @@ CONTENDERS: dict[str, Callable[[Bench], float]] = {
 def stock(bench: Bench) -> dict:
     """Settings that every Trainer gets."""
     return {
-        "output_dir": str(bench.folder / "out"), "per_device_train_batch_size": BATCH, "num_train_epochs": 1,
+        "output_dir": str(bench.folder / "out"), "per_device_train_batch_size": bench.batch, "num_train_epochs": 1,
         "learning_rate": LEARNING_RATE, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-        "logging_strategy": "no", "use_cpu": not torch.cuda.is_available(),
+        "logging_strategy": "no", "use_cpu": bench.device.type == "cpu",
     }  # fmt: skip
 
 
 def padded_batches(bench: Bench) -> DataLoader:
     """Batches in random order, padded to their longest text: plain dicts, which TextBrewer tells from tuples."""
     pad, rows = DataCollatorWithPadding(bench.tokenizer), inputs_of(bench).remove_columns("labels")
-    return DataLoader(rows, batch_size=BATCH, shuffle=True, collate_fn=lambda batch: dict(pad(batch)))
+    return DataLoader(rows, batch_size=bench.batch, shuffle=True, collate_fn=lambda batch: dict(pad(batch)))
 
 
 def inputs_of(bench: Bench) -> Dataset:
@@ -349,15 +362,18 @@ def inputs_of(bench: Bench) -> Dataset:
     return bench.rows.select_columns(["input_ids", "attention_mask", "labels"])
 
 
-def autocast() -> AbstractContextManager:
+def autocast(bench: Bench) -> AbstractContextManager:
     """What nlpkd's default is on this machine."""
-    return torch.autocast("cpu", torch.bfloat16) if FAST_AT_BF16 else nullcontext()
+    fast = fast_at_bf16(use_cpu=bench.device.type == "cpu")
+    return torch.autocast(bench.device.type, torch.bfloat16) if fast else nullcontext()
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Count the seconds of a call."""
+def timed(call: Callable[[], object], bench: Bench) -> float:
+    """Count the seconds of a call, until the device has done all that it was asked for."""
     start = time.perf_counter()
     call()
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -369,7 +385,7 @@ def check(bench: Bench) -> float:
     from textbrewer.losses import kd_ce_loss
 
     model = bench.fresh().eval()
-    batch = next(iter(padded_batches(bench)))
+    batch = {name: tensor.to(bench.device) for name, tensor in next(iter(padded_batches(bench))).items()}
     with torch.no_grad():
         teacher = bench.teacher(**batch)
     gradients = []

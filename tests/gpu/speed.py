@@ -1,0 +1,165 @@
+"""Parts of the check on a GPU that measure time: BERT-base's shape into DistilBERT's, on a real text's lengths."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import training as benchmark
+from datasets import Dataset
+from findings import Findings, Setup
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from nlpkd import cache_teacher_outputs, load_text_classification
+from nlpkd.data.demo import demo_backbone, load_airline_tweets
+
+GOAL_TIMES_NAIVE = 5
+GOAL_THREE_EPOCHS_S = 60
+NAIVE, NAIVE_BF16, TEXTBREWER = "blog subclass", "blog subclass, bf16", "TextBrewer"
+
+
+def speed(setup: Setup, findings: Findings) -> None:
+    """Train with each contender in turn, on the same rows."""
+    rows, tokenizer = tokenised(setup)
+    for size in (4,) if setup.tiny else (32, 128):
+        with tempfile.TemporaryDirectory() as folder:
+            bench = bench_of(setup, rows.select(range(min(len(rows), 96 * size))), tokenizer, size, Path(folder))
+            names = [NAIVE, NAIVE_BF16, "nlpkd", "nlpkd, cached logits", *available(TEXTBREWER)]
+            rates: dict[str, list[float]] = {name: [] for name in names}
+            for turn in range(2 if setup.tiny else 3):
+                for name in names:
+                    seconds = benchmark.CONTENDERS[name](bench)
+                    if turn:  # The first round warms up.
+                        rates[name].append(len(bench.rows) / seconds)
+            medians = {name: statistics.median(values) for name, values in rates.items()}
+            for name, rate in medians.items():
+                findings.figure(f"{name}, batches of {size}, examples/s", rate)
+                print(f"  batches of {size}: {name}: {rate:.0f} examples/s {rates[name]}", file=sys.stderr, flush=True)
+            for name in ("nlpkd", "nlpkd, cached logits"):
+                findings.figure(f"{name} / {NAIVE_BF16}, batches of {size}", medians[name] / medians[NAIVE_BF16])
+                if TEXTBREWER in medians:
+                    findings.figure(f"{name} / {TEXTBREWER}, batches of {size}", medians[name] / medians[TEXTBREWER])
+            if setup.on_card:
+                name = f"nlpkd / {NAIVE}, batches of {size}"
+                findings.at_least(name, medians["nlpkd"] / medians[NAIVE], GOAL_TIMES_NAIVE)
+
+
+def epochs(setup: Setup, findings: Findings) -> None:
+    """Train three epochs on all rows, the teacher's pass counted in, and compare its operations with the peak."""
+    rows, tokenizer = tokenised(setup)
+    rows = rows.select(range(64)) if setup.tiny else rows
+    peak = matrix_product_rate(setup)
+    findings.figure("peak of bf16 matrix products, TFLOP/s", peak / 1e12)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = bench_of(setup, rows, tokenizer, 32, Path(folder))
+        for name in ("nlpkd, three epochs, logits kept", "nlpkd, three epochs"):
+            seconds = 3 * benchmark.CONTENDERS[name](bench)
+            if setup.on_card and "kept" in name:
+                findings.at_most(f"{name}, {len(rows)} rows, s", seconds, GOAL_THREE_EPOCHS_S)
+            else:
+                findings.figure(f"{name}, {len(rows)} rows, s", seconds)
+            passes = 1 if "kept" in name else 3
+            done = passes * forward_flop(bench.teacher, rows) + 9 * forward_flop(bench.student, rows)
+            findings.figure(f"{name}, TFLOP/s", done / seconds / 1e12)
+            findings.figure(f"{name}, share of the peak", done / seconds / peak)
+
+
+def profile(setup: Setup, findings: Findings) -> None:
+    """Record where the time of a step goes, by operation, into `profile.txt`."""
+    if not setup.on_card:
+        findings.not_run("profile of a step", "needs a GPU")
+        return
+    rows, tokenizer = tokenised(setup)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = bench_of(setup, rows.select(range(1024)), tokenizer, 32, Path(folder))
+        lines = []
+        for name in ("nlpkd", "nlpkd, cached logits"):
+            benchmark.CONTENDERS[name](bench)
+            activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+            with torch.profiler.profile(activities=activities) as profiler:
+                seconds = benchmark.CONTENDERS[name](bench)
+            events = profiler.key_averages()
+            lines.append(f"{name}: {seconds / 32 * 1e3:.2f} ms a step of 32 rows, profiled")
+            lines += [
+                events.table(sort_by=key, row_limit=30) for key in ("self_cpu_time_total", "self_cuda_time_total")
+            ]
+            launches = sum(event.count for event in events if event.key in ("cudaLaunchKernel", "cuLaunchKernel"))
+            findings.figure(f"{name}, kernels launched a step", launches / 32)
+            busy = sum(event.self_device_time_total for event in events) / 1e6
+            findings.figure(f"{name}, time of the kernels, ms a step", busy / 32 * 1e3)
+    (setup.folder.parent / "profile.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+PARTS = {part.__name__: part for part in (speed, epochs, profile)}
+
+
+def tokenised(setup: Setup) -> tuple[Dataset, object]:
+    """Load the text and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer or demo_backbone())
+    data = setup.train_file or load_airline_tweets()["train"]
+    return load_text_classification(data, tokenizer=tokenizer)["train"].shuffle(seed=0), tokenizer
+
+
+def bench_of(setup: Setup, rows: Dataset, tokenizer: object, batch: int, folder: Path) -> benchmark.Bench:
+    """Make what the contenders share: random weights, which cost the same time."""
+    sizes = (2, 1, 16, 2) if setup.tiny else (12, 6, 768, 12)
+    teacher, student = shaped(len(tokenizer), max(rows["labels"]) + 1, *sizes)
+    eager = copy.deepcopy(teacher)
+    eager.set_attn_implementation("eager")
+    teacher, student, eager = (model.to(setup.device) for model in (teacher, student, eager))
+    cached = cache_teacher_outputs(teacher, rows, tokenizer, cache_dir=folder / "cache")
+    return benchmark.Bench(teacher, student, eager, tokenizer, rows, cached, folder, batch)
+
+
+def shaped(
+    vocabulary: int, labels: int, teacher_layers: int, student_layers: int, hidden: int, heads: int
+) -> tuple[nn.Module, nn.Module]:
+    """Make a BERT and a DistilBERT of the same width."""
+    torch.manual_seed(0)
+    teacher = AutoConfig.for_model(
+        "bert", vocab_size=vocabulary, num_labels=labels, num_hidden_layers=teacher_layers, hidden_size=hidden,
+        num_attention_heads=heads, intermediate_size=4 * hidden,
+    )  # fmt: skip
+    student = AutoConfig.for_model(
+        "distilbert", vocab_size=vocabulary, num_labels=labels, n_layers=student_layers, dim=hidden, n_heads=heads,
+        hidden_dim=4 * hidden,
+    )  # fmt: skip
+    first, second = (AutoModelForSequenceClassification.from_config(config) for config in (teacher, student))
+    return first.eval(), second
+
+
+def forward_flop(model: nn.Module, rows: Dataset) -> float:
+    """Count a forward pass over all rows: 2 a weight of a matrix and token, and the attention's two products."""
+    config, lengths = model.config, [len(ids) for ids in rows["input_ids"]]
+    weights = 12 * config.num_hidden_layers * config.hidden_size**2
+    products = 4 * config.num_hidden_layers * config.hidden_size
+    return sum(2.0 * weights * length + products * length**2 for length in lengths)
+
+
+def matrix_product_rate(setup: Setup) -> float:
+    """Measure the operations a second of a large bf16 matrix product."""
+    size = 8192 if setup.on_card else 256
+    a, b = (torch.randn(size, size, device=setup.device, dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        if setup.on_card:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times[3:])
+
+
+def available(name: str) -> list[str]:
+    """Return the name of a contender whose package is installed, or nothing."""
+    try:
+        import textbrewer  # noqa: F401
+    except ImportError:
+        return []
+    return [name]
