@@ -7,7 +7,6 @@ from them, and the cross-entropy against gold labels leaves them out.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import unicodedata
@@ -22,9 +21,10 @@ from datasets.exceptions import DatasetGenerationError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.data.columns import UNLABELLED, check_texts, find_columns
+from nlpkd.data.columns import check_texts, find_columns
 from nlpkd.data.labels import read_task
-from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED
+from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ LONGEST_TEXT = 512
 
 
 LONGEST_NGRAM = 5
+
+
+VERSION = 1
+"""Raise it whenever other rows would come of the same settings, so that rows on disk are made anew."""
 
 
 Row: TypeAlias = tuple[str, ...]
@@ -200,16 +204,9 @@ class MaskedLanguageModel:
 
     def fingerprint(self) -> str:
         """Hash weights, config, tokenizer and settings; see `Augmenter.fingerprint`."""
-        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        # Calls of the tokenizer leave these behind.
-        backend["truncation"] = backend["padding"] = None
-        settings = (self.replace_probability, self.top_k, self.max_length, self.tokenizer.mask_token_id, backend)
-        digest = hashlib.blake2b(repr((type(self.model).__name__, settings)).encode(), digest_size=16)
-        digest.update(self.model.config.to_json_string().encode())
-        for name, tensor in self.model.state_dict().items():
-            digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        hashes = [hash_weights(self.model), hash_configuration(self.model), hash_tokenizer(self.tokenizer)]
+        settings = [self.replace_probability, self.top_k, self.max_length, self.tokenizer.mask_token_id]
+        return hash_value([*hashes, *settings])
 
 
 def augment(
@@ -327,8 +324,7 @@ def _new_rows(
     marks = {name: _mark(data.features[name], name, task) for name in labels}
     if isinstance(exclude, (str, Dataset, Mapping)) or any(isinstance(part, (str, Mapping)) for part in exclude):
         raise ValueError("exclude is no sequence of data sets or of columns: write exclude=[validation, test].")
-    # The code is part of what the rows depend on, so that a later version does not find those of an earlier one.
-    digest = hashlib.blake2b(Path(__file__).read_bytes() + repr((settings, features)).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((VERSION, settings, features)).encode(), digest_size=16)
     known: set[int] = set()
     for place, texts in enumerate((source, data, *exclude)):
         digest.update(f"{len(texts)} rows".encode())

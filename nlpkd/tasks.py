@@ -10,6 +10,10 @@ SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_la
 TASKS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 
+UNLABELLED = -100
+"""The label of a row that nobody labelled: losses and metrics on gold labels leave it out, as torch does."""
+
+
 def task_of(config: Any) -> str | None:
     """Read a model's task from its config: `problem_type`, regression where it has one label, None if it says nothing.
 

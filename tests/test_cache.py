@@ -25,9 +25,10 @@ from transformers import AutoModelForSequenceClassification, BertTokenizer
 from nlpkd import DistillationTrainer, load_text_classification
 from nlpkd.data.collator import pack_states, pad_states
 from nlpkd.data.columns import HIDDEN_STATES
+from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.objectives import EmbeddingMSELoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.teachers.cache import PROBABILITY_FLOOR, cache_teacher_outputs
+from nlpkd.teachers.cache import cache_teacher_outputs
 
 ROWS = 53
 # Not bit-equal: other batch shapes pick other kernels.

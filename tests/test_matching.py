@@ -11,7 +11,7 @@ from transformers import BertTokenizer, DistilBertTokenizer
 
 from nlpkd import make_student
 from nlpkd.data.collator import DistillationCollator
-from nlpkd.data.label_names import follow_student_labels, label_column
+from nlpkd.data.label_names import align_labels_to_student, label_column
 from nlpkd.teachers.checks import hold_against_gold
 from nlpkd.teachers.compatibility import label_order, refuse_shared_weights, teacher_prefix
 from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
@@ -89,39 +89,39 @@ def test_the_column_of_labels_goes_by_any_name_that_trainer_knows(name):
 def test_data_with_the_names_the_other_way_round_follow_the_student(caplog):
     data = raw_rows(20)
     with caplog.at_level(logging.WARNING):
-        followed = follow_student_labels(data, tiny_bert(**POS_NEG).config, "training")
+        followed = align_labels_to_student(data, tiny_bert(**POS_NEG).config, "training")
     assert followed["label"][:] == [1 - label for label in data["label"]]
     assert "training" in caplog.text
 
 
 def test_data_in_the_students_order_are_left_as_they_are(caplog):
     data, config = raw_rows(20), tiny_bert(**NEG_POS).config
-    assert follow_student_labels(data, config, "training") is data
+    assert align_labels_to_student(data, config, "training") is data
     assert not caplog.records
 
 
 def test_a_student_without_names_takes_those_of_the_data():
     config = tiny_bert().config
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
-    follow_student_labels(raw_rows(20), config, "training")
+    align_labels_to_student(raw_rows(20), config, "training")
     assert (config.id2label, config.label2id) == ({0: "neg", 1: "pos"}, {"neg": 0, "pos": 1})
 
 
 def test_names_that_contradict_the_students_are_refused():
     with pytest.raises(ValueError, match="labels of the evaluation set and of the student: .*contradict"):
-        follow_student_labels(raw_rows(20, names=("sad", "happy")), tiny_bert(**NEG_POS).config, "evaluation")
+        align_labels_to_student(raw_rows(20, names=("sad", "happy")), tiny_bert(**NEG_POS).config, "evaluation")
 
 
 def test_data_of_more_labels_than_the_student_has_are_refused():
     with pytest.raises(ValueError, match="different numbers of labels: 3 .* and 2"):
-        follow_student_labels(raw_rows(20, names=("a", "b", "c")), tiny_bert().config, "training")
+        align_labels_to_student(raw_rows(20, names=("a", "b", "c")), tiny_bert().config, "training")
 
 
 @pytest.mark.parametrize("label", [2, -1])
 def test_a_label_out_of_range_names_its_row(label):
     data = Dataset.from_dict({"labels": [0, 1, -100, label, 5]})
     with pytest.raises(ValueError, match=f"row 3 of the training set has label {label} in column 'labels'.*0..1"):
-        follow_student_labels(data, tiny_bert().config, "training")
+        align_labels_to_student(data, tiny_bert().config, "training")
 
 
 def test_an_unlabelled_row_of_glue_is_out_of_range_with_class_names_too():
@@ -129,27 +129,27 @@ def test_an_unlabelled_row_of_glue_is_out_of_range_with_class_names_too():
     hidden = Dataset.from_dict({"label": [0, 1, -1]}, features=features)
     for names in (NEG_POS, POS_NEG):
         with pytest.raises(ValueError, match="row 2 of the evaluation set has label -1"):
-            follow_student_labels(hidden, tiny_bert(**names).config, "evaluation")
+            align_labels_to_student(hidden, tiny_bert(**names).config, "evaluation")
 
 
 @pytest.mark.parametrize("labels", [["pos", "neg"], [None, 1]])
 def test_labels_that_are_no_numbers_are_refused(labels):
     with pytest.raises(ValueError, match=f"no numbers, such as {labels[0]!r}.*load_text_classification"):
-        follow_student_labels(Dataset.from_dict({"label": labels}), tiny_bert().config, "training")
+        align_labels_to_student(Dataset.from_dict({"label": labels}), tiny_bert().config, "training")
 
 
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="the training set has no rows"):
-        follow_student_labels(Dataset.from_dict({"labels": []}), tiny_bert().config, "training")
+        align_labels_to_student(Dataset.from_dict({"labels": []}), tiny_bert().config, "training")
     with pytest.raises(ValueError, match="the training set has no rows"):
-        follow_student_labels([], tiny_bert().config, "training")
+        align_labels_to_student([], tiny_bert().config, "training")
 
 
 def test_rows_without_labels_and_foreign_datasets_pass():
     data = Dataset.from_dict({"input_ids": [[1]]})
-    assert follow_student_labels(data, tiny_bert().config, "training") is data
-    assert follow_student_labels([1, 2], tiny_bert().config, "training") == [1, 2]
-    assert follow_student_labels(None, tiny_bert().config, "training") is None
+    assert align_labels_to_student(data, tiny_bert().config, "training") is data
+    assert align_labels_to_student([1, 2], tiny_bert().config, "training") == [1, 2]
+    assert align_labels_to_student(None, tiny_bert().config, "training") is None
 
 
 # Labels of teacher and student

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from nlpkd.config import fast_at_bf16
+from nlpkd.utils.files import nearest_existing_folder
 
 LEAST_DISK_GB = 5.0
 """Free disk below which the doctor warns: some checkpoints of a BERT-base with their optimizer's state."""
@@ -153,7 +154,7 @@ def _rights(account: dict[str, Any]) -> Finding:
 
 
 def _disk(directory: Path) -> Iterator[Finding]:
-    place = next(path for path in (directory.resolve(), *directory.resolve().parents) if path.exists())
+    place = nearest_existing_folder(directory)
     free_gb = shutil.disk_usage(place).free / 1e9
     low = f"free some: a run keeps checkpoints with their optimizer's state ({LEAST_DISK_GB:g} GB is little)"
     yield Finding("free disk", f"{free_gb:.1f} GB at {place}", True if free_gb >= LEAST_DISK_GB else None, low)

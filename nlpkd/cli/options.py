@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from nlpkd.utils.files import write_whole
+from nlpkd.utils.files import write_atomic
 
 Text = Annotated[str | None, typer.Option(help="Column of the text; recognised by common names if left out.")]
 
@@ -176,7 +176,7 @@ def save_config(context: typer.Context, path: Path) -> None:
     kept = {name: _as_yaml(name, value) for name, value in values.items() if value is not None}
     text = yaml.safe_dump({"command": context.info_name} | kept, sort_keys=False, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, f"# nlpkd {context.info_name} --config {path.name}\n{text}".encode())
+    write_atomic(path, f"# nlpkd {context.info_name} --config {path.name}\n{text}".encode())
 
 
 @contextmanager
@@ -205,7 +205,7 @@ def run_config(context: typer.Context, output_dir: Path) -> Iterator[None]:
     except BaseException:
         # A run that wrote anything was accepted, and goes on by its options.
         if main and _files(output_dir) == files:
-            path.unlink() if before is None else write_whole(path, before)
+            path.unlink() if before is None else write_atomic(path, before)
         raise
 
 

@@ -7,7 +7,6 @@ PyTorch, ONNX Runtime and a browser with the same config and tokenizer.
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import json
 import logging
@@ -32,6 +31,7 @@ from nlpkd.models.inference import frozen_copy
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
 from nlpkd.tasks import task_of
+from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.optional import require
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def export_onnx(
         reference.config.architectures = [type(model).__name__]
         reference.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        accept(Path(temporary), directory, [record], _state_sha256(model))
+        accept(Path(temporary), directory, [record], hash_weights(model))
     logger.info("%s", record)
     return record
 
@@ -217,14 +217,6 @@ def export_record(directory: Path) -> dict[str, Any]:
     """
     noted = directory / EXPORT_RECORD
     return json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {"files": {}}
-
-
-def _state_sha256(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class _Logits(nn.Module):

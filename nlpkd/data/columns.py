@@ -20,10 +20,6 @@ PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "q
 MAX_CLASSES = 1000
 
 
-UNLABELLED = -100
-"""The label of training rows without one, which the teacher alone labels; `CrossEntropyLoss` leaves them out."""
-
-
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,15}")
 
 

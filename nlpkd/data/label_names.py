@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from nlpkd.data.columns import UNLABELLED
 from nlpkd.data.streaming import TextStream
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def label_column(dataset: Any) -> str | None:
     return next((name for name in _LABEL_COLUMNS if name in (getattr(dataset, "column_names", None) or ())), None)
 
 
-def follow_student_labels(dataset: Any, student_config: Any, split: str) -> Any:
+def align_labels_to_student(dataset: Any, student_config: Any, split: str) -> Any:
     """Give a data set the label ids of the student, by name, and check that they are in range.
 
     Args:
@@ -138,11 +137,11 @@ def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: 
             f"column {column!r} of the {split} set holds labels that are no numbers, such as {values.tolist()[0]!r}: "
             "load the data with nlpkd.load_text_classification, which numbers them"
         )
-    bad = np.flatnonzero((values != -100) & ((values < 0) | (values >= num_labels)))
+    bad = np.flatnonzero((values != UNLABELLED) & ((values < 0) | (values >= num_labels)))
     if bad.size:
         raise ValueError(
             f"row {bad[0]} of the {split} set has label {values[bad[0]]} in column {column!r}; the student has labels "
-            f"0..{num_labels - 1} (-100: unlabelled)"
+            f"0..{num_labels - 1} ({UNLABELLED}: unlabelled)"
         )
 
 

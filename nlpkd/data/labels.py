@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
-from nlpkd.data.columns import INTEGER, MAX_CLASSES, UNLABELLED
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
+from nlpkd.data.columns import INTEGER, MAX_CLASSES
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS, UNLABELLED
 
 logger = logging.getLogger(__name__)
 

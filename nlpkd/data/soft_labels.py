@@ -14,7 +14,7 @@ from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 PROBABILITY_FLOOR = 1e-6
-"""What smaller probabilities are raised to before the logarithm is taken."""
+"""Smaller probabilities are raised to this before the logarithm is taken."""
 
 
 _ROUNDING = 1e-3

@@ -16,9 +16,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Va
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils.logging import tqdm
 
-from nlpkd.data.columns import BLANK, MAX_CLASSES, UNLABELLED, Columns, find_columns
+from nlpkd.data.columns import BLANK, MAX_CLASSES, Columns, find_columns
 from nlpkd.data.labels import encode_labels
 from nlpkd.data.sources import class_names, stream_rows, to_column
+from nlpkd.tasks import UNLABELLED
 
 ROW = "__row__"
 """Of a row: its number, in what it was read from."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.columns import Columns, _text_columns
+from nlpkd.utils.fingerprints import tokenizer_state
 
 
 def original_ids(
@@ -45,10 +45,9 @@ def original_ids(
 
 def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Read a tokenizer's content as `tokenizer.json` has it; settings of padding and truncation don't count."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    state = tokenizer_state(tokenizer)
+    if state is None:
         raise ValueError(f"{type(tokenizer).__name__} has no fast backend (tokenizer.json), which trimming rebuilds")
-    state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     if state["model"]["type"] not in ("WordPiece", "WordLevel", "BPE", "Unigram"):
         raise ValueError(f"the vocabulary of a {state['model']['type']} tokenizer can't be trimmed")
     return state
@@ -116,7 +115,7 @@ _TEACHER_COLUMN = re.compile(rf"({TEACHER_PREFIX}(?:\d+_)?)(?:{'|'.join(TOKEN_CO
 
 
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
-    """Tell whether two tokenizers turn every text into the same ids, whatever their classes and paths.
+    """Check whether two tokenizers turn every text into the same ids, whatever their classes and paths.
 
     Args:
         first: a tokenizer.
@@ -128,13 +127,8 @@ def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBa
     """
     if first is second:
         return True
-    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
-    settings = [json.loads(backend.to_str()) for backend in backends if backend is not None]
-    if len(settings) < 2:
-        return False
-    for setting in settings:
-        setting["padding"] = setting["truncation"] = None
-    return settings[0] == settings[1]
+    state = tokenizer_state(first)
+    return state is not None and state == tokenizer_state(second)
 
 
 def per_teacher(tokenizers: TeacherTokenizers, teachers: int) -> list[PreTrainedTokenizerBase | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.evaluation.report import METRIC_NAMES, PROTOCOLS, EvaluationReport
-from nlpkd.utils.files import write_whole
+from nlpkd.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def save_page(
         return None
     path = Path(directory) / PAGE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render_page(report, curves=curves, texts=texts).encode())
+    write_atomic(path, render_page(report, curves=curves, texts=texts).encode())
     return path
 
 

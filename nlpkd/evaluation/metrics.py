@@ -12,12 +12,10 @@ from scipy.sparse import csr_array
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
+from nlpkd.tasks import UNLABELLED
+
 CALIBRATION_BINS = 15
 """Equal-width confidence bins of the calibration error."""
-
-
-IGNORED_LABEL = -100
-"""Rows with this label are left out, as torch's cross entropy leaves them out."""
 
 
 class InMemoryMetric(evaluate.Metric):
@@ -233,7 +231,7 @@ def _labelled_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
         raise ValueError(
             f"expected logits (rows, labels) and labels (rows,), found shapes {logits.shape} and {labels.shape}"
         )
-    kept = labels != IGNORED_LABEL
+    kept = labels != UNLABELLED
     logits, labels = logits[kept], labels[kept]
     if not len(labels):
         raise ValueError("there is no labelled row to measure: give at least one row with a label that is not -100")

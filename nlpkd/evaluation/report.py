@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nlpkd.utils.files import write_whole
+from nlpkd.utils.files import write_atomic
 
 SCHEMA = 1
 
@@ -186,8 +186,8 @@ class EvaluationReport:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / MARKDOWN_NAME, self.to_markdown().encode())
-        write_whole(directory / JSON_NAME, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+        write_atomic(directory / MARKDOWN_NAME, self.to_markdown().encode())
+        write_atomic(directory / JSON_NAME, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
         return directory / JSON_NAME
 
     @classmethod

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from nlpkd.evaluation.metrics import (
     CALIBRATION_BINS,
-    IGNORED_LABEL,
     bootstrap_draws,
     bootstrap_totals,
     calibration_bins,
@@ -31,7 +30,7 @@ from nlpkd.evaluation.metrics import (
     reliability_bins,
     resampled_metrics,
 )
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
 HEAVY_IMBALANCE = 5.0
 """How many times as frequent as the rarest class the commonest must be for macro F1 to be the headline."""
@@ -221,7 +220,7 @@ class MultiLabelScoring(Scoring):
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Measure with scikit-learn; labels `(rows, labels)`."""
-        logits, labels = _known(logits, labels, labels[:, 0] != IGNORED_LABEL)
+        logits, labels = _known(logits, labels, labels[:, 0] != UNLABELLED)
         decisions, gold = logits > self.cut, labels == 1
         values = {"accuracy": float(accuracy_score(gold, decisions))}
         for average in ("macro", "micro"):
@@ -232,7 +231,7 @@ class MultiLabelScoring(Scoring):
 
     def resampled(self, logits: np.ndarray, labels: np.ndarray, *, samples: int, seed: int) -> dict[str, np.ndarray]:
         """Resample each row's counts, whose sums determine every metric."""
-        logits, labels = _known(logits, labels, labels[:, 0] != IGNORED_LABEL)
+        logits, labels = _known(logits, labels, labels[:, 0] != UNLABELLED)
         decisions, gold = logits > self.cut, labels == 1
         bins, gaps = _decision_gaps(logits, gold)
         by_bin = np.zeros((len(bins), CALIBRATION_BINS))

@@ -20,7 +20,7 @@ from nlpkd.evaluation.html_report import PAGE_NAME, save_page, training_curves
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, public_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
-from nlpkd.utils.files import inside, refuse_damaged, write_whole
+from nlpkd.utils.files import inside, refuse_damaged, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def push_student(
     api = HfApi(token=token)
     try:
         if (card := _new_card(directory, repo_id)) is not None:
-            write_whole(directory / "README.md", card.encode())
+            write_atomic(directory / "README.md", card.encode())
         with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
             _stage(directory, Path(staging))
             return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)

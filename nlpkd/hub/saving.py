@@ -10,7 +10,7 @@ from accelerate import PartialState
 from nlpkd.evaluation.html_report import save_page, training_curves
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card
-from nlpkd.utils.files import replacing_model, write_whole
+from nlpkd.utils.files import atomic_model_update, write_atomic
 
 
 def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Path:
@@ -36,7 +36,7 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
             "transformers PreTrainedModel, or save its state_dict with safetensors yourself"
         )
     directory = Path(directory)
-    with replacing_model(directory) as temporary:
+    with atomic_model_update(directory) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
@@ -56,4 +56,4 @@ def save_report(report: EvaluationReport, directory: str | Path, model_name: str
     report.save(directory)
     save_page(report, directory, curves=training_curves(directory))
     card = build_model_card(report, model_name=model_name or Path(directory).resolve().name)
-    write_whole(Path(directory) / "README.md", str(card).encode())
+    write_atomic(Path(directory) / "README.md", str(card).encode())

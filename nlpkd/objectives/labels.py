@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of, rows
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
 
 class CrossEntropyLoss(Objective):
@@ -86,7 +86,7 @@ class CrossEntropyLoss(Objective):
     def _labelled(self, batch: Mapping[str, Any]) -> Tensor:
         """Say which rows have a gold label: bool `(batch,)`."""
         labels = labels_of(batch, self)
-        known = ~labels.isnan() if self.task == REGRESSION else labels != -100
+        known = ~labels.isnan() if self.task == REGRESSION else labels != UNLABELLED
         return known.reshape(len(labels), -1).all(dim=1)
 
     def config(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nlpkd.compression.half import to_half
 from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
 from nlpkd.compression.prune import prune_heads, prune_magnitude, prune_neurons
 from nlpkd.compression.vocabulary import trim_vocabulary
-from nlpkd.data.label_names import follow_student_labels, telling_names
+from nlpkd.data.label_names import align_labels_to_student, telling_names
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.prediction import predict_logits
@@ -26,7 +26,7 @@ from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import task_of
-from nlpkd.utils.files import write_whole
+from nlpkd.utils.files import write_atomic
 from nlpkd.utils.locks import only_run
 
 RECORD = "compression.json"
@@ -132,7 +132,7 @@ def compress(
             dataset_revision=dataset_revision,
         )
         loaded = load(tokenizer=tokenizer)
-        rows = follow_student_labels(loaded["train"], before.config, "train")
+        rows = align_labels_to_student(loaded["train"], before.config, "train")
         columns = [column for column in (loaded.text_column, loaded.text_pair_column) if column is not None]
         texts = (text for column in columns for text in rows[column])
         given = {"dataset": rows, "tokenizer": tokenizer, "texts": texts}
@@ -143,7 +143,7 @@ def compress(
         record = replace(record, agreement=agreement, logits_difference=difference)
         records = [*_earlier_records(source), asdict(record)]
         save_student(after, output_dir, tokenizer)
-        write_whole(Path(output_dir) / RECORD, (json.dumps(records, indent=2) + "\n").encode())
+        write_atomic(Path(output_dir) / RECORD, (json.dumps(records, indent=2) + "\n").encode())
     return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
 
 

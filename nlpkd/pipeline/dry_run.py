@@ -25,6 +25,7 @@ from nlpkd.data.streaming import TextStream
 from nlpkd.pipeline.job import Job, gold_trainer, lean_by_default
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.training.trainer import DistillationTrainer
+from nlpkd.utils.files import nearest_existing_folder
 
 PROBED_STEPS = 5
 """Optimizer steps that are timed, after one of warm-up."""
@@ -133,8 +134,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, baselin
         if baseline:
             gold_ms = _step_ms(gold_trainer(student, short[-1], probed.data, job.tokenizer, job.class_weights))
     models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
-    folder_to_be = Path(args.output_dir).resolve()
-    place = next(path for path in (folder_to_be, *folder_to_be.parents) if path.exists())
+    place = nearest_existing_folder(Path(args.output_dir))
     return Plan(
         models=[(name, *_size(model)) for name, model in models],
         rows=count,

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from nlpkd.data.label_names import follow_student_labels, telling_names
+from nlpkd.data.label_names import align_labels_to_student, telling_names
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import same_tokenizer
@@ -110,11 +110,11 @@ def evaluate(
     split = split or _measured_split(loaded)
     if split not in loaded:
         raise ValueError(f"{loaded.name} has no split {split!r}, found {list(loaded)}")
-    rows = follow_student_labels(loaded[split], config, split)
+    rows = align_labels_to_student(loaded[split], config, split)
     fitted = None
     if held_out is not None:
         further = load(held_out)
-        fitted = follow_student_labels(further[_measured_split(further)], config, "held-out")
+        fitted = align_labels_to_student(further[_measured_split(further)], config, "held-out")
     # Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
     name, revision = split_revision(loaded.name) if in_full else (loaded.name, None)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.label_names import follow_student_labels
+from nlpkd.data.label_names import align_labels_to_student
 from nlpkd.data.labels import unlabelled_rows
 from nlpkd.data.streaming import TextStream
 from nlpkd.data.text_classification import TextClassificationData, labelled_rows
@@ -31,7 +30,8 @@ from nlpkd.objectives.presets import Stage
 from nlpkd.training.checkpoints import last_whole
 from nlpkd.training.publishing import describe_training
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import replacing
+from nlpkd.utils.files import atomic_folder_update
+from nlpkd.utils.processes import decided_by_main_process
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)
@@ -199,10 +199,10 @@ class Job:
         stages: Sequence[Stage],
     ) -> EvaluationReport:
         split = "test" if "test" in self.data else "validation"
-        rows = follow_student_labels(self.data[split], trainer.model.config, split)
+        rows = align_labels_to_student(self.data[split], trainer.model.config, split)
         held_out = None
         if split == "test" and "validation" in self.data and not any(unlabelled_rows(self.data["validation"])):
-            held_out = follow_student_labels(self.data["validation"], trainer.model.config, "validation")
+            held_out = align_labels_to_student(self.data["validation"], trainer.model.config, "validation")
         report = None
         if PartialState().is_main_process:
             report = evaluate_student(
@@ -220,7 +220,7 @@ class Job:
             )
             if chosen := report.run.get("thresholds"):
                 trainer.model.config.thresholds = chosen["student"]
-                with replacing(Path(args.output_dir)) as temporary:
+                with atomic_folder_update(Path(args.output_dir)) as temporary:
                     trainer.model.config.save_pretrained(temporary)
             save_report(report, args.output_dir, args.hub_model_id)
         PartialState().wait_for_everyone()
@@ -265,12 +265,10 @@ def checkpoint_to_resume(args: DistillationConfig) -> str | None:
     if str(args.resume_from_checkpoint).lower() != "true":
         return str(args.resume_from_checkpoint)
     # Machines may see other folders, and start or resume together.
-    main = PartialState().is_main_process
-    found = [last_whole(args.output_dir) if main else None]
-    broadcast_object_list(found)
-    if found[0] is None and main:
+    found = decided_by_main_process(lambda: last_whole(args.output_dir))
+    if found is None and PartialState().is_main_process:
         logger.warning("There is no whole checkpoint in %s yet: starting from the beginning.", args.output_dir)
-    return None if found[0] is None else str(found[0])
+    return None if found is None else str(found)
 
 
 def _resumes(args: DistillationConfig) -> bool:
@@ -308,6 +306,6 @@ def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | No
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.args.should_save:
-        with replacing(Path(args.output_dir)) as temporary:
+        with atomic_folder_update(Path(args.output_dir)) as temporary:
             trainer.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
     return None if checkpoint else result.metrics["train_runtime"]

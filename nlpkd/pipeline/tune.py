@@ -26,7 +26,7 @@ from nlpkd.objectives.presets import resolve
 from nlpkd.students.make_student import make_student
 from nlpkd.tasks import task_of
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import write_whole
+from nlpkd.utils.files import write_atomic
 from nlpkd.utils.locks import only_run
 
 TUNING_FILE = "tuning.json"
@@ -167,7 +167,7 @@ def tune(
         trials = [trial.params | {"value": trial.value} for trial in found.trials]
         result = TuningResult(found.best_trial.params, metric, found.best_value, trials)
         if PartialState().is_main_process:
-            write_whole(folder / TUNING_FILE, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
+            write_atomic(folder / TUNING_FILE, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
         return result
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +21,7 @@ from nlpkd.models.loading import load_classifier
 from nlpkd.models.small_models import SMALL_STUDENTS, small_student
 from nlpkd.students.narrow import narrow_student
 from nlpkd.students.shapes import SHAPES
+from nlpkd.utils.processes import decided_by_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -173,19 +172,12 @@ def student_within(
     Raises:
         ValueError: if nothing fits.
     """
-    found: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            candidates = _candidates(_merged(teacher), embedding_size, fits)
-            found[0], _ = choose_within(candidates, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
-        except Exception as error:  # The other processes wait for a word.
-            found[1] = str(error)
-            broadcast_object_list(found)
-            raise
-    broadcast_object_list(found)
-    if found[1] is not None:
-        raise ValueError(found[1])
-    return found[0]
+
+    def choose() -> str:
+        candidates = _candidates(_merged(teacher), embedding_size, fits)
+        return choose_within(candidates, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)[0]
+
+    return decided_by_main_process(choose)
 
 
 def _candidates(

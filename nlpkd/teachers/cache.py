@@ -27,6 +27,7 @@ from transformers.utils.logging import tqdm
 from nlpkd.config import fast_at_bf16
 from nlpkd.data.collator import pack_states
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
+from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.data.tokenization import TEACHER_PREFIX, TOKEN_COLUMNS
 from nlpkd.models.capture import Capture
 from nlpkd.models.inference import evaluating, frozen_copy
@@ -36,10 +37,6 @@ from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_va
 from nlpkd.utils.locks import only_writer
 
 logger = logging.getLogger(__name__)
-
-
-PROBABILITY_FLOOR = 1e-7
-"""What smaller probabilities are raised to before the logarithm is taken."""
 
 
 SHARD_ROWS = 4096

@@ -11,10 +11,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import confusion_matrix
 
-from nlpkd.data.columns import TEACHER_LOGITS, UNLABELLED
+from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.label_names import label_column
 from nlpkd.models.ensemble import TeacherEnsemble
-from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, task_of
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED, task_of
 from nlpkd.teachers.compatibility import _who
 from nlpkd.teachers.teacher import LiveTeacher, Teacher
 
@@ -149,7 +149,7 @@ def stratified_sample(labels: Sequence[int] | np.ndarray, rows: int, seed: int) 
     shuffled = np.random.default_rng(seed).permutation(len(array))
     if array.ndim > 1 or array.dtype.kind == "f":
         first = array.reshape(len(array), -1)[:, 0]
-        known = ~np.isnan(first) & ((first != -100) | (array.ndim == 1))
+        known = ~np.isnan(first) & ((first != UNLABELLED) | (array.ndim == 1))
         return sorted(shuffled[known[shuffled]][:rows].tolist())
     shuffled = shuffled[array[shuffled] >= 0]
     rank = np.empty(len(shuffled), dtype=int)

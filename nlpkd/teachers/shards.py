@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from nlpkd.utils.files import digest_of, needing_room, write_whole
+from nlpkd.utils.files import digest_of, explain_full_disk, write_atomic
 from nlpkd.utils.fingerprints import differences
 
 SCHEMA = 1
@@ -72,7 +72,7 @@ class ShardFolder:
             "explanations": dict(explanations),
             "versions": {"torch": torch.__version__, "pyarrow": pa.__version__},
         }
-        write_whole(path / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(path / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def open(cls, path: Path, parts: Mapping[str, Any], explanations: Mapping[str, Any]) -> ShardFolder:
@@ -151,8 +151,10 @@ class ShardFolder:
             writer.write_table(table)
         data = memoryview(sink.getvalue())
         name = f"shard-{number:05d}.{hashlib.sha256(data).hexdigest()[:16]}.arrow"
-        with needing_room(self.path, f"{name} was not written. Free some space and run again: other shards are kept"):
-            write_whole(self.path / name, data)
+        with explain_full_disk(
+            self.path, f"{name} was not written. Free some space and run again: other shards are kept"
+        ):
+            write_atomic(self.path / name, data)
 
     def load(self) -> Dataset:
         """Open all shards as one data set, memory-mapped.

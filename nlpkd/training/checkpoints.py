@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers.trainer_utils import rotate_checkpoints
 
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.streaming import TextStream
-from nlpkd.utils.files import is_sealed, needing_room, refuse_damaged, seal, write_whole
+from nlpkd.utils.files import explain_full_disk, has_checksums, refuse_damaged, write_atomic, write_checksums
 from nlpkd.utils.fingerprints import NO_INFLUENCE, differences, hash_configuration, hash_value, hash_weights
+from nlpkd.utils.processes import decided_by_main_process
 
 if TYPE_CHECKING:
     from nlpkd.training.trainer import DistillationTrainer
@@ -58,7 +58,7 @@ def last_whole(output_dir: str | Path) -> Path | None:
     """Find the newest checkpoint that was written to the end; None where there is none."""
     found = {int(name[1]): path for path in Path(output_dir).glob("*") if (name := _NAME.fullmatch(path.name))}
     for step in sorted(found, reverse=True):
-        if is_sealed(found[step]):
+        if has_checksums(found[step]):
             return found[step]
         logger.warning("%s was cut short while it was written, and is left out.", found[step])
     return None
@@ -84,30 +84,22 @@ def whole_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str
     """
     if not asked:
         return None
-    chosen: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            chosen[0] = str(_sound(Path(output_dir), asked, record))
-        except ValueError as error:
-            chosen[1] = str(error)
-    broadcast_object_list(chosen)
-    if chosen[1] is not None:
-        raise ValueError(chosen[1])
-    seen = gather_object([Path(chosen[0]).is_dir()])
+    chosen = decided_by_main_process(lambda: str(_sound(Path(output_dir), asked, record)))
+    seen = gather_object([Path(chosen).is_dir()])
     if not all(seen):
         without = [rank for rank, found in enumerate(seen) if not found]
         raise ValueError(
-            f"the checkpoint {chosen[0]} is on the machine of process 0, and not on that of processes {without}: let "
+            f"the checkpoint {chosen} is on the machine of process 0, and not on that of processes {without}: let "
             "output_dir be a folder that all machines share, or copy it there"
         )
-    return chosen[0]
+    return chosen
 
 
 def _sound(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> Path:
     found = last_whole(output_dir) if isinstance(asked, bool) else Path(asked)
     if found is None:
         raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
-    if not is_sealed(found) or not (found / RUN_RECORD).is_file():
+    if not has_checksums(found) or not (found / RUN_RECORD).is_file():
         raise ValueError(
             f"{found} is no whole checkpoint: it was cut short while it was written, or nlpkd did not write it. "
             "resume_from_checkpoint=True takes the last whole one"
@@ -158,12 +150,12 @@ def sealed(trainer: DistillationTrainer, folder: Path, run_dir: str) -> Iterator
     # An older checkpoint may go only when this one has its checksums.
     args.save_total_limit = None
     try:
-        with needing_room(folder, failed):
+        with explain_full_disk(folder, failed):
             yield
             accelerator.wait_for_everyone()
             if args.should_save:
-                write_whole(folder / RUN_RECORD, (json.dumps(trainer.run_record, indent=2) + "\n").encode())
-                seal(folder)
+                write_atomic(folder / RUN_RECORD, (json.dumps(trainer.run_record, indent=2) + "\n").encode())
+                write_checksums(folder)
     except Exception:
         if args.should_save:
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, hub_id
 from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import TeacherEnsemble
-from nlpkd.utils.files import write_whole
+from nlpkd.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from nlpkd.training.trainer import DistillationTrainer
@@ -165,7 +165,7 @@ def write_card(trainer: DistillationTrainer, facts: dict[str, Any]) -> None:
             f"a card needs figures: give one labelled eval_dataset, or save an EvaluationReport in {folder}"
         )
     card = build_model_card(report, model_name=repository(trainer))
-    write_whole(folder / "README.md", card.content.encode())
+    write_atomic(folder / "README.md", card.content.encode())
 
 
 def push(

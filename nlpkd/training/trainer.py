@@ -23,7 +23,7 @@ from transformers.utils import PushInProgress
 from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import TEACHER_LOGITS
-from nlpkd.data.label_names import follow_student_labels
+from nlpkd.data.label_names import align_labels_to_student
 from nlpkd.data.streaming import TextStream
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher
 from nlpkd.data.windows import DOCUMENT, average_windows, one_row_a_document
@@ -33,7 +33,7 @@ from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
-from nlpkd.tasks import task_of
+from nlpkd.tasks import UNLABELLED, task_of
 from nlpkd.teachers.compatibility import refuse_reentrant_checkpointing, refuse_shared_weights
 from nlpkd.teachers.signals import Teaching
 from nlpkd.training.checkpoints import describe_run, sealed, whole_checkpoint
@@ -45,7 +45,7 @@ from nlpkd.training.l2_sp import Anchor
 from nlpkd.training.lean import Change, changes_for_training, end_training
 from nlpkd.training.loss_log import LossWindow
 from nlpkd.training.publishing import card_facts, push, push_checkpoint, write_card
-from nlpkd.utils.files import refuse_damaged, replacing_model
+from nlpkd.utils.files import atomic_model_update, refuse_damaged
 from nlpkd.utils.locks import only_writer
 
 logger = logging.getLogger(__name__)
@@ -165,11 +165,11 @@ class DistillationTrainer(Trainer):
 
     def _follow_labels(self) -> None:
         config = getattr(self.model, "config", None)
-        self.train_dataset = follow_student_labels(self.train_dataset, config, "training")
+        self.train_dataset = align_labels_to_student(self.train_dataset, config, "training")
         if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {k: follow_student_labels(v, config, k) for k, v in self.eval_dataset.items()}
+            self.eval_dataset = {k: align_labels_to_student(v, config, k) for k, v in self.eval_dataset.items()}
         else:
-            self.eval_dataset = follow_student_labels(self.eval_dataset, config, "evaluation")
+            self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
 
     def _connect(self) -> None:
         student, teacher, config = self.model, self.teacher_model, getattr(self.model, "config", None)
@@ -330,7 +330,7 @@ class DistillationTrainer(Trainer):
         batch = self._prepare_inputs(batch)
         counts = self.objectives.counts(batch) if len(self.objectives) else torch.zeros(0, device=self.args.device)
         if self.compute_loss_func is not None:
-            counts = torch.cat([counts, (batch["labels"] != -100).sum()[None]])
+            counts = torch.cat([counts, (batch["labels"] != UNLABELLED).sum()[None]])
         return counts
 
     def compute_loss(
@@ -541,7 +541,7 @@ class DistillationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         as_it_is = folder == self._checkpoint or not self.args.should_save
-        with nullcontext(folder) if as_it_is else replacing_model(folder) as target:
+        with nullcontext(folder) if as_it_is else atomic_model_update(folder) as target:
             super()._save(str(target), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: named once they are written, held against checksums, a full disk said plainly."""
+"""Files that are complete or not there, checked by checksums; a full disk is one plain error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FULL_BYTES = 1 << 16
 
 
 def digest_of(path: Path) -> str:
-    """Give the SHA-256 of a file, in hexadecimal digits."""
+    """Compute the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -36,8 +36,8 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file under a temporary name, then give it its own in one step."""
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write a file under a temporary name, then rename it in one step: readers see the old file or the new one."""
     # Without the number of the process, so that what a killed one left behind is written over.
     temporary = path.with_name(f".{path.name.split('.')[0]}.tmp")
     try:
@@ -52,8 +52,8 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write to, whose files move into another one once all of them are written.
+def atomic_folder_update(folder: Path) -> Iterator[Path]:
+    """Open an empty folder to write to; its files replace those of `folder` once all of them are written.
 
     Args:
         folder: where the files go, made where missing; it must have a single writer.
@@ -79,8 +79,8 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_model(folder: Path) -> Iterator[Path]:
-    """Do as `replacing` does for the files of a model, whose weights and tokenizer get checksums.
+def atomic_model_update(folder: Path) -> Iterator[Path]:
+    """Replace the files of a model as `atomic_folder_update` does, with checksums of its weights and tokenizer.
 
     Args:
         folder: where the model goes.
@@ -92,9 +92,9 @@ def replacing_model(folder: Path) -> Iterator[Path]:
         OSError: if the disk is full.
     """
     failed = "the model was not saved, and what was there before is as it was. Free some space, and save again"
-    with needing_room(folder, failed), replacing(folder) as temporary:
+    with explain_full_disk(folder, failed), atomic_folder_update(folder) as temporary:
         yield temporary
-        seal(temporary, WEIGHTS, TOKENIZER)
+        write_checksums(temporary, WEIGHTS, TOKENIZER)
         names = {path.name for path in temporary.iterdir()}
     for stale in folder.glob("model*.safetensors*"):
         # from_pretrained prefers one whole file to shards: a leftover would be loaded in place of the new weights.
@@ -102,8 +102,8 @@ def replacing_model(folder: Path) -> Iterator[Path]:
             stale.unlink()
 
 
-def seal(folder: Path, *patterns: str) -> None:
-    """Write down size and checksum of a folder's files, after all of them are on disk.
+def write_checksums(folder: Path, *patterns: str) -> None:
+    """Write size and checksum of a folder's files to `CHECKSUMS`, after all of them are on disk.
 
     Args:
         folder: the folder.
@@ -116,11 +116,11 @@ def seal(folder: Path, *patterns: str) -> None:
             os.fsync(file.fileno())
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": digest_of(path)}
-    write_whole(folder / CHECKSUMS, (json.dumps({"files": files}, indent=2) + "\n").encode())
+    write_atomic(folder / CHECKSUMS, (json.dumps({"files": files}, indent=2) + "\n").encode())
 
 
-def is_sealed(folder: Path) -> bool:
-    """Say whether a folder has its checksums, that is, whether it was written to the end."""
+def has_checksums(folder: Path) -> bool:
+    """Check whether a folder has its checksums, that is, whether it was written to the end."""
     return (folder / CHECKSUMS).is_file()
 
 
@@ -144,7 +144,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def refuse_damaged(folder: Path, pattern: str = "*") -> None:
-    """Hold the files of a sealed folder against their checksums; one without checksums is taken as it is.
+    """Compare the files of a folder with their checksums; a folder without checksums is taken as it is.
 
     Args:
         folder: the folder.
@@ -153,14 +153,14 @@ def refuse_damaged(folder: Path, pattern: str = "*") -> None:
     Raises:
         ValueError: if files are missing, truncated or changed, or lie outside of the folder; they are named.
     """
-    if not is_sealed(folder):
+    if not has_checksums(folder):
         return
     try:
         files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
         listed = [(name, files[name]["bytes"], files[name]["sha256"]) for name in _matching(files, pattern)]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CHECKSUMS} can't be read ({error!r}): {folder} is damaged") from None
-    problems = list(filter(None, (_problem(inside(folder, name), *expected) for name, *expected in listed)))
+    problems = list(filter(None, (_damage(inside(folder, name), *expected) for name, *expected in listed)))
     if problems:
         raise ValueError(
             f"{'; '.join(problems)}. Nothing is read from {folder}: use another copy, or if the files were changed on "
@@ -172,7 +172,7 @@ def _matching(names: Iterable[str], pattern: str) -> list[str]:
     return [name for name in names if Path(name).match(pattern)]
 
 
-def _problem(path: Path, bytes: int, sha256: str) -> str | None:
+def _damage(path: Path, bytes: int, sha256: str) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
     if path.stat().st_size != bytes:
@@ -181,7 +181,7 @@ def _problem(path: Path, bytes: int, sha256: str) -> str | None:
 
 
 @contextmanager
-def needing_room(folder: Path, failed: str) -> Iterator[None]:
+def explain_full_disk(folder: Path, failed: str) -> Iterator[None]:
     """Turn what libraries raise on a full disk into one plain error.
 
     Args:
@@ -206,5 +206,18 @@ def _is_full(error: Exception, folder: Path) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors says so in words, and takes its file away; torch says something else, and leaves its file.
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return "No space left on device" in str(error) or shutil.disk_usage(there).free < _FULL_BYTES
+    free_bytes = shutil.disk_usage(nearest_existing_folder(folder)).free
+    return "No space left on device" in str(error) or free_bytes < _FULL_BYTES
+
+
+def nearest_existing_folder(folder: Path) -> Path:
+    """Find what exists already of a folder's path.
+
+    Args:
+        folder: perhaps not made yet.
+
+    Returns:
+        The folder itself, or its nearest parent that exists.
+    """
+    folder = folder.resolve()
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -63,12 +63,24 @@ def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, (bool, int, float, str))
 
 
-def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash what a tokenizer makes of texts; one written in Python is told by its class and size alone."""
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    """Read all that decides which ids a tokenizer gives, as `tokenizer.json` has it.
+
+    Args:
+        tokenizer: any tokenizer.
+
+    Returns:
+        Vocabulary, merges, normaliser, splitting, special and added tokens. Padding and truncation are None, since
+        every call of a tokenizer sets them anew. None of a tokenizer that is written in Python.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return hash_value([type(tokenizer).__name__, len(tokenizer)])
-    return hash_value(json.loads(backend.to_str()) | {"padding": None, "truncation": None})
+    return None if backend is None else json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash a tokenizer's `tokenizer_state`; of one written in Python its class and size."""
+    state = tokenizer_state(tokenizer)
+    return hash_value([type(tokenizer).__name__, len(tokenizer)] if state is None else state)
 
 
 def hash_value(value: Any) -> str:

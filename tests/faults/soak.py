@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 import jobs  # noqa: E402
 
 from nlpkd.training.checkpoints import last_whole  # noqa: E402
-from nlpkd.utils.files import is_sealed  # noqa: E402
+from nlpkd.utils.files import has_checksums  # noqa: E402
 
 FIXED = [HERE / "test_faults.py", HERE.parent / "distributed" / "test_sigterm.py",
          HERE.parent / "distributed" / "test_two_hosts.py"]  # fmt: skip
@@ -43,7 +43,7 @@ def state_of(stage: str, out: Path) -> str:
     if stage == "export":
         return "inside" if list(out.glob(".exporting*")) else "nothing"
     found = list(out.glob("checkpoint-*"))
-    if any(not is_sealed(path) for path in found):
+    if any(not has_checksums(path) for path in found):
         return "inside"
     return "nothing" if not found else "after" if (out / "checkpoint-12").exists() else "between"
 
