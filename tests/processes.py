@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
+from paths import ROOT, TESTS
+
 import nlpkd.cli
 import nlpkd.pipeline  # noqa: F401
-
-HERE = Path(__file__).parent
 
 
 class Program:
@@ -39,7 +39,7 @@ class Program:
         context.set_forkserver_preload(["processes"])
         # What the server is to import is found by the variable alone.
         before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *([before] if before else [])])
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TESTS), *([before] if before else [])])
         forkserver.ensure_running()
         os.environ.pop("PYTHONPATH")
         if before:

@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from conftest import tiny_bert
+from samples import tiny_bert
 from torch import Tensor
 
 from nlpkd import objectives as o

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, raw_rows, tiny_bert
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+from samples import WORDS, raw_rows, tiny_bert
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,

@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import fine_tuned_teacher, raw_rows, tiny_bert
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from paths import TESTS
 from safetensors.torch import load_file, save_file
+from samples import fine_tuned_teacher, raw_rows, tiny_bert
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from nlpkd import distill
@@ -362,7 +363,7 @@ def table() -> str:
 
 
 def test_the_catalogue_is_in_the_readme():
-    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    text = (TESTS / "README.md").read_text(encoding="utf-8")
     assert table() in text, "run `python tests/test_bad_input.py` and put what it prints into tests/README.md"
 
 

@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import re
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,8 +19,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import pytest
 import torch
-from conftest import raw_rows
 from datasets import DatasetDict
+from paths import TESTS
+from samples import raw_rows
 from transformers import (
     AlbertConfig,
     BertConfig,
@@ -190,7 +190,7 @@ def test_an_objective_trains_the_student_or_is_refused_with_advice(teacher, stud
 
 
 def test_the_tables_of_the_readme_are_those_that_the_code_gives():
-    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    text = (TESTS / "README.md").read_text(encoding="utf-8")
     assert tables() in text, "run `python tests/test_families.py` and put what it prints into tests/README.md"
 
 

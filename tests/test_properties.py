@@ -19,7 +19,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_hub import tiny_report
+from samples import tiny_report
 from transformers import BertTokenizer
 from typer.testing import CliRunner
 

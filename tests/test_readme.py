@@ -4,14 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-from conftest import raw_rows, tiny_bert
+from paths import ROOT
+from samples import raw_rows, tiny_bert
 
 from nlpkd import DistillationTrainer
 from nlpkd.objectives import CrossEntropyLoss
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_readmes_python_runs_in_order(tmp_path, make_rows, settings, tokenizer):

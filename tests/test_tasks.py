@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, sentences, tiny_bert
 from datasets import Dataset, DatasetDict, concatenate_datasets
+from samples import WORDS, sentences, tiny_bert
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 

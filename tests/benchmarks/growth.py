@@ -8,8 +8,8 @@ import tempfile
 import time
 
 import numpy as np
-from conftest import tiny_bert
 from datasets import Dataset
+from samples import tiny_bert
 from transformers import BertTokenizer, TrainerCallback
 from transformers.utils import logging
 

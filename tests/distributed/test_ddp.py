@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import worker
-from conftest import raw_rows, tiny_bert
 from safetensors.torch import load_file
+from samples import raw_rows, tiny_bert
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 

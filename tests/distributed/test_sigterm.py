@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+from paths import ROOT, TESTS
 from transformers import TrainerState
 
-ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 import time
 from pathlib import Path
-from conftest import raw_rows, tiny_bert, WORDS
+from samples import raw_rows, tiny_bert, WORDS
 from transformers import BertTokenizer, TrainerCallback
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
 from nlpkd.objectives import ForwardKLLoss
@@ -49,7 +49,7 @@ KILLED_AFTER = 30
 
 def start(folder: Path, log: Path, *arguments: str) -> subprocess.Popen:
     (folder / "run.py").write_text(RUN)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(TESTS)])
     environment = os.environ | {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
     with log.open("w") as stream:

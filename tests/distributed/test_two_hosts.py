@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fine_tuned_teacher, raw_rows
+from paths import ROOT
 from safetensors.torch import load_file
+from samples import fine_tuned_teacher, raw_rows
 
 from nlpkd.training.checkpoints import last_whole
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "recipes" / "accelerate_configs" / "multi_node.yaml"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 NAMES = tuple(f"nlpkd{os.getpid()}{side}" for side in "ab")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import WORDS, raw_rows, tiny_bert
+from paths import ROOT, TESTS
+from samples import WORDS, raw_rows, tiny_bert
 from transformers import BertTokenizer
 
 from nlpkd import (
@@ -172,7 +173,7 @@ class Lab:
 
     def __init__(self, given: Path):
         self.given = given
-        paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+        paths = [str(ROOT), str(TESTS), str(TESTS / "faults")]
         os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["jobs"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import jobs
 import pytest
 import torch
-from conftest import tiny_bert
+from samples import tiny_bert
 
 from nlpkd import DistillationTrainer, push_student
 from nlpkd.models.loading import load_classifier, load_tokenizer

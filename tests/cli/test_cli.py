@@ -1,0 +1,447 @@
+"""The command line through real processes: teacher, student, report, push; and one line for what goes wrong."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import pkgutil
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+import yaml
+from commands import Forked, finish, start
+from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from safetensors import safe_open
+from samples import raw_rows, tiny_bert
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from nlpkd import make_student
+from nlpkd.cli import app
+from nlpkd.cli.options import Config, Setting, run_config, save_config
+
+QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
+         "--set", "disable_tqdm=true", "--set", "use_cpu=true", "--max-length", "32"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A backbone, and GLUE's kind of tsv with string labels."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_bert(layers=4).base_model.save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    for split, rows in (("train", raw_rows(160, seed=1)), ("dev", raw_rows(41, seed=7))):
+        lines = [f"{row['text']}\t{'good' if row['label'] else 'bad'}" for row in rows]
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tverdict", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def missing_file(folder) -> Forked:
+    """A command that can't work, started early: it needs nothing but time."""
+    arguments = ["distill", "--teacher", "backbone", "--train", "trian.tsv", "--output-dir", "x"]
+    return Forked(*arguments, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder, missing_file) -> tuple[Path, str]:
+    """The teacher that `nlpkd train-teacher` leaves, and what it prints."""
+    process = Forked(
+        "train-teacher", "--model", "backbone", "--train", "train.tsv", "--validation-split", "0.2",
+        "--text-column", "sentence", "--label-column", "verdict", "--output-dir", "teacher",
+        "--num-train-epochs", "10", *QUICK, cwd=folder,
+    )  # fmt: skip
+    code, out, err = finish(process)
+    assert code == 0, err
+    return folder / "teacher", out
+
+
+@pytest.fixture(scope="module")
+def student(folder, teacher) -> tuple[Path, str]:
+    """The student that `nlpkd distill` leaves, and what it prints."""
+    process = Forked(
+        "distill", "--teacher", "teacher", "--student", "layers:2", "--train", "train.tsv", "--validation", "dev.tsv",
+        "--label-column", "verdict", "--output-dir", "student", "--baseline", "--num-train-epochs", "2", *QUICK,
+        cwd=folder,
+    )  # fmt: skip
+    code, out, err = finish(process)
+    assert code == 0, err
+    return folder / "student", out
+
+
+def test_train_teacher_saves_a_teacher_and_prints_its_metrics(teacher):
+    path, printed = teacher
+    metrics = json.loads(printed[printed.rindex("{\n") : printed.rindex("}") + 1])
+    assert metrics["eval_accuracy"] > 0.9
+    assert "The teacher is in teacher." in printed
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_distill_saves_a_student_and_prints_the_report(student):
+    path, printed = student
+    _, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert (path / "report.md").read_text().strip() in printed
+    report = json.loads((path / "report.json").read_text())
+    assert list(report["candidates"]) == ["teacher", "student", "baseline"]
+    assert report["run"]["command"].startswith("nlpkd distill --teacher teacher --student layers:2 --train train.tsv")
+    assert report["run"]["settings"]["batch_size"] == 8 and report["run"]["settings"]["mixed_precision"] == "no"
+
+
+def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, student, teacher):
+    with HubServer() as hub:
+        home = folder / "home"
+        processes = {
+            "evaluate": Forked(
+                "evaluate", "student", "--teacher", "teacher", "--baseline", "student/baseline", "--data", "dev.tsv",
+                "--label-column", "verdict", "--max-length", "32", "--output-dir", "measured", cwd=folder,
+            ),
+            "push": start("push", "student", "--repo-id", "alice/tiny", cwd=folder,
+                          environment=hub_environment(hub, home, WRITE_TOKEN)),
+            "push without token": start("push", "student", "--repo-id", "alice/other", cwd=folder,
+                                        environment=hub_environment(hub, home)),
+        }  # fmt: skip
+        done = {name: finish(process) for name, process in processes.items()}
+        pushed = hub.files("alice/tiny") if ("model", "alice/tiny") in hub.repos else {}
+        assert ("model", "alice/other") not in hub.repos
+    code, out, err = done["evaluate"]
+    assert code == 0, err
+    measured, first = (json.loads((folder / name / "report.json").read_text()) for name in ("measured", "student"))
+    assert (folder / "measured" / "report.md").read_text().strip() in out
+    for role in ("teacher", "student", "baseline"):
+        assert measured["candidates"][role]["quality"] == first["candidates"][role]["quality"]
+    code, out, err = done["push"]
+    assert code == 0, err
+    assert "/alice/tiny/commit/" in out
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "report.json"} <= set(pushed)
+    assert not [name for name in pushed if name.endswith(".bin") or "/" in name or name == ".lock"]
+    assert WRITE_TOKEN not in out + err
+    check_one_line(*done["push without token"], "was not pushed to alice/other")
+
+
+def test_a_run_keeps_its_settings_and_is_run_again_from_them(folder, student):
+    """The second run has its first one's options, but for the flag that goes over them."""
+    kept = yaml.safe_load((folder / "student" / "run.yaml").read_text())
+    assert kept["command"] == "distill" and kept["train"] == "train.tsv" and kept["label_column"] == ["verdict"]
+    assert kept["set"] == {"bf16": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    assert kept["batch_size"] == 8 and kept["baseline"] is True
+    code, _, err = finish(
+        Forked("distill", "--config", "student/run.yaml", "--output-dir", "again", "--seed", "42", cwd=folder)
+    )
+    assert code == 0, err
+    first, again = (json.loads((folder / name / "report.json").read_text()) for name in ("student", "again"))
+    for role in ("student", "baseline"):
+        assert again["candidates"][role]["quality"] == first["candidates"][role]["quality"]
+    assert again["run"]["settings"] == first["run"]["settings"]
+    changed = yaml.safe_load((folder / "again" / "run.yaml").read_text())
+    assert changed == kept | {"output_dir": "again"}
+
+
+def test_a_dry_run_tells_what_a_run_takes_and_leaves_nothing(folder, teacher):
+    code, out, err = finish(
+        Forked(
+            "distill",
+            "--teacher",
+            "teacher",
+            "--student",
+            "layers:2",
+            "--train",
+            "train.tsv",
+            "--validation",
+            "dev.tsv",
+            "--label-column",
+            "verdict",
+            "--output-dir",
+            "planned",
+            "--baseline",
+            "--num-train-epochs",
+            "2",
+            "--dry-run",
+            *QUICK,
+            cwd=folder,
+        )  # fmt: skip
+    )
+    assert code == 0, err
+    sizes = {}
+    for name in ("teacher", "student"):
+        with safe_open(folder / name / "model.safetensors", framework="pt") as weights:
+            sizes[name] = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
+        assert f"{name}: {sizes[name]:,} parameters" in out
+    # 160 rows in batches of 8, twice.
+    assert re.search(r"^40 steps of \d+ ms", out, re.MULTILINE) and "baseline: 40 steps" in out
+    assert "training rows: 160; trainings: 1" in out and "train_runtime" not in out
+    assert not (folder / "planned").exists()
+
+
+def test_a_dry_run_of_a_teacher_and_of_a_search_trains_nothing_either(folder, teacher, monkeypatch):
+    monkeypatch.chdir(folder)
+    rest = [each for each in QUICK if each not in ("--learning-rate", "2e-3")]
+    data = ["--train", "train.tsv", "--validation", "dev.tsv", "--label-column", "verdict", "--dry-run", *rest]
+    epochs = ["--num-train-epochs", "2", "--output-dir", "planned"]
+    tuned = CliRunner().invoke(
+        app, ["tune", "--teacher", "teacher", "--layers", "1", "--layers", "2", "--n-trials", "5", *epochs, *data]
+    )
+    fine = CliRunner().invoke(app, ["train-teacher", "--model", "teacher", *epochs, *data])
+    with safe_open(folder / "teacher" / "model.safetensors", framework="pt") as weights:
+        size = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
+    for outcome, trainings, name in ((tuned, 5, "teacher"), (fine, 1, "model")):
+        assert outcome.exit_code == 0, outcome.output
+        assert f"{name}: {size:,} parameters" in outcome.output
+        assert re.search(r"^40 steps of \d+ ms", outcome.output, re.MULTILINE)
+        assert f"training rows: 160; trainings: {trainings}\n" in outcome.output
+    for wrong, message in (
+        (["--search", "learning_rat=1..2"], "'learning_rat' is neither a DistillationConfig field nor"),
+        (["--objectives", "tinybert"], "has 2 stages"),
+        (["--dataset-config", "sst2"], "dataset_config and dataset_revision belong to a Hub dataset"),
+    ):
+        refused = CliRunner().invoke(app, ["tune", "--teacher", "teacher", *epochs, *data, *wrong])
+        assert refused.exit_code != 0 and message in str(refused.exception), wrong
+    longest = CliRunner().invoke(
+        app, ["tune", "--teacher", "teacher", *epochs, *data, "--search", "num_train_epochs=1,5"]
+    )
+    assert re.search(r"^100 steps of ", longest.output, re.MULTILINE)
+    # Of a search the deepest student is planned.
+    deepest = make_student(AutoModelForSequenceClassification.from_pretrained(folder / "teacher"), 2)
+    assert f"student: {deepest.num_parameters():,} parameters" in tuned.output
+    assert not (folder / "planned").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("teachr: x", "['teachr'], which distill does not take"),
+        ("command: evaluate", "of the command evaluate, not of distill"),
+        ("- a\n- b", "must hold options by name, found list"),
+        ("a: [", "can't be read"),
+        (None, "can't be read"),
+    ],
+)
+def test_a_wrong_config_is_refused(text, message, tmp_path, monkeypatch, capsys):
+    from nlpkd.cli import main
+
+    monkeypatch.setenv("COLUMNS", "400")
+    if text is not None:
+        (tmp_path / "run.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["nlpkd", "distill", "--config", str(tmp_path / "run.yaml")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["teacher: x", "teacher: [x]"])
+def test_a_config_may_name_one_of_what_can_be_several(text, tmp_path):
+    app = typer.Typer()
+
+    @app.command()
+    def command(
+        teacher: Annotated[list[str], typer.Option()], settings: Setting = None, config: Config = None
+    ) -> None:
+        typer.echo(json.dumps([teacher, settings]))
+
+    (tmp_path / "run.yaml").write_text(text + "\nset: {seed: 3}")
+    outcome = CliRunner().invoke(app, ["--config", str(tmp_path / "run.yaml")])
+    assert outcome.exit_code == 0, outcome.output
+    assert json.loads(outcome.output) == [["x"], ["seed=3"]]
+
+
+def test_a_token_is_not_kept_with_the_settings(tmp_path):
+    app = typer.Typer()
+
+    @app.command()
+    def command(context: typer.Context, settings: Setting = None) -> None:
+        save_config(context, tmp_path / "run.yaml")
+
+    assert CliRunner().invoke(app, ["--set", f"hub_token={WRITE_TOKEN}", "--set", "seed=1"]).exit_code == 0
+    kept = (tmp_path / "run.yaml").read_text()
+    assert WRITE_TOKEN not in kept and yaml.safe_load(kept)["set"] == {"seed": 1}
+
+
+def parsed(command: str, *arguments: str) -> dict:
+    """What a command is called with."""
+    group = typer.main.get_command(app)
+    own = group.commands[command]
+    return own.make_context(command, list(arguments)).params
+
+
+def test_flags_go_over_a_files_settings_one_by_one(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("set: {report_to: none, weight_decay: 0.1}\nsearch: {learning_rate: 1e-5..1e-4}\nteacher: t\n")
+    given = ["--config", str(path), "--train", "x.csv", "--output-dir", "y"]
+    assert parsed("tune", *given)["settings"] == ["report_to=none", "weight_decay=0.1"]
+    changed = parsed("tune", *given, "--set", "weight_decay=0.01", "--search", "cross_entropy.weight=0..1")
+    assert changed["settings"] == ["report_to=none", "weight_decay=0.01"]
+    assert changed["search"] == ["learning_rate=1e-5..1e-4", "cross_entropy.weight=0..1"]
+    assert parsed("tune", *given, "--search", "learning_rate=1,2")["search"] == ["learning_rate=1,2"]
+    path.write_text("set: 5")
+    with pytest.raises(Exception, match="values by name here, found 5"):
+        parsed("tune", *given, "--teacher", "t", "--set", "weight_decay=0.01")
+
+
+def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("streaming: true\nbaseline: true\ntrain: x.csv\noutput_dir: y\n")
+    assert parsed("distill", "--config", str(path))["baseline"] is True
+    off = parsed("distill", "--config", str(path), "--no-streaming", "--no-baseline")
+    assert off["streaming"] is False and off["baseline"] is False
+    for name, command in typer.main.get_command(app).commands.items():
+        flags = [each for each in command.params if getattr(each, "is_flag", False) and each.name != "dry_run"]
+        assert all(each.secondary_opts == [f"--no-{each.opts[0][2:]}"] for each in flags), name
+
+
+PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer", "revision", "teacher_revision", "student_revision"}
+"""Objects, and revisions, which a command line takes as id@revision."""
+
+FUNCTIONS = {
+    "train-teacher": ("nlpkd.pipeline.distill:train_teacher", set()),
+    "distill": ("nlpkd.pipeline.distill:distill", {"baseline_dir"}),
+    # Its objectives are `hinton`, and neither labels nor weights are trained on.
+    "cache": ("nlpkd.pipeline.prepare:prepare_job",
+              {"objectives", "class_weights", "soft_label_column", "streaming", "test",
+                                            "embedding_size", "max_latency_ms", "max_size_mb"}),
+    "tune": ("nlpkd.pipeline.tune:tune", set()),
+    # Named among the models.
+    "evaluate": ("nlpkd.pipeline.evaluate:evaluate", {"student", "candidates"}),
+    "verify": ("nlpkd.pipeline.verify:verify", set()),
+    "compress": ("nlpkd.compression:compress", set()),
+    "export": ("nlpkd.pipeline.export:export_student", set()),
+    # A token in the list of processes would be everybody's.
+    "push": ("nlpkd.hub.push:push_student", {"token"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_a_command_has_an_option_for_each_argument_of_its_function(command):
+    path, left_out = FUNCTIONS[command]
+    function = pkgutil.resolve_name(path)
+    named = [each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    arguments = {each.name for each in named} - PYTHON_ONLY
+    assert left_out <= arguments, "an exception that is none any more"
+    options = {each.name for each in typer.main.get_command(app).commands[command].params}
+    assert arguments - left_out - options == set()
+
+
+def test_a_refused_run_leaves_the_options_of_the_run_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = CliRunner().invoke(app, ["train-teacher", "--model", "./m", "--train", "x.csv", "--output-dir", "new"])
+    assert isinstance(outcome.exception, ValueError) and os.listdir("new") == [".lock"]
+    Path("old").mkdir()
+    Path("old/run.yaml").write_text("kept: as it was\n")
+    asked = ["--train", "no.csv", "--output-dir", "old", "--set", "report_to=none"]
+    for command in (["train-teacher", "--model", "m"], ["distill", "--teacher", "t"], ["cache", "--teacher", "t"]):
+        assert CliRunner().invoke(app, [*command, *asked]).exit_code == 1
+        assert Path("old/run.yaml").read_text() == "kept: as it was\n"
+
+
+def test_a_run_that_failed_after_it_wrote_keeps_its_options(tmp_path):
+    script = typer.Typer()
+
+    @script.command()
+    def command(context: typer.Context) -> None:
+        with run_config(context, tmp_path):
+            (tmp_path / "checkpoint").touch()
+            raise FloatingPointError("NaN in step 3")
+
+    assert CliRunner().invoke(script, []).exit_code == 1
+    assert "command: command" in (tmp_path / "run.yaml").read_text()
+
+
+def test_a_push_lists_what_it_would_send_and_sends_nothing(folder, student):
+    before = sorted(path.name for path in (folder / "student").iterdir())
+    outcome = CliRunner().invoke(app, ["push", str(folder / "student"), "--repo-id", "alice/tiny", "--dry-run"])
+    assert outcome.exit_code == 0, outcome.output
+    listed = {line.split()[-1]: int(line.split()[0].replace(",", "")) for line in outcome.output.splitlines()}
+    assert listed["model.safetensors"] == (folder / "student/model.safetensors").stat().st_size
+    assert {"README.md", "config.json", "report.json"} <= set(listed)
+    assert not [name for name in listed if "/" in name or name in ("run.yaml", ".lock", "trainer_state.json")]
+    assert sorted(path.name for path in (folder / "student").iterdir()) == before
+
+
+def test_ctrl_c_is_told_from_a_check_that_failed(tmp_path):
+    """The command waits for its config file, a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "run.yaml")
+    # A shell's background jobs, which this may be one of, ignore the signal, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = start("doctor", "--config", str(tmp_path / "run.yaml"))
+    signal.signal(signal.SIGINT, before)
+    with (tmp_path / "run.yaml").open("w"):
+        process.send_signal(signal.SIGINT)
+        code, _, err = finish(process)
+    assert code == 130, err
+
+
+def check_one_line(code: int, out: str, err: str, message: str) -> None:
+    assert code == 2, err
+    told = [line for line in err.splitlines() if line.startswith("nlpkd: ")]
+    assert len(told) == 1 and message in told[0], err
+    assert "Traceback" not in err
+
+
+def test_what_is_wrong_is_told_in_one_line(missing_file):
+    check_one_line(*finish(missing_file), "trian.tsv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "--teacher", "x", "--output-dir", "y"], "--train"),
+        (["push", "."], "--repo-id"),
+        (["evaluate"], "models"),
+        (["conquer"], "conquer"),
+    ],
+)
+def test_a_wrong_command_is_told_without_loading_torch(arguments, message):
+    code, _, err = finish(start(*arguments))
+    assert code == 2
+    assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("weight_decay", "no FIELD=VALUE"),
+        ("wieght_decay=1", "no field of DistillationConfig"),
+        ("learning_rate=1", "option of its own"),
+    ],
+)
+def test_a_wrong_setting_is_refused(setting, message, monkeypatch, capsys):
+    from nlpkd.cli import main
+
+    arguments = ["nlpkd", "distill", "--teacher", "t", "--train", "x.csv", "--output-dir", "y", "--set", setting]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_names_every_command_and_its_options():
+    pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor")}  # fmt: skip  # noqa: E501
+    options = {
+        "": ["train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor", "Exit status", "143"],
+        "train-teacher": ["--model", "--train", "--validation", "--text-column", "--label-column", "--output-dir"],
+        "distill": ["--teacher", "--student", "--train", "--validation", "--objectives", "--baseline", "--output-dir"],
+        "evaluate": ["--teacher", "--baseline", "--data", "--output-dir"],
+        "export": ["--int8", "--data", "--min-retention", "--output-dir", "Exit status", "3, a file keeps less"],
+        "verify": ["--data", "--config", "status 1"],
+        "push": ["--repo-id", "--private", "--revision", "--create-pr"],
+        "doctor": ["status 1"],
+    }
+    for name, process in pages.items():
+        code, out, err = finish(process)
+        assert code == 0, err
+        assert [option for option in options[name] if option not in out] == [], name
+
+
+def test_the_saved_student_is_whole(student):
+    path, _ = student
+    with safe_open(path / "model.safetensors", framework="pt") as weights:
+        assert not [name for name in weights.keys() if "projection" in name or "teacher" in name]
+    assert AutoTokenizer.from_pretrained(path)("good film")["input_ids"]

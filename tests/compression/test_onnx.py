@@ -1,0 +1,373 @@
+"""ONNX files: PyTorch's logits for any batch and length, int8 beside them, and nothing kept that was not compared."""
+
+import ast
+import json
+import shutil
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict
+from samples import raw_rows, sentences, tiny_bert
+from transformers import (
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+)
+
+import nlpkd
+from nlpkd.compression import export_int8, export_onnx, quantize_dynamic
+from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.small_models import small_student
+from nlpkd.pipeline.export import export_student
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+
+TEXTS = sentences(40, seed=3)[0]
+
+
+def trained(model):
+    """Give every weight a value of its own, large enough for a wrong logit to show."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.4, generator=generator)
+    return model
+
+
+def bert(**config) -> BertForSequenceClassification:
+    return trained(tiny_bert(hidden_dropout_prob=0.5, **config))
+
+
+@cache
+def session_of(path: Path):
+    # Where 8 bits are near to a half, the last bit of a fused layer norm would decide.
+    without = ["SkipLayerNormFusion"]
+    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"], disabled_optimizers=without)
+
+
+def run(path: Path, **inputs: torch.Tensor) -> np.ndarray:
+    """Run a file by ONNX Runtime alone."""
+    return session_of(path).run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})[0]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def model() -> BertForSequenceClassification:
+    return bert().train()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, model, tokenizer):
+    """A student's folder with its ONNX files, and their records."""
+    folder = tmp_path_factory.mktemp("exported")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    records = [export_onnx(model, tokenizer, folder, texts=TEXTS), export_int8(folder, texts=TEXTS)]
+    return folder, records
+
+
+def test_a_file_gives_pytorchs_logits_for_any_batch_and_length(exported, model):
+    folder, (record, _) = exported
+    model = bert().eval()
+    generator = torch.Generator().manual_seed(1)
+    for batch, length in ((1, 1), (1, 64), (2, 2), (4, 4), (7, 5), (64, 9)):
+        ids = torch.randint(5, 20, (batch, length), generator=generator)
+        kinds = torch.randint(2, (batch, length), generator=generator)
+        real = torch.randint(1, length + 1, (batch, 1), generator=generator)
+        for mask in (torch.arange(length) < real, torch.arange(length) >= length - real, torch.ones_like(ids)):
+            inputs = {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": kinds}
+            with torch.no_grad():
+                expected = model(**inputs).logits.numpy()
+            np.testing.assert_allclose(run(folder / record.file, **inputs), expected, atol=1e-5)
+    assert record.largest_difference < 1e-5 and record.agreement == 1.0 and record.rows == 40
+
+
+def test_a_file_makes_its_mask_of_few_operators(exported):
+    folder, (record, _) = exported
+    kinds = Counter(node.op_type for node in onnx.load(folder / record.file).graph.node)
+    assert not {"GatherND", "Range", "IsNaN", "Expand"} & kinds.keys() and kinds["Softmax"] == 2
+
+
+def test_the_model_is_left_as_it_was(exported, model):
+    assert model.training and all(module.training for module in model.modules())
+    assert all(torch.equal(t, model.state_dict()[name]) for name, t in bert().state_dict().items())
+
+
+def test_the_files_lie_where_other_runtimes_look_for_them(exported):
+    folder, records = exported
+    assert [record.file for record in records] == ["onnx/model.onnx", "onnx/model_int8.onnx"]
+    onnx_files = {"onnx", "onnx/model.onnx", "onnx/model_int8.onnx", "onnx/export.json"}
+    assert files(folder) == onnx_files | {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    noted = json.loads((folder / "onnx" / "export.json").read_text())["files"]
+    assert noted["onnx/model.onnx"]["largest_difference"] == records[0].largest_difference
+    assert noted["onnx/model_int8.onnx"]["agreement"] == records[1].agreement
+    for record in records:
+        assert record.size_mb == (folder / record.file).stat().st_size / 1e6
+        shapes = [each.shape for each in runtime.InferenceSession(str(folder / record.file)).get_inputs()]
+        assert shapes == [["batch", "sequence"]] * 3
+
+
+def test_the_record_of_int8_is_what_both_files_say_of_the_texts(exported, tokenizer):
+    folder, (_, record) = exported
+    largest, agreements = 0.0, []
+    for size in (1, 3, 32):
+        rows = []
+        for at in range(0, len(TEXTS), size):
+            batch = tokenizer(TEXTS[at : at + size], padding=True, return_tensors="pt")
+            whole, small = (run(folder / f"onnx/{name}.onnx", **batch) for name in ("model", "model_int8"))
+            largest = max(largest, np.abs(whole - small).max())
+            rows += (whole.argmax(1) == small.argmax(1)).tolist()
+        agreements.append(np.mean(rows))
+    assert record.largest_difference == pytest.approx(largest) and largest > 0
+    assert record.agreement == pytest.approx(min(agreements))
+
+
+def test_int8_weights_are_bytes_with_a_scale_for_each_column(exported, tmp_path, tokenizer):
+    folder, _ = exported
+    graph = onnx.load(folder / "onnx/model_int8.onnx").graph
+    tables = [each for each in graph.initializer if list(each.dims) == [len(tokenizer), 16]]
+    assert [each.data_type for each in tables] == [onnx.TensorProto.UINT8]
+    weights = [each for each in graph.initializer if list(each.dims) == [16, 32]]
+    assert [each.data_type for each in weights] == [onnx.TensorProto.INT8] * 2
+    scales = {each.name: list(each.dims) for each in graph.initializer if each.name.endswith("_scale")}
+    assert any(dims == [32] for dims in scales.values())
+    shutil.copytree(folder, tmp_path / "other")
+    export_int8(tmp_path / "other", texts=TEXTS, embeddings=False, per_channel=False)
+    graph = onnx.load(tmp_path / "other/onnx/model_int8.onnx").graph
+    tables = [each for each in graph.initializer if list(each.dims) == [len(tokenizer), 16]]
+    assert [each.data_type for each in tables] == [onnx.TensorProto.FLOAT]
+    scales = [list(each.dims) for each in graph.initializer if each.name.endswith("_scale")]
+    assert scales and all(dims in ([], [1]) for dims in scales)
+
+
+def test_with_calibration_a_texts_logits_do_not_depend_on_the_texts_beside_it(exported, tmp_path, tokenizer):
+    folder, (_, dynamic) = exported
+    shutil.copytree(folder, tmp_path / "static")
+    static = export_int8(tmp_path / "static", texts=TEXTS, calibration=TEXTS[:20])
+    assert static.agreement >= 0.9 and static.size_mb == pytest.approx(dynamic.size_mb, rel=0.5)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    apart = {}
+    for name, path in (("dynamic", folder), ("static", tmp_path / "static")):
+        file = path / "onnx/model_int8.onnx"
+        alone = np.concatenate([run(file, **tokenizer([text], return_tensors="pt")) for text in TEXTS])
+        apart[name] = np.abs(alone - run(file, **batch)).max()
+    assert apart["static"] < 1e-4 < apart["dynamic"]
+    graph = onnx.load(tmp_path / "static/onnx/model_int8.onnx").graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    whole, few = (OnnxClassifier.from_pretrained(tmp_path / "static", file=f"onnx/{each}.onnx") for each in
+                  ("model", "model_int8"))  # fmt: skip
+    assert whole.num_weights <= few.num_weights < 1.1 * whole.num_weights
+
+
+def test_the_weights_of_a_file_are_counted(exported, model):
+    folder, records = exported
+    whole, small = (
+        OnnxClassifier.from_pretrained(folder, file=f"onnx/{each}.onnx") for each in ("model", "model_int8")
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters <= whole.num_weights < parameters + 20
+    assert parameters <= small.num_weights < 1.1 * parameters
+
+
+def distilbert_of_several_labels() -> DistilBertForSequenceClassification:
+    return trained(DistilBertForSequenceClassification(
+        DistilBertConfig(
+            vocab_size=24, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=64, num_labels=3,
+            problem_type="multi_label_classification",
+        )
+    ))  # fmt: skip
+
+
+def mpnet() -> MPNetForSequenceClassification:
+    """Its attention has a bias of positions beside the mask."""
+    return trained(MPNetForSequenceClassification(
+        MPNetConfig(vocab_size=24, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    ))  # fmt: skip
+
+
+def bilstm():
+    return trained(small_student("bilstm", id2label={0: "neg", 1: "pos"}, vocab_size=24, hidden_size=8))
+
+
+@pytest.mark.parametrize("make", [distilbert_of_several_labels, mpnet, bilstm])
+def test_other_tasks_and_students_export_too(make, tmp_path, tokenizer):
+    model = make().eval()
+    assert export_onnx(model, tokenizer, tmp_path, texts=TEXTS).largest_difference < 1e-5
+    assert export_int8(tmp_path, texts=TEXTS).agreement > 0.8
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    classifier = OnnxClassifier.from_pretrained(tmp_path, file="onnx/model.onnx")
+    with torch.no_grad():
+        expected = model(**{name: batch[name] for name in classifier.inputs}).logits
+    torch.testing.assert_close(classifier(**batch).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_fused_operators_are_counted_and_give_the_same_logits(tmp_path, model, tokenizer):
+    record = export_onnx(model, tokenizer, tmp_path, fuse=True)
+    graph = onnx.load(tmp_path / record.file).graph
+    assert record.fused["SkipLayerNormalization"] == sum(n.op_type == "SkipLayerNormalization" for n in graph.node) > 0
+    assert record.largest_difference < 1e-5 and record.rows == 64
+    assert export_int8(tmp_path).size_mb < record.size_mb
+
+
+class Forgetful(BertForSequenceClassification):
+    """A model that torch exports as another one."""
+
+    def forward(self, input_ids, **inputs):
+        output = super().forward(input_ids, **inputs)
+        if not torch.compiler.is_exporting():
+            output.logits = output.logits + 0.01
+        return output
+
+
+def test_a_file_with_other_logits_is_refused_and_what_was_there_stays(tmp_path, tokenizer):
+    model = Forgetful(tiny_bert(layers=1).config)
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"before")
+    with pytest.raises(RuntimeError, match=r"other logits than PyTorch, off by up to 0\.01 on 40 texts"):
+        export_onnx(model, tokenizer, tmp_path, texts=TEXTS)
+    assert files(tmp_path) == {"onnx", "onnx/model.onnx"}
+    assert (tmp_path / "onnx" / "model.onnx").read_bytes() == b"before"
+
+
+class Undecided(BertForSequenceClassification):
+    """A model whose path depends on its input."""
+
+    def forward(self, input_ids, **inputs):
+        output = super().forward(input_ids, **inputs)
+        if output.logits.sum() > 0:
+            output.logits = output.logits * 2
+        return output
+
+
+def test_a_model_that_torch_can_not_export_is_an_error(tmp_path, tokenizer):
+    with pytest.raises(RuntimeError, match="torch can't export this Undecided to ONNX"):
+        export_onnx(Undecided(tiny_bert(layers=1).config), tokenizer, tmp_path, texts=TEXTS)
+    assert files(tmp_path) == set()
+
+
+def test_the_folder_of_another_model_is_refused(exported, tokenizer):
+    folder, _ = exported
+    before = {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
+    with pytest.raises(ValueError, match=r"another model \(num_hidden_layers in config.json, model.safetensors\)"):
+        export_onnx(bert(layers=1), tokenizer, folder, texts=TEXTS)
+    with pytest.raises(ValueError, match=r"another model \(model.safetensors\)"):
+        export_onnx(tiny_bert(hidden_dropout_prob=0.5), tokenizer, folder, texts=TEXTS)
+    other = type(tokenizer)(vocab={token: n for n, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])})
+    with pytest.raises(ValueError, match=r"another model \(the tokenizer\)"):
+        export_onnx(bert(), other, folder, texts=TEXTS)
+    assert {name: (folder / name).stat().st_mtime_ns for name in files(folder)} == before
+
+
+def test_files_of_other_weights_are_refused_and_deleted_by_the_next_export(exported, tmp_path, tokenizer):
+    folder = tmp_path / "trained again"
+    shutil.copytree(exported[0], folder)
+    again = tiny_bert(hidden_dropout_prob=0.5)
+    again.save_pretrained(folder)
+    with pytest.raises(ValueError, match="were made from other weights.*export again"):
+        OnnxClassifier.from_pretrained(folder)
+    export_onnx(again, tokenizer, folder, texts=TEXTS)
+    assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "export.json"}
+    assert OnnxClassifier.from_pretrained(folder).path == folder / "onnx/model.onnx"
+
+
+def test_int8_files_of_another_model_do_not_outlive_an_export_to_a_folder_without_weights(
+    exported, tmp_path, tokenizer
+):
+    shutil.copytree(exported[0] / "onnx", tmp_path / "onnx")
+    record = json.loads((tmp_path / "onnx" / "export.json").read_text())
+    assert len(record["state_sha256"]) == 64
+    (tmp_path / "onnx" / "export.json").write_text(json.dumps(record | {"weights_sha256": {}}))
+    export_onnx(tiny_bert(), tokenizer, tmp_path, texts=TEXTS)
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"model.onnx", "export.json"}
+
+
+def test_a_record_that_lacks_the_weights_sum_costs_no_file(exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / "made before")
+    noted = tmp_path / "made before" / "onnx" / "export.json"
+    record = json.loads(noted.read_text())
+    del record["state_sha256"]
+    noted.write_text(json.dumps(record))
+    export_int8(tmp_path / "made before", texts=TEXTS)
+    assert {path.name for path in noted.parent.iterdir()} == {"model.onnx", "model_int8.onnx", "export.json"}
+
+
+@pytest.mark.parametrize("texts", [[], "one text"])
+def test_texts_must_be_a_list_of_some(texts, tmp_path, model, tokenizer):
+    with pytest.raises(ValueError, match="texts must be a list"):
+        export_onnx(model, tokenizer, tmp_path, texts=texts)
+
+
+def test_a_model_in_hand_is_quantised_as_its_exported_file_is(exported, tmp_path, model, tokenizer):
+    shutil.copytree(exported[0], tmp_path / "parts")
+    wanted = (
+        export_int8(tmp_path / "parts", texts=TEXTS),
+        export_int8(tmp_path / "parts", texts=TEXTS, embeddings=False),
+    )
+    found = quantize_dynamic(model, tokenizer, tmp_path / "one", texts=TEXTS)
+    assert found == wanted[0] and found.size_mb != wanted[1].size_mb
+    assert quantize_dynamic(model, tokenizer, tmp_path / "two", texts=TEXTS, embeddings=False) == wanted[1]
+    assert {"onnx/model.onnx", "onnx/model_int8.onnx", "tokenizer.json", "config.json"} <= files(tmp_path / "two")
+
+
+def test_int8_needs_the_float_file(tmp_path, model, tokenizer):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no ONNX file 'onnx/model.onnx'; found: none"):
+        export_int8(tmp_path)
+
+
+def test_what_is_no_classifier_is_refused(tmp_path, model):
+    model.config.save_pretrained(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match="can't be loaded by ONNX Runtime"):
+        OnnxClassifier.from_pretrained(tmp_path)
+    value = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["pixels"], ["logits"])
+    result = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", [value], [result])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10),
+              tmp_path / "model.onnx")  # fmt: skip
+    with pytest.raises(ValueError, match=r"has the inputs \['pixels'\]"):
+        OnnxClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript", "onnx"])
+def test_a_missing_package_says_what_to_install(package, monkeypatch, tmp_path, model, tokenizer):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf'{package} is missing.*pip install "nlpkd\[export\]"'):
+        export_onnx(model, tokenizer, tmp_path, texts=TEXTS)
+    assert files(tmp_path) == set()
+
+
+def test_no_module_needs_onnx_to_be_imported():
+    for path in Path(nlpkd.__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"onnx", "onnxruntime", "onnxscript"}, path
+
+
+def test_an_export_is_calibrated_on_the_training_split(tmp_path, model, tokenizer):
+    for name in ("student", "same"):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    train, test = raw_rows(40, seed=1), raw_rows(40, seed=2)
+    data = DatasetDict(train=train, test=test)
+    with pytest.raises(ValueError, match="calibration is of an int8 file"):
+        export_student(tmp_path / "student", calibration=data)
+    export_student(tmp_path / "student", int8=True, calibration=data, max_length=32)
+    export_onnx(model, tokenizer, tmp_path / "same", texts=train["text"][:], max_length=32)
+    export_int8(tmp_path / "same", texts=test["text"][:], calibration=train["text"][:], max_length=32)
+    found, expected = ((tmp_path / name / "onnx/model_int8.onnx").read_bytes() for name in ("student", "same"))
+    assert found == expected

@@ -1,0 +1,90 @@
+"""Soft labels as people have them, against probabilities worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from samples import raw_rows, tiny_bert
+
+from nlpkd import DistillationTrainer, load_text_classification
+from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.soft_labels import PROBABILITY_FLOOR, add_soft_labels
+from nlpkd.objectives import ForwardKLLoss
+
+NAMES = {0: "neg", 1: "neutral", 2: "pos"}
+
+
+def converted(*values) -> np.ndarray:
+    rows = add_soft_labels(Dataset.from_dict({"scores": list(values)}), "scores", NAMES)
+    assert rows.column_names == [TEACHER_LOGITS]
+    return np.exp(np.array(rows[TEACHER_LOGITS]))
+
+
+def test_probabilities_in_the_order_of_the_ids_are_kept():
+    assert converted([0.7, 0.2, 0.1]) == pytest.approx(np.array([[0.7, 0.2, 0.1]]), rel=1e-5)
+
+
+def test_votes_are_divided_by_their_number_and_none_is_not_minus_infinity():
+    assert converted([3.0, 1.0, 0.0], [0.0, 0.0, 5.0]) == pytest.approx(
+        np.array([[0.75, 0.25, PROBABILITY_FLOOR], [PROBABILITY_FLOOR, PROBABILITY_FLOOR, 1.0]]), rel=1e-4
+    )
+
+
+def test_names_say_which_label_is_meant():
+    assert converted({"pos": 0.6, "neg": 0.3, "neutral": 0.1}) == pytest.approx(np.array([[0.3, 0.1, 0.6]]), rel=1e-5)
+
+
+def test_the_rest_of_a_top_k_is_spread_over_the_labels_not_named():
+    found = converted({"pos": 0.8}, {"neg": 0.5, "neutral": 0.3})
+    assert found == pytest.approx(np.array([[0.1, 0.1, 0.8], [0.5, 0.3, 0.2]]), rel=1e-5)
+
+
+def test_what_a_pipeline_returns_is_taken_even_as_json_in_a_csv():
+    scores = [{"label": "neutral", "score": 0.9}, {"label": "pos", "score": 0.1}]
+    expected = np.array([[PROBABILITY_FLOOR, 0.9, 0.1]])
+    assert converted(scores) == pytest.approx(expected, rel=1e-4)
+    assert converted(json.dumps(scores)) == pytest.approx(expected, rel=1e-4)
+    assert converted(json.dumps([1, 9, 0])) == pytest.approx(np.array([[0.1, 0.9, PROBABILITY_FLOOR]]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([0.5, 0.5], "Row 1 .* 2 numbers for 3 labels"),
+        ([0.5, -0.1, 0.6], "Row 1 .* not negative"),
+        ([0.0, 0.0, 0.0], "Row 1 .* not all be 0"),
+        ([float("nan"), 0.5, 0.5], "Row 1 .* finite"),
+        ("[" * 100_000, r"Row 1 .* the soft label '\[{119} in column 'scores': maximum recursion"),
+        (f"[1{'0' * 400}, 0, 0]", r"Row 1 .* the soft label '\[10+ in column 'scores': int too large"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_value(value, message):
+    with pytest.raises(ValueError, match=message):
+        converted("[0.2, 0.3, 0.5]" if isinstance(value, str) else [0.2, 0.3, 0.5], value)
+
+
+def test_an_unknown_label_and_a_missing_column_are_named():
+    with pytest.raises(ValueError, match="there is no label 'positive'"):
+        converted({"positive": 1.0})
+    with pytest.raises(ValueError, match="no column 'votes'"):
+        add_soft_labels(Dataset.from_dict({"scores": [[1.0, 0.0, 0.0]]}), "votes", NAMES)
+
+
+def test_a_student_learns_from_the_columns_of_a_file_without_any_model_as_teacher(tmp_path, tokenizer, settings):
+    rows = raw_rows(200, seed=1)
+    scores = [json.dumps({"pos": 0.9} if label else {"neg": 0.9}) for label in rows["label"]]
+    names = [rows.features["label"].int2str(label) for label in rows["label"]]
+    columns = {"text": rows["text"][:], "label": names, "api": scores}
+    Dataset.from_dict(columns).to_csv(tmp_path / "train.csv")
+    data = load_text_classification(
+        str(tmp_path / "train.csv"), raw_rows(60, seed=2), tokenizer=tokenizer, label_column="label",
+        soft_label_column="api",
+    )  # fmt: skip
+    trainer = DistillationTrainer(
+        model=tiny_bert(), objectives=[ForwardKLLoss(temperature=1.0)], train_dataset=data["train"],
+        eval_dataset=data["validation"], processing_class=tokenizer, args=settings(num_train_epochs=8,
+        learning_rate=5e-3),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] > 0.9

@@ -1,0 +1,80 @@
+"""Small teachers of several model families, with 6 layers and 3 named labels."""
+
+from __future__ import annotations
+
+import torch
+from samples import tiny_bert
+from transformers import (
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+NAMES = {"id2label": {0: "neg", 1: "neutral", 2: "pos"}, "label2id": {"neg": 0, "neutral": 1, "pos": 2}}
+SIZE = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "initializer_range": 0.2,
+}
+
+
+def bert():
+    return tiny_bert(layers=6, num_labels=3, initializer_range=0.2, **NAMES)
+
+
+def distilbert():
+    config = DistilBertConfig(
+        vocab_size=30, dim=16, n_layers=6, n_heads=2, hidden_dim=32, initializer_range=0.2, **NAMES
+    )
+    return DistilBertForSequenceClassification(config)
+
+
+def roberta():
+    return RobertaForSequenceClassification(RobertaConfig(**SIZE, max_position_embeddings=40, **NAMES))
+
+
+def electra():
+    config = ElectraConfig(**SIZE, embedding_size=8, **NAMES)  # narrower embeddings, as ELECTRA-small has them
+    return ElectraForSequenceClassification(config)
+
+
+def modernbert():
+    config = ModernBertConfig(
+        **SIZE, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, **NAMES
+    )
+    return ModernBertForSequenceClassification(config)
+
+
+def llama():
+    sizes = SIZE | {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    return LlamaForSequenceClassification(LlamaConfig(**sizes, **NAMES))
+
+
+def make(family):
+    torch.manual_seed(0)
+    return family().eval()
+
+
+def logits_of(model, batch) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+def reloaded(model, folder):
+    model.save_pretrained(folder)
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    for (name, tensor), other in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+    return loaded

@@ -1,0 +1,405 @@
+"""Save, push and pull against a Hub on loopback, over real HTTP, each process fresh: HF_ENDPOINT is read at import."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment, hub_fixture  # noqa: F401
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.utils import filter_repo_objects
+from paths import ROOT
+from safetensors.torch import load_file
+from samples import tiny_report
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from nlpkd.hub.model_card import build_model_card
+from nlpkd.hub.push import PUSH_ALLOW_PATTERNS, push_student
+from nlpkd.hub.saving import save_student
+
+PUSH = """
+import json, logging, shlex, sys
+logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+from nlpkd.cli import app
+from nlpkd import push_student
+advice = []
+for arguments in json.loads(sys.argv[1]):
+    try:
+        if isinstance(arguments, int):
+            app(shlex.split(advice[arguments])[1:], standalone_mode=False)
+        else:
+            print("URL", push_student(**arguments))
+    except (RuntimeError, ValueError) as error:
+        logging.exception("push failed")
+        advice.append(str(error).partition("to finish: ")[2])
+        print("ERROR", type(error).__name__, error)
+"""
+
+LOAD = """
+import json, sys
+import torch
+from datasets import load_dataset
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+first, last, data_revision = sys.argv[1:]
+model, info = AutoModelForSequenceClassification.from_pretrained("alice/student", output_loading_info=True)
+tokenizer = AutoTokenizer.from_pretrained("alice/student")
+torch.save(model.state_dict(), "state.pt")
+old = AutoModelForSequenceClassification.from_pretrained("alice/student", revision=first)
+branch = AutoModelForSequenceClassification.from_pretrained("alice/student", revision="v2")
+data = load_dataset("alice/reviews", data_dir="data")
+at = load_dataset("lab/tables", revision=data_revision)
+print(json.dumps({
+    "keys": sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]])),
+    "tokens": tokenizer("good film")["input_ids"],
+    "label": pipeline("text-classification", model="alice/student")("good film")[0]["label"],
+    "old": float(old.classifier.bias[0]), "branch": float(branch.classifier.bias[0]),
+    "tokenizer_at": len(AutoTokenizer.from_pretrained("alice/student", revision=first)),
+    "rows": {split: data[split].to_list() for split in data},
+    "parquet": {split: at[split].to_list() for split in at},
+    "snapshot": snapshot_download("alice/student", revision=last),
+}))
+"""
+
+
+def python(hub: HubServer, home: Path, script: str, *arguments: str, token: str | None = None) -> str:
+    """Run a script in a fresh process, and return all it printed; the canary tokens must not be in it."""
+    command = [sys.executable, "-c", script, *arguments]
+    home.mkdir(exist_ok=True)
+    environment = hub_environment(hub, home, token)
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for secret in (WRITE_TOKEN, READ_TOKEN):
+        assert secret not in done.stdout + done.stderr
+    return done.stdout
+
+
+def push(hub: HubServer, home: Path, *calls: dict[str, Any] | int, token: str | None = WRITE_TOKEN) -> list[str]:
+    """Push in a fresh process, and return a line for each call: `URL ...` or `ERROR ...`.
+
+    A number runs the command that ends the error of that number, which prints the address alone.
+    """
+    out = python(hub, home, PUSH, json.dumps(calls, default=str), token=token)
+    return [line for line in out.splitlines() if line.startswith(("URL ", "ERROR ", hub.url))]
+
+
+def tiny_model(bias: float = 0.0) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=2
+    )
+    config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    model = BertForSequenceClassification(config)
+    model.classifier.bias.data = torch.tensor([bias, bias])
+    return model
+
+
+def tiny_tokenizer() -> BertTokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
+    return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """Give a run's directory: a student with its report, and beside it all that must never be published."""
+    directory = save_student(tiny_model(), tmp_path / "student", tiny_tokenizer())
+    tiny_report().save(directory)
+    for name in ("training_args.bin", "optimizer.pt", "model.pkl", "objectives.safetensors", "train.csv", ".env"):
+        (directory / name).write_bytes(b"secret")
+    (directory / "onnx").mkdir()
+    for name in ("model.onnx", "model_int8.onnx", "secret.txt", "optimizer.pt"):
+        (directory / "onnx" / name).write_bytes(b"graph")
+    (directory / "onnx" / "export.json").write_text(json.dumps({"weights_sha256": {}, "files": {}}))
+    for folder in ("checkpoint-5", "baseline"):
+        shutil.copytree(directory, directory / folder, ignore=shutil.ignore_patterns("checkpoint-*", "baseline"))
+    return directory
+
+
+PUBLISHED = {
+    "onnx/model.onnx",
+    "onnx/model_int8.onnx",
+    "onnx/export.json",
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "report.json",
+    "report.md",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def test_pushed_student_loads_by_id_bit_equal_and_data_loads_by_id(
+    hub: HubServer, student: Path, tmp_path: Path
+) -> None:
+    build_model_card(tiny_report(), model_name="student").save(student / "README.md")
+    (line,) = push(hub, tmp_path / "home", {"directory": student, "repo_id": "alice/student"})
+    first = hub.commits("alice/student")[-1].sha
+    assert line == f"URL {hub.url}/alice/student/commit/{first}"
+    assert set(hub.files("alice/student")) == PUBLISHED | {".gitattributes"}
+    assert b"secret" not in b"".join(hub.files("alice/student").values())
+    assert b"/home/canary" not in b"".join(hub.files("alice/student").values())
+    assert str(tmp_path).encode() not in b"".join(hub.files("alice/student").values())
+    card = metadata_load(student / "README.md")
+    assert card is not None and hub.files("alice/student")["README.md"] == (student / "README.md").read_bytes()
+    (result,) = card["model-index"][0]["results"]
+    assert result["dataset"] == {"type": "alice/reviews", "name": "alice/reviews", "split": "test"}
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.8, "f1": 0.75}
+    assert ModelCard.load(student / "README.md").data.model_name == "alice/student"
+    assert 'nlpkd.load("alice/student")' in (student / "README.md").read_text(), "exported after the card was written"
+
+    save_student(tiny_model(bias=1.0), student, tiny_tokenizer())
+    calls = {"directory": student, "repo_id": "alice/student"}
+    push(hub, tmp_path / "home", calls, calls | {"revision": "v2"})
+    assert [len(hub.commits("alice/student"))] == [3], "creation, first push, second push; the branch v2 has no change"
+    state = load_file(student / "model.safetensors")
+
+    tables = tmp_path / "tables"
+    (tables / "data").mkdir(parents=True)
+    (tables / "data" / "train.csv").write_text("text,label\ngood film,1\nbad film,0\n")
+    (tables / "data" / "test.csv").write_text("text,label\nfilm,0\n")
+    hub.add_repo("alice/reviews", tables, "dataset")
+    rows = [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
+    columns = tmp_path / "columns"
+    columns.mkdir()
+    Dataset.from_list(rows).to_parquet(columns / "train.parquet")
+    old_data = hub.add_repo("lab/tables", columns, "dataset")
+    Dataset.from_list(rows[:1]).to_parquet(columns / "train.parquet")
+    hub.add_repo("lab/tables", columns, "dataset")
+
+    last = hub.commits("alice/student")[-1].sha
+    found = json.loads(python(hub, tmp_path / "fresh", LOAD, first, last, old_data).splitlines()[-1])
+    loaded = torch.load(tmp_path / "fresh" / "state.pt", weights_only=True)
+    assert found["keys"] == [] and set(state) == set(loaded)
+    assert all(torch.equal(state[name], loaded[name]) for name in state)
+    assert found["tokens"] == [2, 5, 7, 3] and found["label"] in ("bad", "good") and found["tokenizer_at"] == 8
+    assert (found["old"], found["branch"]) == (0.0, 1.0)
+    train = [{"text": "good film", "label": 1}, {"text": "bad film", "label": 0}]
+    assert found["rows"] == {"train": train, "test": [{"text": "film", "label": 0}]}
+    assert found["parquet"] == {"train": rows}
+    snapshot = Path(found["snapshot"])
+    pulled = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    assert pulled == PUBLISHED | {".gitattributes"}
+
+
+def test_faults_are_retried_and_leave_one_commit(hub: HubServer, student: Path, tmp_path: Path) -> None:
+    hub.fail_next("commit", status=500, times=2)
+    (line,) = push(hub, tmp_path / "home", {"directory": student, "repo_id": "alice/student"})
+    assert line.startswith("URL ") and len(hub.commits("alice/student")) == 2
+    hub.fail_next("commit", "drop")
+    (line,) = push(hub, tmp_path / "home", {"directory": student, "repo_id": "alice/dropped"})
+    assert line.startswith("URL ") and len(hub.commits("alice/dropped")) == 2
+    assert b'model="alice/dropped"' in hub.files("alice/dropped")["README.md"], "the unedited card names its new home"
+    hub.fail_next("commit", "lose")
+    hub.fail_next("create", "drop")
+    lost = {"directory": student, "repo_id": "alice/lost"}
+    lines = push(hub, tmp_path / "home", lost, lost)
+    assert [line.startswith("URL ") for line in lines] == [True, True] and len(hub.commits("alice/lost")) == 2
+    assert set(hub.files("alice/lost")) == PUBLISHED | {".gitattributes"}
+
+
+def test_uploads_that_are_slow_or_dropped_arrive_whole_and_one_that_fails_for_good_is_told(
+    hub: HubServer, student: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(student / "onnx")
+    call = {"directory": student, "repo_id": "alice/student"}
+    hub.fail_next("put", status=400, message="the content does not have the checksum")
+    hub.fail_next("put", "drop")
+    hub.fail_next("put", "slow", seconds=1.0)
+    hub.fail_next("commit", "slow", seconds=0.5)
+    lines = push(hub, tmp_path / "home", call, call)
+    assert lines[0].startswith("ERROR RuntimeError") and "status 400" in lines[0] and "Nothing is lost" in lines[0]
+    assert lines[1].startswith("URL ") and not hub.faults
+    assert [method for method, path in hub.requests if path.startswith("/lfs/")] == ["PUT"] * 3
+    assert hub.files("alice/student")["model.safetensors"] == (student / "model.safetensors").read_bytes()
+    assert len(hub.commits("alice/student")) == 2
+
+
+def test_lasting_server_error_and_refusals_say_what_happened_and_how_to_finish(
+    hub: HubServer,
+    student: Path,
+    tmp_path: Path,
+) -> None:
+    hub.add_repo("bob/theirs", student)
+    hub.add_repo("alice/student", student / "baseline")
+    hub.fail_next("commit", status=500, times=3)
+    hub.fail_next("commit", status=429)
+    hub.fail_next("commit", status=412)
+    call = {"directory": student, "repo_id": "alice/student"}
+    lines = push(
+        hub,
+        tmp_path / "home",
+        call,
+        call,
+        call,
+        call | {"token": READ_TOKEN},
+        call | {"token": "hf_wrong"},
+        call | {"repo_id": "bob/theirs"},
+        call | {"private": True},
+        call | {"repo_id": "alice/new", "revision": "v1"},
+    )
+    lines += push(hub, tmp_path / "other", call, token=None)
+    expected = [
+        "status 500",
+        "rate limit",
+        "somebody else committed",
+        "read-only",
+        "did not accept the token",
+        "the name belongs to somebody else: the token is of alice, lab, and not of bob",
+        "exists and is public",
+        "",
+        "there is no token",
+    ]
+    assert len(lines) == len(expected)
+    for line, words in zip(lines, expected, strict=True):
+        assert words in line
+        if line.startswith("ERROR RuntimeError"):
+            assert f"nlpkd push {student} --repo-id " in line and str(student) in line.split("Nothing is lost")[1]
+    assert [line.split()[1] for line in lines if line.startswith("ERROR")] == ["RuntimeError"] * 6 + [
+        "ValueError",
+        "RuntimeError",
+    ]
+    posts = [path for method, path in hub.requests if method == "POST" and "/commit/" in path]
+    assert posts.count("/api/models/alice/student/commit/main") == 3 + 1 + 1, "4xx are not retried"
+    assert len(hub.commits("alice/student")) == len(hub.commits("bob/theirs")) == 1
+    assert set(hub.files("alice/new", "v1")) == PUBLISHED | {".gitattributes"}
+    assert set(hub.files("alice/new")) == {".gitattributes"}
+
+
+def test_refusals_are_told_apart_and_the_advice_keeps_every_choice(
+    hub: HubServer,
+    student: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.rmtree(student / "onnx")
+    folder = student.rename(tmp_path / "my student")
+    storage = "Private repository storage limit reached, please upgrade your plan"
+    # Each fault ends its push, so that it meets no other one.
+    cases: list[tuple[str, int, str, dict[str, Any], str, str]] = [
+        ("create", 500, "", {"private": True}, "status 500", " --private"),
+        ("lfs", 402, "", {}, "the account's storage or plan does not allow it", ""),
+        ("lfs", 403, storage, {"revision": "v2"}, f"plan (the server said: {storage})", " --revision v2"),
+        ("put", 413, "", {}, "a file is larger than the Hub takes", ""),
+        ("commit", 403, "Forbidden", {}, "the token's rights do not cover writing to alice/", ""),
+        ("commit", 409, "", {"private": False, "create_pr": True}, "in conflict", " --no-private --create-pr"),
+    ]
+    calls: list[dict[str, Any] | int] = []
+    for number, (action, status, message, options, _, _) in enumerate(cases):
+        hub.fail_next(action, status=status, message=message, times=3 if status == 500 else 1)
+        calls.append({"directory": folder, "repo_id": f"alice/r{number}", **options})
+    lines = push(hub, tmp_path / "home", *calls, 0)
+    assert len(lines) == len(cases) + 1 and not hub.faults
+    for number, (line, (*_, words, flags)) in enumerate(zip(lines, cases, strict=False)):
+        assert line.startswith("ERROR RuntimeError") and words in line and "somebody else" not in line, line
+        said = f"everything is in {folder}; to finish: nlpkd push '{folder}' --repo-id alice/r{number}{flags}"
+        assert line.endswith(said), line
+    assert lines[-1] == f"{hub.url}/alice/r0/commit/{hub.commits('alice/r0')[-1].sha}"
+    assert hub.repos["model", "alice/r0"].private
+
+
+def test_private_repo_stays_private_and_a_pull_request_is_opened_once(
+    hub: HubServer,
+    student: Path,
+    tmp_path: Path,
+) -> None:
+    (student / "README.md").write_text("---\nlicense: mit\n---\n\nMy own words.\n")
+    call = {"directory": student, "repo_id": "lab/student", "private": True, "create_pr": True}
+    hub.fail_next("commit", "lose")
+    lines = push(hub, tmp_path / "home", call, call)
+    assert lines[0].startswith("ERROR RuntimeError") and lines[1] == f"URL {hub.url}/lab/student/discussions/2"
+    repo = hub.repos["model", "lab/student"]
+    assert repo.private and set(repo.branches) == {"main", "refs/pr/1", "refs/pr/2"}
+    assert b"My own words." in hub.files("lab/student", "refs/pr/2")["README.md"]
+
+
+def test_saved_student_is_safetensors_and_replaces_what_was_there(tmp_path: Path) -> None:
+    directory = tmp_path / "student"
+    directory.mkdir()
+    (directory / "model-00001-of-00002.safetensors").write_bytes(b"old shard")
+    (directory / "keep.txt").write_text("mine")
+    assert save_student(tiny_model(), directory, tiny_tokenizer()) == directory
+    names = {path.name for path in directory.iterdir()}
+    written = {"config.json", "model.safetensors", "checksums.json", "tokenizer.json", "tokenizer_config.json"}
+    assert names == written | {"keep.txt"}
+    saved = load_file(directory / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in tiny_model().state_dict().items())
+
+
+def test_failure_while_saving_leaves_the_previous_student_whole(tmp_path: Path) -> None:
+    directory = save_student(tiny_model(), tmp_path / "student", tiny_tokenizer())
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    class FullDisk:
+        def save_pretrained(self, folder: str) -> None:
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        save_student(tiny_model(bias=1.0), directory, FullDisk())
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_model_that_cannot_save_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Linear has no save_pretrained"):
+        save_student(torch.nn.Linear(2, 2), tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_directory_without_a_whole_student_is_refused(student: Path, missing: str) -> None:
+    (student / missing).unlink()
+    with pytest.raises(ValueError, match=f"no whole student: {missing}"):
+        push_student(student, "alice/student")
+
+
+def test_missing_shard_truncated_weights_and_bad_arguments_are_refused(student: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="create_pr"):
+        push_student(student, "alice/student", revision="v1", create_pr=True)
+    with pytest.raises(ValueError, match="a/b/c"):
+        push_student(student, "a/b/c")
+    with pytest.raises(ValueError, match="no directory"):
+        push_student(tmp_path / "nowhere", "alice/student")
+    whole = (student / "model.safetensors").read_bytes()
+    (student / "model.safetensors").write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match="damaged"):
+        push_student(student, "alice/student")
+    (student / "model.safetensors").rename(student / "model-00001-of-00002.safetensors")
+    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (student / "model.safetensors.index.json").write_text(json.dumps(shards))
+    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors is missing"):
+        push_student(student, "alice/student")
+
+
+def test_allow_patterns_take_shards_and_onnx_and_no_state() -> None:
+    wanted = ["model-00001-of-00002.safetensors", "model.onnx", "onnx/model_int8.onnx", "merges.txt", "vocab.txt"]
+    refused = ["objectives.safetensors", "training_args.bin", "baseline/model.safetensors", "checkpoint-1/config.json"]
+    refused += ["onnx/config.json", "scheduler.pt", "rng_state.pth", "trainer_state.json", "train.jsonl"]
+    assert list(filter_repo_objects(wanted + refused, allow_patterns=PUSH_ALLOW_PATTERNS)) == wanted
+
+
+def test_onnx_files_of_other_weights_are_not_pushed(student: Path) -> None:
+    (student / "onnx" / "export.json").write_text(
+        json.dumps({"weights_sha256": {"model.safetensors": "0" * 64}, "files": {}})
+    )
+    with pytest.raises(ValueError, match="made from other weights"):
+        push_student(student, "alice/student")
+
+
+def test_student_without_card_and_report_is_pushed_with_a_warning(
+    hub: HubServer, student: Path, tmp_path: Path
+) -> None:
+    (student / "report.json").unlink()
+    assert "/home/canary" in (student / "report.md").read_text(), (
+        "a page that nothing takes the paths out of stays here"
+    )
+    call = {"directory": str(student), "repo_id": "student"}
+    out = python(hub, tmp_path / "home", PUSH, json.dumps([call]), token=WRITE_TOKEN)
+    assert f"WARNING:nlpkd.hub.push:{student} has neither README.md nor report.json" in out
+    left = PUBLISHED - {"README.md", "report.json", "report.md"}
+    assert set(hub.files("alice/student")) == left | {".gitattributes"}

@@ -1,0 +1,308 @@
+"""A loaded classifier answers as transformers' pipeline does, whatever runs it, and is measured like any model."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from paths import ROOT
+from samples import raw_rows, sentences, tiny_bert
+from transformers import pipeline
+
+import nlpkd
+from nlpkd import EvaluationReport
+from nlpkd.compression import export_int8, export_onnx
+from nlpkd.evaluation.report import Interval
+from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.pipeline.evaluate import LATENCY_GRID, evaluate
+from nlpkd.pipeline.export import export_student
+from nlpkd.pipeline.verify import verify
+
+pytest.importorskip("onnxruntime")
+
+TEXTS = sentences(12, seed=4)[0]
+PAIRS = [{"text": first, "text_pair": second} for first, second in zip(TEXTS, TEXTS[::-1], strict=True)]
+LONG = " ".join(["the film was very very good"] * 30)
+
+
+def saved(folder: Path, tokenizer, texts=TEXTS, **config) -> Path:
+    model = tiny_bert(layers=1, initializer_range=0.5, **config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    export_onnx(model, tokenizer, folder, texts=texts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, tokenizer) -> Path:
+    folder = saved(tmp_path_factory.mktemp("student"), tokenizer, id2label={0: "neg", 1: "pos"})
+    export_int8(folder, texts=TEXTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("several")
+    return saved(
+        folder, tokenizer, num_labels=3, problem_type="multi_label_classification", thresholds=[0.3, 0.5, 0.7]
+    )
+
+
+def same(found, expected) -> None:
+    """The same lists, labels and scores, up to the last digits of a float32."""
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert found == {"label": expected["label"], "score": pytest.approx(expected["score"], abs=1e-5)}
+    else:
+        assert len(found) == len(expected)
+        for each, other in zip(found, expected, strict=True):
+            same(each, other)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings"),
+    [
+        (TEXTS[0], {}),
+        (TEXTS[0], {"top_k": None}),
+        (TEXTS[:1], {}),
+        (TEXTS, {"batch_size": 5, "top_k": 1}),
+        (TEXTS, {"batch_size": 5, "top_k": None, "function_to_apply": "none"}),
+        (PAIRS[0], {}),
+        (PAIRS, {"top_k": 2, "batch_size": 4}),
+        ([LONG, TEXTS[0]], {"truncation": True}),
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)
+def test_answers_are_those_of_the_pipeline(inputs, settings, student):
+    expected = pipeline("text-classification", model=str(student))(inputs, **settings)
+    same(nlpkd.load(student, file="onnx/model.onnx")(inputs, **settings), expected)
+    assert nlpkd.load(student, file="model.safetensors")(inputs, **settings) == expected
+
+
+def test_long_texts_are_truncated_unless_told_otherwise(student):
+    classify = nlpkd.load(student, file="onnx/model.onnx")
+    same(classify(LONG), pipeline("text-classification", model=str(student))(LONG, truncation=True))
+    with pytest.raises(RuntimeError, match=r"can't read input_ids of shape \(1, 182\).*truncate"):
+        classify(LONG, truncation=False)
+
+
+def test_int8_is_served_first_then_float_then_pytorch(student, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    assert nlpkd.load(folder).model.path == folder / "onnx/model_int8.onnx"
+    assert nlpkd.load(folder / "onnx/model.onnx").model.path == folder / "onnx/model.onnx"
+    (folder / "onnx/model_int8.onnx").unlink()
+    assert nlpkd.load(str(folder)).model.path == folder / "onnx/model.onnx"
+    assert type(nlpkd.load(folder, file="model.safetensors").model).__name__ == "BertForSequenceClassification"
+    shutil.rmtree(folder / "onnx")
+    assert type(nlpkd.load(folder).model).__name__ == "BertForSequenceClassification"
+    with pytest.raises(ValueError, match="threads=2 is for ONNX Runtime"):
+        nlpkd.load(folder, threads=2)
+    with pytest.raises(ValueError, match="no ONNX file 'onnx/model.onnx'; found: none"):
+        nlpkd.load(folder, file="onnx/model.onnx")
+    with pytest.raises(ValueError, match="there is no folder"):
+        nlpkd.load(tmp_path / "nowhere")
+
+
+def test_threads_are_those_asked_for_or_torchs(student):
+    assert nlpkd.load(student, threads=2).model.session.get_session_options().intra_op_num_threads == 2
+    assert nlpkd.load(student).model.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
+
+
+def test_a_multi_label_model_decides_by_its_thresholds(several):
+    classify = nlpkd.load(several)
+    reference = pipeline("text-classification", model=str(several))
+    same(classify(TEXTS, top_k=None), reference(TEXTS, top_k=None))
+    needed = {"LABEL_0": 0.3, "LABEL_1": 0.5, "LABEL_2": 0.7}
+    decided = classify(TEXTS, decide=True)
+    for found, scores in zip(decided, reference(TEXTS, top_k=None), strict=True):
+        same(found, [each for each in scores if each["score"] > needed[each["label"]]])
+    assert classify(TEXTS[0], decide=True) == decided[0]
+    assert len({len(found) for found in decided}) > 1
+    same(classify(TEXTS), reference(TEXTS))
+
+
+def test_a_regression_gives_the_score_of_a_pair(tmp_path, tokenizer):
+    pairs = [tuple(pair.values()) for pair in PAIRS]
+    folder = saved(tmp_path, tokenizer, pairs, num_labels=1, problem_type="regression")
+    expected = pipeline("text-classification", model=str(folder))(PAIRS)
+    same(nlpkd.load(folder)(PAIRS), expected)
+    assert len({each["score"] for each in expected}) > 1
+
+
+LOAD = """
+import json, logging, sys
+from pathlib import Path
+import nlpkd
+from nlpkd import push_student
+push_student(sys.argv[1], "alice/student")
+first = json.loads(sys.argv[2])
+classify = nlpkd.load("alice/student@main")
+folder = classify.model.path.parents[1]
+print("ANSWERS", json.dumps([classify(first), nlpkd.load("alice/student", file="onnx/model.onnx")(first)]))
+print("FILES", json.dumps([str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]))
+for arguments in ({"revision": "nothing"}, {"file": "onnx/other.onnx"}):
+    try:
+        nlpkd.load("alice/student", **arguments)
+    except (OSError, ValueError) as error:
+        print("ERROR", type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+def test_a_pushed_student_is_served_from_the_hub_and_no_other_file_is_fetched(student, tmp_path):
+    with HubServer() as hub:
+        environment = hub_environment(hub, tmp_path, WRITE_TOKEN) | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", LOAD, str(student), json.dumps(TEXTS)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "onnx/export.json" in hub.files("alice/student")
+    printed = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    int8, whole = json.loads(dict(printed)["ANSWERS"])
+    same(int8, nlpkd.load(student)(TEXTS))
+    same(whole, nlpkd.load(student, file="onnx/model.onnx")(TEXTS))
+    fetched = set(json.loads(dict(printed)["FILES"]))
+    assert {"onnx/model_int8.onnx", "onnx/model.onnx", "config.json", "tokenizer.json"} <= fetched
+    assert "model.safetensors" not in fetched
+    wrong = [line for kind, line in printed if kind == "ERROR"]
+    assert "'alice/student' at revision 'nothing' can't be had" in wrong[0]
+    assert "no ONNX file 'onnx/other.onnx'; found: onnx/model.onnx, onnx/model_int8.onnx" in wrong[1]
+
+
+def test_an_onnx_file_is_measured_like_any_model(student, make_rows, tokenizer):
+    model = nlpkd.load(student, file="model.safetensors").model
+    files = {
+        each: OnnxClassifier.from_pretrained(student, file=f"onnx/{each}.onnx") for each in ("model", "model_int8")
+    }
+    report = nlpkd.evaluate_student(
+        model, None, make_rows(60, names=("neg", "pos")), tokenizer, candidates=files, latency_runs=2,
+        latency_batches=(1,), latency_tokens=8,
+    )  # fmt: skip
+    student_, whole, small = (report.candidates[name] for name in ("student", "model", "model_int8"))
+    assert whole.quality["accuracy"] == student_.quality["accuracy"]
+    assert small.size_mb == (student / "onnx/model_int8.onnx").stat().st_size / 1e6
+    assert whole.parameters == files["model"].num_weights
+    assert [(each.tokens, each.threads) for each in small.latency] == [(8, torch.get_num_threads())]
+    assert all(each.p50_ms > 0 for each in (*small.latency, *whole.latency))
+    assert "model, model_int8 by ONNX Runtime on cpu" in report.run["latency_protocol"]
+
+
+# The gate, and its command
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    raw_rows(40, seed=9).to_pandas().replace({"label": {0: "neg", 1: "pos"}}).to_csv(path, index=False)
+    return path
+
+
+def listed(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_a_hub_id_needs_a_folder():
+    with pytest.raises(ValueError, match="give output_dir"):
+        export_student("alice/student")
+
+
+def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    from nlpkd.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["nlpkd", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    return stop.value.code or 0, out, err
+
+
+def test_the_command_exports_measures_and_says_by_its_status_what_happened(
+    student, rows, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder, ignore=shutil.ignore_patterns("onnx"))
+    before = listed(folder)
+    arguments = ["export", str(folder), "--data", str(rows), "--max-length", "32"]
+    code, _, err = command(monkeypatch, capsys, *arguments, "--min-retention", "1.5")
+    assert code == 3 and listed(folder) == before | {".lock"}
+    told = r"onnx/model.onnx has (\w+) (0\.\d+) and the student in PyTorch \2 on 40 rows: .*below min_retention=1.5"
+    assert re.search(told, err), err
+    code, out, err = command(monkeypatch, capsys, *arguments, "--int8", "--min-retention", "0.1")
+    assert code == 0, err
+    noted = json.loads((folder / "onnx/export.json").read_text())["files"]
+    assert noted["onnx/model.onnx"]["retention"] == 1.0 and 0.1 <= noted["onnx/model_int8.onnx"]["retention"]
+    assert "| onnx/model_int8.onnx |" in out and '"file": "onnx/model.onnx"' in out
+    code, _, err = command(monkeypatch, capsys, "export", str(tmp_path / "nowhere"))
+    assert code == 2 and "nowhere" in err
+    code, out, err = command(monkeypatch, capsys, "evaluate", str(folder / "onnx/model_int8.onnx"),
+                             "--baseline", str(folder), "--data", str(rows), "--max-length", "32")  # fmt: skip
+    assert code == 0, err
+    assert "| student |" in out and "| baseline |" in out
+
+
+@pytest.fixture
+def side_by_side(student, tmp_path, monkeypatch) -> Path:
+    """A folder with `teacher`, `student` and `student.int8.onnx`, as a command names them."""
+    shutil.copytree(student, tmp_path / "student")
+    shutil.copytree(student, tmp_path / "teacher", ignore=shutil.ignore_patterns("onnx"))
+    shutil.copy(student / "onnx/model_int8.onnx", tmp_path / "student.int8.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_teacher_student_and_int8_file_are_compared_as_they_are_called(side_by_side, rows, monkeypatch, capsys):
+    code, out, err = command(
+        monkeypatch, capsys, "evaluate", "teacher", "student", "student.int8.onnx", "--data", str(rows),
+        "--max-length", "32", "--latency-runs", "7", "--output-dir", "report",
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads((side_by_side / "report/report.json").read_text())
+    assert list(report["candidates"]) == ["teacher", "student", "student.int8"]
+    assert (report["run"]["teacher"]["name"], report["run"]["student"]["name"]) == ("./teacher", "./student")
+    int8 = OnnxClassifier.from_pretrained(side_by_side / "student", file="onnx/model_int8.onnx")
+    assert (
+        report["candidates"]["student.int8"]["size_mb"] == int8.size_mb != report["candidates"]["student"]["size_mb"]
+    )
+    assert "7 timed passes" in report["run"]["latency_protocol"]
+    arguments = ["evaluate", "--config", "report/evaluate.yaml", "--latency-runs", "0"]
+    code, out, err = command(monkeypatch, capsys, *arguments, "--output-dir", "again")
+    assert code == 0, err
+    again = json.loads((side_by_side / "again/report.json").read_text())
+    assert again["candidates"]["student.int8"]["quality"] == report["candidates"]["student.int8"]["quality"]
+    assert again["run"]["latency_protocol"] == "latency was not measured"
+
+
+def test_the_claims_of_an_onnx_file_are_measured_again(side_by_side, rows):
+    folder, quick = side_by_side / "student", {"bootstrap_samples": 20, "latency_runs": 2}
+    int8 = {"int8": folder / "onnx/model_int8.onnx"}
+    evaluate(folder, str(rows), candidates=int8, teacher="teacher", max_length=32, output_dir=folder, **quick)
+    held = {each.figure: each for each in verify(folder, str(rows), teacher="teacher", **quick).claims}
+    for figure in ("accuracy", "agreement with the teacher", "parameters", "MB"):
+        assert held[f"int8: {figure}"].holds, held[f"int8: {figure}"]
+    assert held["int8: ms, batch 1, 32 tokens, p50"].measured != "n/a"
+    report = EvaluationReport.load(folder)
+    better = replace(report.candidates["int8"], parameters=7, quality={"accuracy": Interval(0.99, 0.98, 1.0)})
+    replace(report, candidates=report.candidates | {"int8": better}).save(folder)
+    found = verify(folder, str(rows), teacher="teacher", **quick)
+    assert [each.figure for each in found.claims if each.holds is False] == ["int8: accuracy", "int8: parameters"]
+
+
+def test_an_export_says_whether_its_gate_ran_and_keeps_its_options(side_by_side, monkeypatch, capsys):
+    code, _, err = command(monkeypatch, capsys, "export", "student", "--min-retention", "0.9")
+    assert code == 2 and "--min-retention 0.9 is measured on labelled rows: give --data" in err
+    assert not (side_by_side / "student/export.yaml").exists()
+    code, out, err = command(monkeypatch, capsys, "export", "student", "--max-length", "32")
+    assert code == 0, err
+    assert "No gate ran" in out
+    kept = yaml.safe_load((side_by_side / "student/export.yaml").read_text())
+    assert (kept["command"], kept["max_length"], kept["int8"]) == ("export", 32, False) and "min_retention" not in kept
+
+
+def test_a_latency_grid_has_enough_passes_for_its_99th_percentile():
+    assert LATENCY_GRID["latency_runs"] >= 100

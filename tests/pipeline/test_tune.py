@@ -1,0 +1,139 @@
+"""The search for settings: what it tries, that it is what a run with these settings gives, and that it goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import DatasetDict
+from samples import raw_rows, tiny_bert
+from typer.testing import CliRunner
+
+from nlpkd import DistillationTrainer, make_student
+from nlpkd.cli import app
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.objectives.objective_set import ObjectiveSet
+
+pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+
+QUICK = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8,
+    "num_train_epochs": 1, "use_cpu": True, "teacher_check": "off",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return DatasetDict(train=raw_rows(160, seed=3), validation=raw_rows(80, seed=4))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("teacher")
+    tiny_bert(layers=4, id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_search_tries_settings_of_run_objectives_and_student_and_goes_on(
+    teacher, splits, tmp_path, make_rows, settings
+):
+    from nlpkd.pipeline.tune import tune
+
+    asked = {
+        "search": {
+            "learning_rate": (1e-4, 5e-3), "forward_kl.temperature": [1.0, 4.0], "cross_entropy.weight": (0, 3),
+        },
+        "layers": (1, 2), "objectives": [CrossEntropyLoss(), ForwardKLLoss(), HiddenStateMSELoss()],
+        "output_dir": tmp_path,
+    }  # fmt: skip
+    result = tune(teacher, splits, n_trials=3, **asked, **QUICK)
+    assert len(result.trials) == 3 and result.metric == "accuracy"
+    assert set(result.best) == {"layers", *asked["search"]}
+    again = tune(teacher, splits, n_trials=5, **asked, **QUICK)
+    assert again.trials[:3] == result.trials and len(again.trials) == 5
+    assert len({trial["learning_rate"] for trial in again.trials}) == 5, "what is drawn later is drawn anew"
+    assert again.value == max(trial["value"] for trial in again.trials)
+    assert json.loads((tmp_path / "tuning.json").read_text())["best"] == again.best
+    for trial in again.trials[:2]:
+        student = make_student(tiny_bert(layers=4, id2label={0: "neg", 1: "pos"}), trial["layers"])
+        trainer = DistillationTrainer(
+            student, tiny_bert(layers=4, id2label={0: "neg", 1: "pos"}),
+            settings(learning_rate=trial["learning_rate"]),
+            [
+                CrossEntropyLoss(weight=trial["cross_entropy.weight"]),
+                ForwardKLLoss(temperature=trial["forward_kl.temperature"]), HiddenStateMSELoss(),
+            ],
+            make_rows(160, seed=3), make_rows(80, seed=4), student_tokenizer(teacher),
+        )  # fmt: skip
+        trainer.train()
+        assert trainer.evaluate()["eval_accuracy"] == trial["value"]
+
+
+def test_the_task_is_the_teachers(tokenizer, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
+    tiny_bert(num_labels=1, problem_type="regression").save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    rows = [{"text": "good film", "label": number % 4} for number in range(16)]
+    result = tune(
+        tmp_path / "teacher", rows, validation_split=0.5, n_trials=1, layers=[1], output_dir=tmp_path / "out", **QUICK
+    )
+    assert result.metric == "pearson"
+
+
+def student_tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_an_objective_s_setting_is_changed_by_its_name():
+    objectives = ObjectiveSet([ForwardKLLoss(), ForwardKLLoss(temperature=1.0)])
+    objectives.adjust({"forward_kl_2.temperature": 3.0, "forward_kl.weight": 0.25})
+    assert [each.config()["temperature"] for each in objectives] == [2.0, 3.0]
+    assert [each.weight for each in objectives] == [0.25, 1.0] and objectives.weighting.base == [0.25, 1.0]
+    for key in ("forward_kl.temprature", "reverse_kl.weight", "temperature"):
+        with pytest.raises(ValueError, match="is no setting of an objective"):
+            objectives.adjust({key: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"search": {"learning_rat": (1, 2)}}, "'learning_rat' is neither"),
+        ({"search": {"learning_rate": 3}}, "must be a pair"),
+        ({"search": {"learning_rate": (2.0, 1.0)}}, "low below high"),
+        ({"search": {"forward_kl.temprature": (1.0, 2.0)}}, "no setting of an objective"),
+        ({"objectives": "tinybert"}, "has 2 stages"),
+    ],
+)
+def test_a_search_that_can_t_be_is_refused(teacher, splits, tmp_path, asked, message):
+    from nlpkd.pipeline.tune import tune
+
+    with pytest.raises(ValueError, match=message):
+        tune(teacher, splits, n_trials=1, output_dir=tmp_path, **asked, **QUICK)
+    with pytest.raises(ValueError, match="no held-out rows"):
+        tune(teacher, splits["train"], n_trials=1, output_dir=tmp_path, **QUICK)
+
+
+def test_the_command_line_searches(teacher, splits, tmp_path):
+    splits["train"].to_csv(tmp_path / "train.csv")
+    asked = ["tune", "--teacher", str(teacher), "--train", str(tmp_path / "train.csv"), "--validation-split", "0.25"]
+    asked += ["--search", "learning_rate=1e-4..1e-3", "--search", "forward_kl.temperature=1,2,8", "--layers", "1"]
+    asked += [
+        "--n-trials",
+        "2",
+        "--num-train-epochs",
+        "1",
+        "--max-length",
+        "64",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
+    asked += ["--set", "use_cpu=true", "--set", "report_to=none", "--set", "teacher_check=off"]
+    outcome = CliRunner().invoke(app, asked)
+    assert outcome.exit_code == 0, outcome.output
+    assert len(json.loads((tmp_path / "out" / "tuning.json").read_text())["trials"]) == 2
+    wrong = CliRunner().invoke(app, [*asked, "--search", "learning_rate"])
+    assert wrong.exit_code == 2 and "LOW..HIGH" in wrong.output

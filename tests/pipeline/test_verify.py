@@ -1,0 +1,187 @@
+"""`nlpkd verify`: honest students pass, and a figure that is wrong is named, from a folder and from a Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import finish, start
+from hub_server import HubServer, hub_environment
+from samples import raw_rows, tiny_bert
+
+from nlpkd import EvaluationReport
+from nlpkd.evaluation.report import Interval
+from nlpkd.hub.model_card import build_model_card
+from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.verify import verify
+
+QUICK = {"latency_runs": 0, "bootstrap_samples": 50}
+
+
+def write_rows(path: Path, rows: int) -> None:
+    lines = [{"text": row["text"], "label": ("neg", "pos")[row["label"]]} for row in raw_rows(rows, seed=5)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder / "test.jsonl", 60)
+    write_rows(folder / "train.jsonl", 8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory, tokenizer, rows) -> Path:
+    """A student with the report and the card of a real measurement."""
+    folder = tmp_path_factory.mktemp("honest")
+    model = tiny_bert(initializer_range=0.5, id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1})
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    data = str(rows / "test.jsonl")
+    evaluate(folder, data, max_length=32, bootstrap_samples=200, latency_runs=2, output_dir=folder)
+    build_model_card(EvaluationReport.load(folder), model_name="alice/tiny").save(folder / "README.md")
+    return folder
+
+
+@pytest.fixture
+def student(honest, tmp_path) -> Path:
+    return Path(shutil.copytree(honest, tmp_path / "student"))
+
+
+def claim(folder: Path, **changes) -> None:
+    """Change what a folder's report claims of its student."""
+    report = EvaluationReport.load(folder)
+    quality = report.candidates["student"].quality | changes.pop("quality", {})
+    changed = dataclasses.replace(report.candidates["student"], quality=quality, **changes)
+    dataclasses.replace(report, candidates={"student": changed}).save(folder)
+
+
+def wrong(folder: Path, data: Path) -> list[str]:
+    found = verify(folder, str(data), **QUICK)
+    names = [each.figure for each in found.claims if each.holds is False]
+    assert found.holds == (not names)
+    assert all(name in found.to_markdown().splitlines()[-1] for name in names)
+    return names
+
+
+def test_an_honest_student_passes_and_its_latency_is_shown_alone(honest, rows):
+    found = verify(honest, str(rows / "test.jsonl"), latency_runs=2, bootstrap_samples=50)
+    assert found.holds
+    judged = {each.figure: each.holds for each in found.claims}
+    assert judged["accuracy"] and judged["ECE"] and judged["parameters"] and judged["MB"] and judged["card: accuracy"]
+    assert judged["ms, batch 1, 32 tokens, p50"] is None
+    assert f"All {sum(each is not None for each in judged.values())} judged claims hold." in found.to_markdown()
+
+
+def test_each_wrong_figure_is_named(student, rows):
+    accuracy = EvaluationReport.load(student).candidates["student"].quality["accuracy"]
+    better = Interval(accuracy.value + 0.05, accuracy.low, accuracy.high + 0.05)
+    claim(student, quality={"accuracy": better}, parameters=12, size_mb=0.9)
+    assert wrong(student, rows / "test.jsonl") == ["accuracy", "parameters", "MB"]
+
+
+def test_a_card_that_says_more_than_its_report_is_found(student, rows):
+    card = (student / "README.md").read_text()
+    accuracy = EvaluationReport.load(student).candidates["student"].quality["accuracy"].value
+    assert str(accuracy) in card
+    (student / "README.md").write_text(card.replace(str(accuracy), str(accuracy + 0.1)))
+    assert wrong(student, rows / "test.jsonl") == ["card: accuracy"]
+
+
+def test_other_weights_are_found(student, rows):
+    tiny_bert(layers=1, initializer_range=0.5, seed=9, id2label={0: "neg", 1: "pos"}).save_pretrained(student)
+    assert {"parameters", "ECE"} <= set(wrong(student, rows / "test.jsonl"))
+
+
+def test_other_rows_are_judged_by_the_claimed_interval(student, tmp_path):
+    write_rows(tmp_path / "fewer.jsonl", 40)
+    found = verify(student, str(tmp_path / "fewer.jsonl"), **QUICK)
+    accuracy = next(each for each in found.claims if each.figure == "accuracy")
+    assert accuracy.holds and "40 rows for 60" in accuracy.why
+    claim(student, quality={"accuracy": Interval(0.99, 0.98, 1.0)})
+    assert "accuracy" in wrong(student, tmp_path / "fewer.jsonl")
+
+
+def test_what_is_not_measured_again_is_named_and_not_judged(student, rows):
+    report = EvaluationReport.load(student)
+    claimed = report.candidates["student"]
+    nothing = Interval(math.nan, math.nan, math.nan)
+    told = dataclasses.replace(
+        claimed, agreement=Interval(0.9, 0.8, 1.0), quality=claimed.quality | {"accuracy": nothing}, memory_mb=12.0
+    )
+    paired = {"accuracy_difference": {"value": 0.1, "low": 0.0, "high": 0.2}, "mcnemar_p": 0.5}
+    paired |= {"student_only_correct": 3, "baseline_only_correct": 1, "retention": 0.97}
+    seeds = {"student": {"accuracy": {"values": [0.5, 0.6], "mean": 0.55, "sd": 0.07}}}
+    dataclasses.replace(
+        report,
+        candidates={"student": told, "teacher": claimed, "baseline": claimed},
+        comparisons={"student_vs_baseline": paired},
+        seeds=seeds,
+        run=report.run | {"teacher": {"name": "./runs/teacher", "revision": None}},
+    ).save(student)
+    found = verify(student, str(rows / "test.jsonl"), **QUICK)
+    claims = {each.figure: each for each in found.claims}
+    for figure in (
+        "accuracy", "agreement with the teacher", "FLOPs", "memory, MB", "ms, batch 1, 32 tokens, p50",
+        "teacher: accuracy", "teacher: parameters", "baseline: accuracy", "baseline: MB", "baseline: FLOPs",
+        "student vs baseline: accuracy difference", "student vs baseline: mcnemar p", "student vs baseline: retention",
+        "student vs baseline: student only correct",
+        "student: accuracy, mean ± sd of 2 seeds",
+    ):  # fmt: skip
+        assert claims[figure].holds is None, claims[figure]
+    assert claims["accuracy"].why == "no number was claimed"
+    assert "the teacher, ./runs/teacher, is not on the Hub" in claims["teacher: accuracy"].why
+    assert claims["student: accuracy, mean ± sd of 2 seeds"].claimed == "0.550 ± 0.070"
+    assert found.holds and claims["ECE"].holds
+
+
+def test_without_report_or_data_it_says_what_is_missing(student):
+    with pytest.raises(ValueError, match=r"measured on test.jsonl, which is no data set of the Hub: give.*--data"):
+        verify(student)
+    (student / "report.json").unlink()
+    with pytest.raises(ValueError, match=r"no report.json, so it claims nothing"):
+        verify(student)
+
+
+def test_a_published_student_is_verified_at_its_revision(student, rows, tmp_path):
+    """Data, teacher and student come from the Hub; the first commit holds, a later one claims too much."""
+    names = {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}}
+    shutil.copytree(student, tmp_path / "teacher", ignore=shutil.ignore_patterns("report*", "README.md"))
+    tiny_bert(initializer_range=0.5, seed=4, **names).save_pretrained(tmp_path / "teacher")
+    data = str(rows / "test.jsonl")
+    report = evaluate(student, data, teacher=tmp_path / "teacher", max_length=32, **QUICK)
+    about = report.run["data"] | {"name": "alice/reviews", "config": "film", "split": "test"}
+    teacher = {"name": "alice/teacher", "revision": "main"}
+    dataclasses.replace(report, run=report.run | {"data": about, "teacher": teacher}).save(student)
+    (student / "onnx").mkdir()
+    (student / "onnx/model_int8.onnx").write_bytes(b"of another name than the report's candidates")
+    files = [{"split": split, "path": f"{split}.jsonl"} for split in ("train", "test")]
+    card = yaml.safe_dump({"configs": [{"config_name": "film", "data_files": files}]})
+    shutil.copytree(rows, tmp_path / "data")
+    (tmp_path / "data/README.md").write_text(f"---\n{card}---\n")
+    with HubServer() as hub:
+        hub.add_repo("alice/reviews", tmp_path / "data", "dataset")
+        hub.add_repo("alice/teacher", tmp_path / "teacher")
+        first = hub.add_repo("alice/tiny", student)
+        claim(student, quality={"accuracy": Interval(0.99, 0.98, 1.0)})
+        hub.add_repo("alice/tiny", student)
+        environment = hub_environment(hub, tmp_path / "home")
+        commands = {"first": f"alice/tiny@{first}", "last": "alice/tiny"}
+        started = {name: start("verify", model, environment=dict(environment)) for name, model in commands.items()}
+        done = {name: finish(process) for name, process in started.items()}
+    code, out, err = done["first"]
+    assert code == 0, err
+    assert f"alice/tiny at {first}" in out and "judged claims hold." in out
+    held = [line for line in out.splitlines() if "| holds |" in line]
+    for figure in ("agreement with the teacher", "teacher: accuracy", "student vs teacher: retention"):
+        assert any(line.startswith(f"| {figure} |") for line in held), out
+    assert any(path.endswith("onnx/model_int8.onnx") for _, path in hub.requests)
+    code, out, err = done["last"]
+    assert code == 1, err
+    assert "claims do not hold: accuracy." in out

@@ -1,0 +1,71 @@
+"""Small models with random weights, and texts of twenty words whose label can be learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from nlpkd.evaluation.report import Candidate, EvaluationReport, Interval
+
+WORDS = "good great fine bad poor awful film plot actor the a was is very not at all and it".split()
+
+
+def tiny_bert(
+    layers: int = 2, hidden: int = 16, heads: int = 2, seed: int = 0, **config
+) -> BertForSequenceClassification:
+    """A BERT with random weights; dropout is off unless asked for."""
+    settings = {
+        "vocab_size": 5 + len(WORDS), "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": 2 * hidden, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0, "num_labels": 2,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertForSequenceClassification(BertConfig(**(settings | config)))
+
+
+def sentences(rows: int, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Texts of 1 to 12 words whose label (1 good, 0 bad) is told by their only word of judgement."""
+    generator = torch.Generator().manual_seed(seed)
+    texts, labels = [], []
+    for _ in range(rows):
+        label = int(torch.randint(2, (), generator=generator))
+        judgement = WORDS[int(torch.randint(3, (), generator=generator)) + (0 if label else 3)]
+        filler = [WORDS[6 + int(torch.randint(11, (), generator=generator))] for _ in range(int(torch.randint(12, (), generator=generator)))]  # fmt: skip  # noqa: E501
+        texts.append(" ".join([*filler, judgement]))
+        labels.append(label)
+    return texts, labels
+
+
+def raw_rows(rows: int, seed: int = 0, names: tuple[str, ...] = ("neg", "pos")) -> Dataset:
+    """Such texts as a data set with columns text and label."""
+    texts, labels = sentences(rows, seed)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"text": texts, "label": labels}, features=features)
+
+
+def fine_tuned_teacher(folder: Path, tokenizer: BertTokenizer, layers: int = 4) -> Path:
+    """Fine-tune and save a small teacher that gets such texts right."""
+    from nlpkd import train_teacher
+
+    train_teacher(
+        tiny_bert(layers=layers), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder, bf16=False,
+        num_train_epochs=8, per_device_train_batch_size=8, learning_rate=2e-3, report_to="none", save_strategy="no",
+        disable_tqdm=True,
+    )  # fmt: skip
+    return folder
+
+
+def tiny_report(teacher: str = "org/teacher") -> EvaluationReport:
+    """A report of a student alone, with the path of a teacher that must not be published."""
+    quality = {"accuracy": Interval(0.8, 0.7, 0.9), "f1_macro": Interval(0.75, 0.6, 0.8)}
+    run = {
+        "command": "recipes/sst2.py --teacher /home/canary/teacher",
+        "teacher": {"name": teacher},
+        "data": {"name": "alice/reviews", "config": None, "split": "test"},
+    }
+    task = {"labels": ["bad", "good"], "rows": 20}
+    return EvaluationReport(task, run, {"student": Candidate(quality, None, 1234, 0.1)}, {})

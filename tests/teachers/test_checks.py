@@ -1,0 +1,160 @@
+"""Label order: by name where names tell, by gold labels where they do not; a teacher that teaches noise is caught."""
+
+import logging
+
+import numpy as np
+import pytest
+from samples import raw_rows
+
+from nlpkd.data.label_names import align_names, is_generic
+from nlpkd.teachers.checks import best_order, check_teacher, looks_like_probabilities, stratified_sample
+
+
+def logits_for(predictions, num_labels: int) -> np.ndarray:
+    """Logits whose largest entry is at each row's prediction."""
+    return 4 * np.eye(num_labels)[np.asarray(predictions)] - 2
+
+
+@pytest.mark.parametrize(
+    "names, generic",
+    [
+        (["LABEL_0", "LABEL_1"], True),
+        (["label 0", "label1"], True),
+        (["0", "1"], True),
+        (["NEG", "POS"], False),
+        (["1 star", "2 stars"], False),
+        (["LABEL_0", "POS"], False),
+    ],
+)
+def test_generic_names_are_those_that_only_count(names, generic):
+    assert is_generic(dict(enumerate(names))) is generic
+
+
+def test_a_teacher_with_the_names_the_other_way_round_is_aligned_by_name():
+    assert align_names({0: "NEG", 1: "POS"}, {0: "pos", 1: "neg"}) == [1, 0]
+
+
+def test_the_order_tells_where_the_source_has_each_label_of_the_target():
+    source, target = {0: "b", 1: "c", 2: "a"}, {0: "a", 1: "b", 2: "c"}
+    assert align_names(source, target) == [2, 0, 1]
+    assert [source[k] for k in align_names(source, target)] == ["a", "b", "c"]
+
+
+def test_case_and_outer_spaces_do_not_count():
+    assert align_names({0: "Negative ", 1: "POSITIVE"}, {0: "negative", 1: "positive"}) == [0, 1]
+
+
+@pytest.mark.parametrize("source, target", [(["LABEL_0", "LABEL_1"], ["neg", "pos"]), (["neg", "pos"], ["0", "1"])])
+def test_generic_names_tell_nothing(source, target):
+    assert align_names(dict(enumerate(source)), dict(enumerate(target))) is None
+
+
+@pytest.mark.parametrize("source", [["bad", "pos"], ["neg", "neutral"], ["pos", "pos"]])
+def test_contradicting_names_are_refused_with_both_lists(source):
+    with pytest.raises(ValueError, match=f"contradict each other: 0: '{source[0]}'.*0: 'neg', 1: 'pos'.*id2label"):
+        align_names(dict(enumerate(source)), {0: "neg", 1: "pos"})
+
+
+def test_a_name_that_comes_twice_tells_no_order():
+    with pytest.raises(ValueError, match="contradict each other"):
+        align_names({0: "pos", 1: "POS"}, {0: "pos", 1: "Pos"})
+
+
+def test_another_number_of_labels_is_refused():
+    with pytest.raises(ValueError, match="different numbers of labels: 3 .*'c'.* and 2 "):
+        align_names({0: "a", 1: "b", 2: "c"}, {0: "LABEL_0", 1: "LABEL_1"})
+
+
+def test_the_best_order_is_found_among_all_of_them():
+    from itertools import permutations
+
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        labels, predictions = random.integers(0, 4, 200), random.integers(0, 4, 200)
+        right = {order: (np.array(order)[labels] == predictions).mean() for order in permutations(range(4))}
+        found = tuple(best_order(predictions, labels, 4))
+        assert right[found] == max(right.values())
+
+
+def test_the_best_order_of_a_tie_is_the_given_one():
+    assert best_order(np.array([0, 1, 1, 1]), np.array([0, 0, 0, 1]), 2) == [0, 1]
+
+
+def test_a_good_teacher_keeps_its_order():
+    labels = np.array([0, 1] * 50)
+    assert check_teacher(logits_for(labels, 2), labels, [0, 1], {0: "neg", 1: "pos"}) == ([0, 1], None)
+
+
+def test_generic_names_are_settled_on_gold_labels_and_said_aloud(caplog):
+    labels = np.array([0, 1, 2] * 30)
+    predictions = np.array([2, 0, 1])[labels]  # the teacher says 2 where gold says 0, and so on
+    with caplog.at_level(logging.WARNING):
+        order, problem = check_teacher(logits_for(predictions, 3), labels, None, {0: "a", 1: "b", 2: "c"})
+    assert (order, problem) == ([2, 0, 1], None)
+    assert "{'a': 2, 'b': 0, 'c': 1}" in caplog.text and "0.0 %" in caplog.text and "100.0 %" in caplog.text
+
+
+def test_generic_names_in_the_right_order_need_no_word(caplog):
+    labels = np.array([0, 1] * 50)
+    assert check_teacher(logits_for(labels, 2), labels, None, {0: "neg", 1: "pos"}) == ([0, 1], None)
+    assert not caplog.records
+
+
+def test_generic_names_are_not_reordered_on_a_difference_that_chance_explains():
+    labels = np.array([0, 1] * 50)
+    predictions = np.where(np.arange(100) < 48, labels, 1 - labels)  # 48 % right as given, 52 % swapped
+    order, problem = check_teacher(logits_for(predictions, 2), labels, None, {0: "neg", 1: "pos"})
+    assert order == [0, 1] and problem is not None
+
+
+def test_a_teacher_no_order_of_which_beats_the_majority_is_a_problem_with_its_figures():
+    labels = np.array([0] * 70 + [1] * 30)
+    order, problem = check_teacher(logits_for(np.zeros(100, int), 2), labels, [0, 1], {0: "neg", 1: "pos"})
+    assert order == [0, 1]
+    assert "70.0 % of 100 gold labels" in problem and "most frequent one (70.0 %)" in problem
+    assert "id2label is wrong" not in problem
+
+
+def test_wrong_names_are_a_problem_that_names_the_order_that_fits():
+    labels = np.array([0, 1] * 50)
+    order, problem = check_teacher(logits_for(1 - labels, 2), labels, [0, 1], {0: "neg", 1: "pos"})
+    assert order == [0, 1], "names are never overruled in silence"
+    assert "{'neg': 1, 'pos': 0}" in problem and "100.0 %: its id2label is wrong" in problem
+
+
+def test_a_name_order_is_what_the_teacher_is_judged_by():
+    labels = np.array([0, 1] * 50)
+    assert check_teacher(logits_for(1 - labels, 2), labels, [1, 0], {0: "neg", 1: "pos"}) == ([1, 0], None)
+
+
+def test_a_sample_has_every_label_as_equally_often_as_the_data_allow():
+    labels = np.array([0] * 500 + [1] * 40 + [2] * 5 + [-100] * 100)
+    sample = stratified_sample(labels, 65, seed=0)
+    assert np.bincount(labels[sample]).tolist() == [30, 30, 5]
+    assert sample == sorted(set(sample)) and len(sample) == 65
+
+
+def test_a_sample_depends_on_the_seed_alone_and_is_drawn_from_everywhere():
+    labels = raw_rows(1000)["label"][:]
+    assert stratified_sample(labels, 50, seed=3) == stratified_sample(labels, 50, seed=3)
+    assert stratified_sample(labels, 50, seed=3) != stratified_sample(labels, 50, seed=4)
+    assert max(stratified_sample(labels, 50, seed=3)) > 800
+
+
+def test_a_sample_of_few_or_no_labelled_rows_is_all_there_is():
+    assert stratified_sample([1, -100, 0], 10, seed=0) == [0, 2]
+    assert stratified_sample([-100, -100], 10, seed=0) == []
+
+
+@pytest.mark.parametrize(
+    "rows, probabilities",
+    [
+        ([[0.2, 0.8], [1.0, 0.0]], True),
+        ([[0.2, 0.8], [0.5, 0.6]], False),
+        ([[-0.2, 1.2]], False),
+        ([[2.0, -1.0]], False),
+    ],
+)
+def test_probabilities_are_told_from_logits(rows, probabilities):
+    assert looks_like_probabilities(np.array(rows, dtype=np.float32)) is probabilities
+    assert looks_like_probabilities(np.zeros((0, 2))) is False
