@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from transformers import PreTrainedModel
 
 from nlpkd.models.attention import _RECORDED, CAPTURING_SDPA, Wanted, _BeforeDropout, _record
 from nlpkd.models.structure import is_causal, without_adapter
+
+_TAKES_LAYERS = Version(transformers.__version__) >= Version("5.23")
+"""Whether `output_hidden_states` may be a list of layers."""
 
 
 @dataclass
@@ -87,8 +92,8 @@ class Capture:
             )
         self.depth = inner.config.num_hidden_layers
         if "hidden_states" in self.wanted:
-            # All of them: transformers 5.17 and older take no list of layers. What nobody wants is dropped right after.
-            self.options["output_hidden_states"] = True
+            # Older versions keep all states for the time of the forward pass; what nobody wants is dropped after it.
+            self.options["output_hidden_states"] = sorted(self.wanted["hidden_states"]) if _TAKES_LAYERS else True
         if not self.wanted.keys().isdisjoint(_RECORDED):
             self._prepare_attention(inner, role)
 

@@ -207,7 +207,8 @@ def text_state(outputs: Any, states: Tensor) -> Tensor:
 def rows(batch: Mapping[str, Any]) -> Tensor:
     """Count the rows of a batch: a float32 scalar."""
     first = next(value for value in batch.values() if isinstance(value, Tensor))
-    return torch.tensor(float(first.shape[0]), device=first.device)
+    # Filled on the device: a copy from the host would wait for it.
+    return torch.full((), float(first.shape[0]), device=first.device)
 
 
 def labels_of(batch: Mapping[str, Any], objective: Objective) -> Tensor:

@@ -65,7 +65,8 @@ def objective_on(device: torch.device, make: Callable) -> tuple[Tensor, list[Ten
 
 def capture(setup: Setup, findings: Findings) -> None:
     """Compare logits, hidden states and attention maps under each sdpa kernel with eager attention on the CPU."""
-    wanted = {"hidden_states": frozenset({0, 1, 2}), "attentions": frozenset({1, 2})}
+    # The map of a layer is computed by plain products for the model too, so that the kernel runs in the first layer.
+    wanted = {"hidden_states": frozenset({0, 1, 2}), "attentions": frozenset({2})}
     for family in FAMILIES:
         model = family_model(family)
         padded, whole = texts(padding=True), texts(padding=False)
@@ -90,9 +91,8 @@ def capture(setup: Setup, findings: Findings) -> None:
             worst = apart(found.logits, reference.logits)
             for layer in (0, 1, 2):
                 worst = max(worst, apart(found.hidden_states[layer].cpu()[real], reference.hidden_states[layer][real]))
-            for layer in (0, 1):
-                maps = (found.attentions[layer], reference.attentions[layer])
-                worst = max(worst, apart(*(each.transpose(1, 2).cpu()[real] for each in maps)))
+            maps = (found.attentions[1], reference.attentions[1])
+            worst = max(worst, apart(*(each.transpose(1, 2).cpu()[real] for each in maps)))
             findings.at_most(f"logits, states and maps of {name}", worst, limit)
 
 
@@ -166,16 +166,18 @@ def evaluation(setup: Setup, findings: Findings) -> None:
     if not setup.on_card:
         findings.not_run("latency, relative to CUDA events", "needs a GPU")
         return
-    teacher = wide(12, 768).to(setup.device)
+    # Large enough that the kernels take many times as long as their launches.
+    teacher, size, tokens = wide(6, 768).to(setup.device), 128, 128
     report = evaluate_student(
-        copy.deepcopy(teacher), teacher, rows, vocabulary(), latency_batches=[32], latency_runs=20
-    )
+        copy.deepcopy(teacher), teacher, rows, vocabulary(), latency_batches=[size], latency_tokens=tokens,
+        latency_runs=10,
+    )  # fmt: skip
     reported = report.candidates["student"].latency[0]
-    inputs = {"input_ids": torch.randint(5, WORDS, (32, 32), device=setup.device)}
+    inputs = {"input_ids": torch.randint(5, WORDS, (size, tokens), device=setup.device)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     times = []
     with torch.inference_mode():
-        for _ in range(25):
+        for _ in range(8):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             teacher(**inputs)
@@ -183,7 +185,7 @@ def evaluation(setup: Setup, findings: Findings) -> None:
             torch.cuda.synchronize()
             times.append(start.elapsed_time(end))
     p50 = reported["p50_ms"] if isinstance(reported, dict) else reported.p50_ms
-    findings.at_least("reported latency, relative to CUDA events", p50 / float(np.median(times[5:])), 0.8)
+    findings.at_least("reported latency, relative to CUDA events", p50 / float(np.median(times[3:])), 0.9)
 
 
 def synchronisation(setup: Setup, findings: Findings) -> None:
@@ -224,8 +226,8 @@ def memory(setup: Setup, findings: Findings) -> None:
     if not setup.on_card:
         findings.not_run("peak memory of distillation", "needs a GPU")
         return
-    ids = np.random.default_rng(0).integers(5, WORDS, (320, 128)).tolist()
-    rows = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 128] * 320, "labels": [0, 1] * 160})
+    ids = np.random.default_rng(0).integers(5, WORDS, (320, 64)).tolist()
+    rows = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 64] * 320, "labels": [0, 1] * 160})
     peaks = {}
     for part in ("the teacher's inference", "the student's training", "distillation"):
         torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import sys
 import tempfile
@@ -19,17 +20,17 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from nlpkd import cache_teacher_outputs, load_text_classification
 from nlpkd.data.demo import demo_backbone, load_airline_tweets
 
-GOAL_TIMES_NAIVE = 5
+GOAL_RATIO = 5
 GOAL_THREE_EPOCHS_S = 60
 NAIVE, NAIVE_BF16, TEXTBREWER = "blog subclass", "blog subclass, bf16", "TextBrewer"
 
 
 def speed(setup: Setup, findings: Findings) -> None:
-    """Train with each contender in turn, on the same rows."""
+    """Train with each contender in turn, on the same rows: at sizes that a GPU idles at, and at one that fills it."""
     rows, tokenizer = tokenised(setup)
-    for size in (4,) if setup.tiny else (32, 128):
+    for size, steps in ((4, 8),) if setup.tiny else ((32, 48), (128, 32), (512, 16)):
         with tempfile.TemporaryDirectory() as folder:
-            bench = bench_of(setup, rows.select(range(min(len(rows), 96 * size))), tokenizer, size, Path(folder))
+            bench = bench_of(setup, rows.select(range(size * steps)), tokenizer, size, Path(folder))
             names = [NAIVE, NAIVE_BF16, "nlpkd", "nlpkd, cached logits", *available(TEXTBREWER)]
             rates: dict[str, list[float]] = {name: [] for name in names}
             for turn in range(2 if setup.tiny else 3):
@@ -39,15 +40,12 @@ def speed(setup: Setup, findings: Findings) -> None:
                         rates[name].append(len(bench.rows) / seconds)
             medians = {name: statistics.median(values) for name, values in rates.items()}
             for name, rate in medians.items():
-                findings.figure(f"{name}, batches of {size}, examples/s", rate)
-                print(f"  batches of {size}: {name}: {rate:.0f} examples/s {rates[name]}", file=sys.stderr, flush=True)
+                note(findings, f"{name}, batches of {size}, examples/s", rate)
             for name in ("nlpkd", "nlpkd, cached logits"):
-                findings.figure(f"{name} / {NAIVE_BF16}, batches of {size}", medians[name] / medians[NAIVE_BF16])
-                if TEXTBREWER in medians:
-                    findings.figure(f"{name} / {TEXTBREWER}, batches of {size}", medians[name] / medians[TEXTBREWER])
-            if setup.on_card:
-                name = f"nlpkd / {NAIVE}, batches of {size}"
-                findings.at_least(name, medians["nlpkd"] / medians[NAIVE], GOAL_TIMES_NAIVE)
+                for other in (NAIVE, NAIVE_BF16, *available(TEXTBREWER)):
+                    note(findings, f"{name} / {other}, batches of {size}", medians[name] / medians[other])
+            if setup.on_card and size == 512:
+                findings.at_least(f"nlpkd / {NAIVE}, batches of {size}", medians["nlpkd"] / medians[NAIVE], GOAL_RATIO)
 
 
 def epochs(setup: Setup, findings: Findings) -> None:
@@ -55,19 +53,26 @@ def epochs(setup: Setup, findings: Findings) -> None:
     rows, tokenizer = tokenised(setup)
     rows = rows.select(range(64)) if setup.tiny else rows
     peak = matrix_product_rate(setup)
-    findings.figure("peak of bf16 matrix products, TFLOP/s", peak / 1e12)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = bench_of(setup, rows, tokenizer, 32, Path(folder))
-        for name in ("nlpkd, three epochs, logits kept", "nlpkd, three epochs"):
+    note(findings, "peak of bf16 matrix products, TFLOP/s", peak / 1e12)
+    kept, live = "nlpkd, three epochs, logits kept", "nlpkd, three epochs"
+    for size, name in ((4, kept), (4, live)) if setup.tiny else ((32, kept), (128, kept), (128, live)):
+        with tempfile.TemporaryDirectory() as folder:
+            bench = bench_of(setup, rows, tokenizer, size, Path(folder))
             seconds = 3 * benchmark.CONTENDERS[name](bench)
-            if setup.on_card and "kept" in name:
-                findings.at_most(f"{name}, {len(rows)} rows, s", seconds, GOAL_THREE_EPOCHS_S)
-            else:
-                findings.figure(f"{name}, {len(rows)} rows, s", seconds)
-            passes = 1 if "kept" in name else 3
+            text = f"{name}, {len(rows)} rows in batches of {size}"
+            note(findings, f"{text}, s", seconds)
+            if setup.on_card and name == kept:
+                findings.at_most(f"{text}, s", seconds, GOAL_THREE_EPOCHS_S)
+            passes = 1 if name == kept else 3
             done = passes * forward_flop(bench.teacher, rows) + 9 * forward_flop(bench.student, rows)
-            findings.figure(f"{name}, TFLOP/s", done / seconds / 1e12)
-            findings.figure(f"{name}, share of the peak", done / seconds / peak)
+            note(findings, f"{text}, model TFLOP/s", done / seconds / 1e12)
+            note(findings, f"{text}, share of the peak", done / seconds / peak)
+
+
+def note(findings: Findings, name: str, value: float) -> None:
+    """Record a figure and show it at once."""
+    findings.figure(name, value)
+    print(f"  {name}: {value:.4g}", file=sys.stderr, flush=True)
 
 
 def profile(setup: Setup, findings: Findings) -> None:
@@ -77,7 +82,7 @@ def profile(setup: Setup, findings: Findings) -> None:
         return
     rows, tokenizer = tokenised(setup)
     with tempfile.TemporaryDirectory() as folder:
-        bench = bench_of(setup, rows.select(range(1024)), tokenizer, 32, Path(folder))
+        bench = bench_of(setup, rows.select(range(8 * 32)), tokenizer, 32, Path(folder))
         lines = []
         for name in ("nlpkd", "nlpkd, cached logits"):
             benchmark.CONTENDERS[name](bench)
@@ -85,20 +90,21 @@ def profile(setup: Setup, findings: Findings) -> None:
             with torch.profiler.profile(activities=activities) as profiler:
                 seconds = benchmark.CONTENDERS[name](bench)
             events = profiler.key_averages()
-            lines.append(f"{name}: {seconds / 32 * 1e3:.2f} ms a step of 32 rows, profiled")
+            lines.append(f"{name}: {seconds / 8 * 1e3:.2f} ms a step of 32 rows, profiled")
             lines += [
                 events.table(sort_by=key, row_limit=30) for key in ("self_cpu_time_total", "self_cuda_time_total")
             ]
             launches = sum(event.count for event in events if event.key in ("cudaLaunchKernel", "cuLaunchKernel"))
-            findings.figure(f"{name}, kernels launched a step", launches / 32)
+            findings.figure(f"{name}, kernels launched a step", launches / 8)
             busy = sum(event.self_device_time_total for event in events) / 1e6
-            findings.figure(f"{name}, time of the kernels, ms a step", busy / 32 * 1e3)
+            findings.figure(f"{name}, time of the kernels, ms a step", busy / 8 * 1e3)
     (setup.folder.parent / "profile.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 PARTS = {part.__name__: part for part in (speed, epochs, profile)}
 
 
+@functools.lru_cache(maxsize=1)
 def tokenised(setup: Setup) -> tuple[Dataset, object]:
     """Load the text and its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer or demo_backbone())
