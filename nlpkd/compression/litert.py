@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import os
 import tempfile
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.onnx import Texts, batch_of, quietly, refuse_another_model, texts_to_compare
 from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
 from nlpkd.utils.optional import require
 
@@ -92,7 +92,8 @@ def export_litert(
     texts = texts_to_compare(texts, tokenizer, tokens)
     reference = copy.deepcopy(model).float().cpu().eval()
     batches = [_padded(batch_of(tokenizer, texts[at : at + 1], tokens), tokenizer, tokens) for at in range(len(texts))]
-    inputs = [name for name in batches[0] if name in inspect.signature(reference.forward).parameters]
+    accepted = forward_arguments(reference)
+    inputs = [name for name in batches[0] if name in accepted]
     classifier = _ByPosition(reference, inputs)
     file = LITERT_INT8_FILE if int8 else LITERT_FILE
     directory.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ PyTorch, ONNX Runtime and a browser with the same config and tokenizer.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import frozen_copy
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
+from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.optional import require
@@ -236,7 +236,7 @@ class _Logits(nn.Module):
 
 
 def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> None:
-    accepted = inspect.signature(model.forward).parameters
+    accepted = forward_arguments(model)
     inputs = {name: tensor for name, tensor in example.items() if name in accepted}
     try:
         with quietly():
@@ -297,7 +297,7 @@ def compare_logits(
 
 
 def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    accepted = inspect.signature(model.forward).parameters
+    accepted = forward_arguments(model)
     with torch.no_grad():
         return model(**{name: tensor for name, tensor in batch.items() if name in accepted}).logits
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +19,14 @@ from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.labels import unlabelled_rows
 from nlpkd.models.reshaped import rebuild, reshape_linears
-from nlpkd.models.structure import HEADS_IN, HEADS_OUT, axes_following, size_name
+from nlpkd.models.structure import (
+    HEADS_IN,
+    HEADS_OUT,
+    axes_following,
+    forward_arguments,
+    size_name,
+    top_indices,
+)
 
 
 def prune_neurons(
@@ -75,7 +81,7 @@ def prune_neurons(
     if not readers or any(_layer(name) not in readers or len(axes[name]) > 1 for name in following):
         raise ValueError(f"{type(model).__name__} has feed-forward layers other than two or three matrices a layer")
     importance = _importance(model, readers, width, dataset, tokenizer, max_rows, batch_size)
-    kept = {layer: _largest(values, count) for layer, values in importance.items()}
+    kept = {layer: top_indices(values, count) for layer, values in importance.items()}
     weights = model.state_dict()
     for name in following:
         weights[name] = _take_neurons(weights[name], axes[name][0], kept[_layer(name)], width)
@@ -148,7 +154,7 @@ def prune_heads(
         )
     importance = _importance(model, readers, total, dataset, tokenizer, max_rows, batch_size)
     together = {layer: values.view(groups, -1).sum(dim=1) for layer, values in importance.items()}
-    kept = {layer: _largest(values, count * groups // total) for layer, values in together.items()}
+    kept = {layer: top_indices(values, count * groups // total) for layer, values in together.items()}
     weights = model.state_dict()
     for name, axis in axes.items():
         weights[name] = _take_heads(weights[name], axis, kept[_layer(name)], groups)
@@ -247,7 +253,7 @@ def _importance(
     for layer, module in readers.items():
         probe.get_submodule(names[module]).register_forward_pre_hook(masked(layer))
     sums = {layer: torch.zeros(groups, device=model.device) for layer in readers}
-    accepted = inspect.signature(probe.forward).parameters
+    accepted = forward_arguments(probe)
     batches: Any = DataLoader(
         chosen,  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -263,10 +269,6 @@ def _importance(
         for layer, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
             sums[layer] += gradient.squeeze(1).float().abs().sum(dim=0)
     return {layer: total / len(chosen) for layer, total in sums.items()}
-
-
-def _largest(importance: Tensor, count: int) -> Tensor:
-    return importance.topk(count).indices.sort().values
 
 
 def _take_neurons(tensor: Tensor, axis: int, kept: Tensor, width: int) -> Tensor:

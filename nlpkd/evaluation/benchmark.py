@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import itertools
 import logging
 import os
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.evaluation.report import Latency
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.structure import forward_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,8 @@ def _synthetic_batch(
         ordinary = sorted(set(range(min(vocabulary, len(tokenizer)))) - set(tokenizer.all_special_ids))
     ids = torch.from_numpy(np.random.default_rng(seed).choice(ordinary, size=(batch, tokens))).to(placement(model)[0])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {name: tensor for name, tensor in inputs.items() if name in inspect.signature(model.forward).parameters}
+    accepted = forward_arguments(model)
+    return {name: tensor for name, tensor in inputs.items() if name in accepted}
 
 
 def _threads(model: nn.Module) -> int:

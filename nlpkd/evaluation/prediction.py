@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from nlpkd.data.windows import DOCUMENT, average_windows
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import evaluating, frozen_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
-from nlpkd.models.structure import without_adapter
+from nlpkd.models.structure import forward_arguments
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def predict_logits(
     """
     if not len(dataset):
         raise ValueError("there are no rows to predict: give a dataset with at least one")
-    accepted = set(MODEL_INPUTS) & set(inspect.signature(without_adapter(model).forward).parameters)
+    accepted = set(MODEL_INPUTS) & forward_arguments(model)
     columns = {
         prefix + name: name for name in MODEL_INPUTS if name in accepted and prefix + name in dataset.column_names
     }

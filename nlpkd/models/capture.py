@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from transformers import PreTrainedModel
 
 from nlpkd.models.attention import _RECORDED, CAPTURING_SDPA, Wanted, _BeforeDropout, _record
-from nlpkd.models.structure import is_causal, without_adapter
+from nlpkd.models.structure import forward_arguments, is_causal, without_adapter
 
 _TAKES_LAYERS = Version(transformers.__version__) >= Version("5.23")
 """Whether `output_hidden_states` may be a list of layers."""
@@ -72,7 +71,7 @@ class Capture:
         self.prefix = prefix
         inner = without_adapter(model)
         # Several teachers together read columns of several tokenizers, which no signature can name.
-        names = getattr(model, "columns", None) or inspect.signature(inner.forward).parameters
+        names = getattr(model, "columns", None) or forward_arguments(inner)
         self.arguments = {name for name in names if "label" not in name}
         self.depth: int | None = None
         self.causal = is_causal(inner)

@@ -26,6 +26,27 @@ def uniform_layers(count: int, depth: int) -> list[int]:
     return [(2 * k * depth + count) // (2 * count) for k in range(1, count + 1)]
 
 
+def choose_layers(layers: int | Sequence[int], depth: int) -> list[int]:
+    """Choose layers by their number or by their numbers.
+
+    Args:
+        layers: how many, evenly spread, or which, in ascending order and counted from 1.
+        depth: how many there are.
+
+    Returns:
+        The chosen layers in ascending order.
+
+    Raises:
+        ValueError: if a layer does not exist, or they are not in order.
+    """
+    if isinstance(layers, int):
+        return uniform_layers(layers, depth)
+    chosen = [int(layer) for layer in layers]
+    if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] > depth:
+        raise ValueError(f"layers must be ascending numbers from 1 to {depth}, the teacher's depth, got {chosen}")
+    return chosen
+
+
 def map_layers(spec: LayerSpec, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
     """Resolve a layer specification into `(student layer, teacher layer)` pairs.
 

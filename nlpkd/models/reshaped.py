@@ -7,7 +7,6 @@ Importing this module registers the model type `nlpkd_reshaped` with `AutoConfig
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+from nlpkd.models.structure import forward_arguments
 
 _SHOWN = (
     "hidden_size",
@@ -69,7 +70,7 @@ class ReshapedForSequenceClassification(PreTrainedModel):
         self.base = AutoModelForSequenceClassification.from_config(config.base_config, dtype=torch.get_default_dtype())
         for name, shape in (config.linears or {}).items():
             self.base.set_submodule(name, _layer(shape, self.base.get_submodule(name).bias is not None))
-        self._accepted = set(inspect.signature(self.base.forward).parameters)
+        self._accepted = forward_arguments(self.base)
         self.post_init()
 
     def forward(

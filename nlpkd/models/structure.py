@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from typing import Any
 
@@ -29,6 +30,11 @@ def input_table(model: Any) -> nn.Module | None:
         return None
 
 
+def forward_arguments(model: nn.Module) -> set[str]:
+    """Return the names of what a model's forward takes; of one in an adapter's wrapper, of the model inside."""
+    return set(inspect.signature(without_adapter(model).forward).parameters)
+
+
 def all_parameters(model: nn.Module) -> list[Tensor]:
     """List a model's parameters, those that modules share once for each of them."""
     return [parameter for module in model.modules() for parameter in module.parameters(recurse=False)]
@@ -45,13 +51,27 @@ def size_name(config: Any, size: str) -> str:
     return "hidden_dim" if size == "intermediate_size" and not hasattr(config, size) else size
 
 
-def _stack(teacher: PreTrainedModel) -> str:
-    depth = teacher.config.num_hidden_layers
+def layer_stack(model: PreTrainedModel) -> str:
+    """Find the stack of a model's layers.
+
+    Args:
+        model: an encoder or decoder of transformers.
+
+    Returns:
+        The stack's name and a dot, as in `"bert.encoder.layer."`: what the names of its layers' weights start with.
+
+    Raises:
+        ValueError: if the model has none, or several.
+    """
+    depth = model.config.num_hidden_layers
     stacks = [
-        name for name, module in teacher.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     if len(stacks) != 1:
-        raise ValueError(f"{type(teacher).__name__} has no single stack of {depth} layers: pass a checkpoint instead")
+        raise ValueError(
+            f"{type(model).__name__} has no single stack of {depth} layers to choose from (found "
+            f"{stacks or 'none'}): pass a checkpoint instead"
+        )
     return f"{stacks[0]}."
 
 
@@ -78,5 +98,6 @@ def axes_following(teacher: PreTrainedModel, **sizes: int) -> dict[str, list[int
     }
 
 
-def _largest(importance: Tensor, count: int) -> Tensor:
+def top_indices(importance: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` largest values of `(n,)`, in ascending order."""
     return importance.topk(count).indices.sort().values

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nlpkd.models.layers import uniform_layers
-from nlpkd.models.structure import HEADS_IN, HEADS_OUT, _largest, _stack, axes_following, size_name
+from nlpkd.models.layers import choose_layers
+from nlpkd.models.structure import HEADS_IN, HEADS_OUT, axes_following, layer_stack, size_name, top_indices
 
 _Tag = tuple[str, str]
 """What an axis of a weight runs over, and the layer that it belongs to, "" for all of them."""
@@ -64,9 +64,7 @@ def narrow_student(
     if initialization not in ("slice", "svd", "random"):
         raise ValueError(f"initialization must be 'svd', 'slice' or 'random', got {initialization!r}")
     depth = teacher.config.num_hidden_layers
-    chosen = [*layers] if isinstance(layers, Sequence) else uniform_layers(depth if layers is None else layers, depth)
-    if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] > depth:
-        raise ValueError(f"layers must be ascending numbers from 1 to {depth}, the teacher's depth, got {chosen}")
+    chosen = choose_layers(depth if layers is None else layers, depth)
     sizes = {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
@@ -104,7 +102,7 @@ def _resized(config: Any, sizes: Mapping[str, int]) -> Any:
 
 def _start(student: PreTrainedModel, teacher: PreTrainedModel, chosen: Sequence[int], initialization: str) -> None:
     """Copy the teacher's weights into the student, narrowed."""
-    prefix = _stack(teacher)
+    prefix = layer_stack(teacher)
     source = {name: tensor.detach().float() for name, tensor in teacher.named_parameters()}
     place = {f"{prefix}{layer - 1}.": f"{prefix}{position}." for position, layer in enumerate(chosen)}
     tags = _tags(teacher, prefix)
@@ -207,7 +205,7 @@ def _kept(
     kept = {}
     for tag, gram in grams.items():
         size, importance = narrow[tag], gram.diagonal()
-        chosen = _heads(importance, *heads, size) if tag[0] == "heads" else _largest(importance, size)
+        chosen = _heads(importance, *heads, size) if tag[0] == "heads" else top_indices(importance, size)
         kept[tag] = torch.eye(len(importance), device=gram.device)[:, chosen]
     if initialization == "slice":
         return kept, 1.0
@@ -225,8 +223,8 @@ def _heads(importance: Tensor, wide: int, narrow: int, size: int) -> Tensor:
             f"choose more heads, or a hidden_size that is a multiple of {width}"
         )
     count, each = (narrow, size // narrow) if size // narrow <= width else (size // width, width)
-    chosen = _largest(by_head.sum(dim=1), count).tolist()
-    return torch.cat([head * width + _largest(by_head[head], each) for head in chosen])
+    chosen = top_indices(by_head.sum(dim=1), count).tolist()
+    return torch.cat([head * width + top_indices(by_head[head], each) for head in chosen])
 
 
 def _basis(gram: Tensor, size: int) -> tuple[Tensor, float]:
