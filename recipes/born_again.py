@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from nlpkd import DistillationConfig, distill, load_teacher, make_student, train_teacher
 from nlpkd.models.loading import split_revision
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
-from nlpkd.students.make_student import with_fresh_pooler
+from nlpkd.students.checkpoint import with_fresh_pooler
 
 
 @dataclass

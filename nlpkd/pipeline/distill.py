@@ -104,7 +104,7 @@ def train_teacher(
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
             or `"balanced"` for weights that make rare classes count as much as common ones.
         fresh_pooler: draw the pooler's weights anew, for a backbone whose pretraining did not use it; see
-            `nlpkd.students.make_student.with_fresh_pooler`.
+            `nlpkd.students.checkpoint.with_fresh_pooler`.
         max_length: longest text in tokens.
         window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
         streaming: read the train file as it is needed; see `nlpkd.data.streaming`.
@@ -202,7 +202,7 @@ def distill(
         test: rows that nothing was chosen on, measured in the report.
         output_dir: where the student is saved.
         max_latency_ms: in place of `student`, the most that a forward pass may take; see
-            `nlpkd.students.make_student.student_within`, among students that the objectives can match. The machine
+            `nlpkd.students.budget.student_within`, among students that the objectives can match. The machine
             may choose otherwise later: resume with what it chose.
         max_size_mb: likewise, the most that the weights file may take, before its vocabulary is trimmed.
         vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match

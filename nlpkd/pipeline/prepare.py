@@ -21,14 +21,15 @@ from nlpkd.data.streaming import TextStream
 from nlpkd.data.text_classification import TextClassificationData, labelled_rows, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher, same_tokenizer
 from nlpkd.models.ensemble import as_one_teacher
-from nlpkd.models.small_models import SMALL_STUDENTS
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
-from nlpkd.students.make_student import make_student, student_within, with_fresh_pooler
-from nlpkd.students.shapes import SHAPES
+from nlpkd.students.budget import student_within
+from nlpkd.students.checkpoint import with_fresh_pooler
+from nlpkd.students.kinds import kind_of
+from nlpkd.students.make_student import make_student
 from nlpkd.tasks import SINGLE_LABEL, task_of
 
 logger = logging.getLogger(__name__)
@@ -327,7 +328,7 @@ def _other_tokenizers(tokenizer: PreTrainedTokenizerBase, own: Sequence[PreTrain
 
 
 def _is_layers(student: Any) -> bool:
-    return isinstance(student, str) and (student.startswith("layers:") or student in {*SHAPES, *SMALL_STUDENTS})
+    return isinstance(student, str) and kind_of(student) is not None
 
 
 def describe_teachers(teachers: Sequence[ModelSource], soft_label_column: str | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline.evaluate import evaluate
-from nlpkd.students.make_student import with_fresh_pooler
+from nlpkd.students.checkpoint import with_fresh_pooler
 
 QUICK = {
     "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 1,

@@ -11,7 +11,7 @@ from transformers import ModernBertConfig, ModernBertForSequenceClassification
 from nlpkd import DistillationConfig, distill, make_student
 from nlpkd.evaluation.benchmark import choose_within, model_size_mb
 from nlpkd.pipeline.prepare import prepare_job
-from nlpkd.students.make_student import _candidates, student_within
+from nlpkd.students.budget import make_candidates, student_within
 
 
 def test_the_deepest_student_within_the_size_is_chosen_and_the_table_said(caplog):
@@ -33,7 +33,7 @@ def test_shapes_and_small_models_are_candidates_too_by_their_weights_beside_embe
     # By hand: a layer of width h has 12 h^2 + 13 h weights in use where the inner width is 4 h.
     layer = {h: 12 * h * h + 13 * h for h in (320, 256, 128)}
     assert 3 * layer[320] > 4 * layer[256] > 2 * layer[320] > layer[320] > 2 * layer[128]
-    candidates = _candidates(teacher, None, lambda config: True)
+    candidates = make_candidates(teacher, None, lambda config: True)
     names = list(candidates)
     assert {"layers:4", "layers:1", "bert-mini", "bert-tiny", "bilstm", "textcnn"} <= set(names)
     assert "tinybert-6l-768" not in names and "bert-small" not in names
@@ -42,10 +42,10 @@ def test_shapes_and_small_models_are_candidates_too_by_their_weights_beside_embe
     tiny = model_size_mb(candidates["bert-tiny"])
     assert make_student(teacher, max_size_mb=tiny).config.hidden_size == 128
     assert "bert-tiny fits" in caplog.text and "layers:1" in caplog.text
-    deep = _candidates(teacher, None, lambda config: getattr(config, "num_hidden_layers", 0) > 2)
+    deep = make_candidates(teacher, None, lambda config: getattr(config, "num_hidden_layers", 0) > 2)
     assert list(deep) == ["layers:4", "layers:3", "bert-mini"]
     with pytest.raises(ValueError, match="no student of this teacher that the objectives can match"):
-        _candidates(teacher, None, lambda config: False)
+        make_candidates(teacher, None, lambda config: False)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from nlpkd import make_student
-from nlpkd.students.make_student import with_fresh_pooler
+from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.narrow import narrow_student
 
 STACKS = {

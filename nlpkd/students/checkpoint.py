@@ -1,0 +1,80 @@
+"""A student that starts from a pre-trained checkpoint of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlpkd.models.loading import load_classifier
+
+
+def load_student(
+    checkpoint: str | Path,
+    *,
+    revision: str | None = None,
+    id2label: Mapping[int, str] | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 42,
+) -> PreTrainedModel:
+    """Load a checkpoint to train, with a head that is drawn at random where it has none that fits.
+
+    Args:
+        checkpoint: a local path or Hub id.
+        revision: branch, tag or commit on the Hub.
+        id2label: label names; the checkpoint's own if None.
+        trust_remote_code: run the repository's own code.
+        seed: of the head.
+
+    Returns:
+        A float32 model in train mode.
+
+    Raises:
+        ValueError: if there is no such path, or the weights there are damaged.
+        OSError: if the checkpoint can't be had.
+    """
+    labels: dict[str, Any] = {}
+    if id2label is not None:
+        names = {int(k): str(name) for k, name in id2label.items()}
+        labels = {"num_labels": len(names), "id2label": names, "label2id": {name: k for k, name in names.items()}}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student, _ = load_classifier(
+            checkpoint, revision=revision, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=True, **labels
+        )
+    return student.train()
+
+
+def with_fresh_pooler(model: PreTrainedModel, seed: int = 42) -> PreTrainedModel:
+    """Draw a backbone's pooler anew, as `from_config` would: weights from N(0, initializer_range^2), biases 0.
+
+    Sentence encoders are trained on the mean of all tokens. Their checkpoints bring a pooler along that nothing has
+    trained, and that weight decay has shrunk (that of all-MiniLM-L6-v2 has a standard deviation of 0.009 in place of
+    0.02, and biases of 0), while a classifier starts from it.
+
+    Args:
+        model: a classifier with a pooler, changed in place.
+        seed: of the numbers.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: if it has no pooler.
+    """
+    pooler = getattr(model.base_model, "pooler", None)
+    if not isinstance(pooler, nn.Module) or not any(True for _ in pooler.parameters()):
+        raise ValueError(
+            f"fresh_pooler=True: {type(model).__name__} has no pooler that could be drawn anew: leave it out"
+        )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in (module for module in pooler.modules() if isinstance(module, nn.Linear)):
+            layer.weight.normal_(std=model.config.initializer_range)
+            if layer.bias is not None:
+                layer.bias.zero_()
+    return model

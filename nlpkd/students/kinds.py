@@ -1,0 +1,153 @@
+"""The kinds of student that are made of a teacher, by the names that they go by.
+
+A new kind is a function that makes it and an entry in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from nlpkd.models.layers import choose_layers
+from nlpkd.models.small_models import SMALL_STUDENTS, small_student
+from nlpkd.students.narrow import narrow_student
+from nlpkd.students.shapes import SHAPES
+from nlpkd.students.teacher_layers import copy_layers
+
+_WIDTHS = {"hidden_size", "intermediate_size", "num_attention_heads", "initialization"}
+
+
+@dataclass(frozen=True)
+class StudentKind:
+    """One kind of student.
+
+    Attributes:
+        has_name: checks whether a name is of this kind; layers go by a number or a list too.
+        examples: what these names look like, for messages.
+        build: makes one: takes the teacher (or None), the name, `id2label`, `seed`, and settings of the shape.
+        candidates: lists the names to consider for a teacher where a budget chooses.
+        has_layers: whether it has the teacher's architecture, so that embeddings can be factorised.
+    """
+
+    has_name: Callable[[str], bool]
+    examples: str
+    build: Callable[..., PreTrainedModel]
+    candidates: Callable[[PreTrainedModel], Iterable[str]]
+    has_layers: bool = True
+
+
+def _student_of_layers(
+    teacher: PreTrainedModel | None, layers: int | str | Sequence[int], *, id2label: Any, seed: int, **widths: Any
+) -> PreTrainedModel:
+    """Copy layers of the teacher, narrowed where widths are given."""
+    if isinstance(layers, str):
+        if not re.fullmatch(r"layers:\d+(,\d+)*", layers):
+            raise ValueError(_unknown(layers))
+        numbers = [int(number) for number in layers.removeprefix("layers:").split(",")]
+        layers = numbers if len(numbers) > 1 else numbers[0]
+    teacher = _plain_teacher(teacher, layers, widths)
+    chosen = choose_layers(layers, getattr(teacher.config, "num_hidden_layers", 0))
+    return narrow_student(teacher, layers=chosen, seed=seed, **widths) if widths else copy_layers(teacher, chosen)
+
+
+def _student_of_shape(
+    teacher: PreTrainedModel | None, name: str, *, id2label: Any, seed: int, **widths: Any
+) -> PreTrainedModel:
+    """Narrow the teacher to a published shape."""
+    shape = SHAPES[name]
+    teacher = _plain_teacher(teacher, name, widths)
+    if both := sorted(widths.keys() & shape.keys()):
+        raise ValueError(f"{', '.join(both)} of {name} is {[shape[size] for size in both]}: leave it out")
+    return narrow_student(teacher, **shape, **widths, seed=seed)
+
+
+def _small_student(teacher: PreTrainedModel | None, name: str, **settings: Any) -> PreTrainedModel:
+    """Make a small model that starts from the teacher's embedding table."""
+    return small_student(name, teacher, **settings)
+
+
+def _plain_teacher(teacher: PreTrainedModel | None, layers: Any, widths: Mapping[str, Any]) -> PreTrainedModel:
+    """Return the teacher with its adapter merged; refuse a missing one, and settings that are no widths."""
+    if teacher is None:
+        raise ValueError(f"layers={layers!r} are layers of a teacher, and there is none: pass the teacher")
+    if unknown := sorted(widths.keys() - _WIDTHS):
+        raise ValueError(f"make_student has no argument {', '.join(unknown)}; widths are {', '.join(sorted(_WIDTHS))}")
+    return merge_adapter(teacher)
+
+
+def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model in a peft wrapper without it, its adapter in the weights of a copy; any other as it is."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    adapted: Any = copy.deepcopy(model)
+    return adapted.merge_and_unload()
+
+
+def all_depths(teacher: PreTrainedModel) -> list[str]:
+    """Name the students of every number of a teacher's layers, the deepest first."""
+    return [f"layers:{count}" for count in range(teacher.config.num_hidden_layers, 0, -1)]
+
+
+KINDS = (
+    StudentKind(
+        lambda name: name.startswith("layers:"),
+        "'layers:3', 3, 'layers:2,4,6', [2, 4, 6]",
+        _student_of_layers,
+        all_depths,
+    ),
+    StudentKind(SHAPES.__contains__, f"a shape ({', '.join(SHAPES)})", _student_of_shape, lambda teacher: SHAPES),
+    StudentKind(
+        SMALL_STUDENTS.__contains__,
+        f"another kind of student ({', '.join(SMALL_STUDENTS)})",
+        _small_student,
+        lambda teacher: SMALL_STUDENTS,
+        has_layers=False,
+    ),
+)
+"""Every kind of student that is made of a teacher."""
+
+
+def kind_of(layers: Any) -> StudentKind | None:
+    """Return the kind of student that a name, a number of layers or a list of them is of; None for anything else."""
+    if isinstance(layers, str):
+        return next((kind for kind in KINDS if kind.has_name(layers)), None)
+    return KINDS[0] if isinstance(layers, (int, Sequence)) else None
+
+
+def build_student(
+    teacher: PreTrainedModel | None,
+    layers: int | str | Sequence[int],
+    *,
+    id2label: Mapping[int, str] | None = None,
+    seed: int = 42,
+    **shape: Any,
+) -> PreTrainedModel:
+    """Make a student by its name, as `make_student` takes it.
+
+    Args:
+        teacher: the model to make it of.
+        layers: a name of one of `KINDS`, the number of layers, or the layers by number.
+        id2label: label names, where there is no teacher to give them.
+        seed: of what is initialised at random.
+        **shape: settings of the kind.
+
+    Returns:
+        A float32 model in train mode that shares no memory with the teacher.
+
+    Raises:
+        ValueError: if no kind has such a name, or the teacher lacks what is asked for.
+    """
+    kind = kind_of(layers)
+    if kind is None:
+        raise ValueError(_unknown(layers))
+    return kind.build(teacher, layers, id2label=id2label, seed=seed, **shape)
+
+
+def _unknown(name: Any) -> str:
+    *most, last = (kind.examples for kind in KINDS)
+    return f"layers={name!r} names no student of a teacher: use {', '.join(most)}, or {last}"
