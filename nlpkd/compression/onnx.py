@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.evaluation.scoring import scoring_of
-from nlpkd.models.inference import frozen_copy
+from nlpkd.models.inference import inference_copy
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
 from nlpkd.models.structure import forward_arguments
@@ -224,7 +224,7 @@ class _Logits(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = frozen_copy(model, "cpu", first_token=True)
+        self.model = inference_copy(model, "cpu", first_token=True)
         self.makes_mask = model.config.model_type in _TAKE_A_READY_MASK
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from nlpkd.data.label_names import align_names
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.data.windows import DOCUMENT, average_windows
 from nlpkd.models.ensemble import TeacherEnsemble
-from nlpkd.models.inference import evaluating, frozen_copy, placement
+from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
 from nlpkd.models.structure import forward_arguments
 
@@ -161,7 +161,7 @@ def predict_logits(
     device, _ = placement(model)
     batches = []
     with evaluating(model):
-        running = frozen_copy(model, device.type, first_token=True)
+        running = inference_copy(model, device.type, first_token=True)
         for batch in tqdm(loader, desc="Predicting", leave=False, disable=None):
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
             batches.append(_logits(running(**inputs)).float().cpu().numpy())

@@ -182,7 +182,7 @@ CHECKED_ROWS = 256
 """Gold labels that a teacher is held against."""
 
 
-def hold_against_gold(
+def check_teacher_on_gold_labels(
     teacher: Teacher,
     dataset: Any,
     collate: Callable[[list[Any]], Mapping[str, Any]],
@@ -219,7 +219,9 @@ def hold_against_gold(
             member, named = ensemble.members[number], ensemble.orders[number]
             alone = LiveTeacher(member, {}, device, order=named, prefix=capture.prefix, autocast=teacher.autocast)
             name = _who(number, ensemble)
-            hold_against_gold(alone, dataset, collate, batch_size, device, named, student_config, check, seed, name)
+            check_teacher_on_gold_labels(
+                alone, dataset, collate, batch_size, device, named, student_config, check, seed, name
+            )
             if alone.order is not None:
                 ensemble.reorder(number, alone.order.tolist())
         return

@@ -21,7 +21,7 @@ from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.teachers.cache import cache_teacher_outputs
-from nlpkd.teachers.checks import CHECKED_ROWS, hold_against_gold
+from nlpkd.teachers.checks import CHECKED_ROWS, check_teacher_on_gold_labels
 from nlpkd.teachers.compatibility import (
     fit_ensemble,
     label_order,
@@ -131,7 +131,8 @@ class Teaching:
     ) -> None:
         """Refuse token ids that a model does not have, and hold the teacher against a sample of gold labels.
 
-        See `nlpkd.teachers.compatibility.refuse_unknown_tokens` and `nlpkd.teachers.checks.hold_against_gold`.
+        See `nlpkd.teachers.compatibility.refuse_unknown_tokens` and
+        `nlpkd.teachers.checks.check_teacher_on_gold_labels`.
         """
         refuse_unknown_tokens(self._student, rows, "input_ids", "student")
         if self.live is not None:
@@ -139,7 +140,9 @@ class Teaching:
         rows = rows.head(CHECKED_ROWS) if isinstance(rows, TextStream) else rows
         source = self.source(getattr(rows, "column_names", None) or ())
         if source is not None and isinstance(rows, Dataset):
-            hold_against_gold(source, rows, collate, batch_size, self.device, self._order, student_config, check, seed)
+            check_teacher_on_gold_labels(
+                source, rows, collate, batch_size, self.device, self._order, student_config, check, seed
+            )
 
     def run_once(self, rows: Any, args: DistillationConfig) -> Any:
         """Run the teacher on all rows now, if its logits are all that is wanted, and it pays.

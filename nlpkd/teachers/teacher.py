@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
 from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import Capture, CapturedOutput
-from nlpkd.models.inference import frozen_copy
+from nlpkd.models.inference import inference_copy
 
 
 class Teacher(Protocol):
@@ -83,7 +83,7 @@ class LiveTeacher:
     def _running(self) -> nn.Module:
         state = [(tensor._version, tensor.device) for tensor in self._parameters]
         if self._copy is None or state != self._copy_of:
-            self._copy, self._copy_of = frozen_copy(self.model, self.device.type, self.first_token), state
+            self._copy, self._copy_of = inference_copy(self.model, self.device.type, self.first_token), state
         return self._copy
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout, Wanted
-from nlpkd.models.inference import first_token_only
+from nlpkd.models.first_token import first_token_only
 from nlpkd.models.structure import without_adapter
 from nlpkd.training.compact_embeddings import compact_training
 

@@ -25,7 +25,7 @@ from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.demo import load_airline_tweets
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.models.inference import frozen_copy
+from nlpkd.models.inference import inference_copy
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.teachers.teacher import LiveTeacher
 
@@ -128,7 +128,7 @@ def test_what_runs_in_place_of_the_teachers_follows_their_label_orders(batch):
         ensemble.reorder(1, order)
         mean = (softmax(own(first, batch)) + softmax(own(second, batch))[:, order]) / 2
         np.testing.assert_allclose(teacher.outputs(batch).logits.numpy(), np.log(mean), atol=1e-5)
-    running = frozen_copy(ensemble, "cpu", first_token=True)
+    running = inference_copy(ensemble, "cpu", first_token=True)
     assert not {id(module) for module in running.members} & {id(module) for module in ensemble.members}
     weights = dict(ensemble.named_parameters())
     assert all(tensor is weights[name] for name, tensor in running.named_parameters() if name in weights)

@@ -12,7 +12,7 @@ from transformers import BertTokenizer, DistilBertTokenizer
 from nlpkd import make_student
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.label_names import align_labels_to_student, label_column
-from nlpkd.teachers.checks import hold_against_gold
+from nlpkd.teachers.checks import check_teacher_on_gold_labels
 from nlpkd.teachers.compatibility import label_order, refuse_shared_weights, teacher_prefix
 from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
 
@@ -54,7 +54,7 @@ def live(model, order=None) -> LiveTeacher:
 
 def hold(teacher, rows, tokenizer, order=None, check="error", config=None):
     config = tiny_bert(**NEG_POS).config if config is None else config
-    hold_against_gold(teacher, rows, DistillationCollator(tokenizer), 32, CPU, order, config, check, seed=0)
+    check_teacher_on_gold_labels(teacher, rows, DistillationCollator(tokenizer), 32, CPU, order, config, check, seed=0)
 
 
 # Shared weights

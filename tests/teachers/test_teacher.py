@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from nlpkd import load_teacher
-from nlpkd.models.inference import frozen_copy
+from nlpkd.models.inference import inference_copy
 from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
 
 CPU = torch.device("cpu")
@@ -95,12 +95,12 @@ def test_a_teacher_that_can_not_be_copied_is_run_as_it_is(batch):
 
 def cast_for(model, dtype):
     with torch.autocast("cpu", dtype):
-        return frozen_copy(model, "cpu", first_token=False)
+        return inference_copy(model, "cpu", first_token=False)
 
 
 def test_where_hidden_states_are_read_and_nothing_is_cast_the_teacher_itself_is_run():
     model = dropping_bert()
-    assert frozen_copy(model, "cpu", first_token=False) is model
+    assert inference_copy(model, "cpu", first_token=False) is model
 
 
 def test_a_linear_weight_that_is_an_embedding_table_too_stays_as_it_is():
@@ -113,7 +113,7 @@ def test_a_linear_weight_that_is_an_embedding_table_too_stays_as_it_is():
 
 def test_where_logits_alone_are_read_the_last_layer_gives_the_first_token_and_the_teacher_stays(batch):
     model = dropping_bert().eval()
-    copied = frozen_copy(model, "cpu", first_token=True)
+    copied = inference_copy(model, "cpu", first_token=True)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert copied.bert(**inputs).last_hidden_state.shape[1] == 1
     assert model.bert(**inputs).last_hidden_state.shape[1] == batch["input_ids"].shape[1]
