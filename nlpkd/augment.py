@@ -305,7 +305,7 @@ def _names(
     data: Dataset, text: str | None, text_pair: str | None, label: str | Sequence[str] | None
 ) -> tuple[list[str], str | tuple[str, ...]]:
     columns = find_columns(data.column_names, text, text_pair, label)
-    return [columns.text] + ([columns.text_pair] if columns.text_pair else []), columns.label
+    return columns.texts, columns.label
 
 
 def _new_rows(

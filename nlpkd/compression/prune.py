@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.data.collator import DistillationCollator
-from nlpkd.data.labels import unlabelled_rows
+from nlpkd.data.rows import labelled_rows
 from nlpkd.models.reshaped import rebuild, reshape_linears
 from nlpkd.models.structure import (
     HEADS_IN,
@@ -229,10 +229,10 @@ def _importance(
     batch_size: int,
 ) -> dict[str, Tensor]:
     """Give each layer's E_x |dL(x)/dm_g|, where m_g = 1 scales group g of what a linear layer reads: `(groups,)`."""
-    rows = [row for row, unlabelled in enumerate(unlabelled_rows(dataset)) if not unlabelled]
-    if not rows:
+    rows = labelled_rows(dataset)
+    if not len(rows):
         raise ValueError("the rows have no gold labels, and importance is measured by the loss: give labelled rows")
-    chosen = dataset.select(rows).shuffle(seed=0).select(range(min(max_rows, len(rows))))
+    chosen = rows.shuffle(seed=0).select(range(min(max_rows, len(rows))))
     # A copy, since hooks and the loss leave traces.
     probe = copy.deepcopy(model).eval().requires_grad_(False)
     masks: dict[str, Tensor] = {}

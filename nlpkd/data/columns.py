@@ -34,6 +34,11 @@ class Columns:
     text_pair: str | None
     label: str | tuple[str, ...]
 
+    @property
+    def texts(self) -> list[str]:
+        """The columns of the texts: one, or two of pairs."""
+        return [self.text] if self.text_pair is None else [self.text, self.text_pair]
+
 
 def find_columns(
     available: Sequence[str],
@@ -114,10 +119,6 @@ def check_texts(data: Dataset, split: str, column: str) -> None:
             f"Column {column!r} of the {split} split has {len(empty)} empty texts (row {shown}; the first row is 0): "
             "remove these rows or fill them in."
         )
-
-
-def _text_columns(columns: Columns) -> list[str]:
-    return [columns.text] + ([columns.text_pair] if columns.text_pair else [])
 
 
 TEACHER_LOGITS = "teacher_logits"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from nlpkd.data.streaming import TextStream
+from nlpkd.data.rows import makes_batches
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,12 @@ _GENERIC = re.compile(r"(label[_ ]?)?\d+", re.IGNORECASE)
 
 
 def is_generic(id2label: Mapping[int, str]) -> bool:
-    """Say whether label names carry no meaning (`LABEL_0`, `1`), as many checkpoints have them."""
+    """Check whether label names carry no meaning (`LABEL_0`, `1`), as many checkpoints have them."""
     return all(_GENERIC.fullmatch(str(name)) for name in id2label.values())
 
 
 def telling_names(id2label: Mapping[int, str]) -> list[str]:
-    """Give the label names in the order of their ids, none where they carry no meaning."""
+    """Return the label names in the order of their ids, none where they carry no meaning."""
     return [] if is_generic(id2label) else [str(id2label[number]) for number in range(len(id2label))]
 
 
@@ -74,60 +74,76 @@ _LABEL_COLUMNS = ("labels", "label", "label_ids")
 
 
 def label_column(dataset: Any) -> str | None:
-    """Name the column of a data set that holds gold labels, or None."""
+    """Return the name of the column of a data set that holds gold labels, or None."""
     return next((name for name in _LABEL_COLUMNS if name in (getattr(dataset, "column_names", None) or ())), None)
 
 
-def align_labels_to_student(dataset: Any, student_config: Any, split: str) -> Any:
-    """Give a data set the label ids of the student, by name, and check that they are in range.
+def class_names_of(rows: Any) -> list[str] | None:
+    """Read the names that rows have for their classes, in the order of their ids; None where they have none."""
+    if makes_batches(rows):
+        return rows.names
+    column = label_column(rows)
+    feature = rows.features[column] if isinstance(rows, Dataset) and column is not None else None
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def adopt_label_names(student_config: Any, rows: Any) -> None:
+    """Name the labels of a student as the rows name their classes, where its own names carry no meaning.
 
     Args:
-        dataset: a `datasets.Dataset` or a `TextStream`; anything else, and rows without labels, are passed through.
-        student_config: its `id2label` is followed where it has names of its own, and else takes the data set's names.
+        student_config: its `id2label` and `label2id` are set; None is passed over.
+        rows: a `datasets.Dataset` or a `TextStream`; anything else is passed over.
+    """
+    names = class_names_of(rows)
+    if student_config is None or names is None or len(names) != len(student_config.id2label):
+        return
+    id2label = dict(enumerate(names))
+    if is_generic(student_config.id2label) and not is_generic(id2label):
+        student_config.id2label, student_config.label2id = id2label, {name: k for k, name in id2label.items()}
+
+
+def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
+    """Renumber the labels of rows to the ids of the student, by name, and check that they are in range.
+
+    Args:
+        rows: a `datasets.Dataset` or a `TextStream`; anything else, and rows without labels, are passed through.
+        student_config: its `id2label` is followed where both have names that carry a meaning.
         split: name for messages.
 
     Returns:
-        The data set, its ids changed where the same names come in another order.
+        The rows, or others with changed ids where the same names come in another order.
 
     Raises:
         ValueError: if there are no rows, names contradict each other, or a label is out of range.
     """
-    if hasattr(dataset, "__len__") and len(dataset) == 0:
+    if hasattr(rows, "__len__") and len(rows) == 0:
         raise ValueError(f"the {split} set has no rows")
-    if isinstance(dataset, TextStream) and student_config is not None:
-        order = _order_by_name(dict(enumerate(dataset.names)), student_config, split)
-        if order is not None and order != sorted(order):
-            dataset.follow(order)
-        return dataset
-    column = label_column(dataset)
-    if not isinstance(dataset, Dataset) or column is None or student_config is None:
-        return dataset
-    feature, order = dataset.features[column], None
-    if isinstance(feature, ClassLabel):
-        order = _order_by_name(dict(enumerate(feature.names)), student_config, split)
+    column = label_column(rows)
+    if student_config is None or not (makes_batches(rows) or (isinstance(rows, Dataset) and column is not None)):
+        return rows
+    # Which of the rows' classes is each of the student's, by name?
+    order, names = None, class_names_of(rows)
+    if names is not None:
+        try:
+            order = align_names(dict(enumerate(names)), student_config.id2label)
+        except ValueError as error:
+            raise ValueError(f"labels of the {split} set and of the student: {error}") from None
+    # Are the labels of the student's task, and in range? A stream's are checked where its file is read.
     task = task_of(student_config) or SINGLE_LABEL
-    if task == SINGLE_LABEL:
-        _refuse_out_of_range(dataset, column, student_config.num_labels, split)
-    else:
-        _refuse_other_targets(dataset, column, task, student_config.num_labels, split)
-    if order is not None and order != sorted(order):
-        logger.warning("The %s set's label ids follow the student's names: %s.", split, student_config.id2label)
-        places = {UNLABELLED: UNLABELLED} | {source: place for place, source in enumerate(order)}
-        names = ClassLabel(names=[student_config.id2label[place] for place in range(len(order))])
-        followed = [places[value] for value in dataset[column][:]]
-        return dataset.remove_columns(column).add_column(column, followed, feature=names)
-    return dataset
-
-
-def _order_by_name(names: dict[int, str], student_config: Any, split: str) -> list[int] | None:
-    """Find the data's index of each of the student's labels; a student whose names say nothing takes the data's."""
-    try:
-        order = align_names(names, student_config.id2label)
-    except ValueError as error:
-        raise ValueError(f"labels of the {split} set and of the student: {error}") from None
-    if order is None and not is_generic(names):
-        student_config.id2label, student_config.label2id = names, {name: k for k, name in names.items()}
-    return order
+    if column is not None and task == SINGLE_LABEL:
+        _refuse_out_of_range(rows, column, student_config.num_labels, split)
+    elif column is not None:
+        _refuse_other_targets(rows, column, task, student_config.num_labels, split)
+    if order is None or order == sorted(order):
+        return rows
+    # The ids change, and the names with them.
+    logger.warning("The %s set's label ids follow the student's names: %s.", split, student_config.id2label)
+    if column is None:
+        return rows.with_class_order(order)
+    places = {UNLABELLED: UNLABELLED} | {source: place for place, source in enumerate(order)}
+    feature = ClassLabel(names=[student_config.id2label[place] for place in range(len(order))])
+    ids = [places[value] for value in rows[column][:]]
+    return rows.remove_columns(column).add_column(column, ids, feature=feature)
 
 
 def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: str) -> None:

@@ -75,22 +75,6 @@ def encode_targets(
     return Targets(encoded, task, list(label.names))
 
 
-def unlabelled_rows(rows: Dataset) -> list[bool]:
-    """Say of each row whether nobody labelled it, so that the teacher alone does.
-
-    Args:
-        rows: rows with the column "labels" of any task.
-
-    Returns:
-        A flag a row.
-    """
-    flags = []
-    for value in rows["labels"][:]:
-        first = value[0] if isinstance(value, list) else value
-        flags.append(first == UNLABELLED or first != first)
-    return flags
-
-
 def read_task(train: Dataset, column: str | Sequence[str]) -> str:
     """Read the task from the labels; see `encode_targets`.
 

@@ -6,6 +6,7 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,10 +37,60 @@ class Encoder(Protocol):
     """Turns columns of texts into tokens."""
 
     def __call__(self, batch: Mapping[str, list]) -> Mapping[str, list]:
-        """Give the rows' token columns and `length`."""
+        """Return the rows' token columns and `length`."""
 
     def truncated(self, batch: Mapping[str, list]) -> Mapping[str, int]:
         """Count the rows that lose tokens, by the prefix of the tokenizer's columns."""
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """A file of labelled text that was read through once.
+
+    Attributes:
+        rows_by_label: rows of each label, as the file writes it.
+        ids: class id of each label, as the file writes it; -100 where a row has none.
+        names: names of the classes by id.
+        truncated: rows that lose tokens, by the prefix of the tokenizer's columns.
+        examples: a row of each label as the file writes it, with the file's own class names.
+    """
+
+    rows_by_label: Mapping[Any, int]
+    ids: Mapping[Any, int]
+    names: list[str]
+    truncated: Mapping[str, int]
+    examples: Dataset
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.rows_by_label.values())
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Rows of each class, by its name."""
+        rows: Counter[int] = Counter()
+        for label, count in self.rows_by_label.items():
+            rows[self.ids[label]] += count
+        return {name: rows[number] for number, name in enumerate(self.names)}
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Rows without a label."""
+        return self.num_rows - sum(self.class_counts.values())
+
+    def with_class_order(self, order: Sequence[int]) -> FileSummary:
+        """Renumber the classes.
+
+        Args:
+            order: its entry k is the id that class k of the new order has here.
+
+        Returns:
+            The same rows with the other class ids.
+        """
+        places = {UNLABELLED: UNLABELLED} | {source: place for place, source in enumerate(order)}
+        ids = {label: places[number] for label, number in self.ids.items()}
+        return replace(self, ids=ids, names=[self.names[source] for source in order])
 
 
 class TextStream(IterableDataset):
@@ -50,21 +101,17 @@ class TextStream(IterableDataset):
     end of an epoch are its last batch, or with several processes are left out. Rows further apart than a buffer never
     meet: shuffle a file that is sorted by label.
 
-    Attributes:
-        num_rows: rows of the file.
-        num_unlabelled: those that have no label.
-        names: of the classes.
-        truncated: rows that lose tokens, by the prefix of the tokenizer's columns.
+    A stream does not change but for its epoch: `batched`, `labelled` and `with_class_order` return another one.
 
     Args:
         path: a jsonl, csv, tsv or parquet file.
         columns: of text and label.
         encode: turns columns of texts into token columns and `length`.
+        summary: what the file holds, by `summarize_file`.
         buffer_rows: rows in memory at a time.
 
     Raises:
-        ValueError: if a text is missing or empty, or a label is no class; it names row, column and value. The file is
-            read through and tokenised once for that.
+        ValueError: if `buffer_rows` is less than 1.
     """
 
     def __init__(
@@ -72,53 +119,34 @@ class TextStream(IterableDataset):
         path: str | os.PathLike[str],
         columns: Columns,
         encode: Encoder,
+        summary: FileSummary,
         *,
         buffer_rows: int = BUFFER_ROWS,
     ):
         if buffer_rows < 1:
             raise ValueError(f"buffer_rows must be at least 1, got {buffer_rows}")
-        if not isinstance(columns.label, str):
-            raise ValueError("a stream has one class a row: read several label columns whole, without streaming")
-        self.path, self.columns, self.encode = Path(path), columns, encode
+        self.path, self.columns, self.encode, self.summary = Path(path), columns, encode, summary
         self.buffer_rows, self.labelled_only, self.epoch = buffer_rows, False, 0
-        self.batches_of(1)
-        self.truncated: Counter[str] = Counter()
-        self._counts: Counter[Any] = Counter()
-        first = self._check()
-        self.num_rows = self._counts.total()
-        self._examples = self._example_of_each(first)
-        self.names, self._ids = self._classes(list(first.values()))
-        self.num_unlabelled = sum(rows for value, rows in self._counts.items() if self._ids[value] == UNLABELLED)
+        self.batch_size, self.num_processes, self.process_index, self.seed = 1, 1, 0, 42
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], columns: Columns, encode: Encoder) -> TextStream:
+        """Read a file through once, and make a stream of it; see `summarize_file`."""
+        return cls(path, columns, encode, summarize_file(Path(path), columns, encode))
 
     @property
-    def texts(self) -> list[str]:
-        """The columns of the texts."""
-        return [self.columns.text] + ([self.columns.text_pair] if self.columns.text_pair else [])
+    def names(self) -> list[str]:
+        """Names of the classes by id."""
+        return self.summary.names
 
     @property
-    def class_counts(self) -> dict[str, int]:
-        """Rows of each class, by its name."""
-        rows: Counter[int] = Counter()
-        for value, count in self._counts.items():
-            rows[self._ids[value]] += count
-        return {name: rows[number] for number, name in enumerate(self.names)}
-
-    def batches_of(self, batch_size: int, num_processes: int = 1, process_index: int = 0, seed: int = 42) -> None:
-        """Say what batches the rows will be put into, one after the other.
-
-        Args:
-            batch_size: rows of a batch on one process.
-            num_processes: that share the rows out.
-            process_index: which of them this is.
-            seed: of the order.
-        """
-        self.batch_size, self.num_processes, self.process_index, self.seed = (
-            batch_size, num_processes, process_index, seed,
-        )  # fmt: skip
+    def num_rows(self) -> int:
+        """Rows of an epoch on all processes together."""
+        return self.summary.num_rows - (self.summary.num_unlabelled if self.labelled_only else 0)
 
     def __len__(self) -> int:
-        rows = self.num_rows - (self.num_unlabelled if self.labelled_only else 0)
-        return rows if self.num_processes == 1 else rows // (self.batch_size * self.num_processes) * self.batch_size
+        step = self.batch_size * self.num_processes
+        return self.num_rows if self.num_processes == 1 else self.num_rows // step * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -128,108 +156,143 @@ class TextStream(IterableDataset):
         if get_worker_info() is not None:
             raise ValueError("a stream is read by the training process itself: set dataloader_num_workers=0")
         generator = np.random.default_rng((self.seed, self.epoch))
-        rows = self._labelled_rows()
+        rows = self._rows_of_file()
         waiting: list[Mapping[str, Any]] = []
         step = self.batch_size * self.num_processes
         while buffer := list(islice(rows, max(self.buffer_rows, step))):
+            # Shuffle the buffer into batches of like lengths; what makes no whole batch waits for the next buffer.
             buffer = waiting + buffer
-            made = self._encoded(buffer)
-            batches, rest = _grouped(made["length"], step, generator)
+            encoded = self._encoded(buffer)
+            batches, rest = _grouped(encoded["length"], step, generator)
             waiting = [buffer[row] for row in rest]
+            # Each process takes its part of every batch.
             for batch in batches:
                 own = batch[self.process_index * self.batch_size : (self.process_index + 1) * self.batch_size]
-                yield from ({name: values[row] for name, values in made.items()} for row in own)
+                yield from ({name: values[row] for name, values in encoded.items()} for row in own)
         if waiting and self.num_processes == 1:
-            made = self._encoded(waiting)
-            yield from ({name: values[row] for name, values in made.items()} for row in range(len(waiting)))
+            encoded = self._encoded(waiting)
+            yield from ({name: values[row] for name, values in encoded.items()} for row in range(len(waiting)))
+
+    def batched(self, batch_size: int, num_processes: int = 1, process_index: int = 0, seed: int = 42) -> TextStream:
+        """Group the rows into batches, one after the other.
+
+        Args:
+            batch_size: rows of a batch on one process.
+            num_processes: that share the rows out.
+            process_index: which of them this is.
+            seed: of the order.
+
+        Returns:
+            The stream of this process's rows.
+        """
+        return self._with(batch_size=batch_size, num_processes=num_processes, process_index=process_index, seed=seed)
 
     def labelled(self) -> TextStream:
-        """Give the rows that have a label."""
-        stream = copy.copy(self)
-        stream.labelled_only = True
-        return stream
+        """Leave out the rows that have no label."""
+        return self._with(labelled_only=True)
 
-    def follow(self, order: Sequence[int]) -> None:
-        """Renumber the classes: the one that is `order[k]` here becomes k."""
-        places = {UNLABELLED: UNLABELLED} | {source: place for place, source in enumerate(order)}
-        self._ids = {value: places[number] for value, number in self._ids.items()}
-        self.names = [self.names[source] for source in order]
+    def with_class_order(self, order: Sequence[int]) -> TextStream:
+        """Renumber the classes: the one that has the id `order[k]` here gets k."""
+        return self._with(summary=self.summary.with_class_order(order))
 
     def head(self, rows: int) -> Dataset:
-        """Give the first rows, encoded, as a data set."""
-        return Dataset.from_dict(self._encoded(list(islice(self._labelled_rows(), rows)))).remove_columns(ROW)
-
-    def example_of_each_class(self) -> Dataset:
-        """Give a row of each label, as the file has it, with the names of its classes."""
-        return self._examples
+        """Read the first rows, encoded, as a data set."""
+        return Dataset.from_dict(self._encoded(list(islice(self._rows_of_file(), rows)))).remove_columns(ROW)
 
     def raw_texts(self) -> Iterator[str]:
-        """Give all texts, in the file's order."""
-        return (row[name] for row in stream_rows(self.path) for name in self.texts)
+        """Read all texts, in the file's order."""
+        return (row[name] for row in stream_rows(self.path) for name in self.columns.texts)
 
-    def _labelled_rows(self) -> Iterator[Mapping[str, Any]]:
+    def _with(self, **attributes: Any) -> TextStream:
+        stream = copy.copy(self)
+        vars(stream).update(attributes)
+        return stream
+
+    def _label_of(self, row: Mapping[str, Any]) -> int:
+        return self.summary.ids[row[self.columns.label]]  # type: ignore[index]
+
+    def _rows_of_file(self) -> Iterator[Mapping[str, Any]]:
         for number, row in enumerate(stream_rows(self.path)):
-            if not self.labelled_only or self._ids[row[self.columns.label]] != UNLABELLED:  # type: ignore[index]
+            if not self.labelled_only or self._label_of(row) != UNLABELLED:
                 yield {**row, ROW: number}
 
     def _encoded(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
-        made: dict[str, list] = dict(self.encode({name: [row[name] for row in rows] for name in self.texts}))
-        made["labels"] = [self._ids[row[self.columns.label]] for row in rows]  # type: ignore[index]
-        return made | {ROW: [row[ROW] for row in rows]}
+        tokens: dict[str, list] = dict(self.encode({name: [row[name] for row in rows] for name in self.columns.texts}))
+        return tokens | {"labels": [self._label_of(row) for row in rows], ROW: [row[ROW] for row in rows]}
 
-    def _check(self) -> dict[tuple[type, Any], int]:
-        """Read the file through: check every row, count its label, and give the first row of every kind and label."""
-        first: dict[tuple[type, Any], int] = {}
-        rows = enumerate(tqdm(stream_rows(self.path), desc=f"Checking {self.path.name}", disable=None))
-        while batch := list(islice(rows, _CHECKED_ROWS)):
-            for number, row in batch:
-                label = self._checked_label(number, row)
-                first.setdefault((type(label), label), number)
-                self._counts[label] += 1
-                if len(first) > MAX_CLASSES + 1:
-                    raise ValueError(
-                        f"Column {self.columns.label!r} of {self.path} has more than {MAX_CLASSES} different labels "
-                        f"in {number + 1} rows: name the label's column with label_column."
-                    )
-            self.truncated.update(
-                self.encode.truncated({name: [row[name] for _, row in batch] for name in self.texts})
-            )
-        if not first:
-            raise ValueError(f"{self.path} has no rows.")
-        return first
 
-    def _checked_label(self, number: int, row: Mapping[str, Any]) -> Any:
-        """Give a row's label, None where it is missing."""
-        for name in self.texts:
-            value = row.get(name)
-            if not isinstance(value, str) or BLANK.fullmatch(value):
-                raise ValueError(f"Row {number} of {self.path}, column {name!r}, has no text: {value!r:.80}.")
-        label = row.get(self.columns.label)  # type: ignore[arg-type]
-        if isinstance(label, (list, dict)):
-            raise ValueError(f"Row {number} of {self.path} has the label {label!r:.80}: a stream has one a row.")
-        return label if label == label else None
+def summarize_file(path: Path, columns: Columns, encode: Encoder) -> FileSummary:
+    """Read a file through: check every row, count its label, and settle the classes.
 
-    def _example_of_each(self, first: Mapping[tuple[type, Any], int]) -> Dataset:
-        column: Any = self.columns.label
-        labels = to_column([label for _, label in first], column, self.path, first.values())
-        columns = {name: pa.array(["-"] * len(labels)) for name in self.texts}
-        names = class_names(self.path, column)
-        if names is None:
-            return Dataset(pa.table(columns | {column: labels}))
-        classes = ClassLabel(names=names)
-        features = Features(dict.fromkeys(columns, Value("string")) | {column: classes})
-        table = pa.table(columns | {column: labels.cast(classes.pa_type)})
-        return Dataset(table, info=DatasetInfo(features=features))
+    Args:
+        path: a jsonl, csv, tsv or parquet file.
+        columns: of texts and label.
+        encode: tells how many rows lose tokens.
 
-    def _classes(self, rows: Sequence[int]) -> tuple[list[str], dict[Any, int]]:
-        """Settle names and ids of the classes by the examples and their rows in the file."""
-        column: Any = self.columns.label
-        labelled = sum(count for value, count in self._counts.items() if str(value) != str(UNLABELLED))
-        try:
-            encoded, label = encode_labels(DatasetDict(train=self._examples), column, rows, labelled)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
-        return list(label.names), dict(zip(self._examples[column], encoded["train"]["labels"], strict=True))
+    Returns:
+        What the file holds.
+
+    Raises:
+        ValueError: if there are no rows, a text is missing or empty, or a label is no class; it names row, column and
+            value.
+    """
+    if not isinstance(columns.label, str):
+        raise ValueError("a stream has one class a row: read several label columns whole, without streaming")
+    # Labels are told apart by kind too: True and 1 are equal, and a file must not mix them.
+    first: dict[tuple[type, Any], int] = {}
+    rows_by_label: Counter[Any] = Counter()
+    truncated: Counter[str] = Counter()
+    rows = enumerate(tqdm(stream_rows(path), desc=f"Checking {path.name}", disable=None))
+    while batch := list(islice(rows, _CHECKED_ROWS)):
+        for number, row in batch:
+            label = _checked_label(path, columns, number, row)
+            first.setdefault((type(label), label), number)
+            rows_by_label[label] += 1
+            if len(first) > MAX_CLASSES + 1:
+                raise ValueError(
+                    f"Column {columns.label!r} of {path} has more than {MAX_CLASSES} different labels in {number + 1} "
+                    "rows: name the label's column with label_column."
+                )
+        truncated.update(encode.truncated({name: [row[name] for _, row in batch] for name in columns.texts}))
+    if not first:
+        raise ValueError(f"{path} has no rows.")
+    # One row of each label stands for all of them where the classes are settled.
+    examples = _examples(path, columns, first)
+    labelled_rows = sum(count for label, count in rows_by_label.items() if str(label) != str(UNLABELLED))
+    try:
+        encoded, feature = encode_labels(
+            DatasetDict(train=examples), columns.label, list(first.values()), labelled_rows
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    ids = dict(zip(examples[columns.label], encoded["train"]["labels"], strict=True))
+    return FileSummary(rows_by_label, ids, list(feature.names), truncated, examples)
+
+
+def _checked_label(path: Path, columns: Columns, number: int, row: Mapping[str, Any]) -> Any:
+    """Check a row's texts, and return its label; None where it is missing."""
+    for name in columns.texts:
+        value = row.get(name)
+        if not isinstance(value, str) or BLANK.fullmatch(value):
+            raise ValueError(f"Row {number} of {path}, column {name!r}, has no text: {value!r:.80}.")
+    label = row.get(columns.label)  # type: ignore[arg-type]
+    if isinstance(label, (list, dict)):
+        raise ValueError(f"Row {number} of {path} has the label {label!r:.80}: a stream has one a row.")
+    return label if label == label else None
+
+
+def _examples(path: Path, columns: Columns, first: Mapping[tuple[type, Any], int]) -> Dataset:
+    """Make a row of each label, with the class names that a parquet file brings along."""
+    column: Any = columns.label
+    labels = to_column([label for _, label in first], column, path, first.values())
+    texts = {name: pa.array(["-"] * len(labels)) for name in columns.texts}
+    names = class_names(path, column)
+    if names is None:
+        return Dataset(pa.table(texts | {column: labels}))
+    classes = ClassLabel(names=names)
+    features = Features(dict.fromkeys(texts, Value("string")) | {column: classes})
+    table = pa.table(texts | {column: labels.cast(classes.pa_type)})
+    return Dataset(table, info=DatasetInfo(features=features))
 
 
 def columns_of_file(path: str | os.PathLike[str], text: Any, text_pair: Any, label: Any) -> Columns:
@@ -243,7 +306,7 @@ def columns_of_file(path: str | os.PathLike[str], text: Any, text_pair: Any, lab
 def _grouped(
     lengths: Sequence[int], batch_size: int, generator: np.random.Generator
 ) -> tuple[list[list[int]], list[int]]:
-    """Put rows into batches of like lengths, and give those that are left over, drawn from all lengths alike."""
+    """Put rows into batches of like lengths, and return those that are left over, drawn from all lengths alike."""
     order = generator.permutation(len(lengths))
     whole = len(order) // batch_size * batch_size
     kept, rest = order[:whole], order[whole:]

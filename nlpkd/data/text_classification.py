@@ -14,8 +14,9 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import Columns, _text_columns, check_texts, find_columns
-from nlpkd.data.labels import Targets, encode_labels, encode_targets, unlabelled_rows
+from nlpkd.data.columns import Columns, check_texts, find_columns
+from nlpkd.data.labels import Targets, encode_labels, encode_targets
+from nlpkd.data.rows import class_counts, has_unlabelled
 from nlpkd.data.soft_labels import add_soft_labels
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.data.streaming import TextStream, columns_of_file
@@ -65,6 +66,11 @@ class TextClassificationData:
     max_length: int
     name: str
 
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns of the texts: one, or two of pairs."""
+        return [self.text_column] if self.text_pair_column is None else [self.text_column, self.text_pair_column]
+
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]
 
@@ -94,11 +100,7 @@ class TextClassificationData:
         if self.problem_type != SINGLE_LABEL:
             raise ValueError(f"classes are balanced in single-label tasks, and this is {self.problem_type}")
         train, names = self.splits["train"], list(self.id2label.values())
-        if isinstance(train, TextStream):
-            rows = [train.class_counts[name] for name in names]
-        else:
-            counts = Counter(train["labels"][:])
-            rows = [counts[number] for number in range(len(names))]
+        rows = class_counts(train, names)
         if 0 in rows:
             raise ValueError(f"class {names[rows.index(0)]!r} has no rows to balance: give a list of class_weights")
         return [sum(rows) / (len(rows) * each) for each in rows]
@@ -171,7 +173,7 @@ def _said(name: str, targets: Targets, columns: Columns, splits: DatasetDict) ->
     """Say in one line what the task was taken for."""
     labels = ", ".join(targets.names[:10]) + (", ..." if len(targets.names) > 10 else "")
     rows = ", ".join(f"{count} {split}" for split, count in splits.num_rows.items())
-    texts = " and ".join(repr(column) for column in _text_columns(columns))
+    texts = " and ".join(repr(column) for column in columns.texts)
     return f"{name}: {targets.problem_type} of {texts}, labels {columns.label!r} ({labels}), rows: {rows}"
 
 
@@ -188,7 +190,7 @@ def _prepare(
         names = dict(enumerate(targets.names))
         splits["train"] = add_soft_labels(splits["train"], soft_label_column, names, problem_type=targets.problem_type)
     for split, data in splits.items():
-        for column in _text_columns(columns):
+        for column in columns.texts:
             check_texts(data, split, column)
     return splits if validation_split is None else _hold_out(splits, validation_split, seed)
 
@@ -196,9 +198,9 @@ def _prepare(
 def _select(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
     """Keep the columns that are used, the same ones in every split but for soft labels, which train alone has."""
     labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
-    used = [*_text_columns(columns), *labels]
+    used = [*columns.texts, *labels]
     made = {"labels", "length", DOCUMENT, *TOKEN_COLUMNS}
-    taken = [name for name in sorted(_text_columns(columns)) if name in made or _TEACHER_COLUMN.fullmatch(name)]
+    taken = [name for name in sorted(columns.texts) if name in made or _TEACHER_COLUMN.fullmatch(name)]
     if taken:
         raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
     kept = {}
@@ -220,7 +222,7 @@ def _hold_out(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
     if "validation" in splits:
         raise ValueError("There is a validation split and validation_split too: leave one of them out.")
     rows, classed = len(splits["train"]), isinstance(splits["train"].features["labels"], ClassLabel)
-    if any(unlabelled_rows(splits["train"])):
+    if has_unlabelled(splits["train"]):
         raise ValueError(
             "validation_split would hold out rows without labels, or rows that others were made from: make the "
             "validation set first, and pass it as validation."
@@ -286,10 +288,10 @@ def _stream(
     columns = columns_of_file(train, asked.text_column, asked.text_pair_column, asked.label_column)
     length = _max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     encode, label = _Encoder(columns, tokenizers, length), columns.label
-    stream = TextStream(train, columns, encode)
-    truncated = _said_truncated(stream.truncated, "train", len(stream), length)
+    stream = TextStream.from_file(train, columns, encode)
+    truncated = _said_truncated(stream.summary.truncated, "train", len(stream), length)
     # Labels are settled by train, so its classes stand in for it.
-    rows = _select(read_splits(stream.example_of_each_class(), validation, test)[0], columns, None)
+    rows = _select(read_splits(stream.summary.examples, validation, test)[0], columns, None)
     encoded, _ = encode_labels(rows, str(label), labelled_rows=stream.num_rows)
     held_out = _prepare(Targets(encoded, SINGLE_LABEL, stream.names), columns, None, None, 0)
     del held_out["train"]
@@ -323,12 +325,3 @@ def _windows(
         if several:
             logger.warning("%s: %d rows make %d windows of %d tokens", split, len(data), len(made[split]), max_length)
     return DatasetDict(made)
-
-
-def labelled_rows(rows: Any) -> Any:
-    """Leave out the rows without a gold label, of a stream too."""
-    if isinstance(rows, TextStream):
-        return rows.labelled()
-    if any(unlabelled := unlabelled_rows(rows)):
-        return rows.select([number for number, flag in enumerate(unlabelled) if not flag])
-    return rows

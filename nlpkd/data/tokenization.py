@@ -13,7 +13,7 @@ import pyarrow.compute
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from nlpkd.data.columns import Columns, _text_columns
+from nlpkd.data.columns import Columns
 from nlpkd.utils.fingerprints import tokenizer_state
 
 
@@ -201,7 +201,7 @@ class _Encoder:
     """Gives texts every tokenizer's columns and the student's lengths; see `nlpkd.data.streaming.Encoder`."""
 
     def __init__(self, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int):
-        self.names, self.max_length = _text_columns(columns), max_length
+        self.names, self.max_length = columns.texts, max_length
         # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
         self.segments = True if columns.text_pair else None
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}

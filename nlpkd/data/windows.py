@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 DOCUMENT = "document"
@@ -84,8 +83,3 @@ def one_row_a_document(values: Any, documents: Sequence[int] | np.ndarray) -> np
         One entry a text.
     """
     return np.asarray(values)[np.unique(np.asarray(documents), return_index=True)[1]]
-
-
-def count_texts(rows: Dataset) -> int:
-    """Count the texts that rows are of: the rows themselves, but for windows."""
-    return len(set(rows[DOCUMENT][:])) if DOCUMENT in rows.column_names else len(rows)

@@ -18,7 +18,8 @@ from nlpkd.compression.half import to_half
 from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
 from nlpkd.compression.prune import prune_heads, prune_magnitude, prune_neurons
 from nlpkd.compression.vocabulary import trim_vocabulary
-from nlpkd.data.label_names import align_labels_to_student, telling_names
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, telling_names
+from nlpkd.data.rows import texts_of
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.prediction import predict_logits
@@ -132,9 +133,9 @@ def compress(
             dataset_revision=dataset_revision,
         )
         loaded = load(tokenizer=tokenizer)
-        rows = align_labels_to_student(loaded["train"], before.config, "train")
-        columns = [column for column in (loaded.text_column, loaded.text_pair_column) if column is not None]
-        texts = (text for column in columns for text in rows[column])
+        adopt_label_names(config, loaded["train"])
+        rows = align_labels_to_student(loaded["train"], config, "train")
+        texts = texts_of(rows, loaded.text_columns)
         given = {"dataset": rows, "tokenizer": tokenizer, "texts": texts}
         after, *own, record = function(before, **{name: given[name] for name in known & given.keys()}, **options)
         new = load(tokenizer=own[0])["train"] if own else rows

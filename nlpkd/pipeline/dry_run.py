@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.streaming import TextStream
+from nlpkd.data.rows import makes_batches
 from nlpkd.pipeline.job import Job, gold_trainer, lean_by_default
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.training.trainer import DistillationTrainer
@@ -192,7 +192,7 @@ def _short(args: DistillationConfig, folder: str) -> DistillationConfig:
 def _some_rows(job: Job, batch: int) -> Job:
     """Give the same job on rows for the probe alone, drawn at random so that their lengths are those of all."""
     rows = job.data["train"]
-    if isinstance(rows, TextStream):
+    if makes_batches(rows):
         return job
     drawn = rows.shuffle(seed=0).select(range(min(len(rows), batch * (PROBED_STEPS + 1))))
     return dataclasses.replace(job, data=dataclasses.replace(job.data, splits={"train": drawn}))

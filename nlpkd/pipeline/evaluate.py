@@ -9,11 +9,12 @@ from typing import Any
 
 from datasets import Dataset
 
-from nlpkd.data.label_names import align_labels_to_student, telling_names
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, telling_names
+from nlpkd.data.rows import count_texts
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import same_tokenizer
-from nlpkd.data.windows import DOCUMENT, count_texts, one_row_a_document
+from nlpkd.data.windows import DOCUMENT, one_row_a_document
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import save_page, training_curves
 from nlpkd.evaluation.memory import add_memory, check_memory
@@ -110,6 +111,7 @@ def evaluate(
     split = split or _measured_split(loaded)
     if split not in loaded:
         raise ValueError(f"{loaded.name} has no split {split!r}, found {list(loaded)}")
+    adopt_label_names(config, loaded[split])
     rows = align_labels_to_student(loaded[split], config, split)
     fitted = None
     if held_out is not None:
@@ -227,8 +229,7 @@ def _texts(rows: Dataset, loaded: TextClassificationData, report: EvaluationRepo
     found = report.candidates["student"].breakdown.get("disagreements", [])[:examples]
     if not found:
         return {}
-    columns = [column for column in (loaded.text_column, loaded.text_pair_column) if column is not None]
-    parts = [rows[column][:] for column in columns]
+    parts = [rows[column][:] for column in loaded.text_columns]
     if DOCUMENT in rows.column_names:
         parts = [one_row_a_document(part, rows[DOCUMENT][:]) for part in parts]
     return {entry["row"]: "\n".join(str(part[entry["row"]]) for part in parts) for entry in found}

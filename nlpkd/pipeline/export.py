@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from nlpkd.compression.int8 import export_int8
 from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_record, refuse_another_model
-from nlpkd.data.label_names import align_labels_to_student, telling_names
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, telling_names
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -153,6 +153,7 @@ def _labelled_rows(
     names = telling_names(config.id2label)
     loaded = load_text_classification(data, problem_type=task_of(config), label_names=names, **columns)
     split = next(name for name in order if name in loaded)
+    adopt_label_names(config, loaded[split])
     rows = align_labels_to_student(loaded[split], config, split)
     first = rows.select(range(min(_COMPARED_TEXTS, len(rows))))
     texts = first[loaded.text_column][:]

@@ -17,11 +17,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student
-from nlpkd.data.labels import unlabelled_rows
-from nlpkd.data.streaming import TextStream
-from nlpkd.data.text_classification import TextClassificationData, labelled_rows
+from nlpkd.data.rows import count_texts, has_unlabelled, labelled_rows
+from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers
-from nlpkd.data.windows import count_texts
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
 from nlpkd.hub.saving import save_report
@@ -152,7 +150,7 @@ class Job:
         if untrained is not None and baseline_dir is not None:
             args_beside = _beside(_altogether(args, [*earlier, last]), baseline_dir)
             rows = self.data["train"]
-            if rows.num_unlabelled if isinstance(rows, TextStream) else any(unlabelled_rows(rows)):
+            if has_unlabelled(rows):
                 # As many steps as the student had, though there are fewer rows with labels.
                 states = Path(args.output_dir).glob(f"stage-*/{TRAINER_STATE_NAME}")
                 steps = sum(TrainerState.load_from_json(str(state)).global_step for state in states)
@@ -201,7 +199,7 @@ class Job:
         split = "test" if "test" in self.data else "validation"
         rows = align_labels_to_student(self.data[split], trainer.model.config, split)
         held_out = None
-        if split == "test" and "validation" in self.data and not any(unlabelled_rows(self.data["validation"])):
+        if split == "test" and "validation" in self.data and not has_unlabelled(self.data["validation"]):
             held_out = align_labels_to_student(self.data["validation"], trainer.model.config, "validation")
         report = None
         if PartialState().is_main_process:
@@ -227,8 +225,7 @@ class Job:
         return report or EvaluationReport.load(args.output_dir)
 
     def _train_rows(self) -> int:
-        rows = self.data["train"]
-        return rows.num_rows if isinstance(rows, TextStream) else count_texts(rows)
+        return count_texts(self.data["train"])
 
     def _record(self, trainer: DistillationTrainer, split: str, stages: Sequence[Stage]) -> dict[str, Any]:
         record = describe_training(trainer)

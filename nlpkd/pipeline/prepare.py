@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_names, telling_names
+from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
-from nlpkd.data.streaming import TextStream
-from nlpkd.data.text_classification import TextClassificationData, labelled_rows, load_text_classification
+from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher, same_tokenizer
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
@@ -298,11 +298,7 @@ def _with_trimmed_vocabulary(
 ) -> Job:
     """Leave the student the vocabulary of the training split's text, and read the data again with it."""
     start = job.start
-    columns = [column for column in (job.data.text_column, job.data.text_pair_column) if column is not None]
-
-    def texts(rows: Any) -> Iterable[str]:
-        return rows.raw_texts() if isinstance(rows, TextStream) else (text for name in columns for text in rows[name])
-
+    texts = partial(texts_of, columns=job.data.text_columns)
     _, tokenizer, record = trim_vocabulary(start(seed), job.tokenizer, texts(job.data["train"]))
     ids: Any = original_ids(tokenizer, job.tokenizer)
     others = _other_tokenizers(tokenizer, own)

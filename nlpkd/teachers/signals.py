@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
-from nlpkd.data.streaming import TextStream
+from nlpkd.data.rows import random_access
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher
 from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import CapturedOutput
@@ -137,7 +137,7 @@ class Teaching:
         refuse_unknown_tokens(self._student, rows, "input_ids", "student")
         if self.live is not None:
             refuse_unknown_tokens(self.live.model, rows, self._teacher_ids, "teacher")
-        rows = rows.head(CHECKED_ROWS) if isinstance(rows, TextStream) else rows
+        rows = random_access(rows, first=CHECKED_ROWS)
         source = self.source(getattr(rows, "column_names", None) or ())
         if source is not None and isinstance(rows, Dataset):
             check_teacher_on_gold_labels(

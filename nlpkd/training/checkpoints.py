@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers.trainer_utils import rotate_checkpoints
 
 from nlpkd.data.columns import TEACHER_LOGITS
-from nlpkd.data.streaming import TextStream
+from nlpkd.data.rows import count_rows, makes_batches, random_access
 from nlpkd.utils.files import explain_full_disk, has_checksums, refuse_damaged, write_atomic, write_checksums
 from nlpkd.utils.fingerprints import NO_INFLUENCE, differences, hash_configuration, hash_value, hash_weights
 from nlpkd.utils.processes import decided_by_main_process
@@ -208,15 +208,11 @@ def _student(model: Any) -> dict[str, Any]:
 
 def _data(trainer: DistillationTrainer, columns: Sequence[str]) -> dict[str, Any]:
     rows: Any = trainer.train_dataset
-    told: dict[str, Any] = {}
-    if isinstance(rows, TextStream):
-        # Its length is that of one process's batches.
-        told["training rows"] = rows.num_rows - (rows.num_unlabelled if rows.labelled_only else 0)
+    told: dict[str, Any] = {"training rows": count_rows(rows)}
+    if makes_batches(rows):
         # Read as a whole it would take long: its size and its first rows stand for it.
         told["bytes of the training file"] = rows.path.stat().st_size
-        rows = rows.head(_HASHED_ROWS)
-    else:
-        told["training rows"] = len(rows)
+    rows = random_access(rows, first=_HASHED_ROWS)
     if not isinstance(rows, Dataset):
         return told
     # What the teacher was run for beforehand depends on teacher and rows.

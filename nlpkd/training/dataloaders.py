@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer_utils import seed_worker
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.streaming import ROW, TextStream
+from nlpkd.data.rows import makes_batches
+from nlpkd.data.streaming import ROW
 
 ROWS = "__rows__"
 """Of a batch: a list of integers, which stays on the host."""
@@ -46,9 +47,9 @@ def training_loader(
         The loader, whose batches have their rows' numbers in `ROWS`, and are put on the device.
     """
     numbered, seed = _NumberedCollator(collate), args.seed if args.data_seed is None else args.data_seed
-    if isinstance(rows, TextStream):
-        rows.batches_of(batch_size, args.world_size, args.process_index, seed)
-        loader = DataLoader(rows, batch_size=batch_size, collate_fn=numbered)
+    if makes_batches(rows):
+        own = rows.batched(batch_size, args.world_size, args.process_index, seed)
+        loader = DataLoader(own, batch_size=batch_size, collate_fn=numbered)
     else:
         sampler = LengthGroupedBatchSampler(
             lengths,

@@ -23,8 +23,8 @@ from transformers.utils import PushInProgress
 from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import TEACHER_LOGITS
-from nlpkd.data.label_names import align_labels_to_student
-from nlpkd.data.streaming import TextStream
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
+from nlpkd.data.rows import makes_batches
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher
 from nlpkd.data.windows import DOCUMENT, average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import scoring_of
@@ -165,6 +165,9 @@ class DistillationTrainer(Trainer):
 
     def _follow_labels(self) -> None:
         config = getattr(self.model, "config", None)
+        held_out: Any = self.eval_dataset
+        for rows in (self.train_dataset, *(held_out.values() if isinstance(held_out, dict) else [held_out])):
+            adopt_label_names(config, rows)
         self.train_dataset = align_labels_to_student(self.train_dataset, config, "training")
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {k: align_labels_to_student(v, config, k) for k, v in self.eval_dataset.items()}
@@ -239,7 +242,7 @@ class DistillationTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Make the loader of training batches: length-grouped by `LengthGroupedBatchSampler`, or as `Trainer` does."""
         args, given = self.args, self.train_dataset
-        stream, order = isinstance(given, TextStream), self.args.train_sampling_strategy
+        stream, order = makes_batches(given), self.args.train_sampling_strategy
         if not stream and (given is None or not has_length(given) or order == "batch_rebalance"):
             return super().get_train_dataloader()
         dataset, collate = given, self.data_collator
@@ -302,7 +305,7 @@ class DistillationTrainer(Trainer):
         args, rows = self.args, self.train_dataset
         self._step_rows = self._step_rows or args.train_batch_size * args.gradient_accumulation_steps
         uneven = args.train_sampling_strategy == "group_by_length" and has_length(rows)
-        count = micro_batches(self._step_rows, batch_size, uneven and not isinstance(rows, TextStream))
+        count = micro_batches(self._step_rows, batch_size, uneven and not makes_batches(rows))
         args.gradient_accumulation_steps, self._train_batch_size = count, -(-self._step_rows // count)
         self._window.restart()
 

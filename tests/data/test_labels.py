@@ -8,7 +8,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from nlpkd import load_text_classification
-from nlpkd.data.labels import encode_targets, read_task, unlabelled_rows
+from nlpkd.data.labels import encode_targets, read_task
+from nlpkd.data.rows import unlabelled_rows
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 
 ROWS = {"a": [1.0, 0.0, 1.0], "b": [0.0, 0.0, 1.0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,27 +45,24 @@ def test_an_epoch_gives_each_row_once_with_the_tokens_and_labels_of_reading_it_w
     whole = load(stream.path, tokenizer=tokenizer)["train"]
     for buffer_rows in (1, 50, 1000):
         stream.buffer_rows = buffer_rows
-        stream.batches_of(8)
-        assert seen(stream) == seen(whole)
+        assert seen(stream.batched(8)) == seen(whole)
     assert len(stream) == 230 and stream.names == whole.features["labels"].names
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(stream):
     stream.buffer_rows = 100
-    stream.batches_of(8)
 
     def order(epoch, seed=42):
-        stream.batches_of(8, seed=seed)
-        stream.set_epoch(epoch)
-        return [row["input_ids"] for row in stream]
+        rows = stream.batched(8, seed=seed)
+        rows.set_epoch(epoch)
+        return [row["input_ids"] for row in rows]
 
     assert order(1) == order(1) != order(0)
     assert order(1, seed=7) != order(1)
 
 
 def test_batches_have_like_lengths_and_come_in_no_order_of_length(stream):
-    stream.batches_of(8)
-    lengths = [row["length"] for row in stream]
+    lengths = [row["length"] for row in stream.batched(8)]
     batches = [lengths[at : at + 8] for at in range(0, 224, 8)]
     assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 1.5
     tops = [max(batch) for batch in batches]
@@ -73,13 +71,12 @@ def test_batches_have_like_lengths_and_come_in_no_order_of_length(stream):
 
 def test_processes_share_out_the_batches_that_one_would_have(stream):
     stream.buffer_rows = 60
-    stream.batches_of(8)
-    one = [row["input_ids"] for row in stream]
+    one = [row["input_ids"] for row in stream.batched(8)]
     parts = []
     for index in range(2):
-        stream.batches_of(4, num_processes=2, process_index=index)
-        parts.append([row["input_ids"] for row in stream])
-        assert len(parts[-1]) == len(stream) == 230 // 8 * 4
+        rows = stream.batched(4, num_processes=2, process_index=index)
+        parts.append([row["input_ids"] for row in rows])
+        assert len(parts[-1]) == len(rows) == 230 // 8 * 4
     joined = [row for at in range(0, len(parts[0]), 4) for part in parts for row in part[at : at + 4]]
     assert joined == one[:224]
 
@@ -88,9 +85,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path, tokenizer):
     def peak(rows):
         stream = load(write(tmp_path / f"{rows}.jsonl", rows), tokenizer=tokenizer, streaming=True)["train"]
         stream.buffer_rows = 200
-        stream.batches_of(8)
+        rows = stream.batched(8)
         tracemalloc.start()
-        for _ in stream:
+        for _ in rows:
             pass
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -195,7 +192,7 @@ def test_names_of_classes_in_a_parquet_file_are_kept(tmp_path, tokenizer):
     data = load(train, held_out, tokenizer=tokenizer, streaming=True)
     assert data["train"].names == names.names and data["validation"]["labels"][:] == [1, 2]
     assert seen(data["train"]) == seen(load(train, tokenizer=tokenizer)["train"])
-    assert data["train"].class_counts == {"never": 0, "pos": 4, "neg": 4}
+    assert data["train"].summary.class_counts == {"never": 0, "pos": 4, "neg": 4}
 
 
 def test_a_parquet_file_with_a_wrong_id_or_a_column_twice_is_refused(tmp_path, tokenizer):
@@ -218,8 +215,9 @@ def test_classes_are_balanced_by_the_rows_of_the_whole_file(tmp_path, tokenizer)
     path.write_text("\n".join(json.dumps({"text": "good", "label": label}) for label in labels))
     data = load(path, tokenizer=tokenizer, streaming=True)
     assert data.class_weights == [40 / (2 * 10), 40 / (2 * 30)] == load(path, tokenizer=tokenizer).class_weights
-    data["train"].follow([1, 0])
-    assert data["train"].names == ["b", "a"] and data.class_weights == [2.0, 40 / 60]
+    turned = data["train"].with_class_order([1, 0])
+    assert turned.names == ["b", "a"] and data["train"].names == ["a", "b"]
+    assert replace(data, splits={"train": turned}).class_weights == [2.0, 40 / 60]
 
 
 def test_a_test_set_whose_labels_are_hidden_is_left_out(tmp_path, tokenizer, caplog):
@@ -229,7 +227,7 @@ def test_a_test_set_whose_labels_are_hidden_is_left_out(tmp_path, tokenizer, cap
 
 
 @pytest.mark.parametrize("asked", [{"validation_split": 0.1}, {"window_stride": 2}, {"problem_type": "regression"}])
-def test_what_a_stream_can_t_do_is_refused(tmp_path, tokenizer, asked):
+def test_what_a_stream_can_t_do_is_refused(tmp_path, tokenizer, stream, asked):
     with pytest.raises(ValueError, match="streaming reads a file with one class a row"):
         load(write(tmp_path / "rows.jsonl", 20), tokenizer=tokenizer, streaming=True, **asked)
     with pytest.raises(ValueError, match="streaming reads a file"):
@@ -237,15 +235,17 @@ def test_what_a_stream_can_t_do_is_refused(tmp_path, tokenizer, asked):
     with pytest.raises(ValueError, match="can't be streamed"):
         load(write(tmp_path / "rows.json", 20), tokenizer=tokenizer, streaming=True)
     with pytest.raises(ValueError, match="buffer_rows must be at least 1"):
-        TextStream(tmp_path / "rows.jsonl", Columns("text", None, "label"), dict, buffer_rows=0)
+        TextStream(tmp_path / "rows.jsonl", Columns("text", None, "label"), dict, stream.summary, buffer_rows=0)
 
 
 def test_a_stream_follows_the_student_s_label_order(stream, settings, tokenizer):
     before = seen(stream)
     student = tiny_bert(**NAMES)
-    DistillationTrainer(student, None, settings(), [CrossEntropyLoss()], stream, processing_class=tokenizer)
-    assert stream.names == ["pos", "neg"]
-    assert seen(stream) == Counter({(ids, 1 - label): count for (ids, label), count in before.items()})
+    trainer = DistillationTrainer(student, None, settings(), [CrossEntropyLoss()], stream, processing_class=tokenizer)
+    followed = trainer.train_dataset
+    assert followed.names == ["pos", "neg"]
+    assert seen(followed) == Counter({(ids, 1 - label): count for (ids, label), count in before.items()})
+    assert stream.names == ["neg", "pos"] and seen(stream) == before
 
 
 def test_a_resumed_run_sees_the_rows_that_the_whole_run_sees(stream, settings, tokenizer, tmp_path):

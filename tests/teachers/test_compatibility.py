@@ -11,7 +11,7 @@ from transformers import BertTokenizer, DistilBertTokenizer
 
 from nlpkd import make_student
 from nlpkd.data.collator import DistillationCollator
-from nlpkd.data.label_names import align_labels_to_student, label_column
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, label_column
 from nlpkd.teachers.checks import check_teacher_on_gold_labels
 from nlpkd.teachers.compatibility import label_order, refuse_shared_weights, teacher_prefix
 from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
@@ -103,7 +103,9 @@ def test_data_in_the_students_order_are_left_as_they_are(caplog):
 def test_a_student_without_names_takes_those_of_the_data():
     config = tiny_bert().config
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
-    align_labels_to_student(raw_rows(20), config, "training")
+    data = raw_rows(20)
+    assert align_labels_to_student(data, config, "training") is data and config.id2label[1] == "LABEL_1"
+    adopt_label_names(config, data)
     assert (config.id2label, config.label2id) == ({0: "neg", 1: "pos"}, {"neg": 0, "pos": 1})
 
 

@@ -792,5 +792,5 @@ def test_the_rows_of_a_stream_are_counted_alike_before_and_after_processes_share
     rows = load_text_classification(tmp_path / "rows.csv", tokenizer=tokenizer, streaming=True)["train"]
     trainer = DistillationTrainer(tiny_bert(), None, settings(), None, rows, processing_class=tokenizer)
     before = describe_run(trainer, ["input_ids"])["result"]
-    rows.batches_of(8, num_processes=2)
+    trainer.train_dataset = rows.batched(8, num_processes=2)
     assert before["training rows"] == 30 and describe_run(trainer, ["input_ids"])["result"] == before
