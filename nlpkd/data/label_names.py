@@ -87,19 +87,23 @@ def class_names_of(rows: Any) -> list[str] | None:
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
-def adopt_label_names(student_config: Any, rows: Any) -> None:
-    """Name the labels of a student as the rows name their classes, where its own names carry no meaning.
+def adopt_label_names(student_config: Any, *datasets: Any) -> None:
+    """Name the labels of a student as its rows name their classes, where its own names carry no meaning.
 
     Args:
         student_config: its `id2label` and `label2id` are set; None is passed over.
-        rows: a `datasets.Dataset` or a `TextStream`; anything else is passed over.
+        *datasets: each a `datasets.Dataset`, a `TextStream`, or a mapping of them; the first one with names that carry
+            a meaning is followed, anything else is passed over.
     """
-    names = class_names_of(rows)
-    if student_config is None or names is None or len(names) != len(student_config.id2label):
-        return
-    id2label = dict(enumerate(names))
-    if is_generic(student_config.id2label) and not is_generic(id2label):
-        student_config.id2label, student_config.label2id = id2label, {name: k for k, name in id2label.items()}
+    for rows in datasets:
+        if isinstance(rows, dict):
+            adopt_label_names(student_config, *rows.values())
+            continue
+        id2label = dict(enumerate(class_names_of(rows) or ()))
+        if student_config is None or len(id2label) != len(student_config.id2label):
+            continue
+        if is_generic(student_config.id2label) and not is_generic(id2label):
+            student_config.id2label, student_config.label2id = id2label, {name: k for k, name in id2label.items()}
 
 
 def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:

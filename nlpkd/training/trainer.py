@@ -165,9 +165,7 @@ class DistillationTrainer(Trainer):
 
     def _follow_labels(self) -> None:
         config = getattr(self.model, "config", None)
-        held_out: Any = self.eval_dataset
-        for rows in (self.train_dataset, *(held_out.values() if isinstance(held_out, dict) else [held_out])):
-            adopt_label_names(config, rows)
+        adopt_label_names(config, self.train_dataset, self.eval_dataset)
         self.train_dataset = align_labels_to_student(self.train_dataset, config, "training")
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {k: align_labels_to_student(v, config, k) for k, v in self.eval_dataset.items()}
