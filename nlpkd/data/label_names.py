@@ -110,7 +110,8 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
     """Renumber the labels of rows to the ids of the student, by name, and check that they are in range.
 
     Args:
-        rows: a `datasets.Dataset` or a `TextStream`; anything else, and rows without labels, are passed through.
+        rows: a `datasets.Dataset` or a `TextStream`, or several by name; anything else, and rows without labels, are
+            passed through.
         student_config: its `id2label` is followed where both have names that carry a meaning.
         split: name for messages.
 
@@ -120,6 +121,8 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
     Raises:
         ValueError: if there are no rows, names contradict each other, or a label is out of range.
     """
+    if isinstance(rows, dict):
+        return {name: align_labels_to_student(each, student_config, name) for name, each in rows.items()}
     if hasattr(rows, "__len__") and len(rows) == 0:
         raise ValueError(f"the {split} set has no rows")
     column = label_column(rows)

@@ -167,10 +167,7 @@ class DistillationTrainer(Trainer):
         config = getattr(self.model, "config", None)
         adopt_label_names(config, self.train_dataset, self.eval_dataset)
         self.train_dataset = align_labels_to_student(self.train_dataset, config, "training")
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {k: align_labels_to_student(v, config, k) for k, v in self.eval_dataset.items()}
-        else:
-            self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
+        self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
 
     def _connect(self) -> None:
         student, teacher, config = self.model, self.teacher_model, getattr(self.model, "config", None)
