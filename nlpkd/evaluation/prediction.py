@@ -17,7 +17,7 @@ from transformers.utils.logging import tqdm
 from nlpkd.data.label_names import align_names
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.data.windows import DOCUMENT, average_windows
-from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.ensemble import as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
 from nlpkd.models.structure import forward_arguments
@@ -101,9 +101,10 @@ class Lineup:
             order = self.orders[name]
             found[name] = values if order is None else values[:, order]
         teacher = self.models.get("teacher")
-        if isinstance(teacher, TeacherEnsemble):
-            own = [torch.from_numpy(found.pop(name)).to(teacher.weights.device) for name in members_by_name(teacher)]
-            found["teacher"] = teacher.mean(own).cpu().numpy()
+        if teacher is not None:
+            ensemble = as_ensemble(teacher)
+            own = [torch.from_numpy(found.pop(name)).to(ensemble.weights.device) for name in ensemble.names]
+            found["teacher"] = ensemble.mean(own).cpu().numpy()
         return found
 
 
@@ -116,9 +117,10 @@ def members_by_name(teacher: nn.Module | None) -> dict[str, nn.Module]:
     Returns:
         Each model by its name in messages and measurements.
     """
-    if isinstance(teacher, TeacherEnsemble):
-        return {f"teacher {number} of {len(teacher)}": each for number, each in enumerate(teacher.members, start=1)}
-    return {} if teacher is None else {"teacher": teacher}
+    if teacher is None:
+        return {}
+    ensemble = as_ensemble(teacher)
+    return dict(zip(ensemble.names, ensemble.members, strict=True))
 
 
 def predict_logits(
@@ -171,15 +173,16 @@ def predict_logits(
 
 def _given_orders(teacher: nn.Module | None, order: Sequence[int] | None) -> dict[str, list[int]]:
     """Give the label orders that are known without looking at names, by the model's name."""
-    if isinstance(teacher, TeacherEnsemble):
-        if order is not None:
-            raise ValueError("teacher_order is of one teacher: set those of an ensemble by TeacherEnsemble.reorder")
-        return {
-            name: each for name, each in zip(members_by_name(teacher), teacher.orders, strict=True) if each is not None
-        }
-    if order is not None and sorted(order) != list(range(len(order))):
+    if teacher is None:
+        return {}
+    ensemble = as_ensemble(teacher)
+    if order is None:
+        return {name: each for name, each in zip(ensemble.names, ensemble.orders, strict=True) if each is not None}
+    if len(ensemble) > 1:
+        raise ValueError("teacher_order is of one teacher: set those of an ensemble by TeacherEnsemble.reorder")
+    if sorted(order) != list(range(len(order))):
         raise ValueError(f"teacher_order must hold each index of the teacher's labels once, found {list(order)}")
-    return {} if order is None else {"teacher": list(order)}
+    return {"teacher": list(order)}
 
 
 def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:

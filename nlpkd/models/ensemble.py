@@ -59,6 +59,12 @@ class TeacherEnsemble(nn.Module):
     def __len__(self) -> int:
         return len(self.members)
 
+    @property
+    def names(self) -> list[str]:
+        """What messages and measurements call each teacher."""
+        several = [f"teacher {number} of {len(self)}" for number in range(1, len(self) + 1)]
+        return several if len(self) > 1 else ["teacher"]
+
     def read(self, prefixes: Sequence[str]) -> None:
         """Set the prefix of the columns that each teacher reads; see `nlpkd.data.tokenization.column_prefixes`."""
         self.captures = [
@@ -124,8 +130,10 @@ class TeacherEnsemble(nn.Module):
             logits: of each teacher, in the student's label order, `(batch, labels)`.
 
         Returns:
-            The average as logits, float32 `(batch, labels)`.
+            The average as logits, float32 `(batch, labels)`; of one teacher its own logits.
         """
+        if len(self) == 1:
+            return logits[0].float()
         stacked = torch.stack([each.float() for each in logits])  # (teachers, batch, labels)
         weights = self.weights.float()[:, None, None]
         if self.average == "logits" or self.task == "regression":
@@ -134,6 +142,18 @@ class TeacherEnsemble(nn.Module):
             yes, no = ((F.logsigmoid(each) + weights.log()).logsumexp(dim=0) for each in (stacked, -stacked))
             return yes - no
         return (stacked.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+
+
+def as_ensemble(teacher: nn.Module) -> TeacherEnsemble:
+    """See any teacher as an ensemble, so that members, names, label orders and the average are asked for one way.
+
+    Args:
+        teacher: a model or an ensemble.
+
+    Returns:
+        The ensemble; of a model an ensemble of it alone, whose average is the model's own logits.
+    """
+    return teacher if isinstance(teacher, TeacherEnsemble) else TeacherEnsemble([teacher])
 
 
 def as_one_teacher(

@@ -17,7 +17,7 @@ from nlpkd.data.sources import Source
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.push import push_student
-from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage
 from nlpkd.pipeline.job import checkpoint_to_resume, gold_trainer
@@ -328,7 +328,7 @@ def cache_for_distillation(args: DistillationConfig, **options: Any) -> Dataset:
         )
     # The trainer settles whose label is whose, on a sample of gold labels where names do not say it.
     trainer = job.trainer(job.start(args.seed), args, job.stages[0])
-    apart = "teacher_input_ids" in rows.column_names and not isinstance(job.teacher, TeacherEnsemble)
+    apart = "teacher_input_ids" in rows.column_names and len(as_ensemble(job.teacher)) == 1
     own: Any = job.teacher_tokenizer if apart else job.tokenizer
     return cache_teacher_outputs(
         job.teacher,

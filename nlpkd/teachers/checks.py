@@ -13,9 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.label_names import label_column
-from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED, task_of
-from nlpkd.teachers.compatibility import _who
 from nlpkd.teachers.teacher import LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -160,14 +158,14 @@ def stratified_sample(labels: Sequence[int] | np.ndarray, rows: int, seed: int) 
 
 
 def looks_like_probabilities(logits: np.ndarray) -> bool:
-    """Say whether every row, `(rows, labels)`, lies in [0, 1] and sums to 1: then these are no logits."""
+    """Check whether every row, `(rows, labels)`, lies in [0, 1] and sums to 1: then these are no logits."""
     return bool(
         logits.size and logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(axis=1), 1, atol=1e-3)
     )
 
 
 def _recalls_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> bool:
-    """Say whether the mean recall is above 1 / classes by two standard errors (1/2 / sqrt(n) each at most)."""
+    """Check whether the mean recall is above 1 / classes by two standard errors (1/2 / sqrt(n) each at most)."""
     right, (classes, counts) = predictions == np.asarray(order)[labels], np.unique(labels, return_counts=True)
     recall = np.mean([right[labels == label].mean() for label in classes])
     error = np.sqrt((0.25 / counts).sum()) / len(classes)
@@ -188,11 +186,9 @@ def check_teacher_on_gold_labels(
     collate: Callable[[list[Any]], Mapping[str, Any]],
     batch_size: int,
     device: torch.device,
-    order: Sequence[int] | None,
     student_config: Any,
     check: str,
     seed: int,
-    who: str = "",
 ) -> None:
     """Run a teacher on a sample of gold labels: settle its label order, and refuse one that teaches noise.
 
@@ -203,61 +199,51 @@ def check_teacher_on_gold_labels(
         collate: makes a batch of rows.
         batch_size: rows of a batch.
         device: where batches go.
-        order: the teacher's label order by name, already applied, or None where names do not tell.
         student_config: for the number and names of labels.
         check: `"error"`, `"warn"` or `"off"`.
         seed: of the sample.
-        who: which teacher it is, before the messages.
 
     Raises:
         ValueError: if the teacher gives probabilities, NaN or another number of labels; or, with `"error"`, if no
             order of its labels beats the majority class.
     """
-    if isinstance(teacher, LiveTeacher) and isinstance(teacher.model, TeacherEnsemble):
-        ensemble = teacher.model
-        for number, capture in enumerate(ensemble.captures):
-            member, named = ensemble.members[number], ensemble.orders[number]
-            alone = LiveTeacher(member, {}, device, order=named, prefix=capture.prefix, autocast=teacher.autocast)
-            name = _who(number, ensemble)
-            check_teacher_on_gold_labels(
-                alone, dataset, collate, batch_size, device, named, student_config, check, seed, name
-            )
-            if alone.order is not None:
-                ensemble.reorder(number, alone.order.tolist())
-        return
+    # A sample with every label in it, where there are labels.
     column = label_column(dataset)
-    if column is None:
-        labels = np.full(len(dataset), UNLABELLED)
-        sample = list(range(min(CHECKED_ROWS, len(dataset))))
-    else:
-        labels = np.asarray(dataset[column][:])
+    labels = np.full(len(dataset), UNLABELLED) if column is None else np.asarray(dataset[column][:])
+    sample = list(range(min(CHECKED_ROWS, len(dataset))))
+    if column is not None:
         sample = stratified_sample(labels, CHECKED_ROWS, seed)
     if not sample:
         return
-    found = []
-    for at in range(0, len(sample), batch_size):
-        batch = collate([dataset[row] for row in sample[at : at + batch_size]])
-        batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        found.append(teacher.outputs(batch).logits.float().cpu().numpy())
-    logits = np.concatenate(found)
-    _refuse_no_logits(logits, student_config, who)
-    if check == "off" or column is None:
-        return
-    names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
-    given = None if order is None and isinstance(teacher, LiveTeacher) else list(range(logits.shape[1]))
-    if task_of(student_config) in (None, SINGLE_LABEL):
-        order, problem = check_teacher(logits, labels[sample], given, names)
-    else:
-        gold = labels[sample].reshape(logits.shape).astype(float)
-        order, problem = check_correlated(logits, gold, given, names)
-    if problem is not None and check == "error":
-        raise ValueError(
-            f"{who}{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'"
-        )
-    if problem is not None:
-        logger.warning("%s%s.", who, problem)
-    elif given is None and isinstance(teacher, LiveTeacher):
-        teacher.reorder(order, device)
+    for member in teacher.members():
+        who = f"{member.name}: " if member.name else ""
+        # What the teacher says of it.
+        found = []
+        for at in range(0, len(sample), batch_size):
+            batch = collate([dataset[row] for row in sample[at : at + batch_size]])
+            batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            found.append(member.outputs(batch).logits.float().cpu().numpy())
+        logits = np.concatenate(found)
+        _refuse_no_logits(logits, student_config, who)
+        if check == "off" or column is None:
+            continue
+        # Whether that is better than chance, and in which label order.
+        movable = isinstance(member, LiveTeacher) and not member.order_known
+        given = None if movable else list(range(logits.shape[1]))
+        names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
+        if task_of(student_config) in (None, SINGLE_LABEL):
+            order, problem = check_teacher(logits, labels[sample], given, names)
+        else:
+            gold = labels[sample].reshape(logits.shape).astype(float)
+            order, problem = check_correlated(logits, gold, given, names)
+        if problem is not None and check == "error":
+            raise ValueError(
+                f"{who}{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'"
+            )
+        if problem is not None:
+            logger.warning("%s%s.", who, problem)
+        elif isinstance(member, LiveTeacher) and movable:
+            member.reorder(order)
 
 
 def _refuse_no_logits(logits: np.ndarray, student_config: Any, who: str) -> None:

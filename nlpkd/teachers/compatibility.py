@@ -217,13 +217,9 @@ def fit_ensemble(
             prefixes.append(teacher_prefix(student, member, tokenizer, given, known, (), own[number]))
             refuse_unknown_padding(member, given or tokenizer, "teacher")
         except ValueError as error:
-            raise ValueError(f"{_who(number, ensemble)}{error}") from None
+            raise ValueError(f"{ensemble.names[number]}: {error}") from None
     ensemble.read(prefixes)
     ensemble.task = task_of(config) or SINGLE_LABEL
-
-
-def _who(number: int, ensemble: TeacherEnsemble) -> str:
-    return f"teacher {number + 1} of {len(ensemble)}: "
 
 
 def _vocabulary(model: nn.Module) -> int | None:

@@ -140,9 +140,7 @@ class Teaching:
         rows = random_access(rows, first=CHECKED_ROWS)
         source = self.source(getattr(rows, "column_names", None) or ())
         if source is not None and isinstance(rows, Dataset):
-            check_teacher_on_gold_labels(
-                source, rows, collate, batch_size, self.device, self._order, student_config, check, seed
-            )
+            check_teacher_on_gold_labels(source, rows, collate, batch_size, self.device, student_config, check, seed)
 
     def run_once(self, rows: Any, args: DistillationConfig) -> Any:
         """Run the teacher on all rows now, if its logits are all that is wanted, and it pays.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -12,14 +12,24 @@ from torch import Tensor, nn
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
 from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import Capture, CapturedOutput
+from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import inference_copy
 
 
 class Teacher(Protocol):
-    """What the trainer asks of a teacher."""
+    """What the trainer asks of a teacher.
+
+    Attributes:
+        name: which of several teachers it is, for messages; "" for the only one.
+    """
+
+    name: str
 
     def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput:
-        """Give the teacher's outputs for a collated batch, labels in the student's order, without gradients."""
+        """Return the teacher's outputs for a collated batch, labels in the student's order, without gradients."""
+
+    def members(self) -> Iterator[Teacher]:
+        """Yield each model alone; a label order that it is given before the next one is kept."""
 
 
 class LiveTeacher:
@@ -29,11 +39,12 @@ class LiveTeacher:
         model: the teacher; moved to `device`, set to eval, its parameters frozen; its weights are never changed.
         wanted: kinds and layers that the objectives need of it.
         device: where it runs.
-        order: order[k] is the index that the teacher gives the student's label k.
+        order: order[k] is the index that the teacher gives the student's label k; None where nothing tells it.
         prefix: `"teacher_"` where the batch has columns made with the teacher's own tokenizer.
         token_ids: where the student reads a trimmed vocabulary and both have to read the same tokens: entry k is the
             teacher's id of the student's token k.
         autocast: makes the context that the forward runs in (mixed precision).
+        name: which of several teachers it is, for messages.
     """
 
     def __init__(
@@ -46,7 +57,10 @@ class LiveTeacher:
         prefix: str = "",
         token_ids: Sequence[int] | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        name: str = "",
     ):
+        self.name = name
+        self.order_known = order is not None
         self.model = model.to(device).eval().requires_grad_(False)
         self.first_token = not wanted.get("hidden_states")
         self.capture = Capture(model, wanted, "teacher", prefix)
@@ -57,12 +71,27 @@ class LiveTeacher:
         self.token_ids = None if token_ids is None else torch.tensor(token_ids, device=device)
         self.autocast = autocast
         self.order: Tensor | None = None
-        self.reorder(order, device)
+        self.reorder(order)
 
-    def reorder(self, order: Sequence[int] | None, device: torch.device) -> None:
+    def members(self) -> Iterator[Teacher]:
+        """See `Teacher.members`."""
+        if not isinstance(self.model, TeacherEnsemble):
+            yield self
+            return
+        ensemble = self.model
+        for number, (model, capture) in enumerate(zip(ensemble.members, ensemble.captures, strict=True)):
+            alone = LiveTeacher(
+                model, {}, self.device, order=ensemble.orders[number], prefix=capture.prefix, autocast=self.autocast,
+                name=ensemble.names[number],
+            )  # fmt: skip
+            yield alone
+            if alone.order is not None:
+                ensemble.reorder(number, alone.order.tolist())
+
+    def reorder(self, order: Sequence[int] | None) -> None:
         """Set the label order; the identity costs nothing."""
         identity = order is None or list(order) == list(range(len(order)))
-        self.order = None if identity else torch.tensor(order, device=device)
+        self.order = None if identity else torch.tensor(order, device=self.device)
 
     def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput:
         """Run the teacher; see `Teacher.outputs`."""
@@ -94,11 +123,17 @@ class CachedTeacher:
         capture: of the model whose outputs they are, where it is there; says which token stands for a text.
     """
 
+    name = ""
+
     def __init__(self, capture: Capture | None = None):
         self.capture = capture
 
+    def members(self) -> Iterator[Teacher]:
+        """See `Teacher.members`."""
+        yield self
+
     def gives(self, columns: Container[str], wanted: Wanted) -> bool:
-        """Say whether columns hold logits and all that the objectives want of the teacher."""
+        """Check whether columns hold logits and all that the objectives want of the teacher."""
         states = all(HIDDEN_STATES.format(layer) in columns for layer in wanted.get("hidden_states", ()))
         return TEACHER_LOGITS in columns and states and wanted.keys() <= {"hidden_states"}
 

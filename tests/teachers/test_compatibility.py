@@ -52,9 +52,9 @@ def live(model, order=None) -> LiveTeacher:
     return LiveTeacher(model, {}, CPU, order=order)
 
 
-def hold(teacher, rows, tokenizer, order=None, check="error", config=None):
+def hold(teacher, rows, tokenizer, check="error", config=None):
     config = tiny_bert(**NEG_POS).config if config is None else config
-    check_teacher_on_gold_labels(teacher, rows, DistillationCollator(tokenizer), 32, CPU, order, config, check, seed=0)
+    check_teacher_on_gold_labels(teacher, rows, DistillationCollator(tokenizer), 32, CPU, config, check, seed=0)
 
 
 # Shared weights
@@ -176,7 +176,7 @@ def test_a_teacher_of_other_names_or_another_number_of_labels_is_refused():
 
 def test_a_good_teacher_passes_in_silence(rows, tokenizer, caplog):
     teacher = live(Oracle(NEG_POS["id2label"]), [0, 1])
-    hold(teacher, rows, tokenizer, order=[0, 1])
+    hold(teacher, rows, tokenizer)
     assert teacher.order is None and not caplog.records
 
 
@@ -193,18 +193,18 @@ def test_a_teacher_without_names_is_given_the_order_that_fits(rows, tokenizer, c
 def test_a_teacher_with_wrong_names_is_refused_with_the_order_that_fits(rows, tokenizer):
     teacher = live(Oracle(NEG_POS["id2label"], swapped=True), [0, 1])
     with pytest.raises(ValueError, match=r"0\.0 % of 120 .*\{'neg': 1, 'pos': 0\}.*id2label is wrong.*teacher_check"):
-        hold(teacher, rows, tokenizer, order=[0, 1])
+        hold(teacher, rows, tokenizer)
 
 
 def test_a_teacher_that_teaches_noise_is_refused_warned_of_or_let_pass(rows, tokenizer, caplog):
     teacher = live(Oracle(NEG_POS["id2label"], constant=True), [0, 1])
     with pytest.raises(ValueError, match="no better than always answering"):
-        hold(teacher, rows, tokenizer, order=[0, 1], check="error")
+        hold(teacher, rows, tokenizer, check="error")
     with caplog.at_level(logging.WARNING):
-        hold(teacher, rows, tokenizer, order=[0, 1], check="warn")
+        hold(teacher, rows, tokenizer, check="warn")
     assert "no better than always answering" in caplog.text
     caplog.clear()
-    hold(teacher, rows, tokenizer, order=[0, 1], check="off")
+    hold(teacher, rows, tokenizer, check="off")
     assert not caplog.records
 
 

@@ -133,9 +133,9 @@ def test_logits_come_in_the_students_label_order(batch):
 def test_the_order_can_be_set_later_and_the_identity_is_none(batch):
     teacher = LiveTeacher(dropping_bert(), {}, CPU)
     own = teacher.outputs(batch).logits
-    teacher.reorder([0, 2, 1], CPU)
+    teacher.reorder([0, 2, 1])
     assert torch.equal(teacher.outputs(batch).logits, own[:, [0, 2, 1]])
-    teacher.reorder([0, 1, 2], CPU)
+    teacher.reorder([0, 1, 2])
     assert teacher.order is None and torch.equal(teacher.outputs(batch).logits, own)
 
 
