@@ -9,7 +9,7 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_VENV ?= .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo test soak lint bench bench-serve clean
+.PHONY: demo test soak lint bench bench-serve gpu clean
 
 # Fine-tune a teacher, distil it, compare with the undistilled student: offline once the packages are here.
 demo: $(READY)
@@ -37,6 +37,10 @@ $(READY): pyproject.toml constraints.txt
 # Training throughput beside TextBrewer and others, in an environment of its own: some ten minutes on 2 quiet cores.
 bench: $(BENCH_READY)
 	$(BENCH_VENV)/bin/python tests/benchmarks/training.py --output $(BENCH_VENV)/training.json $(BENCH)
+
+# Results and speed on a GPU, under eight minutes on one card; with the torch that is installed, which knows the card.
+gpu:
+	$(PYTHON) tests/gpu/check.py $(GPU)
 
 # Latency and size of a teacher in PyTorch and its student in PyTorch, ONNX and int8.
 bench-serve: $(BENCH_READY)
