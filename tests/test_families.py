@@ -300,18 +300,18 @@ def test_a_text_is_read_at_its_first_token_and_by_a_decoder_at_its_last(family):
 def test_a_decoders_last_token_is_found_under_left_padding_without_a_mask_and_in_cached_states():
     model, given = build("Llama", 2), batch()
     left = {name: column.flip(1) for name, column in given.items()}
-    assert Capture(model, {}, "teacher").text_at(left).tolist() == [8] * 4
-    assert Capture(model, {}, "teacher").text_at({"input_ids": given["input_ids"]}).tolist() == [8] * 4
+    assert Capture(model, {}, "teacher").pooled_index(left).tolist() == [8] * 4
+    assert Capture(model, {}, "teacher").pooled_index({"input_ids": given["input_ids"]}).tolist() == [8] * 4
     own = {f"teacher_{name}": column for name, column in given.items()}
     live = LiveTeacher(model, {"hidden_states": frozenset({2})}, torch.device("cpu"), prefix="teacher_")
     ran = live.outputs(own)
     kept = {"teacher_logits": ran.logits, "teacher_hidden_states_2": ran.hidden_states[2]}
     cached = CachedTeacher(live.capture).outputs(own | kept)
-    assert cached.text_at.tolist() == ran.text_at.tolist() == [8, 4, 7, 2]
+    assert cached.pooled_index.tolist() == ran.pooled_index.tolist() == [8, 4, 7, 2]
     student = build("BERT", 2)
-    teaching = trainer_of(model, student, objectives.RelationalDistanceLoss(), families=("Llama", "BERT"))._teaching
+    teaching = trainer_of(model, student, objectives.RelationalDistanceLoss(), families=("Llama", "BERT"))._signals
     assert teaching.source(kept) is teaching.cached
-    assert teaching.outputs(given | own | kept).text_at.tolist() == [8, 4, 7, 2]
+    assert teaching.outputs(given | own | kept).pooled_index.tolist() == [8, 4, 7, 2]
 
 
 def test_a_decoder_keeps_no_keys_and_values_for_a_next_token():

@@ -32,7 +32,7 @@ class CapturedOutput:
         queries: entry k - 1 is layer k, `(batch, heads, seq, head)`.
         keys: as `queries`.
         values: as `queries`.
-        text_at: the token that stands for each text, `(batch,)`: of a decoder the last real one. None: the first.
+        pooled_index: the token that stands for each text, `(batch,)`: of a decoder the last real one. None: the first.
     """
 
     logits: Tensor
@@ -41,7 +41,7 @@ class CapturedOutput:
     queries: tuple[Tensor | None, ...] | None = None
     keys: tuple[Tensor | None, ...] | None = None
     values: tuple[Tensor | None, ...] | None = None
-    text_at: Tensor | None = None
+    pooled_index: Tensor | None = None
 
 
 def _recomputes(model: nn.Module) -> bool:
@@ -122,7 +122,7 @@ class Capture:
         own = {name[len(self.prefix) :]: value for name, value in batch.items() if name.startswith(self.prefix)}
         return {name: value for name, value in own.items() if name in self.arguments}
 
-    def text_at(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def pooled_index(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Find the token that stands for each text, `(batch,)`: a decoder's last real one; None: the first."""
         if not self.causal:
             return None
@@ -158,7 +158,7 @@ class Capture:
             wanted = self.wanted["hidden_states"]
             states = getattr(outputs, "hidden_states", None) or ()
             captured.hidden_states = tuple(s if k in wanted else None for k, s in enumerate(states))
-            captured.text_at = self.text_at(batch)
+            captured.pooled_index = self.pooled_index(batch)
         if "output_attentions" in self.options:
             wanted = self.wanted["attentions"]
             maps = before.maps or outputs.attentions or ()

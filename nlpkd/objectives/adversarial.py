@@ -55,8 +55,7 @@ class AdversarialLoss(ExampleObjective):
         """Build the discriminator; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         ours, theirs = self.widths(student_config, teacher_config)
-        if ours != theirs:
-            self.projection = nn.Linear(ours, theirs)
+        self.projection = nn.Linear(ours, theirs) if ours != theirs else nn.Identity()
         # Norms keep the two sides on one scale, so that D must look at more than the vectors' length.
         self.discriminator = nn.Sequential(
             nn.LayerNorm(theirs), nn.Linear(theirs, self.width), nn.GELU(), nn.Linear(self.width, 1)

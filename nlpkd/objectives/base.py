@@ -65,7 +65,10 @@ class Objective(nn.Module, ABC):
         return "_".join(words).lower()
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
-        """Resolve layers, build projections, and refuse what can't match; called once, by the trainer.
+        """Resolve layers, build projections, and refuse what can't match.
+
+        A trainer calls it before its training. Called again, it starts anew: what an earlier training left in this
+        objective's own parameters is gone.
 
         Args:
             student_config: the student's `PretrainedConfig`, or None for a plain module.
@@ -85,7 +88,7 @@ class Objective(nn.Module, ABC):
         """Whether token is held against token, which needs one tokenizer for both models."""
         return bool(self.needs & FEATURES)
 
-    def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
+    def required_layers(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
         """Say, after `bind`, which layers of student and teacher are needed, by kind."""
         return {}, {}
 
@@ -159,7 +162,7 @@ class LayerObjective(Objective):
         """Give the pairs of layers, `(student layer, teacher layer)`, for models of these depths."""
         return map_layers(self.layers, student_depth, teacher_depth)
 
-    def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
+    def required_layers(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
         """Say which layers are needed, by kind."""
         kinds = self.needs & FEATURES
         student, teacher = (frozenset(side) for side in zip(*self.pairs, strict=True))
@@ -194,17 +197,17 @@ def text_state(outputs: Any, states: Tensor) -> Tensor:
     """Pick the state of the token that stands for each text: the first, or a decoder's last real one.
 
     Args:
-        outputs: of the model that the states are of; its `text_at` names the tokens, `(batch,)`.
+        outputs: of the model that the states are of; its `pooled_index` names the tokens, `(batch,)`.
         states: `(batch, seq, hidden)`.
 
     Returns:
         `(batch, hidden)`.
     """
-    at = getattr(outputs, "text_at", None)
+    at = getattr(outputs, "pooled_index", None)
     return states[:, 0] if at is None else states[torch.arange(len(states), device=states.device), at]
 
 
-def rows(batch: Mapping[str, Any]) -> Tensor:
+def batch_rows(batch: Mapping[str, Any]) -> Tensor:
     """Count the rows of a batch: a float32 scalar."""
     first = next(value for value in batch.values() if isinstance(value, Tensor))
     # Filled on the device: a copy from the host would wait for it.

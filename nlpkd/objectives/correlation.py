@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nlpkd.objectives.base import Objective, rows
+from nlpkd.objectives.base import Objective, batch_rows
 from nlpkd.objectives.temperature import Temperature, as_temperature
 from nlpkd.tasks import SINGLE_LABEL
 
@@ -63,7 +63,7 @@ class DISTLoss(Objective):
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""
-        return rows(batch)
+        return batch_rows(batch)
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Multiply the value on this batch by its rows; both logits `(batch, labels)`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, Objective, rows, text_state
+from nlpkd.objectives.base import LayerObjective, Objective, batch_rows, text_state
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
@@ -50,9 +50,9 @@ class ExampleObjective(LayerObjective):
         """One token stands for the whole text in both models."""
         return False
 
-    def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
+    def required_layers(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
         """Say which layers are needed, by kind."""
-        return super().wants() if self.on == "hidden_states" else ({}, {})
+        return super().required_layers() if self.on == "hidden_states" else ({}, {})
 
     def widths(self, student_config: Any, teacher_config: Any) -> tuple[int, int]:
         """Give the widths of the vectors of student and teacher."""
@@ -62,7 +62,7 @@ class ExampleObjective(LayerObjective):
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""
-        return rows(batch)
+        return batch_rows(batch)
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Read the vectors and hand them to `relate`."""
@@ -174,7 +174,8 @@ class ContrastiveLoss(ExampleObjective):
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Build the maps; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
-        self.maps.extend(nn.Linear(width, self.width) for width in self.widths(student_config, teacher_config))
+        widths = self.widths(student_config, teacher_config)
+        self.maps = nn.ModuleList(nn.Linear(width, self.width) for width in widths)
 
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Sum over rows."""

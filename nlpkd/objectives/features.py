@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, rows, token_mask
+from nlpkd.objectives.base import LayerObjective, batch_rows, token_mask
 from nlpkd.objectives.hidden import ProjectedObjective
 
 
@@ -45,7 +45,7 @@ class FeatureDistributionLoss(LayerObjective):
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""
-        return rows(batch)
+        return batch_rows(batch)
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows."""
@@ -92,7 +92,7 @@ class GramLoss(ProjectedObjective):
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""
-        return rows(batch)
+        return batch_rows(batch)
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows, mean over neighbouring pairs and entries."""

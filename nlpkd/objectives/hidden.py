@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, rows, text_state, token_mask
+from nlpkd.objectives.base import LayerObjective, batch_rows, text_state, token_mask
 
 
 class ProjectedObjective(LayerObjective):
@@ -31,8 +31,8 @@ class ProjectedObjective(LayerObjective):
         """Resolve the layer map and build projections where the widths differ; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         narrow, wide = student_config.hidden_size, teacher_config.hidden_size
-        if narrow != wide:
-            self.projections.extend(nn.Linear(narrow, wide, bias=False) for _ in self.pairs)
+        pairs = self.pairs if narrow != wide else []
+        self.projections = nn.ModuleList(nn.Linear(narrow, wide, bias=False) for _ in pairs)
 
     def states(self, position: int, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
         """Give a pair of layers' hidden states, the student's projected: float32 `(batch, seq, teacher hidden)`."""
@@ -145,7 +145,7 @@ class PatientLoss(ProjectedObjective):
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""
-        return rows(batch)
+        return batch_rows(batch)
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows."""

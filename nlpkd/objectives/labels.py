@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nlpkd.objectives.base import Objective, labels_of, rows
+from nlpkd.objectives.base import Objective, batch_rows, labels_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
 
@@ -95,6 +96,36 @@ class CrossEntropyLoss(Objective):
         return super().config() | {"class_weights": weights, "label_smoothing": self.label_smoothing}
 
 
+def with_gold_settings(
+    objectives: Sequence[Objective],
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> list[Objective]:
+    """Apply a run's settings of the gold labels to the cross-entropies that have none of their own.
+
+    Args:
+        objectives: not bound yet; left as they are.
+        class_weights: one weight a class, in the order of the label ids.
+        label_smoothing: share of the target spread evenly over the classes.
+
+    Returns:
+        The objectives; in place of a cross-entropy that takes a setting a copy that has it.
+    """
+    applied = []
+    for objective in objectives:
+        if isinstance(objective, CrossEntropyLoss):
+            weighted = class_weights is not None and objective.class_weights is None
+            smoothed = label_smoothing and not objective.label_smoothing
+            if weighted or smoothed:
+                objective = copy.deepcopy(objective)
+            if weighted:
+                objective.class_weights = torch.tensor(class_weights, dtype=torch.float32)
+            if smoothed:
+                objective.label_smoothing = label_smoothing
+        applied.append(objective)
+    return applied
+
+
 class TeacherLabelLoss(Objective):
     """Cross-entropy of the student against the teacher's decision: hard distillation.
 
@@ -124,7 +155,7 @@ class TeacherLabelLoss(Objective):
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""
-        return rows(batch)
+        return batch_rows(batch)
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows; both logits `(batch, labels)`."""

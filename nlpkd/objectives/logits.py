@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nlpkd.objectives.base import Objective, labels_of, rows
+from nlpkd.objectives.base import Objective, batch_rows, labels_of
 from nlpkd.objectives.temperature import Temperature, as_temperature
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
@@ -94,7 +94,7 @@ class SoftTargetObjective(Objective):
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""
-        return rows(batch)
+        return batch_rows(batch)
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows and classes; both logits `(batch, labels)`."""
@@ -306,7 +306,7 @@ class LogitMSELoss(Objective):
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count rows."""
-        return rows(batch)
+        return batch_rows(batch)
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows, mean over labels; both logits `(batch, labels)`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,44 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from nlpkd.config import DistillationConfig
 from nlpkd.objectives.base import Objective
 from nlpkd.objectives.weighting import WEIGHTINGS
 
 OBJECTIVES_FILE = "objectives.safetensors"
 """Beside each checkpoint: the objectives' own parameters, such as projections."""
+
+
+def names_of(objectives: Sequence[Objective]) -> list[str]:
+    """Name objectives as logs do: `forward_kl`, a second one of the same class `forward_kl_2`."""
+    names: list[str] = []
+    for objective in objectives:
+        number = 1 + sum(type(other) is type(objective) for other in objectives[: len(names)])
+        names.append(objective.name if number == 1 else f"{objective.name}_{number}")
+    return names
+
+
+def with_settings(objectives: Sequence[Objective], settings: Mapping[str, Any]) -> list[Objective]:
+    """Copy objectives that are not bound yet, with other settings.
+
+    Args:
+        objectives: left as they are.
+        settings: values by `"NAME.SETTING"`, such as `"forward_kl.temperature"` or `"cross_entropy.weight"`.
+
+    Returns:
+        The copies.
+
+    Raises:
+        ValueError: if there is no such objective or setting.
+    """
+    names, copies = names_of(objectives), copy.deepcopy(list(objectives))
+    for key, value in settings.items():
+        name, _, setting = key.partition(".")
+        changed = dict(zip(names, copies, strict=True)).get(name)
+        if changed is None or not hasattr(changed, setting):
+            raise ValueError(f"{key!r} is no setting of an objective: the objectives are {names}")
+        setattr(changed, setting, value)
+    return copies
 
 
 class ObjectiveSet(nn.Module):
@@ -34,10 +68,7 @@ class ObjectiveSet(nn.Module):
         super().__init__()
         self.members = list(objectives)
         self.objectives = nn.ModuleList(self.members)
-        self.names: list[str] = []
-        for objective in self.members:
-            number = 1 + sum(type(other) is type(objective) for other in self.members[: len(self.names)])
-            self.names.append(objective.name if number == 1 else f"{objective.name}_{number}")
+        self.names = names_of(self.members)
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting must be one of {sorted(WEIGHTINGS)}, got {weighting!r}")
         self.weighting = WEIGHTINGS[weighting](self.members)
@@ -51,23 +82,6 @@ class ObjectiveSet(nn.Module):
 
     def __getitem__(self, position: int) -> Objective:
         return self.members[position]
-
-    def adjust(self, settings: Mapping[str, Any]) -> None:
-        """Change settings before `bind`, as a search does.
-
-        Args:
-            settings: values by `"NAME.SETTING"`, such as `"forward_kl.temperature"` or `"cross_entropy.weight"`.
-
-        Raises:
-            ValueError: if there is no such objective or setting.
-        """
-        for key, value in settings.items():
-            name, _, setting = key.partition(".")
-            member = dict(zip(self.names, self.members, strict=True)).get(name)
-            if member is None or not hasattr(member, setting):
-                raise ValueError(f"{key!r} is no setting of an objective: the objectives are {self.names}")
-            setattr(member, setting, value)
-        self.weighting.base = [objective.weight for objective in self.members]
 
     def at(self, progress: float) -> None:
         """Tell all schedules how much of the training is done, 0 to 1."""
@@ -101,12 +115,12 @@ class ObjectiveSet(nn.Module):
             for objective in self.members:
                 objective.bind(student_config, teacher_config)
 
-    def wants(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
+    def required_layers(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
         """Join, after `bind`, what the objectives want of student and teacher: layers by kind."""
         student: dict[str, frozenset[int]] = defaultdict(frozenset)
         teacher: dict[str, frozenset[int]] = defaultdict(frozenset)
         for objective in self.members:
-            for joined, wanted in zip((student, teacher), objective.wants(), strict=True):
+            for joined, wanted in zip((student, teacher), objective.required_layers(), strict=True):
                 for kind, layers in wanted.items():
                     joined[kind] |= layers
         return dict(student), dict(teacher)
@@ -155,6 +169,24 @@ class ObjectiveSet(nn.Module):
     def trained(self) -> list[nn.Parameter]:
         """List the objectives' own parameters that are trained, those of the weighting last."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def parameter_groups(self, args: DistillationConfig) -> list[dict[str, Any]]:
+        """Group the own parameters that are trained, for an optimizer.
+
+        Args:
+            args: the settings, which have a learning rate for the objectives' parameters and one for the weighting's.
+
+        Returns:
+            Parameter groups, those without parameters left out.
+        """
+        parameters, learned = self.trained(), len(list(self.weighting.parameters()))
+        own = parameters[: len(parameters) - learned]
+        rate = args.learning_rate if args.objective_learning_rate is None else args.objective_learning_rate
+        groups = [
+            {"params": own, "lr": rate, "weight_decay": args.weight_decay},
+            {"params": parameters[len(own) :], "lr": args.weighting_learning_rate, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
 
     def average_gradients(self, accelerator: Any) -> None:
         """Give the own parameters that are trained their mean gradient over all processes, in one reduction.

@@ -41,19 +41,23 @@ class SelfAttentionRelationLoss(LayerObjective):
         super().__init__(layers, weight)
         if relation_heads is not None and relation_heads < 1:
             raise ValueError(f"relation_heads must be at least 1, got {relation_heads}")
-        self.relation_heads = relation_heads
+        self.relation_heads = self._asked_heads = relation_heads
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map and settle the number of relation heads; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         widths = {width for config in (student_config, teacher_config) for width in _widths(config, self.needs)}
-        if self.relation_heads is None:
-            self.relation_heads = max(heads for heads in range(1, 49) if all(width % heads == 0 for width in widths))
-        if any(width % self.relation_heads for width in widths):
+        common = math.gcd(*widths)
+        self.relation_heads = self._asked_heads or self.default_heads(student_config, teacher_config, common)
+        if common % self.relation_heads:
             raise ValueError(
                 f"{type(self).__name__}: {self.relation_heads} relation heads do not divide the widths "
-                f"{sorted(widths)} of {sorted(self.needs)}: choose a divisor of {math.gcd(*widths)}"
+                f"{sorted(widths)} of {sorted(self.needs)}: choose a divisor of {common}"
             )
+
+    def default_heads(self, student_config: Any, teacher_config: Any, common: int) -> int:
+        """Choose the number of relation heads where none was asked for: the most, up to 48, that divides `common`."""
+        return max(heads for heads in range(1, 49) if common % heads == 0)
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count real tokens."""
@@ -101,12 +105,10 @@ class ValueRelationLoss(SelfAttentionRelationLoss):
     needs = frozenset({"values"})
     citation = "Wang et al. (2020), MiniLM: Deep Self-Attention Distillation, arXiv:2002.10957"
 
-    def bind(self, student_config: Any, teacher_config: Any) -> None:
-        """Resolve the layer map and settle the number of relation heads; see `Objective.bind`."""
-        ours = getattr(student_config, "num_attention_heads", None)
-        if self.relation_heads is None and ours == getattr(teacher_config, "num_attention_heads", None):
-            self.relation_heads = ours
-        super().bind(student_config, teacher_config)
+    def default_heads(self, student_config: Any, teacher_config: Any, common: int) -> int:
+        """Choose the attention heads where both models have as many."""
+        ours, theirs = student_config.num_attention_heads, teacher_config.num_attention_heads
+        return ours if ours == theirs else super().default_heads(student_config, teacher_config, common)
 
 
 def _widths(config: Any, kinds: frozenset[str]) -> set[int]:

@@ -228,7 +228,7 @@ class Job:
         return count_texts(self.data["train"])
 
     def _record(self, trainer: DistillationTrainer, split: str, stages: Sequence[Stage]) -> dict[str, Any]:
-        record = describe_training(trainer)
+        record = describe_training(trainer.args, trainer.objectives, trainer.teacher_model, trainer.state.global_step)
         if len(stages) > 1:
             record["objectives"] = [
                 {"stage": number} | stage.settings | objective.config()

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
@@ -24,6 +23,7 @@ from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.base import FEATURES
+from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
 from nlpkd.students.budget import student_within
@@ -287,10 +287,7 @@ def _task_of_teachers(configs: Sequence[Any]) -> str | None:
 
 def _weighted(stages: list[Stage], class_weights: Sequence[float] | None) -> list[Stage]:
     """Give every cross-entropy with gold labels the class weights, where it has none of its own."""
-    for objective in (each for stage in stages for each in stage.objectives):
-        if class_weights is not None and isinstance(objective, CrossEntropyLoss) and objective.class_weights is None:
-            objective.class_weights = torch.tensor(class_weights)
-    return stages
+    return [Stage(with_gold_settings(stage.objectives, class_weights), **stage.settings) for stage in stages]
 
 
 def _with_trimmed_vocabulary(

@@ -34,7 +34,7 @@ from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher, Teacher
 logger = logging.getLogger(__name__)
 
 
-class Teaching:
+class TeacherSignals:
     """A run's teacher, fitted to its student.
 
     Args:
@@ -142,26 +142,20 @@ class Teaching:
         if source is not None and isinstance(rows, Dataset):
             check_teacher_on_gold_labels(source, rows, collate, batch_size, self.device, student_config, check, seed)
 
-    def run_once(self, rows: Any, args: DistillationConfig) -> Any:
-        """Run the teacher on all rows now, if its logits are all that is wanted, and it pays.
+    def run_once(self, rows: Dataset, args: DistillationConfig) -> Dataset:
+        """Run the live teacher on all rows now, for objectives that read its logits alone.
 
         Several teachers, any with a tokenizer of its own, are run on every batch.
 
         Args:
             rows: the training rows.
-            args: of the training: its length, its precision, and where outputs are kept.
+            args: of the training: its precision, and where outputs are kept.
 
         Returns:
-            The rows with the teacher's outputs, or as they were.
+            The rows with the teacher's outputs, or as they were where these can't be kept.
         """
-        if self.live is None or self.wanted or args.cache_teacher == "off" or args.fp16:
-            return rows
-        if not isinstance(rows, Dataset) or TEACHER_LOGITS in rows.column_names:
-            return rows
-        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        epochs = args.max_steps * step / len(rows) if args.max_steps > 0 else args.num_train_epochs
-        if epochs <= 1:
-            return rows
+        if self.live is None:
+            raise ValueError("there is no teacher to run: pass teacher_model")
         folder, model = args.teacher_cache_dir or Path(args.output_dir) / "teacher_cache", self.live.model
         self.live.release()
         try:

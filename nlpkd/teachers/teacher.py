@@ -142,5 +142,5 @@ class CachedTeacher:
         prefix = HIDDEN_STATES.format("")
         states = {int(name.removeprefix(prefix)): batch[name] for name in batch if name.startswith(prefix)}
         layers = tuple(states.get(layer) for layer in range(max(states) + 1)) if states else None
-        text_at = self.capture.text_at(batch) if layers and self.capture is not None else None
-        return CapturedOutput(logits=batch[TEACHER_LOGITS], hidden_states=layers, text_at=text_at)
+        pooled_index = self.capture.pooled_index(batch) if layers and self.capture is not None else None
+        return CapturedOutput(logits=batch[TEACHER_LOGITS], hidden_states=layers, pooled_index=pooled_index)

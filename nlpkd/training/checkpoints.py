@@ -1,45 +1,41 @@
-"""Checkpoints that are whole: sealed with checksums, with a record of the run that only the same run resumes from."""
+"""Whole checkpoints: with checksums of their files, and a record of the run, so that only the same run resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers.trainer_utils import rotate_checkpoints
+from torch import nn
 
+from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import count_rows, makes_batches, random_access
+from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import explain_full_disk, has_checksums, refuse_damaged, write_atomic, write_checksums
 from nlpkd.utils.fingerprints import NO_INFLUENCE, differences, hash_configuration, hash_value, hash_weights
 from nlpkd.utils.processes import decided_by_main_process
 
-if TYPE_CHECKING:
-    from nlpkd.training.trainer import DistillationTrainer
-import logging
-
 logger = logging.getLogger(__name__)
-
 
 RUN_RECORD = "distillation_run.json"
 """In every checkpoint: what the run's result depends on."""
 
-
 _NAME = re.compile(r"checkpoint-(\d+)")
 
-
 _HASHED_ROWS = 10_000
-
 
 # How a step's rows are split into micro-batches and processes, logging, evaluation and saving change no result.
 _SETTINGS = (
@@ -49,7 +45,6 @@ _SETTINGS = (
     "objective_learning_rate", "weighting", "weighting_learning_rate", "anchor_weight", "ensemble_average",
     "ensemble_weights", "lean_training",
 )  # fmt: skip
-
 
 _LENGTH = ("num_train_epochs", "max_steps")
 
@@ -64,8 +59,8 @@ def last_whole(output_dir: str | Path) -> Path | None:
     return None
 
 
-def whole_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str, Any]) -> str | None:
-    """Choose the checkpoint to resume from, the same one on all processes, and check that it is sound and this run's.
+def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str, Any]) -> str | None:
+    """Choose the checkpoint to resume from, the same one on all processes.
 
     A run may be resumed for another number of epochs or steps: a warning says that the learning rate's schedule
     follows the new length from there on.
@@ -84,7 +79,8 @@ def whole_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str
     """
     if not asked:
         return None
-    chosen = decided_by_main_process(lambda: str(_sound(Path(output_dir), asked, record)))
+    chosen = decided_by_main_process(lambda: str(_matching_checkpoint(Path(output_dir), asked, record)))
+    # Every machine must see the folder.
     seen = gather_object([Path(chosen).is_dir()])
     if not all(seen):
         without = [rank for rank, found in enumerate(seen) if not found]
@@ -95,7 +91,8 @@ def whole_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str
     return chosen
 
 
-def _sound(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> Path:
+def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> Path:
+    """Return the checkpoint asked for, if it is whole, undamaged and of the run that `record` describes."""
     found = last_whole(output_dir) if isinstance(asked, bool) else Path(asked)
     if found is None:
         raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
@@ -123,13 +120,13 @@ def _sound(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def sealed(trainer: DistillationTrainer, folder: Path, run_dir: str) -> Iterator[None]:
-    """Make what is saved meanwhile a whole checkpoint, and only then delete older ones.
+def write_checkpoint_checksums(folder: Path, record: dict[str, Any], should_save: bool) -> Iterator[None]:
+    """Make what is saved meanwhile a whole checkpoint, or leave nothing of it.
 
     Args:
-        trainer: that saves.
         folder: the checkpoint.
-        run_dir: that it lies in.
+        record: of the run, by `describe_run`.
+        should_save: whether this process is the one that writes.
 
     Yields:
         Nothing.
@@ -137,66 +134,73 @@ def sealed(trainer: DistillationTrainer, folder: Path, run_dir: str) -> Iterator
     Raises:
         OSError: if the disk is full; nothing of the checkpoint is left then.
     """
-    args, accelerator = trainer.args, trainer.accelerator
-    limit = args.save_total_limit
-    if args.should_save:
+    # What is left of a checkpoint of the same step that was cut short goes before any process writes.
+    if should_save:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    accelerator.wait_for_everyone()
+    PartialState().wait_for_everyone()
     failed = (
         f"{folder.name} was not written. Checkpoints before it are whole: free some space, and go on with "
         "resume_from_checkpoint=True"
     )
-    # An older checkpoint may go only when this one has its checksums.
-    args.save_total_limit = None
     try:
         with explain_full_disk(folder, failed):
             yield
-            accelerator.wait_for_everyone()
-            if args.should_save:
-                write_atomic(folder / RUN_RECORD, (json.dumps(trainer.run_record, indent=2) + "\n").encode())
+            # The checksums come last, when all processes have written: a folder without them was cut short.
+            PartialState().wait_for_everyone()
+            if should_save:
+                write_atomic(folder / RUN_RECORD, (json.dumps(record, indent=2) + "\n").encode())
                 write_checksums(folder)
     except Exception:
-        if args.should_save:
+        if should_save:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    finally:
-        args.save_total_limit = limit
-    if args.should_save:
-        rotate_checkpoints(run_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
 
 
-def describe_run(trainer: DistillationTrainer, columns: Sequence[str]) -> dict[str, Any]:
+def describe_run(
+    args: DistillationConfig,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    objectives: ObjectiveSet,
+    rows: Any,
+    columns: Sequence[str],
+) -> dict[str, Any]:
     """Describe all that a training's result depends on.
 
     Args:
-        trainer: before training.
-        columns: of the training rows, that it reads.
+        args: the settings.
+        student: before training.
+        teacher: the teacher, if there is one.
+        objectives: bound to the two.
+        rows: the training rows.
+        columns: of them, that are read.
 
     Returns:
         `"result"`: fingerprints and settings that must be the same in a run that is resumed, by what a refusal calls
         them; `"length"`: epochs and steps, which may change; `"start"`: the student's weights at the start, which a
         checkpoint replaces.
     """
-    args, settings = trainer.args, trainer.args.to_dict()
+    # Settings
+    settings = args.to_dict()
     result = {name: settings.get(name) for name in _SETTINGS}
     result["rows of an optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    result |= _student(trainer.model) | _data(trainer, columns)
-    for number, objective in enumerate(trainer.objectives):
-        name = trainer.objectives.names[number]
+    # Student, rows and objectives
+    result |= _describe_student(student) | _describe_rows(rows, columns, with_teacher=teacher is not None)
+    for name, objective in zip(objectives.names, objectives, strict=True):
         result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}
-    teacher = trainer.teacher_model if trainer.objectives.need_teacher else None
-    if teacher is not None:
+    # The teacher, where it is run
+    if teacher is not None and objectives.need_teacher:
         result |= {"the teacher's weights": hash_weights(teacher)}
         result |= {"the teacher's configuration": hash_configuration(teacher)}
-    start = {"hash of the weights": hash_weights(trainer.model)}
+    # Weights at the start, which matter to the end only where they pull
+    start = {"hash of the weights": hash_weights(student)}
     if args.anchor_weight:
         result |= {"the student's weights at the start": start["hash of the weights"]}
     record = {"result": result, "length": {name: settings[name] for name in _LENGTH}, "start": start}
     return json.loads(json.dumps(record, default=str))
 
 
-def _student(model: Any) -> dict[str, Any]:
+def _describe_student(model: Any) -> dict[str, Any]:
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     told = {"the student's class": type(model).__name__, "the student's shapes": hash_value(shapes)}
     config = getattr(model, "config", None)
@@ -206,8 +210,7 @@ def _student(model: Any) -> dict[str, Any]:
     return told | {f"the student's {name}": value for name, value in settings.items()}
 
 
-def _data(trainer: DistillationTrainer, columns: Sequence[str]) -> dict[str, Any]:
-    rows: Any = trainer.train_dataset
+def _describe_rows(rows: Any, columns: Sequence[str], with_teacher: bool) -> dict[str, Any]:
     told: dict[str, Any] = {"training rows": count_rows(rows)}
     if makes_batches(rows):
         # Read as a whole it would take long: its size and its first rows stand for it.
@@ -216,7 +219,7 @@ def _data(trainer: DistillationTrainer, columns: Sequence[str]) -> dict[str, Any
     if not isinstance(rows, Dataset):
         return told
     # What the teacher was run for beforehand depends on teacher and rows.
-    made = {TEACHER_LOGITS} if trainer.teacher_model is not None else set()
+    made = {TEACHER_LOGITS} if with_teacher else set()
     read = sorted(set(columns) & set(rows.column_names) - made)
     return told | {f"the training rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
 

@@ -12,23 +12,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import TrainingArguments
-from transformers.training_args import OptimizerNames
 
 from nlpkd.models.structure import all_parameters, input_table
 
 logger = logging.getLogger(__name__)
 
-
 _READ_ROWS = 100_000
-
 
 _WORTH = 0.9
 """Share of the table above which a compact one saves next to nothing."""
-
-
-_LEAVING = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
-"""Optimizers that, without weight decay, don't move what never had a gradient."""
 
 
 class CompactEmbedding(nn.Embedding):
@@ -121,7 +113,7 @@ class CompactTraining:
         self.hooks = [saving, loading]
 
     def end(self) -> None:
-        """Give the model its table back, trained, and the optimizer the moments that belong to it."""
+        """Put the whole table back into the model, trained, and the moments that belong to it into the optimizer."""
         whole, compact = self.table.weight, self.compact.weight
         with torch.no_grad():
             # The other rows were never anywhere else.
@@ -152,19 +144,16 @@ class CompactTraining:
         return state if own is None else state | {"state": state["state"] | {self.number: self._each(own, change)}}
 
 
-def compact_training(
-    model: Any, dataset: Any, args: TrainingArguments, always: Sequence[int]
-) -> CompactTraining | None:
-    """Make a model's embeddings compact, where that changes no result and saves something.
+def compact_training(model: Any, dataset: Dataset, always: Sequence[int], log: bool) -> CompactTraining | None:
+    """Make a model's embeddings compact, if it has a table of its own for them and uses few of its rows.
 
-    It needs rows that can be looked through beforehand, whole weights on every process, and an optimizer that leaves
-    parameters without gradient where they are: AdamW without weight decay.
+    `nlpkd.training.lean.refused_speed_ups` decides whether the training allows it.
 
     Args:
         model: the student.
         dataset: the training rows.
-        args: of the training.
         always: ids to train whether the rows have them or not, such as the special tokens'.
+        log: say how many rows are trained.
 
     Returns:
         What ends it, or None where the model was left alone.
@@ -173,12 +162,10 @@ def compact_training(
     shares = sum(parameter is getattr(table, "weight", None) for parameter in all_parameters(model))
     if type(table) is not nn.Embedding or not table.weight.requires_grad or table.max_norm is not None or shares != 1:
         return None
-    if args.weight_decay or args.optim not in _LEAVING or not isinstance(dataset, Dataset):
-        return None
     rows = used_rows(dataset, always)
     if len(rows) > _WORTH * table.num_embeddings or rows[-1] >= table.num_embeddings:
         return None
-    if args.should_log:
+    if log:
         logger.warning("Training the %d of %d embedding rows that the text uses.", len(rows), table.num_embeddings)
     return CompactTraining(model, rows)
 

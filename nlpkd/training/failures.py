@@ -1,4 +1,4 @@
-"""What ends a training: numbers that are none, memory that runs out, and processes that are gone."""
+"""What a training that memory or another process failed says: what to lower, how to go on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _GLOO_FAILURES = ("gloo", "caused pair closure")
 
 
 @contextmanager
-def within_memory(args: TrainingArguments) -> Iterator[None]:
-    """Say what to lower when memory runs out; the accumulation that was found to fit is this training's alone.
+def explain_out_of_memory(args: TrainingArguments) -> Iterator[None]:
+    """Turn errors of memory that ran out into advice, and restore the accumulation that the training began with.
 
     Args:
         args: of the training.
@@ -46,8 +46,8 @@ def within_memory(args: TrainingArguments) -> Iterator[None]:
 
 
 @contextmanager
-def among_processes(args: TrainingArguments) -> Iterator[None]:
-    """Say how to go on when another process, here or on another machine, is gone.
+def explain_lost_process(args: TrainingArguments) -> Iterator[None]:
+    """Turn errors of a process that is gone, here or on another machine, into how to go on.
 
     One that ended is noticed at once, a machine that can't be reached after `ddp_timeout`.
 

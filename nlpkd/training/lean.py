@@ -1,29 +1,181 @@
-"""A student as it is trained: without work that nothing reads."""
+"""Which work a training can leave out without changing its result, and the student that does without it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import torch
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.training_args import OptimizerNames
 
+from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
+from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout, Wanted
 from nlpkd.models.first_token import first_token_only
 from nlpkd.models.structure import without_adapter
-from nlpkd.training.compact_embeddings import compact_training
+from nlpkd.training.compact_embeddings import CompactTraining, compact_training
 
-if TYPE_CHECKING:
-    from nlpkd.training.trainer import DistillationTrainer
+CACHED_TEACHER = "cached teacher"
+"""The teacher is run once on every row, before the training."""
+
+FIRST_TOKEN = "first token"
+"""The last layer is computed for the first token alone."""
+
+QUICK_DROPOUT = "quick dropout"
+"""Dropout draws 16 bits an element."""
+
+PLAIN_ATTENTION = "plain attention"
+"""Attention is the plain products, with a quick dropout, where torch's own way has no fused kernel."""
+
+COMPACT_EMBEDDINGS = "compact embeddings"
+"""The embedding rows that the training text uses are trained as a table of their own."""
+
+_LEAN = (FIRST_TOKEN, QUICK_DROPOUT, PLAIN_ATTENTION)
+
+_STILL_WITHOUT_GRADIENT = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
+"""Optimizers that, without weight decay, don't move what never had a gradient."""
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """All that takes part in a training and may read or change what a speed-up leaves out.
+
+    Attributes:
+        args: the settings.
+        student: the model, not wrapped.
+        student_layers: kinds and layers that the objectives read of it.
+        teacher: the teacher that would be run on every batch, if there is one.
+        teacher_layers: kinds and layers that the objectives read of it, beside its logits.
+        needs_teacher: whether an objective reads a teacher's outputs, kept with the rows or not.
+        rows: the training rows.
+        collator: makes batches of them.
+        optimizer: that the user gave, if any.
+        sharded: whether DeepSpeed or FSDP splits the weights up.
+    """
+
+    args: DistillationConfig
+    student: nn.Module
+    student_layers: Wanted
+    teacher: nn.Module | None
+    teacher_layers: Wanted
+    needs_teacher: bool
+    rows: Any
+    collator: Any
+    optimizer: torch.optim.Optimizer | None
+    sharded: bool
+
+
+def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
+    """Decide which speed-ups a training can't have, since something reads what they leave out.
+
+    This is the only place that decides it: whoever makes a training faster asks here, and whatever reads more than it
+    seems to belongs into the table below. Whether a model is built so that a speed-up applies to it, the speed-up
+    knows.
+
+    Args:
+        parts: all that takes part.
+
+    Returns:
+        The reason by speed-up (`CACHED_TEACHER`, `FIRST_TOKEN`, ...); those that are allowed are left out.
+    """
+    args, inner = parts.args, without_adapter(parts.student)
+    attention = inner.config._attn_implementation if isinstance(inner, PreTrainedModel) else None
+    dataset = isinstance(parts.rows, Dataset)
+    lean = parts.needs_teacher if args.lean_training is None else args.lean_training
+    rules: list[tuple[Any, Sequence[str], str]] = [
+        # The teacher, run once
+        (parts.teacher is None, [CACHED_TEACHER], "there is no teacher to run"),
+        (args.cache_teacher == "off", [CACHED_TEACHER], "cache_teacher is off"),
+        (args.fp16, [CACHED_TEACHER], "fp16 is on, in which the teacher would be run"),
+        (parts.teacher_layers, [CACHED_TEACHER], "the objectives read more of the teacher than its logits"),
+        (not dataset, [CACHED_TEACHER], "the rows are no datasets.Dataset"),
+        (dataset and TEACHER_LOGITS in parts.rows.column_names, [CACHED_TEACHER], "the rows have its logits"),
+        (dataset and _epochs(args, len(parts.rows)) <= 1, [CACHED_TEACHER], "every row is read once"),
+        # The student, changed in place
+        (parts.sharded, [*_LEAN, COMPACT_EMBEDDINGS], "DeepSpeed or FSDP splits the weights up"),
+        (not lean, _LEAN, "lean_training is off"),
+        (parts.student_layers.get("hidden_states"), [FIRST_TOKEN], "an objective reads hidden states"),
+        # Eager attention's maps are read as they go into torch's own dropout.
+        (attention == "eager" and parts.student_layers.get("attentions"), _LEAN, "an objective reads eager maps"),
+        (args.gradient_checkpointing, [FIRST_TOKEN], "layers are computed again"),
+        (args.device.type != "cpu", [QUICK_DROPOUT, PLAIN_ATTENTION], "training is not on the CPU"),
+        (args.torch_compile, [QUICK_DROPOUT, PLAIN_ATTENTION], "the student is compiled"),
+        (attention != "sdpa", [PLAIN_ATTENTION], "the student's attention is not sdpa"),
+        # The embedding table, of which unused rows are assumed to stay where they are
+        (not args.compact_embeddings, [COMPACT_EMBEDDINGS], "compact_embeddings is off"),
+        (type(parts.collator) is not DistillationCollator, [COMPACT_EMBEDDINGS], "the data_collator may add tokens"),
+        (not dataset, [COMPACT_EMBEDDINGS], "the rows can't be looked through beforehand"),
+        (parts.optimizer is not None, [COMPACT_EMBEDDINGS], "the optimizer has the whole table already"),
+        (args.optim not in _STILL_WITHOUT_GRADIENT, [COMPACT_EMBEDDINGS], "the optimizer may move unused rows"),
+        (args.weight_decay or args.anchor_weight, [COMPACT_EMBEDDINGS], "a decay or an anchor moves unused rows"),
+    ]
+    refused: dict[str, str] = {}
+    for holds, names, reason in rules:
+        refused |= {name: reason for name in names if holds and name not in refused}
+    return refused
+
+
+def _epochs(args: DistillationConfig, rows: int) -> float:
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
 
 
 class Change(Protocol):
-    """What a student is without for the time of a training."""
+    """Something that a student is trained without, or with in another form."""
 
     def end(self) -> None:
-        """Give the student back what was taken, trained."""
+        """Undo the change; what was trained stays trained."""
+
+
+class LeanTraining:
+    """The changes that make a student faster while it is trained.
+
+    Losses and gradients are those of the student as it is, but for rounding and, where training is lean, for which
+    elements dropout drops: these are as many, from another sequence of random numbers.
+    """
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+
+    def begin(self, parts: TrainingParts, special_ids: Sequence[int]) -> None:
+        """Change the student in place, where the training allows it; once, until `end`.
+
+        Args:
+            parts: of a training that is about to make its optimizer.
+            special_ids: token ids to train whether the rows have them or not.
+        """
+        if self.changes:
+            return
+        refused, student = refused_speed_ups(parts), parts.student
+        if FIRST_TOKEN not in refused and (first := first_token_only(student)) is not None:
+            self.changes.append(first)
+        if QUICK_DROPOUT not in refused:
+            self.changes.append(QuickDropouts(student))
+        if PLAIN_ATTENTION not in refused:
+            self.changes.append(PlainAttention(without_adapter(student)))
+        if COMPACT_EMBEDDINGS not in refused:
+            compact = compact_training(student, parts.rows, special_ids, log=parts.args.should_log)
+            if compact is not None:
+                self.changes.append(compact)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let an optimizer of the changed student save and load the state of the whole one."""
+        for change in self.changes:
+            if isinstance(change, CompactTraining):
+                change.follow(optimizer)
+
+    def end(self) -> None:
+        """Undo all changes, the last first, even if one fails."""
+        with ExitStack() as ends:
+            for change in self.changes:
+                ends.callback(change.end)
+            self.changes = []
 
 
 class PlainAttention:
@@ -36,67 +188,13 @@ class PlainAttention:
         model: a transformers model under sdpa, changed in place.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: Any):
         self.model = model
         model.set_attn_implementation(CAPTURING_SDPA)
 
     def end(self) -> None:
-        """Give the model sdpa back."""
+        """Return the model to sdpa."""
         self.model.set_attn_implementation("sdpa")
-
-
-def changes_for_training(trainer: DistillationTrainer, wanted: Wanted) -> Iterator[Change]:
-    """Change a trainer's student for the time of a training, into one that does less for the same.
-
-    Losses and gradients are those of the student as it is, but for rounding and, where training is lean, for which
-    elements dropout drops: these are as many, from another sequence of random numbers.
-
-    Args:
-        trainer: about to make its optimizer.
-        wanted: what its objectives need of the student. With hidden states the last layer stays whole, and with the
-            maps of eager attention, which are read as they go into torch's dropout, dropout stays as it is.
-
-    Yields:
-        Each change once it is made, to be ended after the training.
-    """
-    args, student = trainer.args, trainer.model
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        return
-    if bool(trainer.objectives.need_teacher) if args.lean_training is None else args.lean_training:
-        inner: Any = without_adapter(student)
-        attention = inner.config._attn_implementation if isinstance(inner, PreTrainedModel) else None
-        eager_maps = attention == "eager" and wanted.get("attentions")
-        recomputes = args.gradient_checkpointing
-        if not wanted.get("hidden_states") and not eager_maps and not recomputes:
-            first = first_token_only(student)
-            if first is not None:
-                yield first
-        if args.device.type == "cpu" and not args.torch_compile and not eager_maps:
-            yield QuickDropouts(student)
-            if attention == "sdpa":
-                yield PlainAttention(inner)
-    given = trainer.optimizer is not None or args.anchor_weight
-    if args.compact_embeddings and type(trainer.data_collator) is DistillationCollator and not given:
-        special = getattr(trainer.processing_class, "all_special_ids", [])
-        compact = compact_training(student, trainer.train_dataset, args, special)
-        if compact is not None:
-            yield compact
-
-
-def end_training(trainer: DistillationTrainer, changes: Sequence[Change]) -> None:
-    """Leave a trainer's student as it was, but trained: whole, in its own precision, without a wrapper.
-
-    Args:
-        trainer: whose training is over. What DeepSpeed and FSDP split up stays in their wrapper.
-        changes: what was changed; all are ended, the last first, even if one fails.
-    """
-    with ExitStack() as ends:
-        for change in changes:
-            ends.callback(change.end)
-    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        # Accelerate leaves the model's forward in mixed precision, in which it would then be measured.
-        student = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        trainer.model = trainer.model_wrapped = student
 
 
 class QuickDropouts:
@@ -114,7 +212,7 @@ class QuickDropouts:
             model.set_submodule(name, QuickDropout(each.p).train(each.training))
 
     def end(self) -> None:
-        """Give the model its own dropout back."""
+        """Put the model's own dropout back."""
         for name, each in self.own.items():
             each.training = self.model.get_submodule(name).training
             self.model.set_submodule(name, each)

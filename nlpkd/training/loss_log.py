@@ -1,4 +1,4 @@
-"""Loss parts between two logs; NaN."""
+"""The parts of the loss between two logs, and where they first became NaN."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOOK_AFTER = 1_000
 _NAMED_ROWS = 64
 
 
-class LossWindow:
+class LossAccumulator:
     """The parts of the loss and the gradients' norms since they were last looked at.
 
     Nothing is read from the device before `check` or `means`, which all processes call together.

@@ -1,71 +1,65 @@
-"""What a trainer tells of itself and sends to the Hub: record, card, pushes."""
+"""What a training leaves for readers: its record, the card, pushes to the Hub."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import datasets
 from huggingface_hub import HfApi
+from torch import nn
 from transformers import SchedulerType
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.label_names import label_column
-from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import save_page, training_curves
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, hub_id
 from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import write_atomic
-
-if TYPE_CHECKING:
-    from nlpkd.training.trainer import DistillationTrainer
-import logging
 
 logger = logging.getLogger(__name__)
 
 
-def describe_training(trainer: DistillationTrainer) -> dict[str, Any]:
+def describe_training(
+    args: DistillationConfig, objectives: ObjectiveSet, teacher: nn.Module | None, steps: int
+) -> dict[str, Any]:
     """Describe a training for a report.
 
     Args:
-        trainer: before, while or after training.
+        args: the settings.
+        objectives: what is trained on.
+        teacher: the teacher, if there is one.
+        steps: optimizer steps that are done.
 
     Returns:
         Seed, objectives and settings, as `EvaluationReport.run` has them.
     """
-    args = trainer.args
-    return {
-        "seed": args.seed,
-        "objectives": [objective.config() for objective in trainer.objectives],
-        "settings": {
-            "learning_rate": args.learning_rate,
-            "num_train_epochs": args.num_train_epochs,
-            "steps": trainer.state.global_step,
-            "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "processes": args.world_size,
-            "warmup_steps": args.warmup_steps,
-            "lr_scheduler_type": SchedulerType(args.lr_scheduler_type).value,
-            "weight_decay": args.weight_decay,
-            **_ensemble(args, trainer.teacher_model),
-            "mixed_precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
-        },
+    settings = {
+        "learning_rate": args.learning_rate,
+        "num_train_epochs": args.num_train_epochs,
+        "steps": steps,
+        "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "processes": args.world_size,
+        "warmup_steps": args.warmup_steps,
+        "lr_scheduler_type": SchedulerType(args.lr_scheduler_type).value,
+        "weight_decay": args.weight_decay,
     }
+    if isinstance(teacher, TeacherEnsemble):
+        settings |= {"ensemble_average": args.ensemble_average, "ensemble_weights": teacher.weights.tolist()}
+    settings["mixed_precision"] = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    described = [objective.config() for objective in objectives]
+    return {"seed": args.seed, "objectives": described, "settings": settings}
 
 
-def _ensemble(args: DistillationConfig, teacher: Any) -> dict[str, Any]:
-    if not isinstance(teacher, TeacherEnsemble):
-        return {}
-    return {"ensemble_average": args.ensemble_average, "ensemble_weights": teacher.weights.tolist()}
-
-
-def repository(trainer: DistillationTrainer) -> str:
-    """Name the repository that a trainer pushes to: `hub_model_id`, or its output directory's name."""
-    return trainer.hub_model_id or trainer.args.hub_model_id or Path(trainer.args.output_dir).resolve().name
+def repository(args: DistillationConfig) -> str:
+    """Return the name of the repository that a training pushes to: `hub_model_id`, or its output directory's name."""
+    return args.hub_model_id or Path(args.output_dir).resolve().name
 
 
 def card_facts(
@@ -79,7 +73,7 @@ def card_facts(
     dataset: str | list[str] | None = None,
     dataset_args: str | list[str] | None = None,
 ) -> dict[str, Any]:
-    """Take what `Trainer.create_model_card` takes as entries of a report's `run`, from which the card is written.
+    """Turn the arguments of `Trainer.create_model_card` into entries of a report's `run`, which the card is made from.
 
     Args:
         language: the texts' language.
@@ -130,56 +124,48 @@ def _listed(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
-def write_card(trainer: DistillationTrainer, facts: dict[str, Any]) -> None:
-    """Write README.md and the report that it rests on, measured on the evaluation set unless a report is there.
+def write_card(folder: Path, repo_id: str, facts: dict[str, Any], measure: Callable[[], EvaluationReport]) -> None:
+    """Write README.md into a student's folder, from the report that is there.
 
     Args:
-        trainer: its output directory is written to.
-        facts: what `card_facts` gave, kept in the report.
+        folder: of the student.
+        repo_id: the repository whose card it is.
+        facts: as `card_facts` returns them; kept in the report.
+        measure: makes the report, facts included, where there is none yet.
 
     Raises:
-        ValueError: if there is neither a report nor one labelled evaluation set.
+        ValueError: if the report can't be made.
     """
-    folder, rows = Path(trainer.args.output_dir), trainer.eval_dataset
     if (folder / JSON_NAME).exists():
         report = EvaluationReport.load(folder)
         if facts:
             data = (report.run.get("data") or {}) | facts.get("data", {})
             report = replace(report, run=report.run | facts | ({"data": data} if data else {}))
             report.save(folder)
-    elif isinstance(rows, datasets.Dataset) and label_column(rows):
-        data = {"split": "evaluation", "evaluated_rows": len(rows)} | facts.get("data", {})
-        report = evaluate_student(
-            trainer.model,
-            trainer.teacher_model,
-            rows,
-            trainer.processing_class,
-            teacher_tokenizer=trainer.teacher_processing_class,
-            teacher_order=trainer.teacher_order,
-            run=describe_training(trainer) | facts | {"data": data},
-        )
+    else:
+        report = measure()
         report.save(folder)
         save_page(report, folder, curves=training_curves(folder))
-    else:
-        raise ValueError(
-            f"a card needs figures: give one labelled eval_dataset, or save an EvaluationReport in {folder}"
-        )
-    card = build_model_card(report, model_name=repository(trainer))
-    write_atomic(folder / "README.md", card.content.encode())
+    write_atomic(folder / "README.md", build_model_card(report, model_name=repo_id).content.encode())
 
 
 def push(
-    trainer: DistillationTrainer,
+    folder: str,
+    repo_id: str,
+    args: DistillationConfig,
     commit_message: str,
-    blocking: bool,
-    token: str | None,
-    revision: str | None,
-    private: bool | None,
+    *,
+    blocking: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
 ) -> Any:
-    """Push what a trainer's output directory holds of the student.
+    """Push what a folder holds of a student.
 
     Args:
-        trainer: its student is saved already.
+        folder: where it is saved.
+        repo_id: the repository.
+        args: the settings, which say what the arguments below leave open.
         commit_message: of the commit.
         blocking: wait for the push.
         token: `hub_token` if None.
@@ -189,11 +175,10 @@ def push(
     Returns:
         The commit's address, or a `Future` of it.
     """
-    args = trainer.args
     send = partial(
         push_student,
-        args.output_dir,
-        repository(trainer),
+        folder,
+        repo_id,
         commit_message=commit_message,
         token=token or args.hub_token,
         revision=revision or args.hub_revision,
@@ -202,29 +187,23 @@ def push(
     return send() if blocking else HfApi().run_as_future(send)
 
 
-def push_checkpoint(trainer: DistillationTrainer, folder: str) -> Future:
+def push_checkpoint(folder: str, repo_id: str, args: DistillationConfig, step: int) -> Future:
     """Push a checkpoint's student in the background; a failure is logged, and training goes on.
 
     Args:
-        trainer: while training.
         folder: the checkpoint.
+        repo_id: the repository.
+        args: the settings.
+        step: at which it was saved.
 
     Returns:
         The push in progress.
     """
-    job: Future = HfApi().run_as_future(
-        push_student,
-        folder,
-        repository(trainer),
-        commit_message=f"Training in progress, step {trainer.state.global_step}",
-        token=trainer.args.hub_token,
-        revision=trainer.args.hub_revision,
-        private=trainer.args.hub_private_repo,
-    )
-    job.add_done_callback(_say_if_failed)
+    job: Future = push(folder, repo_id, args, f"Training in progress, step {step}", blocking=False)
+    job.add_done_callback(_warn_if_failed)
     return job
 
 
-def _say_if_failed(job: Future) -> None:
+def _warn_if_failed(job: Future) -> None:
     if job.exception() is not None:
         logger.warning("Training goes on, but a checkpoint was not pushed: %s", job.exception())

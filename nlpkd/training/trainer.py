@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
-from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, has_length
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, has_length, rotate_checkpoints
 from transformers.utils import PushInProgress
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import TEACHER_LOGITS
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, label_column
 from nlpkd.data.rows import makes_batches
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher
-from nlpkd.data.windows import DOCUMENT, average_windows, one_row_a_document
+from nlpkd.data.windows import DOCUMENT
+from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import scoring_of
-from nlpkd.models.capture import Capture, CapturedOutput
+from nlpkd.models.capture import Capture
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
-from nlpkd.tasks import UNLABELLED, task_of
+from nlpkd.tasks import task_of
 from nlpkd.teachers.compatibility import refuse_reentrant_checkpointing, refuse_shared_weights
-from nlpkd.teachers.signals import Teaching
-from nlpkd.training.checkpoints import describe_run, sealed, whole_checkpoint
-from nlpkd.training.compact_embeddings import CompactTraining
+from nlpkd.teachers.signals import TeacherSignals
+from nlpkd.training.checkpoints import describe_run, resolve_resume_checkpoint, write_checkpoint_checksums
 from nlpkd.training.dataloaders import ROWS, micro_batches, row_lengths, sampled_loader, training_loader
-from nlpkd.training.failures import among_processes, within_memory
+from nlpkd.training.failures import explain_lost_process, explain_out_of_memory
 from nlpkd.training.interruption import SaveOnSigterm
 from nlpkd.training.l2_sp import Anchor
-from nlpkd.training.lean import Change, changes_for_training, end_training
-from nlpkd.training.loss_log import LossWindow
-from nlpkd.training.publishing import card_facts, push, push_checkpoint, write_card
+from nlpkd.training.lean import CACHED_TEACHER, LeanTraining, TrainingParts, refused_speed_ups
+from nlpkd.training.loss import DistillationLoss
+from nlpkd.training.loss_log import LossAccumulator
+from nlpkd.training.prediction_metrics import PredictionMetrics
+from nlpkd.training.publishing import card_facts, describe_training, push, push_checkpoint, repository, write_card
 from nlpkd.utils.files import atomic_model_update, refuse_damaged
 from nlpkd.utils.locks import only_writer
 
@@ -79,18 +81,11 @@ class DistillationTrainer(Trainer):
     """
 
     args: DistillationConfig
+    # Of Trainer, whose own annotations are narrower than what is given here.
     model: Any
-    objectives: Any
-    _signature_columns: Any
-    _preprocess_logits: Any
-    hp_space: Any = None
-    run_record: Any = None
-    _step_rows: int | None = None
-    _checkpoint: Path | None = None
-    _documents: Any = None
-    push_in_progress: Any
     processing_class: Any
-    teacher_processing_class: Any
+    push_in_progress: Any
+    _signature_columns: Any
     # Totals are divided by the counts of the whole optimizer step.
     loss_is_scaled_for_ga = True
 
@@ -130,82 +125,28 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             **trainer_arguments,
         )
+        # Given, and the same for every training
+        self.teacher_model: Any = teacher
+        self.teacher_processing_class: Any = teacher_processing_class
+        self._given_objectives = self._default_objectives() if objectives is None else list(objectives)
         self._interruption = SaveOnSigterm()
         self.add_callback(self._interruption)
-        self.teacher_model = teacher
-        self.teacher_processing_class = teacher_processing_class
-        given = self._default_objectives() if objectives is None else objectives
-        # Binding happens in place, and every trial of a search starts from objectives that are not bound.
-        self._unbound = copy.deepcopy(list(given)) if self.model_init is not None else []
-        self._take(given, {})
-        self._metrics = compute_metrics
-        self._scoring = scoring_of(task_of(getattr(self.model, "config", None)))
-        if compute_metrics is None and not self.args.batch_eval_metrics:
-            self._metrics = self._default_metrics
-        self.compute_metrics = None if self._metrics is None else self._compute_metrics
-        self._preprocess_logits = self.preprocess_logits_for_metrics
-        if self._preprocess_logits is not None:
-            self.preprocess_logits_for_metrics = self._preprocess_predictions
-        self._follow_labels()
+        self._lean = LeanTraining()
+        # State of a training: what may be resumed, rows of a step where micro-batches shrank, the folder being written
+        self.run_record: dict[str, Any] = {}
+        self._step_rows: int | None = None
+        self._open_checkpoint: Path | None = None
+        # Evaluation
+        self._metrics = PredictionMetrics(
+            scoring_of(task_of(getattr(self.model, "config", None))),
+            compute_metrics,
+            self.preprocess_logits_for_metrics,
+            self.args.batch_eval_metrics,
+        )
+        if compute_metrics is not None or not self.args.batch_eval_metrics:
+            self.compute_metrics = self._metrics
+        self.preprocess_logits_for_metrics = self._metrics.preprocess
         self._connect()
-        self._set_signature_columns_if_needed()
-        self._anchor = Anchor(self.model, self.args.anchor_weight) if self.args.anchor_weight else None
-        if self._anchor is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
-        more = ["compute_loss_func"] * (self.compute_loss_func is not None) + ["anchor"] * (self._anchor is not None)
-        self._window = LossWindow(self.objectives.names + more, self.accelerator, self.args.device)
-        self._changes: list[Change] = []
-
-    def _take(self, objectives: Sequence[Objective], tuned: dict[str, Any]) -> None:
-        self.objectives = ObjectiveSet(objectives, self.args.weighting)
-        self.objectives.adjust(tuned)
-        for objective in self.objectives:
-            if isinstance(objective, CrossEntropyLoss) and not objective.label_smoothing:
-                objective.label_smoothing = self.args.label_smoothing_factor
-
-    def _follow_labels(self) -> None:
-        config = getattr(self.model, "config", None)
-        adopt_label_names(config, self.train_dataset, self.eval_dataset)
-        self.train_dataset = align_labels_to_student(self.train_dataset, config, "training")
-        self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
-
-    def _connect(self) -> None:
-        student, teacher, config = self.model, self.teacher_model, getattr(self.model, "config", None)
-        columns = getattr(self.train_dataset, "column_names", None) or []
-        if teacher is None and self.objectives.need_teacher and columns and TEACHER_LOGITS not in columns:
-            raise ValueError(
-                f"{', '.join(self.objectives.need_teacher)} need a teacher: pass teacher_model, or data with a column "
-                f"{TEACHER_LOGITS!r}"
-            )
-        if teacher is not None:
-            refuse_shared_weights(student, teacher)
-        several = teacher if isinstance(teacher, TeacherEnsemble) else None
-        configs = [getattr(member, "config", None) for member in (several.members if several else [teacher])]
-        self.objectives.bind(config, configs if several else configs[0], self.args.seed)
-        self.objectives.to(self.args.device)
-        self._fresh_objectives = {name: tensor.clone() for name, tensor in self.objectives.state_dict().items()}
-        self._student_wants, self._teacher_wants = self.objectives.wants()
-        refuse_reentrant_checkpointing(self.args, self._student_wants)
-        self._student = Capture(student, self._student_wants, "student")
-        self._teaching = Teaching(
-            teacher,
-            student,
-            self._teacher_wants,
-            self.objectives.match_tokens,
-            self.processing_class,
-            self.teacher_processing_class,
-            columns,
-            self.args.device,
-            self.accelerator.autocast,
-        )
-        self._teaching.check(
-            self.train_dataset,
-            self._get_collator_with_removed_columns(self.data_collator),
-            self.args.eval_batch_size,
-            config,
-            self.args.teacher_check,
-            self.args.seed,
-        )
 
     def _default_objectives(self) -> list[Objective]:
         if self.compute_loss_func is not None:
@@ -215,13 +156,82 @@ class DistillationTrainer(Trainer):
             return [CrossEntropyLoss()]
         return resolve("hinton", task_of(getattr(self.model, "config", None)))[0].objectives
 
+    def _connect(self) -> None:
+        """Fit student, teacher, data and objectives together: at first, and for every student of `model_init`."""
+        args, student, teacher = self.args, self.model, self.teacher_model
+        config = getattr(student, "config", None)
+        # Label ids are the student's; where its labels have no names yet, it takes those of the data.
+        adopt_label_names(config, self.train_dataset, self.eval_dataset)
+        self.train_dataset = align_labels_to_student(self.train_dataset, config, "training")
+        self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
+        # Objectives start anew, with parameters that fit the pair.
+        given = with_gold_settings(self._given_objectives, label_smoothing=args.label_smoothing_factor)
+        self.objectives: Any = ObjectiveSet(given, args.weighting)
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        if teacher is None and self.objectives.need_teacher and columns and TEACHER_LOGITS not in columns:
+            raise ValueError(
+                f"{', '.join(self.objectives.need_teacher)} need a teacher: pass teacher_model, or data with a column "
+                f"{TEACHER_LOGITS!r}"
+            )
+        if teacher is not None:
+            refuse_shared_weights(student, teacher)
+        ensemble = isinstance(teacher, TeacherEnsemble)
+        configs = [getattr(member, "config", None) for member in (teacher.members if ensemble else [teacher])]
+        self.objectives.bind(config, configs if ensemble else configs[0], args.seed)
+        self.objectives.to(args.device)
+        # Both models give the layers that the objectives read.
+        student_layers, teacher_layers = self.objectives.required_layers()
+        refuse_reentrant_checkpointing(args, student_layers)
+        self._student = Capture(student, student_layers, "student")
+        self._signals = TeacherSignals(
+            teacher,
+            student,
+            teacher_layers,
+            self.objectives.match_tokens,
+            self.processing_class,
+            self.teacher_processing_class,
+            columns,
+            args.device,
+            self.accelerator.autocast,
+        )
+        # The columns to collate are known with what both models read.
+        self._signature_columns = None
+        self._set_signature_columns_if_needed()
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        self._signals.check(self.train_dataset, collate, args.eval_batch_size, config, args.teacher_check, args.seed)
+        # The loss, and the pull beside it
+        self._loss = DistillationLoss(self.objectives, self.compute_loss_func, args.device)
+        self._anchor = Anchor(student, args.anchor_weight) if args.anchor_weight else None
+        if self._anchor is not None and self._sharded:
+            raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
+        names = self._loss.names + ["anchor"] * (self._anchor is not None)
+        self._accumulator = LossAccumulator(names, self.accelerator, args.device)
+
     @property
     def teacher_order(self) -> list[int] | None:
         """The index that a live teacher gives each of the student's labels; None where it is the student's own.
 
         The teachers of an ensemble have orders of their own, which `teacher_model` knows.
         """
-        return self._teaching.order
+        return self._signals.order
+
+    @property
+    def _sharded(self) -> bool:
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    def _parts(self) -> TrainingParts:
+        return TrainingParts(
+            args=self.args,
+            student=self.model,
+            student_layers=self._student.wanted,
+            teacher=self.teacher_model if self.objectives.need_teacher else None,
+            teacher_layers=self._signals.wanted,
+            needs_teacher=bool(self.objectives.need_teacher),
+            rows=self.train_dataset,
+            collator=self.data_collator,
+            optimizer=self.optimizer,
+            sharded=self._sharded,
+        )
 
     # Data
 
@@ -230,7 +240,7 @@ class DistillationTrainer(Trainer):
         if self._signature_columns is not None:
             return
         super()._set_signature_columns_if_needed()
-        extra = {"labels", DOCUMENT} | self._teaching.columns
+        extra = {"labels", DOCUMENT} | self._signals.columns
         columns: Any = self._signature_columns
         self._signature_columns = columns + sorted(extra - set(columns))
 
@@ -255,13 +265,15 @@ class DistillationTrainer(Trainer):
         """Keep predictions in the data set's order, which length grouping would not."""
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> TrainOutput:
         """Train as `Trainer` does, the teacher run once beforehand where its logits are all that is needed.
 
         Args:
             resume_from_checkpoint: a whole checkpoint of this run, or True for the last one.
-            *args: the other arguments of `Trainer.train`.
-            **kwargs: likewise.
+            *arguments: the other arguments of `Trainer.train`.
+            **options: likewise.
 
         Raises:
             FloatingPointError: if the loss or the gradients become NaN or infinite.
@@ -270,29 +282,48 @@ class DistillationTrainer(Trainer):
             SystemExit: after a SIGTERM, once the checkpoint is saved.
             ValueError: if another run writes to `output_dir`, or the checkpoint is damaged or another run's.
         """
-        given, main = self.args, self.is_world_process_zero()
-        with only_writer(given.output_dir) if main else nullcontext():
+        args, main = self.args, self.is_world_process_zero()
+        with only_writer(args.output_dir) if main else nullcontext():
+            # What is resumed must be this very run.
             if self.model is not None:
-                self.run_record = describe_run(self, self._signature_columns)
-            checkpoint = whole_checkpoint(resume_from_checkpoint, given.output_dir, self.run_record)
-            if self.objectives.need_teacher:
-                self.train_dataset = self._teaching.run_once(self.train_dataset, given)
-            self._window.restart()
+                self._describe_run()
+            checkpoint = resolve_resume_checkpoint(resume_from_checkpoint, args.output_dir, self.run_record)
+            # The teacher, once
+            if CACHED_TEACHER not in refused_speed_ups(self._parts()):
+                self.train_dataset = self._signals.run_once(self.train_dataset, args)
             if main:
                 logger.warning("Training with %s.", ", ".join(self._choices()))
+            # The student, leaner for as long as it is trained
+            self._accumulator.restart()
             self._step_rows = None
             try:
-                with within_memory(given), among_processes(given), self._interruption.listening():
-                    return super().train(checkpoint, *args, **kwargs)
+                with explain_out_of_memory(args), explain_lost_process(args), self._interruption.listening():
+                    return super().train(checkpoint, *arguments, **options)
             finally:
-                end_training(self, self._changes)
-                self._changes = []
+                self._lean.end()
+                if not self._sharded:
+                    # Accelerate leaves the model's forward in mixed precision, in which it would then be measured.
+                    student = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+                    self.model = self.model_wrapped = student
+
+    def _describe_run(self) -> None:
+        self.run_record = describe_run(
+            self.args, self.model, self.teacher_model, self.objectives, self.train_dataset, self._signature_columns
+        )
 
     def _choices(self) -> list[str]:
         columns = getattr(self.train_dataset, "column_names", None) or ()
-        teacher = self._teaching.describe(columns) if self.objectives.need_teacher else "no teacher"
+        teacher = self._signals.describe(columns) if self.objectives.need_teacher else "no teacher"
         attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None) or "no"
         return [*self.args.choices(), f"{attention} attention", teacher]
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set the arguments of a search's trial, then fit everything to the student that `model_init` just made."""
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            self._connect()
+        if trial is not None:
+            self._describe_run()
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Take up a smaller micro-batch after memory ran out: a step keeps its rows, in more of them."""
@@ -302,7 +333,7 @@ class DistillationTrainer(Trainer):
         uneven = args.train_sampling_strategy == "group_by_length" and has_length(rows)
         count = micro_batches(self._step_rows, batch_size, uneven and not makes_batches(rows))
         args.gradient_accumulation_steps, self._train_batch_size = count, -(-self._step_rows // count)
-        self._window.restart()
+        self._accumulator.restart()
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         # Without it a finished run whose last step is within an epoch would take one more when it is resumed.
@@ -315,21 +346,14 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Collect the micro-batches of an optimizer step, and count what each objective's mean runs over in it."""
-        self._window.at(self.state.global_step)
+        self._accumulator.at(self.state.global_step)
         self.objectives.zero_grad()
         self.objectives.at(self.state.global_step / max(1, self.state.max_steps))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
-        counts = torch.stack([self._counts(batch) for batch in batches]).sum(dim=0)
+        counts = torch.stack([self._loss.counts(self._prepare_inputs(batch)) for batch in batches]).sum(dim=0)
         return batches, self.accelerator.reduce(counts, "sum")
-
-    def _counts(self, batch: dict[str, Any]) -> Tensor:
-        batch = self._prepare_inputs(batch)
-        counts = self.objectives.counts(batch) if len(self.objectives) else torch.zeros(0, device=self.args.device)
-        if self.compute_loss_func is not None:
-            counts = torch.cat([counts, (batch["labels"] != UNLABELLED).sum()[None]])
-        return counts
 
     def compute_loss(
         self,
@@ -352,25 +376,12 @@ class DistillationTrainer(Trainer):
             averaged over them; with `return_outputs`, beside the student's outputs.
         """
         student = self._student(model, inputs)
-        teacher = self._teaching.outputs(inputs) if self.objectives.need_teacher else None
-        loss, parts = self._weigh(student, teacher, inputs, num_items_in_batch)
+        teacher = self._signals.outputs(inputs) if self.objectives.need_teacher else None
+        loss, parts = self._loss(student, teacher, inputs, num_items_in_batch)
         if num_items_in_batch is not None:
-            self._window.add(parts.detach(), inputs.get(ROWS))
+            self._accumulator.add(parts.detach(), inputs.get(ROWS))
             loss = loss * self.accelerator.num_processes
         return (loss, student) if return_outputs else loss
-
-    def _weigh(
-        self, student: CapturedOutput, teacher: CapturedOutput | None, batch: dict[str, Any], counts: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        counts = self._counts(batch) if counts is None else counts
-        own = counts[: len(self.objectives)]
-        parts = self.objectives.parts(student, teacher, batch, own)
-        loss = self.objectives.weigh(parts, batch, own)
-        if self.compute_loss_func is not None:
-            outputs = SequenceClassifierOutput(logits=student.logits)
-            parts.append(self.compute_loss_func(outputs, batch.get("labels"), num_items_in_batch=counts[-1]))
-            loss = loss + parts[-1]
-        return loss, torch.stack(parts)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Do forward and backward on one micro-batch, and average the objectives' gradients at the step's last."""
@@ -381,19 +392,17 @@ class DistillationTrainer(Trainer):
             scaler = self.accelerator.scaler
             penalty = self._anchor.pull(1.0 if scaler is None else scaler.get_scale())
             # Every process pulls alike, and the parts are summed over processes.
-            self._window.add_last(penalty / self.accelerator.num_processes)
+            self._accumulator.add_last(penalty / self.accelerator.num_processes)
         return loss
 
-    # Parameters of the objectives
+    # Optimizer
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer, with a group of their own for the objectives' parameters."""
-        if self.is_in_train and not self._changes:
-            self._changes.extend(changes_for_training(self, self._student_wants))
+        """Make the optimizer, with groups of their own for the objectives' parameters."""
+        if self.is_in_train:
+            self._lean.begin(self._parts(), getattr(self.processing_class, "all_special_ids", []))
         optimizer = super().create_optimizer(model)
-        for change in self._changes:
-            if isinstance(change, CompactTraining):
-                change.follow(optimizer)
+        self._lean.follow(optimizer)
         parameters = self.objectives.trained()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not parameters or id(parameters[0]) in known:
@@ -403,16 +412,9 @@ class DistillationTrainer(Trainer):
                 "the objectives have parameters of their own, which a ready-made lr_scheduler does not know: pass "
                 "optimizers=(optimizer, None)"
             )
-        rate = self.args.objective_learning_rate
-        rate = self.args.learning_rate if rate is None else rate
         broadcast([parameter.data for parameter in parameters])
-        own = len(parameters) - len(list(self.objectives.weighting.parameters()))
-        if own:
-            group = {"params": parameters[:own], "lr": rate, "weight_decay": self.args.weight_decay}
+        for group in self.objectives.parameter_groups(self.args):
             optimizer.add_param_group(group)
-        if own < len(parameters):
-            rate = self.args.weighting_learning_rate
-            optimizer.add_param_group({"params": parameters[own:], "lr": rate, "weight_decay": 0.0})
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
@@ -425,48 +427,20 @@ class DistillationTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         # fp16 scales the loss, and skips the steps in which it went too far.
         if self.accelerator.scaler is None and isinstance(norm, Tensor):
-            self._window.add_norm(norm)
+            self._accumulator.add_norm(norm)
         return norm
-
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a fresh student, and the objectives as they were at the start, with a trial's settings."""
-        model = super().call_model_init(trial)
-        if not hasattr(self, "_student_wants"):
-            return model
-        self.model = model
-        if trial is None:
-            self._student = Capture(model, self._student_wants, "student")
-            self.objectives.load_state_dict(self._fresh_objectives)
-        else:
-            tuned = {key: value for key, value in self.hp_space(trial).items() if "." in key}
-            self._take(copy.deepcopy(self._unbound), tuned)
-            self._connect()
-        self._anchor = Anchor(model, self.args.anchor_weight) if self.args.anchor_weight else None
-        return model
-
-    def _hp_search_setup(self, trial: Any) -> None:
-        """Set a trial's arguments; its objectives (`"forward_kl.temperature"`) have theirs since `call_model_init`."""
-        space = self.hp_space if self.hp_search_backend is not None and trial is not None else None
-        if space is not None:
-            self.hp_space = lambda trial: {key: value for key, value in space(trial).items() if "." not in key}
-        try:
-            super()._hp_search_setup(trial)
-        finally:
-            self.hp_space = space
-        if trial is not None:
-            self.run_record = describe_run(self, self._signature_columns)
 
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with each objective's mean since the last time as `loss/NAME`."""
-        means = self._window.means(self.state.global_step) if "loss" in logs else {}
+        means = self._accumulator.means(self.state.global_step) if "loss" in logs else {}
         if means:
             logs |= {f"loss/{name}": mean for name, mean in means.items()}
             if self.args.weighting != "fixed":
                 logs |= {f"weight/{name}": factor for name, factor in self.objectives.factors().items()}
         elif "train_loss" in logs:
-            self._window.check()
+            self._accumulator.check()
         super().log(logs, start_time)
 
     # Evaluation
@@ -478,48 +452,23 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Give loss, logits and labels of a batch, and beside the logits where student and teacher agree."""
+        """Return loss, logits and labels of a batch, and beside the logits where student and teacher agree."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             student = self._student(model, inputs)
-            teacher = self._teaching.outputs(inputs)
+            teacher = self._signals.outputs(inputs)
             loss = None
             if labels is not None and (teacher is not None or not self.objectives.need_teacher):
-                loss, _ = self._weigh(student, teacher, inputs, None)
+                loss, _ = self._loss(student, teacher, inputs)
         if prediction_loss_only:
             return loss, None, None
-        logits: Any = student.logits.detach()
-        if teacher is not None and not self.args.batch_eval_metrics:
-            logits = (logits, self._scoring.agreeing(logits, teacher.logits))
+        logits = self._metrics.with_agreement(student.logits.detach(), None if teacher is None else teacher.logits)
         return loss, logits, labels
-
-    def _preprocess_predictions(self, logits: Any, labels: Any) -> Any:
-        if isinstance(logits, tuple):
-            return self._preprocess_logits(logits[0], labels), logits[1]
-        return self._preprocess_logits(logits, labels)
-
-    def _compute_metrics(self, prediction: EvalPrediction, **options: Any) -> dict[str, float]:
-        predictions, agreed = prediction.predictions, None
-        if isinstance(predictions, tuple) and not self.args.batch_eval_metrics:
-            predictions, agreed = prediction.predictions  # type: ignore[misc]
-        if self._documents is not None and not self.args.batch_eval_metrics:
-            predictions = average_windows(np.asarray(predictions), self._documents)
-            labels = one_row_a_document(prediction.label_ids, self._documents)
-            prediction = EvalPrediction(predictions, labels, prediction.inputs, prediction.losses)
-        plain = EvalPrediction(predictions, prediction.label_ids, prediction.inputs, prediction.losses)
-        metrics = dict(self._metrics(plain, **options))
-        if agreed is not None:
-            metrics["agreement"] = self._scoring.agreement(agreed)
-        return metrics
-
-    def _default_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return self._scoring.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as `Trainer` does; predictions are the student's logits alone, metrics of windows by text."""
-        rows: Any = dataloader.dataset
-        self._documents = rows[DOCUMENT][:] if DOCUMENT in (getattr(rows, "column_names", None) or ()) else None
+        self._metrics.begin(dataloader.dataset)
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         if isinstance(output.predictions, tuple):
             output = output._replace(predictions=output.predictions[0])
@@ -528,17 +477,26 @@ class DistillationTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._window.check()
+        self._accumulator.check()
+        args, limit = self.args, self.args.save_total_limit
         run_dir = self._get_output_dir(trial=trial)
-        self._checkpoint = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-        with sealed(self, self._checkpoint, run_dir):
-            if self.args.should_save:
-                self.objectives.save(self._checkpoint)
-            super()._save_checkpoint(model, trial)
+        self._open_checkpoint = folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+        # An older checkpoint may go only when this one has its checksums.
+        args.save_total_limit = None
+        try:
+            with write_checkpoint_checksums(folder, self.run_record, args.should_save):
+                if args.should_save:
+                    self.objectives.save(folder)
+                super()._save_checkpoint(model, trial)
+        finally:
+            args.save_total_limit, self._open_checkpoint = limit, None
+        if args.should_save:
+            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        as_it_is = folder == self._checkpoint or not self.args.should_save
+        # A checkpoint is made whole by its own checksums.
+        as_it_is = folder == self._open_checkpoint or not self.args.should_save
         with nullcontext(folder) if as_it_is else atomic_model_update(folder) as target:
             super()._save(str(target), state_dict)
 
@@ -556,7 +514,31 @@ class DistillationTrainer(Trainer):
     def create_model_card(self, *args: Any, **card: Any) -> None:
         """Write README.md and its report; arguments are those of `nlpkd.training.publishing.card_facts`."""
         if self.is_world_process_zero():
-            write_card(self, card_facts(*args, **card))
+            facts = card_facts(*args, **card)
+            write_card(Path(self.args.output_dir), self._repository, facts, partial(self._measure, facts))
+
+    def _measure(self, facts: dict[str, Any]) -> EvaluationReport:
+        rows = self.eval_dataset
+        if not (isinstance(rows, datasets.Dataset) and label_column(rows)):
+            raise ValueError(
+                f"a card needs figures: give one labelled eval_dataset, or save an EvaluationReport in "
+                f"{self.args.output_dir}"
+            )
+        run = describe_training(self.args, self.objectives, self.teacher_model, self.state.global_step) | facts
+        run["data"] = {"split": "evaluation", "evaluated_rows": len(rows)} | facts.get("data", {})
+        return evaluate_student(
+            self.model,
+            self.teacher_model,
+            rows,
+            self.processing_class,
+            teacher_tokenizer=self.teacher_processing_class,
+            teacher_order=self.teacher_order,
+            run=run,
+        )
+
+    @property
+    def _repository(self) -> str:
+        return self.hub_model_id or repository(self.args)
 
     def push_to_hub(
         self,
@@ -587,12 +569,21 @@ class DistillationTrainer(Trainer):
             return None
         self.create_model_card(**card)
         self._finish_current_push()
-        return push(self, commit_message or "End of training", blocking, token, revision, private)
+        return push(
+            str(self.args.output_dir),
+            self._repository,
+            self.args,
+            commit_message or "End of training",
+            blocking=blocking,
+            token=token,
+            revision=revision,
+            private=private,
+        )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if self.args.hub_always_push or not busy:
-            jobs = [push_checkpoint(self, checkpoint_folder)]
+            jobs = [push_checkpoint(checkpoint_folder, self._repository, self.args, self.state.global_step)]
             self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]

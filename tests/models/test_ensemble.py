@@ -254,7 +254,7 @@ def test_teachers_without_names_are_each_given_the_order_that_fits(build, make_r
         trainer = build([Oracle(), Oracle(swapped=True)], rows=rows, config={"teacher_check": "error"})
     assert trainer.teacher_model.orders == [None, [1, 0]]
     batch = trainer.data_collator([rows[k] for k in range(32)])
-    logits = trainer._teaching.live.outputs(batch).logits
+    logits = trainer._signals.live.outputs(batch).logits
     assert logits.argmax(dim=-1).tolist() == batch["labels"].tolist()
     report = evaluate_student(
         trainer.model, trainer.teacher_model, rows, tokenizer, latency_runs=0, bootstrap_samples=20
@@ -375,7 +375,7 @@ def test_three_families_with_three_tokenizers_train_a_student_on_real_tweets(twe
                 found = softmax(teacher(**encoded).logits.double().numpy())
             mean = mean + np.eye(len(held_out))[:, [row]] * (found[:, ::-1] if turned else found) / 3
     batch = trainer.data_collator([held_out[k] for k in range(len(held_out))])
-    found = trainer._teaching.live.outputs(batch)
+    found = trainer._signals.live.outputs(batch)
     np.testing.assert_allclose(found.logits.exp().numpy(), mean, atol=1e-4)
     report = evaluate_student(
         trainer.model, trainer.teacher_model, held_out, mine, teacher_tokenizer=trainer.teacher_processing_class,

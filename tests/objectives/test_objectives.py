@@ -333,7 +333,7 @@ class TestContract:
     def test_it_reads_what_it_says_it_needs_and_nothing_else(self, make):
         objective = bound(make())
         student, teacher = outputs(0), outputs(1)
-        wants = objective.wants()
+        wants = objective.required_layers()
         for output, wanted in ((student, wants[0]), (teacher, wants[1])):
             for kind in ("hidden_states", "attentions", "queries", "keys", "values"):
                 first = 0 if kind == "hidden_states" else 1
@@ -408,7 +408,7 @@ def test_the_set_wants_the_union_of_layers_and_no_more():
         [HiddenStateMSELoss(layers=[(0, 0)]), HiddenStateMSELoss(layers="last"), AttentionMSELoss()]
     )
     together.bind(tiny_bert(layers=2).config, tiny_bert(layers=6).config, seed=0)
-    student, teacher = together.wants()
+    student, teacher = together.required_layers()
     assert student == {"hidden_states": frozenset({0, 2}), "attentions": frozenset({1, 2})}
     assert teacher == {"hidden_states": frozenset({0, 6}), "attentions": frozenset({3, 6})}
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from nlpkd import DistillationTrainer, make_student
 from nlpkd.cli import app
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.objectives.objective_set import ObjectiveSet
+from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 
@@ -89,13 +89,15 @@ def student_tokenizer(folder):
 
 
 def test_an_objective_s_setting_is_changed_by_its_name():
-    objectives = ObjectiveSet([ForwardKLLoss(), ForwardKLLoss(temperature=1.0)])
-    objectives.adjust({"forward_kl_2.temperature": 3.0, "forward_kl.weight": 0.25})
+    given = [ForwardKLLoss(), ForwardKLLoss(temperature=1.0)]
+    objectives = ObjectiveSet(with_settings(given, {"forward_kl_2.temperature": 3.0, "forward_kl.weight": 0.25}))
     assert [each.config()["temperature"] for each in objectives] == [2.0, 3.0]
     assert [each.weight for each in objectives] == [0.25, 1.0] and objectives.weighting.base == [0.25, 1.0]
+    assert [each.config()["temperature"] for each in given] == [2.0, 1.0], "what was given stays as it is"
+    assert [each.weight for each in given] == [1.0, 1.0]
     for key in ("forward_kl.temprature", "reverse_kl.weight", "temperature"):
         with pytest.raises(ValueError, match="is no setting of an objective"):
-            objectives.adjust({key: 1.0})
+            with_settings(given, {key: 1.0})
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 
 from nlpkd import DistillationConfig
-from nlpkd.training.failures import among_processes
-from nlpkd.training.loss_log import LossWindow
+from nlpkd.training.failures import explain_lost_process
+from nlpkd.training.loss_log import LossAccumulator
 
 
-def make() -> LossWindow:
-    return LossWindow(["first", "second"], Accelerator(cpu=True), torch.device("cpu"))
+def make() -> LossAccumulator:
+    return LossAccumulator(["first", "second"], Accelerator(cpu=True), torch.device("cpu"))
 
 
 def test_means_are_over_the_steps_since_the_last_time():
@@ -66,11 +66,11 @@ def test_a_training_starts_with_an_empty_window():
 )
 def test_a_lost_connection_is_told_from_other_errors_by_the_words_of_gloo(words, tmp_path, monkeypatch):
     args = DistillationConfig(output_dir=str(tmp_path))
-    with pytest.raises(RuntimeError, match="pair"), among_processes(args):
+    with pytest.raises(RuntimeError, match="pair"), explain_lost_process(args):
         raise RuntimeError(words)
     monkeypatch.setattr(DistillationConfig, "world_size", 2)
     with pytest.raises(ConnectionError, match="process 0 of 2 can't reach another one any more: it ended"):
-        with among_processes(args):
+        with explain_lost_process(args):
             raise RuntimeError(words)
-    with pytest.raises(RuntimeError, match="size mismatch"), among_processes(args):
+    with pytest.raises(RuntimeError, match="size mismatch"), explain_lost_process(args):
         raise RuntimeError("size mismatch")

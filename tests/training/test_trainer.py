@@ -195,7 +195,7 @@ class TestTeacher:
             model=tiny_bert(), teacher_model=teacher, train_dataset=rows, processing_class=tokenizer, args=settings()
         )
         batch = trainer.data_collator([rows[k] for k in range(8)])
-        first, second = (trainer._teaching.live.outputs(batch).logits for _ in range(2))
+        first, second = (trainer._signals.live.outputs(batch).logits for _ in range(2))
         assert torch.equal(first, second) and not first.requires_grad
 
     def test_no_teacher_is_run_where_no_objective_needs_one(self, make_rows, settings, tokenizer):
@@ -236,7 +236,7 @@ class TestTeacher:
         batch = trainer.data_collator([rows[k] for k in range(16)])
         with torch.no_grad():
             own = teacher(**{k: v for k, v in batch.items() if k != "labels"}).logits
-        assert torch.allclose(trainer._teaching.live.outputs(batch).logits, own[:, [1, 0]], atol=1e-6)
+        assert torch.allclose(trainer._signals.live.outputs(batch).logits, own[:, [1, 0]], atol=1e-6)
 
     def test_a_student_of_the_teachers_layers_gets_the_datas_labels_by_name(self, make_rows, settings, tokenizer):
         teacher = tiny_bert(seed=1, layers=4, id2label={0: "NEG", 1: "POS"}, label2id={"NEG": 0, "POS": 1})
@@ -791,6 +791,9 @@ def test_the_rows_of_a_stream_are_counted_alike_before_and_after_processes_share
     raw_rows(30).to_csv(tmp_path / "rows.csv")
     rows = load_text_classification(tmp_path / "rows.csv", tokenizer=tokenizer, streaming=True)["train"]
     trainer = DistillationTrainer(tiny_bert(), None, settings(), None, rows, processing_class=tokenizer)
-    before = describe_run(trainer, ["input_ids"])["result"]
-    trainer.train_dataset = rows.batched(8, num_processes=2)
-    assert before["training rows"] == 30 and describe_run(trainer, ["input_ids"])["result"] == before
+
+    def described(rows):
+        return describe_run(trainer.args, trainer.model, None, trainer.objectives, rows, ["input_ids"])["result"]
+
+    before = described(rows)
+    assert before["training rows"] == 30 and described(rows.batched(8, num_processes=2)) == before
