@@ -1,4 +1,4 @@
-"""Search for a run's settings on held-out rows: `Trainer.hyperparameter_search` with Optuna, objectives included."""
+"""Search for a run's settings on held-out rows with Optuna: a fresh student, objectives and trainer a trial."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import Objective
+from nlpkd.objectives.objective_set import with_settings
 from nlpkd.objectives.presets import resolve
 from nlpkd.students.make_student import make_student
 from nlpkd.tasks import task_of
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import write_atomic
 from nlpkd.utils.locks import only_run
+from nlpkd.utils.processes import decided_by_main_process
 
 TUNING_FILE = "tuning.json"
 
@@ -103,6 +106,7 @@ def tune(
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
 
     folder, search = Path(output_dir), dict(DEFAULT_SEARCH if search is None else search)
     args = DistillationConfig(
@@ -130,42 +134,55 @@ def tune(
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         metric = scoring_of(data.problem_type).headline(np.asarray(data["validation"]["labels"][:]))
 
-        def student(trial: Any) -> PreTrainedModel:
-            depth = layers[0] if trial is None else trial.suggest_categorical("layers", list(layers))
-            made = make_student(model, depth)
-            made.config.problem_type = data.problem_type  # type: ignore[assignment]
-            return made
-
-        trainer = DistillationTrainer(
-            model_init=student,
-            teacher_model=model,
-            args=args,
-            objectives=stages[0].objectives,
-            train_dataset=data["train"],
-            eval_dataset=data["validation"],
-            processing_class=tokenizer,
+        study = optuna.create_study(
+            study_name="nlpkd",
+            storage=JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
+            direction="maximize",
+            load_if_exists=True,
         )
-        study: dict[str, Any] = {
-            "study_name": "nlpkd",
-            "storage": JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
-            "load_if_exists": True,
-        }
-        known = optuna.create_study(direction="maximize", **study)
         # A search that goes on draws other numbers than those it began with.
-        study["sampler"] = optuna.samplers.TPESampler(seed=args.seed + len(known.trials))
-        done = len([trial for trial in known.trials if trial.value is not None])
-        if done < n_trials:
-            trainer.hyperparameter_search(
-                hp_space=lambda trial: {name: _suggest(trial, name, values) for name, values in search.items()},
-                compute_objective=lambda metrics: metrics[f"eval_{metric}"],
-                n_trials=n_trials - done,
-                direction="maximize",
-                backend="optuna",
-                **study,
+        study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
+        done = len([trial for trial in study.trials if trial.value is not None])
+
+        def measure(settings: dict[str, Any], number: int) -> float:
+            """Train a student with a trial's settings and measure it on the held-out rows."""
+            depth = settings.pop("layers")
+            run = {name: value for name, value in settings.items() if "." not in name}
+            own = {name: value for name, value in settings.items() if "." in name}
+            trial_args = dataclasses.replace(
+                args,
+                output_dir=str(folder / f"run-{number}"),
+                teacher_cache_dir=args.teacher_cache_dir or str(folder / "teacher_cache"),
+                **run,
             )
-        found = optuna.load_study(study_name=study["study_name"], storage=study["storage"])
-        trials = [trial.params | {"value": trial.value} for trial in found.trials]
-        result = TuningResult(found.best_trial.params, metric, found.best_value, trials)
+            student = make_student(model, depth, seed=args.seed)
+            student.config.problem_type = data.problem_type  # type: ignore[assignment]
+            trainer = DistillationTrainer(
+                model=student,
+                teacher_model=model,
+                args=trial_args,
+                objectives=with_settings(stages[0].objectives, own),
+                train_dataset=data["train"],
+                eval_dataset=data["validation"],
+                processing_class=tokenizer,
+            )
+            trainer.train()
+            return trainer.evaluate()[f"eval_{metric}"]
+
+        for _ in range(done, n_trials):
+            # The main process draws, all train, and it keeps the result.
+            trial = study.ask() if PartialState().is_main_process else None
+            try:
+                value = measure(*decided_by_main_process(partial(_draw, trial, search, layers)))
+            except Exception:
+                if trial is not None:
+                    study.tell(trial, state=TrialState.FAIL)
+                raise
+            if trial is not None:
+                study.tell(trial, value)
+        PartialState().wait_for_everyone()
+        trials = [trial.params | {"value": trial.value} for trial in study.trials]
+        result = TuningResult(study.best_trial.params, metric, study.best_value, trials)
         if PartialState().is_main_process:
             write_atomic(folder / TUNING_FILE, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
         return result
@@ -189,6 +206,12 @@ def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence
             raise ValueError(f"search[{name!r}] must be a pair (low, high) or a list of values, got {values!r}")
     if (count := len(resolve(objectives))) > 1:
         raise ValueError(f"objectives={objectives!r} has {count} stages: search those of one, like 'hinton'")
+
+
+def _draw(trial: Any, search: Mapping[str, Sequence[Any]], layers: Sequence[int]) -> tuple[dict[str, Any], int]:
+    """Draw a trial's settings, `layers` among them; beside them its number."""
+    drawn = {"layers": trial.suggest_categorical("layers", list(layers))}
+    return drawn | {name: _suggest(trial, name, values) for name, values in search.items()}, trial.number
 
 
 def _suggest(trial: Any, name: str, values: Sequence[Any]) -> Any:
