@@ -28,7 +28,8 @@ from nlpkd.cli import app
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import find_columns
 from nlpkd.data.label_names import align_names
-from nlpkd.data.sources import read_splits, stream_rows
+from nlpkd.data.readers import stream_rows
+from nlpkd.data.sources import read_splits
 from nlpkd.data.streaming import ROW
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card

@@ -19,7 +19,7 @@ from transformers.utils.logging import tqdm
 
 from nlpkd.data.columns import BLANK, MAX_CLASSES, Columns, find_columns
 from nlpkd.data.labels import encode_labels
-from nlpkd.data.sources import class_names, stream_rows, to_column
+from nlpkd.data.readers import class_names, stream_rows, to_column
 from nlpkd.tasks import UNLABELLED
 
 ROW = "__row__"

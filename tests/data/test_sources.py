@@ -14,7 +14,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer, hub_environment
 
-from nlpkd.data.sources import LARGEST_FILE, read_splits, stream_rows
+from nlpkd.data.readers import LARGEST_FILE, stream_rows
+from nlpkd.data.sources import read_splits
 
 ROWS = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]
 
@@ -111,17 +112,18 @@ def test_a_file_too_large_to_be_read_whole_is_to_be_streamed(tmp_path, name):
         ("a.csv", b"\xef\xbb\xbftext,label\ncaf\xe9,1\n", "not UTF-8 \\(byte 17\\)"),
         ("a.json", b'[{"text": "\xff"}]', "not UTF-8 \\(byte 11\\)"),
         ("a.csv", "text,text,label\na,b,1\n", "columns with the same name: \\['text'\\]"),
-        ("a.csv", "text,label\na,1\nb,2,3\n", "Row #3: Expected 2 columns, got 3"),
-        ("a.csv", 'text,label\n"a,1\nb,2\n', "can't be read"),
+        ("a.csv", "text,label\na,1\nb,2,3\n", "Line 3 of .* has 3 cells, and the header has 2"),
+        ("a.csv", 'text,label\n"a,1\nb,2\n', "can't be read at line 3"),
+        ("a.csv", 'text,label\n"a" b,1\n', "can't be read at line 2"),
         ("a.csv", "text,label\n", "The train split has no rows"),
         ("a.csv", "text,label", "The train split has no rows"),
         ("a.json", "[]", "The train split has no rows"),
         ("a.json", '[{"text": 1},', "not valid JSON"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "Line 2 of .* not a JSON value"),
-        ("a.jsonl", '{"text": "a"}\n["b"]\n', "Row 1 of .* is a list, not an object"),
+        ("a.jsonl", '{"text": "a"}\n["b"]\n', "Line 2 of .* is a list, not an object"),
         ("a.jsonl", '{"text": "a"}\n{"text": 5}\n', "'text'.*str \\(row 0\\) and int \\(row 1\\)"),
-        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', "'text'.*row 1 holds half of a character"),
-        ("a.jsonl", '{"text": "\\ud83d"}\n{"text": "a", "\\ud800": 1}\n', "row 0 holds half of a character"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', "Line 2 of .*'text', holds half of a character"),
+        ("a.jsonl", '{"text": "\\ud83d"}\n{"text": "a", "\\ud800": 1}\n', "Line 1 of .* holds half of a character"),
         ("a.jsonl", '{"label": 99999999999999999999999}\n', "'label'"),
         ("a.json", "[" * 100_000, "not valid JSON"),
         ("a.jsonl", '{"label": 1}\n{"label": %s}\n' % ("7" * 5000), "Line 2 of .*a.jsonl .* number 7{20}... has 5000"),
@@ -131,7 +133,7 @@ def test_a_file_too_large_to_be_read_whole_is_to_be_streamed(tmp_path, name):
             '{"label": 1}\n{"label": 1%s}\n' % ("0" * 30),
             "'label' of .*: row 1 holds 10{30}, which no column",
         ),
-        ("a.jsonl", '{"m": {"n": "\\ud83d"}}\n', "'m' of .*: row 0 holds {'n': '.ud83d'}"),
+        ("a.jsonl", '{"m": {"n": "\\ud83d"}}\n', "Line 1 of .*'m', holds half of .*found {'n': '.ud83d'}"),
         ("a.jsonl", '{"text": "a", "\\ud800": 1}\n', "a column whose name, '.ud800', holds half of a character"),
         ("a.parquet", "PAR1 no", "not a readable parquet"),
     ],

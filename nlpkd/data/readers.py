@@ -1,0 +1,354 @@
+"""File formats: each is read row by row, and a file is read whole by collecting its rows."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+from datasets import ClassLabel, Features
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+LARGEST_FILE = 2**31 - 2
+"""Bytes of a csv or tsv file that can be read whole, and letters of a cell: Arrow counts them in 32 bits."""
+
+
+UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError)
+"""What Arrow raises of a value that it can't hold."""
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+_ROWS_AT_ONCE = 10_000
+
+
+_HALF = "half of a character (a lone surrogate such as \\ud83d): remove it"
+
+
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Read a file row by row, in memory that does not grow with it.
+
+    Args:
+        path: a jsonl, csv, tsv (quotes are plain characters) or parquet file; values as `read_table` gives them.
+
+    Returns:
+        The rows, a key for each column.
+
+    Raises:
+        ValueError: a file that is missing, of another kind, or unreadable; the row or line is named.
+    """
+    path = _existing_file(path)
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise ValueError(f"A '.json' file can't be streamed ({path}): use one of .jsonl, .csv, .tsv, .parquet.")
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    if suffix == ".jsonl":
+        return _json_lines(path)
+    return _rows_of_cells(path)
+
+
+def read_table(path: str | os.PathLike[str]) -> pa.Table:
+    """Read a file whole. Every cell of a csv or tsv file is a text, so that no "NA" turns into a missing value.
+
+    Args:
+        path: a csv, tsv (quotes are plain characters, as GLUE has them), json (an array, or a line a row), jsonl or
+            parquet file.
+
+    Returns:
+        The columns; a key that a JSON row lacks is null there.
+
+    Raises:
+        ValueError: a file that is missing, of another kind, empty or unreadable; the row or line is named.
+    """
+    path = _existing_file(path)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        with _parquet_errors(path):
+            check_names(pa.parquet.read_schema(path).names, path)
+            return pa.parquet.read_table(path)
+    if suffix in _DELIMITERS:
+        return _table_of_cells(path)
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8).strip()
+    if not content:
+        raise ValueError(f"{path} is empty.")
+    is_array = suffix == ".json" and content.startswith(b"[")
+    return table_of(_json_array(path, content) if is_array else list(_json_lines(path)), path)
+
+
+def class_names(path: str | os.PathLike[str], column: str) -> list[str] | None:
+    """Read the names of a column's classes, which a parquet file of `datasets` brings along.
+
+    Args:
+        path: a file that `stream_rows` reads.
+        column: the label's column.
+
+    Returns:
+        The names by id, or None where the file has none.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".parquet":
+        return None
+    feature = Features.from_arrow_schema(pa.parquet.read_schema(path)).get(column)
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def table_of(rows: Sequence[Any], source: Path | str) -> pa.Table:
+    """Turn rows, each a dict, into columns; a key that a row lacks is null there.
+
+    Args:
+        rows: the rows.
+        source: where they are from, for errors.
+
+    Returns:
+        The columns.
+
+    Raises:
+        ValueError: if a row is no dict, or a column can't be made; see `to_column`.
+    """
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"Row {number} of {source} is a {type(row).__name__}, not an object like {{'text': ..}}.")
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: to_column([row.get(name) for row in rows], name, source) for name in names}
+    check_names(list(columns), source)
+    return pa.table(columns)
+
+
+def to_column(values: Sequence[Any], name: str, source: Path | str, rows: Iterable[int] | None = None) -> pa.Array:
+    """Turn values into a column of one type.
+
+    Args:
+        values: of the column.
+        name: its name, for the error.
+        source: where it is from, for the error.
+        rows: the values' rows there; 0, 1, ... if None.
+
+    Returns:
+        The column.
+
+    Raises:
+        ValueError: if the values differ in kind, or one can't be held; the row is named.
+    """
+    try:
+        return pa.array(values)
+    except UNFIT as error:
+        numbered = dict(zip(range(len(values)) if rows is None else rows, values, strict=True))
+        raise ValueError(f"Column {name!r} of {source}: {_odd_value(numbered) or error}") from error
+
+
+def check_names(names: Sequence[str], source: Path | str) -> None:
+    """Refuse columns whose names repeat or can't be written.
+
+    Args:
+        names: of the columns.
+        source: where they are from, for the error.
+
+    Raises:
+        ValueError: two columns of one name, a NUL byte in a name, or half of a character.
+    """
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{source} has columns with the same name: {repeated}. Rename them.")
+    if odd := [name for name in names if "\0" in name]:
+        raise ValueError(f"{source} has columns with a NUL byte in their name: {odd}. Is it a text file? Rename them.")
+    if odd := [name for name in names if _has_half(name)]:
+        raise ValueError(f"{source} has a column whose name, {odd[0]!r:.80}, holds {_HALF}.")
+
+
+def _existing_file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder: pass a file in it, or datasets.load_from_disk(...) where save_to_disk made it."
+        )
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"Unknown file type {path.suffix!r} of {path}: use one of {', '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise ValueError(f"File not found: {path} (from {Path.cwd()}).")
+    return path
+
+
+def _not_utf8(path: Path) -> ValueError:
+    """Describe the first byte of a file that is not UTF-8."""
+    start = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                start += error.start
+                break
+            start += len(line)
+    return ValueError(f"{path} is not UTF-8 (byte {start}): save it as UTF-8.")
+
+
+# csv and tsv
+
+
+def _cells(path: Path) -> Iterator[list[str]]:
+    """Read the header and then the rows, each of as many cells as the header; empty lines are passed over."""
+    delimiter = _DELIMITERS[path.suffix.lower()]
+    # Quotes of a tsv are plain characters, as GLUE has them.
+    quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    # Cells may be as long as they are; the limit is one of the process, so it is never lowered.
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FILE))
+    header: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+            for cells in filter(None, reader):
+                if not header:
+                    header = cells
+                    check_names(header, path)
+                elif len(cells) != len(header):
+                    raise ValueError(
+                        f"Line {reader.line_num} of {path} has {len(cells)} cells, and the header has {len(header)}."
+                    )
+                yield cells
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    except csv.Error as error:
+        raise ValueError(f"{path} can't be read at line {reader.line_num}: {error}.") from error
+    if not header:
+        raise ValueError(f"{path} is empty.")
+
+
+def _rows_of_cells(path: Path) -> Iterator[dict[str, str]]:
+    cells = _cells(path)
+    header = next(cells)
+    return (dict(zip(header, row, strict=True)) for row in cells)
+
+
+def _table_of_cells(path: Path) -> pa.Table:
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise ValueError(
+            f"{path} has {size} bytes, and {LARGEST_FILE} is the most that is read whole: stream train rows "
+            "(streaming=True), or write the file as parquet."
+        )
+    cells = _cells(path)
+    header = next(cells)
+    tables = [pa.table([pa.array([], pa.string())] * len(header), names=header)]
+    while rows := list(islice(cells, _ROWS_AT_ONCE)):
+        tables.append(pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], names=header))
+    return pa.concat_tables(tables)
+
+
+# JSON
+
+
+def _integer(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"the number {digits:.20}... has {len(digits)} digits") from None
+
+
+_JSON = json.JSONDecoder(parse_int=_integer)
+
+
+def _json_array(path: Path, content: bytes) -> list[Any]:
+    try:
+        return _JSON.decode(content.decode())
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                row = _JSON.decode(line.decode())
+            except UnicodeDecodeError:
+                raise _not_utf8(path) from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"Line {number} of {path} is not a JSON value: {error}.") from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"Line {number} of {path} is a {type(row).__name__}, not an object like {{'text': ..}}."
+                )
+            if _ESCAPED_HALF.search(line):
+                _refuse_halves(row, number, path)
+            yield row
+
+
+def _refuse_halves(row: Mapping[str, Any], number: int, path: Path) -> None:
+    check_names(list(row), path)
+    for name, value in row.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Line {number} of {path}, column {name!r}, holds {_HALF}; found {value!r:.80}."
+            ) from error
+
+
+# Parquet
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with _parquet_errors(path), pa.parquet.ParquetFile(path) as file:
+        check_names(file.schema_arrow.names, path)
+        for batch in file.iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+
+
+# Values that no column holds
+
+
+def _has_half(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _odd_value(values: Mapping[int, Any]) -> str | None:
+    """Describe the first value, of those by row, that no column can hold, or whose kind differs from those before."""
+    kinds: dict[str, int] = {}
+    for row, value in values.items():
+        if isinstance(value, str) and _has_half(value):
+            return f"row {row} holds {_HALF}; found {value!r:.80}."
+        try:
+            pa.array([value])
+        except UNFIT as error:
+            return f"row {row} holds {_shortened(value)}, which no column can: {error}."
+        if value is not None:
+            kinds.setdefault(type(value).__name__, row)
+    if len(kinds) > 1:
+        found = " and ".join(f"{kind} (row {row})" for kind, row in kinds.items())
+        return f"its values mix {found}: make them one type."
+    return None
+
+
+def _shortened(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "an integer of thousands of digits"
