@@ -99,7 +99,7 @@ def _one_split(data: Dataset | DatasetDict, role: str) -> Dataset:
 
 
 def _is_hub_id(source: Source) -> bool:
-    """Check whether a source is a Hub id and no path: an id is at most ``user/name``, without a file's suffix, and names nothing local."""
+    """Check whether a source is a Hub id: at most ``user/name``, without a file's suffix, and nothing local."""
     if not isinstance(source, str):
         return False
     looks_local = source.startswith((".", "~", "/")) or "\\" in source or source.count("/") > 1
