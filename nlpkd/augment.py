@@ -58,10 +58,10 @@ class Augmenter(Protocol):
     """What makes variants of a text."""
 
     def variants(self, texts: Sequence[str], draws: Draws) -> Iterable[Sequence[str]]:
-        """Give every text as many variants as it has generators, each drawn from its own generator alone."""
+        """Return as many variants of every text as it has generators, each drawn from its own generator alone."""
 
     def fingerprint(self) -> str:
-        """Give a string that differs wherever variants would: rows on disk are used again under the same one."""
+        """Return a string that differs wherever variants would: rows on disk are used again under the same one."""
 
 
 class MaskingAndNGrams:
@@ -104,7 +104,7 @@ class MaskingAndNGrams:
         return " ".join(words)
 
     def fingerprint(self) -> str:
-        """Give the settings; see `Augmenter.fingerprint`."""
+        """Return the settings; see `Augmenter.fingerprint`."""
         return repr((type(self).__name__, self.mask_token, self.mask_probability, self.ngram_probability))
 
 
@@ -184,7 +184,7 @@ class MaskedLanguageModel:
 
     @torch.no_grad()
     def _candidates(self, texts: Sequence[list[int]], places: Iterable[Place]) -> dict[Place, list[str]]:
-        """Give the most likely words, best first, at each place (row, token) when it alone is masked."""
+        """Return the most likely words, best first, at each place (row, token) when it alone is masked."""
         found: dict[Place, list[str]] = {}
         device, words = self.model.device, torch.tensor(list(self.words), device=self.model.device)
         ordered = sorted(places, key=lambda place: (len(texts[place[0]]), place))
@@ -389,7 +389,7 @@ def _key(row: Row) -> int:
 
 
 def _mark(feature: Any, column: str, task: str) -> Any:
-    """Say "unlabelled" in the type of a label column."""
+    """Return the mark of an unlabelled row in the type of a label column."""
     if isinstance(feature, (List, LargeList)):
         return [_mark(feature.feature, column, SINGLE_LABEL)] * max(1, getattr(feature, "length", -1))
     kind = "int64" if isinstance(feature, ClassLabel) else getattr(feature, "dtype", type(feature).__name__)
@@ -414,7 +414,7 @@ def _spans(text: str, words: Sequence[int | None], offsets: Sequence[Place]) -> 
 
 
 def _whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Give the whole words among the tokens: BPE and Unigram mark where words start, WordPiece (##) the rest."""
+    """Return the whole words among the tokens: BPE and Unigram mark where words start, WordPiece (##) the rest."""
     starts = ("Ġ", "▁")
     tokens = sorted((number, token) for token, number in tokenizer.get_vocab().items())
     marked = any(token.startswith(starts) for _, token in tokens)

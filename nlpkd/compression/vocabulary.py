@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import CompressionRecord, record_of
-from nlpkd.data.tokenization import _affixes, _numbers, _state, _trimmed, original_ids
+from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -58,10 +58,10 @@ def trim_vocabulary(
         ValueError: if the tokenizer has no such backend, the texts have no tokens, `keep_tokens` names one that
             does not exist, or the embedding table is not the model's alone or too short for the tokenizer.
     """
-    state = _state(tokenizer)
+    state = trimmable_state(tokenizer)
     table = _table(model)
     counts = _count(tokenizer, texts)
-    known = _numbers(state)
+    known = token_ids_of(state)
     if missing := sorted(set(keep_tokens) - known.keys()):
         raise ValueError(f"keep_tokens names tokens that the vocabulary does not have: {missing[:5]}")
     used = {number for number, count in counts.items() if count >= min_count}
@@ -171,8 +171,8 @@ def _token_ids(model: PreTrainedModel) -> dict[str, Any]:
 
 def _safe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> set[int]:
     """Collect the ids that any text may need."""
-    settings, known = state["model"], _numbers(state)
-    prefix, suffix = _affixes(settings)
+    settings, known = state["model"], token_ids_of(state)
+    prefix, suffix = subword_affixes(settings)
     safe = {
         number
         for token, number in known.items()
@@ -202,7 +202,7 @@ def _spelled_with(state: Mapping[str, Any], ids: set[int]) -> set[int]:
         known[step]
         for token, number in known.items()
         if number in ids
-        for step in _steps(token, ranks, *_affixes(settings))
+        for step in _steps(token, ranks, *subword_affixes(settings))
     }
 
 
@@ -225,7 +225,7 @@ def _rebuilt(
     tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any], ids: Sequence[int]
 ) -> PreTrainedTokenizerBase:
     """Make the trimmed tokenizer as it will be loaded: from its files."""
-    wanted = _trimmed(state, ids)
+    wanted = trimmed_state(state, ids)
     place = {old: new for new, old in enumerate(ids)}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -238,7 +238,7 @@ def _rebuilt(
         settings.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
         trimmed = type(tokenizer).from_pretrained(folder)
     trimmed.name_or_path = tokenizer.name_or_path
-    if _state(trimmed) != wanted:
+    if trimmable_state(trimmed) != wanted:
         raise ValueError(
             f"{type(tokenizer).__name__} is not made from tokenizer.json alone, so its vocabulary can't be trimmed: "
             "load it as a PreTrainedTokenizerFast"

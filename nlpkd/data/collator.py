@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from nlpkd.data.tokenization import _TEACHER_COLUMN, TEACHER_PREFIX, TOKEN_COLUMNS, TeacherTokenizers, column_prefixes
+from nlpkd.data.tokenization import (
+    TEACHER_PREFIX,
+    TEACHER_TOKEN_COLUMN,
+    TOKEN_COLUMNS,
+    TeacherTokenizers,
+    column_prefixes,
+)
 
 
 @dataclass
@@ -55,7 +61,7 @@ class DistillationCollator:
             ValueError: teacher columns without a teacher's tokenizer, or rows whose values don't stack.
         """
         batch = self._padded(self.tokenizer, features, "")
-        own = {column: found[1] for column in features[0] if (found := _TEACHER_COLUMN.fullmatch(column))}
+        own = {column: found[1] for column in features[0] if (found := TEACHER_TOKEN_COLUMN.fullmatch(column))}
         for prefix in dict.fromkeys(own.values()):
             tokenizer = self._others.get(prefix)
             if tokenizer is None:

@@ -15,19 +15,19 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import Columns, check_texts, find_columns
-from nlpkd.data.labels import Targets, encode_labels, encode_targets
+from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.rows import class_counts, has_unlabelled
 from nlpkd.data.soft_labels import add_soft_labels
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.data.streaming import TextStream, columns_of_file
 from nlpkd.data.tokenization import (
-    _TEACHER_COLUMN,
+    TEACHER_TOKEN_COLUMN,
     TOKEN_COLUMNS,
     TeacherTokenizers,
-    _Encoder,
-    _given,
-    _max_length,
+    TextEncoder,
     column_prefixes,
+    known_tokenizers,
+    resolve_max_length,
 )
 from nlpkd.data.windows import DOCUMENT, windows_of
 from nlpkd.tasks import SINGLE_LABEL
@@ -141,130 +141,54 @@ def load_text_classification(
     if data_args is not None and keywords:
         raise ValueError(f"give either data_args or single keywords, not both: got data_args and {sorted(keywords)}")
     asked = DataArguments(**keywords) if data_args is None else data_args
-    tokenizers = [tokenizer, *_given(teacher_tokenizer)]
+    tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
     if asked.streaming:
-        return _stream(train, validation, test, tokenizers, asked)
+        return _stream_train(train, validation, test, tokenizers, asked)
+    # Read the splits, and keep the columns that are used.
     splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
     columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
-    selected = _select(splits, columns, asked.soft_label_column)
-    targets = encode_targets(selected, columns.label, asked.problem_type, asked.label_names)
-    splits = _prepare(targets, columns, asked.soft_label_column, asked.validation_split, seed)
-    max_length = _max_length(asked.max_length, tokenizers, columns.text_pair is not None)
+    splits = _select_columns(splits, columns, asked.soft_label_column)
+    # Settle the task by its labels; soft labels become logits in their order.
+    targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names)
+    splits, id2label = targets.splits, dict(enumerate(targets.names))
+    if asked.soft_label_column is not None:
+        splits["train"] = add_soft_labels(
+            splits["train"], asked.soft_label_column, id2label, problem_type=targets.problem_type
+        )
+    # Check the texts, hold out validation rows, and tokenise.
+    _check_all_texts(splits, columns)
+    if asked.validation_split is not None:
+        splits = _hold_out_validation(splits, asked.validation_split, seed)
+    max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     if asked.window_stride is None:
-        splits, truncated = _tokenise(splits, _Encoder(columns, tokenizers, max_length))
+        splits, truncated = _tokenise(splits, TextEncoder(columns, tokenizers, max_length))
     else:
-        splits = _windows(splits, columns, tokenizers, max_length, asked.window_stride)
+        splits = _cut_into_windows(splits, columns, tokenizers, max_length, asked.window_stride)
         truncated = dict.fromkeys(splits, 0)
-    logger.warning("%s", _said(name, targets, columns, splits))
+    # Say what the task was taken for.
+    logger.warning(
+        "%s: %s of %s, labels %r (%s), rows: %s",
+        name,
+        targets.problem_type,
+        " and ".join(map(repr, columns.texts)),
+        columns.label,
+        _shortened(targets.names),
+        ", ".join(f"{count} {split}" for split, count in splits.num_rows.items()),
+    )
     return TextClassificationData(
         splits=splits,
         text_column=columns.text,
         text_pair_column=columns.text_pair,
         label_column=columns.label,
         problem_type=targets.problem_type,
-        id2label=dict(enumerate(targets.names)),
+        id2label=id2label,
         truncated=truncated,
         max_length=max_length,
         name=name,
     )
 
 
-def _said(name: str, targets: Targets, columns: Columns, splits: DatasetDict) -> str:
-    """Say in one line what the task was taken for."""
-    labels = ", ".join(targets.names[:10]) + (", ..." if len(targets.names) > 10 else "")
-    rows = ", ".join(f"{count} {split}" for split, count in splits.num_rows.items())
-    texts = " and ".join(repr(column) for column in columns.texts)
-    return f"{name}: {targets.problem_type} of {texts}, labels {columns.label!r} ({labels}), rows: {rows}"
-
-
-def _prepare(
-    targets: Targets,
-    columns: Columns,
-    soft_label_column: str | None,
-    validation_split: float | int | None,
-    seed: int,
-) -> DatasetDict:
-    """Check the texts, turn soft labels into logits, and hold out validation rows where asked to."""
-    splits = targets.splits
-    if soft_label_column is not None:
-        names = dict(enumerate(targets.names))
-        splits["train"] = add_soft_labels(splits["train"], soft_label_column, names, problem_type=targets.problem_type)
-    for split, data in splits.items():
-        for column in columns.texts:
-            check_texts(data, split, column)
-    return splits if validation_split is None else _hold_out(splits, validation_split, seed)
-
-
-def _select(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
-    """Keep the columns that are used, the same ones in every split but for soft labels, which train alone has."""
-    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
-    used = [*columns.texts, *labels]
-    made = {"labels", "length", DOCUMENT, *TOKEN_COLUMNS}
-    taken = [name for name in sorted(columns.texts) if name in made or _TEACHER_COLUMN.fullmatch(name)]
-    if taken:
-        raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
-    kept = {}
-    for split, data in splits.items():
-        missing = [column for column in used if column not in data.column_names]
-        hidden = split == "test" and missing == labels
-        if missing and not hidden:
-            raise ValueError(f"The {split} split has no column {missing[0]!r}; its columns are {data.column_names}.")
-        if hidden:
-            logger.warning("The test split is not used: it has no column %r.", labels[0])
-            continue
-        soft = [soft_label_column] if split == "train" and soft_label_column in data.column_names else []
-        kept[split] = data.select_columns([*used, *soft])
-    return DatasetDict(kept)
-
-
-def _hold_out(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
-    """Move a part of train to validation, stratified by class where there are classes."""
-    if "validation" in splits:
-        raise ValueError("There is a validation split and validation_split too: leave one of them out.")
-    rows, classed = len(splits["train"]), isinstance(splits["train"].features["labels"], ClassLabel)
-    if has_unlabelled(splits["train"]):
-        raise ValueError(
-            "validation_split would hold out rows without labels, or rows that others were made from: make the "
-            "validation set first, and pass it as validation."
-        )
-    held_out = round(rows * size) if isinstance(size, float) else size
-    if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
-        raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
-    if not classed:
-        parts = splits["train"].train_test_split(held_out, seed=seed)
-        return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
-    classes = Counter(splits["train"]["labels"][:])
-    rarest = min(classes.values())
-    if rarest < 2 or min(held_out, rows - held_out) < len(classes):
-        raise ValueError(
-            f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
-            f"{rarest} of them of the rarest class. Give more rows, or a validation set."
-        )
-    parts = splits["train"].train_test_split(held_out, stratify_by_column="labels", seed=seed)
-    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
-
-
-def _said_truncated(counts: Mapping[str, int], split: str, rows: int, max_length: int) -> dict[str, int]:
-    """Say how many rows lose tokens, and give the counts under the split's name."""
-    for prefix, count in counts.items():
-        if count:
-            whose = " of the teacher's tokenizer" if prefix else ""
-            logger.warning("%s: %d of %d rows truncated to %d tokens%s", split, count, rows, max_length, whose)
-    return {prefix + split: count for prefix, count in counts.items()}
-
-
-def _tokenise(splits: DatasetDict, encode: _Encoder) -> tuple[DatasetDict, dict[str, int]]:
-    """Tokenise; count the rows that student or teacher don't see whole."""
-    tokenised: dict[str, Dataset] = {}
-    truncated: dict[str, int] = {}
-    for split, data in splits.items():
-        tokenised[split] = data.map(encode, batched=True, desc=f"Tokenising {split}")
-        counts = encode.truncated_of(tokenised[split])
-        truncated |= _said_truncated(counts, split, len(data), encode.max_length)
-    return DatasetDict(tokenised), truncated
-
-
-def _stream(
+def _stream_train(
     train: Source,
     validation: Source | None,
     test: Source | None,
@@ -285,43 +209,139 @@ def _stream(
             "streaming reads a file with one class a row: without soft labels, windows, validation_split and the "
             "Hub; give the validation set as a file of its own"
         )
+    # Read the train file through once, which settles the classes.
     columns = columns_of_file(train, asked.text_column, asked.text_pair_column, asked.label_column)
-    length = _max_length(asked.max_length, tokenizers, columns.text_pair is not None)
-    encode, label = _Encoder(columns, tokenizers, length), columns.label
+    max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
+    encode = TextEncoder(columns, tokenizers, max_length)
     stream = TextStream.from_file(train, columns, encode)
-    truncated = _said_truncated(stream.summary.truncated, "train", len(stream), length)
-    # Labels are settled by train, so its classes stand in for it.
-    rows = _select(read_splits(stream.summary.examples, validation, test)[0], columns, None)
-    encoded, _ = encode_labels(rows, str(label), labelled_rows=stream.num_rows)
-    held_out = _prepare(Targets(encoded, SINGLE_LABEL, stream.names), columns, None, None, 0)
-    del held_out["train"]
-    tokenised, cut = _tokenise(held_out, encode)
-    logger.warning("%s: %s, %d rows as a stream, labels %r (%s)", Path(train).name, SINGLE_LABEL, len(stream), label,
-                   ", ".join(stream.names[:10]))  # fmt: skip
+    truncated = _report_truncated(stream.summary.truncated, "train", len(stream), max_length)
+    # Read the other splits; a row of each class stands in for train, by which their labels are settled.
+    splits, _ = read_splits(stream.summary.examples, validation, test)
+    splits, _ = encode_labels(
+        _select_columns(splits, columns, None), str(columns.label), labelled_rows=stream.num_rows
+    )
+    del splits["train"]
+    _check_all_texts(splits, columns)
+    held_out, cut = _tokenise(splits, encode)
+    name = Path(train).name
+    logger.warning(
+        "%s: %s, %d rows as a stream, labels %r (%s)",
+        name,
+        SINGLE_LABEL,
+        len(stream),
+        columns.label,
+        _shortened(stream.names),
+    )
     return TextClassificationData(
-        {"train": stream, **tokenised}, columns.text, columns.text_pair, label, SINGLE_LABEL,
-        dict(enumerate(stream.names)), truncated | cut, length, Path(train).name,
-    )  # fmt: skip
+        splits={"train": stream, **held_out},
+        text_column=columns.text,
+        text_pair_column=columns.text_pair,
+        label_column=columns.label,
+        problem_type=SINGLE_LABEL,
+        id2label=dict(enumerate(stream.names)),
+        truncated=truncated | cut,
+        max_length=max_length,
+        name=name,
+    )
 
 
-def _windows(
+def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
+    """Keep the columns that are used, the same ones in every split but for soft labels, which train alone has."""
+    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
+    used = [*columns.texts, *labels]
+    made = {"labels", "length", DOCUMENT, *TOKEN_COLUMNS}
+    taken = [name for name in sorted(columns.texts) if name in made or TEACHER_TOKEN_COLUMN.fullmatch(name)]
+    if taken:
+        raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
+    kept = {}
+    for split, data in splits.items():
+        missing = [column for column in used if column not in data.column_names]
+        hidden = split == "test" and missing == labels
+        if missing and not hidden:
+            raise ValueError(f"The {split} split has no column {missing[0]!r}; its columns are {data.column_names}.")
+        if hidden:
+            logger.warning("The test split is not used: it has no column %r.", labels[0])
+            continue
+        soft = [soft_label_column] if split == "train" and soft_label_column in data.column_names else []
+        kept[split] = data.select_columns([*used, *soft])
+    return DatasetDict(kept)
+
+
+def _check_all_texts(splits: DatasetDict, columns: Columns) -> None:
+    for split, data in splits.items():
+        for column in columns.texts:
+            check_texts(data, split, column)
+
+
+def _hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
+    """Move a part of train to validation, stratified by class where there are classes."""
+    train = splits["train"]
+    if "validation" in splits:
+        raise ValueError("There is a validation split and validation_split too: leave one of them out.")
+    if has_unlabelled(train):
+        raise ValueError(
+            "validation_split would hold out rows without labels, or rows that others were made from: make the "
+            "validation set first, and pass it as validation."
+        )
+    rows = len(train)
+    held_out = round(rows * size) if isinstance(size, float) else size
+    if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
+        raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
+    classed = isinstance(train.features["labels"], ClassLabel)
+    if classed:
+        classes = Counter(train["labels"][:])
+        rarest = min(classes.values())
+        if rarest < 2 or min(held_out, rows - held_out) < len(classes):
+            raise ValueError(
+                f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
+                f"{rarest} of them of the rarest class. Give more rows, or a validation set."
+            )
+    parts = train.train_test_split(held_out, stratify_by_column="labels" if classed else None, seed=seed)
+    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
+
+
+def _tokenise(splits: DatasetDict, encode: TextEncoder) -> tuple[DatasetDict, dict[str, int]]:
+    """Tokenise; count the rows that student or teacher don't see whole."""
+    tokenised: dict[str, Dataset] = {}
+    truncated: dict[str, int] = {}
+    for split, data in splits.items():
+        tokenised[split] = data.map(encode, batched=True, desc=f"Tokenising {split}")
+        counts = encode.truncated_of(tokenised[split])
+        truncated |= _report_truncated(counts, split, len(data), encode.max_length)
+    return DatasetDict(tokenised), truncated
+
+
+def _report_truncated(counts: Mapping[str, int], split: str, rows: int, max_length: int) -> dict[str, int]:
+    """Warn of rows that lose tokens, and return the counts under the split's name."""
+    for prefix, count in counts.items():
+        if count:
+            whose = " of the teacher's tokenizer" if prefix else ""
+            logger.warning("%s: %d of %d rows truncated to %d tokens%s", split, count, rows, max_length, whose)
+    return {prefix + split: count for prefix, count in counts.items()}
+
+
+def _cut_into_windows(
     splits: DatasetDict,
     columns: Columns,
     tokenizers: Sequence[PreTrainedTokenizerBase],
     max_length: int,
     stride: int,
 ) -> DatasetDict:
-    """Cut texts into windows that fit."""
     if columns.text_pair is not None or len(set(column_prefixes(tokenizers[0], tokenizers))) > 1:
         raise ValueError(
             "window_stride is for single texts and one tokenizer: the windows of pairs, and of another tokenizer, "
             "would not be the same. Leave it out, and longer texts are truncated."
         )
     cut = windows_of(tokenizers[0], columns.text, max_length, stride)
-    made = {}
+    windows = {}
     for split, data in splits.items():
-        made[split] = data.map(cut, batched=True, with_indices=True, desc=f"Cutting {split} into windows")
-        several = len(made[split]) - len(data)
-        if several:
-            logger.warning("%s: %d rows make %d windows of %d tokens", split, len(data), len(made[split]), max_length)
-    return DatasetDict(made)
+        windows[split] = data.map(cut, batched=True, with_indices=True, desc=f"Cutting {split} into windows")
+        if len(windows[split]) > len(data):
+            logger.warning(
+                "%s: %d rows make %d windows of %d tokens", split, len(data), len(windows[split]), max_length
+            )
+    return DatasetDict(windows)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,4 +1,4 @@
-"""Tokenizers compared, columns per tokenizer."""
+"""Tokenizers: which are the same, their state with fewer tokens, and the columns that each makes of texts."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def original_ids(
         content, whatever their classes and paths.
     """
     try:
-        small, large = _state(trimmed), _state(tokenizer)  # type: ignore[arg-type]
+        small, large = trimmable_state(trimmed), trimmable_state(tokenizer)  # type: ignore[arg-type]
     except ValueError:
         return None
-    old, new = _numbers(large), _numbers(small)
+    old, new = token_ids_of(large), token_ids_of(small)
     if not new.keys() <= old.keys():
         return None
     ids = sorted(old[token] for token in new)
     if not {added["id"] for added in large["added_tokens"]} <= set(ids):
         return None
-    return ids if _trimmed(large, ids) == small else None
+    return ids if trimmed_state(large, ids) == small else None
 
 
-def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def trimmable_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Read a tokenizer's content as `tokenizer.json` has it; settings of padding and truncation don't count."""
     state = tokenizer_state(tokenizer)
     if state is None:
@@ -53,20 +53,21 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return state
 
 
-def _numbers(state: Mapping[str, Any]) -> dict[str, int]:
-    """Give every token's id."""
+def token_ids_of(state: Mapping[str, Any]) -> dict[str, int]:
+    """Return the id of every token, added ones too."""
     vocabulary = state["model"]["vocab"]
     if isinstance(vocabulary, list):
         vocabulary = {piece: number for number, (piece, _) in enumerate(vocabulary)}
     return vocabulary | {added["content"]: added["id"] for added in state["added_tokens"]}
 
 
-def _affixes(settings: Mapping[str, Any]) -> tuple[str, str]:
+def subword_affixes(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what a BPE model writes before the parts of a word that continue it, and after its last part."""
     return settings.get("continuing_subword_prefix") or "", settings.get("end_of_word_suffix") or ""
 
 
-def _trimmed(state: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
-    """Give a tokenizer's state with some of its tokens, renumbered in their order."""
+def trimmed_state(state: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """Return a tokenizer's state with some of its tokens alone, renumbered in their order."""
     place = {old: new for new, old in enumerate(ids)}
     trimmed = copy.deepcopy(dict(state))
     settings = trimmed["model"]
@@ -76,7 +77,7 @@ def _trimmed(state: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
     else:
         settings["vocab"] = {token: place[number] for token, number in settings["vocab"].items() if number in place}
     if settings["type"] == "BPE":
-        prefix, kept = len(_affixes(settings)[0]), settings["vocab"]
+        prefix, kept = len(subword_affixes(settings)[0]), settings["vocab"]
         settings["merges"] = [
             [left, right]
             for left, right in settings["merges"]
@@ -84,13 +85,13 @@ def _trimmed(state: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
         ]
     for added in trimmed["added_tokens"]:
         added["id"] = place[added["id"]]
-    _renumber(trimmed["post_processor"] or {}, place)
+    _renumber_special_tokens(trimmed["post_processor"] or {}, place)
     return trimmed
 
 
-def _renumber(processor: dict[str, Any], place: Mapping[int, int]) -> None:
+def _renumber_special_tokens(processor: dict[str, Any], place: Mapping[int, int]) -> None:
     for inner in processor.get("processors", ()):
-        _renumber(inner, place)
+        _renumber_special_tokens(inner, place)
     for special in processor.get("special_tokens", {}).values():
         special["ids"] = [place[number] for number in special["ids"]]
     for name in {"sep", "cls"} & processor.keys():
@@ -111,7 +112,7 @@ TeacherTokenizers = PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase |
 """One teacher's tokenizer, or one a teacher; None where it is the student's."""
 
 
-_TEACHER_COLUMN = re.compile(rf"({TEACHER_PREFIX}(?:\d+_)?)(?:{'|'.join(TOKEN_COLUMNS)})")
+TEACHER_TOKEN_COLUMN = re.compile(rf"({TEACHER_PREFIX}(?:\d+_)?)(?:{'|'.join(TOKEN_COLUMNS)})")
 
 
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
@@ -132,7 +133,7 @@ def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBa
 
 
 def per_teacher(tokenizers: TeacherTokenizers, teachers: int) -> list[PreTrainedTokenizerBase | None]:
-    """Give each teacher its tokenizer.
+    """Return one tokenizer a teacher.
 
     Args:
         tokenizers: one for all of them, or a list.
@@ -157,7 +158,7 @@ def per_teacher(tokenizers: TeacherTokenizers, teachers: int) -> list[PreTrained
 def column_prefixes(
     tokenizer: PreTrainedTokenizerBase | None, teacher_tokenizers: Sequence[PreTrainedTokenizerBase | None]
 ) -> list[str]:
-    """Name the columns that each teacher reads.
+    """Return the prefix of the columns that each teacher reads.
 
     Args:
         tokenizer: the student's.
@@ -180,12 +181,26 @@ def column_prefixes(
     return prefixes
 
 
-def _given(tokenizers: TeacherTokenizers) -> list[PreTrainedTokenizerBase]:
+def known_tokenizers(tokenizers: TeacherTokenizers) -> list[PreTrainedTokenizerBase]:
+    """List the teachers' tokenizers that are not the student's."""
     several: Any = tokenizers if isinstance(tokenizers, (list, tuple)) else [tokenizers]
     return [tokenizer for tokenizer in several if tokenizer is not None]
 
 
-def _max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase], pairs: bool) -> int:
+def resolve_max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase], pairs: bool) -> int:
+    """Return the most tokens of a row.
+
+    Args:
+        asked: by the user; None for the tokenizers' own limit, 512 at most.
+        tokenizers: the student's and the teachers'.
+        pairs: whether rows are pairs of texts.
+
+    Returns:
+        The number of tokens, special ones included.
+
+    Raises:
+        ValueError: if that is more than the tokenizers' models take, or leaves no room for text.
+    """
     limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
     special = max(tokenizer.num_special_tokens_to_add(pair=pairs) for tokenizer in tokenizers)
     if asked is None:
@@ -197,8 +212,8 @@ def _max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase]
     return asked
 
 
-class _Encoder:
-    """Gives texts every tokenizer's columns and the student's lengths; see `nlpkd.data.streaming.Encoder`."""
+class TextEncoder:
+    """Turns texts into every tokenizer's columns and the student's lengths; see `nlpkd.data.streaming.Encoder`."""
 
     def __init__(self, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int):
         self.names, self.max_length = columns.texts, max_length
@@ -209,6 +224,7 @@ class _Encoder:
             self.tokenizers.setdefault(prefix, tokenizer)
 
     def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
+        """Return the rows' token columns, truncated, and `length`, the student's."""
         made: dict[str, list] = {}
         for prefix, tokenizer in self.tokenizers.items():
             encoded = tokenizer(
@@ -222,6 +238,7 @@ class _Encoder:
         return made | {"length": [len(ids) for ids in made["input_ids"]]}
 
     def truncated(self, batch: Mapping[str, list]) -> dict[str, int]:
+        """Count the rows that lose tokens, by the prefix of the tokenizer's columns."""
         texts = [batch[name] for name in self.names]
         return {
             prefix: sum(len(ids) > self.max_length for ids in tokenizer(*texts, verbose=False)["input_ids"])
@@ -229,7 +246,8 @@ class _Encoder:
         }
 
     def truncated_of(self, tokenised: Dataset) -> Counter[str]:
-        """Count the rows that lose tokens, of which those at the limit alone are tokenised anew."""
+        """Count the rows that lose tokens, by the prefix of the tokenizer's columns."""
+        # Rows below the limit lost none, so that those at the limit alone are tokenised anew.
         table = tokenised.with_format("arrow")[:]
         columns = [table[f"{prefix}input_ids"] for prefix in self.tokenizers]
         lengths = [pyarrow.compute.list_value_length(column).to_numpy() for column in columns]

@@ -89,7 +89,7 @@ def hash_value(value: Any) -> str:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str) -> list[str]:
-    """Name what differs between two fingerprints, with both values unless they are hashes.
+    """Describe what differs between two fingerprints, with both values unless they are hashes.
 
     Args:
         theirs: those kept on disk, by what a refusal calls them.

@@ -12,18 +12,18 @@ _TOKEN = re.compile(r"((?i:--[\w-]*token[ =]|\b\w*token=))\S+|\bhf_\w{16,}")
 
 
 def now() -> str:
-    """Give the time for a record, in UTC."""
+    """Return the time for a record, in UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def command_line() -> str:
-    """Give the command of this process for a record: no token, and no path of this machine's own."""
+    """Return the command of this process for a record, without tokens and without folders of this machine."""
     words = [_without_folder(word) for word in sys.argv]
     return without_tokens(shlex.join(["python", *words] if words[0].endswith(".py") else words))
 
 
 def without_tokens(text: str) -> str:
-    """Strike access tokens out, by the flag or setting before them or by how the Hub's begin."""
+    """Replace access tokens by `***`; they are known by the flag or setting before them, or begin as the Hub's do."""
     return _TOKEN.sub(lambda match: f"{match[1] or ''}***", text)
 
 

@@ -97,7 +97,7 @@ def _is_zeros_and_ones(rows: Sequence[list[Any]]) -> bool:
 
 
 def _own_names(rows: Sequence[list[Any]], hot: bool, where: str) -> list[str]:
-    """Name the labels of a list column: numbered ones LABEL_0, ..., others in sorted order."""
+    """Return the labels of a list column: numbered ones LABEL_0, ..., others in sorted order."""
     if hot:
         return [f"LABEL_{number}" for number in range(len(rows[0]))]
     found = {each for row in rows for each in row}
@@ -112,7 +112,7 @@ def _own_names(rows: Sequence[list[Any]], hot: bool, where: str) -> list[str]:
 
 
 def _chosen(row: list[Any], own: Sequence[str], hot: bool) -> set[str]:
-    """Name the labels that apply to a row."""
+    """Return the names of the labels that apply to a row."""
     if hot:
         if len(row) != len(own) or any(each not in (0, 1) for each in row):
             raise ValueError(f"use a 0 or 1 for each of the {len(own)} labels")

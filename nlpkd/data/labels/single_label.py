@@ -21,7 +21,7 @@ LONGEST_NAME = 1000
 def encode_labels(
     splits: DatasetDict, column: str, numbers: Sequence[int] | None = None, labelled_rows: int | None = None
 ) -> tuple[DatasetDict, ClassLabel]:
-    """Give every split the column "labels" with the class ids, the names settled by the train split.
+    """Encode labels as class ids in the column "labels" of every split; the train split settles the names.
 
     Names of a ClassLabel are kept; strings get ids in sorted order; integers 0..C-1 without names stay and are named
     "LABEL_0"..; other integers (stars, -1 and 1) get ids in ascending order and their digits as names. A test split

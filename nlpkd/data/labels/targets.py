@@ -33,7 +33,7 @@ class Targets:
 def encode_targets(
     splits: DatasetDict, column: str | Sequence[str], problem_type: str | None = None, names: Sequence[str] = ()
 ) -> Targets:
-    """Settle the task, and give every split the column "labels" in place of the label columns.
+    """Settle the task, and encode the labels in the column "labels" of every split.
 
     Several columns, lists, and lists written as JSON are multi-label: lists of names, of ids, or of a 0 or 1 for each
     label; a column for each label holds 0 and 1, or true and false. Numbers with a fraction are scores (regression).
