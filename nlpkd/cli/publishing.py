@@ -34,7 +34,7 @@ def compress(
     method: Annotated[
         str,
         typer.Option(
-            help="prune-neurons, prune-heads, prune-magnitude, factorize-embeddings, factorize-linear, half or "
+            help="prune-neurons, prune-heads, factorize-embeddings, factorize-linear, half or "
             "trim-vocabulary (to the words of --data)."
         ),
     ],
@@ -43,7 +43,6 @@ def compress(
     keep: Annotated[float | None, typer.Option(help="Share of the neurons or heads to keep.")] = None,
     intermediate_size: Annotated[int | None, typer.Option(help="Or how many neurons a layer keeps.")] = None,
     heads: Annotated[int | None, typer.Option(help="Or how many heads a layer keeps.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights that prune-magnitude zeroes.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of what is factorised.")] = None,
     energy: Annotated[float | None, typer.Option(help="Or the share of the squared weights that it keeps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 (default) or float16, for half.")] = None,
@@ -67,7 +66,6 @@ def compress(
         "keep": keep,
         "intermediate_size": intermediate_size,
         "heads": heads,
-        "sparsity": sparsity,
         "rank": rank,
         "energy": energy,
         "dtype": dtype,

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,6 @@ class OnnxRecord:
         rows: texts that were compared, each in batches of 1, 3 and 32 with the padding that this takes.
         largest_difference: of any logit.
         agreement: share of the same decisions; of a regression the correlation of both scores.
-        fused: ONNX Runtime's operators that the file has, and how many of each.
         retention: its headline metric over that of the student in PyTorch, where both were measured.
     """
 
@@ -79,7 +78,6 @@ class OnnxRecord:
     rows: int
     largest_difference: float
     agreement: float
-    fused: dict[str, int] = field(default_factory=dict)
     retention: float | None = None
 
 
@@ -91,11 +89,11 @@ def export_onnx(
     texts: Texts | None = None,
     max_length: int | None = None,
     tolerance: float = 1e-3,
-    fuse: bool = False,
 ) -> OnnxRecord:
     """Write a classifier as `onnx/model.onnx`, of any number of texts of any length, in float32.
 
-    The file gets its name once it has given PyTorch's logits on the texts; a failure leaves what was there before.
+    The file gets its name once it has given PyTorch's logits on the texts; a failure leaves what was there before. It
+    holds plain ONNX operators, which every runtime reads; ONNX Runtime fuses them as it loads the file.
 
     Args:
         model: the classifier; left as it is.
@@ -104,8 +102,6 @@ def export_onnx(
         texts: real texts to compare on; of pairs two texts each. 64 of random tokens if None.
         max_length: the most tokens of a text; the tokenizer's limit, or 512, if None.
         tolerance: how far a logit may be off, times the largest logit where that is above 1.
-        fuse: store the operators of ONNX Runtime that `onnxruntime.transformers.optimizer` finds. A session fuses
-            nearly the same as it loads any file, so that times hardly differ, and other runtimes do not read them.
 
     Returns:
         The record.
@@ -129,7 +125,6 @@ def export_onnx(
         staged = Path(temporary) / FP32_FILE
         staged.parent.mkdir()
         _export(reference, batch_of(tokenizer, [texts[0], *texts[:2]], max_length), staged)
-        fused = _fuse(staged) if fuse else {}
         classifier = OnnxClassifier(staged, reference.config)
         difference, agreement, largest = compare_logits(classifier, reference, tokenizer, texts, max_length)
         if not difference <= tolerance * max(1.0, largest):
@@ -137,7 +132,7 @@ def export_onnx(
                 f"the ONNX file of this {type(model).__name__} gives other logits than PyTorch, off by up to "
                 f"{difference:.3g} on {len(texts)} texts where tolerance={tolerance:g}: it was not kept"
             )
-        record = OnnxRecord(FP32_FILE, classifier.size_mb, "PyTorch", len(texts), difference, agreement, fused)
+        record = OnnxRecord(FP32_FILE, classifier.size_mb, "PyTorch", len(texts), difference, agreement)
         reference.config.architectures = [type(model).__name__]
         reference.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -255,14 +250,6 @@ def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> N
     program.save(path, external_data=False)  # type: ignore[union-attr]
 
 
-def _fuse(path: Path) -> dict[str, int]:
-    """Store ONNX Runtime's operators; what does not look like a BERT's layers stays as it is."""
-    optimizer = require("onnxruntime.transformers.optimizer")
-    fused = optimizer.optimize_model(str(path), model_type="bert", opt_level=0)
-    fused.save_model_to_file(str(path))
-    return {name: count for name, count in fused.get_fused_operator_statistics().items() if count}
-
-
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep exporter and quantiser from talking of what a caller can do nothing about."""
@@ -282,7 +269,7 @@ def quietly() -> Iterator[None]:
 def compare_logits(
     model: nn.Module, reference: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Texts, max_length: int
 ) -> tuple[float, float, float]:
-    """Give the largest difference of two models' logits, their least agreement, and the largest logit."""
+    """Return the largest difference of two models' logits, their least agreement, and the largest logit."""
     scoring = scoring_of(task_of(model.config))
     differences, agreements, largest = [], [], 0.0
     for size in _BATCH_SIZES:

@@ -1,4 +1,4 @@
-"""Prune what matters least on data: feed-forward neurons, attention heads, single weights."""
+"""Prune what matters least on data: feed-forward neurons and attention heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -164,44 +163,6 @@ def prune_heads(
     return smaller, record_of("prune_heads", paper, model, smaller, **details)
 
 
-def prune_magnitude(model: PreTrainedModel, *, sparsity: float = 0.5) -> tuple[PreTrainedModel, CompressionRecord]:
-    """Set the smallest weights of all linear layers to zero, for good.
-
-    The zeros are stored and multiplied like any other number: the file does not shrink and nothing gets faster, unless
-    the file is packed or the runtime skips zeros. Training on moves them away from zero again. Magnitude pruning is of
-    Han et al. (2015), "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626; the
-    threshold is one for all layers, with `torch.nn.utils.prune.global_unstructured`.
-
-    Args:
-        model: a classifier; left as it is.
-        sparsity: share of the weights of linear layers to set to zero, in (0, 1); biases, layer norms and embeddings
-            are kept.
-
-    Returns:
-        A copy of the same shape, and the record with the sparsity of the linear layers' weights.
-
-    Raises:
-        ValueError: if the sparsity is not in (0, 1), or there are no linear layers.
-    """
-    if not 0 < sparsity < 1:
-        raise ValueError(f"sparsity must be between 0 and 1, got {sparsity}")
-    masked = copy.deepcopy(model)
-    layers = [module for module in masked.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear layers to prune")
-    prune.global_unstructured(
-        [(layer, "weight") for layer in layers], pruning_method=prune.L1Unstructured, amount=sparsity
-    )
-    for layer in layers:
-        prune.remove(layer, "weight")
-    # Made anew, since the masks have changed the order of the parameters.
-    pruned = rebuild(model, copy.deepcopy(model.config), masked.state_dict())
-    zeros = sum(int((layer.weight == 0).sum()) for layer in layers)
-    achieved = zeros / sum(layer.weight.numel() for layer in layers)
-    details = {"sparsity": achieved, "effect": "no smaller file and no faster: zeros are stored and multiplied"}
-    return pruned, record_of("prune_magnitude", "Han et al. 2015, arXiv:1506.02626", model, pruned, **details)
-
-
 def _count(width: int, name: str, keep: float | None, asked: int | None) -> int:
     if (keep is None) == (asked is None):
         raise ValueError(f"give either keep (a share) or {name} (a number), and not both")
@@ -214,7 +175,7 @@ def _count(width: int, name: str, keep: float | None, asked: int | None) -> int:
 
 
 def _layer(name: str) -> str:
-    """Give the part of a parameter's name that says its layer: up to its last number."""
+    """Return the part of a parameter's name that tells its layer: up to its last number."""
     found = re.match(r".*\.\d+\.", name)
     return found[0] if found else ""
 
@@ -228,7 +189,7 @@ def _importance(
     max_rows: int,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """Give each layer's E_x |dL(x)/dm_g|, where m_g = 1 scales group g of what a linear layer reads: `(groups,)`."""
+    """Compute each layer's E_x |dL(x)/dm_g|, with m_g = 1 a factor on group g of what a layer reads: `(groups,)`."""
     rows = labelled_rows(dataset)
     if not len(rows):
         raise ValueError("the rows have no gold labels, and importance is measured by the loss: give labelled rows")

@@ -1,4 +1,4 @@
-"""What a compression did, for the record beside the model."""
+"""What a compression did: sizes for the record beside the model, and how far the outputs moved."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.evaluation.benchmark import model_size_mb
+from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,3 +72,31 @@ def record_of(
     )
     logger.info("%s", record)
     return record
+
+
+def measure_change(
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    new_dataset: Dataset | None = None,
+    new_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[float, float]:
+    """Measure what a compression changed in a model's outputs.
+
+    Args:
+        before: the model given.
+        after: the model that came out.
+        dataset: tokenised rows.
+        tokenizer: pads them.
+        new_dataset: the same rows as the model that came out reads them, where its tokenizer is another.
+        new_tokenizer: that tokenizer.
+
+    Returns:
+        The agreement of their decisions, as in reports, and the mean absolute difference of their logits.
+    """
+    old = torch.from_numpy(predict_logits(before, dataset, tokenizer))
+    rows = dataset if new_dataset is None else new_dataset
+    new = torch.from_numpy(predict_logits(after, rows, tokenizer if new_tokenizer is None else new_tokenizer))
+    scoring = scoring_of(task_of(before.config), getattr(before.config, "thresholds", None))
+    return scoring.agreement(scoring.agreeing(new, old).numpy()), float((new - old).abs().mean())

@@ -10,20 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.half import to_half
 from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
-from nlpkd.compression.prune import prune_heads, prune_magnitude, prune_neurons
+from nlpkd.compression.prune import prune_heads, prune_neurons
+from nlpkd.compression.record import measure_change
 from nlpkd.compression.vocabulary import trim_vocabulary
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, telling_names
 from nlpkd.data.rows import texts_of
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_text_classification
-from nlpkd.evaluation.prediction import predict_logits
-from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import task_of
@@ -37,7 +34,6 @@ RECORD = "compression.json"
 METHODS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "prune-neurons": prune_neurons,
     "prune-heads": prune_heads,
-    "prune-magnitude": prune_magnitude,
     "factorize-embeddings": factorize_embeddings,
     "factorize-linear": factorize_linear,
     "half": to_half,
@@ -146,34 +142,6 @@ def compress(
         save_student(after, output_dir, tokenizer)
         write_atomic(Path(output_dir) / RECORD, (json.dumps(records, indent=2) + "\n").encode())
     return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
-
-
-def measure_change(
-    before: PreTrainedModel,
-    after: PreTrainedModel,
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    new_dataset: Dataset | None = None,
-    new_tokenizer: PreTrainedTokenizerBase | None = None,
-) -> tuple[float, float]:
-    """Measure what a compression changed in a model's outputs.
-
-    Args:
-        before: the model given.
-        after: the model that came out.
-        dataset: tokenised rows.
-        tokenizer: pads them.
-        new_dataset: the same rows as the model that came out reads them, where its tokenizer is another.
-        new_tokenizer: that tokenizer.
-
-    Returns:
-        The agreement of their decisions, as in reports, and the mean absolute difference of their logits.
-    """
-    old = torch.from_numpy(predict_logits(before, dataset, tokenizer))
-    rows = dataset if new_dataset is None else new_dataset
-    new = torch.from_numpy(predict_logits(after, rows, tokenizer if new_tokenizer is None else new_tokenizer))
-    scoring = scoring_of(task_of(before.config), getattr(before.config, "thresholds", None))
-    return scoring.agreement(scoring.agreeing(new, old).numpy()), float((new - old).abs().mean())
 
 
 def _options(method: str) -> str:

@@ -213,10 +213,8 @@ def test_other_tasks_and_students_export_too(make, tmp_path, tokenizer):
     torch.testing.assert_close(classifier(**batch).logits, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_fused_operators_are_counted_and_give_the_same_logits(tmp_path, model, tokenizer):
-    record = export_onnx(model, tokenizer, tmp_path, fuse=True)
-    graph = onnx.load(tmp_path / record.file).graph
-    assert record.fused["SkipLayerNormalization"] == sum(n.op_type == "SkipLayerNormalization" for n in graph.node) > 0
+def test_without_texts_both_files_are_compared_on_64_of_random_tokens(tmp_path, model, tokenizer):
+    record = export_onnx(model, tokenizer, tmp_path)
     assert record.largest_difference < 1e-5 and record.rows == 64
     assert export_int8(tmp_path).size_mb < record.size_mb
 

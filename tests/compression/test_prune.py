@@ -18,7 +18,7 @@ from transformers import (
     NomicBertForSequenceClassification,
 )
 
-from nlpkd.compression import prune_heads, prune_magnitude, prune_neurons
+from nlpkd.compression import prune_heads, prune_neurons
 
 
 def llama_without_groups():
@@ -139,22 +139,6 @@ def test_heads_stay_plain_where_the_config_gives_their_width(
     torch.testing.assert_close(logits_of(loaded, batch), logits_of(model, batch), rtol=0, atol=1e-5)
 
 
-def test_magnitude_pruning_zeroes_the_smallest_weights_of_linear_layers_and_nothing_else():
-    model = make(bert)
-    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    weights = {n: p for n, p in model.named_parameters() if n.removesuffix(".weight") in linear}
-    everything = sorted(value for tensor in weights.values() for value in tensor.abs().flatten().tolist())
-    limit = everything[round(0.3 * len(everything))]
-    pruned, record = prune_magnitude(model, sparsity=0.3)
-    assert list(pruned.state_dict()) == list(model.state_dict())
-    for name, tensor in pruned.named_parameters():
-        before = model.get_parameter(name)
-        expected = before.where(before.abs() >= limit, 0) if name in weights else before
-        assert torch.equal(tensor, expected), name
-    assert record.details["sparsity"] == pytest.approx(0.3, abs=1e-3)
-    assert record.size_mb_after == record.size_mb_before and "no smaller" in record.details["effect"]
-
-
 @pytest.mark.parametrize("prune", [prune_neurons, prune_heads])
 def test_the_model_given_is_left_as_it_is(prune, make_rows, tokenizer):
     model = tiny_bert(hidden_dropout_prob=0.5).train()
@@ -191,8 +175,3 @@ def test_rows_without_labels_are_refused(make_rows, tokenizer):
     rows = rows.remove_columns("labels").add_column("labels", [-100] * 8)
     with pytest.raises(ValueError, match="no gold labels"):
         prune_neurons(tiny_bert(), rows, tokenizer, keep=0.5)
-
-
-def test_a_sparsity_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="sparsity must be between 0 and 1, got 1.5"):
-        prune_magnitude(tiny_bert(), sparsity=1.5)

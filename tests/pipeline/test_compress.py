@@ -20,7 +20,6 @@ from nlpkd.compression import (
     factorize_linear,
     measure_change,
     prune_heads,
-    prune_magnitude,
     prune_neurons,
     to_half,
 )
@@ -185,7 +184,6 @@ def smaller_ones(tokenizer, rows) -> dict:
     return {
         "prune-neurons": lambda model: prune_neurons(model, rows, tokenizer, keep=0.25),
         "prune-heads": lambda model: prune_heads(model, rows, tokenizer, keep=0.5),
-        "prune-magnitude": lambda model: prune_magnitude(model, sparsity=0.6),
         "factorize-embeddings": lambda model: factorize_embeddings(model, rank=3),
         "factorize-linear": lambda model: factorize_linear(model, rank=2),
         "half": to_half,
