@@ -23,8 +23,8 @@ _HOMES = {
     "trim_vocabulary": "nlpkd.compression.vocabulary",
 }
 
-# The whole job, from a saved model and data to a saved smaller one, takes rooms above this one (hub, for the saving), so
-# an import of it would point upwards. Its public name is here, beside the methods, by a string that is resolved on use.
+# The whole job, from a saved model and data to a saved smaller one, uses rooms above this one (hub, for the saving),
+# so that an import of it would point upwards. Its public name is here all the same, as a string resolved on use.
 _HOMES |= {"compress": "nlpkd.pipeline.compress", "CompressResult": "nlpkd.pipeline.compress"}
 
 __all__ = sorted(_HOMES)

@@ -139,7 +139,7 @@ def quantize_dynamic(
 def _inputs(
     model: OnnxClassifier, texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Give a model's inputs text by text, so that no activation of padding counts."""
+    """Yield a model's inputs text by text, so that no activation of padding counts."""
     for at in range(len(texts)):
         batch = batch_of(tokenizer, texts[at : at + 1], max_length)
         yield {name: tensor.numpy() for name, tensor in batch.items() if name in model.inputs}

@@ -85,6 +85,7 @@ def export_litert(
     converter = require("litert_torch", extra="litert")
     if tokens > (limit := getattr(model.config, "max_position_embeddings", tokens)):
         raise ValueError(f"tokens={tokens} is more than the {limit} that the model takes: lower it")
+    # Check the folder, and tokenise the texts as the file will read them.
     directory = Path(directory)
     refuse_another_model(directory, model, tokenizer)
     # Padding and truncation stay in a tokenizer once it was used.
@@ -94,6 +95,7 @@ def export_litert(
     batches = [_padded(batch_of(tokenizer, texts[at : at + 1], tokens), tokenizer, tokens) for at in range(len(texts))]
     accepted = forward_arguments(reference)
     inputs = [name for name in batches[0] if name in accepted]
+    # Convert under a temporary name.
     classifier = _ByPosition(reference, inputs)
     file = LITERT_INT8_FILE if int8 else LITERT_FILE
     directory.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,7 @@ def export_litert(
             raise RuntimeError(f"litert-torch can't convert this {type(model).__name__}: {reason}") from error
         if int8:
             _quantize(path)
+        # Compare with PyTorch, and only then give the file its name.
         with torch.no_grad():
             expected = torch.cat([classifier(*(batch[name] for name in inputs)) for batch in batches])
         found = _run(path, [[batch[name] for name in inputs] for batch in batches])
@@ -129,7 +132,7 @@ def export_litert(
 
 
 class _ByPosition(nn.Module):
-    """Takes a classifier's inputs in order, and gives its logits."""
+    """A classifier that takes its inputs in order and returns its logits."""
 
     def __init__(self, model: PreTrainedModel, inputs: list[str]):
         super().__init__()

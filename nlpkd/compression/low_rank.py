@@ -121,7 +121,7 @@ def factorize_linear(
 
 
 def _rank(shares: Tensor, rank: int | None, energy: float | None, clip: bool = False) -> int:
-    """Give the rank asked for, or the first whose share of the whole, `(full rank,)`, is large enough."""
+    """Return the rank asked for, or the first whose share of the whole, `(full rank,)`, is large enough."""
     if (rank is None) == (energy is None):
         raise ValueError("give either rank or energy, and not both")
     if energy is not None:
@@ -158,6 +158,7 @@ def _as_mobilebert(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> Pre
         "classifier_activation": True,
         "architectures": None,
     }
+    # The weights by the names that MobileBERT has for them.
     names = {
         prefix: "mobilebert.",
         "classifier.dense.": "mobilebert.pooler.dense.",
@@ -167,6 +168,7 @@ def _as_mobilebert(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> Pre
     for name, tensor in model.state_dict().items():
         start = next((start for start in names if name.startswith(start)), "")
         weights[names.get(start, "") + name.removeprefix(start)] = tensor
+    # The table's factors in place of the table.
     embeddings = "mobilebert.embeddings."
     weights[f"{embeddings}position_embeddings.weight"] = weights[f"{embeddings}position_embeddings.weight"][skipped:]
     weights[f"{embeddings}word_embeddings.weight"] = factors["table"]
@@ -176,7 +178,7 @@ def _as_mobilebert(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> Pre
 
 
 def _is_free_of_positions(model: PreTrainedModel) -> bool:
-    """Say whether a DeBERTa's embeddings are those of its words alone, at full width."""
+    """Check whether a DeBERTa's embeddings are those of its words alone, at full width."""
     config: Any = model.config
     return (
         config.model_type == "deberta-v2"
@@ -198,7 +200,7 @@ def _as_deberta(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> PreTra
 
 
 def _advice(model: PreTrainedModel) -> str:
-    """Say what a family whose embeddings can't be factorised can do instead."""
+    """Return what to do in place of factorising the embeddings of a family that has no such form."""
     if getattr(model.config, "embedding_size", None) is not None:
         return f"{type(model).__name__} has factorised embeddings: make_student with a hidden_size makes them narrower"
     families = ", ".join([*_BERTS, "deberta-v2 without absolute positions"])

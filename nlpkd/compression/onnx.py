@@ -215,7 +215,7 @@ def export_record(directory: Path) -> dict[str, Any]:
 
 
 class _Logits(nn.Module):
-    """Gives a classifier's logits alone."""
+    """A classifier that returns its logits alone."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()

@@ -45,7 +45,7 @@ class CapturedOutput:
 
 
 def _recomputes(model: nn.Module) -> bool:
-    """Say whether activation checkpointing is on, that of transformers or that of FSDP."""
+    """Check whether activation checkpointing is on, that of transformers or that of FSDP."""
     return any(
         getattr(module, "gradient_checkpointing", False) or isinstance(module, CheckpointWrapper)
         for module in model.modules()

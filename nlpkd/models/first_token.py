@@ -78,7 +78,7 @@ class FirstTokenOnly:
         layers[-1] = last
 
     def end(self) -> None:
-        """Give the model its last layer back."""
+        """Put the model's whole last layer back."""
         self.whole.training = self.layers[-1].training
         self.layers[-1] = self.whole
 

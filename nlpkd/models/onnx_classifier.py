@@ -24,11 +24,11 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 EXPORT_RECORD = "onnx/export.json"
+"""What the ONNX files of a model's folder were made from, and how they compare with it."""
 
 
 # ONNX Runtime 1.31 takes four times as long for the operator that this makes as for a sum and a layer norm.
 _SLOWER_FUSED = ["SkipLayerNormFusion"]
-"""What the ONNX files of a model's folder were made from, and how they compare with it."""
 
 
 class OnnxClassifier(nn.Module):

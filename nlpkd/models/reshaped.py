@@ -108,7 +108,7 @@ class ReshapedForSequenceClassification(PreTrainedModel):
         return outputs
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the embedding table."""
+        """Return the embedding table."""
         return self.base.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -148,7 +148,7 @@ def rebuild(
 def reshape_linears(
     model: PreTrainedModel, shapes: Mapping[str, Sequence[int]], weights: Mapping[str, Tensor]
 ) -> PreTrainedModel:
-    """Give linear layers of a model other shapes.
+    """Replace linear layers of a model by ones of other shapes.
 
     Args:
         model: a classifier, perhaps reshaped already; left as it is.

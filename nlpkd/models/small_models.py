@@ -151,7 +151,7 @@ class SmallModel(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the embedding table."""
+        """Return the embedding table."""
         return self.embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -238,7 +238,7 @@ def _take(states: Tensor, places: Tensor) -> Tensor:
 
 
 def _from_the_left(states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Move real tokens to the front, in their order, zeros behind them; give their number in each row, `(batch,)`."""
+    """Move real tokens to the front, in their order, zeros behind them; return their numbers too, `(batch,)`."""
     place = torch.arange(real.shape[1], device=real.device)
     order = torch.where(real, place, place + real.shape[1]).argsort(dim=1)
     lengths = real.sum(dim=1)
@@ -293,6 +293,7 @@ def small_student(
     config_class, model_class = SMALL_STUDENTS[kind]
     if unknown := sorted(shape.keys() - {setting.name for setting in dataclasses.fields(config_class)}):
         raise ValueError(f"{', '.join(unknown)}: no setting of {config_class.__name__}")
+    # Where labels, vocabulary and embeddings come from.
     if teacher is None and (id2label is None or vocab_size is None):
         raise ValueError(f"a {kind} without a teacher needs id2label and vocab_size: give both, or the teacher")
     if embeddings is None:
@@ -305,6 +306,7 @@ def small_student(
         shape = _of_teacher(teacher, embeddings) | shape
     shape["id2label"] = {int(k): str(name) for k, name in shape["id2label"].items()}
     config = config_class(**shape, label2id={name: k for k, name in shape["id2label"].items()})
+    # The model, and the teacher's table in it.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student = model_class(config).float()
@@ -321,7 +323,7 @@ def small_student(
 
 
 def _of_teacher(teacher: PreTrainedModel, embeddings: str) -> dict[str, Any]:
-    """Give the settings that a student takes over from its teacher."""
+    """Return the settings that a student takes over from its teacher."""
     rows, width = _table(teacher).shape
     settings = {
         "id2label": teacher.config.id2label,

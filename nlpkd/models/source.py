@@ -52,13 +52,13 @@ class ModelSource:
         return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def config(self) -> Any:
-        """Give the model's config, without its weights."""
+        """Return the model's config, without its weights."""
         if isinstance(self.given, nn.Module):
             return self.given.config
         return load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def teacher(self, dtype: str = "float32") -> PreTrainedModel:
-        """Load the model as a teacher (`nlpkd.load_teacher`); a model is given back as it is."""
+        """Load the model as a teacher (`nlpkd.load_teacher`); a model is returned as it is."""
         if isinstance(self.given, nn.Module):
             return self.given
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
@@ -71,7 +71,7 @@ class ModelSource:
         return OnnxClassifier.from_pretrained(self.given, trust_remote_code=self.trust_remote_code)
 
     def describe(self) -> dict[str, Any]:
-        """Give name and revision for a record; a path is told from a Hub id by its first character."""
+        """Return name and revision for a record; a path is told from a Hub id by its first character."""
         given = self.given
         if isinstance(given, nn.Module):
             given = given.config._name_or_path or f"./{type(given).__name__}"

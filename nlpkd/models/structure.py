@@ -13,17 +13,17 @@ from transformers import PreTrainedModel
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
-    """Give the transformers model inside of a peft adapter's wrapper; any other model as it is."""
+    """Return the transformers model inside of a peft adapter's wrapper; any other model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Say whether a token sees only those before it, so that a text's last token alone has read it all."""
+    """Check whether a token sees only those before it, so that a text's last token alone has read it all."""
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
 def input_table(model: Any) -> nn.Module | None:
-    """Give a model's input embeddings, None where it has none of its own (CANINE hashes characters)."""
+    """Return a model's input embeddings, None where it has none of its own (CANINE hashes characters)."""
     try:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -47,7 +47,7 @@ HEADS_IN = re.compile(r"\b(attention\.output\.dense|out_lin|attn\.o)\.weight$")
 
 
 def size_name(config: Any, size: str) -> str:
-    """Give the name that a family's config has for a size."""
+    """Return the name that a family's config has for a size."""
     return "hidden_dim" if size == "intermediate_size" and not hasattr(config, size) else size
 
 

@@ -107,13 +107,14 @@ def compress(
     known = inspect.signature(function).parameters.keys()
     if unknown := sorted(options.keys() - (known - _GIVEN)):
         raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {_options(method)}")
+    # Where the model comes from and goes to.
     source = ModelSource.of(model, None, trust_remote_code)
     if Path(source.name).is_dir() and Path(source.name).resolve() == Path(output_dir).resolve():
         raise ValueError(
             f"output_dir is the folder of the model: report and card in {output_dir} would be of another one"
         )
     with only_run(output_dir):
-        # A model in half precision stays in it.
+        # Load model and data; a model in half precision stays in it.
         before, tokenizer = source.teacher("auto"), source.tokenizer()
         config: Any = before.config
         load = partial(
@@ -131,13 +132,16 @@ def compress(
         loaded = load(tokenizer=tokenizer)
         adopt_label_names(config, loaded["train"])
         rows = align_labels_to_student(loaded["train"], config, "train")
+        # Compress, by what the method asks for of rows, tokenizer and texts.
         texts = texts_of(rows, loaded.text_columns)
         given = {"dataset": rows, "tokenizer": tokenizer, "texts": texts}
         after, *own, record = function(before, **{name: given[name] for name in known & given.keys()}, **options)
+        # Measure what that changed; a trimmed vocabulary reads the same texts by other ids.
         new = load(tokenizer=own[0])["train"] if own else rows
         agreement, difference = measure_change(before, after, rows, tokenizer, new, *own)
         tokenizer = own[0] if own else tokenizer
         record = replace(record, agreement=agreement, logits_difference=difference)
+        # Save model, tokenizer and record.
         records = [*_earlier_records(source), asdict(record)]
         save_student(after, output_dir, tokenizer)
         write_atomic(Path(output_dir) / RECORD, (json.dumps(records, indent=2) + "\n").encode())

@@ -135,7 +135,7 @@ def export_student(
 
 @contextmanager
 def _staging(directory: Path) -> Iterator[Path]:
-    """Give a folder inside of another for what is not accepted yet; what a killed export left there goes first."""
+    """Make a folder inside of another for what is not accepted yet; what a killed export left there goes first."""
     # Processes that export together each have their own.
     staged = directory / f".exporting-{PartialState().process_index}"
     shutil.rmtree(staged, ignore_errors=True)
@@ -162,7 +162,7 @@ def _labelled_rows(
 
 
 def _retention(report: EvaluationReport, least: float) -> dict[str, float]:
-    """Give each file's headline metric over the student's; refuse all files where one keeps too little."""
+    """Compute each file's headline metric over the student's; refuse all files where one keeps too little."""
     metric = report.task["headline"]
     value = {name: candidate.quality[metric].value for name, candidate in report.candidates.items()}
     student = value.pop("student")

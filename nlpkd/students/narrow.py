@@ -77,7 +77,7 @@ def narrow_student(
         torch.manual_seed(seed)
         student = type(teacher)(config).float()
     if initialization != "random":
-        _start(student, teacher, chosen, initialization)
+        _copy_narrowed(student, teacher, chosen, initialization)
     return student.to(teacher.device).train()
 
 
@@ -100,7 +100,9 @@ def _resized(config: Any, sizes: Mapping[str, int]) -> Any:
     return resized
 
 
-def _start(student: PreTrainedModel, teacher: PreTrainedModel, chosen: Sequence[int], initialization: str) -> None:
+def _copy_narrowed(
+    student: PreTrainedModel, teacher: PreTrainedModel, chosen: Sequence[int], initialization: str
+) -> None:
     """Copy the teacher's weights into the student, narrowed."""
     prefix = layer_stack(teacher)
     source = {name: tensor.detach().float() for name, tensor in teacher.named_parameters()}
@@ -116,7 +118,7 @@ def _start(student: PreTrainedModel, teacher: PreTrainedModel, chosen: Sequence[
             weights[new] = source[name]
     tags = {name: tags[name] for name in weights}
     grams = _grams(weights, tags)
-    kept, gain = _kept(grams, student, teacher, tags, initialization)
+    kept, gain = _projections(grams, student, teacher, tags, initialization)
     norms = {f"{name}.weight" for name, module in student.named_modules() if isinstance(module, nn.LayerNorm)}
     for name, parameter in student.named_parameters():
         tensor = weights[name]
@@ -133,7 +135,7 @@ def _start(student: PreTrainedModel, teacher: PreTrainedModel, chosen: Sequence[
 
 
 def _tags(teacher: PreTrainedModel, prefix: str) -> dict[str, list[_Tag | None]]:
-    """Say what each axis of each parameter runs over, by changing one size of the config after the other."""
+    """Find what each axis of each parameter runs over, by changing one size of the config after the other."""
     config = teacher.config
     hidden = axes_following(teacher, hidden_size=config.hidden_size + config.num_attention_heads)
     inner = axes_following(teacher, intermediate_size=getattr(config, size_name(config, "intermediate_size")) + 1)
@@ -187,14 +189,14 @@ def _grams(weights: Mapping[str, Tensor], tags: Mapping[str, list[_Tag | None]])
     return grams
 
 
-def _kept(
+def _projections(
     grams: Mapping[_Tag, Tensor],
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     tags: Mapping[str, list[_Tag | None]],
     initialization: str,
 ) -> tuple[dict[_Tag, Tensor], float]:
-    """Give what is kept of each axis, `(wide, narrow)`, and what a layer norm's scale is multiplied with."""
+    """Compute what is kept of each axis, `(wide, narrow)`, and what a layer norm's scale is multiplied with."""
     narrow = {
         tag: parameter.shape[axis]
         for name, parameter in student.named_parameters()
@@ -228,7 +230,7 @@ def _heads(importance: Tensor, wide: int, narrow: int, size: int) -> Tensor:
 
 
 def _basis(gram: Tensor, size: int) -> tuple[Tensor, float]:
-    """Give the first eigenvectors, turned to keep the mean a mean, `(wide, size)`, and their share of the whole."""
+    """Compute the first eigenvectors, turned to keep the mean a mean, `(wide, size)`, and their share of the whole."""
     values, vectors = torch.linalg.eigh(gram)
     basis = vectors[:, -size:]
     ones = basis.sum(dim=0)

@@ -1,4 +1,4 @@
-"""Is the teacher any good."""
+"""Whether a teacher knows the gold labels, and in which order it has them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def best_order(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> 
 def check_teacher(
     logits: np.ndarray, labels: np.ndarray, order: Sequence[int] | None, names: Mapping[int, str]
 ) -> tuple[list[int], str | None]:
-    """Hold a teacher against gold labels.
+    """Compare a teacher with gold labels.
 
     Args:
         logits: the teacher's logits on a sample, in its own order, `(rows, labels)`.
@@ -53,6 +53,7 @@ def check_teacher(
         may be right less often, have a mean recall over classes that is as much above that of a constant answer.
     """
     rows, num_labels = logits.shape
+    # How often it is right in its own order, and in the order that fits best.
     predictions = logits.argmax(axis=1)
     accuracy = _accuracy(predictions, labels, range(num_labels) if order is None else order)
     best = best_order(predictions, labels, num_labels)
@@ -69,6 +70,7 @@ def check_teacher(
                 100 * best_accuracy,
             )
             order, accuracy = best, best_accuracy
+    # How often the most frequent label would be.
     majority = np.bincount(labels, minlength=num_labels).max() / rows
     needed = min(majority + 2 * np.sqrt(majority * (1 - majority) / rows), 1.0)
     if (accuracy >= needed and accuracy > majority) or _recalls_classes(predictions, labels, order):
@@ -86,7 +88,7 @@ def check_teacher(
 def check_correlated(
     logits: np.ndarray, labels: np.ndarray, order: Sequence[int] | None, names: Mapping[int, str]
 ) -> tuple[list[int], str | None]:
-    """Hold a teacher of several labels a row, or of scores, against gold labels by how they correlate.
+    """Compare a teacher of several labels a row, or of scores, with gold labels by how they correlate.
 
     Args:
         logits: the teacher's on a sample, in its own order, `(rows, labels)`.
@@ -100,6 +102,7 @@ def check_correlated(
         nothing, the order of the highest mean is used if it is higher by that much.
     """
     rows, num_labels = logits.shape
+    # The correlation of each gold label with each of the teacher's, and the order that fits best.
     table = np.zeros((num_labels, num_labels))
     usable = np.ptp(labels, axis=0) > 0
     if usable.any() and (np.ptp(logits, axis=0) > 0).all():
@@ -110,6 +113,7 @@ def check_correlated(
     def mean(candidate: Sequence[int]) -> float:
         return float(table[np.arange(num_labels), candidate][usable].mean()) if usable.any() else 0.0
 
+    # Above chance in the order given by names, or in the best one where names say nothing.
     needed = 2 / np.sqrt(rows)
     if order is None:
         order = list(range(num_labels))
@@ -177,7 +181,7 @@ def _accuracy(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int])
 
 
 CHECKED_ROWS = 256
-"""Gold labels that a teacher is held against."""
+"""Gold labels that a teacher is compared with."""
 
 
 def check_teacher_on_gold_labels(

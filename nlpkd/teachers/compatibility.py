@@ -141,7 +141,7 @@ def teacher_prefix(
     match_tokens: Sequence[str],
     own: str = TEACHER_PREFIX,
 ) -> str:
-    """Say which columns the teacher reads: the student's (`""`) or its own (`"teacher_"`).
+    """Choose the columns that the teacher reads: the student's (`""`) or its own (`"teacher_"`).
 
     Args:
         student: the model to train.
@@ -195,7 +195,7 @@ def fit_ensemble(
     teacher_tokenizers: Sequence[PreTrainedTokenizerBase | None],
     columns: Sequence[str],
 ) -> None:
-    """Give each teacher of an ensemble its label order by name and the columns that it reads.
+    """Set for each teacher of an ensemble its label order by name and the columns that it reads.
 
     Args:
         ensemble: the teachers.

@@ -159,6 +159,7 @@ class ModelRunner:
         depth = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
         if any(not 0 <= layer <= depth for layer in layers):
             raise ValueError(f"hidden_states={list(layers)}: the teacher has the layers 0 (the embeddings) to {depth}")
+        # Which columns the module reads: the student's, or those made with its own tokenizer.
         self.layers = sorted(set(layers))
         self.capture = Capture(model, {"hidden_states": frozenset(self.layers)}, "teacher")
         own = [name for name in sorted(self.capture.arguments) if re.fullmatch(f"{TEACHER_PREFIX}.*input_ids", name)]
@@ -174,6 +175,7 @@ class ModelRunner:
                 f"a module reads token ids, and there is no column input_ids, only {dataset.column_names}: load the "
                 "data with nlpkd.load_text_classification"
             )
+        # How it is run on them.
         self.model, self.tokenizer, self.device, self.bf16 = model, tokenizer, device, bf16
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device.type, _ACCELERATOR_BATCH_TOKENS)
         self.left = tokenizer.padding_side == "left"

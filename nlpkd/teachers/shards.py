@@ -118,7 +118,7 @@ class ShardFolder:
         return -(-self.rows // self.shard_rows)
 
     def span(self, number: int) -> range:
-        """Give the rows of a shard."""
+        """Return the rows of a shard."""
         return range(number * self.shard_rows, min((number + 1) * self.shard_rows, self.rows))
 
     def found(self) -> dict[int, Path]:
@@ -128,7 +128,7 @@ class ShardFolder:
         return {int(m[1]): self.path / m[0] for m in reversed(matches) if int(m[1]) < len(self)}
 
     def problem(self, path: Path) -> str | None:
-        """Say what is wrong with a shard, or None: its bytes are held against its checksum, then its origin."""
+        """Check a shard's bytes against its checksum, then its origin; return what is wrong, or None."""
         match, digest = _NAME.fullmatch(path.name), digest_of(path)[:16]
         if match is None or digest != match[2]:
             return f"{path} is damaged: its checksum is {digest}"
