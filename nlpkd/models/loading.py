@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nlpkd.models.limits import refuse_foreign_weights, refuse_oversized_config, refuse_oversized_vocabulary
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
 
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
@@ -73,12 +74,17 @@ def load_classifier(
         The model, and the names of parameters that the checkpoint did not have and that were initialised at random.
 
     Raises:
-        ValueError: if the name looks like a path and nothing is there, or the weights there are damaged.
+        ValueError: if the name looks like a path and nothing is there, the weights there are damaged or lie outside
+            of it, or the model is larger than any.
         OSError: if the checkpoint can't be had, or has no safetensors file.
     """
     _refuse_missing_path(name)
     refuse_damaged(Path(name), WEIGHTS)
+    refuse_foreign_weights(Path(name))
     try:
+        refuse_oversized_config(
+            AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code), name
+        )
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(name),
             revision=revision,
@@ -109,14 +115,16 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
         The config.
 
     Raises:
-        ValueError: if the name looks like a path and nothing is there.
+        ValueError: if the name looks like a path and nothing is there, or the model is larger than any.
         OSError: if it can't be had.
     """
     _refuse_missing_path(name)
     try:
-        return AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise OSError(_explain(name, revision, "config", error)) from error
+    refuse_oversized_config(config, name)
+    return config
 
 
 def load_tokenizer(
@@ -147,6 +155,7 @@ def load_tokenizer(
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
+    refuse_oversized_vocabulary(tokenizer, name)
     return tokenizer
 
 

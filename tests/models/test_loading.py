@@ -1,12 +1,15 @@
 """Names into models: what can't be had says why and what to do, and nothing is unpickled."""
 
+import json
+import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from samples import tiny_bert
 
-from nlpkd.models.loading import load_classifier, load_tokenizer, split_revision
+from nlpkd.models.loading import load_classifier, load_config, load_tokenizer, split_revision
 
 
 @pytest.mark.parametrize(
@@ -81,3 +84,57 @@ def test_settings_of_the_config_are_passed_on(tmp_path):
     tiny_bert().save_pretrained(tmp_path)
     model, _ = load_classifier(tmp_path, num_labels=4, ignore_mismatched_sizes=True)
     assert model.config.num_labels == 4
+
+
+# What is refused before it is built
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("load", [load_classifier, load_config])
+def test_a_config_larger_than_any_model_is_refused_before_a_layer_is_built(load, tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", num_hidden_layers=10_000_000)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"has num_hidden_layers=10,000,000, and at most 1,000 is loaded"):
+        load(tmp_path)
+    assert time.monotonic() - started < 10
+
+
+def test_a_table_larger_than_any_vocabulary_is_refused_before_it_takes_memory(tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", vocab_size=4_000_000_000)
+    with pytest.raises(ValueError, match="has vocab_size=4,000,000,000, and at most 10,000,000 is loaded"):
+        load_classifier(tmp_path)
+
+
+def test_a_tokenizer_with_an_id_of_four_billion_is_refused(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["film"] = 4_000_000_000
+    edit_json(tmp_path / "tokenizer.json", model=content["model"])
+    with pytest.raises(ValueError, match="gives 'film' the id 4,000,000,000, and ids up to 10,000,000 are taken"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("outside", ["../elsewhere/model.safetensors", "{elsewhere}/model.safetensors"])
+def test_an_index_of_weights_that_leads_out_of_the_folder_is_refused(outside, tmp_path):
+    model, folder, elsewhere = tiny_bert(), tmp_path / "model", tmp_path / "elsewhere"
+    model.save_pretrained(elsewhere)
+    model.config.save_pretrained(folder)
+    file = outside.format(elsewhere=elsewhere)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), file)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"lists a file '{re.escape(file)}', which lies outside of it"):
+        load_classifier(folder)
+
+
+def test_weights_in_several_files_of_the_folder_are_loaded(tmp_path):
+    saved = tiny_bert()
+    saved.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    loaded, missing = load_classifier(tmp_path)
+    assert missing == []
+    assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in loaded.state_dict().items())

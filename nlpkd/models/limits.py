@@ -1,0 +1,79 @@
+"""Models and tokenizers that are refused by what their files say, before anything is built of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from nlpkd.utils.files import inside
+
+LARGEST_SIZES = {
+    "num_hidden_layers": 1_000,
+    "hidden_size": 100_000,
+    "intermediate_size": 1_000_000,
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 100_000_000,
+}
+"""Far above any published model: a config that says more is damaged or hostile, and building it would never end."""
+
+
+def refuse_oversized_config(config: Any, name: str | Path) -> None:
+    """Refuse a config whose model would take hours or all memory to build.
+
+    Args:
+        config: the config.
+        name: where it is from, for the message.
+
+    Raises:
+        ValueError: if a size is above `LARGEST_SIZES`.
+    """
+    for size, most in LARGEST_SIZES.items():
+        value = getattr(config, size, None)
+        if isinstance(value, int) and value > most:
+            raise ValueError(
+                f"the config of {str(name)!r} has {size}={value:,}, and at most {most:,} is loaded: use a copy that "
+                "you trust"
+            )
+
+
+def refuse_oversized_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
+    """Refuse a tokenizer with ids that no embedding table has.
+
+    Args:
+        tokenizer: the tokenizer.
+        name: where it is from, for the message.
+
+    Raises:
+        ValueError: if an id is above the largest vocabulary of `LARGEST_SIZES`.
+    """
+    most = LARGEST_SIZES["vocab_size"]
+    token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
+    if number >= most:
+        raise ValueError(
+            f"the tokenizer of {str(name)!r} gives {token!r} the id {number:,}, and ids up to {most:,} are taken: use "
+            "a copy that you trust"
+        )
+
+
+def refuse_foreign_weights(folder: Path) -> None:
+    """Refuse a folder whose index of weights leads out of it.
+
+    Args:
+        folder: a model's folder; anything else is passed.
+
+    Raises:
+        ValueError: if the index names a file that lies elsewhere, or can't be read.
+    """
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return
+    try:
+        files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} can't be read ({error!r}): use another copy of the model") from None
+    for file in files:
+        inside(folder, file)
