@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from paths import ROOT
@@ -22,12 +23,13 @@ def start(*arguments: str, cwd: Path | None = None, environment: dict[str, str] 
     return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
 
-class Forked:
-    """The command in a process that need not import anything any more."""
+class Command:
+    """The command in a process that has little left to import; with an environment of its own, more."""
 
-    def __init__(self, *arguments: str, cwd: Path):
+    def __init__(self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None):
         self.said = [cwd / f"{arguments[0]}-{len(list(cwd.glob('*.out')))}.{kind}" for kind in ("out", "err")]
-        self.program = Program(["nlpkd", *arguments], cwd, *self.said, {"COLUMNS": "200"})
+        variables = {**(environment or os.environ), "COLUMNS": "200"}
+        self.program = Program(["nlpkd", *arguments], cwd, *self.said, variables, fresh=environment is not None)
 
     def communicate(self, timeout: float) -> tuple[str, str]:
         self.returncode = self.program.wait(timeout)
@@ -35,6 +37,6 @@ class Forked:
         return out, err
 
 
-def finish(process: subprocess.Popen | Forked) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen | Command) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err

@@ -1,11 +1,9 @@
 """The README's Python runs as it stands."""
 
-import os
 import re
-import subprocess
-import sys
 
 from paths import ROOT
+from processes import run as run_program
 from samples import raw_rows, tiny_bert
 
 from nlpkd import DistillationTrainer
@@ -25,9 +23,6 @@ def test_the_readmes_python_runs_in_order(tmp_path, make_rows, settings, tokeniz
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 6
     (tmp_path / "readme.py").write_text("\n".join(blocks))
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=env
-    )
+    done = run_program(["readme.py"], tmp_path, timeout=600, fresh=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "eval_agreement" in done.stdout and "baseline" in done.stdout and "score" in done.stdout

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from importlib.util import find_spec
 
 import pytest
 from paths import ROOT
+from processes import run as run_program
 
 RECIPES = ROOT / "recipes"
 NEEDS_DEMO = pytest.mark.skipif(
@@ -106,11 +104,10 @@ def test_the_recipe_gives_teacher_student_and_baseline(texts, package_lists, tmp
     ]
     (tmp_path / "list").write_text("\n".join(lists))
     rows = {name: len(part) for name, part in texts.pairs().items()}
-    command = [sys.executable, str(RECIPES / "real_text.py"), "--text", "pairs", "--output_dir", "out", "--num_seeds",
+    command = [str(RECIPES / "real_text.py"), "--text", "pairs", "--output_dir", "out", "--num_seeds",
                "1", "--student", "layers:1", "--max_steps", "2", "--teacher_check", "off", "--report_to", "none",
                "--disable_tqdm", "True"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(RECIPES.parent)}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run = run_program(command, tmp_path, fresh=False)
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (

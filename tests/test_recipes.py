@@ -73,22 +73,18 @@ def start(
 ) -> Run:
     """Start a recipe, or with a name that is no recipe a script; what it prints goes to a file."""
     log = cwd / f"log-{len(list(cwd.glob('log-*')))}"
-    if environment is None and processes == 1:
-        return Run(
-            Program([str(ROOT / "recipes" / name), *arguments], cwd, log, log, {"ACCELERATE_USE_CPU": "true"}), log
-        )
-    environment = dict(os.environ) if environment is None else environment
-    environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable]
-    if processes > 1:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-                    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-                    "--main_process_port", str(port)]  # fmt: skip
-    command += [str(ROOT / "recipes" / name), *arguments] if name.endswith(".py") else ["-c", name, *arguments]
+    words = [str(ROOT / "recipes" / name), *arguments] if name.endswith(".py") else ["-c", name, *arguments]
+    variables = {**(environment or os.environ), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+                 "PYTHONPATH": str(ROOT)}  # fmt: skip
+    if processes == 1:
+        return Run(Program(words, cwd, log, log, variables, fresh=environment is not None), log)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "--main_process_port", str(port), *words]  # fmt: skip
     with log.open("w") as stream:
-        return Run(subprocess.Popen(command, cwd=cwd, env=environment, stdout=stream, stderr=subprocess.STDOUT), log)
+        return Run(subprocess.Popen(command, cwd=cwd, env=variables, stdout=stream, stderr=subprocess.STDOUT), log)
 
 
 def check_output(folder: Path, run: Run) -> dict:

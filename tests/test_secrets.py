@@ -10,6 +10,7 @@ import sys
 import pytest
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment
 from paths import ROOT
+from processes import run as run_program
 from samples import fine_tuned_teacher, raw_rows, tiny_bert
 
 import nlpkd
@@ -19,7 +20,6 @@ from nlpkd.models.loading import load_classifier, load_config, load_tokenizer
 from nlpkd.utils.files import CHECKSUMS, WEIGHTS, refuse_damaged
 
 TEXT = "the film plot was very great and the actor at it was awful"
-COMMAND = [sys.executable, "-c", "from nlpkd.cli import main; main()"]
 LENGTH = ["--max-length", "32"]
 # Ends the process at its first attempt to reach anything by a socket.
 GUARD = """
@@ -61,10 +61,12 @@ def done(tmp_path_factory, tokenizer):
         said = {}
         for name, (token, words) in jobs.items():
             environment = hub_environment(hub, folder / "home", token)
-            start = UNPLUGGED if name == "unplugged" else COMMAND
-            run = subprocess.run([*start, *words], cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)},
-                                 capture_output=True)  # fmt: skip
-            said[name] = (run.returncode, run.stdout + run.stderr)
+            if name == "unplugged":
+                run = subprocess.run([*UNPLUGGED, *words], cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)},
+                                     capture_output=True, text=True)  # fmt: skip
+            else:
+                run = run_program(["nlpkd", *words], folder, environment)
+            said[name] = (run.returncode, (run.stdout + run.stderr).encode())
         assert said["pushed"][0] == 0, said["pushed"][1].decode()
         yield folder, hub.files("alice/student"), said
 
@@ -193,8 +195,7 @@ def test_files_of_a_repository_cannot_be_written_outside_of_the_cache(tmp_path):
             files = {name: b"{}", "onnx/model.onnx": b"", "config.json": config}
             files |= {"model.safetensors.index.json": index} if number == 3 else {}
             hub.repos["model", f"bob/evil{number}"].commit(files, "evil")
-        run = subprocess.run([sys.executable, "-c", PULL], cwd=home, capture_output=True, text=True,
-                             env=hub_environment(hub, home) | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+        run = run_program(["-c", PULL], home, hub_environment(hub, home))
     assert [line[:9] for line in run.stdout.splitlines()] == [f"{number} REFUSED" for number in range(4)], run
     assert list(tmp_path.rglob("outside*")) == [], run.stdout
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import pytest
 import typer
 import yaml
-from commands import Forked, finish, start
+from commands import Command, finish, start
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from safetensors import safe_open
 from samples import raw_rows, tiny_bert
@@ -43,16 +43,16 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 
 
 @pytest.fixture(scope="module")
-def missing_file(folder) -> Forked:
+def missing_file(folder) -> Command:
     """A command that can't work, started early: it needs nothing but time."""
     arguments = ["distill", "--teacher", "backbone", "--train", "trian.tsv", "--output-dir", "x"]
-    return Forked(*arguments, cwd=folder)
+    return Command(*arguments, cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def teacher(folder, missing_file) -> tuple[Path, str]:
     """The teacher that `nlpkd train-teacher` leaves, and what it prints."""
-    process = Forked(
+    process = Command(
         "train-teacher", "--model", "backbone", "--train", "train.tsv", "--validation-split", "0.2",
         "--text-column", "sentence", "--label-column", "verdict", "--output-dir", "teacher",
         "--num-train-epochs", "10", *QUICK, cwd=folder,
@@ -65,7 +65,7 @@ def teacher(folder, missing_file) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def student(folder, teacher) -> tuple[Path, str]:
     """The student that `nlpkd distill` leaves, and what it prints."""
-    process = Forked(
+    process = Command(
         "distill", "--teacher", "teacher", "--student", "layers:2", "--train", "train.tsv", "--validation", "dev.tsv",
         "--label-column", "verdict", "--output-dir", "student", "--baseline", "--num-train-epochs", "2", *QUICK,
         cwd=folder,
@@ -99,14 +99,14 @@ def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, st
     with HubServer() as hub:
         home = folder / "home"
         processes = {
-            "evaluate": Forked(
+            "evaluate": Command(
                 "evaluate", "student", "--teacher", "teacher", "--baseline", "student/baseline", "--data", "dev.tsv",
                 "--label-column", "verdict", "--max-length", "32", "--output-dir", "measured", cwd=folder,
             ),
-            "push": start("push", "student", "--repo-id", "alice/tiny", cwd=folder,
-                          environment=hub_environment(hub, home, WRITE_TOKEN)),
-            "push without token": start("push", "student", "--repo-id", "alice/other", cwd=folder,
-                                        environment=hub_environment(hub, home)),
+            "push": Command("push", "student", "--repo-id", "alice/tiny", cwd=folder,
+                           environment=hub_environment(hub, home, WRITE_TOKEN)),
+            "push without token": Command("push", "student", "--repo-id", "alice/other", cwd=folder,
+                                         environment=hub_environment(hub, home)),
         }  # fmt: skip
         done = {name: finish(process) for name, process in processes.items()}
         pushed = hub.files("alice/tiny") if ("model", "alice/tiny") in hub.repos else {}
@@ -133,7 +133,7 @@ def test_a_run_keeps_its_settings_and_is_run_again_from_them(folder, student):
     assert kept["set"] == {"bf16": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     assert kept["batch_size"] == 8 and kept["baseline"] is True
     code, _, err = finish(
-        Forked("distill", "--config", "student/run.yaml", "--output-dir", "again", "--seed", "42", cwd=folder)
+        Command("distill", "--config", "student/run.yaml", "--output-dir", "again", "--seed", "42", cwd=folder)
     )
     assert code == 0, err
     first, again = (json.loads((folder / name / "report.json").read_text()) for name in ("student", "again"))
@@ -146,7 +146,7 @@ def test_a_run_keeps_its_settings_and_is_run_again_from_them(folder, student):
 
 def test_a_dry_run_tells_what_a_run_takes_and_leaves_nothing(folder, teacher):
     code, out, err = finish(
-        Forked(
+        Command(
             "distill",
             "--teacher",
             "teacher",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hub_server import FINE_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment
 from paths import ROOT
+from processes import run as run_program
 
 from nlpkd.cli.doctor import EXTRAS, _extras, _rights, examine
 
@@ -33,9 +33,8 @@ TOKENS = {
 
 def test_it_says_what_the_hub_knows_of_the_token_and_never_the_token(tmp_path: Path):
     with HubServer() as hub:
-        environment = hub_environment(hub, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", EXAMINE, str(tmp_path / "new" / "run"), json.dumps(TOKENS)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        program = ["-c", EXAMINE, str(tmp_path / "new" / "run"), json.dumps(TOKENS)]
+        done = run_program(program, tmp_path, hub_environment(hub, tmp_path / "home"), timeout=200)
     assert done.returncode == 0, done.stderr
     assert "canary" not in done.stdout + done.stderr
     found = dict(map(json.loads, done.stdout.splitlines()))

@@ -1,12 +1,10 @@
 """A table or matrix of lower rank is the best one of that rank, really smaller, and loads again."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from families import NAMES, SIZE, bert, distilbert, electra, logits_of, make, modernbert, reloaded, roberta
+from processes import run as run_program
 from samples import raw_rows, tiny_bert
 from transformers import (
     DebertaV2Config,
@@ -201,7 +199,8 @@ def test_a_reshaped_model_loads_in_another_process_that_imports_nlpkd_first(tmp_
         f"model = transformers.AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r}); "
         f"print(model(input_ids=torch.tensor({batch['input_ids'].tolist()})).logits.tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    done = run_program(["-c", program], tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
     expected = logits_of(smaller, {"input_ids": batch["input_ids"]})
     torch.testing.assert_close(torch.tensor(eval(done.stdout)), expected, rtol=0, atol=1e-6)
 

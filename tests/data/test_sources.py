@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer, hub_environment
+from processes import run as run_program
 
 from nlpkd.data.readers import LARGEST_FILE, stream_rows
 from nlpkd.data.sources import read_splits
@@ -216,9 +215,8 @@ except Exception as error:
 """
 
 
-def read_in_another_process(name: str, environment: dict[str, str]) -> str:
-    command = [sys.executable, "-c", READ, name]
-    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+def read_in_another_process(name: str, folder: Path, environment: dict[str, str]) -> str:
+    return run_program(["-c", READ, name], folder, environment).stdout
 
 
 def test_a_hub_dataset_is_loaded_by_id_and_revision(tmp_path):
@@ -227,14 +225,15 @@ def test_a_hub_dataset_is_loaded_by_id_and_revision(tmp_path):
     with HubServer() as server:
         server.add_repo("alice/reviews", tmp_path, repo_type="dataset")
         environment = hub_environment(server, tmp_path / "home")
-        read = read_in_another_process("alice/reviews@main", environment)
-        missing = read_in_another_process("alice/nothing", environment)
+        read = read_in_another_process("alice/reviews@main", tmp_path, environment)
+        missing = read_in_another_process("alice/nothing", tmp_path, environment)
     assert read.strip().endswith("alice/reviews@main {'train': ['good', 'bad'], 'test': ['fine']}")
     assert "ValueError 'alice/nothing' is neither a file here nor a dataset you can read on the Hub" in missing
 
 
 def test_a_hub_that_is_out_of_reach_names_the_ways_without_it(tmp_path):
-    said = read_in_another_process("nobody/nothing", {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    said = read_in_another_process("nobody/nothing", tmp_path, environment)
     assert said.startswith("ConnectionError") and "can't be reached" in said
     assert "make demo" in said and "--train_file" in said
 

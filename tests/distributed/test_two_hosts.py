@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import ROOT
+from processes import run as run_program
 from safetensors.torch import load_file
 from samples import fine_tuned_teacher, raw_rows
 
@@ -113,11 +114,8 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder) -> dict[str, torch.Tensor]:
     """The student of one process with the same rows a step."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *RECIPE, "--per_device_train_batch_size", "16"]
-    done = subprocess.run(
-        [*command, "--output_dir", "alone"], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    words = [*RECIPE, "--per_device_train_batch_size", "16", "--output_dir", "alone"]
+    done = run_program(words, folder, fresh=False)
     assert done.returncode == 0, done.stderr
     return load_file(folder / "alone" / "model.safetensors")
 

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from datasets import ClassLabel, Dataset
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
-from paths import ROOT
+from processes import run as run_program
 from samples import raw_rows, tiny_bert
 
 from nlpkd import EvaluationReport, evaluate_student
@@ -249,9 +247,9 @@ def test_texts_are_on_the_local_page_alone_and_never_pushed(folders, tmp_path):
     for path in (folders / "student").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with HubServer() as hub:
-        environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN) | {"PYTHONPATH": str(ROOT)}
         program = "import sys; from nlpkd import push_student; push_student(sys.argv[1], 'alice/tiny')"
-        subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True, timeout=120)
+        environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN)
+        run_program(["-c", program, str(tmp_path)], tmp_path, environment, timeout=120).check_returncode()
         pushed = hub.files("alice/tiny")["report.html"].decode()
     assert "Confusion" in pushed and "disagree most" not in pushed
     assert str(folders) in page and str(folders) not in pushed

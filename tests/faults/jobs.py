@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import resource
 import signal
 import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import torch
-from paths import ROOT, TESTS
+from forks import Forked, fork_server
+from processes import WARM
 from samples import WORDS, raw_rows, tiny_bert
 from transformers import BertTokenizer
 
@@ -173,11 +172,7 @@ class Lab:
 
     def __init__(self, given: Path):
         self.given = given
-        paths = [str(ROOT), str(TESTS), str(TESTS / "faults")]
-        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["jobs"])
-        forkserver.ensure_running()
+        self._server = fork_server(*WARM)
 
     def start(
         self,
@@ -187,12 +182,9 @@ class Lab:
         nth: int = 1,
         number: int = signal.SIGKILL,
         **options: Any,
-    ) -> multiprocessing.Process:
+    ) -> Forked:
         """Start a job that writes to `out`, and its log beside it."""
-        arguments = (stage, self.given, out, options, point, nth, int(number))
-        process = self._context.Process(target=run, args=arguments)
-        process.start()
-        return process  # type: ignore[return-value]
+        return self._server.start(run, stage, self.given, out, options, point, nth, int(number))
 
     def finish(self, stage: str, out: Path, **more: Any) -> tuple[int, str]:
         """Run a job to its end: exit code and log of this call."""
@@ -223,7 +215,7 @@ def outcome(stage: str, out: Path) -> dict[str, Any]:
     return found
 
 
-def wait_until_stopped(process: multiprocessing.Process) -> None:
+def wait_until_stopped(process: Forked) -> None:
     """Wait until SIGSTOP has reached a process."""
     deadline = time.monotonic() + 240
     while Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from datasets import Dataset
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment, hub_fixture  # noqa: F401
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.utils import filter_repo_objects
-from paths import ROOT
+from processes import run as run_program
 from safetensors.torch import load_file
 from samples import tiny_report
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
@@ -71,11 +69,8 @@ print(json.dumps({
 
 def python(hub: HubServer, home: Path, script: str, *arguments: str, token: str | None = None) -> str:
     """Run a script in a fresh process, and return all it printed; the canary tokens must not be in it."""
-    command = [sys.executable, "-c", script, *arguments]
     home.mkdir(exist_ok=True)
-    environment = hub_environment(hub, home, token)
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120)
+    done = run_program(["-c", script, *arguments], home, hub_environment(hub, home, token), timeout=120)
     assert done.returncode == 0, done.stderr
     for secret in (WRITE_TOKEN, READ_TOKEN):
         assert secret not in done.stdout + done.stderr

@@ -1,11 +1,10 @@
 """The BiLSTM and the TextCNN against naive loops, padded, saved and loaded, made for a teacher and distilled."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import run as run_program
 from samples import raw_rows, tiny_bert
 from torch import nn
 from torch.nn import functional as F
@@ -199,9 +198,7 @@ for kind in {KINDS}:
     pipeline("text-classification", model=kind)("good film")
 """
     for imports in IMPORTS:
-        done = subprocess.run(
-            [sys.executable, "-c", imports + program], cwd=tmp_path, capture_output=True, text=True, timeout=120
-        )
+        done = run_program(["-c", imports + program], tmp_path, timeout=120)
         assert done.returncode == 0, f"{imports}\n{done.stderr}"
         printed = dict(line.split(" ", 1) for line in done.stdout.splitlines())
         assert printed.keys() == expected.keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import Forked, finish
+from commands import Command, finish
 from families import llama, make, modernbert, reloaded, roberta
 from samples import raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -230,8 +230,8 @@ def test_the_command_compresses_and_says_what_it_did(saved, tmp_path):
     rows["label"] = rows["label"].map({0: "neg", 1: "pos"})
     rows.to_csv(tmp_path / "train.csv", index=False)
     command = ["compress", "student", "--data", "train.csv", "--max-length", "32", "--output-dir", "out"]
-    working = Forked(*command, "--method", "prune-neurons", "--keep", "0.5", cwd=tmp_path)
-    failing = Forked(*command, "--method", "prune-neurons", "--rank", "4", cwd=tmp_path)
+    working = Command(*command, "--method", "prune-neurons", "--keep", "0.5", cwd=tmp_path)
+    failing = Command(*command, "--method", "prune-neurons", "--rank", "4", cwd=tmp_path)
     code, out, err = finish(working)
     assert code == 0, err
     record = json.loads(out[out.index("{") : out.rindex("}") + 1])

@@ -7,8 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 from datasets import DatasetDict, concatenate_datasets
 from huggingface_hub import constants
-from paths import ROOT
+from processes import Program
 from safetensors.torch import load_file
 from samples import raw_rows, tiny_bert
 from scipy.stats import binomtest
@@ -336,26 +334,23 @@ def working(tmp_path, taught, splits, small):
            "validation": str(tmp_path / "validation.parquet"), "output_dir": str(tmp_path / "out"),
            **QUICK, "save_strategy": "steps", "save_steps": 4, "save_total_limit": 3,
            "lr_scheduler_type": "constant"}  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([sys.executable, "-c", LONG_RUN, json.dumps(job)], env=environment, stdout=log, stderr=log)  # fmt: skip  # noqa: E501
+    log = tmp_path / "log"
+    program = Program(["-c", LONG_RUN, json.dumps(job)], tmp_path, log, log)
     try:
         deadline = time.monotonic() + 300
         while not list((tmp_path / "out").glob("checkpoint-*/checksums.json")):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            assert program.process.is_alive() and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        yield job, process
+        yield job, program
     finally:
-        process.kill()
-        process.wait()
+        program.wait(0)
 
 
 def test_a_killed_run_frees_its_directory_and_is_resumed_from_its_last_whole_checkpoint(working, caplog):
-    killed, process = working
+    killed, program = working
     with pytest.raises(ValueError, match="another run is writing to"):
         distill(**killed, max_steps=1)
-    process.kill()
-    process.wait()
+    program.wait(0)
     out = Path(killed["output_dir"])
     last = last_checkpoint(out)
     done = int(last.name.split("-")[1])
@@ -379,9 +374,9 @@ def one_thread():
 
 
 def test_sigterm_saves_a_checkpoint_from_which_the_run_ends_as_if_nothing_had_been(working, tmp_path, one_thread):
-    job, process = working
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 143
+    job, program = working
+    os.kill(program.process.pid, signal.SIGTERM)
+    assert program.wait(120) == 143
     last = last_checkpoint(Path(job["output_dir"]))
     done = int(last.name.split("-")[1])
     log = (tmp_path / "log").read_text()

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 import yaml
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
-from paths import ROOT
+from processes import run as run_program
 from samples import raw_rows, sentences, tiny_bert
 from transformers import pipeline
 
@@ -158,9 +157,8 @@ for arguments in ({"revision": "nothing"}, {"file": "onnx/other.onnx"}):
 
 def test_a_pushed_student_is_served_from_the_hub_and_no_other_file_is_fetched(student, tmp_path):
     with HubServer() as hub:
-        environment = hub_environment(hub, tmp_path, WRITE_TOKEN) | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", LOAD, str(student), json.dumps(TEXTS)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+        program = ["-c", LOAD, str(student), json.dumps(TEXTS)]
+        done = run_program(program, tmp_path, hub_environment(hub, tmp_path, WRITE_TOKEN), timeout=240)
         assert done.returncode == 0, done.stderr
         assert "onnx/export.json" in hub.files("alice/student")
     printed = [line.split(" ", 1) for line in done.stdout.splitlines()]

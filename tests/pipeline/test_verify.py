@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import finish, start
+from commands import Command, finish
 from hub_server import HubServer, hub_environment
 from samples import raw_rows, tiny_bert
 
@@ -173,7 +173,9 @@ def test_a_published_student_is_verified_at_its_revision(student, rows, tmp_path
         hub.add_repo("alice/tiny", student)
         environment = hub_environment(hub, tmp_path / "home")
         commands = {"first": f"alice/tiny@{first}", "last": "alice/tiny"}
-        started = {name: start("verify", model, environment=dict(environment)) for name, model in commands.items()}
+        started = {
+            name: Command("verify", model, cwd=tmp_path, environment=environment) for name, model in commands.items()
+        }
         done = {name: finish(process) for name, process in started.items()}
     code, out, err = done["first"]
     assert code == 0, err

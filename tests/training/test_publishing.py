@@ -1,12 +1,10 @@
 """`trainer.push_to_hub()` and pushes while training, over real HTTP to a server on loopback."""
 
-import subprocess
-import sys
-
 import pytest
 import yaml
 from hub_server import WRITE_TOKEN, hub_environment
 from paths import TESTS
+from processes import run as run_program
 
 from nlpkd.training.publishing import card_facts
 
@@ -60,9 +58,7 @@ def test_the_trainer_pushes_while_training_and_at_the_end_and_never_a_pickle(hub
     }
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_program([str(script)], tmp_path, environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "PUSHED http" in done.stdout and WRITE_TOKEN not in done.stdout + done.stderr
     titles = [str(commit) for commit in hub.commits("alice/tiny")]
