@@ -155,8 +155,15 @@ def _capturing_sdpa(
 AttentionInterface.register(CAPTURING_SDPA, _capturing_sdpa)
 
 
+def _mask_without_waiting(**options: Any) -> Tensor | None:
+    """Make sdpa's mask; on a GPU even where nothing is padded, since asking the GPU would wait for it."""
+    if torch.device(options.get("device", "cpu")).type != "cpu":
+        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(**options)
+
+
 # Without a mask function of the same name transformers passes no mask at all, and padding is attended in silence.
-AttentionMaskInterface.register(CAPTURING_SDPA, sdpa_mask)
+AttentionMaskInterface.register(CAPTURING_SDPA, _mask_without_waiting)
 
 
 class _BeforeDropout(TorchFunctionMode):

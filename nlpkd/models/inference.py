@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlpkd.models.attention import CAPTURING_SDPA
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.first_token import first_token_only, reads_first_token
 
@@ -52,6 +53,9 @@ def inference_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.
         return model
     if first_token:
         first_token_only(copied)
+    if device_type != "cpu" and copied.config._attn_implementation == "sdpa":
+        # transformers' sdpa waits for the device in every forward pass, to learn whether the batch has padding.
+        copied.set_attn_implementation(CAPTURING_SDPA)
     return copied
 
 

@@ -30,13 +30,15 @@ FIRST_TOKEN = "first token"
 QUICK_DROPOUT = "quick dropout"
 """Dropout draws 16 bits an element."""
 
-PLAIN_ATTENTION = "plain attention"
-"""Attention is the plain products, with a quick dropout, where torch's own way has no fused kernel."""
+OWN_ATTENTION = "own attention"
+"""On the CPU attention is the plain products with a quick dropout, where torch's own way has no fused kernel.
+
+On a GPU it is sdpa with a mask that is made without waiting for the GPU."""
 
 COMPACT_EMBEDDINGS = "compact embeddings"
 """The embedding rows that the training text uses are trained as a table of their own."""
 
-_LEAN = (FIRST_TOKEN, QUICK_DROPOUT, PLAIN_ATTENTION)
+_LEAN = (FIRST_TOKEN, QUICK_DROPOUT, OWN_ATTENTION)
 
 _STILL_WITHOUT_GRADIENT = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
 """Optimizers that, without weight decay, don't move what never had a gradient."""
@@ -104,9 +106,9 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         # Eager attention's maps are read as they go into torch's own dropout.
         (attention == "eager" and parts.student_layers.get("attentions"), _LEAN, "an objective reads eager maps"),
         (args.gradient_checkpointing, [FIRST_TOKEN], "layers are computed again"),
-        (args.device.type != "cpu", [QUICK_DROPOUT, PLAIN_ATTENTION], "training is not on the CPU"),
-        (args.torch_compile, [QUICK_DROPOUT, PLAIN_ATTENTION], "the student is compiled"),
-        (attention != "sdpa", [PLAIN_ATTENTION], "the student's attention is not sdpa"),
+        (args.device.type != "cpu", [QUICK_DROPOUT], "training is not on the CPU"),
+        (args.torch_compile, [QUICK_DROPOUT, OWN_ATTENTION], "the student is compiled"),
+        (attention != "sdpa", [OWN_ATTENTION], "the student's attention is not sdpa"),
         # The embedding table, of which unused rows are assumed to stay where they are
         (not args.compact_embeddings, [COMPACT_EMBEDDINGS], "compact_embeddings is off"),
         (type(parts.collator) is not DistillationCollator, [COMPACT_EMBEDDINGS], "the data_collator may add tokens"),
@@ -157,8 +159,8 @@ class LeanTraining:
             self.changes.append(first)
         if QUICK_DROPOUT not in refused:
             self.changes.append(QuickDropouts(student))
-        if PLAIN_ATTENTION not in refused:
-            self.changes.append(PlainAttention(without_adapter(student)))
+        if OWN_ATTENTION not in refused:
+            self.changes.append(OwnAttention(without_adapter(student)))
         if COMPACT_EMBEDDINGS not in refused:
             compact = compact_training(student, parts.rows, special_ids, log=parts.args.should_log)
             if compact is not None:
@@ -178,11 +180,12 @@ class LeanTraining:
             self.changes = []
 
 
-class PlainAttention:
-    """A model whose attention is the plain products, with its own dropout, while it is trained.
+class OwnAttention:
+    """A model under nlpkd's attention (`nlpkd.models.attention`) while it is trained.
 
     With dropout `scaled_dot_product_attention` has no fused kernel on the CPU, and its own way to the products is
-    longer; in eval mode it runs as ever.
+    longer; in eval mode it runs as ever. On a GPU transformers' sdpa waits for the GPU in every forward pass, to learn
+    whether the batch has padding.
 
     Args:
         model: a transformers model under sdpa, changed in place.

@@ -252,7 +252,8 @@ def test_maps_are_the_same_under_gradient_checkpointing(of):
         (captured.attentions[2].square().sum() + captured.logits.square().sum()).backward()
         first = next(weight for name, weight in model.named_parameters() if name.endswith("self.value.weight"))
         found.append((captured.attentions[2], first.grad))
-    torch.testing.assert_close(found[0], found[1])
+    # Computed again, the map comes out of other products in another order; the gradient is up to 3.
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ENCODERS)

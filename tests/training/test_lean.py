@@ -275,7 +275,7 @@ def test_lean_training_is_the_default_with_a_teacher_and_not_without(make_rows, 
 
 
 def test_activation_checkpointing_keeps_the_last_layer_whole(make_rows, settings, tokenizer):
-    args = settings(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False})
+    args = settings(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
     _, seen = trained(make_rows(16), args, tokenizer, [ForwardKLLoss()], tiny_bert(4, seed=1))
     assert seen.quick and seen.whole
 

@@ -622,7 +622,7 @@ class TestArgumentsOfTrainer:
             trainer = DistillationTrainer(
                 model=tiny_bert(), teacher_model=tiny_bert(layers=4, seed=1), objectives=everything(),
                 train_dataset=make_rows(24), processing_class=tokenizer,
-                args=settings(activation_checkpointing=checkpointing, learning_rate=1e-3),
+                args=settings(gradient_checkpointing=checkpointing, learning_rate=1e-3),
             )  # fmt: skip
             trainer.train()
             runs.append((losses(trainer), losses(trainer, "grad_norm")))
@@ -631,7 +631,7 @@ class TestArgumentsOfTrainer:
 
     def test_reentrant_checkpointing_is_refused_where_it_cuts_objectives_off(self, make_rows, settings, tokenizer):
         given = {"train_dataset": make_rows(8), "processing_class": tokenizer, "teacher_model": tiny_bert(4, seed=1)}
-        again = settings(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
+        again = settings(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
         with pytest.raises(ValueError, match="attentions without gradients"):
             DistillationTrainer(model=tiny_bert(), args=again, objectives=[AttentionMSELoss()], **given)
         DistillationTrainer(model=tiny_bert(), args=again, objectives=[HiddenStateMSELoss()], **given)
