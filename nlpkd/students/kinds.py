@@ -93,7 +93,7 @@ def all_depths(teacher: PreTrainedModel) -> list[str]:
     return [f"layers:{count}" for count in range(teacher.config.num_hidden_layers, 0, -1)]
 
 
-KINDS = (
+KINDS = [
     StudentKind(
         lambda name: name.startswith("layers:"),
         "'layers:3', 3, 'layers:2,4,6', [2, 4, 6]",
@@ -108,7 +108,7 @@ KINDS = (
         lambda teacher: SMALL_STUDENTS,
         has_layers=False,
     ),
-)
+]
 """Every kind of student that is made of a teacher."""
 
 

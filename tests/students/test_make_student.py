@@ -16,7 +16,9 @@ from transformers import (
 )
 
 from nlpkd import make_student
+from nlpkd.students.budget import make_candidates
 from nlpkd.students.checkpoint import with_fresh_pooler
+from nlpkd.students.kinds import KINDS, StudentKind, kind_of
 from nlpkd.students.narrow import narrow_student
 
 STACKS = {
@@ -256,3 +258,21 @@ def test_a_model_without_a_pooler_is_refused_a_fresh_one():
     config = DistilBertConfig(vocab_size=30, dim=16, n_heads=2, n_layers=1, hidden_dim=32)
     with pytest.raises(ValueError, match="DistilBertForSequenceClassification has no pooler"):
         with_fresh_pooler(DistilBertForSequenceClassification(config))
+
+
+def test_a_kind_of_student_is_an_entry_that_make_student_and_budgets_read():
+    """It goes by its name, messages list it, and it is one of a budget's candidates."""
+
+    def wide(teacher, name, *, id2label, seed):
+        return tiny_bert(layers=9)
+
+    kind = StudentKind("wide".__eq__, "'wide'", wide, lambda teacher: ["wide"])
+    KINDS.append(kind)
+    try:
+        assert kind_of("wide") is kind and kind_of("wider") is None
+        assert make_student(bert(), "wide").config.num_hidden_layers == 9
+        with pytest.raises(ValueError, match="names no student of a teacher: use .*, or 'wide'"):
+            make_student(bert(), "wider")
+        assert "wide" in make_candidates(bert(), None, lambda config: getattr(config, "num_hidden_layers", 0) == 9)
+    finally:
+        KINDS.remove(kind)
