@@ -1,4 +1,4 @@
-"""The recording attention."""
+"""Attention that records what objectives read of it, an implementation of its own among transformers'."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Recording:
     def add(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
     ) -> Tensor | None:
-        """Keep what is wanted of the next layer; give its map where it was computed."""
+        """Keep what is wanted of the next layer; return its map where it was computed."""
         # Counted by calls, since some families share one attention module between layers.
         self.depth += 1
         kept: dict[str, Any] = {"queries": query, "keys": key, "values": value}
