@@ -13,6 +13,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from typing import Any
 
+from nlpkd.utils.requirements import refuse_unmet_requirements
+
 _HOMES = {
     "BiLSTMConfig": "nlpkd.models.small_models",
     "BiLSTMForSequenceClassification": "nlpkd.models.small_models",
@@ -46,6 +48,7 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return import_module(f"nlpkd.{name}")
     if name in _HOMES:
+        refuse_unmet_requirements()
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nlpkd' has no attribute {name!r}")
 
