@@ -16,10 +16,11 @@ from transformers.training_args import OptimizerNames
 from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import TEACHER_LOGITS
-from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout, Wanted
+from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
 from nlpkd.models.first_token import first_token_only
 from nlpkd.models.structure import without_adapter
 from nlpkd.training.compact_embeddings import CompactTraining, compact_training
+from nlpkd.training.loss import DistillationLoss
 
 CACHED_TEACHER = "cached teacher"
 """The teacher is run once on every row, before the training."""
@@ -51,10 +52,7 @@ class TrainingParts:
     Attributes:
         args: the settings.
         student: the model, not wrapped.
-        student_layers: kinds and layers that the objectives read of it.
-        teacher: the teacher that would be run on every batch, if there is one.
-        teacher_layers: kinds and layers that the objectives read of it, beside its logits.
-        needs_teacher: whether an objective reads a teacher's outputs, kept with the rows or not.
+        loss: what the objectives read of student and teacher.
         rows: the training rows.
         collator: makes batches of them.
         optimizer: that the user gave, if any.
@@ -63,10 +61,7 @@ class TrainingParts:
 
     args: DistillationConfig
     student: nn.Module
-    student_layers: Wanted
-    teacher: nn.Module | None
-    teacher_layers: Wanted
-    needs_teacher: bool
+    loss: DistillationLoss
     rows: Any
     collator: Any
     optimizer: torch.optim.Optimizer | None
@@ -87,24 +82,26 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         The reason by speed-up (`CACHED_TEACHER`, `FIRST_TOKEN`, ...); those that are allowed are left out.
     """
     args, inner = parts.args, without_adapter(parts.student)
+    student_layers, signals = parts.loss.student.wanted, parts.loss.signals
+    needs_teacher = bool(parts.loss.objectives.need_teacher)
     attention = inner.config._attn_implementation if isinstance(inner, PreTrainedModel) else None
     dataset = isinstance(parts.rows, Dataset)
-    lean = parts.needs_teacher if args.lean_training is None else args.lean_training
+    lean = needs_teacher if args.lean_training is None else args.lean_training
     rules: list[tuple[Any, Sequence[str], str]] = [
         # The teacher, run once
-        (parts.teacher is None, [CACHED_TEACHER], "there is no teacher to run"),
+        (not needs_teacher or signals.live is None, [CACHED_TEACHER], "there is no teacher to run"),
         (args.cache_teacher == "off", [CACHED_TEACHER], "cache_teacher is off"),
         (args.fp16, [CACHED_TEACHER], "fp16 is on, in which the teacher would be run"),
-        (parts.teacher_layers, [CACHED_TEACHER], "the objectives read more of the teacher than its logits"),
+        (signals.wanted, [CACHED_TEACHER], "the objectives read more of the teacher than its logits"),
         (not dataset, [CACHED_TEACHER], "the rows are no datasets.Dataset"),
         (dataset and TEACHER_LOGITS in parts.rows.column_names, [CACHED_TEACHER], "the rows have its logits"),
         (dataset and _epochs(args, len(parts.rows)) <= 1, [CACHED_TEACHER], "every row is read once"),
         # The student, changed in place
         (parts.sharded, [*_LEAN, COMPACT_EMBEDDINGS], "DeepSpeed or FSDP splits the weights up"),
         (not lean, _LEAN, "lean_training is off"),
-        (parts.student_layers.get("hidden_states"), [FIRST_TOKEN], "an objective reads hidden states"),
+        (student_layers.get("hidden_states"), [FIRST_TOKEN], "an objective reads hidden states"),
         # Eager attention's maps are read as they go into torch's own dropout.
-        (attention == "eager" and parts.student_layers.get("attentions"), _LEAN, "an objective reads eager maps"),
+        (attention == "eager" and student_layers.get("attentions"), _LEAN, "an objective reads eager maps"),
         (args.gradient_checkpointing, [FIRST_TOKEN], "layers are computed again"),
         (args.device.type != "cpu", [QUICK_DROPOUT], "training is not on the CPU"),
         (args.torch_compile, [QUICK_DROPOUT, OWN_ATTENTION], "the student is compiled"),

@@ -2,35 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from nlpkd.models.capture import CapturedOutput
+from nlpkd.config import DistillationConfig
+from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.tokenization import TeacherTokenizers
+from nlpkd.models.capture import Capture, CapturedOutput
+from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
+from nlpkd.objectives.presets import resolve
 from nlpkd.tasks import UNLABELLED
+from nlpkd.teachers.compatibility import refuse_reentrant_checkpointing, refuse_shared_weights
+from nlpkd.teachers.signals import TeacherSignals
+
+
+def default_objectives(has_teacher: bool, problem_type: str | None) -> list[Objective]:
+    """Choose objectives where none are given: gold labels, with a teacher its soft targets in equal parts."""
+    return resolve("hinton", problem_type)[0].objectives if has_teacher else [CrossEntropyLoss()]
 
 
 class DistillationLoss:
-    """The weighted sum of total / count over all objectives, on one micro-batch.
+    """The weighted sum of total / count over all objectives, on what student and teacher give for a micro-batch.
+
+    Attributes:
+        objectives: bound to student and teacher.
+        student: runs the student, and keeps what the objectives read of it.
+        signals: where the teacher's outputs come from.
 
     Args:
-        objectives: bound to student and teacher.
+        student: the model to train.
+        teacher: a model, an ensemble, or None where the data bring a teacher's outputs along or nothing reads them.
+        objectives: what to train on. They start anew, with parameters that fit the pair; settings stay as they are.
         own: `compute_loss_func` of `Trainer`, which is called with the student's logits, the labels and the number of
             labelled rows, and added with weight 1; None without one.
-        device: where counts of no objectives are made.
+        args: the settings.
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's where it is another one; of an ensemble a list.
+        columns: of the training data, empty if unknown.
+        autocast: makes the context that the teacher runs in.
+
+    Raises:
+        ValueError: if student, teacher, tokenizers, columns and objectives do not fit together.
     """
 
-    def __init__(self, objectives: ObjectiveSet, own: Callable[..., Tensor] | None, device: torch.device):
-        self.objectives, self.own, self.device = objectives, own, device
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        objectives: Sequence[Objective],
+        own: Callable[..., Tensor] | None,
+        args: DistillationConfig,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None,
+        teacher_tokenizer: TeacherTokenizers,
+        columns: Sequence[str],
+        autocast: Callable[[], AbstractContextManager],
+    ):
+        self.own, self.device = own, args.device
+        given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
+        self.objectives = ObjectiveSet(given, args.weighting)
+        # A teacher, where one is needed
+        needing = self.objectives.need_teacher
+        if teacher is None and needing and columns and TEACHER_LOGITS not in columns:
+            raise ValueError(
+                f"{', '.join(needing)} need a teacher: pass teacher_model, or data with a column {TEACHER_LOGITS!r}"
+            )
+        if teacher is not None:
+            refuse_shared_weights(student, teacher)
+        # Parameters that fit the pair
+        theirs: Any = getattr(teacher, "config", None)
+        if isinstance(teacher, TeacherEnsemble):
+            theirs = [getattr(member, "config", None) for member in teacher.members]
+        self.objectives.bind(getattr(student, "config", None), theirs, args.seed)
+        self.objectives.to(args.device)
+        # Both models give the layers that the objectives read.
+        student_layers, teacher_layers = self.objectives.required_layers()
+        refuse_reentrant_checkpointing(args, student_layers)
+        self.student = Capture(student, student_layers, "student")
+        match_tokens = self.objectives.match_tokens
+        self.signals = TeacherSignals(
+            teacher,
+            student,
+            teacher_layers,
+            match_tokens,
+            tokenizer,
+            teacher_tokenizer,
+            columns,
+            args.device,
+            autocast,
+        )
 
     @property
     def names(self) -> list[str]:
         """The parts by name."""
         return self.objectives.names + ["compute_loss_func"] * (self.own is not None)
+
+    def choices(self, student: Any, columns: Sequence[str]) -> list[str]:
+        """Describe what decides about speed: the student's attention, and where the teacher's outputs come from."""
+        attention = getattr(getattr(student, "config", None), "_attn_implementation", None) or "no"
+        teacher = self.signals.describe(columns) if self.objectives.need_teacher else "no teacher"
+        return [f"{attention} attention", teacher]
 
     def counts(self, batch: Mapping[str, Any]) -> Tensor:
         """Count what each part's mean runs over in a collated batch: `(parts,)`."""

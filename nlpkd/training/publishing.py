@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from huggingface_hub import HfApi
 from torch import nn
 from transformers import SchedulerType
 
 from nlpkd.config import DistillationConfig
+from nlpkd.data.label_names import label_column
+from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import save_page, training_curves
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, hub_id
@@ -131,26 +134,66 @@ def write_card(folder: Path, repo_id: str, facts: dict[str, Any], measure: Calla
         folder: of the student.
         repo_id: the repository whose card it is.
         facts: as `card_facts` returns them; kept in the report.
-        measure: makes the report, facts included, where there is none yet.
+        measure: makes the report where there is none yet.
 
     Raises:
         ValueError: if the report can't be made.
     """
-    if (folder / JSON_NAME).exists():
-        report = EvaluationReport.load(folder)
-        if facts:
-            data = (report.run.get("data") or {}) | facts.get("data", {})
-            report = replace(report, run=report.run | facts | ({"data": data} if data else {}))
-            report.save(folder)
-    else:
-        report = measure()
+    known = (folder / JSON_NAME).exists()
+    report = EvaluationReport.load(folder) if known else measure()
+    if facts:
+        data = (report.run.get("data") or {}) | facts.get("data", {})
+        report = replace(report, run=report.run | facts | ({"data": data} if data else {}))
+    if facts or not known:
         report.save(folder)
+    if not known:
         save_page(report, folder, curves=training_curves(folder))
     write_atomic(folder / "README.md", build_model_card(report, model_name=repo_id).content.encode())
 
 
+def measure_for_card(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    rows: Any,
+    tokenizer: Any,
+    teacher_tokenizer: Any,
+    teacher_order: Sequence[int] | None,
+    run: dict[str, Any],
+) -> EvaluationReport:
+    """Measure a student for its card.
+
+    Args:
+        student: after its training.
+        teacher: the teacher, if there is one.
+        rows: the evaluation set.
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's where it is another one.
+        teacher_order: the index that the teacher gives each of the student's labels, if it is not the student's own.
+        run: of the training, by `describe_training`.
+
+    Returns:
+        The report, which is not saved.
+
+    Raises:
+        ValueError: if there is not one labelled evaluation set.
+    """
+    if not (isinstance(rows, Dataset) and label_column(rows)):
+        raise ValueError(
+            "a card needs figures: give one labelled eval_dataset, or save an EvaluationReport in output_dir"
+        )
+    return evaluate_student(
+        student,
+        teacher,
+        rows,
+        tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        teacher_order=teacher_order,
+        run=run | {"data": {"split": "evaluation", "evaluated_rows": len(rows)}},
+    )
+
+
 def push(
-    folder: str,
+    folder: str | Path,
     repo_id: str,
     args: DistillationConfig,
     commit_message: str,

@@ -1,0 +1,205 @@
+"""A Trainer whose runs can be interrupted, resumed and repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import datasets
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy, TrainOutput, has_length, rotate_checkpoints
+from transformers.utils import PushInProgress
+
+from nlpkd.config import DistillationConfig
+from nlpkd.data.rows import makes_batches
+from nlpkd.training.checkpoints import resolve_resume_checkpoint, write_checkpoint_checksums
+from nlpkd.training.dataloaders import micro_batches, row_lengths, sampled_loader, training_loader
+from nlpkd.training.failures import explain_lost_process, explain_out_of_memory
+from nlpkd.training.interruption import SaveOnSigterm
+from nlpkd.training.loss_log import LossAccumulator
+from nlpkd.training.publishing import push_checkpoint, repository
+from nlpkd.utils.files import atomic_model_update, refuse_damaged
+from nlpkd.utils.locks import only_writer
+
+
+class ResumableTrainer(Trainer):
+    """A `transformers.Trainer` with batches of a fixed order and checkpoints that are complete or not there.
+
+    One process at a time writes to the output directory, SIGTERM leaves a checkpoint, memory that runs out and
+    processes that are gone are explained, and only the same run resumes from a checkpoint.
+
+    Args:
+        **arguments: those of `Trainer`; `args` is a `DistillationConfig`.
+    """
+
+    args: DistillationConfig
+    # Of Trainer, whose own annotations are narrower than what is given here.
+    model: Any
+    push_in_progress: Any
+    processing_class: Any
+    _signature_columns: Any
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.run_record: dict[str, Any] = {}
+        self._interruption = SaveOnSigterm()
+        self.add_callback(self._interruption)
+        # Rows of an optimizer step, where micro-batches shrank since memory ran out; None: as many as they make.
+        self._step_rows: int | None = None
+        # The checkpoint that is being written.
+        self._open_checkpoint: Path | None = None
+
+    # What a subclass adds
+
+    losses: LossAccumulator
+    """The parts of the loss, which the subclass adds to on every micro-batch."""
+
+    def describe_run(self) -> dict[str, Any]:
+        """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
+        raise NotImplementedError
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Prepare a training whose checkpoint is chosen, and clean up after it, however it ends.
+
+        Yields:
+            Nothing.
+        """
+        yield
+
+    def save_beside(self, checkpoint: Path) -> None:
+        """Write what is trained beside the model into a checkpoint; the main process calls it."""
+
+    # Batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Make the loader of training batches: length-grouped by `LengthGroupedBatchSampler`, or as `Trainer` does."""
+        args, given = self.args, self.train_dataset
+        stream, order = makes_batches(given), self.args.train_sampling_strategy
+        if not stream and (given is None or not has_length(given) or order == "batch_rebalance"):
+            return super().get_train_dataloader()
+        dataset, collate = given, self.data_collator
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, "training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, "training")
+        if not stream and order != "group_by_length":
+            sampler = self._get_train_sampler(given)
+            return sampled_loader(dataset, sampler, collate, self._train_batch_size, args, self.accelerator)
+        lengths = [] if stream else row_lengths(given, args.length_column_name)
+        return training_loader(dataset, lengths, collate, self._train_batch_size, self._step_rows, args)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        """Keep predictions in the data set's order, which length grouping would not."""
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Take up a smaller micro-batch after memory ran out: a step keeps its rows, in more of them."""
+        super()._update_auto_batch_size(batch_size)
+        self.losses.restart()
+        args, rows = self.args, self.train_dataset
+        self._step_rows = self._step_rows or args.train_batch_size * args.gradient_accumulation_steps
+        uneven = args.train_sampling_strategy == "group_by_length" and has_length(rows)
+        count = micro_batches(self._step_rows, batch_size, uneven and not makes_batches(rows))
+        args.gradient_accumulation_steps, self._train_batch_size = count, -(-self._step_rows // count)
+
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> TrainOutput:
+        """Train as `Trainer` does.
+
+        Args:
+            resume_from_checkpoint: a whole checkpoint of this run, or True for the last one.
+            *arguments: the other arguments of `Trainer.train`.
+            **options: likewise.
+
+        Raises:
+            FloatingPointError: if the loss or the gradients become NaN or infinite.
+            MemoryError: if memory runs out.
+            OSError: if the disk is full, or (ConnectionError) another process is gone.
+            SystemExit: after a SIGTERM, once the checkpoint is saved.
+            ValueError: if another run writes to `output_dir`, or the checkpoint is damaged or another run's.
+        """
+        args = self.args
+        with only_writer(args.output_dir) if self.is_world_process_zero() else nullcontext():
+            # A search leaves no model between its trials.
+            if self.model is not None:
+                self.run_record = self.describe_run()
+            checkpoint = resolve_resume_checkpoint(resume_from_checkpoint, args.output_dir, self.run_record)
+            self._step_rows = None
+            self.losses.restart()
+            with self.prepared(), explain_out_of_memory(args), explain_lost_process(args):
+                with self._interruption.listening():
+                    return super().train(checkpoint, *arguments, **options)
+
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
+        # Without it a finished run whose last step is within an epoch would take one more when it is resumed.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    # Logging
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # fp16 scales the loss, and skips the steps in which it went too far.
+        if self.accelerator.scaler is None and isinstance(norm, Tensor):
+            self.losses.add_norm(norm)
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the mean of each part of the loss since the last time as `loss/NAME`."""
+        if "loss" in logs:
+            logs |= {f"loss/{name}": mean for name, mean in self.losses.means(self.state.global_step).items()}
+        elif "train_loss" in logs:
+            self.losses.check()
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.losses.check()
+        args, limit = self.args, self.args.save_total_limit
+        run_dir = self._get_output_dir(trial=trial)
+        self._open_checkpoint = folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+        # An older checkpoint may go only when this one has its checksums.
+        args.save_total_limit = None
+        try:
+            with write_checkpoint_checksums(folder, self.run_record, args.should_save):
+                if args.should_save:
+                    self.save_beside(folder)
+                super()._save_checkpoint(model, trial)
+        finally:
+            args.save_total_limit, self._open_checkpoint = limit, None
+        if args.should_save:
+            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        # A checkpoint is made whole by its own checksums.
+        as_it_is = folder == self._open_checkpoint or not self.args.should_save
+        with nullcontext(folder) if as_it_is else atomic_model_update(folder) as target:
+            super()._save(str(target), state_dict)
+
+    def _load_best_model(self) -> None:
+        refuse_damaged(Path(str(self.state.best_model_checkpoint)))
+        super()._load_best_model()
+
+    # Hub
+
+    @property
+    def _repository(self) -> str:
+        return self.hub_model_id or repository(self.args)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if self.args.hub_always_push or not busy:
+            jobs = [push_checkpoint(checkpoint_folder, self._repository, self.args, self.state.global_step)]
+            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
