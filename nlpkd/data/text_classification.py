@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import Columns, check_texts, find_columns
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.rows import class_counts, has_unlabelled
 from nlpkd.data.soft_labels import add_soft_labels
@@ -186,6 +187,40 @@ def load_text_classification(
         max_length=max_length,
         name=name,
     )
+
+
+def load_rows_for_model(
+    data: Source,
+    config: Any,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: TeacherTokenizers = None,
+    data_args: DataArguments | None = None,
+    splits: Sequence[str] = ("test", "validation", "train"),
+) -> tuple[Any, str, TextClassificationData]:
+    """Load labelled rows for a model that is there: of its task, with its label ids.
+
+    Args:
+        data: labelled rows; see `load_text_classification`.
+        config: the model's; it takes the names of the rows' labels where its own carry no meaning.
+        tokenizer: the model's tokenizer.
+        teacher_tokenizer: of further models that read the rows, as for `load_text_classification`.
+        data_args: how the rows are read; the task and label names are the model's where they are not given.
+        splits: the first one that is there is taken.
+
+    Returns:
+        The split's rows, its name, and all that was loaded.
+
+    Raises:
+        ValueError: if the rows can't be read, none of the splits is there, or labels are not the model's.
+    """
+    asked = (data_args or DataArguments()).with_labels_of(config)
+    loaded = load_text_classification(data, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer, data_args=asked)
+    split = next((name for name in splits if name in loaded), None)
+    if split is None:
+        raise ValueError(f"{loaded.name} has no split {' or '.join(map(repr, splits))}, found {list(loaded)}")
+    adopt_label_names(config, loaded[split])
+    return align_labels_to_student(loaded[split], config, split), split, loaded
 
 
 def _stream_train(

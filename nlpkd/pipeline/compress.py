@@ -17,13 +17,12 @@ from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
 from nlpkd.compression.prune import prune_heads, prune_neurons
 from nlpkd.compression.record import measure_change
 from nlpkd.compression.vocabulary import trim_vocabulary
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, telling_names
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import texts_of
 from nlpkd.data.sources import Source
-from nlpkd.data.text_classification import load_text_classification
+from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
-from nlpkd.tasks import task_of
 from nlpkd.utils.files import write_atomic
 from nlpkd.utils.locks import only_run
 
@@ -116,28 +115,22 @@ def compress(
     with only_run(output_dir):
         # Load model and data; a model in half precision stays in it.
         before, tokenizer = source.teacher("auto"), source.tokenizer()
-        config: Any = before.config
-        load = partial(
-            load_text_classification,
-            data,
+        data_args = DataArguments(
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
             max_length=max_length,
-            problem_type=task_of(before.config),
-            label_names=telling_names(config.id2label),
             dataset_config=dataset_config,
             dataset_revision=dataset_revision,
         )
-        loaded = load(tokenizer=tokenizer)
-        adopt_label_names(config, loaded["train"])
-        rows = align_labels_to_student(loaded["train"], config, "train")
+        load = partial(load_rows_for_model, data, before.config, data_args=data_args, splits=["train"])
+        rows, _, loaded = load(tokenizer=tokenizer)
         # Compress, by what the method asks for of rows, tokenizer and texts.
         texts = texts_of(rows, loaded.text_columns)
         given = {"dataset": rows, "tokenizer": tokenizer, "texts": texts}
         after, *own, record = function(before, **{name: given[name] for name in known & given.keys()}, **options)
         # Measure what that changed; a trimmed vocabulary reads the same texts by other ids.
-        new = load(tokenizer=own[0])["train"] if own else rows
+        new = load(tokenizer=own[0])[0] if own else rows
         agreement, difference = measure_change(before, after, rows, tokenizer, new, *own)
         tokenizer = own[0] if own else tokenizer
         record = replace(record, agreement=agreement, logits_difference=difference)

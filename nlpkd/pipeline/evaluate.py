@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, telling_names
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import count_texts
 from nlpkd.data.sources import Source
-from nlpkd.data.text_classification import TextClassificationData, load_text_classification
+from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import DOCUMENT, one_row_a_document
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -27,6 +28,9 @@ from nlpkd.utils.provenance import command_line, now
 
 LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens": (16, 64, 128), "latency_runs": 100}
 """Batch sizes, lengths and timed passes of a latency grid, as arguments of `evaluate`."""
+
+
+_MEASURED_SPLITS = ("test", "validation", "train")
 
 
 _ROLES = ("teacher", "student", "baseline")
@@ -96,27 +100,26 @@ def evaluate(
         _check_examples(examples, models, output_dir)
     others = {name: each for name, each in tokenizers.items() if not same_tokenizer(tokenizer, each)}
     load = partial(
-        load_text_classification,
+        load_rows_for_model,
+        config=config,
         tokenizer=tokenizer,
         teacher_tokenizer=[others.get("teacher"), *(each for name, each in others.items() if name != "teacher")],
+    )
+    data_args = DataArguments(
         text_column=text_column,
         text_pair_column=text_pair_column,
         label_column=label_column,
         max_length=max_length,
         window_stride=window_stride,
-        problem_type=task_of(config),
-        label_names=telling_names(config.id2label),
+        dataset_config=dataset_config,
+        dataset_revision=dataset_revision,
     )
-    loaded = load(data, dataset_config=dataset_config, dataset_revision=dataset_revision)
-    split = split or _measured_split(loaded)
-    if split not in loaded:
-        raise ValueError(f"{loaded.name} has no split {split!r}, found {list(loaded)}")
-    adopt_label_names(config, loaded[split])
-    rows = align_labels_to_student(loaded[split], config, split)
+    rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else _MEASURED_SPLITS)
     fitted = None
     if held_out is not None:
-        further = load(held_out)
-        fitted = align_labels_to_student(further[_measured_split(further)], config, "held-out")
+        # The configuration and the revision are those of `data` alone.
+        other_args = replace(data_args, dataset_config=None, dataset_revision=None)
+        fitted, *_ = load(held_out, data_args=other_args, splits=_MEASURED_SPLITS)
     # Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
     name, revision = split_revision(loaded.name) if in_full else (loaded.name, None)
@@ -218,10 +221,6 @@ def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | 
         raise ValueError(f"examples must lie in 1..{DISAGREEMENTS}, found {examples}")
     if (task := task_of(models["student"].config)) not in (None, SINGLE_LABEL):
         raise ValueError(f"examples are of single-label tasks, and the student's is {task}: leave them out")
-
-
-def _measured_split(loaded: TextClassificationData) -> str:
-    return next(name for name in ("test", "validation", "train") if name in loaded)
 
 
 def _texts(rows: Dataset, loaded: TextClassificationData, report: EvaluationReport, examples: int) -> dict[int, str]:

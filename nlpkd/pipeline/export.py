@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
 
 from nlpkd.compression.int8 import export_int8
 from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_record, refuse_another_model
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, telling_names
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
-from nlpkd.data.text_classification import load_text_classification
+from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import ModelSource
-from nlpkd.tasks import task_of
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import command_line, now
 
@@ -147,14 +147,16 @@ def _staging(directory: Path) -> Iterator[Path]:
 
 
 def _labelled_rows(
-    data: Source, config: Any, order: Sequence[str] = ("test", "validation", "train"), **columns: Any
+    data: Source,
+    config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    order: Sequence[str] = ("test", "validation", "train"),
+    **columns: Any,
 ) -> tuple[Any, list[Any]]:
     """Load the rows of the first split that there is, and their first texts."""
-    names = telling_names(config.id2label)
-    loaded = load_text_classification(data, problem_type=task_of(config), label_names=names, **columns)
-    split = next(name for name in order if name in loaded)
-    adopt_label_names(config, loaded[split])
-    rows = align_labels_to_student(loaded[split], config, split)
+    rows, _, loaded = load_rows_for_model(
+        data, config, tokenizer=tokenizer, data_args=DataArguments(**columns), splits=order
+    )
     first = rows.select(range(min(_COMPARED_TEXTS, len(rows))))
     texts = first[loaded.text_column][:]
     pairs = loaded.text_pair_column
