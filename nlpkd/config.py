@@ -187,7 +187,7 @@ class DistillationConfig(TrainingArguments):
         return self.__dict__ | {name: None for name in self.__dict__ if name.endswith("_token")}
 
     def choices(self) -> list[str]:
-        """Say what decides about speed, as it was chosen for this machine or asked for."""
+        """List what decides about speed, as it was chosen for this machine or asked for."""
         grouped = self.train_sampling_strategy == "group_by_length"
         return [
             "bf16" if self.bf16 else "fp16" if self.fp16 else "float32",
@@ -228,7 +228,7 @@ def check_ensemble(average: str, weights: Sequence[float] | None) -> None:
 
 
 def fast_at_bf16(use_cpu: bool) -> bool:
-    """Say whether bf16 mixed precision pays on this machine.
+    """Check whether bf16 mixed precision pays on this machine.
 
     Args:
         use_cpu: whether training runs on the CPU.

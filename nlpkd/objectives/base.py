@@ -89,7 +89,7 @@ class Objective(nn.Module, ABC):
         return bool(self.needs & FEATURES)
 
     def required_layers(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
-        """Say, after `bind`, which layers of student and teacher are needed, by kind."""
+        """Return, after `bind`, which layers of student and teacher are needed, by kind."""
         return {}, {}
 
     @abstractmethod
@@ -159,11 +159,11 @@ class LayerObjective(Objective):
             raise ValueError(f"layer 0 is the embedding output and has no {' or '.join(needed)}: got {self.pairs}")
 
     def match(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
-        """Give the pairs of layers, `(student layer, teacher layer)`, for models of these depths."""
+        """Return the pairs of layers, `(student layer, teacher layer)`, for models of these depths."""
         return map_layers(self.layers, student_depth, teacher_depth)
 
     def required_layers(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
-        """Say which layers are needed, by kind."""
+        """Return which layers are needed, by kind."""
         kinds = self.needs & FEATURES
         student, teacher = (frozenset(side) for side in zip(*self.pairs, strict=True))
         return dict.fromkeys(kinds, student), dict.fromkeys(kinds, teacher)
@@ -187,7 +187,7 @@ class LayerObjective(Objective):
 
 
 def token_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Give 1.0 for every real token and 0.0 for padding, float32 `(batch, seq)`."""
+    """Return 1.0 for every real token and 0.0 for padding, float32 `(batch, seq)`."""
     if "attention_mask" in batch:
         return batch["attention_mask"].float()
     return torch.ones_like(batch["input_ids"], dtype=torch.float32)
@@ -215,7 +215,7 @@ def batch_rows(batch: Mapping[str, Any]) -> Tensor:
 
 
 def labels_of(batch: Mapping[str, Any], objective: Objective) -> Tensor:
-    """Give the gold labels of a batch.
+    """Return the gold labels of a batch.
 
     Raises:
         ValueError: if there are none.

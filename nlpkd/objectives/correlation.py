@@ -53,7 +53,7 @@ class DISTLoss(Objective):
         self.beta, self.gamma = beta, gamma
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
-        """Say so where there are two classes; see `Objective.bind`."""
+        """Warn where there are two classes; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         if getattr(student_config, "num_labels", None) == 2:
             logger.warning(
@@ -89,7 +89,7 @@ class DISTLoss(Objective):
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Give Pearson's correlation of each row, `(rows, columns)` -> `(rows,)`."""
+    """Compute Pearson's correlation of each row, `(rows, columns)` -> `(rows,)`."""
     first, second = (each - each.mean(dim=-1, keepdim=True) for each in (first, second))
     norms = first.norm(dim=-1) * second.norm(dim=-1)
     return (first * second).sum(dim=-1) / norms.clamp(min=1e-12)

@@ -51,11 +51,11 @@ class ExampleObjective(LayerObjective):
         return False
 
     def required_layers(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
-        """Say which layers are needed, by kind."""
+        """Return which layers are needed, by kind."""
         return super().required_layers() if self.on == "hidden_states" else ({}, {})
 
     def widths(self, student_config: Any, teacher_config: Any) -> tuple[int, int]:
-        """Give the widths of the vectors of student and teacher."""
+        """Return the widths of the vectors of student and teacher."""
         if self.on == "logits":
             return student_config.num_labels, student_config.num_labels
         return student_config.hidden_size, teacher_config.hidden_size
@@ -192,7 +192,7 @@ class ContrastiveLoss(ExampleObjective):
 
 
 def _distances(vectors: Tensor) -> Tensor:
-    """Give the distances between all pairs of different rows, divided by their mean: `(rows * (rows - 1),)`."""
+    """Compute the distances between all pairs of different rows, divided by their mean: `(rows * (rows - 1),)`."""
     apart = ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
     squared = (vectors[:, None] - vectors[None]).square().sum(dim=-1)[apart]
     # Clamped before the root, whose gradient at 0 (the same text twice) is infinite.
@@ -201,6 +201,6 @@ def _distances(vectors: Tensor) -> Tensor:
 
 
 def _angles(vectors: Tensor) -> Tensor:
-    """Give cos(i, j, k) as `(j, i, k)`."""
+    """Compute cos(i, j, k) as `(j, i, k)`."""
     directions = F.normalize(vectors[None] - vectors[:, None], dim=-1, eps=1e-6)  # (j, i, width)
     return (directions @ directions.transpose(1, 2)).float()

@@ -35,7 +35,7 @@ class ProjectedObjective(LayerObjective):
         self.projections = nn.ModuleList(nn.Linear(narrow, wide, bias=False) for _ in pairs)
 
     def states(self, position: int, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
-        """Give a pair of layers' hidden states, the student's projected: float32 `(batch, seq, teacher hidden)`."""
+        """Return a pair of layers' hidden states, the student's projected: float32 `(batch, seq, teacher hidden)`."""
         ours, theirs = self.pairs[position]
         state = student.hidden_states[ours].float()
         if self.projections:
@@ -112,7 +112,7 @@ class HiddenStateCosineLoss(TokenObjective):
         super().__init__(layers, weight)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Take the cosine from 1."""
+        """Compute 1 - cosine."""
         return 1 - F.cosine_similarity(student, teacher, dim=-1)
 
 

@@ -85,7 +85,7 @@ class CrossEntropyLoss(Objective):
         return (errors.mean(dim=-1) * labelled).sum()
 
     def _labelled(self, batch: Mapping[str, Any]) -> Tensor:
-        """Say which rows have a gold label: bool `(batch,)`."""
+        """Check which rows have a gold label: bool `(batch,)`."""
         labels = labels_of(batch, self)
         known = ~labels.isnan() if self.task == REGRESSION else labels != UNLABELLED
         return known.reshape(len(labels), -1).all(dim=1)

@@ -113,7 +113,7 @@ class SoftTargetObjective(Objective):
         """Compare softened logits `(batch, labels)` row by row: `(batch,)`."""
 
     def log_distributions(self, *logits: Tensor) -> list[Tensor]:
-        """Give log-probabilities, `(batch, classes)`, or `(batch, labels, 2)` for multi-label tasks."""
+        """Compute log-probabilities, `(batch, classes)`, or `(batch, labels, 2)` for multi-label tasks."""
         if self.task == MULTI_LABEL:
             logits = tuple(torch.stack([each, torch.zeros_like(each)], dim=-1) for each in logits)
         return [each.log_softmax(dim=-1) for each in logits]
@@ -263,7 +263,7 @@ class DecoupledKDLoss(SoftTargetObjective):
         self.alpha, self.beta = alpha, beta
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
-        """Say so where there are two classes; see `Objective.bind`."""
+        """Warn where there are two classes; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         if getattr(student_config, "num_labels", None) == 2:
             logger.warning(

@@ -84,7 +84,7 @@ class ObjectiveSet(nn.Module):
         return self.members[position]
 
     def at(self, progress: float) -> None:
-        """Tell all schedules how much of the training is done, 0 to 1."""
+        """Set how much of the training is done, 0 to 1, for all schedules."""
         self.progress = progress
         for objective in self.members:
             objective.progress = progress
@@ -162,7 +162,7 @@ class ObjectiveSet(nn.Module):
         return loss
 
     def factors(self) -> dict[str, float]:
-        """Give what each objective is multiplied by now, by name."""
+        """Return what each objective is multiplied by now, by name."""
         factors = self.weighting.factors(self.progress)
         return dict(zip(self.names, factors.tolist() if isinstance(factors, Tensor) else factors, strict=True))
 
@@ -189,7 +189,7 @@ class ObjectiveSet(nn.Module):
         return [group for group in groups if group["params"]]
 
     def average_gradients(self, accelerator: Any) -> None:
-        """Give the own parameters that are trained their mean gradient over all processes, in one reduction.
+        """Average the gradients of the own parameters over all processes, in one reduction.
 
         Args:
             accelerator: of the training.

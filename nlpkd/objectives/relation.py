@@ -76,7 +76,7 @@ class SelfAttentionRelationLoss(LayerObjective):
         return torch.stack(parts).sum()
 
     def _relation(self, heads: Tensor, mask: Tensor) -> Tensor:
-        """Give the log of the relation among the tokens of vectors `(batch, heads, seq, head)`."""
+        """Compute the log of the relation among the tokens of vectors `(batch, heads, seq, head)`."""
         joined = heads.transpose(1, 2).flatten(2)  # (batch, seq, width)
         cut = joined.unflatten(2, (self.relation_heads, -1)).transpose(1, 2)  # (batch, R, seq, width / R)
         scores = (cut @ cut.transpose(-1, -2)).float() * cut.shape[-1] ** -0.5
@@ -112,7 +112,7 @@ class ValueRelationLoss(SelfAttentionRelationLoss):
 
 
 def _widths(config: Any, kinds: frozenset[str]) -> set[int]:
-    """Give the widths of a model's queries, keys and values, all heads side by side."""
+    """Return the widths of a model's queries, keys and values, all heads side by side."""
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     shared = getattr(config, "num_key_value_heads", None) or heads

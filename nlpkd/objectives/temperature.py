@@ -18,7 +18,7 @@ class Temperature(ABC):
 
     @abstractmethod
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float | Tensor:
-        """Give the temperature.
+        """Return the temperature.
 
         Args:
             student_logits: `(batch, labels)`.
@@ -48,7 +48,7 @@ class ConstantTemperature(Temperature):
         _require_positive(self.value)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float:
-        """Give T; see `Temperature`."""
+        """Return T; see `Temperature`."""
         return self.value
 
     def config(self) -> Any:
@@ -109,7 +109,7 @@ class FocalTemperature(Temperature):
             raise ValueError(f"beta must be >= 0, got {self.beta}")
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> Tensor:
-        """Hold student against teacher; see `Temperature`."""
+        """Compare student and teacher; see `Temperature`."""
         with torch.no_grad():
             cosine = torch.cosine_similarity(student_logits.float(), teacher_logits.float(), dim=-1)
             distance = (1 - cosine).clamp(min=0).pow(self.gamma)

@@ -27,7 +27,7 @@ class Weighting(nn.Module):
         self.base = [objective.weight for objective in objectives]
 
     def factors(self, progress: float) -> Tensor | list[float]:
-        """Give what each objective is multiplied by, `(objectives,)`.
+        """Return what each objective is multiplied by, `(objectives,)`.
 
         Args:
             progress: share of the training that is done, 0 to 1.
@@ -35,7 +35,7 @@ class Weighting(nn.Module):
         return self.base
 
     def penalty(self, shares: Tensor) -> Tensor | float:
-        """Give what keeps moving weights from moving to 0.
+        """Compute the term that keeps learned weights from moving to 0.
 
         Args:
             shares: how much of the optimizer step's mean this micro-batch makes, `(objectives,)`.
@@ -94,11 +94,11 @@ class UncertaintyWeighting(Weighting):
         self.register_buffer("scale", torch.tensor(self.base), persistent=False)
 
     def factors(self, progress: float) -> Tensor:
-        """Give w_i exp(-s_i); see `Weighting.factors`."""
+        """Compute w_i exp(-s_i); see `Weighting.factors`."""
         return self.scale * (-self.log_variances).exp()
 
     def penalty(self, shares: Tensor) -> Tensor:
-        """Give the micro-batch's share of the sum of w_i s_i; see `Weighting.penalty`."""
+        """Compute the micro-batch's share of the sum of w_i s_i; see `Weighting.penalty`."""
         return (self.scale * self.log_variances * shares).sum()
 
 

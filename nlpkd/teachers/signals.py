@@ -97,12 +97,12 @@ class TeacherSignals:
         return self.cached if self.cached.gives(columns, self.wanted) else self.live
 
     def describe(self, columns: Container[str]) -> str:
-        """Say where the outputs come from for data with these columns."""
+        """Describe where the outputs come from for data with these columns."""
         kept = self.source(columns) is self.cached
         return "the teacher's outputs kept with the rows" if kept else "the teacher run on every batch"
 
     def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput | None:
-        """Give the teacher's outputs for a collated batch; None without a teacher."""
+        """Return the teacher's outputs for a collated batch; None without a teacher."""
         source = self.source(batch)
         return None if source is None else source.outputs(batch)
 

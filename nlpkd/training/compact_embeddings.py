@@ -127,21 +127,25 @@ class CompactTraining:
         for group in self.optimizer.param_groups:
             group["params"] = [whole if parameter is compact else parameter for parameter in group["params"]]
         if compact in self.optimizer.state:
-            self.optimizer.state[whole] = self._each(self.optimizer.state.pop(compact), self.compact.whole)
+            self.optimizer.state[whole] = self._change_moments(self.optimizer.state.pop(compact), self.compact.whole)
 
-    def _each(self, state: dict[str, Any], change: Any) -> dict[str, Any]:
+    def _change_moments(self, state: dict[str, Any], change: Any) -> dict[str, Any]:
         """Change what an optimizer keeps for each element, not its scalars."""
         return {name: change(value) if getattr(value, "ndim", 0) == 2 else value for name, value in state.items()}
 
     def _save(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-        return self._replaced(state, self.compact.whole)
+        return self._with_changed_moments(state, self.compact.whole)
 
     def _load(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-        return self._replaced(state, lambda moments: moments[self.compact.rows.to(moments.device)])
+        return self._with_changed_moments(state, lambda moments: moments[self.compact.rows.to(moments.device)])
 
-    def _replaced(self, state: dict[str, Any], change: Any) -> dict[str, Any]:
+    def _with_changed_moments(self, state: dict[str, Any], change: Any) -> dict[str, Any]:
         own = state["state"].get(self.number)
-        return state if own is None else state | {"state": state["state"] | {self.number: self._each(own, change)}}
+        return (
+            state
+            if own is None
+            else state | {"state": state["state"] | {self.number: self._change_moments(own, change)}}
+        )
 
 
 def compact_training(model: Any, dataset: Dataset, always: Sequence[int], log: bool) -> CompactTraining | None:

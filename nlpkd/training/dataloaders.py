@@ -109,7 +109,7 @@ def sampled_loader(
 
 
 def micro_batches(step_rows: int, batch_size: int, uneven: bool) -> int:
-    """Say in how many micro-batches a process does an optimizer step.
+    """Compute in how many micro-batches a process does an optimizer step.
 
     Args:
         step_rows: rows of the step on this process.
@@ -163,7 +163,7 @@ _STEPS_IN_A_POOL = 50
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
-    """Give one process its micro-batches of texts of similar length.
+    """Micro-batches of texts of similar length, for one process.
 
     Each epoch shuffles the rows, sorts pools of 50 optimizer steps by length, cuts them into steps, and shuffles the
     steps. The rows of a step depend on seed, epoch, lengths and the global batch only, not on how the step is split

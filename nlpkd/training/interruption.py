@@ -82,7 +82,7 @@ class SaveOnSigterm(TrainerCallback):
             control.should_save = control.should_training_stop = self._stopped = True
 
     def _all_asked(self, args: TrainingArguments, step: int) -> bool:
-        """Say whether the signal came to any process, and settle on the next step to say so by the slowest one's."""
+        """Check whether the signal came to any process, and agree on when to check next, by the slowest one."""
         if step < self._next:
             return False
         seconds = (time.monotonic() - self._since) / (step - self._agreed)
@@ -96,7 +96,7 @@ class SaveOnSigterm(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say where it stopped."""
+        """Log where it stopped."""
         if self._stopped and state.is_world_process_zero:
             logger.warning(
                 "SIGTERM: stopped after step %d, whose checkpoint is in %s. Go on with resume_from_checkpoint=True.",

@@ -44,7 +44,7 @@ class LossAccumulator:
         self._norms: list[tuple[int, Tensor]] = []
 
     def at(self, step: int) -> None:
-        """Say which optimizer step comes next, counted from 0."""
+        """Set which optimizer step comes next, counted from 0."""
         self._since = step if self._since is None else self._since
         self._step = step
         # Checked in between where nothing is logged for long, so that memory stays bounded.
@@ -101,7 +101,7 @@ class LossAccumulator:
         return parts
 
     def _first_bad(self, parts: Sequence[float]) -> _Bad:
-        """Say where this process first saw a bad number."""
+        """Find the first NaN or infinite number that this process saw."""
         bad_norms = [step for step, norm in self._norms if not norm.isfinite()]
         for step, seen, rows in self._batches:
             if bad_norms and bad_norms[0] < step:

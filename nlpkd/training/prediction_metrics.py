@@ -36,7 +36,7 @@ class PredictionMetrics:
         self._documents: Any = None
 
     def begin(self, rows: Any) -> None:
-        """Take note of which text each row of an evaluation set is a window of."""
+        """Remember which text each row of an evaluation set is a window of."""
         windows = not self._by_batch and DOCUMENT in (getattr(rows, "column_names", None) or ())
         self._documents = rows[DOCUMENT][:] if windows else None
 
