@@ -203,7 +203,7 @@ def test_the_shares_of_replaced_masked_and_cut_rows_are_those_asked_for(language
     assert changes and abs(changed / len(changes) / 2000 - 0.4) < 0.03
 
 
-def test_nothing_changes_at_probability_zero_and_all_at_one(tokens):
+def test_masking_changes_no_word_at_probability_0_and_every_word_at_1(tokens):
     assert next(MaskingAndNGrams(tokens, 0, 0).variants(["a b  c"], draws(1, 3))) == ["a b c"] * 3
     assert next(MaskingAndNGrams(tokens, 1, 0).variants(["a b"], draws(1, 3))) == ["[MASK] [MASK]"] * 3
     assert all(

@@ -344,7 +344,7 @@ case("settings", "windows that overlap whole", "window_stride must be from 0 to 
 
 
 @pytest.mark.parametrize("spoil, message", [pytest.param(*each[2:], id=f"{each[0]}: {each[1]}") for each in CASES])
-def test_what_is_wrong_is_said_and_nothing_is_left_behind(good, tmp_path, spoil, message):
+def test_bad_input_ends_in_its_error_and_writes_nothing(good, tmp_path, spoil, message):
     folder = tmp_path / "job"
     shutil.copytree(good, folder)
     with pytest.raises((ValueError, TypeError, OSError)) as caught:

@@ -304,7 +304,7 @@ def test_any_words_on_the_command_line_are_a_wrong_use_or_a_value_error(command,
 @given(content=st.one_of(CONTENT, st.recursive(VALUES, lambda inner: st.dictionaries(NAMES, inner, max_size=3))
                          .map(lambda value: yaml.safe_dump(value, allow_unicode=True).encode())))  # fmt: skip
 @settings(max_examples=150)
-def test_any_config_file_is_refused_with_its_name(content, tmp_path):
+def test_a_config_file_of_any_content_is_refused_without_a_traceback(content, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_bytes(content)
     result = CliRunner().invoke(app, ["distill", "--config", str(path)])

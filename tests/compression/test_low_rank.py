@@ -85,7 +85,7 @@ def test_the_energy_chooses_the_smallest_rank_that_keeps_it():
 
 
 @pytest.mark.parametrize("family", [bert, roberta, xlmr, deberta])
-def test_a_table_of_that_rank_gives_the_same_logits_in_a_plain_checkpoint(family, tmp_path):
+def test_factorising_an_embedding_table_of_low_rank_keeps_the_logits_in_a_plain_checkpoint(family, tmp_path):
     """RoBERTa counts positions from behind its padding token: text that starts elsewhere would show it."""
     model = of_rank(make(family), 3)
     pad = model.config.pad_token_id
@@ -145,7 +145,7 @@ def test_a_student_with_factorised_embeddings_goes_through_the_whole_job(tokeniz
 
 
 @pytest.mark.parametrize("family", [bert, distilbert, roberta, electra, modernbert, deberta])
-def test_matrices_of_that_rank_give_the_same_logits(family, batch, tmp_path):  # noqa: F811
+def test_factorising_matrices_of_low_rank_keeps_the_logits(family, batch, tmp_path):  # noqa: F811
     model = make(family)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     for module in linear.values():

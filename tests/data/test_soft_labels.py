@@ -25,7 +25,7 @@ def test_probabilities_in_the_order_of_the_ids_are_kept():
     assert converted([0.7, 0.2, 0.1]) == pytest.approx(np.array([[0.7, 0.2, 0.1]]), rel=1e-5)
 
 
-def test_votes_are_divided_by_their_number_and_none_is_not_minus_infinity():
+def test_votes_become_probabilities_and_no_votes_the_probability_floor():
     assert converted([3.0, 1.0, 0.0], [0.0, 0.0, 5.0]) == pytest.approx(
         np.array([[0.75, 0.25, PROBABILITY_FLOOR], [PROBABILITY_FLOOR, PROBABILITY_FLOOR, 1.0]]), rel=1e-4
     )

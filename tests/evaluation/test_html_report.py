@@ -99,7 +99,7 @@ def test_the_page_says_what_the_report_says(report, page):
     assert "a text with <b>markup</b>" in text and "second" in text
 
 
-def test_what_people_named_stays_text(page):
+def test_markup_in_names_is_shown_as_text_and_not_run(page):
     reader = Reader(page)
     assert not {"script", "img", "i data", "b", "iframe", "link", "object"} & set(reader.tags)
     for name in NASTY:

@@ -79,7 +79,7 @@ def test_unlabelled_rows_are_left_out():
         MultiLabelScoring().metrics(LOGITS[:2], np.full((2, 3), -100.0))
 
 
-def test_agreement_counts_rows_labels_or_correlates():
+def test_agreement_is_equal_classes_equal_labels_or_correlation_by_task():
     student, teacher = torch.from_numpy(LOGITS), torch.from_numpy(np.roll(LOGITS, 1, axis=0))
     single = scoring_of(SINGLE_LABEL)
     rows = single.agreeing(student, teacher).numpy()

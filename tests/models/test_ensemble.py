@@ -180,7 +180,7 @@ def test_another_average_is_refused(settings):
         settings(ensemble_average="votes")
 
 
-def test_average_and_weights_are_flags(tmp_path):
+def test_average_and_weights_of_an_ensemble_are_flags_of_a_recipe(tmp_path):
     parser = HfArgumentParser(DistillationConfig)
     flags = ["--output_dir", str(tmp_path), "--report_to", "none"]
     given = parser.parse_args_into_dataclasses(

@@ -205,7 +205,7 @@ def listed(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def test_a_hub_id_needs_a_folder():
+def test_an_export_of_a_hub_model_needs_an_output_dir():
     with pytest.raises(ValueError, match="give output_dir"):
         export_student("alice/student")
 

@@ -476,7 +476,7 @@ def test_fewer_rows_and_a_shorter_max_length_are_refused_and_told_apart(cache, t
         cache(teacher, rows(30, 8))
 
 
-def test_another_tokenizer_is_named(cache, teacher, tokenizer, tmp_path):
+def test_a_cache_of_another_tokenizer_is_refused_by_that_name(cache, teacher, tokenizer, tmp_path):
     cache(teacher, load_text_classification(raw_rows(30), tokenizer=tokenizer)["train"])
     vocabulary = tokenizer.get_vocab()
     swapped = vocabulary | {"film": vocabulary["plot"], "plot": vocabulary["film"]}
@@ -587,7 +587,7 @@ def test_probabilities_passed_as_logits_are_refused_and_the_other_way_round(cach
     assert cache(Softmax(teacher), rows, folder="right", outputs="probabilities").num_rows == ROWS
 
 
-def test_not_a_number_is_refused_with_the_row(cache, rows, tmp_path):
+def test_logits_that_are_nan_are_refused_with_their_row(cache, rows, tmp_path):
     def function(texts):
         values = np.arange(2.0 * len(texts)).reshape(-1, 2) + 3
         values[5] = np.nan if texts[0] == rows[16]["text"] else 7

@@ -45,7 +45,7 @@ def test_case_and_outer_spaces_do_not_count():
 
 
 @pytest.mark.parametrize("source, target", [(["LABEL_0", "LABEL_1"], ["neg", "pos"]), (["neg", "pos"], ["0", "1"])])
-def test_generic_names_tell_nothing(source, target):
+def test_generic_label_names_tell_no_order(source, target):
     assert align_names(dict(enumerate(source)), dict(enumerate(target))) is None
 
 

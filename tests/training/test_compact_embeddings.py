@@ -64,7 +64,9 @@ def test_without_clipping_the_student_is_bit_equal_to_one_trained_on_the_whole_t
     assert not torch.equal(word_table(compact.model)[:25], word_table(student())[:25])
 
 
-def test_with_clipping_and_objectives_of_their_own_weights_it_differs_by_rounding(make_rows, settings, tokenizer):
+def test_with_clipping_and_objectives_that_have_weights_compact_training_differs_by_rounding(
+    make_rows, settings, tokenizer
+):
     rows, teacher = make_rows(48), tiny_bert(4, 24, seed=1, vocab_size=200)
     models = []
     for compact in (True, False):

@@ -38,7 +38,7 @@ def test_the_first_bad_batch_is_named_though_all_after_it_are_bad_too():
         window.check()
 
 
-def test_a_window_that_nobody_looks_at_is_looked_at_now_and_then():
+def test_losses_are_checked_for_nan_within_a_thousand_steps_though_nobody_reads_them():
     window = make()
     with pytest.raises(FloatingPointError, match="second became NaN or infinite in step 6, on rows 5 of"):
         for step in range(1_001):
@@ -46,7 +46,7 @@ def test_a_window_that_nobody_looks_at_is_looked_at_now_and_then():
             window.add(torch.tensor([1.0, float("nan") if step == 5 else 0.0]), [step])
 
 
-def test_a_training_starts_with_an_empty_window():
+def test_a_training_starts_with_no_losses_of_the_one_before():
     window = make()
     window.at(3)
     window.add(torch.tensor([float("nan"), 1.0]), [1])

@@ -8,7 +8,7 @@ from nlpkd.training.l2_sp import Anchor
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_the_pull_is_the_gradient_of_the_penalty_on_top_of_what_is_there(scale):
+def test_the_gradient_of_the_penalty_is_added_to_the_gradients(scale):
     model = tiny_bert()
     anchor = Anchor(model, 0.3)
     start = [parameter.detach().clone() for parameter in model.parameters()]
