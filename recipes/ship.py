@@ -25,7 +25,8 @@ from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.compression import factorize_embeddings, prune_neurons
 from nlpkd.compression.int8 import INT8_FILE
 from nlpkd.data.sources import read_splits
-from nlpkd.evaluation.report import METRIC_NAMES, EvaluationReport, aggregate_seeds
+from nlpkd.evaluation.records import METRIC_NAMES
+from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
 from nlpkd.hub.saving import save_report
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.evaluate import evaluate
@@ -134,12 +135,15 @@ def measure(recipe: Recipe, students: dict[int, Path]) -> list[EvaluationReport]
             known = trained.candidates.get(role)
             seconds = None if known is None else known.training_seconds
             candidates[role] = replace(measured.candidates[names[role, seed]], training_seconds=seconds)
-        kept = {key: trained.run[key] for key in ("seed", "student", "objectives", "settings") if key in trained.run}
-        about = {"name": name, "split": "validation", "train_rows": trained.run["data"]["train_rows"]}
-        about |= {"evaluated_source": Path(recipe.validation_file).name}
-        reports.append(
-            replace(measured, candidates=candidates, run=measured.run | kept | {"data": measured.run["data"] | about})
-        )
+        about = replace(
+            measured.run.data, name=name, split="validation", train_rows=trained.run.data.train_rows,
+            evaluated_source=Path(recipe.validation_file).name,
+        )  # fmt: skip
+        run = replace(
+            measured.run, seed=trained.run.seed, student=trained.run.student, objectives=trained.run.objectives,
+            settings=trained.run.settings, data=about,
+        )  # fmt: skip
+        reports.append(replace(measured, candidates=candidates, run=run))
     return reports
 
 
@@ -148,7 +152,7 @@ def summary(reports: Sequence[EvaluationReport]) -> str:
 
     Intervals are over seeds (Student's t, 95 %), times the median of the seeds'.
     """
-    metric, teacher = reports[0].task["headline"], reports[0].candidates["teacher"]
+    metric, teacher = reports[0].task.headline, reports[0].candidates["teacher"]
     whole, whole_ms = teacher.quality[metric].value, teacher.latency[0].p50_ms
     heads = ["", METRIC_NAMES[metric], "of the teacher's", "p50, ms", "times faster", "MB", "times smaller"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

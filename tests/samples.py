@@ -8,7 +8,9 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from nlpkd.evaluation.report import Candidate, EvaluationReport, Interval
+from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.records import Candidate, Interval
+from nlpkd.evaluation.report import EvaluationReport
 
 WORDS = "good great fine bad poor awful film plot actor the a was is very not at all and it".split()
 
@@ -67,5 +69,5 @@ def tiny_report(teacher: str = "org/teacher") -> EvaluationReport:
         "teacher": {"name": teacher},
         "data": {"name": "alice/reviews", "config": None, "split": "test"},
     }
-    task = {"labels": ["bad", "good"], "rows": 20}
-    return EvaluationReport(task, run, {"student": Candidate(quality, None, 1234, 0.1)}, {})
+    task = TaskRecord(labels=["bad", "good"], rows=20)
+    return EvaluationReport(task, RunRecord.from_dict(run), {"student": Candidate(quality, None, 1234, 0.1)}, {})

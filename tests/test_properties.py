@@ -270,8 +270,8 @@ def test_a_card_shows_any_name_as_text_and_its_front_matter_is_parsed(labels, na
     student = report.candidates["student"]
     report = replace(
         report,
-        task=report.task | {"labels": labels},
-        run=report.run | {"settings": {"note": value}, "license": value},
+        task=replace(report.task, labels=labels),
+        run=replace(report.run, settings={"note": value}, license=value),
         candidates={"student": student, role: student},
     )
     content = build_model_card(report, model_name=name).content

@@ -102,7 +102,7 @@ def test_scores_from_teacher_to_report(scorer, tmp_path):
         scorer.output_dir, "layers:1", three(scored), label_column="score", output_dir=tmp_path, baseline=True,
         **QUICK | {"num_train_epochs": 8},
     )  # fmt: skip
-    assert [entry["name"] for entry in result.report.run["objectives"]] == [
+    assert [entry["name"] for entry in result.report.run.objectives] == [
         "cross_entropy", "logit_mse", "hidden_state_mse", "attention_mse",
     ]  # fmt: skip
     quality = result.report.candidates["student"].quality
@@ -118,7 +118,7 @@ def test_integers_are_scores_where_the_teacher_gives_scores(scorer, tmp_path):
         scorer.output_dir, "layers:1", stars, label_column="score", objectives="hinton", output_dir=tmp_path,
         **QUICK | {"num_train_epochs": 1},
     )  # fmt: skip
-    assert result.report.task["problem_type"] == REGRESSION
+    assert result.report.task.problem_type == REGRESSION
 
 
 def test_unlabelled_texts_train_on_the_teacher_alone_in_every_task(tagger, scorer, tmp_path):
@@ -131,7 +131,7 @@ def test_unlabelled_texts_train_on_the_teacher_alone_in_every_task(tagger, score
             teacher.output_dir, "layers:1", splits, label_column=column, objectives="hinton", baseline=True,
             output_dir=tmp_path / column, **QUICK | {"num_train_epochs": 1},
         )  # fmt: skip
-        assert result.report.run["data"]["train_rows"] > 80 and "baseline" in result.report.candidates
+        assert result.report.run.data.train_rows > 80 and "baseline" in result.report.candidates
 
 
 def test_a_teacher_of_noise_is_refused_in_every_task(tagger, scorer, settings, make_rows, tokenizer):
@@ -189,7 +189,7 @@ def test_balanced_class_weights_follow_the_teachers_order_of_labels(tokenizer, t
         **QUICK | {"objectives": "hinton", "max_steps": 1, "teacher_check": "off"},
     )  # fmt: skip
     assert result.student.config.id2label == {0: "pos", 1: "neg"}
-    assert result.report.run["objectives"][0]["class_weights"] == pytest.approx([16 / (2 * 12), 16 / (2 * 4)])
+    assert result.report.run.objectives[0]["class_weights"] == pytest.approx([16 / (2 * 12), 16 / (2 * 4)])
 
 
 def test_balanced_class_weights_reach_student_and_baseline(backbone, tmp_path):
@@ -208,8 +208,8 @@ def test_balanced_class_weights_reach_student_and_baseline(backbone, tmp_path):
     )  # fmt: skip
     counts = [splits["train"]["label"][:].count(label) for label in (0, 1)]
     expected = [sum(counts) / (2 * count) for count in counts]
-    assert result.report.run["objectives"][0]["class_weights"] == pytest.approx(expected, rel=1e-5)
-    assert result.report.task["headline"] == "f1_macro" and "macro F1" in result.report.verdict()
+    assert result.report.run.objectives[0]["class_weights"] == pytest.approx(expected, rel=1e-5)
+    assert result.report.task.headline == "f1_macro" and "macro F1" in result.report.verdict()
     with pytest.raises(ValueError, match="class_weights='balance'"):
         distill(teacher.output_dir, "layers:1", splits, class_weights="balance", output_dir=tmp_path / "x", **QUICK)
 

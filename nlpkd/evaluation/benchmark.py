@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.evaluation.report import Latency
+from nlpkd.evaluation.records import Latency
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import forward_arguments
@@ -116,7 +116,7 @@ def count_flops(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = No
 
 
 def model_size_mb(model: nn.Module | str | Path) -> float:
-    """Give the size of a model's safetensors file or files, or of its ONNX file.
+    """Return the size of a model's safetensors file or files, or of its ONNX file.
 
     Args:
         model: a model, saved to a temporary directory for this; an `OnnxClassifier`; or the directory of a saved one.
@@ -178,7 +178,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def latency_protocol(models: Mapping[str, nn.Module], tokens: int | Sequence[int], runs: int) -> str:
-    """Say how `measure_latency` timed the models, and warn where their times don't compare.
+    """Describe how `measure_latency` timed the models, and warn where their times don't compare.
 
     Args:
         models: the models by name.

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from nlpkd.evaluation.records import ReliabilityBin
+
 SERIES = 8
 """How many colours the page has for candidates; further ones start again."""
 
@@ -150,23 +152,23 @@ def confusion(name: str, number: int, matrix: Sequence[Sequence[int]], labels: S
         return _svg(axes, f"confusion matrix of {name}: {right} of {sum(map(sum, matrix))} rows on the diagonal")
 
 
-def reliability(name: str, number: int, bins: Sequence[Mapping[str, float]]) -> str:
+def reliability(name: str, number: int, bins: Sequence[ReliabilityBin]) -> str:
     """Draw a reliability diagram: accuracy by confidence, larger points for more rows.
 
     Args:
         name: the candidate.
         number: its place, for its colour.
-        bins: `{"confidence", "accuracy", "rows"}` each.
+        bins: of its decisions.
 
     Returns:
         The SVG element.
     """
-    most = max(each["rows"] for each in bins)
+    most = max(each.rows for each in bins)
     with _axes() as axes:
         axes.plot([0, 1], [0, 1], color=_MUTED, linestyle="--", linewidth=1)
-        confidence, accuracy = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
+        confidence, accuracy = [each.confidence for each in bins], [each.accuracy for each in bins]
         axes.plot(confidence, accuracy, color=_colour(number), linewidth=1.2, alpha=0.7)
-        sizes = [12 + 90 * each["rows"] / most for each in bins]
+        sizes = [12 + 90 * each.rows / most for each in bins]
         axes.scatter(confidence, accuracy, s=sizes, color=_colour(number), zorder=3)
         axes.set(xlim=(min(0.45, min(confidence) - 0.05), 1.03), ylim=(-0.03, 1.05))
         axes.set(xlabel="confidence", ylabel="accuracy")
@@ -218,8 +220,11 @@ def _svg(axes: Axes, description: str) -> str:
     for colour, variable in _VARIABLES.items():
         drawing = drawing.replace(colour, f"var({variable})")
     label = html.escape(description, quote=True)
+    # By a function: in a template a backslash of somebody's name would be an escape.
     return re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{label}" \1 {_NAMESPACES}>', drawing
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
+        lambda found: f'<svg role="img" aria-label="{label}" {found[1]} {_NAMESPACES}>',
+        drawing,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -22,10 +22,20 @@ from nlpkd.evaluation.benchmark import (
     measure_latency,
     model_size_mb,
 )
-from nlpkd.evaluation.calibration import temperature_scaling
-from nlpkd.evaluation.prediction import Lineup, id2label_of, members_by_name
-from nlpkd.evaluation.report import Candidate, EvaluationReport, Interval, Latency
-from nlpkd.evaluation.scoring import Scoring, best_thresholds, per_length, scoring_of
+from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
+from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.prediction import CandidateModels, id2label_of, members_by_name
+from nlpkd.evaluation.records import (
+    Breakdown,
+    Candidate,
+    Comparison,
+    Interval,
+    Latency,
+    LengthGroup,
+    TemperatureScaling,
+)
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.scoring import Scoring, scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
 
@@ -80,13 +90,13 @@ def evaluate_student(
             ensemble knows the orders itself.
         candidates: further models by name, such as an `OnnxClassifier`, reading what the student reads, unless
             `candidate_tokenizers` names them.
-        run: what made the student, for the report; versions, machine and protocols are added.
+        run: what made the student, entries of `RunRecord`; versions, machine and protocols are added.
         training_seconds: of the student, or of each candidate by name.
         candidate_tokenizers: of further candidates, and of the baseline, that read other tokens than the student: the
             rows have their columns as `nlpkd.data.tokenization.column_prefixes` names them, after the teacher's.
         threshold_dataset: other held-out rows, on which every candidate's temperature is fitted
             (`Candidate.temperature_scaling`), or in a multi-label task its thresholds are chosen, one a label by its
-            F1 (`run["thresholds"]`); without them a model's `config.thresholds` are used, or 0.5.
+            F1 (`RunRecord.thresholds`); without them a model's `config.thresholds` are used, or 0.5.
         batch_size: rows a forward pass when predicting.
         bootstrap_samples: resamples behind the 95 % intervals.
         latency_batches: batch sizes to time.
@@ -101,13 +111,14 @@ def evaluate_student(
         ValueError: for rows that can't be measured (none, no labels, labels that are not the task's, out of range),
             models whose labels differ or contradict each other, and logits that are not finite.
     """
+    # Which model reads what, and in which order its labels come.
     if dataset is None or tokenizer is None:
         raise ValueError("evaluate_student needs the tokenised dataset to measure on and the student's tokenizer")
     teacher = as_one_teacher(teacher)
     models = _name_models(student, teacher, baseline, candidates or {})
     if unknown := set(candidate_tokenizers or {}) - set(models):
         raise ValueError(f"candidate_tokenizers names {sorted(unknown)}, the candidates are {sorted(models)}")
-    lineup = Lineup.of(
+    running = CandidateModels.of(
         models,
         tokenizer,
         dataset.column_names,
@@ -115,64 +126,102 @@ def evaluate_student(
         candidate_tokenizers=candidate_tokenizers,
         teacher_order=teacher_order,
     )
+
+    # Logits of every model, and latencies.
     labels, task = _gold_labels(dataset), task_of(getattr(student, "config", None))
-    logits = lineup.predict(dataset, batch_size)
+    logits = running.predict(dataset, batch_size)
     scoring_of(task).check(labels, logits["student"].shape[1])
-    latency = _latency(lineup, latency_batches, latency_tokens, latency_runs, seed)
-    held_out = None
-    if threshold_dataset is not None:
-        held_out = lineup.predict(threshold_dataset, batch_size), _gold_labels(threshold_dataset)
-        scoring_of(task).check(held_out[1], logits["student"].shape[1])
-    chosen, scaling = _fitted(task, held_out, logits, labels)
-    scorings = {name: scoring_of(task, chosen.get(name, _thresholds(model))) for name, model in models.items()}
+    latency, protocol = _latency(running, latency_batches, latency_tokens, latency_runs, seed)
+
+    # What is fitted on other rows.
+    thresholds: dict[str, list[float]] = {}
+    scaling: dict[str, TemperatureScaling] = {}
+    if threshold_dataset is not None and task != REGRESSION:
+        held_out, gold = running.predict(threshold_dataset, batch_size), _gold_labels(threshold_dataset)
+        scoring_of(task).check(gold, logits["student"].shape[1])
+        if task == MULTI_LABEL:
+            thresholds = {name: best_thresholds(each, gold) for name, each in held_out.items()}
+        else:
+            scaling = {name: temperature_scaling(each, gold, logits[name], labels) for name, each in held_out.items()}
+
+    # Quality of every model on all rows, and on the same resamples of them.
     resampling = {"samples": bootstrap_samples, "seed": seed}
-    resampled = {name: scorings[name].resampled(values, labels, **resampling) for name, values in logits.items()}
+    measured = {
+        name: _Measured.of(
+            scoring_of(task, thresholds.get(name, _thresholds(model))), logits[name], labels, resampling
+        )
+        for name, model in models.items()
+    }
+
+    # The report.
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
     seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
     lengths = _lengths(dataset)
+    made_by = {
+        **describe_environment(),
+        "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
+        "latency_protocol": protocol,
+        **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
+        "thresholds": thresholds,
+    }
     return EvaluationReport(
-        task=_describe_task(student, scorings["student"], logits["student"], labels),
-        run={
-            **describe_environment(),
-            "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
-            "latency_protocol": latency.protocol,
-            **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
-            **({"thresholds": chosen} if chosen else {}),
-            **(run or {}),
-        },
+        task=_describe_task(student, measured["student"], labels),
+        run=RunRecord.from_dict({key: value for key, value in made_by.items() if value} | dict(run or {})),
         candidates={
             name: Candidate(
-                quality={
-                    metric: _interval(value, resampled[name][metric])
-                    for metric, value in scorings[name].metrics(logits[name], labels).items()
-                },
-                agreement=None
-                if name == "teacher" or "teacher" not in logits
-                else _agreement(scorings[name], logits[name], logits["teacher"], resampling),
-                parameters=count_parameters(model),
-                size_mb=model_size_mb(model),
-                latency=latency.measured.get(name, []),
+                quality=own.intervals(),
+                agreement=own.agreement(measured["teacher"]) if name != "teacher" and "teacher" in measured else None,
+                parameters=count_parameters(models[name]),
+                size_mb=model_size_mb(models[name]),
+                latency=latency.get(name, []),
                 training_seconds=seconds.get(name),
-                flops=_flops(lineup, name, counted) if latency_runs else None,
+                flops=_flops(running, name, counted) if latency_runs else None,
                 temperature_scaling=scaling.get(name),
-                breakdown=_breakdown(name, scorings[name], logits, labels, lengths),
+                breakdown=_breakdown(name, measured, labels, lengths),
             )
-            for name, model in models.items()
+            for name, own in measured.items()
         },
         comparisons={
-            f"student_vs_{other}": _compare(other, scorings, logits, labels, resampled)
+            f"student_vs_{other}": _compare(measured["student"], measured[other], labels, other == "teacher")
             for other in ("baseline", "teacher")
-            if other in models
+            if other in measured
         },
     )
 
 
 @dataclass(frozen=True)
-class _Timed:
-    """Latencies by candidate, and how they were taken."""
+class _Measured:
+    """A model's quality.
 
-    measured: dict[str, list[Latency]]
-    protocol: str
+    Attributes:
+        scoring: of the task.
+        logits: `(rows, labels)`.
+        metrics: on all rows, by name.
+        resampled: on the resamples, `(samples,)` each.
+        resampling: how they are drawn.
+    """
+
+    scoring: Scoring
+    logits: np.ndarray
+    metrics: dict[str, float]
+    resampled: dict[str, np.ndarray]
+    resampling: Mapping[str, int]
+
+    @classmethod
+    def of(cls, scoring: Scoring, logits: np.ndarray, labels: np.ndarray, resampling: Mapping[str, int]) -> _Measured:
+        """Measure logits against gold labels."""
+        metrics = scoring.metrics(logits, labels)
+        return cls(scoring, logits, metrics, scoring.resampled(logits, labels, **resampling), resampling)
+
+    def intervals(self) -> dict[str, Interval]:
+        """Return every metric with its interval."""
+        return {metric: _interval(value, self.resampled[metric]) for metric, value in self.metrics.items()}
+
+    def agreement(self, teacher: _Measured) -> Interval:
+        """Return the agreement with the teacher and its interval."""
+        agreeing = self.scoring.agreeing(torch.from_numpy(self.logits), torch.from_numpy(teacher.logits)).numpy()
+        resampled = self.scoring.resampled_agreement(agreeing, **self.resampling)
+        return _interval(self.scoring.agreement(agreeing), resampled)
 
 
 def _name_models(
@@ -187,17 +236,20 @@ def _name_models(
     return {name: model for name, model in named.items() if model is not None}
 
 
-def _latency(lineup: Lineup, batches: Sequence[int], tokens: int | Sequence[int], runs: int, seed: int) -> _Timed:
-    """Time every model; an ensemble's models run one after another."""
-    protocol = latency_protocol(lineup.alone, tokens, runs)
+def _latency(
+    running: CandidateModels, batches: Sequence[int], tokens: int | Sequence[int], runs: int, seed: int
+) -> tuple[dict[str, list[Latency]], str]:
+    """Time every model, an ensemble's one after another; return latencies by candidate, and how they were taken."""
+    protocol = latency_protocol(running.alone, tokens, runs)
     if not runs:
-        return _Timed({}, protocol)
-    measured = measure_latency(lineup.alone, lineup.tokenizers, batches=batches, tokens=tokens, runs=runs, seed=seed)
-    teacher = lineup.models.get("teacher")
+        return {}, protocol
+    timing: dict[str, Any] = {"batches": batches, "tokens": tokens, "runs": runs, "seed": seed}
+    measured = measure_latency(running.alone, running.tokenizers, **timing)
+    teacher = running.models.get("teacher")
     if isinstance(teacher, TeacherEnsemble):
         measured["teacher"] = _one_after_another([measured.pop(name) for name in members_by_name(teacher)])
         protocol += f"; the teacher's times are sums over its {len(teacher)} models"
-    return _Timed(measured, protocol)
+    return measured, protocol
 
 
 def _one_after_another(measured: Sequence[Sequence[Latency]]) -> list[Latency]:
@@ -213,42 +265,41 @@ def _one_after_another(measured: Sequence[Sequence[Latency]]) -> list[Latency]:
     ]
 
 
-def _flops(lineup: Lineup, name: str, tokens: int) -> int | None:
+def _flops(running: CandidateModels, name: str, tokens: int) -> int | None:
     """Count a candidate's operations, an ensemble's as a sum; None where one of its models can't be counted."""
-    members = members_by_name(lineup.models["teacher"]) if name == "teacher" else {name: lineup.models[name]}
-    counts = [count_flops(model, lineup.tokenizers[own], tokens=tokens) for own, model in members.items()]
+    members = members_by_name(running.models["teacher"]) if name == "teacher" else {name: running.models[name]}
+    counts = [count_flops(model, running.tokenizers[own], tokens=tokens) for own, model in members.items()]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 
 
-def _fitted(
-    task: str | None,
-    held_out: tuple[dict[str, np.ndarray], np.ndarray] | None,
-    logits: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
-    """Fit on held-out rows what the task has to fit: thresholds of several labels, the temperature of one."""
-    if held_out is None or task == REGRESSION:
-        return {}, {}
-    values, gold = held_out
-    if task == MULTI_LABEL:
-        return {name: best_thresholds(each, gold) for name, each in values.items()}, {}
-    return {}, {name: temperature_scaling(each, gold, logits[name], labels) for name, each in values.items()}
-
-
-def _breakdown(
-    name: str, scoring: Scoring, logits: Mapping[str, np.ndarray], labels: np.ndarray, lengths: np.ndarray
-) -> dict[str, Any]:
+def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:
     """Break a candidate's quality down by class, confidence and length; name the rows where it leaves its teacher."""
-    parts = scoring.breakdown(logits[name], labels)
-    parts["per_length"] = per_length(scoring, logits[name], labels, lengths)
-    if name != "teacher" and "teacher" in logits:
-        parts["disagreements"] = scoring.disagreements(logits[name], logits["teacher"], labels)
-    return parts
+    own, teacher = measured[name], measured.get("teacher")
+    return replace(
+        own.scoring.breakdown(own.logits, labels),
+        per_length=_per_length(own, labels, lengths),
+        disagreements=None
+        if teacher is None or name == "teacher"
+        else own.scoring.disagreements(own.logits, teacher.logits, labels),
+    )
+
+
+def _per_length(own: _Measured, labels: np.ndarray, lengths: np.ndarray) -> list[LengthGroup]:
+    """Measure the headline metric in quarters of the rows by tokens `(rows,)`; rows of one length share a group."""
+    headline = own.scoring.headline(labels)
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75], method="lower"))
+    groups = np.searchsorted(edges, lengths, side="left")
+    measured = []
+    for group in np.unique(groups):
+        rows = groups == group
+        value = own.scoring.metrics(own.logits[rows], labels[rows])[headline]
+        measured.append(LengthGroup(int(lengths[rows].min()), int(lengths[rows].max()), int(rows.sum()), value))
+    return measured
 
 
 def _lengths(dataset: datasets.Dataset) -> np.ndarray:
-    """Give the tokens of each text as the student reads it, `(texts,)`; of windows their sum."""
+    """Return the tokens of each text as the student reads it, `(texts,)`; of windows their sum."""
     lengths = np.array([len(ids) for ids in dataset.with_format(None)["input_ids"][:]])
     if DOCUMENT not in dataset.column_names:
         return lengths
@@ -267,19 +318,19 @@ def _gold_labels(dataset: datasets.Dataset) -> np.ndarray:
 
 
 def _thresholds(model: nn.Module) -> Sequence[float] | None:
-    """Give the thresholds that were chosen for a multi-label model, where any were."""
+    """Return the thresholds that were chosen for a multi-label model, where any were."""
     return getattr(getattr(model, "config", None), "thresholds", None)
 
 
-def _describe_task(student: nn.Module, scoring: Scoring, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _describe_task(student: nn.Module, measured: _Measured, labels: np.ndarray) -> TaskRecord:
     id2label = id2label_of(student)
-    return {
-        "problem_type": scoring.problem_type,
-        "headline": scoring.headline(labels),
-        "labels": [str(id2label.get(index, index)) for index in range(logits.shape[1])],
-        "rows": len(labels),
-        **scoring.describe(labels),
-    }
+    return TaskRecord(
+        problem_type=measured.scoring.problem_type,
+        headline=measured.scoring.headline(labels),
+        labels=[str(id2label.get(index, index)) for index in range(measured.logits.shape[1])],
+        rows=len(labels),
+        **measured.scoring.describe(labels),
+    )
 
 
 def _interval(value: float, resampled: np.ndarray) -> Interval:
@@ -287,29 +338,15 @@ def _interval(value: float, resampled: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def _agreement(
-    scoring: Scoring, logits: np.ndarray, teacher_logits: np.ndarray, resampling: Mapping[str, int]
-) -> Interval:
-    agreeing = scoring.agreeing(torch.from_numpy(logits), torch.from_numpy(teacher_logits)).numpy()
-    return _interval(scoring.agreement(agreeing), scoring.resampled_agreement(agreeing, **resampling))
-
-
-def _compare(
-    other: str,
-    scorings: Mapping[str, Scoring],
-    logits: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-    resampled: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, Any]:
+def _compare(student: _Measured, other: _Measured, labels: np.ndarray, with_teacher: bool) -> Comparison:
     """Compare the student with another candidate on the same rows, by every metric and a paired test."""
-    values = {name: scorings[name].metrics(logits[name], labels) for name in ("student", other)}
-    comparison: dict[str, Any] = {}
-    for metric, value in values["student"].items():
-        resamples = resampled["student"][metric] - resampled[other][metric]
-        comparison[f"{metric}_difference"] = asdict(_interval(value - values[other][metric], resamples))
-    comparison |= scorings["student"].paired_test(logits["student"], logits[other], labels, other)
-    if other == "teacher":
-        headline = scorings["student"].headline(labels)
-        gold = values[other][headline]
-        comparison["retention"] = values["student"][headline] / gold if gold > 0 else None
-    return comparison
+    headline = student.scoring.headline(labels)
+    reference = other.metrics[headline]
+    return Comparison(
+        differences={
+            metric: _interval(value - other.metrics[metric], student.resampled[metric] - other.resampled[metric])
+            for metric, value in student.metrics.items()
+        },
+        retention=student.metrics[headline] / reference if with_teacher and reference > 0 else None,
+        **student.scoring.paired_test(student.logits, other.logits, labels),
+    )

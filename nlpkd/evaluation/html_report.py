@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nlpkd.evaluation.report import METRIC_NAMES, PROTOCOLS, EvaluationReport
+from nlpkd.evaluation import report_text
+from nlpkd.evaluation.records import METRIC_NAMES, Breakdown
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -38,9 +40,6 @@ _RELIABILITY = (
 
 
 _GROUPS = "Lengths are tokens as the student reads them."
-
-
-_ORIGIN = ("command", "date", "seed", "teacher", "student", "data", "settings", "versions", "machine")
 
 
 @dataclass(frozen=True)
@@ -104,18 +103,21 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    header, rows = report.cells()
+    header, rows = report_text.candidate_cells(report.candidates)
+    origin = [("command", report.run.command)] if report.run.command else []
     return environment.get_template(PAGE_NAME).render(
-        title=f"{report.run['data']['name']}: evaluation" if _data_name(report) else "Evaluation report",
+        title=f"{report.run.data.name}: evaluation" if report.run.data.name else "Evaluation report",
         report=report,
+        about=report_text.task_sentence(report.task),
+        temperatures=report_text.temperature_lines(report.candidates),
         tiles=_tiles(report),
         header=header,
         rows=rows,
-        latency=report.latency_cells(),
+        latency=report_text.latency_cells(report.candidates),
         sections=_chart_sections(report, curves),
         examples=_examples(report, texts or {}),
-        protocols=[report.run[key] for key in PROTOCOLS if report.run.get(key)],
-        origin=_origin(report.run),
+        protocols=report.run.protocols(),
+        origin=origin + report_text.origin_lines(report.run),
     )
 
 
@@ -156,14 +158,10 @@ def _logged(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, f
     return {name: points for name, points in values.items() if len(points) > 1}
 
 
-def _data_name(report: EvaluationReport) -> str | None:
-    return (report.run.get("data") or {}).get("name")
-
-
 def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
-    """Give the few figures to see first: what was kept, and what was saved."""
+    """Return the few figures to see first: what was kept, and what was saved."""
     student, teacher = report.candidates["student"], report.candidates.get("teacher")
-    headline = report.task.get("headline", "accuracy")
+    headline = report.task.headline
     tiles = [(f"{student.quality[headline].value:.3f}", METRIC_NAMES[headline])]
     if teacher is None:
         return tiles
@@ -192,14 +190,14 @@ def _chart_sections(report: EvaluationReport, curves: Sequence[Curves]) -> list[
     """Draw what there is to draw."""
     from nlpkd.evaluation import charts
 
-    labels = [str(label) for label in report.task.get("labels", [])]
+    labels = [str(label) for label in report.task.labels]
     parts = {name: candidate.breakdown for name, candidate in report.candidates.items()}
     confusions, reliabilities = [], []
     for number, (name, own) in enumerate(parts.items()):
-        if "confusion" in own:
-            confusions.append(charts.confusion(name, number, own["confusion"], labels))
-        if own.get("reliability"):
-            reliabilities.append(charts.reliability(name, number, own["reliability"]))
+        if own.confusion is not None:
+            confusions.append(charts.confusion(name, number, own.confusion, labels))
+        if own.reliability:
+            reliabilities.append(charts.reliability(name, number, own.reliability))
     trainings = [
         _Section(f"Training, {each.title}" if each.title else "Training", _TRAINING, charts.curves(each.values))
         for each in curves
@@ -217,7 +215,7 @@ def _chart_sections(report: EvaluationReport, curves: Sequence[Curves]) -> list[
 def _tradeoffs(report: EvaluationReport) -> list[str]:
     from nlpkd.evaluation import charts
 
-    headline = report.task.get("headline", "accuracy")
+    headline = report.task.headline
     points = [
         vars(candidate.quality[headline]) | {"name": name, "size": candidate.size_mb, "latency": candidate.latency}
         for name, candidate in report.candidates.items()
@@ -232,42 +230,33 @@ def _tradeoffs(report: EvaluationReport) -> list[str]:
     return [*drawn, charts.tradeoff(sized, "MB on disk", METRIC_NAMES[headline])]
 
 
-def _groups(report: EvaluationReport, parts: Mapping[str, Mapping[str, Any]], labels: Sequence[str]) -> list[str]:
+def _groups(report: EvaluationReport, parts: Mapping[str, Breakdown], labels: Sequence[str]) -> list[str]:
+    """Draw F1 by class and the headline metric by length, where every candidate has them."""
     from nlpkd.evaluation import charts
 
     drawn = []
-    if len(labels) <= _CLASSES_SHOWN and all("per_class" in own for own in parts.values()):
-        scores = {name: [entry["f1"] for entry in own["per_class"]] for name, own in parts.items()}
+    by_class = {name: own.per_class for name, own in parts.items() if own.per_class is not None}
+    if len(labels) <= _CLASSES_SHOWN and len(by_class) == len(parts):
+        scores = {name: [entry.f1 for entry in classes] for name, classes in by_class.items()}
         drawn.append(charts.by_group(labels, scores, "F1"))
-    if all(own.get("per_length") for own in parts.values()):
-        groups = [f"{entry['shortest']} to {entry['longest']}" for entry in parts["student"]["per_length"]]
-        values = {name: [entry["value"] for entry in own["per_length"]] for name, own in parts.items()}
-        drawn.append(charts.by_group(groups, values, METRIC_NAMES[report.task.get("headline", "accuracy")]))
+    by_length = {name: own.per_length for name, own in parts.items() if own.per_length}
+    if len(by_length) == len(parts):
+        groups = [f"{entry.shortest} to {entry.longest}" for entry in by_length["student"]]
+        values = {name: [entry.value for entry in entries] for name, entries in by_length.items()}
+        drawn.append(charts.by_group(groups, values, METRIC_NAMES[report.task.headline]))
     return drawn
 
 
 def _examples(report: EvaluationReport, texts: Mapping[int, str]) -> list[dict[str, Any]]:
-    labels = report.task.get("labels", [])
+    labels = report.task.labels
     return [
         {
-            "text": texts[entry["row"]],
-            "row": entry["row"],
-            "gold": labels[entry["gold"]],
-            "student": f"{labels[entry['predicted']]} ({entry['probability']:.2f})",
-            "teacher": f"{labels[entry['teacher_predicted']]} ({entry['teacher_probability']:.2f})",
+            "text": texts[entry.row],
+            "row": entry.row,
+            "gold": labels[entry.gold],
+            "student": f"{labels[entry.predicted]} ({entry.probability:.2f})",
+            "teacher": f"{labels[entry.teacher_predicted]} ({entry.teacher_probability:.2f})",
         }
-        for entry in report.candidates["student"].breakdown.get("disagreements", [])
-        if entry["row"] in texts
+        for entry in report.candidates["student"].breakdown.disagreements or []
+        if entry.row in texts
     ]
-
-
-def _origin(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    entries = [(key, run[key]) for key in _ORIGIN if run.get(key) is not None]
-    entries += [("objective", objective) for objective in run.get("objectives") or []]
-    return [(key, _flat(value)) for key, value in entries]
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {entry}" for key, entry in value.items() if entry is not None)
-    return str(value)

@@ -64,7 +64,7 @@ def add_memory(
                 f"the memory of {name} was not measured: {(done.stderr.splitlines() or ['no word'])[-1]}"
             )
         measured[name] = json.loads(done.stdout.splitlines()[-1])
-    run = dict(report.run) | {"memory_protocol": _PROTOCOL.format(batch=batch, tokens=tokens)}
+    run = replace(report.run, memory_protocol=_PROTOCOL.format(batch=batch, tokens=tokens))
     candidates = {
         name: replace(candidate, memory_mb=measured.get(name)) for name, candidate in report.candidates.items()
     }
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _restart_peak() -> int:
-    """Let the peak be what is resident now, and give it in bytes."""
+    """Set the peak to what is resident now, and return it in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 

@@ -12,10 +12,15 @@ from scipy.sparse import csr_array
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
+from nlpkd.evaluation.records import ClassMetrics, ReliabilityBin
 from nlpkd.tasks import UNLABELLED
 
 CALIBRATION_BINS = 15
 """Equal-width confidence bins of the calibration error."""
+
+
+BLOCK_ROWS = 1024
+"""How many rows of `(rows, labels)` are turned into float64 probabilities at once."""
 
 
 class InMemoryMetric(evaluate.Metric):
@@ -96,9 +101,8 @@ class ExpectedCalibrationError(InMemoryMetric):
                 "the calibration error takes probabilities: found rows that are negative or do not sum to 1; "
                 "apply a softmax to the logits first"
             )
-        bins, gaps = _calibration_gaps(probabilities, np.asarray(references))
-        per_bin = np.bincount(bins, weights=gaps, minlength=CALIBRATION_BINS)
-        return {"expected_calibration_error": float(np.abs(per_bin).sum() / len(gaps))}
+        correct = probabilities.argmax(axis=1) == np.asarray(references)
+        return {"expected_calibration_error": calibration_error(probabilities.max(axis=1), correct)}
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -119,7 +123,9 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     values: dict[str, float] = {}
     for metric in (Accuracy(), F1(), MatthewsCorrelation()):
         values |= metric.compute(predictions=predictions, references=labels)
-    return values | ExpectedCalibrationError().compute(predictions=softmax(logits, axis=1), references=labels)
+    # Without the metric's class, which keeps every probability as a Python number.
+    error = calibration_error(softmax_confidence(logits), predictions == labels)
+    return values | {"expected_calibration_error": error}
 
 
 def resampled_metrics(
@@ -179,36 +185,93 @@ def bootstrap_totals(counts: np.ndarray | csr_array, samples: int, seed: int) ->
         The sums `(samples, k)`.
     """
     columns, rows = counts.T, counts.shape[0]
-    return np.stack([columns @ np.bincount(drawn, minlength=rows) for drawn in bootstrap_draws(rows, samples, seed)])
+    return np.stack([columns @ weights for weights in bootstrap_weights(rows, samples, seed)])
+
+
+def bootstrap_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Count how often each row of `bootstrap_draws` was drawn.
+
+    Args:
+        rows: how many rows there are.
+        samples: how many resamples.
+        seed: of the draw.
+
+    Yields:
+        Counts as floats, `(rows,)`.
+    """
+    for drawn in bootstrap_draws(rows, samples, seed):
+        yield np.bincount(drawn, minlength=rows).astype(np.float64)
+
+
+def row_blocks(rows: int) -> Iterator[slice]:
+    """Cut rows into blocks, so that what is computed of `(rows, labels)` does not fill the memory at once.
+
+    Args:
+        rows: how many rows there are.
+
+    Yields:
+        Slices of `BLOCK_ROWS` rows at most.
+    """
+    for start in range(0, rows, BLOCK_ROWS):
+        yield slice(start, start + BLOCK_ROWS)
+
+
+def softmax_confidence(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return the largest probability of softmax(logits / temperature) of each row.
+
+    Args:
+        logits: `(rows, labels)`.
+        temperature: that they are divided by.
+
+    Returns:
+        Probabilities, float64 `(rows,)`.
+    """
+    blocks = (np.asarray(logits[rows], dtype=np.float64) / temperature for rows in row_blocks(len(logits)))
+    return np.concatenate([softmax(block, axis=1).max(axis=1) for block in blocks])
 
 
 def calibration_bins(confidence: np.ndarray) -> np.ndarray:
-    """Give the bin of each confidence p, ((m-1)/15, m/15] for m = 1..15, counted from 0."""
+    """Return the bin of each confidence p, ((m-1)/15, m/15] for m = 1..15, counted from 0."""
     return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
 
 
-def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
-    """Give what a reliability diagram shows, bin by bin.
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Return the expected calibration error; see `ExpectedCalibrationError`.
+
+    Args:
+        confidence: of each decision, of any shape.
+        correct: whether it is right, likewise.
+
+    Returns:
+        The error, between 0 and 1.
+    """
+    gaps = (correct - confidence).ravel()
+    per_bin = np.bincount(calibration_bins(confidence).ravel(), weights=gaps, minlength=CALIBRATION_BINS)
+    return float(np.abs(per_bin).sum() / gaps.size)
+
+
+def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> list[ReliabilityBin]:
+    """Return what a reliability diagram shows, bin by bin.
 
     Args:
         confidence: of each decision, `(decisions,)`.
         correct: whether it is right, `(decisions,)`.
 
     Returns:
-        `{"confidence", "accuracy", "rows"}` of each bin of the calibration error that has rows, both means.
+        Each bin of the calibration error that has decisions.
     """
     bins = calibration_bins(confidence)
     return [
-        {
-            "confidence": float(confidence[bins == each].mean()),
-            "accuracy": float(correct[bins == each].mean()),
-            "rows": int((bins == each).sum()),
-        }
+        ReliabilityBin(
+            confidence=float(confidence[bins == each].mean()),
+            accuracy=float(correct[bins == each].mean()),
+            rows=int((bins == each).sum()),
+        )
         for each in np.unique(bins)
     ]
 
 
-def class_metrics(gold: np.ndarray, predicted: np.ndarray, **options: Any) -> list[dict[str, float]]:
+def class_metrics(gold: np.ndarray, predicted: np.ndarray, **options: Any) -> list[ClassMetrics]:
     """Measure each class by itself.
 
     Args:
@@ -217,51 +280,69 @@ def class_metrics(gold: np.ndarray, predicted: np.ndarray, **options: Any) -> li
         **options: of scikit-learn's `precision_recall_fscore_support`.
 
     Returns:
-        `{"precision", "recall", "f1", "rows"}` of each class, in order; rows are those of the class.
+        Precision, recall, F1 and rows of each class, in order.
     """
     columns = precision_recall_fscore_support(gold, predicted, zero_division=0, **options)
-    names = ("precision", "recall", "f1", "rows")
-    return [dict(zip(names, map(float, entry), strict=True)) for entry in zip(*columns, strict=True)]
+    return [ClassMetrics(*map(float, entry)) for entry in zip(*columns, strict=True)]
+
+
+def f1_of_counts(hits: np.ndarray, given_and_actual: np.ndarray) -> np.ndarray:
+    """Return F1 = 2 * hits / (given + actual), 0 where both are 0."""
+    return np.divide(2 * hits, given_and_actual, out=np.zeros_like(hits), where=given_and_actual > 0)
+
+
+def known_rows(logits: np.ndarray, labels: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out the rows without a label.
+
+    Args:
+        logits: `(rows, labels)`.
+        labels: one entry a row.
+        known: whether a row has a label, `(rows,)`.
+
+    Returns:
+        Logits and labels of the labelled rows.
+
+    Raises:
+        ValueError: when no row is left, or a logit is not finite.
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    if not known.all():
+        logits, labels = logits[known], labels[known]
+    if not len(labels):
+        raise ValueError("there is no labelled row to measure: give at least one row with a label that is not -100")
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"logits must be finite, found {logits[row].tolist()} in labelled row {row}")
+    return logits, labels
 
 
 def _labelled_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Check logits and labels, and drop the rows labelled -100."""
-    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    """Check logits and labels, and leave out the rows labelled -100."""
+    logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"expected logits (rows, labels) and labels (rows,), found shapes {logits.shape} and {labels.shape}"
         )
-    kept = labels != UNLABELLED
-    logits, labels = logits[kept], labels[kept]
-    if not len(labels):
-        raise ValueError("there is no labelled row to measure: give at least one row with a label that is not -100")
+    logits, labels = known_rows(logits, labels, labels != UNLABELLED)
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(
             f"labels must lie in 0..{logits.shape[1] - 1}, found {labels.min()}..{labels.max()}: "
             "map them to the model's label ids"
         )
-    if not np.isfinite(logits).all():
-        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-        raise ValueError(f"logits must be finite, found {logits[row].tolist()} in labelled row {row}")
     return logits, labels
 
 
-def _calibration_gaps(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give each row's confidence bin, and its correctness (0 or 1) minus its confidence."""
-    confidence = probabilities.max(axis=1)
-    return calibration_bins(confidence), (probabilities.argmax(axis=1) == labels) - confidence
-
-
 def _row_counts(logits: np.ndarray, labels: np.ndarray) -> csr_array:
-    """Give the row-wise counts `(rows, 3 * labels + bins)` whose sum over any rows determines every metric there.
+    """Return the row-wise counts `(rows, 3 * labels + bins)` whose sum over any rows determines every metric there.
 
     The columns: correct by label, references by label, predictions by label, calibration gaps by confidence bin.
     """
     rows, classes = logits.shape
-    predictions = logits.argmax(axis=1)
-    bins, gaps = _calibration_gaps(softmax(logits, axis=1), labels)
+    predictions, confidence = logits.argmax(axis=1), softmax_confidence(logits)
+    correct, bins = predictions == labels, calibration_bins(confidence)
     columns = np.stack([labels, classes + labels, 2 * classes + predictions, 3 * classes + bins], axis=1)
-    values = np.stack([predictions == labels, np.ones(rows), np.ones(rows), gaps], axis=1)
+    values = np.stack([correct, np.ones(rows), np.ones(rows), correct - confidence], axis=1)
     shape = (rows, 3 * classes + CALIBRATION_BINS)
     return csr_array((values.ravel(), (np.arange(rows).repeat(4), columns.ravel())), shape=shape)
 
@@ -269,14 +350,13 @@ def _row_counts(logits: np.ndarray, labels: np.ndarray) -> csr_array:
 def _metrics_of_counts(totals: np.ndarray, rows: int, classes: int) -> dict[str, np.ndarray]:
     """Turn summed row counts `(samples, 3 * labels + bins)` into metrics `(samples,)`."""
     correct, actual, predicted, gaps = np.split(totals, [classes, 2 * classes, 3 * classes], axis=1)
-    occurring = actual + predicted > 0
-    f1 = np.divide(2 * correct, actual + predicted, out=np.zeros_like(correct), where=occurring)
+    f1 = f1_of_counts(correct, actual + predicted)
     hits = correct.sum(axis=1)
     covariance = hits * rows - (actual * predicted).sum(axis=1)
     spread = np.sqrt((rows**2 - (actual**2).sum(axis=1)) * (rows**2 - (predicted**2).sum(axis=1)))
     return {
         "accuracy": hits / rows,
-        "f1_macro": f1.sum(axis=1) / occurring.sum(axis=1),
+        "f1_macro": f1.sum(axis=1) / (actual + predicted > 0).sum(axis=1),
         "f1_weighted": (f1 * actual).sum(axis=1) / rows,
         "matthews_correlation": np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0),
         "expected_calibration_error": np.abs(gaps).sum(axis=1) / rows,

@@ -24,7 +24,7 @@ from nlpkd.models.structure import forward_arguments
 
 
 @dataclass(frozen=True)
-class Lineup:
+class CandidateModels:
     """Models that are measured side by side.
 
     Attributes:
@@ -51,7 +51,7 @@ class Lineup:
         teacher_tokenizer: TeacherTokenizers = None,
         candidate_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
         teacher_order: Sequence[int] | None = None,
-    ) -> Lineup:
+    ) -> CandidateModels:
         """Work out what each model reads and how its labels are ordered; see `nlpkd.evaluate_student`."""
         teacher, student = models.get("teacher"), models["student"]
         teachers = members_by_name(teacher)
@@ -172,7 +172,7 @@ def predict_logits(
 
 
 def _given_orders(teacher: nn.Module | None, order: Sequence[int] | None) -> dict[str, list[int]]:
-    """Give the label orders that are known without looking at names, by the model's name."""
+    """Return the label orders that are known without looking at names, by the model's name."""
     if teacher is None:
         return {}
     ensemble = as_ensemble(teacher)
@@ -200,7 +200,7 @@ def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:
 
 
 def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] | None:
-    """Say which of a model's logit columns make the student's label order, None for its own order."""
+    """Return which of a model's logit columns make the student's label order, None for its own order."""
     own, wanted = id2label_of(model), id2label_of(student)
     if not own or not wanted:
         return None
@@ -211,7 +211,7 @@ def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] 
 
 
 def id2label_of(model: nn.Module) -> dict[int, str]:
-    """Give a model's label names.
+    """Return a model's label names.
 
     Args:
         model: any module.

@@ -8,28 +8,28 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, hstack
 from scipy.special import expit, logit, softmax
-from scipy.stats import binomtest, pearsonr, spearmanr
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    f1_score,
-    mean_absolute_error,
-    mean_squared_error,
-    precision_recall_curve,
-)
+from scipy.stats import binomtest, pearsonr, rankdata, spearmanr
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_absolute_error, mean_squared_error
 from torch import Tensor
 
 from nlpkd.evaluation.metrics import (
     CALIBRATION_BINS,
-    bootstrap_draws,
     bootstrap_totals,
+    bootstrap_weights,
     calibration_bins,
+    calibration_error,
     class_metrics,
     classification_metrics,
+    f1_of_counts,
+    known_rows,
     reliability_bins,
     resampled_metrics,
+    row_blocks,
+    softmax_confidence,
 )
+from nlpkd.evaluation.records import Breakdown, Disagreement
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
 HEAVY_IMBALANCE = 5.0
@@ -72,8 +72,8 @@ class Scoring(ABC):
         """Name the metric that a verdict rests on, given the gold labels."""
 
     @abstractmethod
-    def describe(self, labels: np.ndarray) -> dict[str, float]:
-        """Say how the gold labels are distributed, for the record."""
+    def describe(self, labels: np.ndarray) -> dict[str, Any]:
+        """Return how the gold labels are distributed, for the record."""
 
     @abstractmethod
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -85,7 +85,7 @@ class Scoring(ABC):
 
     @abstractmethod
     def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Give each row's part in the agreement of two models, float32 `(rows, k)`, of logits `(rows, labels)`."""
+        """Return each row's part in the agreement of two models, float32 `(rows, k)`, of logits `(rows, labels)`."""
 
     def agreement(self, agreeing: np.ndarray) -> float:
         """Sum up what `agreeing` gave: the share of decisions that are the same."""
@@ -96,16 +96,16 @@ class Scoring(ABC):
         totals = bootstrap_totals(agreeing.mean(axis=1, keepdims=True), samples, seed)
         return totals[:, 0] / len(agreeing)
 
-    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """Break quality down: `per_class`, `reliability`, and `confusion` (gold by predicted) of one class a row."""
-        return {}
+    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> Breakdown:
+        """Return the quality by class and by confidence, as far as the task has them."""
+        return Breakdown()
 
-    def disagreements(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
-        """Name the rows where two models differ most, `DISAGREEMENTS` at most, the largest difference first."""
+    def disagreements(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> list[Disagreement]:
+        """Return the rows where two models differ most, `DISAGREEMENTS` at most, the largest difference first."""
         return []
 
-    def paired_test(self, student: np.ndarray, other: np.ndarray, labels: np.ndarray, name: str) -> dict[str, Any]:
-        """Test whether two models are right on the same rows, where the task has a right and a wrong."""
+    def paired_test(self, student: np.ndarray, other: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Test whether both models are right on the same rows; return fields of `Comparison`, none for scores."""
         return {}
 
 
@@ -130,8 +130,8 @@ class SingleLabelScoring(Scoring):
         counts = np.unique(labels, return_counts=True)[1]
         return "f1_macro" if counts.max() >= HEAVY_IMBALANCE * counts.min() else "accuracy"
 
-    def describe(self, labels: np.ndarray) -> dict[str, float]:
-        """Give the share of the commonest class."""
+    def describe(self, labels: np.ndarray) -> dict[str, Any]:
+        """Return the share of the commonest class."""
         return {"majority_share": float(np.bincount(labels).max() / len(labels))}
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -143,46 +143,51 @@ class SingleLabelScoring(Scoring):
         return resampled_metrics(logits, labels, samples=samples, seed=seed)
 
     def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Say of each row whether both choose the same class, `(rows, 1)`."""
+        """Check of each row whether both choose the same class, `(rows, 1)`."""
         return (student.argmax(dim=-1) == teacher.argmax(dim=-1)).float()[:, None]
 
-    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """Give confusion matrix, figures by class and reliability; see `Scoring.breakdown`."""
+    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> Breakdown:
+        """Return confusion matrix, figures by class and reliability."""
         predictions, classes = logits.argmax(axis=1), list(range(logits.shape[1]))
-        probabilities = softmax(np.asarray(logits, dtype=np.float64), axis=1)
-        matrix = confusion_matrix(labels, predictions, labels=classes).tolist()
-        return {
-            **({"confusion": matrix} if len(classes) <= CONFUSION_CLASSES else {}),
-            "per_class": class_metrics(labels, predictions, labels=classes),
-            "reliability": reliability_bins(probabilities.max(axis=1), predictions == labels),
-        }
+        small = len(classes) <= CONFUSION_CLASSES
+        return Breakdown(
+            confusion=confusion_matrix(labels, predictions, labels=classes).tolist() if small else None,
+            per_class=class_metrics(labels, predictions, labels=classes),
+            reliability=reliability_bins(softmax_confidence(logits), predictions == labels),
+        )
 
-    def disagreements(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    def disagreements(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> list[Disagreement]:
         """Order rows by the total variation 1/2 * sum over classes |p - q| of both models' probabilities."""
-        own, theirs = (softmax(np.asarray(each, dtype=np.float64), axis=1) for each in (student, teacher))
-        distances = np.abs(own - theirs).sum(axis=1) / 2
+        distances = np.concatenate(
+            [
+                np.abs(_probabilities(student[rows]) - _probabilities(teacher[rows])).sum(axis=1) / 2
+                for rows in row_blocks(len(labels))
+            ]
+        )
+        largest = np.argsort(-distances, kind="stable")[:DISAGREEMENTS]
+        own, theirs = _probabilities(student[largest]), _probabilities(teacher[largest])
         return [
-            {
-                "row": int(row),
-                "gold": int(labels[row]),
-                "predicted": int(own[row].argmax()),
-                "probability": float(own[row].max()),
-                "teacher_predicted": int(theirs[row].argmax()),
-                "teacher_probability": float(theirs[row].max()),
-                "distance": float(distances[row]),
-            }
-            for row in np.argsort(-distances, kind="stable")[:DISAGREEMENTS]
+            Disagreement(
+                row=int(row),
+                gold=int(labels[row]),
+                predicted=int(own[place].argmax()),
+                probability=float(own[place].max()),
+                teacher_predicted=int(theirs[place].argmax()),
+                teacher_probability=float(theirs[place].max()),
+                distance=float(distances[row]),
+            )
+            for place, row in enumerate(largest)
         ]
 
-    def paired_test(self, student: np.ndarray, other: np.ndarray, labels: np.ndarray, name: str) -> dict[str, Any]:
-        """Give McNemar's exact test."""
+    def paired_test(self, student: np.ndarray, other: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Return the p value of McNemar's exact test, and the rows that either model alone has right."""
         right, theirs = student.argmax(axis=1) == labels, other.argmax(axis=1) == labels
         student_only, other_only = int((right & ~theirs).sum()), int((theirs & ~right).sum())
         discordant = student_only + other_only
         return {
             "mcnemar_p": float(binomtest(student_only, discordant).pvalue) if discordant else 1.0,
             "student_only_correct": student_only,
-            f"{name}_only_correct": other_only,
+            "other_only_correct": other_only,
         }
 
 
@@ -214,52 +219,47 @@ class MultiLabelScoring(Scoring):
         """Choose macro F1."""
         return "f1_macro"
 
-    def describe(self, labels: np.ndarray) -> dict[str, float]:
-        """Give how many labels a row has."""
+    def describe(self, labels: np.ndarray) -> dict[str, Any]:
+        """Return how many labels a row has."""
         return {"labels_a_row": float(labels.sum(axis=1).mean())}
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Measure with scikit-learn; labels `(rows, labels)`."""
-        logits, labels = _known(logits, labels, labels[:, 0] != UNLABELLED)
+        logits, labels = known_rows(logits, labels, labels[:, 0] != UNLABELLED)
         decisions, gold = logits > self.cut, labels == 1
         values = {"accuracy": float(accuracy_score(gold, decisions))}
         for average in ("macro", "micro"):
             values[f"f1_{average}"] = float(f1_score(gold, decisions, average=average, zero_division=0))
-        bins, gaps = _decision_gaps(logits, gold)
-        error = np.abs(np.bincount(bins.ravel(), weights=gaps.ravel(), minlength=CALIBRATION_BINS)).sum() / gaps.size
-        return values | {"expected_calibration_error": float(error)}
+        error = calibration_error(_decision_confidence(logits), (logits > 0) == gold)
+        return values | {"expected_calibration_error": error}
 
     def resampled(self, logits: np.ndarray, labels: np.ndarray, *, samples: int, seed: int) -> dict[str, np.ndarray]:
         """Resample each row's counts, whose sums determine every metric."""
-        logits, labels = _known(logits, labels, labels[:, 0] != UNLABELLED)
+        logits, labels = known_rows(logits, labels, labels[:, 0] != UNLABELLED)
+        rows, width = logits.shape
         decisions, gold = logits > self.cut, labels == 1
-        bins, gaps = _decision_gaps(logits, gold)
-        by_bin = np.zeros((len(bins), CALIBRATION_BINS))
-        np.add.at(by_bin, (np.arange(len(bins))[:, None], bins), gaps)
         exact = (decisions == gold).all(axis=1, keepdims=True)
-        counts = np.concatenate([decisions & gold, decisions, gold, exact, by_bin], axis=1).astype(float)
+        parts = (decisions & gold, decisions, gold, exact)
+        counts = hstack([*(csr_array(part.astype(np.float64)) for part in parts), _gaps_by_bin(logits, gold)], "csr")
         totals = bootstrap_totals(counts, samples, seed)
-        width = logits.shape[1]
-        hits, given, actual, exact_total, error = np.split(
-            totals, [width, 2 * width, 3 * width, 3 * width + 1], axis=1
-        )
+        hits, given, actual, exact_total, gaps = np.split(totals, [width, 2 * width, 3 * width, 3 * width + 1], axis=1)
         return {
-            "accuracy": exact_total[:, 0] / len(logits),
-            "f1_macro": _f1(hits, given + actual).mean(axis=1),
-            "f1_micro": _f1(hits.sum(axis=1), (given + actual).sum(axis=1)),
-            "expected_calibration_error": np.abs(error).sum(axis=1) / gaps.size,
+            "accuracy": exact_total[:, 0] / rows,
+            "f1_macro": f1_of_counts(hits, given + actual).mean(axis=1),
+            "f1_micro": f1_of_counts(hits.sum(axis=1), (given + actual).sum(axis=1)),
+            "expected_calibration_error": np.abs(gaps).sum(axis=1) / logits.size,
         }
 
-    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """Give figures by label, and the reliability of all decisions at 0.5 pooled; see `Scoring.breakdown`."""
-        gold, confidence = labels == 1, expit(np.abs(np.asarray(logits, dtype=np.float64)))
-        return {
-            "per_class": class_metrics(gold, logits > self.cut),
-            "reliability": reliability_bins(confidence.ravel(), ((logits > 0) == gold).ravel()),
-        }
+    def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> Breakdown:
+        """Return figures by label, and the reliability of all decisions at 0.5 pooled."""
+        gold = labels == 1
+        return Breakdown(
+            per_class=class_metrics(gold, logits > self.cut),
+            reliability=reliability_bins(_decision_confidence(logits).ravel(), ((logits > 0) == gold).ravel()),
+        )
 
     def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Say of each label of each row whether both give it or neither does, `(rows, labels)`."""
+        """Check of each label of each row whether both give it or neither does, `(rows, labels)`."""
         return ((student > 0) == (teacher > 0)).float()
 
 
@@ -281,14 +281,13 @@ class RegressionScoring(Scoring):
         """Choose the Pearson correlation."""
         return "pearson"
 
-    def describe(self, labels: np.ndarray) -> dict[str, float]:
-        """Give mean and standard deviation of the scores."""
+    def describe(self, labels: np.ndarray) -> dict[str, Any]:
+        """Return mean and standard deviation of the scores."""
         return {"score_mean": float(labels.mean()), "score_sd": float(labels.std())}
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Measure with scipy and scikit-learn; labels `(rows,)`. Correlations are 0 where one side is constant."""
-        logits, labels = _known(logits, labels, ~np.isnan(labels))
-        scores = logits[:, 0]
+        scores, labels = _known_scores(logits, labels)
         return {
             "pearson": _correlation(pearsonr, scores, labels),
             "spearman": _correlation(spearmanr, scores, labels),
@@ -297,13 +296,27 @@ class RegressionScoring(Scoring):
         }
 
     def resampled(self, logits: np.ndarray, labels: np.ndarray, *, samples: int, seed: int) -> dict[str, np.ndarray]:
-        """Measure every resample."""
-        logits, labels = _known(logits, labels, ~np.isnan(labels))
-        measured = [self.metrics(logits[rows], labels[rows]) for rows in bootstrap_draws(len(labels), samples, seed)]
-        return {name: np.array([each[name] for each in measured]) for name in measured[0]}
+        """Measure every resample by how often it holds each row."""
+        scores, labels = _known_scores(logits, labels)
+        rows = len(labels)
+        errors = np.stack([(scores - labels) ** 2, np.abs(scores - labels)], axis=1)
+        squared, absolute = bootstrap_totals(errors, samples, seed).T / rows
+        # The same score has the same place in the order of every resample.
+        places = [rankdata(each, method="dense").astype(np.int64) - 1 for each in (scores, labels)]
+        pearson, spearman = [], []
+        for weights in bootstrap_weights(rows, samples, seed):
+            pearson.append(_weighted_correlation(scores, labels, weights))
+            ranks = [_weighted_ranks(each, weights) for each in places]
+            spearman.append(_weighted_correlation(ranks[0], ranks[1], weights))
+        return {
+            "pearson": np.array(pearson),
+            "spearman": np.array(spearman),
+            "mean_squared_error": squared,
+            "mean_absolute_error": absolute,
+        }
 
     def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Give both scores, `(rows, 2)`."""
+        """Return both scores, `(rows, 2)`."""
         return torch.cat([student, teacher], dim=-1).float()
 
     def agreement(self, agreeing: np.ndarray) -> float:
@@ -312,7 +325,9 @@ class RegressionScoring(Scoring):
 
     def resampled_agreement(self, agreeing: np.ndarray, *, samples: int, seed: int) -> np.ndarray:
         """Correlate both scores on each resample."""
-        return np.array([self.agreement(agreeing[rows]) for rows in bootstrap_draws(len(agreeing), samples, seed)])
+        student, teacher = np.asarray(agreeing, dtype=np.float64).T
+        drawn = bootstrap_weights(len(agreeing), samples, seed)
+        return np.array([_weighted_correlation(student, teacher, weights) for weights in drawn])
 
 
 def scoring_of(problem_type: str | None, thresholds: Sequence[float] | None = None) -> Scoring:
@@ -330,75 +345,47 @@ def scoring_of(problem_type: str | None, thresholds: Sequence[float] | None = No
     return RegressionScoring() if problem_type == REGRESSION else SingleLabelScoring()
 
 
-def per_length(scoring: Scoring, logits: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
-    """Measure the headline metric on texts of similar length, in quarters of the rows.
-
-    Args:
-        scoring: of the task.
-        logits: `(rows, labels)`.
-        labels: gold labels, one entry a row.
-        lengths: tokens of each row, `(rows,)`.
-
-    Returns:
-        `{"shortest", "longest", "rows", "value"}` for each group, the shortest first; rows of one length share one.
-    """
-    headline = scoring.headline(labels)
-    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75], method="lower"))
-    groups = np.searchsorted(edges, lengths, side="left")
-    measured = []
-    for group in np.unique(groups):
-        rows = groups == group
-        value = scoring.metrics(logits[rows], labels[rows])[headline]
-        ends = {"shortest": int(lengths[rows].min()), "longest": int(lengths[rows].max())}
-        measured.append(ends | {"rows": int(rows.sum()), "value": value})
-    return measured
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    return softmax(np.asarray(logits, dtype=np.float64), axis=1)
 
 
-def best_thresholds(logits: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Choose each label's threshold by the F1 it gives; on held-out rows, and not those that are reported on.
-
-    Args:
-        logits: `(rows, labels)`.
-        labels: zeros and ones `(rows, labels)`.
-
-    Returns:
-        A probability a label, halfway between the scores that it separates; 0.5 for a label that no row has.
-    """
-    chosen = []
-    for scores, gold in zip(expit(np.asarray(logits, dtype=np.float64)).T, np.asarray(labels).T, strict=True):
-        if not gold.any():
-            chosen.append(0.5)
-            continue
-        precision, recall, thresholds = precision_recall_curve(gold, scores)
-        best = int(np.argmax(_f1(precision * recall, precision + recall)[:-1]))
-        below = scores[scores < thresholds[best]]
-        lower = below.max() if len(below) else 0.0
-        chosen.append(float((thresholds[best] + lower) / 2))
-    return chosen
+def _decision_confidence(logits: np.ndarray) -> np.ndarray:
+    """Return max(p, 1 - p) of each decision, `(rows, labels)`."""
+    return expit(np.abs(np.asarray(logits, dtype=np.float64)))
 
 
-def _known(logits: np.ndarray, labels: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drop unlabelled rows, and refuse what can't be measured."""
-    logits, labels = np.asarray(logits, dtype=np.float64)[known], np.asarray(labels)[known]
-    if not len(labels):
-        raise ValueError("there is no labelled row to measure: give at least one with a label")
-    if not np.isfinite(logits).all():
-        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-        raise ValueError(f"logits must be finite, found {logits[row].tolist()} in labelled row {row}")
-    return logits, labels
+def _gaps_by_bin(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """Sum each row's correctness (0 or 1) minus confidence by confidence bin, `(rows, bins)`."""
+    confidence = _decision_confidence(logits)
+    by_bin = np.zeros((len(logits), CALIBRATION_BINS))
+    places = np.arange(len(logits))[:, None], calibration_bins(confidence)
+    np.add.at(by_bin, places, ((logits > 0) == gold) - confidence)
+    return by_bin
 
 
-def _decision_gaps(logits: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give each decision's confidence bin, and its correctness (0 or 1) minus its confidence, `(rows, labels)`."""
-    confidence = expit(np.abs(logits))
-    return calibration_bins(confidence), ((logits > 0) == gold) - confidence
-
-
-def _f1(hits: np.ndarray, given_and_actual: np.ndarray) -> np.ndarray:
-    return np.divide(2 * hits, given_and_actual, out=np.zeros_like(hits), where=given_and_actual > 0)
+def _known_scores(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return predicted and gold scores of the labelled rows, float64 `(rows,)` each."""
+    logits, labels = known_rows(logits, labels, ~np.isnan(labels))
+    return logits[:, 0].astype(np.float64), labels.astype(np.float64)
 
 
 def _correlation(correlate: Callable[[np.ndarray, np.ndarray], Any], first: np.ndarray, second: np.ndarray) -> float:
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(correlate(first, second).statistic)
+
+
+def _weighted_correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> float:
+    """Return the Pearson correlation of rows that occur `weights` times, 0 where one side is constant."""
+    drawn = weights > 0
+    if np.ptp(first[drawn]) == 0 or np.ptp(second[drawn]) == 0:
+        return 0.0
+    total = weights.sum()
+    first, second = first - weights @ first / total, second - weights @ second / total
+    return float(weights @ (first * second) / np.sqrt((weights @ first**2) * (weights @ second**2)))
+
+
+def _weighted_ranks(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return each row's mean rank in a resample, `(rows,)`, given its place among the distinct values."""
+    counts = np.bincount(places, weights=weights)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]

@@ -15,7 +15,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from nlpkd.evaluation.report import METRIC_NAMES, Candidate, EvaluationReport
+from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord
+from nlpkd.evaluation.records import METRIC_NAMES, Candidate, SeedSpread
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.utils.provenance import without_tokens
 
 CARD_METRICS = {
@@ -91,8 +93,9 @@ def public_report(report: EvaluationReport) -> EvaluationReport:
         The same report, each absolute path reduced to `./` and its last part, access tokens struck out.
     """
     candidates = {_without_paths(name): candidate for name, candidate in report.candidates.items()}
-    seeds = {_without_paths(name): entry for name, entry in report.seeds.items()}
-    return replace(report, run=_without_paths(report.run), candidates=candidates, seeds=seeds)
+    seeds = {_without_paths(name): spreads for name, spreads in report.seeds.items()}
+    run = RunRecord.from_dict(_without_paths(report.run.to_dict()))
+    return replace(report, run=run, candidates=candidates, seeds=seeds)
 
 
 def _without_paths(value: Any) -> Any:
@@ -107,14 +110,15 @@ def _without_paths(value: Any) -> Any:
 
 def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     run = report.run
-    data = hub_id(_part(run, "data").get("name"))
-    results = _eval_results(report.candidates["student"], _part(run, "data"))
-    optional = {key: run[key] for key in ("license", "language") if run.get(key)}
+    data = hub_id(run.data.name)
+    results = _eval_results(report.candidates["student"], run.data)
+    optional: dict[str, Any] = {"license": run.license, "language": run.language}
+    optional = {key: value for key, value in optional.items() if value}
     if base := _base_model(run):
         optional |= {"base_model": base, "base_model_relation": "finetune"}
-    if not _part(run, "data").get("pairs"):
+    if not run.data.pairs:
         optional["widget"] = [{"text": text} for text in WIDGET_TEXTS]
-    tags = ["text-classification", "knowledge-distillation", "nlpkd", *(run.get("tags") or [])]
+    tags = ["text-classification", "knowledge-distillation", "nlpkd", *run.tags]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
@@ -127,31 +131,30 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     )
 
 
-def _base_model(run: Mapping[str, Any]) -> str | None:
-    """Name what the weights come from: what somebody said, the teacher, or the checkpoint the student began as."""
-    teacher, student = _part(run, "teacher"), _part(run, "student")
-    start = student.get("name") if student.get("checkpoint") else None
-    return run.get("base_model") or hub_id(teacher.get("name")) or hub_id(start)
+def _base_model(run: RunRecord) -> str | None:
+    """Return what the weights come from: what somebody said, the teacher, or the checkpoint the student began as."""
+    start = run.student.name if run.student.checkpoint else None
+    return run.base_model or hub_id(run.teacher.name) or hub_id(start)
 
 
-def _evaluated(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe what was measured on: of several files the one that held the measured split."""
-    source = data.get("evaluated_source") or data.get("name")
-    of_the_hub = {key: data.get(key) for key in ("config", "revision")} if hub_id(source) else {}
-    return {"name": source, "split": data.get("split"), **of_the_hub}
+def _evaluated(data: DataRecord) -> DataRecord:
+    """Return what was measured on: of several files the one that held the measured split."""
+    source = data.evaluated_source or data.name
+    evaluated = DataRecord(name=source, title=data.title, split=data.split)
+    return replace(evaluated, config=data.config, revision=data.revision) if hub_id(source) else evaluated
 
 
-def _eval_results(student: Candidate, data: Mapping[str, Any]) -> list[EvalResult]:
-    data = _evaluated(data) | {"title": data.get("title")}
-    name = str(data["name"] or "unnamed data")
-    known = [key for key in ("config", "split", "revision") if data.get(key)]
-    source: dict[str, Any] = {f"dataset_{key}": str(data[key]) for key in known}
+def _eval_results(student: Candidate, data: DataRecord) -> list[EvalResult]:
+    data = _evaluated(data)
+    name = str(data.name or "unnamed data")
+    named = {"dataset_config": data.config, "dataset_split": data.split, "dataset_revision": data.revision}
+    source: dict[str, Any] = {key: str(value) for key, value in named.items() if value}
     return [
         EvalResult(
             task_type="text-classification",
             task_name="Text Classification",
             dataset_type=hub_id(name) or _like_an_id(PurePosixPath(name).stem),
-            dataset_name=_one_line(data["title"] or _called(name)),
+            dataset_name=_one_line(data.title or _called(name)),
             metric_type=metric,
             metric_name=title,
             metric_value=student.quality[quality].value,
@@ -163,45 +166,44 @@ def _eval_results(student: Candidate, data: Mapping[str, Any]) -> list[EvalResul
 
 
 def _introduction(report: EvaluationReport, model_name: str) -> str:
-    labels = [_text(label) for label in report.task.get("labels") or []]
+    student, teacher = report.run.student, report.run.teacher
+    labels = [_text(label) for label in report.task.labels]
     more = len(labels) - _LABELS_SHOWN
     shown = ", ".join(labels[:_LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    layers = _part(report.run, "student").get("layers")
-    kind = f"a text classifier with {layers} layers" if layers else "a text classifier"
+    kind = f"a text classifier with {student.layers} layers" if student.layers else "a text classifier"
     what = f"**{_text(model_name)}** is {kind}" + (f" for {len(labels)} labels ({shown})" if labels else "")
-    teacher = _part(report.run, "teacher")
-    source = f"the teacher {_named(teacher)}" if teacher.get("name") else "a larger teacher"
+    source = f"the teacher {_named(teacher)}" if teacher.name else "a larger teacher"
     return f"# {_text(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"
 
 
 def _results(report: EvaluationReport) -> str:
-    task, data = report.task, _evaluated(_part(report.run, "data"))
-    rows = f"{task['rows']:,} rows" if task.get("rows") else "An unrecorded number of rows"
-    where = f" of the split {_text(data['split'])}" if data.get("split") else ""
-    source = f" of {_named(data)}" if data.get("name") else ""
-    share = task.get("majority_share")
+    task, data = report.task, _evaluated(report.run.data)
+    rows = f"{task.rows:,} rows" if task.rows else "An unrecorded number of rows"
+    where = f" of the split {_text(data.split)}" if data.split else ""
+    source = f" of {_named(data)}" if data.name else ""
+    share = task.majority_share
     commonest = f"; the commonest label alone would give an accuracy of {share:.3f}" if share is not None else ""
     shown = replace(report, candidates={_text(name): entry for name, entry in report.candidates.items()})
     parts = ["## Results", shown.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
-    spread = [_spread(name, metrics) for name, metrics in report.seeds.items()]
-    if spread:
-        parts += ["Over several seeds, mean ± sample standard deviation:", "\n".join(spread)]
+    spreads = [_spreads(name, metrics) for name, metrics in report.seeds.items()]
+    if spreads:
+        parts += ["Over several seeds, mean ± sample standard deviation:", "\n".join(spreads)]
     return "\n\n".join(parts)
 
 
-def _spread(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
+def _spreads(name: str, metrics: Mapping[str, SeedSpread]) -> str:
     figures = [
-        f"{metric.replace('_', ' ')} {entry['mean']:.3f}"
-        + ("" if entry["sd"] is None else f" ± {entry['sd']:.3f}")
-        + f" (n = {len(entry['values'])})"
-        for metric, entry in metrics.items()
-        if entry["mean"] is not None
+        f"{metric.replace('_', ' ')} {spread.mean:.3f}"
+        + ("" if spread.sd is None else f" ± {spread.sd:.3f}")
+        + f" (n = {len(spread.values)})"
+        for metric, spread in metrics.items()
+        if spread.mean is not None
     ]
     return f"- {_text(name)}: {', '.join(figures)}"
 
 
 def _usage(report: EvaluationReport, model_name: str) -> str:
-    own_kind = str(_part(report.run, "student").get("model_type")).startswith("nlpkd_")
+    own_kind = (report.run.student.model_type or "").startswith("nlpkd_")
     code = (
         ("import nlpkd  # transformers knows this kind of model from it\n" if own_kind else "")
         + "from transformers import pipeline\n\n"
@@ -213,12 +215,11 @@ def _usage(report: EvaluationReport, model_name: str) -> str:
 
 def _asked(report: EvaluationReport) -> str:
     text = '"Write the text to classify here."'
-    pairs = _part(report.run, "data").get("pairs")
-    return f'{{"text": {text}, "text_pair": "Write the second text here."}}' if pairs else text
+    return f'{{"text": {text}, "text_pair": "Write the second text here."}}' if report.run.data.pairs else text
 
 
 def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
-    """Say how ONNX files are run, with what was measured of them."""
+    """Explain how ONNX files are run, with what was measured of them."""
     measured = {name: entry for name, entry in report.candidates.items() if _ONNX.search(name)}
     if not (onnx or measured):
         return ""
@@ -227,7 +228,7 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
         f"classify = nlpkd.load({_quoted(model_name)})\n"
         f"print(classify({_asked(report)}))"
     )
-    headline = report.task.get("headline", "accuracy")
+    headline = report.task.headline
     figures = [
         f"- {_text(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
         + "".join(f", {each.p50_ms:.2f} ms at batch {each.batch}" for each in entry.latency[:1])
@@ -237,18 +238,17 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     return "\n\n".join(parts + (["\n".join(figures)] if figures else []))
 
 
-def _training(run: Mapping[str, Any]) -> str:
+def _training(run: RunRecord) -> str:
     parts = ["## How it was trained"]
-    data = _part(run, "data")
-    if data.get("train_rows"):
-        parts.append(f"On {data['train_rows']:,} rows" + (f" of {_named(data)}." if data.get("name") else "."))
-    objectives = [_objective(entry) for entry in run.get("objectives") or []]
+    if run.data.train_rows:
+        parts.append(f"On {run.data.train_rows:,} rows" + (f" of {_named(run.data)}." if run.data.name else "."))
+    objectives = [_objective(entry) for entry in run.objectives]
     parts.append("Objectives:\n\n" + "\n".join(objectives) if objectives else "The objectives were not recorded.")
-    settings = [f"- {_text(key)}: {_text(value)}" for key, value in _part(run, "settings").items()]
+    settings = [f"- {_text(key)}: {_text(value)}" for key, value in run.settings.items()]
     if settings:
         parts.append("Settings:\n\n" + "\n".join(settings))
-    if run.get("command"):
-        parts.append("The command:\n\n" + _code_block(str(run["command"]), "bash"))
+    if run.command:
+        parts.append("The command:\n\n" + _code_block(str(run.command), "bash"))
     return "\n\n".join(parts)
 
 
@@ -259,17 +259,15 @@ def _objective(entry: Mapping[str, Any]) -> str:
 
 def _measurement(report: EvaluationReport) -> str:
     run = report.run
-    lines = [f"- {_text(run[key])}" for key in ("interval_protocol", "latency_protocol") if run.get(key)]
-    lines += [f"- {title}: {_flat(run[key])}" for key, title in _ORIGIN.items() if run.get(key) not in (None, "", {})]
+    lines = [f"- {_text(protocol)}" for protocol in (run.interval_protocol, run.latency_protocol) if protocol]
+    origin = {"Machine": run.machine, "Versions": run.versions, "Seed": run.seed, "Date": run.date}
+    lines += [f"- {title}: {_flat(value)}" for title, value in origin.items() if value not in (None, "", {})]
     return "## What was measured, and how\n\n" + ("\n".join(lines) or "The protocol was not recorded.")
 
 
-_ORIGIN = {"machine": "Machine", "versions": "Versions", "seed": "Seed", "date": "Date"}
-
-
 def _limits(report: EvaluationReport) -> str:
-    runs = max((len(entry["values"]) for entry in report.seeds.get("student", {}).values()), default=1)
-    split = _part(report.run, "data").get("split")
+    runs = max((len(spread.values) for spread in report.seeds.get("student", {}).values()), default=1)
+    split = report.run.data.split
     limits = [
         "The figures hold for text like the evaluated rows; on another domain, language or period they may not."
         " What the teacher gets wrong, its biases included, the student has learnt too.",
@@ -292,13 +290,9 @@ def _limits(report: EvaluationReport) -> str:
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
 
 
-def _citations(run: Mapping[str, Any]) -> str:
-    cited = dict.fromkeys(entry["citation"] for entry in run.get("objectives") or [] if entry.get("citation"))
+def _citations(run: RunRecord) -> str:
+    cited = dict.fromkeys(entry["citation"] for entry in run.objectives if entry.get("citation"))
     return "## Citations\n\n" + "\n".join(f"- {_text(citation)}" for citation in cited) if cited else ""
-
-
-def _part(run: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return run.get(key) or {}
 
 
 def hub_id(name: str | None) -> str | None:
@@ -323,10 +317,10 @@ def _called(name: str) -> str:
     return _one_line(hub_id(name) or PurePosixPath(name).name or name)
 
 
-def _named(part: Mapping[str, Any]) -> str:
-    extra = [_text(part[key]) for key in ("config",) if part.get(key)]
-    extra += [f"revision {_text(part['revision'])}"] if part.get("revision") else []
-    return _text(_called(str(part["name"]))) + (f" ({', '.join(extra)})" if extra else "")
+def _named(part: ModelRecord | DataRecord) -> str:
+    extra = [_text(part.config)] if isinstance(part, DataRecord) and part.config else []
+    extra += [f"revision {_text(part.revision)}"] if part.revision else []
+    return _text(_called(str(part.name))) + (f" ({', '.join(extra)})" if extra else "")
 
 
 def _like_an_id(name: str) -> str:

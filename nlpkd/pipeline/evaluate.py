@@ -225,10 +225,10 @@ def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | 
 
 def _texts(rows: Dataset, loaded: TextClassificationData, report: EvaluationReport, examples: int) -> dict[int, str]:
     """Look up the texts that the student's largest disagreements with its teacher are on."""
-    found = report.candidates["student"].breakdown.get("disagreements", [])[:examples]
+    found = (report.candidates["student"].breakdown.disagreements or [])[:examples]
     if not found:
         return {}
     parts = [rows[column][:] for column in loaded.text_columns]
     if DOCUMENT in rows.column_names:
         parts = [one_row_a_document(part, rows[DOCUMENT][:]) for part in parts]
-    return {entry["row"]: "\n".join(str(part[entry["row"]]) for part in parts) for entry in found}
+    return {entry.row: "\n".join(str(part[entry.row]) for part in parts) for entry in found}

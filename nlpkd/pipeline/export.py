@@ -165,7 +165,7 @@ def _labelled_rows(
 
 def _retention(report: EvaluationReport, least: float) -> dict[str, float]:
     """Compute each file's headline metric over the student's; refuse all files where one keeps too little."""
-    metric = report.task["headline"]
+    metric = report.task.headline
     value = {name: candidate.quality[metric].value for name, candidate in report.candidates.items()}
     student = value.pop("student")
     if not student > 0:
@@ -173,7 +173,7 @@ def _retention(report: EvaluationReport, least: float) -> dict[str, float]:
     for name, each in value.items():
         if not each >= least * student:
             raise RetentionError(
-                f"{name} has {metric} {each:.4f} and the student in PyTorch {student:.4f} on {report.task['rows']} "
+                f"{name} has {metric} {each:.4f} and the student in PyTorch {student:.4f} on {report.task.rows} "
                 f"rows: it keeps {each / student:.4f}, below min_retention={least:g}; no file was kept"
             )
     return {name: each / student for name, each in value.items()}

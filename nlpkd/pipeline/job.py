@@ -216,7 +216,7 @@ class Job:
                 threshold_dataset=held_out,
                 seed=args.seed,
             )
-            if chosen := report.run.get("thresholds"):
+            if chosen := report.run.thresholds:
                 trainer.model.config.thresholds = chosen["student"]
                 with atomic_folder_update(Path(args.output_dir)) as temporary:
                     trainer.model.config.save_pretrained(temporary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,10 @@ from huggingface_hub import ModelCard, snapshot_download
 from nlpkd.data.label_names import align_names
 from nlpkd.data.sources import Source
 from nlpkd.evaluation.benchmark import model_size_mb
-from nlpkd.evaluation.report import JSON_NAME, METRIC_NAMES, Candidate, EvaluationReport, Interval, markdown_table
+from nlpkd.evaluation.origin import DataRecord
+from nlpkd.evaluation.records import METRIC_NAMES, Candidate, Comparison, Interval, format_number
+from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
+from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.hub.model_card import CARD_METRICS, hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
 from nlpkd.models.loading import load_config, split_revision
@@ -135,7 +138,7 @@ def verify(
     if not (folder / JSON_NAME).is_file():
         raise ValueError(f"{name} has no {JSON_NAME}, so it claims nothing that can be measured again")
     claimed = EvaluationReport.load(folder)
-    about = claimed.run.get("data") or {}
+    about = claimed.run.data
     source, options = (data, {}) if data is not None else _named_data(about, name)
     asked = {"dataset_config": dataset_config, "dataset_revision": dataset_revision, "split": split}
     options |= {option: value for option, value in asked.items() if value is not None}
@@ -151,8 +154,8 @@ def verify(
         text_column=text_column,
         text_pair_column=text_pair_column,
         label_column=label_column,
-        max_length=max_length or about.get("max_length"),
-        window_stride=window_stride or about.get("window_stride"),
+        max_length=max_length or about.max_length,
+        window_stride=window_stride or about.window_stride,
         **options,
         **measuring,
     )
@@ -163,25 +166,28 @@ def verify(
     return Verification(name, claims)
 
 
-def _named_data(about: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
-    """Give the data set of the Hub that a report names, and how to load it."""
-    known, revision = split_revision(str(about.get("name") or ""))
+def _named_data(about: DataRecord, name: str) -> tuple[str, dict[str, Any]]:
+    """Return the data set of the Hub that a report names, and how to load it."""
+    known, revision = split_revision(str(about.name or ""))
     found = hub_id(known)
     if found is None:
         raise ValueError(
-            f"the report of {name} was measured on {about.get('name') or 'unnamed data'}, which is no data set of the "
+            f"the report of {name} was measured on {about.name or 'unnamed data'}, which is no data set of the "
             "Hub: give the same rows (--data)"
         )
-    named = {"dataset_config": about.get("config"), "dataset_revision": about.get("revision") or revision}
-    return found, named | {"split": about.get("split")}
+    return found, {
+        "dataset_config": about.config,
+        "dataset_revision": about.revision or revision,
+        "split": about.split,
+    }
 
 
 def _named_teacher(claimed: EvaluationReport, folder: Path, trust_remote_code: bool) -> tuple[str | None, str]:
-    """Give the report's teacher, or why it can't be measured again."""
-    about = claimed.run.get("teacher") or {}
-    name, revision = hub_id(about.get("name")), about.get("revision")
+    """Return the report's teacher, or why it can't be measured again."""
+    about = claimed.run.teacher
+    name, revision = hub_id(about.name), about.revision
     if name is None:
-        return None, f"{_AGAIN}: the teacher, {about.get('name') or 'unnamed'}, is not on the Hub (--teacher)"
+        return None, f"{_AGAIN}: the teacher, {about.name or 'unnamed'}, is not on the Hub (--teacher)"
     try:
         theirs: Any = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
         ours: Any = load_config(folder, trust_remote_code=trust_remote_code)
@@ -208,8 +214,8 @@ def _onnx_files(claimed: EvaluationReport, folder: Path) -> dict[str, Path]:
 
 def _report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teacher: str) -> list[Claim]:
     """Judge what was measured again; all else the report claims stands beside it, not judged."""
-    rows, no_teacher = (claimed.task.get("rows"), measured.task["rows"]), no_teacher or _AGAIN
-    counted_alike = claimed.run.get("flops_protocol") == measured.run.get("flops_protocol")
+    rows, no_teacher = (claimed.task.rows, measured.task.rows or 0), no_teacher or _AGAIN
+    counted_alike = claimed.run.flops_protocol == measured.run.flops_protocol
     claims: list[Claim] = []
     for name, before in claimed.candidates.items():
         now = measured.candidates.get(name)
@@ -218,20 +224,20 @@ def _report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_tea
         if now is not None and name == "teacher":
             # It may have been measured in half precision, which no report says.
             now = replace(now, size_mb=math.nan)
-        if now is not None and name != "student" and name in (claimed.run.get("thresholds") or {}):
+        if now is not None and name != "student" and name in claimed.run.thresholds:
             # The student's thresholds alone are in a config.
             now = replace(now, quality={})
         why = no_teacher if now is not None or name == "teacher" else f"{_AGAIN}: no ONNX file, or no extra export"
         claims += _candidate_claims("" if name == "student" else f"{name}: ", before, now, rows, why)
     teacher = measured.candidates.get("teacher")
-    headline = teacher.quality[measured.task["headline"]].value if teacher else math.nan
-    for name, entries in claimed.comparisons.items():
-        again = measured.comparisons.get(name) or {}
-        claims += _comparison_claims(name.replace("_", " "), entries, again, rows, headline)
-    for name, metrics in claimed.seeds.items():
-        for key, entry in metrics.items():
-            figure = f"{name}: {METRIC_NAMES.get(key, key)}, mean ± sd of {len(entry['values'])} seeds"
-            stated = f"{_shown(entry['mean'])} ± {_shown(entry['sd'])}"
+    headline = teacher.quality[measured.task.headline].value if teacher else math.nan
+    for name, paired in claimed.comparisons.items():
+        other = name.removeprefix("student_vs_")
+        claims += _comparison_claims(other, paired, measured.comparisons.get(name), rows, headline)
+    for name, spreads in claimed.seeds.items():
+        for key, spread in spreads.items():
+            figure = f"{name}: {METRIC_NAMES.get(key, key)}, mean ± sd of {len(spread.values)} seeds"
+            stated = f"{format_number(spread.mean)} ± {format_number(spread.sd)}"
             claims.append(Claim(figure, stated, "n/a", None, f"{_AGAIN}: one seed is published"))
     return claims
 
@@ -261,29 +267,42 @@ def _candidate_claims(
         figure = f"{title}ms, batch {entry.batch}, {entry.tokens} tokens, p50"
         shown = f"{again.p50_ms:.2f}" if again else "n/a"
         claims.append(Claim(figure, f"{entry.p50_ms:.2f}", shown, None, "another machine"))
-    temperature = (before.temperature_scaling or {}).get("temperature")
+    temperature = before.temperature_scaling.temperature if before.temperature_scaling else None
     others = {"memory, MB": before.memory_mb, "training, s": before.training_seconds, "temperature": temperature}
     stated = {figure: value for figure, value in others.items() if value is not None}
-    return claims + [Claim(title + figure, _shown(value), "n/a", None, _AGAIN) for figure, value in stated.items()]
+    return claims + [
+        Claim(title + figure, format_number(value), "n/a", None, _AGAIN) for figure, value in stated.items()
+    ]
 
 
 def _comparison_claims(
-    title: str, before: Mapping[str, Any], now: Mapping[str, Any], rows: tuple[int | None, int], headline: float
+    other: str, before: Comparison, now: Comparison | None, rows: tuple[int | None, int], headline: float
 ) -> list[Claim]:
     """Judge how the student compares with another candidate: both may move, so that twice as much is allowed."""
-    claims, allowed = [], 2 * _allowed(rows[1])
+    title, allowed = f"student vs {other}", 2 * _allowed(rows[1])
+    claims = [
+        _metric(f"{title}: {key.replace('_', ' ')} difference", claim, again, rows, _AGAIN, allowed)
+        for key, claim in before.differences.items()
+        for again in [now.differences.get(key) if now else None]
+    ]
     # A count moves with the rows, a share of the teacher's metric with that metric.
-    scales = {"retention": 1 / headline if headline > 0 else math.nan}
-    for key, value in before.items():
-        figure, again = f"{title}: {key.replace('_', ' ')}", now.get(key)
-        if isinstance(value, Mapping):
-            found = None if again is None else _interval(again)
-            claims.append(_metric(figure, _interval(value), found, rows, _AGAIN, allowed))
-        elif key == "mcnemar_p" or rows[0] != rows[1]:
-            claims.append(Claim(figure, _shown(value), _shown(again), None, "follows from the rows"))
-        elif value is not None:
-            limit = allowed * scales.get(key, rows[1])
-            claims.append(_figure(figure, value, again, ".4g", limit, f"to {limit:.3g}", _AGAIN))
+    scales: dict[str, float] = {"student only correct": rows[1], f"{other} only correct": rows[1]}
+    scales["retention"] = 1 / headline if headline > 0 else math.nan
+    figures = {
+        "mcnemar p": "mcnemar_p",
+        "student only correct": "student_only_correct",
+        f"{other} only correct": "other_only_correct",
+        "retention": "retention",
+    }
+    for name, key in figures.items():
+        figure, claim, again = f"{title}: {name}", getattr(before, key), getattr(now, key) if now else None
+        if claim is None:
+            continue
+        if name == "mcnemar p" or rows[0] != rows[1]:
+            claims.append(Claim(figure, format_number(claim), format_number(again), None, "follows from the rows"))
+        else:
+            limit = allowed * scales[name]
+            claims.append(_figure(figure, claim, again, ".4g", limit, f"to {limit:.3g}", _AGAIN))
     return claims
 
 
@@ -292,7 +311,7 @@ def _card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: 
     card = folder / "README.md"
     results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results if card.is_file() else None
     metrics = {metric: key for key, (metric, _) in CARD_METRICS.items()}
-    claims, rows = [], (claimed.task.get("rows"), measured.task["rows"])
+    claims, rows = [], (claimed.task.rows, measured.task.rows or 0)
     for result in results or []:
         key = metrics.get(result.metric_type)
         if key not in claimed.candidates["student"].quality:
@@ -314,13 +333,13 @@ def _metric(
     if found is None:
         return Claim(title, str(claim), "n/a", None, missing)
     if not math.isfinite(claim.value):
-        return Claim(title, str(claim), _shown(found.value), None, "no number was claimed")
+        return Claim(title, str(claim), format_number(found.value), None, "no number was claimed")
     if rows[0] == rows[1]:
         allowed = allowed or _allowed(rows[1])
         holds, why = abs(claim.value - found.value) <= allowed, f"same number of rows, to {allowed:.3f}"
     else:
         holds, why = claim.low <= found.value <= claim.high, f"{rows[1]} rows for {rows[0]}: in the claimed interval"
-    return Claim(title, str(claim), _shown(found.value), holds and math.isfinite(found.value), why)
+    return Claim(title, str(claim), format_number(found.value), holds and math.isfinite(found.value), why)
 
 
 def _figure(title: str, claim: float, found: float | None, spec: str, allowed: float, why: str, missing: str) -> Claim:
@@ -331,12 +350,3 @@ def _figure(title: str, claim: float, found: float | None, spec: str, allowed: f
 
 def _allowed(rows: int) -> float:
     return max(TOLERANCE, 2 / rows)
-
-
-def _interval(entry: Mapping[str, float | None]) -> Interval:
-    value, low, high = (entry.get(key) for key in ("value", "low", "high"))
-    return Interval(*(math.nan if each is None else each for each in (value, low, high)))
-
-
-def _shown(value: float | None) -> str:
-    return "n/a" if value is None or not math.isfinite(value) else f"{value:.3f}"

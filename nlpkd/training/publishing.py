@@ -142,8 +142,8 @@ def write_card(folder: Path, repo_id: str, facts: dict[str, Any], measure: Calla
     known = (folder / JSON_NAME).exists()
     report = EvaluationReport.load(folder) if known else measure()
     if facts:
-        data = (report.run.get("data") or {}) | facts.get("data", {})
-        report = replace(report, run=report.run | facts | ({"data": data} if data else {}))
+        data = report.run.data.updated(facts.get("data", {}))
+        report = replace(report, run=replace(report.run.updated(facts), data=data))
     if facts or not known:
         report.save(folder)
     if not known:

@@ -280,8 +280,8 @@ def test_a_whole_job_on_a_stream(tmp_path, tokenizer):
         per_device_train_batch_size=8, num_train_epochs=2, save_strategy="no", max_length=32,
     )  # fmt: skip
     report = result.report
-    assert report.run["data"]["train_rows"] == 162 and report.run["settings"]["steps"] == 2 * 21
-    assert report.task["labels"] == ["pos", "neg"] and "baseline" in report.candidates
+    assert report.run.data.train_rows == 162 and report.run.settings["steps"] == 2 * 21
+    assert report.task.labels == ["pos", "neg"] and "baseline" in report.candidates
     assert load_file(tmp_path / "out" / "model.safetensors")
 
 

@@ -71,7 +71,7 @@ def test_trainer_and_report_measure_texts_by_their_average(cut, tokenizer, setti
     assert len(trainer.predict(cut).predictions) == len(cut)
     report = evaluate_student(student, teacher, cut, tokenizer, latency_runs=0, bootstrap_samples=10)
     assert report.candidates["student"].quality["accuracy"].value == pytest.approx(expected)
-    assert report.task["rows"] == 60
+    assert report.task.rows == 60
 
 
 def test_a_run_on_windows_reports_on_texts(tokenizer, tmp_path):
@@ -80,8 +80,8 @@ def test_a_run_on_windows_reports_on_texts(tokenizer, tmp_path):
     splits = DatasetDict(train=documents(120), validation=documents(50, 1))
     teacher = train_teacher(tiny_bert(3, **NAMES), splits, tokenizer=tokenizer, output_dir=tmp_path / "t", **quick)
     result = distill(teacher.output_dir, "layers:1", splits, output_dir=tmp_path / "s", baseline=True, **quick)
-    assert result.report.task["rows"] == result.report.run["data"]["evaluated_rows"] == 50
-    assert result.report.run["data"]["train_rows"] == 120
+    assert result.report.task.rows == result.report.run.data.evaluated_rows == 50
+    assert result.report.run.data.train_rows == 120
 
 
 @pytest.mark.parametrize(

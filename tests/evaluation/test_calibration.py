@@ -26,6 +26,6 @@ def test_the_temperature_is_the_best_of_a_fine_grid():
 
 def test_a_factor_on_the_logits_is_found_and_mends_the_calibration():
     fitted = temperature_scaling(*overconfident(4000, 1, 3.0), *overconfident(4000, 2, 3.0))
-    assert fitted["temperature"] == pytest.approx(3.0, rel=0.1) and fitted["rows"] == 4000
-    assert fitted["ece_after"] < 0.05 < 0.15 < fitted["ece_before"]
+    assert fitted.temperature == pytest.approx(3.0, rel=0.1) and fitted.rows == 4000
+    assert fitted.ece_after < 0.05 < 0.15 < fitted.ece_before
     assert fit_temperature(*overconfident(4000, 1, 0.5)) == pytest.approx(0.5, rel=0.1)

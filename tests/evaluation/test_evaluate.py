@@ -19,6 +19,7 @@ from nlpkd.evaluation.benchmark import count_flops, describe_environment, measur
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.metrics import classification_metrics
 from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.evaluation.records import Interval
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = 60
@@ -147,7 +148,7 @@ def test_quality_agrees_with_scikit_learn_and_intervals_enclose_it(tokenizer):
 def test_the_task_names_labels_rows_and_majority(tokenizer):
     report = evaluate_student(bert(), None, rows(), tokenizer, **QUICK)
     ones = sum(rows()["labels"])
-    assert report.task == {
+    assert report.to_dict()["task"] == {
         "problem_type": "single_label_classification",
         "headline": "accuracy",
         "labels": ["neg", "pos"],
@@ -166,14 +167,14 @@ def test_mcnemar_difference_retention_and_agreement_follow_hand_arithmetic(token
     report = evaluate_student(student, teacher, fixed_rows(labels), tokenizer, baseline=baseline, **QUICK)
     against = report.comparisons["student_vs_baseline"]
     # Rows 10-13 are right in the student alone, 16 and 17 in the baseline alone: p = 2 * P(Binomial(6, 1/2) <= 2).
-    assert (against["student_only_correct"], against["baseline_only_correct"]) == (4, 2)
-    assert against["mcnemar_p"] == pytest.approx(2 * (1 + 6 + 15) / 64)
-    assert against["accuracy_difference"]["value"] == pytest.approx(0.1)
-    assert against["accuracy_difference"]["low"] < 0.1 < against["accuracy_difference"]["high"]
+    assert (against.student_only_correct, against.other_only_correct) == (4, 2)
+    assert against.mcnemar_p == pytest.approx(2 * (1 + 6 + 15) / 64)
+    assert against.differences["accuracy"].value == pytest.approx(0.1)
+    assert against.differences["accuracy"].low < 0.1 < against.differences["accuracy"].high
     towards = report.comparisons["student_vs_teacher"]
-    assert (towards["student_only_correct"], towards["teacher_only_correct"]) == (0, 2)
-    assert towards["mcnemar_p"] == pytest.approx(binomtest(0, 2).pvalue) == 0.5
-    assert towards["retention"] == pytest.approx(14 / 16)
+    assert (towards.student_only_correct, towards.other_only_correct) == (0, 2)
+    assert towards.mcnemar_p == pytest.approx(binomtest(0, 2).pvalue) == 0.5
+    assert towards.retention == pytest.approx(14 / 16)
     assert report.candidates["student"].agreement.value == pytest.approx(18 / 20)
     assert report.candidates["teacher"].agreement is None
     assert list(report.candidates) == ["teacher", "student", "baseline"]
@@ -185,8 +186,8 @@ def test_equal_candidates_have_no_difference_at_all(tokenizer):
         answers(predictions), None, fixed_rows([0, 1, 0, 0, 1]), tokenizer, baseline=answers(predictions), **QUICK
     )
     against = report.comparisons["student_vs_baseline"]
-    assert against["mcnemar_p"] == 1.0
-    assert against["accuracy_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert against.mcnemar_p == 1.0
+    assert against.differences["accuracy"] == Interval(0.0, 0.0, 0.0)
 
 
 def test_a_teacher_with_another_label_order_is_aligned_by_name(tokenizer):
@@ -244,11 +245,11 @@ def test_training_seconds_belong_to_the_student_or_go_by_name(tokenizer):
 
 def test_the_run_is_completed_and_what_the_caller_recorded_is_kept(tokenizer):
     report = evaluate_student(bert(), None, rows(), tokenizer, run={"command": "c", "machine": {"cpu": "x"}}, **QUICK)
-    assert report.run["command"] == "c"
-    assert report.run["machine"] == {"cpu": "x"}
-    assert report.run["versions"]["torch"] == torch.__version__
-    assert "37 rows, 50 resamples, seed 42" in report.run["interval_protocol"]
-    assert "not measured" in report.run["latency_protocol"]
+    assert report.run.command == "c"
+    assert report.run.machine == {"cpu": "x"}
+    assert report.run.versions["torch"] == torch.__version__
+    assert "37 rows, 50 resamples, seed 42" in report.run.interval_protocol
+    assert "not measured" in report.run.latency_protocol
     assert set(describe_environment()["machine"]) == {"cpu", "cores", "threads", "platform", "gpu"}
 
 
@@ -331,8 +332,8 @@ def test_latency_records_its_protocol_and_warns_of_unlike_candidates(tokenizer, 
             latency_runs=1,
             latency_tokens=8,
         )
-    assert "8 random ordinary tokens" in report.run["latency_protocol"]
-    assert "bfloat16 on cpu, float32 on cpu" in report.run["latency_protocol"]
+    assert "8 random ordinary tokens" in report.run.latency_protocol
+    assert "bfloat16 on cpu, float32 on cpu" in report.run.latency_protocol
     assert "don't compare" in caplog.text
     assert [entry.batch for entry in report.candidates["teacher"].latency] == [1, 32]
 
@@ -406,7 +407,7 @@ def test_breakdowns_follow_hand_arithmetic(tokenizer):
     table = np.full((6, 3), -20.0, dtype=np.float32)
     table[range(6), [0, 0, 1, 1, 1, 0]] = 20.0
     report = evaluate_student(FixedLogits(table), None, fixed_rows(labels), tokenizer, **QUICK)
-    parts = report.candidates["student"].breakdown
+    parts = report.candidates["student"].to_dict()["breakdown"]
     assert parts["confusion"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     assert parts["per_class"][1] == {"precision": 2 / 3, "recall": 1.0, "f1": pytest.approx(0.8), "rows": 2}
     assert parts["per_class"][2]["f1"] == 0.0
@@ -420,8 +421,8 @@ def test_lengths_are_grouped_in_quarters(tokenizer):
     ids = [[row] + [0] * (length - 1) for row, length in enumerate(lengths)]
     dataset = Dataset.from_dict({"input_ids": ids, "labels": [0] * 8})
     report = evaluate_student(answers([0, 0, 0, 1, 0, 0, 1, 1]), None, dataset, tokenizer, **QUICK)
-    groups = report.candidates["student"].breakdown["per_length"]
-    assert [(each["shortest"], each["longest"], each["rows"], each["value"]) for each in groups] == [
+    groups = report.candidates["student"].breakdown.per_length
+    assert [(each.shortest, each.longest, each.rows, each.value) for each in groups] == [
         (1, 2, 3, 1.0), (3, 3, 1, 0.0), (5, 6, 2, 1.0), (8, 9, 2, 0.0)
     ]  # fmt: skip
 
@@ -431,11 +432,11 @@ def test_disagreements_are_ordered_by_total_variation(tokenizer):
         return FixedLogits(np.log(np.array([[p, 1 - p] for p in probabilities], dtype=np.float32)).tolist())
 
     report = evaluate_student(logits(0.9, 0.6, 0.5), logits(0.8, 0.1, 0.3), fixed_rows([0, 1, 0]), tokenizer, **QUICK)
-    found = report.candidates["student"].breakdown["disagreements"]
-    assert [(each["row"], round(each["distance"], 6)) for each in found] == [(1, 0.5), (2, 0.2), (0, 0.1)]
-    assert (found[0]["gold"], found[0]["predicted"], found[0]["teacher_predicted"]) == (1, 0, 1)
-    assert (found[0]["probability"], found[0]["teacher_probability"]) == (pytest.approx(0.6), pytest.approx(0.9))
-    assert "disagreements" not in report.candidates["teacher"].breakdown
+    found = report.candidates["student"].breakdown.disagreements
+    assert [(each.row, round(each.distance, 6)) for each in found] == [(1, 0.5), (2, 0.2), (0, 0.1)]
+    assert (found[0].gold, found[0].predicted, found[0].teacher_predicted) == (1, 0, 1)
+    assert (found[0].probability, found[0].teacher_probability) == (pytest.approx(0.6), pytest.approx(0.9))
+    assert "disagreements" not in report.candidates["teacher"].to_dict()["breakdown"]
 
 
 def test_a_temperature_is_fitted_on_the_held_out_rows_alone(tokenizer):
@@ -444,8 +445,8 @@ def test_a_temperature_is_fitted_on_the_held_out_rows_alone(tokenizer):
     held_out = fixed_rows([0, 0, 0, 1])
     report = evaluate_student(student, None, fixed_rows([1] * 8), tokenizer, threshold_dataset=held_out, **QUICK)
     scaling = report.candidates["student"].temperature_scaling
-    assert scaling["temperature"] == pytest.approx(2 / math.log(3), rel=1e-3)
-    assert scaling["rows"] == 4
-    assert scaling["ece_before"] == pytest.approx(1 / (1 + math.exp(-2)))
-    assert scaling["ece_after"] == pytest.approx(0.75, rel=1e-3)
+    assert scaling.temperature == pytest.approx(2 / math.log(3), rel=1e-3)
+    assert scaling.rows == 4
+    assert scaling.ece_before == pytest.approx(1 / (1 + math.exp(-2)))
+    assert scaling.ece_after == pytest.approx(0.75, rel=1e-3)
     assert "takes its ECE from 0.881 to 0.750 (fitted on 4 rows)" in report.to_markdown()

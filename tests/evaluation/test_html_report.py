@@ -19,6 +19,7 @@ from samples import raw_rows, tiny_bert
 
 from nlpkd import EvaluationReport, evaluate_student
 from nlpkd.evaluation.html_report import render_page, save_page, training_curves
+from nlpkd.evaluation.origin import RunRecord
 from nlpkd.pipeline.evaluate import evaluate, name_models
 
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
@@ -82,7 +83,7 @@ def run_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(report, run_folder) -> str:
-    rows = [entry["row"] for entry in report.candidates["student"].breakdown["disagreements"][:2]]
+    rows = [entry.row for entry in report.candidates["student"].breakdown.disagreements[:2]]
     texts = {rows[0]: "a text with <b>markup</b>", rows[1]: "second"}
     return render_page(report, curves=training_curves(run_folder), texts=texts)
 
@@ -133,7 +134,7 @@ def test_a_page_is_replaced_as_a_whole(alone, tmp_path, monkeypatch):
     assert path == tmp_path / "new" / "report.html" and before.startswith("<!doctype html>")
     monkeypatch.setattr(os, "replace", lambda *names: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space"):
-        save_page(replace(alone, run={}), tmp_path / "new")
+        save_page(replace(alone, run=RunRecord()), tmp_path / "new")
     assert path.read_text(encoding="utf-8") == before
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.html"]
 
@@ -238,9 +239,9 @@ def test_texts_are_on_the_local_page_alone_and_never_pushed(folders, tmp_path):
     evaluate(folders / "student", str(folders / "test.jsonl"), teacher=folders / "teacher", held_out=held_out,
              latency_runs=0, bootstrap_samples=20, output_dir=tmp_path, examples=3)  # fmt: skip
     report = EvaluationReport.load(tmp_path)
-    assert report.candidates["student"].temperature_scaling["rows"] == 40
+    assert report.candidates["student"].temperature_scaling.rows == 40
     rows = [json.loads(line)["text"] for line in (folders / "test.jsonl").read_text().splitlines()]
-    shown = [rows[entry["row"]] for entry in report.candidates["student"].breakdown["disagreements"][:3]]
+    shown = [rows[entry.row] for entry in report.candidates["student"].breakdown.disagreements[:3]]
     page = (tmp_path / "report.html").read_text()
     assert all(f"<td>{text}</td>" in page for text in shown)
     assert not any(text in (tmp_path / "report.json").read_text() for text in shown if len(text) > 8)

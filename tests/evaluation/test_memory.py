@@ -28,7 +28,7 @@ def test_a_larger_model_takes_as_much_more_memory_as_its_weights(tmp_path, token
     small, large = (found.candidates[name].memory_mb for name in ("student", "large"))
     weights_mb = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e6
     assert 0 < small < 30 < weights_mb and 0.8 * weights_mb < large - small < 3 * weights_mb
-    assert "memory, MB" in report.to_markdown() and report.run["memory_protocol"] in report.to_markdown()
+    assert "memory, MB" in report.to_markdown() and report.run.memory_protocol in report.to_markdown()
 
 
 def test_a_model_that_can_not_be_loaded_is_named(tmp_path, tokenizer):

@@ -6,7 +6,9 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from nlpkd.evaluation.report import Candidate, EvaluationReport, Interval, Latency, aggregate_seeds
+from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread
+from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
 
 
 def candidate(accuracy, parameters, p50_ms, agreement=None):
@@ -23,43 +25,34 @@ def candidate(accuracy, parameters, p50_ms, agreement=None):
 
 @pytest.fixture
 def report():
-    difference = {"value": 0.02, "low": 0.005, "high": 0.035}
+    difference = Interval(0.02, 0.005, 0.035)
     return EvaluationReport(
-        task={
-            "problem_type": "single_label_classification",
-            "labels": ["neg", "pos"],
-            "rows": 872,
-            "majority_share": 0.509,
-        },
-        run={
-            "command": "nlpkd distill --teacher t",
-            "date": "2026-01-02",
-            "seed": 7,
-            "versions": {"torch": "2.13.0"},
-            "machine": {"cpu": "Some CPU", "threads": 2},
-            "objectives": [{"name": "ForwardKLLoss", "weight": 0.5}],
-            "interval_protocol": "95 % intervals: how",
-            "latency_protocol": "latency: how",
-        },
+        task=TaskRecord(
+            problem_type="single_label_classification",
+            labels=["neg", "pos"],
+            rows=872,
+            majority_share=0.509,
+        ),
+        run=RunRecord.from_dict(
+            {
+                "command": "nlpkd distill --teacher t",
+                "date": "2026-01-02",
+                "seed": 7,
+                "versions": {"torch": "2.13.0"},
+                "machine": {"cpu": "Some CPU", "threads": 2},
+                "objectives": [{"name": "ForwardKLLoss", "weight": 0.5}],
+                "interval_protocol": "95 % intervals: how",
+                "latency_protocol": "latency: how",
+            }
+        ),
         candidates={
             "teacher": candidate(0.90, 22_000_000, 8.0),
             "student": candidate(0.88, 11_000_000, 2.0, Interval(0.93, 0.91, 0.95)),
             "baseline": candidate(0.86, 11_000_000, 2.0, Interval(0.89, 0.87, 0.91)),
         },
         comparisons={
-            "student_vs_baseline": {
-                "mcnemar_p": 0.012,
-                "student_only_correct": 41,
-                "baseline_only_correct": 24,
-                "accuracy_difference": difference,
-            },
-            "student_vs_teacher": {
-                "mcnemar_p": 0.2,
-                "student_only_correct": 10,
-                "teacher_only_correct": 27,
-                "accuracy_difference": difference,
-                "retention": 0.978,
-            },
+            "student_vs_baseline": Comparison({"accuracy": difference}, 0.012, 41, 24),
+            "student_vs_teacher": Comparison({"accuracy": difference}, 0.2, 10, 27, retention=0.978),
         },
     )
 
@@ -107,9 +100,9 @@ def test_nan_and_infinity_are_null_in_json_and_not_available_in_markdown(report,
 def test_saving_again_replaces_the_old_report_and_a_failure_leaves_it_whole(report, tmp_path):
     report.save(tmp_path)
     with pytest.raises(TypeError):
-        replace(report, run={"seed": object()}).save(tmp_path)
+        replace(report, run=RunRecord(seed=object())).save(tmp_path)
     assert EvaluationReport.load(tmp_path) == report
-    changed = replace(report, run={"seed": 8})
+    changed = replace(report, run=RunRecord(seed=8))
     changed.save(tmp_path)
     assert EvaluationReport.load(tmp_path) == changed
 
@@ -151,10 +144,7 @@ def test_the_verdict_compares_with_teacher_and_baseline(report):
 
 
 def test_the_verdict_says_so_when_the_difference_is_not_significant_or_negative(report):
-    paired = report.comparisons["student_vs_baseline"] | {
-        "mcnemar_p": 0.4,
-        "accuracy_difference": {"value": -0.004, "low": -0.02, "high": 0.012},
-    }
+    paired = Comparison({"accuracy": Interval(-0.004, -0.02, 0.012)}, mcnemar_p=0.4)
     verdict = replace(report, comparisons={"student_vs_baseline": paired}).verdict()
     assert "-0.4 points (95 % interval -2.0 to +1.2, McNemar p = 0.4)" in verdict
     assert "not significant at the 5 % level" in verdict
@@ -213,7 +203,7 @@ def test_markdown_records_test_protocol_and_origin(report):
 
 
 def test_an_empty_run_still_makes_a_report(report):
-    markdown = replace(report, run={}, task={}).to_markdown()
+    markdown = replace(report, run=RunRecord(), task=TaskRecord()).to_markdown()
     assert "The command was not recorded." in markdown
     assert "Not recorded." in markdown
 
@@ -224,16 +214,16 @@ def test_seeds_are_aggregated_with_the_sample_standard_deviation(report):
 
     seeds = aggregate_seeds([run(0.80), run(0.82), run(0.87)])
     accuracy = seeds["student"]["accuracy"]
-    assert accuracy["values"] == [0.80, 0.82, 0.87]
-    assert accuracy["mean"] == pytest.approx(0.83)
-    assert accuracy["sd"] == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
-    assert seeds["student"]["agreement"]["mean"] == pytest.approx(0.93)
+    assert accuracy.values == [0.80, 0.82, 0.87]
+    assert accuracy.mean == pytest.approx(0.83)
+    assert accuracy.sd == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
+    assert seeds["student"]["agreement"].mean == pytest.approx(0.93)
     assert "| student | 0.830 ± 0.036 (n = 3) |" in replace(report, seeds=seeds).to_markdown()
 
 
 def test_one_seed_has_no_standard_deviation(report):
     seeds = aggregate_seeds([report])
-    assert seeds["student"]["accuracy"] == {"values": [0.88], "mean": 0.88, "sd": None}
+    assert seeds["student"]["accuracy"] == SeedSpread([0.88], 0.88, None)
     assert "agreement" not in seeds["teacher"]
     assert "0.880 ± n/a (n = 1)" in replace(report, seeds=seeds).to_markdown()
 
@@ -242,14 +232,14 @@ def test_seeds_of_different_tasks_or_candidates_are_refused(report):
     with pytest.raises(ValueError, match="no report"):
         aggregate_seeds([])
     with pytest.raises(ValueError, match="report 2.*'rows': 10"):
-        aggregate_seeds([report, replace(report, task={"rows": 10})])
+        aggregate_seeds([report, replace(report, task=TaskRecord(rows=10))])
     with pytest.raises(ValueError, match=r"report 2.*\['student'\]"):
         aggregate_seeds([report, replace(report, candidates={"student": report.candidates["student"]})])
 
 
 def test_reports_are_frozen(report):
     with pytest.raises(FrozenInstanceError):
-        report.task = {}
+        report.task = TaskRecord()
 
 
 def test_reading_a_report_needs_the_standard_library_only():

@@ -8,7 +8,8 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score
 
-from nlpkd.evaluation.scoring import MultiLabelScoring, best_thresholds, scoring_of
+from nlpkd.evaluation.calibration import best_thresholds
+from nlpkd.evaluation.scoring import MultiLabelScoring, scoring_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 RANDOM = np.random.default_rng(0)

@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 
-from nlpkd.evaluation.report import Candidate, EvaluationReport, Interval, Latency
+from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import WIDGET_TEXTS, build_model_card, public_report
 
 
@@ -41,8 +43,8 @@ def report(**run: Any) -> EvaluationReport:
         "settings": {"learning_rate": 8e-05},
     }
     return EvaluationReport(
-        task={"problem_type": "single_label_classification", "labels": ["neg", "pos"], "rows": 872},
-        run=made_by | run,
+        task=TaskRecord("single_label_classification", labels=["neg", "pos"], rows=872),
+        run=RunRecord.from_dict(made_by | run),
         candidates={"teacher": candidate(0.9), "student": candidate(0.85)},
         comparisons={},
     )
@@ -158,9 +160,9 @@ def test_published_report_has_no_absolute_path_and_no_token_but_keeps_the_rest()
     }
     dirty = replace(report(**run), candidates={"student": candidate(0.8), "/home/ann/model.onnx": candidate(0.7)})
     clean = public_report(dirty)
-    assert clean.run["command"] == "HF_X=*** ./python recipes/sst2.py --out=./out --hub_token *** -d './c d'"
-    assert clean.run["latency_protocol"] == run["latency_protocol"]
-    assert clean.run["settings"] == {"d": "./y"}
+    assert clean.run.command == "HF_X=*** ./python recipes/sst2.py --out=./out --hub_token *** -d './c d'"
+    assert clean.run.latency_protocol == run["latency_protocol"]
+    assert clean.run.settings == {"d": "./y"}
     assert list(clean.candidates) == ["student", "./model.onnx"]
     assert clean.candidates["student"] == dirty.candidates["student"]
 
@@ -181,10 +183,10 @@ def test_a_path_is_taken_out_however_it_is_written_and_other_words_stay() -> Non
         r"--data 'C:\My Files\me\x y.csv' --n 3": "--data './x y.csv' --n 3",
     }
     clean = public_report(report(settings={"values": list(paths), "keys": {path: 1 for path in paths}}))
-    assert clean.run["settings"]["values"] == list(paths.values())
-    assert set(clean.run["settings"]["keys"]) == set(paths.values())
+    assert clean.run.settings["values"] == list(paths.values())
+    assert set(clean.run.settings["keys"]) == set(paths.values())
     plain = ["https://x.org/a/b", "s3://bucket/a", "p50 / p95, 3 rows/s", "layers:3", "12:30:05", "runs/out", "and/or"]
-    assert public_report(report(settings=plain)).run["settings"] == plain
+    assert public_report(report(settings=plain)).run.settings == plain
 
 
 class Tags(HTMLParser):
@@ -210,7 +212,7 @@ def test_hostile_names_stay_text_in_front_matter_table_code_and_html(tmp_path: P
     ]
     hostile = replace(
         report(teacher={"name": "<img src=x>\n---\n"}, settings={"a|b": "<b>\n---"}, command="a\n```\n<b>\n```\n"),
-        task={"labels": labels, "rows": 10, "majority_share": 0.5},
+        task=TaskRecord(labels=labels, rows=10, majority_share=0.5),
         candidates={"student": candidate(0.8), "x|<i>\ny": candidate(0.7)},
     )
     name = 'a"\n---\nb: <u>'
@@ -233,7 +235,7 @@ def test_hostile_names_stay_text_in_front_matter_table_code_and_html(tmp_path: P
 
 
 def test_body_tells_objectives_settings_seeds_protocol_and_citations() -> None:
-    spread = {"student": {"accuracy": {"values": [0.8, 0.9], "mean": 0.85, "sd": 0.0707}}}
+    spread = {"student": {"accuracy": SeedSpread([0.8, 0.9], 0.85, 0.0707)}}
     content = build_model_card(replace(report(), seeds=spread), model_name="alice/student").content
     for part in (
         'pipeline("text-classification", model="alice/student")',
@@ -256,16 +258,15 @@ def test_limits_name_a_missing_baseline_a_single_seed_and_a_split_that_is_no_tes
     limits = build_model_card(report(), model_name="a/b").content.split("## Limits")[1]
     assert "No undistilled baseline" in limits and "one seed" in limits and "validation" in limits
     full = report(data={"name": "nyu-mll/glue", "split": "test"})
-    difference = {"accuracy_difference": {"value": 0.01, "low": 0.0, "high": 0.02}, "mcnemar_p": 0.04}
-    counts = {"student_only_correct": 3, "baseline_only_correct": 2}
+    paired = Comparison({"accuracy": Interval(0.01, 0.0, 0.02)}, 0.04, 3, 2)
     candidates = full.candidates | {"baseline": candidate(0.8)}
-    full = replace(full, candidates=candidates, comparisons={"student_vs_baseline": difference | counts})
+    full = replace(full, candidates=candidates, comparisons={"student_vs_baseline": paired})
     limits = build_model_card(full, model_name="a/b").content.split("## Limits")[1]
     assert "No undistilled baseline" not in limits and "not from a test split" not in limits
 
 
 def test_bare_report_makes_a_card_without_placeholders() -> None:
-    bare = EvaluationReport(task={}, run={}, candidates={"student": candidate(0.8)}, comparisons={})
+    bare = EvaluationReport(TaskRecord(), RunRecord(), candidates={"student": candidate(0.8)}, comparisons={})
     content = build_model_card(bare, model_name="student").content
     assert "None" not in content and "null" not in content and "More information needed" not in content
     assert "not recorded" in content

@@ -387,7 +387,7 @@ def test_three_families_with_three_tokenizers_train_a_student_on_real_tweets(twe
     assert report.candidates["student"].agreement.value == pytest.approx(after["eval_agreement"])
     assert taught.parameters == sum(p.numel() for teacher in teachers for p in teacher.parameters())
     assert list(report.candidates) == ["teacher", "student"] and taught.latency[0].p50_ms > 0
-    assert "the teacher's times are sums over its 3 models" in report.run["latency_protocol"]
+    assert "the teacher's times are sums over its 3 models" in report.run.latency_protocol
 
 
 def test_data_without_a_teachers_columns_are_refused(tweets, byte_level, settings):

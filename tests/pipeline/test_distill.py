@@ -182,16 +182,16 @@ def test_the_report_measures_the_models_that_were_saved(compared, taught):
     only = sum(a and not b for a, b in zip(right["student"], right["baseline"], strict=True))
     other = sum(b and not a for a, b in zip(right["student"], right["baseline"], strict=True))
     expected = binomtest(only, only + other).pvalue if only + other else 1.0
-    assert compared.report.comparisons["student_vs_baseline"]["mcnemar_p"] == pytest.approx(expected)
+    assert compared.report.comparisons["student_vs_baseline"].mcnemar_p == pytest.approx(expected)
     agreed = sum(a == b for a, b in zip(right["student"], right["teacher"], strict=True)) / len(gold)
     assert compared.report.candidates["student"].agreement.value == pytest.approx(agreed)
 
 
 def test_the_report_of_several_seeds_has_the_values_of_each(compared):
-    values = compared.report.seeds["student"]["accuracy"]["values"]
+    values = compared.report.seeds["student"]["accuracy"].values
     each = [compared.report, EvaluationReport.load(compared.output_dir / "seed-43")]
     assert values == [report.candidates["student"].quality["accuracy"].value for report in each]
-    assert [report.run["seed"] for report in each] == [42, 43]
+    assert [report.run.seed for report in each] == [42, 43]
     first, second = (load_file(folder / "model.safetensors") for folder in (compared.output_dir, compared.output_dir / "seed-43"))  # fmt: skip  # noqa: E501
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
@@ -418,7 +418,7 @@ def test_stages_follow_each_other_with_settings_of_their_own(staged):
     assert rates == [1e-3, 5e-4, 2e-3]
     assert any("loss/hidden_state_mse" in entry for entry in states[0]["log_history"])
     assert not any("loss/hidden_state_mse" in entry for entry in states[1]["log_history"])
-    recorded = [(entry["stage"], entry["name"]) for entry in result.report.run["objectives"]]
+    recorded = [(entry["stage"], entry["name"]) for entry in result.report.run.objectives]
     assert recorded == [(1, "hidden_state_mse"), (2, "forward_kl")]
 
 
@@ -454,8 +454,8 @@ def test_several_teachers_teach_one_student_and_are_one_candidate(tmp_path, taug
         [taught.output_dir, str(other.output_dir)], "layers:2", splits, objectives="hinton",
         output_dir=tmp_path / "student", ensemble_weights=[1.0, 3.0], **QUICK,
     )  # fmt: skip
-    assert " and " in result.report.run["teacher"]["name"]
-    assert result.report.run["settings"]["ensemble_weights"] == [0.25, 0.75]
+    assert " and " in result.report.run.teacher.name
+    assert result.report.run.settings["ensemble_weights"] == [0.25, 0.75]
     parameters = [sum(p.numel() for p in model.parameters()) for model in (taught.model, other.model)]
     assert result.report.candidates["teacher"].parameters == sum(parameters)
     assert len(predict(result.output_dir, HELD_OUT)) == len(HELD_OUT)
@@ -476,7 +476,7 @@ def test_soft_labels_take_the_place_of_a_teacher(tmp_path, small, splits):
     rows = DatasetDict(train=splits["train"].add_column("votes", votes), validation=splits["validation"])
     job = {"student": small, "train": rows, "objectives": "hinton"}
     result = distill(**job, soft_label_column="votes", output_dir=tmp_path / "student", **QUICK)
-    assert "votes" in result.report.run["teacher"]["name"] and "teacher" not in result.report.candidates
+    assert "votes" in result.report.run.teacher.name and "teacher" not in result.report.candidates
     for wrong, message in (
         ({}, "give either a teacher or soft_label_column"),
         ({"soft_label_column": "votes", "student": "layers:2"}, "there is none"),
@@ -501,7 +501,7 @@ def test_unlabelled_rows_teach_the_student_and_leave_the_baseline_its_labels_and
         output_dir=tmp_path / "student",
         **QUICK,
     )
-    assert result.report.run["data"]["train_rows"] == len(splits["train"]) + len(more)
+    assert result.report.run.data.train_rows == len(splits["train"]) + len(more)
     student, baseline = (
         json.loads((last_checkpoint(folder) / "trainer_state.json").read_text())
         for folder in (result.output_dir, result.output_dir / "baseline")

@@ -188,7 +188,7 @@ def test_an_onnx_file_is_measured_like_any_model(student, make_rows, tokenizer):
     assert whole.parameters == files["model"].num_weights
     assert [(each.tokens, each.threads) for each in small.latency] == [(8, torch.get_num_threads())]
     assert all(each.p50_ms > 0 for each in (*small.latency, *whole.latency))
-    assert "model, model_int8 by ONNX Runtime on cpu" in report.run["latency_protocol"]
+    assert "model, model_int8 by ONNX Runtime on cpu" in report.run.latency_protocol
 
 
 # The gate, and its command

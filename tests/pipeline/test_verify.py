@@ -15,7 +15,8 @@ from hub_server import HubServer, hub_environment
 from samples import raw_rows, tiny_bert
 
 from nlpkd import EvaluationReport
-from nlpkd.evaluation.report import Interval
+from nlpkd.evaluation.origin import ModelRecord
+from nlpkd.evaluation.records import Comparison, Interval, SeedSpread
 from nlpkd.hub.model_card import build_model_card
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.pipeline.verify import verify
@@ -115,15 +116,14 @@ def test_what_is_not_measured_again_is_named_and_not_judged(student, rows):
     told = dataclasses.replace(
         claimed, agreement=Interval(0.9, 0.8, 1.0), quality=claimed.quality | {"accuracy": nothing}, memory_mb=12.0
     )
-    paired = {"accuracy_difference": {"value": 0.1, "low": 0.0, "high": 0.2}, "mcnemar_p": 0.5}
-    paired |= {"student_only_correct": 3, "baseline_only_correct": 1, "retention": 0.97}
-    seeds = {"student": {"accuracy": {"values": [0.5, 0.6], "mean": 0.55, "sd": 0.07}}}
+    paired = Comparison({"accuracy": Interval(0.1, 0.0, 0.2)}, 0.5, 3, 1, retention=0.97)
+    seeds = {"student": {"accuracy": SeedSpread([0.5, 0.6], 0.55, 0.07)}}
     dataclasses.replace(
         report,
         candidates={"student": told, "teacher": claimed, "baseline": claimed},
         comparisons={"student_vs_baseline": paired},
         seeds=seeds,
-        run=report.run | {"teacher": {"name": "./runs/teacher", "revision": None}},
+        run=dataclasses.replace(report.run, teacher=ModelRecord("./runs/teacher")),
     ).save(student)
     found = verify(student, str(rows / "test.jsonl"), **QUICK)
     claims = {each.figure: each for each in found.claims}
@@ -156,9 +156,9 @@ def test_a_published_student_is_verified_at_its_revision(student, rows, tmp_path
     tiny_bert(initializer_range=0.5, seed=4, **names).save_pretrained(tmp_path / "teacher")
     data = str(rows / "test.jsonl")
     report = evaluate(student, data, teacher=tmp_path / "teacher", max_length=32, **QUICK)
-    about = report.run["data"] | {"name": "alice/reviews", "config": "film", "split": "test"}
-    teacher = {"name": "alice/teacher", "revision": "main"}
-    dataclasses.replace(report, run=report.run | {"data": about, "teacher": teacher}).save(student)
+    about = dataclasses.replace(report.run.data, name="alice/reviews", config="film", split="test")
+    run = dataclasses.replace(report.run, data=about, teacher=ModelRecord("alice/teacher", "main"))
+    dataclasses.replace(report, run=run).save(student)
     (student / "onnx").mkdir()
     (student / "onnx/model_int8.onnx").write_bytes(b"of another name than the report's candidates")
     files = [{"split": split, "path": f"{split}.jsonl"} for split in ("train", "test")]

@@ -111,7 +111,7 @@ def test_a_distillation_takes_a_budget_in_place_of_a_student(tokenizer, tmp_path
     settings = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer, "objectives": "hinton", "max_steps": 1,
                 "teacher_check": "off", "report_to": "none", "output_dir": tmp_path, "max_size_mb": size}  # fmt: skip
     result = distill(teacher, None, rows, held_out, **settings)
-    assert result.student.config.num_hidden_layers == 2 and result.report.run["student"]["name"] == "layers:2"
+    assert result.student.config.num_hidden_layers == 2 and result.report.run.student.name == "layers:2"
     with pytest.raises(ValueError, match="a budget chooses the student itself, and student='layers:3' is given too"):
         distill(teacher, "layers:3", rows, held_out, **settings)
     with pytest.raises(ValueError, match="no candidate fits"):

@@ -1,0 +1,181 @@
+"""What was measured on and what made the figures: task, run, models and data of an evaluation report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+Record = TypeVar("Record", bound="OpenRecord")
+
+_EMPTY: tuple[Any, ...] = (None, {}, [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRecord:
+    """A record to which callers may add entries of their own.
+
+    Args:
+        extra: entries without a field, and those that were recorded as null or empty, so that the JSON stays the same.
+    """
+
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls: type[Record], entry: Mapping[str, Any]) -> Record:
+        """Build the record from JSON, or from the entries that a caller gave.
+
+        Raises:
+            TypeError: when the entry is no mapping.
+        """
+        if not isinstance(entry, Mapping):
+            raise TypeError(f"expected an object with the entries of {cls.__name__}, found {entry!r}")
+        names = {each.name for each in fields(cls)} - {"extra"}
+        known = {key: value for key, value in entry.items() if key in names and value not in _EMPTY}
+        return cls(**known, extra={key: value for key, value in entry.items() if key not in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries that were recorded."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extra"}
+        plain = {key: value.to_dict() if isinstance(value, OpenRecord) else value for key, value in values.items()}
+        return self.extra | {key: value for key, value in plain.items() if value not in _EMPTY}
+
+    def updated(self: Record, entries: Mapping[str, Any]) -> Record:
+        """Return the record with further or other entries."""
+        return type(self).from_dict(self.to_dict() | dict(entries))
+
+
+@dataclass(frozen=True)
+class TaskRecord(OpenRecord):
+    """The task and its gold labels.
+
+    Args:
+        problem_type: of transformers.
+        headline: the metric that the verdict rests on.
+        labels: their names, in order.
+        rows: rows measured.
+        majority_share: share of the commonest class, of a task with one class a row.
+        labels_a_row: mean number of labels, of a multi-label task.
+        score_mean: of a regression.
+        score_sd: standard deviation of its scores.
+    """
+
+    problem_type: str | None = None
+    headline: str = "accuracy"
+    labels: list[str] = field(default_factory=list)
+    rows: int | None = None
+    majority_share: float | None = None
+    labels_a_row: float | None = None
+    score_mean: float | None = None
+    score_sd: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelRecord(OpenRecord):
+    """Where a model comes from.
+
+    Args:
+        name: Hub id, path, or the kind of a student that was made.
+        revision: of a Hub id.
+        checkpoint: whether a student began as a saved checkpoint.
+        layers: of a student.
+        model_type: of transformers.
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    checkpoint: bool | None = None
+    layers: int | None = None
+    model_type: str | None = None
+
+
+@dataclass(frozen=True)
+class DataRecord(OpenRecord):
+    """The data that a student was trained and measured on.
+
+    Args:
+        name: Hub id or file names.
+        title: for readers of the card.
+        config: configuration of a Hub data set.
+        revision: of a Hub data set.
+        split: that was measured.
+        evaluated_source: which of several files held the measured split.
+        pairs: whether a row has two texts.
+        train_rows: rows of the training.
+        evaluated_rows: rows measured.
+        truncated_rows: of them by split, those that were cut.
+        max_length: longest text in tokens.
+        window_stride: tokens that the windows of long texts share.
+    """
+
+    name: str | None = None
+    title: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    split: str | None = None
+    evaluated_source: str | None = None
+    pairs: bool | None = None
+    train_rows: int | None = None
+    evaluated_rows: int | None = None
+    truncated_rows: Any = None
+    max_length: int | None = None
+    window_stride: int | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord(OpenRecord):
+    """What made the figures; everything is optional.
+
+    Args:
+        command: of the process.
+        date: in UTC.
+        seed: of the training.
+        versions: of Python and the packages, by name.
+        machine: that was measured on.
+        teacher: where it comes from.
+        student: likewise.
+        data: likewise.
+        objectives: `Objective.config()` of each.
+        settings: of the training.
+        thresholds: of a multi-label task, one a label by candidate.
+        interval_protocol: how the intervals were made.
+        latency_protocol: how latencies were measured.
+        flops_protocol: how operations were counted.
+        memory_protocol: how memory was measured.
+        base_model: for the card's metadata.
+        license: likewise.
+        language: likewise.
+        tags: likewise.
+    """
+
+    command: str | None = None
+    date: str | None = None
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    teacher: ModelRecord = field(default_factory=ModelRecord)
+    student: ModelRecord = field(default_factory=ModelRecord)
+    data: DataRecord = field(default_factory=DataRecord)
+    objectives: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, list[float]] = field(default_factory=dict)
+    interval_protocol: str | None = None
+    latency_protocol: str | None = None
+    flops_protocol: str | None = None
+    memory_protocol: str | None = None
+    base_model: str | None = None
+    license: str | None = None
+    language: str | list[str] | None = None
+    tags: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> RunRecord:
+        """Build the record from JSON, or from the entries that a caller gave, models and data among them."""
+        kinds: dict[str, type[OpenRecord]] = {"teacher": ModelRecord, "student": ModelRecord, "data": DataRecord}
+        parts = {key: kind.from_dict(entry[key]) for key, kind in kinds.items() if entry.get(key)}
+        return super().from_dict({**entry, **parts})
+
+    def protocols(self) -> list[str]:
+        """Return how intervals, latency, operations and memory were measured, as far as they were."""
+        recorded = (self.interval_protocol, self.latency_protocol, self.flops_protocol, self.memory_protocol)
+        return [protocol for protocol in recorded if protocol]

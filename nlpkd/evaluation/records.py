@@ -1,0 +1,335 @@
+"""The measured part of an evaluation report: candidates, comparisons and spreads over seeds, as dataclasses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+    "matthews_correlation": "MCC",
+    "expected_calibration_error": "ECE",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mean_absolute_error": "MAE",
+}
+"""Metrics that tables show, and what they are called there."""
+
+
+def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
+    """Build a record from parsed JSON; keys that it has no field for are left out.
+
+    Args:
+        kind: the record's dataclass.
+        entry: values by the names of its fields.
+
+    Returns:
+        The record.
+
+    Raises:
+        TypeError: when the entry is no mapping, or lacks a field.
+    """
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"expected an object with the entries of {kind.__name__}, found {entry!r}")
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in entry.items() if key in names})
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured value with its 95 % interval.
+
+    Args:
+        value: the value on all rows.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Interval:
+        """Build an interval from JSON, where NaN is written as null."""
+        return build_record(cls, _with_nan(entry))
+
+    def __str__(self) -> str:
+        return f"{format_number(self.value)} [{format_number(self.low)}, {format_number(self.high)}]"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass.
+
+    Args:
+        batch: sequences in the batch.
+        tokens: tokens in each sequence.
+        threads: CPU threads torch used.
+        p50_ms: median in milliseconds.
+        p95_ms: 95th percentile in milliseconds.
+        p99_ms: 99th percentile in milliseconds, None where it was not recorded.
+    """
+
+    batch: int
+    tokens: int
+    threads: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class TemperatureScaling:
+    """A temperature fitted on held-out rows, and what it does to the calibration error on the measured ones.
+
+    Args:
+        temperature: that the logits are divided by.
+        rows: held-out rows of the fit.
+        ece_before: expected calibration error of the logits as they are.
+        ece_after: of the scaled logits.
+    """
+
+    temperature: float
+    rows: int
+    ece_before: float
+    ece_after: float
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """How well one class is told.
+
+    Args:
+        precision: share of the rows predicted as this class that are of it.
+        recall: share of the rows of this class that are predicted as it.
+        f1: harmonic mean of both.
+        rows: rows of the class.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    rows: float
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bin of a reliability diagram.
+
+    Args:
+        confidence: mean confidence of its decisions.
+        accuracy: share of them that is right.
+        rows: number of decisions.
+    """
+
+    confidence: float
+    accuracy: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class LengthGroup:
+    """The headline metric on texts of similar length.
+
+    Args:
+        shortest: tokens of the shortest text.
+        longest: tokens of the longest one.
+        rows: number of texts.
+        value: the metric on them.
+    """
+
+    shortest: int
+    longest: int
+    rows: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A row on which a model and its teacher differ.
+
+    Args:
+        row: its number in the measured data.
+        gold: gold class id.
+        predicted: class id that the model predicts.
+        probability: that the model gives it.
+        teacher_predicted: class id that the teacher predicts.
+        teacher_probability: that the teacher gives it.
+        distance: total variation of both distributions, 1/2 * sum over classes |p - q|.
+    """
+
+    row: int
+    gold: int
+    predicted: int
+    probability: float
+    teacher_predicted: int
+    teacher_probability: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A candidate's quality in parts; None for what its task does not have, or was not measured.
+
+    Args:
+        confusion: rows by gold class and predicted class.
+        per_class: each class or label, in order.
+        reliability: the bins of the calibration error that have decisions.
+        per_length: groups of texts by length, the shortest first.
+        disagreements: the rows where it differs most from the teacher, the largest difference first.
+    """
+
+    confusion: list[list[int]] | None = None
+    per_class: list[ClassMetrics] | None = None
+    reliability: list[ReliabilityBin] | None = None
+    per_length: list[LengthGroup] | None = None
+    disagreements: list[Disagreement] | None = None
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Breakdown:
+        """Build a breakdown from JSON."""
+        kinds = {"per_class": ClassMetrics, "reliability": ReliabilityBin}
+        kinds |= {"per_length": LengthGroup, "disagreements": Disagreement}
+        parts: dict[str, Any] = {
+            name: [build_record(kind, _with_nan(each)) for each in entry[name]]
+            for name, kind in kinds.items()
+            if entry.get(name) is not None
+        }
+        return build_record(cls, {**entry, **parts})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parts that were measured."""
+        return {name: part for name, part in asdict(self).items() if part is not None}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was measured of one model.
+
+    Args:
+        quality: metric name -> value with interval; the calibration error is one of them.
+        agreement: share of rows with the teacher's predicted label, None without a teacher and for the teacher.
+        parameters: number of parameters.
+        size_mb: size of the weights file in 10^6 bytes.
+        latency: one entry a batch size and length.
+        training_seconds: wall time of the training, None where unknown.
+        flops: floating-point operations of one pass over one sequence, as `RunRecord.flops_protocol` says; None where
+            they can't be counted.
+        memory_mb: 10^6 bytes that answering takes, as `RunRecord.memory_protocol` says; None where not measured.
+        temperature_scaling: of `nlpkd.evaluation.calibration`, None where no temperature was fitted.
+        breakdown: the quality by class, confidence and length.
+    """
+
+    quality: dict[str, Interval]
+    agreement: Interval | None
+    parameters: int
+    size_mb: float
+    latency: list[Latency] = field(default_factory=list)
+    training_seconds: float | None = None
+    flops: float | None = None
+    memory_mb: float | None = None
+    temperature_scaling: TemperatureScaling | None = None
+    breakdown: Breakdown = field(default_factory=Breakdown)
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Candidate:
+        """Build a candidate from JSON; what reports of before did not have is left at its default."""
+        scaling, agreement = entry.get("temperature_scaling"), entry["agreement"]
+        parts = {
+            "quality": {name: Interval.from_dict(each) for name, each in entry["quality"].items()},
+            "agreement": None if agreement is None else Interval.from_dict(agreement),
+            "latency": [
+                build_record(Latency, _with_nan(each) | {"p99_ms": each.get("p99_ms")}) for each in entry["latency"]
+            ],
+            "temperature_scaling": None if scaling is None else build_record(TemperatureScaling, _with_nan(scaling)),
+            "breakdown": Breakdown.from_dict(entry.get("breakdown") or {}),
+        }
+        return build_record(cls, {**entry, **parts})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields."""
+        return asdict(self) | {"breakdown": self.breakdown.to_dict()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The student beside another candidate on the same rows.
+
+    Args:
+        differences: metric name -> the student's value minus the other's, with its paired interval.
+        mcnemar_p: p value of McNemar's exact test, None where the task has no right and wrong.
+        student_only_correct: rows that the student alone has right.
+        other_only_correct: rows that the other alone has right.
+        retention: the student's headline metric over the teacher's, None where that is not above 0.
+    """
+
+    differences: dict[str, Interval]
+    mcnemar_p: float | None = None
+    student_only_correct: int | None = None
+    other_only_correct: int | None = None
+    retention: float | None = None
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any], other: str) -> Comparison:
+        """Build a comparison from JSON; `other` is the candidate that the student is compared with."""
+        suffix = "_difference"
+        differences = {
+            key.removesuffix(suffix): Interval.from_dict(each) for key, each in entry.items() if key.endswith(suffix)
+        }
+        counted = {"other_only_correct": entry.get(f"{other}_only_correct")}
+        return build_record(cls, {**entry, **counted, "differences": differences})
+
+    def to_dict(self, other: str) -> dict[str, Any]:
+        """Return the differences by metric, and what else was measured."""
+        tested = {
+            "mcnemar_p": self.mcnemar_p,
+            "student_only_correct": self.student_only_correct,
+            f"{other}_only_correct": self.other_only_correct,
+        }
+        return {
+            **{f"{metric}_difference": asdict(each) for metric, each in self.differences.items()},
+            **{name: value for name, value in tested.items() if value is not None},
+            **({"retention": self.retention} if other == "teacher" or self.retention is not None else {}),
+        }
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """A metric over runs that differ in their seed alone.
+
+    Args:
+        values: one a seed.
+        mean: of the values.
+        sd: sample standard deviation (n - 1), None for one value.
+    """
+
+    values: list[float]
+    mean: float
+    sd: float | None
+
+
+def strict_json(value: Any) -> Any:
+    """Return a value as strict JSON types: tuples become lists, keys strings, NaN and infinity None."""
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def format_number(value: float | None, spec: str = ".3f") -> str:
+    """Format a number; "n/a" for None, NaN and infinity."""
+    return "n/a" if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def _with_nan(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in entry.items()}

@@ -1,0 +1,203 @@
+"""An evaluation report in words and tables: verdict, tables of candidates, latencies and seeds, what made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.records import METRIC_NAMES, Candidate, Comparison, Latency, SeedSpread, format_number
+
+Cells = tuple[list[str], list[list[str]]]
+"""A table: its header, and its rows."""
+
+
+_NO_BASELINE = "No undistilled baseline was evaluated: this report can't say what the distillation itself added."
+
+
+_ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", "settings")
+
+
+def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
+    """Return two sentences on what the student kept and saved, and on whether distilling paid."""
+    student, teacher = candidates["student"], candidates.get("teacher")
+    name, value = METRIC_NAMES[task.headline], student.quality[task.headline].value
+    if teacher is None:
+        article = "an" if name.startswith("a") else "a"
+        opening = f"The student has {article} {name} of {format_number(value)}; no teacher was evaluated beside it."
+    else:
+        gold = teacher.quality[task.headline].value
+        kept = format_number(100 * value / gold if gold else None, ".1f")
+        opening = f"The student keeps {kept} % of the teacher's {name} ({format_number(value)} against "
+        opening += f"{format_number(gold)}), with "
+        opening += _ratio(teacher.parameters, student.parameters, "fewer parameters", "more parameters")
+        times = _latency(teacher, 1), _latency(student, 1)
+        if times[0] and times[1]:
+            opening += f", {_ratio(times[0].p50_ms, times[1].p50_ms, 'faster', 'slower')} at batch 1"
+        opening += "."
+    paired = comparisons.get("student_vs_baseline")
+    return f"{opening} {_NO_BASELINE if paired is None else _gain(paired, task.headline)}"
+
+
+def task_sentence(task: TaskRecord) -> str:
+    """Return a sentence on the task, and on how many rows with which labels were evaluated."""
+    if task.labels_a_row is not None:
+        labelled = f", with {format_number(task.labels_a_row, '.2f')} labels each on average"
+    elif task.score_mean is not None:
+        spread = f"{format_number(task.score_mean)} ± {format_number(task.score_sd)}"
+        labelled = f", their scores {spread} (standard deviation)"
+    else:
+        labelled = f", {format_number(task.majority_share, '.1%')} of them with the commonest label"
+    rows = "n/a" if task.rows is None else task.rows
+    labels = ", ".join(map(str, task.labels))
+    return f"Task: {task.problem_type or 'n/a'}, labels {labels}; {rows} rows evaluated{labelled}."
+
+
+def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:
+    """Return the table of candidates, a row each; of several lengths it has the latency of the first."""
+    measured = candidates.values()
+    metrics = _metrics_shown(candidate.quality for candidate in measured)
+    batches = sorted({entry.batch for candidate in measured for entry in candidate.latency})
+    # A column that nobody has a figure for is left out.
+    counted = any(candidate.flops for candidate in measured)
+    weighed = any(candidate.memory_mb is not None for candidate in measured)
+    timed = any(candidate.training_seconds is not None for candidate in measured)
+    header = ["candidate", *metrics.values(), "agreement with the teacher", "parameters", "MB"]
+    header += ["GFLOPs"] if counted else []
+    header += ["memory, MB"] if weighed else []
+    header += [f"batch {batch}, p50 / p95 ms" for batch in batches]
+    header += ["training s"] if timed else []
+    rows = [
+        [
+            name,
+            *(str(candidate.quality[key]) if key in candidate.quality else "n/a" for key in metrics),
+            str(candidate.agreement) if candidate.agreement else "n/a",
+            f"{candidate.parameters:,}",
+            f"{candidate.size_mb:.1f}",
+            *([format_number(candidate.flops and candidate.flops / 1e9)] if counted else []),
+            *([format_number(candidate.memory_mb, ".0f")] if weighed else []),
+            *(_milliseconds(_latency(candidate, batch)) for batch in batches),
+            *([format_number(candidate.training_seconds, ".0f")] if timed else []),
+        ]
+        for name, candidate in candidates.items()
+    ]
+    return header, rows
+
+
+def latency_cells(candidates: Mapping[str, Candidate]) -> Cells | None:
+    """Return p50 / p95 / p99 in ms by batch size and length, a column a candidate; None for a single length."""
+    timed = {name: candidate.latency for name, candidate in candidates.items() if candidate.latency}
+    grid = list(dict.fromkeys((entry.batch, entry.tokens) for entries in timed.values() for entry in entries))
+    if len({tokens for _, tokens in grid}) < 2:
+        return None
+    by_name = [{(each.batch, each.tokens): each for each in entries} for entries in timed.values()]
+    rows = [
+        [str(batch), str(tokens), *(_percentiles(entries.get((batch, tokens))) for entries in by_name)]
+        for batch, tokens in grid
+    ]
+    return ["batch", "tokens", *timed], rows
+
+
+def seeds_cells(seeds: Mapping[str, Mapping[str, SeedSpread]]) -> Cells:
+    """Return mean ± sample standard deviation of each metric, a row a candidate."""
+    metrics = _metrics_shown(seeds.values()) | {"agreement": "agreement"}
+    rows = [
+        [name, *(_spread(spreads[key]) if key in spreads else "n/a" for key in metrics)]
+        for name, spreads in seeds.items()
+    ]
+    return ["candidate", *metrics.values()], rows
+
+
+def temperature_lines(candidates: Mapping[str, Candidate]) -> list[str]:
+    """Return a sentence on each fitted temperature, and on what it does to the calibration error."""
+    return [
+        f"{name}: dividing its logits by {format_number(fitted.temperature, '.2f')} takes its ECE from "
+        f"{format_number(fitted.ece_before)} to {format_number(fitted.ece_after)} (fitted on {fitted.rows} rows)"
+        for name, candidate in candidates.items()
+        if (fitted := candidate.temperature_scaling)
+    ]
+
+
+def paired_test_lines(comparisons: Mapping[str, Comparison]) -> list[str]:
+    """Return a sentence on each paired test."""
+    return [
+        f"McNemar (exact): {paired.student_only_correct} rows only the student has right, "
+        f"{paired.other_only_correct} only the {other}; p = {format_number(paired.mcnemar_p, '.2g')}."
+        for other in ("baseline", "teacher")
+        if (paired := comparisons.get(f"student_vs_{other}")) and paired.mcnemar_p is not None
+    ]
+
+
+def origin_lines(run: RunRecord) -> list[tuple[str, str]]:
+    """Return what made the figures, as names and texts; the command is not among them."""
+    recorded = run.to_dict()
+    lines = [(key, flat(recorded[key])) for key in _ORIGIN if recorded.get(key) is not None]
+    return lines + [("objective", flat(objective)) for objective in run.objectives]
+
+
+def flat(value: Any) -> str:
+    """Return a mapping as `key value, key value` without the entries that are None, and all else as a string."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items() if entry is not None)
+    return str(value)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Lay cells out as a Markdown table.
+
+    Args:
+        header: a name a column.
+        rows: a cell a column each.
+
+    Returns:
+        The table, ending without a newline.
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    escaped = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def _gain(paired: Comparison, headline: str) -> str:
+    """Return what distilling added to the undistilled baseline, and whether the rows can tell."""
+    difference = paired.differences[headline]
+    if headline == "accuracy":
+        assert paired.mcnemar_p is not None
+        test, significant = f", McNemar p = {format_number(paired.mcnemar_p, '.2g')}", paired.mcnemar_p < 0.05
+    else:
+        test, significant = "", difference.low > 0 or difference.high < 0
+    value, low, high = (
+        format_number(100 * each, "+.1f") for each in (difference.value, difference.low, difference.high)
+    )
+    doubt = "" if significant else ": on these rows not significant at the 5 % level"
+    return (
+        f"Against the undistilled baseline its {METRIC_NAMES[headline]} is {value} points (95 % interval {low} to "
+        f"{high}{test}){doubt}."
+    )
+
+
+def _metrics_shown(measured: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the metrics that any candidate has, with their names."""
+    known = {key for quality in measured for key in quality}
+    return {key: name for key, name in METRIC_NAMES.items() if key in known}
+
+
+def _spread(spread: SeedSpread) -> str:
+    return f"{format_number(spread.mean)} ± {format_number(spread.sd)} (n = {len(spread.values)})"
+
+
+def _latency(candidate: Candidate, batch: int) -> Latency | None:
+    return next((entry for entry in candidate.latency if entry.batch == batch), None)
+
+
+def _milliseconds(latency: Latency | None) -> str:
+    return f"{latency.p50_ms:.2f} / {latency.p95_ms:.2f}" if latency else "n/a"
+
+
+def _percentiles(latency: Latency | None) -> str:
+    return f"{_milliseconds(latency)} / {format_number(latency.p99_ms, '.2f')}" if latency else "n/a"
+
+
+def _ratio(before: float, after: float, better: str, worse: str) -> str:
+    if not (before > 0 and after > 0):
+        return f"n/a x {better}"
+    return f"{before / after:.1f} x {better}" if before >= after else f"{after / before:.1f} x {worse}"
