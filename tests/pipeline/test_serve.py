@@ -18,7 +18,7 @@ from transformers import pipeline
 import nlpkd
 from nlpkd import EvaluationReport
 from nlpkd.compression import export_int8, export_onnx
-from nlpkd.evaluation.report import Interval
+from nlpkd.evaluation.records import Interval
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.pipeline.evaluate import LATENCY_GRID, evaluate
 from nlpkd.pipeline.export import export_student
