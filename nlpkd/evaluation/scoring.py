@@ -19,7 +19,6 @@ from nlpkd.evaluation.metrics import (
     bootstrap_totals,
     bootstrap_weights,
     calibration_bins,
-    calibration_error,
     class_metrics,
     classification_metrics,
     f1_of_counts,
@@ -230,8 +229,8 @@ class MultiLabelScoring(Scoring):
         values = {"accuracy": float(accuracy_score(gold, decisions))}
         for average in ("macro", "micro"):
             values[f"f1_{average}"] = float(f1_score(gold, decisions, average=average, zero_division=0))
-        error = calibration_error(_decision_confidence(logits), (logits > 0) == gold)
-        return values | {"expected_calibration_error": error}
+        error = np.abs(_gaps_by_bin(logits, gold).sum(axis=0)).sum() / logits.size
+        return values | {"expected_calibration_error": float(error)}
 
     def resampled(self, logits: np.ndarray, labels: np.ndarray, *, samples: int, seed: int) -> dict[str, np.ndarray]:
         """Resample each row's counts, whose sums determine every metric."""
@@ -356,10 +355,11 @@ def _decision_confidence(logits: np.ndarray) -> np.ndarray:
 
 def _gaps_by_bin(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """Sum each row's correctness (0 or 1) minus confidence by confidence bin, `(rows, bins)`."""
-    confidence = _decision_confidence(logits)
     by_bin = np.zeros((len(logits), CALIBRATION_BINS))
-    places = np.arange(len(logits))[:, None], calibration_bins(confidence)
-    np.add.at(by_bin, places, ((logits > 0) == gold) - confidence)
+    for rows in row_blocks(len(logits)):
+        confidence = _decision_confidence(logits[rows])
+        places = np.arange(len(confidence))[:, None], calibration_bins(confidence)
+        np.add.at(by_bin[rows], places, ((logits[rows] > 0) == gold[rows]) - confidence)
     return by_bin
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,39 @@ def test_regression_metrics_and_their_resamples_are_scipy_s():
     resampled = scoring.resampled(SCORES, TRUE, samples=5, seed=1)
     for number, rows in enumerate(resamples(40, 5, 1)):
         assert resampled["pearson"][number] == pytest.approx(pearsonr(SCORES[rows, 0], TRUE[rows]).statistic)
+        assert {name: values[number] for name, values in resampled.items()} == pytest.approx(
+            scoring.metrics(SCORES[rows], TRUE[rows])
+        )
+
+
+def test_resamples_of_tied_and_constant_scores_are_those_of_the_drawn_rows():
+    scoring, scores, true = scoring_of(REGRESSION), np.round(SCORES[:6]), np.round(TRUE[:6] / 2)
+    resampled = scoring.resampled(scores, true, samples=200, seed=2)
+    for number, rows in enumerate(resamples(6, 200, 2)):
+        measured = scoring.metrics(scores[rows], true[rows])
+        assert {name: values[number] for name, values in resampled.items()} == pytest.approx(measured)
+    assert 0.0 in resampled["pearson"], "some resample is constant"
+
+
+@pytest.mark.parametrize("task", [SINGLE_LABEL, MULTI_LABEL])
+def test_a_thousand_classes_take_some_kilobytes_a_row(task):
+    rows, classes = 2000, 1000
+    logits = RANDOM.normal(size=(rows, classes)).astype(np.float32)
+    teacher = RANDOM.normal(size=(rows, classes)).astype(np.float32)
+    chosen = RANDOM.integers(classes, size=rows)
+    gold = chosen if task == SINGLE_LABEL else np.eye(classes, dtype=np.int8)[chosen]
+    scoring = scoring_of(task, None if task == SINGLE_LABEL else [0.99] * classes)
+    tracemalloc.start()
+    try:
+        scoring.metrics(logits, gold)
+        scoring.resampled(logits, gold, samples=3, seed=0)
+        scoring.breakdown(logits, gold)
+        scoring.disagreements(logits, teacher, gold)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The float32 logits themselves are 4,000 bytes a row.
+    assert peak / rows < 32_000
 
 
 def test_a_constant_score_correlates_with_nothing_instead_of_nan():
