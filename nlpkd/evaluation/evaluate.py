@@ -26,6 +26,7 @@ from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.prediction import CandidateModels, id2label_of, members_by_name
 from nlpkd.evaluation.records import (
+    ONNX_RUNTIME,
     Breakdown,
     Candidate,
     Comparison,
@@ -37,6 +38,7 @@ from nlpkd.evaluation.records import (
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import Scoring, scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
+from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
 
 _INTERVAL_PROTOCOL = (
@@ -178,6 +180,7 @@ def evaluate_student(
                 flops=_flops(running, name, counted) if latency_runs else None,
                 temperature_scaling=scaling.get(name),
                 breakdown=_breakdown(name, measured, labels, lengths),
+                runtime=ONNX_RUNTIME if isinstance(models[name], OnnxClassifier) else "torch",
             )
             for name, own in measured.items()
         },

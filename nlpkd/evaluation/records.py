@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -39,6 +42,10 @@ def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
         raise TypeError(f"expected an object with the entries of {kind.__name__}, found {entry!r}")
     names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
     return kind(**{key: value for key, value in entry.items() if key in names})
+
+
+ONNX_RUNTIME = "onnxruntime"
+"""`Candidate.runtime` of an ONNX file."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +232,7 @@ class Candidate:
         memory_mb: 10^6 bytes that answering takes, as `RunRecord.memory_protocol` says; None where not measured.
         temperature_scaling: of `nlpkd.evaluation.calibration`, None where no temperature was fitted.
         breakdown: the quality by class, confidence and length.
+        runtime: what runs it, `"torch"` or `"onnxruntime"`; None in reports that did not record it.
     """
 
     quality: dict[str, Interval]
@@ -237,6 +245,7 @@ class Candidate:
     memory_mb: float | None = None
     temperature_scaling: TemperatureScaling | None = None
     breakdown: Breakdown = field(default_factory=Breakdown)
+    runtime: str | None = None
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Candidate:
@@ -255,7 +264,8 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields."""
-        return asdict(self) | {"breakdown": self.breakdown.to_dict()}
+        entry = asdict(self) | {"breakdown": self.breakdown.to_dict()}
+        return entry if self.runtime is not None else {key: entry[key] for key in entry if key != "runtime"}
 
 
 @dataclass(frozen=True)
@@ -313,6 +323,22 @@ class SeedSpread:
     values: list[float]
     mean: float
     sd: float | None
+
+
+def without_controls(value: Any) -> Any:
+    """Strike the control characters, which a terminal obeys, out of all strings; tabs and line feeds stay.
+
+    Args:
+        value: parsed JSON, such as that of somebody else's report.
+
+    Returns:
+        The same, keys included.
+    """
+    if isinstance(value, Mapping):
+        return {without_controls(key): without_controls(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_controls(entry) for entry in value]
+    return _CONTROLS.sub("", value) if isinstance(value, str) else value
 
 
 def strict_json(value: Any) -> Any:

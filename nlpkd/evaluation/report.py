@@ -11,8 +11,8 @@ from typing import Any
 
 from nlpkd.evaluation import report_text
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
-from nlpkd.evaluation.records import Candidate, Comparison, SeedSpread, build_record, strict_json
-from nlpkd.evaluation.report_text import markdown_table
+from nlpkd.evaluation.records import Candidate, Comparison, SeedSpread, build_record, strict_json, without_controls
+from nlpkd.evaluation.report_text import code_block, escape_markdown, markdown_table
 from nlpkd.utils.files import write_atomic
 
 SCHEMA = 1
@@ -82,6 +82,8 @@ class EvaluationReport:
             raise ValueError(f"the evaluation report lacks {missing} (objects): it is damaged, evaluate again")
         if "student" not in data["candidates"]:
             raise ValueError(f'the report has no candidate "student", found {sorted(data["candidates"])}')
+        # Names in a report of the Hub are a stranger's.
+        data = without_controls(data)
         try:
             return cls(
                 task=TaskRecord.from_dict(data["task"]),
@@ -148,7 +150,7 @@ class EvaluationReport:
         Returns:
             The table, ending without a newline; of several lengths it has the latency of the first.
         """
-        return markdown_table(*report_text.candidate_cells(self.candidates))
+        return markdown_table(*report_text.candidate_cells(self._escaped()))
 
     def to_markdown(self) -> str:
         """Write the report for a reader: verdict, table, seeds, tests, protocol, and what made it.
@@ -157,11 +159,12 @@ class EvaluationReport:
             A Markdown document.
         """
         # What was measured.
-        parts = ["# Evaluation report", self.verdict(), report_text.task_sentence(self.task), self.table()]
+        task = escape_markdown(report_text.task_sentence(self.task))
+        parts = ["# Evaluation report", self.verdict(), task, self.table()]
         if self.seeds:
-            seeds = markdown_table(*report_text.seeds_cells(self.seeds))
-            parts += ["## Over several seeds, mean ± sample sd", seeds]
-        if grid := report_text.latency_cells(self.candidates):
+            seeds = {escape_markdown(name): spreads for name, spreads in self.seeds.items()}
+            parts += ["## Over several seeds, mean ± sample sd", markdown_table(*report_text.seeds_cells(seeds))]
+        if grid := report_text.latency_cells(self._escaped()):
             parts += ["## Latency, p50 / p95 / p99 ms", markdown_table(*grid)]
         if fitted := report_text.temperature_lines(self.candidates):
             parts += ["## Temperature scaling", _bullets(fitted)]
@@ -171,8 +174,12 @@ class EvaluationReport:
         # How it was measured, and on what.
         parts += ["## Protocol", _bullets(self.run.protocols()) or "Not recorded.", "## What made these figures"]
         parts.append(_bullets(f"{name}: {text}" for name, text in report_text.origin_lines(self.run)))
-        parts.append(f"```\n{self.run.command}\n```" if self.run.command else "The command was not recorded.")
+        parts.append(code_block(self.run.command) if self.run.command else "The command was not recorded.")
         return "\n\n".join(parts) + "\n"
+
+    def _escaped(self) -> dict[str, Candidate]:
+        """Return the candidates by names that Markdown shows as they are."""
+        return {escape_markdown(name): candidate for name, candidate in self.candidates.items()}
 
 
 def aggregate_seeds(reports: Sequence[EvaluationReport]) -> dict[str, dict[str, SeedSpread]]:
@@ -219,4 +226,4 @@ def _other(comparison: str) -> str:
 
 
 def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {escape_markdown(line)}" for line in lines)

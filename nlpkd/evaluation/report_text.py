@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
-from nlpkd.evaluation.records import METRIC_NAMES, Candidate, Comparison, Latency, SeedSpread, format_number
+from nlpkd.evaluation.records import (
+    METRIC_NAMES,
+    Candidate,
+    Comparison,
+    Latency,
+    SeedSpread,
+    format_number,
+    without_controls,
+)
 
 Cells = tuple[list[str], list[list[str]]]
 """A table: its header, and its rows."""
@@ -140,6 +150,24 @@ def flat(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {entry}" for key, entry in value.items() if entry is not None)
     return str(value)
+
+
+def one_line(value: Any) -> str:
+    """Return a value as text of one line, without control characters."""
+    return " ".join(without_controls(str(value)).split())
+
+
+def escape_markdown(value: Any) -> str:
+    """Escape what somebody named so that it stays text in Markdown and HTML, but for `|`: tables see to theirs."""
+    escaped = html.escape(one_line(value), quote=False)
+    # An underscore between letters stands for itself.
+    return re.sub(r"([\\`*\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", escaped)
+
+
+def code_block(code: str, language: str = "") -> str:
+    """Return a fenced block that no fence in the code can end."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
+    return f"{fence}{language}\n{without_controls(code)}\n{fence}"
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

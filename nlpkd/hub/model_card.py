@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import hashlib
 import json
 import math
 import re
@@ -15,9 +15,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord
-from nlpkd.evaluation.records import METRIC_NAMES, Candidate, SeedSpread
+from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord
+from nlpkd.evaluation.records import METRIC_NAMES, ONNX_RUNTIME, Candidate, SeedSpread, without_controls
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report_text import code_block, escape_markdown, one_line
 from nlpkd.utils.provenance import without_tokens
 
 CARD_METRICS = {
@@ -53,7 +54,8 @@ _QUOTED_PATH = re.compile(rf"""(["']){_START}(?:[^"'/\\\n]+[/\\])*([^"'/\\\n]+)[
 _PATH = re.compile(rf"""(?<![^\s"'=,:(\[]){_START}(?:[^\s"'/\\]+[/\\])*([^\s"'/\\]+)[/\\]?""")
 
 
-_ONNX = re.compile("onnx|int8", re.IGNORECASE)
+# The last line of a card that nobody edited, with the SHA-256 of all that stands before it.
+_MARK = "\n<!-- written by nlpkd, and again by each run and push as long as nobody edits it: {} -->\n"
 
 
 def build_model_card(report: EvaluationReport, *, model_name: str, onnx: bool = False) -> ModelCard:
@@ -80,7 +82,28 @@ def build_model_card(report: EvaluationReport, *, model_name: str, onnx: bool = 
         _citations(report.run),
     ]
     body = "\n\n".join(section for section in sections if section)
-    return ModelCard(f"---\n{_metadata(report, model_name).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=False)
+    metadata = _metadata(report, model_name).to_yaml()
+    card = ModelCard(f"---\n{metadata}\n---\n\n{body}\n", ignore_metadata_errors=False)
+    card.text += _MARK.format(_digest(card.content))
+    return card
+
+
+def is_generated(text: str) -> bool:
+    """Check whether a card is as `build_model_card` wrote it, metadata included.
+
+    Args:
+        text: the whole of README.md.
+
+    Returns:
+        False for a card that somebody wrote or edited.
+    """
+    start, _ = _MARK.split("{}")
+    written, found, _ = text.rpartition(start)
+    return bool(found) and text.strip() == (written + _MARK.format(_digest(written))).strip()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def public_report(report: EvaluationReport) -> EvaluationReport:
@@ -90,8 +113,10 @@ def public_report(report: EvaluationReport) -> EvaluationReport:
         report: The report as it was saved.
 
     Returns:
-        The same report, each absolute path reduced to `./` and its last part, access tokens struck out.
+        The same report, each absolute path reduced to `./` and its last part, access tokens and control characters
+        struck out.
     """
+    report = replace(report, task=TaskRecord.from_dict(without_controls(report.task.to_dict())))
     candidates = {_without_paths(name): candidate for name, candidate in report.candidates.items()}
     seeds = {_without_paths(name): spreads for name, spreads in report.seeds.items()}
     run = RunRecord.from_dict(_without_paths(report.run.to_dict()))
@@ -105,7 +130,7 @@ def _without_paths(value: Any) -> Any:
         return [_without_paths(entry) for entry in value]
     if not isinstance(value, str):
         return value
-    return _PATH.sub(r"./\1", _QUOTED_PATH.sub(r"\1./\2\1", without_tokens(value)))
+    return _PATH.sub(r"./\1", _QUOTED_PATH.sub(r"\1./\2\1", without_tokens(without_controls(value))))
 
 
 def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
@@ -126,7 +151,7 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
         datasets=[data] if data else None,
         metrics=[result.metric_type for result in results] or None,
         eval_results=results or None,
-        model_name=_one_line(model_name),
+        model_name=one_line(model_name),
         **optional,
     )
 
@@ -154,7 +179,7 @@ def _eval_results(student: Candidate, data: DataRecord) -> list[EvalResult]:
             task_type="text-classification",
             task_name="Text Classification",
             dataset_type=hub_id(name) or _like_an_id(PurePosixPath(name).stem),
-            dataset_name=_one_line(data.title or _called(name)),
+            dataset_name=one_line(data.title or _called(name)),
             metric_type=metric,
             metric_name=title,
             metric_value=student.quality[quality].value,
@@ -167,24 +192,23 @@ def _eval_results(student: Candidate, data: DataRecord) -> list[EvalResult]:
 
 def _introduction(report: EvaluationReport, model_name: str) -> str:
     student, teacher = report.run.student, report.run.teacher
-    labels = [_text(label) for label in report.task.labels]
+    labels = [escape_markdown(label) for label in report.task.labels]
     more = len(labels) - _LABELS_SHOWN
     shown = ", ".join(labels[:_LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
     kind = f"a text classifier with {student.layers} layers" if student.layers else "a text classifier"
-    what = f"**{_text(model_name)}** is {kind}" + (f" for {len(labels)} labels ({shown})" if labels else "")
+    what = f"**{escape_markdown(model_name)}** is {kind}" + (f" for {len(labels)} labels ({shown})" if labels else "")
     source = f"the teacher {_named(teacher)}" if teacher.name else "a larger teacher"
-    return f"# {_text(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"
+    return f"# {escape_markdown(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"
 
 
 def _results(report: EvaluationReport) -> str:
     task, data = report.task, _evaluated(report.run.data)
     rows = f"{task.rows:,} rows" if task.rows else "An unrecorded number of rows"
-    where = f" of the split {_text(data.split)}" if data.split else ""
+    where = f" of the split {escape_markdown(data.split)}" if data.split else ""
     source = f" of {_named(data)}" if data.name else ""
     share = task.majority_share
     commonest = f"; the commonest label alone would give an accuracy of {share:.3f}" if share is not None else ""
-    shown = replace(report, candidates={_text(name): entry for name, entry in report.candidates.items()})
-    parts = ["## Results", shown.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
+    parts = ["## Results", report.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
     spreads = [_spreads(name, metrics) for name, metrics in report.seeds.items()]
     if spreads:
         parts += ["Over several seeds, mean ± sample standard deviation:", "\n".join(spreads)]
@@ -199,7 +223,7 @@ def _spreads(name: str, metrics: Mapping[str, SeedSpread]) -> str:
         for metric, spread in metrics.items()
         if spread.mean is not None
     ]
-    return f"- {_text(name)}: {', '.join(figures)}"
+    return f"- {escape_markdown(name)}: {', '.join(figures)}"
 
 
 def _usage(report: EvaluationReport, model_name: str) -> str:
@@ -210,7 +234,7 @@ def _usage(report: EvaluationReport, model_name: str) -> str:
         + f'classifier = pipeline("text-classification", model={_quoted(model_name)})\n'
         + f"print(classifier({_asked(report)}))"
     )
-    return f"## How to use it\n\n{_code_block(code, 'python')}"
+    return f"## How to use it\n\n{code_block(code, 'python')}"
 
 
 def _asked(report: EvaluationReport) -> str:
@@ -220,7 +244,7 @@ def _asked(report: EvaluationReport) -> str:
 
 def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     """Explain how ONNX files are run, with what was measured of them."""
-    measured = {name: entry for name, entry in report.candidates.items() if _ONNX.search(name)}
+    measured = {name: entry for name, entry in report.candidates.items() if entry.runtime == ONNX_RUNTIME}
     if not (onnx or measured):
         return ""
     code = (
@@ -230,11 +254,11 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     )
     headline = report.task.headline
     figures = [
-        f"- {_text(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
+        f"- {escape_markdown(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
         + "".join(f", {each.p50_ms:.2f} ms at batch {each.batch}" for each in entry.latency[:1])
         for name, entry in measured.items()
     ]
-    parts = ["On ONNX Runtime, from the int8 file in `onnx/` where there is one:", _code_block(code, "python")]
+    parts = ["On ONNX Runtime, from the int8 file in `onnx/` where there is one:", code_block(code, "python")]
     return "\n\n".join(parts + (["\n".join(figures)] if figures else []))
 
 
@@ -244,22 +268,28 @@ def _training(run: RunRecord) -> str:
         parts.append(f"On {run.data.train_rows:,} rows" + (f" of {_named(run.data)}." if run.data.name else "."))
     objectives = [_objective(entry) for entry in run.objectives]
     parts.append("Objectives:\n\n" + "\n".join(objectives) if objectives else "The objectives were not recorded.")
-    settings = [f"- {_text(key)}: {_text(value)}" for key, value in run.settings.items()]
+    settings = [f"- {escape_markdown(key)}: {escape_markdown(value)}" for key, value in run.settings.items()]
     if settings:
         parts.append("Settings:\n\n" + "\n".join(settings))
     if run.command:
-        parts.append("The command:\n\n" + _code_block(str(run.command), "bash"))
+        parts.append("The command:\n\n" + code_block(str(run.command), "bash"))
     return "\n\n".join(parts)
 
 
 def _objective(entry: Mapping[str, Any]) -> str:
-    settings = [f"{_text(key)} {_text(value)}" for key, value in entry.items() if key not in ("name", "citation")]
-    return f"- {_text(entry.get('name', 'unnamed'))}" + (f": {', '.join(settings)}" if settings else "")
+    settings = [
+        f"{escape_markdown(key)} {escape_markdown(value)}"
+        for key, value in entry.items()
+        if key not in ("name", "citation")
+    ]
+    return f"- {escape_markdown(entry.get('name', 'unnamed'))}" + (f": {', '.join(settings)}" if settings else "")
 
 
 def _measurement(report: EvaluationReport) -> str:
     run = report.run
-    lines = [f"- {_text(protocol)}" for protocol in (run.interval_protocol, run.latency_protocol) if protocol]
+    lines = [
+        f"- {escape_markdown(protocol)}" for protocol in (run.interval_protocol, run.latency_protocol) if protocol
+    ]
     origin = {"Machine": run.machine, "Versions": run.versions, "Seed": run.seed, "Date": run.date}
     lines += [f"- {title}: {_flat(value)}" for title, value in origin.items() if value not in (None, "", {})]
     return "## What was measured, and how\n\n" + ("\n".join(lines) or "The protocol was not recorded.")
@@ -279,9 +309,10 @@ def _limits(report: EvaluationReport) -> str:
         ),
     ]
     if split != "test":
+        named = f"the split {escape_markdown(split)}" if split else "an unnamed split"
         limits.append(
-            f"They come from {f'the split {_text(split)}' if split else 'an unnamed split'}, not from a test split:"
-            " where it also served to choose settings or a checkpoint, they are optimistic."
+            f"They come from {named}, not from a test split: where it also served to choose settings or a"
+            " checkpoint, they are optimistic."
         )
     if "baseline" not in report.candidates:
         limits.append("No undistilled baseline was trained: what the distillation itself added is unknown.")
@@ -292,7 +323,7 @@ def _limits(report: EvaluationReport) -> str:
 
 def _citations(run: RunRecord) -> str:
     cited = dict.fromkeys(entry["citation"] for entry in run.objectives if entry.get("citation"))
-    return "## Citations\n\n" + "\n".join(f"- {_text(citation)}" for citation in cited) if cited else ""
+    return "## Citations\n\n" + "\n".join(f"- {escape_markdown(citation)}" for citation in cited) if cited else ""
 
 
 def hub_id(name: str | None) -> str | None:
@@ -314,13 +345,13 @@ def hub_id(name: str | None) -> str | None:
 
 
 def _called(name: str) -> str:
-    return _one_line(hub_id(name) or PurePosixPath(name).name or name)
+    return one_line(hub_id(name) or PurePosixPath(name).name or name)
 
 
 def _named(part: ModelRecord | DataRecord) -> str:
-    extra = [_text(part.config)] if isinstance(part, DataRecord) and part.config else []
-    extra += [f"revision {_text(part.revision)}"] if part.revision else []
-    return _text(_called(str(part.name))) + (f" ({', '.join(extra)})" if extra else "")
+    extra = [escape_markdown(part.config)] if isinstance(part, DataRecord) and part.config else []
+    extra += [f"revision {escape_markdown(part.revision)}"] if part.revision else []
+    return escape_markdown(_called(str(part.name))) + (f" ({', '.join(extra)})" if extra else "")
 
 
 def _like_an_id(name: str) -> str:
@@ -328,25 +359,10 @@ def _like_an_id(name: str) -> str:
 
 
 def _quoted(model_name: str) -> str:
-    return json.dumps(_one_line(model_name), ensure_ascii=False)
+    return json.dumps(one_line(model_name), ensure_ascii=False)
 
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{_text(key)} {_text(entry)}" for key, entry in value.items())
-    return _text(value)
-
-
-def _one_line(value: Any) -> str:
-    return " ".join(str(value).split())
-
-
-def _text(value: Any) -> str:
-    """Escape what somebody named so that it stays text in Markdown and HTML; `table()` sees to its pipes."""
-    escaped = html.escape(_one_line(value), quote=False)
-    return re.sub(r"([\\`*_\[\]~$])", r"\\\1", escaped)
-
-
-def _code_block(code: str, language: str) -> str:
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
-    return f"{fence}{language}\n{code}\n{fence}"
+        return ", ".join(f"{escape_markdown(key)} {escape_markdown(entry)}" for key, entry in value.items())
+    return escape_markdown(value)

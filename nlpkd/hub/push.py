@@ -11,14 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl, get_token
+from huggingface_hub import CommitInfo, HfApi, RepoUrl, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from nlpkd.evaluation.html_report import PAGE_NAME, save_page, training_curves
+from nlpkd.evaluation.html_report import PAGE_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
-from nlpkd.hub.model_card import build_model_card, public_report
+from nlpkd.hub.model_card import public_report
+from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.utils.files import inside, refuse_damaged, write_atomic
 
@@ -102,7 +103,7 @@ def push_student(
     api = HfApi(token=token)
     try:
         if (card := _new_card(directory, repo_id)) is not None:
-            write_atomic(directory / "README.md", card.encode())
+            write_atomic(directory / CARD_NAME, card.encode())
         with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
             _stage(directory, Path(staging))
             return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)
@@ -140,8 +141,8 @@ def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
         _stage(directory, staging)
         if (card := _new_card(directory, repo_id)) is not None:
             # What lies there is a link to the folder's own.
-            (staging / "README.md").unlink(missing_ok=True)
-            (staging / "README.md").write_bytes(card.encode())
+            (staging / CARD_NAME).unlink(missing_ok=True)
+            (staging / CARD_NAME).write_bytes(card.encode())
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         return {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
 
@@ -219,34 +220,22 @@ def _check_student(directory: Path) -> None:
 
 
 def _new_card(directory: Path, repo_id: str) -> str | None:
-    """Write the text of the card from the report, unless somebody's own card is there."""
-    card, report = directory / "README.md", directory / JSON_NAME
-    onnx = any((directory / "onnx").glob("*.onnx"))
-    if not report.is_file():
-        if not card.is_file():
-            logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
-        return None
-    results = EvaluationReport.load(report)
-    if card.is_file():
-        present = ModelCard.load(card, ignore_metadata_errors=True)
-        name = present.data.get("model_name")
-        # Files may have been exported, or deleted, since the card was written.
-        if name is None or present.content not in [_card(results, name, exported) for exported in (True, False)]:
-            return None
-    return _card(results, repo_id, onnx)
-
-
-def _card(report: EvaluationReport, name: str, onnx: bool) -> str:
-    return build_model_card(report, model_name=name, onnx=onnx).content
+    """Return the text of the card that the report gives, None where somebody's own card is there."""
+    if (directory / JSON_NAME).is_file():
+        return renewed_card(EvaluationReport.load(directory / JSON_NAME), directory, repo_id)
+    if not (directory / CARD_NAME).is_file():
+        logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
+    return None
 
 
 def _stage(directory: Path, staging: Path) -> None:
     """Gather what may be published: the report without the paths of this machine, its page without its examples."""
     if (directory / JSON_NAME).is_file():
         public = public_report(EvaluationReport.load(directory / JSON_NAME))
-        public.save(staging)
         if (directory / PAGE_NAME).is_file():
-            save_page(public, staging, curves=training_curves(directory))
+            save_report(public, staging, card=False, logs=directory)
+        else:
+            public.save(staging)
     # The patterns let `*` match a slash: what lies in other folders, checkpoints and baseline, is not listed.
     listed = [
         path for folder in (directory, directory / "onnx") for path in sorted(folder.glob("*")) if path.is_file()

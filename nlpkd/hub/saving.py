@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from nlpkd.evaluation.html_report import save_page, training_curves
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.hub.model_card import build_model_card
+from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.utils.files import atomic_model_update, write_atomic
+
+logger = logging.getLogger(__name__)
+
+
+CARD_NAME = "README.md"
 
 
 def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Path:
@@ -43,17 +48,54 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
     return directory
 
 
-def save_report(report: EvaluationReport, directory: str | Path, model_name: str | None = None) -> None:
-    """Save a report, its page and the model card made of it into a student's folder; the main process does.
+def save_report(
+    report: EvaluationReport,
+    directory: str | Path,
+    model_name: str | None = None,
+    *,
+    card: bool = True,
+    logs: str | Path | None = None,
+    texts: Mapping[int, str] | None = None,
+) -> None:
+    """Save a report, its page and the model card made of it; call it in the main process alone.
 
     Args:
         report: what was measured.
-        directory: the folder.
+        directory: the student's folder, or any other for a report without a card.
         model_name: the card's; the folder's own name if None.
+        card: write README.md, unless somebody wrote or edited the one that is there.
+        logs: the folder of the training whose curves the page shows; `directory` if None.
+        texts: texts of the page's examples, by row number.
     """
-    if not PartialState().is_main_process:
-        return
+    directory = Path(directory)
     report.save(directory)
-    save_page(report, directory, curves=training_curves(directory))
-    card = build_model_card(report, model_name=model_name or Path(directory).resolve().name)
-    write_atomic(Path(directory) / "README.md", str(card).encode())
+    save_page(report, directory, curves=training_curves(logs or directory), texts=texts)
+    if not card:
+        return
+    text = renewed_card(report, directory, model_name or directory.resolve().name)
+    if text is not None:
+        write_atomic(directory / CARD_NAME, text.encode())
+    else:
+        logger.warning(
+            "%s is kept as it is: this version of nlpkd did not write it, or somebody edited it. Its figures may be "
+            "those of an earlier run: delete it to get a new one",
+            directory / CARD_NAME,
+        )
+
+
+def renewed_card(report: EvaluationReport, directory: Path, model_name: str) -> str | None:
+    """Return the card of a student's folder as its report has it now.
+
+    Args:
+        report: what was measured.
+        directory: the folder, whose ONNX files the card explains.
+        model_name: the student's id on the Hub, or its directory's name.
+
+    Returns:
+        The text of README.md; None where somebody wrote or edited the one that is there.
+    """
+    path = directory / CARD_NAME
+    if path.is_file() and not is_generated(path.read_text(encoding="utf-8", errors="replace")):
+        return None
+    onnx = any((directory / "onnx").glob("*.onnx"))
+    return build_model_card(report, model_name=model_name, onnx=onnx).content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,14 +19,16 @@ from nlpkd.data.text_classification import TextClassificationData, load_rows_for
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import DOCUMENT, one_row_a_document
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.html_report import save_page, training_curves
 from nlpkd.evaluation.memory import add_memory, check_memory
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
+from nlpkd.hub.saving import save_report
 from nlpkd.models.loading import split_revision
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.provenance import command_line, now
+
+logger = logging.getLogger(__name__)
 
 LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens": (16, 64, 128), "latency_runs": 100}
 """Batch sizes, lengths and timed passes of a latency grid, as arguments of `evaluate`."""
@@ -88,8 +92,13 @@ def evaluate(
     Raises:
         ValueError: if models or data do not fit.
     """
+    # What can be refused before anything is measured.
     if memory:
         check_memory()
+    if output_dir is not None:
+        _check_writable(Path(output_dir))
+
+    # The models, and the rows as each of their tokenizers reads them.
     given: dict[str, Any] = {"student": student, "teacher": teacher, "baseline": baseline, **(candidates or {})}
     sources = {name: ModelSource.of(each, None, trust_remote_code) for name, each in given.items() if each is not None}
     models: dict[str, Any] = {name: source.classifier() for name, source in sources.items()}
@@ -120,7 +129,8 @@ def evaluate(
         # The configuration and the revision are those of `data` alone.
         other_args = replace(data_args, dataset_config=None, dataset_revision=None)
         fitted, *_ = load(held_out, data_args=other_args, splits=_MEASURED_SPLITS)
-    # Of a file the name is its last part alone, and may hold an @.
+
+    # What is measured, for the record. Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
     name, revision = split_revision(loaded.name) if in_full else (loaded.name, None)
     run: dict[str, Any] = {
@@ -150,15 +160,20 @@ def evaluate(
         run=run,
         **measuring,
     )
-    if output_dir is not None:
-        # Saved before what may fail.
-        report.save(output_dir)
-    if memory:
-        report = add_memory(report, sources)
-    if output_dir is not None:
-        report.save(output_dir)
-        texts = _texts(rows, loaded, report, examples)
-        save_page(report, output_dir, curves=training_curves(student), texts=texts)
+    if output_dir is None:
+        return add_memory(report, sources) if memory else report
+
+    # Saved, or else shown, since measuring again takes long.
+    texts = _texts(rows, loaded, report, examples)
+    try:
+        if memory:
+            # Before what may fail.
+            report.save(output_dir)
+            report = add_memory(report, sources)
+        save_report(report, output_dir, card=False, logs=student, texts=texts)
+    except OSError:
+        logger.error("The report could not be saved in %s. It says:\n\n%s", output_dir, report.to_markdown())
+        raise
     return report
 
 
@@ -211,6 +226,16 @@ def _student(given: Sequence[tuple[str, str]], named: Sequence[tuple[str, str]],
 def _last_part(path: str) -> str:
     known = Path(path.partition("@")[0] if not Path(path).exists() else path)
     return known.stem if known.is_file() else known.resolve().name
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder that a report goes to, and refuse one that can't be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir={str(folder)!r} can't be written to ({error}): choose another folder") from error
 
 
 def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | Path | None) -> None:

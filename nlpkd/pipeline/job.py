@@ -118,7 +118,8 @@ class Job:
             reports.append(one)
         if num_seeds > 1:
             report = dataclasses.replace(report, seeds=aggregate_seeds(reports))
-            save_report(report, args.output_dir, args.hub_model_id)
+            if PartialState().is_main_process:
+                save_report(report, args.output_dir, args.hub_model_id)
         return trained, report
 
     def run_seed(

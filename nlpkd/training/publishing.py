@@ -18,13 +18,12 @@ from transformers import SchedulerType
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import label_column
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.html_report import save_page, training_curves
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
-from nlpkd.hub.model_card import build_model_card, hub_id
+from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.push import push_student
+from nlpkd.hub.saving import save_report
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.objectives.objective_set import ObjectiveSet
-from nlpkd.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -139,16 +138,11 @@ def write_card(folder: Path, repo_id: str, facts: dict[str, Any], measure: Calla
     Raises:
         ValueError: if the report can't be made.
     """
-    known = (folder / JSON_NAME).exists()
-    report = EvaluationReport.load(folder) if known else measure()
+    report = EvaluationReport.load(folder) if (folder / JSON_NAME).exists() else measure()
     if facts:
         data = report.run.data.updated(facts.get("data", {}))
         report = replace(report, run=replace(report.run.updated(facts), data=data))
-    if facts or not known:
-        report.save(folder)
-    if not known:
-        save_page(report, folder, curves=training_curves(folder))
-    write_atomic(folder / "README.md", build_model_card(report, model_name=repo_id).content.encode())
+    save_report(report, folder, repo_id)
 
 
 def measure_for_card(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
@@ -147,6 +148,12 @@ def test_without_the_extra_the_page_is_skipped_and_said_so(report, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_backslash_in_a_candidate_s_name_is_drawn_as_it_is(alone):
+    name = r"C:\gold\g<0>\1"
+    page = render_page(replace(alone, candidates=alone.candidates | {name: alone.candidates["student"]}))
+    assert f"of student, {html.escape(name)}" in page
+
+
 def test_the_drawing_is_the_same_every_time(alone):
     assert render_page(alone) == render_page(alone)
 
@@ -232,6 +239,20 @@ def test_a_candidate_with_another_tokenizer_reads_its_own_tokens(folders):
     assert pruned.breakdown == turned.breakdown
     alone = evaluate(folders / "turned", str(folders / "test.jsonl"), latency_runs=0, bootstrap_samples=20)
     assert alone.candidates["student"].quality == turned.quality
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_before_models_are_loaded(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="output_dir='.*file/reports' can't be written to .*choose another folder"):
+        evaluate(tmp_path / "no model", tmp_path / "no data", output_dir=tmp_path / "file" / "reports")
+
+
+def test_a_report_that_can_not_be_saved_is_shown(folders, tmp_path, caplog):
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(OSError), caplog.at_level(logging.ERROR):
+        evaluate(folders / "student", str(folders / "test.jsonl"), latency_runs=0, bootstrap_samples=20,
+                 output_dir=tmp_path)  # fmt: skip
+    assert f"could not be saved in {tmp_path}" in caplog.text and "| student | 0." in caplog.text
 
 
 def test_texts_are_on_the_local_page_alone_and_never_pushed(folders, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
@@ -183,6 +184,48 @@ def test_the_table_has_a_row_a_candidate_with_every_figure(report):
 def test_a_pipe_or_newline_in_a_name_does_not_break_the_table(report):
     candidates = {**report.candidates, "int8|pruned\nby half": report.candidates["student"]}
     assert "| int8\\|pruned by half |" in replace(report, candidates=candidates).table()
+
+
+def test_names_of_a_stranger_stay_text_and_can_not_command_a_terminal(report):
+    name = "\x1b]0;owned\x07<script>alert(1)</script> [x](http://y) `tick` _a_ \x9b31m"
+    student = report.candidates["student"]
+    hostile = replace(
+        report,
+        task=replace(report.task, labels=[name, "pos"]),
+        run=replace(report.run, command=f"```\n{name}", settings={name: name}, latency_protocol=name),
+        candidates=report.candidates
+        | {name: replace(student, latency=[*student.latency, Latency(1, 64, 2, 1.0, 1.0)])},
+    )
+    loaded = EvaluationReport.from_dict(replace(hostile, seeds=aggregate_seeds([hostile])).to_dict())
+    for markdown in (hostile.to_markdown(), loaded.to_markdown()):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", markdown)
+        prose = re.sub(r"(`{3,}).*?\1", "", markdown, flags=re.DOTALL)
+        assert "&lt;script&gt;" in prose and "<" not in prose
+        assert not re.search(r"(?<!\\)(\]\(|`|_a_)", prose)
+    assert not any("\x1b" in found for found in [*loaded.candidates, *loaded.task.labels, loaded.run.command])
+
+
+def test_json_of_before_comes_back_as_it_was(report):
+    data = json.loads(json.dumps(report.to_dict()))
+    data["task"] |= {"note": "somebody's own"}
+    data["run"] |= {
+        "data": {"name": "d.csv", "config": None, "origin": ["a", "b"]},
+        "teacher": {"name": "t", "revision": None},
+        "thresholds": {},
+        "note": {"by": "somebody"},
+    }
+    data["candidates"]["student"]["breakdown"] = {
+        "disagreements": [],
+        "per_class": [{"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "rows": 2.0}],
+    }
+    del data["candidates"]["student"]["latency"][0]["p99_ms"]
+    data["comparisons"]["student_vs_teacher"]["retention"] = None
+    loaded = EvaluationReport.from_dict(data)
+    data["candidates"]["student"]["latency"][0]["p99_ms"] = None
+    data["task"] |= {"headline": "accuracy"}
+    assert loaded.to_dict() == data
+    assert loaded.run.data.name == "d.csv" and loaded.run.data.config is None
+    assert loaded.candidates["student"].breakdown.per_class[0].recall == 0.5
 
 
 def test_markdown_records_test_protocol_and_origin(report):

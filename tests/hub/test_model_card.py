@@ -133,9 +133,21 @@ def test_onnx_files_are_told_with_how_to_run_them_and_what_was_measured() -> Non
     assert "ONNX" not in build_model_card(report(), model_name="a/b").content
     exported = build_model_card(report(), model_name="a/b", onnx=True).content
     assert 'classify = nlpkd.load("a/b")' in exported and "- int8" not in exported
-    measured = replace(report(), candidates=report().candidates | {"int8": replace(candidate(0.84), size_mb=1.25)})
+    measured = replace(
+        report(),
+        candidates=report().candidates | {"int8": replace(candidate(0.84), size_mb=1.25, runtime="onnxruntime")},
+    )
     usage = build_model_card(measured, model_name="a/b").content.split("## How it was trained")[0]
     assert "- int8: accuracy 0.840 [0.820, 0.860], 1.2 MB, 2.00 ms at batch 1" in usage
+
+
+def test_onnx_candidates_are_told_by_what_ran_them_and_not_by_their_names() -> None:
+    candidates = report().candidates | {
+        "int8": replace(candidate(0.84), runtime="torch"),
+        "shipped": replace(candidate(0.83), runtime="onnxruntime"),
+    }
+    usage = build_model_card(replace(report(), candidates=candidates), model_name="a/b").content
+    assert "- shipped: accuracy 0.830" in usage and "- int8: accuracy" not in usage
 
 
 def test_card_is_the_same_when_written_again_from_the_published_report() -> None:
@@ -239,8 +251,8 @@ def test_body_tells_objectives_settings_seeds_protocol_and_citations() -> None:
     content = build_model_card(replace(report(), seeds=spread), model_name="alice/student").content
     for part in (
         'pipeline("text-classification", model="alice/student")',
-        "- forward\\_kl: weight 0.5, temperature 2.0",
-        "- learning\\_rate: 8e-05",
+        "- forward_kl: weight 0.5, temperature 2.0",
+        "- learning_rate: 8e-05",
         "recipes/sst2.py --seed 7",
         "accuracy 0.850 ± 0.071 (n = 2)",
         "20 passes after 5 of warm-up",

@@ -1,0 +1,80 @@
+"""What a student's folder holds beside the model: report, page and card, the card as its author left it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from samples import tiny_report
+
+from nlpkd.evaluation.records import Interval
+from nlpkd.hub.model_card import build_model_card, is_generated
+from nlpkd.hub.saving import renewed_card, save_report
+
+
+def with_accuracy(value: float):
+    student = replace(tiny_report().candidates["student"], quality={"accuracy": Interval(value, 0.0, 1.0)})
+    return replace(tiny_report(), candidates={"student": student})
+
+
+def test_report_page_and_card_are_saved_and_written_again_after_another_run(tmp_path: Path) -> None:
+    save_report(with_accuracy(0.625), tmp_path, "alice/student")
+    save_report(with_accuracy(0.875), tmp_path, "alice/other")
+    assert {"report.json", "report.md", "README.md"} <= {path.name for path in tmp_path.iterdir()}
+    text = (tmp_path / "README.md").read_text()
+    assert "0.875" in text and "0.625" not in text and 'model="alice/other"' in text
+
+
+@pytest.mark.parametrize(
+    ("written", "edited"),
+    [
+        ("library_name: transformers", "library_name: transformers\nlicense: mit"),
+        ("## Limits", "My own words.\n\n## Limits"),
+        ("-->", "--> My own words."),
+        ("<!-- written by nlpkd", "<!-- edited by Ann"),
+    ],
+)
+def test_a_card_that_somebody_edited_anywhere_is_kept_and_said_so(written, edited, tmp_path, caplog) -> None:
+    save_report(with_accuracy(0.625), tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.count(written) == 1 and is_generated(text)
+    (tmp_path / "README.md").write_text(text.replace(written, edited))
+    with caplog.at_level(logging.WARNING):
+        save_report(with_accuracy(0.875), tmp_path)
+    assert (tmp_path / "README.md").read_text() == text.replace(written, edited)
+    assert f"{tmp_path / 'README.md'} is kept as it is" in caplog.text and "delete it" in caplog.text
+    assert renewed_card(with_accuracy(0.875), tmp_path, "alice/student") is None
+
+
+def test_a_card_of_somebody_s_own_is_kept_whatever_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"M\xf6llers card")
+    save_report(tiny_report(), tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == b"M\xf6llers card"
+
+
+def test_a_card_is_known_as_generated_after_a_way_through_the_hub_and_other_line_ends(tmp_path: Path) -> None:
+    card = build_model_card(tiny_report(), model_name="alice/student")
+    card.save(tmp_path / "README.md")
+    again = ModelCard.load(tmp_path / "README.md")
+    again.save(tmp_path / "again.md")
+    assert is_generated((tmp_path / "README.md").read_text()) and is_generated((tmp_path / "again.md").read_text())
+    (tmp_path / "windows.md").write_bytes(card.content.replace("\n", "\r\n").encode())
+    assert is_generated((tmp_path / "windows.md").read_text())
+    assert not is_generated("") and not is_generated("# My model")
+
+
+def test_the_card_explains_onnx_files_that_are_there(tmp_path: Path) -> None:
+    save_report(tiny_report(), tmp_path)
+    assert "nlpkd.load" not in (tmp_path / "README.md").read_text()
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"graph")
+    save_report(tiny_report(), tmp_path)
+    assert "nlpkd.load" in (tmp_path / "README.md").read_text()
+
+
+def test_a_report_without_a_card_has_none(tmp_path: Path) -> None:
+    save_report(tiny_report(), tmp_path, card=False)
+    assert not (tmp_path / "README.md").exists() and (tmp_path / "report.json").exists()
