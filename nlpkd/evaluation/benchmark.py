@@ -68,7 +68,8 @@ def measure_latency(
         longest = getattr(getattr(model, "config", None), "max_position_embeddings", max(lengths))
         if longest < max(lengths):
             raise ValueError(
-                f"latency_tokens={max(lengths)} is more than the {longest} positions of the {name}: lower it"
+                f"latency_tokens={max(lengths)} is more than the {longest} positions of the {name}: give at most "
+                f"{longest}"
             )
     results: dict[str, list[Latency]] = {name: [] for name in models}
     for length, batch in itertools.product(lengths, batches):

@@ -61,7 +61,9 @@ def add_memory(
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(
-                f"the memory of {name} was not measured: {(done.stderr.splitlines() or ['no word'])[-1]}"
+                f"the memory of {name} was not measured: the process that loads {source.given} by itself ended with "
+                f"status {done.returncode} ({(done.stderr.splitlines() or ['it said nothing'])[-1]}); mend that, or "
+                "leave the memory out"
             )
         measured[name] = json.loads(done.stdout.splitlines()[-1])
     run = replace(report.run, memory_protocol=_PROTOCOL.format(batch=batch, tokens=tokens))

@@ -68,7 +68,7 @@ class Scoring(ABC):
 
     @abstractmethod
     def headline(self, labels: np.ndarray) -> str:
-        """Name the metric that a verdict rests on, given the gold labels."""
+        """Return the name of the metric that a verdict rests on, given the gold labels."""
 
     @abstractmethod
     def describe(self, labels: np.ndarray) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def _citations(run: RunRecord) -> str:
 
 
 def hub_id(name: str | None) -> str | None:
-    """Tell a name on the Hub from others.
+    """Check whether a name can be one on the Hub.
 
     Args:
         name: of a model or data set.

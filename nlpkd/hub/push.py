@@ -283,7 +283,7 @@ _REASONS = {
 
 
 def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
-    """Say in plain words what went wrong."""
+    """Return in plain words what went wrong."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it"
     if isinstance(error, HfHubHTTPError):
@@ -305,7 +305,7 @@ def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
 
 
 def _why_forbidden(said: str, repo_id: str, api: HfApi) -> str:
-    """Tell the reasons for a 403 apart: kind of token, storage, somebody else's name, rights."""
+    """Return the reason for a 403: kind of token, storage, somebody else's name, rights."""
     if "write token" in said:
         return "the token is read-only: make one with write access and run `hf auth login`"
     if any(word in said.lower() for word in ("storage", "quota", "limit")):

@@ -210,7 +210,7 @@ def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:
 
 
 def _student(given: Sequence[tuple[str, str]], named: Sequence[tuple[str, str]], teacher: bool) -> int:
-    """Say which entry is the student where none is called so; a single model is, whatever its folder is called."""
+    """Return which entry is the student where none is called so; a single model is, whatever its folder is called."""
     free = [at for at, (name, _) in enumerate(given) if not name and (len(given) == 1 or named[at][0] not in _ROLES)]
     paths = [path for _, path in given]
     if not free:
