@@ -2,26 +2,71 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import tempfile
+import traceback
+from typing import Annotated
+
 import typer
 
 from nlpkd.cli import information, measuring, publishing, training
+
+UNFORESEEN = 4
+"""Exit status of an error that nlpkd did not foresee; its traceback is in the file that the message names."""
 
 app = typer.Typer(
     name="nlpkd",
     help="Distil a fine-tuned text classifier into a small, fast student, and measure what it cost.",
     epilog="Exit status: 0 done, 1 a check failed (verify, doctor), 2 something to mend, 3 see export, "
-    "130 stopped by Ctrl-C, 143 by SIGTERM (train-teacher and distill: with a checkpoint).",
+    f"{UNFORESEEN} an unforeseen error, 130 stopped by Ctrl-C, 143 by SIGTERM (train-teacher and distill: with a "
+    "checkpoint).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Options have the names of the Python arguments too.
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 for group in (training, measuring, publishing, information):
     app.add_typer(group.app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"nlpkd {importlib.metadata.version('nlpkd')}")
+        except importlib.metadata.PackageNotFoundError:
+            typer.echo("nlpkd, not installed: run from its source tree")
+        raise typer.Exit
+
+
+@app.callback()
+def _nlpkd(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
-    """Run the command line; what a user can mend is one line on standard error, and exit status 2."""
+    """Run the command line; every error is one line on standard error.
+
+    What a user can mend has exit status 2. Any other error has `UNFORESEEN`, and its traceback is kept in a file.
+    """
     try:
         app()
-    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
-        typer.echo(f"nlpkd: {' '.join(str(error).split())}", err=True)
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError) as error:
+        typer.echo(f"nlpkd: {_in_one_line(error)}", err=True)
         raise SystemExit(2) from error
+    except Exception as error:
+        handle, path = tempfile.mkstemp(prefix="nlpkd-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        typer.echo(f"nlpkd: unforeseen {_in_one_line(error)}; the traceback is in {path}", err=True)
+        raise SystemExit(UNFORESEEN) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    told, kind = " ".join(str(error).split()), type(error).__name__
+    foreseen = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
+    return told if foreseen and told else f"{kind}: {told}" if told else kind

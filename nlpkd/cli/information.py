@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.options import Config
+from nlpkd.cli.options import command
 
 app = typer.Typer()
 
@@ -27,10 +27,9 @@ def presets() -> None:
         typer.echo(f"  {preset.differs}\n")
 
 
-@app.command()
+@command(app)
 def doctor(
-    directory: Annotated[Path, typer.Argument(help="Where a run would write.")] = Path("."),
-    config: Config = None,
+    directory: Annotated[Path, typer.Argument(help="Where a run would write.")] = Path("."), **shared: Any
 ) -> None:
     """Check this machine: versions, devices, bf16, the Hub and the rights of the token, disk, cores and threads.
 

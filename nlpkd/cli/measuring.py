@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.options import (
-    Config,
-    DatasetConfig,
-    DatasetRevision,
-    Label,
-    Length,
-    OneSplit,
-    Pair,
-    Remote,
-    Rows,
-    Stride,
-    Text,
-    column_of,
-    save_config,
-)
+from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option
+from nlpkd.cli.settings import save_config
 
 app = typer.Typer()
 
 
-@app.command()
+@command(app, *COLUMNS, "window_stride", "split")
 def evaluate(
     context: typer.Context,
     models: Annotated[
@@ -37,35 +24,25 @@ def evaluate(
         ),
     ],
     data: Rows,
-    teacher: Annotated[str | None, typer.Option(help="The teacher, likewise.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="The undistilled baseline, likewise.")] = None,
     held_out: Annotated[
-        str | None, typer.Option(help="Other labelled rows, to fit temperatures (or thresholds) on.")
+        str | None, option(DATA, "Other labelled rows, to fit temperatures (or thresholds) on.")
     ] = None,
-    text_column: Text = None,
-    text_pair_column: Pair = None,
-    label_column: Label = None,
-    max_length: Length = 128,
-    window_stride: Stride = None,
-    dataset_config: DatasetConfig = None,
-    dataset_revision: DatasetRevision = None,
-    split: OneSplit = None,
+    teacher: Annotated[str | None, option(MODELS, "The teacher, likewise.")] = None,
+    baseline: Annotated[str | None, option(MODELS, "The undistilled baseline, likewise.")] = None,
     latency_grid: Annotated[
-        bool, typer.Option(help="Time batches of 1, 8 and 32 at 16, 64 and 128 tokens, 100 passes each.")
+        bool, option(OUTPUT, "Time batches of 1, 8 and 32 at 16, 64 and 128 tokens, 100 passes each.")
     ] = False,
     latency_runs: Annotated[
         int | None,
-        typer.Option(min=0, help="Timed passes a batch size and length, 30 if left out; 0 times nothing."),
+        option(OUTPUT, "Timed passes a batch size and length, 30 if left out; 0 times nothing.", min=0),
     ] = None,
-    memory: Annotated[bool, typer.Option(help="Measure each model's memory, in a process of its own.")] = False,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Where to save report.json, report.md and report.html.")
-    ] = None,
+    memory: Annotated[bool, option(OUTPUT, "Measure each model's memory, in a process of its own.")] = False,
+    output_dir: Annotated[Path | None, option(OUTPUT, "Where to save report.json, report.md and report.html.")] = None,
     examples: Annotated[
-        int, typer.Option(help="Texts to show in report.html on which student and teacher differ most; never pushed.")
+        int,
+        option(OUTPUT, "Texts to show in report.html on which student and teacher differ most; never pushed."),
     ] = 0,
-    trust_remote_code: Remote = False,
-    config: Config = None,
+    **shared: Any,
 ) -> None:
     """Measure any number of models side by side on labelled rows: a student, its teacher, its baseline, and others.
 
@@ -76,51 +53,26 @@ def evaluate(
     from nlpkd.pipeline.evaluate import LATENCY_GRID, name_models
     from nlpkd.pipeline.evaluate import evaluate as run
 
-    named = name_models(models, teacher=teacher, baseline=baseline)
-    timing = (LATENCY_GRID if latency_grid else {}) | ({} if latency_runs is None else {"latency_runs": latency_runs})
-    report = run(
-        named.pop("student"),
-        data,
-        teacher=named.pop("teacher", None),
-        baseline=named.pop("baseline", None),
-        candidates=named,
-        held_out=held_out,
-        output_dir=output_dir,
-        examples=examples,
-        memory=memory,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=column_of(label_column),
-        max_length=max_length,
-        window_stride=window_stride,
-        dataset_config=dataset_config,
-        dataset_revision=dataset_revision,
-        split=split,
-        trust_remote_code=trust_remote_code,
-        **timing,
-    )
+    given = arguments(context)
+    named = name_models(given.pop("models"), teacher=teacher, baseline=baseline)
+    roles = {role: named.pop(role) for role in ("student", "teacher", "baseline") if role in named}
+    timing = LATENCY_GRID if given.pop("latency_grid") else {}
+    report = run(**timing | given | roles, candidates=named)
     typer.echo(report.to_markdown())
     if output_dir is not None:
         save_config(context, output_dir / "evaluate.yaml")
 
 
-@app.command()
+@command(app, *(each for each in COLUMNS if each != "max_length"), "window_stride", "split")
 def verify(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hub id (id@revision), or the folder that a run left.")],
-    data: Annotated[str | None, typer.Option(help="The rows it was measured on, if they are not on the Hub.")] = None,
+    data: Annotated[str | None, option(DATA, "The rows it was measured on, if they are not on the Hub.")] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="The teacher, to check the agreement with it too; the report's on the Hub.")
+        str | None, option(MODELS, "The teacher, to check the agreement with it too; the report's on the Hub.")
     ] = None,
-    text_column: Text = None,
-    text_pair_column: Pair = None,
-    label_column: Label = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest text in tokens; the report's if left out.")] = None,
-    window_stride: Stride = None,
-    dataset_config: DatasetConfig = None,
-    dataset_revision: DatasetRevision = None,
-    split: OneSplit = None,
-    trust_remote_code: Remote = False,
-    config: Config = None,
+    max_length: Annotated[int | None, option(DATA, "Longest text in tokens; the report's if left out.")] = None,
+    **shared: Any,
 ) -> None:
     """Measure a published student again, and say figure by figure whether its report and card hold.
 
@@ -130,20 +82,7 @@ def verify(
     """
     from nlpkd.pipeline.verify import verify as run
 
-    verification = run(
-        model,
-        data,
-        teacher=teacher,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=column_of(label_column),
-        max_length=max_length,
-        window_stride=window_stride,
-        dataset_config=dataset_config,
-        dataset_revision=dataset_revision,
-        split=split,
-        trust_remote_code=trust_remote_code,
-    )
+    verification = run(**arguments(context))
     typer.echo(verification.to_markdown())
     if not verification.holds:
         raise typer.Exit(1)
