@@ -55,8 +55,8 @@ def evaluate(
 
     given = arguments(context)
     named = name_models(given.pop("models"), teacher=teacher, baseline=baseline)
-    roles = {role: named.pop(role) for role in ("student", "teacher", "baseline") if role in named}
-    timing = LATENCY_GRID if given.pop("latency_grid") else {}
+    roles: dict[str, Any] = {role: named.pop(role) for role in ("student", "teacher", "baseline") if role in named}
+    timing: dict[str, Any] = LATENCY_GRID if given.pop("latency_grid") else {}
     report = run(**timing | given | roles, candidates=named)
     typer.echo(report.to_markdown())
     if output_dir is not None:

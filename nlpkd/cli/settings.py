@@ -78,7 +78,11 @@ def _settings_parser() -> Any:
     from nlpkd.config import DistillationConfig
 
     return HfArgumentParser(
-        DistillationConfig, add_help=False, allow_abbrev=False, exit_on_error=False, usage=SUPPRESS
+        [DistillationConfig],  # type: ignore[list-item]
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
+        usage=SUPPRESS,
     )
 
 
@@ -107,7 +111,7 @@ def parse_settings(words: list[str]) -> dict[str, Any]:
         close = get_close_matches(unknown[0].replace("_", "-"), flags, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise typer.BadParameter(
-            f"{unknown[0]!r} is neither an option of this command nor of a field of DistillationConfig{hint}"
+            f"{unknown[0]!r} is no option of this command, and no field of DistillationConfig{hint}"
         )
     return {name: value.value if isinstance(value, Enum) else value for name, value in vars(given).items()}
 

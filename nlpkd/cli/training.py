@@ -27,8 +27,8 @@ app = typer.Typer()
 
 
 @command(
-    app, *TRAINED, "class_weights", "window_stride", "streaming", "trust_remote_code", "learning_rate", "resume_from_checkpoint",
-    *SCHEDULE, "dry_run", name="train-teacher", cls=TrainingCommand,
+    app, *TRAINED, "class_weights", "window_stride", "streaming", "trust_remote_code", "learning_rate",
+    "resume_from_checkpoint", *SCHEDULE, "dry_run", name="train-teacher", cls=TrainingCommand,
 )  # fmt: skip
 def train_teacher(
     context: typer.Context,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import inspect
 import json
 import os
@@ -10,7 +12,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -22,9 +24,9 @@ from samples import raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from nlpkd import make_student
-from nlpkd.cli import app
-from nlpkd.cli.options import Config, Setting, run_config, save_config
+from nlpkd import DistillationConfig, make_student
+from nlpkd.cli import app, options
+from nlpkd.cli.settings import SETTINGS, TrainingCommand, run_config, save_config
 
 QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
          "--set", "disable_tqdm=true", "--set", "use_cpu=true", "--max-length", "32"]  # fmt: skip
@@ -130,7 +132,8 @@ def test_a_run_keeps_its_settings_and_is_run_again_from_them(folder, student):
     """The second run has its first one's options, but for the flag that goes over them."""
     kept = yaml.safe_load((folder / "student" / "run.yaml").read_text())
     assert kept["command"] == "distill" and kept["train"] == "train.tsv" and kept["label_column"] == ["verdict"]
-    assert kept["set"] == {"bf16": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    given = {"bf16": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    assert {name: kept[name] for name in given} == given
     assert kept["batch_size"] == 8 and kept["baseline"] is True
     code, _, err = finish(
         Command("distill", "--config", "student/run.yaml", "--output-dir", "again", "--seed", "42", cwd=folder)
@@ -238,51 +241,56 @@ def test_a_wrong_config_is_refused(text, message, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.parametrize("text", ["teacher: x", "teacher: [x]"])
 def test_a_config_may_name_one_of_what_can_be_several(text, tmp_path):
-    app = typer.Typer()
+    script = typer.Typer()
 
-    @app.command()
-    def command(
-        teacher: Annotated[list[str], typer.Option()], settings: Setting = None, config: Config = None
-    ) -> None:
-        typer.echo(json.dumps([teacher, settings]))
+    @options.command(script, cls=TrainingCommand)
+    def show(context: typer.Context, teacher: Annotated[list[str], typer.Option()], **shared: Any) -> None:
+        typer.echo(json.dumps(options.arguments(context)))
 
     (tmp_path / "run.yaml").write_text(text + "\nset: {seed: 3}")
-    outcome = CliRunner().invoke(app, ["--config", str(tmp_path / "run.yaml")])
+    outcome = CliRunner().invoke(script, ["--config", str(tmp_path / "run.yaml")])
     assert outcome.exit_code == 0, outcome.output
-    assert json.loads(outcome.output) == [["x"], ["seed=3"]]
+    assert json.loads(outcome.output) == {"teacher": ["x"], "seed": 3}
 
 
 def test_a_token_is_not_kept_with_the_settings(tmp_path):
-    app = typer.Typer()
+    script = typer.Typer()
 
-    @app.command()
-    def command(context: typer.Context, settings: Setting = None) -> None:
+    @options.command(script, cls=TrainingCommand)
+    def save(context: typer.Context, **shared: Any) -> None:
         save_config(context, tmp_path / "run.yaml")
 
-    assert CliRunner().invoke(app, ["--set", f"hub_token={WRITE_TOKEN}", "--set", "seed=1"]).exit_code == 0
-    kept = (tmp_path / "run.yaml").read_text()
-    assert WRITE_TOKEN not in kept and yaml.safe_load(kept)["set"] == {"seed": 1}
+    for flags in (["--set", f"hub_token={WRITE_TOKEN}", "--set", "seed=1"], ["--hub-token", WRITE_TOKEN, "--seed=1"]):
+        assert CliRunner().invoke(script, flags).exit_code == 0
+        kept = (tmp_path / "run.yaml").read_text()
+        assert WRITE_TOKEN not in kept and yaml.safe_load(kept) == {"command": "save", "seed": 1}
 
 
 def parsed(command: str, *arguments: str) -> dict:
     """What a command is called with."""
     group = typer.main.get_command(app)
     own = group.commands[command]
-    return own.make_context(command, list(arguments)).params
+    context = own.make_context(command, list(arguments))
+    return context.params | context.meta.get(SETTINGS, {})
 
 
 def test_flags_go_over_a_files_settings_one_by_one(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("set: {report_to: none, weight_decay: 0.1}\nsearch: {learning_rate: 1e-5..1e-4}\nteacher: t\n")
     given = ["--config", str(path), "--train", "x.csv", "--output-dir", "y"]
-    assert parsed("tune", *given)["settings"] == ["report_to=none", "weight_decay=0.1"]
-    changed = parsed("tune", *given, "--set", "weight_decay=0.01", "--search", "cross_entropy.weight=0..1")
-    assert changed["settings"] == ["report_to=none", "weight_decay=0.01"]
+    kept = parsed("tune", *given)
+    assert kept["report_to"] == "none" and kept["weight_decay"] == 0.1
+    changed = parsed("tune", *given, "--weight-decay", "0.01", "--search", "cross_entropy.weight=0..1")
+    assert changed["report_to"] == "none" and changed["weight_decay"] == 0.01
+    assert parsed("tune", *given, "--set", "weight_decay=0.02")["weight_decay"] == 0.02
     assert changed["search"] == ["learning_rate=1e-5..1e-4", "cross_entropy.weight=0..1"]
     assert parsed("tune", *given, "--search", "learning_rate=1,2")["search"] == ["learning_rate=1,2"]
     path.write_text("set: 5")
-    with pytest.raises(Exception, match="values by name here, found 5"):
+    with pytest.raises(Exception, match="set of .* must hold options by name, found int"):
         parsed("tune", *given, "--teacher", "t", "--set", "weight_decay=0.01")
+    path.write_text("search: 5")
+    with pytest.raises(Exception, match="values by name here, found 5"):
+        parsed("tune", *given, "--teacher", "t", "--search", "learning_rate=1,2")
 
 
 def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
@@ -292,7 +300,8 @@ def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
     off = parsed("distill", "--config", str(path), "--no-streaming", "--no-baseline")
     assert off["streaming"] is False and off["baseline"] is False
     for name, command in typer.main.get_command(app).commands.items():
-        flags = [each for each in command.params if getattr(each, "is_flag", False) and each.name != "dry_run"]
+        flags = [each for each in command.params if getattr(each, "is_flag", False)]
+        flags = [each for each in flags if each.name not in ("dry_run", "help_all")]
         assert all(each.secondary_opts == [f"--no-{each.opts[0][2:]}"] for each in flags), name
 
 
@@ -324,8 +333,8 @@ def test_a_command_has_an_option_for_each_argument_of_its_function(command):
     named = [each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD]
     arguments = {each.name for each in named} - PYTHON_ONLY
     assert left_out <= arguments, "an exception that is none any more"
-    options = {each.name for each in typer.main.get_command(app).commands[command].params}
-    assert arguments - left_out - options == set()
+    named = {each.name for each in typer.main.get_command(app).commands[command].params}
+    assert arguments - left_out - named == set()
 
 
 def test_a_refused_run_leaves_the_options_of_the_run_before(tmp_path, monkeypatch):
@@ -404,27 +413,106 @@ def test_a_wrong_command_is_told_without_loading_torch(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("given", "message"),
     [
-        ("weight_decay", "no FIELD=VALUE"),
-        ("wieght_decay=1", "no field of DistillationConfig"),
-        ("learning_rate=1", "option of its own"),
+        (["--set", "weight_decay"], "no FIELD=VALUE"),
+        (["--set", "wieght_decay=1"], "no field of DistillationConfig; did you mean --weight-decay?"),
+        (["--wieght_decay", "1"], "no field of DistillationConfig; did you mean --weight-decay?"),
+        (["--max-steps", "ten"], "invalid int value: 'ten'"),
+        (["--max_steps=ten"], "invalid int value: 'ten'"),
+        (["--set", "max_steps=ten"], "invalid int value: 'ten'"),
+        (["--gradient-checkpointing", "perhaps"], "Truthy value expected: got perhaps"),
+        (["--lr-scheduler-type", "x"], "invalid choice: 'x'"),
+        (["--learning_rate", "high"], "--learning-rate"),
+        # The value belongs to the flag before it, which takes none.
+        (["--bf16", "--baseline", "False"], "extra argument"),
     ],
 )
-def test_a_wrong_setting_is_refused(setting, message, monkeypatch, capsys):
+def test_a_wrong_setting_is_refused_before_anything_starts(given, message, monkeypatch, capsys, tmp_path):
     from nlpkd.cli import main
 
-    arguments = ["nlpkd", "distill", "--teacher", "t", "--train", "x.csv", "--output-dir", "y", "--set", setting]
+    monkeypatch.setenv("COLUMNS", "400")
+    arguments = ["nlpkd", "distill", "--teacher", "t", "--train", "x.csv", "--output-dir", str(tmp_path / "y"), *given]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "value"),
+    [
+        (["--gradient-checkpointing", "False"], "gradient_checkpointing", False),
+        (["--gradient_checkpointing=False"], "gradient_checkpointing", False),
+        (["--set", "gradient_checkpointing=False"], "gradient_checkpointing", False),
+        (["--gradient_checkpointing"], "gradient_checkpointing", True),
+        (["--no_compact_embeddings"], "compact_embeddings", False),
+        (["--max_steps", "10"], "max_steps", 10),
+        (["--set", "learning_rate=1e-3"], "learning_rate", 1e-3),
+        (["--ensemble-weights", "1", "2.5"], "ensemble_weights", [1.0, 2.5]),
+        (["--set", "ensemble_weights=[1, 2.5]"], "ensemble_weights", [1.0, 2.5]),
+        (["--lr_scheduler_type", "cosine"], "lr_scheduler_type", "cosine"),
+        (["--per_device_train_batch_size", "8"], "per_device_train_batch_size", 8),
+        (["--batch_size", "8"], "per_device_train_batch_size", 8),
+        (["--weight-decay", "-0.5"], "weight_decay", -0.5),
+        (["--text_column", "review"], "text_column", "review"),
+    ],
+)
+def test_settings_have_the_names_and_forms_that_the_recipes_have(given, name, value):
+    found = parsed("distill", "--teacher", "t", "--train", "x.csv", "--output_dir", "y", *given)
+    assert found[name] == value and type(found[name]) is type(value)
+
+
+def test_all_settings_are_listed_on_request():
+    out = CliRunner().invoke(app, ["distill", "--help-all"]).output
+    fields = [each.name for each in dataclasses.fields(DistillationConfig) if each.init]
+    assert len(fields) > 100 and [name for name in fields if f"--{name}" not in out] == []
+
+
+UNFORESEEN = """
+import sys
+sys.argv = ["nlpkd", "presets"]
+from nlpkd.cli import main
+import nlpkd.objectives.presets
+class Broken(dict):
+    def items(self):
+        raise KeyError("no such thing")
+nlpkd.objectives.presets.PRESETS = Broken()
+main()
+"""
+
+
+def test_an_unforeseen_error_is_one_line_and_its_traceback_is_in_the_file_that_it_names(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", UNFORESEEN], capture_output=True, text=True, env=environment)
+    assert done.returncode == 4 and len(done.stderr.splitlines()) == 1, done.stderr
+    found = re.fullmatch(r"nlpkd: unforeseen KeyError: 'no such thing'; the traceback is in (.*)\n", done.stderr)
+    assert found and Path(found[1]).parent == tmp_path
+    assert "Traceback" in Path(found[1]).read_text() and "in items" in Path(found[1]).read_text()
+
+
+def test_the_module_is_the_command_and_tells_its_version():
+    for words in (["--version"], ["presets"]):
+        done = subprocess.run([sys.executable, "-m", "nlpkd", *words], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    assert "tinybert" in done.stdout
+    version = subprocess.run([sys.executable, "-m", "nlpkd", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert version.stdout == f"nlpkd {importlib.metadata.version('nlpkd')}\n"
+
+
+def test_help_needs_neither_torch_nor_transformers():
+    for words in (["--help"], ["distill", "--help"], ["evaluate", "--help"], ["--version"]):
+        script = f"import sys; sys.argv = ['nlpkd', *{words}]\nfrom nlpkd.cli import main\ntry: main()\nfinally: "
+        script += "print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
+        out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT).stdout
+        assert out.endswith("set()\n"), words
 
 
 def test_help_names_every_command_and_its_options():
     pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor")}  # fmt: skip  # noqa: E501
-    options = {
+    wanted = {
         "": ["train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor", "Exit status", "143"],
         "train-teacher": ["--model", "--train", "--validation", "--text-column", "--label-column", "--output-dir"],
         "distill": ["--teacher", "--student", "--train", "--validation", "--objectives", "--baseline", "--output-dir"],
@@ -437,7 +525,7 @@ def test_help_names_every_command_and_its_options():
     for name, process in pages.items():
         code, out, err = finish(process)
         assert code == 0, err
-        assert [option for option in options[name] if option not in out] == [], name
+        assert [option for option in wanted[name] if option not in out] == [], name
 
 
 def test_the_saved_student_is_whole(student):
