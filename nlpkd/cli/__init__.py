@@ -23,8 +23,6 @@ app = typer.Typer(
     "checkpoint).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # Options have the names of the Python arguments too.
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 for group in (training, measuring, publishing, information):
     app.add_typer(group.app)

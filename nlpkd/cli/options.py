@@ -128,7 +128,9 @@ def command(app: typer.Typer, *shared: str, name: str | None = None, **settings:
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         taken = [known[each] for each in (*shared, "config")]
         function.__signature__ = signature.replace(parameters=[*own, *taken])
-        return app.command(name, **settings)(function)
+        # Options have the names of the Python arguments too.
+        normal = {"token_normalize_func": lambda flag: flag.replace("_", "-")}
+        return app.command(name, context_settings=normal, **settings)(function)
 
     return register
 
