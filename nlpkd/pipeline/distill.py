@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.report import EvaluationReport
@@ -20,7 +21,7 @@ from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage
-from nlpkd.pipeline.job import checkpoint_to_resume, gold_trainer
+from nlpkd.pipeline.job import checkpoint_to_resume, supervised_trainer
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.utils.locks import only_run
@@ -72,46 +73,28 @@ def train_teacher(
     revision: str | None = None,
     trust_remote_code: bool = False,
     args: DistillationConfig | None = None,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    problem_type: str | None = None,
     class_weights: str | Sequence[float] | None = None,
     fresh_pooler: bool = False,
-    max_length: int | None = None,
-    window_stride: int | None = None,
-    streaming: bool = False,
-    validation_split: float | int | None = None,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
-    **config: Any,
+    **keywords: Any,
 ) -> TeacherResult:
     """Fine-tune a backbone on gold labels: the first step where there is no fine-tuned teacher.
 
     Args:
         model: a path, a Hub id (`id@revision` too), or a model.
-        train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
+        train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows, measured at the end.
         output_dir: where the teacher is saved.
         tokenizer: of a model given as an object.
         revision: branch, tag or commit of the model.
         trust_remote_code: run the model repository's own code.
-        args: the settings, in place of `config`.
-        text_column: the column of the text.
-        text_pair_column: the column of the second text.
-        label_column: the column of the label, or several with a 0 or 1 for each label.
-        problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.data.labels.encode_targets`.
+        args: the settings.
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
             or `"balanced"` for weights that make rare classes count as much as common ones.
         fresh_pooler: draw the pooler's weights anew, for a backbone whose pretraining did not use it; see
             `nlpkd.students.checkpoint.with_fresh_pooler`.
-        max_length: longest text in tokens.
-        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
-        streaming: read the train file as it is needed; see `nlpkd.data.streaming`.
-        validation_split: share or number of training rows to hold out where there is no validation set.
-        dataset_config: configuration of a Hub data set.
-        dataset_revision: revision of a Hub data set.
-        **config: arguments of `DistillationConfig`.
+        **keywords: how the text is read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
+            `label_column`, `max_length`, `validation_split`, ...); and, in place of `args`, single settings, by the
+            fields of `DistillationConfig` (`num_train_epochs`, `learning_rate`, ...).
 
     Returns:
         The teacher, saved.
@@ -119,7 +102,8 @@ def train_teacher(
     Raises:
         ValueError: if model, data or settings do not fit.
     """
-    args = _settings(args, output_dir, config)
+    data_args, settings = DataArguments.split_keywords(keywords)
+    args = _settings(args, output_dir, settings)
     with only_run(args.output_dir):
         job = prepare_teacher(
             args,
@@ -129,20 +113,13 @@ def train_teacher(
             tokenizer=tokenizer,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            text_column=text_column,
-            text_pair_column=text_pair_column,
-            label_column=label_column,
-            problem_type=problem_type,
             class_weights=class_weights,
             fresh_pooler=fresh_pooler,
-            max_length=max_length,
-            window_stride=window_stride,
-            streaming=streaming,
-            validation_split=validation_split,
-            dataset_config=dataset_config,
-            dataset_revision=dataset_revision,
+            data_args=data_args,
         )
-        trainer = gold_trainer(job.start(args.seed), args, job.data, job.tokenizer, job.class_weights)
+        trainer = supervised_trainer(
+            job.make_untrained_student(args.seed), args, job.data, job.tokenizer, job.class_weights
+        )
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
         trainer.save_model()
         metrics = {}
@@ -175,19 +152,8 @@ def distill(
     teacher_dtype: str = "float32",
     trust_remote_code: bool = False,
     args: DistillationConfig | None = None,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    soft_label_column: str | None = None,
-    problem_type: str | None = None,
     class_weights: str | Sequence[float] | None = None,
-    max_length: int | None = None,
-    window_stride: int | None = None,
-    streaming: bool = False,
-    validation_split: float | int | None = None,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
-    **config: Any,
+    **keywords: Any,
 ) -> DistillResult:
     """Distil a teacher into a student, measure it, and leave student, tokenizer, card and report in one folder.
 
@@ -197,13 +163,13 @@ def distill(
         student: `"layers:3"` or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see
             `make_student`), `"bilstm"` or `"textcnn"` (which want objectives on logits, such as `"hinton"`), a path, a
             Hub id (`id@revision` too), or a model. None is `"layers:3"`, or what fits the budget.
-        train: labelled text; see `load_text_classification`, as for the arguments on columns and splits.
+        train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
         output_dir: where the student is saved.
         max_latency_ms: in place of `student`, the most that a forward pass may take; see
-            `nlpkd.students.budget.student_within`, among students that the objectives can match. The machine
-            may choose otherwise later: resume with what it chose.
+            `nlpkd.students.budget.student_within`, among students that the objectives can match. The machine may
+            choose otherwise later: resume with what it chose.
         max_size_mb: likewise, the most that the weights file may take, before its vocabulary is trimmed.
         vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
             (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.
@@ -220,22 +186,12 @@ def distill(
         student_revision: of the student.
         teacher_dtype: dtype of the teacher's weights.
         trust_remote_code: run the model repositories' own code.
-        args: the settings, in place of `config`.
-        text_column: the column of the text.
-        text_pair_column: the column of the second text.
-        label_column: the column of the label, or several with a 0 or 1 for each label.
-        soft_label_column: the training rows' column of soft labels, in place of a teacher; see
-            `nlpkd.data.soft_labels`.
-        problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.data.labels.encode_targets`.
+        args: the settings.
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
             or `"balanced"` for weights that make rare classes count as much as common ones.
-        max_length: longest text in tokens.
-        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
-        streaming: read the train file as it is needed; see `nlpkd.data.streaming`.
-        validation_split: share or number of training rows to hold out where there is no validation set.
-        dataset_config: configuration of a Hub data set.
-        dataset_revision: revision of a Hub data set.
-        **config: arguments of `DistillationConfig`.
+        **keywords: how the text is read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
+            `label_column`, `max_length`, `validation_split`, ...); and, in place of `args`, single settings, by the
+            fields of `DistillationConfig` (`num_train_epochs`, `learning_rate`, ...).
 
     Returns:
         The student and its report, saved; pushed to the Hub where `push_to_hub` is set.
@@ -244,7 +200,8 @@ def distill(
         ValueError: if teacher, student, data, objectives or settings do not fit.
         RuntimeError: if the push fails; everything is on disk by then.
     """
-    args = _settings(args, output_dir, config)
+    data_args, settings = DataArguments.split_keywords(keywords)
+    args = _settings(args, output_dir, settings)
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     with only_run(args.output_dir):
@@ -266,18 +223,8 @@ def distill(
             student_revision=student_revision,
             teacher_dtype=teacher_dtype,
             trust_remote_code=trust_remote_code,
-            text_column=text_column,
-            text_pair_column=text_pair_column,
-            label_column=label_column,
-            soft_label_column=soft_label_column,
-            problem_type=problem_type,
             class_weights=class_weights,
-            max_length=max_length,
-            window_stride=window_stride,
-            streaming=streaming,
-            validation_split=validation_split,
-            dataset_config=dataset_config,
-            dataset_revision=dataset_revision,
+            data_args=data_args,
         )
         trained, report = job.run(args, num_seeds, baseline, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
@@ -304,36 +251,39 @@ def _push(args: DistillationConfig) -> None:
     logger.warning("Pushed to %s.", address)
 
 
-def cache_for_distillation(args: DistillationConfig, **options: Any) -> Dataset:
+def cache_for_distillation(args: DistillationConfig, **keywords: Any) -> Dataset:
     """Run a teacher on the rows of a distillation, as `nlpkd.distill` with the same options would before training.
 
     A distillation whose objectives need the teacher's logits alone takes them from `teacher_cache_dir`.
 
     Args:
         args: the settings; `teacher_cache_dir`, or else the output directory, is where the outputs are kept.
-        **options: teacher, student, data and the rest, as for `nlpkd.pipeline.prepare.prepare_job`.
+        **keywords: teacher, student, data and the rest, as for `nlpkd.distill`.
 
     Returns:
         The training rows with the column `teacher_logits`.
 
     Raises:
-        ValueError: without a teacher and rows that are all there, if several teachers have tokenizers of their own, or
-            if something does not fit.
+        ValueError: without a teacher, of streamed rows, if several teachers have tokenizers of their own, or if
+            something does not fit.
     """
-    job = prepare_job(args, objectives="hinton", **options)
+    data_args, options = DataArguments.split_keywords(keywords)
+    job = prepare_job(args, objectives="hinton", data_args=data_args, **options)
     rows = job.data["train"]
-    if job.teacher is None or not isinstance(rows, Dataset):
+    if job.teacher is None:
+        raise ValueError("only a teacher's outputs can be kept, and there are soft labels alone: give a teacher")
+    if not isinstance(rows, Dataset):
         raise ValueError(
-            "a cache is of a teacher's outputs on rows that are not streamed: leave out what says otherwise"
+            "the outputs on streamed rows can't be kept, since their teacher runs on every batch: leave streaming out"
         )
     # The trainer settles whose label is whose, on a sample of gold labels where names do not say it.
-    trainer = job.trainer(job.start(args.seed), args, job.stages[0])
-    apart = "teacher_input_ids" in rows.column_names and len(as_ensemble(job.teacher)) == 1
-    own: Any = job.teacher_tokenizer if apart else job.tokenizer
+    trainer = job.trainer(job.make_untrained_student(args.seed), args, job.stages[0])
+    has_own_tokenizer = "teacher_input_ids" in rows.column_names and len(as_ensemble(job.teacher)) == 1
+    tokenizer: Any = job.teacher_tokenizer if has_own_tokenizer else job.tokenizer
     return cache_teacher_outputs(
         job.teacher,
         rows,
-        own,
+        tokenizer,
         cache_dir=Path(args.teacher_cache_dir or args.output_dir),
         order=trainer.teacher_order,
         bf16=bool(args.bf16),

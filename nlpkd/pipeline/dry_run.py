@@ -21,8 +21,9 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from nlpkd.config import DistillationConfig
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import makes_batches
-from nlpkd.pipeline.job import Job, gold_trainer, lean_by_default
+from nlpkd.pipeline.job import Job, lean_by_default, supervised_trainer
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import nearest_existing_folder
@@ -82,14 +83,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_distillation(args: DistillationConfig, *, trainings: int = 1, baseline: bool = False, **options: Any) -> Plan:
+def plan_distillation(
+    args: DistillationConfig, *, trainings: int = 1, baseline: bool = False, **keywords: Any
+) -> Plan:
     """Load everything a distillation needs, train some steps in a temporary directory, and say what a run takes.
 
     Args:
         args: the settings.
         trainings: how many seeds, or trials of a search, would be trained.
         baseline: whether the undistilled baselines would be trained too.
-        **options: teacher, student, data and the rest, as for `nlpkd.pipeline.prepare.prepare_job`.
+        **keywords: teacher, student, data and the rest, as for `nlpkd.distill`.
 
     Returns:
         The plan.
@@ -97,15 +100,16 @@ def plan_distillation(args: DistillationConfig, *, trainings: int = 1, baseline:
     Raises:
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
-    return _plan(prepare_job(args, **options), args, "student", trainings, baseline)
+    data_args, options = DataArguments.split_keywords(keywords)
+    return _plan(prepare_job(args, data_args=data_args, **options), args, "student", trainings, baseline)
 
 
-def plan_teacher(args: DistillationConfig, **options: Any) -> Plan:
-    """Say what fine-tuning a teacher takes, likewise.
+def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
+    """Plan the fine-tuning of a teacher, likewise.
 
     Args:
         args: the settings.
-        **options: model, data and the rest, as for `nlpkd.pipeline.prepare.prepare_teacher`.
+        **keywords: model, data and the rest, as for `nlpkd.train_teacher`.
 
     Returns:
         The plan.
@@ -114,7 +118,8 @@ def plan_teacher(args: DistillationConfig, **options: Any) -> Plan:
         ValueError: if model, data or settings do not fit.
     """
     args = lean_by_default(args)
-    return _plan(prepare_teacher(args, **options), args, "model", 1, False)
+    data_args, options = DataArguments.split_keywords(keywords)
+    return _plan(prepare_teacher(args, data_args=data_args, **options), args, "model", 1, False)
 
 
 def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, baseline: bool) -> Plan:
@@ -122,17 +127,17 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, baselin
     rows = job.data["train"]
     count = len(rows)
     steps = [_steps(each, count) for each in settings]
-    student = job.start(args.seed)
+    student = job.make_untrained_student(args.seed)
     probed = _some_rows(job, max(each.train_batch_size * each.gradient_accumulation_steps for each in settings))
     with tempfile.TemporaryDirectory(prefix="nlpkd-plan-") as folder:
         short = [_short(each, folder) for each in settings]
         step_ms = [
-            _step_ms(probed.trainer(job.start(args.seed), each, stage))
+            _step_ms(probed.trainer(job.make_untrained_student(args.seed), each, stage))
             for each, stage in zip(short, job.stages, strict=True)
         ]
         gold_ms = None
         if baseline:
-            gold_ms = _step_ms(gold_trainer(student, short[-1], probed.data, job.tokenizer, job.class_weights))
+            gold_ms = _step_ms(supervised_trainer(student, short[-1], probed.data, job.tokenizer, job.class_weights))
     models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
     place = nearest_existing_folder(Path(args.output_dir))
     return Plan(
@@ -171,7 +176,7 @@ def _step_ms(trainer: DistillationTrainer) -> float:
 
 
 def _short(args: DistillationConfig, folder: str) -> DistillationConfig:
-    """Give the settings of a probe: some steps, of which nothing is kept."""
+    """Return the settings of a probe: some steps, of which nothing is kept."""
     return dataclasses.replace(
         args,
         output_dir=folder,
@@ -190,7 +195,7 @@ def _short(args: DistillationConfig, folder: str) -> DistillationConfig:
 
 
 def _some_rows(job: Job, batch: int) -> Job:
-    """Give the same job on rows for the probe alone, drawn at random so that their lengths are those of all."""
+    """Return the same job on rows for the probe alone, drawn at random so that their lengths are those of all."""
     rows = job.data["train"]
     if makes_batches(rows):
         return job

@@ -1,12 +1,11 @@
-"""One run on one output directory: kept to itself, trained, measured, recorded."""
+"""One distillation on one output directory: trained, measured beside its baselines, recorded."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from nlpkd.utils.provenance import command_line, now
 logger = logging.getLogger(__name__)
 
 
-def gold_trainer(
+def supervised_trainer(
     model: PreTrainedModel,
     args: DistillationConfig,
     data: TextClassificationData,
@@ -44,7 +43,7 @@ def gold_trainer(
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
     # A single objective has no other whose weight could move.
-    args = dataclasses.replace(lean_by_default(args), weighting="fixed")
+    args = replace(lean_by_default(args), weighting="fixed")
     model.config.problem_type = data.problem_type  # type: ignore[assignment]
     return DistillationTrainer(
         model=model,
@@ -58,7 +57,7 @@ def gold_trainer(
 
 def lean_by_default(args: DistillationConfig) -> DistillationConfig:
     """Train leanly without a teacher too, unless refused: a baseline is trained as its student is."""
-    return dataclasses.replace(args, lean_training=True) if args.lean_training is None else args
+    return replace(args, lean_training=True) if args.lean_training is None else args
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Job:
         data: the splits.
         stages: with objectives not bound yet.
         origin: where teacher, student and data come from, for the record.
-        start: makes the untrained student for a seed.
+        make_untrained_student: from a seed to a student.
         class_weights: of the gold labels, in the baseline's objective as in the student's.
     """
 
@@ -82,7 +81,7 @@ class Job:
     data: TextClassificationData
     stages: list[Stage]
     origin: dict[str, Any]
-    start: Callable[[int], PreTrainedModel]
+    make_untrained_student: Callable[[int], PreTrainedModel]
     class_weights: Sequence[float] | None = None
 
     def run(
@@ -99,28 +98,28 @@ class Job:
         Returns:
             The first seed's student, and its report with the figures of all seeds.
         """
-        fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
+        folder = Path(args.output_dir)
         if not _resumes(args) and PartialState().is_main_process:
             # Reports of an earlier run, which a resume of this one would take for its own.
-            for stale in Path(args.output_dir).glob("seed-*/report.json"):
+            for stale in folder.glob("seed-*/report.json"):
                 stale.unlink()
-        trained, report = self.run_seed(args, self.stages, baseline_dir if baseline else None)
+        # Objectives are trained too: each seed starts with its own.
+        fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
+        student, report = self.run_seed(args, self.stages, baseline_dir if baseline else None)
         reports = [report]
-        for number, stages in enumerate(fresh, start=1):
-            seed = args.seed + number
-            folder = Path(args.output_dir) / f"seed-{seed}"
-            if _resumes(args) and (folder / "report.json").exists():
-                logger.info("Seed %d is finished: its report in %s is used.", seed, folder)
-                reports.append(EvaluationReport.load(folder))
+        for seed, stages in enumerate(fresh, start=args.seed + 1):
+            further = folder / f"seed-{seed}"
+            if _resumes(args) and (further / "report.json").exists():
+                logger.info("Seed %d is finished: its report in %s is used.", seed, further)
+                reports.append(EvaluationReport.load(further))
                 continue
-            again = dataclasses.replace(_beside(args, folder), seed=seed, data_seed=None)
-            _, one = self.run_seed(again, stages, folder / "baseline" if baseline else None)
-            reports.append(one)
+            settings = replace(_beside(args, further), seed=seed, data_seed=None)
+            reports.append(self.run_seed(settings, stages, further / "baseline" if baseline else None)[1])
         if num_seeds > 1:
-            report = dataclasses.replace(report, seeds=aggregate_seeds(reports))
+            report = replace(report, seeds=aggregate_seeds(reports))
             if PartialState().is_main_process:
-                save_report(report, args.output_dir, args.hub_model_id)
-        return trained, report
+                save_report(report, folder, args.hub_model_id)
+        return student, report
 
     def run_seed(
         self, args: DistillationConfig, stages: Sequence[Stage], baseline_dir: Path | None
@@ -135,32 +134,29 @@ class Job:
         Returns:
             The student and its report, both saved in the output directory.
         """
-        student = self.start(args.seed)
+        student = self.make_untrained_student(args.seed)
         untrained = copy.deepcopy(student) if baseline_dir is not None else None
-        *earlier, last = [dataclasses.replace(args, **stage.settings, push_to_hub=False) for stage in stages]
-        before: list[float | None] = []
-        for number, settings in enumerate(earlier, start=1):
+        # The student, stage after stage; only the last one's trainer is kept.
+        *earlier, last = [replace(args, **stage.settings, push_to_hub=False) for stage in stages]
+        seconds: list[float | None] = []
+        steps = 0
+        for number, (settings, stage) in enumerate(zip(earlier, stages, strict=False), start=1):
             settings = _beside(settings, Path(args.output_dir) / f"stage-{number}")
-            student, spent = self._run_stage(student, settings, stages[number - 1])
-            before.append(spent)
+            student, spent, taken = self._train_stage(student, settings, stage)
+            seconds.append(spent)
+            steps += taken
         trainer = self.trainer(student, last, stages[-1])
-        spent = _train(trainer, last)
-        known = [each for each in (*before, spent) if each is not None]
-        seconds = {"student": sum(known) if len(known) == len(stages) else None}
-        baseline = None
+        seconds.append(_train(trainer, last))
+        steps += trainer.state.global_step
+        known = [each for each in seconds if each is not None]
+        spent_on = {"student": sum(known) if len(known) == len(seconds) else None}
+        # The baselines, for as long and from the same weights.
+        baselines = {}
         if untrained is not None and baseline_dir is not None:
-            args_beside = _beside(_altogether(args, [*earlier, last]), baseline_dir)
-            rows = self.data["train"]
-            if has_unlabelled(rows):
-                # As many steps as the student had, though there are fewer rows with labels.
-                states = Path(args.output_dir).glob(f"stage-*/{TRAINER_STATE_NAME}")
-                steps = sum(TrainerState.load_from_json(str(state)).global_step for state in states)
-                args_beside = dataclasses.replace(args_beside, max_steps=steps + trainer.state.global_step)
-            baseline_trainer = gold_trainer(untrained, args_beside, self.data, self.tokenizer, self.class_weights)
-            seconds["baseline"] = _train(baseline_trainer, args_beside)
-            baseline = baseline_trainer.model
-        report = self._measure(trainer, baseline, seconds, args, stages)
-        return trainer.model, report
+            settings = _beside(_altogether(args, [*earlier, last]), baseline_dir)
+            baselines["baseline"], spent_on["baseline"] = self._train_baseline(untrained, settings, steps)
+        # All of them on the same rows.
+        return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
 
     def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
         """Make the trainer of a stage."""
@@ -176,32 +172,55 @@ class Job:
             teacher_processing_class=self.teacher_tokenizer,
         )
 
-    def _run_stage(
+    def _train_stage(
         self, student: PreTrainedModel, args: DistillationConfig, stage: Stage
-    ) -> tuple[PreTrainedModel, float | None]:
-        """Train a stage before the last, or take up what a run that is resumed finished of it."""
+    ) -> tuple[PreTrainedModel, float | None, int]:
+        """Train a stage before the last, or take up what a run that is resumed finished of it.
+
+        Returns:
+            The student, the seconds if they are known, and the steps.
+        """
         folder = Path(args.output_dir)
         trainer = self.trainer(student, args, stage)
         # Written last, so that a stage without it was cut short.
-        if _resumes(args) and (folder / TRAINER_STATE_NAME).exists():
+        history = folder / TRAINER_STATE_NAME
+        if _resumes(args) and history.exists():
             logger.warning("The stage in %s is finished: its student is used.", folder)
             student.load_state_dict(type(student).from_pretrained(folder).state_dict())
-            return student, None
-        return trainer.model, _train(trainer, args)
+            return student, None, TrainerState.load_from_json(str(history)).global_step
+        seconds = _train(trainer, args)
+        return trainer.model, seconds, trainer.state.global_step
+
+    def _train_baseline(
+        self, model: PreTrainedModel, args: DistillationConfig, steps: int
+    ) -> tuple[PreTrainedModel, float | None]:
+        """Train on gold labels alone.
+
+        Returns:
+            The model, and the seconds if they are known.
+        """
+        if has_unlabelled(self.data["train"]):
+            # As many steps as the student had, though there are fewer rows with labels.
+            args = replace(args, max_steps=steps)
+        trainer = supervised_trainer(model, args, self.data, self.tokenizer, self.class_weights)
+        seconds = _train(trainer, args)
+        return trainer.model, seconds
 
     def _measure(
         self,
         trainer: DistillationTrainer,
-        baseline: PreTrainedModel | None,
-        seconds: dict[str, float | None],
+        baselines: Mapping[str, PreTrainedModel],
+        seconds: Mapping[str, float | None],
         args: DistillationConfig,
         stages: Sequence[Stage],
     ) -> EvaluationReport:
+        """Measure student, teacher and baselines on the same rows, and save report and card."""
         split = "test" if "test" in self.data else "validation"
-        rows = align_labels_to_student(self.data[split], trainer.model.config, split)
+        config = trainer.model.config
+        rows = align_labels_to_student(self.data[split], config, split)
         held_out = None
         if split == "test" and "validation" in self.data and not has_unlabelled(self.data["validation"]):
-            held_out = align_labels_to_student(self.data["validation"], trainer.model.config, "validation")
+            held_out = align_labels_to_student(self.data["validation"], config, "validation")
         report = None
         if PartialState().is_main_process:
             report = evaluate_student(
@@ -209,7 +228,7 @@ class Job:
                 self.teacher,
                 rows,
                 self.tokenizer,
-                baseline=baseline,
+                baseline=baselines.get("baseline"),
                 teacher_tokenizer=self.teacher_tokenizer,
                 teacher_order=trainer.teacher_order,
                 run=self._record(trainer, split, stages),
@@ -218,15 +237,12 @@ class Job:
                 seed=args.seed,
             )
             if chosen := report.run.thresholds:
-                trainer.model.config.thresholds = chosen["student"]
+                config.thresholds = chosen["student"]
                 with atomic_folder_update(Path(args.output_dir)) as temporary:
-                    trainer.model.config.save_pretrained(temporary)
+                    config.save_pretrained(temporary)
             save_report(report, args.output_dir, args.hub_model_id)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
-
-    def _train_rows(self) -> int:
-        return count_texts(self.data["train"])
 
     def _record(self, trainer: DistillationTrainer, split: str, stages: Sequence[Stage]) -> dict[str, Any]:
         record = describe_training(trainer.args, trainer.objectives, trainer.teacher_model, trainer.state.global_step)
@@ -248,7 +264,7 @@ class Job:
                 "split": split,
                 "evaluated_source": self.origin["evaluated_source"],
                 "pairs": self.data.text_pair_column is not None,
-                "train_rows": self._train_rows(),
+                "train_rows": count_texts(self.data["train"]),
                 "evaluated_rows": count_texts(self.data[split]),
                 "truncated_rows": self.data.truncated,
                 "max_length": self.data.max_length,
@@ -274,10 +290,10 @@ def _resumes(args: DistillationConfig) -> bool:
 
 
 def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
-    """Give the settings of a further training; a checkpoint asked for by its path belongs to the first one alone."""
+    """Return the settings of a further training; a checkpoint asked for by its path belongs to the first one alone."""
     # Seeds and stages teach the same rows, so that the teacher need not run on them again.
     cache = args.teacher_cache_dir or str(Path(args.output_dir) / "teacher_cache")
-    return dataclasses.replace(
+    return replace(
         args,
         output_dir=str(folder),
         teacher_cache_dir=cache,
@@ -287,16 +303,16 @@ def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
 
 
 def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig]) -> DistillationConfig:
-    """Give a training of one stage as many steps as all stages have together."""
+    """Return settings for a training of one stage that has as many steps as all stages have together."""
     if len(stages) == 1:
         return stages[0]
     if any(stage.max_steps > 0 for stage in stages):
-        return dataclasses.replace(args, max_steps=sum(stage.max_steps for stage in stages))
-    return dataclasses.replace(args, num_train_epochs=sum(stage.num_train_epochs for stage in stages))
+        return replace(args, max_steps=sum(stage.max_steps for stage in stages))
+    return replace(args, num_train_epochs=sum(stage.num_train_epochs for stage in stages))
 
 
 def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | None:
-    """Train, save, and save the history last; give the seconds, which nobody knows of a training that was resumed."""
+    """Train and save, the history last; return the seconds, None of a training that was resumed."""
     checkpoint = checkpoint_to_resume(args)
     if checkpoint is None and trainer.args.should_save:
         # It says that a training is finished, and this one is not yet.

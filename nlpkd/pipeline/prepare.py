@@ -1,11 +1,11 @@
-"""A distillation made ready: models, tokenizers, data and objectives, from names to a `Job`."""
+"""A distillation made ready: from names of models and data to a `Job`."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import align_names, telling_names
 from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
@@ -35,11 +36,81 @@ from nlpkd.tasks import SINGLE_LABEL, task_of
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Teachers:
+    """What the student learns from: one or several fine-tuned models, or a column of soft labels of the data.
+
+    Attributes:
+        models: where the models come from, in order; none where soft labels are learned from.
+        tokenizers: theirs.
+        soft_label_column: the column, where there are no models.
+    """
+
+    models: Sequence[ModelSource]
+    tokenizers: Sequence[PreTrainedTokenizerBase]
+    soft_label_column: str | None
+
+    @classmethod
+    def of(
+        cls,
+        given: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None,
+        tokenizer: TeacherTokenizers,
+        revision: str | None,
+        trust_remote_code: bool,
+        soft_label_column: str | None,
+    ) -> Teachers:
+        """Find the teachers and their tokenizers; the arguments are those of `nlpkd.distill`.
+
+        Raises:
+            ValueError: if there are no teachers and no soft labels, or both, or one revision for several.
+        """
+        several = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        models = [ModelSource.of(each, revision, trust_remote_code) for each in several]
+        if bool(models) == (soft_label_column is not None):
+            raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
+        if len(models) > 1 and revision is not None:
+            raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
+        pairs = zip(per_teacher(tokenizer, len(models)), models, strict=True)
+        return cls(models, [known or each.tokenizer() for known, each in pairs], soft_label_column)
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and revision for the record; several models, or a column, are described as one."""
+        described = [each.describe() for each in self.models]
+        if len(described) == 1:
+            return described[0]
+        if not described:
+            return {"name": f"soft labels of the column {self.soft_label_column!r}", "revision": None}
+        names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
+        return {"name": " and ".join(names), "revision": None}
+
+    def explain(self, data: DataArguments) -> DataArguments:
+        """Fill in what the models' configs know of the data: the task, and the first one's label names.
+
+        Raises:
+            ValueError: if the models have different tasks.
+        """
+        configs = [each.config() for each in self.models]
+        # One class a row is what the labels say too.
+        tasks = {task_of(config) for config in configs} - {None, SINGLE_LABEL}
+        if len(tasks) > 1:
+            raise ValueError(f"the teachers have different tasks: {sorted(map(str, tasks))}")
+        return replace(
+            data,
+            problem_type=data.problem_type or next(iter(tasks), None),
+            label_names=data.label_names or (telling_names(configs[0].id2label) if configs else ()),
+        )
+
+    def tokenizers_beside(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Return each model's tokenizer, None where it is the student's; of a single model no list."""
+        others = [None if same_tokenizer(tokenizer, each) else each for each in self.tokenizers]
+        return others if len(others) > 1 else next(iter(others), None)
+
+
 def prepare_job(
     args: DistillationConfig,
-    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None,
-    student: str | Path | PreTrainedModel | None,
-    train: Source | None,
+    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None = None,
+    student: str | Path | PreTrainedModel | None = None,
+    train: Source | None = None,
     validation: Source | None = None,
     test: Source | None = None,
     *,
@@ -54,20 +125,12 @@ def prepare_job(
     student_revision: str | None = None,
     teacher_dtype: str = "float32",
     trust_remote_code: bool = False,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    soft_label_column: str | None = None,
-    problem_type: str | None = None,
     class_weights: str | Sequence[float] | None = None,
-    max_length: int | None = None,
-    window_stride: int | None = None,
-    streaming: bool = False,
-    validation_split: float | int | None = None,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
+    data_args: DataArguments | None = None,
 ) -> Job:
-    """Load what a distillation needs, and refuse what does not fit; the arguments are those of `nlpkd.distill`.
+    """Load what a distillation needs, and refuse what does not fit.
+
+    The arguments are those of `nlpkd.distill`; `data_args` says how the text is read.
 
     Returns:
         The job, whose `run` trains.
@@ -75,84 +138,63 @@ def prepare_job(
     Raises:
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
+    # What can be refused before anything is loaded.
     if train is None:
         raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
-    if embedding_size is not None and not (student is None or _is_layers(student)):
+    if embedding_size is not None and not (student is None or _is_made_of_a_teacher(student)):
         raise ValueError(f"embedding_size is of students that are layers of the teacher, and student={student!r}")
     if vocabulary not in (None, "trim"):
         raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
-    given = teacher if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
-    teachers = [ModelSource.of(each, teacher_revision, trust_remote_code) for each in given]
-    if bool(teachers) == (soft_label_column is not None):
-        raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
-    if len(teachers) > 1 and teacher_revision is not None:
-        raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
-    if student is None:
-        budget: dict[str, Any] = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
-        wanted = [each for stage in resolve(objectives) for each in stage.objectives]
-        student = _within_budget(teachers, wanted, budget, embedding_size)
-    elif max_latency_ms is not None or max_size_mb is not None:
-        raise ValueError(f"a budget chooses the student itself, and student={student!r} is given too: leave one out")
+    asked = data_args or DataArguments()
+
+    # Who teaches, and who learns.
+    teachers = Teachers.of(teacher, teacher_tokenizer, teacher_revision, trust_remote_code, asked.soft_label_column)
+    budget = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
+    student = _student_asked_for(student, teachers, budget, objectives, embedding_size)
     learner = ModelSource.of(student, student_revision, trust_remote_code)
-    if not teachers and _is_layers(student):
-        raise ValueError(
-            f"student={student!r} is made of parts of a teacher, and there is none: give a path or a Hub id"
-        )
-    own = [
-        known or each.tokenizer()
-        for known, each in zip(per_teacher(teacher_tokenizer, len(teachers)), teachers, strict=True)
-    ]
+    inherits = _is_made_of_a_teacher(student)
     if tokenizer is None:
-        shared = own and (_is_layers(student) or isinstance(student, PreTrainedModel))
-        tokenizer = own[0] if shared else learner.tokenizer()
-    others = _other_tokenizers(tokenizer, own)
-    configs = [each.config() for each in teachers]
-    load = partial(
-        load_text_classification,
-        train,
-        validation,
-        test,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        soft_label_column=soft_label_column,
-        problem_type=problem_type or _task_of_teachers(configs),
-        label_names=telling_names(configs[0].id2label) if configs else [],
-        max_length=max_length,
-        window_stride=window_stride,
-        streaming=streaming,
-        validation_split=validation_split,
-        dataset_config=dataset_config,
-        dataset_revision=dataset_revision,
-        seed=args.seed,
-    )
-    data = load(tokenizer=tokenizer, teacher_tokenizer=others)
+        shared = teachers.tokenizers and (inherits or isinstance(student, PreTrainedModel))
+        tokenizer = teachers.tokenizers[0] if shared else learner.tokenizer()
+
+    # The rows, as both read them.
+    asked = teachers.explain(asked)
+
+    def load(tokenizer: PreTrainedTokenizerBase) -> TextClassificationData:
+        return load_text_classification(
+            train, validation, test, tokenizer=tokenizer, teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
+            seed=args.seed, data_args=asked,
+        )  # fmt: skip
+
+    data = load(tokenizer)
     if "validation" not in data and "test" not in data:
         raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
-    loaded = [each.teacher(teacher_dtype) for each in teachers]
     measured = test if "test" in data else validation
-    origin = {
-        "teacher": describe_teachers(teachers, soft_label_column),
-        "student": learner.describe() | {"checkpoint": not _is_layers(student)},
-        "data": data.name,
-        "evaluated_source": name_of(train if measured is None else measured),
-        "dataset_config": dataset_config,
-        "dataset_revision": dataset_revision,
-    }
-    weights = weights_of_classes(class_weights, data, learner, configs[0] if _is_layers(learner.given) else None)
+
+    # The models, the losses, and the job.
+    models = [each.teacher(teacher_dtype) for each in teachers.models]
+    weights = weights_of_classes(class_weights, data, learner, models[0].config if inherits else None)
     job = Job(
-        teacher=as_one_teacher(loaded, args.ensemble_weights, args.ensemble_average) if loaded else None,
-        teacher_tokenizer=others,
+        teacher=as_one_teacher(models, args.ensemble_weights, args.ensemble_average) if models else None,
+        teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
         tokenizer=tokenizer,
         data=data,
-        stages=_weighted(resolve(objectives, data.problem_type), weights),
-        origin=origin,
-        start=_student_maker(learner, loaded, data, embedding_size),
+        stages=[
+            Stage(with_gold_settings(stage.objectives, weights), **stage.settings)
+            for stage in resolve(objectives, data.problem_type)
+        ],
+        origin={
+            "teacher": teachers.describe(),
+            "student": learner.describe() | {"checkpoint": not inherits},
+            "data": data.name,
+            "evaluated_source": name_of(train if measured is None else measured),
+            "dataset_config": asked.dataset_config,
+            "dataset_revision": asked.dataset_revision,
+        },
+        make_untrained_student=_student_maker(learner, models, data, embedding_size),
         class_weights=weights,
     )
-    if vocabulary == "trim":
-        job = _with_trimmed_vocabulary(job, own, load, args.seed)
-    return job
+    return _with_trimmed_vocabulary(job, teachers, load, args.seed) if vocabulary == "trim" else job
 
 
 def prepare_teacher(
@@ -166,11 +208,11 @@ def prepare_teacher(
     trust_remote_code: bool = False,
     class_weights: str | Sequence[float] | None = None,
     fresh_pooler: bool = False,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
-    **columns: Any,
+    data_args: DataArguments | None = None,
 ) -> Job:
-    """Load what fine-tuning a backbone on gold labels needs; the arguments are those of `nlpkd.train_teacher`.
+    """Load what fine-tuning a backbone on gold labels needs.
+
+    The arguments are those of `nlpkd.train_teacher`; `data_args` says how the text is read.
 
     Returns:
         A job without a teacher, whose student is the backbone.
@@ -178,17 +220,13 @@ def prepare_teacher(
     Raises:
         ValueError: if model, data or settings do not fit.
     """
+    if data_args is not None and data_args.soft_label_column is not None:
+        raise ValueError(
+            "a teacher learns from gold labels: leave soft_label_column out, or distil with nlpkd.distill"
+        )
     source = ModelSource.of(model, revision, trust_remote_code)
     tokenizer = tokenizer or source.tokenizer()
-    data = load_text_classification(
-        train,
-        validation,
-        tokenizer=tokenizer,
-        dataset_config=dataset_config,
-        dataset_revision=dataset_revision,
-        seed=args.seed,
-        **columns,
-    )
+    data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)
     data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
     weights = weights_of_classes(class_weights, data, source)
     start = _student_maker(source, [], data, None)
@@ -199,7 +237,7 @@ def prepare_teacher(
         data=data,
         stages=[Stage([CrossEntropyLoss(class_weights=weights)])],
         origin={},
-        start=(lambda seed: with_fresh_pooler(start(seed), seed)) if fresh_pooler else start,
+        make_untrained_student=(lambda seed: with_fresh_pooler(start(seed), seed)) if fresh_pooler else start,
         class_weights=weights,
     )
 
@@ -207,7 +245,7 @@ def prepare_teacher(
 def weights_of_classes(
     asked: str | Sequence[float] | None, data: TextClassificationData, learner: ModelSource, followed: Any = None
 ) -> list[float] | None:
-    """Give the class weights asked for: a list, `"balanced"` ones in the order of the student's labels, or None.
+    """Return the class weights asked for: a list, `"balanced"` ones in the order of the student's labels, or None.
 
     Args:
         asked: as `nlpkd.distill` takes it.
@@ -232,29 +270,41 @@ def weights_of_classes(
     return balanced if order is None else [balanced[place] for place in order]
 
 
-def _within_budget(
-    teachers: Sequence[ModelSource],
-    objectives: Sequence[Objective],
+def _student_asked_for(
+    student: Any,
+    teachers: Teachers,
     budget: Mapping[str, float | None],
+    objectives: Any,
     embedding_size: int | None,
-) -> str:
-    if all(limit is None for limit in budget.values()):
-        return "layers:3"
-    if not teachers:
+) -> Any:
+    """Return the student that was given, what fits a budget, or `"layers:3"`."""
+    bounded = any(limit is not None for limit in budget.values())
+    if student is not None and bounded:
+        raise ValueError(f"a budget chooses the student itself, and student={student!r} is given too: leave one out")
+    if bounded and not teachers.models:
         raise ValueError("a budget chooses among students of a teacher, and there is none")
-    teacher = teachers[0].teacher("float32")
-    config: Any = teacher.config if len(teachers) == 1 else [each.config() for each in teachers]
+    if bounded:
+        teacher = teachers.models[0].teacher("float32")
+        several = len(teachers.models) > 1
+        config: Any = [each.config() for each in teachers.models] if several else teacher.config
+        wanted = [each for stage in resolve(objectives) for each in stage.objectives if each.needs & FEATURES]
 
-    def fits(student_config: Any) -> bool:
-        try:
-            for objective in copy.deepcopy(list(objectives)):
-                if objective.needs & FEATURES:
+        def fits(student_config: Any) -> bool:
+            """Check whether all objectives on features can match such a student with the teacher."""
+            try:
+                for objective in copy.deepcopy(wanted):
                     objective.bind(student_config, config)
-        except ValueError:
-            return False
-        return True
+            except ValueError:
+                return False
+            return True
 
-    return student_within(teacher, **budget, embedding_size=embedding_size, fits=fits)
+        return student_within(teacher, **budget, embedding_size=embedding_size, fits=fits)
+    student = "layers:3" if student is None else student
+    if not teachers.models and _is_made_of_a_teacher(student):
+        raise ValueError(
+            f"student={student!r} is made of parts of a teacher, and there is none: give a path or a Hub id"
+        )
+    return student
 
 
 def _student_maker(
@@ -263,10 +313,11 @@ def _student_maker(
     data: TextClassificationData,
     embedding_size: int | None,
 ) -> Callable[[int], PreTrainedModel]:
+    """Return a function from a seed to the untrained student."""
     given: Any = student.given
     if isinstance(given, PreTrainedModel):
         return lambda seed: copy.deepcopy(given)
-    if teachers and _is_layers(given):
+    if teachers and _is_made_of_a_teacher(given):
         return lambda seed: make_student(teachers[0], given, embedding_size=embedding_size, seed=seed)
     return lambda seed: make_student(
         checkpoint=given,
@@ -277,67 +328,29 @@ def _student_maker(
     )
 
 
-def _task_of_teachers(configs: Sequence[Any]) -> str | None:
-    """Give the task that the teachers were trained for, where it is not one class a row, which the labels say too."""
-    tasks = {task_of(config) for config in configs} - {None, SINGLE_LABEL}
-    if len(tasks) > 1:
-        raise ValueError(f"the teachers have different tasks: {sorted(map(str, tasks))}")
-    return next(iter(tasks), None)
-
-
-def _weighted(stages: list[Stage], class_weights: Sequence[float] | None) -> list[Stage]:
-    """Give every cross-entropy with gold labels the class weights, where it has none of its own."""
-    return [Stage(with_gold_settings(stage.objectives, class_weights), **stage.settings) for stage in stages]
-
-
 def _with_trimmed_vocabulary(
-    job: Job, own: Sequence[PreTrainedTokenizerBase], load: Callable[..., TextClassificationData], seed: int
+    job: Job, teachers: Teachers, load: Callable[[PreTrainedTokenizerBase], TextClassificationData], seed: int
 ) -> Job:
     """Leave the student the vocabulary of the training split's text, and read the data again with it."""
-    start = job.start
+    make_student = job.make_untrained_student
     texts = partial(texts_of, columns=job.data.text_columns)
-    _, tokenizer, record = trim_vocabulary(start(seed), job.tokenizer, texts(job.data["train"]))
+    _, tokenizer, record = trim_vocabulary(make_student(seed), job.tokenizer, texts(job.data["train"]))
     ids: Any = original_ids(tokenizer, job.tokenizer)
-    others = _other_tokenizers(tokenizer, own)
     held_out = [split for split in ("validation", "test") if split in job.data]
     lacking = {split: spelled_out(tokenizer, job.tokenizer, texts(job.data[split])) for split in held_out}
     for split, share in lacking.items():
         logger.warning("%s: %.1f %% of the tokens are not in the trimmed vocabulary: spelled out", split, 100 * share)
+    student = job.origin["student"] | {"vocabulary": record.details | {"spelled_out": lacking}}
     return replace(
         job,
         tokenizer=tokenizer,
-        teacher_tokenizer=others,
-        data=load(tokenizer=tokenizer, teacher_tokenizer=others),
-        origin=job.origin
-        | {"student": job.origin["student"] | {"vocabulary": record.details | {"spelled_out": lacking}}},
-        start=lambda seed: trim_embeddings(start(seed), ids),
+        teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
+        data=load(tokenizer),
+        origin=job.origin | {"student": student},
+        make_untrained_student=lambda seed: trim_embeddings(make_student(seed), ids),
     )
 
 
-def _other_tokenizers(tokenizer: PreTrainedTokenizerBase, own: Sequence[PreTrainedTokenizerBase]) -> Any:
-    """Give each teacher's tokenizer, None where it is the student's; of a single teacher no list."""
-    others = [None if same_tokenizer(tokenizer, each) else each for each in own]
-    return others if len(own) > 1 else next(iter(others), None)
-
-
-def _is_layers(student: Any) -> bool:
+def _is_made_of_a_teacher(student: Any) -> bool:
+    """Check whether a student is named as layers or a shape of a teacher, or a small model on its embeddings."""
     return isinstance(student, str) and kind_of(student) is not None
-
-
-def describe_teachers(teachers: Sequence[ModelSource], soft_label_column: str | None) -> dict[str, Any]:
-    """Describe what teaches as one: a model, several, or a column of the data.
-
-    Args:
-        teachers: the models.
-        soft_label_column: the column, where there are none.
-
-    Returns:
-        Name and revision for a record.
-    """
-    described = [teacher.describe() for teacher in teachers]
-    if len(described) == 1:
-        return described[0]
-    if not described:
-        return {"name": f"soft labels of the column {soft_label_column!r}", "revision": None}
-    names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
-    return {"name": " and ".join(names), "revision": None}

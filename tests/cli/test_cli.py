@@ -10,6 +10,7 @@ import os
 import pkgutil
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ import typer
 import yaml
 from commands import Command, finish, start
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from paths import ROOT
 from safetensors import safe_open
 from samples import raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -27,6 +29,7 @@ from typer.testing import CliRunner
 from nlpkd import DistillationConfig, make_student
 from nlpkd.cli import app, options
 from nlpkd.cli.settings import SETTINGS, TrainingCommand, run_config, save_config
+from nlpkd.data.arguments import DataArguments
 
 QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
          "--set", "disable_tqdm=true", "--set", "use_cpu=true", "--max-length", "32"]  # fmt: skip
@@ -305,11 +308,13 @@ def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
         assert all(each.secondary_opts == [f"--no-{each.opts[0][2:]}"] for each in flags), name
 
 
-PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer", "revision", "teacher_revision", "student_revision"}
-"""Objects, and revisions, which a command line takes as id@revision."""
+PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer", "label_names"} | {
+    "revision", "teacher_revision", "student_revision"
+}  # fmt: skip
+"""Objects, label names, which a teacher's config knows, and revisions, which a command line takes as id@revision."""
 
 FUNCTIONS = {
-    "train-teacher": ("nlpkd.pipeline.distill:train_teacher", set()),
+    "train-teacher": ("nlpkd.pipeline.distill:train_teacher", {"soft_label_column"}),
     "distill": ("nlpkd.pipeline.distill:distill", {"baseline_dir"}),
     # Its objectives are `hinton`, and neither labels nor weights are trained on.
     "cache": ("nlpkd.pipeline.prepare:prepare_job",
@@ -332,6 +337,9 @@ def test_a_command_has_an_option_for_each_argument_of_its_function(command):
     function = pkgutil.resolve_name(path)
     named = [each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD]
     arguments = {each.name for each in named} - PYTHON_ONLY
+    if "data_args" in arguments or "DataArguments" in function.__doc__:
+        arguments |= {each.name for each in dataclasses.fields(DataArguments)} - PYTHON_ONLY
+    arguments.discard("data_args")
     assert left_out <= arguments, "an exception that is none any more"
     named = {each.name for each in typer.main.get_command(app).commands[command].params}
     assert arguments - left_out - named == set()

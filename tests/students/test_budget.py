@@ -66,7 +66,7 @@ def test_a_distillation_leaves_out_what_its_objectives_can_not_match(objectives,
         return
     job = prepare_job(args, teacher, None, raw_rows(24), raw_rows(16, seed=2), **given)
     assert job.origin["student"]["name"] == chosen
-    assert model_size_mb(job.start(0)) == sizes[chosen]
+    assert model_size_mb(job.make_untrained_student(0)) == sizes[chosen]
 
 
 def test_a_budget_counts_factorised_embeddings():

@@ -15,7 +15,7 @@ from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
 from nlpkd.models.capture import Capture
 from nlpkd.models.first_token import first_token_only, reads_first_token
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.pipeline.job import gold_trainer
+from nlpkd.pipeline.job import supervised_trainer
 from nlpkd.teachers.teacher import LiveTeacher
 from nlpkd.training.lean import QuickDropouts
 
@@ -314,7 +314,7 @@ def test_a_student_is_whole_again_after_a_training_that_failed(make_rows, settin
 def test_gold_labels_for_a_teacher_or_a_baseline_are_learnt_leanly_unless_refused(asked, lean, tokenizer, settings):
     data = load_text_classification(raw_rows(16), tokenizer=tokenizer)
     trainer, seen = (
-        gold_trainer(tiny_bert(hidden_dropout_prob=0.1), settings(lean_training=asked), data, tokenizer),
+        supervised_trainer(tiny_bert(hidden_dropout_prob=0.1), settings(lean_training=asked), data, tokenizer),
         WhileTraining(),
     )
     trainer.add_callback(seen)
