@@ -9,7 +9,7 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_VENV ?= .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo test soak lint bench bench-serve gpu clean
+.PHONY: demo test test-lowest test-newest soak lint bench bench-serve gpu clean
 
 # Fine-tune a teacher, distil it, compare with the undistilled student: offline once the packages are here.
 demo: $(READY)
@@ -18,6 +18,18 @@ demo: $(READY)
 # Lint, types and the whole suite, a file at a time, in the order of tests/conftest.py: files of few tests are no short ones.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# The quick part of the suite: all that reads other libraries' inner workings, without processes, servers and recipes.
+QUICK := tests/data tests/gpu tests/models tests/objectives tests/students tests/teachers tests/training
+
+# ... with the oldest and with the newest versions that pyproject.toml allows, in environments of their own.
+test-lowest: VERSIONS := -c tests/constraints-lowest.txt
+test-newest: VERSIONS := --upgrade
+test-lowest test-newest: test-%:
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install -q $(VERSIONS) torch
+	.venv-$*/bin/python -m pip install -q $(VERSIONS) -e ".[demo,dev,export,peft,report]"
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(WORKERS) --dist loadfile $(QUICK)
 
 # Kill jobs at 50 random moments, resume and compare them; writes tests/faults/README.md.
 soak: $(READY)
@@ -54,5 +66,5 @@ $(BENCH_READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) .venv-lowest .venv-newest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
