@@ -1,19 +1,18 @@
 """Distil into a BiLSTM on augmented text, after Tang et al. (2019), beside the same BiLSTM on gold labels alone.
 
-    python recipes/bilstm.py --teacher runs/sst2-teacher --train_file train.tsv --validation_file validation.tsv \
+    python recipes/bilstm.py --teacher runs/sst2-teacher --train train.tsv --validation validation.tsv \
         --num_seeds 3 --output_dir runs/sst2-bilstm
 
 Every field of `DistillationConfig` is a flag. Variants have no label but the teacher's. Results: recipes/README.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from datasets import concatenate_datasets
 from transformers import AutoTokenizer, HfArgumentParser
 
-from nlpkd import DistillationConfig, distill
+from nlpkd import DistillationConfig, distill, read_splits
 from nlpkd.augment import MaskingAndNGrams, augment
-from nlpkd.data.sources import read_splits
 from nlpkd.objectives import LogitMSELoss
 
 
@@ -22,8 +21,8 @@ class Recipe:
     """What to distil, and on what. Objectives are a preset, or the paper's distance of logits if None."""
 
     teacher: str
-    train_file: str
-    validation_file: str
+    train: str = field(metadata={"aliases": ["--train_file", "--train-file"]})
+    validation: str = field(metadata={"aliases": ["--validation_file", "--validation-file"]})
     student: str = "bilstm"
     copies: int = 5
     objectives: str | None = None
@@ -39,7 +38,7 @@ def main() -> None:
         warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
     )  # fmt: skip
     recipe, args = parser.parse_args_into_dataclasses()
-    splits, _ = read_splits(recipe.train_file, recipe.validation_file)
+    splits, _ = read_splits(recipe.train, recipe.validation)
     tokenizer = AutoTokenizer.from_pretrained(recipe.teacher)
     variants = augment(
         splits["train"], MaskingAndNGrams(tokenizer), copies=recipe.copies, exclude=[splits["validation"]]

@@ -2,22 +2,20 @@
 
 After Furlanello et al. (2018), Born-Again Neural Networks, arXiv:1805.04770, with an ensemble as its first generation.
 
-    python recipes/born_again.py --model google-bert/bert-base-uncased --train_file train.tsv \
-        --validation_file validation.tsv --output_dir runs/teacher
+    python recipes/born_again.py --model google-bert/bert-base-uncased --train train.tsv \
+        --validation validation.tsv --output_dir runs/teacher
 
 Every field of `DistillationConfig` is a flag. Results: model_cards/README.md.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from nlpkd import DistillationConfig, distill, load_teacher, make_student, train_teacher
-from nlpkd.models.loading import split_revision
+from nlpkd import DistillationConfig, ModelSource, distill, make_student, train_teacher, with_fresh_pooler
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
-from nlpkd.students.checkpoint import with_fresh_pooler
 
 
 @dataclass
@@ -25,8 +23,8 @@ class Recipe:
     """What to fine-tune, and on what. `teachers`, fine-tuned from the model before, save the first part."""
 
     model: str
-    train_file: str
-    validation_file: str
+    train: str = field(metadata={"aliases": ["--train_file", "--train-file"]})
+    validation: str = field(metadata={"aliases": ["--validation_file", "--validation-file"]})
     teachers: list[str] | None = None
     num_teachers: int = 3
     fresh_pooler: bool = False
@@ -58,19 +56,17 @@ def main() -> None:
             args, output_dir=folder, seed=seed, data_seed=None, resume_from_checkpoint=resume, push_to_hub=False
         )
         train_teacher(
-            recipe.model, recipe.train_file, recipe.validation_file, args=settings, fresh_pooler=recipe.fresh_pooler,
+            recipe.model, recipe.train, recipe.validation, args=settings, fresh_pooler=recipe.fresh_pooler,
             max_length=recipe.max_length,
         )  # fmt: skip
         teachers.append(folder)
-    name, revision = split_revision(teachers[0])
-    first = load_teacher(name, revision=revision)
-    backbone, revision = split_revision(recipe.model)
-    student = make_student(first, checkpoint=backbone, revision=revision, seed=args.seed)
+    first, backbone = ModelSource.of(teachers[0]).teacher(), ModelSource.of(recipe.model)
+    student = make_student(first, checkpoint=backbone.given, revision=backbone.revision, seed=args.seed)
     result = distill(
         teachers,
         with_fresh_pooler(student, args.seed) if recipe.fresh_pooler else student,
-        recipe.train_file,
-        recipe.validation_file,
+        recipe.train,
+        recipe.validation,
         objectives=objectives,
         max_length=recipe.max_length,
         args=args,

@@ -2,7 +2,7 @@
 
     python recipes/compare_objectives.py --teacher runs/quickstart/teacher --tweets --output_dir runs/compare-tweets
     python recipes/compare_objectives.py --teacher runs/sst2-teacher --train_rows 10000 \
-        --train_file train.tsv --test_file validation.tsv --output_dir runs/compare-sst2
+        --train train.tsv --test validation.tsv --output_dir runs/compare-sst2
 
 It takes hours, and resumes where it stopped: every finished run is a line of `runs.jsonl`. Results: recipes/README.md.
 """
@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,14 @@ from datasets import DatasetDict, Value, concatenate_datasets
 from scipy.stats import t
 from transformers import AutoTokenizer, HfArgumentParser
 
-from nlpkd import DistillationConfig, DistillationTrainer, load_teacher, load_text_classification, make_student
+from nlpkd import (
+    DistillationConfig,
+    DistillationTrainer,
+    load_teacher,
+    load_text_classification,
+    make_student,
+    only_run,
+)
 from nlpkd.augment import MaskingAndNGrams, augment, unlabelled
 from nlpkd.data.demo import load_airline_tweets
 from nlpkd.objectives import (
@@ -30,13 +37,12 @@ from nlpkd.objectives import (
     ForwardKLLoss,
     RelationalDistanceLoss,
     Stage,
+    resolve,
 )
-from nlpkd.objectives.presets import resolve
-from nlpkd.utils.locks import only_run
 
 
 def taught(*more):
-    """Give gold labels and soft targets in equal parts, and what is compared on top."""
+    """Return gold labels and soft targets in equal parts, and what is compared on top."""
     return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=2.0, weight=0.5), *more]
 
 
@@ -64,8 +70,8 @@ class Comparison:
     teacher: str
     student: str = "layers:3"
     tweets: bool = False
-    train_file: str | None = None
-    test_file: str | None = None
+    train: str | None = field(default=None, metadata={"aliases": ["--train_file", "--train-file"]})
+    test: str | None = field(default=None, metadata={"aliases": ["--test_file", "--test-file"]})
     train_rows: int | None = None
     curve_rows: int = 400
     label_shares: str = "1.0"
@@ -120,7 +126,7 @@ def with_more_text(method: str, rows, every, tokenizer, data, comparison: Compar
 
 
 def settings(args: DistillationConfig) -> dict:
-    """Give the settings that all methods share."""
+    """Return the settings that all methods share."""
     return {
         "output_dir": args.output_dir,
         "learning_rate": args.learning_rate,
@@ -218,7 +224,7 @@ def load(comparison: Comparison, tokenizer):
         data = load_text_classification(rows, tokenizer=tokenizer, max_length=comparison.max_length)
     else:
         data = load_text_classification(
-            comparison.train_file, test=comparison.test_file, validation_split=comparison.curve_rows,
+            comparison.train, test=comparison.test, validation_split=comparison.curve_rows,
             tokenizer=tokenizer, max_length=comparison.max_length,
         )  # fmt: skip
     splits = dict(data.splits)

@@ -1,6 +1,6 @@
 """From a fine-tuned teacher to the file that is shipped: distil, trim the vocabulary, 8 bits, measure what is left.
 
-    python recipes/ship.py --teacher runs/sst2-teacher --train_file train.tsv --validation_file validation.tsv \
+    python recipes/ship.py --teacher runs/sst2-teacher --train train.tsv --validation validation.tsv \
         --student layers:2 --output_dir runs/ship-l2
 
 Leaves a student a seed with its `onnx/model_int8.onnx`, the first one ready for `nlpkd push` with a report, a page and
@@ -12,7 +12,7 @@ recipes/README.md.
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,22 @@ from datasets import concatenate_datasets
 from scipy.stats import t
 from transformers import HfArgumentParser, PreTrainedModel
 
-from nlpkd import DistillationConfig, distill, load_text_classification, make_student
+from nlpkd import (
+    DistillationConfig,
+    EvaluationReport,
+    ModelSource,
+    aggregate_seeds,
+    distill,
+    evaluate,
+    export_student,
+    load_text_classification,
+    make_student,
+    read_splits,
+    save_report,
+)
 from nlpkd.augment import MaskingAndNGrams, augment
-from nlpkd.compression import factorize_embeddings, prune_neurons
-from nlpkd.compression.int8 import INT8_FILE
-from nlpkd.data.sources import read_splits
+from nlpkd.compression import INT8_FILE, factorize_embeddings, prune_neurons
 from nlpkd.evaluation.records import METRIC_NAMES
-from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
-from nlpkd.hub.saving import save_report
-from nlpkd.models.source import ModelSource
-from nlpkd.pipeline.evaluate import evaluate
-from nlpkd.pipeline.export import export_student
 
 SAMPLE = 2000
 """Training rows that the importance of neurons is measured on."""
@@ -41,8 +46,8 @@ class Recipe:
     """What to ship, and on what."""
 
     teacher: str
-    train_file: str
-    validation_file: str
+    train: str = field(metadata={"aliases": ["--train_file", "--train-file"]})
+    validation: str = field(metadata={"aliases": ["--validation_file", "--validation-file"]})
     student: str = "layers:3"
     embedding_size: int | None = None
     intermediate_size: int | None = None
@@ -79,7 +84,7 @@ def main() -> None:
         return
     for student in students.values():
         export_student(
-            student, int8=True, data=recipe.validation_file, max_length=recipe.max_length,
+            student, int8=True, data=recipe.validation, max_length=recipe.max_length,
             min_retention=recipe.min_retention,
         )  # fmt: skip
     reports = measure(recipe, students)
@@ -93,7 +98,7 @@ def pruned(recipe: Recipe) -> PreTrainedModel:
     """Make layers of the teacher with fewer feed-forward neurons, and factorised embeddings where asked for."""
     source = ModelSource.of(recipe.teacher)
     tokenizer = source.tokenizer()
-    data = load_text_classification(recipe.train_file, tokenizer=tokenizer, max_length=recipe.max_length)["train"]
+    data = load_text_classification(recipe.train, tokenizer=tokenizer, max_length=recipe.max_length)["train"]
     sample = data.shuffle(seed=0).select(range(min(SAMPLE, len(data))))
     student = make_student(source.teacher(), recipe.student)
     student, _ = prune_neurons(student, sample, tokenizer, intermediate_size=recipe.intermediate_size)
@@ -103,10 +108,10 @@ def pruned(recipe: Recipe) -> PreTrainedModel:
 
 
 def rows(recipe: Recipe) -> list[Any]:
-    """Give the training and validation rows, the former with masked and cut variants that the teacher labels."""
+    """Return the training and validation rows, the former with masked and cut variants that the teacher labels."""
     if not recipe.copies:
-        return [recipe.train_file, recipe.validation_file]
-    splits, _ = read_splits(recipe.train_file, recipe.validation_file)
+        return [recipe.train, recipe.validation]
+    splits, _ = read_splits(recipe.train, recipe.validation)
     masking = MaskingAndNGrams(ModelSource.of(recipe.teacher).tokenizer())
     more = augment(splits["train"], masking, copies=recipe.copies, exclude=[splits["validation"]])
     return [concatenate_datasets([splits["train"], more]), splits["validation"]]
@@ -123,11 +128,11 @@ def measure(recipe: Recipe, students: dict[int, Path]) -> list[EvaluationReport]
     # `evaluate` knows the first seed's by their roles.
     names = {(role, seed): role if seed == first else f"{role}, seed {seed}" for role, seed in paths}
     measured = evaluate(
-        paths["student", first], recipe.validation_file, teacher=recipe.teacher, baseline=paths["baseline", first],
+        paths["student", first], recipe.validation, teacher=recipe.teacher, baseline=paths["baseline", first],
         candidates={names[key]: path for key, path in paths.items() if names[key] not in ("student", "baseline")},
         max_length=recipe.max_length, latency_batches=(1,), latency_runs=200,
     )  # fmt: skip
-    name, reports = f"{Path(recipe.train_file).name}, {Path(recipe.validation_file).name}", []
+    name, reports = f"{Path(recipe.train).name}, {Path(recipe.validation).name}", []
     for seed, folder in students.items():
         trained = EvaluationReport.load(folder)
         candidates = {"teacher": measured.candidates["teacher"]}
@@ -137,7 +142,7 @@ def measure(recipe: Recipe, students: dict[int, Path]) -> list[EvaluationReport]
             candidates[role] = replace(measured.candidates[names[role, seed]], training_seconds=seconds)
         about = replace(
             measured.run.data, name=name, split="validation", train_rows=trained.run.data.train_rows,
-            evaluated_source=Path(recipe.validation_file).name,
+            evaluated_source=Path(recipe.validation).name,
         )  # fmt: skip
         run = replace(
             measured.run, seed=trained.run.seed, student=trained.run.student, objectives=trained.run.objectives,

@@ -3,12 +3,12 @@
     accelerate launch recipes/sst2.py
     accelerate launch recipes/sst2.py --student layers:6 --num_seeds 3
     accelerate launch recipes/sst2.py --teacher runs/teacher --student layers:3 \
-        --train_file train.tsv --validation_file validation.tsv --output_dir runs/student
+        --train train.tsv --validation validation.tsv --output_dir runs/student
 
 Every field of `DistillationConfig` is a flag. Results: model_cards/README.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
@@ -17,15 +17,14 @@ from nlpkd import DistillationConfig, distill
 
 @dataclass
 class Recipe:
-    """What to distil, and on what."""
+    """What to distil, and on what: arguments of `nlpkd.distill`."""
 
     teacher: str = "sadhaklal/bert-base-uncased-finetuned-sst2-v2@61fb5941a875298b7422de4e336a599f279e6bbd"
     student: str = "distilbert/distilbert-base-uncased"
-    dataset: str = "stanfordnlp/sst2"
+    train: str = field(default="stanfordnlp/sst2", metadata={"aliases": ["--train_file", "--train-file", "--dataset"]})
+    validation: str | None = field(default=None, metadata={"aliases": ["--validation_file", "--validation-file"]})
+    test: str | None = field(default=None, metadata={"aliases": ["--test_file", "--test-file"]})
     dataset_config: str | None = None
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
@@ -43,12 +42,7 @@ def main() -> None:
         warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
     )  # fmt: skip
     recipe, args = parser.parse_args_into_dataclasses()
-    settings = dict(vars(recipe))
-    train = settings.pop("train_file") or recipe.dataset
-    del settings["dataset"]
-    result = distill(
-        train=train, validation=settings.pop("validation_file"), test=settings.pop("test_file"), args=args, **settings
-    )
+    result = distill(args=args, **vars(recipe))
     if args.should_log:
         print(result.report.to_markdown())
 

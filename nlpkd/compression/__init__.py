@@ -7,6 +7,7 @@ from typing import Any
 
 # Each kind of compression is imported with its first name, since some need packages of their own.
 _HOMES = {
+    "INT8_FILE": "nlpkd.compression.int8",
     "OnnxRecord": "nlpkd.compression.onnx",
     "export_int8": "nlpkd.compression.int8",
     "LiteRTRecord": "nlpkd.compression.litert",

@@ -9,7 +9,7 @@ from nlpkd.objectives.features import FeatureDistributionLoss, GramLoss
 from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, HiddenStateMSELoss, PatientLoss
 from nlpkd.objectives.labels import CrossEntropyLoss, TeacherLabelLoss
 from nlpkd.objectives.logits import DecoupledKDLoss, ForwardKLLoss, JSDLoss, LogitMSELoss, ReverseKLLoss
-from nlpkd.objectives.presets import PRESETS, Stage
+from nlpkd.objectives.presets import PRESETS, Stage, resolve
 from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLoss
 from nlpkd.objectives.temperature import ConstantTemperature, FocalTemperature, LinearTemperature, Temperature
 
@@ -44,4 +44,5 @@ __all__ = [
     "TeacherLabelLoss",
     "Temperature",
     "ValueRelationLoss",
+    "resolve",
 ]
