@@ -139,7 +139,7 @@ def _asked(ask: Callable[[], Any]) -> Finding:
 
 
 def _rights(account: dict[str, Any]) -> Finding:
-    """Say whose a token is and what it may, of a fine-grained one where."""
+    """Return whose a token is and what it may, of a fine-grained one where."""
     token = account.get("auth", {}).get("accessToken", {})
     organisations = [each["name"] for each in account.get("orgs", [])]
     member = f", member of {', '.join(organisations)}" if organisations else ""

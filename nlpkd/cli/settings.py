@@ -53,7 +53,7 @@ class TrainingCommand(TyperCommand):
 
 
 def _split(own: set[str], words: list[str]) -> tuple[list[str], list[str]]:
-    """Give each flag, and the values that follow it, to the command or to the settings."""
+    """Assign each flag, and the values that follow it, to the command or to the settings."""
     parts: dict[bool, list[str]] = {True: [], False: []}
     mine = True
     words = list(words)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nlpkd.config import DistillationConfig
 from nlpkd.objectives.attention import AttentionKLLoss, AttentionMSELoss
 from nlpkd.objectives.base import Objective
 from nlpkd.objectives.correlation import DISTLoss
@@ -16,9 +15,6 @@ from nlpkd.objectives.labels import CrossEntropyLoss
 from nlpkd.objectives.logits import ForwardKLLoss, LogitMSELoss
 from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLoss
 from nlpkd.tasks import REGRESSION
-
-_SETTINGS = frozenset(field.name for field in dataclasses.fields(DistillationConfig) if field.init)
-
 
 _RUN_OWN = frozenset({"output_dir", "push_to_hub", "resume_from_checkpoint", "seed", "data_seed"})
 
@@ -38,9 +34,13 @@ class Stage:
     def __init__(self, objectives: Sequence[Objective], **settings: Any):
         if not objectives:
             raise ValueError("a stage has no objectives: give at least one, such as [ForwardKLLoss()]")
-        unknown = sorted(settings.keys() - _SETTINGS | settings.keys() & _RUN_OWN)
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)}: no setting of a stage; take fields of DistillationConfig")
+        if settings:
+            # Imported where it is needed, since it takes longer than all objectives.
+            from nlpkd.config import DistillationConfig
+
+            known = {field.name for field in dataclasses.fields(DistillationConfig) if field.init} - _RUN_OWN
+            if unknown := sorted(settings.keys() - known):
+                raise ValueError(f"{', '.join(unknown)}: no setting of a stage; take fields of DistillationConfig")
         self.objectives = list(objectives)
         self.settings = settings
 

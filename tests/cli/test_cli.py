@@ -518,6 +518,13 @@ def test_help_needs_neither_torch_nor_transformers():
         assert out.endswith("set()\n"), words
 
 
+def test_presets_need_no_transformers():
+    script = "import sys; sys.argv = ['nlpkd', 'presets']\nfrom nlpkd.cli import main\ntry: main()\nfinally: "
+    script += "print({'transformers', 'accelerate', 'datasets'} & sys.modules.keys())"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT).stdout
+    assert "tinybert" in out and out.endswith("set()\n")
+
+
 def test_help_names_every_command_and_its_options():
     pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor")}  # fmt: skip  # noqa: E501
     wanted = {
