@@ -27,7 +27,7 @@ from nlpkd import load_text_classification
 from nlpkd.cli import app
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import find_columns
-from nlpkd.data.label_names import align_names
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.readers import stream_rows
 from nlpkd.data.sources import read_splits
 from nlpkd.data.streaming import ROW
@@ -196,7 +196,7 @@ def test_any_columns_are_told_apart_or_refused(available, named):
 def test_labels_in_any_order_are_brought_into_the_asked_one(names, data):
     order = data.draw(st.permutations(range(len(names))))
     source, target = {at: names[place] for at, place in enumerate(order)}, dict(enumerate(names))
-    aligned = align_names(source, target)
+    aligned = Classes.of(target).positions_in(Classes.of(source))
     if aligned is not None:
         assert [source[at] for at in aligned] == names
     else:
@@ -208,7 +208,7 @@ def test_labels_in_any_order_are_brought_into_the_asked_one(names, data):
 @settings(max_examples=200)
 def test_any_two_label_maps_are_aligned_or_refused(source, target):
     try:
-        aligned = align_names(source, target)
+        aligned = Classes.of(target).positions_in(Classes.of(source))
     except ValueError as error:
         assert len(str(error)) > 20
     else:

@@ -3,71 +3,23 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import makes_batches
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
 
 logger = logging.getLogger(__name__)
 
 
-_GENERIC = re.compile(r"(label[_ ]?)?\d+", re.IGNORECASE)
-
-
-def is_generic(id2label: Mapping[int, str]) -> bool:
-    """Check whether label names carry no meaning (`LABEL_0`, `1`), as many checkpoints have them."""
-    return all(_GENERIC.fullmatch(str(name)) for name in id2label.values())
-
-
 def telling_names(id2label: Mapping[int, str]) -> list[str]:
     """Return the label names in the order of their ids, none where they carry no meaning."""
-    return [] if is_generic(id2label) else [str(id2label[number]) for number in range(len(id2label))]
-
-
-def align_names(source: Mapping[int, str], target: Mapping[int, str]) -> list[int] | None:
-    """Find for each label of `target` the index that `source` gives it.
-
-    Args:
-        source: id2label of a teacher or a dataset.
-        target: id2label to follow.
-
-    Returns:
-        `order` with source[order[k]] the same name as target[k], letter case and outer spaces aside; None where
-        either has generic names, so that names say nothing.
-
-    Raises:
-        ValueError: if the numbers of labels differ, or the names contradict each other.
-    """
-    if len(source) != len(target):
-        raise ValueError(
-            f"different numbers of labels: {len(source)} ({_listed(source)}) and {len(target)} ({_listed(target)})"
-        )
-    for names in (source, target):
-        if sorted(names) != list(range(len(names))):
-            raise ValueError(f"label ids must count from 0 without gaps, got {_listed(names)}: mend config.id2label")
-    if is_generic(source) or is_generic(target):
-        return None
-    index = {_plain(name): k for k, name in source.items()}
-    wanted = [_plain(target[k]) for k in range(len(target))]
-    if len(index) != len(source) or set(index) != set(wanted):
-        raise ValueError(
-            f"label names contradict each other: {_listed(source)} and {_listed(target)}. If they mean the same, set "
-            "config.id2label of one model to the other's names, in its own order"
-        )
-    return [index[name] for name in wanted]
-
-
-def _plain(name: object) -> str:
-    return str(name).strip().casefold()
-
-
-def _listed(id2label: Mapping[int, str]) -> str:
-    return ", ".join(f"{k}: {id2label[k]!r}" for k in sorted(id2label))
+    classes = Classes.of(id2label)
+    return [] if classes.is_generic else list(classes.names)
 
 
 _LABEL_COLUMNS = ("labels", "label", "label_ids")
@@ -78,13 +30,12 @@ def label_column(dataset: Any) -> str | None:
     return next((name for name in _LABEL_COLUMNS if name in (getattr(dataset, "column_names", None) or ())), None)
 
 
-def class_names_of(rows: Any) -> list[str] | None:
-    """Read the names that rows have for their classes, in the order of their ids; None where they have none."""
+def classes_of(rows: Any) -> Classes | None:
+    """Read the classes that rows name, in the order of their ids; None where they have no names."""
     if makes_batches(rows):
-        return rows.names
+        return Classes.of(rows.names)
     column = label_column(rows)
-    feature = rows.features[column] if isinstance(rows, Dataset) and column is not None else None
-    return feature.names if isinstance(feature, ClassLabel) else None
+    return Classes.of_feature(rows.features[column]) if isinstance(rows, Dataset) and column is not None else None
 
 
 def adopt_label_names(student_config: Any, *datasets: Any) -> None:
@@ -99,11 +50,11 @@ def adopt_label_names(student_config: Any, *datasets: Any) -> None:
         if isinstance(rows, dict):
             adopt_label_names(student_config, *rows.values())
             continue
-        id2label = dict(enumerate(class_names_of(rows) or ()))
-        if student_config is None or len(id2label) != len(student_config.id2label):
+        own, classes = Classes.of_config(student_config), classes_of(rows)
+        if own is None or classes is None or len(classes) != len(own):
             continue
-        if is_generic(student_config.id2label) and not is_generic(id2label):
-            student_config.id2label, student_config.label2id = id2label, {name: k for k, name in id2label.items()}
+        if own.is_generic and not classes.is_generic:
+            student_config.id2label, student_config.label2id = classes.id2label, classes.label2id
 
 
 def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
@@ -128,29 +79,44 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
     column = label_column(rows)
     if student_config is None or not (makes_batches(rows) or (isinstance(rows, Dataset) and column is not None)):
         return rows
-    # Which of the rows' classes is each of the student's, by name?
-    order, names = None, class_names_of(rows)
-    if names is not None:
-        try:
-            order = align_names(dict(enumerate(names)), student_config.id2label)
-        except ValueError as error:
-            raise ValueError(f"labels of the {split} set and of the student: {error}") from None
     # Are the labels of the student's task, and in range? A stream's are checked where its file is read.
     task = task_of(student_config) or SINGLE_LABEL
     if column is not None and task == SINGLE_LABEL:
         _refuse_out_of_range(rows, column, student_config.num_labels, split)
     elif column is not None:
         _refuse_other_targets(rows, column, task, student_config.num_labels, split)
-    if order is None or order == sorted(order):
+    return align_rows(rows, Classes.of_config(student_config), split)
+
+
+def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
+    """Put what rows hold of classes, their gold labels, into the order of a model's classes, by name.
+
+    Args:
+        rows: a `datasets.Dataset` or a `TextStream`; what carries no names is passed through.
+        classes: the model's; None passes the rows through.
+        split: name for messages.
+
+    Returns:
+        The rows, or others with changed ids where names come in another order.
+
+    Raises:
+        ValueError: if the rows have classes that the model has not.
+    """
+    own = classes_of(rows)
+    if classes is None or own is None:
         return rows
-    # The ids change, and the names with them.
-    logger.warning("The %s set's label ids follow the student's names: %s.", split, student_config.id2label)
-    if column is None:
-        return rows.with_class_order(order)
-    places = {UNLABELLED: UNLABELLED} | {source: place for place, source in enumerate(order)}
-    feature = ClassLabel(names=[student_config.id2label[place] for place in range(len(order))])
-    ids = [places[value] for value in rows[column][:]]
-    return rows.remove_columns(column).add_column(column, ids, feature=feature)
+    try:
+        places = classes.positions_of(own)
+    except ValueError as error:
+        raise ValueError(f"labels of the {split} set and of the student: {error}") from None
+    if places is None or (len(own) == len(classes) and places == sorted(places)):
+        return rows
+    logger.warning("The %s set's label ids follow the student's names: %s.", split, classes.id2label)
+    if makes_batches(rows):
+        return rows.with_classes(classes.names, places)
+    column: Any = label_column(rows)
+    ids = [places[value] if value in range(len(places)) else value for value in rows[column][:]]
+    return rows.remove_columns(column).add_column(column, ids, feature=ClassLabel(names=list(classes.names)))
 
 
 def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: str) -> None:

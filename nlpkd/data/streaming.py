@@ -79,18 +79,18 @@ class FileSummary:
         """Rows without a label."""
         return self.num_rows - sum(self.class_counts.values())
 
-    def with_class_order(self, order: Sequence[int]) -> FileSummary:
+    def with_classes(self, names: Sequence[str], places: Sequence[int]) -> FileSummary:
         """Renumber the classes.
 
         Args:
-            order: its entry k is the id that class k of the new order has here.
+            names: of all classes, in their new order.
+            places: the new id of each class by the id that it has here.
 
         Returns:
             The same rows with the other class ids.
         """
-        places = {UNLABELLED: UNLABELLED} | {source: place for place, source in enumerate(order)}
-        ids = {label: places[number] for label, number in self.ids.items()}
-        return replace(self, ids=ids, names=[self.names[source] for source in order])
+        new = {UNLABELLED: UNLABELLED, **dict(enumerate(places))}
+        return replace(self, ids={label: new[number] for label, number in self.ids.items()}, names=list(names))
 
 
 class TextStream(IterableDataset):
@@ -101,7 +101,7 @@ class TextStream(IterableDataset):
     end of an epoch are its last batch, or with several processes are left out. Rows further apart than a buffer never
     meet: shuffle a file that is sorted by label.
 
-    A stream does not change but for its epoch: `batched`, `labelled` and `with_class_order` return another one.
+    A stream does not change but for its epoch: `batched`, `labelled` and `with_classes` return another one.
 
     Args:
         path: a jsonl, csv, tsv or parquet file.
@@ -191,9 +191,9 @@ class TextStream(IterableDataset):
         """Leave out the rows that have no label."""
         return self._with(labelled_only=True)
 
-    def with_class_order(self, order: Sequence[int]) -> TextStream:
-        """Renumber the classes: the one that has the id `order[k]` here gets k."""
-        return self._with(summary=self.summary.with_class_order(order))
+    def with_classes(self, names: Sequence[str], places: Sequence[int]) -> TextStream:
+        """Renumber the classes; see `FileSummary.with_classes`."""
+        return self._with(summary=self.summary.with_classes(names, places))
 
     def head(self, rows: int) -> Dataset:
         """Read the first rows, encoded, as a data set."""

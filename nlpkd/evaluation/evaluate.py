@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from nlpkd.data.label_names import align_rows
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.data.windows import DOCUMENT, one_row_a_document
 from nlpkd.evaluation.benchmark import (
@@ -81,10 +83,10 @@ def evaluate_student(
         teacher: the model it learned from; its logits are put in the student's label order by name. Several are an
             ensemble (`nlpkd.models.ensemble.TeacherEnsemble`), or a list whose probabilities are averaged; they are
             one candidate, whose size and times are sums.
-        dataset: tokenised rows: `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels` in the student's
-            order: class ids, zeros and ones for each label, or scores, as the student's `problem_type` says; where
-            there are `teacher_input_ids`, ... the teacher reads those. Of windows (`nlpkd.data.windows`), the logits
-            of a text are the average over its own.
+        dataset: tokenised rows: `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`: class ids,
+            zeros and ones for each label, or scores, as the student's `problem_type` says. Labels that carry names are
+            put in the student's order, others are taken to be in it. Where there are `teacher_input_ids`, ... the
+            teacher reads those. Of windows (`nlpkd.data.windows`), the logits of a text are the average over its own.
         tokenizer: pads the rows.
         baseline: the same student trained on the gold labels alone.
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
@@ -129,7 +131,9 @@ def evaluate_student(
         teacher_order=teacher_order,
     )
 
-    # Logits of every model, and latencies.
+    # Gold labels in the student's order, logits of every model, and latencies.
+    classes = Classes.of_config(getattr(student, "config", None))
+    dataset = align_rows(dataset, classes, "evaluation")
     labels, task = _gold_labels(dataset), task_of(getattr(student, "config", None))
     logits = running.predict(dataset, batch_size)
     scoring_of(task).check(labels, logits["student"].shape[1])
@@ -139,6 +143,7 @@ def evaluate_student(
     thresholds: dict[str, list[float]] = {}
     scaling: dict[str, TemperatureScaling] = {}
     if threshold_dataset is not None and task != REGRESSION:
+        threshold_dataset = align_rows(threshold_dataset, classes, "held-out")
         held_out, gold = running.predict(threshold_dataset, batch_size), _gold_labels(threshold_dataset)
         scoring_of(task).check(gold, logits["student"].shape[1])
         if task == MULTI_LABEL:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from nlpkd.data.label_names import align_names
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.data.windows import DOCUMENT, average_windows
 from nlpkd.models.ensemble import as_ensemble
@@ -201,11 +201,9 @@ def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:
 
 def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] | None:
     """Return which of a model's logit columns make the student's label order, None for its own order."""
-    own, wanted = id2label_of(model), id2label_of(student)
-    if not own or not wanted:
-        return None
     try:
-        return align_names(own, wanted)
+        own, wanted = (Classes.of_config(getattr(each, "config", None)) for each in (model, student))
+        return None if own is None or wanted is None else wanted.positions_in(own)
     except ValueError as error:
         raise ValueError(f"the {name} can't be compared with the student: {error}") from error
 

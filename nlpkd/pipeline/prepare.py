@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.label_names import align_names, telling_names
+from nlpkd.data.label_names import telling_names
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
@@ -266,7 +267,7 @@ def weights_of_classes(
     balanced = data.class_weights
     given: Any = learner.given
     config: Any = given.config if isinstance(given, PreTrainedModel) else followed
-    order = None if config is None else align_names(data.id2label, config.id2label)
+    order = None if config is None else Classes.of(config.id2label).positions_in(Classes.of(data.id2label))
     return balanced if order is None else [balanced[place] for place in order]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, snapshot_download
 
-from nlpkd.data.label_names import align_names
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source
 from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.evaluation.origin import DataRecord
@@ -191,7 +191,7 @@ def _named_teacher(claimed: EvaluationReport, folder: Path, trust_remote_code: b
     try:
         theirs: Any = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
         ours: Any = load_config(folder, trust_remote_code=trust_remote_code)
-        order = align_names(theirs.id2label, ours.id2label)
+        order = Classes.of(ours.id2label).positions_in(Classes.of(theirs.id2label))
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         return None, f"{_AGAIN}: {said}"

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from nlpkd.data.label_names import align_names
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.tokenization import TEACHER_PREFIX, column_prefixes, same_tokenizer
 from nlpkd.models.attention import Wanted
 from nlpkd.models.ensemble import TeacherEnsemble
@@ -123,11 +123,9 @@ def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:
     Raises:
         ValueError: if the numbers of labels differ or the names contradict each other.
     """
-    theirs, ours = (getattr(getattr(model, "config", None), "id2label", None) for model in (teacher, student))
-    if theirs is None or ours is None:
-        return None
     try:
-        return align_names(theirs, ours)
+        theirs, ours = (Classes.of_config(getattr(model, "config", None)) for model in (teacher, student))
+        return None if theirs is None or ours is None else ours.positions_in(theirs)
     except ValueError as error:
         raise ValueError(f"labels of the teacher and of the student: {error}") from None
 

@@ -15,6 +15,7 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, has_length, rot
 from transformers.utils import PushInProgress
 
 from nlpkd.config import DistillationConfig
+from nlpkd.data.label_names import align_labels_to_student
 from nlpkd.data.rows import makes_batches
 from nlpkd.training.checkpoints import resolve_resume_checkpoint, write_checkpoint_checksums
 from nlpkd.training.dataloaders import micro_batches, row_lengths, sampled_loader, training_loader
@@ -92,6 +93,21 @@ class ResumableTrainer(Trainer):
             return sampled_loader(dataset, sampler, collate, self._train_batch_size, args, self.accelerator)
         lengths = [] if stream else row_lengths(given, args.length_column_name)
         return training_loader(dataset, lengths, collate, self._train_batch_size, self._step_rows, args)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Make the loader of an evaluation set, whichever way it was given, with label ids as the student has them."""
+        config = getattr(self.model, "config", None)
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            # It may have been assigned since the constructor aligned what it was given.
+            self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
+        else:
+            eval_dataset = align_labels_to_student(eval_dataset, config, "evaluation")
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Make the loader of rows to predict, with label ids as the student has them."""
+        config = getattr(self.model, "config", None)
+        return super().get_test_dataloader(align_labels_to_student(test_dataset, config, "test"))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         """Keep predictions in the data set's order, which length grouping would not."""

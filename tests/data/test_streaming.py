@@ -216,7 +216,7 @@ def test_classes_are_balanced_by_the_rows_of_the_whole_file(tmp_path, tokenizer)
     path.write_text("\n".join(json.dumps({"text": "good", "label": label}) for label in labels))
     data = load(path, tokenizer=tokenizer, streaming=True)
     assert data.class_weights == [40 / (2 * 10), 40 / (2 * 30)] == load(path, tokenizer=tokenizer).class_weights
-    turned = data["train"].with_class_order([1, 0])
+    turned = data["train"].with_classes(data["train"].names[::-1], [1, 0])
     assert turned.names == ["b", "a"] and data["train"].names == ["a", "b"]
     assert replace(data, splits={"train": turned}).class_weights == [2.0, 40 / 60]
 

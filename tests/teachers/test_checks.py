@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from samples import raw_rows
 
-from nlpkd.data.label_names import align_names, is_generic
+from nlpkd.data.labels.classes import Classes
 from nlpkd.teachers.checks import best_order, check_teacher, looks_like_probabilities, stratified_sample
+
+
+def align_names(source: dict[int, str], target: dict[int, str]) -> list[int] | None:
+    return Classes.of(target).positions_in(Classes.of(source))
 
 
 def logits_for(predictions, num_labels: int) -> np.ndarray:
@@ -27,7 +31,7 @@ def logits_for(predictions, num_labels: int) -> np.ndarray:
     ],
 )
 def test_generic_names_are_those_that_only_count(names, generic):
-    assert is_generic(dict(enumerate(names))) is generic
+    assert Classes.of(dict(enumerate(names))).is_generic is generic
 
 
 def test_a_teacher_with_the_names_the_other_way_round_is_aligned_by_name():

@@ -1,0 +1,136 @@
+"""The classes of a task: their names, their order, and where another holder of the same classes has each of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import ClassLabel, List, Value
+
+_NUMBERED = re.compile(r"(?:label[_ ]?)?(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes, or labels, of a task in the order of their ids.
+
+    Attributes:
+        names: the name of each id from 0.
+    """
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, names: Mapping[int, str] | Sequence[str]) -> Classes:
+        """Read classes from their names in order, or from an `id2label`.
+
+        Raises:
+            ValueError: if the ids of an `id2label` do not count from 0.
+        """
+        if not isinstance(names, Mapping):
+            return cls(tuple(map(str, names)))
+        if sorted(names) != list(range(len(names))):
+            listed = ", ".join(f"{number}: {names[number]!r}" for number in sorted(names))
+            raise ValueError(f"label ids must count from 0 without gaps, got {listed}: mend config.id2label")
+        return cls(tuple(str(names[number]) for number in range(len(names))))
+
+    @classmethod
+    def of_config(cls, config: Any) -> Classes | None:
+        """Read the classes of a model from its config; None where it has no `id2label`."""
+        id2label = getattr(config, "id2label", None)
+        return cls.of(id2label) if id2label else None
+
+    @classmethod
+    def of_feature(cls, feature: Any) -> Classes | None:
+        """Read the classes that a column of a data set names: a `ClassLabel`, or a list with a number for each."""
+        if isinstance(feature, ClassLabel):
+            return cls.of(feature.names)
+        names = getattr(getattr(feature, "feature", None), "id", None)
+        return cls.of(json.loads(names)) if names and names.startswith("[") else None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{number}: {name!r}" for number, name in enumerate(self.names))
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The names by id."""
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The ids by name."""
+        return {name: number for number, name in enumerate(self.names)}
+
+    @property
+    def is_generic(self) -> bool:
+        """Whether the names only count the ids (`LABEL_0`, `1`), as many checkpoints have them."""
+        found = [_NUMBERED.fullmatch(name) for name in self.names]
+        return all(match and int(match[1]) == number for number, match in enumerate(found))
+
+    @property
+    def vector_feature(self) -> List:
+        """The feature of a column with a float32 number for each class, which carries their names."""
+        return List(Value("float32", id=json.dumps(self.names)), length=len(self))
+
+    def positions_in(self, other: Classes) -> list[int] | None:
+        """Find each of these classes among those of another holder, by name.
+
+        Args:
+            other: the classes of a model, a data set, a list of weights.
+
+        Returns:
+            `order` with `other.names[order[k]]` the same name as `names[k]`, letter case and outer spaces aside; None
+            where names say nothing: one side's only count, or are numbers that the other side does not know.
+
+        Raises:
+            ValueError: if the numbers of classes differ, or the names contradict each other.
+        """
+        if len(other) != len(self):
+            raise ValueError(f"different numbers of labels: {len(other)} ({other}) and {len(self)} ({self})")
+        if self.is_generic or other.is_generic:
+            return None
+        index, wanted = other._plain(), [_plain(name) for name in self.names]
+        if len(index) == len(other) and set(index) == set(wanted):
+            return [index[name] for name in wanted]
+        if self._is_numbered or other._is_numbered:
+            return None
+        raise ValueError(
+            f"label names contradict each other: {other} and {self}. If they mean the same, set config.id2label of "
+            "one model to the other's names, in its own order"
+        )
+
+    def positions_of(self, fewer: Classes) -> list[int] | None:
+        """Find the id that each class of rows has here, where rows may lack some of these classes.
+
+        Args:
+            fewer: the classes of the rows.
+
+        Returns:
+            The id here of each of their classes; None where names say nothing.
+
+        Raises:
+            ValueError: if the rows have a class that is not one of these.
+        """
+        index = self._plain()
+        known = [index.get(_plain(name)) for name in fewer.names]
+        if len(fewer) < len(self) and not self.is_generic and None not in known and len(set(known)) == len(fewer):
+            return known  # type: ignore[return-value]
+        order = self.positions_in(fewer)
+        return None if order is None else [order.index(number) for number in range(len(order))]
+
+    def _plain(self) -> dict[str, int]:
+        return {_plain(name): number for number, name in enumerate(self.names)}
+
+    @property
+    def _is_numbered(self) -> bool:
+        return all(_NUMBERED.fullmatch(name) for name in self.names)
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
