@@ -14,7 +14,7 @@ from typing import Any
 from nlpkd.evaluation import report_text
 from nlpkd.evaluation.records import METRIC_NAMES, Breakdown
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.utils.files import write_atomic
+from nlpkd.utils.files import numbered_folders, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,11 @@ def training_curves(folder: str | Path) -> list[Curves]:
         The losses and evaluations of each training that logged more than one.
     """
     folder = Path(folder)
-    stages = sorted(folder.glob("stage-*/"), key=lambda path: int(path.name.removeprefix("stage-")))
+    stages = list(numbered_folders(folder, "stage").values())
     found: list[Curves] = []
     for place in [*stages, folder]:
-        checkpoints = place.glob("checkpoint-*/trainer_state.json")
-        latest = sorted(checkpoints, key=lambda path: int(path.parent.name.removeprefix("checkpoint-")))
-        states = [path for path in (*latest, place / "trainer_state.json") if path.is_file()]
+        trained = [*numbered_folders(place, "checkpoint").values(), place]
+        states = [path for each in trained if (path := each / "trainer_state.json").is_file()]
         if states:
             history = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
             title = f"stage {len(found) + 1}" if stages else ""

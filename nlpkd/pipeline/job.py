@@ -20,14 +20,14 @@ from nlpkd.data.rows import count_texts, has_unlabelled, labelled_rows
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
+from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.saving import save_report
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.presets import Stage
-from nlpkd.training.checkpoints import last_whole
+from nlpkd.training.checkpoints import last_whole, resolve_resume_checkpoint
 from nlpkd.training.publishing import describe_training
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import atomic_folder_update
+from nlpkd.utils.files import atomic_folder_update, has_checksums, numbered_folders
 from nlpkd.utils.processes import decided_by_main_process
 from nlpkd.utils.provenance import command_line, now
 
@@ -100,16 +100,18 @@ class Job:
         """
         folder = Path(args.output_dir)
         if not _resumes(args) and PartialState().is_main_process:
-            # Reports of an earlier run, which a resume of this one would take for its own.
-            for stale in folder.glob("seed-*/report.json"):
-                stale.unlink()
+            # What says that a part of an earlier run is finished: a resume of this one would take it for its own.
+            seeds = numbered_folders(folder, "seed").values()
+            places = [place for each in (folder, *seeds) for place in numbered_folders(each, "stage").values()]
+            for finished in (*(each / JSON_NAME for each in seeds), *(each / TRAINER_STATE_NAME for each in places)):
+                finished.unlink(missing_ok=True)
         # Objectives are trained too: each seed starts with its own.
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
         student, report = self.run_seed(args, self.stages, baseline_dir if baseline else None)
         reports = [report]
         for seed, stages in enumerate(fresh, start=args.seed + 1):
             further = folder / f"seed-{seed}"
-            if _resumes(args) and (further / "report.json").exists():
+            if _resumes(args) and (further / JSON_NAME).exists():
                 logger.info("Seed %d is finished: its report in %s is used.", seed, further)
                 reports.append(EvaluationReport.load(further))
                 continue
@@ -138,10 +140,15 @@ class Job:
         untrained = copy.deepcopy(student) if baseline_dir is not None else None
         # The student, stage after stage; only the last one's trainer is kept.
         *earlier, last = [replace(args, **stage.settings, push_to_hub=False) for stage in stages]
+        if earlier and _resumes_last(args):
+            last = replace(last, resume_from_checkpoint="auto")
         seconds: list[float | None] = []
         steps = 0
         for number, (settings, stage) in enumerate(zip(earlier, stages, strict=False), start=1):
             settings = _beside(settings, Path(args.output_dir) / f"stage-{number}")
+            if number == 1 and _resumes_last(args):
+                # The first training tells whether the job is the one that is resumed.
+                settings = replace(settings, resume_from_checkpoint="True")
             student, spent, taken = self._train_stage(student, settings, stage)
             seconds.append(spent)
             steps += taken
@@ -184,7 +191,11 @@ class Job:
         trainer = self.trainer(student, args, stage)
         # Written last, so that a stage without it was cut short.
         history = folder / TRAINER_STATE_NAME
-        if _resumes(args) and history.exists():
+        finished = _resumes(args) and history.exists()
+        if finished and last_whole(folder) is not None:
+            asked = checkpoint_to_resume(args)
+            finished = resolve_resume_checkpoint(asked, args.output_dir, trainer.describe_run()) is not None
+        if finished:
             logger.warning("The stage in %s is finished: its student is used.", folder)
             student.load_state_dict(type(student).from_pretrained(folder).state_dict())
             return student, None, TrainerState.load_from_json(str(history)).global_step
@@ -272,25 +283,30 @@ class Job:
         }
 
 
-def checkpoint_to_resume(args: DistillationConfig) -> str | None:
-    """Find the checkpoint to resume from: the path asked for, or the last whole one for True; None to start."""
+def checkpoint_to_resume(args: DistillationConfig) -> str | bool:
+    """Return what `trainer.train` is to resume from; True only where there is a whole checkpoint."""
     if not _resumes(args):
-        return None
-    if str(args.resume_from_checkpoint).lower() != "true":
+        return False
+    if not _resumes_last(args):
         return str(args.resume_from_checkpoint)
     # Machines may see other folders, and start or resume together.
-    found = decided_by_main_process(lambda: last_whole(args.output_dir))
-    if found is None and PartialState().is_main_process:
+    checkpoints = numbered_folders(Path(args.output_dir), "checkpoint").values()
+    found = decided_by_main_process(lambda: any(map(has_checksums, checkpoints)))
+    if not found and PartialState().is_main_process:
         logger.warning("There is no whole checkpoint in %s yet: starting from the beginning.", args.output_dir)
-    return None if found is None else str(found)
+    return found
 
 
 def _resumes(args: DistillationConfig) -> bool:
     return str(args.resume_from_checkpoint).lower() not in ("none", "false")
 
 
+def _resumes_last(args: DistillationConfig) -> bool:
+    return str(args.resume_from_checkpoint).lower() == "true"
+
+
 def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
-    """Return the settings of a further training; a checkpoint asked for by its path belongs to the first one alone."""
+    """Return the settings of a further training; a checkpoint asked for belongs to the first one alone."""
     # Seeds and stages teach the same rows, so that the teacher need not run on them again.
     cache = args.teacher_cache_dir or str(Path(args.output_dir) / "teacher_cache")
     return replace(
@@ -298,7 +314,7 @@ def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
         output_dir=str(folder),
         teacher_cache_dir=cache,
         push_to_hub=False,
-        resume_from_checkpoint="True" if _resumes(args) else None,
+        resume_from_checkpoint="auto" if _resumes(args) else None,
     )
 
 
@@ -314,7 +330,7 @@ def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig]) 
 def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | None:
     """Train and save, the history last; return the seconds, None of a training that was resumed."""
     checkpoint = checkpoint_to_resume(args)
-    if checkpoint is None and trainer.args.should_save:
+    if not checkpoint and trainer.args.should_save:
         # It says that a training is finished, and this one is not yet.
         (Path(args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -322,4 +338,4 @@ def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | No
     if trainer.args.should_save:
         with atomic_folder_update(Path(args.output_dir)) as temporary:
             trainer.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
-    return None if checkpoint else result.metrics["train_runtime"]
+    return None if trainer.resumed_checkpoint else result.metrics["train_runtime"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,14 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import count_rows, makes_batches, random_access
 from nlpkd.objectives.objective_set import ObjectiveSet
-from nlpkd.utils.files import explain_full_disk, has_checksums, refuse_damaged, write_atomic, write_checksums
+from nlpkd.utils.files import (
+    explain_full_disk,
+    has_checksums,
+    numbered_folders,
+    refuse_damaged,
+    write_atomic,
+    write_checksums,
+)
 from nlpkd.utils.fingerprints import NO_INFLUENCE, differences, hash_configuration, hash_value, hash_weights
 from nlpkd.utils.processes import decided_by_main_process
 
@@ -32,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 RUN_RECORD = "distillation_run.json"
 """In every checkpoint: what the run's result depends on."""
-
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 _HASHED_ROWS = 10_000
 
@@ -49,14 +53,88 @@ _SETTINGS = (
 _LENGTH = ("num_train_epochs", "max_steps")
 
 
-def last_whole(output_dir: str | Path) -> Path | None:
-    """Find the newest checkpoint that was written to the end; None where there is none."""
-    found = {int(name[1]): path for path in Path(output_dir).glob("*") if (name := _NAME.fullmatch(path.name))}
-    for step in sorted(found, reverse=True):
-        if has_checksums(found[step]):
-            return found[step]
-        logger.warning("%s was cut short while it was written, and is left out.", found[step])
-    return None
+def last_whole(output_dir: str | Path, record: dict[str, Any] | None = None) -> Path | None:
+    """Find the last checkpoint that was written to the end.
+
+    Args:
+        output_dir: where the checkpoints are.
+        record: of a run, by `describe_run`: its checkpoints come before those of other runs.
+
+    Returns:
+        The checkpoint; None where there is none.
+    """
+    others: list[Path] = []
+    for path in reversed(numbered_folders(Path(output_dir), "checkpoint").values()):
+        if not has_checksums(path):
+            logger.warning("%s was cut short while it was written, and is left out.", path)
+        elif record is None or _is_of(path, record):
+            return path
+        else:
+            others.append(path)
+    return others[0] if others else None
+
+
+def _record_of(checkpoint: Path) -> dict[str, Any] | None:
+    """Read which run wrote a checkpoint; None where no run of nlpkd did, or the record is damaged."""
+    try:
+        return json.loads((checkpoint / RUN_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_of(checkpoint: Path, record: dict[str, Any]) -> bool:
+    theirs = _record_of(checkpoint)
+    return theirs is not None and theirs.get("result") == record.get("result")
+
+
+def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str, Any]) -> None:
+    """Move checkpoints that a training would overwrite, but that it did not write itself, to a folder `earlier-N`.
+
+    Those of the very same run stay, since it writes the same again. Those before the resumed one stay too, although
+    the run may have had another length then.
+
+    Args:
+        output_dir: where the training's checkpoints go.
+        resumed: the checkpoint that it goes on from; None for the beginning.
+        record: of the run, by `describe_run`.
+    """
+    steps = [] if resumed is None else [number for number in Path(resumed).name.split("-")[-1:] if number.isdecimal()]
+    last = int(steps[0]) if steps else -1
+    found = numbered_folders(output_dir, "checkpoint")
+    others = [
+        path
+        for step, path in found.items()
+        if str(path) != resumed
+        and any(path.iterdir())
+        and not (_is_of(path, record) if step <= last else _record_of(path) == record)
+    ]
+    if not others:
+        return
+    earlier = output_dir / f"earlier-{max(numbered_folders(output_dir, 'earlier'), default=0) + 1}"
+    earlier.mkdir()
+    for path in others:
+        path.rename(earlier / path.name)
+    logger.warning("The checkpoints of an earlier run in %s were moved to %s: %d.", output_dir, earlier, len(others))
+
+
+def rotate_checkpoints(
+    output_dir: Path, record: dict[str, Any], limit: int | None, *, best: str | None, newest: Path | None = None
+) -> None:
+    """Delete the first checkpoints of a run, and no other folder, until there are `limit`.
+
+    Args:
+        output_dir: where the checkpoints are.
+        record: of the run, by `describe_run`.
+        limit: how many to keep; None or 0 for all.
+        best: the best checkpoint, which stays.
+        newest: the one that was just written, which stays, as does the last one; None at a training's end.
+    """
+    if limit is None or limit <= 0:
+        return
+    own = [path for path in numbered_folders(output_dir, "checkpoint").values() if _is_of(path, record)]
+    kept = {str(best)} if newest is None else {str(best), str(newest), *map(str, own[-1:])}
+    for path in [path for path in own if str(path) not in kept][: max(0, len(own) - limit)]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str, Any]) -> str | None:
@@ -66,7 +144,8 @@ def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record:
     follows the new length from there on.
 
     Args:
-        asked: a path, True for the last whole checkpoint of `output_dir`, or None (False) for none.
+        asked: a path, True for the last whole checkpoint of `output_dir`, `"auto"` for that of this run if there is
+            one, or None (False) for none.
         output_dir: where the run's checkpoints are.
         record: of this run, by `describe_run`.
 
@@ -79,7 +158,9 @@ def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record:
     """
     if not asked:
         return None
-    chosen = decided_by_main_process(lambda: str(_matching_checkpoint(Path(output_dir), asked, record)))
+    chosen = decided_by_main_process(lambda: _matching_checkpoint(Path(output_dir), asked, record))
+    if chosen is None:
+        return None
     # Every machine must see the folder.
     seen = gather_object([Path(chosen).is_dir()])
     if not all(seen):
@@ -91,9 +172,11 @@ def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record:
     return chosen
 
 
-def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> Path:
+def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> str | None:
     """Return the checkpoint asked for, if it is whole, undamaged and of the run that `record` describes."""
-    found = last_whole(output_dir) if isinstance(asked, bool) else Path(asked)
+    found = last_whole(output_dir, record) if asked in (True, "auto") else Path(str(asked))
+    if asked == "auto" and (found is None or not _is_of(found, record)):
+        return None
     if found is None:
         raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
     if not has_checksums(found) or not (found / RUN_RECORD).is_file():
@@ -109,14 +192,14 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
     if differ := differences(theirs["result"], record["result"], "the checkpoint"):
         raise ValueError(
             f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "
-            "start anew in another output_dir"
+            "leave resume_from_checkpoint out to start anew: its checkpoints are set aside then"
         )
     logger.warning("Resuming from %s.", found)
     for phrase in differences(theirs["length"], record["length"], "the checkpoint"):
         logger.warning("%s: the learning rate's schedule follows the new length from here on.", phrase)
     for phrase in differences(theirs["start"], record["start"], "the checkpoint"):
         logger.warning("The student starts from other weights, which are not used: %s differs.", phrase)
-    return found
+    return str(found)
 
 
 @contextmanager
@@ -145,11 +228,13 @@ def write_checkpoint_checksums(folder: Path, record: dict[str, Any], should_save
     )
     try:
         with explain_full_disk(folder, failed):
+            # The record comes first: a folder that was cut short tells whose it is.
+            if should_save:
+                write_atomic(folder / RUN_RECORD, (json.dumps(record, indent=2) + "\n").encode())
             yield
             # The checksums come last, when all processes have written: a folder without them was cut short.
             PartialState().wait_for_everyone()
             if should_save:
-                write_atomic(folder / RUN_RECORD, (json.dumps(record, indent=2) + "\n").encode())
                 write_checksums(folder)
     except Exception:
         if should_save:

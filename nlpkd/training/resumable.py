@@ -11,13 +11,18 @@ import datasets
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
-from transformers.trainer_utils import HubStrategy, TrainOutput, has_length, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student
 from nlpkd.data.rows import makes_batches
-from nlpkd.training.checkpoints import resolve_resume_checkpoint, write_checkpoint_checksums
+from nlpkd.training.checkpoints import (
+    resolve_resume_checkpoint,
+    rotate_checkpoints,
+    set_other_runs_aside,
+    write_checkpoint_checksums,
+)
 from nlpkd.training.dataloaders import micro_batches, row_lengths, sampled_loader, training_loader
 from nlpkd.training.failures import explain_lost_process, explain_out_of_memory
 from nlpkd.training.interruption import SaveOnSigterm
@@ -47,12 +52,15 @@ class ResumableTrainer(Trainer):
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
         self.run_record: dict[str, Any] = {}
+        self.resumed_checkpoint: str | None = None
         self._interruption = SaveOnSigterm()
         self.add_callback(self._interruption)
         # Rows of an optimizer step, where micro-batches shrank since memory ran out; None: as many as they make.
         self._step_rows: int | None = None
         # The checkpoint that is being written.
         self._open_checkpoint: Path | None = None
+        # How many checkpoints a training keeps.
+        self._save_total_limit: int | None = None
 
     # What a subclass adds
 
@@ -125,11 +133,15 @@ class ResumableTrainer(Trainer):
 
     # Training
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> TrainOutput:
-        """Train as `Trainer` does.
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *arguments: Any, **options: Any
+    ) -> TrainOutput:
+        """Train as `Trainer` does; checkpoints of another run in the folder are moved to `earlier-N` in it.
 
         Args:
-            resume_from_checkpoint: a whole checkpoint of this run, or True for the last one.
+            resume_from_checkpoint: a whole checkpoint of this run, True for the last one, `"auto"` for the last one if
+                there is one.
+            trial: of a search.
             *arguments: the other arguments of `Trainer.train`.
             **options: likewise.
 
@@ -145,12 +157,29 @@ class ResumableTrainer(Trainer):
             # A search leaves no model between its trials.
             if self.model is not None:
                 self.run_record = self.describe_run()
-            checkpoint = resolve_resume_checkpoint(resume_from_checkpoint, args.output_dir, self.run_record)
+            self.resumed_checkpoint = checkpoint = resolve_resume_checkpoint(
+                resume_from_checkpoint, args.output_dir, self.run_record
+            )
+            run_dir = Path(self._get_output_dir(trial))
+            if args.should_save:
+                set_other_runs_aside(run_dir, checkpoint, self.run_record)
             self._step_rows = None
             self.losses.restart()
             with self.prepared(), explain_out_of_memory(args), explain_lost_process(args):
-                with self._interruption.listening():
-                    return super().train(checkpoint, *arguments, **options)
+                with self._interruption.listening(), self._rotating_own_checkpoints(run_dir):
+                    return super().train(checkpoint, trial, *arguments, **options)
+
+    @contextmanager
+    def _rotating_own_checkpoints(self, run_dir: Path) -> Iterator[None]:
+        """Keep `Trainer` from rotating, which deletes every folder whose name begins with "checkpoint-"."""
+        self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+            best = self.state.best_model_checkpoint
+            if self.args.should_save and best is not None and self._save_total_limit == 1:
+                rotate_checkpoints(run_dir, self.run_record, 1, best=best)
+        finally:
+            self.args.save_total_limit = self._save_total_limit
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         # Without it a finished run whose last step is within an epoch would take one more when it is resumed.
@@ -180,20 +209,19 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.losses.check()
-        args, limit = self.args, self.args.save_total_limit
-        run_dir = self._get_output_dir(trial=trial)
-        self._open_checkpoint = folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-        # An older checkpoint may go only when this one has its checksums.
-        args.save_total_limit = None
+        args, run_dir = self.args, Path(self._get_output_dir(trial=trial))
+        self._open_checkpoint = folder = run_dir / f"checkpoint-{self.state.global_step}"
         try:
             with write_checkpoint_checksums(folder, self.run_record, args.should_save):
                 if args.should_save:
                     self.save_beside(folder)
                 super()._save_checkpoint(model, trial)
         finally:
-            args.save_total_limit, self._open_checkpoint = limit, None
+            self._open_checkpoint = None
+        # An older checkpoint may go only when this one has its checksums.
         if args.should_save:
-            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(run_dir, self.run_record, self._save_total_limit, best=best, newest=folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ _SAVING = ".saving"
 
 
 _FULL_BYTES = 1 << 16
+
+
+# Without leading zeros, so that a number has one folder.
+_NUMBERED = re.compile(r"[^-]+-(0|[1-9][0-9]*)")
 
 
 def digest_of(path: Path) -> str:
@@ -208,6 +213,20 @@ def _is_full(error: Exception, folder: Path) -> bool:
     # safetensors says so in words, and takes its file away; torch says something else, and leaves its file.
     free_bytes = shutil.disk_usage(nearest_existing_folder(folder)).free
     return "No space left on device" in str(error) or free_bytes < _FULL_BYTES
+
+
+def numbered_folders(folder: Path, prefix: str) -> dict[int, Path]:
+    """Find the folders that are called `PREFIX-NUMBER`, and no other whose name begins so.
+
+    Args:
+        folder: where they lie.
+        prefix: such as `"checkpoint"`.
+
+    Returns:
+        The folders by number, the smallest first.
+    """
+    found = [(match[1], path) for path in folder.glob(f"{prefix}-*") if (match := _NUMBERED.fullmatch(path.name))]
+    return {int(number): path for number, path in sorted(found, key=lambda each: int(each[0])) if path.is_dir()}
 
 
 def nearest_existing_folder(folder: Path) -> Path:

@@ -27,7 +27,7 @@ from nlpkd import (
     train_teacher,
 )
 from nlpkd.models.loading import load_classifier, load_tokenizer
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline.export import export_student
 from nlpkd.training.checkpoints import last_whole
 
@@ -42,6 +42,7 @@ LONG_ROWS = 1024
 OBJECTIVES = {
     "matching": lambda: [CrossEntropyLoss(), ForwardKLLoss(), HiddenStateMSELoss()],
     "hotter": lambda: [CrossEntropyLoss(), ForwardKLLoss(temperature=3.0), HiddenStateMSELoss()],
+    "stages": lambda: [Stage([ForwardKLLoss()]), Stage([CrossEntropyLoss(), ForwardKLLoss()])],
 }
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 

@@ -184,6 +184,76 @@ def test_a_run_may_be_split_and_logged_otherwise_and_go_on_for_longer(lab, whole
     assert last_whole(out) == out / "checkpoint-18"
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_run_overwrites_no_checkpoint_of_the_first_and_is_resumed_from_its_own(lab, whole, tmp_path):
+    out, other = tmp_path / "out", {"learning_rate": 1e-3}
+    shutil.copytree(whole["distillation"], out)
+    before = {name: contents(out / name) for name in ("checkpoint-10", "checkpoint-12")}
+    code, log = lab.finish("distillation", out, point="mkdir checkpoint-6", **other)
+    assert code == -signal.SIGKILL, log
+    assert f"were moved to {out}/earlier-1: 2." in log
+    assert {path.name: contents(path) for path in (out / "earlier-1").iterdir()} == before
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True, **other)
+    assert code == 0 and f"Resuming from {out}/checkpoint-4." in log, log
+    assert not (out / "earlier-2").exists()
+
+
+def test_of_two_runs_in_one_folder_the_last_checkpoint_of_the_same_run_is_chosen(lab, whole, tmp_path):
+    out = tmp_path / "out"
+    code, log = lab.finish("distillation", out, point="mkdir checkpoint-6", learning_rate=1e-3)
+    assert code == -signal.SIGKILL, log
+    # As a version without `earlier-N` left them.
+    shutil.copytree(whole["distillation"] / "checkpoint-12", out / "checkpoint-12")
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True, learning_rate=1e-3)
+    assert code == 0 and f"Resuming from {out}/checkpoint-4." in log, log
+    assert contents(out / "earlier-1" / "checkpoint-12") == contents(whole["distillation"] / "checkpoint-12")
+
+
+def test_a_run_started_again_with_the_same_settings_loses_no_progress(lab, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole["distillation"], out)
+    code, log = lab.finish("distillation", out, point="mkdir checkpoint-6", save_total_limit=1)
+    assert code == -signal.SIGKILL and last_whole(out) == out / "checkpoint-12", log
+    assert not (out / "earlier-1").exists()
+
+
+def test_a_stage_or_seed_that_an_earlier_run_finished_is_not_taken_by_a_resumed_one(lab, tmp_path):
+    out, options = tmp_path / "out", {"objectives": "stages", "num_train_epochs": 1}
+    code, log = lab.finish("distillation", out, num_seeds=2, **options)
+    assert code == 0, log
+    other = options | {"learning_rate": 1e-3}
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True, **other)
+    assert code == 1 and "stage-1/checkpoint-6 is of another run; what differs: learning_rate" in log, log
+    code, log = lab.finish("distillation", out, point="mkdir stage-1/checkpoint-4", num_seeds=2, **other)
+    assert code == -signal.SIGKILL, log
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True, num_seeds=2, **other)
+    assert code == 0 and " is finished: its " not in log, log
+    expected = tmp_path / "expected"
+    code, log = lab.finish("distillation", expected, **other)
+    assert code == 0, log
+    assert (out / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+
+
+def test_folders_of_the_user_stay_whatever_their_names_begin_with(lab, tmp_path):
+    out = tmp_path / "out"
+    names = ["checkpoint-4-backup", "checkpoint-keep", "checkpoint-best", "checkpoint-007", "stage-final", "seed-mine"]
+    for name in names:
+        for file in ("trainer_state.json", "report.json"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+            (out / name / file).write_text("mine")
+    # It has the name of a checkpoint, and no run of nlpkd wrote it.
+    shutil.copytree(out / "checkpoint-keep", out / "checkpoint-1")
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1}
+    code, log = lab.finish("distillation", out, **best)
+    assert code == 0 and (out / "README.md").is_file(), log
+    assert len(list(out.glob("checkpoint-[1-9]*[02468]"))) == 1
+    for folder in (*(out / name for name in names), out / "earlier-1" / "checkpoint-1"):
+        assert {path.read_text() for path in folder.iterdir()} == {"mine"}
+
+
 # Damage
 
 DAMAGE = {
