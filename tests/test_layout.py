@@ -19,7 +19,7 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-LONGEST_MODULE = 600
+LONGEST_MODULE = 400
 FULLEST_ROOM = 13
 READABLE_ALONE = ["evaluation/report", "evaluation/report_text", "evaluation/records", "evaluation/origin"]
 

@@ -280,7 +280,7 @@ def test_rows_do_not_depend_on_how_many_are_read_at_once(tmp_path, tokens, monke
         return augment(raw_rows(30), MaskingAndNGrams(tokens), copies=4, cache_dir=tmp_path / folder)["text"][:]
 
     whole = rows("whole")
-    monkeypatch.setattr("nlpkd.augment.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("nlpkd.augment.rows.ROWS_AT_ONCE", 7)
     assert rows("parts") == whole
 
 

@@ -1,0 +1,228 @@
+"""Unlabelled rows beside labelled ones: variants of their texts, and plain text that is new."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, LargeList, List
+from datasets.exceptions import DatasetGenerationError
+
+from nlpkd.augment.augmenters import Augmenter, check_range
+from nlpkd.data.columns import check_texts, find_columns
+from nlpkd.data.labels import read_task
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED
+
+logger = logging.getLogger(__name__)
+
+
+ROWS_AT_ONCE = 128
+
+
+VERSION = 1
+"""Raise it whenever other rows would come of the same settings, so that rows on disk are made anew."""
+
+
+Row: TypeAlias = tuple[str, ...]
+
+
+Texts: TypeAlias = Dataset | Sequence[str]
+
+
+def augment(
+    data: Dataset,
+    augmenter: Augmenter,
+    *,
+    copies: int = 20,
+    seed: int = 42,
+    exclude: Sequence[Texts] = (),
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+) -> Dataset:
+    """Make unlabelled variants of labelled rows.
+
+    No variant equals, but for case, blanks and Unicode form, a row of `data`, another variant, or a row of `exclude`.
+    What is drawn for a text depends on the seed and on the text alone, not on the rows around it.
+
+    Rows go to disk as they are made and are read from there; memory holds a hash of each. The same call finds them in
+    the cache again, and of several processes on one machine the first makes them while the others wait.
+
+    Args:
+        data: the train rows, before tokenisation.
+        augmenter: `MaskedLanguageModel`, `MaskingAndNGrams`, or your own.
+        copies: how many variants are drawn of each row (both papers: 20); those that are not new are dropped.
+        seed: seeds the draws, 0 or more.
+        exclude: data sets with the same text columns, such as validation and test, or columns of texts.
+        text_column: the text's column; recognised by its usual names if None.
+        text_pair_column: the second text's column; usual pairs are recognised. Both texts of a pair are varied.
+        label_column: the label's column; recognised by its usual names if None.
+        cache_dir: where the rows are kept; the cache of `datasets` if None.
+
+    Returns:
+        The text columns and the label column, with the features of `data` and the label -100 ("-100" among strings),
+        to put after `data` with `datasets.concatenate_datasets`.
+
+    Raises:
+        ValueError: columns that are missing or hold no text, labels with no place for -100, a setting too low, an
+            `exclude` of another kind, or no new variant at all.
+    """
+    check_range("copies", copies, 1)
+    check_range("seed", seed, 0)
+    names, label_column = _names(data, text_column, text_pair_column, label_column)
+    for name in names:
+        check_texts(data, "train", name)
+
+    def variants(rows: list[Row]) -> Iterator[Row]:
+        keys, made = [_key(row) for row in rows], []
+        for place, texts in enumerate(zip(*rows, strict=True)):
+            draws = [[np.random.default_rng((seed, key, copy, place)) for copy in range(copies)] for key in keys]
+            made.append(augmenter.variants(texts, draws))
+        for columns in zip(*made, strict=True):
+            yield from zip(*columns, strict=True)
+
+    settings = repr((augmenter.fingerprint(), copies, seed))
+    return _new_rows(data, variants, data, names, label_column, exclude, settings, cache_dir)
+
+
+def unlabelled(
+    texts: Texts,
+    like: Dataset,
+    *,
+    exclude: Sequence[Texts] = (),
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+) -> Dataset:
+    """Make rows of plain text that fit labelled ones; blank texts and those of `like` and `exclude` are passed over.
+
+    Args:
+        texts: a column of texts (`Dataset.from_text("lines.txt")["text"]`), or a data set with `like`'s text columns.
+        like: the labelled train rows.
+        exclude: as in `augment`.
+        text_column: the text's column in `like`; recognised by its usual names if None.
+        text_pair_column: the second text's column in `like`; usual pairs are recognised.
+        label_column: the label's column in `like`; recognised by its usual names if None.
+        cache_dir: as in `augment`.
+
+    Returns:
+        The rows that are new, as `augment` gives them.
+
+    Raises:
+        ValueError: as for `augment`.
+    """
+    names, label_column = _names(like, text_column, text_pair_column, label_column)
+
+    def filled(rows: list[Row]) -> Iterator[Row]:
+        return (row for row in rows if all(map(str.strip, row)))
+
+    return _new_rows(texts, filled, like, names, label_column, exclude, "unlabelled", cache_dir)
+
+
+def _names(
+    data: Dataset, text: str | None, text_pair: str | None, label: str | Sequence[str] | None
+) -> tuple[list[str], str | tuple[str, ...]]:
+    columns = find_columns(data.column_names, text, text_pair, label)
+    return columns.texts, columns.label
+
+
+def _new_rows(
+    source: Texts,
+    make: Callable[[list[Row]], Iterator[Row]],
+    data: Dataset,
+    names: list[str],
+    label_column: str | tuple[str, ...],
+    exclude: Sequence[Texts],
+    settings: str,
+    cache_dir: str | Path | None,
+) -> Dataset:
+    """Write what `make` makes of the source's rows and is neither in the data nor excluded, with `data`'s columns."""
+    labels = [label_column] if isinstance(label_column, str) else list(label_column)
+    task, features = read_task(data, label_column), Features({name: data.features[name] for name in names})
+    marks = {name: _mark(data.features[name], name, task) for name in labels}
+    if isinstance(exclude, (str, Dataset, Mapping)) or any(isinstance(part, (str, Mapping)) for part in exclude):
+        raise ValueError("exclude is no sequence of data sets or of columns: write exclude=[validation, test].")
+    digest = hashlib.blake2b(repr((VERSION, settings, features)).encode(), digest_size=16)
+    known: set[int] = set()
+    for place, texts in enumerate((source, data, *exclude)):
+        digest.update(f"{len(texts)} rows".encode())
+        for rows in _chunks(texts, names):
+            digest.update(repr(rows).encode())
+            known.update(map(_key, rows) if place > 0 else ())
+
+    def new() -> Iterator[dict[str, str]]:
+        before = len(known)
+        for rows in _chunks(source, names):
+            for row in make(rows):
+                key = _key(row)
+                if key not in known:
+                    known.add(key)
+                    yield dict(zip(names, row, strict=True))
+        if len(known) == before:
+            raise ValueError(
+                f"Nothing new came of {len(source)} rows: all of it is in the train rows or excluded. Raise copies or "
+                "the augmenter's probabilities, or give other texts."
+            )
+
+    try:
+        made = Dataset.from_generator(
+            new,
+            features=features,
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            fingerprint=digest.hexdigest(),
+        )
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
+    logger.info("%d new rows without labels, of %d", len(made), len(source))
+    # Added afterwards, since a ClassLabel takes no -100 from a generator.
+    for name, mark in marks.items():
+        made = made.add_column(name, [mark] * len(made), feature=data.features[name])
+    return made
+
+
+def _chunks(texts: Texts, names: Sequence[str]) -> Iterator[list[Row]]:
+    """Read texts by and by."""
+    if isinstance(texts, Dataset):
+        missing = [name for name in names if name not in texts.column_names]
+        if missing:
+            raise ValueError(f"A data set has no column {missing[0]!r} but {texts.column_names}: rename its columns.")
+        batches = texts.with_format(None).select_columns(list(names)).iter(ROWS_AT_ONCE)
+        chunks = (list(zip(*(batch[name] for name in names), strict=True)) for batch in batches)
+    elif len(names) > 1:
+        raise ValueError(f"The rows are pairs: give data sets with the columns {list(names)}, not texts.")
+    else:
+        starts = range(0, len(texts), ROWS_AT_ONCE)
+        chunks = ([(text,) for text in texts[start : start + ROWS_AT_ONCE]] for start in starts)
+    for rows in chunks:
+        odd = [text for row in rows for text in row if not isinstance(text, (str, type(None)))]
+        if odd:
+            raise ValueError(f"A text is a {type(odd[0]).__name__}, {odd[0]!r:.80}: give strings.")
+        yield [tuple(text or "" for text in row) for row in rows]
+
+
+def _key(row: Row) -> int:
+    """Hash a row's texts without case, blanks and differences of Unicode form."""
+    plain = ("".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in row)
+    return int.from_bytes(hashlib.blake2b("\n".join(plain).encode(), digest_size=8).digest(), "little")
+
+
+def _mark(feature: Any, column: str, task: str) -> Any:
+    """Return the mark of an unlabelled row in the type of a label column."""
+    if isinstance(feature, (List, LargeList)):
+        return [_mark(feature.feature, column, SINGLE_LABEL)] * max(1, getattr(feature, "length", -1))
+    kind = "int64" if isinstance(feature, ClassLabel) else getattr(feature, "dtype", type(feature).__name__)
+    if kind in ("string", "large_string"):
+        return f"[{UNLABELLED}]" if task == MULTI_LABEL else str(UNLABELLED)
+    if not kind.startswith(("int", "float")):
+        raise ValueError(
+            f"Labels in column {column!r} are {kind}, with no place for {UNLABELLED} (unlabelled): cast them to a "
+            "ClassLabel, strings or int64."
+        )
+    return UNLABELLED
