@@ -216,7 +216,7 @@ class _CountWaits(TrainerCallback):
             torch.cuda.set_sync_debug_mode("warn")
         if state.global_step == self.last:
             torch.cuda.set_sync_debug_mode("default")
-            waits = (each for each in self.caught if "synchronizing" in str(each.message))
+            waits = (each for each in self.caught if "called a synchronizing" in str(each.message))
             self.found.update(f"{'/'.join(Path(each.filename).parts[-2:])}:{each.lineno}" for each in waits)
             self.catch.__exit__(None, None, None)
 
