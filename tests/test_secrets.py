@@ -14,7 +14,7 @@ from processes import run as run_program
 from samples import fine_tuned_teacher, raw_rows, tiny_bert
 
 import nlpkd
-from nlpkd.hub.push import push_student
+from nlpkd.hub.push import files_to_push, push_student
 from nlpkd.hub.saving import save_student
 from nlpkd.models.loading import load_classifier, load_config, load_tokenizer
 from nlpkd.utils.files import CHECKSUMS, WEIGHTS, refuse_damaged
@@ -168,6 +168,32 @@ def test_a_listed_file_outside_of_its_folder_is_neither_read_nor_pushed(name, tm
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ValueError, match="lies outside of it"):
         push_student(folder, "alice/student")
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "README.md", "report.json", "model.safetensors", "onnx"])
+def test_a_link_out_of_the_folder_is_not_pushed(name, tmp_path, tokenizer):
+    """Neither are its bytes sent nor is anything asked of the Hub: the refusal comes before."""
+    folder, outside = save_student(tiny_bert(), tmp_path / "student", tokenizer), tmp_path / "outside"
+    if name == "onnx":
+        outside.mkdir()
+        (outside / "model.onnx").write_bytes(b"theirs")
+    elif (folder / name).exists():
+        (folder / name).rename(outside)
+    else:
+        outside.write_text("theirs")
+    (folder / name).symlink_to(outside)
+    for use in (push_student, files_to_push):
+        with pytest.raises(ValueError, match=f"{name}.* (leads out of it by|is) a link"):
+            use(folder, "alice/student")
+
+
+def test_a_student_in_the_hub_s_cache_is_pushed_though_its_files_are_links(tmp_path, tokenizer):
+    snapshot, blobs = tmp_path / "models--alice--student/snapshots/0123", tmp_path / "models--alice--student/blobs"
+    save_student(tiny_bert(), blobs, tokenizer)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files_to_push(snapshot, "alice/student").keys()
 
 
 PULL = """

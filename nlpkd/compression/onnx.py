@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
 from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
+from nlpkd.utils.files import move_into, refuse_links
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.optional import require
 
@@ -184,6 +184,7 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
         state_sha256: of the weights that they were made of, which need not lie in the folder; None if not known.
     """
     noted, weights = directory / EXPORT_RECORD, weights_sha256(directory)
+    refuse_links(directory, noted.parent.name)
     before = export_record(directory)
     if (before.get("weights_sha256"), before.get("state_sha256")) != (weights, state_sha256):
         for file in before["files"]:
@@ -197,8 +198,7 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
     for path in sorted(written, key=lambda path: (path.parent != staged, path.name == noted.name)):
         target = directory / path.relative_to(staged)
         if path.parent != staged or not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
+            move_into(directory, path, path.relative_to(staged))
 
 
 def export_record(directory: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
-from nlpkd.utils.files import inside, refuse_damaged, write_atomic
+from nlpkd.utils.files import inside, refuse_damaged, refuse_outside, write_atomic
+from nlpkd.utils.locks import only_writer_if_any
 
 logger = logging.getLogger(__name__)
 
@@ -92,32 +93,33 @@ def push_student(
 
     Raises:
         ValueError: If the directory is no whole student, its ONNX files were made from other weights, or an argument
-            can't work.
+            can't work, a file leads out of the directory by a link, or another run is writing to it.
         RuntimeError: If the push failed; it says why, that nothing is lost, and how to finish.
     """
-    directory = Path(directory)
+    directory = _existing(directory)
     validate_repo_id(repo_id)
     if create_pr and revision is not None:
         raise ValueError(f"create_pr opens a pull request against the main branch; leave out revision={revision!r}")
-    _check_student(directory)
     api = HfApi(token=token)
-    try:
-        if (card := _new_card(directory, repo_id)) is not None:
-            write_atomic(directory / CARD_NAME, card.encode())
-        with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
-            _stage(directory, Path(staging))
-            return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)
-    except (HTTPError, OSError, _NotSentError) as error:
-        secret = token or get_token()
-        reason = _why(error, repo_id, api)
-        if secret:
-            reason = reason.replace(secret, "***")
-        # The chain of an error that quotes the token would print it.
-        cause = None if secret and secret in str(error) else error
-        raise RuntimeError(
-            f"the student was not pushed to {repo_id}: {reason}. Nothing is lost, everything is in {directory}; "
-            f"to finish: {_command(directory, repo_id, private, revision, create_pr)}"
-        ) from cause
+    with only_writer_if_any(directory):
+        _check_student(directory)
+        try:
+            if (card := _new_card(directory, repo_id)) is not None:
+                write_atomic(directory / CARD_NAME, card.encode())
+            with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
+                _stage(directory, Path(staging))
+                return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)
+        except (HTTPError, OSError, _NotSentError) as error:
+            secret = token or get_token()
+            reason = _why(error, repo_id, api)
+            if secret:
+                reason = reason.replace(secret, "***")
+            # The chain of an error that quotes the token would print it.
+            cause = None if secret and secret in str(error) else error
+            raise RuntimeError(
+                f"the student was not pushed to {repo_id}: {reason}. Nothing is lost, everything is in {directory}; "
+                f"to finish: {_command(directory, repo_id, private, revision, create_pr)}"
+            ) from cause
 
 
 def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
@@ -133,7 +135,7 @@ def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
     Raises:
         ValueError: If the directory is no whole student, or its ONNX files were made from other weights.
     """
-    directory = Path(directory)
+    directory = _existing(directory)
     validate_repo_id(repo_id)
     _check_student(directory)
     with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as folder:
@@ -192,9 +194,14 @@ def _send(api: HfApi, **upload: Any) -> CommitInfo:
         raise _NotSentError(f"{error}: {error.__cause__}" if error.__cause__ else str(error)) from error
 
 
-def _check_student(directory: Path) -> None:
-    if not directory.is_dir():
+def _existing(directory: str | Path) -> Path:
+    if not Path(directory).is_dir():
         raise ValueError(f"{directory} is no directory; give the one a student was saved in")
+    return Path(directory)
+
+
+def _check_student(directory: Path) -> None:
+    _publishable(directory)
     index = directory / "model.safetensors.index.json"
     weights = ["model.safetensors"]
     if index.is_file() and not (directory / "model.safetensors").is_file():
@@ -219,6 +226,20 @@ def _check_student(directory: Path) -> None:
     refuse_stale(directory)
 
 
+def _publishable(directory: Path) -> list[str]:
+    """List the files of a student's folder that may be published; one that leads out of the folder is refused."""
+    # The patterns let `*` match a slash: what lies in other folders, checkpoints and baseline, is not listed.
+    listed = [
+        path.relative_to(directory).as_posix()
+        for folder in (directory, directory / "onnx")
+        for path in sorted(folder.glob("*"))
+        if path.is_file()
+    ]
+    names = list(filter_repo_objects(listed, allow_patterns=PUSH_ALLOW_PATTERNS))
+    refuse_outside(directory, names)
+    return names
+
+
 def _new_card(directory: Path, repo_id: str) -> str | None:
     """Return the text of the card that the report gives, None where somebody's own card is there."""
     if (directory / JSON_NAME).is_file():
@@ -236,14 +257,10 @@ def _stage(directory: Path, staging: Path) -> None:
             save_report(public, staging, card=False, logs=directory)
         else:
             public.save(staging)
-    # The patterns let `*` match a slash: what lies in other folders, checkpoints and baseline, is not listed.
-    listed = [
-        path for folder in (directory, directory / "onnx") for path in sorted(folder.glob("*")) if path.is_file()
-    ]
-    # Without report.json there is nothing that could be published of the other two.
-    reports = (JSON_NAME, MARKDOWN_NAME, PAGE_NAME)
-    names = [path.relative_to(directory).as_posix() for path in listed if path.name not in reports]
-    for name in filter_repo_objects(names, allow_patterns=PUSH_ALLOW_PATTERNS):
+    for name in _publishable(directory):
+        # Without report.json there is nothing that could be published of the other two.
+        if Path(name).name in (JSON_NAME, MARKDOWN_NAME, PAGE_NAME):
+            continue
         (staging / name).parent.mkdir(exist_ok=True)
         (staging / name).symlink_to((directory / name).resolve())
 

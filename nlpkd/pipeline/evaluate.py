@@ -26,6 +26,7 @@ from nlpkd.hub.saving import save_report
 from nlpkd.models.loading import split_revision
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.utils.locks import only_writer
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,8 @@ def evaluate(
             # Before what may fail.
             report.save(output_dir)
             report = add_memory(report, sources)
-        save_report(report, output_dir, card=False, logs=student, texts=texts)
+        with only_writer(output_dir, wait=True):
+            save_report(report, output_dir, card=False, logs=student, texts=texts)
     except OSError:
         logger.error("The report could not be saved in %s. It says:\n\n%s", output_dir, report.to_markdown())
         raise
@@ -229,10 +231,9 @@ def _last_part(path: str) -> str:
 
 
 def _check_writable(folder: Path) -> None:
-    """Make the folder that a report goes to, and refuse one that can't be written to."""
+    """Make the folder that a report goes to; refuse one that can't be written to, or that a run is writing to."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with only_writer(folder), tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(f"output_dir={str(folder)!r} can't be written to ({error}): choose another folder") from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import ModelSource
+from nlpkd.utils.files import staging_folder
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import command_line, now
 
@@ -117,7 +116,9 @@ def export_student(
     )  # fmt: skip
     rows, texts = (None, None) if data is None else load(data)
     typical = None if calibration is None else load(calibration, order=("train", "validation", "test"))[1]
-    with only_run(directory), _staging(directory) as staged:
+    # Processes that export together each have a folder of their own for what is not accepted yet.
+    staging = staging_folder(directory, f".exporting-{PartialState().process_index}-")
+    with only_run(directory), staging as staged:
         report = None
         records = [export_onnx(model, tokenizer, staged, texts=texts, max_length=max_length)]
         if int8:
@@ -131,19 +132,6 @@ def export_student(
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records, export_record(staged)["state_sha256"])
     return ExportResult(directory, records, report)
-
-
-@contextmanager
-def _staging(directory: Path) -> Iterator[Path]:
-    """Make a folder inside of another for what is not accepted yet; what a killed export left there goes first."""
-    # Processes that export together each have their own.
-    staged = directory / f".exporting-{PartialState().process_index}"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _labelled_rows(

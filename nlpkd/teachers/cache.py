@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.teachers.checks import looks_like_probabilities
 from nlpkd.teachers.runners import Finish, FunctionRunner, ModelRunner, Runner
 from nlpkd.teachers.shards import ShardFolder
-from nlpkd.utils.locks import only_writer
+from nlpkd.utils.locks import only_writer_if_any
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def cache_teacher_outputs(
     }
     # Compute the shards that are missing, each on one process, while other runs wait.
     path = Path(cache_dir)
-    with _lock_where_writable(path) if state.is_main_process else nullcontext():
+    with only_writer_if_any(path, wait=True) if state.is_main_process else nullcontext():
         if state.is_main_process:
             ShardFolder.create(path, len(dataset), shard_rows, parts, fingerprint.explanations)
         state.wait_for_everyone()
@@ -141,11 +140,6 @@ def _check_arguments(teacher: Any, dataset: Any, outputs: str, order: Sequence[i
         raise ValueError(f"order must hold each index of the teacher's labels once, got {list(order)}")
     if shard_rows < 1:
         raise ValueError(f"shard_rows must be at least 1, got {shard_rows}")
-
-
-def _lock_where_writable(path: Path) -> AbstractContextManager[None]:
-    """Make other runs on the folder wait; a cache that can't be written to needs no lock."""
-    return only_writer(path, wait=True) if not path.exists() or os.access(path, os.W_OK) else nullcontext()
 
 
 def _missing_shards(folder: ShardFolder, state: PartialState) -> list[int]:

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,7 +24,10 @@ WEIGHTS = "*.safetensors"
 TOKENIZER = "tokenizer.json"
 
 
-_SAVING = ".saving"
+_SAVING = ".saving-"
+
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
 _FULL_BYTES = 1 << 16
@@ -42,11 +47,15 @@ def digest_of(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write a file under a temporary name, then rename it in one step: readers see the old file or the new one."""
-    # Without the number of the process, so that what a killed one left behind is written over.
-    temporary = path.with_name(f".{path.name.split('.')[0]}.tmp")
+    """Write a file under a temporary name, then rename it in one step: readers see the old file or the new one.
+
+    Nothing is written through a link: a temporary name is one that nobody could know, and a link under the file's own
+    name is replaced.
+    """
+    # As tempfile.mkstemp does, but with the permissions that a user's files have.
+    temporary = path.with_name(f".{path.name.split('.')[0]}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -65,22 +74,79 @@ def atomic_folder_update(folder: Path) -> Iterator[Path]:
 
     Yields:
         The folder to write to.
+
+    Raises:
+        ValueError: if a folder in it that is written to is a link.
     """
-    temporary = folder / _SAVING
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with staging_folder(folder, _SAVING) as temporary:
         yield temporary
         # Checksums first: files that a kill leaves of two models are told by them.
         written = [path for path in temporary.rglob("*") if path.is_file()]
         for path in sorted(written, key=lambda path: (path.name != CHECKSUMS, path)):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            target = folder / path.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            move_into(folder, path, path.relative_to(temporary))
+
+
+@contextmanager
+def staging_folder(folder: Path, prefix: str) -> Iterator[Path]:
+    """Make an empty folder inside of another for what is not accepted yet.
+
+    Args:
+        folder: the folder, made where missing; it must have a single writer of staging folders with this prefix.
+        prefix: of its name; what a killed process left under it goes first.
+
+    Yields:
+        The new folder, which goes at the end with all that is left in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{prefix}*"):
+        # It refuses a link, which stays.
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=prefix, ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)
+
+
+def move_into(folder: Path, path: Path, name: Path) -> None:
+    """Move a file to its place in a folder, in one step, and not through a link.
+
+    Args:
+        folder: the folder.
+        path: the file, on the same disk.
+        name: its path inside of the folder.
+
+    Raises:
+        ValueError: if a folder on that path is a link.
+    """
+    target = folder / name
+    refuse_links(folder, *(name.parents[:-1]))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+
+
+def refuse_links(folder: Path, *names: str | Path) -> None:
+    """Refuse to write into links, which may lead to files of somebody else.
+
+    Args:
+        folder: that is written to.
+        *names: what must be no link in it.
+
+    Raises:
+        ValueError: if one is.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise ValueError(
+                f"{folder / name} is a link to {os.readlink(folder / name)}, and nothing is written through links: "
+                "remove it, or choose another folder"
+            )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed writers left in a folder, which nobody else may be writing to."""
+    for path in folder.glob(".*.tmp"):
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -146,6 +212,27 @@ def inside(folder: Path, name: str) -> Path:
     if parts.anchor or ".." in parts.parts or PurePosixPath(name).is_absolute():
         raise ValueError(f"{folder} lists a file {name!r}, which lies outside of it: use a copy that you trust")
     return folder / name
+
+
+def refuse_outside(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to read files that are links out of their folder; clones and archives keep such links.
+
+    A folder of the Hub's cache is passed: its files are links to blobs of the same repository.
+
+    Args:
+        folder: the folder.
+        names: of its files.
+
+    Raises:
+        ValueError: if one resolves to a place outside of the folder.
+    """
+    home = folder.resolve()
+    allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    outside = [name for name in names if not any((folder / name).resolve().is_relative_to(each) for each in allowed)]
+    if outside:
+        raise ValueError(
+            f"{', '.join(outside)} in {folder} leads out of it by a link: put the file itself there, or remove the link"
+        )
 
 
 def refuse_damaged(folder: Path, pattern: str = "*") -> None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 
+from nlpkd.utils.files import refuse_links, remove_leftovers
+
 logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+# The folders that nlpkd makes in an output directory.
+_WRITTEN = ("onnx", "baseline", "teacher_cache", "checkpoint-*", "seed-*", "stage-*")
 
 
 @contextmanager
 def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes from writing to a folder; who holds it already may hold it once more.
+    """Keep other processes from writing to a folder; a process that holds it may hold it once more.
 
     Args:
         folder: the folder, made where missing.
@@ -26,12 +35,14 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it and `wait` is not set.
+        ValueError: if another run holds it and `wait` is not set, or the lock or a folder that a run would write to
+            is a link.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # A singleton counts how often its thread holds it: a job does, and the trainings within it.
-    lock = FileLock(folder.resolve() / ".lock", is_singleton=True)
+    refuse_links(folder, LOCK, *(path.name for pattern in _WRITTEN for path in folder.glob(pattern)))
+    # A singleton counts how often its process holds it: a job does, the trainings within it, a push in the background.
+    lock = FileLock(folder.resolve() / LOCK, is_singleton=True, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -42,9 +53,21 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
         logger.warning("Waiting for another run, which is writing to %s.", folder)
         lock.acquire()
     try:
+        if lock.lock_counter == 1:
+            remove_leftovers(folder)
         yield
     finally:
         lock.release()
+
+
+def only_writer_if_any(folder: Path, *, wait: bool = False) -> AbstractContextManager[None]:
+    """Keep other processes from writing to a folder as `only_writer` does; one that nobody can write to needs no lock.
+
+    Args:
+        folder: the folder, made where missing.
+        wait: wait for another writer instead of refusing.
+    """
+    return only_writer(folder, wait=wait) if not folder.exists() or os.access(folder, os.W_OK) else nullcontext()
 
 
 @contextmanager
