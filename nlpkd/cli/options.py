@@ -149,4 +149,4 @@ def arguments(context: typer.Context) -> dict[str, Any]:
     if columns and len(columns) == 1:
         given["label_column"] = columns[0]
     given |= context.meta.get(SETTINGS, {})
-    return {name: value for name, value in given.items() if value is not None and value != []}
+    return {name: value for name, value in given.items() if value not in (None, [], ())}

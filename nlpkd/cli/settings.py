@@ -217,7 +217,7 @@ def save_config(context: typer.Context, path: Path) -> None:
     kept = {
         name: _as_yaml(value)
         for name, value in given.items()
-        if value is not None and value != [] and not name.endswith("token")
+        if value not in (None, [], ()) and not name.endswith("token")
     }
     text = yaml.safe_dump({"command": context.info_name} | kept, sort_keys=False, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)

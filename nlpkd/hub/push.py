@@ -93,7 +93,7 @@ def push_student(
 
     Raises:
         ValueError: If the directory is no whole student, its ONNX files were made from other weights, or an argument
-            can't work, a file leads out of the directory by a link, or another run is writing to it.
+            can't work, a file leads out of the directory by a link.
         RuntimeError: If the push failed; it says why, that nothing is lost, and how to finish.
     """
     directory = _existing(directory)
@@ -101,7 +101,7 @@ def push_student(
     if create_pr and revision is not None:
         raise ValueError(f"create_pr opens a pull request against the main branch; leave out revision={revision!r}")
     api = HfApi(token=token)
-    with only_writer_if_any(directory):
+    with only_writer_if_any(directory, wait=True):
         _check_student(directory)
         try:
             if (card := _new_card(directory, repo_id)) is not None:

@@ -231,7 +231,7 @@ def refuse_outside(folder: Path, names: Iterable[str]) -> None:
     outside = [name for name in names if not any((folder / name).resolve().is_relative_to(each) for each in allowed)]
     if outside:
         raise ValueError(
-            f"{', '.join(outside)} in {folder} leads out of it by a link: put the file itself there, or remove the link"
+            f"{', '.join(outside)} in {folder} leads out of it by a link: put the file itself there, or remove it"
         )
 
 
