@@ -1,11 +1,15 @@
 """The order of the classes of one holder alone, changed with its names, changes no result by name."""
 
-import pytest
-from datasets import ClassLabel, Dataset
-from samples import tiny_bert
+import copy
+import math
 
-from nlpkd import DistillationTrainer, evaluate_student
-from nlpkd.objectives import CrossEntropyLoss
+import pytest
+import torch
+from datasets import ClassLabel, Dataset
+from samples import raw_rows, tiny_bert
+
+from nlpkd import DistillationTrainer, cache_teacher_outputs, evaluate_student, load_text_classification
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 
 
 def named(*names: str) -> dict:
@@ -39,12 +43,102 @@ def make_trainer(settings, tokenizer):
     return make
 
 
+def permuted(model, names):
+    """The same model with the rows of its head, and their names, in another order."""
+    old = model.config.label2id
+    order = [old[name] for name in names]
+    with torch.no_grad():
+        model.classifier.weight.copy_(model.classifier.weight[order])
+        model.classifier.bias.copy_(model.classifier.bias[order])
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: k for k, name in enumerate(names)}
+    return model
+
+
 def without_times(metrics: dict) -> dict:
     return {
         name: value
         for name, value in metrics.items()
         if not name.endswith(("runtime", "per_second", "time", "samples"))
     }
+
+
+def losses(trainer) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+# Rows to train on
+
+
+@pytest.mark.parametrize("weights", [[1.0, 5.0], {"pos": 5.0, "neg": 1.0}, "balanced"])
+def test_class_weights_land_on_their_own_classes(make_rows, make_trainer, weights, tokenizer):
+    data = load_text_classification(raw_rows(48).select(range(30)), tokenizer=tokenizer)
+    given = data.class_weights if weights == "balanced" else weights
+    student = tiny_bert(**named("pos", "neg"))
+    loss = CrossEntropyLoss(class_weights=given)
+    trainer = make_trainer(student, data["train"], [loss])
+    expected = {"neg": 1.0, "pos": 5.0}
+    if isinstance(weights, list):  # a plain list is in the student's own order
+        expected = {"pos": 1.0, "neg": 5.0}
+    elif weights == "balanced":
+        gold = raw_rows(48).select(range(30))["label"][:]
+        expected = {"neg": 30 / (2 * gold.count(0)), "pos": 30 / (2 * gold.count(1))}
+    found = dict(zip(student.config.id2label.values(), trainer.objectives[0].class_weights.tolist(), strict=True))
+    assert found == pytest.approx(expected)
+
+
+def test_objectives_that_are_used_again_follow_the_next_student(rows, make_trainer):
+    loss = CrossEntropyLoss(class_weights={"pos": 5.0, "neg": 1.0})
+    assert make_trainer(tiny_bert(**named("pos", "neg")), rows, [loss]).objectives[0].class_weights.tolist() == [5, 1]
+    assert make_trainer(tiny_bert(**named("neg", "pos")), rows, [loss]).objectives[0].class_weights.tolist() == [1, 5]
+
+
+def test_class_weights_of_other_names_are_refused(rows, make_trainer):
+    with pytest.raises(ValueError, match=r"class_weights are of \['good', 'neg'\].*\['neg', 'pos'\]"):
+        make_trainer(tiny_bert(**named("neg", "pos")), rows, [CrossEntropyLoss(class_weights={"good": 1, "neg": 2})])
+
+
+def test_soft_labels_move_with_gold_labels(tokenizer, make_trainer):
+    raw = raw_rows(24)
+    soft = [{"neg": 0.9 - 0.03 * k, "pos": 0.1 + 0.03 * k} for k in range(24)]
+    runs = []
+    for names in (("neg", "pos"), ("pos", "neg")):
+        ids = [names.index(raw.features["label"].names[label]) for label in raw["label"]]
+        given = raw.remove_columns("label").add_column("label", ids, feature=ClassLabel(names=list(names)))
+        given = given.add_column("votes", [[row[name] for name in names] for row in soft])
+        data = load_text_classification(given, tokenizer=tokenizer, soft_label_column="votes")
+        trainer = make_trainer(tiny_bert(**named("neg", "pos")), data["train"], [CrossEntropyLoss(), ForwardKLLoss()])
+        runs.append((losses(trainer), trainer.train_dataset["teacher_logits"][:]))
+    assert runs[0] == runs[1]
+    assert runs[0][1][0][0] == pytest.approx(math.log(0.9))
+
+
+def test_a_teachers_outputs_on_disk_move_with_gold_labels(rows, make_trainer, tokenizer, tmp_path):
+    student = tiny_bert(seed=1, **named("neg", "pos"))
+    runs = []
+    for names in (("neg", "pos"), ("pos", "neg")):
+        teacher = permuted(tiny_bert(seed=2, **named("neg", "pos")), names)
+        kept = cache_teacher_outputs(teacher, rows, tokenizer, cache_dir=tmp_path / names[0], bf16=False)
+        runs.append(losses(make_trainer(copy.deepcopy(student), kept, [ForwardKLLoss()])))
+    assert runs[0] == runs[1] and runs[0][0] > 0
+
+
+def test_columns_of_several_labels_carry_their_names(tokenizer, make_trainer):
+    texts, order = raw_rows(24)["text"], ["toxic", "rude", "hate"]
+    tags = [[name for k, name in enumerate(order) if (row >> k) & 1] for row in range(24)]
+    data = [
+        load_text_classification(
+            Dataset.from_dict({"text": texts, "labels": tags}), tokenizer=tokenizer, label_names=names
+        )["train"]
+        for names in (order, sorted(order))
+    ]
+    assert data[0]["labels"][:] != data[1]["labels"][:]
+    student = tiny_bert(problem_type="multi_label_classification", **named(*order))
+    trainers = [make_trainer(copy.deepcopy(student), rows) for rows in data]
+    assert [losses(trainer) for trainer in trainers][0] == losses(make_trainer(copy.deepcopy(student), data[1]))
+    assert trainers[0].evaluate(data[0])["eval_f1_macro"] == trainers[0].evaluate(data[1])["eval_f1_macro"]
+    nameless = tiny_bert(problem_type="multi_label_classification", num_labels=3)
+    assert make_trainer(nameless, data[1]).model.config.id2label == dict(enumerate(sorted(order)))
 
 
 # Rows to measure on

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import makes_batches
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
@@ -89,7 +90,7 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
 
 
 def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
-    """Put what rows hold of classes, their gold labels, into the order of a model's classes, by name.
+    """Put what rows hold of classes, gold labels and a teacher's logits, into the order of a model's, by name.
 
     Args:
         rows: a `datasets.Dataset` or a `TextStream`; what carries no names is passed through.
@@ -97,26 +98,52 @@ def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
         split: name for messages.
 
     Returns:
-        The rows, or others with changed ids where names come in another order.
+        The rows, or others with changed columns where names come in another order. Gold labels of one class a row may
+        lack some of the classes.
 
     Raises:
         ValueError: if the rows have classes that the model has not.
     """
-    own = classes_of(rows)
-    if classes is None or own is None:
-        return rows
-    try:
-        places = classes.positions_of(own)
-    except ValueError as error:
-        raise ValueError(f"labels of the {split} set and of the student: {error}") from None
-    if places is None or (len(own) == len(classes) and places == sorted(places)):
-        return rows
-    logger.warning("The %s set's label ids follow the student's names: %s.", split, classes.id2label)
-    if makes_batches(rows):
-        return rows.with_classes(classes.names, places)
-    column: Any = label_column(rows)
-    ids = [places[value] if value in range(len(places)) else value for value in rows[column][:]]
-    return rows.remove_columns(column).add_column(column, ids, feature=ClassLabel(names=list(classes.names)))
+    held = {None: classes_of(rows)} if makes_batches(rows) else _named_columns(rows)
+    for column, own in held.items():
+        if classes is None or own is None:
+            continue
+        single = column is None or isinstance(rows.features[column], ClassLabel)
+        try:
+            order = classes.positions_of(own) if single else classes.positions_in(own)
+        except ValueError as error:
+            raise ValueError(f"labels of the {split} set and of the student: {error}") from None
+        if order is None or (len(own) == len(classes) and order == sorted(order)):
+            continue
+        logger.warning("The %s set's label ids follow the student's names: %s.", split, classes.id2label)
+        if column is None:
+            rows = rows.with_classes(classes.names, order)
+        elif single:
+            ids = [order[value] if value in range(len(order)) else value for value in rows[column][:]]
+            feature = ClassLabel(names=list(classes.names))
+            rows = rows.remove_columns(column).add_column(column, ids, feature=feature)
+        else:
+            rows = _with_permuted_column(rows, column, order, classes)
+    return rows
+
+
+def _named_columns(rows: Any) -> dict[str, Classes | None]:
+    """Return the classes that a data set's columns of labels and of a teacher's logits name."""
+    columns = {label_column(rows), TEACHER_LOGITS} & set(rows.column_names if isinstance(rows, Dataset) else ())
+    return {str(column): Classes.of_feature(rows.features[column]) for column in columns}
+
+
+def _with_permuted_column(rows: Dataset, column: str, order: list[int], classes: Classes) -> Dataset:
+    features = rows.features.copy()
+    features[column] = classes.vector_feature
+
+    def permuted(values: Any) -> dict[str, Any]:
+        return {column: np.asarray(values, dtype=np.float32)[:, order]}
+
+    plain = rows.with_format(None).map(
+        permuted, input_columns=column, batched=True, features=features, desc=f"Ordering {column}"
+    )
+    return plain.with_format(**rows.format)
 
 
 def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: str) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value
-from datasets import Sequence as SequenceFeature
+from datasets import Dataset
 
 from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.labels.classes import Classes
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 PROBABILITY_FLOOR = 1e-6
@@ -44,7 +44,7 @@ def add_soft_labels(
         problem_type: the task.
 
     Returns:
-        The rows with `teacher_logits`, float32 `(labels,)` each.
+        The rows with `teacher_logits`, float32 `(labels,)` each, which carries the labels' names.
 
     Raises:
         ValueError: if there is no such column, or a value is not what it should be; row and value are named.
@@ -72,7 +72,7 @@ def add_soft_labels(
 
     features = rows.features.copy()
     del features[column]
-    features[TEACHER_LOGITS] = SequenceFeature(Value("float32"), length=len(ids))
+    features[TEACHER_LOGITS] = Classes.of(id2label).vector_feature
     return rows.map(
         logits, input_columns=column, with_indices=True, remove_columns=column, features=features, desc="Soft labels"
     )

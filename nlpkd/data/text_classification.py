@@ -17,6 +17,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import Columns, check_texts, find_columns
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
 from nlpkd.data.labels import encode_labels, encode_targets
+from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, has_unlabelled
 from nlpkd.data.soft_labels import add_soft_labels
 from nlpkd.data.sources import Source, read_splits
@@ -92,7 +93,7 @@ class TextClassificationData:
         return len(self.id2label)
 
     @property
-    def class_weights(self) -> list[float]:
+    def class_weights(self) -> ClassWeights:
         """The weight of each class that makes rare ones count as much as common ones: rows / (classes * its rows).
 
         Raises:
@@ -104,7 +105,7 @@ class TextClassificationData:
         rows = class_counts(train, names)
         if 0 in rows:
             raise ValueError(f"class {names[rows.index(0)]!r} has no rows to balance: give a list of class_weights")
-        return [sum(rows) / (len(rows) * each) for each in rows]
+        return ClassWeights((sum(rows) / (len(rows) * each) for each in rows), Classes.of(names))
 
 
 def load_text_classification(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, batch_rows, labels_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
+
+GivenWeights: TypeAlias = Sequence[float] | Mapping[str, float] | None
+"""Class weights in the order of the label ids, or by name."""
 
 
 class CrossEntropyLoss(Objective):
@@ -25,7 +28,8 @@ class CrossEntropyLoss(Objective):
 
     Args:
         weight: factor of this objective in the sum.
-        class_weights: one weight a class, in the order of the label ids.
+        class_weights: one weight a class: a list in the order of the student's label ids, a mapping from their names,
+            or `TextClassificationData.class_weights`, which know their names.
         label_smoothing: share of the target spread evenly over the classes, 0 <= s < 1 (Szegedy et al. 2016,
             "Rethinking the Inception Architecture for Computer Vision", section 7).
 
@@ -37,21 +41,33 @@ class CrossEntropyLoss(Objective):
     teacher_needed = False
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
 
-    def __init__(
-        self, weight: float = 1.0, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
-    ):
+    def __init__(self, weight: float = 1.0, class_weights: GivenWeights = None, label_smoothing: float = 0.0):
         super().__init__(weight)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
         self.class_weights: Tensor | None
-        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("class_weights", None, persistent=False)
+        self.weigh_classes(class_weights)
+
+    def weigh_classes(self, class_weights: GivenWeights) -> None:
+        """Set the class weights; those that have names are put in the student's order when it is known."""
+        self._given = class_weights
+        values = list(class_weights.values()) if isinstance(class_weights, Mapping) else class_weights
+        self.class_weights = None if values is None else torch.tensor(values, dtype=torch.float32)
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
-        """Check the number of class weights; see `Objective.bind`."""
+        """Put the class weights in the student's order and check their number; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         labels = getattr(student_config, "num_labels", None)
+        if isinstance(self._given, Mapping):
+            names = [student_config.id2label[number] for number in range(student_config.num_labels)]
+            if sorted(self._given) != sorted(names):
+                raise ValueError(f"class_weights are of {sorted(self._given)}, and the student's classes are {names}")
+            self.class_weights = torch.tensor([self._given[name] for name in names], dtype=torch.float32)
+        elif in_order_of := getattr(self._given, "in_order_of", None):
+            # Weights that know their classes, as those of loaded data do.
+            self.class_weights = torch.tensor(in_order_of(student_config), dtype=torch.float32)
         if self.class_weights is not None and labels is not None and len(self.class_weights) != labels:
             raise ValueError(f"got {len(self.class_weights)} class weights for {labels} labels: give one a label")
         if self.task == REGRESSION and (self.class_weights is not None or self.label_smoothing):
@@ -98,14 +114,14 @@ class CrossEntropyLoss(Objective):
 
 def with_gold_settings(
     objectives: Sequence[Objective],
-    class_weights: Sequence[float] | None = None,
+    class_weights: GivenWeights = None,
     label_smoothing: float = 0.0,
 ) -> list[Objective]:
     """Apply a run's settings of the gold labels to the cross-entropies that have none of their own.
 
     Args:
         objectives: not bound yet; left as they are.
-        class_weights: one weight a class, in the order of the label ids.
+        class_weights: one weight a class, as `CrossEntropyLoss` takes them.
         label_smoothing: share of the target spread evenly over the classes.
 
     Returns:
@@ -119,7 +135,7 @@ def with_gold_settings(
             if weighted or smoothed:
                 objective = copy.deepcopy(objective)
             if weighted:
-                objective.class_weights = torch.tensor(class_weights, dtype=torch.float32)
+                objective.weigh_classes(class_weights)
             if smoothed:
                 objective.label_smoothing = label_smoothing
         applied.append(objective)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def train_teacher(
     revision: str | None = None,
     trust_remote_code: bool = False,
     args: DistillationConfig | None = None,
-    class_weights: str | Sequence[float] | None = None,
+    class_weights: str | Sequence[float] | Mapping[str, float] | None = None,
     fresh_pooler: bool = False,
     **keywords: Any,
 ) -> TeacherResult:
@@ -89,7 +89,8 @@ def train_teacher(
         trust_remote_code: run the model repository's own code.
         args: the settings.
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
-            or `"balanced"` for weights that make rare classes count as much as common ones.
+            a mapping from their names, or `"balanced"` for weights that make rare classes count as much as common
+            ones.
         fresh_pooler: draw the pooler's weights anew, for a backbone whose pretraining did not use it; see
             `nlpkd.students.checkpoint.with_fresh_pooler`.
         **keywords: how the text is read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
@@ -152,7 +153,7 @@ def distill(
     teacher_dtype: str = "float32",
     trust_remote_code: bool = False,
     args: DistillationConfig | None = None,
-    class_weights: str | Sequence[float] | None = None,
+    class_weights: str | Sequence[float] | Mapping[str, float] | None = None,
     **keywords: Any,
 ) -> DistillResult:
     """Distil a teacher into a student, measure it, and leave student, tokenizer, card and report in one folder.
@@ -188,7 +189,8 @@ def distill(
         trust_remote_code: run the model repositories' own code.
         args: the settings.
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
-            or `"balanced"` for weights that make rare classes count as much as common ones.
+            a mapping from their names, or `"balanced"` for weights that make rare classes count as much as common
+            ones.
         **keywords: how the text is read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
             `label_column`, `max_length`, `validation_split`, ...); and, in place of `args`, single settings, by the
             fields of `DistillationConfig` (`num_train_epochs`, `learning_rate`, ...).

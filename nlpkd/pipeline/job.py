@@ -39,7 +39,7 @@ def supervised_trainer(
     args: DistillationConfig,
     data: TextClassificationData,
     tokenizer: PreTrainedTokenizerBase,
-    class_weights: Sequence[float] | None = None,
+    class_weights: Sequence[float] | Mapping[str, float] | None = None,
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
     # A single objective has no other whose weight could move.
@@ -82,7 +82,7 @@ class Job:
     stages: list[Stage]
     origin: dict[str, Any]
     make_untrained_student: Callable[[int], PreTrainedModel]
-    class_weights: Sequence[float] | None = None
+    class_weights: Sequence[float] | Mapping[str, float] | None = None
 
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline: bool, baseline_dir: Path

@@ -16,7 +16,6 @@ from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_voca
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import telling_names
-from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
@@ -126,7 +125,7 @@ def prepare_job(
     student_revision: str | None = None,
     teacher_dtype: str = "float32",
     trust_remote_code: bool = False,
-    class_weights: str | Sequence[float] | None = None,
+    class_weights: str | Sequence[float] | Mapping[str, float] | None = None,
     data_args: DataArguments | None = None,
 ) -> Job:
     """Load what a distillation needs, and refuse what does not fit.
@@ -174,7 +173,7 @@ def prepare_job(
 
     # The models, the losses, and the job.
     models = [each.teacher(teacher_dtype) for each in teachers.models]
-    weights = weights_of_classes(class_weights, data, learner, models[0].config if inherits else None)
+    weights = weights_of_classes(class_weights, data)
     job = Job(
         teacher=as_one_teacher(models, args.ensemble_weights, args.ensemble_average) if models else None,
         teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
@@ -207,7 +206,7 @@ def prepare_teacher(
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    class_weights: str | Sequence[float] | None = None,
+    class_weights: str | Sequence[float] | Mapping[str, float] | None = None,
     fresh_pooler: bool = False,
     data_args: DataArguments | None = None,
 ) -> Job:
@@ -229,7 +228,7 @@ def prepare_teacher(
     tokenizer = tokenizer or source.tokenizer()
     data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)
     data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
-    weights = weights_of_classes(class_weights, data, source)
+    weights = weights_of_classes(class_weights, data)
     start = _student_maker(source, [], data, None)
     return Job(
         teacher=None,
@@ -244,15 +243,13 @@ def prepare_teacher(
 
 
 def weights_of_classes(
-    asked: str | Sequence[float] | None, data: TextClassificationData, learner: ModelSource, followed: Any = None
-) -> list[float] | None:
-    """Return the class weights asked for: a list, `"balanced"` ones in the order of the student's labels, or None.
+    asked: str | Sequence[float] | Mapping[str, float] | None, data: TextClassificationData
+) -> Sequence[float] | Mapping[str, float] | None:
+    """Return the class weights asked for: those that were given, or the balanced ones of the training rows.
 
     Args:
         asked: as `nlpkd.distill` takes it.
         data: whose training rows are balanced.
-        learner: what is trained; a model has labels of its own, which the rows follow.
-        followed: config of the teacher whose layers the student is, and whose labels it has.
 
     Returns:
         One a class, or None.
@@ -261,14 +258,10 @@ def weights_of_classes(
         ValueError: for another word.
     """
     if not isinstance(asked, str):
-        return None if asked is None else list(asked)
+        return asked
     if asked != "balanced":
         raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
-    balanced = data.class_weights
-    given: Any = learner.given
-    config: Any = given.config if isinstance(given, PreTrainedModel) else followed
-    order = None if config is None else Classes.of(config.id2label).positions_in(Classes.of(data.id2label))
-    return balanced if order is None else [balanced[place] for place in order]
+    return data.class_weights
 
 
 def _student_asked_for(

@@ -14,13 +14,14 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetInfo, concatenate_datasets
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from nlpkd.config import fast_at_bf16
 from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.teachers.checks import looks_like_probabilities
 from nlpkd.teachers.runners import Finish, FunctionRunner, ModelRunner, Runner
@@ -80,8 +81,9 @@ def cache_teacher_outputs(
         teacher_name: what tells a function from others, such as its name and version; required for one.
 
     Returns:
-        The data set with a column `teacher_logits`, float32 of fixed length, and for each layer k asked for a column
-        `teacher_hidden_states_k` of bytes, memory-mapped.
+        The data set with a column `teacher_logits`, float32 of fixed length, which carries the names of the classes
+        where the teacher's mean something, and for each layer k asked for a column `teacher_hidden_states_k` of bytes,
+        memory-mapped.
 
     Raises:
         ValueError: if the cache does not belong to this call (what differs is named) or is damaged (the shards are
@@ -120,8 +122,19 @@ def cache_teacher_outputs(
         missing = _missing_shards(folder, state)
         _compute(runner, folder, missing, outputs, order, state)
         state.wait_for_everyone()
-    cached = concatenate_datasets([dataset.with_format(None), folder.load()], axis=1)
+    outputs_by_row = _with_class_names(folder.load(), Classes.of_config(getattr(teacher, "config", None)), order)
+    cached = concatenate_datasets([dataset.with_format(None), outputs_by_row], axis=1)
     return cached.with_format(dataset.format["type"], **dataset.format["format_kwargs"])
+
+
+def _with_class_names(columns: Dataset, classes: Classes | None, order: Sequence[int] | None) -> Dataset:
+    """Let the column of logits carry its classes' names, where the teacher's mean something."""
+    if classes is None or classes.is_generic or len(classes) != len(columns[0][TEACHER_LOGITS]):
+        return columns
+    features = columns.features.copy()
+    names = classes.names if order is None else [classes.names[number] for number in order]
+    features[TEACHER_LOGITS] = Classes.of(names).vector_feature
+    return Dataset(columns.data, info=DatasetInfo(features=features))
 
 
 def _check_arguments(teacher: Any, dataset: Any, outputs: str, order: Sequence[int] | None, shard_rows: int) -> None:

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from nlpkd import load_text_classification
 from nlpkd.data.labels import encode_targets, read_task
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 
@@ -161,4 +162,4 @@ def test_held_out_rows_of_lists_and_scores_are_drawn_evenly(tokenizer):
     rows = Dataset.from_dict({"text": ["good"] * 20, "tags": [["a"], ["b"]] * 10})
     data = load_text_classification(rows, tokenizer=tokenizer, label_column="tags", validation_split=0.2)
     assert (len(data["train"]), len(data["validation"])) == (16, 4)
-    assert data["validation"].features["labels"] == List(Value("float32"), length=2)
+    assert data["validation"].features["labels"] == Classes.of(["a", "b"]).vector_feature

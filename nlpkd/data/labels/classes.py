@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,3 +134,29 @@ class Classes:
 
 def _plain(name: str) -> str:
     return name.strip().casefold()
+
+
+class ClassWeights(list[float]):
+    """One weight a class, with the classes that they are of.
+
+    Attributes:
+        classes: in the order of the weights.
+
+    Args:
+        weights: one a class.
+        classes: whose they are.
+    """
+
+    def __init__(self, weights: Iterable[float], classes: Classes):
+        super().__init__(weights)
+        self.classes = classes
+
+    def in_order_of(self, config: Any) -> list[float]:
+        """Return the weights in the order of a model's classes, by name; as they are where names say nothing.
+
+        Raises:
+            ValueError: if the model has other classes.
+        """
+        wanted = Classes.of_config(config)
+        order = None if wanted is None else wanted.positions_in(self.classes)
+        return list(self) if order is None else [self[number] for number in order]

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List
 
 from nlpkd.data.columns import MAX_CLASSES
+from nlpkd.data.labels.classes import Classes
 from nlpkd.tasks import UNLABELLED
 
 _YES_NO = {"1": 1, "true": 1, "1.0": 1, "0": 0, "false": 0, "0.0": 0}
@@ -25,7 +26,8 @@ def encode_multi_label(
         names: of the labels in the order of their ids, as a teacher has them; the data's own if not given.
 
     Returns:
-        The splits with "labels", float32 `(labels,)` each, in place of the columns, and the labels' names.
+        The splits with "labels", float32 `(labels,)` each, in place of the columns, which carries the labels'
+        names; and these names.
 
     Raises:
         ValueError: if a row's labels can't be read, or are unknown; it names split, row and value.
@@ -63,7 +65,7 @@ def encode_multi_label(
                 ) from None
             targets.append([float(place in {places[name] for name in chosen}) for place in range(len(names))])
         data = splits[split].remove_columns([column] if isinstance(column, str) else list(column))
-        encoded[split] = data.add_column("labels", targets, feature=List(Value("float32"), length=len(names)))
+        encoded[split] = data.add_column("labels", targets, feature=Classes.of(names).vector_feature)
     return DatasetDict(encoded), names
 
 
