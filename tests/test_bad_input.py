@@ -270,7 +270,7 @@ case("teacher", "names in the wrong order", "its id2label is wrong")(
 
 @case("teacher", "another number of labels", "different numbers of labels: 2 .* and 3")
 def _(folder: Path) -> None:
-    names = {0: "neg", 1: "neutral", 2: "pos"}
+    names = {0: "bad", 1: "neutral", 2: "good"}
     tiny_bert(layers=4, num_labels=3, id2label=names, label2id={v: k for k, v in names.items()}).save_pretrained(
         folder / "teacher"
     )
