@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from nlpkd.config import fast_at_bf16
+from nlpkd.hub.client import limit_hub_requests
 from nlpkd.utils.files import nearest_existing_folder
 
 LEAST_DISK_GB = 5.0
@@ -109,6 +110,7 @@ def _devices() -> Iterator[Finding]:
 
 def _hub() -> Iterator[Finding]:
     """Ask the Hub who the token belongs to; without one whether it answers. The token itself is never shown."""
+    limit_hub_requests(_TIMEOUT_S, _TIMEOUT_S)
     api, token, account = HfApi(), get_token(), {}
     if token is None:
         yield _asked(lambda: api.model_info("hf-internal-testing/tiny-random-bert", timeout=_TIMEOUT_S))

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from nlpkd.evaluation.html_report import PAGE_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
+from nlpkd.hub.client import HubTimeoutError, limit_hub_requests
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
@@ -100,6 +101,7 @@ def push_student(
     validate_repo_id(repo_id)
     if create_pr and revision is not None:
         raise ValueError(f"create_pr opens a pull request against the main branch; leave out revision={revision!r}")
+    limit_hub_requests()
     api = HfApi(token=token)
     with only_writer_if_any(directory, wait=True):
         _check_student(directory)
@@ -280,7 +282,7 @@ def _with_retries(call: Any, tries: int = len(_BACKOFF_S) + 1) -> Any:
             return call()
         except (HTTPError, ConnectionError, TimeoutError) as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-            final = isinstance(error, OfflineModeIsEnabled) or (status is not None and status < 500)
+            final = isinstance(error, (OfflineModeIsEnabled, HubTimeoutError)) or (status is not None and status < 500)
             if final or attempt == tries - 1:
                 raise
             wait = _BACKOFF_S[attempt]
@@ -314,6 +316,8 @@ def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
         return f"{plain} (the server said: {said})" if said else plain
     if isinstance(error, _NotSentError):
         return f"a file could not be uploaded ({error})"
+    if isinstance(error, HubTimeoutError):
+        return f"the Hub did not answer in time ({error}): try again later"
     if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
         return f"the connection failed ({type(error).__name__}: {error})"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -18,6 +18,7 @@ from nlpkd.evaluation.origin import DataRecord
 from nlpkd.evaluation.records import METRIC_NAMES, Candidate, Comparison, Interval, format_number
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import markdown_table
+from nlpkd.hub.client import limit_hub_requests
 from nlpkd.hub.model_card import CARD_METRICS, hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
 from nlpkd.models.loading import load_config, split_revision
@@ -130,6 +131,7 @@ def verify(
     Raises:
         ValueError: without a report, or without data to measure on.
     """
+    limit_hub_requests()
     name, commit = split_revision(str(model)) if revision is None else (str(model), revision)
     folder = Path(name)
     if not folder.is_dir():

@@ -1,0 +1,94 @@
+"""Requests to the Hub that end: huggingface_hub's own client waits for ever on a server that says nothing."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from huggingface_hub import set_client_factory
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import _http
+
+# httpx, or its successor from huggingface_hub 2 on.
+_httpx: Any = import_module(HTTPError.__module__.partition(".")[0])
+
+SILENCE_S = 60.0
+"""Seconds without a byte after which a request fails."""
+
+PATIENCE_S = 120.0
+"""Seconds that a request may take in any case."""
+
+SLOWEST_BYTES_S = 1000.0
+"""Bytes a second that what is sent or read must have beyond that; a server that trickles has fewer."""
+
+HubTimeoutError: type[Exception] = _httpx.TimeoutException
+"""What a request raises that was given up."""
+
+
+def limit_hub_requests(silence_s: float | None = None, patience_s: float | None = None) -> None:
+    """Give huggingface_hub a client whose requests end, unless the caller has set a client of their own.
+
+    Args:
+        silence_s: `SILENCE_S` if None.
+        patience_s: `PATIENCE_S` if None.
+    """
+    factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
+    if factory is _http.default_client_factory or getattr(factory, "func", None) is _ImpatientClient:
+        limits = (SILENCE_S if silence_s is None else silence_s, PATIENCE_S if patience_s is None else patience_s)
+        set_client_factory(partial(_ImpatientClient, *limits))
+
+
+class _ImpatientClient(_httpx.Client):  # type: ignore[misc]
+    """A client whose requests fail when the server is silent, and when it is too slow to ever come to an end."""
+
+    def __init__(self, silence_s: float, patience_s: float):
+        with _http.default_client_factory() as default:
+            super().__init__(event_hooks=default.event_hooks, follow_redirects=True, timeout=silence_s)
+        self.patience_s = patience_s
+
+    def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        """Send a request from a thread, which is left alone when it takes too long."""
+        allowed_s = self.patience_s + int(request.headers.get("Content-Length") or 0) / SLOWEST_BYTES_S
+        done: dict[str, Any] = {}
+
+        def work() -> None:
+            try:
+                done["response"] = super(_ImpatientClient, self).send(request, stream=stream, **options)
+            except BaseException as error:  # It is raised where the request was made.
+                done["error"] = error
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+        thread.start()
+        thread.join(allowed_s)
+        if "error" in done:
+            raise done["error"]
+        if "response" not in done:
+            raise _httpx.ReadTimeout(f"no whole answer within {allowed_s:.0f} s", request=request)
+        if stream:
+            done["response"].stream = _PacedStream(done["response"].stream, request, self.patience_s)
+        return done["response"]
+
+
+class _PacedStream(_httpx.SyncByteStream):  # type: ignore[misc]
+    """The body of an answer, read in parts as they come; one that trickles is given up."""
+
+    def __init__(self, stream: Any, request: Any, patience_s: float):
+        self.stream, self.request, self.patience_s = stream, request, patience_s
+
+    def __iter__(self) -> Iterator[bytes]:
+        began, read = time.monotonic(), 0
+        for part in self.stream:
+            read += len(part)
+            spent_s = time.monotonic() - began
+            if spent_s > self.patience_s + read / SLOWEST_BYTES_S:
+                raise _httpx.ReadTimeout(f"{read:,} bytes in {spent_s:.0f} s are too few", request=self.request)
+            yield part
+
+    def close(self) -> None:
+        """Close the connection, or leave it to the next request."""
+        self.stream.close()

@@ -1,0 +1,95 @@
+"""A Hub that accepts a connection and then is silent, or sends a byte now and then, holds no command up."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from processes import run as run_program
+from samples import tiny_bert
+
+from nlpkd.hub.saving import save_student
+
+COMMANDS = """
+import json, sys, time
+import nlpkd.cli.doctor, nlpkd.hub.client
+from nlpkd.cli import main
+nlpkd.cli.doctor._TIMEOUT_S = nlpkd.hub.client.SILENCE_S = 1.0
+nlpkd.hub.client.PATIENCE_S = float(sys.argv[1])
+for words in json.loads(sys.argv[2]):
+    sys.argv, began = ["nlpkd", *words], time.monotonic()
+    try:
+        main()
+    except SystemExit as error:
+        print("ENDED", words[0], error.code, time.monotonic() - began)
+"""
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+STARTS = {"silent": b"", "headers that trickle": b"HTTP/1.1 200 OK\r\nX: ", "a body that trickles": HEAD}
+
+
+class Dripping:
+    """A server that answers each request with some bytes, and from then on with one every 0.2 s."""
+
+    def __init__(self, start: bytes):
+        self.start, self.socket, self.requests, self.ended = start, socket.create_server(("127.0.0.1", 0)), 0, False
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.drip, args=[connection], daemon=True).start()
+
+    def drip(self, connection: socket.socket) -> None:
+        with connection:
+            connection.recv(1 << 16)
+            self.requests += 1
+            try:
+                connection.sendall(self.start)
+                while not self.ended:
+                    time.sleep(0.2)
+                    if self.start:
+                        connection.sendall(b"x")
+            except OSError:
+                pass
+
+
+@pytest.fixture(params=STARTS)
+def dripping(request: pytest.FixtureRequest) -> Iterator[Dripping]:
+    server = Dripping(STARTS[request.param])
+    yield server
+    server.ended = True
+    server.socket.close()
+
+
+def test_push_verify_and_doctor_end_and_say_so(dripping: Dripping, tmp_path: Path, tokenizer) -> None:
+    save_student(tiny_bert(), tmp_path / "student", tokenizer)
+    words = [["push", "student", "--repo-id", "alice/tiny"], ["verify", "alice/tiny"], ["doctor"]]
+    environment = hub_environment(dripping, tmp_path / "home", WRITE_TOKEN)
+    done = run_program(["-c", COMMANDS, "2", json.dumps(words)], tmp_path, environment, timeout=120)
+    ended = [line.split()[1:3] for line in done.stdout.splitlines() if line.startswith("ENDED")]
+    assert ended == [["push", "2"], ["verify", "2"], ["doctor", "0"]], done
+    assert "the Hub did not answer in time" in done.stderr and "can't be reached" in done.stdout
+    assert dripping.requests >= 3
+
+
+def test_a_large_file_may_take_longer_than_a_silent_server_may(hub: HubServer, tmp_path: Path, tokenizer) -> None:
+    """The time that is allowed grows with the bytes that are sent; the server here waits longer than for a request."""
+    save_student(tiny_bert(), tmp_path / "student", tokenizer)
+    size = (tmp_path / "student" / "model.safetensors").stat().st_size
+    assert size > 4000
+    hub.fail_next("put", "slow", seconds=0.8)
+    environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN)
+    words = [["push", "student", "--repo-id", "alice/tiny"]]
+    done = run_program(["-c", COMMANDS, "0.5", json.dumps(words)], tmp_path, environment, timeout=120)
+    assert f"{hub.url}/alice/tiny/commit/" in done.stdout and "Retrying" not in done.stderr, done
