@@ -83,7 +83,7 @@ class ObjectiveSet(nn.Module):
     def __getitem__(self, position: int) -> Objective:
         return self.members[position]
 
-    def at(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         """Set how much of the training is done, 0 to 1, for all schedules."""
         self.progress = progress
         for objective in self.members:

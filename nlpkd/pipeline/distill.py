@@ -169,8 +169,8 @@ def distill(
         test: rows that nothing was chosen on, measured in the report.
         output_dir: where the student is saved.
         max_latency_ms: in place of `student`, the most that a forward pass may take; see
-            `nlpkd.students.budget.student_within`, among students that the objectives can match. The machine may
-            choose otherwise later: resume with what it chose.
+            `nlpkd.students.budget.student_within`, among students that the objectives can match. The choice
+            rests on timings, which may differ next time: to resume, give the student that was chosen.
         max_size_mb: likewise, the most that the weights file may take, before its vocabulary is trimmed.
         vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
             (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.

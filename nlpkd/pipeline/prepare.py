@@ -83,14 +83,14 @@ class Teachers:
         names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
         return {"name": " and ".join(names), "revision": None}
 
-    def explain(self, data: DataArguments) -> DataArguments:
-        """Fill in what the models' configs know of the data: the task, and the first one's label names.
+    def fill_in_task_and_names(self, data: DataArguments) -> DataArguments:
+        """Return the data arguments with what the models' configs know: the task, and the first one's label names.
 
         Raises:
             ValueError: if the models have different tasks.
         """
         configs = [each.config() for each in self.models]
-        # One class a row is what the labels say too.
+        # That every row has one class is left out: the loader reads it from the labels.
         tasks = {task_of(config) for config in configs} - {None, SINGLE_LABEL}
         if len(tasks) > 1:
             raise ValueError(f"the teachers have different tasks: {sorted(map(str, tasks))}")
@@ -158,7 +158,7 @@ def prepare_job(
         tokenizer = teachers.tokenizers[0] if shared else learner.tokenizer()
 
     # The rows, as both read them.
-    asked = teachers.explain(asked)
+    asked = teachers.fill_in_task_and_names(asked)
 
     def load(tokenizer: PreTrainedTokenizerBase) -> TextClassificationData:
         return load_text_classification(

@@ -149,8 +149,9 @@ def _check_source(
     kind = kind_of(layers)
     if embedding_size is not None and (teacher is None or layers is None or (kind and not kind.has_layers)):
         raise ValueError(
-            f"embedding_size is of layers or a shape of a teacher, found layers={layers!r} and "
-            f"{'no' if teacher is None else 'a'} teacher: give teacher and layers, or leave it out"
+            "embedding_size is for students that are built from a teacher's layers, found "
+            f"{'no teacher' if teacher is None else 'a teacher'} and layers={layers!r}: choose 'layers:N' or a "
+            "shape of a teacher, or leave embedding_size out"
         )
     if (layers is None) == (checkpoint is None):
         raise ValueError(

@@ -43,7 +43,7 @@ class LossAccumulator:
         self._batches: list[tuple[int, Tensor, list[int] | None]] = []
         self._norms: list[tuple[int, Tensor]] = []
 
-    def at(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Set which optimizer step comes next, counted from 0."""
         self._since = step if self._since is None else self._since
         self._step = step

@@ -190,7 +190,7 @@ class DistillationTrainer(ResumableTrainer):
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Run the teacher once where its logits are all that is needed, and make the student whole again at the end.
+        """Run the teacher once where its logits are all that is needed; at the end undo what `LeanTraining` changed.
 
         Yields:
             Nothing.
@@ -227,9 +227,9 @@ class DistillationTrainer(ResumableTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Collect the micro-batches of an optimizer step, and count what each objective's mean runs over in it."""
-        self.losses.at(self.state.global_step)
+        self.losses.set_step(self.state.global_step)
         self.objectives.zero_grad()
-        self.objectives.at(self.state.global_step / max(1, self.state.max_steps))
+        self.objectives.set_progress(self.state.global_step / max(1, self.state.max_steps))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None

@@ -129,7 +129,7 @@ def test_a_student_may_have_factorised_embeddings(layers):
     assert student.training and student.config.num_hidden_layers == 2
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, student.state_dict()[name])
-    with pytest.raises(ValueError, match="embedding_size is of layers"):
+    with pytest.raises(ValueError, match="embedding_size is for students that are built from a teacher"):
         make_student(teacher, "bilstm", embedding_size=4)
 
 

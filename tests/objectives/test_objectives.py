@@ -111,7 +111,7 @@ def test_a_linear_temperature_follows_the_progress_of_training():
     objective, student, teacher = bound(ForwardKLLoss(LinearTemperature(4.0, 1.0))), outputs(0), outputs(1)
     together = ObjectiveSet([objective])
     for progress, temperature in [(0.0, 4.0), (0.5, 2.5), (1.0, 1.0)]:
-        together.at(progress)
+        together.set_progress(progress)
         constant = bound(ForwardKLLoss(temperature))(student, teacher, batch())
         assert objective(student, teacher, batch()).item() == pytest.approx(constant.item(), rel=1e-6)
 

@@ -18,11 +18,11 @@ def make() -> LossAccumulator:
 def test_means_are_over_the_steps_since_the_last_time():
     window = make()
     for step in range(3):
-        window.at(step + 7)
+        window.set_step(step + 7)
         window.add(torch.tensor([1.0, step]), [step])
     assert window.means(10) == {"first": 1.0, "second": 1.0}
     assert window.means(10) == {}
-    window.at(10)
+    window.set_step(10)
     window.add(torch.tensor([4.0, 2.0]), None)
     window.add_last(3.0)
     assert window.means(11) == {"first": 4.0, "second": 5.0}
@@ -31,7 +31,7 @@ def test_means_are_over_the_steps_since_the_last_time():
 def test_the_first_bad_batch_is_named_though_all_after_it_are_bad_too():
     window = make()
     for step in range(6):
-        window.at(step)
+        window.set_step(step)
         window.add(torch.tensor([float("inf") if step > 2 else 1.0, float("nan") if step > 3 else 1.0]), [step, 40])
         window.add_norm(torch.tensor(1.0 if step < 3 else float("nan")))
     with pytest.raises(FloatingPointError, match="first became NaN or infinite in step 4, on rows 3, 40 of"):
@@ -42,16 +42,16 @@ def test_losses_are_checked_for_nan_within_a_thousand_steps_though_nobody_reads_
     window = make()
     with pytest.raises(FloatingPointError, match="second became NaN or infinite in step 6, on rows 5 of"):
         for step in range(1_001):
-            window.at(step)
+            window.set_step(step)
             window.add(torch.tensor([1.0, float("nan") if step == 5 else 0.0]), [step])
 
 
 def test_a_training_starts_with_no_losses_of_the_one_before():
     window = make()
-    window.at(3)
+    window.set_step(3)
     window.add(torch.tensor([float("nan"), 1.0]), [1])
     window.restart()
-    window.at(0)
+    window.set_step(0)
     window.add(torch.tensor([2.0, 1.0]), [1])
     assert window.means(1) == {"first": 2.0, "second": 1.0}
 
