@@ -30,7 +30,7 @@ from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
 from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
-from nlpkd.utils.files import move_into, refuse_links
+from nlpkd.utils.files import explain_damage, move_into, refuse_links
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.optional import require
 
@@ -211,7 +211,11 @@ def export_record(directory: Path) -> dict[str, Any]:
         `{"weights_sha256", "state_sha256", "files"}`; no files where nothing was exported.
     """
     noted = directory / EXPORT_RECORD
-    return json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {"files": {}}
+    if not noted.is_file():
+        return {"files": {}}
+    with explain_damage(noted, "delete it and the ONNX files beside it, and export again"):
+        record = json.loads(noted.read_text(encoding="utf-8"))
+        return record | {"files": dict(record["files"])}
 
 
 class _Logits(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 from nlpkd.evaluation import report_text
 from nlpkd.evaluation.records import METRIC_NAMES, Breakdown
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.utils.files import numbered_folders, write_atomic
+from nlpkd.utils.files import explain_damage, numbered_folders, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,13 @@ def training_curves(folder: str | Path) -> list[Curves]:
         trained = [*numbered_folders(place, "checkpoint").values(), place]
         states = [path for each in trained if (path := each / "trainer_state.json").is_file()]
         if states:
-            history = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
             title = f"stage {len(found) + 1}" if stages else ""
-            found.append(Curves(title, _logged(history)))
+            try:
+                with explain_damage(states[-1], "the page has no curves of it"):
+                    history = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
+                    found.append(Curves(title, _logged(history)))
+            except ValueError as error:
+                logger.warning("%s", error)
     return [curves for curves in found if curves.values]
 
 

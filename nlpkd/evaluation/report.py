@@ -133,7 +133,7 @@ class EvaluationReport:
         path = path / JSON_NAME if path.is_dir() else path
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} can't be read as an evaluation report: {error}") from error
 
     def verdict(self) -> str:

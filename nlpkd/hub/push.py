@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shlex
@@ -22,7 +21,7 @@ from nlpkd.hub.client import HubTimeoutError, limit_hub_requests
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
-from nlpkd.utils.files import inside, refuse_damaged, refuse_outside, write_atomic
+from nlpkd.utils.files import NO_SPACE, explain_damage, inside, refuse_damaged, refuse_outside, write_atomic
 from nlpkd.utils.locks import only_writer_if_any
 
 logger = logging.getLogger(__name__)
@@ -207,7 +206,8 @@ def _check_student(directory: Path) -> None:
     index = directory / "model.safetensors.index.json"
     weights = ["model.safetensors"]
     if index.is_file() and not (directory / "model.safetensors").is_file():
-        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        with explain_damage(index, "save the student again"):
+            weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     needed = ("config.json", "tokenizer_config.json", *weights)
     missing = [name for name in needed if not inside(directory, name).is_file()]
     if not any((directory / name).is_file() for name in _VOCABULARIES):
@@ -320,8 +320,8 @@ def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
         return f"the Hub did not answer in time ({error}): try again later"
     if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
         return f"the connection failed ({type(error).__name__}: {error})"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error}): free some space there"
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"{NO_SPACE[error.errno]} ({error}): free some space there"
     return f"a file could not be read or written ({error})"
 
 

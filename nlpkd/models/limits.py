@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from nlpkd.utils.files import inside
+from nlpkd.utils.files import explain_damage, inside
 
 LARGEST_SIZES = {
     "num_hidden_layers": 1_000,
@@ -71,9 +71,7 @@ def refuse_foreign_weights(folder: Path) -> None:
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return
-    try:
+    with explain_damage(index, "use another copy of the model"):
         files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} can't be read ({error!r}): use another copy of the model") from None
     for file in files:
         inside(folder, file)

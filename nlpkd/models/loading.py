@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +83,8 @@ def load_classifier(
     _refuse_missing_path(name)
     refuse_damaged(Path(name), WEIGHTS)
     refuse_foreign_weights(Path(name))
-    try:
-        refuse_oversized_config(
-            AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code), name
-        )
+    _load_config(name, revision, trust_remote_code, "model")
+    with _explained(name, revision, "model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(name),
             revision=revision,
@@ -94,12 +94,6 @@ def load_classifier(
             output_loading_info=True,
             **config,
         )
-    except OSError as error:
-        raise OSError(_explain(name, revision, "model", error)) from error
-    except SafetensorError as error:
-        raise ValueError(
-            f"the weights in {str(name)!r} are cut short or damaged ({error}): use another copy"
-        ) from error
     return model, sorted(info["missing_keys"])
 
 
@@ -119,10 +113,12 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
         OSError: if it can't be had.
     """
     _refuse_missing_path(name)
-    try:
+    return _load_config(name, revision, trust_remote_code, "config")
+
+
+def _load_config(name: str | Path, revision: str | None, trust_remote_code: bool, what: str) -> PreTrainedConfig:
+    with _explained(name, revision, what):
         config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise OSError(_explain(name, revision, "config", error)) from error
     refuse_oversized_config(config, name)
     return config
 
@@ -146,12 +142,8 @@ def load_tokenizer(
     """
     _refuse_missing_path(name)
     refuse_damaged(Path(name), TOKENIZER)
-    try:
+    with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise OSError(_explain(name, revision, "tokenizer", error)) from error
-    except ValueError as error:
-        raise ValueError(f"{_explain(name, revision, 'tokenizer', error)}\n{_NO_TOKENIZER}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
@@ -211,9 +203,27 @@ def _refuse_missing_path(name: str | Path) -> None:
         raise ValueError(f"there is no folder {str(name)!r}: pass a saved model's folder, or a Hub id (USER/NAME)")
 
 
+@contextmanager
+def _explained(name: str | Path, revision: str | None, what: str, advice: str = "") -> Iterator[None]:
+    """Say of which model an error is: files that somebody damaged raise whatever the code behind them runs into."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(_explain(name, revision, what, error)) from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights in {str(name)!r} are cut short or damaged ({error}): use another copy"
+        ) from error
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower.
+        raise ValueError(f"{_explain(name, revision, what, error)}{advice}") from error
+
+
 def _explain(name: str | Path, revision: str | None, what: str, error: Exception) -> str:
     if Path(name).exists():
-        return f"the {what} in {str(name)!r} can't be loaded: {error}"
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        return f"the {what} in {str(name)!r} can't be loaded: {kind}{error}"
     at = f" at revision {revision!r}" if revision else ""
     return f"the {what} {str(name)!r}{at} can't be had from {constants.ENDPOINT}: {error}\n{OFFLINE_ADVICE}"
 

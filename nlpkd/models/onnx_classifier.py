@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.models.loading import load_config, onnx_file
-from nlpkd.utils.files import digest_of
+from nlpkd.utils.files import digest_of, explain_damage
 from nlpkd.utils.optional import require
 
 if TYPE_CHECKING:
@@ -199,7 +199,9 @@ def refuse_stale(folder: Path) -> None:
     noted = folder / EXPORT_RECORD
     if not noted.is_file():
         return
-    made_from, weights = json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"], weights_sha256(folder)
+    weights = weights_sha256(folder)
+    with explain_damage(noted, "delete it and the ONNX files beside it, and export again"):
+        made_from = dict(json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"])
     if weights and made_from and made_from != weights:
         raise ValueError(
             f"the ONNX files in {folder / 'onnx'} were made from other weights than those in {folder}: export again "

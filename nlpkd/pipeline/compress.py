@@ -23,7 +23,7 @@ from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
-from nlpkd.utils.files import write_atomic
+from nlpkd.utils.files import explain_damage, write_atomic
 from nlpkd.utils.locks import only_run
 
 RECORD = "compression.json"
@@ -149,4 +149,7 @@ def _options(method: str) -> str:
 def _earlier_records(source: ModelSource) -> list[dict[str, Any]]:
     """Read what was done to a model in a folder before."""
     path = Path(str(source.given)) / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if not path.exists():
+        return []
+    with explain_damage(path, "delete it, and the card says nothing of earlier compressions"):
+        return [dict(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]

@@ -27,7 +27,7 @@ from nlpkd.objectives.presets import Stage
 from nlpkd.training.checkpoints import last_whole, resolve_resume_checkpoint
 from nlpkd.training.publishing import describe_training
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import atomic_folder_update, has_checksums, numbered_folders
+from nlpkd.utils.files import atomic_folder_update, explain_damage, has_checksums, numbered_folders
 from nlpkd.utils.processes import decided_by_main_process
 from nlpkd.utils.provenance import command_line, now
 
@@ -198,7 +198,8 @@ class Job:
         if finished:
             logger.warning("The stage in %s is finished: its student is used.", folder)
             student.load_state_dict(type(student).from_pretrained(folder).state_dict())
-            return student, None, TrainerState.load_from_json(str(history)).global_step
+            with explain_damage(history, "delete it, and the stage is trained again"):
+                return student, None, TrainerState.load_from_json(str(history)).global_step
         seconds = _train(trainer, args)
         return trainer.model, seconds, trainer.state.global_step
 

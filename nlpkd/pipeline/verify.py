@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, snapshot_download
+from yaml import YAMLError
 
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source
@@ -23,6 +24,7 @@ from nlpkd.hub.model_card import CARD_METRICS, hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
 from nlpkd.models.loading import load_config, split_revision
 from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.utils.files import explain_damage
 
 TOLERANCE = 0.005
 """How far a metric may lie from its claim on the same rows: other kernels and precisions move single rows."""
@@ -311,7 +313,13 @@ def _comparison_claims(
 def _card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: Path) -> list[Claim]:
     """Judge the figures of the card's `model-index`, by the intervals of the report."""
     card = folder / "README.md"
-    results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results if card.is_file() else None
+    results = None
+    if card.is_file():
+        with explain_damage(card, "its metadata can't be checked"):
+            try:
+                results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results
+            except YAMLError as error:
+                raise ValueError(str(error)) from error
     metrics = {metric: key for key, (metric, _) in CARD_METRICS.items()}
     claims, rows = [], (claimed.task.rows, measured.task.rows or 0)
     for result in results or []:
@@ -319,7 +327,8 @@ def _card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: 
         if key not in claimed.candidates["student"].quality:
             continue
         stated = claimed.candidates["student"].quality[key]
-        claim = Interval(float(result.metric_value), stated.low, stated.high)
+        with explain_damage(card, f"the value of {result.metric_type} in its metadata is no number"):
+            claim = Interval(float(result.metric_value), stated.low, stated.high)
         claims.append(_metric(f"card: {METRIC_NAMES[key]}", claim, measured.candidates["student"].quality[key], rows))
     return claims
 

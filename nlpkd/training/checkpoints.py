@@ -24,6 +24,7 @@ from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import count_rows, makes_batches, random_access
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import (
+    explain_damage,
     explain_full_disk,
     has_checksums,
     numbered_folders,
@@ -77,9 +78,10 @@ def last_whole(output_dir: str | Path, record: dict[str, Any] | None = None) -> 
 def _record_of(checkpoint: Path) -> dict[str, Any] | None:
     """Read which run wrote a checkpoint; None where no run of nlpkd did, or the record is damaged."""
     try:
-        return json.loads((checkpoint / RUN_RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((checkpoint / RUN_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _is_of(checkpoint: Path, record: dict[str, Any]) -> bool:
@@ -188,7 +190,9 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
         refuse_damaged(found)
     except ValueError as error:
         raise ValueError(f"{error}. To go on from the checkpoint before it, delete {found}") from None
-    theirs = json.loads((found / RUN_RECORD).read_text(encoding="utf-8"))
+    with explain_damage(found / RUN_RECORD, f"to go on from the checkpoint before it, delete {found}"):
+        told = json.loads((found / RUN_RECORD).read_text(encoding="utf-8"))
+        theirs = {part: dict(told[part]) for part in ("result", "length", "start")}
     if differ := differences(theirs["result"], record["result"], "the checkpoint"):
         raise ValueError(
             f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "

@@ -30,6 +30,14 @@ _SAVING = ".saving-"
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
+NO_SPACE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is spent",
+    errno.EFBIG: "a file would be larger than the limit on file sizes (ulimit -f)",
+}
+"""Errors of writing that have one cause: no more fits. What to say of each."""
+
+
 _FULL_BYTES = 1 << 16
 
 
@@ -160,7 +168,7 @@ def atomic_model_update(folder: Path) -> Iterator[Path]:
         The folder to save it in.
 
     Raises:
-        OSError: if the disk is full.
+        OSError: if no more fits on the disk.
     """
     failed = "the model was not saved, and what was there before is as it was. Free some space, and save again"
     with explain_full_disk(folder, failed), atomic_folder_update(folder) as temporary:
@@ -274,7 +282,7 @@ def _damage(path: Path, bytes: int, sha256: str) -> str | None:
 
 @contextmanager
 def explain_full_disk(folder: Path, failed: str) -> Iterator[None]:
-    """Turn what libraries raise on a full disk into one plain error.
+    """Turn what libraries raise on a full disk, a spent quota or a limit on file sizes into one plain error.
 
     Args:
         folder: that is written to.
@@ -284,22 +292,61 @@ def explain_full_disk(folder: Path, failed: str) -> Iterator[None]:
         Nothing.
 
     Raises:
-        OSError: with `errno.ENOSPC`, if the disk is full.
+        OSError: with the number of what is full, one of `NO_SPACE`.
     """
     try:
         yield
     except Exception as error:
-        if not _is_full(error, folder):
+        if (number := full_disk(error, folder)) is None:
             raise
-        raise OSError(errno.ENOSPC, f"the disk is full: {failed}", str(folder)) from error
+        raise OSError(number, f"{NO_SPACE[number]}: {failed}", str(folder)) from error
 
 
-def _is_full(error: Exception, folder: Path) -> bool:
+def full_disk(error: BaseException, folder: Path) -> int | None:
+    """Find out whether an error says that no more can be written.
+
+    Args:
+        error: of any library.
+        folder: that was written to.
+
+    Returns:
+        What is full, one of `NO_SPACE`; None where it is another error.
+    """
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors says so in words, and takes its file away; torch says something else, and leaves its file.
-    free_bytes = shutil.disk_usage(nearest_existing_folder(folder)).free
-    return "No space left on device" in str(error) or free_bytes < _FULL_BYTES
+        return error.errno if error.errno in NO_SPACE else None
+    # safetensors and tokenizers put the number into words.
+    told = re.search(r"os error (\d+)", str(error))
+    if told is not None:
+        return int(told[1]) if int(told[1]) in NO_SPACE else None
+    if shutil.disk_usage(nearest_existing_folder(folder)).free < _FULL_BYTES:
+        return errno.ENOSPC
+    # torch's writer of zip files says nothing of the cause.
+    if not any(word in str(error) for word in ("inline_container", "iostream error")):
+        return None
+    import resource  # There is none on Windows, which has no such limit either.
+
+    limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+    return errno.EFBIG if limited else errno.EDQUOT
+
+
+@contextmanager
+def explain_damage(path: Path, advice: str) -> Iterator[None]:
+    """Name a file whose content can't be read back.
+
+    Args:
+        path: the file; all that is read of its content is read meanwhile.
+        advice: what to do.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: if its content is not what was expected.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error!r:.300}): {advice}") from error
 
 
 def numbered_folders(folder: Path, prefix: str) -> dict[int, Path]:

@@ -123,6 +123,12 @@ def train_with_scarce_memory(given: Path, out: Path, spare_mb: int, **options: A
         trainer.train()
 
 
+def distil_in_small_files(given: Path, out: Path, limit_bytes: int, **options: Any) -> None:
+    """Distil where no file may become larger than so many bytes, as `ulimit -f` has it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes,) * 2)
+    distil(given, out, **options)
+
+
 STAGES = {"teacher": train_the_teacher, "caching": cache, "distillation": distil, "export": export}
 
 
@@ -165,7 +171,12 @@ def run(
     torch.set_num_threads(1)
     if point is not None:
         _strike_at(out, point, nth, number)
-    {**STAGES, "scarce": train_with_scarce_memory, "trainer": train_directly}[stage](given, out, **options)
+    others = {
+        "scarce": train_with_scarce_memory,
+        "trainer": train_directly,
+        "small files": distil_in_small_files,
+    }
+    {**STAGES, **others}[stage](given, out, **options)
 
 
 class Lab:

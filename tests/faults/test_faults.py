@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from pathlib import Path
 import jobs
 import pytest
 import torch
+from safetensors import SafetensorError
 from samples import tiny_bert
 
 from nlpkd import DistillationTrainer, push_student
@@ -23,7 +26,7 @@ from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import Objective
 from nlpkd.training.checkpoints import last_whole
-from nlpkd.utils.files import CHECKSUMS, refuse_damaged
+from nlpkd.utils.files import CHECKSUMS, explain_full_disk, refuse_damaged
 
 # kill -9
 
@@ -391,6 +394,25 @@ def test_a_disk_that_fills_up_while_caching(lab, whole, small_disk):
     code, log = lab.finish("caching", out)
     assert code == 0 and jobs.outcome("caching", out) == jobs.outcome("caching", whole["caching"]), log
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_limit_on_file_sizes_is_told_as_one(name, lab, whole, tmp_path):
+    size = (whole["distillation"] / "checkpoint-12" / name).stat().st_size
+    code, log = lab.finish("small files", tmp_path / "out", limit_bytes=size - 512)
+    said = r"larger than the limit on file sizes \(ulimit -f\): checkpoint-2 was not written\. Checkpoints before it"
+    assert code == 1 and re.search(said, log), log
+    assert not (tmp_path / "out" / "checkpoint-2").exists()
+
+
+def test_a_spent_quota_is_told_as_one(tmp_path):
+    # No file system with quotas can be mounted here: these are the errors that Python and safetensors raise on one.
+    system = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    for error in (system, SafetensorError("I/O error: Disk quota exceeded (os error 122)")):
+        with pytest.raises(OSError, match="the disk quota is spent: not written") as told:
+            with explain_full_disk(tmp_path, "not written"):
+                raise error
+        assert told.value.errno == errno.EDQUOT
 
 
 # Numbers that are none
