@@ -7,8 +7,17 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset
 from samples import raw_rows, tiny_bert
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from nlpkd import DistillationTrainer, cache_teacher_outputs, evaluate_student, load_text_classification
+from nlpkd import (
+    DistillationTrainer,
+    cache_teacher_outputs,
+    evaluate_student,
+    load_text_classification,
+    make_student,
+)
+from nlpkd.models.structure import permute_head
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 
 
@@ -34,10 +43,10 @@ def rows(make_rows):
 
 @pytest.fixture
 def make_trainer(settings, tokenizer):
-    def make(model, rows=None, objectives=None, **arguments):
+    def make(model, rows=None, objectives=None, teacher_check="off", **arguments):
         return DistillationTrainer(
-            model=model, args=settings(), objectives=objectives or [CrossEntropyLoss()], train_dataset=rows,
-            processing_class=tokenizer, **arguments,
+            model=model, args=settings(teacher_check=teacher_check), train_dataset=rows,
+            objectives=objectives or [CrossEntropyLoss()], processing_class=tokenizer, **arguments,
         )  # fmt: skip
 
     return make
@@ -139,6 +148,67 @@ def test_columns_of_several_labels_carry_their_names(tokenizer, make_trainer):
     assert trainers[0].evaluate(data[0])["eval_f1_macro"] == trainers[0].evaluate(data[1])["eval_f1_macro"]
     nameless = tiny_bert(problem_type="multi_label_classification", num_labels=3)
     assert make_trainer(nameless, data[1]).model.config.id2label == dict(enumerate(sorted(order)))
+
+
+# Heads
+
+
+def test_a_fine_tuned_student_keeps_its_answers_under_the_datas_order(tmp_path):
+    names = ("neutral", "entailment", "contradiction")
+    tiny_bert(seed=3, **named(*names)).save_pretrained(tmp_path)
+    ids = torch.tensor([[2, 5, 9, 3], [2, 8, 7, 3]])
+    own = make_student(checkpoint=tmp_path).eval()
+    other = make_student(checkpoint=tmp_path, id2label=dict(enumerate(sorted(names)))).eval()
+    with torch.no_grad():
+        given, turned = own(ids).logits, other(ids).logits
+    assert torch.equal(given[:, [names.index(name) for name in sorted(names)]], turned)
+
+
+class SaysTheOtherClass(BertForSequenceClassification):
+    """A teacher without names that is always right, and has the two classes the other way round."""
+
+    def forward(self, input_ids, attention_mask=None, **rest):
+        good = ((input_ids >= 5) & (input_ids < 8)).any(dim=1).float() * 2 - 1
+        return SequenceClassifierOutput(logits=torch.stack([3 * good, -3 * good], dim=1))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_copied_head_follows_the_order_that_gold_labels_settle(rows, make_trainer, several):
+    teacher = SaysTheOtherClass(tiny_bert().config)
+    student = tiny_bert(num_labels=2)
+    student.load_state_dict(teacher.state_dict())
+    before = student.classifier.weight.detach().clone()
+    others = [teacher, SaysTheOtherClass(tiny_bert().config)] if several else teacher
+    make_trainer(student, rows, [ForwardKLLoss()], teacher_model=others, teacher_check="error")
+    assert torch.equal(student.classifier.weight, before[[1, 0]])
+    # Once is enough: a further trainer finds another head than the teacher's.
+    make_trainer(student, rows, [ForwardKLLoss()], teacher_model=others, teacher_check="error")
+    assert torch.equal(student.classifier.weight, before[[1, 0]])
+
+
+def test_a_head_of_its_own_stays_as_it_is(rows, make_trainer):
+    student = tiny_bert(seed=5)
+    before = student.classifier.weight.detach().clone()
+    make_trainer(
+        student, rows, [ForwardKLLoss()], teacher_model=SaysTheOtherClass(tiny_bert().config), teacher_check="error"
+    )
+    assert torch.equal(student.classifier.weight, before)
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "electra", "albert", "deberta-v2", "modernbert", "gpt2"])
+def test_the_head_of_any_family_is_found(family):
+    sizes = {
+        "num_labels": 3, "vocab_size": 30, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
+        "sep_token_id": 2, "hidden_size": 16, "dim": 16, "n_embd": 16, "embedding_size": 16, "intermediate_size": 32,
+        "hidden_dim": 32, **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 1),
+        **dict.fromkeys(("num_attention_heads", "n_heads", "n_head"), 2),
+    }  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **sizes)).eval()
+    ids = torch.tensor([[5, 6, 7], [8, 9, 4]])
+    with torch.no_grad():
+        before = model(ids).logits
+        permute_head(model, [2, 0, 1])
+        assert torch.equal(model(ids).logits, before[:, [2, 0, 1]])
 
 
 # Rows to measure on

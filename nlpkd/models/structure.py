@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,30 @@ def input_table(model: Any) -> nn.Module | None:
 def forward_arguments(model: nn.Module) -> set[str]:
     """Return the names of what a model's forward takes; of one in an adapter's wrapper, of the model inside."""
     return set(inspect.signature(without_adapter(model).forward).parameters)
+
+
+def classification_head(model: nn.Module) -> nn.Linear | None:
+    """Return the last linear layer of a classifier's head, which gives a logit for each label; None without one."""
+    labels = getattr(getattr(model, "config", None), "num_labels", None)
+    body = getattr(model, "base_model", None)
+    within = set() if body is None or body is model else set(body.modules())
+    layers = [each for each in model.modules() if isinstance(each, nn.Linear) and each not in within]
+    return next((each for each in reversed(layers) if each.out_features == labels), None)
+
+
+def permute_head(model: nn.Module, order: Sequence[int]) -> None:
+    """Change the order of a classifier's logits in place: logit `k` becomes what logit `order[k]` was.
+
+    Args:
+        model: the classifier; one without a linear head stays as it is.
+        order: every index once.
+    """
+    head = classification_head(model)
+    if head is None:
+        return
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(parameter[list(order)])
 
 
 def all_parameters(model: nn.Module) -> list[Tensor]:

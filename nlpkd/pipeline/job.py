@@ -24,6 +24,7 @@ from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.saving import save_report
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.presets import Stage
+from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.checkpoints import last_whole, resolve_resume_checkpoint
 from nlpkd.training.publishing import describe_training
 from nlpkd.training.trainer import DistillationTrainer
@@ -160,6 +161,8 @@ class Job:
         # The baselines, for as long and from the same weights.
         baselines = {}
         if untrained is not None and baseline_dir is not None:
+            if self.teacher is not None:
+                align_copied_head(untrained, self.teacher, trainer.teacher_order)
             settings = _beside(_altogether(args, [*earlier, last]), baseline_dir)
             baselines["baseline"], spent_on["baseline"] = self._train_baseline(untrained, settings, steps)
         # All of them on the same rows.

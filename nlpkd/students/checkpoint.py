@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlpkd.models.loading import load_classifier
+from nlpkd.data.labels.classes import Classes
+from nlpkd.models.loading import load_classifier, load_config
+from nlpkd.models.structure import permute_head
 
 
 def load_student(
@@ -26,7 +29,8 @@ def load_student(
     Args:
         checkpoint: a local path or Hub id.
         revision: branch, tag or commit on the Hub.
-        id2label: label names; the checkpoint's own if None.
+        id2label: label names; the checkpoint's own if None. Where its own are the same in another order, its head is
+            put in theirs.
         trust_remote_code: run the repository's own code.
         seed: of the head.
 
@@ -38,14 +42,21 @@ def load_student(
         OSError: if the checkpoint can't be had.
     """
     labels: dict[str, Any] = {}
+    order = None
     if id2label is not None:
-        names = {int(k): str(name) for k, name in id2label.items()}
-        labels = {"num_labels": len(names), "id2label": names, "label2id": {name: k for k, name in names.items()}}
+        wanted = Classes.of({int(number): name for number, name in id2label.items()})
+        labels = {"num_labels": len(wanted), "id2label": wanted.id2label, "label2id": wanted.label2id}
+        own = Classes.of_config(load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code))
+        # A head of other classes, or none, says nothing of the order of these.
+        with suppress(ValueError):
+            order = None if own is None else wanted.positions_in(own)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student, _ = load_classifier(
             checkpoint, revision=revision, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=True, **labels
         )
+    if order is not None:
+        permute_head(student, order)
     return student.train()
 
 

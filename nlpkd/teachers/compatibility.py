@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -16,7 +17,7 @@ from nlpkd.data.tokenization import TEACHER_PREFIX, column_prefixes, same_tokeni
 from nlpkd.models.attention import Wanted
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.loading import load_tokenizer
-from nlpkd.models.structure import input_table, is_causal
+from nlpkd.models.structure import classification_head, input_table, is_causal, permute_head
 from nlpkd.tasks import SINGLE_LABEL, task_of
 
 _READ_ROWS = 100_000
@@ -128,6 +129,29 @@ def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:
         return None if theirs is None or ours is None else ours.positions_in(theirs)
     except ValueError as error:
         raise ValueError(f"labels of the teacher and of the student: {error}") from None
+
+
+def align_copied_head(student: nn.Module, teacher: nn.Module, order: Sequence[int] | None) -> None:
+    """Put the head of a student that is a copy of its teacher's into the student's label order.
+
+    Layers are copied in the teacher's order, and where names say nothing gold labels tell later that it is another.
+
+    Args:
+        student: changed in place, where its head still is the teacher's.
+        teacher: a model or an ensemble, which knows the orders of its members.
+        order: order[k], the teacher's index of the student's label k; None where it is the student's own.
+    """
+    head = classification_head(student)
+    teachers: list[tuple[nn.Module, Any]] = [(teacher, order)]
+    if isinstance(teacher, TeacherEnsemble):
+        teachers = list(zip(teacher.members, teacher.orders, strict=True))
+    for model, found in teachers:
+        copied = classification_head(model)
+        if found is None or head is None or copied is None or head.weight.shape != copied.weight.shape:
+            continue
+        if torch.equal(head.weight, copied.weight.to(head.weight)):
+            permute_head(student, found)
+            return
 
 
 def teacher_prefix(

@@ -23,6 +23,7 @@ from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.teachers.checks import CHECKED_ROWS, check_teacher_on_gold_labels
 from nlpkd.teachers.compatibility import (
+    align_copied_head,
     fit_ensemble,
     label_order,
     refuse_unknown_padding,
@@ -131,6 +132,8 @@ class TeacherSignals:
     ) -> None:
         """Refuse token ids that a model does not have, and hold the teacher against a sample of gold labels.
 
+        A student's head that is a copy of the teacher's follows the order that is found.
+
         See `nlpkd.teachers.compatibility.refuse_unknown_tokens` and
         `nlpkd.teachers.checks.check_teacher_on_gold_labels`.
         """
@@ -141,6 +144,8 @@ class TeacherSignals:
         source = self.source(getattr(rows, "column_names", None) or ())
         if source is not None and isinstance(rows, Dataset):
             check_teacher_on_gold_labels(source, rows, collate, batch_size, self.device, student_config, check, seed)
+        if self.live is not None:
+            align_copied_head(self._student, self.live.model, self.order)
 
     def run_once(self, rows: Dataset, args: DistillationConfig) -> Dataset:
         """Run the live teacher on all rows now, for objectives that read its logits alone.
