@@ -119,6 +119,12 @@ def distill(
     embedding_size: Annotated[
         int | None, option(MODELS, "Width of a factorised embedding table, of layers of the teacher.")
     ] = None,
+    start: Annotated[
+        str, option(MODELS, "Layers of the teacher start as teacher (fine-tuned) or pretrained (before that).")
+    ] = "teacher",
+    backbone: Annotated[
+        str | None, option(MODELS, "What the teacher was fine-tuned from, where its config does not say it.")
+    ] = None,
     test: Annotated[str | None, option(DATA, "Rows that nothing is chosen on, to report on.")] = None,
     soft_label_column: Annotated[str | None, option(DATA, "Column of soft labels, in place of a teacher.")] = None,
     objectives: Annotated[str, option(TRAINING, "A preset; `nlpkd presets` lists them.")] = "layerwise",

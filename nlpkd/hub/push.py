@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo, HfApi, RepoUrl, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_NAME
 
 from nlpkd.evaluation.html_report import PAGE_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
@@ -21,6 +22,7 @@ from nlpkd.hub.client import HubTimeoutError, limit_hub_requests
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
+from nlpkd.students.backbone import without_local_backbone
 from nlpkd.utils.files import NO_SPACE, explain_damage, inside, refuse_damaged, refuse_outside, write_atomic
 from nlpkd.utils.locks import only_writer_if_any
 
@@ -252,7 +254,7 @@ def _new_card(directory: Path, repo_id: str) -> str | None:
 
 
 def _stage(directory: Path, staging: Path) -> None:
-    """Gather what may be published: the report without the paths of this machine, its page without its examples."""
+    """Gather what may be published: report and config without paths of this machine, the page without its examples."""
     if (directory / JSON_NAME).is_file():
         public = public_report(EvaluationReport.load(directory / JSON_NAME))
         if (directory / PAGE_NAME).is_file():
@@ -264,6 +266,11 @@ def _stage(directory: Path, staging: Path) -> None:
         if Path(name).name in (JSON_NAME, MARKDOWN_NAME, PAGE_NAME):
             continue
         (staging / name).parent.mkdir(exist_ok=True)
+        if name == CONFIG_NAME:
+            config = without_local_backbone((directory / name).read_text(encoding="utf-8"))
+            if config is not None:
+                (staging / name).write_text(config, encoding="utf-8")
+                continue
         (staging / name).symlink_to((directory / name).resolve())
 
 

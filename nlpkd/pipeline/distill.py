@@ -98,7 +98,7 @@ def train_teacher(
             fields of `DistillationConfig` (`num_train_epochs`, `learning_rate`, ...).
 
     Returns:
-        The teacher, saved.
+        The teacher, saved; the entry `nlpkd_backbone` of its config names the backbone.
 
     Raises:
         ValueError: if model, data or settings do not fit.
@@ -142,6 +142,8 @@ def distill(
     max_size_mb: float | None = None,
     vocabulary: str | None = None,
     embedding_size: int | None = None,
+    start: str = "teacher",
+    backbone: str | Path | None = None,
     objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
     baseline: bool = False,
     baseline_dir: str | Path | None = None,
@@ -176,6 +178,10 @@ def distill(
             (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.
         embedding_size: factorise the embedding table of a student that is made of the teacher's layers; see
             `make_student`.
+        start: whose weights a student that is made of the teacher has: `"teacher"`, or `"pretrained"`, the same layers
+            of the backbone that the teacher was fine-tuned from, with a new head.
+        backbone: path or Hub id (`id@revision` too) of that backbone, where the teacher's config does not record it as
+            `train_teacher` does.
         objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`).
         baseline: train the undistilled baseline too: the same student from the same weights, on gold labels alone.
         baseline_dir: where the baseline is saved, `output_dir/baseline` by default.
@@ -218,6 +224,8 @@ def distill(
             max_size_mb=max_size_mb,
             vocabulary=vocabulary,
             embedding_size=embedding_size,
+            start=start,
+            backbone=backbone,
             objectives=objectives,
             tokenizer=tokenizer,
             teacher_tokenizer=teacher_tokenizer,

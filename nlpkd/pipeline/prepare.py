@@ -27,10 +27,11 @@ from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
+from nlpkd.students.backbone import known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import kind_of
-from nlpkd.students.make_student import make_student
+from nlpkd.students.make_student import check_start, make_student
 from nlpkd.tasks import SINGLE_LABEL, task_of
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ def prepare_job(
     max_size_mb: float | None = None,
     vocabulary: str | None = None,
     embedding_size: int | None = None,
+    start: str = "teacher",
+    backbone: str | Path | None = None,
     objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
     tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: TeacherTokenizers = None,
@@ -153,6 +156,9 @@ def prepare_job(
     student = _student_asked_for(student, teachers, budget, objectives, embedding_size)
     learner = ModelSource.of(student, student_revision, trust_remote_code)
     inherits = _is_made_of_a_teacher(student)
+    check_start(start, backbone, inherits)
+    if start == "pretrained":
+        known_backbone(teachers.models[0].config(), backbone, "start='pretrained'")
     if tokenizer is None:
         shared = teachers.tokenizers and (inherits or isinstance(student, PreTrainedModel))
         tokenizer = teachers.tokenizers[0] if shared else learner.tokenizer()
@@ -174,6 +180,9 @@ def prepare_job(
     # The models, the losses, and the job.
     models = [each.teacher(teacher_dtype) for each in teachers.models]
     weights = weights_of_classes(class_weights, data)
+    described = learner.describe() | {"checkpoint": not inherits}
+    if start != "teacher":
+        described["start"] = start
     job = Job(
         teacher=as_one_teacher(models, args.ensemble_weights, args.ensemble_average) if models else None,
         teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
@@ -185,13 +194,17 @@ def prepare_job(
         ],
         origin={
             "teacher": teachers.describe(),
-            "student": learner.describe() | {"checkpoint": not inherits},
+            "student": learner.describe()
+            | {"checkpoint": not inherits}
+            | ({"start": start} if start != "teacher" else {}),
             "data": data.name,
             "evaluated_source": name_of(train if measured is None else measured),
             "dataset_config": asked.dataset_config,
             "dataset_revision": asked.dataset_revision,
         },
-        make_untrained_student=_student_maker(learner, models, data, embedding_size),
+        make_untrained_student=_student_maker(
+            learner, models, data, embedding_size=embedding_size, start=start, backbone=backbone
+        ),
         class_weights=weights,
     )
     return _with_trimmed_vocabulary(job, teachers, load, args.seed) if vocabulary == "trim" else job
@@ -229,7 +242,14 @@ def prepare_teacher(
     data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)
     data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
     weights = weights_of_classes(class_weights, data)
-    start = _student_maker(source, [], data, None)
+    load = _student_maker(source, [], data)
+
+    def make_untrained(seed: int) -> PreTrainedModel:
+        """Load the backbone, whose name its config keeps."""
+        model = with_fresh_pooler(load(seed), seed) if fresh_pooler else load(seed)
+        record_backbone(model.config, source.revision, fresh_pooler)
+        return model
+
     return Job(
         teacher=None,
         teacher_tokenizer=None,
@@ -237,7 +257,7 @@ def prepare_teacher(
         data=data,
         stages=[Stage([CrossEntropyLoss(class_weights=weights)])],
         origin={},
-        make_untrained_student=(lambda seed: with_fresh_pooler(start(seed), seed)) if fresh_pooler else start,
+        make_untrained_student=make_untrained,
         class_weights=weights,
     )
 
@@ -305,14 +325,15 @@ def _student_maker(
     student: ModelSource,
     teachers: Sequence[PreTrainedModel],
     data: TextClassificationData,
-    embedding_size: int | None,
+    **options: Any,
 ) -> Callable[[int], PreTrainedModel]:
-    """Return a function from a seed to the untrained student."""
+    """Return a function from a seed to the untrained student; `options` are of one that is made of a teacher."""
     given: Any = student.given
     if isinstance(given, PreTrainedModel):
         return lambda seed: copy.deepcopy(given)
     if teachers and _is_made_of_a_teacher(given):
-        return lambda seed: make_student(teachers[0], given, embedding_size=embedding_size, seed=seed)
+        trust: dict[str, Any] = {"trust_remote_code": student.trust_remote_code}
+        return lambda seed: make_student(teachers[0], given, seed=seed, **options, **trust)
     return lambda seed: make_student(
         checkpoint=given,
         revision=student.revision,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from nlpkd.models.layers import choose_layers
 from nlpkd.models.small_models import SMALL_STUDENTS, small_student
+from nlpkd.students.backbone import CONFIG_KEY, Backbone, load_pretrained
 from nlpkd.students.narrow import narrow_student
 from nlpkd.students.shapes import SHAPES
 from nlpkd.students.teacher_layers import copy_layers
@@ -125,6 +126,8 @@ def build_student(
     *,
     id2label: Mapping[int, str] | None = None,
     seed: int = 42,
+    backbone: Backbone | None = None,
+    trust_remote_code: bool = False,
     **shape: Any,
 ) -> PreTrainedModel:
     """Make a student by its name, as `make_student` takes it.
@@ -134,6 +137,8 @@ def build_student(
         layers: a name of one of `KINDS`, the number of layers, or the layers by number.
         id2label: label names, where there is no teacher to give them.
         seed: of what is initialised at random.
+        backbone: what the teacher was fine-tuned from, to make the student of that in the same way; its head is new.
+        trust_remote_code: run the backbone repository's own code.
         **shape: settings of the kind.
 
     Returns:
@@ -145,7 +150,12 @@ def build_student(
     kind = kind_of(layers)
     if kind is None:
         raise ValueError(_unknown(layers))
-    return kind.build(teacher, layers, id2label=id2label, seed=seed, **shape)
+    if teacher is not None and backbone is not None:
+        teacher = load_pretrained(merge_adapter(teacher), backbone, seed=seed, trust_remote_code=trust_remote_code)
+    student = kind.build(teacher, layers, id2label=id2label, seed=seed, **shape)
+    # A student of some layers was not fine-tuned from the whole backbone.
+    vars(student.config).pop(CONFIG_KEY, None)
+    return student
 
 
 def _unknown(name: Any) -> str:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.low_rank import factorize_embeddings
 from nlpkd.compression.vocabulary import trim_vocabulary
+from nlpkd.students.backbone import known_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import load_student
 from nlpkd.students.kinds import build_student, kind_of
@@ -36,6 +37,8 @@ def make_student(
     embedding_size: int | None = ...,
     revision: str | None = ...,
     id2label: Mapping[int, str] | None = ...,
+    start: str = ...,
+    backbone: str | Path | None = ...,
     trust_remote_code: bool = ...,
     seed: int = ...,
     **shape: Any,
@@ -55,6 +58,8 @@ def make_student(
     embedding_size: int | None = None,
     revision: str | None = None,
     id2label: Mapping[int, str] | None = None,
+    start: str = "teacher",
+    backbone: str | Path | None = None,
     trust_remote_code: bool = False,
     seed: int = 42,
     **shape: Any,
@@ -83,6 +88,10 @@ def make_student(
             `nlpkd.compression.factorize_embeddings`, as for the families that can.
         revision: branch, tag or commit of the checkpoint.
         id2label: label names, where there is no teacher to give them.
+        start: whose weights a student that is made of a teacher has: `"teacher"`, the fine-tuned ones, or
+            `"pretrained"`, the same layers of the backbone that the teacher was fine-tuned from, with a new head.
+        backbone: with `start="pretrained"`, the path or Hub id (`id@revision` too) of that backbone; what the
+            teacher's config records (`nlpkd.train_teacher` writes it there) if None.
         trust_remote_code: run the repository's own code.
         seed: of what is initialised at random.
         **shape: with layers, narrower widths as `narrow_student` takes them (`hidden_size=192`,
@@ -94,28 +103,54 @@ def make_student(
 
     Raises:
         ValueError: if not exactly one of layers, checkpoint and budget is given, the teacher lacks what is asked for,
-            or nothing fits the budget.
+            nothing fits the budget, or nobody knows the backbone to start from.
     """
+    options: dict[str, Any]
     limits: dict[str, Any] = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
     limited = max_latency_ms is not None or max_size_mb is not None
     texts = _texts_to_keep(vocabulary, tokenizer, texts)
     _check_source(teacher, layers, checkpoint, limited, embedding_size, shape)
+    check_start(start, backbone, teacher is not None and checkpoint is None)
     # Choose: the vocabulary will be trimmed, so the budget is of students with a trimmed one.
     if limited:
         reading: Any = teacher if texts is None else trim_vocabulary(teacher, tokenizer, texts)[0]  # type: ignore[arg-type]
         layers = student_within(reading, **limits, embedding_size=embedding_size)
     # Build.
     if layers is not None:
-        student = build_student(teacher, layers, id2label=id2label, seed=seed, **shape)
+        pretrained = None
+        if start == "pretrained":
+            pretrained = known_backbone(teacher.config, backbone, "start='pretrained'")  # type: ignore[union-attr]
+        options = {"backbone": pretrained, "trust_remote_code": trust_remote_code, "seed": seed}
+        student = build_student(teacher, layers, id2label=id2label, **options, **shape)
     else:
         labels: Any = teacher.config.id2label if id2label is None and teacher is not None else id2label
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "seed": seed}
+        options = {"revision": revision, "trust_remote_code": trust_remote_code, "seed": seed}
         student = load_student(checkpoint, id2label=labels, **options)  # type: ignore[arg-type]
     # Factorise the embeddings.
     if embedding_size is not None:
         student, _ = factorize_embeddings(student, rank=embedding_size)
     # Trim the vocabulary.
     return student if texts is None else trim_vocabulary(student, tokenizer, texts)[:2]  # type: ignore[arg-type]
+
+
+def check_start(start: str, backbone: str | Path | None, made_of_teacher: bool) -> None:
+    """Check whether a student can start as it is asked to.
+
+    Args:
+        start: as `make_student` takes it.
+        backbone: likewise.
+        made_of_teacher: whether the student is made of a teacher.
+
+    Raises:
+        ValueError: for another word, and where there is no teacher whose backbone it could be.
+    """
+    if start not in ("teacher", "pretrained"):
+        raise ValueError(f"start={start!r}: give 'teacher' (its fine-tuned layers) or 'pretrained' (its backbone's)")
+    if not made_of_teacher and (start == "pretrained" or backbone is not None):
+        raise ValueError(
+            f"start={start!r}, backbone={backbone!r}: these are of a student that is made of a teacher, such as "
+            "'layers:3'; a checkpoint or model starts as it is, so leave them out"
+        )
 
 
 def _texts_to_keep(

@@ -319,7 +319,8 @@ FUNCTIONS = {
     # Its objectives are `hinton`, and neither labels nor weights are trained on.
     "cache": ("nlpkd.pipeline.prepare:prepare_job",
               {"objectives", "class_weights", "soft_label_column", "streaming", "test",
-                                            "embedding_size", "max_latency_ms", "max_size_mb"}),
+                                            "embedding_size", "max_latency_ms", "max_size_mb", "start",
+                                            "backbone"}),
     "tune": ("nlpkd.pipeline.tune:tune", set()),
     # Named among the models.
     "evaluate": ("nlpkd.pipeline.evaluate:evaluate", {"student", "candidates"}),
