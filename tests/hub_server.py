@@ -92,6 +92,7 @@ class HubServer:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self.storage_url = f"http://localhost:{self._http.server_port}"
 
     def __enter__(self) -> HubServer:
         self._thread.start()
@@ -134,7 +135,7 @@ class HubServer:
         Args:
             action: "create", "preupload", "lfs", "put", "commit", "info", "resolve", ...: an `action_*` method below.
             how: "status" answers with `status`, "drop" closes the connection before, "lose" after the work is done,
-                "slow" does the work after `seconds`.
+                "slow" does the work after `seconds`, "page" answers with a web page.
             status: The HTTP status.
             times: How many requests fail.
             message: What the server says beside the status.
@@ -178,6 +179,8 @@ class HubHandler(BaseHTTPRequestHandler):
             self.lost = fault.how == "lose"
             if fault.how == "drop":
                 self.close_connection = True
+            elif fault.how == "page":
+                self.reply(200, b"<!doctype html><title>Log in</title>", {"Content-Type": "text/html"})
             elif fault.how == "status":
                 raise HubError(fault.status, fault.message)
             else:
@@ -319,7 +322,7 @@ class HubHandler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body)["objects"]
         for item in wanted:
             if item["oid"] not in self.hub.lfs:
-                item["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}", "header": {}}}
+                item["actions"] = {"upload": {"href": f"{self.hub.storage_url}/lfs/{item['oid']}", "header": {}}}
         self.json({"transfer": "basic", "objects": wanted})
 
     def action_put(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -18,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from nlpkd.config import fast_at_bf16
-from nlpkd.hub.client import limit_hub_requests
+from nlpkd.hub.client import NOT_THE_HUB, limit_hub_requests
 from nlpkd.utils.files import nearest_existing_folder
 
 LEAST_DISK_GB = 5.0
@@ -134,6 +135,8 @@ def _asked(ask: Callable[[], Any]) -> Finding:
         # Any answer of the Hub shows that it is in reach.
         reached = status in (401, 403, 404)
         return Finding(check, f"{constants.ENDPOINT} answers ({status})", reached or None, "try again later")
+    except json.JSONDecodeError:
+        return Finding(check, f"{constants.ENDPOINT} answers with no JSON", None, NOT_THE_HUB)
     except (HTTPError, OSError) as error:
         advice = "local paths and cached models work; else check network, proxy and HF_ENDPOINT"
         return Finding(check, f"{constants.ENDPOINT} can't be reached ({type(error).__name__})", None, advice)

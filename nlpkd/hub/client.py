@@ -30,6 +30,13 @@ HubTimeoutError: type[Exception] = _httpx.TimeoutException
 """What a request raises that was given up."""
 
 
+NOT_THE_HUB = (
+    "what answered is not the Hub, perhaps this network's own page to log in: open any page in a browser, log in, and "
+    "try again"
+)
+"""What to say where an answer is no JSON."""
+
+
 def limit_hub_requests(silence_s: float | None = None, patience_s: float | None = None) -> None:
     """Give huggingface_hub a client whose requests end, unless the caller has set a client of their own.
 

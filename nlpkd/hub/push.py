@@ -9,8 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from huggingface_hub import CommitInfo, HfApi, RepoUrl, get_token
+from huggingface_hub import CommitInfo, HfApi, RepoUrl, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
@@ -18,7 +19,7 @@ from transformers import CONFIG_NAME
 
 from nlpkd.evaluation.html_report import PAGE_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
-from nlpkd.hub.client import HubTimeoutError, limit_hub_requests
+from nlpkd.hub.client import NOT_THE_HUB, HubTimeoutError, limit_hub_requests
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
@@ -191,6 +192,8 @@ def _send(api: HfApi, **upload: Any) -> CommitInfo:
     """Upload a folder; huggingface_hub wraps what stopped a single file, and the reason is in there."""
     try:
         return api.upload_folder(**upload)
+    except json.JSONDecodeError:
+        raise
     except (RuntimeError, ValueError) as error:
         if isinstance(error.__cause__, HTTPError):
             raise error.__cause__ from None
@@ -287,6 +290,8 @@ def _with_retries(call: Any, tries: int = len(_BACKOFF_S) + 1) -> Any:
     for attempt in range(tries):
         try:
             return call()
+        except json.JSONDecodeError as error:
+            raise _NotSentError(NOT_THE_HUB) from error
         except (HTTPError, ConnectionError, TimeoutError) as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             final = isinstance(error, (OfflineModeIsEnabled, HubTimeoutError)) or (status is not None and status < 500)
@@ -316,7 +321,13 @@ def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
         status, said = error.response.status_code, error.server_message or ""
         if status == 401 and (api.token or get_token()) is None:
             return "there is no token: run `hf auth login`, or set HF_TOKEN"
-        if status == 403:
+        host = urlsplit(str(error.response.url)).netloc
+        if status == 403 and host != urlsplit(constants.ENDPOINT).netloc:
+            plain = (
+                f"{host}, which stores files for the Hub, refused one: its address was valid for some minutes only, "
+                "so check this machine's clock and its proxy, and push again"
+            )
+        elif status == 403:
             plain = _why_forbidden(f"{said} {error}", repo_id, api)
         else:
             plain = _REASONS.get(status, f"the Hub answered with status {status}").format(repo_id=repo_id)
@@ -342,7 +353,7 @@ def _why_forbidden(said: str, repo_id: str, api: HfApi) -> str:
     try:
         account = api.whoami()
         mine = [account["name"], *(each["name"] for each in account.get("orgs", []))]
-    except (HTTPError, OSError):
+    except (HTTPError, OSError, ValueError):
         return f"the token may not write to {repo_id}: the name belongs to somebody else, or the rights are missing"
     if owner and owner not in mine:
         return f"the name belongs to somebody else: the token is of {', '.join(mine)}, and not of {owner}"

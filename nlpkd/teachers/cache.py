@@ -76,7 +76,8 @@ def cache_teacher_outputs(
             `PROBABILITY_FLOOR`.
         bf16: run a module in bf16 mixed precision; where the machine is fast at it, if None.
         batch_tokens: tokens of a module's batch, padding included; 2,048 on a CPU, 16,384 elsewhere.
-        shard_rows: rows of a shard, and of a function's batch; a cache that is there keeps its own.
+        shard_rows: rows of a shard, and of a function's batch; more, where there would be more than `MOST_SHARDS`
+            shards. A cache that is there keeps its own.
         text_columns: what a function reads.
         teacher_name: what tells a function from others, such as its name and version; required for one.
 

@@ -23,6 +23,10 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 
 
+MOST_SHARDS = 16_384
+"""A shard is a memory map while the cache is open, and Linux lets a process have 65,530 of them."""
+
+
 _NAME = re.compile(r"shard-(\d{5,})\.([0-9a-f]{16})\.arrow")
 
 
@@ -57,7 +61,7 @@ class ShardFolder:
         Args:
             path: the folder, made where missing.
             rows: of the data set.
-            shard_rows: of a shard.
+            shard_rows: of a shard; more, where there would be more than `MOST_SHARDS`.
             parts: what the outputs depend on, by the name that a refusal calls it.
             explanations: what only helps to say why other parts differ, likewise.
         """
@@ -67,7 +71,7 @@ class ShardFolder:
         manifest = {
             "schema": SCHEMA,
             "rows": rows,
-            "shard_rows": shard_rows,
+            "shard_rows": max(shard_rows, -(-rows // MOST_SHARDS)),
             "parts": dict(parts),
             "explanations": dict(explanations),
             "versions": {"torch": torch.__version__, "pyarrow": pa.__version__},

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 
-from nlpkd.utils.files import refuse_links, remove_leftovers
+from nlpkd.utils.files import numbered_folders, refuse_links, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,11 @@ LOCK = ".lock"
 
 
 # The folders that nlpkd makes in an output directory.
-_WRITTEN = ("onnx", "baseline", "teacher_cache", "checkpoint-*", "seed-*", "stage-*")
+_WRITTEN, _NUMBERED = ("onnx", "baseline", "teacher_cache"), ("checkpoint", "seed", "stage")
+
+
+# What file systems answer that have no locks, such as NFS without its lock service.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -40,9 +46,10 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_links(folder, LOCK, *(path.name for pattern in _WRITTEN for path in folder.glob(pattern)))
+    numbered = (path.name for prefix in _NUMBERED for path in numbered_folders(folder, prefix).values())
+    refuse_links(folder, LOCK, *_WRITTEN, *numbered)
     # A singleton counts how often its process holds it: a job does, the trainings within it, a push in the background.
-    lock = FileLock(folder.resolve() / LOCK, is_singleton=True, thread_local=False)
+    lock: Any = FileLock(folder.resolve() / LOCK, is_singleton=True, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -52,12 +59,20 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
             ) from None
         logger.warning("Waiting for another run, which is writing to %s.", folder)
         lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning(
+            "The file system of %s has no locks (%s): let no other run write there.", folder, error.strerror
+        )
+        lock = None
     try:
-        if lock.lock_counter == 1:
+        if lock is not None and lock.lock_counter == 1:
             remove_leftovers(folder)
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def only_writer_if_any(folder: Path, *, wait: bool = False) -> AbstractContextManager[None]:

@@ -283,6 +283,14 @@ def test_refusals_are_told_apart_and_the_advice_keeps_every_choice(
         ("lfs", 402, "", {}, "the account's storage or plan does not allow it", ""),
         ("lfs", 403, storage, {"revision": "v2"}, f"plan (the server said: {storage})", " --revision v2"),
         ("put", 413, "", {}, "a file is larger than the Hub takes", ""),
+        (
+            "put",
+            403,
+            "",
+            {},
+            f"localhost:{hub.url.rpartition(':')[2]}, which stores files for the Hub, refused one",
+            "",
+        ),
         ("commit", 403, "Forbidden", {}, "the token's rights do not cover writing to alice/", ""),
         ("commit", 409, "", {"private": False, "create_pr": True}, "in conflict", " --no-private --create-pr"),
     ]
@@ -298,6 +306,14 @@ def test_refusals_are_told_apart_and_the_advice_keeps_every_choice(
         assert line.endswith(said), line
     assert lines[-1] == f"{hub.url}/alice/r0/commit/{hub.commits('alice/r0')[-1].sha}"
     assert hub.repos["model", "alice/r0"].private
+
+
+@pytest.mark.parametrize("action", ["create", "preupload", "lfs", "commit"])
+def test_a_web_page_in_place_of_an_answer_is_told_as_a_log_in(action, hub: HubServer, student: Path, tmp_path: Path):
+    hub.fail_next(action, "page", times=3)
+    (line,) = push(hub, tmp_path / "home", {"directory": student, "repo_id": "alice/student"})
+    assert line.startswith("ERROR RuntimeError") and "what answered is not the Hub, perhaps this network's" in line
+    assert line.endswith(f"to finish: nlpkd push {student} --repo-id alice/student")
 
 
 def test_private_repo_stays_private_and_a_pull_request_is_opened_once(

@@ -30,6 +30,7 @@ from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.objectives import EmbeddingMSELoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.teachers.cache import cache_teacher_outputs
+from nlpkd.teachers.shards import ShardFolder
 
 ROWS = 53
 # Not bit-equal: other batch shapes pick other kernels.
@@ -256,6 +257,7 @@ import sys, time
 from datasets import load_from_disk
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from nlpkd.teachers.cache import cache_teacher_outputs
+from nlpkd.teachers.shards import ShardFolder
 
 given, folder = sys.argv[1:]
 model = AutoModelForSequenceClassification.from_pretrained(given + "/teacher")
@@ -312,6 +314,7 @@ from accelerate import PartialState
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 from nlpkd.teachers.cache import cache_teacher_outputs
+from nlpkd.teachers.shards import ShardFolder
 from test_cache import Bag
 
 given, folder, out = sys.argv[1:]
@@ -676,6 +679,17 @@ def test_states_over_the_budget_are_refused_before_anything_is_written(cache, te
     cached = cache(teacher, rows, hidden_states=[1, 2], budget_gb=needed * 1.01)
     taken = sum(len(row) for layer in (1, 2) for row in cached[HIDDEN_STATES.format(layer)])
     assert taken == needed * 1e9
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "kept"),
+    [(10**9, 4096, 61_036), (300_000_000, 4096, 18_311), (67_108_864, 4096, 4096), (53, 1, 1)],
+)
+def test_a_cache_never_has_more_shards_than_a_process_may_map(rows, asked, kept, tmp_path):
+    ShardFolder.create(tmp_path, rows, asked, {"teacher": "one"}, {})
+    folder = ShardFolder.open(tmp_path, {"teacher": "one"}, {})
+    assert folder.shard_rows == kept and len(folder) < 65_530 / 3
+    assert folder.span(len(folder) - 1).stop == rows
 
 
 def test_the_checksum_is_what_sha256_gives(cache, teacher, rows, tmp_path):

@@ -1,0 +1,37 @@
+"""One writer a folder, also where the file system has no locks."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import pytest
+from processes import run as run_program
+
+# Let the kernel answer every flock as an NFS without its lock service does, then write to a folder.
+WITHOUT_LOCKS = """
+import ctypes, errno, logging, struct, sys
+from nlpkd.utils.locks import only_writer
+logging.basicConfig()
+code = struct.pack("HBBIHBBIHBBIHBBI", 0x20, 0, 0, 0, 0x15, 0, 1, int(sys.argv[1]),
+                   0x06, 0, 0, 0x50000 | getattr(errno, sys.argv[2]), 0x06, 0, 0, 0x7FFF0000)
+instructions = ctypes.create_string_buffer(code)
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+given = Filter(4, ctypes.addressof(instructions))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(given)) == 0, ctypes.get_errno()
+for _ in range(2):
+    with only_writer("out", wait=True), only_writer("out"):
+        print("written")
+"""
+FLOCK = {"x86_64": 73, "aarch64": 32}
+
+
+@pytest.mark.skipif(platform.machine() not in FLOCK, reason="the number of flock is known on x86_64 and aarch64")
+@pytest.mark.parametrize("answer", ["ENOLCK", "EOPNOTSUPP"])
+def test_a_file_system_without_locks_is_written_to_with_a_warning(answer, tmp_path):
+    words = ["-c", WITHOUT_LOCKS, str(FLOCK[platform.machine()]), answer]
+    done = run_program(words, tmp_path, dict(os.environ), timeout=60)
+    assert done.returncode == 0 and done.stdout == "written\n" * 2, done.stderr
+    assert "The file system of out has no locks" in done.stderr
