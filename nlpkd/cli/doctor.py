@@ -32,6 +32,7 @@ EXTRAS = {
     "litert": ("litert-torch",),
     "peft": ("peft",),
     "report": ("matplotlib", "jinja2"),
+    "teachers": ("requests", "openai", "sentence-transformers"),
     "tracking": ("tensorboard",),
     "tune": ("optuna",),
 }

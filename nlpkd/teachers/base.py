@@ -1,0 +1,117 @@
+"""Teachers that label texts: texts in, one probability for each class out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
+
+_ROUNDING = 1e-3
+
+
+class LabelingTeacher(ABC):
+    """A teacher that answers one fixed question about every text.
+
+    Attributes:
+        classes: names of the classes, in the order of the probabilities.
+        problem_type: whether one class holds for a text, or any number of them.
+        rows_per_call: how many texts `nlpkd.label` hands over at once, and keeps at once.
+        concurrency: how many such calls may run at the same time.
+    """
+
+    classes: tuple[str, ...]
+    problem_type: str = SINGLE_LABEL
+    rows_per_call: int = 256
+    concurrency: int = 1
+
+    @abstractmethod
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Label texts.
+
+        Args:
+            texts: the texts.
+
+        Returns:
+            Float32 `(texts, classes)`; of a single-label task each row sums to 1.
+
+        Raises:
+            ValueError: if an answer is no distribution over the classes.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return all that the answers depend on, as JSON: `name`, `question`, and settings."""
+
+
+class FunctionTeacher(LabelingTeacher):
+    """Any function as a teacher.
+
+    Args:
+        function: from a list of texts to `(texts, classes)` probabilities.
+        classes: names of the classes, in the function's order.
+        name: names the function and its version in the record; another one is another teacher.
+        problem_type: `single_label_classification` or `multi_label_classification`.
+        rows_per_call: how many texts it gets at once.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[list[str]], Any],
+        classes: Sequence[str],
+        name: str | None = None,
+        problem_type: str = SINGLE_LABEL,
+        rows_per_call: int = 256,
+    ):
+        self.function = function
+        self.classes = tuple(classes)
+        self.name = name or getattr(function, "__qualname__", type(function).__name__)
+        self.problem_type = problem_type
+        self.rows_per_call = rows_per_call
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Call the function; see `LabelingTeacher.probabilities`."""
+        return as_probabilities(self.function(list(texts)), len(texts), self.classes, self.problem_type)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the function's name and the classes."""
+        return {"name": self.name, "question": {"classes": list(self.classes)}, "problem_type": self.problem_type}
+
+
+def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_type: str) -> np.ndarray:
+    """Check that answers are probabilities over the classes.
+
+    Args:
+        answers: `(rows, classes)` numbers.
+        rows: how many there must be.
+        classes: names of the classes.
+        problem_type: in a single-label task each row sums to 1, up to 1e-3.
+
+    Returns:
+        Float32 `(rows, classes)`.
+
+    Raises:
+        ValueError: if they are not; the first wrong row is named.
+    """
+    found = np.asarray(answers, dtype=np.float64)
+    if found.shape != (rows, len(classes)):
+        raise ValueError(f"a teacher must answer {rows} texts with {(rows, len(classes))} numbers, got {found.shape}")
+    wrong = ~np.isfinite(found).all(axis=1) | (found < 0).any(axis=1) | (found > 1 + _ROUNDING).any(axis=1)
+    if problem_type != MULTI_LABEL:
+        wrong |= ~(np.abs(found.sum(axis=1) - 1) <= _ROUNDING)
+    if wrong.any():
+        row = int(wrong.argmax())
+        answer = dict(zip(classes, found[row].tolist(), strict=True))
+        needed = "probabilities" if problem_type == MULTI_LABEL else "probabilities that sum to 1"
+        raise ValueError(f"the answer to text {row} of {rows} must be {needed}, got {answer}")
+    return found.astype(np.float32)
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield the numbers of all rows, `batch_size` at a time and the longest first, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

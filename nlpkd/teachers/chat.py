@@ -1,0 +1,138 @@
+"""A chat model behind an OpenAI-compatible endpoint as a teacher."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import random
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from nlpkd.teachers.base import LabelingTeacher, as_probabilities
+from nlpkd.utils.optional import require
+
+_PROMPT = (
+    "{text}\n\n{question}\n{options}\nAnswer with the letter of the option that fits best ({first} to {last}) only."
+)
+
+
+class ChatTeacher(LabelingTeacher):
+    """Ask a chat model for the letter of the class that fits a text.
+
+    Each letter's probability is read from the log-probabilities of the first token, and divided by their sum over the
+    options. Where the server gives none, `votes` answers are drawn, and a class's probability is its share of them.
+    Models prefer some places of a list: the options are asked in `orders` orders, drawn from the text, and the
+    probabilities averaged. Needs the `openai` client (`pip install "nlpkd[teachers]"`), which waits after 429
+    (Retry-After) and 5xx, and tries again.
+
+    Args:
+        model: the name that the server has for it.
+        question: what is asked about a text, such as "What is it about?".
+        classes: names of the classes, 26 at most; or a mapping from them to descriptions.
+        base_url: of the server, such as `http://localhost:8000/v1`; OpenAI's if None.
+        api_key: of the server; the environment's `OPENAI_API_KEY` if None.
+        orders: in how many orders the options are given, each a request.
+        votes: draw so many answers of each order in place of log-probabilities.
+        concurrency: texts that are asked about at the same time.
+        timeout_s: seconds to wait for an answer.
+        max_retries: how often a request is tried again.
+
+    Raises:
+        ValueError: for fewer than 2 or more than 26 classes.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        question: str,
+        classes: Sequence[str] | Mapping[str, str],
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        orders: int = 2,
+        votes: int | None = None,
+        concurrency: int = 8,
+        timeout_s: float = 60.0,
+        max_retries: int = 6,
+    ):
+        self.classes = tuple(classes)
+        if isinstance(classes, str) or not 2 <= len(set(self.classes)) == len(self.classes) <= 26:
+            raise ValueError(f"give 2 to 26 different classes, got {classes!r}")
+        if orders < 1 or (votes is not None and votes < 1):
+            raise ValueError(f"orders and votes must be at least 1, got {orders} and {votes}")
+        self.model = model
+        self.question = question
+        self.options = [f"{name}: {classes[name]}" if isinstance(classes, Mapping) else name for name in self.classes]
+        self.base_url = base_url
+        self.orders = orders
+        self.votes = votes
+        self.concurrency = concurrency
+        self.rows_per_call = 1
+        self._settings = {"api_key": api_key, "timeout": timeout_s, "max_retries": max_retries}
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Ask about each text; see `LabelingTeacher.probabilities`."""
+        if len(texts) == 1:
+            answers = [self._ask(texts[0])]
+        else:
+            with ThreadPoolExecutor(self.concurrency) as pool:
+                answers = list(pool.map(self._ask, texts))
+        return as_probabilities(answers, len(texts), self.classes, self.problem_type)
+
+    def describe(self) -> dict[str, Any]:
+        """Return model, question and server, and how it is asked."""
+        question = {"instructions": self.question, "options": self.options}
+        return {
+            "name": self.model, "question": question, "base_url": self.base_url, "orders": self.orders,
+            "votes": self.votes,
+        }  # fmt: skip
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        return require("openai", "teachers").OpenAI(base_url=self.base_url, **self._settings)
+
+    def _ask(self, text: str) -> list[float]:
+        """Return the mean over the orders of each class's probability."""
+        # The same text is asked in the same orders: an answer can be asked for again.
+        generator = random.Random(hashlib.sha256(text.encode()).digest())
+        total = np.zeros(len(self.classes))
+        for _ in range(self.orders):
+            order = generator.sample(range(len(self.classes)), len(self.classes))
+            letters = string.ascii_uppercase[: len(order)]
+            options = "\n".join(f"{letter}. {self.options[k]}" for letter, k in zip(letters, order, strict=True))
+            prompt = _PROMPT.format(
+                text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
+            )
+            found = self._by_letter(prompt)
+            weights = np.array([found.get(letter, 0.0) for letter in letters])
+            if not weights.sum() > 0:
+                raise ValueError(f"{self.model} answers with none of the letters {letters} but {dict(found)!r:.300}")
+            total[order] += weights / weights.sum()
+        return (total / self.orders).tolist()
+
+    def _by_letter(self, prompt: str) -> Mapping[str, float]:
+        """Return the weight of each first token, spaces and case aside."""
+        asked = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
+        counted: Counter[str] = Counter()
+        try:
+            if self.votes is not None:
+                reply = self._client.chat.completions.create(**asked, n=self.votes, temperature=1.0)
+                for choice in reply.choices:
+                    counted[(choice.message.content or "").strip().upper()] += 1
+                return counted
+            reply = self._client.chat.completions.create(**asked, logprobs=True, top_logprobs=20, temperature=0.0)
+            log_probabilities = reply.choices[0].logprobs
+            tokens = log_probabilities.content[0].top_logprobs if log_probabilities else None
+        except (require("openai", "teachers").OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.model} gives no answer: {type(error).__name__}: {error}") from error
+        if not tokens:
+            raise ValueError(f"the server gives no log-probabilities of {self.model}: ask for votes, such as votes=10")
+        for token in tokens:
+            counted[token.token.strip().upper()] += math.exp(token.logprob)  # type: ignore[assignment]
+        return counted

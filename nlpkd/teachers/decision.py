@@ -1,0 +1,196 @@
+"""A typed question, answered by any chat model or decision model in one forward pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
+from nlpkd.teachers.base import LabelingTeacher, as_probabilities, batches_by_length
+from nlpkd.utils.http import JSONClient
+
+
+class DecisionTeacher(LabelingTeacher):
+    """Ask a question of transformers' decision pipeline about every text, here or at a server.
+
+    The question says what the classes are:
+
+    - `{"type": "choice", "instructions": "What is it about?", "criteria": {"sport": "Games and teams", "business":
+      None}}`: one class a text, the keys of `criteria`.
+    - `{"type": "noul", "instructions": "Is it spam?"}`: the two classes `false` and `true`.
+    - `{"type": "score", "instructions": "How urgent?", "criteria": ["can wait", "today"]}`: one class a level.
+    - `{"spam": {"type": "noul", ...}, "rude": {"type": "noul", ...}}`: several labels a text.
+
+    Args:
+        model: a path, a Hub id or a model, as `pipeline("decision")` takes it; of a server the name it knows.
+        question: the question.
+        base_url: of a server with the route `/v1/systemone`, such as `http://localhost:8000` of `transformers serve`;
+            the model runs here if None.
+        api_key: of the server.
+        batch_size: prompts of a forward pass here.
+        concurrency: requests at the same time to a server.
+        timeout_s: seconds to wait for a server's answer.
+        max_retries: how often a request is tried again; see `nlpkd.utils.http.JSONClient`.
+        **pipeline_settings: further arguments of `transformers.pipeline`, such as `tokenizer`, `dtype` or `device`.
+
+    Raises:
+        ValueError: if the question is none of these kinds.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        question: Mapping[str, Any],
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        batch_size: int = 32,
+        concurrency: int = 8,
+        timeout_s: float = 60.0,
+        max_retries: int = 6,
+        **pipeline_settings: Any,
+    ):
+        self.model = model
+        self.question = dict(question)
+        self.classes, self.problem_type, self._questions = _read_question(self.question)
+        self.base_url = base_url
+        self.batch_size = batch_size
+        self._pipeline_settings = pipeline_settings
+        self._client: JSONClient | None = None
+        if base_url is not None:
+            url = base_url.rstrip("/").removesuffix("/v1") + "/v1/systemone"
+            self._client = JSONClient(url, api_key, timeout_s, max_retries)
+            self.rows_per_call, self.concurrency = 1, concurrency
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Ask about each text; see `LabelingTeacher.probabilities`."""
+        if self._client is None:
+            answers = self._answer_here(texts)
+        elif len(texts) == 1:
+            answers = [self._ask_server(texts[0])]
+        else:
+            with ThreadPoolExecutor(self.concurrency) as pool:
+                answers = list(pool.map(self._ask_server, texts))
+        rows = [self._row(answer) for answer in answers]
+        return as_probabilities(rows, len(texts), self.classes, self.problem_type)
+
+    def describe(self) -> dict[str, Any]:
+        """Return model, question and server."""
+        name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
+        return {"name": str(name), "question": self.question, "base_url": self.base_url}
+
+    def _ask_server(self, text: str) -> dict[str, Any]:
+        assert self._client is not None
+        reply = self._client.post({"model": str(self.model), "state": text, "questions": self._questions})
+        answers = reply.get("answers") if isinstance(reply, Mapping) else None
+        if not isinstance(answers, Mapping) or set(answers) != set(self._questions):
+            raise ValueError(f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}")
+        return dict(answers)
+
+    def _row(self, answers: Mapping[str, Any]) -> list[float]:
+        """Read the probabilities of one text in the order of the classes."""
+        try:
+            if self.problem_type == MULTI_LABEL:
+                return [float(answers[name]["noul"]) for name in self.classes]
+            (answer,) = answers.values()
+            if "noul" in answer:
+                return [1 - float(answer["noul"]), float(answer["noul"])]
+            (question,) = self._questions.values()
+            is_choice = question["type"] == "choice"
+            keys = list(question["criteria"]) if is_choice else [str(level) for level in range(len(self.classes))]
+            by_option = answer["probabilities"]
+            if set(by_option) != set(keys):
+                raise ValueError(f"probabilities of {sorted(by_option)} are not those of {keys}")
+            return [float(by_option[key]) for key in keys]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"the answer {dict(answers)!r:.300} has no probability for each class: {error}") from None
+
+    @functools.cached_property
+    def _pipeline(self) -> Any:
+        from transformers import pipeline
+
+        return pipeline("decision", model=self.model, **self._pipeline_settings)
+
+    def _answer_here(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Answer as the pipeline does, with all prompts of all texts in batches of similar length."""
+        import torch
+        from transformers.decision.modeling_utils import DecisionMixin, process_scores
+
+        pipe = self._pipeline
+        requests = [{"state": text, "questions": self._questions} for text in texts]
+        # The heads of decision models read their prompts in ways of their own: one at a time, as the pipeline does.
+        if isinstance(pipe.model, DecisionMixin):
+            return [pipe(request) for request in requests]
+        # Every prompt of every text.
+        prompts = [
+            (row, inputs, questions)
+            for row, request in enumerate(requests)
+            for inputs, questions in pipe.preprocess(request)["prompts"]
+        ]
+        lengths = [inputs["input_ids"].shape[-1] for _, inputs, _ in prompts]
+        answers: list[dict[str, Any]] = [{} for _ in texts]
+        with torch.inference_mode():
+            for batch in batches_by_length(lengths, self.batch_size):
+                # Pad on the right, where a causal model's earlier positions do not see it.
+                ids = [prompts[number][1]["input_ids"][0] for number in batch]
+                padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+                mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
+                # The logits before any mark of the batch.
+                read = [prompts[number][1]["marks"] - 1 for number in batch]
+                positions = torch.unique(torch.cat(read))
+                logits = pipe.model(
+                    input_ids=padded.to(pipe.device),
+                    attention_mask=mask.to(pipe.device),
+                    use_cache=False,
+                    logits_to_keep=positions.to(pipe.device),
+                ).logits.cpu()
+                for place, number in enumerate(batch):
+                    row, inputs, questions = prompts[number]
+                    where = torch.searchsorted(positions, read[place]).tolist()
+                    labels = [
+                        logits[place, at, pipe.label_token_ids(tuple(question.labels))]
+                        for at, question in zip(where, questions, strict=True)
+                    ]
+                    scores = process_scores(
+                        pipe.decision_config, inputs["input_ids"], inputs["marks"], questions, labels
+                    )
+                    for question, each in zip(questions, scores, strict=True):
+                        answers[row][question.name] = question.answer(each.softmax(-1).tolist())
+        return answers
+
+
+def _read_question(question: Mapping[str, Any]) -> tuple[tuple[str, ...], str, dict[str, Any]]:
+    """Return the classes, the task, and the questions by name."""
+    try:
+        from transformers.decision import DecisionConfig, parse_questions
+    except ImportError as error:
+        raise ImportError("DecisionTeacher needs the decision pipeline of transformers 5.23: upgrade it") from error
+
+    if not isinstance(question.get("type"), str):
+        parse_questions(dict(question), DecisionConfig())
+        others = [name for name, each in question.items() if each["type"] != "noul"]
+        if others or len(question) < 2:
+            raise ValueError(
+                f"several questions are several labels a text, each of type 'noul'; got {others or list(question)}: "
+                "give a single question without its name"
+            )
+        return tuple(question), MULTI_LABEL, dict(question)
+    questions = {"label": dict(question)}
+    parse_questions(questions, DecisionConfig(labels=_ENOUGH_LABELS))
+    criteria = question.get("criteria")
+    if question["type"] == "noul":
+        return ("false", "true"), SINGLE_LABEL, questions
+    assert criteria is not None
+    levels = all(isinstance(level, str) for level in criteria) and len(set(criteria)) == len(criteria)
+    classes = tuple(criteria) if levels else tuple(map(str, range(len(criteria))))
+    if len(classes) < 2:
+        raise ValueError(f"a question has at least two options, got {list(classes)}")
+    return classes, SINGLE_LABEL, questions
+
+
+# How many options a model reads is checked by the model's own config; here any number is a question.
+_ENOUGH_LABELS = {kind: list(map(str, range(1000))) for kind in ("choice", "score")}

@@ -1,0 +1,114 @@
+"""A sentence encoder and descriptions of the classes as a teacher."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import softmax
+
+from nlpkd.teachers.base import LabelingTeacher, as_probabilities
+from nlpkd.utils.optional import require
+
+
+class EmbeddingTeacher(LabelingTeacher):
+    """Compare a text's embedding with those of each class's descriptions.
+
+    `p = softmax over the classes of cos(text, class) / temperature`, the class being the mean of its descriptions'
+    unit vectors. Needs sentence-transformers (`pip install "nlpkd[teachers]"`), which pools as the checkpoint's
+    `modules.json` says, and takes the mean of the tokens where there is none.
+
+    Args:
+        model: a path, a Hub id, or a `SentenceTransformer`.
+        descriptions: for each class one description, or several.
+        temperature: the lower, the surer; `fit_temperature` finds one.
+        batch_size: texts of a forward pass.
+        **model_settings: further arguments of `SentenceTransformer`, such as `device` or `revision`.
+
+    Raises:
+        ValueError: for fewer than two classes, a class without a description, or a temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        descriptions: Mapping[str, str | Sequence[str]],
+        *,
+        temperature: float = 0.05,
+        batch_size: int = 64,
+        **model_settings: Any,
+    ):
+        self.descriptions = {
+            name: [given] if isinstance(given, str) else list(given) for name, given in descriptions.items()
+        }
+        self.classes = tuple(self.descriptions)
+        if len(self.classes) < 2 or not all(self.descriptions.values()):
+            raise ValueError(f"give two or more classes with a description each, got {self.descriptions}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.model = model
+        self.temperature = temperature
+        self.batch_size = batch_size
+        self._model_settings = model_settings
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Compare each text with each class; see `LabelingTeacher.probabilities`."""
+        answers = softmax(self._similarities(texts) / self.temperature, axis=1)
+        return as_probabilities(answers, len(texts), self.classes, self.problem_type)
+
+    def fit_temperature(self, texts: Sequence[str], confidence: float = 0.8) -> EmbeddingTeacher:
+        """Set the temperature at which the likeliest class of a text has this probability on average.
+
+        Cosines of a sentence encoder lie close together; without a temperature all classes look alike. No label is
+        needed for this, and the order of the classes does not change.
+
+        Args:
+            texts: some texts of the task.
+            confidence: the mean of the greatest probability, between 1 / classes and 1.
+
+        Returns:
+            The teacher itself.
+
+        Raises:
+            ValueError: if the confidence is out of range, or the texts can't be told apart.
+        """
+        if not 1 / len(self.classes) < confidence < 1:
+            raise ValueError(f"confidence must be between {1 / len(self.classes):.3f} and 1, got {confidence}")
+        similarities = self._similarities(texts).astype(np.float64)
+
+        def excess(log_temperature: float) -> float:
+            top = softmax(similarities / np.exp(log_temperature), axis=1).max(axis=1)
+            return float(top.mean() - confidence)
+
+        low, high = np.log(1e-5), np.log(1e3)
+        if excess(low) < 0:
+            raise ValueError("the classes can't be told apart on these texts: their similarities are the same")
+        self.temperature = float(np.exp(brentq(excess, low, high)))
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Return model, descriptions and temperature."""
+        name = self.model if not hasattr(self.model, "model_card_data") else self.model.model_card_data.base_model
+        return {"name": str(name), "question": self.descriptions, "temperature": self.temperature}
+
+    @functools.cached_property
+    def _encoder(self) -> Any:
+        kind = require("sentence_transformers", "teachers").SentenceTransformer
+        return self.model if isinstance(self.model, kind) else kind(str(self.model), **self._model_settings)
+
+    @functools.cached_property
+    def _class_vectors(self) -> np.ndarray:
+        """The unit vector of each class, `(classes, hidden)`."""
+        means = np.stack([self._embed(each).mean(axis=0) for each in self.descriptions.values()])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encoder.encode(
+            list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
+
+    def _similarities(self, texts: Sequence[str]) -> np.ndarray:
+        return self._embed(texts) @ self._class_vectors.T

@@ -1,0 +1,98 @@
+"""A model of natural language inference as a zero-shot teacher."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
+from nlpkd.teachers.base import LabelingTeacher, as_probabilities, batches_by_length
+
+
+class ZeroShotTeacher(LabelingTeacher):
+    """Compute how far a text entails a sentence about each class, as `pipeline("zero-shot-classification")` does.
+
+    Of one class a text: `p = softmax over the classes of the entailment logit`. Of several labels, for each label
+    `p = softmax over (contradiction, entailment)`. Yin et al. 2019, https://arxiv.org/abs/1909.00161.
+
+    Args:
+        model: a path, a Hub id or a model fine-tuned on NLI, as the pipeline takes it.
+        classes: names of the classes; or a mapping from them to the words that fill the template.
+        hypothesis_template: the sentence, with `{}` for the class.
+        multi_label: whether any number of labels may hold for a text.
+        batch_size: pairs of text and class in a forward pass.
+        **pipeline_settings: further arguments of `transformers.pipeline`, such as `tokenizer`, `dtype` or `device`.
+
+    Raises:
+        ValueError: for fewer than two classes, or a template without `{}`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        classes: Sequence[str] | Mapping[str, str],
+        *,
+        hypothesis_template: str = "This example is {}.",
+        multi_label: bool = False,
+        batch_size: int = 64,
+        **pipeline_settings: Any,
+    ):
+        self.classes = tuple(classes)
+        if isinstance(classes, str) or len(set(self.classes)) < max(2, len(self.classes)):
+            raise ValueError(f"give two or more different classes, got {classes!r}")
+        if hypothesis_template.format("a") == hypothesis_template:
+            raise ValueError(f"hypothesis_template={hypothesis_template!r} has no {{}} for the class")
+        words = list(classes.values()) if isinstance(classes, Mapping) else self.classes
+        self.hypotheses = [hypothesis_template.format(each) for each in words]
+        self.model = model
+        self.problem_type = MULTI_LABEL if multi_label else SINGLE_LABEL
+        self.batch_size = batch_size
+        self._pipeline_settings = pipeline_settings
+
+    @functools.cached_property
+    def _pipeline(self) -> Any:
+        from transformers import pipeline
+
+        pipe: Any = pipeline("zero-shot-classification", model=self.model, **self._pipeline_settings)
+        if pipe.entailment_id == -1:
+            raise ValueError(
+                f"the model's labels {pipe.model.config.id2label} name no entailment: set id2label of its config"
+            )
+        if pipe.tokenizer.pad_token is None:
+            pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
+        return pipe
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Compare each text with each class; see `LabelingTeacher.probabilities`."""
+        import torch
+
+        pipe = self._pipeline
+        # Every pair of a text and a hypothesis, text by text.
+        pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses]
+        encoded = pipe.tokenizer(
+            [text for text, _ in pairs], [hypothesis for _, hypothesis in pairs], truncation="only_first"
+        )
+        names = [name for name in pipe.tokenizer.model_input_names if name in encoded]
+        logits = torch.zeros(len(pairs), pipe.model.config.num_labels)
+        # The model reads them in batches of similar length.
+        with torch.inference_mode():
+            for batch in batches_by_length([len(each) for each in encoded["input_ids"]], self.batch_size):
+                rows = {name: [encoded[name][number] for number in batch] for name in names}
+                inputs = pipe.tokenizer.pad(rows, return_tensors="pt").to(pipe.device)
+                logits[batch] = pipe.model(**inputs).logits.float().cpu()
+        logits = logits.view(len(texts), len(self.classes), -1)
+        if self.problem_type == MULTI_LABEL:
+            contradiction = -1 if pipe.entailment_id == 0 else 0
+            answers = logits[..., [contradiction, pipe.entailment_id]].softmax(-1)[..., 1]
+        else:
+            answers = logits[..., pipe.entailment_id].softmax(-1)
+        return as_probabilities(answers.numpy(), len(texts), self.classes, self.problem_type)
+
+    def describe(self) -> dict[str, Any]:
+        """Return model, hypotheses and task."""
+        name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
+        question = dict(zip(self.classes, self.hypotheses, strict=True))
+        return {"name": str(name), "question": question, "problem_type": self.problem_type}

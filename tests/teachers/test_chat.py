@@ -1,0 +1,79 @@
+"""A chat teacher and the real client, against a server whose answers follow from the prompt."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from label_server import LabelServer, broken, too_many
+
+from nlpkd.teachers import ChatTeacher
+
+CLASSES = {"sport": "games", "business": "money", "art": "pictures"}
+
+
+def reply(choices):
+    return {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices}
+
+
+def choice(content, top=None):
+    tokens = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in (top or {}).items()]
+    logprobs = {"content": [tokens[0] | {"top_logprobs": tokens}]} if tokens else None
+    message = {"role": "assistant", "content": content}
+    return {"index": 0, "message": message, "finish_reason": "length", "logprobs": logprobs}
+
+
+def options_of(request):
+    return dict(re.findall(r"^([A-Z])\. (\w+)", request["messages"][0]["content"], flags=re.MULTILINE))
+
+
+def biased(request):
+    """Sport is right, but whatever stands at A gets 0.3 more; a tenth goes to another word."""
+    weights = {"sport": 0.4, "business": 0.1, "art": 0.1}
+    letters = options_of(request)
+    return reply([choice("A", {f" {k}": weights[v] + 0.3 * (k == "A") for k, v in letters.items()} | {"The": 0.1})])
+
+
+def test_log_probabilities_are_read_by_letter_and_averaged_over_orders():
+    with LabelServer(biased) as server:
+        teacher = ChatTeacher("m", "About what?", CLASSES, base_url=server.url, api_key="k", orders=60)
+        found = teacher.probabilities(["a text"])
+    # On average each class stands at A a third of the time.
+    np.testing.assert_allclose(found[0], [0.5 / 0.9, 0.2 / 0.9, 0.2 / 0.9], atol=0.06)
+    assert len(server.times) == 60
+
+
+def test_votes_are_shares_of_the_answers():
+    def votes(request):
+        letter = {name: letter for letter, name in options_of(request).items()}
+        assert request["n"] == 4
+        return reply([choice(letter[name]) for name in ("sport", "sport", "art", "business")])
+
+    with LabelServer(votes) as server:
+        teacher = ChatTeacher("m", "About what?", list(CLASSES), base_url=server.url, api_key="k", votes=4)
+        np.testing.assert_allclose(teacher.probabilities(["a", "b"]), [[0.5, 0.25, 0.25]] * 2, atol=1e-6)
+
+
+def test_a_busy_server_is_asked_again():
+    with LabelServer(biased, faults=(too_many("1"), broken)) as server:
+        ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=1).probabilities(["a"])
+    assert len(server.times) == 3 and server.times[1] - server.times[0] >= 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (reply([choice("A")]), "no log-probabilities of m: ask for votes"),
+        (reply([choice("?", {"Sorry": 0.9})]), "none of the letters ABC"),
+        (reply([]), "gives no answer"),
+    ],
+)
+def test_answers_that_name_no_class_are_refused(answer, told):
+    with LabelServer(lambda request: answer) as server, pytest.raises(ValueError, match=told):
+        ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", max_retries=0).probabilities(["a"])
+
+
+@pytest.mark.parametrize("classes", [["one"], [str(n) for n in range(27)], ["a", "a"]])
+def test_numbers_of_classes_without_letters_are_refused(classes):
+    with pytest.raises(ValueError, match="2 to 26"):
+        ChatTeacher("m", "?", classes)

@@ -1,0 +1,124 @@
+"""Teachers of a typed question: the pipeline's own numbers, here and at a server, and a server's faults."""
+
+import numpy as np
+import pytest
+from chat_models import save_chat_model
+from label_server import LabelServer, broken, cut_short, dropped, less_than_promised, right_answer, too_many
+from transformers import pipeline
+
+from nlpkd.teachers import DecisionTeacher
+
+CHOICE = {
+    "type": "choice",
+    "instructions": "About what?",
+    "criteria": {"sport": "Games", "business": None, "art": "x"},
+}
+YES_NO = {"type": "noul", "instructions": "Is it spam?"}
+SCORE = {"type": "score", "instructions": "How urgent?", "criteria": ["can wait", "today"]}
+LABELS = {"spam": YES_NO, "rude": {"type": "noul", "instructions": "Is it rude?", "criteria": {"true": "insults"}}}
+TEXTS = ["Free money!", "The match ended two to one.", "a", "Long " * 40, "Ünï 中文", "The match ended two to one."]
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    return str(save_chat_model(tmp_path_factory.mktemp("chat")))
+
+
+@pytest.mark.parametrize(
+    ("question", "classes", "read"),
+    [
+        (CHOICE, ("sport", "business", "art"), lambda a: list(a["label"]["probabilities"].values())),
+        (SCORE, ("can wait", "today"), lambda a: list(a["label"]["probabilities"].values())),
+        (YES_NO, ("false", "true"), lambda a: [1 - a["label"]["noul"], a["label"]["noul"]]),
+        (LABELS, ("spam", "rude"), lambda a: [a["spam"]["noul"], a["rude"]["noul"]]),
+    ],
+    ids=["choice", "score", "noul", "several nouls"],
+)
+def test_batched_answers_are_those_of_the_pipeline(chat_model, question, classes, read):
+    decide = pipeline("decision", model=chat_model)
+    questions = question if question is LABELS else {"label": question}
+    expected = [read(decide({"state": text, "questions": questions})) for text in TEXTS]
+    teacher = DecisionTeacher(chat_model, question, batch_size=4)
+    found = teacher.probabilities(TEXTS)
+    assert teacher.classes == classes
+    assert found.dtype == np.float32 and found.shape == (len(TEXTS), len(classes))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(found, axis=0).max() > 0.02, "the model must tell texts apart for this test to mean anything"
+
+
+def test_a_server_is_asked_with_a_limit_and_its_options_may_come_in_any_order():
+    with LabelServer() as server:
+        server.delay_s = 0.05
+        teacher = DecisionTeacher("m", CHOICE, base_url=server.url, concurrency=3)
+        found = teacher.probabilities(["x" * 7] * 8 + ["x" * 4])
+    assert server.most_busy <= 3
+    np.testing.assert_allclose(found[0], [0.7, 0.15, 0.15], atol=1e-6)
+    np.testing.assert_allclose(found[-1], [0.4, 0.3, 0.3], atol=1e-6)
+
+
+@pytest.mark.parametrize("fault", [broken, dropped, cut_short, less_than_promised])
+def test_a_servers_passing_fault_costs_a_second_try_alone(fault):
+    with LabelServer(faults=(fault,)) as server:
+        found = DecisionTeacher("m", YES_NO, base_url=server.url).probabilities(["x" * 3])
+    assert len(server.times) == 2
+    np.testing.assert_allclose(found, [[0.7, 0.3]], atol=1e-6)
+
+
+def test_retry_after_is_waited_for():
+    with LabelServer(faults=(too_many("2"),)) as server:
+        DecisionTeacher("m", YES_NO, base_url=server.url).probabilities(["x"])
+    assert server.times[1] - server.times[0] >= 2
+
+
+def test_a_lasting_fault_is_an_error_with_its_status():
+    with LabelServer(faults=(broken,) * 9) as server:
+        teacher = DecisionTeacher("m", YES_NO, base_url=server.url, max_retries=1)
+        with pytest.raises(ValueError, match="500: oops"):
+            teacher.probabilities(["x"])
+    assert len(server.times) == 2
+
+
+def test_no_server_is_an_error():
+    with pytest.raises(ValueError, match="does not answer"):
+        DecisionTeacher("m", YES_NO, base_url="http://127.0.0.1:9", max_retries=0).probabilities(["x"])
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "told"),
+    [
+        ({"sport": float("nan"), "business": 0.5, "art": 0.5}, "text 0 of 1 must be probabilities that sum to 1"),
+        ({"sport": 0.1, "business": 0.1, "art": 0.1}, "sum to 1, got"),
+        ({"sport": -0.5, "business": 1.0, "art": 0.5}, "must be probabilities"),
+        ({"sport": 0.5, "business": 0.5}, "no probability for each class"),
+        ({"sport": "much", "business": 0.5, "art": 0.5}, "no probability for each class"),
+    ],
+)
+def test_an_answer_that_is_no_distribution_is_refused(probabilities, told):
+    def wrong(request):
+        return {"model": "m", "answers": {"label": {"type": "choice", "probabilities": probabilities}}}
+
+    with LabelServer(wrong) as server, pytest.raises(ValueError, match=told):
+        DecisionTeacher("m", CHOICE, base_url=server.url).probabilities(["x"])
+
+
+def test_an_answer_to_another_question_is_refused():
+    def other(request):
+        return {"answers": {"else": right_answer(request)["answers"]["label"]}}
+
+    with LabelServer(other) as server, pytest.raises(ValueError, match=r"must answer \['label'\]"):
+        DecisionTeacher("m", CHOICE, base_url=server.url).probabilities(["x"])
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ({"type": "maybe"}, "`type` must be one of"),
+        ({"type": "choice", "criteria": {}}, "needs `criteria`"),
+        ({"a": YES_NO, "b": CHOICE}, "several questions are several labels"),
+        ({"a": YES_NO}, "without its name"),
+        ({"type": "choice", "criteria": {"only": None}}, "at least two options"),
+    ],
+)
+def test_questions_that_make_no_classes_are_refused(question, told):
+    with pytest.raises(ValueError, match=told):
+        DecisionTeacher("m", question)

@@ -1,0 +1,57 @@
+"""Zero-shot teachers: the pipeline's own numbers, in batches."""
+
+import numpy as np
+import pytest
+from samples import sentences, tiny_bert
+from transformers import pipeline
+
+from nlpkd.teachers import FunctionTeacher, ZeroShotTeacher
+
+NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
+
+
+def nli_model(id2label):
+    labels = {name: number for number, name in id2label.items()}
+    return tiny_bert(num_labels=3, id2label=id2label, label2id=labels, initializer_range=0.5).eval()
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("id2label", [NLI, {0: "entailment", 1: "neutral", 2: "contradiction"}])
+def test_answers_are_those_of_the_pipeline(tokenizer, multi_label, id2label):
+    model, texts = nli_model(id2label), [*sentences(20)[0], "good film " * 60]
+    classes = {"a": "good", "b": "bad film", "c": "great plot"}
+    zero_shot = pipeline("zero-shot-classification", model=model, tokenizer=tokenizer)
+    expected = []
+    for answer in zero_shot(texts, list(classes.values()), multi_label=multi_label):
+        by_label = dict(zip(answer["labels"], answer["scores"], strict=True))
+        expected.append([by_label[word] for word in classes.values()])
+    teacher = ZeroShotTeacher(model, classes, multi_label=multi_label, tokenizer=tokenizer, batch_size=8)
+    found = teacher.probabilities(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert teacher.classes == ("a", "b", "c") and np.ptp(found, axis=0).max() > 0.01
+
+
+def test_a_model_that_names_no_entailment_is_refused(tokenizer):
+    model = tiny_bert(num_labels=3)
+    with pytest.raises(ValueError, match="name no entailment"):
+        ZeroShotTeacher(model, ["good", "bad"], tokenizer=tokenizer).probabilities(["film"])
+
+
+@pytest.mark.parametrize("classes", [["one"], ["same", "same"], "words"])
+def test_fewer_than_two_classes_are_refused(classes):
+    with pytest.raises(ValueError, match="two or more different classes"):
+        ZeroShotTeacher("m", classes)
+
+
+def test_a_template_without_a_place_for_the_class_is_refused():
+    with pytest.raises(ValueError, match="has no {}"):
+        ZeroShotTeacher("m", ["a", "b"], hypothesis_template="This is it.")
+
+
+def test_any_function_is_a_teacher():
+    teacher = FunctionTeacher(
+        lambda texts: [[len(text) / 10, 1 - len(text) / 10] for text in texts], ["long", "short"]
+    )
+    np.testing.assert_allclose(teacher.probabilities(["abc", "a"]), [[0.3, 0.7], [0.1, 0.9]], atol=1e-6)
+    with pytest.raises(ValueError, match="text 1 of 2 must be probabilities"):
+        teacher.probabilities(["abc", "a" * 30])
