@@ -27,6 +27,7 @@ _HOMES = {
     "evaluate": "nlpkd.pipeline.evaluate",
     "evaluate_student": "nlpkd.evaluation.evaluate",
     "export_student": "nlpkd.pipeline.export",
+    "label": "nlpkd.pipeline.label",
     "load": "nlpkd.pipeline.serve",
     "load_teacher": "nlpkd.models.loading",
     "load_text_classification": "nlpkd.data.text_classification",

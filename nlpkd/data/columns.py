@@ -87,6 +87,26 @@ def find_columns(
     return Columns(text, text_pair, label if isinstance(label, str) else tuple(label))
 
 
+def find_text_column(available: Sequence[str], text: str | None = None) -> str:
+    """Take the named column of single texts, or recognise it by its usual names; no label column is needed.
+
+    Args:
+        available: the columns that there are.
+        text: the text's column, or None to recognise it.
+
+    Returns:
+        The column.
+
+    Raises:
+        ValueError: the named column is missing, or none or several columns could be the text.
+    """
+    if text is None:
+        return _the_one(available, TEXT_NAMES, available, "text", "text_column")
+    if text not in available:
+        raise ValueError(f"There is no column {text!r} (text_column); the columns are {list(available)}.")
+    return text
+
+
 def _the_one(free: Sequence[str], known: frozenset[str], available: Sequence[str], what: str, argument: str) -> str:
     found = [name for name in free if name.strip().lower() in known]
     if len(found) == 1:
