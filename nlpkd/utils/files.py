@@ -42,7 +42,7 @@ _FULL_BYTES = 1 << 16
 
 
 # Without leading zeros, so that a number has one folder.
-_NUMBERED = re.compile(r"[^-]+-(0|[1-9][0-9]*)")
+NUMBERED = re.compile(r"[^-]+-(0|[1-9][0-9]*)")
 
 
 def digest_of(path: Path) -> str:
@@ -359,7 +359,7 @@ def numbered_folders(folder: Path, prefix: str) -> dict[int, Path]:
     Returns:
         The folders by number, the smallest first.
     """
-    found = [(match[1], path) for path in folder.glob(f"{prefix}-*") if (match := _NUMBERED.fullmatch(path.name))]
+    found = [(match[1], path) for path in folder.glob(f"{prefix}-*") if (match := NUMBERED.fullmatch(path.name))]
     return {int(number): path for number, path in sorted(found, key=lambda each: int(each[0])) if path.is_dir()}
 
 

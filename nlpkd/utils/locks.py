@@ -14,7 +14,7 @@ from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 
-from nlpkd.utils.files import numbered_folders, refuse_links, remove_leftovers
+from nlpkd.utils.files import NUMBERED, refuse_links, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ LOCK = ".lock"
 
 
 # The folders that nlpkd makes in an output directory.
-_WRITTEN, _NUMBERED = ("onnx", "baseline", "teacher_cache"), ("checkpoint", "seed", "stage")
+_WRITTEN = ("onnx", "baseline", "teacher_cache", "checkpoint-*", "seed-*", "stage-*")
 
 
 # What file systems answer that have no locks, such as NFS without its lock service.
@@ -46,8 +46,8 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    numbered = (path.name for prefix in _NUMBERED for path in numbered_folders(folder, prefix).values())
-    refuse_links(folder, LOCK, *_WRITTEN, *numbered)
+    written = [path.name for pattern in _WRITTEN for path in folder.glob(pattern)]
+    refuse_links(folder, LOCK, *(name for name in written if "-" not in name or NUMBERED.fullmatch(name)))
     # A singleton counts how often its process holds it: a job does, the trainings within it, a push in the background.
     lock: Any = FileLock(folder.resolve() / LOCK, is_singleton=True, thread_local=False)
     try:
