@@ -214,17 +214,21 @@ def _cells(path: Path) -> Iterator[list[str]]:
             reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
             for cells in filter(None, reader):
                 if not header:
+                    if not any(map(str.strip, cells)):
+                        continue
                     header = cells
                     check_names(header, path)
                 elif len(cells) != len(header):
                     raise ValueError(
-                        f"Line {reader.line_num} of {path} has {len(cells)} cells, and the header has {len(header)}."
+                        f"Line {reader.line_num} of {path} has {len(cells)} cells, and the header has {len(header)}: "
+                        f"put a text that holds {delimiter!r} in quotes (csv), or check that this is the file you mean."
                     )
                 yield cells
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except csv.Error as error:
-        raise ValueError(f"{path} can't be read at line {reader.line_num}: {error}.") from error
+        unclosed = "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
+        raise ValueError(f"{path} can't be read at line {reader.line_num}: {unclosed}.") from error
     if not header:
         raise ValueError(f"{path} is empty.")
 
