@@ -126,7 +126,7 @@ case("file", "an Excel workbook", "Unknown file type '.xlsx'")(content("rows.xls
 case(
     "file",
     "a web page in place of the csv",
-    "Line 2 of .*rows.csv has 2 cells, and the header has 1: .*check that this is the file",
+    "Line 2 of .*rows.csv has 2 cells, and the header has 1: .*check that it is the right file",
 )(content("rows.csv", b"<!DOCTYPE html>\n<html><body>Log in, please</body></html>\n"))
 case("file", "compressed, under the name of a csv", "not UTF-8")(
     content("rows.csv", gzip.compress(b"text,label\ngood,pos\n"))

@@ -221,7 +221,7 @@ def _cells(path: Path) -> Iterator[list[str]]:
                 elif len(cells) != len(header):
                     raise ValueError(
                         f"Line {reader.line_num} of {path} has {len(cells)} cells, and the header has {len(header)}: "
-                        f"put a text that holds {delimiter!r} in quotes (csv), or check that this is the file you mean."
+                        f"put a text that holds {delimiter!r} in quotes (csv), or check that it is the right file."
                     )
                 yield cells
     except UnicodeDecodeError:
