@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
-from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.data.labels.targets import read_task
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
 PROBABILITY_FLOOR = 1e-6
 """Smaller probabilities are raised to this before the logarithm is taken."""
@@ -76,6 +79,73 @@ def add_soft_labels(
     return rows.map(
         logits, input_columns=column, with_indices=True, remove_columns=column, features=features, desc="Soft labels"
     )
+
+
+def add_missing_label_column(splits: DatasetDict, asked: DataArguments) -> tuple[DatasetDict, DataArguments]:
+    """Let soft labels say what the classes are, where the training rows have no column of gold labels.
+
+    The training rows get a label column in which every row is unlabelled. It has the name of the other splits' label
+    column, so that these can be measured.
+
+    Args:
+        splits: as they were read.
+        asked: how they are read, with a `soft_label_column`.
+
+    Returns:
+        Both, unchanged where the training rows have a label column.
+
+    Raises:
+        ValueError: if the soft labels name no classes, or gold labels of other splits are numbers where these have
+            names.
+    """
+    train, column = splits["train"], asked.soft_label_column
+    given = [asked.label_column] if isinstance(asked.label_column, str) else list(asked.label_column or ())
+    usual = [name for name in train.column_names if name.strip().lower() in LABEL_NAMES and name != column]
+    if column not in train.column_names or set(given) & set(train.column_names) or (usual and not given):
+        return splits, asked
+    # What the other splits call their labels, and which task these make.
+    others = {split: data for split, data in splits.items() if split != "train"}
+    known = [name for data in others.values() for name in data.column_names if name.strip().lower() in LABEL_NAMES]
+    label = (given or known or ["label"])[0]
+    held_out = {split: data for split, data in others.items() if label in data.column_names}
+    task = asked.problem_type or next((read_task(data, label) for data in held_out.values()), SINGLE_LABEL)
+    if task == REGRESSION or len(given) > 1:
+        raise ValueError("training rows without gold labels are for classes, in one label column of the other splits")
+    names = list(asked.label_names) or _names_in(train, str(column))
+    for split, data in held_out.items():
+        feature = data.features[label]
+        numbers = isinstance(feature, Value) and not feature.dtype.endswith("string")
+        if numbers and task == SINGLE_LABEL and not Classes.of(names).is_generic:
+            raise ValueError(
+                f"the labels of the {split} split (column {label!r}) are {feature.dtype}, and the soft labels are of "
+                f"{names}: nothing says which number is which. Write the names in the column"
+            )
+    # All training rows are unlabelled.
+    several = task == MULTI_LABEL
+    empty: list[Any] = [[UNLABELLED] if several else UNLABELLED] * len(train)
+    kind = List(Value("int64")) if several else ClassLabel(names=names)
+    unlabelled = train.add_column(label, empty, feature=kind)
+    asked = replace(asked, label_column=label, problem_type=task, label_names=names)
+    return DatasetDict({**splits, "train": unlabelled}), asked
+
+
+def _names_in(rows: Dataset, column: str) -> list[str]:
+    """Read the names of the classes from a column of soft labels; sorted where they have no order."""
+    feature = rows.features[column]
+    if isinstance(feature, dict):
+        return list(feature)
+    if classes := Classes.of_feature(feature):
+        return list(classes.names)
+    try:
+        named = [_named(value) for value in rows[column][:]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        named = [None]
+    if None in named:
+        raise ValueError(
+            f"the training rows have no gold labels, and column {column!r} does not name its classes: write each soft "
+            "label as a mapping from names to numbers, or give label_names"
+        )
+    return sorted({name for each in named for name in each or ()})
 
 
 def _finite(value: float) -> float:

@@ -19,7 +19,7 @@ from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, has_unlabelled
-from nlpkd.data.soft_labels import add_soft_labels
+from nlpkd.data.soft_labels import add_missing_label_column, add_soft_labels
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.data.streaming import TextStream, columns_of_file
 from nlpkd.data.tokenization import (
@@ -148,6 +148,8 @@ def load_text_classification(
         return _stream_train(train, validation, test, tokenizers, asked)
     # Read the splits, and keep the columns that are used.
     splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+    if asked.soft_label_column is not None:
+        splits, asked = add_missing_label_column(splits, asked)
     columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
     splits = _select_columns(splits, columns, asked.soft_label_column)
     # Settle the task by its labels; soft labels become logits in their order.

@@ -36,6 +36,11 @@ def encode_multi_label(
     # Every row's labels as a list, however they are written.
     read = {split: _lists(data, split, column) for split, data in splits.items()}
     known = [row for row in read["train"] if not _is_unlabelled(row)]
+    if not known and names:
+        # Nobody labelled a train row: the labels are those that were named.
+        known = [[int(number == place) for number in range(len(names))] for place in range(len(names))]
+        if not _is_zeros_and_ones([row for split, rows in read.items() if split != "train" for row in rows]):
+            known = [[name] for name in names]
     if not any(known):
         raise ValueError(f"No train row has any label ({where}), and the labels settle what they are.")
     # Which labels are there? The train rows say, and a teacher in which order.

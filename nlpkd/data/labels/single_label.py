@@ -49,7 +49,8 @@ def encode_labels(
         del values["test"]
     # No row may lack its label, but for train rows that are marked.
     labelled = [value for value in values["train"] if str(value) != str(UNLABELLED)]
-    if not labelled:
+    feature = splits["train"].features[column]
+    if not labelled and not isinstance(feature, ClassLabel):
         raise ValueError(f"No train row has a label (column {column!r}), and the labels settle what the classes are.")
     others = {value for value in labelled if isinstance(value, int) and value != -1}
     # -1 is a class beside 1 alone, but beside 0..C-1 it is a label that is missing.
@@ -58,10 +59,9 @@ def encode_labels(
         marks = () if split == "train" else (UNLABELLED, str(UNLABELLED))
         _refuse_missing(labels, rows[split], hidden + marks, split, column)
     # The train rows settle names and ids of the classes.
-    feature = splits["train"].features[column]
     if isinstance(feature, ClassLabel):
         names, ids = feature.names, _ids_of_names(feature.names)
-        if len(set(labelled)) < 2:
+        if len(set(labelled)) == 1:
             raise ValueError(_too_few(column, labelled[0]))
     else:
         names, ids = _settle_classes(labelled, column, labelled_rows or len(labelled))

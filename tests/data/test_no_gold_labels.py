@@ -1,0 +1,65 @@
+"""Training rows that have soft labels alone."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from nlpkd import load_text_classification
+
+SOFT = [{"pos": 0.9, "neg": 0.1}, {"pos": 0.2, "neg": 0.8}, {"pos": 0.5, "neg": 0.5}]
+TRAIN = [{"text": text, "soft": soft} for text, soft in zip(["good film", "bad film", "a film"], SOFT, strict=True)]
+VALIDATION = [{"text": "good plot", "label": "pos"}, {"text": "bad plot", "label": "neg"}]
+
+
+def load(tokenizer, train=TRAIN, validation=VALIDATION, **settings):
+    return load_text_classification(train, validation, tokenizer=tokenizer, soft_label_column="soft", **settings)
+
+
+def test_soft_labels_say_what_the_classes_are(tokenizer):
+    data = load(tokenizer)
+    assert data.id2label == {0: "pos", 1: "neg"}
+    assert data["train"]["labels"][:] == [-100] * 3 and data["validation"]["labels"][:] == [0, 1]
+    np.testing.assert_allclose(np.exp(data["train"]["teacher_logits"][:]), [[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], 1e-5)
+
+
+def test_named_gold_labels_in_another_order_are_read_by_name(tokenizer):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    validation = Dataset.from_dict({"text": ["good plot", "bad plot"], "label": [1, 0]}, features=features)
+    assert load(tokenizer, validation=validation)["validation"]["labels"][:] == [0, 1]
+
+
+def test_names_written_as_json_are_sorted(tokenizer):
+    train = [row | {"soft": json.dumps(row["soft"])} for row in TRAIN]
+    data = load(tokenizer, train)
+    assert data.id2label == {0: "neg", 1: "pos"} and data["validation"]["labels"][:] == [1, 0]
+
+
+def test_several_labels_a_row_are_told_by_the_validation_rows(tokenizer):
+    validation = [{"text": "good plot", "label": ["pos", "neg"]}, {"text": "bad plot", "label": ["neg"]}]
+    data = load(tokenizer, validation=validation)
+    assert data.problem_type == "multi_label_classification" and data.id2label == {0: "pos", 1: "neg"}
+    assert data["validation"]["labels"][:] == [[1, 1], [0, 1]] and data["train"]["labels"][0] == [-100, -100]
+    hot = [{"text": "good plot", "label": [1, 1]}, {"text": "bad plot", "label": [0, 1]}]
+    assert load(tokenizer, validation=hot)["validation"]["labels"][:] == [[1, 1], [0, 1]]
+
+
+def test_numbers_beside_names_are_refused(tokenizer):
+    validation = [{"text": "good plot", "label": 1}, {"text": "bad plot", "label": 0}]
+    with pytest.raises(ValueError, match="nothing says which number is which"):
+        load(tokenizer, validation=validation)
+
+
+def test_soft_labels_without_names_want_them(tokenizer):
+    train = [row | {"soft": list(row["soft"].values())} for row in TRAIN]
+    with pytest.raises(ValueError, match="does not name its classes"):
+        load(tokenizer, train)
+    assert load(tokenizer, train, label_names=["pos", "neg"])["validation"]["labels"][:] == [0, 1]
+
+
+def test_named_classes_whose_training_rows_nobody_labelled_are_read(tokenizer):
+    train = Dataset.from_dict({"text": ["good film", "bad film"]})
+    train = train.add_column("label", [-100, -100], feature=ClassLabel(names=["neg", "pos"]))
+    data = load_text_classification(DatasetDict(train=train), VALIDATION, tokenizer=tokenizer)
+    assert data["train"]["labels"][:] == [-100, -100] and data["validation"]["labels"][:] == [1, 0]
