@@ -12,8 +12,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
+
+from nlpkd.utils.optional import require
 
 TEACHER_CHECKS = ("error", "warn", "off")
 
@@ -150,6 +153,8 @@ class DistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value >= least):
                 raise ValueError(f"{name} must be >= {least}, got {value!r}")
+        if "tensorboard" in (self.report_to or []) and not is_tensorboard_available():
+            require("tensorboard", extra="tracking")
         if self.cache_teacher not in ("auto", "off"):
             raise ValueError(f"cache_teacher must be 'auto' or 'off', got {self.cache_teacher!r}")
         if self.weighting not in WEIGHTING_NAMES:

@@ -19,6 +19,10 @@ from nlpkd.utils.files import explain_damage, numbered_folders, write_atomic
 logger = logging.getLogger(__name__)
 
 
+PAGE_PACKAGES = ("matplotlib", "jinja2")
+"""What the extra `report` installs."""
+
+
 PAGE_NAME = "report.html"
 
 
@@ -142,7 +146,7 @@ def save_page(
     Returns:
         The page's path, None where it was skipped.
     """
-    if any(find_spec(module) is None for module in ("matplotlib", "jinja2")):
+    if any(find_spec(module) is None for module in PAGE_PACKAGES):
         logger.warning("%s is skipped: its charts need the extra `report` (pip install 'nlpkd[report]')", PAGE_NAME)
         return None
     path = Path(directory) / PAGE_NAME

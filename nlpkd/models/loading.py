@@ -23,6 +23,7 @@ from transformers import (
 
 from nlpkd.models.limits import refuse_foreign_weights, refuse_oversized_config, refuse_oversized_vocabulary
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
+from nlpkd.utils.optional import require
 
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 """Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""
@@ -117,6 +118,8 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
 
 
 def _load_config(name: str | Path, revision: str | None, trust_remote_code: bool, what: str) -> PreTrainedConfig:
+    if (Path(name) / "adapter_config.json").is_file():
+        require("peft", extra="peft")
     with _explained(name, revision, what):
         config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
     refuse_oversized_config(config, name)

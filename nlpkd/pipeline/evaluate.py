@@ -19,6 +19,7 @@ from nlpkd.data.text_classification import TextClassificationData, load_rows_for
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import DOCUMENT, one_row_a_document
 from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.memory import add_memory, check_memory
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
@@ -27,6 +28,7 @@ from nlpkd.models.loading import split_revision
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.locks import only_writer
+from nlpkd.utils.optional import require
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)
@@ -247,6 +249,8 @@ def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | 
         raise ValueError(f"examples must lie in 1..{DISAGREEMENTS}, found {examples}")
     if (task := task_of(models["student"].config)) not in (None, SINGLE_LABEL):
         raise ValueError(f"examples are of single-label tasks, and the student's is {task}: leave them out")
+    for package in PAGE_PACKAGES:
+        require(package, extra="report")
 
 
 def _texts(rows: Dataset, loaded: TextClassificationData, report: EvaluationReport, examples: int) -> dict[int, str]:

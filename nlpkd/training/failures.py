@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.distributed import DistError
 from transformers import TrainingArguments
+
+from nlpkd.utils.files import has_checksums, numbered_folders
+
+logger = logging.getLogger(__name__)
 
 # Gloo's errors have no class of their own; the second words are of operations that the timeout of another one ends.
 _GLOO_FAILURES = ("gloo", "caused pair closure")
@@ -43,6 +49,34 @@ def explain_out_of_memory(args: TrainingArguments) -> Iterator[None]:
         raise MemoryError(f"memory ran out {advice}") from error
     finally:
         args.gradient_accumulation_steps = accumulation
+
+
+@contextmanager
+def explain_ctrl_c(args: TrainingArguments) -> Iterator[None]:
+    """Say on Ctrl-C how to go on, then let it through.
+
+    Args:
+        args: of the training.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if args.process_index == 0:
+            whole = [
+                each.name
+                for each in numbered_folders(Path(str(args.output_dir)), "checkpoint").values()
+                if has_checksums(each)
+            ]
+            advice = (
+                f"go on from {whole[-1]} with resume_from_checkpoint=True (--resume_from_checkpoint True)"
+                if whole
+                else "it had no whole checkpoint yet (save_steps), so that it begins anew"
+            )
+            logger.warning("Stopped by Ctrl-C in %s: %s.", args.output_dir, advice)
+        raise
 
 
 @contextmanager

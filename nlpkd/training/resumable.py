@@ -24,7 +24,7 @@ from nlpkd.training.checkpoints import (
     write_checkpoint_checksums,
 )
 from nlpkd.training.dataloaders import micro_batches, row_lengths, sampled_loader, training_loader
-from nlpkd.training.failures import explain_lost_process, explain_out_of_memory
+from nlpkd.training.failures import explain_ctrl_c, explain_lost_process, explain_out_of_memory
 from nlpkd.training.interruption import SaveOnSigterm
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import push_checkpoint, repository
@@ -165,7 +165,7 @@ class ResumableTrainer(Trainer):
                 set_other_runs_aside(run_dir, checkpoint, self.run_record)
             self._step_rows = None
             self.losses.restart()
-            with self.prepared(), explain_out_of_memory(args), explain_lost_process(args):
+            with self.prepared(), explain_out_of_memory(args), explain_lost_process(args), explain_ctrl_c(args):
                 with self._interruption.listening(), self._rotating_own_checkpoints(run_dir):
                     return super().train(checkpoint, trial, *arguments, **options)
 

@@ -169,6 +169,7 @@ def run(
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if point is not None:
         _strike_at(out, point, nth, number)
     others = {

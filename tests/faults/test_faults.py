@@ -187,6 +187,17 @@ def test_a_run_may_be_split_and_logged_otherwise_and_go_on_for_longer(lab, whole
     assert last_whole(out) == out / "checkpoint-18"
 
 
+@pytest.mark.parametrize(
+    ("point", "said"),
+    [("mkdir checkpoint-6", "go on from checkpoint-4 with resume_from_checkpoint=True"),
+     ("mkdir checkpoint-2", "it had no whole checkpoint yet")],
+)  # fmt: skip
+def test_ctrl_c_says_how_to_go_on(point, said, lab, tmp_path):
+    out = tmp_path / "out"
+    code, log = lab.finish("trainer", out, point=point, number=signal.SIGINT)
+    assert code == 1 and f"Stopped by Ctrl-C in {out}: {said}" in log and "KeyboardInterrupt" in log, log
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

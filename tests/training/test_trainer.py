@@ -284,6 +284,47 @@ def test_learned_weights_bring_objectives_of_any_unit_to_the_same_size(make_rows
     assert last["loss"] == pytest.approx(2.0 + sum(log_variances), rel=0.05)
 
 
+def test_a_second_trainer_with_the_same_objectives_trains_as_the_first_did(make_rows, settings, tokenizer):
+    objectives = [CrossEntropyLoss(), HiddenStateMSELoss()]
+
+    def train(given, **more):
+        trainer = DistillationTrainer(
+            tiny_bert(hidden=8), tiny_bert(hidden=16, layers=4), settings(learning_rate=1e-2, max_steps=4, **more),
+            given, make_rows(32), processing_class=tokenizer,
+        )  # fmt: skip
+        trainer.train()
+        bound = trainer.objectives
+        return losses(trainer, "loss/hidden_state_mse"), len(bound[1].projections), bound[0].label_smoothing
+
+    train(objectives, label_smoothing_factor=0.1)
+    assert train(objectives) == train([CrossEntropyLoss(), HiddenStateMSELoss()])
+
+
+def test_a_trial_of_a_search_trains_with_its_own_settings(make_rows, settings, tokenizer):
+    plan = [
+        {"label_smoothing_factor": 0.1, "anchor_weight": 0.5, "weighting": "linear"},
+        {"label_smoothing_factor": 0.3, "anchor_weight": 0.25, "weighting": "fixed"},
+        {"label_smoothing_factor": 0.2, "anchor_weight": 0.125, "weighting": "linear"},
+    ]
+    found = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            bound = trainer.objectives
+            found.append((bound[0].label_smoothing, trainer._anchor.weight, bound.weighting.name))
+
+    trainer = DistillationTrainer(
+        teacher_model=tiny_bert(seed=3), args=settings(max_steps=1), train_dataset=make_rows(16),
+        objectives=[CrossEntropyLoss(), ForwardKLLoss()], eval_dataset=make_rows(8), processing_class=tokenizer,
+        model_init=lambda trial: tiny_bert(), callbacks=[Look()],
+    )  # fmt: skip
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: plan[trial.number], n_trials=3, backend="optuna", direction="minimize",
+        compute_objective=lambda metrics: metrics["eval_loss"],
+    )  # fmt: skip
+    assert found == [tuple(trial.values()) for trial in plan]
+
+
 def test_the_anchor_pulls_towards_the_start_by_the_distance_from_it(make_rows, settings, tokenizer):
     def build(anchor):
         trainer = DistillationTrainer(
