@@ -23,6 +23,7 @@ from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage
 from nlpkd.pipeline.job import checkpoint_to_resume, supervised_trainer
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
+from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.utils.locks import only_run
 
@@ -131,7 +132,7 @@ def train_teacher(
 
 
 def distill(
-    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None = None,
+    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | LabelingTeacher | None = None,
     student: str | Path | PreTrainedModel | None = None,
     train: Source | None = None,
     validation: Source | None = None,
@@ -162,7 +163,8 @@ def distill(
 
     Args:
         teacher: a path, a Hub id (`id@revision` too), or a model; a list of them is averaged
-            (`nlpkd.models.ensemble`); None where the training rows bring soft labels along.
+            (`nlpkd.models.ensemble`); one of `nlpkd.teachers`, which labels the
+            training texts, so that these need no label column; None where they bring soft labels along.
         student: `"layers:3"` or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see
             `make_student`), `"bilstm"` or `"textcnn"` (which want objectives on logits, such as `"hinton"`), a path, a
             Hub id (`id@revision` too), or a model. None is `"layers:3"`, or what fits the budget.

@@ -8,14 +8,16 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset, Value
 from filelock import FileLock, Timeout
 
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_text_column
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher, as_probabilities
@@ -24,6 +26,46 @@ logger = logging.getLogger(__name__)
 
 PROBABILITIES, TEACHER, QUESTION = "probabilities", "teacher", "question"
 """The columns that labelling adds to the rows."""
+
+
+def label_training_rows(
+    teacher: LabelingTeacher, train: Source, output: Path, asked: DataArguments
+) -> tuple[Source, DataArguments]:
+    """Let a teacher label the training rows of a distillation.
+
+    Args:
+        teacher: the teacher.
+        train: the training rows, which need no label column; the other splits that they bring stay as they are.
+        output: the parquet file that is written; answers of an earlier run with the same file are not asked again.
+        asked: how rows are read.
+
+    Returns:
+        The labelled rows, and how they are read: with the teacher's answers as soft labels.
+
+    Raises:
+        ValueError: if soft labels, streaming or pairs are asked for too, or the rows can't be labelled.
+    """
+    if asked.soft_label_column is not None or asked.streaming or asked.text_pair_column is not None:
+        raise ValueError(
+            "a teacher that labels texts reads single texts that fit into memory, and gives the soft labels "
+            "itself: leave soft_label_column, streaming and text_pair_column out"
+        )
+    splits, _ = read_splits(train, None, None, asked.dataset_config, asked.dataset_revision)
+    # One process asks, the others find all answers there.
+    with PartialState().main_process_first():
+        label(teacher, splits["train"], output=output, text_column=asked.text_column)
+    labelled: Source = output
+    if len(splits) > 1:
+        splits["train"] = read_splits(output)[0]["train"]
+        labelled = splits
+    return labelled, replace(
+        asked,
+        soft_label_column=PROBABILITIES,
+        problem_type=teacher.problem_type,
+        label_names=teacher.classes,
+        dataset_config=None,
+        dataset_revision=None,
+    )
 
 
 @dataclass(frozen=True)

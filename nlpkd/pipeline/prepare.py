@@ -27,12 +27,14 @@ from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
+from nlpkd.pipeline.label import label_training_rows
 from nlpkd.students.backbone import known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import kind_of
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.teachers.base import LabelingTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,13 @@ class Teachers:
         models: where the models come from, in order; none where soft labels are learned from.
         tokenizers: theirs.
         soft_label_column: the column, where there are no models.
+        labeller: who filled it, where that happened in this run.
     """
 
     models: Sequence[ModelSource]
     tokenizers: Sequence[PreTrainedTokenizerBase]
     soft_label_column: str | None
+    labeller: LabelingTeacher | None = None
 
     @classmethod
     def of(
@@ -79,6 +83,8 @@ class Teachers:
         described = [each.describe() for each in self.models]
         if len(described) == 1:
             return described[0]
+        if self.labeller is not None:
+            return {"name": str(self.labeller.describe()["name"]), "revision": None}
         if not described:
             return {"name": f"soft labels of the column {self.soft_label_column!r}", "revision": None}
         names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
@@ -109,7 +115,7 @@ class Teachers:
 
 def prepare_job(
     args: DistillationConfig,
-    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None = None,
+    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | LabelingTeacher | None = None,
     student: str | Path | PreTrainedModel | None = None,
     train: Source | None = None,
     validation: Source | None = None,
@@ -149,9 +155,15 @@ def prepare_job(
     if vocabulary not in (None, "trim"):
         raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
     asked = data_args or DataArguments()
+    source, labeller = train, teacher if isinstance(teacher, LabelingTeacher) else None
+    if labeller is not None:
+        output = Path(args.output_dir) / "teacher_labels.parquet"
+        train, asked = label_training_rows(labeller, train, output, asked)
+        teacher = None
 
     # Who teaches, and who learns.
     teachers = Teachers.of(teacher, teacher_tokenizer, teacher_revision, trust_remote_code, asked.soft_label_column)
+    teachers = replace(teachers, labeller=labeller)
     budget = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
     student = _student_asked_for(student, teachers, budget, objectives, embedding_size)
     learner = ModelSource.of(student, student_revision, trust_remote_code)
@@ -198,7 +210,7 @@ def prepare_job(
             | {"checkpoint": not inherits}
             | ({"start": start} if start != "teacher" else {}),
             "data": data.name,
-            "evaluated_source": name_of(train if measured is None else measured),
+            "evaluated_source": name_of(source if measured is None else measured),
             "dataset_config": asked.dataset_config,
             "dataset_revision": asked.dataset_revision,
         },
