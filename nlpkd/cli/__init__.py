@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from nlpkd.cli import information, measuring, publishing, training
+from nlpkd.cli import information, labelling, measuring, publishing, training
 
 UNFORESEEN = 4
 """Exit status of an error that nlpkd did not foresee; its traceback is in the file that the message names."""
@@ -24,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for group in (training, measuring, publishing, information):
+for group in (training, labelling, measuring, publishing, information):
     app.add_typer(group.app)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nlpkd.cli.labelling import DECISION, DecisionModel, DecisionURL, Question, decision_teacher
 from nlpkd.cli.options import (
     DATA,
     MODELS,
@@ -127,6 +128,9 @@ def distill(
     ] = None,
     test: Annotated[str | None, option(DATA, "Rows that nothing is chosen on, to report on.")] = None,
     soft_label_column: Annotated[str | None, option(DATA, "Column of soft labels, in place of a teacher.")] = None,
+    decision_model: DecisionModel = None,
+    question: Question = None,
+    decision_url: DecisionURL = None,
     objectives: Annotated[str, option(TRAINING, "A preset; `nlpkd presets` lists them.")] = "layerwise",
     baseline: Annotated[bool, option(TRAINING, "Train the undistilled baseline too.")] = False,
     num_seeds: Annotated[int, option(TRAINING, "Seeds to train student and baseline with.")] = 1,
@@ -140,6 +144,11 @@ def distill(
     nlpkd distill --teacher teacher --student layers:3 --train reviews.csv --validation dev.csv --output-dir student
     """
     given = arguments(context)
+    labeller = decision_teacher(decision_model, question, decision_url)
+    if labeller is not None:
+        if teacher or shared["dry_run"]:
+            raise ValueError("--decision-model is the teacher, and has a dry run of its own: `nlpkd label --dry-run`")
+        given = {name: each for name, each in given.items() if name not in DECISION} | {"teacher": labeller}
     if shared["dry_run"]:
         from nlpkd.pipeline.dry_run import plan_distillation
 

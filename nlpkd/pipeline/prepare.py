@@ -155,11 +155,11 @@ def prepare_job(
     if vocabulary not in (None, "trim"):
         raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
     asked = data_args or DataArguments()
-    source, labeller = train, teacher if isinstance(teacher, LabelingTeacher) else None
-    if labeller is not None:
+    source, labeller = train, None
+    if isinstance(teacher, LabelingTeacher):
         output = Path(args.output_dir) / "teacher_labels.parquet"
-        train, asked = label_training_rows(labeller, train, output, asked)
-        teacher = None
+        train, asked = label_training_rows(teacher, train, output, asked)
+        labeller, teacher = teacher, None
 
     # Who teaches, and who learns.
     teachers = Teachers.of(teacher, teacher_tokenizer, teacher_revision, trust_remote_code, asked.soft_label_column)

@@ -1,0 +1,77 @@
+"""Labelling from the command line, and a distillation in one command."""
+
+import json
+
+import pytest
+from label_server import LabelServer
+from samples import raw_rows, tiny_bert
+from typer.testing import CliRunner
+
+from nlpkd import read_splits
+from nlpkd.cli import app
+
+QUESTION = "type: choice\ninstructions: Is it good?\ncriteria:\n  pos: Praise\n  neg:\n"
+
+
+def judge(request):
+    """Say what the text's only word of judgement says."""
+    good = any(word in request["state"].split() for word in ("good", "great", "fine"))
+    probabilities = {"neg": 0.05 if good else 0.95, "pos": 0.95 if good else 0.05}
+    return {"answers": {"label": {"type": "choice", "probabilities": probabilities}}}
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "question.yaml").write_text(QUESTION)
+    raw_rows(120, seed=1).remove_columns("label").to_csv("texts.csv")
+    validation = raw_rows(40, seed=2)
+    names = [validation.features["label"].names[each] for each in validation["label"]]
+    validation.remove_columns("label").add_column("label", names).to_csv("dev.csv")
+    tiny_bert().save_pretrained("small")
+    tokenizer.save_pretrained("small")
+    return tmp_path
+
+
+def run(*words):
+    return CliRunner().invoke(app, list(words), catch_exceptions=True)
+
+
+def test_texts_are_labelled_after_a_dry_run(folder):
+    with LabelServer(judge) as server:
+        words = ["label", "--data", "texts.csv", "--decision-model", "m", "--question", "question.yaml"]
+        words += ["--decision-url", server.url, "--output", "labels.parquet"]
+        planned = run(*words, "--dry-run")
+        assert "rows: 120" in planned.output and not server.times
+        done = run(*words)
+        assert done.exit_code == 0, done.exception
+    rows = read_splits("labels.parquet")[0]["train"]
+    assert len(rows) == 120 and rows[0]["teacher"] == "m"
+    assert json.loads(rows[0]["question"])["instructions"] == "Is it good?"
+
+
+def test_one_command_distils_texts_without_labels(folder):
+    with LabelServer(judge) as server:
+        done = run(
+            "distill", "--decision-model", "m", "--question", "question.yaml", "--decision-url", server.url,
+            "--train", "texts.csv", "--validation", "dev.csv", "--student", "small", "--output-dir", "student",
+            "--objectives", "hinton", "--num-train-epochs", "1", "--max-length", "64",
+            "--set", "bf16=False", "--set", "report_to=none",
+        )  # fmt: skip
+    assert done.exit_code == 0, done.exception
+    assert json.loads((folder / "student/report.json").read_text())["run"]["teacher"]["name"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--decision-model", "m"], "belong together"),
+        (["--question", "question.yaml"], "belong together"),
+        (["--decision-url", "http://x"], "which is missing"),
+        (["--decision-model", "m", "--question", "question.yaml", "--teacher", "t"], "is the teacher"),
+        (["--decision-model", "m", "--question", "dev.csv"], "must be a mapping"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(folder, words, told):
+    done = run("distill", *words, "--train", "texts.csv", "--output-dir", "student")
+    assert told in str(done.exception)
