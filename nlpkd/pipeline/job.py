@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,15 +159,16 @@ class Job:
         steps += trainer.state.global_step
         known = [each for each in seconds if each is not None]
         spent_on = {"student": sum(known) if len(known) == len(seconds) else None}
-        # The baselines, for as long and from the same weights.
-        baselines = {}
-        if untrained is not None and baseline_dir is not None:
-            if self.teacher is not None:
-                align_copied_head(untrained, self.teacher, trainer.teacher_order)
-            settings = _beside(_altogether(args, [*earlier, last]), baseline_dir)
-            baselines["baseline"], spent_on["baseline"] = self._train_baseline(untrained, settings, steps)
-        # All of them on the same rows.
-        return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
+        with _saved_student(args):
+            # The baselines, for as long and from the same weights.
+            baselines = {}
+            if untrained is not None and baseline_dir is not None:
+                if self.teacher is not None:
+                    align_copied_head(untrained, self.teacher, trainer.teacher_order)
+                settings = _beside(_altogether(args, [*earlier, last]), baseline_dir)
+                baselines["baseline"], spent_on["baseline"] = self._train_baseline(untrained, settings, steps)
+            # All of them on the same rows.
+            return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
 
     def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
         """Make the trainer of a stage."""
@@ -285,6 +287,21 @@ class Job:
                 "max_length": self.data.max_length,
             },
         }
+
+
+@contextmanager
+def _saved_student(args: DistillationConfig) -> Iterator[None]:
+    """Say that a trained student is saved, whatever fails after that, and how to go on; then let it through."""
+    try:
+        yield
+    except Exception:
+        if PartialState().is_main_process:
+            logger.error(
+                "The student is trained and saved in %s; what failed came after that. Mend it and run again with "
+                "resume_from_checkpoint=True (--resume_from_checkpoint True), which goes on from the last checkpoint.",
+                args.output_dir,
+            )
+        raise
 
 
 def checkpoint_to_resume(args: DistillationConfig) -> str | bool:

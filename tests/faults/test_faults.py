@@ -198,6 +198,18 @@ def test_ctrl_c_says_how_to_go_on(point, said, lab, tmp_path):
     assert code == 1 and f"Stopped by Ctrl-C in {out}: {said}" in log and "KeyboardInterrupt" in log, log
 
 
+def test_a_report_that_can_not_be_saved_costs_no_training(lab, whole, tmp_path):
+    out = tmp_path / "out"
+    (out / "report.json").mkdir(parents=True)
+    code, log = lab.finish("distillation", out)
+    assert code == 1 and f"The student is trained and saved in {out}; what failed came after that" in log, log
+    assert (out / "model.safetensors").read_bytes() == (whole["distillation"] / "model.safetensors").read_bytes()
+    (out / "report.json").rmdir()
+    code, log = lab.finish("distillation", out, resume_from_checkpoint=True)
+    assert code == 0 and f"Resuming from {out}/checkpoint-12." in log, log
+    assert jobs.outcome("distillation", out) == jobs.outcome("distillation", whole["distillation"])
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
