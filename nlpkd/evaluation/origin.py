@@ -80,6 +80,7 @@ class ModelRecord(OpenRecord):
         checkpoint: whether a student began as a saved checkpoint.
         layers: of a student.
         model_type: of transformers.
+        weights_sha256: of each of a measured student's weight files, by name.
     """
 
     name: str | None = None
@@ -87,6 +88,7 @@ class ModelRecord(OpenRecord):
     checkpoint: bool | None = None
     layers: int | None = None
     model_type: str | None = None
+    weights_sha256: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
 from nlpkd.hub.saving import save_report
 from nlpkd.models.loading import split_revision
+from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.locks import only_writer
@@ -135,6 +136,7 @@ def evaluate(
 
     # What is measured, for the record. Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
+    weights = weights_sha256(Path(sources["student"].name))
     name, revision = split_revision(loaded.name) if in_full else (loaded.name, None)
     run: dict[str, Any] = {
         "command": command_line(),
@@ -150,6 +152,8 @@ def evaluate(
             "window_stride": window_stride,
         },
     }
+    if weights:
+        run["student"]["weights_sha256"] = weights
     report = evaluate_student(
         models["student"],
         models.get("teacher"),

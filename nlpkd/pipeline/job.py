@@ -23,6 +23,7 @@ from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.saving import save_report
+from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.presets import Stage
 from nlpkd.teachers.compatibility import align_copied_head
@@ -273,7 +274,11 @@ class Job:
             "command": command_line(),
             "date": now(),
             "teacher": self.origin["teacher"],
-            "student": self.origin["student"] | {"model_type": trainer.model.config.model_type},
+            "student": self.origin["student"]
+            | {
+                "model_type": trainer.model.config.model_type,
+                "weights_sha256": weights_sha256(Path(trainer.args.output_dir)),
+            },
             "data": {
                 "name": self.origin["data"],
                 "config": self.origin["dataset_config"],

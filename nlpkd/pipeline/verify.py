@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import ModelCard, metadata_load, snapshot_download
 from yaml import YAMLError
 
 from nlpkd.data.labels.classes import Classes
@@ -18,11 +19,12 @@ from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.evaluation.origin import DataRecord
 from nlpkd.evaluation.records import METRIC_NAMES, Candidate, Comparison, Interval, format_number
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
-from nlpkd.evaluation.report_text import markdown_table
+from nlpkd.evaluation.report_text import markdown_table, one_line
 from nlpkd.hub.client import limit_hub_requests
 from nlpkd.hub.model_card import CARD_METRICS, hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
 from nlpkd.models.loading import load_config, split_revision
+from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.utils.files import explain_damage
 
@@ -31,6 +33,9 @@ TOLERANCE = 0.005
 
 
 _AGAIN = "not re-measured"
+
+
+_FEWEST_ROWS = 30
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,20 @@ class Verification:
     Attributes:
         model: the student, with the commit where it came from the Hub.
         claims: figure by figure.
+        quality: the figures without which the student's quality is not known.
     """
 
     model: str
     claims: list[Claim]
+    quality: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
         """Whether no claim was found wrong."""
         return all(claim.holds is not False for claim in self.claims)
+
+    def _judged(self) -> list[Claim]:
+        return [claim for claim in self.claims if claim.holds is not None]
 
     def to_markdown(self) -> str:
         """Write a row a figure, and the conclusion.
@@ -78,10 +88,14 @@ class Verification:
         words = {True: "holds", False: "DOES NOT HOLD", None: "not judged"}
         rows = [[each.figure, each.claimed, each.measured, words[each.holds], each.why] for each in self.claims]
         wrong = [claim.figure for claim in self.claims if claim.holds is False]
-        judged = sum(claim.holds is not None for claim in self.claims)
+        judged = len(self._judged())
         conclusion = f"{len(wrong)} of {judged} claims do not hold: {', '.join(wrong)}." if wrong else (
             f"All {judged} judged claims hold."
         )  # fmt: skip
+        if judged < len(self.claims) and not wrong:
+            conclusion += f" {len(self.claims) - judged} further figures are not judged"
+            unknown = [name for name in self.quality if not any(each.figure == name for each in self._judged())]
+            conclusion += f", {', '.join(unknown)} among them: nothing is known of that." if unknown else "."
         table = markdown_table(["figure", "claimed", "measured", "verdict", "because"], rows)
         return f"# Claims of {self.model}\n\n{table}\n\n{conclusion}\n"
 
@@ -106,9 +120,11 @@ def verify(
     """Measure a student again and compare with the figures of its `report.json` and its card.
 
     On as many rows as the report's a metric must come out the same but for `TOLERANCE` (or two rows, where that is
-    more); on another number of rows it must lie in its claimed interval. Parameters must be equal, the size of the
-    weights to 0.1 MB, operations to 1 %. Latencies depend on the machine: both are shown, and not judged. Nor is what
-    can't be measured again: a baseline, further seeds, a teacher that is not on the Hub.
+    more); on another number of rows its interval and the measured one must agree: the difference of both values is at
+    most the root of the squared half-widths' sum. A claimed interval that is far wider than what so many rows give is
+    refused. The weights must have the claimed SHA-256, parameters must be equal, the size of the weights to 0.1 MB,
+    operations to 1 %. Latencies depend on the machine: both are shown, and not judged. Nor is what can't be measured
+    again: a baseline, further seeds, a teacher that is not on the Hub.
 
     Args:
         model: a Hub id (`id@revision` too), of which only what a push may hold is downloaded, or a folder. ONNX files
@@ -131,7 +147,7 @@ def verify(
         Each claim with its verdict.
 
     Raises:
-        ValueError: without a report, or without data to measure on.
+        ValueError: without a report, without a quality that it claims, or without data to measure on.
     """
     limit_hub_requests()
     name, commit = split_revision(str(model)) if revision is None else (str(model), revision)
@@ -142,6 +158,12 @@ def verify(
     if not (folder / JSON_NAME).is_file():
         raise ValueError(f"{name} has no {JSON_NAME}, so it claims nothing that can be measured again")
     claimed = EvaluationReport.load(folder)
+    headline = claimed.task.headline
+    if headline not in METRIC_NAMES or headline not in claimed.candidates["student"].quality:
+        raise ValueError(
+            f"the report of {name} claims no {METRIC_NAMES.get(headline, headline)} of its student, which its verdict "
+            "rests on: there is nothing to verify"
+        )
     about = claimed.run.data
     source, options = (data, {}) if data is not None else _named_data(about, name)
     asked = {"dataset_config": dataset_config, "dataset_revision": dataset_revision, "split": split}
@@ -166,8 +188,13 @@ def verify(
     # A model on disk, which saved again might be smaller or larger.
     student = replace(measured.candidates["student"], size_mb=model_size_mb(folder))
     measured = replace(measured, candidates=measured.candidates | {"student": student})
-    claims = [*_report_claims(claimed, measured, missing), *_card_claims(claimed, measured, folder)]
-    return Verification(name, claims)
+    claims = [
+        _weights_claim(claimed, folder),
+        _rows_claim(claimed.task.rows, measured.task.rows, same_data=data is None),
+        *_report_claims(claimed, measured, missing),
+        *_card_claims(claimed, measured, folder),
+    ]
+    return Verification(name, claims, (METRIC_NAMES[headline],))
 
 
 def _named_data(about: DataRecord, name: str) -> tuple[str, dict[str, Any]]:
@@ -214,6 +241,23 @@ def _onnx_files(claimed: EvaluationReport, folder: Path) -> dict[str, Path]:
         for name in (f"onnx/{file.name}", file.name, file.stem, file.stem.removeprefix("model_"))
     }
     return {name: names[name] for name in claimed.candidates if name in names}
+
+
+def _weights_claim(claimed: EvaluationReport, folder: Path) -> Claim:
+    """Judge whether the weights are those that were measured, by their SHA-256."""
+    stated, found = claimed.run.student.weights_sha256 or {}, weights_sha256(folder)
+    shown, again = (
+        " ".join(str(digest)[:12] for _, digest in sorted(each.items())) or "n/a" for each in (stated, found)
+    )
+    if not stated:
+        return Claim("weights", shown, again, None, "no hash was claimed")
+    return Claim("weights", shown, again, stated == found, "SHA-256 of each file")
+
+
+def _rows_claim(stated: int | None, found: int | None, same_data: bool) -> Claim:
+    """Judge the number of rows, where the data are those that the report names."""
+    why = "of the same data set" if same_data else "these rows were given"
+    return Claim("rows", str(stated), str(found), stated == found if same_data else None, why)
 
 
 def _report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teacher: str) -> list[Claim]:
@@ -311,26 +355,38 @@ def _comparison_claims(
 
 
 def _card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: Path) -> list[Claim]:
-    """Judge the figures of the card's `model-index`, by the intervals of the report."""
+    """Judge the figures of the card's `model-index`."""
     card = folder / "README.md"
-    results = None
-    if card.is_file():
-        with explain_damage(card, "its metadata can't be checked"):
-            try:
-                results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results
-            except YAMLError as error:
-                raise ValueError(str(error)) from error
-    metrics = {metric: key for key, (metric, _) in CARD_METRICS.items()}
+    if not card.is_file():
+        return []
+    with explain_damage(card, "its metadata can't be checked"):
+        try:
+            results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results or []
+            unread = not results and "model-index" in (metadata_load(card) or {})
+        except YAMLError as error:
+            raise ValueError(str(error)) from error
+    if unread:
+        return [Claim("card: model-index", "figures", "n/a", None, "it can't be read")]
+    metrics = {_spelling(name): key for key, names in CARD_METRICS.items() for name in (key, *names)}
     claims, rows = [], (claimed.task.rows, measured.task.rows or 0)
-    for result in results or []:
-        key = metrics.get(result.metric_type)
-        if key not in claimed.candidates["student"].quality:
+    for result in results:
+        key = metrics.get(_spelling(result.metric_type))
+        title = f"card: {one_line(METRIC_NAMES[key] if key else result.metric_type)}"
+        found = measured.candidates["student"].quality.get(key or "")
+        if found is None:
+            claims.append(Claim(title, one_line(result.metric_value), "n/a", None, "not measured here"))
             continue
-        stated = claimed.candidates["student"].quality[key]
-        with explain_damage(card, f"the value of {result.metric_type} in its metadata is no number"):
-            claim = Interval(float(result.metric_value), stated.low, stated.high)
-        claims.append(_metric(f"card: {METRIC_NAMES[key]}", claim, measured.candidates["student"].quality[key], rows))
+        with explain_damage(card, f"the value of {one_line(result.metric_type)} in its metadata is no number"):
+            value = float(result.metric_value)
+        # A card states no interval.
+        judged = _metric(title, Interval(value, math.nan, math.nan), found, rows)
+        claims.append(replace(judged, claimed=format_number(value)))
     return claims
+
+
+def _spelling(name: Any) -> str:
+    """Return a metric's name without what spellings of it differ in."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def _metric(
@@ -341,19 +397,47 @@ def _metric(
     missing: str = _AGAIN,
     allowed: float | None = None,
 ) -> Claim:
+    """Judge a value with its interval."""
     if found is None:
         return Claim(title, str(claim), "n/a", None, missing)
     if not math.isfinite(claim.value):
         return Claim(title, str(claim), format_number(found.value), None, "no number was claimed")
-    if rows[0] == rows[1]:
-        allowed = allowed or _allowed(rows[1])
-        holds, why = abs(claim.value - found.value) <= allowed, f"same number of rows, to {allowed:.3f}"
+    if not math.isfinite(found.value):
+        return Claim(title, str(claim), format_number(found.value), False, "no number was measured")
+    stated_rows, measured_rows = rows[0] or rows[1], rows[1]
+    # The half-width that as many rows as claimed would give; the claim itself may say anything.
+    expected = _half_width(found) * math.sqrt(measured_rows / stated_rows)
+    floor = _allowed(min(rows[1], stated_rows))
+    if _is_absurd(claim, expected, floor):
+        why = f"{stated_rows} rows give no such interval: about ± {expected:.3f}"
+        return Claim(title, str(claim), format_number(found.value), False, why)
+    if rows[0] == measured_rows:
+        allowed = allowed or _allowed(measured_rows)
+        why = f"same number of rows, to {allowed:.3f}"
+    elif stated_rows < _FEWEST_ROWS:
+        return Claim(title, str(claim), str(found), None, f"{stated_rows} rows were measured: too few to tell")
     else:
-        holds, why = claim.low <= found.value <= claim.high, f"{rows[1]} rows for {rows[0]}: in the claimed interval"
-    return Claim(title, str(claim), format_number(found.value), holds and math.isfinite(found.value), why)
+        allowed = max(floor, math.hypot(_half_width(found), min(_half_width(claim, expected), 1.5 * expected)))
+        why = f"{measured_rows} rows for {rows[0]}: both intervals, to {allowed:.3f}"
+    return Claim(title, str(claim), str(found), abs(claim.value - found.value) <= allowed, why)
+
+
+def _half_width(interval: Interval, default: float = 0.0) -> float:
+    width = interval.high - interval.low
+    return width / 2 if math.isfinite(width) else default
+
+
+def _is_absurd(claim: Interval, expected: float, floor: float) -> bool:
+    """Check whether a claimed interval is far wider than the rows give, upside down, or far from its value."""
+    half = _half_width(claim, expected)
+    # A calibration error is biased upwards by resampling, so that it may lie beside its interval.
+    outside = max(claim.low - claim.value, claim.value - claim.high)
+    return half < 0 or half > 3 * expected + floor or outside > 2 * half + floor
 
 
 def _figure(title: str, claim: float, found: float | None, spec: str, allowed: float, why: str, missing: str) -> Claim:
+    if not (isinstance(claim, (int, float)) and math.isfinite(claim)):
+        return Claim(title, "n/a", "n/a" if found is None else format(found, spec), None, "no number was claimed")
     if found is None or math.isnan(found):
         return Claim(title, format(claim, spec), "n/a", None, missing)
     return Claim(title, format(claim, spec), format(found, spec), abs(claim - found) <= allowed, why)

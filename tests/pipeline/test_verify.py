@@ -12,6 +12,7 @@ import pytest
 import yaml
 from commands import Command, finish
 from hub_server import HubServer, hub_environment
+from huggingface_hub import ModelCard
 from samples import raw_rows, tiny_bert
 
 from nlpkd import EvaluationReport
@@ -139,6 +140,78 @@ def test_what_is_not_measured_again_is_named_and_not_judged(student, rows):
     assert "the teacher, ./runs/teacher, is not on the Hub" in claims["teacher: accuracy"].why
     assert claims["student: accuracy, mean ± sd of 2 seeds"].claimed == "0.550 ± 0.070"
     assert found.holds and claims["ECE"].holds
+
+
+@pytest.mark.parametrize("interval", [(-1.0, 1.0), (0.0, 1.0), (0.9, 0.1), (-1e9, 1e9), (0.0, 0.001)])
+@pytest.mark.parametrize("given", [60, 40])
+def test_an_absurd_interval_holds_nothing(student, tmp_path, interval, given):
+    write_rows(tmp_path / "given.jsonl", given)
+    claim(student, quality={"accuracy": Interval(0.99, *interval)})
+    assert "accuracy" in wrong(student, tmp_path / "given.jsonl")
+
+
+def test_few_claimed_rows_are_too_few_to_tell(student, rows):
+    report = EvaluationReport.load(student)
+    dataclasses.replace(report, task=dataclasses.replace(report.task, rows=2)).save(student)
+    found = {each.figure: each for each in verify(student, str(rows / "test.jsonl"), **QUICK).claims}
+    assert found["accuracy"].holds is None and "too few to tell" in found["accuracy"].why
+    assert found["rows"].holds is None and (found["rows"].claimed, found["rows"].measured) == ("2", "60")
+
+
+def test_a_flipped_bit_of_the_weights_is_found_though_every_figure_holds(student, rows):
+    path = student / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "weights" in wrong(student, rows / "test.jsonl")
+    report = EvaluationReport.load(student)
+    unhashed = dataclasses.replace(report.run, student=ModelRecord("./student"))
+    dataclasses.replace(report, run=unhashed).save(student)
+    claims = {each.figure: each for each in verify(student, str(rows / "test.jsonl"), **QUICK).claims}
+    assert claims["weights"].holds is None and claims["weights"].why == "no hash was claimed"
+
+
+@pytest.mark.parametrize(
+    "spelling", ["Accuracy", "ACCURACY", "f1", "macro-F1", "Macro F1", "MACRO_F1", "Matthews correlation"]
+)
+def test_a_card_s_metric_is_judged_however_it_is_spelt(student, rows, spelling):
+    card = ModelCard.load(student / "README.md")
+    for result in card.data.eval_results:
+        result.metric_type, result.metric_value = spelling, 0.987
+    card.save(student / "README.md")
+    (figure,) = {each for each in wrong(student, rows / "test.jsonl")}
+    assert figure in ("card: accuracy", "card: macro F1", "card: MCC")
+
+
+KINDS = [("exact_match\x1b[31m", 0.99), ("top 5 accuracy", "99 %")]
+
+
+def test_a_card_s_figures_that_cannot_be_judged_are_counted(student, rows):
+    card = ModelCard.load(student / "README.md")
+    for result, (kind, value) in zip(card.data.eval_results, KINDS, strict=False):
+        result.metric_type, result.metric_value = kind, value
+    card.save(student / "README.md")
+    found = verify(student, str(rows / "test.jsonl"), **QUICK)
+    claims = {each.figure: each for each in found.claims}
+    assert claims["card: exact_match[31m"].holds is None and claims["card: top 5 accuracy"].holds is None
+    assert f"{sum(each.holds is None for each in found.claims)} further figures are not judged." in found.to_markdown()
+    assert "\x1b" not in found.to_markdown()
+
+
+def test_a_quality_of_nulls_is_no_quality_that_holds(student, rows):
+    nothing = Interval(math.nan, math.nan, math.nan)
+    claim(student, quality={"accuracy": nothing})
+    found = verify(student, str(rows / "test.jsonl"), **QUICK)
+    assert found.to_markdown().rstrip().endswith("accuracy among them: nothing is known of that.")
+    data = json.loads((student / "report.json").read_text())
+    data["candidates"]["student"] |= {"parameters": None, "flops": math.inf}
+    (student / "report.json").write_text(json.dumps(data))
+    claims = {each.figure: each for each in verify(student, str(rows / "test.jsonl"), **QUICK).claims}
+    assert claims["parameters"].why == claims["FLOPs"].why == "no number was claimed"
+    data["candidates"]["student"]["quality"] = {}
+    (student / "report.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="claims no accuracy of its student"):
+        verify(student, str(rows / "test.jsonl"))
 
 
 def test_without_report_or_data_it_says_what_is_missing(student):
