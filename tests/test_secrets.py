@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment
+from hub_server import READ_TOKEN, WRITE_TOKEN, Fault, HubServer, hub_environment
 from paths import ROOT
 from processes import run as run_program
 from samples import fine_tuned_teacher, raw_rows, tiny_bert
@@ -20,6 +20,10 @@ from nlpkd.models.loading import load_classifier, load_config, load_tokenizer
 from nlpkd.utils.files import CHECKSUMS, WEIGHTS, refuse_damaged
 
 TEXT = "the film plot was very great and the actor at it was awful"
+PLAIN_TOKEN, PASSWORD = "canaryTokenWithoutPrefix", "canaryPassword"
+SECRETS = (b"hf_canary", PLAIN_TOKEN.encode(), PASSWORD.encode())
+# What verify asks first.
+ECHOING = ["info", "resolve"] * 8
 LENGTH = ["--max-length", "32"]
 # Ends the process at its first attempt to reach anything by a socket.
 GUARD = """
@@ -56,11 +60,18 @@ def done(tmp_path_factory, tokenizer):
             "again": (WRITE_TOKEN, ["push", "pushed", "--repo-id", "alice/student"]),
             "wrong": ("hf_canaryWrongToken0123456789", ["push", "pushed", "--repo-id", "alice/other"]),
             "doctor": (WRITE_TOKEN, ["doctor"]),
+            "echo in verify": (PLAIN_TOKEN, ["verify", "alice/echo"]),
+            "password in evaluate": (WRITE_TOKEN, ["evaluate", "alice/none", "--data", "validation.csv"]),
+            "password in verify": (WRITE_TOKEN, ["verify", "alice/none"]),
+            "password in doctor": (WRITE_TOKEN, ["doctor"]),
             "unplugged": (WRITE_TOKEN, [*DISTILL, "--output-dir", "unplugged"]),
         }  # fmt: skip
         said = {}
         for name, (token, words) in jobs.items():
             environment = hub_environment(hub, folder / "home", token)
+            hub.faults = [Fault(action, "status", 400, f"what is {token}?") for action in ECHOING if "echo" in name]
+            if "password" in name:
+                environment["HF_ENDPOINT"] = hub.url.replace("://", f"://me:{PASSWORD}@")
             if name == "unplugged":
                 run = subprocess.run([*UNPLUGGED, *words], cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)},
                                      capture_output=True, text=True)  # fmt: skip
@@ -74,7 +85,9 @@ def done(tmp_path_factory, tokenizer):
 def test_the_jobs_did_what_they_were_started_for(done):
     _, published, said = done
     codes = {name: code for name, (code, _) in said.items()}
-    assert [name for name, code in codes.items() if code] == ["refused", "wrong"], said
+    assert [name for name, code in codes.items() if code and " " not in name] == ["refused", "wrong"], said
+    assert b"what is ***?" in said["echo in verify"][1]
+    assert all(b"***@127.0.0.1" in said[f"password in {name}"][1] for name in ("doctor", "evaluate"))
     assert {"README.md", "model.safetensors", "report.json"} <= published.keys()
     assert b"name: validation.csv\n      type: validation\n" in published["README.md"]
 
@@ -89,7 +102,7 @@ def test_no_token_is_in_anything_that_is_said_or_written(done):
         if path.is_file() and path.relative_to(folder).parts[0] != "home"
     }
     assert any("tfevents" in name for name in texts) and "pushed/run.yaml" in texts
-    leaks = [name for name, text in texts.items() if b"hf_canary" in text]
+    leaks = [name for name, text in texts.items() for secret in SECRETS if secret in text]
     assert leaks == [], "\n".join(leaks)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import tempfile
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nlpkd.cli import information, labelling, measuring, publishing, training
+from nlpkd.utils.provenance import without_tokens
 
 UNFORESEEN = 4
 """Exit status of an error that nlpkd did not foresee; its traceback is in the file that the message names."""
@@ -50,7 +52,16 @@ def main() -> None:
     """Run the command line; every error is one line on standard error.
 
     What a user can mend has exit status 2. Any other error has `UNFORESEEN`, and its traceback is kept in a file.
+    Neither errors nor warnings have tokens in them, whatever a server said.
     """
+    make_record = logging.getLogRecordFactory()
+
+    def without_secrets(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = make_record(*arguments, **options)
+        record.msg, record.args = without_tokens(record.getMessage()), ()
+        return record
+
+    logging.setLogRecordFactory(without_secrets)
     try:
         app()
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError) as error:
@@ -59,12 +70,12 @@ def main() -> None:
     except Exception as error:
         handle, path = tempfile.mkstemp(prefix="nlpkd-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
+            log.write(without_tokens(traceback.format_exc()))
         typer.echo(f"nlpkd: unforeseen {_in_one_line(error)}; the traceback is in {path}", err=True)
         raise SystemExit(UNFORESEEN) from error
 
 
 def _in_one_line(error: Exception) -> str:
-    told, kind = " ".join(str(error).split()), type(error).__name__
+    told, kind = " ".join(without_tokens(str(error)).split()), type(error).__name__
     foreseen = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
     return told if foreseen and told else f"{kind}: {told}" if told else kind

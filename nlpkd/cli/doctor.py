@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from nlpkd.config import fast_at_bf16
+from nlpkd.evaluation.report_text import one_line
 from nlpkd.hub.client import NOT_THE_HUB, limit_hub_requests
 from nlpkd.utils.files import nearest_existing_folder
+from nlpkd.utils.provenance import without_tokens
 
 LEAST_DISK_GB = 5.0
 """Free disk below which the doctor warns: some checkpoints of a BERT-base with their optimizer's state."""
@@ -71,7 +73,9 @@ def examine(directory: str | Path = ".") -> list[Finding]:
     Returns:
         The findings; a run can work unless one has `ok=False`.
     """
-    return [*_packages(), *_extras(), *_devices(), *_hub(), *_disk(Path(directory))]
+    findings = [*_packages(), *_extras(), *_devices(), *_hub(), *_disk(Path(directory))]
+    # Names of accounts are what a server says, and the Hub's address may have a password.
+    return [replace(finding, found=one_line(without_tokens(finding.found))) for finding in findings]
 
 
 def _packages() -> Iterator[Finding]:

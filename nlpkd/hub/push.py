@@ -26,6 +26,7 @@ from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.students.backbone import without_local_backbone
 from nlpkd.utils.files import NO_SPACE, explain_damage, inside, refuse_damaged, refuse_outside, write_atomic
 from nlpkd.utils.locks import only_writer_if_any
+from nlpkd.utils.provenance import without_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def push_student(
                 return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)
         except (HTTPError, OSError, _NotSentError) as error:
             secret = token or get_token()
-            reason = _why(error, repo_id, api)
+            reason = without_tokens(_why(error, repo_id, api))
             if secret:
                 reason = reason.replace(secret, "***")
             # The chain of an error that quotes the token would print it.

@@ -24,6 +24,7 @@ from transformers import (
 from nlpkd.models.limits import refuse_foreign_weights, refuse_oversized_config, refuse_oversized_vocabulary
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
 from nlpkd.utils.optional import require
+from nlpkd.utils.provenance import without_tokens
 
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 """Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""
@@ -228,7 +229,10 @@ def _explain(name: str | Path, revision: str | None, what: str, error: Exception
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         return f"the {what} in {str(name)!r} can't be loaded: {kind}{error}"
     at = f" at revision {revision!r}" if revision else ""
-    return f"the {what} {str(name)!r}{at} can't be had from {constants.ENDPOINT}: {error}\n{OFFLINE_ADVICE}"
+    # A server may quote the token, and the endpoint may have a password.
+    return without_tokens(
+        f"the {what} {str(name)!r}{at} can't be had from {constants.ENDPOINT}: {error}\n{OFFLINE_ADVICE}"
+    )
 
 
 def load_teacher(

@@ -6,9 +6,24 @@ import re
 import shlex
 import sys
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 
-_TOKEN = re.compile(r"((?i:--[\w-]*token[ =]|\b\w*token=))\S+|\bhf_\w{16,}")
+from huggingface_hub import get_token
+
+_TOKEN = re.compile(
+    r"""(?P<flag>(?i:--[\w-]*token[ =]|\b[\w.-]*token=))(?:'[^']*'|"[^"]*"|\S+)"""
+    r"""|(?P<quoted>(?P<mark>['"])(?i:(?:--)?[\w.-]*token=))(?:(?!(?P=mark)).)*"""
+    r"""|(?P<scheme>\b\w+://)[^/\s@'"]+(?=@)"""
+    r"""|\bhf_\w{16,}"""
+)
+
+
+_TOKEN_FLAG, _TOKEN_SETTING = re.compile(r"(?i)--[\w-]*token"), re.compile(r"(?is)((?:--)?[\w.-]*token=).*")
+
+
+# A shorter one might be an ordinary word.
+_LEAST_TOKEN = 8
 
 
 def now() -> str:
@@ -18,13 +33,27 @@ def now() -> str:
 
 def command_line() -> str:
     """Return the command of this process for a record, without tokens and without folders of this machine."""
-    words = [_without_folder(word) for word in sys.argv]
-    return without_tokens(shlex.join(["python", *words] if words[0].endswith(".py") else words))
+    words = ["python", *sys.argv] if sys.argv[0].endswith(".py") else sys.argv
+    told = [_quoted(before, _without_folder(word)) for before, word in pairwise(["", *words])]
+    return without_tokens(" ".join(told))
+
+
+def _quoted(before: str, word: str) -> str:
+    """Quote a word for a shell; a token is known by the flag before it or the setting that it is in, blanks or not."""
+    if _TOKEN_FLAG.fullmatch(before):
+        return "***"
+    setting = _TOKEN_SETTING.fullmatch(word)
+    return f"{setting[1]}***" if setting else shlex.quote(word)
 
 
 def without_tokens(text: str) -> str:
-    """Replace access tokens by `***`; they are known by the flag or setting before them, or begin as the Hub's do."""
-    return _TOKEN.sub(lambda match: f"{match[1] or ''}***", text)
+    """Replace access tokens and the passwords of addresses by `***`.
+
+    Tokens are known by the flag or setting before them, or begin as the Hub's do, or are the one of this machine.
+    """
+    text = _TOKEN.sub(lambda found: f"{found['flag'] or found['quoted'] or found['scheme'] or ''}***", text)
+    own = get_token() or ""
+    return text.replace(own, "***") if len(own) >= _LEAST_TOKEN else text
 
 
 def _without_folder(word: str) -> str:
