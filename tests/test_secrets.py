@@ -217,7 +217,7 @@ for number, load in enumerate((*[OnnxClassifier.from_pretrained] * 3, load_class
     try:
         load(f"bob/evil{number}")
     except (OSError, ValueError) as error:
-        print(number, "REFUSED", error)
+        print(number, "REFUSED", *str(error).split())
 """
 
 
