@@ -209,6 +209,19 @@ def test_a_student_in_the_hub_s_cache_is_pushed_though_its_files_are_links(tmp_p
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files_to_push(snapshot, "alice/student").keys()
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_folder_with_an_adapter_names_the_base_and_asks_nobody_for_it(beside, tmp_path, tokenizer):
+    """With weights beside it another model than those would be measured; alone its base would come from the Hub."""
+    folder = save_student(tiny_bert(), tmp_path / "student", tokenizer)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "bob/evil"}))
+    if not beside:
+        (folder / "model.safetensors").unlink()
+        (folder / CHECKSUMS).unlink()
+    for load in (load_classifier, nlpkd.load_teacher):
+        with pytest.raises(ValueError, match="an adapter.*of the base model 'bob/evil'.*merge the adapter"):
+            load(folder)
+
+
 PULL = """
 import sys
 from nlpkd.models.loading import load_classifier

@@ -75,3 +75,29 @@ def refuse_foreign_weights(folder: Path) -> None:
         files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     for file in files:
         inside(folder, file)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder whose adapter would have transformers load another model than the one that lies there.
+
+    Args:
+        folder: a model's folder; anything else is passed.
+
+    Raises:
+        ValueError: if an adapter lies beside weights, or alone with a base model that is no folder: transformers would
+            ask the Hub for that, with the user's token.
+    """
+    settings = folder / "adapter_config.json"
+    if not settings.is_file():
+        return
+    try:
+        base = str(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{settings} can't be read ({error!r}): use another copy of the model") from None
+    beside = any(folder.glob("model*.safetensors"))
+    if beside or not Path(base).is_dir():
+        found = "an adapter beside the weights" if beside else "an adapter alone"
+        raise ValueError(
+            f"{folder} holds {found}, of the base model {base!r}, which would be loaded: merge the adapter into the "
+            "model (merge_and_unload of peft) and save that, or load both with peft and pass the model"
+        )

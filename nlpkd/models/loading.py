@@ -21,7 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from nlpkd.models.limits import refuse_foreign_weights, refuse_oversized_config, refuse_oversized_vocabulary
+from nlpkd.models.limits import (
+    refuse_adapter,
+    refuse_foreign_weights,
+    refuse_oversized_config,
+    refuse_oversized_vocabulary,
+)
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
 from nlpkd.utils.optional import require
 from nlpkd.utils.provenance import without_tokens
@@ -85,6 +90,7 @@ def load_classifier(
     _refuse_missing_path(name)
     refuse_damaged(Path(name), WEIGHTS)
     refuse_foreign_weights(Path(name))
+    refuse_adapter(Path(name))
     _load_config(name, revision, trust_remote_code, "model")
     with _explained(name, revision, "model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
