@@ -42,6 +42,19 @@ def random_access(rows: Any, first: int) -> Any:
     return rows.head(first) if isinstance(rows, TextStream) else rows
 
 
+def sample_of_classes(rows: Any, size: int) -> Any:
+    """Return rows that can be read in any order: of a stream as many of each class, all others as they are.
+
+    Args:
+        rows: of any kind.
+        size: how many rows to read of a stream.
+
+    Returns:
+        A data set of a stream; `rows` itself where it is anything else.
+    """
+    return rows.sample(size) if isinstance(rows, TextStream) else rows
+
+
 def texts_of(rows: Any, columns: Sequence[str]) -> Iterable[str]:
     """Read all texts of rows.
 

@@ -199,6 +199,26 @@ class TextStream(IterableDataset):
         """Read the first rows, encoded, as a data set."""
         return Dataset.from_dict(self._encoded(list(islice(self._rows_of_file(), rows)))).remove_columns(ROW)
 
+    def sample(self, rows: int) -> Dataset:
+        """Read the first rows of every class, as equally often as the file allows, encoded, as a data set.
+
+        Args:
+            rows: how many in all, rounded up to as many of each class.
+
+        Returns:
+            The rows, none of them without a label.
+        """
+        share, counts = -(-rows // len(self.names)), self.summary.class_counts
+        left = {number: min(share, counts[name]) for number, name in enumerate(self.names)}
+        chosen: list[Mapping[str, Any]] = []
+        wanted, file = sum(left.values()), self._rows_of_file()
+        while len(chosen) < wanted:
+            row = next(file)
+            if left.get(self._label_of(row)):
+                left[self._label_of(row)] -= 1
+                chosen.append(row)
+        return Dataset.from_dict(self._encoded(chosen)).remove_columns(ROW)
+
     def raw_texts(self) -> Iterator[str]:
         """Read all texts, in the file's order."""
         return (row[name] for row in stream_rows(self.path) for name in self.columns.texts)

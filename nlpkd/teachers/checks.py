@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
 from nlpkd.data.columns import TEACHER_LOGITS
@@ -35,8 +36,52 @@ def best_order(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> 
     return [int(p) for _, p in sorted(zip(gold, predicted, strict=True))]
 
 
+def swapped_classes(
+    predictions: np.ndarray, labels: np.ndarray, order: Sequence[int], best: Sequence[int]
+) -> list[list[int]]:
+    """Find the classes that a teacher surely has in each other's places, however right it is on the others.
+
+    Args:
+        predictions: predicted indices, `(rows,)`.
+        labels: gold labels, `(rows,)`.
+        order: index of each label in the teacher's output.
+        best: the order that fits the gold labels best.
+
+    Returns:
+        Groups of gold labels that change places between the two orders. Every class of a group is right more often in
+        the best order, and the group by a sign test at the level 0.01 / classes.
+    """
+    groups = []
+    for group in cycles_between(order, best):
+        own, other = (predictions == np.asarray(each)[labels] for each in (order, best))
+        wins = [(int(other[labels == label].sum()), int(own[labels == label].sum())) for label in group]
+        more, fewer = np.sum(wins, axis=0)
+        if all(won > lost for won, lost in wins):
+            chance = binomtest(int(more), int(more + fewer), alternative="greater").pvalue
+            groups += [group] if chance < 0.01 / len(order) else []
+    return groups
+
+
+def cycles_between(order: Sequence[int], other: Sequence[int]) -> list[list[int]]:
+    """Split the labels that have another index in the other order into the smallest groups that change places."""
+    label_at = {index: label for label, index in enumerate(order)}
+    cycles, seen = [], set()
+    for label in range(len(order)):
+        cycle = []
+        while label not in seen:
+            seen.add(label)
+            cycle.append(label)
+            label = label_at[other[label]]
+        cycles += [cycle] if len(cycle) > 1 else []
+    return cycles
+
+
 def check_teacher(
-    logits: np.ndarray, labels: np.ndarray, order: Sequence[int] | None, names: Mapping[int, str]
+    logits: np.ndarray,
+    labels: np.ndarray,
+    order: Sequence[int] | None,
+    names: Mapping[int, str],
+    only_sure: bool = False,
 ) -> tuple[list[int], str | None]:
     """Compare a teacher with gold labels.
 
@@ -45,10 +90,12 @@ def check_teacher(
         labels: gold labels, `(rows,)`.
         order: index of each label in the teacher's output where names tell it, else None.
         names: id2label of the gold labels, for messages.
+        only_sure: where names tell nothing, move only classes that are surely swapped.
 
     Returns:
         The order to use, and what is wrong with the teacher, or None. Where names tell nothing, the order that fits
-        the gold labels is used if it is right significantly more often than the given one. A teacher must be right
+        the gold labels is used if it is right significantly more often than the given one, or for those classes alone
+        that are surely swapped; where names tell the order, swapped classes are what is wrong. A teacher must be right
         more often than the sample's majority class by two standard errors, or, since a teacher that finds a rare class
         may be right less often, have a mean recall over classes that is as much above that of a constant answer.
     """
@@ -58,9 +105,15 @@ def check_teacher(
     accuracy = _accuracy(predictions, labels, range(num_labels) if order is None else order)
     best = best_order(predictions, labels, num_labels)
     best_accuracy = _accuracy(predictions, labels, best)
-    if order is None:
-        order = list(range(num_labels))
-        if best_accuracy - accuracy > 2 * np.sqrt(0.25 / rows):
+    named, order = order is not None, list(range(num_labels)) if order is None else list(order)
+    swapped = swapped_classes(predictions, labels, order, best)
+    if not named:
+        if only_sure or best_accuracy - accuracy <= 2 * np.sqrt(0.25 / rows):
+            moved = {label for group in swapped for label in group}
+            best = [best[label] if label in moved else order[label] for label in range(num_labels)]
+            best_accuracy = _accuracy(predictions, labels, best)
+        swapped = []
+        if best != order:
             logger.warning(
                 "The teacher's label names say nothing; on %d gold labels its own order is right in %.1f %% and %s in "
                 "%.1f %%: the latter is used.",
@@ -74,7 +127,7 @@ def check_teacher(
     majority = np.bincount(labels, minlength=num_labels).max() / rows
     needed = min(majority + 2 * np.sqrt(majority * (1 - majority) / rows), 1.0)
     if (accuracy >= needed and accuracy > majority) or _recalls_classes(predictions, labels, order):
-        return list(order), None
+        return order, _describe_swapped(swapped, order, best, names, rows)
     problem = (
         f"the teacher gets {100 * accuracy:.1f} % of {rows} gold labels right, no better than always answering the "
         f"most frequent one ({100 * majority:.1f} %)"
@@ -82,11 +135,30 @@ def check_teacher(
     if best_accuracy >= needed:
         fitting = {names[k]: index for k, index in enumerate(best)}
         problem += f"; with the label order {fitting} it would be {100 * best_accuracy:.1f} %: its id2label is wrong"
-    return list(order), problem
+    return order, problem
+
+
+def _describe_swapped(
+    groups: Sequence[Sequence[int]], order: Sequence[int], best: Sequence[int], names: Mapping[int, str], rows: int
+) -> str | None:
+    """Say which classes a teacher has in each other's places; None where there are none."""
+    if not groups:
+        return None
+    listed = "; ".join(", ".join(repr(names[label]) for label in group) for group in groups)
+    fitting = {names[label]: best[label] for group in groups for label in group}
+    found = {names[label]: order[label] for group in groups for label in group}
+    return (
+        f"the teacher has classes in each other's places on {rows} gold labels ({listed}): its id2label, or the order "
+        f"of the data's labels, says {found}, and {fitting} fits"
+    )
 
 
 def check_correlated(
-    logits: np.ndarray, labels: np.ndarray, order: Sequence[int] | None, names: Mapping[int, str]
+    logits: np.ndarray,
+    labels: np.ndarray,
+    order: Sequence[int] | None,
+    names: Mapping[int, str],
+    only_sure: bool = False,
 ) -> tuple[list[int], str | None]:
     """Compare a teacher of several labels a row, or of scores, with gold labels by how they correlate.
 
@@ -95,11 +167,13 @@ def check_correlated(
         labels: zeros and ones, or scores, `(rows, labels)`.
         order: index of each label in the teacher's output where names tell it, else None.
         names: id2label of the gold labels, for messages.
+        only_sure: where names tell nothing, move only labels that are surely swapped.
 
     Returns:
         The order to use, and what is wrong with the teacher, or None. The mean over labels of the correlation of
         logits with gold labels must be above two standard errors of a single one, 2 / sqrt(rows); where names tell
-        nothing, the order of the highest mean is used if it is higher by that much.
+        nothing, the order of the highest mean is used if it is higher by that much; labels that are surely swapped are
+        treated as in `check_teacher`.
     """
     rows, num_labels = logits.shape
     # The correlation of each gold label with each of the teacher's, and the order that fits best.
@@ -115,9 +189,18 @@ def check_correlated(
 
     # Above chance in the order given by names, or in the best one where names say nothing.
     needed = 2 / np.sqrt(rows)
-    if order is None:
-        order = list(range(num_labels))
-        if mean(best) - mean(order) > needed:
+    named, order = order is not None, list(range(num_labels)) if order is None else list(order)
+    # The groups of labels that fit better by three standard errors of a difference, each label of them better.
+    swapped = []
+    for group in cycles_between(order, best):
+        gain = [table[label, best[label]] - table[label, order[label]] for label in group]
+        swapped += [group] if min(gain) > 0 and np.mean(gain) > 3 * np.sqrt(2 / rows) else []
+    if not named:
+        if only_sure or mean(best) - mean(order) <= needed:
+            moved = {label for group in swapped for label in group}
+            best = [best[label] if label in moved else order[label] for label in range(num_labels)]
+        swapped = []
+        if best != order:
             logger.warning(
                 "The teacher's label names say nothing; its outputs fit %d gold labels best as %s: so they are used.",
                 rows,
@@ -125,14 +208,14 @@ def check_correlated(
             )
             order = best
     if not usable.any() or mean(order) > needed:
-        return list(order), None
+        return order, _describe_swapped(swapped, order, best, names, rows)
     problem = (
         f"the teacher's outputs correlate with {rows} gold labels by {mean(order):.2f} on average, no more than chance"
     )
     if mean(best) > needed:
         fitting = {names[k]: index for k, index in enumerate(best)}
         problem += f"; with the label order {fitting} it would be {mean(best):.2f}: its id2label is wrong"
-    return list(order), problem
+    return order, problem
 
 
 def stratified_sample(labels: Sequence[int] | np.ndarray, rows: int, seed: int) -> list[int]:
@@ -180,8 +263,9 @@ def _accuracy(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int])
     return float((predictions == np.asarray(order)[labels]).mean())
 
 
-CHECKED_ROWS = 256
-"""Gold labels that a teacher is compared with."""
+def checked_rows(num_labels: int) -> int:
+    """Return how many gold labels a teacher is compared with: enough to tell two swapped classes of many."""
+    return min(max(256, 10 * num_labels), 5000)
 
 
 def check_teacher_on_gold_labels(
@@ -204,19 +288,20 @@ def check_teacher_on_gold_labels(
         batch_size: rows of a batch.
         device: where batches go.
         student_config: for the number and names of labels.
-        check: `"error"`, `"warn"` or `"off"`.
+        check: `"error"`, `"warn"` or `"off"`, which still settles an order that names do not tell.
         seed: of the sample.
 
     Raises:
         ValueError: if the teacher gives probabilities, NaN or another number of labels; or, with `"error"`, if no
-            order of its labels beats the majority class.
+            order of its labels beats the majority class, or its names have classes in each other's places.
     """
     # A sample with every label in it, where there are labels.
     column = label_column(dataset)
     labels = np.full(len(dataset), UNLABELLED) if column is None else np.asarray(dataset[column][:])
-    sample = list(range(min(CHECKED_ROWS, len(dataset))))
+    size = checked_rows(getattr(student_config, "num_labels", 1))
+    sample = list(range(min(size, len(dataset))))
     if column is not None:
-        sample = stratified_sample(labels, CHECKED_ROWS, seed)
+        sample = stratified_sample(labels, size, seed)
     if not sample:
         return
     for member in teacher.members():
@@ -229,24 +314,24 @@ def check_teacher_on_gold_labels(
             found.append(member.outputs(batch).logits.float().cpu().numpy())
         logits = np.concatenate(found)
         _refuse_no_logits(logits, student_config, who)
-        if check == "off" or column is None:
+        movable = isinstance(member, LiveTeacher) and not member.order_known
+        if column is None or (check == "off" and not movable):
             continue
         # Whether that is better than chance, and in which label order.
-        movable = isinstance(member, LiveTeacher) and not member.order_known
         given = None if movable else list(range(logits.shape[1]))
         names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
         if task_of(student_config) in (None, SINGLE_LABEL):
-            order, problem = check_teacher(logits, labels[sample], given, names)
+            order, problem = check_teacher(logits, labels[sample], given, names, only_sure=check == "off")
         else:
             gold = labels[sample].reshape(logits.shape).astype(float)
-            order, problem = check_correlated(logits, gold, given, names)
+            order, problem = check_correlated(logits, gold, given, names, only_sure=check == "off")
         if problem is not None and check == "error":
             raise ValueError(
                 f"{who}{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'"
             )
-        if problem is not None:
+        if problem is not None and check == "warn":
             logger.warning("%s%s.", who, problem)
-        elif isinstance(member, LiveTeacher) and movable:
+        if isinstance(member, LiveTeacher) and movable:
             member.reorder(order)
 
 

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
-from nlpkd.data.rows import random_access
+from nlpkd.data.rows import sample_of_classes
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher
 from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.teachers.cache import cache_teacher_outputs
-from nlpkd.teachers.checks import CHECKED_ROWS, check_teacher_on_gold_labels
+from nlpkd.teachers.checks import check_teacher_on_gold_labels, checked_rows
 from nlpkd.teachers.compatibility import (
     align_copied_head,
     fit_ensemble,
@@ -140,7 +140,7 @@ class TeacherSignals:
         refuse_unknown_tokens(self._student, rows, "input_ids", "student")
         if self.live is not None:
             refuse_unknown_tokens(self.live.model, rows, self._teacher_ids, "teacher")
-        rows = random_access(rows, first=CHECKED_ROWS)
+        rows = sample_of_classes(rows, checked_rows(getattr(student_config, "num_labels", 1)))
         source = self.source(getattr(rows, "column_names", None) or ())
         if source is not None and isinstance(rows, Dataset):
             check_teacher_on_gold_labels(source, rows, collate, batch_size, self.device, student_config, check, seed)

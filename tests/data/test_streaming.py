@@ -291,3 +291,14 @@ def test_labels_of_other_splits_are_those_of_the_stream(tmp_path, tokenizer):
         load_text_classification(
             train, write(tmp_path / "held.jsonl", 5, names=("bad", "pos")), tokenizer=tokenizer, streaming=True
         )
+
+
+def test_a_sample_of_a_sorted_file_has_every_class(tokenizer, tmp_path):
+    path = tmp_path / "sorted.jsonl"
+    rows = [{"text": "bad film", "label": "no"}] * 40 + [{"text": "good film", "label": "yes"}] * 5
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = load_text_classification(path, rows[-9:], tokenizer=tokenizer, streaming=True)["train"]
+    sample = stream.sample(20)
+    assert Counter(sample["labels"]) == {0: 10, 1: 5} and "input_ids" in sample.column_names
+    turned = stream.with_classes(["yes", "no"], [1, 0]).sample(20)
+    assert Counter(turned["labels"]) == {1: 10, 0: 5}

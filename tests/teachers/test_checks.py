@@ -7,7 +7,14 @@ import pytest
 from samples import raw_rows
 
 from nlpkd.data.labels.classes import Classes
-from nlpkd.teachers.checks import best_order, check_teacher, looks_like_probabilities, stratified_sample
+from nlpkd.teachers.checks import (
+    best_order,
+    check_correlated,
+    check_teacher,
+    checked_rows,
+    looks_like_probabilities,
+    stratified_sample,
+)
 
 
 def align_names(source: dict[int, str], target: dict[int, str]) -> list[int] | None:
@@ -129,6 +136,47 @@ def test_wrong_names_are_a_problem_that_names_the_order_that_fits():
 def test_a_name_order_is_what_the_teacher_is_judged_by():
     labels = np.array([0, 1] * 50)
     assert check_teacher(logits_for(1 - labels, 2), labels, [1, 0], {0: "neg", 1: "pos"}) == ([1, 0], None)
+
+
+@pytest.mark.parametrize("classes", [6, 150])
+def test_two_swapped_classes_of_many_are_found(classes):
+    labels = np.repeat(np.arange(classes), checked_rows(classes) // classes)
+    swap = list(range(classes))
+    swap[1], swap[4] = 4, 1
+    logits, names = logits_for(np.array(swap)[labels], classes), {k: f"c{k}" for k in range(classes)}
+    order, problem = check_teacher(logits, labels, list(range(classes)), names)
+    assert order == list(range(classes)) and "'c1', 'c4'" in problem and "{'c1': 4, 'c4': 1} fits" in problem
+    assert check_teacher(logits, labels, None, names) == (swap, None)
+    assert check_teacher(logits, labels, None, names, only_sure=True) == (swap, None)
+
+
+def test_classes_that_a_good_teacher_confuses_are_not_swapped():
+    random, found = np.random.default_rng(0), 0
+    for _ in range(50):
+        labels = np.repeat(np.arange(20), 13)
+        neighbour = labels ^ 1
+        predictions = np.where(random.random(len(labels)) < 0.55, labels, neighbour)
+        names = {k: str(k) for k in range(20)}
+        order, problem = check_teacher(logits_for(predictions, 20), labels, list(range(20)), names)
+        found += problem is not None
+    assert found <= 2
+
+
+def test_a_constant_teacher_is_no_reason_to_change_the_order():
+    labels = np.array([0] * 20 + [1] * 80)
+    logits = logits_for(np.zeros(100, int), 2)
+    assert check_teacher(logits, labels, None, {0: "a", 1: "b"}, only_sure=True)[0] == [0, 1]
+
+
+def test_two_swapped_labels_of_several_a_row_are_found():
+    random = np.random.default_rng(0)
+    labels = (random.random((256, 6)) < 0.4).astype(float)
+    logits = (labels + random.normal(0, 0.3, labels.shape))[:, [0, 4, 2, 3, 1, 5]]
+    names = {k: f"c{k}" for k in range(6)}
+    order, problem = check_correlated(logits, labels, list(range(6)), names)
+    assert order == list(range(6)) and "{'c1': 4, 'c4': 1} fits" in problem
+    assert check_correlated(logits, labels, None, names)[0] == [0, 4, 2, 3, 1, 5]
+    assert check_correlated(labels + random.normal(0, 1, labels.shape), labels, list(range(6)), names)[1] is None
 
 
 def test_a_sample_has_every_label_as_equally_often_as_the_data_allow():

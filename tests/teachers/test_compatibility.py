@@ -190,6 +190,13 @@ def test_a_teacher_without_names_is_given_the_order_that_fits(rows, tokenizer, c
     assert teacher.outputs(batch).logits.argmax(dim=-1).tolist() == batch["labels"].tolist()
 
 
+@pytest.mark.parametrize("check", ["warn", "off"])
+def test_an_order_is_settled_whatever_the_check(rows, tokenizer, check):
+    teacher = live(Oracle({0: "LABEL_0", 1: "LABEL_1"}, swapped=True))
+    hold(teacher, rows, tokenizer, check=check)
+    assert teacher.order.tolist() == [1, 0]
+
+
 def test_a_teacher_with_wrong_names_is_refused_with_the_order_that_fits(rows, tokenizer):
     teacher = live(Oracle(NEG_POS["id2label"], swapped=True), [0, 1])
     with pytest.raises(ValueError, match=r"0\.0 % of 120 .*\{'neg': 1, 'pos': 0\}.*id2label is wrong.*teacher_check"):
