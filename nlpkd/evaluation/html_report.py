@@ -151,7 +151,7 @@ def save_page(
         return None
     path = Path(directory) / PAGE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, render_page(report, curves=curves, texts=texts).encode())
+    write_atomic(path, render_page(report, curves=curves, texts=texts).encode(errors="backslashreplace"))
     return path
 
 

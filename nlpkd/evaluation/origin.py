@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from nlpkd.evaluation.records import without_controls
+
 Record = TypeVar("Record", bound="OpenRecord")
 
 _EMPTY: tuple[Any, ...] = (None, {}, [])
@@ -30,6 +32,8 @@ class OpenRecord:
         """
         if not isinstance(entry, Mapping):
             raise TypeError(f"expected an object with the entries of {cls.__name__}, found {entry!r}")
+        # Names, paths and commands come in here, of strangers' reports and of this machine.
+        entry = without_controls(entry)
         names = {each.name for each in fields(cls)} - {"extra"}
         known = {key: value for key, value in entry.items() if key in names and value not in _EMPTY}
         return cls(**known, extra={key: value for key, value in entry.items() if key not in known})

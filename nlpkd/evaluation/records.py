@@ -328,6 +328,8 @@ class SeedSpread:
 def without_controls(value: Any) -> Any:
     """Strike the control characters, which a terminal obeys, out of all strings; tabs and line feeds stay.
 
+    Bytes of a path that are no UTF-8, which no file of ours could hold, are written as escapes.
+
     Args:
         value: parsed JSON, such as that of somebody else's report.
 
@@ -338,7 +340,9 @@ def without_controls(value: Any) -> Any:
         return {without_controls(key): without_controls(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_controls(entry) for entry in value]
-    return _CONTROLS.sub("", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return _CONTROLS.sub("", value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def strict_json(value: Any) -> Any:

@@ -111,7 +111,7 @@ class EvaluationReport:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / MARKDOWN_NAME, self.to_markdown().encode())
+        write_atomic(directory / MARKDOWN_NAME, self.to_markdown().encode(errors="backslashreplace"))
         write_atomic(directory / JSON_NAME, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
         return directory / JSON_NAME
 

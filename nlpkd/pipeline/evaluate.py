@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
-from nlpkd.utils.locks import only_writer
+from nlpkd.utils.locks import LOCK, only_writer
 from nlpkd.utils.optional import require
 from nlpkd.utils.provenance import command_line, now
 
@@ -239,7 +240,9 @@ def _last_part(path: str) -> str:
 def _check_writable(folder: Path) -> None:
     """Make the folder that a report goes to; refuse one that can't be written to, or that a run is writing to."""
     try:
-        with only_writer(folder), tempfile.TemporaryFile(dir=folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # What is refused leaves nothing behind, and where no lock was ever made nobody holds one.
+        with only_writer(folder) if (folder / LOCK).exists() else nullcontext(), tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(f"output_dir={str(folder)!r} can't be written to ({error}): choose another folder") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard
 from samples import tiny_report
 
 from nlpkd.evaluation.records import Interval
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.hub.saving import renewed_card, save_report
 
@@ -73,6 +75,20 @@ def test_the_card_explains_onnx_files_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"graph")
     save_report(tiny_report(), tmp_path)
     assert "nlpkd.load" in (tmp_path / "README.md").read_text()
+
+
+def test_a_path_that_is_no_utf_8_ends_no_run(tmp_path: Path) -> None:
+    """The folder's name is in the command, in the names of models, and in the card's title."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/st\xf6dent"))
+    folder.mkdir()
+    report = tiny_report()
+    run = report.run.updated({"command": f"nlpkd evaluate {folder.name}", "data": {"name": f"./{folder.name}.csv"}})
+    candidates = report.candidates | {folder.name: report.candidates["student"]}
+    save_report(replace(report, run=run, candidates=candidates), folder)
+    assert r"nlpkd evaluate st\udcf6dent" in (folder / "README.md").read_text(encoding="utf-8")
+    again = EvaluationReport.load(folder)
+    save_report(again, folder)
+    assert is_generated((folder / "README.md").read_text(encoding="utf-8"))
 
 
 def test_a_report_without_a_card_has_none(tmp_path: Path) -> None:
