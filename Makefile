@@ -28,7 +28,7 @@ test-newest: VERSIONS := --upgrade
 test-lowest test-newest: test-%:
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install -q $(VERSIONS) torch
-	.venv-$*/bin/python -m pip install -q $(VERSIONS) -e ".[demo,dev,export,peft,report]"
+	.venv-$*/bin/python -m pip install -q $(VERSIONS) -e ".[demo,dev,export,peft,report,teachers]"
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(WORKERS) --dist loadfile $(QUICK)
 
 # Kill jobs at 50 random moments, resume and compare them; writes tests/faults/README.md.
@@ -43,7 +43,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev,export,peft,report,tracking,tune]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev,export,peft,report,teachers,tracking,tune]"
 	touch $@
 
 # Training throughput beside TextBrewer and others, in an environment of its own: some ten minutes on 2 quiet cores.
