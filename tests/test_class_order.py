@@ -17,6 +17,7 @@ from nlpkd import (
     load_text_classification,
     make_student,
 )
+from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.models.structure import permute_head
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 
@@ -249,6 +250,27 @@ def test_rows_may_lack_classes_of_the_student(tokenizer, make_trainer, rows):
     assert trainer.train_dataset["labels"][:] == [{0: 2, 1: 1}[label] for label in rows["labels"]]
     assert trainer.train_dataset.features["labels"].names == ["mixed", "pos", "neg"]
     assert trainer.predict(turned(rows)).label_ids.tolist() == trainer.train_dataset["labels"][:]
+
+
+@pytest.mark.parametrize("labels", [("neg", "pos"), ("Pos", "pos"), (0, 2), (2, 2)])
+def test_a_file_to_measure_on_may_lack_classes(tokenizer, labels):
+    config = tiny_bert(**named("pos", "mixed", "neg")).config
+    data = [{"text": text, "label": labels[row % 2]} for row, text in enumerate(raw_rows(8)["text"])]
+    rows, _, loaded = load_rows_for_model(data, config, tokenizer=tokenizer)
+    ids = {"neg": 2, "pos": 0, "Pos": 0, 0: 0, 2: 2}
+    assert rows["labels"][:] == [ids[row["label"]] for row in data]
+    assert loaded.num_labels == 3
+
+
+def test_training_rows_may_lack_classes_of_a_named_teacher(tokenizer):
+    data = [{"text": text, "label": ("warm", "cold")[row % 2]} for row, text in enumerate(raw_rows(8)["text"])]
+    loaded = load_text_classification(data, tokenizer=tokenizer, label_names=["warm", "mild", "cold"])
+    assert list(loaded.id2label.values()) == ["warm", "mild", "cold"] and loaded["train"]["labels"][:2] == [0, 2]
+    with pytest.raises(ValueError, match="nothing to classify"):
+        load_text_classification(data[::2], tokenizer=tokenizer, label_names=["warm", "mild", "cold"])
+    # Names that are not the teacher's are the data's own.
+    other = load_text_classification(data, tokenizer=tokenizer, label_names=["hot", "mild", "cold"])
+    assert list(other.id2label.values()) == ["cold", "warm"]
 
 
 def test_rows_with_a_class_that_the_student_lacks_are_refused(make_trainer, make_rows, rows):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nlpkd.data.label_names import telling_names
+from nlpkd.data.labels.classes import Classes
 from nlpkd.tasks import task_of
 
 
@@ -21,7 +21,7 @@ class DataArguments:
         soft_label_column: the training rows' column of soft labels, of an API or of voting people, which become the
             teacher's logits; see `nlpkd.data.soft_labels`.
         problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.data.labels.encode_targets`.
-        label_names: of a multi-label task, the labels in the order of their ids, as a teacher has them.
+        label_names: the labels in the order of their ids, as a model has them; rows may lack some of them.
         max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
         window_stride: cut longer texts into windows of max_length tokens that share so many with the one before, each
             a row with its text's label; what is measured is a text's average. Longer texts are truncated if None.
@@ -71,5 +71,5 @@ class DataArguments:
         return replace(
             self,
             problem_type=self.problem_type or task_of(config),
-            label_names=self.label_names or telling_names(config.id2label),
+            label_names=self.label_names or Classes.of(config.id2label).names,
         )

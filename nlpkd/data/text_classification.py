@@ -146,6 +146,19 @@ def load_text_classification(
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
     if asked.streaming:
         return _stream_train(train, validation, test, tokenizers, asked)
+    return _load_whole(train, validation, test, tokenizers, asked, seed)
+
+
+def _load_whole(
+    train: Source,
+    validation: Source | None,
+    test: Source | None,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    asked: DataArguments,
+    seed: int = 42,
+    may_lack: bool = False,
+) -> TextClassificationData:
+    """Read all splits into memory; `may_lack` is for rows that nothing is trained on."""
     # Read the splits, and keep the columns that are used.
     splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
     if asked.soft_label_column is not None:
@@ -153,7 +166,7 @@ def load_text_classification(
     columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
     splits = _select_columns(splits, columns, asked.soft_label_column)
     # Settle the task by its labels; soft labels become logits in their order.
-    targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names)
+    targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack)
     splits, id2label = targets.splits, dict(enumerate(targets.names))
     if asked.soft_label_column is not None:
         splits["train"] = add_soft_labels(
@@ -218,7 +231,8 @@ def load_rows_for_model(
         ValueError: if the rows can't be read, none of the splits is there, or labels are not the model's.
     """
     asked = (data_args or DataArguments()).with_labels_of(config)
-    loaded = load_text_classification(data, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer, data_args=asked)
+    tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
+    loaded = _load_whole(data, None, None, tokenizers, asked, may_lack=True)
     split = next((name for name in splits if name in loaded), None)
     if split is None:
         raise ValueError(f"{loaded.name} has no split {' or '.join(map(repr, splits))}, found {list(loaded)}")

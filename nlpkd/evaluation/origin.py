@@ -85,6 +85,7 @@ class ModelRecord(OpenRecord):
         layers: of a student.
         model_type: of transformers.
         weights_sha256: of each of a measured student's weight files, by name.
+        label_order: of a teacher, its index of each of the student's labels, where it is not the same.
     """
 
     name: str | None = None
@@ -93,6 +94,7 @@ class ModelRecord(OpenRecord):
     layers: int | None = None
     model_type: str | None = None
     weights_sha256: dict[str, str] | None = None
+    label_order: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,8 @@ def evaluate(
     }
     if weights:
         run["student"]["weights_sha256"] = weights
+    if "teacher" in sources:
+        measuring = {"teacher_order": _settled_order(Path(student), run["teacher"])} | measuring
     report = evaluate_student(
         models["student"],
         models.get("teacher"),
@@ -184,6 +186,14 @@ def evaluate(
         logger.error("The report could not be saved in %s. It says:\n\n%s", output_dir, report.to_markdown())
         raise
     return report
+
+
+def _settled_order(student: Path, teacher: Mapping[str, Any]) -> list[int] | None:
+    """Return the label order that the student's training settled for this teacher, as the report beside it says."""
+    if not (student / "report.json").is_file():
+        return None
+    about = EvaluationReport.load(student).run.teacher
+    return about.label_order if (about.name, about.revision) == (teacher["name"], teacher["revision"]) else None
 
 
 def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:

@@ -270,10 +270,11 @@ class Job:
                 for number, stage in enumerate(stages, start=1)
                 for objective in stage.objectives
             ]
+        order = {"label_order": trainer.teacher_order} if trainer.teacher_order else {}
         return record | {
             "command": command_line(),
             "date": now(),
-            "teacher": self.origin["teacher"],
+            "teacher": self.origin["teacher"] | order,
             "student": self.origin["student"]
             | {
                 "model_type": trainer.model.config.model_type,

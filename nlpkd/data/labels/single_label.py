@@ -19,19 +19,27 @@ LONGEST_NAME = 1000
 
 
 def encode_labels(
-    splits: DatasetDict, column: str, numbers: Sequence[int] | None = None, labelled_rows: int | None = None
+    splits: DatasetDict,
+    column: str,
+    numbers: Sequence[int] | None = None,
+    labelled_rows: int | None = None,
+    names: Sequence[str] = (),
+    may_lack: bool = False,
 ) -> tuple[DatasetDict, ClassLabel]:
     """Encode labels as class ids in the column "labels" of every split; the train split settles the names.
 
     Names of a ClassLabel are kept; strings get ids in sorted order; integers 0..C-1 without names stay and are named
-    "LABEL_0"..; other integers (stars, -1 and 1) get ids in ascending order and their digits as names. A test split
-    whose labels are all hidden (-1 or null, as GLUE has them) is dropped with a warning.
+    "LABEL_0"..; other integers (stars, -1 and 1) get ids in ascending order and their digits as names. Where a model's
+    names are given and the labels are among them, the classes are the model's, and the rows may lack some. A test
+    split whose labels are all hidden (-1 or null, as GLUE has them) is dropped with a warning.
 
     Args:
         splits: the splits, "train" among them.
         column: the label's column.
         numbers: of train's rows, for the errors, where they are examples of a larger set; 0, 1, ... if None.
         labelled_rows: of that set; those of train if None.
+        names: of a model's classes in the order of their ids.
+        may_lack: whether the rows may lack all of these classes but one, as rows to measure on may.
 
     Returns:
         The splits with "labels" in place of ``column``, and the feature that all of them share.
@@ -59,10 +67,12 @@ def encode_labels(
         marks = () if split == "train" else (UNLABELLED, str(UNLABELLED))
         _refuse_missing(labels, rows[split], hidden + marks, split, column)
     # The train rows settle names and ids of the classes.
+    if len(set(labelled)) == 1 and not may_lack:
+        raise ValueError(_too_few(column, labelled[0]))
     if isinstance(feature, ClassLabel):
         names, ids = feature.names, _ids_of_names(feature.names)
-        if len(set(labelled)) == 1:
-            raise ValueError(_too_few(column, labelled[0]))
+    elif known := _ids_of_a_model(labelled, [value for split in values.values() for value in split], names, may_lack):
+        names, ids = known
     else:
         names, ids = _settle_classes(labelled, column, labelled_rows or len(labelled))
     ids = ids | {str(UNLABELLED): UNLABELLED}
@@ -79,6 +89,24 @@ def encode_labels(
         data = splits[split].remove_columns(column)
         encoded[split] = data.add_column("labels", [ids[str(value)] for value in labels], feature=shared)
     return DatasetDict(encoded), shared
+
+
+def _ids_of_a_model(
+    labelled: Sequence[Any], values: Sequence[Any], names: Sequence[str], may_be_ids: bool
+) -> tuple[list[str], dict[str, int]] | None:
+    """Find a model's ids for labels that are all among its names, or are ids of it; None where neither is so."""
+    if not names:
+        return None
+    index = {name.strip().casefold(): number for number, name in enumerate(names)}
+    ids = {str(value): index[folded] for value in values if (folded := str(value).strip().casefold()) in index}
+    if all(str(value) in ids for value in labelled):
+        return list(names), _ids_of_names(names) | ids
+    # Ids without names are checked against gold labels, not taken for the model's names.
+    if all(isinstance(value, int) and 0 <= value < len(names) for value in labelled):
+        return [f"LABEL_{number}" for number in range(len(names))], {
+            str(number): number for number in range(len(names))
+        }
+    return None
 
 
 def _ids_of_names(names: Sequence[str]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datasets import Dataset, DatasetDict, LargeList, List, Value
 
 from nlpkd.data.columns import INTEGER
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.multi_label import encode_multi_label, parse_json_list
 from nlpkd.data.labels.regression import encode_scores, parse_number
 from nlpkd.data.labels.single_label import encode_labels
@@ -31,7 +32,11 @@ class Targets:
 
 
 def encode_targets(
-    splits: DatasetDict, column: str | Sequence[str], problem_type: str | None = None, names: Sequence[str] = ()
+    splits: DatasetDict,
+    column: str | Sequence[str],
+    problem_type: str | None = None,
+    names: Sequence[str] = (),
+    may_lack: bool = False,
 ) -> Targets:
     """Settle the task, and encode the labels in the column "labels" of every split.
 
@@ -44,7 +49,8 @@ def encode_targets(
         splits: the splits, "train" among them.
         column: the label's column, or one a label.
         problem_type: the task, where it should not be read from the values.
-        names: of a multi-label task's labels in the order of their ids, as a teacher has them; sorted if not given.
+        names: of the labels in the order of their ids, as a model has them; the data's own if not given.
+        may_lack: whether the rows may lack all of these classes but one, as rows to measure on may.
 
     Returns:
         The splits, the task and the names.
@@ -56,13 +62,14 @@ def encode_targets(
         raise ValueError(f"problem_type={problem_type!r} is no task: use one of {', '.join(TASKS)}")
     task = problem_type or read_task(splits["train"], column)
     if task == MULTI_LABEL:
-        encoded, names = encode_multi_label(splits, column, names)
+        known = [] if not names or Classes.of(names).is_generic else names
+        encoded, names = encode_multi_label(splits, column, known)
         return Targets(encoded, task, list(names))
     if not isinstance(column, str):
         raise ValueError(f"several label columns {list(column)} are a multi-label task, and problem_type is {task!r}")
     if task == REGRESSION:
         return Targets(encode_scores(splits, column), task, ["LABEL_0"])
-    encoded, label = encode_labels(splits, column)
+    encoded, label = encode_labels(splits, column, names=names, may_lack=may_lack)
     return Targets(encoded, task, list(label.names))
 
 
