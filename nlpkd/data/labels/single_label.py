@@ -99,7 +99,8 @@ def _ids_of_a_model(
         return None
     index = {name.strip().casefold(): number for number, name in enumerate(names)}
     ids = {str(value): index[folded] for value in values if (folded := str(value).strip().casefold()) in index}
-    if all(str(value) in ids for value in labelled):
+    one_spelling = len({ids.get(str(value)) for value in labelled}) == len(set(map(str, labelled)))
+    if one_spelling and all(str(value) in ids for value in labelled):
         return list(names), _ids_of_names(names) | ids
     # Ids without names are checked against gold labels, not taken for the model's names.
     if all(isinstance(value, int) and 0 <= value < len(names) for value in labelled):
