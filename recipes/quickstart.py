@@ -29,7 +29,7 @@ class Recipe:
 
 
 def main() -> None:
-    """Fine-tune the teacher, distil it, train the undistilled baseline, and print the report."""
+    """Fine-tune the teacher, distil it, train both baselines, and print the report."""
     parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
     parser.set_defaults(
         output_dir="runs/quickstart", num_train_epochs=3, learning_rate=2e-4, per_device_train_batch_size=64,

@@ -78,7 +78,7 @@ def main() -> None:
         distill(
             recipe.teacher, recipe.student if whole else pruned(recipe), *rows(recipe), vocabulary="trim",
             embedding_size=recipe.embedding_size if whole else None, objectives=recipe.objectives,
-            max_length=recipe.max_length, num_seeds=recipe.num_seeds, baseline=True, args=args,
+            max_length=recipe.max_length, num_seeds=recipe.num_seeds, baseline="same_start", args=args,
         )  # fmt: skip
     if not args.should_save:
         return
@@ -123,20 +123,20 @@ def measure(recipe: Recipe, students: dict[int, Path]) -> list[EvaluationReport]
     paths = {
         (role, seed): folder / path
         for seed, folder in students.items()
-        for role, path in (("student", "."), ("baseline", "baseline"), ("int8", INT8_FILE))
+        for role, path in (("student", "."), ("same_start", "baseline/same_start"), ("int8", INT8_FILE))
     }
     # `evaluate` knows the first seed's by their roles.
     names = {(role, seed): role if seed == first else f"{role}, seed {seed}" for role, seed in paths}
     measured = evaluate(
-        paths["student", first], recipe.validation, teacher=recipe.teacher, baseline=paths["baseline", first],
-        candidates={names[key]: path for key, path in paths.items() if names[key] not in ("student", "baseline")},
+        paths["student", first], recipe.validation, teacher=recipe.teacher,
+        candidates={names[key]: path for key, path in paths.items() if names[key] != "student"},
         max_length=recipe.max_length, latency_batches=(1,), latency_runs=200,
     )  # fmt: skip
     name, reports = f"{Path(recipe.train).name}, {Path(recipe.validation).name}", []
     for seed, folder in students.items():
         trained = EvaluationReport.load(folder)
         candidates = {"teacher": measured.candidates["teacher"]}
-        for role in ("student", "baseline", "int8"):
+        for role in ("student", "same_start", "int8"):
             known = trained.candidates.get(role)
             seconds = None if known is None else known.training_seconds
             candidates[role] = replace(measured.candidates[names[role, seed]], training_seconds=seconds)
@@ -161,7 +161,7 @@ def summary(reports: Sequence[EvaluationReport]) -> str:
     whole, whole_ms = teacher.quality[metric].value, teacher.latency[0].p50_ms
     heads = ["", METRIC_NAMES[metric], "of the teacher's", "p50, ms", "times faster", "MB", "times smaller"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    titles = {"teacher": "teacher, PyTorch", "baseline": "undistilled, PyTorch", "student": "distilled, PyTorch"}
+    titles = {"teacher": "teacher, PyTorch", "same_start": "undistilled, PyTorch", "student": "distilled, PyTorch"}
     for role, title in (titles | {"int8": "distilled, int8"}).items():
         found = [report.candidates[role] for report in reports]
         values = [each.quality[metric].value for each in found]

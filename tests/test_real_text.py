@@ -114,4 +114,4 @@ def test_the_recipe_gives_teacher_student_and_baseline(texts, package_lists, tmp
         report["run"]["data"]["train_rows"] == rows["train"]
         and report["run"]["data"]["evaluated_rows"] == rows["test"]
     )
-    assert list(report["candidates"]) == ["teacher", "student", "baseline"]
+    assert list(report["candidates"]) == ["teacher", "student", "no_teacher", "same_start"]

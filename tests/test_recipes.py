@@ -87,13 +87,14 @@ def start(
         return Run(subprocess.Popen(command, cwd=cwd, env=variables, stdout=stream, stderr=subprocess.STDOUT), log)
 
 
-def check_output(folder: Path, run: Run) -> dict:
+def check_output(folder: Path, run: Run, baselines: tuple[str, ...] = ("same_start",)) -> dict:
     """Check what every run leaves, and give its report. gloo may abort a process after all work: files tell."""
     expected = ["README.md", "report.json", "report.md", "config.json", "model.safetensors", "tokenizer.json"]
     assert [name for name in expected if not (folder / name).is_file()] == [], run.text
     report = json.loads((folder / "report.json").read_text())
-    assert list(report["candidates"]) == ["teacher", "student", "baseline"]
-    assert 0 <= report["comparisons"]["student_vs_baseline"]["mcnemar_p"] <= 1
+    assert list(report["candidates"]) == ["teacher", "student", *baselines]
+    for name in baselines:
+        assert 0 <= report["comparisons"][f"student_vs_{name}"]["mcnemar_p"] <= 1
     assert "McNemar" in (folder / "report.md").read_text()
     assert (folder / "README.md").read_text().startswith("---\n")
     return report
@@ -173,7 +174,7 @@ def test_sst2_on_files_in_the_form_of_glue(folder, started):
         text, label = line.split("\t")
         texts.append((text,))
         labels.append(int(label))
-    for role, path in (("student", "files"), ("baseline", "files/baseline"), ("teacher", "teacher")):
+    for role, path in (("student", "files"), ("same_start", "files/baseline/same_start"), ("teacher", "teacher")):
         value = report["candidates"][role]["quality"]["accuracy"]["value"]
         assert value == pytest.approx(accuracy(folder / path, texts, labels)), role
     assert report["candidates"]["teacher"]["quality"]["accuracy"]["value"] > 0.9
@@ -184,7 +185,7 @@ def test_sst2_on_files_in_the_form_of_glue(folder, started):
 def test_sst2_trains_several_seeds(folder, started):
     report = json.loads((folder / "files" / "report.json").read_text())
     second = json.loads((folder / "files" / "seed-43" / "report.json").read_text())
-    for role in ("student", "baseline"):
+    for role in ("student", "same_start"):
         values = report["seeds"][role]["accuracy"]["values"]
         assert values == [each["candidates"][role]["quality"]["accuracy"]["value"] for each in (report, second)]
         assert report["seeds"][role]["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
@@ -192,7 +193,7 @@ def test_sst2_trains_several_seeds(folder, started):
 
 def test_sst2_resumes_a_cut_run_to_the_same_student_and_loads_back_from_the_hub(folder, started, hub):
     """Taken together, as the two processes can run side by side."""
-    cut = [folder / "files", folder / "files" / "baseline"]
+    cut = [folder / "files", folder / "files" / "baseline" / "same_start"]
     before = [load_file(path / "model.safetensors") for path in cut]
     for path in cut:
         shutil.rmtree(path / "checkpoint-6")
@@ -214,7 +215,7 @@ def test_sst2_resumes_a_cut_run_to_the_same_student_and_loads_back_from_the_hub(
 
 
 def test_sst2_takes_teacher_student_and_data_from_the_hub_and_pushes_the_student(folder, started, hub):
-    report = check_output(folder / "from-hub", started["hub"])
+    report = check_output(folder / "from-hub", started["hub"], ("no_teacher",))
     asked = {path for _, path in hub.requests}
     for name in ("lab/teacher", "lab/small", "lab/reviews"):
         assert any(name in path for path in asked), name
@@ -249,8 +250,8 @@ def test_sst2_takes_pairs_on_two_processes(folder, tokenizer):
 
 
 def check_demo(folder: Path, out: str, run: Run, processes: int) -> None:
-    report = check_output(folder / out / "student", run)
-    for name in ("teacher", "student", "baseline"):
+    report = check_output(folder / out / "student", run, ("no_teacher", "same_start"))
+    for name in ("teacher", "student", "baseline/no_teacher", "baseline/same_start"):
         assert load(folder / out / name)[0].config.id2label == {0: "negative", 1: "neutral", 2: "positive"}
     assert json.loads((folder / out / "report.json").read_text()) == report
     assert report["run"]["teacher"]["name"] == f"./{out}/teacher"
@@ -404,7 +405,7 @@ def test_a_student_a_seed_is_shipped_in_8_bits_and_the_table_says_what_it_keeps(
     run = start(folder, *command)
     assert run.wait() == 0, run.text
     whole = json.loads((folder / "ship" / "report.json").read_text())
-    assert set(whole["candidates"]) == set(whole["seeds"]) == {"student", "teacher", "baseline", "int8"}
+    assert set(whole["candidates"]) == set(whole["seeds"]) == {"student", "teacher", "same_start", "int8"}
     assert (
         whole["run"]["objectives"] and whole["run"]["settings"] and whole["candidates"]["student"]["training_seconds"]
     )

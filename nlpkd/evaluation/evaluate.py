@@ -28,6 +28,7 @@ from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.prediction import CandidateModels, id2label_of, members_by_name
 from nlpkd.evaluation.records import (
+    BASELINES,
     ONNX_RUNTIME,
     Breakdown,
     Candidate,
@@ -88,12 +89,13 @@ def evaluate_student(
             put in the student's order, others are taken to be in it. Where there are `teacher_input_ids`, ... the
             teacher reads those. Of windows (`nlpkd.data.windows`), the logits of a text are the average over its own.
         tokenizer: pads the rows.
-        baseline: the same student trained on the gold labels alone.
+        baseline: the same student trained on the gold labels alone, whatever its start.
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
         teacher_order: where names don't say it, the index that the teacher gives each label of the student; an
             ensemble knows the orders itself.
         candidates: further models by name, such as an `OnnxClassifier`, reading what the student reads, unless
-            `candidate_tokenizers` names them.
+            `candidate_tokenizers` names them; `"no_teacher"` and `"same_start"` are baselines, with which the student
+            is compared (`nlpkd.evaluation.records.BASELINES`).
         run: what made the student, entries of `RunRecord`; versions, machine and protocols are added.
         training_seconds: of the student, or of each candidate by name.
         candidate_tokenizers: of further candidates, and of the baseline, that read other tokens than the student: the
@@ -191,7 +193,7 @@ def evaluate_student(
         },
         comparisons={
             f"student_vs_{other}": _compare(measured["student"], measured[other], labels, other == "teacher")
-            for other in ("baseline", "teacher")
+            for other in (*BASELINES, "teacher")
             if other in measured
         },
     )

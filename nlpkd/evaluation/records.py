@@ -44,6 +44,18 @@ def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
     return kind(**{key: value for key, value in entry.items() if key in names})
 
 
+BASELINES = {
+    "no_teacher": "the same shape trained without a teacher",
+    "same_start": "the same start trained without a teacher",
+    "baseline": "the undistilled baseline",
+}
+"""Candidates that learn from gold labels alone, and what sentences call them.
+
+`no_teacher` starts from the pre-trained backbone: what one has without a teacher. `same_start` starts as the student
+does: what the losses add. `baseline` is one of which nobody says how it started.
+"""
+
+
 ONNX_RUNTIME = "onnxruntime"
 """`Candidate.runtime` of an ONNX file."""
 

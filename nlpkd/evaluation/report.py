@@ -32,7 +32,8 @@ class EvaluationReport:
         task: the task, its labels, and how the gold labels are distributed.
         run: what made the figures, and the protocols of the measurement.
         candidates: what was measured, by name; `"student"` is always there.
-        comparisons: `student_vs_baseline` and `student_vs_teacher`, each where there is such a candidate.
+        comparisons: `student_vs_no_teacher`, `student_vs_same_start`, `student_vs_baseline` and `student_vs_teacher`,
+            each where there is such a candidate.
         seeds: `aggregate_seeds` of several runs, by candidate and metric.
     """
 

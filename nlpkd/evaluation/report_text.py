@@ -9,6 +9,7 @@ from typing import Any
 
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import (
+    BASELINES,
     METRIC_NAMES,
     Candidate,
     Comparison,
@@ -29,7 +30,7 @@ _ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", 
 
 
 def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
-    """Return two sentences on what the student kept and saved, and on whether distilling paid."""
+    """Return a sentence on what the student kept and saved, and one on what it gained over each baseline."""
     student, teacher = candidates["student"], candidates.get("teacher")
     name, value = METRIC_NAMES[task.headline], student.quality[task.headline].value
     if teacher is None:
@@ -45,8 +46,12 @@ def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: 
         if times[0] and times[1]:
             opening += f", {_ratio(times[0].p50_ms, times[1].p50_ms, 'faster', 'slower')} at batch 1"
         opening += "."
-    paired = comparisons.get("student_vs_baseline")
-    return f"{opening} {_NO_BASELINE if paired is None else _gain(paired, task.headline)}"
+    gains = [
+        _gain(paired, task.headline, baseline)
+        for name, baseline in BASELINES.items()
+        if (paired := comparisons.get(f"student_vs_{name}"))
+    ]
+    return " ".join([opening, *(gains or [_NO_BASELINE])])
 
 
 def task_sentence(task: TaskRecord) -> str:
@@ -133,7 +138,7 @@ def paired_test_lines(comparisons: Mapping[str, Comparison]) -> list[str]:
     return [
         f"McNemar (exact): {paired.student_only_correct} rows only the student has right, "
         f"{paired.other_only_correct} only the {other}; p = {format_number(paired.mcnemar_p, '.2g')}."
-        for other in ("baseline", "teacher")
+        for other in (*BASELINES, "teacher")
         if (paired := comparisons.get(f"student_vs_{other}")) and paired.mcnemar_p is not None
     ]
 
@@ -185,8 +190,8 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def _gain(paired: Comparison, headline: str) -> str:
-    """Return what distilling added to the undistilled baseline, and whether the rows can tell."""
+def _gain(paired: Comparison, headline: str, baseline: str) -> str:
+    """Return what the student has over a baseline, and whether the rows can tell."""
     difference = paired.differences[headline]
     if headline == "accuracy":
         assert paired.mcnemar_p is not None
@@ -198,7 +203,7 @@ def _gain(paired: Comparison, headline: str) -> str:
     )
     doubt = "" if significant else ": on these rows not significant at the 5 % level"
     return (
-        f"Against the undistilled baseline its {METRIC_NAMES[headline]} is {value} points (95 % interval {low} to "
+        f"Against {baseline} its {METRIC_NAMES[headline]} is {value} points (95 % interval {low} to "
         f"{high}{test}){doubt}."
     )
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord
-from nlpkd.evaluation.records import METRIC_NAMES, ONNX_RUNTIME, Candidate, SeedSpread, without_controls
+from nlpkd.evaluation.records import BASELINES, METRIC_NAMES, ONNX_RUNTIME, Candidate, SeedSpread, without_controls
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import code_block, escape_markdown, one_line
 from nlpkd.utils.provenance import without_tokens
@@ -314,7 +314,7 @@ def _limits(report: EvaluationReport) -> str:
             f"They come from {named}, not from a test split: where it also served to choose settings or a"
             " checkpoint, they are optimistic."
         )
-    if "baseline" not in report.candidates:
+    if not BASELINES.keys() & report.candidates.keys():
         limits.append("No undistilled baseline was trained: what the distillation itself added is unknown.")
     if "teacher" not in report.candidates:
         limits.append("The teacher was not evaluated beside the student.")

@@ -146,7 +146,7 @@ def distill(
     start: str = "teacher",
     backbone: str | Path | None = None,
     objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
-    baseline: bool = False,
+    baseline: bool | str = False,
     baseline_dir: str | Path | None = None,
     num_seeds: int = 1,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -185,9 +185,12 @@ def distill(
         backbone: path or Hub id (`id@revision` too) of that backbone, where the teacher's config does not record it as
             `train_teacher` does.
         objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`).
-        baseline: train the undistilled baseline too: the same student from the same weights, on gold labels alone.
-        baseline_dir: where the baseline is saved, `output_dir/baseline` by default.
-        num_seeds: how many seeds to train student and baseline with, from `seed` upwards; the first one's student is
+        baseline: train baselines too, on gold labels alone with the student's settings and for as many steps:
+            `"no_teacher"`, the same shape from the pre-trained backbone, is what one has without a teacher;
+            `"same_start"`, from the student's own start, is what remains without the losses. True trains both; they
+            are one where the student starts from the pre-trained backbone, or from a checkpoint.
+        baseline_dir: where the baselines are saved, each in a folder of its name; `output_dir/baseline` by default.
+        num_seeds: how many seeds to train student and baselines with, from `seed` upwards; the first one's student is
             the result, the report has all of them.
         tokenizer: the student's, where it can't be loaded by the student's name.
         teacher_tokenizer: the teacher's, likewise; of several a list.
@@ -228,6 +231,7 @@ def distill(
             embedding_size=embedding_size,
             start=start,
             backbone=backbone,
+            baseline=baseline,
             objectives=objectives,
             tokenizer=tokenizer,
             teacher_tokenizer=teacher_tokenizer,
@@ -238,7 +242,7 @@ def distill(
             class_weights=class_weights,
             data_args=data_args,
         )
-        trained, report = job.run(args, num_seeds, baseline, Path(baseline_dir or Path(args.output_dir) / "baseline"))
+        trained, report = job.run(args, num_seeds, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
             _push(args)
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))

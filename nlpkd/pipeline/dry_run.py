@@ -41,7 +41,8 @@ class Plan:
         rows: training rows.
         steps: optimizer steps of each stage.
         step_ms: median time of one, stage by stage; the teacher runs on every batch of the probe.
-        baseline_step_ms: of the undistilled baseline, None without one.
+        baseline_step_ms: of a baseline, None without any.
+        baselines: how many are trained beside each student.
         trainings: how many seeds, or trials of a search, are trained.
         peak_memory_mb: the most memory of this process (of the GPU where there is one) during the probe.
         disk_mb: what checkpoints and final student take at most.
@@ -53,6 +54,7 @@ class Plan:
     steps: list[int]
     step_ms: list[float]
     baseline_step_ms: float | None
+    baselines: int
     trainings: int
     peak_memory_mb: float
     disk_mb: float
@@ -62,7 +64,7 @@ class Plan:
     def training_minutes(self) -> float:
         """All trainings, and those of their baselines; measuring comes on top."""
         seconds = sum(steps * each for steps, each in zip(self.steps, self.step_ms, strict=True)) / 1e3
-        seconds += sum(self.steps) * (self.baseline_step_ms or 0.0) / 1e3
+        seconds += self.baselines * sum(self.steps) * (self.baseline_step_ms or 0.0) / 1e3
         return self.trainings * seconds / 60
 
     def to_text(self) -> str:
@@ -72,7 +74,8 @@ class Plan:
             stage = f"stage {number}: " if len(self.steps) > 1 else ""
             lines.append(f"{stage}{steps:,} steps of {each:.0f} ms (median of {PROBED_STEPS})")
         if self.baseline_step_ms is not None:
-            lines.append(f"baseline: {sum(self.steps):,} steps of {self.baseline_step_ms:.0f} ms")
+            named = "baseline" if self.baselines == 1 else f"{self.baselines} baselines, each"
+            lines.append(f"{named}: {sum(self.steps):,} steps of {self.baseline_step_ms:.0f} ms")
         cached = ", less with a teacher cache" if len(self.models) > 1 else ""
         lines += [
             f"training rows: {self.rows:,}; trainings: {self.trainings}",
@@ -83,16 +86,13 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_distillation(
-    args: DistillationConfig, *, trainings: int = 1, baseline: bool = False, **keywords: Any
-) -> Plan:
+def plan_distillation(args: DistillationConfig, *, trainings: int = 1, **keywords: Any) -> Plan:
     """Load everything a distillation needs, train some steps in a temporary directory, and say what a run takes.
 
     Args:
         args: the settings.
         trainings: how many seeds, or trials of a search, would be trained.
-        baseline: whether the undistilled baselines would be trained too.
-        **keywords: teacher, student, data and the rest, as for `nlpkd.distill`.
+        **keywords: teacher, student, data, baselines and the rest, as for `nlpkd.distill`.
 
     Returns:
         The plan.
@@ -101,7 +101,7 @@ def plan_distillation(
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
     data_args, options = DataArguments.split_keywords(keywords)
-    return _plan(prepare_job(args, data_args=data_args, **options), args, "student", trainings, baseline)
+    return _plan(prepare_job(args, data_args=data_args, **options), args, "student", trainings)
 
 
 def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
@@ -119,10 +119,10 @@ def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
     """
     args = lean_by_default(args)
     data_args, options = DataArguments.split_keywords(keywords)
-    return _plan(prepare_teacher(args, data_args=data_args, **options), args, "model", 1, False)
+    return _plan(prepare_teacher(args, data_args=data_args, **options), args, "model", 1)
 
 
-def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, baseline: bool) -> Plan:
+def _plan(job: Job, args: DistillationConfig, name: str, trainings: int) -> Plan:
     settings = [dataclasses.replace(args, **stage.settings) for stage in job.stages]
     rows = job.data["train"]
     count = len(rows)
@@ -136,7 +136,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, baselin
             for each, stage in zip(short, job.stages, strict=True)
         ]
         gold_ms = None
-        if baseline:
+        if job.baselines:
             gold_ms = _step_ms(supervised_trainer(student, short[-1], probed.data, job.tokenizer, job.class_weights))
     models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
     place = nearest_existing_folder(Path(args.output_dir))
@@ -146,9 +146,10 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, baselin
         steps=steps,
         step_ms=step_ms,
         baseline_step_ms=gold_ms,
+        baselines=len(job.baselines),
         trainings=trainings,
         peak_memory_mb=_peak_memory_mb(),
-        disk_mb=trainings * (1 + baseline) * _disk_mb(settings, steps, _size(student)[1]),
+        disk_mb=trainings * (1 + len(job.baselines)) * _disk_mb(settings, steps, _size(student)[1]),
         free_disk_mb=shutil.disk_usage(place).free / 1e6,
     )
 

@@ -22,6 +22,7 @@ from nlpkd.data.windows import DOCUMENT, one_row_a_document
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.memory import add_memory, check_memory
+from nlpkd.evaluation.records import BASELINES
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
 from nlpkd.hub.saving import save_report
@@ -42,7 +43,7 @@ LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens":
 _MEASURED_SPLITS = ("test", "validation", "train")
 
 
-_ROLES = ("teacher", "student", "baseline")
+_ROLES = ("teacher", "student", *BASELINES)
 
 
 def evaluate(

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ class Job:
         stages: with objectives not bound yet.
         origin: where teacher, student and data come from, for the record.
         make_untrained_student: from a seed to a student.
-        class_weights: of the gold labels, in the baseline's objective as in the student's.
+        class_weights: of the gold labels, in the baselines' objective as in the student's.
+        baselines: from a seed to an untrained baseline, by its name (`nlpkd.evaluation.records.BASELINES`).
     """
 
     teacher: nn.Module | None
@@ -86,17 +87,17 @@ class Job:
     origin: dict[str, Any]
     make_untrained_student: Callable[[int], PreTrainedModel]
     class_weights: Sequence[float] | Mapping[str, float] | None = None
+    baselines: Mapping[str, Callable[[int], PreTrainedModel]] = field(default_factory=dict)
 
     def run(
-        self, args: DistillationConfig, num_seeds: int, baseline: bool, baseline_dir: Path
+        self, args: DistillationConfig, num_seeds: int, baseline_dir: Path
     ) -> tuple[PreTrainedModel, EvaluationReport]:
         """Train and measure with one or more seeds; further ones go to `seed-N/`, where a resume keeps finished ones.
 
         Args:
             args: the settings, with the first seed.
             num_seeds: how many seeds.
-            baseline: train the undistilled baselines too.
-            baseline_dir: where the first one goes.
+            baseline_dir: where the first seed's baselines go, each into a folder of its name.
 
         Returns:
             The first seed's student, and its report with the figures of all seeds.
@@ -110,7 +111,7 @@ class Job:
                 finished.unlink(missing_ok=True)
         # Objectives are trained too: each seed starts with its own.
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
-        student, report = self.run_seed(args, self.stages, baseline_dir if baseline else None)
+        student, report = self.run_seed(args, self.stages, baseline_dir)
         reports = [report]
         for seed, stages in enumerate(fresh, start=args.seed + 1):
             further = folder / f"seed-{seed}"
@@ -119,7 +120,7 @@ class Job:
                 reports.append(EvaluationReport.load(further))
                 continue
             settings = replace(_beside(args, further), seed=seed, data_seed=None)
-            reports.append(self.run_seed(settings, stages, further / "baseline" if baseline else None)[1])
+            reports.append(self.run_seed(settings, stages, further / "baseline")[1])
         if num_seeds > 1:
             report = replace(report, seeds=aggregate_seeds(reports))
             if PartialState().is_main_process:
@@ -127,20 +128,20 @@ class Job:
         return student, report
 
     def run_seed(
-        self, args: DistillationConfig, stages: Sequence[Stage], baseline_dir: Path | None
+        self, args: DistillationConfig, stages: Sequence[Stage], baseline_dir: Path
     ) -> tuple[PreTrainedModel, EvaluationReport]:
         """Train stage after stage, the earlier ones in `stage-N/`, and measure with one seed.
 
         Args:
             args: the settings.
             stages: with objectives not bound yet.
-            baseline_dir: where the undistilled baseline goes; None trains none.
+            baseline_dir: where the baselines go.
 
         Returns:
             The student and its report, both saved in the output directory.
         """
         student = self.make_untrained_student(args.seed)
-        untrained = copy.deepcopy(student) if baseline_dir is not None else None
+        untrained = {name: make(args.seed) for name, make in self.baselines.items()}
         # The student, stage after stage; only the last one's trainer is kept.
         *earlier, last = [replace(args, **stage.settings, push_to_hub=False) for stage in stages]
         if earlier and _resumes_last(args):
@@ -161,13 +162,13 @@ class Job:
         known = [each for each in seconds if each is not None]
         spent_on = {"student": sum(known) if len(known) == len(seconds) else None}
         with _saved_student(args):
-            # The baselines, for as long and from the same weights.
+            # The baselines, for as long.
             baselines = {}
-            if untrained is not None and baseline_dir is not None:
+            for name, model in untrained.items():
                 if self.teacher is not None:
-                    align_copied_head(untrained, self.teacher, trainer.teacher_order)
-                settings = _beside(_altogether(args, [*earlier, last]), baseline_dir)
-                baselines["baseline"], spent_on["baseline"] = self._train_baseline(untrained, settings, steps)
+                    align_copied_head(model, self.teacher, trainer.teacher_order)
+                settings = _beside(_altogether(args, [*earlier, last]), baseline_dir / name)
+                baselines[name], spent_on[name] = self._train_baseline(model, settings, steps)
             # All of them on the same rows.
             return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
 
@@ -246,7 +247,7 @@ class Job:
                 self.teacher,
                 rows,
                 self.tokenizer,
-                baseline=baselines.get("baseline"),
+                candidates=baselines,
                 teacher_tokenizer=self.teacher_tokenizer,
                 teacher_order=trainer.teacher_order,
                 run=self._record(trainer, split, stages),

@@ -26,6 +26,7 @@ from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
+from nlpkd.pipeline.baselines import baselines_asked_for
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.label import label_training_rows
 from nlpkd.students.backbone import known_backbone, record_backbone
@@ -127,6 +128,7 @@ def prepare_job(
     embedding_size: int | None = None,
     start: str = "teacher",
     backbone: str | Path | None = None,
+    baseline: bool | str = False,
     objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
     tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: TeacherTokenizers = None,
@@ -171,6 +173,9 @@ def prepare_job(
     check_start(start, backbone, inherits)
     if start == "pretrained":
         known_backbone(teachers.models[0].config(), backbone, "start='pretrained'")
+    baselines = baselines_asked_for(
+        baseline, learner, teachers.models[0].config() if inherits else None, start=start, backbone=backbone
+    )
     if tokenizer is None:
         shared = teachers.tokenizers and (inherits or isinstance(student, PreTrainedModel))
         tokenizer = teachers.tokenizers[0] if shared else learner.tokenizer()
@@ -192,6 +197,7 @@ def prepare_job(
     # The models, the losses, and the job.
     models = [each.teacher(teacher_dtype) for each in teachers.models]
     weights = weights_of_classes(class_weights, data)
+    make: Any = partial(_student_maker, learner, models, data, embedding_size=embedding_size, backbone=backbone)
     described = learner.describe() | {"checkpoint": not inherits}
     if start != "teacher":
         described["start"] = start
@@ -214,9 +220,10 @@ def prepare_job(
             "dataset_config": asked.dataset_config,
             "dataset_revision": asked.dataset_revision,
         },
-        make_untrained_student=_student_maker(
-            learner, models, data, embedding_size=embedding_size, start=start, backbone=backbone
-        ),
+        make_untrained_student=make(start=start),
+        baselines={
+            name: make(start="pretrained" if name == "no_teacher" and inherits else start) for name in baselines
+        },
         class_weights=weights,
     )
     return _with_trimmed_vocabulary(job, teachers, load, args.seed) if vocabulary == "trim" else job
@@ -363,6 +370,11 @@ def _with_trimmed_vocabulary(
     texts = partial(texts_of, columns=job.data.text_columns)
     _, tokenizer, record = trim_vocabulary(make_student(seed), job.tokenizer, texts(job.data["train"]))
     ids: Any = original_ids(tokenizer, job.tokenizer)
+
+    def trimmed(make: Callable[[int], PreTrainedModel]) -> Callable[[int], PreTrainedModel]:
+        """Return a function from a seed to what `make` makes, with fewer tokens."""
+        return lambda seed: trim_embeddings(make(seed), ids)
+
     held_out = [split for split in ("validation", "test") if split in job.data]
     lacking = {split: spelled_out(tokenizer, job.tokenizer, texts(job.data[split])) for split in held_out}
     for split, share in lacking.items():
@@ -374,7 +386,8 @@ def _with_trimmed_vocabulary(
         teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
         data=load(tokenizer),
         origin=job.origin | {"student": student},
-        make_untrained_student=lambda seed: trim_embeddings(make_student(seed), ids),
+        make_untrained_student=trimmed(make_student),
+        baselines={name: trimmed(make) for name, make in job.baselines.items()},
     )
 
 

@@ -95,7 +95,7 @@ def test_distill_saves_a_student_and_prints_the_report(student):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert (path / "report.md").read_text().strip() in printed
     report = json.loads((path / "report.json").read_text())
-    assert list(report["candidates"]) == ["teacher", "student", "baseline"]
+    assert list(report["candidates"]) == ["teacher", "student", "no_teacher", "same_start"]
     assert report["run"]["command"].startswith("nlpkd distill --teacher teacher --student layers:2 --train train.tsv")
     assert report["run"]["settings"]["batch_size"] == 8 and report["run"]["settings"]["mixed_precision"] == "no"
 
@@ -105,8 +105,9 @@ def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, st
         home = folder / "home"
         processes = {
             "evaluate": Command(
-                "evaluate", "student", "--teacher", "teacher", "--baseline", "student/baseline", "--data", "dev.tsv",
-                "--label-column", "verdict", "--max-length", "32", "--output-dir", "measured", cwd=folder,
+                "evaluate", "student", "student/baseline/no_teacher", "student/baseline/same_start",
+                "--teacher", "teacher", "--data", "dev.tsv", "--label-column", "verdict", "--max-length", "32",
+                "--output-dir", "measured", cwd=folder,
             ),
             "push": Command("push", "student", "--repo-id", "alice/tiny", cwd=folder,
                            environment=hub_environment(hub, home, WRITE_TOKEN)),
@@ -120,7 +121,7 @@ def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, st
     assert code == 0, err
     measured, first = (json.loads((folder / name / "report.json").read_text()) for name in ("measured", "student"))
     assert (folder / "measured" / "report.md").read_text().strip() in out
-    for role in ("teacher", "student", "baseline"):
+    for role in ("teacher", "student", "no_teacher", "same_start"):
         assert measured["candidates"][role]["quality"] == first["candidates"][role]["quality"]
     code, out, err = done["push"]
     assert code == 0, err
@@ -143,7 +144,7 @@ def test_a_run_keeps_its_settings_and_is_run_again_from_them(folder, student):
     )
     assert code == 0, err
     first, again = (json.loads((folder / name / "report.json").read_text()) for name in ("student", "again"))
-    for role in ("student", "baseline"):
+    for role in ("student", "no_teacher", "same_start"):
         assert again["candidates"][role]["quality"] == first["candidates"][role]["quality"]
     assert again["run"]["settings"] == first["run"]["settings"]
     changed = yaml.safe_load((folder / "again" / "run.yaml").read_text())
@@ -181,7 +182,7 @@ def test_a_dry_run_tells_what_a_run_takes_and_leaves_nothing(folder, teacher):
             sizes[name] = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
         assert f"{name}: {sizes[name]:,} parameters" in out
     # 160 rows in batches of 8, twice.
-    assert re.search(r"^40 steps of \d+ ms", out, re.MULTILINE) and "baseline: 40 steps" in out
+    assert re.search(r"^40 steps of \d+ ms", out, re.MULTILINE) and "2 baselines, each: 40 steps" in out
     assert "training rows: 160; trainings: 1" in out and "train_runtime" not in out
     assert not (folder / "planned").exists()
 
@@ -320,7 +321,7 @@ FUNCTIONS = {
     "cache": ("nlpkd.pipeline.prepare:prepare_job",
               {"objectives", "class_weights", "soft_label_column", "streaming", "test",
                                             "embedding_size", "max_latency_ms", "max_size_mb", "start",
-                                            "backbone"}),
+                                            "backbone", "baseline"}),
     "tune": ("nlpkd.pipeline.tune:tune", set()),
     # Named among the models.
     "evaluate": ("nlpkd.pipeline.evaluate:evaluate", {"student", "candidates"}),

@@ -281,7 +281,7 @@ def test_a_whole_job_on_a_stream(tmp_path, tokenizer):
     )  # fmt: skip
     report = result.report
     assert report.run.data.train_rows == 162 and report.run.settings["steps"] == 2 * 21
-    assert report.task.labels == ["pos", "neg"] and "baseline" in report.candidates
+    assert report.task.labels == ["pos", "neg"] and "same_start" in report.candidates
     assert load_file(tmp_path / "out" / "model.safetensors")
 
 

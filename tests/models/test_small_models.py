@@ -356,7 +356,7 @@ def test_the_whole_job_by_name_leaves_a_student_that_loads_and_a_card_that_says_
         baseline=True, output_dir=tmp_path, bf16=False, report_to="none", disable_tqdm=True, use_cpu=True, max_steps=2,
     )  # fmt: skip
     assert result.student.config.model_type == "nlpkd_bilstm"
-    for folder in (tmp_path, tmp_path / "baseline"):
+    for folder in (tmp_path, tmp_path / "baseline" / "same_start"):
         loaded, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
         assert type(loaded) is type(result.student) and not any(info.values())
     report = EvaluationReport.load(tmp_path)

@@ -30,6 +30,9 @@ QUICK = {
     "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 1,
     "learning_rate": 2e-3, "num_train_epochs": 2, "save_strategy": "epoch", "use_cpu": True,
 }  # fmt: skip
+ONLY = Path("baseline", "no_teacher")
+"""Where the only baseline of a student lies that starts from a pre-trained checkpoint."""
+
 HELD_OUT = raw_rows(41, seed=7)
 
 
@@ -173,16 +176,18 @@ def test_the_report_measures_the_models_that_were_saved(compared, taught):
     folders = {
         "teacher": taught.output_dir,
         "student": compared.output_dir,
-        "baseline": compared.output_dir / "baseline",
+        "no_teacher": compared.output_dir / "baseline" / "no_teacher",
+        "same_start": compared.output_dir / "baseline" / "same_start",
     }
     right = {role: [a == b for a, b in zip(predict(folder, HELD_OUT), gold, strict=True)] for role, folder in folders.items()}  # fmt: skip  # noqa: E501
     assert set(compared.report.candidates) == set(folders)
     for role, hits in right.items():
         assert compared.report.candidates[role].quality["accuracy"].value == pytest.approx(sum(hits) / len(gold))
-    only = sum(a and not b for a, b in zip(right["student"], right["baseline"], strict=True))
-    other = sum(b and not a for a, b in zip(right["student"], right["baseline"], strict=True))
-    expected = binomtest(only, only + other).pvalue if only + other else 1.0
-    assert compared.report.comparisons["student_vs_baseline"].mcnemar_p == pytest.approx(expected)
+    for baseline in ("no_teacher", "same_start"):
+        only = sum(a and not b for a, b in zip(right["student"], right[baseline], strict=True))
+        other = sum(b and not a for a, b in zip(right["student"], right[baseline], strict=True))
+        expected = binomtest(only, only + other).pvalue if only + other else 1.0
+        assert compared.report.comparisons[f"student_vs_{baseline}"].mcnemar_p == pytest.approx(expected)
     agreed = sum(a == b for a, b in zip(right["student"], right["teacher"], strict=True)) / len(gold)
     assert compared.report.candidates["student"].agreement.value == pytest.approx(agreed)
 
@@ -204,7 +209,7 @@ def test_the_record_says_what_made_the_figures(compared, splits):
     assert run["student"]["name"] == "layers:2" and run["versions"]["torch"] == torch.__version__
     assert (run["data"]["evaluated_source"], run["data"]["pairs"]) == ("in-memory data", False)
     assert run["student"]["checkpoint"] is False
-    assert compared.report.candidates["baseline"].training_seconds > 0
+    assert compared.report.candidates["no_teacher"].training_seconds > 0
 
 
 def test_the_baseline_starts_from_the_student_s_weights_and_sees_the_same_batches(tmp_path, taught, splits, small):
@@ -215,10 +220,10 @@ def test_the_baseline_starts_from_the_student_s_weights_and_sees_the_same_batche
     )  # fmt: skip
     heads = []
     for folder in (tmp_path, tmp_path / "seed-43"):
-        student, baseline = load_file(folder / "model.safetensors"), load_file(folder / "baseline/model.safetensors")
+        student, baseline = load_file(folder / "model.safetensors"), load_file(folder / ONLY / "model.safetensors")
         assert student.keys() == baseline.keys()
         assert [name for name in student if not torch.equal(student[name], baseline[name])] == []
-        logs = [logged(last_checkpoint(at), "loss/cross_entropy") for at in (folder, folder / "baseline")]
+        logs = [logged(last_checkpoint(at), "loss/cross_entropy") for at in (folder, folder / ONLY)]
         assert len(logs[0]) == 2 * -(-len(splits["train"]) // 8)
         assert logs[1] == pytest.approx(logs[0], rel=1e-6)
         heads.append(student["classifier.weight"])
@@ -238,17 +243,16 @@ def test_a_student_with_another_tokenizer_learns_from_logits(tmp_path, taught, s
     assert result.report.candidates["teacher"].quality["accuracy"].value > 0.9
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == other.get_vocab()
     assert all(torch.equal(start[name], tensor) for name, tensor in student.state_dict().items()), "left as it was"
-    assert "baseline" not in result.report.candidates
+    assert list(result.report.candidates) == ["teacher", "student"]
     assert "No undistilled baseline" in (tmp_path / "report.md").read_text()
 
 
 def test_a_saved_student_measured_again_gives_the_report_s_figures(compared, taught, splits):
-    report = evaluate(
-        compared.output_dir, splits["validation"], teacher=taught.output_dir, baseline=compared.output_dir / "baseline"
-    )
-    for role in ("teacher", "student", "baseline"):
+    baselines = {name: compared.output_dir / "baseline" / name for name in ("no_teacher", "same_start")}
+    report = evaluate(compared.output_dir, splits["validation"], teacher=taught.output_dir, candidates=baselines)
+    for role in ("teacher", "student", *baselines):
         assert report.candidates[role].quality == compared.report.candidates[role].quality
-    assert report.comparisons["student_vs_baseline"] == compared.report.comparisons["student_vs_baseline"]
+    assert report.comparisons == compared.report.comparisons
 
 
 @pytest.mark.parametrize(
@@ -311,10 +315,10 @@ def test_a_checkpoint_given_by_its_path_is_the_student_s_alone(tmp_path, taught,
     job = {"teacher": taught.output_dir, "student": "layers:1", "train": splits, "objectives": "hinton"}
     distill(**job, output_dir=tmp_path / "first", **QUICK)
     checkpoint = str(last_checkpoint(tmp_path / "first"))
-    distill(**job, output_dir=tmp_path / "second", baseline=True, **QUICK, resume_from_checkpoint=checkpoint)
+    distill(**job, output_dir=tmp_path / "second", baseline="same_start", **QUICK, resume_from_checkpoint=checkpoint)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    baseline = load_file(tmp_path / "second" / "baseline" / "model.safetensors")
+    baseline = load_file(tmp_path / "second" / "baseline" / "same_start" / "model.safetensors")
     assert any(not torch.equal(first[name], baseline[name]) for name in first)
 
 
@@ -411,7 +415,7 @@ def test_stages_follow_each_other_with_settings_of_their_own(staged):
     states = [json.loads(path.read_text()) for path in (
         last_checkpoint(result.output_dir / "stage-1") / "trainer_state.json",
         last_checkpoint(result.output_dir) / "trainer_state.json",
-        last_checkpoint(result.output_dir / "baseline") / "trainer_state.json",
+        last_checkpoint(result.output_dir / ONLY) / "trainer_state.json",
     )]  # fmt: skip
     assert [state["num_train_epochs"] for state in states] == [1, 2, 3]
     rates = [max(entry.get("learning_rate", 0.0) for entry in state["log_history"]) for state in states]
@@ -468,7 +472,7 @@ def test_a_baseline_has_no_weights_that_move(tmp_path, taught, splits):
         taught.output_dir, "layers:1", splits, objectives="hinton", weighting="linear", baseline=True,
         output_dir=tmp_path / "student", **QUICK | {"num_train_epochs": 1, "save_strategy": "no"},
     )  # fmt: skip
-    assert list(result.report.candidates) == ["teacher", "student", "baseline"]
+    assert list(result.report.candidates) == ["teacher", "student", "no_teacher", "same_start"]
 
 
 def test_soft_labels_take_the_place_of_a_teacher(tmp_path, small, splits):
@@ -497,14 +501,14 @@ def test_unlabelled_rows_teach_the_student_and_leave_the_baseline_its_labels_and
         "layers:2",
         rows,
         objectives="hinton",
-        baseline=True,
+        baseline="same_start",
         output_dir=tmp_path / "student",
         **QUICK,
     )
     assert result.report.run.data.train_rows == len(splits["train"]) + len(more)
     student, baseline = (
         json.loads((last_checkpoint(folder) / "trainer_state.json").read_text())
-        for folder in (result.output_dir, result.output_dir / "baseline")
+        for folder in (result.output_dir, result.output_dir / "baseline" / "same_start")
     )
     assert student["global_step"] == baseline["global_step"] == 2 * -(-len(rows["train"]) // 8)
     assert baseline["epoch"] > 1.5 * student["epoch"]

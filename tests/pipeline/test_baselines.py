@@ -1,0 +1,109 @@
+"""Baselines by name: what each starts from, how long it is trained, and which there are."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from samples import raw_rows, tiny_bert
+
+from nlpkd import distill, make_student, train_teacher
+from nlpkd.models.loading import load_teacher
+from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
+
+QUICK = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "use_cpu": True,
+    "learning_rate": 2e-3, "num_train_epochs": 1, "save_strategy": "no", "teacher_check": "off", "logging_steps": 1,
+}  # fmt: skip
+NAMES = ("bad", "good")
+ROWS = {"train": raw_rows(24, seed=2, names=NAMES), "validation": raw_rows(17, 7, NAMES)}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory, tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_bert(layers=4, seed=5).base_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, backbone) -> Path:
+    folder = tmp_path_factory.mktemp("taught")
+    return train_teacher(backbone, ROWS["train"], output_dir=folder, **QUICK).output_dir
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def steps(folder: Path) -> tuple[int, list[float]]:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return state["global_step"], [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+
+
+def run(teacher, folder, **options):
+    given = {"objectives": "hinton", "student": "layers:2", **QUICK, **options}
+    return distill(teacher, train=ROWS["train"], validation=ROWS["validation"], output_dir=folder, **given)
+
+
+def test_baselines_start_from_the_backbone_and_from_the_student_s_weights_for_each_seed(taught, tmp_path):
+    result = run(taught, tmp_path, baseline=True, num_seeds=2, learning_rate=0.0)
+    assert list(result.report.candidates) == ["teacher", "student", "no_teacher", "same_start"]
+    assert set(result.report.comparisons) == {"student_vs_no_teacher", "student_vs_same_start", "student_vs_teacher"}
+    assert set(result.report.seeds) == set(result.report.candidates)
+    teacher = load_teacher(taught)
+    for folder, seed in ((tmp_path, 42), (tmp_path / "seed-43", 43)):
+        pretrained = make_student(teacher, 2, start="pretrained", seed=seed).state_dict()
+        assert equal(weights(folder / "baseline/no_teacher"), pretrained)
+        assert equal(weights(folder / "baseline/same_start"), weights(folder))
+        assert not equal(weights(folder), pretrained)
+
+
+def test_baselines_take_the_steps_and_the_schedule_of_all_stages(taught, tmp_path):
+    stages = [Stage([HiddenStateMSELoss()], num_train_epochs=1), Stage([ForwardKLLoss()], num_train_epochs=2)]
+    run(taught, tmp_path, baseline=True, objectives=stages)
+    taken = steps(tmp_path / "stage-1")[0] + steps(tmp_path)[0]
+    no_teacher, same_start = (steps(tmp_path / "baseline" / name) for name in ("no_teacher", "same_start"))
+    assert no_teacher[0] == same_start[0] == taken == 9
+    assert no_teacher[1] == same_start[1] and len(no_teacher[1]) == 9
+
+
+def test_a_student_that_starts_pretrained_has_one_baseline_which_is_no_teacher_of_the_other_start(taught, tmp_path):
+    pretrained = run(taught, tmp_path / "pretrained", baseline=True, start="pretrained")
+    run(taught, tmp_path / "teacher", baseline="no_teacher")
+    assert list(pretrained.report.candidates) == ["teacher", "student", "no_teacher"]
+    trained = weights(tmp_path / "pretrained/baseline/no_teacher")
+    assert equal(trained, weights(tmp_path / "teacher/baseline/no_teacher"))
+    assert not equal(trained, make_student(load_teacher(taught), 2, start="pretrained").state_dict())
+
+
+def test_a_pretrained_checkpoint_is_no_teacher_and_a_classifier_is_the_same_start(taught, tmp_path, tokenizer):
+    for name, model in (("plain", tiny_bert(hidden=8).base_model), ("classifier", tiny_bert(hidden=8))):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    found = [list(run(taught, tmp_path / f"{name}-out", student=tmp_path / name, baseline=True).report.candidates)[2:]
+             for name in ("plain", "classifier")]  # fmt: skip
+    assert found == [["no_teacher"], ["same_start"]]
+    with pytest.raises(ValueError, match="this student is a classifier already"):
+        run(taught, tmp_path / "never", student=tmp_path / "classifier", baseline="no_teacher")
+
+
+def test_an_unknown_backbone_leaves_out_no_teacher_aloud_and_refuses_it_by_name(backbone, tmp_path, tokenizer, caplog):
+    job = {"teacher_tokenizer": tokenizer, "tokenizer": tokenizer}
+    teacher = tiny_bert(layers=4, id2label=dict(enumerate(NAMES)))
+    assert "same_start" in (found := run(teacher, tmp_path / "a", baseline=True, **job).report.candidates)
+    assert "no_teacher" not in found and "There is no baseline no_teacher" in caplog.text
+    with pytest.raises(ValueError, match="baseline='no_teacher' needs the pre-trained backbone"):
+        run(teacher, tmp_path / "b", baseline="no_teacher", **job)
+    named = run(teacher, tmp_path / "c", baseline="no_teacher", backbone=backbone, learning_rate=0.0, **job)
+    assert list(named.report.candidates) == ["teacher", "student", "no_teacher"]
+    assert torch.equal(weights(tmp_path / "c/baseline/no_teacher")["bert.embeddings.word_embeddings.weight"],
+                       weights(backbone)["embeddings.word_embeddings.weight"])  # fmt: skip
+    with pytest.raises(ValueError, match="baseline='both'"):
+        run(teacher, tmp_path / "d", baseline="both", **job)
