@@ -192,7 +192,7 @@ def evaluate_student(
             for name, own in measured.items()
         },
         comparisons={
-            f"student_vs_{other}": _compare(measured["student"], measured[other], labels, other == "teacher")
+            f"student_vs_{other}": _compare(measured, other, labels)
             for other in (*BASELINES, "teacher")
             if other in measured
         },
@@ -348,8 +348,9 @@ def _interval(value: float, resampled: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def _compare(student: _Measured, other: _Measured, labels: np.ndarray, with_teacher: bool) -> Comparison:
+def _compare(measured: Mapping[str, _Measured], name: str, labels: np.ndarray) -> Comparison:
     """Compare the student with another candidate on the same rows, by every metric and a paired test."""
+    student, other, teacher = measured["student"], measured[name], measured.get("teacher")
     headline = student.scoring.headline(labels)
     reference = other.metrics[headline]
     return Comparison(
@@ -357,6 +358,23 @@ def _compare(student: _Measured, other: _Measured, labels: np.ndarray, with_teac
             metric: _interval(value - other.metrics[metric], student.resampled[metric] - other.resampled[metric])
             for metric, value in student.metrics.items()
         },
-        retention=student.metrics[headline] / reference if with_teacher and reference > 0 else None,
+        retention=student.metrics[headline] / reference if other is teacher and reference > 0 else None,
+        **(_gap(student, other, teacher, headline) if name == "no_teacher" and teacher is not None else {}),
         **student.scoring.paired_test(student.logits, other.logits, labels),
     )
+
+
+def _gap(student: _Measured, other: _Measured, teacher: _Measured, metric: str) -> dict[str, Interval]:
+    """Measure the gap between no teacher and the teacher, and the share of it that the student closes.
+
+    There is a gap to close where the paired 95 % interval of the difference lies above 0.
+    """
+    gaps = teacher.resampled[metric] - other.resampled[metric]
+    gap = _interval(teacher.metrics[metric] - other.metrics[metric], gaps)
+    if not gap.low > 0:
+        return {"gap": gap}
+    # Few resamples have no gap, and no share of it either.
+    known = gaps > 0
+    gained = (student.resampled[metric] - other.resampled[metric])[known]
+    share = (student.metrics[metric] - other.metrics[metric]) / gap.value
+    return {"gap": gap, "gap_closed": _interval(share, gained / gaps[known])}

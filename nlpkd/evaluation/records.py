@@ -290,6 +290,9 @@ class Comparison:
         student_only_correct: rows that the student alone has right.
         other_only_correct: rows that the other alone has right.
         retention: the student's headline metric over the teacher's, None where that is not above 0.
+        gap: with `no_teacher` alone, the teacher's headline metric minus the other's.
+        gap_closed: (student - other) / (teacher - other) in the headline metric, its interval over the resamples
+            where the gap is above 0; None where there is no gap to close, since the gap's interval reaches 0.
     """
 
     differences: dict[str, Interval]
@@ -297,6 +300,8 @@ class Comparison:
     student_only_correct: int | None = None
     other_only_correct: int | None = None
     retention: float | None = None
+    gap: Interval | None = None
+    gap_closed: Interval | None = None
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any], other: str) -> Comparison:
@@ -306,7 +311,8 @@ class Comparison:
             key.removesuffix(suffix): Interval.from_dict(each) for key, each in entry.items() if key.endswith(suffix)
         }
         counted = {"other_only_correct": entry.get(f"{other}_only_correct")}
-        return build_record(cls, {**entry, **counted, "differences": differences})
+        gaps = {key: Interval.from_dict(entry[key]) for key in ("gap", "gap_closed") if entry.get(key) is not None}
+        return build_record(cls, {**entry, **counted, **gaps, "differences": differences})
 
     def to_dict(self, other: str) -> dict[str, Any]:
         """Return the differences by metric, and what else was measured."""
@@ -319,6 +325,8 @@ class Comparison:
             **{f"{metric}_difference": asdict(each) for metric, each in self.differences.items()},
             **{name: value for name, value in tested.items() if value is not None},
             **({"retention": self.retention} if other == "teacher" or self.retention is not None else {}),
+            **({"gap": asdict(self.gap)} if self.gap else {}),
+            **({"gap_closed": self.gap_closed and asdict(self.gap_closed)} if self.gap else {}),
         }
 
 

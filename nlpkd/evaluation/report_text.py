@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import astuple
 from typing import Any
 
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
@@ -204,8 +205,22 @@ def _gain(paired: Comparison, headline: str, baseline: str) -> str:
     doubt = "" if significant else ": on these rows not significant at the 5 % level"
     return (
         f"Against {baseline} its {METRIC_NAMES[headline]} is {value} points (95 % interval {low} to "
-        f"{high}{test}){doubt}."
+        f"{high}{test}){doubt}.{_gap_closed(paired, METRIC_NAMES[headline])}"
     )
+
+
+def _gap_closed(paired: Comparison, metric: str) -> str:
+    """Return how much of the gap between no teacher and the teacher is closed; nothing where it is unknown."""
+    if paired.gap is None:
+        return ""
+    if paired.gap_closed is None:
+        value, low, high = (format_number(100 * each, "+.1f") for each in astuple(paired.gap))
+        return (
+            f" There is no gap to close: the teacher's {metric} is {value} points from what the same shape has "
+            f"without a teacher (95 % interval {low} to {high})."
+        )
+    value, low, high = (format_number(100 * each, ".0f") for each in astuple(paired.gap_closed))
+    return f" It closes {value} % (95 % interval {low} to {high}) of the gap to the teacher."
 
 
 def _metrics_shown(measured: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import time
@@ -20,6 +21,7 @@ from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.metrics import classification_metrics
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.records import Interval
+from nlpkd.evaluation.report import EvaluationReport
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = 60
@@ -178,6 +180,42 @@ def test_mcnemar_difference_retention_and_agreement_follow_hand_arithmetic(token
     assert report.candidates["student"].agreement.value == pytest.approx(18 / 20)
     assert report.candidates["teacher"].agreement is None
     assert list(report.candidates) == ["teacher", "student", "baseline"]
+
+
+def test_the_gap_closed_follows_hand_arithmetic_and_its_interval_the_same_resamples(tokenizer):
+    labels = np.zeros(100, dtype=int)
+    right = {"student": range(84), "teacher": range(90), "no_teacher": range(30, 90), "same_start": range(80)}
+    given = {name: np.isin(np.arange(100), list(hits), invert=True).astype(int) for name, hits in right.items()}
+    models = {name: answers(list(predicted)) for name, predicted in given.items()}
+    report = evaluate_student(
+        models.pop("student"), models.pop("teacher"), fixed_rows(labels.tolist()), tokenizer, candidates=models,
+        bootstrap_samples=200, latency_runs=0, seed=3,
+    )  # fmt: skip
+    assert list(report.candidates) == ["teacher", "student", "no_teacher", "same_start"]
+    against = report.comparisons["student_vs_no_teacher"]
+    assert against.gap.value == pytest.approx(0.9 - 0.6) and against.gap_closed.value == pytest.approx(24 / 30)
+    generator, shares = np.random.default_rng(3), []
+    for _ in range(200):
+        drawn = generator.integers(100, size=100)
+        student, teacher, without = (np.mean(given[name][drawn] == 0) for name in ("student", "teacher", "no_teacher"))
+        shares.append((student - without) / (teacher - without))
+    assert [against.gap_closed.low, against.gap_closed.high] == pytest.approx(np.percentile(shares, [2.5, 97.5]))
+    assert all(report.comparisons[f"student_vs_{name}"].gap is None for name in ("same_start", "teacher"))
+    assert "It closes 80 % (95 % interval" in report.verdict() and "gap to the teacher" in report.to_markdown()
+    assert EvaluationReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_there_is_no_gap_to_close_where_teacher_and_no_teacher_do_not_differ(tokenizer):
+    # The teacher is right on one row more, and a resample without it is not rare.
+    student, teacher, without = (answers([0] * hits + [1] * (50 - hits)) for hits in (43, 42, 41))
+    report = evaluate_student(
+        student, teacher, fixed_rows([0] * 50), tokenizer, candidates={"no_teacher": without}, **QUICK
+    )
+    against = report.comparisons["student_vs_no_teacher"]
+    assert against.gap_closed is None and against.gap.value == pytest.approx(0.02) and against.gap.low == 0
+    assert "There is no gap to close: the teacher's accuracy is +2.0 points" in report.verdict()
+    assert report.to_dict()["comparisons"]["student_vs_no_teacher"]["gap_closed"] is None
+    assert EvaluationReport.from_dict(report.to_dict()) == report
 
 
 def test_equal_candidates_have_no_difference_at_all(tokenizer):
