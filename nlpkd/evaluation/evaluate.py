@@ -364,7 +364,7 @@ def _compare(measured: Mapping[str, _Measured], name: str, labels: np.ndarray) -
     )
 
 
-def _gap(student: _Measured, other: _Measured, teacher: _Measured, metric: str) -> dict[str, Interval]:
+def _gap(student: _Measured, other: _Measured, teacher: _Measured, metric: str) -> dict[str, Any]:
     """Measure the gap between no teacher and the teacher, and the share of it that the student closes.
 
     There is a gap to close where the paired 95 % interval of the difference lies above 0.

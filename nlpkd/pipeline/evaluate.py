@@ -43,6 +43,9 @@ LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens":
 _MEASURED_SPLITS = ("test", "validation", "train")
 
 
+_ARGUMENTS = ("teacher", "student", "baseline")
+
+
 _ROLES = ("teacher", "student", *BASELINES)
 
 
@@ -164,7 +167,7 @@ def evaluate(
         rows,
         tokenizer,
         baseline=models.get("baseline"),
-        candidates={name: model for name, model in models.items() if name not in _ROLES},
+        candidates={name: model for name, model in models.items() if name not in _ARGUMENTS},
         teacher_tokenizer=others.get("teacher"),
         candidate_tokenizers={name: each for name, each in others.items() if name != "teacher"},
         threshold_dataset=fitted,
