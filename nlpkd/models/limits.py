@@ -91,11 +91,11 @@ def refuse_adapter(folder: Path) -> None:
     if not settings.is_file():
         return
     try:
-        base = str(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError) as error:
+        base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{settings} can't be read ({error!r}): use another copy of the model") from None
     beside = any(folder.glob("model*.safetensors"))
-    if beside or not Path(base).is_dir():
+    if beside or (base is not None and not Path(str(base)).is_dir()):
         found = "an adapter beside the weights" if beside else "an adapter alone"
         raise ValueError(
             f"{folder} holds {found}, of the base model {base!r}, which would be loaded: merge the adapter into the "
