@@ -203,12 +203,12 @@ def test_the_report_of_several_seeds_has_the_values_of_each(compared):
 
 def test_the_record_says_what_made_the_figures(compared, splits):
     run = compared.report.run
-    assert run["data"]["train_rows"] == len(splits["train"]) and run["data"]["evaluated_rows"] == 41
-    assert run["settings"]["steps"] == 2 * -(-len(splits["train"]) // 8)
-    assert [objective["name"] for objective in run["objectives"]][:2] == ["cross_entropy", "forward_kl"]
-    assert run["student"]["name"] == "layers:2" and run["versions"]["torch"] == torch.__version__
-    assert (run["data"]["evaluated_source"], run["data"]["pairs"]) == ("in-memory data", False)
-    assert run["student"]["checkpoint"] is False
+    assert run.data.train_rows == len(splits["train"]) and run.data.evaluated_rows == 41
+    assert run.settings["steps"] == 2 * -(-len(splits["train"]) // 8)
+    assert [objective["name"] for objective in run.objectives][:2] == ["cross_entropy", "forward_kl"]
+    assert run.student.name == "layers:2" and run.versions["torch"] == torch.__version__
+    assert (run.data.evaluated_source, run.data.pairs) == ("in-memory data", False)
+    assert run.student.checkpoint is False
     assert compared.report.candidates["no_teacher"].training_seconds > 0
 
 
