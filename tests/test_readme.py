@@ -33,4 +33,4 @@ def test_the_readmes_python_runs_in_order(tmp_path, make_rows, settings, tokeniz
     done = run_program(["readme.py"], tmp_path, timeout=600, fresh=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "calls: 1" in done.stdout and (tmp_path / "runs/no-labels/report.json").exists()
-    assert "eval_agreement" in done.stdout and "baseline" in done.stdout and "score" in done.stdout
+    assert "eval_agreement" in done.stdout and "same start" in done.stdout and "score" in done.stdout

@@ -45,8 +45,10 @@ def limit_hub_requests(silence_s: float | None = None, patience_s: float | None 
         patience_s: `PATIENCE_S` if None.
     """
     factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-    if factory is _http.default_client_factory or getattr(factory, "func", None) is _ImpatientClient:
-        limits = (SILENCE_S if silence_s is None else silence_s, PATIENCE_S if patience_s is None else patience_s)
+    limits = (SILENCE_S if silence_s is None else silence_s, PATIENCE_S if patience_s is None else patience_s)
+    ours = getattr(factory, "func", None) is _ImpatientClient
+    # Setting a factory closes the client that there is, under a push in the background too.
+    if factory is _http.default_client_factory or (ours and factory.args != limits):
         set_client_factory(partial(_ImpatientClient, *limits))
 
 

@@ -62,7 +62,10 @@ def test_the_average_of_several_teachers_is_kept_and_taken(teacher, tokenizer, t
     assert "the teacher's outputs kept with the rows" in caplog.text
     live = distill(**job, **run, output_dir=tmp_path / "live", cache_teacher="off")
     weights = [load_file(result.output_dir / "model.safetensors") for result in (once, live)]
-    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-3)
+    for name, kept_weights in weights[0].items():
+        # A softmax does not see the keys' bias: its gradient is rounding alone, which AdamW makes as large as any.
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(kept_weights, weights[1][name], atol=1e-5, rtol=1e-3)
     untrained = student.state_dict()["classifier.weight"]
     assert (weights[0]["classifier.weight"] - untrained).abs().max() > 1e-4
 
