@@ -44,7 +44,7 @@ def limit_hub_requests(silence_s: float | None = None, patience_s: float | None 
         silence_s: `SILENCE_S` if None.
         patience_s: `PATIENCE_S` if None.
     """
-    factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
+    factory: Any = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
     limits = (SILENCE_S if silence_s is None else silence_s, PATIENCE_S if patience_s is None else patience_s)
     ours = getattr(factory, "func", None) is _ImpatientClient
     # Setting a factory closes the client that there is, under a push in the background too.
