@@ -212,9 +212,7 @@ def prepare_job(
         ],
         origin={
             "teacher": teachers.describe(),
-            "student": learner.describe()
-            | {"checkpoint": not inherits}
-            | ({"start": start} if start != "teacher" else {}),
+            "student": described,
             "data": data.name,
             "evaluated_source": name_of(source if measured is None else measured),
             "dataset_config": asked.dataset_config,
