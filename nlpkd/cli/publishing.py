@@ -17,7 +17,7 @@ app = typer.Typer()
 METHOD = "Method"
 
 
-@command(app, *COLUMNS)
+@command(app, *COLUMNS, "window_stride")
 def compress(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A path or Hub id (id@revision).")],

@@ -60,14 +60,19 @@ class DataArguments:
         return cls(**own), {name: value for name, value in keywords.items() if name not in names}
 
     def with_labels_of(self, config: Any) -> DataArguments:
-        """Fill in the task and the label names of a model, where they are not given.
+        """Fill in the task and the label names of a model that is there, where they are not given.
 
         Args:
             config: the model's config.
 
         Returns:
             The arguments to read the model's rows with.
+
+        Raises:
+            ValueError: if a field is set that only rows to train on have.
         """
+        if self.soft_label_column is not None or self.streaming or self.validation_split is not None:
+            raise ValueError("soft_label_column, streaming and validation_split are of training rows: leave them out")
         return replace(
             self,
             problem_type=self.problem_type or task_of(config),

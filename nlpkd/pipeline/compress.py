@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,14 +67,8 @@ def compress(
     data: Source,
     *,
     output_dir: str | Path,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    max_length: int | None = None,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
     trust_remote_code: bool = False,
-    **options: Any,
+    **keywords: Any,
 ) -> CompressResult:
     """Compress a saved model by one method; run it again on its output for the next.
 
@@ -85,14 +79,9 @@ def compress(
             and the agreement of the labels before and after in any case; not those that you report on. See
             `load_text_classification`.
         output_dir: where model, tokenizer and `compression.json` are saved.
-        text_column: the column of the text.
-        text_pair_column: the column of the second text of a pair.
-        label_column: the column of the label, or several with a 0 or 1 for each label.
-        max_length: longest text in tokens.
-        dataset_config: configuration of a Hub data set.
-        dataset_revision: revision of a Hub data set.
         trust_remote_code: run the model repository's own code.
-        **options: the method's own, such as `keep=0.5`.
+        **keywords: how the rows are read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
+            `label_column`, `max_length`, ...); and the method's own options, such as `keep=0.5`.
 
     Returns:
         The compressed model, saved.
@@ -102,6 +91,7 @@ def compress(
     """
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
+    data_args, options = DataArguments.split_keywords(keywords)
     function = METHODS[method]
     known = inspect.signature(function).parameters.keys()
     if unknown := sorted(options.keys() - (known - _GIVEN)):
@@ -115,14 +105,6 @@ def compress(
     with only_run(output_dir):
         # Load model and data; a model in half precision stays in it.
         before, tokenizer = source.teacher("auto"), source.tokenizer()
-        data_args = DataArguments(
-            text_column=text_column,
-            text_pair_column=text_pair_column,
-            label_column=label_column,
-            max_length=max_length,
-            dataset_config=dataset_config,
-            dataset_revision=dataset_revision,
-        )
         load = partial(load_rows_for_model, data, before.config, data_args=data_args, splits=["train"])
         rows, _, loaded = load(tokenizer=tokenizer)
         # Compress, by what the method asks for of rows, tokenizer and texts.

@@ -60,16 +60,9 @@ def evaluate(
     output_dir: str | Path | None = None,
     examples: int = 0,
     memory: bool = False,
-    trust_remote_code: bool = False,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    max_length: int | None = None,
-    window_stride: int | None = None,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
     split: str | None = None,
-    **measuring: Any,
+    trust_remote_code: bool = False,
+    **keywords: Any,
 ) -> EvaluationReport:
     """Measure a saved student, and beside it its teacher, its baseline and any further models, on labelled rows.
 
@@ -84,16 +77,10 @@ def evaluate(
         examples: how many texts (20 at most) to show on `report.html` on which student and teacher of a single-label
             task disagree most; they stay on this machine, a push leaves them out.
         memory: measure what each model takes while it answers, in a process of its own; see `nlpkd.evaluation.memory`.
-        trust_remote_code: run the model repositories' own code.
-        text_column: the column of the text.
-        text_pair_column: the column of the second text.
-        label_column: the column of the label, or several with a 0 or 1 for each label.
-        max_length: longest text in tokens.
-        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
-        dataset_config: configuration of a Hub data set.
-        dataset_revision: revision of a Hub data set.
         split: which one to measure on; "test", "validation" or "train", the first that is there, if None.
-        **measuring: further arguments of `evaluate_student`, such as `latency_tokens`.
+        trust_remote_code: run the model repositories' own code.
+        **keywords: how the rows are read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
+            `label_column`, `max_length`, ...); and further arguments of `evaluate_student`, such as `latency_tokens`.
 
     Returns:
         The report.
@@ -101,6 +88,7 @@ def evaluate(
     Raises:
         ValueError: if models or data do not fit.
     """
+    data_args, measuring = DataArguments.split_keywords(keywords)
     # What can be refused before anything is measured.
     if memory:
         check_memory()
@@ -123,15 +111,6 @@ def evaluate(
         tokenizer=tokenizer,
         teacher_tokenizer=[others.get("teacher"), *(each for name, each in others.items() if name != "teacher")],
     )
-    data_args = DataArguments(
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        max_length=max_length,
-        window_stride=window_stride,
-        dataset_config=dataset_config,
-        dataset_revision=dataset_revision,
-    )
     rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else _MEASURED_SPLITS)
     fitted = None
     if held_out is not None:
@@ -149,12 +128,12 @@ def evaluate(
         **{role: sources[role].describe() for role in ("student", "teacher") if role in sources},
         "data": {
             "name": name,
-            "config": dataset_config,
-            "revision": revision or dataset_revision,
+            "config": data_args.dataset_config,
+            "revision": revision or data_args.dataset_revision,
             "split": split,
             "evaluated_rows": count_texts(rows),
             "max_length": loaded.max_length,
-            "window_stride": window_stride,
+            "window_stride": data_args.window_stride,
         },
     }
     if weights:

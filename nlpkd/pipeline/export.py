@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
 
 from nlpkd.compression.int8 import export_int8
 from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_record, refuse_another_model
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
-from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.models.onnx_classifier import OnnxClassifier
@@ -56,14 +54,7 @@ def export_student(
     output_dir: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    max_length: int | None = None,
-    window_stride: int | None = None,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
-    **int8_settings: bool,
+    **keywords: Any,
 ) -> ExportResult:
     """Export a saved student to `onnx/model.onnx`, and to `onnx/model_int8.onnx`, beside it.
 
@@ -82,14 +73,8 @@ def export_student(
         output_dir: where config, tokenizer and files go in place of the student's own folder.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run the repository's own code.
-        text_column: the column of the text.
-        text_pair_column: the column of the second text.
-        label_column: the column of the label, or several with a 0 or 1 for each label.
-        max_length: longest text in tokens.
-        window_stride: cut longer texts into windows that share so many tokens, instead of truncating them.
-        dataset_config: configuration of a Hub data set.
-        dataset_revision: revision of a Hub data set.
-        **int8_settings: `per_channel`, `embeddings` and `reduce_range` of `export_int8`.
+        **keywords: how the rows are read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
+            `label_column`, `max_length`, ...); and `per_channel`, `embeddings` and `reduce_range` of `export_int8`.
 
     Returns:
         Records and report.
@@ -101,6 +86,7 @@ def export_student(
             is writing to the folder.
         ImportError: if a package of the extra `export` is missing.
     """
+    data_args, int8_settings = DataArguments.split_keywords(keywords)
     source = ModelSource.of(student, revision, trust_remote_code)
     if output_dir is None and not Path(source.name).is_dir():
         raise ValueError(f"{student} is no folder, so the files need one: give output_dir")
@@ -109,21 +95,19 @@ def export_student(
     directory = Path(output_dir or source.name)
     model, tokenizer = source.teacher(), source.tokenizer()
     refuse_another_model(directory, model, tokenizer)
-    load = partial(
-        _labelled_rows, config=model.config, tokenizer=tokenizer, text_column=text_column,
-        text_pair_column=text_pair_column, label_column=label_column, max_length=max_length,
-        window_stride=window_stride, dataset_config=dataset_config, dataset_revision=dataset_revision,
-    )  # fmt: skip
-    rows, texts = (None, None) if data is None else load(data)
-    typical = None if calibration is None else load(calibration, order=("train", "validation", "test"))[1]
+    load = partial(load_rows_for_model, config=model.config, tokenizer=tokenizer, data_args=data_args)
+    rows, texts = (None, None) if data is None else _with_first_texts(load(data))
+    typical = None
+    if calibration is not None:
+        _, typical = _with_first_texts(load(calibration, splits=("train", "validation", "test")))
     # Processes that export together each have a folder of their own for what is not accepted yet.
     staging = staging_folder(directory, f".exporting-{PartialState().process_index}-")
     with only_run(directory), staging as staged:
         report = None
-        records = [export_onnx(model, tokenizer, staged, texts=texts, max_length=max_length)]
+        comparing: dict[str, Any] = {"texts": texts, "max_length": data_args.max_length}
+        records = [export_onnx(model, tokenizer, staged, **comparing)]
         if int8:
-            settings: dict[str, Any] = {"calibration": typical, **int8_settings}
-            records.append(export_int8(staged, texts=texts, max_length=max_length, **settings))
+            records.append(export_int8(staged, calibration=typical, **comparing, **int8_settings))
         if rows is not None:
             candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
             run = {"command": command_line(), "date": now(), "student": source.describe()}
@@ -134,17 +118,9 @@ def export_student(
     return ExportResult(directory, records, report)
 
 
-def _labelled_rows(
-    data: Source,
-    config: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    order: Sequence[str] = ("test", "validation", "train"),
-    **columns: Any,
-) -> tuple[Any, list[Any]]:
-    """Load the rows of the first split that there is, and their first texts."""
-    rows, _, loaded = load_rows_for_model(
-        data, config, tokenizer=tokenizer, data_args=DataArguments(**columns), splits=order
-    )
+def _with_first_texts(found: tuple[Any, str, TextClassificationData]) -> tuple[Any, list[Any]]:
+    """Return the rows that were loaded, and their first texts."""
+    rows, _, loaded = found
     first = rows.select(range(min(_COMPARED_TEXTS, len(rows))))
     texts = first[loaded.text_column][:]
     pairs = loaded.text_pair_column

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,14 @@ from transformers.integrations import is_optuna_available
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.label_names import telling_names
 from nlpkd.data.sources import Source
-from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.scoring import scoring_of
-from nlpkd.models.source import ModelSource
 from nlpkd.objectives import Objective
 from nlpkd.objectives.objective_set import with_settings
-from nlpkd.objectives.presets import resolve
+from nlpkd.objectives.presets import Stage, resolve
+from nlpkd.pipeline.job import Job
+from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
-from nlpkd.tasks import task_of
-from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import write_atomic
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import decided_by_main_process
@@ -36,12 +32,6 @@ TUNING_FILE = "tuning.json"
 
 
 DEFAULT_SEARCH: dict[str, Any] = {"learning_rate": (1e-5, 5e-4)}
-
-
-_DATA = {field.name for field in fields(DataArguments) if field.name.endswith("_column")}
-
-
-_DATA |= {"max_length", "problem_type", "window_stride"}
 
 
 @dataclass(frozen=True)
@@ -70,11 +60,8 @@ def tune(
     layers: Sequence[int] = (3,),
     objectives: str | Sequence[Objective] = "hinton",
     n_trials: int = 20,
-    validation_split: float | int | None = None,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
     output_dir: str | Path = "tuning",
-    **settings: Any,
+    **keywords: Any,
 ) -> TuningResult:
     """Search for learning rate, temperature, weights and depth on held-out rows; nothing of it is a result to report.
 
@@ -88,12 +75,9 @@ def tune(
         layers: numbers of the teacher's layers to choose from.
         objectives: a preset of one stage, or objectives.
         n_trials: how many settings to try in all; a search that was interrupted goes on where it stopped.
-        validation_split: share or number of training rows to hold out where there is no validation set.
-        dataset_config: configuration of a Hub data set.
-        dataset_revision: revision of a Hub data set.
         output_dir: where the trials (`optuna.log`) and the result (`tuning.json`) are kept.
-        **settings: columns, `max_length`, `window_stride` and `problem_type` of `load_text_classification`; fields of
-            `DistillationConfig`.
+        **keywords: how the text is read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
+            `validation_split`, ...); and fields of `DistillationConfig`.
 
     Returns:
         The best settings, which are printed and saved as `tuning.json` too.
@@ -108,72 +92,34 @@ def tune(
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
+    # What can be refused before anything is loaded.
     folder, search = Path(output_dir), dict(DEFAULT_SEARCH if search is None else search)
-    args = DistillationConfig(
-        output_dir=str(folder),
-        **{"save_strategy": "no", "eval_strategy": "no"} | {k: v for k, v in settings.items() if k not in _DATA},
-    )
+    data_args, settings = DataArguments.split_keywords(keywords)
+    args = DistillationConfig(str(folder), **{"save_strategy": "no", "eval_strategy": "no"} | settings)
     check_search(search, objectives)
     with only_run(folder):
-        source = ModelSource.of(teacher)
-        tokenizer, model = source.tokenizer(), source.teacher()
-        config: Any = model.config
-        data = load_text_classification(
-            train,
-            validation,
-            tokenizer=tokenizer,
-            validation_split=validation_split,
-            dataset_config=dataset_config,
-            dataset_revision=dataset_revision,
-            seed=args.seed,
-            label_names=telling_names(config.id2label),
-            **{"problem_type": task_of(config)} | {k: v for k, v in settings.items() if k in _DATA and v is not None},
-        )
-        stages = resolve(objectives, data.problem_type)
-        if "validation" not in data:
+        # Teacher, rows and objectives, as for a distillation; the student is each trial's own.
+        student = f"layers:{max(layers)}"
+        job = prepare_job(args, teacher, student, train, validation, objectives=objectives, data_args=data_args)
+        if "validation" not in job.data:
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
-        metric = scoring_of(data.problem_type).headline(np.asarray(data["validation"]["labels"][:]))
+        metric = scoring_of(job.data.problem_type).headline(np.asarray(job.data["validation"]["labels"][:]))
 
+        # The search, which goes on where it stopped, with other draws than those it began with.
         study = optuna.create_study(
             study_name="nlpkd",
             storage=JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
             direction="maximize",
             load_if_exists=True,
         )
-        # A search that goes on draws other numbers than those it began with.
         study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
         done = len([trial for trial in study.trials if trial.value is not None])
-
-        def measure(settings: dict[str, Any], number: int) -> float:
-            """Train a student with a trial's settings and measure it on the held-out rows."""
-            depth = settings.pop("layers")
-            run = {name: value for name, value in settings.items() if "." not in name}
-            own = {name: value for name, value in settings.items() if "." in name}
-            trial_args = dataclasses.replace(
-                args,
-                output_dir=str(folder / f"run-{number}"),
-                teacher_cache_dir=args.teacher_cache_dir or str(folder / "teacher_cache"),
-                **run,
-            )
-            student = make_student(model, depth, seed=args.seed)
-            student.config.problem_type = data.problem_type  # type: ignore[assignment]
-            trainer = DistillationTrainer(
-                model=student,
-                teacher_model=model,
-                args=trial_args,
-                objectives=with_settings(stages[0].objectives, own),
-                train_dataset=data["train"],
-                eval_dataset=data["validation"],
-                processing_class=tokenizer,
-            )
-            trainer.train()
-            return trainer.evaluate()[f"eval_{metric}"]
-
         for _ in range(done, n_trials):
             # The main process draws, all train, and it keeps the result.
             trial = study.ask() if PartialState().is_main_process else None
             try:
-                value = measure(*decided_by_main_process(partial(_draw, trial, search, layers)))
+                drawn, number = decided_by_main_process(partial(_draw, trial, search, layers))
+                value = _train_trial(job, args, drawn, number)[f"eval_{metric}"]
             except Exception:
                 if trial is not None:
                     study.tell(trial, state=TrialState.FAIL)
@@ -184,7 +130,7 @@ def tune(
         trials = [trial.params | {"value": trial.value} for trial in study.trials]
         result = TuningResult(study.best_trial.params, metric, study.best_value, trials)
         if PartialState().is_main_process:
-            write_atomic(folder / TUNING_FILE, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
+            write_atomic(folder / TUNING_FILE, (json.dumps(asdict(result), indent=2) + "\n").encode())
         return result
 
 
@@ -198,14 +144,30 @@ def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence
     Raises:
         ValueError: if a setting is unknown, its values are none, or the objectives have several stages.
     """
-    fields = {field.name for field in dataclasses.fields(DistillationConfig)}
+    known = {field.name for field in fields(DistillationConfig)}
     for name, values in search.items():
-        if "." not in name and name not in fields:
+        if "." not in name and name not in known:
             raise ValueError(f"{name!r} is neither a DistillationConfig field nor an OBJECTIVE.SETTING")
         if not isinstance(values, (list, tuple)) or not values:
             raise ValueError(f"search[{name!r}] must be a pair (low, high) or a list of values, got {values!r}")
     if (count := len(resolve(objectives))) > 1:
         raise ValueError(f"objectives={objectives!r} has {count} stages: search those of one, like 'hinton'")
+
+
+def _train_trial(job: Job, args: DistillationConfig, drawn: Mapping[str, Any], number: int) -> dict[str, float]:
+    """Train a student with a trial's settings, and measure it on the held-out rows."""
+    of_objectives = {name: value for name, value in drawn.items() if "." in name}
+    folder, cache = Path(args.output_dir), args.teacher_cache_dir
+    trial_args = replace(
+        args,
+        output_dir=str(folder / f"run-{number}"),
+        teacher_cache_dir=cache or str(folder / "teacher_cache"),
+        **{name: value for name, value in drawn.items() if name not in ("layers", *of_objectives)},
+    )
+    student = make_student(job.teacher, drawn["layers"], seed=args.seed)  # type: ignore[arg-type]
+    trainer = job.trainer(student, trial_args, Stage(with_settings(job.stages[0].objectives, of_objectives)))
+    trainer.train()
+    return trainer.evaluate()
 
 
 def _draw(trial: Any, search: Mapping[str, Sequence[Any]], layers: Sequence[int]) -> tuple[dict[str, Any], int]:

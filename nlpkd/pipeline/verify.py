@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,16 +73,9 @@ def verify(
     *,
     revision: str | None = None,
     teacher: str | Path | None = None,
-    trust_remote_code: bool = False,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | Sequence[str] | None = None,
-    max_length: int | None = None,
-    window_stride: int | None = None,
-    dataset_config: str | None = None,
-    dataset_revision: str | None = None,
     split: str | None = None,
-    **measuring: Any,
+    trust_remote_code: bool = False,
+    **keywords: Any,
 ) -> Verification:
     """Measure a student again and compare with the figures of its `report.json` and its card.
 
@@ -100,16 +92,11 @@ def verify(
         data: labelled rows; the data set of the Hub that the report names, if None.
         revision: branch, tag or commit on the Hub.
         teacher: a path or Hub id; the report's, if None, where it is on the Hub and its labels have names.
+        split: which one to measure on; of the data set that the report names, the report's if None.
         trust_remote_code: run the model repository's own code.
-        text_column: the column of the text.
-        text_pair_column: the column of the second text.
-        label_column: the column of the label, or several with a 0 or 1 for each label.
-        max_length: longest text in tokens; the report's, if None.
-        window_stride: tokens that the windows of long texts share; the report's, if None.
-        dataset_config: configuration of a Hub data set; of the report's, the report's if None.
-        dataset_revision: revision of a Hub data set, likewise.
-        split: which one to measure on, likewise.
-        **measuring: further arguments of `nlpkd.evaluate_student`.
+        **keywords: further arguments of `nlpkd.evaluate`: how the rows are read, by the fields of
+            `nlpkd.data.arguments.DataArguments`, and how they are measured. `max_length` and `window_stride` are the
+            report's where they are None, and so are configuration and revision of the data set that it names.
 
     Returns:
         Each claim with its verdict.
@@ -134,8 +121,8 @@ def verify(
         )
     about = claimed.run.data
     source, options = (data, {}) if data is not None else _named_data(about, name)
-    asked = {"dataset_config": dataset_config, "dataset_revision": dataset_revision, "split": split}
-    options |= {option: value for option, value in asked.items() if value is not None}
+    options |= {"max_length": about.max_length, "window_stride": about.window_stride}
+    options |= {option: value for option, value in {"split": split, **keywords}.items() if value is not None}
     missing = ""
     if teacher is None:
         teacher, missing = _named_teacher(claimed, folder, trust_remote_code)
@@ -145,13 +132,7 @@ def verify(
         teacher=teacher,
         candidates=_onnx_files(claimed, folder),
         trust_remote_code=trust_remote_code,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        max_length=max_length or about.max_length,
-        window_stride=window_stride or about.window_stride,
         **options,
-        **measuring,
     )
     # A model on disk, which saved again might be smaller or larger.
     student = replace(measured.candidates["student"], size_mb=model_size_mb(folder))

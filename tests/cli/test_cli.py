@@ -314,6 +314,9 @@ PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer", "label_names"} | {
 }  # fmt: skip
 """Objects, label names, which a teacher's config knows, and revisions, which a command line takes as id@revision."""
 
+OF_TRAINING_ROWS = {"soft_label_column", "streaming", "validation_split", "problem_type"}
+"""Of rows to measure on the model settles the task, and nothing is held out."""
+
 FUNCTIONS = {
     "train-teacher": ("nlpkd.pipeline.distill:train_teacher", {"soft_label_column"}),
     "distill": ("nlpkd.pipeline.distill:distill", {"baseline_dir"}),
@@ -322,12 +325,12 @@ FUNCTIONS = {
               {"objectives", "class_weights", "soft_label_column", "streaming", "test",
                                             "embedding_size", "max_latency_ms", "max_size_mb", "start",
                                             "backbone", "baseline"}),
-    "tune": ("nlpkd.pipeline.tune:tune", set()),
+    "tune": ("nlpkd.pipeline.tune:tune", {"soft_label_column", "streaming", "window_stride"}),
     # Named among the models.
-    "evaluate": ("nlpkd.pipeline.evaluate:evaluate", {"student", "candidates"}),
-    "verify": ("nlpkd.pipeline.verify:verify", set()),
-    "compress": ("nlpkd.compression:compress", set()),
-    "export": ("nlpkd.pipeline.export:export_student", set()),
+    "evaluate": ("nlpkd.pipeline.evaluate:evaluate", {"student", "candidates"} | OF_TRAINING_ROWS),
+    "verify": ("nlpkd.pipeline.verify:verify", OF_TRAINING_ROWS),
+    "compress": ("nlpkd.compression:compress", OF_TRAINING_ROWS),
+    "export": ("nlpkd.pipeline.export:export_student", OF_TRAINING_ROWS),
     # A token in the list of processes would be everybody's.
     "push": ("nlpkd.hub.push:push_student", {"token"}),
 }  # fmt: skip

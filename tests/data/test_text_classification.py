@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.text_classification import load_text_classification
 from nlpkd.data.tokenization import column_prefixes, per_teacher, same_tokenizer
@@ -294,3 +295,11 @@ def test_teacher_columns_without_a_teacher_tokenizer_are_refused():
 def test_a_tokenizer_without_padding_token_is_refused():
     with pytest.raises(ValueError, match="has no padding token: set one"):
         DistillationCollator(make_tokenizer(pad_token=None))
+
+
+@pytest.mark.parametrize("asked", [{"soft_label_column": "votes"}, {"streaming": True}, {"validation_split": 0.1}])
+def test_rows_for_a_model_that_is_there_take_no_settings_of_training_rows(asked):
+    config = SimpleNamespace(id2label={0: "neg", 1: "pos"}, problem_type=None, num_labels=2)
+    with pytest.raises(ValueError, match="are of training rows: leave them out"):
+        DataArguments(**asked).with_labels_of(config)
+    assert DataArguments(max_length=9).with_labels_of(config).label_names == ("neg", "pos")
