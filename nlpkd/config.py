@@ -60,11 +60,13 @@ class DistillationConfig(TrainingArguments):
             what is left out or replaced do not fire, and a copy of the student made meanwhile is without it. None:
             wherever an objective needs a teacher; a `DistillationTrainer` without one then trains as `Trainer` does
             to the last mask, while `train_teacher` and the baselines of `distill` are lean.
+        cuda_graphs: on one GPU, record the passes of student and teacher as CUDA graphs where lean training is on and
+            nothing stands against it (`nlpkd.training.lean`): the same kernels, without the time to launch them.
         weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
             `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
         weighting_learning_rate: learning rate of learned weights.
         anchor_weight: factor of an L2 pull towards the weights that the student started from; see
-            `nlpkd.training.l2_sp`.
+            `nlpkd.objectives.l2_sp`.
         ensemble_average: what of several teachers is averaged: `"probabilities"` or `"logits"`; see
             `nlpkd.models.ensemble`.
         ensemble_weights: weights of several teachers, one a teacher; equal ones if None. Only their ratios count.
@@ -115,6 +117,9 @@ class DistillationConfig(TrainingArguments):
             "nargs": "?",
             "const": True,
         },
+    )
+    cuda_graphs: bool = field(
+        default=True, metadata={"help": "On one GPU, record passes once a shape and launch each at once."}
     )
     weighting: str = field(default="fixed", metadata={"help": "Objectives' weights: fixed, linear or uncertainty."})
     weighting_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of learned weights."})

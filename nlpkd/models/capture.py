@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +55,9 @@ def _recomputes(model: nn.Module) -> bool:
 class Capture:
     """One model's forward pass on a collated batch, keeping what the objectives want of it.
 
+    Attributes:
+        recorded: runs a pass in another way than `run`, or returns None where it can't; None: always `run`.
+
     Args:
         model: the model, not wrapped. It is switched from sdpa to a recording sdpa where attention maps or Q/K/V are
             wanted; an eager model gives its own maps.
@@ -75,6 +78,7 @@ class Capture:
         self.arguments = {name for name in names if "label" not in name}
         self.depth: int | None = None
         self.causal = is_causal(inner)
+        self.recorded: Callable[[nn.Module, Mapping[str, Any]], CapturedOutput | None] | None = None
         # Keys and values of all layers are kept for a next token, which a classifier never asks for.
         self.options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
         if not self.wanted:
@@ -124,18 +128,26 @@ class Capture:
 
     def pooled_index(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Find the token that stands for each text, `(batch,)`: a decoder's last real one; None: the first."""
+        return self._pooled_index(self.inputs(batch))
+
+    def _pooled_index(self, inputs: Mapping[str, Any]) -> Tensor | None:
         if not self.causal:
             return None
-        inputs = self.inputs(batch)
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
         return (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> CapturedOutput:
+        """Run the model once on a collated batch; see `run`."""
+        inputs = self.inputs(batch)
+        captured = None if self.recorded is None else self.recorded(model, inputs)
+        return self.run(model, inputs) if captured is None else captured
+
+    def run(self, model: nn.Module, inputs: Mapping[str, Any]) -> CapturedOutput:
         """Run the model once.
 
         Args:
             model: the model of the constructor, or what wraps it now (DDP, a compiled module).
-            batch: the collated batch.
+            inputs: what its forward takes, as `inputs` selects it of a batch.
 
         Returns:
             Logits, and per kind a tuple over layers with None where nothing was asked for.
@@ -148,7 +160,7 @@ class Capture:
         # Activation checkpointing runs a layer again without a recording, which then has to do the same as before.
         at_once = "attentions" in self.wanted and not (torch.is_grad_enabled() and _recomputes(model))
         with _record(self.wanted, at_once) as recording, before if dropped else nullcontext():
-            outputs = model(**self.inputs(batch), **self.options)
+            outputs = model(**inputs, **self.options)
         if isinstance(outputs, Tensor):
             return CapturedOutput(logits=outputs)
         captured = CapturedOutput(logits=outputs["logits"] if isinstance(outputs, Mapping) else outputs[0])
@@ -158,7 +170,7 @@ class Capture:
             wanted = self.wanted["hidden_states"]
             states = getattr(outputs, "hidden_states", None) or ()
             captured.hidden_states = tuple(s if k in wanted else None for k, s in enumerate(states))
-            captured.pooled_index = self.pooled_index(batch)
+            captured.pooled_index = self._pooled_index(inputs)
         if "output_attentions" in self.options:
             wanted = self.wanted["attentions"]
             maps = before.maps or outputs.attentions or ()

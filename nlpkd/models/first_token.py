@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nlpkd.models.structure import without_adapter
+from nlpkd.models.structure import is_hooked, without_adapter
 
 
 class _FirstTokenBertLayer(nn.Module):
@@ -122,17 +122,9 @@ def reads_first_token(model: nn.Module) -> bool:
     pooler = getattr(model.base_model, "pooler", None)
     if not (type(head) is nn.Linear or _own(head)) or not (pooler is None or _own(pooler)):
         return False
-    return not _hooked(layers[-1]) and not _hooked(layers[-1].attention)
+    return not is_hooked(layers[-1]) and not is_hooked(layers[-1].attention)
 
 
 def _own(module: nn.Module) -> bool:
     """Check whether a module's class is transformers' own."""
     return type(module).__module__.split(".")[0] == "transformers"
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Check whether a module has forward hooks that are not transformers' own."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(
-        getattr(hook, "__module__", None) is None or not hook.__module__.startswith("transformers.") for hook in hooks
-    )

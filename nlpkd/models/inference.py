@@ -35,7 +35,11 @@ def inference_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.
         return model.with_members([inference_copy(member, device_type, first_token) for member in model.members])
     first_token = first_token and reads_first_token(model)
     casts = torch.is_autocast_enabled(device_type)
-    if not isinstance(model, PreTrainedModel) or not (first_token or casts):
+    if not isinstance(model, PreTrainedModel):
+        return model
+    # transformers' sdpa waits for a GPU in every forward pass, to learn whether the batch has padding.
+    waits = device_type != "cpu" and model.config._attn_implementation == "sdpa"
+    if not (first_token or casts or waits):
         return model
     # deepcopy takes what its memo has instead of copying it.
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -53,8 +57,7 @@ def inference_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.
         return model
     if first_token:
         first_token_only(copied)
-    if device_type != "cpu" and copied.config._attn_implementation == "sdpa":
-        # transformers' sdpa waits for the device in every forward pass, to learn whether the batch has padding.
+    if waits:
         copied.set_attn_implementation(CAPTURING_SDPA)
     return copied
 

@@ -126,3 +126,18 @@ def axes_following(teacher: PreTrainedModel, **sizes: int) -> dict[str, list[int
 def top_indices(importance: Tensor, count: int) -> Tensor:
     """Return the indices of the `count` largest values of `(n,)`, in ascending order."""
     return importance.topk(count).indices.sort().values
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Check whether a module has forward hooks that are not transformers' own.
+
+    Args:
+        module: whose own hooks are looked at, not those of the modules in it.
+
+    Returns:
+        True if there is one.
+    """
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(
+        getattr(hook, "__module__", None) is None or not hook.__module__.startswith("transformers.") for hook in hooks
+    )

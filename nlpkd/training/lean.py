@@ -20,6 +20,7 @@ from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
 from nlpkd.models.first_token import first_token_only
 from nlpkd.models.structure import without_adapter
 from nlpkd.training.compact_embeddings import CompactTraining, compact_training
+from nlpkd.training.cuda_graphs import CudaGraphs, can_be_recorded
 from nlpkd.training.loss import DistillationLoss
 
 CACHED_TEACHER = "cached teacher"
@@ -38,6 +39,9 @@ On a GPU it is sdpa with a mask that is made without waiting for the GPU."""
 
 COMPACT_EMBEDDINGS = "compact embeddings"
 """The embedding rows that the training text uses are trained as a table of their own."""
+
+CUDA_GRAPHS = "CUDA graphs"
+"""On a GPU the passes of student and teacher are recorded once a shape, and repeated by one launch each."""
 
 _LEAN = (FIRST_TOKEN, QUICK_DROPOUT, OWN_ATTENTION)
 
@@ -114,6 +118,19 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         (args.optim not in _STILL_WITHOUT_GRADIENT, [COMPACT_EMBEDDINGS], "the optimizer may move unused rows"),
         (args.weight_decay or args.anchor_weight, [COMPACT_EMBEDDINGS], "a decay or an anchor moves unused rows"),
     ]
+    rules += [
+        (args.device.type != "cuda", [CUDA_GRAPHS], "training is not on a CUDA GPU"),
+        (not args.cuda_graphs, [CUDA_GRAPHS], "cuda_graphs is off"),
+        (parts.sharded or args.world_size > 1, [CUDA_GRAPHS], "there are several processes"),
+        # A recorded backward pass writes its gradients where those of the micro-batch before are.
+        (args.gradient_accumulation_steps > 1, [CUDA_GRAPHS], "gradients are accumulated"),
+        (args.auto_find_batch_size, [CUDA_GRAPHS], "gradients may be accumulated later"),
+        (args.torch_compile, [CUDA_GRAPHS], "the student is compiled"),
+        (args.gradient_checkpointing, [CUDA_GRAPHS], "layers are computed again"),
+        (args.neftune_noise_alpha is not None, [CUDA_GRAPHS], "NEFTune adds noise to the embeddings"),
+        (not can_be_recorded(parts.student), [CUDA_GRAPHS], "the student's family or a hook may wait for the GPU"),
+        (not lean or attention not in ("sdpa", CAPTURING_SDPA), [CUDA_GRAPHS], "its attention waits for the GPU"),
+    ]
     refused: dict[str, str] = {}
     for holds, names, reason in rules:
         refused |= {name: reason for name in names if holds and name not in refused}
@@ -162,6 +179,8 @@ class LeanTraining:
             compact = compact_training(student, parts.rows, special_ids, log=parts.args.should_log)
             if compact is not None:
                 self.changes.append(compact)
+        if CUDA_GRAPHS not in refused:
+            self.changes.append(CudaGraphs(parts.loss))
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Let an optimizer of the changed student save and load the state of the whole one."""

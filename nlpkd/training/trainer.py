@@ -25,10 +25,11 @@ from nlpkd.data.windows import DOCUMENT
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.objectives import Objective
+from nlpkd.objectives.l2_sp import Anchor
 from nlpkd.tasks import task_of
 from nlpkd.training.checkpoints import describe_run
+from nlpkd.training.cuda_graphs import length_multiple
 from nlpkd.training.dataloaders import ROWS
-from nlpkd.training.l2_sp import Anchor
 from nlpkd.training.lean import CACHED_TEACHER, LeanTraining, TrainingParts, refused_speed_ups
 from nlpkd.training.loss import DistillationLoss, default_objectives
 from nlpkd.training.loss_log import LossAccumulator
@@ -95,7 +96,9 @@ class DistillationTrainer(ResumableTrainer):
             own = per_teacher(teacher_processing_class, len(teacher) if isinstance(teacher, TeacherEnsemble) else 1)
             teacher_processing_class = own if isinstance(teacher, TeacherEnsemble) else own[0]
         if data_collator is None and isinstance(processing_class, PreTrainedTokenizerBase):
-            data_collator = DistillationCollator(processing_class, teacher_processing_class)
+            data_collator = DistillationCollator(
+                processing_class, teacher_processing_class, length_multiple(args.device)
+            )
         super().__init__(
             model=model,
             args=args,
@@ -211,9 +214,8 @@ class DistillationTrainer(ResumableTrainer):
 
     def describe_run(self) -> dict[str, Any]:
         """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
-        return describe_run(
-            self.args, self.model, self.teacher_model, self.objectives, self.train_dataset, self._signature_columns
-        )
+        rows, columns = self.train_dataset, self._signature_columns
+        return describe_run(self.args, self.model, self.teacher_model, self.objectives, rows, columns)
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Set the arguments of a search's trial, then fit everything to the student that `model_init` just made."""
@@ -295,8 +297,7 @@ class DistillationTrainer(ResumableTrainer):
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        parameters = self.objectives.trained()
-        if not parameters:
+        if not (parameters := self.objectives.trained()):
             return super()._clip_grad_norm(model)
         return self.accelerator.clip_grad_norm_([*model.parameters(), *parameters], self.args.max_grad_norm)
 
@@ -383,8 +384,7 @@ class DistillationTrainer(ResumableTrainer):
             token: `hub_token` if None.
             revision: `hub_revision` if None.
             private: `hub_private_repo` if None.
-            **card: `language`, `license`, `tags` and others for the card, as `nlpkd.training.publishing.card_facts`
-                takes them.
+            **card: `language`, `license`, `tags` and others, as `nlpkd.training.publishing.card_facts` takes them.
 
         Returns:
             The commit's address, or a `Future` of it; None beside the main process.

@@ -123,6 +123,22 @@ def lean(setup: Setup, findings: Findings) -> None:
         findings.at_most(f"the student's weights after them, {name}", apart(found[1], reference[1]), 1e-2)
 
 
+def graphs(setup: Setup, findings: Findings) -> None:
+    """Compare a training on recorded passes, dropout on, with the same training pass by pass."""
+    kinds = {"all matched": everything(), "logits alone, kept": [ForwardKLLoss()]}
+    for name, objectives in kinds.items():
+        for precision, settings in (("float32", {}), ("bf16", {"bf16": True})):
+            steps = 6 if setup.tiny else 60
+            runs = [
+                distil(setup, setup.device, copy.deepcopy(objectives), steps=steps, dropout=0.1, cuda_graphs=on,
+                       lean_training=True, **settings)
+                for on in (False, True)
+            ]  # fmt: skip
+            text = f"{name}, {precision}, relative to passes of single kernels"
+            findings.at_most(f"losses of {steps} steps, {text}", furthest(runs[1], runs[0]), 1e-3)
+            findings.at_most(f"the student's weights after them, {text}", apart(runs[1][1], runs[0][1]), 1e-2)
+
+
 def caching(setup: Setup, findings: Findings) -> None:
     """Compare cached logits with the teacher's own, and a training on them with one beside the live teacher."""
     rows, (teacher, _), tokenizer = rows_of(setup), pair(setup), vocabulary()
@@ -262,7 +278,7 @@ def memory(setup: Setup, findings: Findings) -> None:
 
 PARTS = {
     part.__name__: part
-    for part in (losses, capture, training, lean, caching, resume, evaluation, synchronisation, memory)
+    for part in (losses, capture, training, lean, graphs, caching, resume, evaluation, synchronisation, memory)
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from samples import tiny_bert
 
-from nlpkd.training.l2_sp import Anchor
+from nlpkd.objectives.l2_sp import Anchor
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])

@@ -1,0 +1,127 @@
+"""Recorded passes: which are recorded, when, and that their outputs are those of the usual pass."""
+
+import copy
+
+import torch
+from samples import tiny_bert
+from torch import nn
+
+from nlpkd import DistillationConfig, DistillationTrainer
+from nlpkd.models.capture import Capture
+from nlpkd.objectives import ForwardKLLoss
+from nlpkd.training.cuda_graphs import RecordedPasses, can_be_recorded
+from nlpkd.training.lean import CUDA_GRAPHS, refused_speed_ups
+
+WANTED = {"hidden_states": frozenset({0, 2}), "attentions": frozenset({1}), "values": frozenset({2})}
+
+
+class Recorder:
+    """Stands for the GPU: a module that it has recorded gives marked outputs."""
+
+    def __init__(self, error: Exception | None = None):
+        self.error, self.samples = error, []
+
+    def __call__(self, module: nn.Module, samples: tuple) -> None:
+        if self.error is not None:
+            raise self.error
+        self.samples.append(samples)
+
+
+def batch(rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 20, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def student(wanted=WANTED) -> tuple[nn.Module, Capture, Recorder]:
+    model = tiny_bert().train()
+    capture, recorder = Capture(model, wanted, "student"), Recorder()
+    capture.recorded = RecordedPasses(capture, trains=True, record=recorder)
+    return model, capture, recorder
+
+
+def test_a_recorded_pass_gives_every_kind_of_output_where_the_usual_pass_has_it():
+    model, capture, recorder = student()
+    inputs = batch(3, 8)
+    usual = capture.run(model, inputs)
+    for _ in range(3):
+        found = capture(model, inputs)
+    assert len(recorder.samples) == 1
+    torch.testing.assert_close(found.logits, usual.logits, rtol=0, atol=0)
+    for kind in ("hidden_states", "attentions", "queries", "keys", "values"):
+        ours, theirs = getattr(found, kind), getattr(usual, kind)
+        assert (ours is None) == (theirs is None), kind
+        for one, other in zip(ours or (), theirs or (), strict=True):
+            assert (one is None) == (other is None), kind
+            if other is not None:
+                torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert found.pooled_index is None
+
+
+def test_a_shape_is_recorded_when_it_comes_for_the_third_time_with_samples_of_its_own():
+    model, capture, recorder = student({})
+    for tokens, recorded in ((8, 0), (16, 0), (8, 0), (8, 1), (8, 1), (16, 1), (16, 2)):
+        inputs = batch(2, tokens)
+        capture(model, inputs)
+        assert len(recorder.samples) == recorded
+    assert [sample[0].shape[1] for sample in recorder.samples] == [8, 16]
+    assert all(sample[0].data_ptr() != inputs["input_ids"].data_ptr() for sample in recorder.samples)
+
+
+def test_another_model_is_recorded_anew():
+    model, capture, recorder = student({})
+    for _ in range(4):
+        capture(model, batch(2, 8))
+    other = copy.deepcopy(model)
+    other.classifier.bias.data += 1
+    for _ in range(4):
+        found = capture(other, batch(2, 8))
+    assert len(recorder.samples) == 2
+    torch.testing.assert_close(found.logits, model(**batch(2, 8)).logits + 1)
+
+
+def test_evaluation_is_never_recorded_for_a_student_and_training_never_for_a_teacher():
+    model, capture, recorder = student({})
+    with torch.no_grad():
+        for _ in range(4):
+            capture(model, batch(2, 8))
+    model.eval()
+    for _ in range(4):
+        capture(model, batch(2, 8))
+    assert not recorder.samples
+    capture.recorded = RecordedPasses(capture, trains=False, record=recorder)
+    for _ in range(4):
+        capture(model, batch(2, 8))
+    assert not recorder.samples
+    with torch.no_grad():
+        for _ in range(4):
+            capture(model, batch(2, 8))
+    assert len(recorder.samples) == 1
+
+
+def test_after_a_failed_recording_every_pass_is_the_usual_one_and_it_is_said_once(caplog):
+    model, capture, _ = student({})
+    tried = Recorder(RuntimeError("operation not permitted when stream is capturing\nmore"))
+    capture.recorded = RecordedPasses(capture, trains=True, record=tried)
+    for tokens in (8, 16):
+        for _ in range(4):
+            torch.testing.assert_close(
+                capture(model, batch(2, tokens)).logits, capture.run(model, batch(2, tokens)).logits
+            )
+    assert caplog.text.count("CUDA graphs are off") == 1 and "stream is capturing" in caplog.text
+
+
+def test_a_hook_of_somebody_s_own_or_another_family_is_not_recorded():
+    model, _, _ = student({})
+    assert can_be_recorded(model)
+    model.bert.encoder.layer[0].register_forward_hook(lambda *_: None)
+    assert not can_be_recorded(model)
+    assert not can_be_recorded(nn.Linear(2, 2))
+
+
+def test_on_the_cpu_nothing_is_recorded_and_lengths_are_not_rounded(tmp_path, make_rows, tokenizer):
+    args = DistillationConfig(str(tmp_path), report_to="none", teacher_check="off")
+    trainer = DistillationTrainer(
+        tiny_bert(1), tiny_bert(), args, [ForwardKLLoss()], train_dataset=make_rows(8), processing_class=tokenizer
+    )
+    assert "not on a CUDA GPU" in refused_speed_ups(trainer._parts())[CUDA_GRAPHS]
+    assert trainer.data_collator.pad_to_multiple_of is None
