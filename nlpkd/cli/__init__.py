@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import tempfile
@@ -13,6 +12,7 @@ import typer
 
 from nlpkd.cli import information, labelling, measuring, publishing, training
 from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.requirements import installed_version
 
 UNFORESEEN = 4
 """Exit status of an error that nlpkd did not foresee; its traceback is in the file that the message names."""
@@ -32,10 +32,8 @@ for group in (training, labelling, measuring, publishing, information):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            typer.echo(f"nlpkd {importlib.metadata.version('nlpkd')}")
-        except importlib.metadata.PackageNotFoundError:
-            typer.echo("nlpkd, not installed: run from its source tree")
+        version = installed_version("nlpkd")
+        typer.echo(f"nlpkd {version}" if version else "nlpkd, not installed: run from its source tree")
         raise typer.Exit
 
 

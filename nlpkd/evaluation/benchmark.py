@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import logging
 import os
@@ -27,6 +26,7 @@ from nlpkd.evaluation.records import Latency
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import forward_arguments
+from nlpkd.utils.requirements import installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,9 @@ def measure_latency(
                 times_ms[name] += [_forward_ms(model, inputs[name]) for _ in range(min(BLOCK_RUNS, runs - start))]
         for name, values in times_ms.items():
             percentiles = (float(value) for value in np.percentile(values, [50, 95, 99]))
-            results[name].append(Latency(batch, length, _threads(models[name]), *percentiles))
+            model = models[name]
+            threads = model.threads if isinstance(model, OnnxClassifier) else torch.get_num_threads()
+            results[name].append(Latency(batch, length, threads, *percentiles))
     return results
 
 
@@ -165,9 +167,10 @@ def describe_environment() -> dict[str, Any]:
     """
     cpu_info = Path("/proc/cpuinfo")
     model_name = re.search(r"model name\s*:\s*(.+)", cpu_info.read_text()) if cpu_info.exists() else None
-    versions = {package: importlib.metadata.version(package) for package in ("torch", "transformers", "datasets")}
+    versions = {package: installed_version(package) for package in ("torch", "transformers", "datasets")}
+    own = installed_version("nlpkd") or "not installed"
     return {
-        "versions": {"nlpkd": _own_version(), "python": platform.python_version(), **versions},
+        "versions": {"nlpkd": own, "python": platform.python_version(), **versions},
         "machine": {
             "cpu": model_name.group(1) if model_name else platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -222,10 +225,6 @@ def _synthetic_batch(
     return {name: tensor for name, tensor in inputs.items() if name in accepted}
 
 
-def _threads(model: nn.Module) -> int:
-    return model.threads if isinstance(model, OnnxClassifier) else torch.get_num_threads()
-
-
 def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:
     on_gpu = inputs["input_ids"].is_cuda
     with evaluating(model):
@@ -236,13 +235,6 @@ def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:
         if on_gpu:
             torch.cuda.synchronize(inputs["input_ids"].device)
         return (time.perf_counter() - start) * 1e3
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("nlpkd")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 @dataclass(frozen=True)

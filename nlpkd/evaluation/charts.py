@@ -92,7 +92,7 @@ def tradeoff(points: Sequence[Mapping[str, Any]], cost: str, quality: str) -> st
             )  # fmt: skip
         axes.set_xlim(0, 1.12 * max(point["cost"] for point in points))
         axes.set(xlabel=cost, ylabel=quality)
-        return _svg(axes, f"{quality} against {cost} of {_listed(points)}")
+        return _svg(axes, f"{quality} against {cost} of {', '.join(str(point['name']) for point in points)}")
 
 
 def curves(values: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
@@ -104,18 +104,18 @@ def curves(values: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
     Returns:
         The SVG elements.
     """
-    return [_curve(name, points) for name, points in values.items()]
-
-
-def _curve(title: str, points: Sequence[tuple[float, float]]) -> str:
-    with _axes() as axes:
-        steps, values = zip(*points, strict=True)
-        marker = "o" if len(points) < 10 else None
-        axes.plot(steps, values, color=_colour(0), linewidth=1.6, marker=marker, markersize=4)
-        axes.set_title(_short(title, 40), fontsize=10)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        return _svg(axes, f"{title} over {len(points)} logged steps, from {values[0]:.4g} to {values[-1]:.4g}")
+    drawn = []
+    for name, points in values.items():
+        with _axes() as axes:
+            steps, numbers = zip(*points, strict=True)
+            marker = "o" if len(points) < 10 else None
+            axes.plot(steps, numbers, color=_colour(0), linewidth=1.6, marker=marker, markersize=4)
+            axes.set_title(_short(name, 40), fontsize=10)
+            axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            told = f"{name} over {len(points)} logged steps, from {numbers[0]:.4g} to {numbers[-1]:.4g}"
+            drawn.append(_svg(axes, told))
+    return drawn
 
 
 def confusion(name: str, number: int, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
@@ -235,7 +235,3 @@ def _colour(number: int) -> str:
 def _short(text: str, length: int = _NAME_LENGTH) -> str:
     line = " ".join(str(text).split())
     return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def _listed(points: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(str(point["name"]) for point in points)

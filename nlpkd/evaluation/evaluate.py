@@ -26,7 +26,7 @@ from nlpkd.evaluation.benchmark import (
 )
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
-from nlpkd.evaluation.prediction import CandidateModels, id2label_of, members_by_name
+from nlpkd.evaluation.prediction import CandidateModels, members_by_name
 from nlpkd.evaluation.records import (
     BASELINES,
     ONNX_RUNTIME,
@@ -138,7 +138,8 @@ def evaluate_student(
     dataset = align_rows(dataset, classes, "evaluation")
     labels, task = _gold_labels(dataset), task_of(getattr(student, "config", None))
     logits = running.predict(dataset, batch_size)
-    scoring_of(task).check(labels, logits["student"].shape[1])
+    scoring, width = scoring_of(task), logits["student"].shape[1]
+    scoring.check(labels, width)
     latency, protocol = _latency(running, latency_batches, latency_tokens, latency_runs, seed)
 
     # What is fitted on other rows.
@@ -147,7 +148,7 @@ def evaluate_student(
     if threshold_dataset is not None and task != REGRESSION:
         threshold_dataset = align_rows(threshold_dataset, classes, "held-out")
         held_out, gold = running.predict(threshold_dataset, batch_size), _gold_labels(threshold_dataset)
-        scoring_of(task).check(gold, logits["student"].shape[1])
+        scoring.check(gold, width)
         if task == MULTI_LABEL:
             thresholds = {name: best_thresholds(each, gold) for name, each in held_out.items()}
         else:
@@ -155,12 +156,10 @@ def evaluate_student(
 
     # Quality of every model on all rows, and on the same resamples of them.
     resampling = {"samples": bootstrap_samples, "seed": seed}
-    measured = {
-        name: _Measured.of(
-            scoring_of(task, thresholds.get(name, _thresholds(model))), logits[name], labels, resampling
-        )
-        for name, model in models.items()
-    }
+    measured = {}
+    for name, model in models.items():
+        cut = thresholds.get(name, getattr(getattr(model, "config", None), "thresholds", None))
+        measured[name] = _Measured.of(scoring_of(task, cut), logits[name], labels, resampling)
 
     # The report.
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
@@ -174,7 +173,13 @@ def evaluate_student(
         "thresholds": thresholds,
     }
     return EvaluationReport(
-        task=_describe_task(student, measured["student"], labels),
+        task=TaskRecord(
+            problem_type=scoring.problem_type,
+            headline=scoring.headline(labels),
+            labels=list(map(str, range(width) if classes is None else classes.names)),
+            rows=len(labels),
+            **scoring.describe(labels),
+        ),
         run=RunRecord.from_dict({key: value for key, value in made_by.items() if value} | dict(run or {})),
         candidates={
             name: Candidate(
@@ -325,22 +330,6 @@ def _gold_labels(dataset: datasets.Dataset) -> np.ndarray:
         raise ValueError(f'evaluation needs a column "labels", found {dataset.column_names}: rename the label column')
     labels = np.asarray(dataset.with_format(None)["labels"][:])
     return labels if DOCUMENT not in dataset.column_names else one_row_a_document(labels, dataset[DOCUMENT][:])
-
-
-def _thresholds(model: nn.Module) -> Sequence[float] | None:
-    """Return the thresholds that were chosen for a multi-label model, where any were."""
-    return getattr(getattr(model, "config", None), "thresholds", None)
-
-
-def _describe_task(student: nn.Module, measured: _Measured, labels: np.ndarray) -> TaskRecord:
-    id2label = id2label_of(student)
-    return TaskRecord(
-        problem_type=measured.scoring.problem_type,
-        headline=measured.scoring.headline(labels),
-        labels=[str(id2label.get(index, index)) for index in range(measured.logits.shape[1])],
-        rows=len(labels),
-        **measured.scoring.describe(labels),
-    )
 
 
 def _interval(value: float, resampled: np.ndarray) -> Interval:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,8 @@ def add_memory(
     threads = threads or torch.get_num_threads()
     measured = {}
     for name, source in sources.items():
-        command = [sys.executable, "-m", "nlpkd.evaluation.memory", str(source.given), str(batch), str(tokens)]
-        command += ["--threads", str(threads)]
-        command += ["--revision", source.revision] if source.revision else []
-        command += ["--trust-remote-code"] if source.trust_remote_code else []
+        asked = asdict(source) | {"given": str(source.given), "batch": batch, "tokens": tokens, "threads": threads}
+        command = [sys.executable, "-m", "nlpkd.evaluation.memory", json.dumps(asked)]
         # Without the working directory, whose modules would go before the library's.
         paths = os.pathsep.join(path for path in sys.path if path)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
@@ -84,15 +81,9 @@ def check_memory() -> None:
 
 
 def main() -> None:
-    """Load a model, run it, and print the megabytes (10^6 bytes) that this took."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("batch", type=int)
-    parser.add_argument("tokens", type=int)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--revision")
-    parser.add_argument("--trust-remote-code", action="store_true")
-    arguments = parser.parse_args()
+    """Load the model that `add_memory` asks for, run it, and print the megabytes (10^6 bytes) that this took."""
+    asked = json.loads(sys.argv[1])
+    batch, most_tokens, threads = (asked.pop(name) for name in ("batch", "tokens", "threads"))
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -100,27 +91,23 @@ def main() -> None:
     from nlpkd.models.source import ModelSource
     from nlpkd.utils.optional import require
 
-    torch.set_num_threads(arguments.threads)
-    source = ModelSource.of(arguments.model, arguments.revision, arguments.trust_remote_code)
+    torch.set_num_threads(threads)
+    source = ModelSource(**asked)
     tokenizer, config = source.tokenizer(), source.config()
-    tokens = min(arguments.tokens, getattr(config, "max_position_embeddings", arguments.tokens))
-    if arguments.model.endswith(".onnx"):
+    tokens = min(most_tokens, getattr(config, "max_position_embeddings", most_tokens))
+    if asked["given"].endswith(".onnx"):
         require("onnxruntime")
     small = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     measure_latency({"small": BertForSequenceClassification(small)}, batches=[1], tokens=8, runs=1)
-    before = _restart_peak()
-    model: Any = source.classifier()
-    measure_latency({"model": model}, {"model": tokenizer}, batches=[arguments.batch], tokens=tokens, runs=1)
-    sys.stdout.write(f"{(_peak() - before) / 1e6}\n")
-
-
-def _restart_peak() -> int:
-    """Set the peak to what is resident now, and return it in bytes."""
+    # The peak, set to what is resident now.
     Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    before = _peak_bytes()
+    model: Any = source.classifier()
+    measure_latency({"model": model}, {"model": tokenizer}, batches=[batch], tokens=tokens, runs=1)
+    sys.stdout.write(f"{(_peak_bytes() - before) / 1e6}\n")
 
 
-def _peak() -> int:
+def _peak_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +30,6 @@ class InMemoryMetric(evaluate.Metric):
     Every process computes on the rows it was given: gather them first, as `Trainer` does.
     """
 
-    description = ""
-    citation_text = ""
     prediction_feature: Any = datasets.Value("int64")
 
     def __init__(self, **kwargs: Any):
@@ -38,20 +37,17 @@ class InMemoryMetric(evaluate.Metric):
         super().__init__(**kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
+        features = {"predictions": self.prediction_feature, "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
-            description=self.description,
-            citation=self.citation_text,
+            description=inspect.cleandoc(self.__doc__ or ""),
+            citation="",
             inputs_description="predictions: one entry a row; references: the label ids.",
-            features=datasets.Features(
-                {"predictions": self.prediction_feature, "references": datasets.Value("int64")}
-            ),
+            features=datasets.Features(features),
         )
 
 
 class Accuracy(InMemoryMetric):
     """Share of rows whose predicted label id is the reference, as `{"accuracy": ..}`."""
-
-    description = "Share of rows whose predicted label is the reference."
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
@@ -59,8 +55,6 @@ class Accuracy(InMemoryMetric):
 
 class F1(InMemoryMetric):
     """Macro and support-weighted F1 over the labels that occur, as `{"f1_macro": .., "f1_weighted": ..}`."""
-
-    description = "F1 averaged over the labels that occur in predictions or references, plain and by support."
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {
@@ -70,9 +64,7 @@ class F1(InMemoryMetric):
 
 
 class MatthewsCorrelation(InMemoryMetric):
-    """Matthews correlation of predictions and references, 0 where one of them is constant."""
-
-    description = "Matthews correlation coefficient, for any number of labels."
+    """Matthews correlation of predictions and references of any number of labels, 0 where one side is constant."""
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         one_label = len({*predictions, *references}) == 1
@@ -90,8 +82,6 @@ class ExpectedCalibrationError(InMemoryMetric):
     `predictions` are probabilities of shape (rows, labels), not logits.
     """
 
-    description = "Expected calibration error over 15 equal-width bins of the largest probability."
-    citation_text = "Guo et al., 2017. On Calibration of Modern Neural Networks. https://arxiv.org/abs/1706.04599"
     prediction_feature = datasets.Sequence(datasets.Value("float64"))
 
     def _compute(self, predictions: list[list[float]], references: list[int]) -> dict[str, float]:

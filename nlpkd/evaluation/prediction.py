@@ -88,13 +88,8 @@ class CandidateModels:
         """
         found: dict[str, np.ndarray] = {}
         for name in sorted(self.alone, key="student".__ne__):
-            values = predict_logits(
-                self.alone[name],
-                rows,
-                self.tokenizers[name],
-                batch_size=batch_size,
-                prefix=self.prefixes.get(name, ""),
-            )
+            reading: dict[str, Any] = {"batch_size": batch_size, "prefix": self.prefixes.get(name, "")}
+            values = predict_logits(self.alone[name], rows, self.tokenizers[name], **reading)
             if DOCUMENT in rows.column_names:
                 values = average_windows(values, rows[DOCUMENT][:])
             _check_logits(name, values, found.get("student", values).shape[1])
@@ -166,7 +161,9 @@ def predict_logits(
         running = inference_copy(model, device.type, first_token=True)
         for batch in tqdm(loader, desc="Predicting", leave=False, disable=None):
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
-            batches.append(_logits(running(**inputs)).float().cpu().numpy())
+            output = running(**inputs)
+            given = output if isinstance(output, torch.Tensor) else output.logits
+            batches.append(given.float().cpu().numpy())
     logits = np.concatenate(batches)
     return logits[np.argsort(order)]
 
@@ -206,19 +203,3 @@ def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] 
         return None if own is None or wanted is None else wanted.positions_in(own)
     except ValueError as error:
         raise ValueError(f"the {name} can't be compared with the student: {error}") from error
-
-
-def id2label_of(model: nn.Module) -> dict[int, str]:
-    """Return a model's label names.
-
-    Args:
-        model: any module.
-
-    Returns:
-        Name by id, nothing for a module without a config.
-    """
-    return getattr(getattr(model, "config", None), "id2label", None) or {}
-
-
-def _logits(output: Any) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output.logits

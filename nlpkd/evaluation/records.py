@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -26,11 +27,11 @@ METRIC_NAMES = {
 
 
 def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
-    """Build a record from parsed JSON; keys that it has no field for are left out.
+    """Build a record and the records in it from parsed JSON, by the types of the fields.
 
     Args:
         kind: the record's dataclass.
-        entry: values by the names of its fields.
+        entry: values by the names of its fields; other keys are left out. Where a number is expected, null is NaN.
 
     Returns:
         The record.
@@ -40,8 +41,22 @@ def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
     """
     if not isinstance(entry, Mapping):
         raise TypeError(f"expected an object with the entries of {kind.__name__}, found {entry!r}")
-    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in entry.items() if key in names})
+    wanted = get_type_hints(kind)
+    return kind(**{name: _as_type(wanted[name], entry[name]) for name in wanted if name in entry})
+
+
+def _as_type(wanted: Any, value: Any) -> Any:
+    """Turn a JSON value into what a field's type says: a record, or a list or mapping of what is in brackets."""
+    inner = get_args(wanted)
+    if NoneType in inner:
+        return None if value is None else _as_type(inner[0], value)
+    if isinstance(wanted, type) and is_dataclass(wanted):
+        return build_record(wanted, value)
+    if get_origin(wanted) is list:
+        return [_as_type(inner[0], each) for each in value]
+    if get_origin(wanted) is dict:
+        return {key: _as_type(inner[1], each) for key, each in value.items()}
+    return math.nan if wanted is float and value is None else value
 
 
 BASELINES = {
@@ -73,11 +88,6 @@ class Interval:
     value: float
     low: float
     high: float
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> Interval:
-        """Build an interval from JSON, where NaN is written as null."""
-        return build_record(cls, _with_nan(entry))
 
     def __str__(self) -> str:
         return f"{format_number(self.value)} [{format_number(self.low)}, {format_number(self.high)}]"
@@ -211,18 +221,6 @@ class Breakdown:
     per_length: list[LengthGroup] | None = None
     disagreements: list[Disagreement] | None = None
 
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> Breakdown:
-        """Build a breakdown from JSON."""
-        kinds = {"per_class": ClassMetrics, "reliability": ReliabilityBin}
-        kinds |= {"per_length": LengthGroup, "disagreements": Disagreement}
-        parts: dict[str, Any] = {
-            name: [build_record(kind, _with_nan(each)) for each in entry[name]]
-            for name, kind in kinds.items()
-            if entry.get(name) is not None
-        }
-        return build_record(cls, {**entry, **parts})
-
     def to_dict(self) -> dict[str, Any]:
         """Return the parts that were measured."""
         return {name: part for name, part in asdict(self).items() if part is not None}
@@ -259,21 +257,6 @@ class Candidate:
     breakdown: Breakdown = field(default_factory=Breakdown)
     runtime: str | None = None
 
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> Candidate:
-        """Build a candidate from JSON; what reports of before did not have is left at its default."""
-        scaling, agreement = entry.get("temperature_scaling"), entry["agreement"]
-        parts = {
-            "quality": {name: Interval.from_dict(each) for name, each in entry["quality"].items()},
-            "agreement": None if agreement is None else Interval.from_dict(agreement),
-            "latency": [
-                build_record(Latency, _with_nan(each) | {"p99_ms": each.get("p99_ms")}) for each in entry["latency"]
-            ],
-            "temperature_scaling": None if scaling is None else build_record(TemperatureScaling, _with_nan(scaling)),
-            "breakdown": Breakdown.from_dict(entry.get("breakdown") or {}),
-        }
-        return build_record(cls, {**entry, **parts})
-
     def to_dict(self) -> dict[str, Any]:
         """Return all fields."""
         entry = asdict(self) | {"breakdown": self.breakdown.to_dict()}
@@ -307,12 +290,9 @@ class Comparison:
     def from_dict(cls, entry: Mapping[str, Any], other: str) -> Comparison:
         """Build a comparison from JSON; `other` is the candidate that the student is compared with."""
         suffix = "_difference"
-        differences = {
-            key.removesuffix(suffix): Interval.from_dict(each) for key, each in entry.items() if key.endswith(suffix)
-        }
+        differences = {key.removesuffix(suffix): each for key, each in entry.items() if key.endswith(suffix)}
         counted = {"other_only_correct": entry.get(f"{other}_only_correct")}
-        gaps = {key: Interval.from_dict(entry[key]) for key in ("gap", "gap_closed") if entry.get(key) is not None}
-        return build_record(cls, {**entry, **counted, **gaps, "differences": differences})
+        return build_record(cls, {**entry, **counted, "differences": differences})
 
     def to_dict(self, other: str) -> dict[str, Any]:
         """Return the differences by metric, and what else was measured."""
@@ -379,7 +359,3 @@ def strict_json(value: Any) -> Any:
 def format_number(value: float | None, spec: str = ".3f") -> str:
     """Format a number; "n/a" for None, NaN and infinity."""
     return "n/a" if value is None or not math.isfinite(value) else format(value, spec)
-
-
-def _with_nan(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in entry.items()}

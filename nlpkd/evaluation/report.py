@@ -89,7 +89,7 @@ class EvaluationReport:
             return cls(
                 task=TaskRecord.from_dict(data["task"]),
                 run=RunRecord.from_dict(data["run"]),
-                candidates={name: Candidate.from_dict(entry) for name, entry in data["candidates"].items()},
+                candidates={name: build_record(Candidate, entry) for name, entry in data["candidates"].items()},
                 comparisons={
                     name: Comparison.from_dict(entry, _other(name)) for name, entry in data["comparisons"].items()
                 },

@@ -221,7 +221,7 @@ def _spreads(name: str, metrics: Mapping[str, SeedSpread]) -> str:
         + ("" if spread.sd is None else f" ± {spread.sd:.3f}")
         + f" (n = {len(spread.values)})"
         for metric, spread in metrics.items()
-        if spread.mean is not None
+        if math.isfinite(spread.mean)
     ]
     return f"- {escape_markdown(name)}: {', '.join(figures)}"
 

@@ -35,6 +35,7 @@ class AdversarialLoss(ExampleObjective):
     """
 
     citation = "Xu, Hsu and Huang (2018), Training Shallow and Thin Networks ..., arXiv:1709.00513"
+    settings = (*ExampleObjective.settings, "reversal", "width")
 
     def __init__(
         self,
@@ -66,10 +67,6 @@ class AdversarialLoss(ExampleObjective):
         student = _reverse(self.projection(student).float(), self.reversal)
         ours, theirs = (self.discriminator(vectors).float() for vectors in (student, teacher))  # (batch, 1)
         return F.softplus(-theirs).sum() + F.softplus(ours).sum()
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"reversal": self.reversal, "width": self.width}
 
 
 class _Reversal(torch.autograd.Function):

@@ -47,6 +47,7 @@ class AttentionMSELoss(AttentionObjective):
 
     needs = frozenset({"attentions"})
     citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
+    settings = ("on",)
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0, on: str = "probabilities"):
         super().__init__(layers, weight)
@@ -75,10 +76,6 @@ class AttentionMSELoss(AttentionObjective):
         query, key = outputs.queries[layer - 1], outputs.keys[layer - 1]
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         return (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"on": self.on}
 
 
 class AttentionKLLoss(AttentionObjective):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlpkd.models.layers import LayerSpec, map_layers
+from nlpkd.objectives.temperature import Temperature
 from nlpkd.tasks import SINGLE_LABEL, TASKS, task_of
 
 FEATURES = frozenset({"hidden_states", "attentions", "queries", "keys", "values"})
@@ -31,6 +32,7 @@ class Objective(nn.Module, ABC):
     Attributes:
         needs: what it reads, of `KINDS`; settings may narrow it.
         citation: the paper.
+        settings: names of the attributes that tell it from others of its class, for `config`.
         teacher_needed: whether it reads the teacher's outputs.
         tasks: the problem types that it is defined for.
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
@@ -46,6 +48,7 @@ class Objective(nn.Module, ABC):
 
     needs: frozenset[str]
     citation: ClassVar[str] = ""
+    settings: ClassVar[tuple[str, ...]] = ()
     teacher_needed: ClassVar[bool] = True
     tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
     couples_rows: bool = False
@@ -92,9 +95,14 @@ class Objective(nn.Module, ABC):
         """Return, after `bind`, which layers of student and teacher are needed, by kind."""
         return {}, {}
 
-    @abstractmethod
     def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count what the mean of this objective runs over in a batch: a float32 scalar, from the batch alone."""
+        """Count what the mean of this objective runs over in a batch: a float32 scalar, from the batch alone.
+
+        These are the rows, unless a subclass counts something else.
+        """
+        first = next(value for value in batch.values() if isinstance(value, Tensor))
+        # Filled on the device: a copy from the host would wait for it.
+        return torch.full((), float(first.shape[0]), device=first.device)
 
     @abstractmethod
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
@@ -113,7 +121,9 @@ class Objective(nn.Module, ABC):
 
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""
-        return {"name": self.name, "class": type(self).__name__, "weight": self.weight, "citation": self.citation}
+        about = {"name": self.name, "class": type(self).__name__, "weight": self.weight, "citation": self.citation}
+        values = {name: getattr(self, name) for name in self.settings}
+        return about | {name: v.config() if isinstance(v, Temperature) else v for name, v in values.items()}
 
 
 class LayerObjective(Objective):
@@ -205,13 +215,6 @@ def text_state(outputs: Any, states: Tensor) -> Tensor:
     """
     at = getattr(outputs, "pooled_index", None)
     return states[:, 0] if at is None else states[torch.arange(len(states), device=states.device), at]
-
-
-def batch_rows(batch: Mapping[str, Any]) -> Tensor:
-    """Count the rows of a batch: a float32 scalar."""
-    first = next(value for value in batch.values() if isinstance(value, Tensor))
-    # Filled on the device: a copy from the host would wait for it.
-    return torch.full((), float(first.shape[0]), device=first.device)
 
 
 def labels_of(batch: Mapping[str, Any], objective: Objective) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nlpkd.objectives.base import Objective, batch_rows
+from nlpkd.objectives.base import Objective
 from nlpkd.objectives.temperature import Temperature, as_temperature
 from nlpkd.tasks import SINGLE_LABEL
 
@@ -35,6 +35,7 @@ class DISTLoss(Objective):
 
     needs = frozenset({"logits"})
     citation = "Huang et al. (2022), Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536"
+    settings = ("temperature", "beta", "gamma")
     tasks = frozenset({SINGLE_LABEL})
     couples_rows = True
 
@@ -61,10 +62,6 @@ class DISTLoss(Objective):
                 "the part over the rows of a class (gamma) is used."
             )
 
-    def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count rows."""
-        return batch_rows(batch)
-
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Multiply the value on this batch by its rows; both logits `(batch, labels)`."""
         ours, theirs = student.logits.float(), teacher.logits.float()
@@ -78,14 +75,6 @@ class DISTLoss(Objective):
         if len(ours) > 1:
             value = value + self.gamma * (1 - _correlation(ours.T, theirs.T)).mean()
         return value * factor * len(ours)
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {
-            "temperature": self.temperature.config(),
-            "beta": self.beta,
-            "gamma": self.gamma,
-        }
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:

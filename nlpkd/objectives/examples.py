@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, Objective, batch_rows, text_state
+from nlpkd.objectives.base import LayerObjective, Objective, text_state
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
@@ -28,6 +28,7 @@ class ExampleObjective(LayerObjective):
     """
 
     needs = frozenset({"hidden_states"})
+    settings: ClassVar[tuple[str, ...]] = ("on",)
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
 
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, on: str = "hidden_states"):
@@ -60,10 +61,6 @@ class ExampleObjective(LayerObjective):
             return student_config.num_labels, student_config.num_labels
         return student_config.hidden_size, teacher_config.hidden_size
 
-    def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count rows."""
-        return batch_rows(batch)
-
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Read the vectors and hand them to `relate`."""
         vectors = []
@@ -75,10 +72,6 @@ class ExampleObjective(LayerObjective):
     @abstractmethod
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Sum over rows, of vectors `(batch, width)`: a float32 scalar."""
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"on": self.on}
 
 
 class RelationalDistanceLoss(ExampleObjective):
@@ -155,6 +148,7 @@ class ContrastiveLoss(ExampleObjective):
     """
 
     citation = "Tian et al. (2020), Contrastive Representation Distillation, arXiv:1910.10699"
+    settings = (*ExampleObjective.settings, "temperature", "width")
     couples_rows = True
 
     def __init__(
@@ -185,10 +179,6 @@ class ContrastiveLoss(ExampleObjective):
         )
         scores = (ours @ theirs.T).float() / self.temperature  # (batch, batch)
         return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="sum")
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"temperature": self.temperature, "width": self.width}
 
 
 def _distances(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, batch_rows, token_mask
+from nlpkd.objectives.base import LayerObjective, token_mask
 from nlpkd.objectives.hidden import ProjectedObjective
 
 
@@ -36,16 +36,13 @@ class FeatureDistributionLoss(LayerObjective):
 
     needs = frozenset({"hidden_states"})
     citation = "Huang and Wang (2017), Like What You Like: Neuron Selectivity Transfer, arXiv:1707.01219"
+    settings = ("kernel",)
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0, kernel: str = "polynomial"):
         super().__init__(layers, weight)
         if kernel not in ("polynomial", "linear"):
             raise ValueError(f"kernel must be 'polynomial' or 'linear', got {kernel!r}")
         self.kernel = kernel
-
-    def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count rows."""
-        return batch_rows(batch)
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows."""
@@ -59,10 +56,6 @@ class FeatureDistributionLoss(LayerObjective):
                 means.append((neurons @ neurons.transpose(1, 2)).float() / neurons.shape[2])  # (batch, seq, seq)
         ours, theirs = means
         return (ours - theirs).square().sum()
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"kernel": self.kernel}
 
 
 class GramLoss(ProjectedObjective):
@@ -89,10 +82,6 @@ class GramLoss(ProjectedObjective):
                 f"GramLoss relates neighbouring pairs of layers, and layers={self.layers!r} gives {self.pairs}: name "
                 "at least two pairs, such as '0:0,1:2'"
             )
-
-    def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count rows."""
-        return batch_rows(batch)
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows, mean over neighbouring pairs and entries."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, batch_rows, text_state, token_mask
+from nlpkd.objectives.base import LayerObjective, text_state, token_mask
 
 
 class ProjectedObjective(LayerObjective):
@@ -142,10 +142,6 @@ class PatientLoss(ProjectedObjective):
         pairs = super().match(student_depth, teacher_depth)
         inner = [pair for pair in pairs if pair[0] < student_depth]
         return inner if self.layers in ("uniform", "first") and inner else pairs
-
-    def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count rows."""
-        return batch_rows(batch)
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nlpkd.objectives.base import Objective, batch_rows, labels_of
+from nlpkd.objectives.base import Objective, labels_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
 GivenWeights: TypeAlias = Sequence[float] | Mapping[str, float] | None
@@ -161,6 +161,7 @@ class TeacherLabelLoss(Objective):
 
     needs = frozenset({"logits"})
     citation = "Touvron et al. (2021), Training data-efficient image transformers & distillation, arXiv:2012.12877"
+    settings = ("threshold",)
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL})
 
     def __init__(self, weight: float = 1.0, threshold: float = 0.0):
@@ -168,10 +169,6 @@ class TeacherLabelLoss(Objective):
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         self.threshold = threshold
-
-    def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count rows."""
-        return batch_rows(batch)
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows; both logits `(batch, labels)`."""
@@ -183,7 +180,3 @@ class TeacherLabelLoss(Objective):
         confidence, decision = theirs.softmax(dim=-1).max(dim=-1)
         errors = F.cross_entropy(ours, decision, reduction="none")
         return (errors * (confidence >= self.threshold)).sum()
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"threshold": self.threshold}

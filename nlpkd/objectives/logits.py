@@ -6,13 +6,13 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nlpkd.objectives.base import Objective, batch_rows, labels_of
+from nlpkd.objectives.base import Objective, labels_of
 from nlpkd.objectives.temperature import Temperature, as_temperature
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
@@ -46,6 +46,7 @@ class SoftTargetObjective(Objective):
     """
 
     needs = frozenset({"logits"})
+    settings: ClassVar[tuple[str, ...]] = ("temperature", "standardize", "teacher_errors", "confidence_weighting")
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL})
 
     def __init__(
@@ -92,10 +93,6 @@ class SoftTargetObjective(Objective):
                 type(self).__name__,
             )
 
-    def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count rows."""
-        return batch_rows(batch)
-
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows and classes; both logits `(batch, labels)`."""
         ours, theirs = student.logits.float(), teacher.logits.float()
@@ -128,15 +125,6 @@ class SoftTargetObjective(Objective):
             labels = labels_of(batch, self)
             weights = weights * ((teacher.argmax(dim=-1) == labels) | (labels == UNLABELLED))
         return weights
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {
-            "temperature": self.temperature.config(),
-            "standardize": self.standardize,
-            "teacher_errors": self.teacher_errors,
-            "confidence_weighting": self.confidence_weighting,
-        }
 
 
 class ForwardKLLoss(SoftTargetObjective):
@@ -203,6 +191,7 @@ class JSDLoss(SoftTargetObjective):
     """
 
     citation = "Agarwal et al. (2024), On-Policy Distillation of Language Models, arXiv:2306.13649"
+    settings = (*SoftTargetObjective.settings, "beta")
 
     def __init__(
         self, temperature: float | Temperature = 2.0, weight: float = 1.0, *, beta: float = 0.5, **options: Any
@@ -219,10 +208,6 @@ class JSDLoss(SoftTargetObjective):
         ours, theirs = self.log_distributions(student, teacher)
         mixture = torch.logaddexp(theirs + math.log(self.beta), ours + math.log1p(-self.beta))
         return self.beta * _kl(theirs, mixture) + (1 - self.beta) * _kl(ours, mixture)
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"beta": self.beta}
 
 
 class DecoupledKDLoss(SoftTargetObjective):
@@ -246,6 +231,7 @@ class DecoupledKDLoss(SoftTargetObjective):
 
     needs = frozenset({"logits", "labels"})
     citation = "Zhao et al. (2022), Decoupled Knowledge Distillation, arXiv:2203.08679"
+    settings = (*SoftTargetObjective.settings, "alpha", "beta")
     tasks = frozenset({SINGLE_LABEL})
 
     def __init__(
@@ -284,10 +270,6 @@ class DecoupledKDLoss(SoftTargetObjective):
             others.append(rest.log_softmax(dim=-1))
         return self.alpha * _kl(*binary) + self.beta * _kl(*others)
 
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"alpha": self.alpha, "beta": self.beta}
-
 
 class LogitMSELoss(Objective):
     """Squared error between logits.
@@ -303,10 +285,6 @@ class LogitMSELoss(Objective):
     needs = frozenset({"logits"})
     citation = "Ba and Caruana (2014), Do Deep Nets Really Need to be Deep?, arXiv:1312.6184"
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
-
-    def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """Count rows."""
-        return batch_rows(batch)
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Sum over rows, mean over labels; both logits `(batch, labels)`."""

@@ -36,6 +36,7 @@ class SelfAttentionRelationLoss(LayerObjective):
 
     needs = frozenset({"queries", "keys", "values"})
     citation = "Wang et al. (2021), MiniLMv2: Multi-Head Self-Attention Relation Distillation, arXiv:2012.15828"
+    settings = ("relation_heads",)
 
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, relation_heads: int | None = None):
         super().__init__(layers, weight)
@@ -81,10 +82,6 @@ class SelfAttentionRelationLoss(LayerObjective):
         cut = joined.unflatten(2, (self.relation_heads, -1)).transpose(1, 2)  # (batch, R, seq, width / R)
         scores = (cut @ cut.transpose(-1, -2)).float() * cut.shape[-1] ** -0.5
         return scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min).log_softmax(dim=-1)
-
-    def config(self) -> dict[str, Any]:
-        """Describe this objective for the run record and the card."""
-        return super().config() | {"relation_heads": self.relation_heads}
 
 
 class ValueRelationLoss(SelfAttentionRelationLoss):

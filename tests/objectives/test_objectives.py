@@ -386,6 +386,8 @@ class TestContract:
         assert config["class"] == type(objective).__name__ and config["weight"] == 0.25
         assert isinstance(objective, CrossEntropyLoss) or "arXiv" in config["citation"] or "CVPR" in config["citation"]
         assert json.loads(json.dumps(config)) == config
+        arguments = inspect.signature(type(objective)).parameters.values()
+        assert {each.name for each in arguments if each.kind is not each.VAR_KEYWORD} <= config.keys()
 
     def test_own_parameters_survive_save_and_load(self, make, tmp_path):
         first, second = (ObjectiveSet([bound(make(), 4, 8)]) for _ in range(2))
