@@ -18,6 +18,19 @@ def makes_batches(rows: Any) -> bool:
     return isinstance(rows, TextStream)
 
 
+def is_plain(rows: Any) -> bool:
+    """Check whether rows are always the same and can be read column by column: a data set without a transform."""
+    return type(rows) is Dataset and rows.format["type"] != "custom"
+
+
+def visible_columns(rows: Any) -> list[str]:
+    """Return the columns that a row shows: those of a data set's format where it names some; none where unknown."""
+    if not isinstance(rows, Dataset):
+        return list(getattr(rows, "column_names", None) or ())
+    shown = rows.format
+    return rows.column_names if shown["type"] is None or shown["output_all_columns"] else list(shown["columns"])
+
+
 def count_rows(rows: Any) -> int:
     """Count the rows of an epoch, on all processes together."""
     return rows.num_rows if isinstance(rows, TextStream) else len(rows)

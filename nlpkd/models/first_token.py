@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nlpkd.models.structure import is_hooked, without_adapter
+from nlpkd.models.structure import foreign_hook, without_adapter
 
 
 class _FirstTokenBertLayer(nn.Module):
@@ -104,8 +104,8 @@ def first_token_only(model: nn.Module) -> FirstTokenOnly | None:
 def reads_first_token(model: nn.Module) -> bool:
     """Check whether transformers' own head reads the first token alone of transformers' own last layer.
 
-    Decoders, replaced heads, poolers or last layers, last layers with hooks of somebody's own, and configs that ask
-    for hidden states or attention maps do not count.
+    Decoders, replaced heads, poolers or last layers, models with hooks of somebody's own, and configs that ask for
+    hidden states or attention maps do not count.
     """
     if not isinstance(model, PreTrainedModel) or not _own(model) or type(model).__name__ not in _LAYERS:
         return False
@@ -122,7 +122,9 @@ def reads_first_token(model: nn.Module) -> bool:
     pooler = getattr(model.base_model, "pooler", None)
     if not (type(head) is nn.Linear or _own(head)) or not (pooler is None or _own(pooler)):
         return False
-    return not is_hooked(layers[-1]) and not is_hooked(layers[-1].attention)
+    # What is inside of the last layer sees one token; whoever hooks onto it, and not around it, asks for just that.
+    inside = set(layers[-1].modules()) - {layers[-1], layers[-1].attention}
+    return foreign_hook(model, but=inside) is None
 
 
 def _own(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,40 @@ from transformers import PreTrainedModel
 def without_adapter(model: nn.Module) -> nn.Module:
     """Return the transformers model inside of a peft adapter's wrapper; any other model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+_KNOWN_CODE = frozenset({"torch", "transformers", "accelerate", "peft", "nlpkd"})
+
+
+def is_foreign(code: Any) -> bool:
+    """Check whether a class or function is somebody's own: of none of the libraries that are used here."""
+    return (getattr(code, "__module__", None) or "").split(".")[0] not in _KNOWN_CODE
+
+
+def foreign_hook(model: nn.Module, but: Container[nn.Module] = ()) -> str | None:
+    """Find a module or parameter with a hook of somebody's own, or with a forward that somebody replaced.
+
+    Args:
+        model: any module.
+        but: modules in it to pass over.
+
+    Returns:
+        Its name, "the whole model" for the model itself; None where there is none.
+    """
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    for name, module in model.named_modules():
+        if module in but:
+            continue
+        hooks = [hook for kind in kinds for hook in getattr(module, kind).values()]
+        # Accelerate keeps the forward that it wraps for mixed precision.
+        replaced = "forward" in vars(module) and "_original_forward" not in vars(module)
+        hooks += [vars(module)["forward"]] if replaced else []
+        if any(is_foreign(getattr(hook, "func", hook)) for hook in hooks):
+            return name or "the whole model"
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return name
+    return None
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -126,18 +160,3 @@ def axes_following(teacher: PreTrainedModel, **sizes: int) -> dict[str, list[int
 def top_indices(importance: Tensor, count: int) -> Tensor:
     """Return the indices of the `count` largest values of `(n,)`, in ascending order."""
     return importance.topk(count).indices.sort().values
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Check whether a module has forward hooks that are not transformers' own.
-
-    Args:
-        module: whose own hooks are looked at, not those of the modules in it.
-
-    Returns:
-        True if there is one.
-    """
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(
-        getattr(hook, "__module__", None) is None or not hook.__module__.startswith("transformers.") for hook in hooks
-    )

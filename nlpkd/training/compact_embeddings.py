@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nlpkd.models.structure import all_parameters, input_table
+from nlpkd.models.structure import all_parameters, input_table, is_foreign
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +148,16 @@ class CompactTraining:
         )
 
 
+def has_own_table(model: nn.Module) -> bool:
+    """Check whether a model trains a plain embedding table that nothing else in it reads."""
+    table = input_table(model)
+    if type(table) is not nn.Embedding or not table.weight.requires_grad or table.max_norm is not None:
+        return False
+    # Code of somebody's own may read the weights without looking words up.
+    shares = sum(parameter is table.weight for parameter in all_parameters(model))
+    return shares == 1 and not any(is_foreign(type(module)) for module in model.modules())
+
+
 def compact_training(model: Any, dataset: Dataset, always: Sequence[int], log: bool) -> CompactTraining | None:
     """Make a model's embeddings compact, if it has a table of its own for them and uses few of its rows.
 
@@ -162,10 +172,9 @@ def compact_training(model: Any, dataset: Dataset, always: Sequence[int], log: b
     Returns:
         What ends it, or None where the model was left alone.
     """
-    table = input_table(model)
-    shares = sum(parameter is getattr(table, "weight", None) for parameter in all_parameters(model))
-    if type(table) is not nn.Embedding or not table.weight.requires_grad or table.max_norm is not None or shares != 1:
+    if not has_own_table(model):
         return None
+    table: Any = input_table(model)
     rows = used_rows(dataset, always)
     if len(rows) > _WORTH * table.num_embeddings or rows[-1] >= table.num_embeddings:
         return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nlpkd.models.capture import Capture, CapturedOutput
-from nlpkd.models.structure import is_hooked
+from nlpkd.models.structure import foreign_hook
 from nlpkd.training.loss import DistillationLoss
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def can_be_recorded(model: Any) -> bool:
         True for transformers' own encoders of some families without hooks of somebody's own.
     """
     own = type(model).__module__.startswith("transformers.")
-    return own and model.config.model_type in _FAMILIES and not any(is_hooked(module) for module in model.modules())
+    return own and model.config.model_type in _FAMILIES and foreign_hook(model) is None
 
 
 class CudaGraphs:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel
 from transformers.training_args import OptimizerNames
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.rows import is_plain, visible_columns
 from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
-from nlpkd.models.first_token import first_token_only
-from nlpkd.models.structure import without_adapter
-from nlpkd.training.compact_embeddings import CompactTraining, compact_training
+from nlpkd.models.first_token import first_token_only, reads_first_token
+from nlpkd.models.structure import foreign_hook, is_foreign, without_adapter
+from nlpkd.training.compact_embeddings import CompactTraining, compact_training, has_own_table
 from nlpkd.training.cuda_graphs import CudaGraphs, can_be_recorded
 from nlpkd.training.loss import DistillationLoss
 
@@ -45,6 +45,9 @@ CUDA_GRAPHS = "CUDA graphs"
 
 _LEAN = (FIRST_TOKEN, QUICK_DROPOUT, OWN_ATTENTION)
 
+_PADDING = (DistillationCollator, DataCollatorWithPadding)
+"""Collators that pad rows and do nothing else."""
+
 _STILL_WITHOUT_GRADIENT = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
 """Optimizers that, without weight decay, don't move what never had a gradient."""
 
@@ -55,21 +58,45 @@ class TrainingParts:
 
     Attributes:
         args: the settings.
-        student: the model, not wrapped.
+        student: the model, not wrapped; None before the first trial of a search.
         loss: what the objectives read of student and teacher.
         rows: the training rows.
         collator: makes batches of them.
-        optimizer: that the user gave, if any.
+        tokenizer: the student's.
+        own_optimizer: whether the user gave an optimizer or its class.
+        callbacks: all of the trainer's.
+        overridden: names of the trainer's methods that a subclass of the user's replaces.
         sharded: whether DeepSpeed or FSDP splits the weights up.
     """
 
     args: DistillationConfig
-    student: nn.Module
+    student: Any
     loss: DistillationLoss
     rows: Any
     collator: Any
-    optimizer: torch.optim.Optimizer | None
+    tokenizer: Any
+    own_optimizer: bool
+    callbacks: Sequence[Any]
+    overridden: Sequence[str]
     sharded: bool
+
+
+_HARMLESS = frozenset({"log", "create_scheduler", "save_model", "create_model_card", "push_to_hub"})
+
+
+def overridden_methods(kind: type, base: type) -> list[str]:
+    """List the methods of a trainer that a subclass of the user's replaces, but those that read no rows and no model.
+
+    Args:
+        kind: the class of the trainer.
+        base: nlpkd's own, which `kind` is or is derived from.
+
+    Returns:
+        Their names in alphabetical order.
+    """
+    strangers = [each for each in kind.__mro__[: kind.__mro__.index(base)] if is_foreign(each)]
+    names = {name for each in strangers for name in vars(each) if hasattr(base, name) and not name.startswith("__")}
+    return sorted(names - _HARMLESS)
 
 
 def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
@@ -83,43 +110,64 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         parts: all that takes part.
 
     Returns:
-        The reason by speed-up (`CACHED_TEACHER`, `FIRST_TOKEN`, ...); those that are allowed are left out.
+        The reason by speed-up (`CACHED_TEACHER`, `FIRST_TOKEN`, ...), "" where there is nothing to speed up; without
+        those that are allowed.
     """
     args, inner = parts.args, without_adapter(parts.student)
     student_layers, signals = parts.loss.student.wanted, parts.loss.signals
     needs_teacher = bool(parts.loss.objectives.need_teacher)
     attention = inner.config._attn_implementation if isinstance(inner, PreTrainedModel) else None
-    dataset = isinstance(parts.rows, Dataset)
+    dataset, columns = is_plain(parts.rows), visible_columns(parts.rows)
     lean = needs_teacher if args.lean_training is None else args.lean_training
+    # Who asks for lean training knows what its own callbacks and methods read.
+    vouched = args.lean_training is True
+    strangers = sorted({type(each).__name__ for each in parts.callbacks if is_foreign(type(each))})
+    callbacks, methods = ", ".join(strangers), ", ".join(parts.overridden)
+    hooked = None if parts.student is None else foreign_hook(parts.student)
+    pads_alone = type(parts.collator) in _PADDING and parts.collator.tokenizer is parts.tokenizer
     rules: list[tuple[Any, Sequence[str], str]] = [
+        # What there is nothing to gain by
+        (args.device.type != "cpu", [QUICK_DROPOUT], ""),
+        (args.device.type != "cuda", [CUDA_GRAPHS], ""),
         # The teacher, run once
-        (not needs_teacher or signals.live is None, [CACHED_TEACHER], "there is no teacher to run"),
+        (not needs_teacher or signals.live is None, [CACHED_TEACHER], ""),
+        (dataset and TEACHER_LOGITS in columns, [CACHED_TEACHER], ""),
         (args.cache_teacher == "off", [CACHED_TEACHER], "cache_teacher is off"),
         (args.fp16, [CACHED_TEACHER], "fp16 is on, in which the teacher would be run"),
         (signals.wanted, [CACHED_TEACHER], "the objectives read more of the teacher than its logits"),
-        (not dataset, [CACHED_TEACHER], "the rows are no datasets.Dataset"),
-        (dataset and TEACHER_LOGITS in parts.rows.column_names, [CACHED_TEACHER], "the rows have its logits"),
+        (not dataset, [CACHED_TEACHER], "the rows are no data set without a transform"),
         (dataset and _epochs(args, len(parts.rows)) <= 1, [CACHED_TEACHER], "every row is read once"),
+        (not pads_alone, [CACHED_TEACHER], "the data_collator may change what the teacher reads"),
+        (methods, [CACHED_TEACHER], f"{methods} may change what the teacher reads"),
         # The student, changed in place
         (parts.sharded, [*_LEAN, COMPACT_EMBEDDINGS], "DeepSpeed or FSDP splits the weights up"),
         (not lean, _LEAN, "lean_training is off"),
+        (hooked, [*_LEAN, COMPACT_EMBEDDINGS, CUDA_GRAPHS], f"the student has a hook on {hooked}"),
+        (args.debug, [*_LEAN, COMPACT_EMBEDDINGS, CUDA_GRAPHS], "debug looks at every module"),
         (student_layers.get("hidden_states"), [FIRST_TOKEN], "an objective reads hidden states"),
+        (callbacks and not vouched, [FIRST_TOKEN], f"{callbacks} may read hidden states"),
+        (methods and not vouched, [FIRST_TOKEN], f"{methods} may read hidden states"),
         # Eager attention's maps are read as they go into torch's own dropout.
         (attention == "eager" and student_layers.get("attentions"), _LEAN, "an objective reads eager maps"),
         (args.gradient_checkpointing, [FIRST_TOKEN], "layers are computed again"),
-        (args.device.type != "cpu", [QUICK_DROPOUT], "training is not on the CPU"),
+        (not reads_first_token(inner), [FIRST_TOKEN], "the student may read other tokens"),
         (args.torch_compile, [QUICK_DROPOUT, OWN_ATTENTION], "the student is compiled"),
-        (attention != "sdpa", [OWN_ATTENTION], "the student's attention is not sdpa"),
+        (attention not in ("sdpa", CAPTURING_SDPA), [OWN_ATTENTION], "the student's attention is not sdpa"),
+        # It has it for the sake of the objectives.
+        (attention == CAPTURING_SDPA, [OWN_ATTENTION], ""),
         # The embedding table, of which unused rows are assumed to stay where they are
         (not args.compact_embeddings, [COMPACT_EMBEDDINGS], "compact_embeddings is off"),
-        (type(parts.collator) is not DistillationCollator, [COMPACT_EMBEDDINGS], "the data_collator may add tokens"),
-        (not dataset, [COMPACT_EMBEDDINGS], "the rows can't be looked through beforehand"),
-        (parts.optimizer is not None, [COMPACT_EMBEDDINGS], "the optimizer has the whole table already"),
+        (not has_own_table(parts.student), [COMPACT_EMBEDDINGS], "the student has no plain table of its own"),
+        (not dataset, [COMPACT_EMBEDDINGS], "the rows are no data set without a transform"),
+        (not pads_alone, [COMPACT_EMBEDDINGS], "the data_collator may add tokens"),
+        (args.neftune_noise_alpha, [COMPACT_EMBEDDINGS], "NEFTune adds noise to the whole table's output"),
+        (parts.own_optimizer, [COMPACT_EMBEDDINGS], "the optimizer may move unused rows"),
         (args.optim not in _STILL_WITHOUT_GRADIENT, [COMPACT_EMBEDDINGS], "the optimizer may move unused rows"),
         (args.weight_decay or args.anchor_weight, [COMPACT_EMBEDDINGS], "a decay or an anchor moves unused rows"),
+        (callbacks, [COMPACT_EMBEDDINGS], f"{callbacks} may read the whole table"),
+        (methods, [COMPACT_EMBEDDINGS], f"{methods} may read the whole table"),
     ]
     rules += [
-        (args.device.type != "cuda", [CUDA_GRAPHS], "training is not on a CUDA GPU"),
         (not args.cuda_graphs, [CUDA_GRAPHS], "cuda_graphs is off"),
         (parts.sharded or args.world_size > 1, [CUDA_GRAPHS], "there are several processes"),
         # A recorded backward pass writes its gradients where those of the micro-batch before are.
@@ -135,6 +183,21 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
     for holds, names, reason in rules:
         refused |= {name: reason for name in names if holds and name not in refused}
     return refused
+
+
+def describe_refusals(refused: Mapping[str, str]) -> list[str]:
+    """Describe which speed-ups a training does without, and why.
+
+    Args:
+        refused: by `refused_speed_ups`.
+
+    Returns:
+        A phrase for each reason.
+    """
+    without: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        without.setdefault(reason, []).append(name)
+    return [f"no {' and no '.join(names)} ({reason})" for reason, names in without.items() if reason]
 
 
 def _epochs(args: DistillationConfig, rows: int) -> float:
@@ -157,43 +220,44 @@ class LeanTraining:
     """
 
     def __init__(self) -> None:
-        self.changes: list[Change] = []
+        self.changes: dict[str, Change] = {}
 
-    def begin(self, parts: TrainingParts, special_ids: Sequence[int]) -> None:
+    def begin(self, parts: TrainingParts, refused: Mapping[str, str], special_ids: Sequence[int]) -> list[str]:
         """Change the student in place, where the training allows it; once, until `end`.
 
         Args:
             parts: of a training that is about to make its optimizer.
+            refused: speed-ups that it can't have, by `refused_speed_ups`.
             special_ids: token ids to train whether the rows have them or not.
+
+        Returns:
+            The names of the speed-ups that the student now has.
         """
-        if self.changes:
-            return
-        refused, student = refused_speed_ups(parts), parts.student
-        if FIRST_TOKEN not in refused and (first := first_token_only(student)) is not None:
-            self.changes.append(first)
-        if QUICK_DROPOUT not in refused:
-            self.changes.append(QuickDropouts(student))
-        if OWN_ATTENTION not in refused:
-            self.changes.append(OwnAttention(without_adapter(student)))
-        if COMPACT_EMBEDDINGS not in refused:
-            compact = compact_training(student, parts.rows, special_ids, log=parts.args.should_log)
-            if compact is not None:
-                self.changes.append(compact)
-        if CUDA_GRAPHS not in refused:
-            self.changes.append(CudaGraphs(parts.loss))
+        student, log = parts.student, parts.args.should_log
+        makers: dict[str, Callable[[], Change | None]] = {
+            FIRST_TOKEN: lambda: first_token_only(student),
+            QUICK_DROPOUT: lambda: QuickDropouts(student),
+            OWN_ATTENTION: lambda: OwnAttention(without_adapter(student)),
+            COMPACT_EMBEDDINGS: lambda: compact_training(student, parts.rows, special_ids, log=log),
+            CUDA_GRAPHS: lambda: CudaGraphs(parts.loss),
+        }
+        for name, make in makers.items() if not self.changes else ():
+            if name not in refused and (change := make()) is not None:
+                self.changes[name] = change
+        return list(self.changes)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Let an optimizer of the changed student save and load the state of the whole one."""
-        for change in self.changes:
+        for change in self.changes.values():
             if isinstance(change, CompactTraining):
                 change.follow(optimizer)
 
     def end(self) -> None:
         """Undo all changes, the last first, even if one fails."""
         with ExitStack() as ends:
-            for change in self.changes:
+            for change in self.changes.values():
                 ends.callback(change.end)
-            self.changes = []
+            self.changes = {}
 
 
 class OwnAttention:
@@ -233,5 +297,7 @@ class QuickDropouts:
     def end(self) -> None:
         """Put the model's own dropout back."""
         for name, each in self.own.items():
-            each.training = self.model.get_submodule(name).training
+            quick: Any = self.model.get_submodule(name)
+            # A callback may have changed how much is dropped.
+            each.p, each.training = quick.p, quick.training
             self.model.set_submodule(name, each)

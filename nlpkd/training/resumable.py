@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from nlpkd.training.dataloaders import micro_batches, row_lengths, sampled_loade
 from nlpkd.training.failures import explain_ctrl_c, explain_lost_process, explain_out_of_memory
 from nlpkd.training.interruption import SaveOnSigterm
 from nlpkd.training.loss_log import LossAccumulator
-from nlpkd.training.publishing import push_checkpoint, repository
+from nlpkd.training.publishing import card_facts, push, push_checkpoint, repository, write_card
 from nlpkd.utils.files import atomic_model_update, refuse_damaged
 from nlpkd.utils.locks import only_writer
 
@@ -36,7 +36,7 @@ class ResumableTrainer(Trainer):
     """A `transformers.Trainer` with batches of a fixed order and checkpoints that are complete or not there.
 
     One process at a time writes to the output directory, SIGTERM leaves a checkpoint, memory that runs out and
-    processes that are gone are explained, and only the same run resumes from a checkpoint.
+    processes that are gone are explained, and only the same run resumes from a checkpoint. What is pushed has a card.
 
     Args:
         **arguments: those of `Trainer`; `args` is a `DistillationConfig`.
@@ -82,6 +82,10 @@ class ResumableTrainer(Trainer):
 
     def save_beside(self, checkpoint: Path) -> None:
         """Write what is trained beside the model into a checkpoint; the main process calls it."""
+
+    def card_measurement(self) -> Callable[[], Any]:
+        """Make what measures the model for its card; see `nlpkd.training.publishing.write_card`."""
+        raise NotImplementedError
 
     # Batches
 
@@ -247,3 +251,42 @@ class ResumableTrainer(Trainer):
         if self.args.hub_always_push or not busy:
             jobs = [push_checkpoint(checkpoint_folder, self._repository, self.args, self.state.global_step)]
             self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
+
+    def create_model_card(self, *args: Any, **card: Any) -> None:
+        """Write README.md and its report; arguments are those of `nlpkd.training.publishing.card_facts`."""
+        if self.is_world_process_zero():
+            facts = card_facts(*args, **card)
+            write_card(Path(self.args.output_dir), self._repository, facts, self.card_measurement())
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """Save the student, write its card, and push both with the tokenizer: an allow-list of files, nothing pickled.
+
+        Args:
+            commit_message: of the commit.
+            blocking: wait for the push.
+            token: `hub_token` if None.
+            revision: `hub_revision` if None.
+            private: `hub_private_repo` if None.
+            **card: `language`, `license`, `tags` and others for the card, as `nlpkd.training.publishing.card_facts`
+                takes them.
+
+        Returns:
+            The commit's address, or a `Future` of it; None beside the main process.
+        """
+        card_facts(**card)  # what the card can't say is refused before anything is written
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**card)
+        self._finish_current_push()
+        hub: dict[str, Any] = {"token": token, "revision": revision, "private": private}
+        message = commit_message or "End of training"
+        return push(self.args.output_dir, self._repository, self.args, message, blocking=blocking, **hub)

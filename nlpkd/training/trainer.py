@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,11 +30,18 @@ from nlpkd.tasks import task_of
 from nlpkd.training.checkpoints import describe_run
 from nlpkd.training.cuda_graphs import length_multiple
 from nlpkd.training.dataloaders import ROWS
-from nlpkd.training.lean import CACHED_TEACHER, LeanTraining, TrainingParts, refused_speed_ups
+from nlpkd.training.lean import (
+    CACHED_TEACHER,
+    LeanTraining,
+    TrainingParts,
+    describe_refusals,
+    overridden_methods,
+    refused_speed_ups,
+)
 from nlpkd.training.loss import DistillationLoss, default_objectives
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.prediction_metrics import PredictionMetrics
-from nlpkd.training.publishing import card_facts, describe_training, measure_for_card, push, write_card
+from nlpkd.training.publishing import describe_training, measure_for_card
 from nlpkd.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -116,6 +123,8 @@ class DistillationTrainer(ResumableTrainer):
             objectives = [] if self.compute_loss_func is not None else default_objectives(taught, task)
         self._given_objectives = list(objectives)
         self._lean = LeanTraining()
+        # Why the teacher was not run once; None where it was.
+        self._live_since: str | None = None
         # Evaluation
         by_batch, preprocess = self.args.batch_eval_metrics, self.preprocess_logits_for_metrics
         self._metrics = PredictionMetrics(scoring_of(task), compute_metrics, preprocess, by_batch)
@@ -175,8 +184,19 @@ class DistillationTrainer(ResumableTrainer):
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _parts(self) -> TrainingParts:
-        rows, collator = self.train_dataset, self.data_collator
-        return TrainingParts(self.args, self.model, self._loss, rows, collator, self.optimizer, self._sharded)
+        return TrainingParts(
+            self.args,
+            self.model,
+            self._loss,
+            self.train_dataset,
+            self.data_collator,
+            self.processing_class,
+            # A model_init's trainer makes its optimizer anew.
+            own_optimizer=bool(self.optimizer_cls_and_kwargs or (self.optimizer and self.model_init is None)),
+            callbacks=self.callback_handler.callbacks,
+            overridden=overridden_methods(type(self), DistillationTrainer),
+            sharded=self._sharded,
+        )
 
     # Data
 
@@ -198,11 +218,9 @@ class DistillationTrainer(ResumableTrainer):
         Yields:
             Nothing.
         """
-        if CACHED_TEACHER not in refused_speed_ups(self._parts()):
+        self._live_since = refused_speed_ups(self._parts()).get(CACHED_TEACHER)
+        if self._live_since is None:
             self.train_dataset = self._signals.run_once(self.train_dataset, self.args)
-        if self.is_world_process_zero():
-            choices = [*self.args.choices(), *self._loss.choices(self.model, self._columns)]
-            logger.warning("Training with %s.", ", ".join(choices))
         try:
             yield
         finally:
@@ -276,10 +294,18 @@ class DistillationTrainer(ResumableTrainer):
 
     # Optimizer
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        parts = self._parts()
+        # The cache was decided on before.
+        refused = refused_speed_ups(parts) | {CACHED_TEACHER: self._live_since or ""}
+        choices = [*self.args.choices(), *self._loss.choices(self.model, self._columns)]
+        choices += self._lean.begin(parts, refused, getattr(self.processing_class, "all_special_ids", []))
+        if self.is_world_process_zero():
+            logger.warning("Training with %s.", ", ".join([*choices, *describe_refusals(refused)]))
+        return super()._prepare_for_training(*args, **kwargs)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with groups of their own for the objectives' parameters."""
-        if self.is_in_train:
-            self._lean.begin(self._parts(), getattr(self.processing_class, "all_special_ids", []))
         optimizer = super().create_optimizer(model)
         self._lean.follow(optimizer)
         parameters = self.objectives.trained()
@@ -350,12 +376,9 @@ class DistillationTrainer(ResumableTrainer):
 
     # Hub
 
-    def create_model_card(self, *args: Any, **card: Any) -> None:
-        """Write README.md and its report; arguments are those of `nlpkd.training.publishing.card_facts`."""
-        if not self.is_world_process_zero():
-            return
-        facts = card_facts(*args, **card)
-        measure = partial(
+    def card_measurement(self) -> Callable[[], Any]:
+        """Make what measures the student for its card."""
+        return partial(
             measure_for_card,
             self.model,
             self.teacher_model,
@@ -365,36 +388,3 @@ class DistillationTrainer(ResumableTrainer):
             self.teacher_order,
             describe_training(self.args, self.objectives, self.teacher_model, self.state.global_step),
         )
-        write_card(Path(self.args.output_dir), self._repository, facts, measure)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **card: Any,
-    ) -> Any:
-        """Save the student, write its card, and push both with the tokenizer: an allow-list of files, nothing pickled.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait for the push.
-            token: `hub_token` if None.
-            revision: `hub_revision` if None.
-            private: `hub_private_repo` if None.
-            **card: `language`, `license`, `tags` and others, as `nlpkd.training.publishing.card_facts` takes them.
-
-        Returns:
-            The commit's address, or a `Future` of it; None beside the main process.
-        """
-        card_facts(**card)  # what the card can't say is refused before anything is written
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**card)
-        self._finish_current_push()
-        hub: dict[str, Any] = {"token": token, "revision": revision, "private": private}
-        message = commit_message or "End of training"
-        return push(self.args.output_dir, self._repository, self.args, message, blocking=blocking, **hub)

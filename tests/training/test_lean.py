@@ -1,15 +1,27 @@
 """Training that leaves out what nothing reads, against training that computes everything."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
 import torch
 from samples import raw_rows, tiny_bert
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, TrainerCallback
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import (
+    Adafactor,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from nlpkd import DistillationTrainer, cache_teacher_outputs, load_text_classification
+from nlpkd.data.collator import DistillationCollator
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
 from nlpkd.models.capture import Capture
@@ -17,7 +29,7 @@ from nlpkd.models.first_token import first_token_only, reads_first_token
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.pipeline.job import supervised_trainer
 from nlpkd.teachers.teacher import LiveTeacher
-from nlpkd.training.lean import QuickDropouts
+from nlpkd.training.lean import QuickDropouts, refused_speed_ups
 
 SHAPE = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0, "max_position_embeddings": 64}
 BERT_SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -210,23 +222,33 @@ def test_under_an_adapter_the_names_stay_and_the_gradients_are_the_same():
         torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-class WhileTraining(TrainerCallback):
-    """Notes how the student looks while it is trained."""
+class WhileTraining:
+    """Notes how a student looks while it is trained; no callback, which might read what is left out."""
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.quick = any(isinstance(module, QuickDropout) for module in model.modules())
-        self.whole = type(model.bert.encoder.layer[-1]).__name__ == "BertLayer"
-        model.eval()
+    def __init__(self, model):
+        self.model = model
+
+    def look(self, *_):
+        self.quick = any(isinstance(module, QuickDropout) for module in self.model.modules())
+        self.whole = type(self.model.bert.encoder.layer[-1]).__name__ == "BertLayer"
+        self.rows = len(self.model.get_input_embeddings().weight)
+        self.model.eval()
+
+    def __enter__(self):
+        self.hook = register_optimizer_step_post_hook(self.look)
+        return self
+
+    def __exit__(self, *_):
+        self.hook.remove()
 
 
 def trained(rows, args, tokenizer, objectives, teacher=None, resume=None, **config):
-    seen, student = WhileTraining(), tiny_bert(seed=3, **{"hidden_dropout_prob": 1e-9} | config)
+    student = tiny_bert(seed=3, **{"hidden_dropout_prob": 1e-9} | config)
     modules, attention = list(student.modules()), student.config._attn_implementation
-    trainer = DistillationTrainer(
-        student, teacher, args, objectives, train_dataset=rows, processing_class=tokenizer, callbacks=[seen]
-    )
+    trainer = DistillationTrainer(student, teacher, args, objectives, train_dataset=rows, processing_class=tokenizer)
     wanted = student.config._attn_implementation
-    trainer.train(resume)
+    with WhileTraining(student) as seen:
+        trainer.train(resume)
     assert list(trainer.model.modules()) == modules and wanted in (attention, CAPTURING_SDPA)
     assert student.config._attn_implementation == wanted
     assert {module.training for module in modules} == {student.training}
@@ -313,12 +335,9 @@ def test_a_student_is_whole_again_after_a_training_that_failed(make_rows, settin
 @pytest.mark.parametrize(("asked", "lean"), [(None, True), (False, False)])
 def test_gold_labels_for_a_teacher_or_a_baseline_are_learnt_leanly_unless_refused(asked, lean, tokenizer, settings):
     data = load_text_classification(raw_rows(16), tokenizer=tokenizer)
-    trainer, seen = (
-        supervised_trainer(tiny_bert(hidden_dropout_prob=0.1), settings(lean_training=asked), data, tokenizer),
-        WhileTraining(),
-    )
-    trainer.add_callback(seen)
-    trainer.train()
+    student = tiny_bert(hidden_dropout_prob=0.1)
+    with WhileTraining(student) as seen:
+        supervised_trainer(student, settings(lean_training=asked), data, tokenizer).train()
     assert seen.quick == lean and seen.whole != lean
 
 
@@ -351,12 +370,12 @@ def test_cache_predictions_and_a_live_teacher_compute_the_last_layer_for_one_tok
 def test_an_eager_student_whose_maps_are_matched_keeps_torchs_dropout(make_rows, settings, tokenizer):
     rows, teacher, student = make_rows(16), tiny_bert(4, seed=1), tiny_bert(attention_probs_dropout_prob=0.5)
     student.set_attn_implementation("eager")
-    seen = WhileTraining()
     trainer = DistillationTrainer(
         student, teacher, settings(), [ForwardKLLoss(), AttentionMSELoss()], train_dataset=rows,
-        processing_class=tokenizer, callbacks=[seen],
+        processing_class=tokenizer,
     )  # fmt: skip
-    trainer.train()
+    with WhileTraining(student) as seen:
+        trainer.train()
     assert not seen.quick and seen.whole
 
 
@@ -371,3 +390,179 @@ def test_a_student_is_whole_again_if_a_later_change_fails(make_rows, settings, t
     with pytest.raises(ValueError, match="input_ids"):
         trainer.train()
     assert list(student.modules()) == modules
+
+
+class Looks(TrainerCallback):
+    """A callback of the user's, like one that keeps an average of the weights."""
+
+
+class OtherLoss(DistillationTrainer):
+    def compute_loss(self, *arguments, **options):
+        return super().compute_loss(*arguments, **options)
+
+
+class OtherOptimizer(DistillationTrainer):
+    def create_optimizer(self, model=None):
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        return self.optimizer
+
+
+class Logs(DistillationTrainer):
+    def log(self, *arguments, **options):
+        super().log(*arguments, **options)
+
+
+class CutsTexts(DistillationCollator):
+    """A collator of the user's."""
+
+
+def on(student, register, *path):
+    register(student.get_submodule(".".join(path)) if path else student)
+    return {}
+
+
+def replaced_forward(student):
+    layer = student.bert.encoder.layer[0]
+    own = layer.forward
+    layer.forward = lambda *arguments, **options: own(*arguments, **options)
+    return {}
+
+
+CACHE, TABLE, EVERY_TOKEN = "cached teacher", "compact embeddings", "first token"
+STUDENT = {EVERY_TOKEN, "quick dropout", "own attention", TABLE}
+READERS = {
+    "callback": ({EVERY_TOKEN, TABLE}, lambda student: {"callbacks": [Looks()]}),
+    "callback of transformers": (set(), lambda student: {"callbacks": [EarlyStoppingCallback()]}),
+    "compute_loss": ({CACHE, EVERY_TOKEN, TABLE}, lambda student: {"kind": OtherLoss}),
+    "create_optimizer": ({CACHE, EVERY_TOKEN, TABLE}, lambda student: {"kind": OtherOptimizer}),
+    "log": (set(), lambda student: {"kind": Logs}),
+    "forward hook": (STUDENT, lambda student: on(student, lambda m: m.register_forward_hook(lambda *_: None))),
+    "inner hook": (
+        STUDENT, lambda student: on(student, lambda m: m.register_forward_pre_hook(lambda *_: None), "bert", "encoder")
+    ),
+    "backward hook": (
+        STUDENT, lambda student: on(student, lambda m: m.register_full_backward_hook(lambda *_: None), "classifier")
+    ),
+    "hook on a gradient": (
+        STUDENT, lambda student: on(student, lambda m: m.weight.register_hook(lambda grad: grad), "classifier")
+    ),
+    "hook on a summed gradient": (
+        STUDENT,
+        lambda student: on(
+            student, lambda m: m.weight.register_post_accumulate_grad_hook(lambda parameter: None), "classifier"
+        ),
+    ),
+    "replaced forward": (STUDENT, replaced_forward),
+    "collator": ({CACHE, TABLE}, lambda student: {"collator": CutsTexts}),
+    "collator of another tokenizer": (
+        {CACHE, TABLE}, lambda student: {"collator": lambda own: DistillationCollator(copy.copy(own))}
+    ),
+    "collator of transformers": (set(), lambda student: {"collator": DataCollatorWithPadding}),
+    "transform": ({CACHE, TABLE}, lambda student: {"rows": lambda rows: rows.with_transform(lambda batch: batch)}),
+    "format": (set(), lambda student: {"rows": lambda rows: rows.with_format("torch")}),
+    "list": ({CACHE, TABLE}, lambda student: {"rows": list}),
+    "optimizer class": (
+        {TABLE}, lambda student: {"optimizer_cls_and_kwargs": (Adafactor, {"lr": 1e-3, "relative_step": False})}
+    ),
+    "optimizer": ({TABLE}, lambda student: {"optimizers": (torch.optim.SGD(student.parameters(), lr=0.1), None)}),
+    "NEFTune": ({TABLE}, lambda student: {"neftune_noise_alpha": 5.0}),
+    "NEFTune of 0": (set(), lambda student: {"neftune_noise_alpha": 0.0}),
+    "weight decay": ({TABLE}, lambda student: {"weight_decay": 0.1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_who_may_read_what_a_speed_up_leaves_out_turns_it_off_and_the_first_line_says_so(
+    reader, make_rows, settings, tokenizer, caplog
+):
+    """Everything is on that nothing reads, and the student is the one that is trained without any of it."""
+    refused, make = READERS[reader]
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    students = []
+    for fast in (True,) if refused == STUDENT and reader != "inner hook" else (True, False):
+        student, plain = tiny_bert(seed=3, vocab_size=200), {} if fast else PLAIN
+        more = {"kind": DistillationTrainer, "rows": lambda rows: rows} | make(student)
+        of_args = {name: more.pop(name) for name in fields & more.keys()}
+        collator, kind, rows = more.pop("collator", None), more.pop("kind"), more.pop("rows")(make_rows(16))
+        if "callbacks" in more and reader != "callback":
+            of_args |= {"eval_strategy": "epoch", "load_best_model_at_end": True, "save_strategy": "epoch"}
+            more["eval_dataset"] = rows
+        torch.manual_seed(0)
+        trainer = kind(
+            student, tiny_bert(4, seed=1, vocab_size=200), settings(num_train_epochs=2, **of_args, **plain),
+            [CrossEntropyLoss(), ForwardKLLoss()], rows, processing_class=tokenizer,
+            data_collator=None if collator is None else collator(tokenizer), **more,
+        )  # fmt: skip
+        if fast:
+            found = {name for name, reason in refused_speed_ups(trainer._parts()).items() if reason}
+            assert found == refused
+        trainer.train()
+        students.append(student.state_dict())
+    line = next(each.getMessage() for each in caplog.records if each.getMessage().startswith("Training with"))
+    said, unsaid = line.partition(" no ")[::2]
+    for name in STUDENT | {CACHE}:
+        kept = "the teacher's outputs kept with the rows" if name == CACHE else name
+        assert (kept in said) == (name not in refused), line
+        assert (name in unsaid) == (name in refused), line
+    for name in students[0] if reader != "NEFTune" else ():
+        torch.testing.assert_close(students[0][name], students[-1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+PLAIN = {"cache_teacher": "off", "lean_training": False, "compact_embeddings": False}
+
+
+def test_an_average_of_the_weights_sees_the_whole_table(make_rows, settings, tokenizer):
+    class Average(TrainerCallback):
+        def __init__(self, model):
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            self.average.update_parameters(model)
+
+    averages = []
+    for plain in ({}, PLAIN):
+        student = tiny_bert(vocab_size=200)
+        average = Average(student)
+        DistillationTrainer(
+            student, tiny_bert(4, seed=1, vocab_size=200), settings(learning_rate=1e-2, **plain),
+            train_dataset=make_rows(24), processing_class=tokenizer, callbacks=[average],
+        ).train()  # fmt: skip
+        averages.append(average.average.state_dict())
+    for name in averages[0]:
+        torch.testing.assert_close(averages[0][name], averages[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_noise_on_the_embeddings_changes_a_training_with_the_defaults(make_rows, settings, tokenizer):
+    found = []
+    for alpha in (None, 50.0):
+        trainer = DistillationTrainer(
+            tiny_bert(vocab_size=200), args=settings(neftune_noise_alpha=alpha, learning_rate=1e-2),
+            train_dataset=make_rows(24), processing_class=tokenizer,
+        )  # fmt: skip
+        found.append(trainer.train().training_loss)
+    assert found[0] != found[1]
+
+
+def test_a_dropout_that_a_callback_changes_stays_changed(make_rows, settings, tokenizer):
+    class Fades(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **kwargs):
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p /= 2
+
+    student = tiny_bert(hidden_dropout_prob=0.4)
+    trainer = DistillationTrainer(
+        student, tiny_bert(4, seed=1), settings(num_train_epochs=2), train_dataset=make_rows(16),
+        processing_class=tokenizer, callbacks=[Fades()],
+    )  # fmt: skip
+    trainer.train()
+    assert student.bert.embeddings.dropout.p == pytest.approx(0.1)
+
+
+def test_lean_training_that_is_asked_for_stays_beside_callbacks_of_ones_own(make_rows, settings, tokenizer):
+    trainer = DistillationTrainer(
+        tiny_bert(vocab_size=200), tiny_bert(4, seed=1, vocab_size=200), settings(lean_training=True),
+        train_dataset=make_rows(16), processing_class=tokenizer, callbacks=[Looks()],
+    )  # fmt: skip
+    refused = refused_speed_ups(trainer._parts())
+    assert "first token" not in refused and refused["compact embeddings"] == "Looks may read the whole table"

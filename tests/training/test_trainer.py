@@ -716,7 +716,9 @@ def test_a_teacher_of_logits_alone_is_run_once_a_row_and_teaches_the_same(make_r
     live, always = build("off", cache_teacher="off")
     assert (once, always) == (24, 3 * 24)
     said = "Training with float32, length-grouped batches, adamw_torch_fused, sdpa attention, the teacher"
-    assert f"{said}'s outputs kept with the rows." in caplog.text and f"{said} run on every batch." in caplog.text
+    fast = "first token, quick dropout, own attention"
+    assert f"{said}'s outputs kept with the rows, {fast}." in caplog.text
+    assert f"{said} run on every batch, {fast}, no cached teacher (cache_teacher is off)." in caplog.text
     assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
     _, again = build("auto")
     assert again == 0, "what is on disk is used"
