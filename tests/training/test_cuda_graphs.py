@@ -123,5 +123,5 @@ def test_on_the_cpu_nothing_is_recorded_and_lengths_are_not_rounded(tmp_path, ma
     trainer = DistillationTrainer(
         tiny_bert(1), tiny_bert(), args, [ForwardKLLoss()], train_dataset=make_rows(8), processing_class=tokenizer
     )
-    assert "not on a CUDA GPU" in refused_speed_ups(trainer._parts())[CUDA_GRAPHS]
+    assert refused_speed_ups(trainer._parts())[CUDA_GRAPHS] == "", "there is nothing to gain, and nothing to say"
     assert trainer.data_collator.pad_to_multiple_of is None
