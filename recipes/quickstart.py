@@ -21,6 +21,7 @@ class Recipe:
     """What the demo leaves to choose."""
 
     student: str = "layers:3"
+    start: str = "teacher"
     objectives: str = "layerwise"
     max_length: int = 128
     num_seeds: int = 1
@@ -51,6 +52,7 @@ def main() -> None:
         teacher.output_dir,
         recipe.student,
         tweets,
+        start=recipe.start,
         objectives=recipe.objectives,
         max_length=recipe.max_length,
         num_seeds=recipe.num_seeds,

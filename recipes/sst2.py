@@ -21,6 +21,8 @@ class Recipe:
 
     teacher: str = "sadhaklal/bert-base-uncased-finetuned-sst2-v2@61fb5941a875298b7422de4e336a599f279e6bbd"
     student: str = "distilbert/distilbert-base-uncased"
+    start: str = "teacher"
+    backbone: str | None = None
     train: str = field(default="stanfordnlp/sst2", metadata={"aliases": ["--train_file", "--train-file", "--dataset"]})
     validation: str | None = field(default=None, metadata={"aliases": ["--validation_file", "--validation-file"]})
     test: str | None = field(default=None, metadata={"aliases": ["--test_file", "--test-file"]})

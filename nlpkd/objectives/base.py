@@ -87,6 +87,11 @@ class Objective(nn.Module, ABC):
             )
 
     @property
+    def scheduled(self) -> bool:
+        """Whether its value depends on `progress`."""
+        return getattr(getattr(self, "temperature", None), "scheduled", False)
+
+    @property
     def matches_tokens(self) -> bool:
         """Whether token is held against token, which needs one tokenizer for both models."""
         return bool(self.needs & FEATURES)

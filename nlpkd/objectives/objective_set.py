@@ -90,6 +90,11 @@ class ObjectiveSet(nn.Module):
             objective.progress = progress
 
     @property
+    def scheduled(self) -> bool:
+        """Whether the loss depends on how much of the training is done."""
+        return self.weighting.scheduled or any(objective.scheduled for objective in self.members)
+
+    @property
     def need_teacher(self) -> list[str]:
         """Name the objectives that can't do without a teacher."""
         return [name for name, objective in zip(self.names, self.members, strict=True) if objective.teacher_needed]

@@ -15,6 +15,7 @@ class Temperature(ABC):
     """A temperature that depends on the progress of training or on the example."""
 
     couples_rows = False
+    scheduled = False
 
     @abstractmethod
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float | Tensor:
@@ -70,6 +71,7 @@ class LinearTemperature(Temperature):
 
     start: float = 4.0
     end: float = 1.0
+    scheduled = True
 
     def __post_init__(self) -> None:
         _require_positive(self.start)

@@ -20,6 +20,7 @@ class Weighting(nn.Module):
 
     name: ClassVar[str] = "fixed"
     learned: ClassVar[bool] = False
+    scheduled: ClassVar[bool] = False
 
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__()
@@ -59,6 +60,7 @@ class LinearWeighting(Weighting):
     """
 
     name = "linear"
+    scheduled = True
 
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__(objectives)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlpkd.models.capture import Capture, CapturedOutput
+from nlpkd.models.capture import CapturedOutput
 from nlpkd.models.structure import foreign_hook
 from nlpkd.training.loss import DistillationLoss
 
@@ -52,34 +52,53 @@ class CudaGraphs:
     before the next is launched. A recorded pass is one launch. Dropout draws the same numbers as without.
 
     Args:
-        loss: whose captures of student and teacher run by recorded passes until `end`.
+        loss: whose passes are recorded ones until `end`: the teacher's, and the student's together with the objectives
+            where these do the same in every step, alone where not.
     """
 
     def __init__(self, loss: DistillationLoss):
-        self.captures = [loss.student]
-        loss.student.recorded = RecordedPasses(loss.student, trains=True)
+        self.changed: list[Any] = [loss.student]
+        loss.student.recorded = RecordedPasses(loss.student.run, trains=True)
+        if loss.own is None and not loss.objectives.scheduled and _ours(loss.objectives.members):
+            self.changed.append(loss)
+            loss.recorded = RecordedPasses(loss.run, trains=True, others=loss.objectives, shared="teacher")
         live = loss.signals.live
         if live is not None and can_be_recorded(live.model):
-            self.captures.append(live.capture)
-            live.capture.recorded = RecordedPasses(live.capture, trains=False)
+            self.changed.append(live.capture)
+            live.capture.recorded = RecordedPasses(live.capture.run, trains=False)
 
     def end(self) -> None:
-        """Run both models as usual again, and free the memory of the recorded passes."""
-        for capture in self.captures:
-            capture.recorded = None
+        """Run everything as usual again, and free the memory of the recorded passes."""
+        for changed in self.changed:
+            changed.recorded = None
+
+
+def _ours(objectives: Sequence[Any]) -> bool:
+    """Check whether all objectives are nlpkd's, whose passes keep nothing on the host from one to the next."""
+    kinds = [type(each) for each in objectives] + [type(getattr(each, "temperature", 1.0)) for each in objectives]
+    return all(kind.__module__.split(".")[0] in ("nlpkd", "builtins") for kind in kinds)
 
 
 class RecordedPasses:
-    """The passes of one model, recorded once for each shape of its inputs.
+    """The passes of one model, recorded once for each shape of their inputs.
 
     Args:
-        capture: whose passes they are.
+        run: what a pass does, given the model and its inputs by name; all that goes in and out is made of tensors.
         trains: whether the passes are a student's, with gradients; a teacher's are without.
+        others: a module beside the model whose parameters the pass reads and trains.
+        shared: the name of an input that is another recorded pass's output, and is read where it is.
         record: replaces a module's forward by a recorded one, given sample inputs; by CUDA graphs by default.
     """
 
-    def __init__(self, capture: Capture, trains: bool, record: Callable[[nn.Module, tuple], Any] | None = None):
-        self.capture, self.trains = capture, trains
+    def __init__(
+        self,
+        run: Callable[[nn.Module, Mapping[str, Any]], Any],
+        trains: bool,
+        others: nn.Module | None = None,
+        shared: str = "",
+        record: Callable[[nn.Module, tuple[Tensor, ...]], Any] | None = None,
+    ):
+        self.run, self.trains, self.others, self.shared = run, trains, others, shared
         self.record = _GraphPool().record if record is None else record
         self.failed = False
         self._begin(None)
@@ -90,89 +109,113 @@ class RecordedPasses:
         self.seen: Counter[Any] = Counter()
         self.passes: dict[Any, _Pass] = {}
 
-    def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> CapturedOutput | None:
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         """Run a model by a recorded pass.
 
         Args:
             model: what is run.
-            inputs: its arguments.
+            inputs: by name.
 
         Returns:
-            Its outputs. The next pass of the same shape overwrites all but the logits. None where this pass has to be
-            run as usual: its shape is new or rare, or it is none of a training.
+            What `run` returns. The next pass of the same shape overwrites its tensors of more than two dimensions.
+            None where this pass has to be run as usual: its shape is new or rare, or it is none of a training.
         """
-        usual = self.failed or torch.is_grad_enabled() != self.trains or model.training != self.trains
-        if usual or not all(isinstance(value, Tensor) for value in inputs.values()):
+        if self.failed or torch.is_grad_enabled() != self.trains or model.training != self.trains:
+            return None
+        tensors: list[Any] = []
+        places = _take_apart(inputs, tensors)
+        if not all(isinstance(value, Tensor) for value in tensors):
             return None
         if model is not self.model:
             self._begin(model)
-        shape = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
+        shape = (str(places), *((value.shape, value.dtype) for value in tensors))
         if shape not in self.passes:
             self.seen[shape] += 1
             if self.seen[shape] <= _SEEN_BEFORE or len(self.passes) >= _MOST_SHAPES:
                 return None
-            if not self._add(shape, model, inputs):
+            new = _Pass(self.run, model, self.others, places)
+            samples: list[Tensor] = []
+            for name, value in inputs.items():
+                own: list[Tensor] = []
+                _take_apart(value, own)
+                samples += own if name == self.shared else [each.clone() for each in own]
+            if not self._recorded(new, tuple(samples)):
                 return None
+            self.passes[shape] = new
         found = self.passes[shape]
-        with _casting_anew(next(iter(inputs.values())).device):
-            return found.outputs(found(*inputs.values()))
+        with _casting_anew(tensors[0].device):
+            outputs = found(*tensors)
+        # What is small may be kept for longer than a step.
+        return _put_together(found.outputs, [each.clone() if each.dim() <= 2 else each for each in outputs])
 
-    def _add(self, shape: Any, model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
-        """Record the pass of a shape; after one failure nothing is tried again."""
-        new = _Pass(self.capture, model, list(inputs))
+    def _recorded(self, new: _Pass, samples: tuple[Tensor, ...]) -> bool:
+        """Record a pass; after one failure nothing is tried again."""
         try:
-            with _casting_anew(next(iter(inputs.values())).device):
-                self.record(new, tuple(value.clone() for value in inputs.values()))
+            with _casting_anew(samples[0].device):
+                self.record(new, samples)
         except RuntimeError as error:
             self.failed = True
             self._begin(None)
             logger.warning(
-                "CUDA graphs are off: a pass could not be recorded, and is run as usual. %s", str(error).split("\n")[0]
+                "A pass could not be recorded as a CUDA graph, and is run as usual: %s", str(error).split("\n")[0]
             )
-            return False
-        self.passes[shape] = new
-        return True
+        return not self.failed
 
 
 class _Pass(nn.Module):
-    """A model's pass from tensors to tensors, which is what can be recorded."""
+    """A pass from tensors to tensors, which is what can be recorded."""
 
-    def __init__(self, capture: Capture, model: nn.Module, names: list[str]):
+    def __init__(self, run: Callable[..., Any], model: nn.Module, others: nn.Module | None, places: Any):
         super().__init__()
-        self.capture, self.model, self.names = capture, model, names
-        self.places: dict[str, Any] = {}
+        self.run, self.model, self.others, self.inputs = run, model, others, places
+        self.outputs: Any = None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run the model, and list the tensors among its outputs."""
+        """Run the pass, and list the tensors of what it returns."""
+        tensors: list[Tensor] = []
         # What autocast kept of an earlier pass is no part of this one, and the next one is to cast anew.
         torch.clear_autocast_cache()
-        captured = self.capture.run(self.model, dict(zip(self.names, inputs, strict=True)))
+        self.outputs = _take_apart(self.run(self.model, _put_together(self.inputs, inputs)), tensors)
         torch.clear_autocast_cache()
-        tensors: list[Tensor] = []
-
-        def placed(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return [placed(each) for each in value]
-            if value is None:
-                return None
-            tensors.append(value)
-            return len(tensors) - 1
-
-        self.places = {field.name: placed(getattr(captured, field.name)) for field in fields(captured)}
         return tuple(tensors)
 
-    def outputs(self, tensors: tuple[Tensor, ...]) -> CapturedOutput:
-        """Put listed tensors back where they were."""
 
-        def found(place: Any) -> Any:
-            if isinstance(place, list):
-                return tuple(found(each) for each in place)
-            return None if place is None else tensors[place]
+@dataclass(frozen=True)
+class _Place:
+    """Where a value was in what `_take_apart` was given: a tensor by its number, all else by its parts."""
 
-        outputs = CapturedOutput(**{name: found(place) for name, place in self.places.items()})
-        # The recorded pass always writes into the same memory, and logits may be kept for longer than a step.
-        outputs.logits = outputs.logits.clone()
-        return outputs
+    number: int | None = None
+    kind: type | None = None
+    parts: Mapping[Any, _Place | None] = field(default_factory=dict)
+
+
+def _take_apart(value: Any, tensors: list[Any]) -> _Place | None:
+    """List the tensors of a value, and return where they were: a tuple, a mapping, `CapturedOutput` or a tensor."""
+    if value is None:
+        return None
+    if isinstance(value, CapturedOutput):
+        parts = {each.name: getattr(value, each.name) for each in fields(value)}
+    elif isinstance(value, Mapping):
+        parts = dict(value)
+    elif isinstance(value, tuple):
+        parts = {str(number): part for number, part in enumerate(value)}
+    else:
+        tensors.append(value)
+        return _Place(number=len(tensors) - 1)
+    kind = dict if isinstance(value, Mapping) else type(value)
+    return _Place(kind=kind, parts={name: _take_apart(part, tensors) for name, part in parts.items()})
+
+
+def _put_together(place: _Place | None, tensors: Sequence[Tensor]) -> Any:
+    """Undo `_take_apart`, with other tensors in the same places."""
+    if place is None:
+        return None
+    if place.number is not None:
+        return tensors[place.number]
+    parts = {name: _put_together(part, tensors) for name, part in place.parts.items()}
+    if place.kind is tuple:
+        return tuple(parts.values())
+    return CapturedOutput(**parts) if place.kind is CapturedOutput else parts
 
 
 class _GraphPool:

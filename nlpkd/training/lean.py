@@ -176,6 +176,8 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         (args.torch_compile, [CUDA_GRAPHS], "the student is compiled"),
         (args.gradient_checkpointing, [CUDA_GRAPHS], "layers are computed again"),
         (args.neftune_noise_alpha is not None, [CUDA_GRAPHS], "NEFTune adds noise to the embeddings"),
+        (callbacks and not vouched, [CUDA_GRAPHS], f"{callbacks} may change what a step does"),
+        (methods and not vouched, [CUDA_GRAPHS], f"{methods} may change what a step does"),
         (not can_be_recorded(parts.student), [CUDA_GRAPHS], "the student's family or a hook may wait for the GPU"),
         (not lean or attention not in ("sdpa", CAPTURING_SDPA), [CUDA_GRAPHS], "its attention waits for the GPU"),
     ]

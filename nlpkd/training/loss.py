@@ -37,6 +37,7 @@ class DistillationLoss:
         objectives: bound to student and teacher.
         student: runs the student, and keeps what the objectives read of it.
         signals: where the teacher's outputs come from.
+        recorded: runs a micro-batch in another way than `run`, or returns None where it can't; None: always `run`.
 
     Args:
         student: the model to train.
@@ -68,6 +69,8 @@ class DistillationLoss:
         autocast: Callable[[], AbstractContextManager],
     ):
         self.own, self.device = own, args.device
+        self.recorded: Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Tensor, CapturedOutput] | None] | None
+        self.recorded = None
         given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
         self.objectives = ObjectiveSet(given, args.weighting)
         # A teacher, where one is needed
@@ -118,6 +121,43 @@ class DistillationLoss:
         if self.own is not None:
             counts = torch.cat([counts, (batch["labels"] != UNLABELLED).sum()[None]])
         return counts
+
+    def on(
+        self, model: nn.Module, batch: Mapping[str, Any], counts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, CapturedOutput]:
+        """Run both models on a micro-batch and compute the loss.
+
+        Args:
+            model: the student, wrapped for training.
+            batch: the collated batch.
+            counts: of each part over the whole optimizer step, `(parts,)`; None for the mean over this batch.
+
+        Returns:
+            The loss and its parts, as `__call__` returns them, and the student's outputs.
+        """
+        teacher = self.signals.outputs(batch) if self.objectives.need_teacher else None
+        inputs = {"batch": batch, "teacher": teacher, "counts": counts}
+        if self.recorded is not None and counts is not None:
+            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+            found = self.recorded(model, inputs | {"batch": tensors})
+            if found is not None:
+                return found
+        student = self.student(model, batch)
+        return (*self(student, teacher, batch, counts), student)
+
+    def run(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, CapturedOutput]:
+        """Run the student on a micro-batch and compute the loss, given the teacher's outputs.
+
+        Args:
+            model: the student, wrapped for training.
+            inputs: `batch`, `teacher` and `counts`; see `__call__`.
+
+        Returns:
+            The loss, its parts, and of the student's outputs the logits, both without a gradient.
+        """
+        student = self.student.run(model, self.student.inputs(inputs["batch"]))
+        loss, parts = self(student, inputs["teacher"], inputs["batch"], inputs["counts"])
+        return loss, parts.detach(), CapturedOutput(logits=student.logits.detach())
 
     def __call__(
         self,

@@ -272,9 +272,7 @@ class DistillationTrainer(ResumableTrainer):
             The weighted sum of total / count, times the number of processes while training, since gradients are
             averaged over them; with `return_outputs`, beside the student's outputs.
         """
-        student = self._student(model, inputs)
-        teacher = self._signals.outputs(inputs) if self.objectives.need_teacher else None
-        loss, parts = self._loss(student, teacher, inputs, num_items_in_batch)
+        loss, parts, student = self._loss.on(model, inputs, num_items_in_batch)
         if num_items_in_batch is not None:
             self.losses.add(parts.detach(), inputs.get(ROWS))
             loss = loss * self.accelerator.num_processes

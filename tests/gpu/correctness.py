@@ -28,6 +28,7 @@ from nlpkd.objectives import (
     Objective,
     ValueRelationLoss,
 )
+from nlpkd.objectives.temperature import LinearTemperature
 
 CPU = torch.device("cpu")
 WORDS = 997
@@ -125,9 +126,17 @@ def lean(setup: Setup, findings: Findings) -> None:
 
 def graphs(setup: Setup, findings: Findings) -> None:
     """Compare a training on recorded passes, dropout on, with the same training pass by pass."""
-    kinds = {"all matched": everything(), "logits alone, kept": [ForwardKLLoss()]}
-    for name, objectives in kinds.items():
-        for precision, settings in (("float32", {}), ("bf16", {"bf16": True})):
+    moving = [ForwardKLLoss(LinearTemperature(4.0, 1.0)), CrossEntropyLoss()]
+    cases: list[tuple[str, list[Objective], str, dict[str, object]]] = [
+        ("all matched", everything(), "float32", {}),
+        ("all matched", everything(), "bf16", {"bf16": True}),
+        ("all matched", everything(), "fp16", {"fp16": True}),
+        ("all matched, learned weights", everything(), "bf16", {"bf16": True, "weighting": "uncertainty"}),
+        ("logits alone, kept", [ForwardKLLoss()], "bf16", {"bf16": True}),
+        ("a moving temperature and moving weights", moving, "bf16", {"bf16": True, "weighting": "linear"}),
+    ]
+    for name, objectives, precision, settings in cases:
+        if setup.on_card or precision != "fp16":
             steps = 6 if setup.tiny else 60
             runs = [
                 distil(setup, setup.device, copy.deepcopy(objectives), steps=steps, dropout=0.1, cuda_graphs=on,

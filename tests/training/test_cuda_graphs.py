@@ -8,8 +8,9 @@ from torch import nn
 
 from nlpkd import DistillationConfig, DistillationTrainer
 from nlpkd.models.capture import Capture
-from nlpkd.objectives import ForwardKLLoss
-from nlpkd.training.cuda_graphs import RecordedPasses, can_be_recorded
+from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.objectives.temperature import LinearTemperature
+from nlpkd.training.cuda_graphs import CudaGraphs, RecordedPasses, can_be_recorded
 from nlpkd.training.lean import CUDA_GRAPHS, refused_speed_ups
 
 WANTED = {"hidden_states": frozenset({0, 2}), "attentions": frozenset({1}), "values": frozenset({2})}
@@ -35,7 +36,7 @@ def batch(rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
 def student(wanted=WANTED) -> tuple[nn.Module, Capture, Recorder]:
     model = tiny_bert().train()
     capture, recorder = Capture(model, wanted, "student"), Recorder()
-    capture.recorded = RecordedPasses(capture, trains=True, record=recorder)
+    capture.recorded = RecordedPasses(capture.run, trains=True, record=recorder)
     return model, capture, recorder
 
 
@@ -88,7 +89,7 @@ def test_evaluation_is_never_recorded_for_a_student_and_training_never_for_a_tea
     for _ in range(4):
         capture(model, batch(2, 8))
     assert not recorder.samples
-    capture.recorded = RecordedPasses(capture, trains=False, record=recorder)
+    capture.recorded = RecordedPasses(capture.run, trains=False, record=recorder)
     for _ in range(4):
         capture(model, batch(2, 8))
     assert not recorder.samples
@@ -101,13 +102,13 @@ def test_evaluation_is_never_recorded_for_a_student_and_training_never_for_a_tea
 def test_after_a_failed_recording_every_pass_is_the_usual_one_and_it_is_said_once(caplog):
     model, capture, _ = student({})
     tried = Recorder(RuntimeError("operation not permitted when stream is capturing\nmore"))
-    capture.recorded = RecordedPasses(capture, trains=True, record=tried)
+    capture.recorded = RecordedPasses(capture.run, trains=True, record=tried)
     for tokens in (8, 16):
         for _ in range(4):
             torch.testing.assert_close(
                 capture(model, batch(2, tokens)).logits, capture.run(model, batch(2, tokens)).logits
             )
-    assert caplog.text.count("CUDA graphs are off") == 1 and "stream is capturing" in caplog.text
+    assert caplog.text.count("could not be recorded") == 1 and "stream is capturing" in caplog.text
 
 
 def test_a_hook_of_somebody_s_own_or_another_family_is_not_recorded():
@@ -125,3 +126,52 @@ def test_on_the_cpu_nothing_is_recorded_and_lengths_are_not_rounded(tmp_path, ma
     )
     assert refused_speed_ups(trainer._parts())[CUDA_GRAPHS] == "", "there is nothing to gain, and nothing to say"
     assert trainer.data_collator.pad_to_multiple_of is None
+
+
+def losses_with(recorder, objectives, tmp_path, make_rows, tokenizer, **settings) -> list[float]:
+    """Train eight steps with dropout, every pass as the recorder leaves it."""
+    args = DistillationConfig(
+        str(tmp_path), report_to="none", teacher_check="off", logging_steps=1, per_device_train_batch_size=4,
+        learning_rate=1e-2, max_steps=8, cache_teacher="off", save_strategy="no", train_sampling_strategy="random",
+        **settings,
+    )  # fmt: skip
+    student = tiny_bert(1, hidden_dropout_prob=0.1)
+    trainer = DistillationTrainer(
+        student, tiny_bert(), args, copy.deepcopy(objectives), train_dataset=make_rows(32), processing_class=tokenizer
+    )
+    if recorder is not None:
+        graphs = CudaGraphs(trainer._loss)
+        for changed in graphs.changed:
+            changed.recorded.record = recorder
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+EVERYTHING = [CrossEntropyLoss(0.5), ForwardKLLoss(4.0), HiddenStateMSELoss(), AttentionMSELoss()]
+
+
+def test_a_training_on_recorded_passes_has_the_same_losses_whether_or_not_the_objectives_are_in_them(
+    tmp_path, make_rows, tokenizer
+):
+    arguments = (tmp_path, make_rows, tokenizer)
+    for objectives, modules in ((EVERYTHING, 2), ([ForwardKLLoss(LinearTemperature(4.0, 1.0))], 2)):
+        usual, recorder = losses_with(None, objectives, *arguments), Recorder()
+        assert losses_with(recorder, objectives, *arguments) == usual
+        assert len(recorder.samples) >= modules
+
+
+def test_what_changes_from_step_to_step_on_the_host_is_not_recorded(tmp_path, make_rows, tokenizer):
+    class Own(ForwardKLLoss):
+        pass
+
+    def changed(objectives, **settings):
+        args = DistillationConfig(str(tmp_path), report_to="none", teacher_check="off", **settings)
+        trainer = DistillationTrainer(
+            tiny_bert(1), tiny_bert(), args, objectives, train_dataset=make_rows(8), processing_class=tokenizer
+        )
+        return [type(each).__name__ for each in CudaGraphs(trainer._loss).changed]
+
+    assert changed([ForwardKLLoss(), CrossEntropyLoss()]) == ["Capture", "DistillationLoss", "Capture"]
+    assert changed([ForwardKLLoss(LinearTemperature(4.0, 1.0))]) == ["Capture", "Capture"]
+    assert changed([ForwardKLLoss(), CrossEntropyLoss()], weighting="linear") == ["Capture", "Capture"]
+    assert changed([Own()]) == ["Capture", "Capture"]
