@@ -8,10 +8,11 @@ Every field of `DistillationConfig` is a flag. Variants have no label but the te
 
 from dataclasses import dataclass, field
 
+from common import TRAIN, VALIDATION, make_parser
 from datasets import concatenate_datasets
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer
 
-from nlpkd import DistillationConfig, distill, read_splits
+from nlpkd import distill, read_splits
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.objectives import LogitMSELoss
 
@@ -21,8 +22,8 @@ class Recipe:
     """What to distil, and on what. Objectives are a preset, or the paper's distance of logits if None."""
 
     teacher: str
-    train: str = field(metadata={"aliases": ["--train_file", "--train-file"]})
-    validation: str = field(metadata={"aliases": ["--validation_file", "--validation-file"]})
+    train: str = field(metadata=TRAIN)
+    validation: str = field(metadata=VALIDATION)
     student: str = "bilstm"
     copies: int = 5
     objectives: str | None = None
@@ -32,11 +33,7 @@ class Recipe:
 
 def main() -> None:
     """Parse, augment, distil with a baseline, print the report."""
-    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
-    parser.set_defaults(
-        output_dir="runs/bilstm", num_train_epochs=3, learning_rate=1e-3, per_device_train_batch_size=64,
-        warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
-    )  # fmt: skip
+    parser = make_parser(Recipe, output_dir="runs/bilstm", num_train_epochs=3, learning_rate=1e-3)
     recipe, args = parser.parse_args_into_dataclasses()
     splits, _ = read_splits(recipe.train, recipe.validation)
     tokenizer = AutoTokenizer.from_pretrained(recipe.teacher)

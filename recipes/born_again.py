@@ -12,9 +12,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
+from common import TRAIN, VALIDATION, make_parser
 
-from nlpkd import DistillationConfig, ModelSource, distill, make_student, train_teacher, with_fresh_pooler
+from nlpkd import ModelSource, distill, make_student, train_teacher, with_fresh_pooler
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 
 
@@ -23,8 +23,8 @@ class Recipe:
     """What to fine-tune, and on what. `teachers`, fine-tuned from the model before, save the first part."""
 
     model: str
-    train: str = field(metadata={"aliases": ["--train_file", "--train-file"]})
-    validation: str = field(metadata={"aliases": ["--validation_file", "--validation-file"]})
+    train: str = field(metadata=TRAIN)
+    validation: str = field(metadata=VALIDATION)
     teachers: list[str] | None = None
     num_teachers: int = 3
     fresh_pooler: bool = False
@@ -35,11 +35,7 @@ class Recipe:
 
 def main() -> None:
     """Fine-tune with one seed after the other, teach the backbone by the average, print the report."""
-    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
-    parser.set_defaults(
-        output_dir="runs/born-again", num_train_epochs=3, learning_rate=8e-5, per_device_train_batch_size=64,
-        warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
-    )  # fmt: skip
+    parser = make_parser(Recipe, output_dir="runs/born-again", num_train_epochs=3, learning_rate=8e-5)
     recipe, args = parser.parse_args_into_dataclasses()
     if not recipe.teachers and recipe.num_teachers < 1:
         raise ValueError(f"--num_teachers must be at least 1, got {recipe.num_teachers}")

@@ -8,27 +8,26 @@ It takes hours, and resumes where it stopped: every finished run is a line of `r
 """
 
 import json
-import math
 import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from common import TEST, TRAIN, interval_over_seeds, make_parser
 from datasets import DatasetDict, Value, concatenate_datasets
-from scipy.stats import t
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer
 
 from nlpkd import (
     DistillationConfig,
     DistillationTrainer,
+    load_airline_tweets,
     load_teacher,
     load_text_classification,
     make_student,
     only_run,
 )
 from nlpkd.augment import MaskingAndNGrams, augment, unlabelled
-from nlpkd.data.demo import load_airline_tweets
 from nlpkd.objectives import (
     PRESETS,
     AdversarialLoss,
@@ -70,8 +69,8 @@ class Comparison:
     teacher: str
     student: str = "layers:3"
     tweets: bool = False
-    train: str | None = field(default=None, metadata={"aliases": ["--train_file", "--train-file"]})
-    test: str | None = field(default=None, metadata={"aliases": ["--test_file", "--test-file"]})
+    train: str | None = field(default=None, metadata=TRAIN)
+    test: str | None = field(default=None, metadata=TEST)
     train_rows: int | None = None
     curve_rows: int = 400
     label_shares: str = "1.0"
@@ -180,20 +179,15 @@ def spread(values: list[float]) -> str:
 
 def gain(differences: list[float]) -> str:
     """Write the mean of paired differences with its 95 % interval over seeds (Student's t)."""
-    if len(differences) < 2 or not any(differences):
-        return f"{statistics.mean(differences):+.1f}" if differences else "-"
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    low, high = t.interval(0.95, len(differences) - 1, loc=statistics.mean(differences), scale=error)
-    return f"{statistics.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
+    if not differences:
+        return "-"
+    found = interval_over_seeds(differences)
+    return f"{statistics.mean(differences):+.1f}" + (f" [{found[0]:+.1f}, {found[1]:+.1f}]" if found else "")
 
 
 def main() -> None:
     """Run what is missing, seed by seed, and print the table."""
-    parser = HfArgumentParser([Comparison, DistillationConfig])  # type: ignore[list-item]
-    parser.set_defaults(
-        output_dir="runs/compare", num_train_epochs=2, learning_rate=8e-5, per_device_train_batch_size=64,
-        warmup_steps=0.06,
-    )  # fmt: skip
+    parser = make_parser(Comparison, output_dir="runs/compare", num_train_epochs=2, learning_rate=8e-5)
     comparison, args = parser.parse_args_into_dataclasses()
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

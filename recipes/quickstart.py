@@ -10,10 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import HfArgumentParser
+from common import make_parser
 
-from nlpkd import DistillationConfig, distill, train_teacher
-from nlpkd.data.demo import demo_backbone, load_airline_tweets
+from nlpkd import demo_backbone, distill, load_airline_tweets, train_teacher
 
 
 @dataclass
@@ -31,11 +30,7 @@ class Recipe:
 
 def main() -> None:
     """Fine-tune the teacher, distil it, train both baselines, and print the report."""
-    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
-    parser.set_defaults(
-        output_dir="runs/quickstart", num_train_epochs=3, learning_rate=2e-4, per_device_train_batch_size=64,
-        warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
-    )  # fmt: skip
+    parser = make_parser(Recipe, output_dir="runs/quickstart", num_train_epochs=3, learning_rate=2e-4)
     recipe, args = parser.parse_args_into_dataclasses()
     folder, tweets = Path(args.output_dir), load_airline_tweets()
 
@@ -49,17 +44,10 @@ def main() -> None:
         demo_backbone(), tweets, args=dataclasses.replace(args, **settings), max_length=recipe.max_length
     )
     result = distill(
-        teacher.output_dir,
-        recipe.student,
-        tweets,
-        start=recipe.start,
-        objectives=recipe.objectives,
-        max_length=recipe.max_length,
-        num_seeds=recipe.num_seeds,
-        baseline=True,
-        baseline_dir=folder / "baseline",
+        teacher.output_dir, recipe.student, tweets, start=recipe.start, objectives=recipe.objectives,
+        max_length=recipe.max_length, num_seeds=recipe.num_seeds, baseline=True, baseline_dir=folder / "baseline",
         args=dataclasses.replace(args, output_dir=str(folder / "student")),
-    )
+    )  # fmt: skip
     if args.should_log:
         result.report.save(folder)
         print(result.report.to_markdown())

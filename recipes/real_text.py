@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import texts
+from common import make_parser
 from datasets import DatasetDict
-from transformers import HfArgumentParser
 
-from nlpkd import DistillationConfig, distill, train_teacher
-from nlpkd.data.demo import demo_backbone
+from nlpkd import demo_backbone, distill, train_teacher
 
 # Twenty labels of which a row has one or two: in three epochs the teacher learns to say no to all of them.
 DEFAULTS: dict[str, dict[str, float]] = {
@@ -41,11 +40,7 @@ class Recipe:
 
 def main() -> None:
     """Fine-tune the teacher on the rows with labels, distil on all, and print the report."""
-    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
-    parser.set_defaults(
-        num_train_epochs=3, learning_rate=2e-4, per_device_train_batch_size=32, warmup_steps=0.06,
-        save_strategy="epoch", save_total_limit=1,
-    )  # fmt: skip
+    parser = make_parser(Recipe, num_train_epochs=3, learning_rate=2e-4, per_device_train_batch_size=32)
     parser.set_defaults(**DEFAULTS.get(parser.parse_known_args()[0].text, {}))
     recipe, args = parser.parse_args_into_dataclasses()
     folder, data = Path(args.output_dir), getattr(texts, recipe.text)()

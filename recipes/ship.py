@@ -9,19 +9,18 @@ run left in the folder are shipped as they are. Every field of `DistillationConf
 recipes/README.md.
 """
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from common import TRAIN, VALIDATION, interval_over_seeds, make_parser
 from datasets import concatenate_datasets
-from scipy.stats import t
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 
 from nlpkd import (
-    DistillationConfig,
+    METRIC_NAMES,
     EvaluationReport,
     ModelSource,
     aggregate_seeds,
@@ -35,7 +34,6 @@ from nlpkd import (
 )
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.compression import INT8_FILE, factorize_embeddings, prune_neurons
-from nlpkd.evaluation.records import METRIC_NAMES
 
 SAMPLE = 2000
 """Training rows that the importance of neurons is measured on."""
@@ -46,8 +44,8 @@ class Recipe:
     """What to ship, and on what."""
 
     teacher: str
-    train: str = field(metadata={"aliases": ["--train_file", "--train-file"]})
-    validation: str = field(metadata={"aliases": ["--validation_file", "--validation-file"]})
+    train: str = field(metadata=TRAIN)
+    validation: str = field(metadata=VALIDATION)
     student: str = "layers:3"
     embedding_size: int | None = None
     intermediate_size: int | None = None
@@ -60,11 +58,7 @@ class Recipe:
 
 def main() -> None:
     """Distil every seed, export it, compare the files with the teacher, print the table."""
-    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
-    parser.set_defaults(
-        output_dir="runs/ship", num_train_epochs=2, learning_rate=8e-5, per_device_train_batch_size=64,
-        warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
-    )  # fmt: skip
+    parser = make_parser(Recipe, output_dir="runs/ship", num_train_epochs=2, learning_rate=8e-5)
     recipe, args = parser.parse_args_into_dataclasses()
     if args.push_to_hub:
         raise ValueError(
@@ -177,12 +171,8 @@ def summary(reports: Sequence[EvaluationReport]) -> str:
 
 def interval(values: list[float]) -> str:
     """Write the mean, and its 95 % interval where there are several values."""
-    mean = statistics.mean(values)
-    if len(values) < 2 or not statistics.stdev(values):
-        return f"{mean:.1f}"
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    low, high = t.interval(0.95, len(values) - 1, loc=mean, scale=error)
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    found = interval_over_seeds(values)
+    return f"{statistics.mean(values):.1f}" + (f" [{found[0]:.1f}, {found[1]:.1f}]" if found else "")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ Every field of `DistillationConfig` is a flag. Results: model_cards/README.md.
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
+from common import TEST, TRAIN, VALIDATION, make_parser
 
-from nlpkd import DistillationConfig, distill
+from nlpkd import distill
 
 
 @dataclass
@@ -23,9 +23,9 @@ class Recipe:
     student: str = "distilbert/distilbert-base-uncased"
     start: str = "teacher"
     backbone: str | None = None
-    train: str = field(default="stanfordnlp/sst2", metadata={"aliases": ["--train_file", "--train-file", "--dataset"]})
-    validation: str | None = field(default=None, metadata={"aliases": ["--validation_file", "--validation-file"]})
-    test: str | None = field(default=None, metadata={"aliases": ["--test_file", "--test-file"]})
+    train: str = field(default="stanfordnlp/sst2", metadata={"aliases": [*TRAIN["aliases"], "--dataset"]})
+    validation: str | None = field(default=None, metadata=VALIDATION)
+    test: str | None = field(default=None, metadata=TEST)
     dataset_config: str | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
@@ -38,11 +38,7 @@ class Recipe:
 
 def main() -> None:
     """Parse, distil with a baseline, print the report."""
-    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
-    parser.set_defaults(
-        output_dir="runs/sst2", num_train_epochs=3, learning_rate=8e-5, per_device_train_batch_size=64,
-        warmup_steps=0.06, save_strategy="epoch", save_total_limit=1,
-    )  # fmt: skip
+    parser = make_parser(Recipe, output_dir="runs/sst2", num_train_epochs=3, learning_rate=8e-5)
     recipe, args = parser.parse_args_into_dataclasses()
     result = distill(args=args, **vars(recipe))
     if args.should_log:

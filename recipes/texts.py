@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from nlpkd.data.demo import load_tweets
+from nlpkd import load_tweets
 
 TAG = re.compile(r"use::([a-z-]+)")
 

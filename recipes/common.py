@@ -1,0 +1,32 @@
+"""What the recipes share: the files that they read, their command line, and intervals over seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from scipy.stats import t
+from transformers import HfArgumentParser
+
+from nlpkd import DistillationConfig
+
+TRAIN: dict[str, Any] = {"aliases": ["--train_file", "--train-file"]}
+VALIDATION: dict[str, Any] = {"aliases": ["--validation_file", "--validation-file"]}
+TEST: dict[str, Any] = {"aliases": ["--test_file", "--test-file"]}
+"""Further names of a recipe's fields, as metadata of `dataclasses.field`."""
+
+
+def make_parser(recipe: type, **defaults: Any) -> HfArgumentParser:
+    """Make a parser of a recipe's fields and of all fields of `DistillationConfig`, with a recipe's own defaults."""
+    parser = HfArgumentParser([recipe, DistillationConfig])  # type: ignore[list-item]
+    shared = {"per_device_train_batch_size": 64, "warmup_steps": 0.06, "save_strategy": "epoch", "save_total_limit": 1}
+    parser.set_defaults(**shared | defaults)
+    return parser
+
+
+def interval_over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval (Student's t) of a mean over seeds; None where the values have no spread."""
+    if len(values) < 2 or not statistics.stdev(values):
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return t.interval(0.95, len(values) - 1, loc=statistics.mean(values), scale=error)
