@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -86,6 +87,16 @@ class LabelServer:
     def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def label_at(url: str, question: dict[str, Any], folder: str, concurrency: int) -> None:
+    """Label `texts.parquet` of a folder in a process of its own."""
+    from nlpkd import label
+    from nlpkd.teachers import DecisionTeacher
+
+    os.chdir(folder)
+    teacher = DecisionTeacher("m", question, base_url=url, concurrency=concurrency)
+    label(teacher, "texts.parquet", output="labels.parquet")
 
 
 def too_many(seconds: str = "1") -> Fault:

@@ -31,7 +31,7 @@ def label(
     context: typer.Context,
     *,
     data: Rows,
-    decision_model: DecisionModel,
+    decision_model: DecisionModel = None,
     question: Question,
     decision_url: DecisionURL = None,
     text_column: Annotated[str | None, option(DATA, "Column of the text; recognised by common names.")] = None,
@@ -39,6 +39,11 @@ def label(
     max_requests: Annotated[
         int | None, option(OUTPUT, "Stop after so many; what was answered is kept.", min=0)
     ] = None,
+    max_cost: Annotated[
+        float | None, option(OUTPUT, "Stop before the kept answers have cost more; needs prices.", min=0)
+    ] = None,
+    input_price: Annotated[float | None, option(OUTPUT, "Of a million tokens of the prompts.", min=0)] = None,
+    output_price: Annotated[float | None, option(OUTPUT, "Of a million tokens of the answers.", min=0)] = None,
     output: Annotated[Path, option(OUTPUT, "The .parquet file of texts and probabilities.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be asked; ask nothing.")] = False,
     **shared: Any,
@@ -47,45 +52,60 @@ def label(
 
     nlpkd label --data texts.csv --decision-model Qwen/Qwen2.5-7B-Instruct --question question.yaml --output l.parquet
 
+    nlpkd label --data texts.csv --question teacher.yaml --output l.parquet --dry-run --input-price 0.15
+
     nlpkd distill --train l.parquet --soft-label-column probabilities ...
     """
-    from nlpkd.pipeline.label import LabelPlan
+    from nlpkd.labelling.budget import LabelPlan
     from nlpkd.pipeline.label import label as run
 
-    teacher = decision_teacher(decision_model, question, decision_url, concurrency)
-    result = run(teacher, data, output=output, text_column=text_column, max_requests=max_requests, dry_run=dry_run)
+    teacher = labelling_teacher(decision_model, question, decision_url, concurrency)
+    prices = None if input_price is output_price is None else (input_price or 0.0, output_price or 0.0)
+    result = run(
+        teacher,
+        data,
+        output=output,
+        text_column=text_column,
+        max_requests=max_requests,
+        max_cost=max_cost,
+        prices=prices,
+        dry_run=dry_run,
+    )
     typer.echo(result.to_text() if isinstance(result, LabelPlan) else f"The labels are in {result}.")
 
 
-def decision_teacher(model: str | None, question: Path | None, url: str | None = None, concurrency: int = 8) -> Any:
+def labelling_teacher(model: str | None, question: Path | None, url: str | None = None, concurrency: int = 8) -> Any:
     """Make the teacher that the options name.
 
     Args:
-        model: the model.
-        question: the file of its question.
+        model: of a decision teacher.
+        question: the file of its question, or of a whole teacher.
         url: of a server.
         concurrency: requests at the same time to it.
 
     Returns:
-        A `DecisionTeacher`, or None where neither model nor question is given.
+        A `nlpkd.teachers.LabelingTeacher`, or None where neither model nor question is given.
 
     Raises:
-        ValueError: if one of them is missing, or the file holds no question.
+        ValueError: if one of them is missing, or the file holds neither question nor teacher.
     """
     if model is None and question is None:
         if url is not None:
             raise ValueError("--decision-url is the server of --decision-model, which is missing")
         return None
-    if model is None or question is None:
+    if question is None:
         raise ValueError("--decision-model and --question belong together: give both")
-    import yaml
+    from nlpkd.labelling.kinds import make_teacher, names_a_teacher, read_mapping
 
-    from nlpkd.teachers import DecisionTeacher
-
-    try:
-        asked = yaml.safe_load(question.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{question} is not YAML: {error}") from error
-    if not isinstance(asked, dict):
-        raise ValueError(f"{question} must be a mapping with type, instructions and criteria, got {asked!r:.100}")
-    return DecisionTeacher(model, asked, base_url=url, concurrency=concurrency)
+    written = read_mapping(question)
+    if names_a_teacher(written):
+        if model is not None or url is not None:
+            raise ValueError(f"{question} names the teacher itself: leave --decision-model and --decision-url out")
+    elif model is None:
+        raise ValueError(
+            f"--decision-model and --question belong together, unless the file names a teacher; {question} holds a "
+            "question alone"
+        )
+    else:
+        written = {"teacher": "decision", "model": model, "question": written, "base_url": url}
+    return make_teacher(written, concurrency=concurrency)

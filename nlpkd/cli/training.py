@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.labelling import DECISION, DecisionModel, DecisionURL, Question, decision_teacher
+from nlpkd.cli.labelling import DECISION, DecisionModel, DecisionURL, Question, labelling_teacher
 from nlpkd.cli.options import (
     DATA,
     MODELS,
@@ -144,10 +144,12 @@ def distill(
     nlpkd distill --teacher teacher --student layers:3 --train reviews.csv --validation dev.csv --output-dir student
     """
     given = arguments(context)
-    labeller = decision_teacher(decision_model, question, decision_url)
+    labeller = labelling_teacher(decision_model, question, decision_url)
     if labeller is not None:
         if teacher or shared["dry_run"]:
-            raise ValueError("--decision-model is the teacher, and has a dry run of its own: `nlpkd label --dry-run`")
+            raise ValueError(
+                "what --question asks is the teacher, and has a dry run of its own: `nlpkd label --dry-run`"
+            )
         given = {name: each for name, each in given.items() if name not in DECISION} | {"teacher": labeller}
     if shared["dry_run"]:
         from nlpkd.pipeline.dry_run import plan_distillation

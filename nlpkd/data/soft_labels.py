@@ -81,18 +81,19 @@ def add_soft_labels(
     )
 
 
-def add_missing_label_column(splits: DatasetDict, asked: DataArguments) -> tuple[DatasetDict, DataArguments]:
-    """Let soft labels say what the classes are, where the training rows have no column of gold labels.
+def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tuple[DatasetDict, DataArguments]:
+    """Let soft labels say what the classes are, where rows have no column of gold labels.
 
-    The training rows get a label column in which every row is unlabelled. It has the name of the other splits' label
-    column, so that these can be measured.
+    Training rows without one get a label column in which every row is unlabelled. It has the name of the other splits'
+    label column, so that these can be measured. Where no held-out row has a gold label either, those with soft labels
+    are unlabelled likewise.
 
     Args:
         splits: as they were read.
         asked: how they are read, with a `soft_label_column`.
 
     Returns:
-        Both, unchanged where the training rows have a label column.
+        Both, unchanged where all rows have a label column.
 
     Raises:
         ValueError: if the soft labels name no classes, or gold labels of other splits are numbers where these have
@@ -101,32 +102,48 @@ def add_missing_label_column(splits: DatasetDict, asked: DataArguments) -> tuple
     train, column = splits["train"], asked.soft_label_column
     given = [asked.label_column] if isinstance(asked.label_column, str) else list(asked.label_column or ())
     usual = [name for name in train.column_names if name.strip().lower() in LABEL_NAMES and name != column]
-    if column not in train.column_names or set(given) & set(train.column_names) or (usual and not given):
+    has_gold = bool(set(given) & set(train.column_names) or (usual and not given))
+    if column not in train.column_names:
         return splits, asked
-    # What the other splits call their labels, and which task these make.
+    # What the splits call their labels, and which task these make.
     others = {split: data for split, data in splits.items() if split != "train"}
     known = [name for data in others.values() for name in data.column_names if name.strip().lower() in LABEL_NAMES]
-    label = (given or known or ["label"])[0]
+    label = (given or (usual if has_gold else known) or ["label"])[0]
     held_out = {split: data for split, data in others.items() if label in data.column_names}
+    if has_gold and (len(given) > 1 or len(held_out) == len(others)):
+        return splits, asked
     task = asked.problem_type or next((read_task(data, label) for data in held_out.values()), SINGLE_LABEL)
-    if task == REGRESSION or len(given) > 1:
-        raise ValueError("training rows without gold labels are for classes, in one label column of the other splits")
-    names = list(asked.label_names) or _names_in(train, str(column))
-    for split, data in held_out.items():
-        feature = data.features[label]
-        numbers = isinstance(feature, Value) and not feature.dtype.endswith("string")
-        if numbers and task == SINGLE_LABEL and not Classes.of(names).is_generic:
-            raise ValueError(
-                f"the labels of the {split} split (column {label!r}) are {feature.dtype}, and the soft labels are of "
-                f"{names}: nothing says which number is which. Write the names in the column"
-            )
-    # All training rows are unlabelled.
     several = task == MULTI_LABEL
-    empty: list[Any] = [[UNLABELLED] if several else UNLABELLED] * len(train)
-    kind = List(Value("int64")) if several else ClassLabel(names=names)
-    unlabelled = train.add_column(label, empty, feature=kind)
-    asked = replace(asked, label_column=label, problem_type=task, label_names=names)
-    return DatasetDict({**splits, "train": unlabelled}), asked
+
+    def unlabelled(rows: Dataset, feature: Any) -> Dataset:
+        """Add a label column in which nobody labelled any row."""
+        empty: list[Any] = [[UNLABELLED] if several else UNLABELLED] * len(rows)
+        return rows.add_column(label, empty, feature=feature)
+
+    feature: Any = train.features.get(label)
+    if not has_gold:
+        if task == REGRESSION or len(given) > 1:
+            raise ValueError(
+                "training rows without gold labels are for classes, in one label column of the other splits"
+            )
+        names = list(asked.label_names) or _names_in(train, str(column))
+        for split, data in held_out.items():
+            own = data.features[label]
+            numbers = isinstance(own, Value) and not own.dtype.endswith("string")
+            numbers = numbers and set(data[label][:]) != {UNLABELLED}
+            if numbers and task == SINGLE_LABEL and not Classes.of(names).is_generic:
+                raise ValueError(
+                    f"the labels of the {split} split (column {label!r}) are {own.dtype}, and the soft labels are of "
+                    f"{names}: nothing says which number is which. Write the names in the column"
+                )
+        feature = List(Value("int64")) if several else ClassLabel(names=names)
+        splits = DatasetDict({**splits, "train": unlabelled(train, feature)})
+        asked = replace(asked, label_column=label, problem_type=task, label_names=names)
+    if not held_out:
+        kind = feature if isinstance(feature, (ClassLabel, List)) else Value("int64")
+        soft = {split: data for split, data in others.items() if column in data.column_names}
+        splits = DatasetDict({**splits, **{split: unlabelled(data, kind) for split, data in soft.items()}})
+    return splits, asked
 
 
 def _names_in(rows: Dataset, column: str) -> list[str]:

@@ -14,12 +14,12 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import Columns, check_texts, find_columns
+from nlpkd.data.columns import TEACHER_LOGITS, Columns, check_texts, find_columns
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
-from nlpkd.data.rows import class_counts, has_unlabelled
-from nlpkd.data.soft_labels import add_missing_label_column, add_soft_labels
+from nlpkd.data.rows import class_counts, has_unlabelled, unlabelled_rows
+from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.data.streaming import TextStream, columns_of_file
 from nlpkd.data.tokenization import (
@@ -162,16 +162,16 @@ def _load_whole(
     # Read the splits, and keep the columns that are used.
     splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
     if asked.soft_label_column is not None:
-        splits, asked = add_missing_label_column(splits, asked)
+        splits, asked = add_missing_label_columns(splits, asked)
     columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
     splits = _select_columns(splits, columns, asked.soft_label_column)
     # Settle the task by its labels; soft labels become logits in their order.
     targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack)
     splits, id2label = targets.splits, dict(enumerate(targets.names))
     if asked.soft_label_column is not None:
-        splits["train"] = add_soft_labels(
-            splits["train"], asked.soft_label_column, id2label, problem_type=targets.problem_type
-        )
+        soft, task = asked.soft_label_column, targets.problem_type
+        for split in [each for each, data in splits.items() if each == "train" or soft in data.column_names]:
+            splits[split] = add_soft_labels(splits[split], soft, id2label, split, task)
     # Check the texts, hold out validation rows, and tokenise.
     _check_all_texts(splits, columns)
     if asked.validation_split is not None:
@@ -298,7 +298,7 @@ def _stream_train(
 
 
 def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
-    """Keep the columns that are used, the same ones in every split but for soft labels, which train alone has."""
+    """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels."""
     labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
     used = [*columns.texts, *labels]
     made = {"labels", "length", DOCUMENT, *TOKEN_COLUMNS}
@@ -314,7 +314,7 @@ def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: st
         if hidden:
             logger.warning("The test split is not used: it has no column %r.", labels[0])
             continue
-        soft = [soft_label_column] if split == "train" and soft_label_column in data.column_names else []
+        soft = [soft_label_column] if soft_label_column in data.column_names else []
         kept[split] = data.select_columns([*used, *soft])
     return DatasetDict(kept)
 
@@ -330,7 +330,8 @@ def _hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> D
     train = splits["train"]
     if "validation" in splits:
         raise ValueError("There is a validation split and validation_split too: leave one of them out.")
-    if has_unlabelled(train):
+    taught = TEACHER_LOGITS in train.column_names and all(unlabelled_rows(train))
+    if has_unlabelled(train) and not taught:
         raise ValueError(
             "validation_split would hold out rows without labels, or rows that others were made from: make the "
             "validation set first, and pass it as validation."
@@ -339,7 +340,7 @@ def _hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> D
     held_out = round(rows * size) if isinstance(size, float) else size
     if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
         raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
-    classed = isinstance(train.features["labels"], ClassLabel)
+    classed = isinstance(train.features["labels"], ClassLabel) and not taught
     if classed:
         classes = Counter(train["labels"][:])
         rarest = min(classes.values())

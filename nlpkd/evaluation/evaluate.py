@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.rows import unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
-from nlpkd.data.windows import DOCUMENT, one_row_a_document
 from nlpkd.evaluation.benchmark import (
     count_flops,
     count_parameters,
@@ -26,8 +26,15 @@ from nlpkd.evaluation.benchmark import (
 )
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
-from nlpkd.evaluation.prediction import CandidateModels, members_by_name
+from nlpkd.evaluation.prediction import (
+    CandidateModels,
+    gold_labels,
+    members_by_name,
+    teacher_answers,
+    token_lengths,
+)
 from nlpkd.evaluation.records import (
+    AGREEMENT,
     BASELINES,
     ONNX_RUNTIME,
     Breakdown,
@@ -86,8 +93,10 @@ def evaluate_student(
             one candidate, whose size and times are sums.
         dataset: tokenised rows: `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`: class ids,
             zeros and ones for each label, or scores, as the student's `problem_type` says. Labels that carry names are
-            put in the student's order, others are taken to be in it. Where there are `teacher_input_ids`, ... the
-            teacher reads those. Of windows (`nlpkd.data.windows`), the logits of a text are the average over its own.
+            put in the student's order, others are taken to be in it. Where no row has a gold label (-100), all that
+            is measured is the agreement with the teacher. Where there are `teacher_input_ids`, ... the teacher reads
+            those; where there is no teacher, a column `teacher_logits` holds the answers of one. Of windows
+            (`nlpkd.data.windows`), the logits of a text are the average over its own.
         tokenizer: pads the rows.
         baseline: the same student trained on the gold labels alone, whatever its start.
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
@@ -114,7 +123,8 @@ def evaluate_student(
         The report.
 
     Raises:
-        ValueError: for rows that can't be measured (none, no labels, labels that are not the task's, out of range),
+        ValueError: for rows that can't be measured (none, no labels, labels that are not the task's, out of range,
+            neither gold labels nor a teacher),
             models whose labels differ or contradict each other, and logits that are not finite.
     """
     # Which model reads what, and in which order its labels come.
@@ -136,18 +146,23 @@ def evaluate_student(
     # Gold labels in the student's order, logits of every model, and latencies.
     classes = Classes.of_config(getattr(student, "config", None))
     dataset = align_rows(dataset, classes, "evaluation")
-    labels, task = _gold_labels(dataset), task_of(getattr(student, "config", None))
-    logits = running.predict(dataset, batch_size)
+    labels, task = gold_labels(dataset), task_of(getattr(student, "config", None))
+    has_gold = not all(unlabelled_rows(dataset))
+    answers = teacher_answers(dataset) if teacher is None else {}
+    if not has_gold and teacher is None and not answers:
+        raise ValueError("no row has a gold label, and there is no teacher to agree with: nothing can be measured")
+    logits = running.predict(dataset, batch_size) | answers
     scoring, width = scoring_of(task), logits["student"].shape[1]
-    scoring.check(labels, width)
+    if has_gold:
+        scoring.check(labels, width)
     latency, protocol = _latency(running, latency_batches, latency_tokens, latency_runs, seed)
 
     # What is fitted on other rows.
     thresholds: dict[str, list[float]] = {}
     scaling: dict[str, TemperatureScaling] = {}
-    if threshold_dataset is not None and task != REGRESSION:
+    if threshold_dataset is not None and has_gold and task != REGRESSION:
         threshold_dataset = align_rows(threshold_dataset, classes, "held-out")
-        held_out, gold = running.predict(threshold_dataset, batch_size), _gold_labels(threshold_dataset)
+        held_out, gold = running.predict(threshold_dataset, batch_size), gold_labels(threshold_dataset)
         scoring.check(gold, width)
         if task == MULTI_LABEL:
             thresholds = {name: best_thresholds(each, gold) for name, each in held_out.items()}
@@ -157,14 +172,14 @@ def evaluate_student(
     # Quality of every model on all rows, and on the same resamples of them.
     resampling = {"samples": bootstrap_samples, "seed": seed}
     measured = {}
-    for name, model in models.items():
-        cut = thresholds.get(name, getattr(getattr(model, "config", None), "thresholds", None))
-        measured[name] = _Measured.of(scoring_of(task, cut), logits[name], labels, resampling)
+    for name in [each for each in ("teacher", *models) if each in logits]:
+        cut = thresholds.get(name, getattr(getattr(models.get(name), "config", None), "thresholds", None))
+        measured[name] = _Measured.of(scoring_of(task, cut), logits[name], labels if has_gold else None, resampling)
 
     # The report.
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
     seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
-    lengths = _lengths(dataset)
+    lengths = token_lengths(dataset)
     made_by = {
         **describe_environment(),
         "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
@@ -175,31 +190,35 @@ def evaluate_student(
     return EvaluationReport(
         task=TaskRecord(
             problem_type=scoring.problem_type,
-            headline=scoring.headline(labels),
+            headline=scoring.headline(labels) if has_gold else AGREEMENT,
             labels=list(map(str, range(width) if classes is None else classes.names)),
             rows=len(labels),
-            **scoring.describe(labels),
+            **(scoring.describe(labels) if has_gold else {}),
         ),
         run=RunRecord.from_dict({key: value for key, value in made_by.items() if value} | dict(run or {})),
         candidates={
             name: Candidate(
                 quality=own.intervals(),
                 agreement=own.agreement(measured["teacher"]) if name != "teacher" and "teacher" in measured else None,
-                parameters=count_parameters(models[name]),
-                size_mb=model_size_mb(models[name]),
+                parameters=count_parameters(models[name]) if name in models else None,
+                size_mb=model_size_mb(models[name]) if name in models else None,
                 latency=latency.get(name, []),
                 training_seconds=seconds.get(name),
-                flops=_flops(running, name, counted) if latency_runs else None,
+                flops=_flops(running, name, counted) if latency_runs and name in models else None,
                 temperature_scaling=scaling.get(name),
-                breakdown=_breakdown(name, measured, labels, lengths),
-                runtime=ONNX_RUNTIME if isinstance(models[name], OnnxClassifier) else "torch",
+                breakdown=_breakdown(name, measured, labels, lengths) if has_gold else Breakdown(),
+                runtime=None
+                if name not in models
+                else ONNX_RUNTIME
+                if isinstance(models[name], OnnxClassifier)
+                else "torch",
             )
             for name, own in measured.items()
         },
         comparisons={
             f"student_vs_{other}": _compare(measured, other, labels)
             for other in (*BASELINES, "teacher")
-            if other in measured
+            if other in measured and has_gold
         },
     )
 
@@ -223,8 +242,12 @@ class _Measured:
     resampling: Mapping[str, int]
 
     @classmethod
-    def of(cls, scoring: Scoring, logits: np.ndarray, labels: np.ndarray, resampling: Mapping[str, int]) -> _Measured:
-        """Measure logits against gold labels."""
+    def of(
+        cls, scoring: Scoring, logits: np.ndarray, labels: np.ndarray | None, resampling: Mapping[str, int]
+    ) -> _Measured:
+        """Measure logits against gold labels; without any there are no metrics."""
+        if labels is None:
+            return cls(scoring, logits, {}, {}, resampling)
         metrics = scoring.metrics(logits, labels)
         return cls(scoring, logits, metrics, scoring.resampled(logits, labels, **resampling), resampling)
 
@@ -311,25 +334,6 @@ def _per_length(own: _Measured, labels: np.ndarray, lengths: np.ndarray) -> list
         value = own.scoring.metrics(own.logits[rows], labels[rows])[headline]
         measured.append(LengthGroup(int(lengths[rows].min()), int(lengths[rows].max()), int(rows.sum()), value))
     return measured
-
-
-def _lengths(dataset: datasets.Dataset) -> np.ndarray:
-    """Return the tokens of each text as the student reads it, `(texts,)`; of windows their sum."""
-    lengths = np.array([len(ids) for ids in dataset.with_format(None)["input_ids"][:]])
-    if DOCUMENT not in dataset.column_names:
-        return lengths
-    _, places = np.unique(np.asarray(dataset[DOCUMENT][:]), return_inverse=True)
-    return np.bincount(places, weights=lengths).astype(np.int64)
-
-
-def _gold_labels(dataset: datasets.Dataset) -> np.ndarray:
-    """Read the gold labels, one entry a row."""
-    if not len(dataset):
-        raise ValueError("there are no rows to evaluate: give a dataset with at least one")
-    if "labels" not in dataset.column_names:
-        raise ValueError(f'evaluation needs a column "labels", found {dataset.column_names}: rename the label column')
-    labels = np.asarray(dataset.with_format(None)["labels"][:])
-    return labels if DOCUMENT not in dataset.column_names else one_row_a_document(labels, dataset[DOCUMENT][:])
 
 
 def _interval(value: float, resampled: np.ndarray) -> Interval:

@@ -169,14 +169,16 @@ def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
     """Return the few figures to see first: what was kept, and what was saved."""
     student, teacher = report.candidates["student"], report.candidates.get("teacher")
     headline = report.task.headline
-    tiles = [(f"{student.quality[headline].value:.3f}", METRIC_NAMES[headline])]
+    tiles = []
+    if headline in student.quality:
+        tiles.append((f"{student.quality[headline].value:.3f}", METRIC_NAMES[headline]))
     if teacher is None:
         return tiles
-    if (gold := teacher.quality[headline].value) > 0:
+    if headline in teacher.quality and (gold := teacher.quality[headline].value) > 0:
         tiles.append((f"{student.quality[headline].value / gold:.1%}", f"of the teacher's {METRIC_NAMES[headline]}"))
     if student.latency and teacher.latency:
         tiles.append((f"{teacher.latency[0].p50_ms / student.latency[0].p50_ms:.1f} ×", "the teacher's speed"))
-    if teacher.size_mb > 0:
+    if teacher.size_mb and student.size_mb is not None:
         tiles.append((f"{student.size_mb / teacher.size_mb:.0%}", "of its size"))
     if student.agreement:
         tiles.append((f"{student.agreement.value:.3f}", "agreement with it"))
@@ -226,8 +228,11 @@ def _tradeoffs(report: EvaluationReport) -> list[str]:
     points = [
         vars(candidate.quality[headline]) | {"name": name, "size": candidate.size_mb, "latency": candidate.latency}
         for name, candidate in report.candidates.items()
+        if headline in candidate.quality and candidate.size_mb is not None
     ]
-    drawn = []
+    drawn: list[str] = []
+    if not points:
+        return drawn
     if all(point["latency"] for point in points):
         first = points[0]["latency"][0]
         axis = f"ms a pass, p50 (batch {first.batch}, {first.tokens} tokens)"

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
-from nlpkd.data.windows import DOCUMENT, average_windows
+from nlpkd.data.windows import DOCUMENT, average_windows, one_row_a_document
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
@@ -166,6 +167,35 @@ def predict_logits(
             batches.append(given.float().cpu().numpy())
     logits = np.concatenate(batches)
     return logits[np.argsort(order)]
+
+
+def token_lengths(dataset: datasets.Dataset) -> np.ndarray:
+    """Return the tokens of each text as the student reads it, `(texts,)`; of windows their sum."""
+    lengths = np.array([len(ids) for ids in dataset.with_format(None)["input_ids"][:]])
+    if DOCUMENT not in dataset.column_names:
+        return lengths
+    _, places = np.unique(np.asarray(dataset[DOCUMENT][:]), return_inverse=True)
+    return np.bincount(places, weights=lengths).astype(np.int64)
+
+
+def teacher_answers(dataset: datasets.Dataset) -> dict[str, np.ndarray]:
+    """Read the logits that the rows have of an absent teacher, one entry a text."""
+    if TEACHER_LOGITS not in dataset.column_names:
+        return {}
+    logits = np.asarray(dataset.with_format(None)[TEACHER_LOGITS][:], dtype=np.float32)
+    return {
+        "teacher": logits if DOCUMENT not in dataset.column_names else one_row_a_document(logits, dataset[DOCUMENT][:])
+    }
+
+
+def gold_labels(dataset: datasets.Dataset) -> np.ndarray:
+    """Read the gold labels, one entry a row."""
+    if not len(dataset):
+        raise ValueError("there are no rows to evaluate: give a dataset with at least one")
+    if "labels" not in dataset.column_names:
+        raise ValueError(f'evaluation needs a column "labels", found {dataset.column_names}: rename the label column')
+    labels = np.asarray(dataset.with_format(None)["labels"][:])
+    return labels if DOCUMENT not in dataset.column_names else one_row_a_document(labels, dataset[DOCUMENT][:])
 
 
 def _given_orders(teacher: nn.Module | None, order: Sequence[int] | None) -> dict[str, list[int]]:

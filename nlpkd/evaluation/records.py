@@ -59,6 +59,10 @@ def _as_type(wanted: Any, value: Any) -> Any:
     return math.nan if wanted is float and value is None else value
 
 
+AGREEMENT = "agreement"
+"""`TaskRecord.headline` where no measured row has a gold label, but a teacher's answer."""
+
+
 BASELINES = {
     "no_teacher": "the same shape trained without a teacher",
     "same_start": "the same start trained without a teacher",
@@ -231,10 +235,11 @@ class Candidate:
     """What was measured of one model.
 
     Args:
-        quality: metric name -> value with interval; the calibration error is one of them.
+        quality: metric name -> value with interval; the calibration error is one of them. Empty where no row has a
+            gold label.
         agreement: share of rows with the teacher's predicted label, None without a teacher and for the teacher.
-        parameters: number of parameters.
-        size_mb: size of the weights file in 10^6 bytes.
+        parameters: number of parameters, None of a teacher of which only answers are known.
+        size_mb: size of the weights file in 10^6 bytes, likewise.
         latency: one entry a batch size and length.
         training_seconds: wall time of the training, None where unknown.
         flops: floating-point operations of one pass over one sequence, as `RunRecord.flops_protocol` says; None where
@@ -247,8 +252,8 @@ class Candidate:
 
     quality: dict[str, Interval]
     agreement: Interval | None
-    parameters: int
-    size_mb: float
+    parameters: int | None
+    size_mb: float | None
     latency: list[Latency] = field(default_factory=list)
     training_seconds: float | None = None
     flops: float | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import (
+    AGREEMENT,
     BASELINES,
     METRIC_NAMES,
     Candidate,
@@ -33,6 +34,11 @@ _ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", 
 def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
     """Return a sentence on what the student kept and saved, and one on what it gained over each baseline."""
     student, teacher = candidates["student"], candidates.get("teacher")
+    if task.headline == AGREEMENT:
+        return (
+            f"No evaluated row has a gold label, so that agreement with the teacher is all that this report can know: "
+            f"the student and the teacher agree on {student.agreement}. How often either is right is unknown."
+        )
     name, value = METRIC_NAMES[task.headline], student.quality[task.headline].value
     if teacher is None:
         article = "an" if name.startswith("a") else "a"
@@ -41,8 +47,11 @@ def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: 
         gold = teacher.quality[task.headline].value
         kept = format_number(100 * value / gold if gold else None, ".1f")
         opening = f"The student keeps {kept} % of the teacher's {name} ({format_number(value)} against "
-        opening += f"{format_number(gold)}), with "
-        opening += _ratio(teacher.parameters, student.parameters, "fewer parameters", "more parameters")
+        opening += f"{format_number(gold)})"
+        if teacher.parameters is not None and student.parameters is not None:
+            opening += (
+                f", with {_ratio(teacher.parameters, student.parameters, 'fewer parameters', 'more parameters')}"
+            )
         times = _latency(teacher, 1), _latency(student, 1)
         if times[0] and times[1]:
             opening += f", {_ratio(times[0].p50_ms, times[1].p50_ms, 'faster', 'slower')} at batch 1"
@@ -62,6 +71,8 @@ def task_sentence(task: TaskRecord) -> str:
     elif task.score_mean is not None:
         spread = f"{format_number(task.score_mean)} ± {format_number(task.score_sd)}"
         labelled = f", their scores {spread} (standard deviation)"
+    elif task.headline == AGREEMENT:
+        labelled = ", none of them with a gold label"
     else:
         labelled = f", {format_number(task.majority_share, '.1%')} of them with the commonest label"
     rows = "n/a" if task.rows is None else task.rows
@@ -88,8 +99,8 @@ def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:
             name,
             *(str(candidate.quality[key]) if key in candidate.quality else "n/a" for key in metrics),
             str(candidate.agreement) if candidate.agreement else "n/a",
-            f"{candidate.parameters:,}",
-            f"{candidate.size_mb:.1f}",
+            format_number(candidate.parameters, ","),
+            format_number(candidate.size_mb, ".1f"),
             *([format_number(candidate.flops and candidate.flops / 1e9)] if counted else []),
             *([format_number(candidate.memory_mb, ".0f")] if weighed else []),
             *(_milliseconds(_latency(candidate, batch)) for batch in batches),

@@ -83,7 +83,8 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
         why = no_teacher if now is not None or name == "teacher" else f"{NOT_AGAIN}: no ONNX file, or no extra export"
         claims += _candidate_claims("" if name == "student" else f"{name}: ", before, now, rows, why)
     teacher = measured.candidates.get("teacher")
-    headline = teacher.quality[measured.task.headline].value if teacher else math.nan
+    gold = teacher.quality.get(measured.task.headline) if teacher else None
+    headline = gold.value if gold else math.nan
     for name, paired in claimed.comparisons.items():
         other = name.removeprefix("student_vs_")
         claims += _comparison_claims(other, paired, measured.comparisons.get(name), rows, headline)
@@ -107,10 +108,10 @@ def _candidate_claims(
         found = now.agreement if now else None
         claims.append(_metric(f"{title}agreement with the teacher", before.agreement, found, rows, why))
     counted = (now.parameters, now.size_mb, now.flops) if now else (None, None, None)
-    claims += [
-        _figure(f"{title}parameters", before.parameters, counted[0], ",", 0, "equal", why),
-        _figure(f"{title}MB", before.size_mb, counted[1], ".1f", 0.1, "to 0.1 MB", why),
-    ]
+    if before.parameters is not None:
+        claims.append(_figure(f"{title}parameters", before.parameters, counted[0], ",", 0, "equal", why))
+    if before.size_mb is not None:
+        claims.append(_figure(f"{title}MB", before.size_mb, counted[1], ".1f", 0.1, "to 0.1 MB", why))
     if before.flops is not None:
         allowed = 0.01 * before.flops
         claims.append(_figure(f"{title}FLOPs", before.flops, counted[2], ",", allowed, "to 1 %", NOT_AGAIN))
@@ -240,7 +241,9 @@ def _is_absurd(claim: Interval, expected: float, floor: float) -> bool:
     return half < 0 or half > 3 * expected + floor or outside > 2 * half + floor
 
 
-def _figure(title: str, claim: float, found: float | None, spec: str, allowed: float, why: str, missing: str) -> Claim:
+def _figure(
+    title: str, claim: float | None, found: float | None, spec: str, allowed: float, why: str, missing: str
+) -> Claim:
     if not (isinstance(claim, (int, float)) and math.isfinite(claim)):
         return Claim(title, "n/a", "n/a" if found is None else format(found, spec), None, "no number was claimed")
     if found is None or math.isnan(found):

@@ -20,6 +20,7 @@ from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher, same_tokenizer
+from nlpkd.labelling.rows import label_splits
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss, Objective
@@ -28,7 +29,6 @@ from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.baselines import baselines_asked_for
 from nlpkd.pipeline.job import Job
-from nlpkd.pipeline.label import label_training_rows
 from nlpkd.students.backbone import known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
@@ -158,10 +158,12 @@ def prepare_job(
         raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
     asked = data_args or DataArguments()
     source, labeller = train, None
+    named = dict.fromkeys(name_of(each) for each in (train, validation, test) if each is not None)
+    measured_on = {"validation": validation, "test": test}
     if isinstance(teacher, LabelingTeacher):
         output = Path(args.output_dir) / "teacher_labels.parquet"
-        train, asked = label_training_rows(teacher, train, output, asked)
-        labeller, teacher = teacher, None
+        train, asked = label_splits(teacher, train, validation, test, output, asked)
+        validation, test, labeller, teacher = None, None, teacher, None
 
     # Who teaches, and who learns.
     teachers = Teachers.of(teacher, teacher_tokenizer, teacher_revision, trust_remote_code, asked.soft_label_column)
@@ -192,7 +194,7 @@ def prepare_job(
     data = load(tokenizer)
     if "validation" not in data and "test" not in data:
         raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
-    measured = test if "test" in data else validation
+    measured = measured_on["test" if "test" in data else "validation"]
 
     # The models, the losses, and the job.
     models = [each.teacher(teacher_dtype) for each in teachers.models]
@@ -213,7 +215,7 @@ def prepare_job(
         origin={
             "teacher": teachers.describe(),
             "student": described,
-            "data": data.name,
+            "data": data.name if labeller is None else ", ".join(named),
             "evaluated_source": name_of(source if measured is None else measured),
             "dataset_config": asked.dataset_config,
             "dataset_revision": asked.dataset_revision,

@@ -16,6 +16,7 @@ from transformers.integrations import is_optuna_available
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.rows import has_unlabelled
 from nlpkd.data.sources import Source
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.objectives import Objective
@@ -103,6 +104,8 @@ def tune(
         job = prepare_job(args, teacher, student, train, validation, objectives=objectives, data_args=data_args)
         if "validation" not in job.data:
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
+        if has_unlabelled(job.data["validation"]):
+            raise ValueError("settings are chosen by gold labels, and validation rows have none")
         metric = scoring_of(job.data.problem_type).headline(np.asarray(job.data["validation"]["labels"][:]))
 
         # The search, which goes on where it stopped, with other draws than those it began with.

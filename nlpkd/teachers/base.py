@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,24 @@ import numpy as np
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 
 _ROUNDING = 1e-3
+
+LETTERS_PER_TOKEN = 4
+"""About how many letters of English a token has."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to some texts, and what they took.
+
+    Attributes:
+        probabilities: float32 `(texts, classes)`.
+        input_tokens: of each text's prompts; None where the teacher does not count them.
+        output_tokens: of each text's answers, likewise.
+    """
+
+    probabilities: np.ndarray
+    input_tokens: list[int] | None = None
+    output_tokens: list[int] | None = None
 
 
 class LabelingTeacher(ABC):
@@ -21,12 +40,14 @@ class LabelingTeacher(ABC):
         problem_type: whether one class holds for a text, or any number of them.
         rows_per_call: how many texts `nlpkd.label` hands over at once, and keeps at once.
         concurrency: how many such calls may run at the same time.
+        requests_per_call: how many requests, or forward passes, such a call makes.
     """
 
     classes: tuple[str, ...]
     problem_type: str = SINGLE_LABEL
     rows_per_call: int = 256
     concurrency: int = 1
+    requests_per_call: int = 1
 
     @abstractmethod
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
@@ -41,6 +62,24 @@ class LabelingTeacher(ABC):
         Raises:
             ValueError: if an answer is no distribution over the classes.
         """
+
+    def answer(self, texts: Sequence[str]) -> Answers:
+        """Label texts, and count their tokens where the teacher knows them.
+
+        Args:
+            texts: the texts.
+
+        Returns:
+            The probabilities and the tokens.
+
+        Raises:
+            ValueError: if an answer is no distribution over the classes.
+        """
+        return Answers(self.probabilities(texts))
+
+    def expected_tokens(self, text: str) -> tuple[int, int]:
+        """Estimate the tokens of a text's prompts and answers, before it is asked about."""
+        return -(-len(text) // LETTERS_PER_TOKEN), 0
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

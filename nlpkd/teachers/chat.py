@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nlpkd.teachers.base import LabelingTeacher, as_probabilities
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.optional import require
 
 _PROMPT = (
@@ -73,17 +73,29 @@ class ChatTeacher(LabelingTeacher):
         self.orders = orders
         self.votes = votes
         self.concurrency = concurrency
-        self.rows_per_call = 1
+        self.rows_per_call, self.requests_per_call = 1, orders
         self._settings = {"api_key": api_key, "timeout": timeout_s, "max_retries": max_retries}
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Ask about each text; see `LabelingTeacher.probabilities`."""
+        return self.answer(texts).probabilities
+
+    def answer(self, texts: Sequence[str]) -> Answers:
+        """Ask about each text; the tokens are those that the server counts. See `LabelingTeacher.answer`."""
         if len(texts) == 1:
             answers = [self._ask(texts[0])]
         else:
             with ThreadPoolExecutor(self.concurrency) as pool:
                 answers = list(pool.map(self._ask, texts))
-        return as_probabilities(answers, len(texts), self.classes, self.problem_type)
+        shares, *tokens = (list(each) for each in zip(*answers, strict=True))
+        found = as_probabilities(shares, len(texts), self.classes, self.problem_type)
+        known = all(each is not None for each in tokens[0])
+        return Answers(found, *tokens) if known else Answers(found)
+
+    def expected_tokens(self, text: str) -> tuple[int, int]:
+        """Estimate the tokens of a text's prompts and answers; see `LabelingTeacher.expected_tokens`."""
+        letters = len(_PROMPT) + len(text) + len(self.question) + sum(len(each) + 4 for each in self.options)
+        return self.orders * -(-letters // LETTERS_PER_TOKEN), self.orders * (self.votes or 1)
 
     def describe(self) -> dict[str, Any]:
         """Return model, question and server, and how it is asked."""
@@ -97,11 +109,12 @@ class ChatTeacher(LabelingTeacher):
     def _client(self) -> Any:
         return require("openai", "teachers").OpenAI(base_url=self.base_url, **self._settings)
 
-    def _ask(self, text: str) -> list[float]:
-        """Return the mean over the orders of each class's probability."""
+    def _ask(self, text: str) -> tuple[list[float], int | None, int | None]:
+        """Return the mean over the orders of each class's probability, and the tokens, None where none are told."""
         # The same text is asked in the same orders: an answer can be asked for again.
         generator = random.Random(hashlib.sha256(text.encode()).digest())
         total = np.zeros(len(self.classes))
+        tokens: list[tuple[int, int]] = []
         for _ in range(self.orders):
             order = generator.sample(range(len(self.classes)), len(self.classes))
             letters = string.ascii_uppercase[: len(order)]
@@ -109,15 +122,20 @@ class ChatTeacher(LabelingTeacher):
             prompt = _PROMPT.format(
                 text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
             )
-            found = self._by_letter(prompt)
+            found, usage = self._by_letter(prompt)
+            if usage is not None:
+                tokens.append((usage.prompt_tokens, usage.completion_tokens))
             weights = np.array([found.get(letter, 0.0) for letter in letters])
             if not weights.sum() > 0:
                 raise ValueError(f"{self.model} answers with none of the letters {letters} but {dict(found)!r:.300}")
             total[order] += weights / weights.sum()
-        return (total / self.orders).tolist()
+        shares = (total / self.orders).tolist()
+        if len(tokens) < self.orders:
+            return shares, None, None
+        return shares, sum(each[0] for each in tokens), sum(each[1] for each in tokens)
 
-    def _by_letter(self, prompt: str) -> Mapping[str, float]:
-        """Return the weight of each first token, spaces and case aside."""
+    def _by_letter(self, prompt: str) -> tuple[Mapping[str, float], Any]:
+        """Return the weight of each first token, spaces and case aside, and the server's count of tokens."""
         asked = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
         counted: Counter[str] = Counter()
         try:
@@ -125,7 +143,7 @@ class ChatTeacher(LabelingTeacher):
                 reply = self._client.chat.completions.create(**asked, n=self.votes, temperature=1.0)
                 for choice in reply.choices:
                     counted[(choice.message.content or "").strip().upper()] += 1
-                return counted
+                return counted, reply.usage
             reply = self._client.chat.completions.create(**asked, logprobs=True, top_logprobs=20, temperature=0.0)
             log_probabilities = reply.choices[0].logprobs
             tokens = log_probabilities.content[0].top_logprobs if log_probabilities else None
@@ -135,4 +153,4 @@ class ChatTeacher(LabelingTeacher):
             raise ValueError(f"the server gives no log-probabilities of {self.model}: ask for votes, such as votes=10")
         for token in tokens:
             counted[token.token.strip().upper()] += math.exp(token.logprob)  # type: ignore[assignment]
-        return counted
+        return counted, reply.usage

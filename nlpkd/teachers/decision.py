@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
-from nlpkd.teachers.base import LabelingTeacher, as_probabilities, batches_by_length
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities, batches_by_length
 from nlpkd.utils.http import JSONClient
 
 
@@ -68,28 +69,46 @@ class DecisionTeacher(LabelingTeacher):
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Ask about each text; see `LabelingTeacher.probabilities`."""
+        return self.answer(texts).probabilities
+
+    def answer(self, texts: Sequence[str]) -> Answers:
+        """Ask about each text; a server's tokens are those that it counts. See `LabelingTeacher.answer`."""
         if self._client is None:
-            answers = self._answer_here(texts)
+            found = self._answer_here(texts)
         elif len(texts) == 1:
-            answers = [self._ask_server(texts[0])]
+            found = [self._ask_server(texts[0])]
         else:
             with ThreadPoolExecutor(self.concurrency) as pool:
-                answers = list(pool.map(self._ask_server, texts))
-        rows = [self._row(answer) for answer in answers]
-        return as_probabilities(rows, len(texts), self.classes, self.problem_type)
+                found = list(pool.map(self._ask_server, texts))
+        rows = [self._row(answers) for answers, _ in found]
+        tokens = [count for _, count in found if count is not None]
+        return Answers(
+            as_probabilities(rows, len(texts), self.classes, self.problem_type),
+            *([[each[place] for each in tokens] for place in (0, 1)] if len(tokens) == len(texts) else ()),
+        )
+
+    def expected_tokens(self, text: str) -> tuple[int, int]:
+        """Estimate the tokens of a text's prompts; see `LabelingTeacher.expected_tokens`."""
+        letters = sum(len(text) + len(json.dumps(each, ensure_ascii=False)) for each in self._questions.values())
+        return -(-letters // LETTERS_PER_TOKEN), 0
 
     def describe(self) -> dict[str, Any]:
         """Return model, question and server."""
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
         return {"name": str(name), "question": self.question, "base_url": self.base_url}
 
-    def _ask_server(self, text: str) -> dict[str, Any]:
+    def _ask_server(self, text: str) -> tuple[dict[str, Any], tuple[int, int] | None]:
+        """Return the answers by the questions' names, and the tokens of prompts and answers if they are told."""
         assert self._client is not None
         reply = self._client.post({"model": str(self.model), "state": text, "questions": self._questions})
         answers = reply.get("answers") if isinstance(reply, Mapping) else None
         if not isinstance(answers, Mapping) or set(answers) != set(self._questions):
             raise ValueError(f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}")
-        return dict(answers)
+        usage = reply.get("usage")
+        counts = (
+            (usage.get("input_tokens"), usage.get("output_tokens")) if isinstance(usage, Mapping) else (None, None)
+        )
+        return dict(answers), counts if all(isinstance(each, int) for each in counts) else None  # type: ignore[return-value]
 
     def _row(self, answers: Mapping[str, Any]) -> list[float]:
         """Read the probabilities of one text in the order of the classes."""
@@ -115,7 +134,7 @@ class DecisionTeacher(LabelingTeacher):
 
         return pipeline("decision", model=self.model, **self._pipeline_settings)
 
-    def _answer_here(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def _answer_here(self, texts: Sequence[str]) -> list[tuple[dict[str, Any], tuple[int, int] | None]]:
         """Answer as the pipeline does, with all prompts of all texts in batches of similar length."""
         import torch
         from transformers.decision.modeling_utils import DecisionMixin, process_scores
@@ -124,7 +143,7 @@ class DecisionTeacher(LabelingTeacher):
         requests = [{"state": text, "questions": self._questions} for text in texts]
         # The heads of decision models read their prompts in ways of their own: one at a time, as the pipeline does.
         if isinstance(pipe.model, DecisionMixin):
-            return [pipe(request) for request in requests]
+            return [(pipe(request), None) for request in requests]
         # Every prompt of every text.
         prompts = [
             (row, inputs, questions)
@@ -160,7 +179,10 @@ class DecisionTeacher(LabelingTeacher):
                     )
                     for question, each in zip(questions, scores, strict=True):
                         answers[row][question.name] = question.answer(each.softmax(-1).tolist())
-        return answers
+        counts = [0] * len(texts)
+        for (row, _, _), length in zip(prompts, lengths, strict=True):
+            counts[row] += length
+        return [(answer, (count, 0)) for answer, count in zip(answers, counts, strict=True)]
 
 
 def _read_question(question: Mapping[str, Any]) -> tuple[tuple[str, ...], str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
-from nlpkd.teachers.base import LabelingTeacher, as_probabilities, batches_by_length
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length
 
 
 class ZeroShotTeacher(LabelingTeacher):
@@ -90,6 +90,10 @@ class ZeroShotTeacher(LabelingTeacher):
         else:
             answers = logits[..., pipe.entailment_id].softmax(-1)
         return as_probabilities(answers.numpy(), len(texts), self.classes, self.problem_type)
+
+    def expected_tokens(self, text: str) -> tuple[int, int]:
+        """Estimate the tokens of a text's pairs; see `LabelingTeacher.expected_tokens`."""
+        return sum(-(-len(text + each) // LETTERS_PER_TOKEN) for each in self.hypotheses), 0
 
     def describe(self) -> dict[str, Any]:
         """Return model, hypotheses and task."""

@@ -11,6 +11,7 @@ from transformers import EvalPrediction
 
 from nlpkd.data.windows import DOCUMENT, average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring
+from nlpkd.tasks import UNLABELLED
 
 
 class PredictionMetrics:
@@ -62,9 +63,17 @@ class PredictionMetrics:
         if self._documents is not None:
             predictions = average_windows(np.asarray(predictions), self._documents)
             labels = one_row_a_document(labels, self._documents)
-        if self._compute_metrics is None:
+        if self._compute_metrics is None and _nobody_labelled(np.asarray(labels)):
+            metrics = {}
+        elif self._compute_metrics is None:
             metrics = self._scoring.metrics(np.asarray(predictions), np.asarray(labels))
         else:
             plain = EvalPrediction(predictions, labels, prediction.inputs, prediction.losses)
             metrics = dict(self._compute_metrics(plain, **options))
         return metrics if agreeing is None else metrics | {"agreement": self._scoring.agreement(agreeing)}
+
+
+def _nobody_labelled(labels: np.ndarray) -> bool:
+    """Check whether no row has a gold label; labels are `(rows,)`, or `(rows, labels)` of a multi-label task."""
+    first = labels if labels.ndim == 1 else labels[:, 0]
+    return bool(((first == UNLABELLED) | (first != first)).all())

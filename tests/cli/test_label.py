@@ -1,6 +1,9 @@
 """Labelling from the command line, and a distillation in one command."""
 
 import json
+import math
+import os
+import re
 
 import pytest
 from label_server import LabelServer
@@ -11,6 +14,8 @@ from nlpkd import read_splits
 from nlpkd.cli import app
 
 QUESTION = "type: choice\ninstructions: Is it good?\ncriteria:\n  pos: Praise\n  neg:\n"
+
+CHAT = "teacher: chat\nmodel: m\nquestion: Is it good?\nclasses: [pos, neg]\norders: 1\n"
 
 
 def judge(request):
@@ -24,6 +29,7 @@ def judge(request):
 def folder(tmp_path, tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "question.yaml").write_text(QUESTION)
+    (tmp_path / "teacher.yaml").write_text(CHAT)
     raw_rows(120, seed=1).remove_columns("label").to_csv("texts.csv")
     validation = raw_rows(40, seed=2)
     names = [validation.features["label"].names[each] for each in validation["label"]]
@@ -50,6 +56,56 @@ def test_texts_are_labelled_after_a_dry_run(folder):
     assert json.loads(rows[0]["question"])["instructions"] == "Is it good?"
 
 
+def chat(request):
+    """Say the letter of what the text's only word of judgement says, and count tokens."""
+    prompt = request["messages"][0]["content"]
+    good = any(word in prompt.split("\n")[0].split() for word in ("good", "great", "fine"))
+    letter = re.search(rf"^([AB])\. {'pos' if good else 'neg'}", prompt, re.MULTILINE)[1]
+    token = {"token": letter, "logprob": math.log(0.9), "bytes": None}
+    return {
+        "id": "1", "object": "chat.completion", "created": 1, "model": "m",
+        "choices": [{
+            "index": 0, "message": {"role": "assistant", "content": letter}, "finish_reason": "length",
+            "logprobs": {"content": [token | {"top_logprobs": [token]}]},
+        }],
+        "usage": {"prompt_tokens": 50, "completion_tokens": 1, "total_tokens": 51},
+    }  # fmt: skip
+
+
+def test_a_file_names_another_kind_of_teacher_and_its_tokens_are_priced(folder):
+    with LabelServer(chat) as server:
+        (folder / "teacher.yaml").write_text(CHAT + f"base_url: {server.url}\napi_key: $CHAT_KEY\n")
+        words = ["label", "--data", "texts.csv", "--question", "teacher.yaml", "--output", "labels.parquet"]
+        words += ["--input-price", "2", "--output-price", "10"]
+        done = run(*words)
+        assert "CHAT_KEY is an environment variable that is not set" in str(done.exception)
+        os.environ["CHAT_KEY"] = "k"
+        try:
+            planned = run(*words, "--dry-run")
+            assert (
+                re.search(
+                    r"requests: \d+\ninput tokens: about [\d,]+\noutput tokens: about \d+\ncost: about 0\.0",
+                    planned.output,
+                )
+                and not server.times
+            )
+            assert run(*words).exit_code == 0
+            done = run(
+                "distill", "--question", "teacher.yaml", "--train", "texts.csv", "--validation", "dev.csv",
+                "--student", "small", "--output-dir", "student", "--objectives", "hinton", "--num-train-epochs", "1",
+                "--set", "bf16=False", "--set", "report_to=none",
+            )  # fmt: skip
+        finally:
+            del os.environ["CHAT_KEY"]
+    assert done.exit_code == 0, done.exception
+    rows = read_splits("labels.parquet")[0]["train"]
+    texts = len(set(rows["text"][:]))
+    assert sum(rows["teacher_input_tokens"][:]) == 50 * texts
+    assert sum(rows["teacher_cost"][:]) == pytest.approx(texts * (50 * 2 + 10) / 1e6)
+    record = json.loads((folder / "student/report.json").read_text())
+    assert record["run"]["teacher"]["name"] == "m" and "teacher" in record["candidates"]
+
+
 def test_one_command_distils_texts_without_labels(folder):
     with LabelServer(judge) as server:
         done = run(
@@ -70,6 +126,7 @@ def test_one_command_distils_texts_without_labels(folder):
         (["--decision-url", "http://x"], "which is missing"),
         (["--decision-model", "m", "--question", "question.yaml", "--teacher", "t"], "is the teacher"),
         (["--decision-model", "m", "--question", "dev.csv"], "must be a mapping"),
+        (["--decision-model", "m", "--question", "teacher.yaml"], "names the teacher itself"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(folder, words, told):

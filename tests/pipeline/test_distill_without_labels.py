@@ -7,6 +7,7 @@ from samples import raw_rows, tiny_bert
 
 from nlpkd import distill, label, read_splits
 from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.teachers import FunctionTeacher
 
 QUICK = {
@@ -48,6 +49,56 @@ def test_a_labelling_teacher_stands_in_for_gold_labels(tmp_path, small):
     assert record["run"]["teacher"]["name"] == "judge v1"
     rows = read_splits(tmp_path / "student/teacher_labels.parquet")[0]["train"]
     assert len(rows) == 160 and TEACHER_LOGITS not in rows.column_names
+
+
+def test_the_labelling_teacher_is_measured_on_gold_labels_beside_its_student(tmp_path, small):
+    validation = raw_rows(60, seed=2)
+    right = [
+        (likely[0] > 0.5) == (label == 1)
+        for likely, label in zip(judge(validation["text"][:]), validation["label"], strict=True)
+    ]
+    teacher = FunctionTeacher(judge, ["pos", "neg"])
+    report = distill(teacher, small, texts_file(tmp_path), validation, output_dir=tmp_path / "student", **QUICK).report
+    measured = report.candidates["teacher"]
+    assert measured.quality["accuracy"].value == pytest.approx(sum(right) / 60)
+    assert measured.parameters is measured.size_mb is None and not measured.latency
+    assert report.comparisons["student_vs_teacher"].retention is not None
+    assert report.candidates["student"].agreement.value > 0.9
+    assert "fewer parameters" not in report.verdict() and "of the teacher's accuracy" in report.verdict()
+
+
+@pytest.mark.parametrize("held_out", ["a file of texts", "a part of the training texts", "rows marked -100"])
+def test_without_any_gold_label_the_report_says_that_agreement_is_all_it_knows(tmp_path, small, held_out):
+    rows = raw_rows(40, seed=2).remove_columns("label")
+    options = {
+        "a file of texts": {"validation": rows},
+        "a part of the training texts": {"validation_split": 0.25},
+        "rows marked -100": {"validation": rows.add_column("label", [-100] * 40)},
+    }[held_out]
+    teacher = FunctionTeacher(judge, ["pos", "neg"])
+    settings = QUICK | {"eval_strategy": "epoch", "num_train_epochs": 8}
+    report = distill(
+        teacher, small, texts_file(tmp_path), output_dir=tmp_path / "student", **options, **settings
+    ).report
+    assert report.task.headline == "agreement" and report.task.rows == 40
+    assert not report.candidates["student"].quality and not report.candidates["teacher"].quality
+    assert report.candidates["student"].agreement.value > 0.9 and not report.comparisons
+    told = "agreement with the teacher is all that this report can know"
+    for name in ("README.md", "report.md"):
+        assert told in (tmp_path / "student" / name).read_text()
+    assert EvaluationReport.load(tmp_path / "student").to_dict() == report.to_dict()
+
+
+def test_several_labels_without_gold_ones_are_measured_by_agreement(tmp_path, tokenizer):
+    tiny_bert(problem_type="multi_label_classification").save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    teacher = FunctionTeacher(judge, ["pos", "neg"], problem_type="multi_label_classification")
+    rows = raw_rows(40, seed=2).remove_columns("label")
+    report = distill(
+        teacher, tmp_path / "small", texts_file(tmp_path), rows, output_dir=tmp_path / "student", **QUICK
+    ).report
+    assert report.task.problem_type == "multi_label_classification" and report.task.headline == "agreement"
+    assert report.candidates["student"].agreement.value > 0.8
 
 
 def test_a_labelled_file_is_a_training_file(tmp_path, small):

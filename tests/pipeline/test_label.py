@@ -1,23 +1,25 @@
 """Labelling: every text asked once, kills survived, errors with their rows."""
 
 import collections
+import hashlib
+import json
 import os
+import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from datasets import Dataset
-from label_server import LabelServer, broken, right_answer, too_many
-from paths import ROOT
+from forks import fork_server
+from label_server import LabelServer, broken, label_at, right_answer, too_many
 
 from nlpkd import label, read_splits
-from nlpkd.pipeline.label import LabelPlan
+from nlpkd.labelling.budget import LabelPlan
 from nlpkd.teachers import DecisionTeacher
 
 QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": None, "art": None}}
+KILLS = int(os.environ.get("NLPKD_TEST_KILLS", "3"))
 TEXTS = [{"text": "x" * (number % 9 + 1) + str(number), "id": number} for number in range(40)]
 
 
@@ -57,34 +59,44 @@ def test_a_server_labels_all_rows_through_its_faults(tmp_path):
     assert sorted(server.states) == sorted(row["text"] for row in TEXTS) and server.most_busy <= 4
 
 
-def test_killed_again_and_again_every_row_is_labelled_and_no_answer_is_asked_for_twice(tmp_path):
-    Dataset.from_list(TEXTS).to_parquet(tmp_path / "texts.parquet")
-    concurrency, kills = 2, 0
+def test_kills_at_random_moments_lose_no_row_and_no_kept_answer_is_asked_for_twice(tmp_path):
+    rows = [{"text": "x" * (number % 9 + 1) + str(number)} for number in range(20 * KILLS + 20)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "texts.parquet")
+    answers, output = tmp_path / "labels.parquet.answers.jsonl", tmp_path / "labels.parquet"
+    moments, concurrency, kept, kept_again = random.Random(0), 2, set(), 0
+    server_of_processes = fork_server("nlpkd.pipeline.label", "transformers.decision.template_utils", "label_server")
     with LabelServer() as server:
-        server.delay_s = 0.15
-        program = (
-            "from nlpkd import label; from nlpkd.teachers import DecisionTeacher\n"
-            f"teacher = DecisionTeacher('m', {QUESTION!r}, base_url={server.url!r}, concurrency={concurrency})\n"
-            "label(teacher, 'texts.parquet', output='labels.parquet')"
-        )
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        for _ in range(10):
+        server.delay_s = 0.02
+        for _ in range(KILLS):
             asked = len(server.states)
-            process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
-            while process.poll() is None and len(server.states) < asked + 12:
-                time.sleep(0.01)
-            if process.poll() is not None:
-                assert process.returncode == 0
-                break
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    found, probabilities = labelled(tmp_path / "labels.parquet")
-    assert kills >= 2 and len(found) == len(TEXTS)
-    np.testing.assert_allclose(probabilities[:, 0], [len(row["text"]) % 10 / 10 for row in TEXTS], atol=1e-6)
-    # Only a request that was under way when the kill came may be sent again.
+            process = server_of_processes.start(label_at, server.url, QUESTION, str(tmp_path), concurrency)
+            deadline = time.monotonic() + 60
+            while len(server.states) == asked and process.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(moments.uniform(0, 0.15))
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, "it was killed in the middle of its work"
+            # What was kept before this life is not asked for in it.
+            kept_again += len(kept & set(server.states[asked:]))
+            kept = kept_texts(answers, rows)
+        assert KILLS <= len(kept) < len(rows)
+        process = server_of_processes.start(label_at, server.url, QUESTION, str(tmp_path), concurrency)
+        process.join(120)
+        assert process.exitcode == 0
+    found, probabilities = labelled(output)
+    assert len(found) == len(rows) and kept_again == 0
+    np.testing.assert_allclose(probabilities[:, 0], [len(row["text"]) % 10 / 10 for row in rows], atol=1e-6)
+    # Only a request that was under way when a kill came was sent again.
     again = sum(count - 1 for count in collections.Counter(server.states).values())
-    assert again <= kills * concurrency
+    assert again <= KILLS * concurrency
+
+
+def kept_texts(answers, rows):
+    """The texts with a whole line in the file of answers."""
+    lines = answers.read_bytes().split(b"\n")[1:-1] if answers.exists() else []
+    by_key = {hashlib.sha256(row["text"].encode()).hexdigest()[:32]: row["text"] for row in rows}
+    return {by_key[json.loads(line)[0]] for line in lines}
 
 
 def test_a_line_cut_short_is_asked_for_again_and_no_other(tmp_path):
@@ -124,13 +136,56 @@ def test_a_budget_stops_and_a_dry_run_says_what_is_left(tmp_path):
     with LabelServer() as server:
         teacher = DecisionTeacher("m", QUESTION, base_url=server.url)
         letters = sum(len(row["text"]) for row in TEXTS)
-        assert label(teacher, TEXTS, output=output, dry_run=True) == LabelPlan(40, 40, 0, 40, letters)
+        tokens = sum(teacher.expected_tokens(row["text"])[0] for row in TEXTS)
+        planned = LabelPlan(40, 40, 0, 40, letters, requests=40, input_tokens=tokens, output_tokens=0)
+        assert label(teacher, TEXTS, output=output, dry_run=True) == planned
         assert not server.times and not list(tmp_path.iterdir())
         with pytest.raises(ValueError, match="max_requests=15 was reached: 25 calls are left of 40"):
             label(teacher, TEXTS, output=output, max_requests=15)
         assert len(server.times) == 15
         plan = label(teacher, TEXTS, output=output, dry_run=True)
         assert (plan.known, plan.calls) == (15, 25) and "calls: 25" in plan.to_text()
+
+
+def counting(request):
+    """Answer, and count a token for each letter of the text."""
+    return right_answer(request) | {"usage": {"input_tokens": len(request["state"]), "output_tokens": 0}}
+
+
+def test_a_cost_is_not_exceeded_over_all_runs_and_every_row_has_its_own(tmp_path):
+    output, rows = tmp_path / "labels.parquet", [*TEXTS, TEXTS[0]]
+    letters = sum(len(row["text"]) for row in TEXTS)
+    options = {"output": output, "prices": (1e6, 0.0)}  # a token costs 1
+    with LabelServer(counting) as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=3)
+        assert label(teacher, rows, dry_run=True, **options).cost == sum(
+            teacher.expected_tokens(row["text"])[0] for row in TEXTS
+        )
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=r"max_cost=120 \(spent: \d+\) was reached: \d+ calls are left of \d+"
+            ):
+                label(teacher, rows, max_cost=120, **options)
+            spent = sum(map(len, server.states))
+            assert 60 < spent <= 120, "about as much as may be spent, and the second run spends what the first left"
+        label(teacher, rows, max_cost=10**6, **options)
+        assert sorted(server.states) == sorted(row["text"] for row in TEXTS)
+    found = labelled(output)[0]
+    assert found["teacher_cost"][:] == [len(row["text"]) for row in TEXTS] + [0.0]
+    assert sum(found["teacher_input_tokens"][:]) == letters and set(found["teacher_output_tokens"][:]) == {0}
+    with pytest.raises(ValueError, match="max_cost=3 needs the prices"):
+        label(teacher, rows, output=output, max_cost=3)
+
+
+def test_a_teacher_that_does_not_count_is_held_to_what_it_is_expected_to_cost(tmp_path):
+    with LabelServer() as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1)
+        price = teacher.expected_tokens(TEXTS[0]["text"])[0]
+        with pytest.raises(ValueError, match="max_cost"):
+            label(teacher, TEXTS, output=tmp_path / "a.parquet", prices=(1e6, 0), max_cost=5 * price)
+        assert 3 <= len(server.times) <= 5
+        output = label(teacher, TEXTS, output=tmp_path / "a.parquet", prices=(1e6, 0))
+    assert set(labelled(output)[0]["teacher_cost"][:]) == {None}
 
 
 def test_answers_of_another_teacher_are_not_taken(tmp_path):

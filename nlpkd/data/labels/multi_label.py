@@ -39,7 +39,8 @@ def encode_multi_label(
     if not known and names:
         # Nobody labelled a train row: the labels are those that were named.
         known = [[int(number == place) for number in range(len(names))] for place in range(len(names))]
-        if not _is_zeros_and_ones([row for split, rows in read.items() if split != "train" for row in rows]):
+        others = [row for split, rows in read.items() if split != "train" for row in rows]
+        if not _is_zeros_and_ones([row for row in others if not _is_unlabelled(row)]):
             known = [[name] for name in names]
     if not any(known):
         raise ValueError(f"No train row has any label ({where}), and the labels settle what they are.")
@@ -57,9 +58,10 @@ def encode_multi_label(
     places = {name: names.index(name) for name in own}
     encoded = {}
     for split, rows in read.items():
+        may_lack = split == "train" or all(map(_is_unlabelled, rows))
         targets = []
         for number, row in enumerate(rows):
-            if _is_unlabelled(row) and split == "train":
+            if _is_unlabelled(row) and may_lack:
                 targets.append([float(UNLABELLED)] * len(names))
                 continue
             try:

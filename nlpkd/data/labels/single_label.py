@@ -55,7 +55,7 @@ def encode_labels(
     if "test" in values and all(value in (None, -1) for value in values["test"]):
         logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
         del values["test"]
-    # No row may lack its label, but for train rows that are marked.
+    # No row may lack its label, but for train rows that are marked, and held-out rows all of which are.
     labelled = [value for value in values["train"] if str(value) != str(UNLABELLED)]
     feature = splits["train"].features[column]
     if not labelled and not isinstance(feature, ClassLabel):
@@ -64,7 +64,8 @@ def encode_labels(
     # -1 is a class beside 1 alone, but beside 0..C-1 it is a label that is missing.
     hidden = (None,) if others and others != set(range(len(others))) else (None, -1)
     for split, labels in values.items():
-        marks = () if split == "train" else (UNLABELLED, str(UNLABELLED))
+        may = split == "train" or all(str(value) == str(UNLABELLED) for value in labels)
+        marks = () if may else (UNLABELLED, str(UNLABELLED))
         _refuse_missing(labels, rows[split], hidden + marks, split, column)
     # The train rows settle names and ids of the classes.
     if len(set(labelled)) == 1 and not may_lack:

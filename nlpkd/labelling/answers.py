@@ -1,0 +1,241 @@
+"""A teacher's answers: asked for side by side, each text once, and kept as they come."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from nlpkd.labelling.budget import Budget, LabelPlan, Prices
+from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities
+
+
+class Answer(NamedTuple):
+    """The answer to one text.
+
+    Attributes:
+        probabilities: one a class.
+        input_tokens: of its prompt; None where the teacher does not count.
+        output_tokens: of its answer.
+    """
+
+    probabilities: list[float]
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class AnswerFile:
+    """Answers of one teacher, a line of JSON each, after a first line that says whose they are.
+
+    Args:
+        path: the file.
+        teacher: whose answers it holds.
+    """
+
+    def __init__(self, path: Path, teacher: LabelingTeacher):
+        self.path = path
+        self.teacher = teacher
+        self.owner = {"classes": list(teacher.classes), "teacher": json.loads(json.dumps(teacher.describe()))}
+
+    def read(self) -> dict[str, Answer]:
+        """Return the answers by the texts' hashes; a last line that was cut short by a kill is dropped.
+
+        Raises:
+            ValueError: if they are another teacher's.
+        """
+        if not self.path.exists():
+            return {}
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        if lines and json.loads(lines[0]) != self.owner:
+            raise ValueError(
+                f"{self.path} holds the answers of another teacher or question ({lines[0].decode()[:300]}): delete "
+                "it, or give another output"
+            )
+        return {key: Answer(*answer) for key, *answer in map(json.loads, lines[1:])}
+
+    def plan(self, texts: Sequence[str], prices: Prices | None = None) -> LabelPlan:
+        """Count what is left to ask about these texts; nothing is asked."""
+        known, distinct = self.read(), dict.fromkeys(texts)
+        left = [text for text in distinct if _key(text) not in known]
+        calls = len(_groups(left, self.teacher.rows_per_call))
+        tokens = [self.teacher.expected_tokens(text) for text in left]
+        asked, answered = (sum(each[place] for each in tokens) for place in (0, 1))
+        return LabelPlan(
+            rows=len(texts),
+            texts=len(distinct),
+            known=len(distinct) - len(left),
+            calls=calls,
+            letters=sum(map(len, left)),
+            requests=calls * self.teacher.requests_per_call,
+            input_tokens=asked,
+            output_tokens=answered,
+            cost=None if prices is None else prices.cost(asked, answered),
+        )
+
+    def ask(self, texts: Sequence[str], budget: Budget | None = None) -> list[Answer]:
+        """Answer all texts: with what is there, and else by asking, each text once.
+
+        Args:
+            texts: the texts.
+            budget: the limits.
+
+        Returns:
+            One answer a text.
+
+        Raises:
+            ValueError: if another run is asking, an answer is no distribution (its row is named), or the budget does
+                not suffice; what was answered is kept.
+        """
+        known, budget = self.read(), budget or Budget()
+        if not all(_key(text) in known for text in texts):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self.path):
+                known = self.read()
+                self._ask_for_missing(texts, known, budget)
+        return [known[_key(text)] for text in texts]
+
+    def _ask_for_missing(self, texts: Sequence[str], known: dict[str, Answer], budget: Budget) -> None:
+        first_row: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            first_row.setdefault(text, row)
+        groups = _groups([text for text in first_row if _key(text) not in known], self.teacher.rows_per_call)
+        spending = _Spending(self.teacher, budget, known)
+        answered = 0
+        with self._append() as file:
+            for group, found in _asked(self.teacher, groups, first_row, spending):
+                known |= _write(file, group, found)
+                answered += 1
+        if answered < len(groups):
+            raise ValueError(
+                f"{spending.reached} was reached: {len(groups) - answered} calls are left of {len(groups)}. The "
+                f"answers are kept in {self.path}; run again to go on"
+            )
+
+    def _append(self) -> IO[bytes]:
+        """Open the file for further answers, behind its last whole line."""
+        file = open(self.path, "a+b")  # noqa: SIM115
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        if end == 0:
+            file.write(json.dumps(self.owner).encode() + b"\n")
+            file.flush()
+        return file
+
+
+class _Spending:
+    """Requests and cost of a run, as they are known so far.
+
+    A call is allowed where what was spent, what the running calls are expected to cost and what it is expected to cost
+    itself stay within the budget. Once calls have been counted, the largest ratio of what one has cost to what was
+    expected of it corrects all further expectations.
+    """
+
+    def __init__(self, teacher: LabelingTeacher, budget: Budget, known: Mapping[str, Answer]):
+        self.teacher, self.budget, self.reached = teacher, budget, ""
+        self.requests, self.running = 0, 0.0
+        self.spent = self._cost([(each.input_tokens or 0, each.output_tokens or 0) for each in known.values()])
+        self.ratios: list[float] = []
+
+    def allows(self, group: Sequence[str]) -> bool:
+        """Check whether a call stays within the budget, and count it if so."""
+        requests = self.requests + self.teacher.requests_per_call
+        if self.budget.max_requests is not None and requests > self.budget.max_requests:
+            self.reached = f"max_requests={self.budget.max_requests}"
+            return False
+        cost = self._expect(group)
+        coming = max(self.ratios, default=1.0) * (self.running + cost)
+        if self.budget.max_cost is not None and self.spent + coming > self.budget.max_cost:
+            self.reached = f"max_cost={self.budget.max_cost} (spent: {self.spent:.6g})"
+            return False
+        self.requests, self.running = requests, self.running + cost
+        return True
+
+    def book(self, group: Sequence[str], found: Answers | None) -> None:
+        """Count what a call has cost; the expected cost where the teacher does not count its tokens, or failed."""
+        expected = cost = self._expect(group)
+        self.running -= expected
+        if found is not None and found.input_tokens is not None and found.output_tokens is not None:
+            cost = self._cost(list(zip(found.input_tokens, found.output_tokens, strict=True)))
+        self.spent += cost
+        if expected:
+            self.ratios.append(cost / expected)
+
+    def _expect(self, group: Sequence[str]) -> float:
+        return self._cost([self.teacher.expected_tokens(text) for text in group]) if self.budget.prices else 0.0
+
+    def _cost(self, tokens: Sequence[tuple[int, int]]) -> float:
+        prices = self.budget.prices or Prices()
+        return sum(prices.cost(*each) for each in tokens)
+
+
+def _asked(
+    teacher: LabelingTeacher, groups: Sequence[list[str]], first_row: Mapping[str, int], spending: _Spending
+) -> Iterator[tuple[list[str], Answers]]:
+    """Yield each group of texts with its answers, in the order in which they come.
+
+    Never more than `teacher.concurrency` calls run. After an error, or when the budget is spent, no further call is
+    made; those that run are waited for and yielded before the error is raised.
+    """
+    waiting = iter(groups)
+    failed: ValueError | None = None
+    with ThreadPoolExecutor(teacher.concurrency) as pool:
+        running: dict[Future[Answers], list[str]] = {}
+        while True:
+            while failed is None and not spending.reached and len(running) < teacher.concurrency:
+                group = next(waiting, None)
+                if group is None or not spending.allows(group):
+                    break
+                running[pool.submit(teacher.answer, group)] = group
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                group = running.pop(future)
+                try:
+                    found = future.result()
+                    checked = as_probabilities(found.probabilities, len(group), teacher.classes, teacher.problem_type)
+                except ValueError as error:
+                    spending.book(group, None)
+                    where = first_row[group[0]]
+                    which = f"row {where}" if len(group) == 1 else f"{len(group)} texts from row {where} on"
+                    failed = failed or ValueError(f"{which} ({group[0]!r:.80}): {error}")
+                    continue
+                spending.book(group, found)
+                yield group, replace(found, probabilities=checked)
+    if failed is not None:
+        raise failed
+
+
+def _write(file: IO[bytes], texts: Sequence[str], found: Answers) -> dict[str, Answer]:
+    """Append answers, which a kill of this process no longer loses; return them as `AnswerFile.read` does."""
+    unknown = [None] * len(texts)
+    parts = (found.probabilities.tolist(), found.input_tokens or unknown, found.output_tokens or unknown)
+    new = {_key(text): Answer(*each) for text, *each in zip(texts, *parts, strict=True)}
+    file.write(b"".join(json.dumps([key, *answer]).encode() + b"\n" for key, answer in new.items()))
+    file.flush()
+    return new
+
+
+def _groups(texts: Sequence[str], size: int) -> list[list[str]]:
+    return [list(texts[start : start + size]) for start in range(0, len(texts), size)]
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other labellings from the same answers."""
+    try:
+        with FileLock(path.with_name(path.name + ".lock"), timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another run appends to {path}: wait for it, or give another output") from None

@@ -1,0 +1,84 @@
+"""A teacher written down in a file: its kind, its model, and what it is asked."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nlpkd import teachers
+from nlpkd.teachers.base import LabelingTeacher
+
+KINDS = {
+    "decision": "DecisionTeacher",
+    "zero-shot": "ZeroShotTeacher",
+    "embedding": "EmbeddingTeacher",
+    "chat": "ChatTeacher",
+}
+"""What the entry `teacher` of a file may be, and the class in `nlpkd.teachers`."""
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML or JSON file that holds a mapping.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The mapping.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    path = Path(path)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must be a mapping, of a question or of a teacher, got {found!r:.100}")
+    return found
+
+
+def names_a_teacher(written: Mapping[str, Any]) -> bool:
+    """Check whether a mapping is a whole teacher, and not a question of `DecisionTeacher` alone."""
+    return isinstance(written.get("teacher"), str)
+
+
+def make_teacher(written: Mapping[str, Any], **defaults: Any) -> LabelingTeacher:
+    """Make a teacher of what is written down.
+
+    Args:
+        written: `teacher` is its kind (`decision`, `zero-shot`, `embedding`, `chat`); all else are arguments of its
+            class in `nlpkd.teachers`, such as `model`, `question`, `classes`, `descriptions`, `hypothesis_template` or
+            `base_url`. An `api_key` that starts with `$` is the name of an environment variable.
+        **defaults: arguments for the kinds that take them, where they are not written down.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        ValueError: if the kind is unknown, or an argument is unknown or missing.
+    """
+    arguments = dict(written)
+    kind = arguments.pop("teacher", None)
+    if kind not in KINDS:
+        raise ValueError(f"teacher: {kind!r} is no kind of teacher; it is one of {', '.join(KINDS)}")
+    make = getattr(teachers, KINDS[kind])
+    known = inspect.signature(make).parameters
+    named = [name for name, each in known.items() if each.kind is not each.VAR_KEYWORD]
+    if unknown := [name for name in arguments if name not in named]:
+        raise ValueError(f"a teacher of the kind {kind} has no {unknown[0]!r}; it has {', '.join(named)}")
+    needed = [name for name in named if known[name].default is inspect.Parameter.empty]
+    if missing := [name for name in needed if name not in arguments]:
+        raise ValueError(f"a teacher of the kind {kind} needs {' and '.join(missing)}")
+    key = arguments.get("api_key")
+    if isinstance(key, str) and key.startswith("$"):
+        if not os.environ.get(key[1:]):
+            raise ValueError(f"api_key: {key} is an environment variable that is not set")
+        arguments["api_key"] = os.environ[key[1:]]
+    return make(**{name: each for name, each in defaults.items() if name in named} | arguments)
