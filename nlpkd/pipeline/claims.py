@@ -108,10 +108,10 @@ def _candidate_claims(
         found = now.agreement if now else None
         claims.append(_metric(f"{title}agreement with the teacher", before.agreement, found, rows, why))
     counted = (now.parameters, now.size_mb, now.flops) if now else (None, None, None)
-    if before.parameters is not None:
-        claims.append(_figure(f"{title}parameters", before.parameters, counted[0], ",", 0, "equal", why))
-    if before.size_mb is not None:
-        claims.append(_figure(f"{title}MB", before.size_mb, counted[1], ".1f", 0.1, "to 0.1 MB", why))
+    claims += [
+        _figure(f"{title}parameters", before.parameters, counted[0], ",", 0, "equal", why),
+        _figure(f"{title}MB", before.size_mb, counted[1], ".1f", 0.1, "to 0.1 MB", why),
+    ]
     if before.flops is not None:
         allowed = 0.01 * before.flops
         claims.append(_figure(f"{title}FLOPs", before.flops, counted[2], ",", allowed, "to 1 %", NOT_AGAIN))

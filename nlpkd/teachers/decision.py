@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
-from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities, batches_by_length
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.http import JSONClient
 
 
@@ -74,7 +74,7 @@ class DecisionTeacher(LabelingTeacher):
     def answer(self, texts: Sequence[str]) -> Answers:
         """Ask about each text; a server's tokens are those that it counts. See `LabelingTeacher.answer`."""
         if self._client is None:
-            found = self._answer_here(texts)
+            found = self._batches.answer(texts)
         elif len(texts) == 1:
             found = [self._ask_server(texts[0])]
         else:
@@ -129,60 +129,13 @@ class DecisionTeacher(LabelingTeacher):
             raise ValueError(f"the answer {dict(answers)!r:.300} has no probability for each class: {error}") from None
 
     @functools.cached_property
-    def _pipeline(self) -> Any:
+    def _batches(self) -> Any:
         from transformers import pipeline
 
-        return pipeline("decision", model=self.model, **self._pipeline_settings)
+        from nlpkd.teachers.decision_batches import DecisionBatches
 
-    def _answer_here(self, texts: Sequence[str]) -> list[tuple[dict[str, Any], tuple[int, int] | None]]:
-        """Answer as the pipeline does, with all prompts of all texts in batches of similar length."""
-        import torch
-        from transformers.decision.modeling_utils import DecisionMixin, process_scores
-
-        pipe = self._pipeline
-        requests = [{"state": text, "questions": self._questions} for text in texts]
-        # The heads of decision models read their prompts in ways of their own: one at a time, as the pipeline does.
-        if isinstance(pipe.model, DecisionMixin):
-            return [(pipe(request), None) for request in requests]
-        # Every prompt of every text.
-        prompts = [
-            (row, inputs, questions)
-            for row, request in enumerate(requests)
-            for inputs, questions in pipe.preprocess(request)["prompts"]
-        ]
-        lengths = [inputs["input_ids"].shape[-1] for _, inputs, _ in prompts]
-        answers: list[dict[str, Any]] = [{} for _ in texts]
-        with torch.inference_mode():
-            for batch in batches_by_length(lengths, self.batch_size):
-                # Pad on the right, where a causal model's earlier positions do not see it.
-                ids = [prompts[number][1]["input_ids"][0] for number in batch]
-                padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-                mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
-                # The logits before any mark of the batch.
-                read = [prompts[number][1]["marks"] - 1 for number in batch]
-                positions = torch.unique(torch.cat(read))
-                logits = pipe.model(
-                    input_ids=padded.to(pipe.device),
-                    attention_mask=mask.to(pipe.device),
-                    use_cache=False,
-                    logits_to_keep=positions.to(pipe.device),
-                ).logits.cpu()
-                for place, number in enumerate(batch):
-                    row, inputs, questions = prompts[number]
-                    where = torch.searchsorted(positions, read[place]).tolist()
-                    labels = [
-                        logits[place, at, pipe.label_token_ids(tuple(question.labels))]
-                        for at, question in zip(where, questions, strict=True)
-                    ]
-                    scores = process_scores(
-                        pipe.decision_config, inputs["input_ids"], inputs["marks"], questions, labels
-                    )
-                    for question, each in zip(questions, scores, strict=True):
-                        answers[row][question.name] = question.answer(each.softmax(-1).tolist())
-        counts = [0] * len(texts)
-        for (row, _, _), length in zip(prompts, lengths, strict=True):
-            counts[row] += length
-        return [(answer, (count, 0)) for answer, count in zip(answers, counts, strict=True)]
+        pipe = pipeline("decision", model=self.model, **self._pipeline_settings)
+        return DecisionBatches(pipe, self._questions, self.batch_size)
 
 
 def _read_question(question: Mapping[str, Any]) -> tuple[tuple[str, ...], str, dict[str, Any]]:
