@@ -22,7 +22,14 @@ DecisionURL = Annotated[
     option(MODELS, "A server with /v1/systemone, such as transformers serve; the model runs here if left out."),
 ]
 
-DECISION = ("decision_model", "question", "decision_url")
+Gold = Annotated[
+    str | None,
+    option(
+        MODELS, "A few rows with gold labels, to fit the temperature and the class priors of --question's teacher."
+    ),
+]
+
+DECISION = ("decision_model", "question", "decision_url", "gold")
 """These options by name."""
 
 
@@ -34,6 +41,7 @@ def label(
     decision_model: DecisionModel = None,
     question: Question,
     decision_url: DecisionURL = None,
+    gold: Gold = None,
     text_column: Annotated[str | None, option(DATA, "Column of the text; recognised by common names.")] = None,
     concurrency: Annotated[int, option(MODELS, "Requests at the same time to a server.", min=1)] = 8,
     max_requests: Annotated[
@@ -60,6 +68,8 @@ def label(
     from nlpkd.pipeline.label import label as run
 
     teacher = labelling_teacher(decision_model, question, decision_url, concurrency)
+    if gold is not None and not dry_run:
+        teacher = calibrated(teacher, gold, output)
     prices = None if input_price is output_price is None else (input_price or 0.0, output_price or 0.0)
     result = run(
         teacher,
@@ -72,6 +82,30 @@ def label(
         dry_run=dry_run,
     )
     typer.echo(result.to_text() if isinstance(result, LabelPlan) else f"The labels are in {result}.")
+
+
+def calibrated(teacher: Any, gold: str, output: Path) -> Any:
+    """Fit a teacher's temperature and class priors on a few gold labels, and print what that does.
+
+    Args:
+        teacher: the teacher.
+        gold: a few rows with gold labels.
+        output: the file of labelled rows, beside which the answers are kept.
+
+    Returns:
+        The corrected teacher.
+
+    Raises:
+        ValueError: if there is no teacher, or the rows' labels are not its classes.
+    """
+    if teacher is None:
+        raise ValueError("--gold corrects the teacher of --question, which is missing")
+    from nlpkd.labelling.calibration import calibrate_teacher
+    from nlpkd.labelling.rows import answers_beside
+
+    corrected = calibrate_teacher(teacher, gold, answers=answers_beside(output, teacher))
+    typer.echo(corrected.calibration.to_text())
+    return corrected
 
 
 def labelling_teacher(model: str | None, question: Path | None, url: str | None = None, concurrency: int = 8) -> Any:

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.labelling import DECISION, DecisionModel, DecisionURL, Question, labelling_teacher
+from nlpkd.cli.labelling import (
+    DECISION,
+    DecisionModel,
+    DecisionURL,
+    Gold,
+    Question,
+    calibrated,
+    labelling_teacher,
+)
 from nlpkd.cli.options import (
     DATA,
     MODELS,
@@ -131,6 +139,7 @@ def distill(
     decision_model: DecisionModel = None,
     question: Question = None,
     decision_url: DecisionURL = None,
+    gold: Gold = None,
     objectives: Annotated[str, option(TRAINING, "A preset; `nlpkd presets` lists them.")] = "layerwise",
     baseline: Annotated[bool, option(TRAINING, "Train baselines on gold labels alone too.")] = False,
     num_seeds: Annotated[int, option(TRAINING, "Seeds to train student and baselines with.")] = 1,
@@ -145,11 +154,15 @@ def distill(
     """
     given = arguments(context)
     labeller = labelling_teacher(decision_model, question, decision_url)
-    if labeller is not None:
+    if labeller is not None or gold is not None:
         if teacher or shared["dry_run"]:
             raise ValueError(
                 "what --question asks is the teacher, and has a dry run of its own: `nlpkd label --dry-run`"
             )
+        if gold is not None:
+            from nlpkd.labelling.rows import LABELS_NAME
+
+            labeller = calibrated(labeller, gold, output_dir / LABELS_NAME)
         given = {name: each for name, each in given.items() if name not in DECISION} | {"teacher": labeller}
     if shared["dry_run"]:
         from nlpkd.pipeline.dry_run import plan_distillation

@@ -41,8 +41,9 @@ class AnswerFile:
 
     def __init__(self, path: Path, teacher: LabelingTeacher):
         self.path = path
-        self.teacher = teacher
-        self.owner = {"classes": list(teacher.classes), "teacher": json.loads(json.dumps(teacher.describe()))}
+        self.teacher = teacher.asked
+        described = json.loads(json.dumps(self.teacher.describe()))
+        self.owner = {"classes": list(teacher.classes), "teacher": described}
 
     def read(self) -> dict[str, Answer]:
         """Return the answers by the texts' hashes; a last line that was cut short by a kill is dropped.

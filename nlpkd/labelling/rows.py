@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Value
 
@@ -21,6 +22,9 @@ from nlpkd.teachers.base import LabelingTeacher
 PROBABILITIES, TEACHER, QUESTION = "probabilities", "teacher", "question"
 INPUT_TOKENS, OUTPUT_TOKENS, COST = "teacher_input_tokens", "teacher_output_tokens", "teacher_cost"
 """The columns that labelling adds to the rows."""
+
+LABELS_NAME = "teacher_labels.parquet"
+"""What a distillation calls its labelled training rows."""
 
 
 def texts_to_label(rows: Dataset, split: str, text_column: str | None = None) -> list[str]:
@@ -67,7 +71,8 @@ def with_answers(
         paid for once: further rows of the same text have 0 tokens.
     """
     described, names = teacher.describe(), teacher.classes
-    probabilities = [dict(zip(names, answer.probabilities, strict=True)) for answer in answers]
+    found = teacher.adjusted(np.array([answer.probabilities for answer in answers])).tolist()
+    probabilities = [dict(zip(names, each, strict=True)) for each in found]
     paid = {text: row for row, text in reversed(list(enumerate(texts)))}
     tokens = [
         (each.input_tokens, each.output_tokens) if paid[text] == row or each.input_tokens is None else (0, 0)

@@ -20,7 +20,7 @@ from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher, same_tokenizer
-from nlpkd.labelling.rows import label_splits
+from nlpkd.labelling.rows import LABELS_NAME, label_splits
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss, Objective
@@ -85,7 +85,9 @@ class Teachers:
         if len(described) == 1:
             return described[0]
         if self.labeller is not None:
-            return {"name": str(self.labeller.describe()["name"]), "revision": None}
+            told = self.labeller.describe()
+            fitted = {"calibration": told["calibration"]} if "calibration" in told else {}
+            return {"name": str(told["name"]), "revision": None} | fitted
         if not described:
             return {"name": f"soft labels of the column {self.soft_label_column!r}", "revision": None}
         names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
@@ -161,7 +163,7 @@ def prepare_job(
     named = dict.fromkeys(name_of(each) for each in (train, validation, test) if each is not None)
     measured_on = {"validation": validation, "test": test}
     if isinstance(teacher, LabelingTeacher):
-        output = Path(args.output_dir) / "teacher_labels.parquet"
+        output = Path(args.output_dir) / LABELS_NAME
         train, asked = label_splits(teacher, train, validation, test, output, asked)
         validation, test, labeller, teacher = None, None, teacher, None
 

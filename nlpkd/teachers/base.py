@@ -77,6 +77,15 @@ class LabelingTeacher(ABC):
         """
         return Answers(self.probabilities(texts))
 
+    @property
+    def asked(self) -> LabelingTeacher:
+        """The teacher whose answers are kept: itself, or the one whose answers it corrects."""
+        return self
+
+    def adjusted(self, probabilities: np.ndarray) -> np.ndarray:
+        """Correct the probabilities of `asked`, `(texts, classes)`; as they are unless a teacher says otherwise."""
+        return probabilities
+
     def expected_tokens(self, text: str) -> tuple[int, int]:
         """Estimate the tokens of a text's prompts and answers, before it is asked about."""
         return -(-len(text) // LETTERS_PER_TOKEN), 0

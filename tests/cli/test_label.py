@@ -93,7 +93,7 @@ def test_a_file_names_another_kind_of_teacher_and_its_tokens_are_priced(folder):
             done = run(
                 "distill", "--question", "teacher.yaml", "--train", "texts.csv", "--validation", "dev.csv",
                 "--student", "small", "--output-dir", "student", "--objectives", "hinton", "--num-train-epochs", "1",
-                "--set", "bf16=False", "--set", "report_to=none",
+                "--max-length", "64", "--set", "bf16=False", "--set", "report_to=none",
             )  # fmt: skip
         finally:
             del os.environ["CHAT_KEY"]

@@ -1,0 +1,247 @@
+"""A few gold labels beside a teacher that needs none: its temperature and its class priors fitted on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from datasets import ClassLabel, Dataset, DatasetDict
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit, log_softmax, logit
+from sklearn.model_selection import KFold
+
+from nlpkd.data.columns import LABEL_NAMES
+from nlpkd.data.labels import encode_targets
+from nlpkd.data.soft_labels import PROBABILITY_FLOOR
+from nlpkd.data.sources import Source, read_splits
+from nlpkd.evaluation.metrics import calibration_error
+from nlpkd.labelling.answers import AnswerFile
+from nlpkd.labelling.rows import texts_to_label
+from nlpkd.tasks import MULTI_LABEL
+from nlpkd.teachers.base import Answers, LabelingTeacher
+
+logger = logging.getLogger(__name__)
+
+_MOST_FOLDS = 10
+
+
+@dataclass(frozen=True)
+class TeacherQuality:
+    """How good probabilities are on rows with gold labels.
+
+    Attributes:
+        accuracy: share of the decisions that are right.
+        log_loss: mean of -log of the probability that a decision's right answer gets.
+        calibration_error: expected calibration error of the decisions.
+    """
+
+    accuracy: float
+    log_loss: float
+    calibration_error: float
+
+    @classmethod
+    def of(cls, log_probabilities: np.ndarray, labels: np.ndarray) -> TeacherQuality:
+        """Measure log-probabilities `(decisions, options)` against the options that are right `(decisions,)`."""
+        right = log_probabilities.argmax(axis=1) == labels
+        chosen = np.take_along_axis(log_probabilities, labels[:, None], axis=1)
+        confidence = np.exp(log_probabilities.max(axis=1))
+        return cls(float(right.mean()), float(-chosen.mean()), calibration_error(confidence, right))
+
+    def to_text(self) -> str:
+        """Return the figures in a line."""
+        return f"accuracy {self.accuracy:.3f}, log loss {self.log_loss:.3f}, ECE {self.calibration_error:.3f}"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on a few gold labels, and what it did.
+
+    Attributes:
+        rows: with gold labels.
+        temperature: that the logarithms (of several labels the log-odds) of the probabilities are divided by.
+        priors: what is added to them then, by class.
+        before: of the teacher as it was.
+        after: cross-validated: each row is measured by what was fitted on others.
+    """
+
+    rows: int
+    temperature: float
+    priors: dict[str, float]
+    before: TeacherQuality
+    after: TeacherQuality
+
+    def to_text(self) -> str:
+        """Return temperature, priors, and the quality before and after."""
+        priors = ", ".join(f"{name} {value:+.2f}" for name, value in self.priors.items())
+        return (
+            f"Fitted on {self.rows} gold labels: temperature {self.temperature:.2f}, priors {priors}. Before: "
+            f"{self.before.to_text()}. After, cross-validated: {self.after.to_text()}."
+        )
+
+
+class CalibratedTeacher(LabelingTeacher):
+    """A teacher whose probabilities are corrected by what was fitted on a few gold labels.
+
+    Its `asked` is the teacher itself, so that answers which were kept stay good when it is fitted anew.
+
+    Args:
+        teacher: the teacher.
+        calibration: what was fitted; see `calibrate_teacher`.
+    """
+
+    def __init__(self, teacher: LabelingTeacher, calibration: Calibration):
+        self.teacher, self.calibration = teacher, calibration
+        self.classes, self.problem_type = teacher.classes, teacher.problem_type
+        self.rows_per_call, self.concurrency = teacher.rows_per_call, teacher.concurrency
+        self.requests_per_call = teacher.requests_per_call
+
+    @property
+    def asked(self) -> LabelingTeacher:
+        """The teacher whose answers are corrected."""
+        return self.teacher.asked
+
+    def adjusted(self, probabilities: np.ndarray) -> np.ndarray:
+        """Correct the probabilities of `asked`, `(texts, classes)`."""
+        priors = np.array([self.calibration.priors[name] for name in self.classes])
+        given = _unbounded(self.teacher.adjusted(probabilities), self.problem_type)
+        return np.exp(_log_probabilities(given, self.calibration.temperature, priors, self.problem_type)).astype(
+            np.float32
+        )
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Ask, and correct; see `LabelingTeacher.probabilities`."""
+        return self.answer(texts).probabilities
+
+    def answer(self, texts: Sequence[str]) -> Answers:
+        """Ask, and correct; see `LabelingTeacher.answer`."""
+        found = self.asked.answer(texts)
+        return Answers(self.adjusted(found.probabilities), found.input_tokens, found.output_tokens)
+
+    def expected_tokens(self, text: str) -> tuple[int, int]:
+        """Estimate what the teacher takes; see `LabelingTeacher.expected_tokens`."""
+        return self.asked.expected_tokens(text)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the teacher describes, and what was fitted."""
+        return self.teacher.describe() | {"calibration": asdict(self.calibration)}
+
+
+def calibrate_teacher(
+    teacher: LabelingTeacher,
+    gold: Source,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    answers: AnswerFile | None = None,
+) -> CalibratedTeacher:
+    """Fit a teacher's temperature T and class priors b on a few rows with gold labels.
+
+        one class a text:    p' = softmax(log p / T + b)
+        several labels:      p' = sigmoid(log(p / (1 - p)) / T + b)
+
+    by the greatest posterior under b ~ N(0, 1) and log T ~ N(0, 1): with few labels little moves. Guo et al. 2017
+    (https://arxiv.org/abs/1706.04599) fit T; a zero-shot teacher's bias for some classes is what Zhao et al. 2021,
+    "Calibrate Before Use" (https://arxiv.org/abs/2102.09690), correct with b.
+
+    Args:
+        teacher: any teacher that gives probabilities.
+        gold: a few rows with gold labels, which bear the names of the teacher's classes.
+        text_column: the text's column; recognised by its usual names if None.
+        label_column: the label's column, likewise.
+        answers: where the answers to the gold rows' texts are kept; they are not kept if None.
+
+    Returns:
+        The corrected teacher; its `calibration` says what was fitted, and how good the teacher was and is.
+
+    Raises:
+        ValueError: for fewer than two rows, or labels that are not the teacher's.
+    """
+    rows = read_splits(gold)[0]["train"]
+    texts, labels = texts_to_label(rows, "gold", text_column), _gold_labels(rows, teacher, label_column)
+    if len(texts) < 2:
+        raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
+    if answers is None:
+        found = teacher.asked.answer(texts).probabilities
+    else:
+        # One process asks, the others find all answers there.
+        with PartialState().main_process_first():
+            found = np.array([each.probabilities for each in answers.ask(texts)])
+    given = _unbounded(teacher.adjusted(found), teacher.problem_type)
+    # Each row measured by what was fitted on others.
+    held_out = np.zeros_like(given)
+    for fitted, left in KFold(min(len(texts), _MOST_FOLDS), shuffle=True, random_state=0).split(given):
+        parameters = _fit(given[fitted], labels[fitted], teacher.problem_type)
+        held_out[left] = given[left] / parameters[0] + parameters[1]
+    temperature, priors = _fit(given, labels, teacher.problem_type)
+    calibration = Calibration(
+        rows=len(texts),
+        temperature=temperature,
+        priors=dict(zip(teacher.classes, priors.tolist(), strict=True)),
+        before=_quality(given, labels, teacher.problem_type),
+        after=_quality(held_out, labels, teacher.problem_type),
+    )
+    logger.warning("%s: %s", teacher.describe()["name"], calibration.to_text())
+    return CalibratedTeacher(teacher, calibration)
+
+
+def _gold_labels(rows: Dataset, teacher: LabelingTeacher, column: str | None) -> np.ndarray:
+    """Read gold labels in the order of the teacher's classes: `(rows,)`, or zeros and ones `(rows, classes)`."""
+    known = [name for name in rows.column_names if name.strip().lower() in LABEL_NAMES]
+    if column is None and not known:
+        raise ValueError(f"the gold rows have no column that is known to be the label, found {rows.column_names}")
+    column = column or known[0]
+    splits = DatasetDict({"train": rows})
+    targets = encode_targets(splits, column, teacher.problem_type, teacher.classes, may_lack=True)
+    labels = targets.splits["train"]["labels"][:]
+    places = {name.strip().casefold(): number for number, name in enumerate(teacher.classes)}
+    if unknown := [name for name in targets.names if name.strip().casefold() not in places]:
+        raise ValueError(
+            f"gold label {unknown[0]!r} (column {column!r}) is none of the teacher's classes, "
+            f"{list(teacher.classes)[:20]}"
+        )
+    order = [places[name.strip().casefold()] for name in targets.names]
+    feature = targets.splits["train"].features["labels"]
+    if isinstance(feature, ClassLabel):
+        return np.array([order[label] for label in labels])
+    found = np.zeros((len(rows), len(teacher.classes)), dtype=np.int64)
+    found[:, order] = np.array(labels, dtype=np.int64)
+    return found
+
+
+def _unbounded(probabilities: np.ndarray, problem_type: str) -> np.ndarray:
+    """Return logarithms, of several labels log-odds, of float64 probabilities that are kept off 0 and 1."""
+    bounded = np.clip(np.asarray(probabilities, dtype=np.float64), PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    return logit(bounded) if problem_type == MULTI_LABEL else np.log(bounded)
+
+
+def _log_probabilities(given: np.ndarray, temperature: float, priors: np.ndarray, problem_type: str) -> np.ndarray:
+    scores = given / temperature + priors
+    return np.log(expit(scores)) if problem_type == MULTI_LABEL else log_softmax(scores, axis=1)
+
+
+def _decisions(scores: np.ndarray, labels: np.ndarray, problem_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return log-probabilities `(decisions, options)` and the right options: of several labels each is a decision."""
+    if problem_type != MULTI_LABEL:
+        return log_softmax(scores, axis=1), labels
+    return np.stack([log_expit(-scores), log_expit(scores)], axis=-1).reshape(-1, 2), labels.reshape(-1)
+
+
+def _quality(scores: np.ndarray, labels: np.ndarray, problem_type: str) -> TeacherQuality:
+    return TeacherQuality.of(*_decisions(scores, labels, problem_type))
+
+
+def _fit(given: np.ndarray, labels: np.ndarray, problem_type: str) -> tuple[float, np.ndarray]:
+    """Find the temperature and the priors `(classes,)` of the greatest posterior."""
+
+    def negative_log_posterior(parameters: np.ndarray) -> float:
+        scores = given * np.exp(-parameters[0]) + parameters[1:]
+        log_probabilities, right = _decisions(scores, labels, problem_type)
+        chosen = np.take_along_axis(log_probabilities, right[:, None], axis=1)
+        return float(-chosen.sum() + (parameters**2).sum() / 2)
+
+    found = minimize(negative_log_posterior, np.zeros(1 + given.shape[1]), method="L-BFGS-B").x
+    return float(np.exp(found[0])), found[1:]
