@@ -29,9 +29,6 @@ Gold = Annotated[
     ),
 ]
 
-DECISION = ("decision_model", "question", "decision_url", "gold")
-"""These options by name."""
-
 
 @command(app)
 def label(
@@ -82,6 +79,46 @@ def label(
         dry_run=dry_run,
     )
     typer.echo(result.to_text() if isinstance(result, LabelPlan) else f"The labels are in {result}.")
+
+
+def taught_by_answers(given: dict[str, Any], output_dir: Path, dry_run: bool) -> dict[str, Any]:
+    """Turn the options on answers of large models into those of a distillation.
+
+    Args:
+        given: the options of `nlpkd distill`.
+        output_dir: of the distillation, where answers are kept.
+        dry_run: whether nothing is to be trained.
+
+    Returns:
+        The options, with the teacher that labels the texts, or with the answers that a log of decisions has.
+
+    Raises:
+        ValueError: if they do not fit together.
+    """
+    from nlpkd.labelling.logs import is_decision_log, read_decisions
+    from nlpkd.labelling.rows import LABELS_NAME, PROBABILITIES
+
+    options = dict(given)
+    own = {name: options.pop(name, None) for name in ("decision_model", "question", "decision_url", "gold")}
+    if is_decision_log(options.get("train")):
+        if own.pop("question") is None or any(own.values()) or options.get("teacher"):
+            raise ValueError(
+                f"{options['train']} is a log of decisions, whose answers are the teacher: give the name of one of "
+                "its questions as --question, and no other teacher"
+            )
+        name = str(given["question"])
+        rows, task = read_decisions(options["train"], name)
+        if is_decision_log(options.get("validation")):
+            options["validation"] = read_decisions(options["validation"], name)[0]
+        return options | {"train": rows, "soft_label_column": PROBABILITIES, "problem_type": task}
+    labeller = labelling_teacher(own["decision_model"], own["question"], own["decision_url"])
+    if labeller is None and own["gold"] is None:
+        return options
+    if options.get("teacher") or dry_run:
+        raise ValueError("what --question asks is the teacher, and has a dry run of its own: `nlpkd label --dry-run`")
+    if own["gold"] is not None:
+        labeller = calibrated(labeller, own["gold"], output_dir / LABELS_NAME)
+    return options | {"teacher": labeller}
 
 
 def calibrated(teacher: Any, gold: str, output: Path) -> Any:

@@ -9,15 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.labelling import (
-    DECISION,
-    DecisionModel,
-    DecisionURL,
-    Gold,
-    Question,
-    calibrated,
-    labelling_teacher,
-)
+from nlpkd.cli.labelling import DecisionModel, DecisionURL, Gold, Question, taught_by_answers
 from nlpkd.cli.options import (
     DATA,
     MODELS,
@@ -152,18 +144,7 @@ def distill(
 
     nlpkd distill --teacher teacher --student layers:3 --train reviews.csv --validation dev.csv --output-dir student
     """
-    given = arguments(context)
-    labeller = labelling_teacher(decision_model, question, decision_url)
-    if labeller is not None or gold is not None:
-        if teacher or shared["dry_run"]:
-            raise ValueError(
-                "what --question asks is the teacher, and has a dry run of its own: `nlpkd label --dry-run`"
-            )
-        if gold is not None:
-            from nlpkd.labelling.rows import LABELS_NAME
-
-            labeller = calibrated(labeller, gold, output_dir / LABELS_NAME)
-        given = {name: each for name, each in given.items() if name not in DECISION} | {"teacher": labeller}
+    given = taught_by_answers(arguments(context), output_dir, shared["dry_run"])
     if shared["dry_run"]:
         from nlpkd.pipeline.dry_run import plan_distillation
 

@@ -57,7 +57,7 @@ class DecisionTeacher(LabelingTeacher):
     ):
         self.model = model
         self.question = dict(question)
-        self.classes, self.problem_type, self._questions = _read_question(self.question)
+        self.classes, self.problem_type, self._questions = read_question(self.question)
         self.base_url = base_url
         self.batch_size = batch_size
         self._pipeline_settings = pipeline_settings
@@ -80,7 +80,7 @@ class DecisionTeacher(LabelingTeacher):
         else:
             with ThreadPoolExecutor(self.concurrency) as pool:
                 found = list(pool.map(self._ask_server, texts))
-        rows = [self._row(answers) for answers, _ in found]
+        rows = [read_answers(each, self._questions, self.classes, self.problem_type) for each, _ in found]
         tokens = [count for _, count in found if count is not None]
         return Answers(
             as_probabilities(rows, len(texts), self.classes, self.problem_type),
@@ -110,24 +110,6 @@ class DecisionTeacher(LabelingTeacher):
         )
         return dict(answers), counts if all(isinstance(each, int) for each in counts) else None  # type: ignore[return-value]
 
-    def _row(self, answers: Mapping[str, Any]) -> list[float]:
-        """Read the probabilities of one text in the order of the classes."""
-        try:
-            if self.problem_type == MULTI_LABEL:
-                return [float(answers[name]["noul"]) for name in self.classes]
-            (answer,) = answers.values()
-            if "noul" in answer:
-                return [1 - float(answer["noul"]), float(answer["noul"])]
-            (question,) = self._questions.values()
-            is_choice = question["type"] == "choice"
-            keys = list(question["criteria"]) if is_choice else [str(level) for level in range(len(self.classes))]
-            by_option = answer["probabilities"]
-            if set(by_option) != set(keys):
-                raise ValueError(f"probabilities of {sorted(by_option)} are not those of {keys}")
-            return [float(by_option[key]) for key in keys]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"the answer {dict(answers)!r:.300} has no probability for each class: {error}") from None
-
     @functools.cached_property
     def _batches(self) -> Any:
         from transformers import pipeline
@@ -138,8 +120,52 @@ class DecisionTeacher(LabelingTeacher):
         return DecisionBatches(pipe, self._questions, self.batch_size)
 
 
-def _read_question(question: Mapping[str, Any]) -> tuple[tuple[str, ...], str, dict[str, Any]]:
-    """Return the classes, the task, and the questions by name."""
+def read_answers(
+    answers: Mapping[str, Any], questions: Mapping[str, Any], classes: Sequence[str], problem_type: str
+) -> list[float]:
+    """Read the probabilities of one text in the order of the classes.
+
+    Args:
+        answers: by the questions' names, as the pipeline and the route `/v1/systemone` give them.
+        questions: that were asked, likewise.
+        classes: of `read_question`.
+        problem_type: likewise.
+
+    Returns:
+        One probability a class.
+
+    Raises:
+        ValueError: if the answers do not have them.
+    """
+    try:
+        if problem_type == MULTI_LABEL:
+            return [float(answers[name]["noul"]) for name in classes]
+        (answer,) = answers.values()
+        if "noul" in answer:
+            return [1 - float(answer["noul"]), float(answer["noul"])]
+        (question,) = questions.values()
+        is_choice = question["type"] == "choice"
+        keys = list(question["criteria"]) if is_choice else [str(level) for level in range(len(classes))]
+        by_option = answer["probabilities"]
+        if set(by_option) != set(keys):
+            raise ValueError(f"probabilities of {sorted(by_option)} are not those of {keys}")
+        return [float(by_option[key]) for key in keys]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"the answer {dict(answers)!r:.300} has no probability for each class: {error}") from None
+
+
+def read_question(question: Mapping[str, Any]) -> tuple[tuple[str, ...], str, dict[str, Any]]:
+    """Read what a question makes of a text.
+
+    Args:
+        question: as `DecisionTeacher` takes it.
+
+    Returns:
+        The classes, the task, and the questions by name.
+
+    Raises:
+        ValueError: if it is no question with two or more classes.
+    """
     try:
         from transformers.decision import DecisionConfig, parse_questions
     except ImportError as error:

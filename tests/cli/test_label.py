@@ -6,6 +6,7 @@ import os
 import re
 
 import pytest
+import yaml
 from label_server import LabelServer
 from samples import raw_rows, tiny_bert
 from typer.testing import CliRunner
@@ -51,6 +52,10 @@ def test_texts_are_labelled_after_a_dry_run(folder):
         assert "rows: 120" in planned.output and not server.times
         done = run(*words)
         assert done.exit_code == 0, done.exception
+        asked = len(server.times)
+        fitted = run(*words, "--gold", "dev.csv")
+        assert fitted.exit_code == 0 and "Fitted on 40 gold labels: temperature" in fitted.output
+        assert asked <= len(server.times) <= asked + 40, "the answers that were kept are not asked for again"
     rows = read_splits("labels.parquet")[0]["train"]
     assert len(rows) == 120 and rows[0]["teacher"] == "m"
     assert json.loads(rows[0]["question"])["instructions"] == "Is it good?"
@@ -118,10 +123,31 @@ def test_one_command_distils_texts_without_labels(folder):
     assert json.loads((folder / "student/report.json").read_text())["run"]["teacher"]["name"] == "m"
 
 
+def test_a_log_of_decisions_is_a_training_file(folder):
+    question = yaml.safe_load(QUESTION)
+    rows = [
+        {"request": request, "response": {"model": "m", "answers": {"tone": judge(request)["answers"]["label"]}}}
+        for text in read_splits("texts.csv")[0]["train"]["text"][:]
+        for request in [{"model": "m", "state": text, "questions": {"tone": question}}]
+    ]
+    (folder / "decisions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["distill", "--train", "decisions.jsonl", "--validation", "dev.csv", "--student", "small"]
+    words += ["--objectives", "hinton", "--num-train-epochs", "6", "--learning-rate", "5e-3", "--batch-size", "8"]
+    words += ["--max-length", "64"]
+    words += ["--output-dir", "student", "--set", "bf16=False", "--set", "report_to=none"]
+    assert "is a log of decisions" in str(run(*words).exception)
+    assert "is a log of decisions" in str(run(*words, "--question", "tone", "--teacher", "t").exception)
+    done = run(*words, "--question", "tone")
+    assert done.exit_code == 0, done.exception
+    report = json.loads((folder / "student/report.json").read_text())
+    assert report["candidates"]["student"]["quality"]["accuracy"]["value"] > 0.8
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--decision-model", "m"], "belong together"),
+        (["--gold", "dev.csv"], "corrects the teacher of --question, which is missing"),
         (["--question", "question.yaml"], "belong together"),
         (["--decision-url", "http://x"], "which is missing"),
         (["--decision-model", "m", "--question", "question.yaml", "--teacher", "t"], "is the teacher"),
