@@ -272,13 +272,17 @@ def class_metrics(gold: np.ndarray, predicted: np.ndarray, **options: Any) -> li
     Returns:
         Precision, recall, F1 and rows of each class, in order.
     """
+    if gold.ndim == 2 and gold.shape[1] == 1:
+        # scikit-learn takes a single label for two classes, yes and no.
+        gold, predicted, options = gold[:, 0], predicted[:, 0], options | {"labels": [True]}
     columns = precision_recall_fscore_support(gold, predicted, zero_division=0, **options)
     return [ClassMetrics(*map(float, entry)) for entry in zip(*columns, strict=True)]
 
 
 def f1_of_counts(hits: np.ndarray, given_and_actual: np.ndarray) -> np.ndarray:
     """Return F1 = 2 * hits / (given + actual), 0 where both are 0."""
-    return np.divide(2 * hits, given_and_actual, out=np.zeros_like(hits), where=given_and_actual > 0)
+    out = np.zeros_like(hits, dtype=np.float64)
+    return np.divide(2 * hits, given_and_actual, out=out, where=given_and_actual > 0)
 
 
 def known_rows(logits: np.ndarray, labels: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

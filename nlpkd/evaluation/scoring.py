@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import csr_array, hstack
 from scipy.special import expit, logit, softmax
 from scipy.stats import binomtest, pearsonr, rankdata, spearmanr
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_absolute_error, mean_squared_error
+from sklearn.metrics import confusion_matrix, mean_absolute_error, mean_squared_error
 from torch import Tensor
 
 from nlpkd.evaluation.metrics import (
@@ -223,12 +223,16 @@ class MultiLabelScoring(Scoring):
         return {"labels_a_row": float(labels.sum(axis=1).mean())}
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Measure with scikit-learn; labels `(rows, labels)`."""
+        """Measure decisions by their counts; labels `(rows, labels)`."""
         logits, labels = known_rows(logits, labels, labels[:, 0] != UNLABELLED)
         decisions, gold = logits > self.cut, labels == 1
-        values = {"accuracy": float(accuracy_score(gold, decisions))}
-        for average in ("macro", "micro"):
-            values[f"f1_{average}"] = float(f1_score(gold, decisions, average=average, zero_division=0))
+        # By counts: scikit-learn takes a single label for two classes, yes and no.
+        hits, total = ((gold & decisions).sum(axis=0), gold.sum(axis=0) + decisions.sum(axis=0))
+        values = {
+            "accuracy": float((decisions == gold).all(axis=1).mean()),
+            "f1_macro": float(f1_of_counts(hits, total).mean()),
+            "f1_micro": float(f1_of_counts(hits.sum(), total.sum())),
+        }
         error = np.abs(_gaps_by_bin(logits, gold).sum(axis=0)).sum() / logits.size
         return values | {"expected_calibration_error": float(error)}
 

@@ -159,3 +159,16 @@ def test_the_headline_is_macro_f1_where_a_class_is_rare():
 def test_labels_of_another_task_are_refused(task, labels):
     with pytest.raises(ValueError, match="labels must"):
         scoring_of(task).check(labels, 1 if task == REGRESSION else 3)
+
+
+def test_a_single_label_has_its_own_f1_and_not_the_mean_of_yes_and_no():
+    gold, logits = GOLD[:, :1], LOGITS[:, :1]
+    own = f1_score(gold[:, 0], logits[:, 0] > 0)
+    assert own != pytest.approx(f1_score(gold[:, 0], logits[:, 0] > 0, average="macro"))
+    scoring = scoring_of(MULTI_LABEL)
+    measured = scoring.metrics(logits, gold)
+    assert measured["f1_macro"] == measured["f1_micro"] == pytest.approx(own)
+    assert [entry.f1 for entry in scoring.breakdown(logits, gold).per_class] == [pytest.approx(own)]
+    resampled = scoring.resampled(logits, gold, samples=100, seed=0)
+    for name in ("f1_macro", "f1_micro"):
+        assert resampled[name].mean() == pytest.approx(own, abs=0.05)
