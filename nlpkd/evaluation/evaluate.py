@@ -130,7 +130,9 @@ def evaluate_student(
     # Which model reads what, and in which order its labels come.
     if dataset is None or tokenizer is None:
         raise ValueError("evaluate_student needs the tokenised dataset to measure on and the student's tokenizer")
-    teacher = as_one_teacher(teacher)
+    teacher, task = as_one_teacher(teacher), task_of(getattr(student, "config", None))
+    if isinstance(teacher, TeacherEnsemble):
+        teacher.task = task or teacher.task
     models = _name_models(student, teacher, baseline, candidates or {})
     if unknown := set(candidate_tokenizers or {}) - set(models):
         raise ValueError(f"candidate_tokenizers names {sorted(unknown)}, the candidates are {sorted(models)}")
@@ -146,7 +148,7 @@ def evaluate_student(
     # Gold labels in the student's order, logits of every model, and latencies.
     classes = Classes.of_config(getattr(student, "config", None))
     dataset = align_rows(dataset, classes, "evaluation")
-    labels, task = gold_labels(dataset), task_of(getattr(student, "config", None))
+    labels = gold_labels(dataset)
     has_gold = not all(unlabelled_rows(dataset))
     answers = teacher_answers(dataset) if teacher is None else {}
     if not has_gold and teacher is None and not answers:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nlpkd.config import check_ensemble
 from nlpkd.models.capture import Capture
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 
 
 class TeacherEnsemble(nn.Module):
@@ -26,7 +27,7 @@ class TeacherEnsemble(nn.Module):
         members: the teachers.
         captures: for each, what runs it on the columns that it reads.
         orders: for each, order[k], its index of the student's label k; None where nothing is known.
-        task: the problem type.
+        task: the problem type, by the first teacher whose config says it.
 
     Args:
         teachers: one or more models that give as many logits.
@@ -52,7 +53,7 @@ class TeacherEnsemble(nn.Module):
         self.members = nn.ModuleList(teachers)
         given = torch.tensor([1.0] * len(teachers) if weights is None else [float(weight) for weight in weights])
         self.register_buffer("weights", given / given.sum())
-        self.task = "single_label_classification"
+        self.task = next(filter(None, (task_of(getattr(each, "config", None)) for each in teachers)), SINGLE_LABEL)
         self.orders: list[list[int] | None] = [None] * len(teachers)
         self.read([""] * len(teachers))
 
@@ -136,9 +137,9 @@ class TeacherEnsemble(nn.Module):
             return logits[0].float()
         stacked = torch.stack([each.float() for each in logits])  # (teachers, batch, labels)
         weights = self.weights.float()[:, None, None]
-        if self.average == "logits" or self.task == "regression":
+        if self.average == "logits" or self.task == REGRESSION:
             return (weights * stacked).sum(dim=0)
-        if self.task == "multi_label_classification":
+        if self.task == MULTI_LABEL:
             yes, no = ((F.logsigmoid(each) + weights.log()).logsumexp(dim=0) for each in (stacked, -stacked))
             return yes - no
         return (stacked.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
