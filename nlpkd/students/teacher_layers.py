@@ -6,9 +6,12 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from nlpkd.models.structure import layer_stack
+
+_NOT_BY_LAYER = {"architectures", "training", "layer_idx", "layer_id", "layer_index", "layer_number"}
+"""Lists of a config that may have as many entries as there are layers, and what a module keeps of its place."""
 
 
 def copy_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -32,10 +35,7 @@ def copy_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
             "those of a plain student: merge the adapter first (peft's merge_and_unload), or pass a checkpoint instead"
         )
     # The config of a model that is shallower.
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer - 1] for layer in layers]
+    config = _config_of_layers(teacher.config, layers)
     # The weights by their new names, and a model that takes them.
     shared = getattr(config, "num_hidden_groups", None) == 1
     weights = teacher.state_dict() if shared else _renumbered_weights(teacher, layers)
@@ -48,7 +48,42 @@ def copy_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
             "checkpoint"
         )
     student.load_state_dict(weights)
+    if not shared:
+        _refuse_other_settings(teacher, student, layers)
     return student.to(teacher.device).train()
+
+
+def _config_of_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    """Return a config with these layers alone: lists with an entry for each layer are cut as the weights are."""
+    depth, cut = config.num_hidden_layers, copy.deepcopy(config)
+    for name, entries in vars(config).items():
+        if isinstance(entries, (list, tuple)) and len(entries) == depth and name not in _NOT_BY_LAYER:
+            setattr(cut, name, [entries[layer - 1] for layer in layers])
+    if isinstance(getattr(config, "attention_types", None), list):
+        # GPT-Neo's short form, which its list by layer is made of.
+        cut.attention_types = [[[kind], 1] for kind in cut.attention_layers]
+    cut.num_hidden_layers = len(layers)
+    return cut
+
+
+def _refuse_other_settings(teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Refuse a student whose layers are set up in another way than the teacher's of which they have the weights.
+
+    Raises:
+        ValueError: if a number, flag or word differs that a module of a layer keeps; which layer it is does not count.
+    """
+    ours, theirs = ([*model.get_submodule(layer_stack(model)[:-1]).children()] for model in (student, teacher))
+    for layer, copied in zip(layers, ours, strict=True):
+        original = theirs[layer - 1]
+        for name, module in copied.named_modules():
+            kept, found = vars(original.get_submodule(name)), vars(module)
+            for setting in found.keys() - _NOT_BY_LAYER:
+                if isinstance(found[setting], (bool, int, float, str)) and found[setting] != kept.get(setting):
+                    raise ValueError(
+                        f"layer {layer} of {type(teacher).__name__} has {name}.{setting}={kept.get(setting)!r}, and "
+                        f"as a student's layer would have {found[setting]!r}, since the config has no entry for each "
+                        "layer: try layers that start with 1, as in 'layers:1,3,5', or a checkpoint"
+                    )
 
 
 def _renumbered_weights(teacher: PreTrainedModel, layers: Sequence[int]) -> dict[str, torch.Tensor]:
