@@ -212,14 +212,19 @@ def latency_protocol(models: Mapping[str, nn.Module], tokens: int | Sequence[int
 def _synthetic_batch(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, batch: int, tokens: int, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Draw ids `(batch, tokens)` of ordinary tokens, and a mask of ones."""
+    """Draw ids `(batch, tokens)` of ordinary tokens, an encoder-decoder's end token last, and a mask of ones."""
     config: Any = getattr(model, "config", None)
     if tokenizer is None:
         ordinary = sorted(set(range(config.vocab_size)) - {getattr(config, "pad_token_id", None)})
     else:
         vocabulary = getattr(config, "vocab_size", len(tokenizer))
         ordinary = sorted(set(range(min(vocabulary, len(tokenizer)))) - set(tokenizer.all_special_ids))
-    ids = torch.from_numpy(np.random.default_rng(seed).choice(ordinary, size=(batch, tokens))).to(placement(model)[0])
+    drawn = np.random.default_rng(seed).choice(ordinary, size=(batch, tokens))
+    end = getattr(config, "eos_token_id", None)
+    if getattr(config, "is_encoder_decoder", False) and end is not None:
+        # Such a classifier reads a text at its end token, of which every text needs one.
+        drawn[:, -1] = end
+    ids = torch.from_numpy(drawn).to(placement(model)[0])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     accepted = forward_arguments(model)
     return {name: tensor for name, tensor in inputs.items() if name in accepted}

@@ -124,6 +124,8 @@ def _capturing_sdpa(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     recording, biased = _recording.get(), kwargs.get("position_bias") is not None
+    if recording is not None and recording.wanted.keys().isdisjoint(_RECORDED):
+        recording = None
     if recording is not None and biased:
         raise ValueError(
             f"{type(module).__name__} adds a position bias to its attention scores, which is not recorded: load "

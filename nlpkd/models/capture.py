@@ -21,6 +21,9 @@ _TAKES_LAYERS = Version(transformers.__version__) >= Version("5.23")
 """Whether `output_hidden_states` may be a list of layers."""
 
 
+_OTHER_LAYERS = "this family does not show its layers as transformers' encoders do; use objectives on logits"
+
+
 @dataclass
 class CapturedOutput:
     """What an objective is given of a model.
@@ -77,6 +80,7 @@ class Capture:
         names = getattr(model, "columns", None) or forward_arguments(inner)
         self.arguments = {name for name in names if "label" not in name}
         self.depth: int | None = None
+        self._known_maps = False
         self.causal = is_causal(inner)
         self.recorded: Callable[[nn.Module, Mapping[str, Any]], CapturedOutput | None] | None = None
         # Keys and values of all layers are kept for a next token, which a classifier never asks for.
@@ -175,10 +179,10 @@ class Capture:
             wanted = self.wanted["attentions"]
             maps = before.maps or outputs.attentions or ()
             captured.attentions = tuple(m if k in wanted else None for k, m in enumerate(maps, start=1))
-        self._check(captured)
+        self._check(captured, inputs)
         return captured
 
-    def _check(self, captured: CapturedOutput) -> None:
+    def _check(self, captured: CapturedOutput, inputs: Mapping[str, Any]) -> None:
         for kind, layers in self.wanted.items():
             first = 0 if kind == "hidden_states" else 1
             found = getattr(captured, kind) or ()
@@ -186,5 +190,20 @@ class Capture:
             if depth != self.depth or any(found[layer - first] is None for layer in layers):
                 raise RuntimeError(
                     f"layers {sorted(layers)} of {self.depth} were asked for {kind}, and the model gave {depth}: "
-                    "this family does not show its layers as transformers' encoders do; use objectives on logits"
+                    f"{_OTHER_LAYERS}"
                 )
+            for layer in layers:
+                # A state is (batch, seq, hidden), a map (batch, heads, seq, seq), all else (batch, heads, seq, head).
+                sizes = {"hidden_states": (1,), "attentions": (-2, -1)}.get(kind, (-2,))
+                shape, tokens = found[layer - first].shape, inputs["input_ids"].shape[1]
+                if any(shape[size] != tokens for size in sizes):
+                    raise RuntimeError(
+                        f"of texts of {tokens} tokens the model gave {kind} of the shape {tuple(shape)}: "
+                        f"{_OTHER_LAYERS}"
+                    )
+        if "output_attentions" in self.options and not self._known_maps:
+            # Once, since a GPU is waited for: some families return scores. A row without any key sums up to 0.
+            self._known_maps = True
+            sums = torch.stack([captured.attentions[layer - 1].sum(-1) for layer in self.wanted["attentions"]])  # type: ignore[index, union-attr]
+            if not ((sums - 1).abs().minimum(sums.abs()) < 0.01).all():
+                raise RuntimeError(f"the model's attention maps are no probabilities: {_OTHER_LAYERS}")

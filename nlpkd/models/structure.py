@@ -66,8 +66,20 @@ def input_table(model: Any) -> nn.Module | None:
 
 
 def forward_arguments(model: nn.Module) -> set[str]:
-    """Return the names of what a model's forward takes; of one in an adapter's wrapper, of the model inside."""
-    return set(inspect.signature(without_adapter(model).forward).parameters)
+    """Return the names of what a model's forward takes; of one in an adapter's wrapper, of the model inside.
+
+    GPT-2 and its kin look segments up among the words. Their tokenizers give none, so that they are left out.
+    """
+    inner = without_adapter(model)
+    names = set(inspect.signature(inner.forward).parameters)
+    if "token_type_ids" in names and is_causal(inner) and not hasattr(inner.config, "type_vocab_size"):
+        names.discard("token_type_ids")
+    return names
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Check whether a model has layers of torch's eager quantisation, which mixed precision can't run."""
+    return any(type(module).__module__.startswith("torch.ao.nn.") for module in model.modules())
 
 
 def classification_head(model: nn.Module) -> nn.Linear | None:

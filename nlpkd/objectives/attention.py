@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nlpkd.models.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, token_mask
+from nlpkd.objectives.base import LayerObjective, attention_heads, token_mask
 
 
 class AttentionObjective(LayerObjective):
@@ -18,7 +18,7 @@ class AttentionObjective(LayerObjective):
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map and compare head counts; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
-        ours, theirs = student_config.num_attention_heads, teacher_config.num_attention_heads
+        ours, theirs = attention_heads(student_config), attention_heads(teacher_config)
         if ours != theirs:
             raise ValueError(
                 f"{type(self).__name__} matches head with head, and the student has {ours} heads a layer, the teacher "

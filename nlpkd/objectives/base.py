@@ -22,6 +22,21 @@ KINDS = FEATURES | {"logits", "labels"}
 """All that an objective may need."""
 
 
+def attention_heads(config: Any) -> int:
+    """Return how many attention heads a layer has.
+
+    Raises:
+        ValueError: for a family without any, such as FNet, which mixes tokens by Fourier transforms.
+    """
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:
+        raise ValueError(
+            f"a model of the kind {config.model_type!r} has no attention heads to match: use objectives on logits or "
+            "hidden states"
+        )
+    return heads
+
+
 class Objective(nn.Module, ABC):
     """One term of the loss, on what student and teacher gave for a batch.
 

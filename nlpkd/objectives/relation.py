@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nlpkd.models.layers import LayerSpec
-from nlpkd.objectives.base import LayerObjective, token_mask
+from nlpkd.objectives.base import LayerObjective, attention_heads, token_mask
 
 
 class SelfAttentionRelationLoss(LayerObjective):
@@ -104,13 +104,13 @@ class ValueRelationLoss(SelfAttentionRelationLoss):
 
     def default_heads(self, student_config: Any, teacher_config: Any, common: int) -> int:
         """Choose the attention heads where both models have as many."""
-        ours, theirs = student_config.num_attention_heads, teacher_config.num_attention_heads
+        ours, theirs = attention_heads(student_config), attention_heads(teacher_config)
         return ours if ours == theirs else super().default_heads(student_config, teacher_config, common)
 
 
 def _widths(config: Any, kinds: frozenset[str]) -> set[int]:
     """Return the widths of a model's queries, keys and values, all heads side by side."""
-    heads = config.num_attention_heads
+    heads = attention_heads(config)
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     return {head * (heads if kind == "queries" else shared) for kind in kinds}

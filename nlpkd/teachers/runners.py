@@ -24,6 +24,7 @@ from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
 from nlpkd.data.tokenization import TEACHER_PREFIX, TOKEN_COLUMNS
 from nlpkd.models.capture import Capture
 from nlpkd.models.inference import evaluating, inference_copy
+from nlpkd.models.structure import is_quantized
 from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
 
 _BATCH_TOKENS = {"cpu": 2048}
@@ -176,7 +177,8 @@ class ModelRunner:
                 "data with nlpkd.load_text_classification"
             )
         # How it is run on them.
-        self.model, self.tokenizer, self.device, self.bf16 = model, tokenizer, device, bf16
+        self.model, self.tokenizer, self.device = model, tokenizer, device
+        self.bf16 = bf16 and not is_quantized(model)
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device.type, _ACCELERATOR_BATCH_TOKENS)
         self.left = tokenizer.padding_side == "left"
         self.padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}

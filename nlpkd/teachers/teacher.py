@@ -14,6 +14,7 @@ from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import inference_copy
+from nlpkd.models.structure import is_quantized
 
 
 class Teacher(Protocol):
@@ -69,7 +70,7 @@ class LiveTeacher:
         self._parameters = list(self.model.parameters())
         self.release()
         self.token_ids = None if token_ids is None else torch.tensor(token_ids, device=device)
-        self.autocast = autocast
+        self.autocast = nullcontext if is_quantized(model) else autocast
         self.order: Tensor | None = None
         self.reorder(order)
 
