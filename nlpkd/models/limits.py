@@ -84,8 +84,8 @@ def refuse_adapter(folder: Path) -> None:
         folder: a model's folder; anything else is passed.
 
     Raises:
-        ValueError: if an adapter lies beside weights, or alone with a base model that is no folder: transformers would
-            ask the Hub for that, with the user's token.
+        ValueError: if an adapter lies beside weights, or names a base model: transformers would load that, from the
+            Hub with the user's token if it is no folder.
     """
     settings = folder / "adapter_config.json"
     if not settings.is_file():
@@ -95,7 +95,7 @@ def refuse_adapter(folder: Path) -> None:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{settings} can't be read ({error!r}): use another copy of the model") from None
     beside = any(folder.glob("model*.safetensors"))
-    if beside or (base is not None and not Path(str(base)).is_dir()):
+    if beside or base is not None:
         found = "an adapter beside the weights" if beside else "an adapter alone"
         raise ValueError(
             f"{folder} holds {found}, of the base model {base!r}, which would be loaded: merge the adapter into the "

@@ -117,10 +117,11 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
         The config.
 
     Raises:
-        ValueError: if the name looks like a path and nothing is there, or the model is larger than any.
+        ValueError: if the name looks like a path and nothing is there, an adapter is, or the model is larger than any.
         OSError: if it can't be had.
     """
     _refuse_missing_path(name)
+    refuse_adapter(Path(name))
     return _load_config(name, revision, trust_remote_code, "config")
 
 
