@@ -109,6 +109,19 @@ class DistillationLoss:
         """The parts by name."""
         return self.objectives.names + ["compute_loss_func"] * (self.own is not None)
 
+    def let_ddp_find_unused(self, ddp: Any, asked: bool | None) -> None:
+        """Let DDP look for weights without gradients where nothing reads the student's logits.
+
+        With activation checkpointing Trainer takes all weights for used, and DDP would wait for those of the head.
+
+        Args:
+            ddp: Accelerate's settings of DDP, changed in place; None without any.
+            asked: `ddp_find_unused_parameters`, which is followed where it is set.
+        """
+        reads_logits = self.own is not None or any("logits" in objective.needs for objective in self.objectives)
+        if ddp is not None and asked is None and not reads_logits:
+            ddp.find_unused_parameters = True
+
     def choices(self, student: Any, columns: Sequence[str]) -> list[str]:
         """Describe what decides about speed: the student's attention, and where the teacher's outputs come from."""
         attention = getattr(getattr(student, "config", None), "_attn_implementation", None) or "no"

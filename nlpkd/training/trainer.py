@@ -155,6 +155,7 @@ class DistillationTrainer(ResumableTrainer):
         )
         self.objectives: Any = self._loss.objectives
         self._student, self._signals = self._loss.student, self._loss.signals
+        self._loss.let_ddp_find_unused(self.accelerator.ddp_handler, args.ddp_find_unused_parameters)
         # The columns to collate are known with what both models read.
         self._signature_columns = None
         self._set_signature_columns_if_needed()
