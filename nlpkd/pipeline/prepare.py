@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.label_names import telling_names
 from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
-from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher, same_tokenizer
+from nlpkd.data.tokenization import TeacherTokenizers, original_ids
 from nlpkd.labelling.rows import LABELS_NAME, label_splits
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
@@ -34,86 +34,10 @@ from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import kind_of
 from nlpkd.students.make_student import check_start, make_student
-from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.teachers.sources import Teachers
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Teachers:
-    """What the student learns from: one or several fine-tuned models, or a column of soft labels of the data.
-
-    Attributes:
-        models: where the models come from, in order; none where soft labels are learned from.
-        tokenizers: theirs.
-        soft_label_column: the column, where there are no models.
-        labeller: who filled it, where that happened in this run.
-    """
-
-    models: Sequence[ModelSource]
-    tokenizers: Sequence[PreTrainedTokenizerBase]
-    soft_label_column: str | None
-    labeller: LabelingTeacher | None = None
-
-    @classmethod
-    def of(
-        cls,
-        given: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None,
-        tokenizer: TeacherTokenizers,
-        revision: str | None,
-        trust_remote_code: bool,
-        soft_label_column: str | None,
-    ) -> Teachers:
-        """Find the teachers and their tokenizers; the arguments are those of `nlpkd.distill`.
-
-        Raises:
-            ValueError: if there are no teachers and no soft labels, or both, or one revision for several.
-        """
-        several = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-        models = [ModelSource.of(each, revision, trust_remote_code) for each in several]
-        if bool(models) == (soft_label_column is not None):
-            raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
-        if len(models) > 1 and revision is not None:
-            raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
-        pairs = zip(per_teacher(tokenizer, len(models)), models, strict=True)
-        return cls(models, [known or each.tokenizer() for known, each in pairs], soft_label_column)
-
-    def describe(self) -> dict[str, Any]:
-        """Return name and revision for the record; several models, or a column, are described as one."""
-        described = [each.describe() for each in self.models]
-        if len(described) == 1:
-            return described[0]
-        if self.labeller is not None:
-            told = self.labeller.describe()
-            fitted = {"calibration": told["calibration"]} if "calibration" in told else {}
-            return {"name": str(told["name"]), "revision": None} | fitted
-        if not described:
-            return {"name": f"soft labels of the column {self.soft_label_column!r}", "revision": None}
-        names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
-        return {"name": " and ".join(names), "revision": None}
-
-    def fill_in_task_and_names(self, data: DataArguments) -> DataArguments:
-        """Return the data arguments with what the models' configs know: the task, and the first one's label names.
-
-        Raises:
-            ValueError: if the models have different tasks.
-        """
-        configs = [each.config() for each in self.models]
-        # That every row has one class is left out: the loader reads it from the labels.
-        tasks = {task_of(config) for config in configs} - {None, SINGLE_LABEL}
-        if len(tasks) > 1:
-            raise ValueError(f"the teachers have different tasks: {sorted(map(str, tasks))}")
-        return replace(
-            data,
-            problem_type=data.problem_type or next(iter(tasks), None),
-            label_names=data.label_names or (telling_names(configs[0].id2label) if configs else ()),
-        )
-
-    def tokenizers_beside(self, tokenizer: PreTrainedTokenizerBase) -> Any:
-        """Return each model's tokenizer, None where it is the student's; of a single model no list."""
-        others = [None if same_tokenizer(tokenizer, each) else each for each in self.tokenizers]
-        return others if len(others) > 1 else next(iter(others), None)
 
 
 def prepare_job(
@@ -156,6 +80,11 @@ def prepare_job(
         raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
     if embedding_size is not None and not (student is None or _is_made_of_a_teacher(student)):
         raise ValueError(f"embedding_size is of students that are layers of the teacher, and student={student!r}")
+    if isinstance(student, nn.Module) and not isinstance(student, PreTrainedModel):
+        raise ValueError(
+            f"student is a {type(student).__name__}, which distill can't save as a plain model of transformers: merge "
+            "an adapter into its model (peft's merge_and_unload), or train it with DistillationTrainer"
+        )
     if vocabulary not in (None, "trim"):
         raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
     asked = data_args or DataArguments()
@@ -181,17 +110,20 @@ def prepare_job(
         baseline, learner, teachers.models[0].config() if inherits else None, start=start, backbone=backbone
     )
     if tokenizer is None:
-        shared = teachers.tokenizers and (inherits or isinstance(student, PreTrainedModel))
-        tokenizer = teachers.tokenizers[0] if shared else learner.tokenizer()
+        tokenizer = teachers.tokenizers[0] if teachers.tokenizers and inherits else _own_tokenizer(learner, teachers)
 
     # The rows, as both read them.
+    told = asked.problem_type
     asked = teachers.fill_in_task_and_names(asked)
 
     def load(tokenizer: PreTrainedTokenizerBase) -> TextClassificationData:
-        return load_text_classification(
-            train, validation, test, tokenizer=tokenizer, teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
-            seed=args.seed, data_args=asked,
-        )  # fmt: skip
+        with teachers.explain_one_output(told):
+            data = load_text_classification(
+                train, validation, test, tokenizer=tokenizer, teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
+                seed=args.seed, data_args=asked,
+            )  # fmt: skip
+            teachers.refuse_classes_of_one_output(told, data)
+        return data
 
     data = load(tokenizer)
     if "validation" not in data and "test" not in data:
@@ -391,6 +323,20 @@ def _with_trimmed_vocabulary(
         make_untrained_student=trimmed(make_student),
         baselines={name: trimmed(make) for name, make in job.baselines.items()},
     )
+
+
+def _own_tokenizer(learner: ModelSource, teachers: Teachers) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that lies where a student was loaded from; of a model that has none there the teacher's."""
+    if not (isinstance(learner.given, PreTrainedModel) and teachers.tokenizers):
+        return learner.tokenizer()
+    try:
+        return learner.tokenizer()
+    except (ValueError, OSError):
+        logger.warning(
+            "There is no tokenizer where the student was loaded from: it reads with the teacher's. If it has another "
+            "one, pass tokenizer=..."
+        )
+        return teachers.tokenizers[0]
 
 
 def _is_made_of_a_teacher(student: Any) -> bool:

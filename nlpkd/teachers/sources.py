@@ -1,0 +1,124 @@
+"""Where a distillation's teachers come from: fine-tuned models by path, id or object, or a column of soft labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.label_names import telling_names
+from nlpkd.data.rows import random_access
+from nlpkd.data.text_classification import TextClassificationData
+from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
+from nlpkd.models.source import ModelSource
+from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
+from nlpkd.teachers.base import LabelingTeacher
+
+_ONE_OUTPUT = (
+    "A teacher has one output, which is taken for a score. If it is a sigmoid over two classes, give it two: a "
+    "head with a row of zeros before its own, num_labels=2; if it is a score, say problem_type='regression'"
+)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What the student learns from: one or several fine-tuned models, or a column of soft labels of the data.
+
+    Attributes:
+        models: where the models come from, in order; none where soft labels are learned from.
+        tokenizers: theirs.
+        soft_label_column: the column, where there are no models.
+        labeller: who filled it, where that happened in this run.
+    """
+
+    models: Sequence[ModelSource]
+    tokenizers: Sequence[PreTrainedTokenizerBase]
+    soft_label_column: str | None
+    labeller: LabelingTeacher | None = None
+
+    @classmethod
+    def of(
+        cls,
+        given: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None,
+        tokenizer: TeacherTokenizers,
+        revision: str | None,
+        trust_remote_code: bool,
+        soft_label_column: str | None,
+    ) -> Teachers:
+        """Find the teachers and their tokenizers; the arguments are those of `nlpkd.distill`.
+
+        Raises:
+            ValueError: if there are no teachers and no soft labels, or both, or one revision for several.
+        """
+        several = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        models = [ModelSource.of(each, revision, trust_remote_code) for each in several]
+        if bool(models) == (soft_label_column is not None):
+            raise ValueError("give either a teacher or soft_label_column: one of them says what the student learns")
+        if len(models) > 1 and revision is not None:
+            raise ValueError("teacher_revision is of one teacher: write several as 'id@revision' each")
+        pairs = zip(per_teacher(tokenizer, len(models)), models, strict=True)
+        return cls(models, [known or each.tokenizer() for known, each in pairs], soft_label_column)
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and revision for the record; several models, or a column, are described as one."""
+        described = [each.describe() for each in self.models]
+        if len(described) == 1:
+            return described[0]
+        if self.labeller is not None:
+            told = self.labeller.describe()
+            fitted = {"calibration": told["calibration"]} if "calibration" in told else {}
+            return {"name": str(told["name"]), "revision": None} | fitted
+        if not described:
+            return {"name": f"soft labels of the column {self.soft_label_column!r}", "revision": None}
+        names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
+        return {"name": " and ".join(names), "revision": None}
+
+    def fill_in_task_and_names(self, data: DataArguments) -> DataArguments:
+        """Return the data arguments with what the models' configs know: the task, and the first one's label names.
+
+        Raises:
+            ValueError: if the models have different tasks.
+        """
+        configs = [each.config() for each in self.models]
+        # That every row has one class is left out: the loader reads it from the labels.
+        tasks = {task_of(config) for config in configs} - {None, SINGLE_LABEL}
+        if len(tasks) > 1:
+            raise ValueError(f"the teachers have different tasks: {sorted(map(str, tasks))}")
+        return replace(
+            data,
+            problem_type=data.problem_type or next(iter(tasks), None),
+            label_names=data.label_names or (telling_names(configs[0].id2label) if configs else ()),
+        )
+
+    def _has_one_output(self, told: str | None) -> bool:
+        """Check whether a model has one output, and neither its config nor the user says what it is."""
+        configs = [each.config() for each in self.models]
+        return told is None and any(config.num_labels == 1 and not config.problem_type for config in configs)
+
+    @contextmanager
+    def explain_one_output(self, told: str | None) -> Iterator[None]:
+        """Say of rows that can't be read that their labels are taken for scores since a teacher has one output."""
+        try:
+            yield
+        except ValueError as error:
+            raise (ValueError(f"{error} {_ONE_OUTPUT}") if self._has_one_output(told) else error) from None
+
+    def refuse_classes_of_one_output(self, told: str | None, data: TextClassificationData) -> None:
+        """Refuse labels of 0 and 1 alone beside a teacher of one output, which may be a sigmoid over two classes.
+
+        Raises:
+            ValueError: if nobody says that they are scores.
+        """
+        rows = random_access(data["train"], first=10_000)
+        if data.problem_type == REGRESSION and self._has_one_output(told) and set(rows["labels"][:]) <= {0.0, 1.0}:
+            raise ValueError("All labels are 0 or 1.")
+
+    def tokenizers_beside(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Return each model's tokenizer, None where it is the student's; of a single model no list."""
+        others = [None if same_tokenizer(tokenizer, each) else each for each in self.tokenizers]
+        return others if len(others) > 1 else next(iter(others), None)
