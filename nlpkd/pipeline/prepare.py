@@ -27,15 +27,14 @@ from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
-from nlpkd.pipeline.baselines import baselines_asked_for
 from nlpkd.pipeline.job import Job
+from nlpkd.pipeline.roles import Teachers, baselines_asked_for
 from nlpkd.students.backbone import known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import kind_of
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
-from nlpkd.teachers.sources import Teachers
 
 logger = logging.getLogger(__name__)
 
