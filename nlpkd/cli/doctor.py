@@ -23,6 +23,7 @@ from nlpkd.evaluation.report_text import one_line
 from nlpkd.hub.client import NOT_THE_HUB, limit_hub_requests
 from nlpkd.utils.files import nearest_existing_folder
 from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.requirements import installed_version, requirements, unmet
 
 LEAST_DISK_GB = 5.0
 """Free disk below which the doctor warns: some checkpoints of a BERT-base with their optimizer's state."""
@@ -80,24 +81,21 @@ def examine(directory: str | Path = ".") -> list[Finding]:
 
 def _packages() -> Iterator[Finding]:
     """Compare what is installed with what nlpkd's own metadata requires."""
-    declared, python = [], ""
-    try:
-        declared = importlib.metadata.requires("nlpkd") or []
-        python = importlib.metadata.metadata("nlpkd")["Requires-Python"] or ""
-    except importlib.metadata.PackageNotFoundError:
+    python = ""
+    if installed_version("nlpkd") is None:
         yield Finding("nlpkd", "not installed", None, "pip install -c constraints.txt .")
+    else:
+        python = importlib.metadata.metadata("nlpkd")["Requires-Python"] or ""
     fits = SpecifierSet(python).contains(platform.python_version(), prereleases=True)
     yield Finding("python", platform.python_version(), fits, f"nlpkd needs Python {python}")
-    needed = [requirement for requirement in map(Requirement, declared) if requirement.marker is None]
-    for requirement in needed or [Requirement(name) for name in ("torch", "transformers", "accelerate", "datasets")]:
-        version = _version(requirement.name)
-        fits = version is not None and requirement.specifier.contains(version, prereleases=True)
-        yield Finding(requirement.name, version or "missing", fits, f"pip install '{requirement}'")
+    for needed in requirements() or map(Requirement, ("torch", "transformers", "accelerate", "datasets")):
+        version = installed_version(needed.name) or "missing"
+        yield Finding(needed.name, version, not unmet(needed), f"pip install '{needed}'")
 
 
 def _extras() -> Iterator[Finding]:
     for extra, packages in EXTRAS.items():
-        versions = {package: _version(package) for package in packages}
+        versions = {package: installed_version(package) for package in packages}
         advice = "" if all(versions.values()) else f"pip install 'nlpkd[{extra}]'"
         found = ", ".join(f"{package} {version or 'missing'}" for package, version in versions.items())
         yield Finding(f"extra {extra}", found, None, advice)
@@ -172,10 +170,3 @@ def _disk(directory: Path) -> Iterator[Finding]:
     yield Finding(
         "writing", f"{place} is {'writable' if writable else 'read-only'}", writable, "choose another folder"
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,11 +83,10 @@ def export_int8(
         staged = Path(temporary) / INT8_FILE
         staged.parent.mkdir()
         settings = {"per_channel": per_channel, "reduce_range": reduce_range}
-        if calibration is None:
-            _quantize_dynamic(source.path, staged, embeddings, settings)
-        else:
+        batches = None
+        if calibration is not None:
             batches = _inputs(source, texts_to_compare(calibration, tokenizer, max_length), tokenizer, max_length)
-            _quantize_static(source.path, staged, batches, embeddings, settings)
+        _quantize(source.path, staged, batches, embeddings, settings)
         classifier = OnnxClassifier(staged, source.config)
         difference, agreement, _ = compare_logits(classifier, source, tokenizer, texts, max_length)
         if not np.isfinite(difference):
@@ -145,45 +144,32 @@ def _inputs(
         yield {name: tensor.numpy() for name, tensor in batch.items() if name in model.inputs}
 
 
-def _quantize_dynamic(source: Path, target: Path, embeddings: bool, settings: dict[str, bool]) -> None:
-    quantization, registry = require("onnxruntime.quantization"), require("onnxruntime.quantization.registry")
-    kinds = set(registry.IntegerOpsRegistry) - (set() if embeddings else _TABLES)
-    with quietly():
-        quantization.quantize_dynamic(
-            _graph(source), target, op_types_to_quantize=sorted(kinds), extra_options=_options(), **settings
-        )
-
-
-def _quantize_static(
-    source: Path, target: Path, batches: Iterator[dict[str, np.ndarray]], embeddings: bool, settings: dict[str, bool]
+def _quantize(
+    source: Path,
+    target: Path,
+    batches: Iterator[dict[str, np.ndarray]] | None,
+    embeddings: bool,
+    settings: dict[str, bool],
 ) -> None:
-    quantization = require("onnxruntime.quantization")
-    kinds = _STATIC_KINDS - (set() if embeddings else _TABLES)
-    with quietly():
-        quantization.quantize_static(
-            _graph(source), target, _Batches(batches), op_types_to_quantize=sorted(kinds),
-            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-            extra_options=_options(), **settings,
-        )  # fmt: skip
-
-
-class _Batches:
-    """What ONNX Runtime takes for a CalibrationDataReader."""
-
-    def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
-        self.batches = batches
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.batches, None)
-
-
-def _graph(source: Path) -> Any:
-    graph = require("onnx").load(source)
+    """Quantise a file: statically by the activations of calibration batches, dynamically without them."""
+    onnx, quantization = require("onnx"), require("onnxruntime.quantization")
+    graph = onnx.load(source)
     # torch notes the shapes of a graph's values as traced, and ONNX Runtime refuses what it infers otherwise.
     del graph.graph.value_info[:]
-    return graph
-
-
-def _options() -> dict[str, Any]:
     # Of what ONNX Runtime's own operators give, no type is inferred.
-    return {"MatMulConstBOnly": True, "DefaultTensorType": require("onnx").TensorProto.FLOAT}
+    options = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
+    left_out = set() if embeddings else _TABLES
+    with quietly():
+        if batches is None:
+            kinds = set(require("onnxruntime.quantization.registry").IntegerOpsRegistry) - left_out
+            quantization.quantize_dynamic(
+                graph, target, op_types_to_quantize=sorted(kinds), extra_options=options, **settings
+            )
+        else:
+            # All that ONNX Runtime asks of a CalibrationDataReader.
+            reader = SimpleNamespace(get_next=lambda: next(batches, None))
+            quantization.quantize_static(
+                graph, target, reader, op_types_to_quantize=sorted(_STATIC_KINDS - left_out),
+                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+                extra_options=options, **settings,
+            )  # fmt: skip

@@ -83,7 +83,10 @@ def prune_neurons(
     kept = {layer: top_indices(values, count) for layer, values in importance.items()}
     weights = model.state_dict()
     for name in following:
-        weights[name] = _take_neurons(weights[name], axes[name][0], kept[_layer(name)], width)
+        # An axis has the neurons once, or once for the gate too: its second half.
+        axis = axes[name][0]
+        parts = [part.index_select(axis, kept[_layer(name)]) for part in weights[name].split(width, dim=axis)]
+        weights[name] = torch.cat(parts, dim=axis)
     config = copy.deepcopy(model.config)
     setattr(config, size, count)
     smaller = rebuild(model, config, weights)
@@ -156,7 +159,8 @@ def prune_heads(
     kept = {layer: top_indices(values, count * groups // total) for layer, values in together.items()}
     weights = model.state_dict()
     for name, axis in axes.items():
-        weights[name] = _take_heads(weights[name], axis, kept[_layer(name)], groups)
+        parts = weights[name].chunk(groups, dim=axis)
+        weights[name] = torch.cat([parts[group] for group in kept[_layer(name)].tolist()], dim=axis)
     smaller = _with_heads(model, weights, count, groups) if plain else _reshaped(model, weights, axes, count)
     paper = "Michel et al. 2019, arXiv:1905.10650"
     details = {"heads": [total, count], "rows": min(max_rows, len(dataset))}
@@ -230,17 +234,6 @@ def _importance(
         for layer, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
             sums[layer] += gradient.squeeze(1).float().abs().sum(dim=0)
     return {layer: total / len(chosen) for layer, total in sums.items()}
-
-
-def _take_neurons(tensor: Tensor, axis: int, kept: Tensor, width: int) -> Tensor:
-    """Take neurons of an axis that has them once, or once for the gate too: the second half of the axis."""
-    parts = tensor.split(width, dim=axis)
-    return torch.cat([part.index_select(axis, kept) for part in parts], dim=axis)
-
-
-def _take_heads(tensor: Tensor, axis: int, kept: Tensor, groups: int) -> Tensor:
-    parts = tensor.chunk(groups, dim=axis)
-    return torch.cat([parts[group] for group in kept.tolist()], dim=axis)
 
 
 def _axes_of_heads(model: PreTrainedModel, total: int, groups: int) -> dict[str, int]:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import makes_batches
+from nlpkd.evaluation.benchmark import count_parameters
 from nlpkd.pipeline.job import Job, lean_by_default, supervised_trainer
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.training.trainer import DistillationTrainer
@@ -141,7 +141,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int) -> Plan
     models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
     place = nearest_existing_folder(Path(args.output_dir))
     return Plan(
-        models=[(name, *_size(model)) for name, model in models],
+        models=[(name, count_parameters(model), 4e-6 * count_parameters(model)) for name, model in models],
         rows=count,
         steps=steps,
         step_ms=step_ms,
@@ -149,7 +149,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int) -> Plan
         baselines=len(job.baselines),
         trainings=trainings,
         peak_memory_mb=_peak_memory_mb(),
-        disk_mb=trainings * (1 + len(job.baselines)) * _disk_mb(settings, steps, _size(student)[1]),
+        disk_mb=trainings * (1 + len(job.baselines)) * _disk_mb(settings, steps, 4e-6 * count_parameters(student)),
         free_disk_mb=shutil.disk_usage(place).free / 1e6,
     )
 
@@ -209,11 +209,6 @@ def _steps(args: DistillationConfig, rows: int) -> int:
         return args.max_steps
     batches = math.ceil(rows / (args.train_batch_size * args.world_size))
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
-
-
-def _size(model: nn.Module) -> tuple[int, float]:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return parameters, 4 * parameters / 1e6
 
 
 def _disk_mb(settings: Sequence[DistillationConfig], steps: Sequence[int], student_mb: float) -> float:

@@ -67,11 +67,6 @@ def _student_of_shape(
     return narrow_student(teacher, **shape, **widths, seed=seed)
 
 
-def _small_student(teacher: PreTrainedModel | None, name: str, **settings: Any) -> PreTrainedModel:
-    """Make a small model that starts from the teacher's embedding table."""
-    return small_student(name, teacher, **settings)
-
-
 def _plain_teacher(teacher: PreTrainedModel | None, layers: Any, widths: Mapping[str, Any]) -> PreTrainedModel:
     """Return the teacher with its adapter merged; refuse a missing one, and settings that are no widths."""
     if teacher is None:
@@ -105,7 +100,7 @@ KINDS = [
     StudentKind(
         SMALL_STUDENTS.__contains__,
         f"another kind of student ({', '.join(SMALL_STUDENTS)})",
-        _small_student,
+        lambda teacher, name, **settings: small_student(name, teacher, **settings),
         lambda teacher: SMALL_STUDENTS,
         has_layers=False,
     ),

@@ -31,17 +31,8 @@ def make_student(
     teacher: PreTrainedModel | None = ...,
     layers: int | str | Sequence[int] | None = ...,
     *,
-    checkpoint: str | Path | None = ...,
-    max_latency_ms: float | None = ...,
-    max_size_mb: float | None = ...,
-    embedding_size: int | None = ...,
-    revision: str | None = ...,
-    id2label: Mapping[int, str] | None = ...,
-    start: str = ...,
-    backbone: str | Path | None = ...,
-    trust_remote_code: bool = ...,
-    seed: int = ...,
-    **shape: Any,
+    vocabulary: None = ...,
+    **options: Any,
 ) -> PreTrainedModel: ...
 
 

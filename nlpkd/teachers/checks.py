@@ -31,9 +31,13 @@ def best_order(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> 
     Returns:
         `order` with order[k] the predicted index that means gold label k; the identity wins a tie.
     """
-    counts = confusion_matrix(labels, predictions, labels=np.arange(num_labels)).astype(float)
-    gold, predicted = linear_sum_assignment(counts + 1e-6 * np.eye(num_labels), maximize=True)
-    return [int(p) for _, p in sorted(zip(gold, predicted, strict=True))]
+    return _best_assignment(confusion_matrix(labels, predictions, labels=np.arange(num_labels)).astype(float))
+
+
+def _best_assignment(fits: np.ndarray) -> list[int]:
+    """Assign each row of `(labels, labels)` the column that fits best over all; the identity wins a tie."""
+    rows, columns = linear_sum_assignment(fits + 1e-6 * np.eye(len(fits)), maximize=True)
+    return [int(column) for _, column in sorted(zip(rows, columns, strict=True))]
 
 
 def swapped_classes(
@@ -100,42 +104,59 @@ def check_teacher(
         may be right less often, have a mean recall over classes that is as much above that of a constant answer.
     """
     rows, num_labels = logits.shape
-    # How often it is right in its own order, and in the order that fits best.
     predictions = logits.argmax(axis=1)
-    accuracy = _accuracy(predictions, labels, range(num_labels) if order is None else order)
+
+    def accuracy(candidate: Sequence[int]) -> float:
+        return float((predictions == np.asarray(candidate)[labels]).mean())
+
+    # The order that names tell, or else that which fits.
     best = best_order(predictions, labels, num_labels)
-    best_accuracy = _accuracy(predictions, labels, best)
-    named, order = order is not None, list(range(num_labels)) if order is None else list(order)
-    swapped = swapped_classes(predictions, labels, order, best)
-    if not named:
-        if only_sure or best_accuracy - accuracy <= 2 * np.sqrt(0.25 / rows):
-            moved = {label for group in swapped for label in group}
-            best = [best[label] if label in moved else order[label] for label in range(num_labels)]
-            best_accuracy = _accuracy(predictions, labels, best)
-        swapped = []
-        if best != order:
-            logger.warning(
-                "The teacher's label names say nothing; on %d gold labels its own order is right in %.1f %% and %s in "
-                "%.1f %%: the latter is used.",
-                rows,
-                100 * accuracy,
-                {names[k]: index for k, index in enumerate(best)},
-                100 * best_accuracy,
-            )
-            order, accuracy = best, best_accuracy
-    # How often the most frequent label would be.
+    own = list(range(num_labels)) if order is None else list(order)
+    swapped = swapped_classes(predictions, labels, own, best)
+    margin = np.inf if only_sure else 2 * np.sqrt(0.25 / rows)
+    used = own if order is not None else _fitting_order(own, best, accuracy, margin, swapped, names, rows)
+    # How often the most frequent label would be right.
     majority = np.bincount(labels, minlength=num_labels).max() / rows
     needed = min(majority + 2 * np.sqrt(majority * (1 - majority) / rows), 1.0)
-    if (accuracy >= needed and accuracy > majority) or _recalls_classes(predictions, labels, order):
-        return order, _describe_swapped(swapped, order, best, names, rows)
+    if (accuracy(used) >= needed and accuracy(used) > majority) or _recalls_classes(predictions, labels, used):
+        return used, None if order is None else _describe_swapped(swapped, own, best, names, rows)
     problem = (
-        f"the teacher gets {100 * accuracy:.1f} % of {rows} gold labels right, no better than always answering the "
-        f"most frequent one ({100 * majority:.1f} %)"
+        f"the teacher gets {100 * accuracy(used):.1f} % of {rows} gold labels right, no better than always answering "
+        f"the most frequent one ({100 * majority:.1f} %)"
     )
-    if best_accuracy >= needed:
-        fitting = {names[k]: index for k, index in enumerate(best)}
-        problem += f"; with the label order {fitting} it would be {100 * best_accuracy:.1f} %: its id2label is wrong"
-    return order, problem
+    if order is not None and accuracy(best) >= needed:
+        problem += _describe_fit(best, names, f"{100 * accuracy(best):.1f} %")
+    return used, problem
+
+
+def _fitting_order(
+    own: list[int],
+    best: list[int],
+    fit: Callable[[Sequence[int]], float],
+    margin: float,
+    swapped: Sequence[Sequence[int]],
+    names: Mapping[int, str],
+    rows: int,
+) -> list[int]:
+    """Choose the order where names tell nothing: the best one, or its own but for the labels that are swapped."""
+    if fit(best) - fit(own) <= margin:
+        moved = {label for group in swapped for label in group}
+        best = [best[label] if label in moved else own[label] for label in range(len(own))]
+    if best != own:
+        logger.warning(
+            "The teacher's label names say nothing; %d gold labels are fitted by its own order to %.1f %% and by %s "
+            "to %.1f %%: the latter is used.",
+            rows,
+            100 * fit(own),
+            {names[k]: index for k, index in enumerate(best)},
+            100 * fit(best),
+        )
+    return best
+
+
+def _describe_fit(best: Sequence[int], names: Mapping[int, str], fit: str) -> str:
+    fitting = {names[k]: index for k, index in enumerate(best)}
+    return f"; with the label order {fitting} it would be {fit}: its id2label is wrong"
 
 
 def _describe_swapped(
@@ -162,12 +183,7 @@ def check_correlated(
 ) -> tuple[list[int], str | None]:
     """Compare a teacher of several labels a row, or of scores, with gold labels by how they correlate.
 
-    Args:
-        logits: the teacher's on a sample, in its own order, `(rows, labels)`.
-        labels: zeros and ones, or scores, `(rows, labels)`.
-        order: index of each label in the teacher's output where names tell it, else None.
-        names: id2label of the gold labels, for messages.
-        only_sure: where names tell nothing, move only labels that are surely swapped.
+    The arguments are those of `check_teacher`, but labels are zeros and ones, or scores, `(rows, labels)`.
 
     Returns:
         The order to use, and what is wrong with the teacher, or None. The mean over labels of the correlation of
@@ -181,41 +197,29 @@ def check_correlated(
     usable = np.ptp(labels, axis=0) > 0
     if usable.any() and (np.ptp(logits, axis=0) > 0).all():
         table[usable] = np.corrcoef(labels[:, usable].T, logits.T)[: usable.sum(), usable.sum() :]
-    gold, predicted = linear_sum_assignment(table + 1e-6 * np.eye(num_labels), maximize=True)
-    best = [int(index) for _, index in sorted(zip(gold, predicted, strict=True))]
+    best = _best_assignment(table)
 
     def mean(candidate: Sequence[int]) -> float:
         return float(table[np.arange(num_labels), candidate][usable].mean()) if usable.any() else 0.0
 
-    # Above chance in the order given by names, or in the best one where names say nothing.
-    needed = 2 / np.sqrt(rows)
-    named, order = order is not None, list(range(num_labels)) if order is None else list(order)
     # The groups of labels that fit better by three standard errors of a difference, each label of them better.
+    own = list(range(num_labels)) if order is None else list(order)
     swapped = []
-    for group in cycles_between(order, best):
-        gain = [table[label, best[label]] - table[label, order[label]] for label in group]
+    for group in cycles_between(own, best):
+        gain = [table[label, best[label]] - table[label, own[label]] for label in group]
         swapped += [group] if min(gain) > 0 and np.mean(gain) > 3 * np.sqrt(2 / rows) else []
-    if not named:
-        if only_sure or mean(best) - mean(order) <= needed:
-            moved = {label for group in swapped for label in group}
-            best = [best[label] if label in moved else order[label] for label in range(num_labels)]
-        swapped = []
-        if best != order:
-            logger.warning(
-                "The teacher's label names say nothing; its outputs fit %d gold labels best as %s: so they are used.",
-                rows,
-                {names[k]: index for k, index in enumerate(best)},
-            )
-            order = best
-    if not usable.any() or mean(order) > needed:
-        return order, _describe_swapped(swapped, order, best, names, rows)
+    # The order that names tell, or else that which fits, must be above chance.
+    needed = 2 / np.sqrt(rows)
+    margin = np.inf if only_sure else needed
+    used = own if order is not None else _fitting_order(own, best, mean, margin, swapped, names, rows)
+    if not usable.any() or mean(used) > needed:
+        return used, None if order is None else _describe_swapped(swapped, own, best, names, rows)
     problem = (
-        f"the teacher's outputs correlate with {rows} gold labels by {mean(order):.2f} on average, no more than chance"
+        f"the teacher's outputs correlate with {rows} gold labels by {mean(used):.2f} on average, no more than chance"
     )
-    if mean(best) > needed:
-        fitting = {names[k]: index for k, index in enumerate(best)}
-        problem += f"; with the label order {fitting} it would be {mean(best):.2f}: its id2label is wrong"
-    return order, problem
+    if order is not None and mean(best) > needed:
+        problem += _describe_fit(best, names, f"{mean(best):.2f}")
+    return used, problem
 
 
 def stratified_sample(labels: Sequence[int] | np.ndarray, rows: int, seed: int) -> list[int]:
@@ -257,10 +261,6 @@ def _recalls_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequenc
     recall = np.mean([right[labels == label].mean() for label in classes])
     error = np.sqrt((0.25 / counts).sum()) / len(classes)
     return len(classes) > 1 and bool(recall - 1 / len(classes) > 2 * error)
-
-
-def _accuracy(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> float:
-    return float((predictions == np.asarray(order)[labels]).mean())
 
 
 def checked_rows(num_labels: int) -> int:
