@@ -190,8 +190,8 @@ def aggregate_seeds(reports: Sequence[EvaluationReport]) -> dict[str, dict[str, 
         reports: one report a seed, with the same candidates on the same rows.
 
     Returns:
-        Values, mean and standard deviation by candidate and metric for `EvaluationReport.seeds`, the agreement
-        included.
+        Values, mean and standard deviation by candidate and metric for `EvaluationReport.seeds`, the agreement and
+        the share of the gap closed included.
 
     Raises:
         ValueError: when there is no report, or candidates, task or rows differ between them.
@@ -206,7 +206,12 @@ def aggregate_seeds(reports: Sequence[EvaluationReport]) -> dict[str, dict[str, 
                 f"candidates {sorted(report.candidates)}, expected {first.task.to_dict()} with "
                 f"{sorted(first.candidates)}"
             )
-    return {name: _spreads([report.candidates[name] for report in reports]) for name in first.candidates}
+    seeds = {name: _spreads([report.candidates[name] for report in reports]) for name in first.candidates}
+    paired = [report.comparisons.get("student_vs_no_teacher") for report in reports]
+    closed = [each.gap_closed.value for each in paired if each and each.gap_closed]
+    if "student" in seeds and len(closed) == len(reports):
+        seeds["student"]["gap_closed"] = _spread(closed)
+    return seeds
 
 
 def _spreads(candidates: Sequence[Candidate]) -> dict[str, SeedSpread]:
@@ -215,10 +220,11 @@ def _spreads(candidates: Sequence[Candidate]) -> dict[str, SeedSpread]:
     agreements = [candidate.agreement.value for candidate in candidates if candidate.agreement]
     if len(agreements) == len(candidates):
         values["agreement"] = agreements
-    return {
-        key: SeedSpread(numbers, statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
-        for key, numbers in values.items()
-    }
+    return {key: _spread(numbers) for key, numbers in values.items()}
+
+
+def _spread(values: list[float]) -> SeedSpread:
+    return SeedSpread(values, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def _other(comparison: str) -> str:

@@ -128,6 +128,8 @@ def latency_cells(candidates: Mapping[str, Candidate]) -> Cells | None:
 def seeds_cells(seeds: Mapping[str, Mapping[str, SeedSpread]]) -> Cells:
     """Return mean ± sample standard deviation of each metric, a row a candidate."""
     metrics = _metrics_shown(seeds.values()) | {"agreement": "agreement"}
+    if any("gap_closed" in spreads for spreads in seeds.values()):
+        metrics["gap_closed"] = "share of the gap closed"
     rows = [
         [name, *(_spread(spreads[key]) if key in spreads else "n/a" for key in metrics)]
         for name, spreads in seeds.items()

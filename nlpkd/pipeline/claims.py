@@ -88,6 +88,7 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     for name, paired in claimed.comparisons.items():
         other = name.removeprefix("student_vs_")
         claims += _comparison_claims(other, paired, measured.comparisons.get(name), rows, headline)
+        claims += _gap_claims(claimed, other, paired)
     for name, spreads in claimed.seeds.items():
         for key, spread in spreads.items():
             figure = f"{name}: {METRIC_NAMES.get(key, key)}, mean ± sd of {len(spread.values)} seeds"
@@ -157,6 +158,29 @@ def _comparison_claims(
         else:
             limit = allowed * scales[name]
             claims.append(_figure(figure, claim, again, ".4g", limit, f"to {limit:.3g}", NOT_AGAIN))
+    return claims
+
+
+def _gap_claims(claimed: EvaluationReport, other: str, paired: Comparison) -> list[Claim]:
+    """Judge the gap to the teacher and the share that is closed by the figures of the report that they follow from."""
+    metric, claims = claimed.task.headline, []
+    values = [
+        found.quality[metric].value
+        if (found := claimed.candidates.get(name)) and metric in found.quality
+        else math.nan
+        for name in ("student", other, "teacher")
+    ]
+    student, baseline, teacher = values
+    follows = {
+        "gap to the teacher": (paired.gap, teacher - baseline),
+        "share of the gap closed": (paired.gap_closed, (student - baseline) / (teacher - baseline or math.nan)),
+    }
+    for name, (claim, expected) in follows.items():
+        if claim is not None:
+            within = claim.low <= claim.value <= claim.high and abs(claim.value - expected) <= 1e-6
+            holds = within if math.isfinite(expected) else None
+            why = "follows from the report's own figures"
+            claims.append(Claim(f"student vs {other}: {name}", str(claim), format_number(expected), holds, why))
     return claims
 
 

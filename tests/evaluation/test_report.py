@@ -264,6 +264,19 @@ def test_seeds_are_aggregated_with_the_sample_standard_deviation(report):
     assert "| student | 0.830 ± 0.036 (n = 3) |" in replace(report, seeds=seeds).to_markdown()
 
 
+def test_the_share_of_the_gap_closed_is_aggregated_where_every_seed_has_a_gap(report):
+    def run(share):
+        closed = None if share is None else Interval(share, share - 0.1, share + 0.1)
+        paired = Comparison({"accuracy": Interval(0.02, 0.0, 0.04)}, gap=Interval(0.1, 0.05, 0.15), gap_closed=closed)
+        return replace(report, comparisons={"student_vs_no_teacher": paired})
+
+    seeds = aggregate_seeds([run(0.5), run(0.7)])
+    assert seeds["student"]["gap_closed"].mean == pytest.approx(0.6)
+    assert seeds["student"]["gap_closed"].sd == pytest.approx(0.1 * math.sqrt(2))
+    assert "share of the gap closed" in replace(report, seeds=seeds).to_markdown()
+    assert "gap_closed" not in aggregate_seeds([run(0.5), run(None)])["student"]
+
+
 def test_one_seed_has_no_standard_deviation(report):
     seeds = aggregate_seeds([report])
     assert seeds["student"]["accuracy"] == SeedSpread([0.88], 0.88, None)

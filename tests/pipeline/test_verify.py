@@ -150,6 +150,33 @@ def test_an_absurd_interval_holds_nothing(student, tmp_path, interval, given):
     assert "accuracy" in wrong(student, tmp_path / "given.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("gap", "share", "wrong_figures"),
+    [
+        ((0.10, 0.05, 0.15), (0.4, 0.1, 0.7), []),
+        ((0.08, 0.03, 0.13), (0.4, 0.1, 0.7), ["student vs no_teacher: gap to the teacher"]),
+        ((0.10, 0.05, 0.15), (0.9, 0.7, 1.1), ["student vs no_teacher: share of the gap closed"]),
+        ((0.10, 0.05, 0.15), (0.4, 0.5, 0.7), ["student vs no_teacher: share of the gap closed"]),
+    ],
+)
+def test_a_gap_that_does_not_follow_from_the_reports_own_figures_is_found(student, rows, gap, share, wrong_figures):
+    report = EvaluationReport.load(student)
+    own = report.candidates["student"]
+    base = own.quality["accuracy"].value
+
+    def beside(difference):
+        accuracy = Interval(base + difference, base + difference - 0.1, base + difference + 0.1)
+        return dataclasses.replace(own, quality={"accuracy": accuracy})
+
+    candidates = {"student": own, "teacher": beside(0.06), "no_teacher": beside(-0.04)}
+    paired = Comparison(
+        {"accuracy": Interval(0.04, 0.0, 0.08)}, gap=Interval(*gap), gap_closed=Interval(*share), mcnemar_p=0.5
+    )
+    comparisons = {"student_vs_no_teacher": paired}
+    dataclasses.replace(report, candidates=candidates, comparisons=comparisons).save(student)
+    assert wrong(student, rows / "test.jsonl") == wrong_figures
+
+
 def test_few_claimed_rows_are_too_few_to_tell(student, rows):
     report = EvaluationReport.load(student)
     dataclasses.replace(report, task=dataclasses.replace(report.task, rows=2)).save(student)
