@@ -18,10 +18,11 @@ from transformers.training_args import OptimizerNames
 
 from nlpkd.utils.optional import require
 
-TEACHER_CHECKS = ("error", "warn", "off")
-
-
-WEIGHTING_NAMES = ("fixed", "linear", "uncertainty")
+_CHOICES = {
+    "teacher_check": ("error", "warn", "off"),
+    "cache_teacher": ("auto", "off"),
+    "weighting": ("fixed", "linear", "uncertainty"),
+}
 
 
 ENSEMBLE_AVERAGES = ("probabilities", "logits")
@@ -153,18 +154,15 @@ class DistillationConfig(TrainingArguments):
         self._check()
 
     def _check(self) -> None:
-        if self.teacher_check not in TEACHER_CHECKS:
-            raise ValueError(f"teacher_check must be one of {TEACHER_CHECKS}, got {self.teacher_check!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value >= least):
                 raise ValueError(f"{name} must be >= {least}, got {value!r}")
         if "tensorboard" in (self.report_to or []) and not is_tensorboard_available():
             require("tensorboard", extra="tracking")
-        if self.cache_teacher not in ("auto", "off"):
-            raise ValueError(f"cache_teacher must be 'auto' or 'off', got {self.cache_teacher!r}")
-        if self.weighting not in WEIGHTING_NAMES:
-            raise ValueError(f"weighting must be one of {WEIGHTING_NAMES}, got {self.weighting!r}")
         check_ensemble(self.ensemble_average, self.ensemble_weights)
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise ValueError(

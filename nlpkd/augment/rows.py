@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, LargeList, List
 from datasets.exceptions import DatasetGenerationError
 
 from nlpkd.augment.augmenters import Augmenter, check_range
-from nlpkd.data.columns import check_texts, find_columns
+from nlpkd.data.columns import Columns, check_texts, find_columns
 from nlpkd.data.labels import read_task
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED
 
@@ -75,8 +75,8 @@ def augment(
     """
     check_range("copies", copies, 1)
     check_range("seed", seed, 0)
-    names, label_column = _names(data, text_column, text_pair_column, label_column)
-    for name in names:
+    columns = find_columns(data.column_names, text_column, text_pair_column, label_column)
+    for name in columns.texts:
         check_texts(data, "train", name)
 
     def variants(rows: list[Row]) -> Iterator[Row]:
@@ -84,11 +84,11 @@ def augment(
         for place, texts in enumerate(zip(*rows, strict=True)):
             draws = [[np.random.default_rng((seed, key, copy, place)) for copy in range(copies)] for key in keys]
             made.append(augmenter.variants(texts, draws))
-        for columns in zip(*made, strict=True):
-            yield from zip(*columns, strict=True)
+        for texts_of_row in zip(*made, strict=True):
+            yield from zip(*texts_of_row, strict=True)
 
     settings = repr((augmenter.fingerprint(), copies, seed))
-    return _new_rows(data, variants, data, names, label_column, exclude, settings, cache_dir)
+    return _new_rows(data, variants, data, columns, exclude, settings, cache_dir)
 
 
 def unlabelled(
@@ -118,34 +118,26 @@ def unlabelled(
     Raises:
         ValueError: as for `augment`.
     """
-    names, label_column = _names(like, text_column, text_pair_column, label_column)
+    columns = find_columns(like.column_names, text_column, text_pair_column, label_column)
 
     def filled(rows: list[Row]) -> Iterator[Row]:
         return (row for row in rows if all(map(str.strip, row)))
 
-    return _new_rows(texts, filled, like, names, label_column, exclude, "unlabelled", cache_dir)
-
-
-def _names(
-    data: Dataset, text: str | None, text_pair: str | None, label: str | Sequence[str] | None
-) -> tuple[list[str], str | tuple[str, ...]]:
-    columns = find_columns(data.column_names, text, text_pair, label)
-    return columns.texts, columns.label
+    return _new_rows(texts, filled, like, columns, exclude, "unlabelled", cache_dir)
 
 
 def _new_rows(
     source: Texts,
     make: Callable[[list[Row]], Iterator[Row]],
     data: Dataset,
-    names: list[str],
-    label_column: str | tuple[str, ...],
+    columns: Columns,
     exclude: Sequence[Texts],
     settings: str,
     cache_dir: str | Path | None,
 ) -> Dataset:
     """Write what `make` makes of the source's rows and is neither in the data nor excluded, with `data`'s columns."""
-    labels = [label_column] if isinstance(label_column, str) else list(label_column)
-    task, features = read_task(data, label_column), Features({name: data.features[name] for name in names})
+    names, labels = columns.texts, [columns.label] if isinstance(columns.label, str) else columns.label
+    task, features = read_task(data, columns.label), Features({name: data.features[name] for name in names})
     marks = {name: _mark(data.features[name], name, task) for name in labels}
     if isinstance(exclude, (str, Dataset, Mapping)) or any(isinstance(part, (str, Mapping)) for part in exclude):
         raise ValueError("exclude is no sequence of data sets or of columns: write exclude=[validation, test].")

@@ -139,7 +139,9 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     results = _eval_results(report.candidates["student"], run.data)
     optional: dict[str, Any] = {"license": run.license, "language": run.language}
     optional = {key: value for key, value in optional.items() if value}
-    if base := _base_model(run):
+    # What the weights come from: what somebody said, the teacher, or the checkpoint the student began as.
+    start = run.student.name if run.student.checkpoint else None
+    if base := run.base_model or hub_id(run.teacher.name) or hub_id(start):
         optional |= {"base_model": base, "base_model_relation": "finetune"}
     if not run.data.pairs:
         optional["widget"] = [{"text": text} for text in WIDGET_TEXTS]
@@ -156,12 +158,6 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     )
 
 
-def _base_model(run: RunRecord) -> str | None:
-    """Return what the weights come from: what somebody said, the teacher, or the checkpoint the student began as."""
-    start = run.student.name if run.student.checkpoint else None
-    return run.base_model or hub_id(run.teacher.name) or hub_id(start)
-
-
 def _evaluated(data: DataRecord) -> DataRecord:
     """Return what was measured on: of several files the one that held the measured split."""
     source = data.evaluated_source or data.name
@@ -172,13 +168,14 @@ def _evaluated(data: DataRecord) -> DataRecord:
 def _eval_results(student: Candidate, data: DataRecord) -> list[EvalResult]:
     data = _evaluated(data)
     name = str(data.name or "unnamed data")
+    like_an_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePosixPath(name).stem).strip("-.") or "local-data"
     named = {"dataset_config": data.config, "dataset_split": data.split, "dataset_revision": data.revision}
     source: dict[str, Any] = {key: str(value) for key, value in named.items() if value}
     return [
         EvalResult(
             task_type="text-classification",
             task_name="Text Classification",
-            dataset_type=hub_id(name) or _like_an_id(PurePosixPath(name).stem),
+            dataset_type=hub_id(name) or like_an_id,
             dataset_name=one_line(data.title or _called(name)),
             metric_type=metric,
             metric_name=title,
@@ -216,13 +213,11 @@ def _results(report: EvaluationReport) -> str:
 
 
 def _spreads(name: str, metrics: Mapping[str, SeedSpread]) -> str:
-    figures = [
-        f"{metric.replace('_', ' ')} {spread.mean:.3f}"
-        + ("" if spread.sd is None else f" ± {spread.sd:.3f}")
-        + f" (n = {len(spread.values)})"
-        for metric, spread in metrics.items()
-        if math.isfinite(spread.mean)
-    ]
+    figures = []
+    for metric, spread in metrics.items():
+        if math.isfinite(spread.mean):
+            deviation = "" if spread.sd is None else f" ± {spread.sd:.3f}"
+            figures.append(f"{metric.replace('_', ' ')} {spread.mean:.3f}{deviation} (n = {len(spread.values)})")
     return f"- {escape_markdown(name)}: {', '.join(figures)}"
 
 
@@ -277,12 +272,8 @@ def _training(run: RunRecord) -> str:
 
 
 def _objective(entry: Mapping[str, Any]) -> str:
-    settings = [
-        f"{escape_markdown(key)} {escape_markdown(value)}"
-        for key, value in entry.items()
-        if key not in ("name", "citation")
-    ]
-    return f"- {escape_markdown(entry.get('name', 'unnamed'))}" + (f": {', '.join(settings)}" if settings else "")
+    settings = _flat({key: value for key, value in entry.items() if key not in ("name", "citation")})
+    return f"- {escape_markdown(entry.get('name', 'unnamed'))}" + (f": {settings}" if settings else "")
 
 
 def _measurement(report: EvaluationReport) -> str:
@@ -352,10 +343,6 @@ def _named(part: ModelRecord | DataRecord) -> str:
     extra = [escape_markdown(part.config)] if isinstance(part, DataRecord) and part.config else []
     extra += [f"revision {escape_markdown(part.revision)}"] if part.revision else []
     return escape_markdown(_called(str(part.name))) + (f" ({', '.join(extra)})" if extra else "")
-
-
-def _like_an_id(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "local-data"
 
 
 def _quoted(model_name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import requests
@@ -11,12 +12,14 @@ from urllib3.util import Retry
 
 _BUSY = (429, 500, 502, 503, 504)
 
+_BACKOFF_S = 0.5
+
 
 class JSONClient:
     """Post JSON to one address, and try again where that may help.
 
-    After 429 and 5xx the server's `Retry-After` is waited for, else 0.5, 1, 2, ... seconds. Dropped connections and
-    answers that are cut short are tried again too. Any other status is an error at once.
+    After 429 and 5xx the server's `Retry-After` is waited for. After those without it, dropped connections and answers
+    that are cut short the time doubles with each try. Any other status is an error at once.
 
     Args:
         url: the address.
@@ -50,6 +53,7 @@ class JSONClient:
                     raise ValueError(
                         f"{self.url} gave no whole JSON answer in {attempt + 1} tries: {error}"
                     ) from error
+                time.sleep(_BACKOFF_S * 2**attempt)
             except requests.exceptions.RequestException as error:
                 raise ValueError(f"{self.url} does not answer: {error}") from error
         raise AssertionError("the last try returns or raises")
@@ -59,7 +63,7 @@ class JSONClient:
         if not hasattr(self._local, "session"):
             retry = Retry(
                 total=self.max_retries,
-                backoff_factor=0.5,
+                backoff_factor=_BACKOFF_S,
                 status_forcelist=_BUSY,
                 allowed_methods=None,
                 respect_retry_after_header=True,

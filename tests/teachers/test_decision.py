@@ -62,6 +62,8 @@ def test_a_servers_passing_fault_costs_a_second_try_alone(fault):
         found = DecisionTeacher("m", YES_NO, base_url=server.url).probabilities(["x" * 3])
     assert len(server.times) == 2
     np.testing.assert_allclose(found, [[0.7, 0.3]], atol=1e-6)
+    # A server that cuts its answers short has too much to do already.
+    assert fault in (broken, dropped) or server.times[1] - server.times[0] >= 0.4
 
 
 def test_retry_after_is_waited_for():
