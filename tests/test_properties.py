@@ -26,11 +26,10 @@ from typer.testing import CliRunner
 from nlpkd import load_text_classification
 from nlpkd.cli import app
 from nlpkd.data.collator import DistillationCollator
-from nlpkd.data.columns import find_columns
+from nlpkd.data.columns import ROW, find_columns
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.readers import stream_rows
 from nlpkd.data.sources import read_splits
-from nlpkd.data.streaming import ROW
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card
 from nlpkd.models.layers import map_layers

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from nlpkd.data.columns import LABEL_COLUMNS
 from nlpkd.data.tokenization import (
     TEACHER_PREFIX,
     TEACHER_TOKEN_COLUMN,
@@ -58,8 +59,13 @@ class DistillationCollator:
             become bf16 ``(batch, seq, hidden)`` of the tokens that the teacher reads.
 
         Raises:
-            ValueError: teacher columns without a teacher's tokenizer, or rows whose values don't stack.
+            ValueError: teacher columns without a teacher's tokenizer, several columns of labels, or rows whose values
+                don't stack.
         """
+        given = {name: features[0].get(name) for name in LABEL_COLUMNS}
+        labels = [name for name, value in given.items() if value is not None and not isinstance(value, str)]
+        if len(labels) > 1:
+            raise ValueError(f"Rows have several columns of labels, {labels}: remove all but one of them.")
         batch = self._padded(self.tokenizer, features, "")
         own = {column: found[1] for column in features[0] if (found := TEACHER_TOKEN_COLUMN.fullmatch(column))}
         for prefix in dict.fromkeys(own.values()):
@@ -75,7 +81,7 @@ class DistillationCollator:
                 and value is not None
                 and not isinstance(value, str)
             ):
-                name = "labels" if column in ("label", "label_ids") else column
+                name = "labels" if column in LABEL_COLUMNS else column
                 values = [row[column] for row in features]
                 batch[name] = (
                     self._states(values, batch, own) if isinstance(value, bytes) else _stacked(column, values)

@@ -58,8 +58,11 @@ def find_columns(
         The columns.
 
     Raises:
-        ValueError: a named column is missing or named twice, or none or several columns could be the one not named.
+        ValueError: a named column is missing or named twice, none or several columns could be the one not named, or
+            a column has a name that begins as those do that are made here.
     """
+    if taken := [name for name in available if name.startswith(RESERVED)]:
+        raise ValueError(f"Names of columns that begin with {RESERVED!r} are kept for nlpkd: rename {taken}.")
     labels = [label] if label is None or isinstance(label, str) else list(label)
     named = [("text_column", text), ("text_pair_column", text_pair), *(("label_column", name) for name in labels)]
     for argument, name in named:
@@ -139,6 +142,22 @@ def check_texts(data: Dataset, split: str, column: str) -> None:
             f"Column {column!r} of the {split} split has {len(empty)} empty texts (row {shown}; the first row is 0): "
             "remove these rows or fill them in."
         )
+
+
+RESERVED = "__nlpkd_"
+"""How names of columns begin that mean something here alone: no column of a user's may be taken for one."""
+
+
+DOCUMENT = RESERVED + "document"
+"""The column that says which text a window is of."""
+
+
+ROW = RESERVED + "row"
+"""Of a row: its number, in what it was read from."""
+
+
+LABEL_COLUMNS = ("labels", "label", "label_ids")
+"""What the column of gold labels may be called in tokenised rows, of which each has one."""
 
 
 TEACHER_LOGITS = "teacher_logits"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, LargeList, List
 
-from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.columns import LABEL_COLUMNS, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import makes_batches
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
@@ -23,12 +23,22 @@ def telling_names(id2label: Mapping[int, str]) -> list[str]:
     return [] if classes.is_generic else list(classes.names)
 
 
-_LABEL_COLUMNS = ("labels", "label", "label_ids")
-
-
 def label_column(dataset: Any) -> str | None:
-    """Return the name of the column of a data set that holds gold labels, or None."""
-    return next((name for name in _LABEL_COLUMNS if name in (getattr(dataset, "column_names", None) or ())), None)
+    """Return the name of the column of a data set that holds gold labels, or None.
+
+    Raises:
+        ValueError: if several could be it; a column of texts, such as the labels' names, is none beside numbers.
+    """
+    columns = getattr(dataset, "column_names", None) or ()
+    found = [name for name in LABEL_COLUMNS if name in columns]
+    if len(found) > 1 and isinstance(dataset, Dataset):
+        found = [name for name in found if getattr(dataset.features[name], "dtype", None) != "string"] or found[:1]
+    if len(found) > 1:
+        raise ValueError(
+            f"the rows have several columns of labels, {found}, of which a batch can hold one: keep one of them "
+            "(rows.remove_columns)"
+        )
+    return found[0] if found else None
 
 
 def classes_of(rows: Any) -> Classes | None:
@@ -40,10 +50,11 @@ def classes_of(rows: Any) -> Classes | None:
 
 
 def adopt_label_names(student_config: Any, *datasets: Any) -> None:
-    """Name the labels of a student as its rows name their classes, where its own names carry no meaning.
+    """Take from rows what a student's config leaves open: names of labels, and whether there are several a row.
 
     Args:
-        student_config: its `id2label` and `label2id` are set; None is passed over.
+        student_config: its `id2label` and `label2id` are set where its own names carry no meaning, and its
+            `problem_type` where it has none and the rows have zeros and ones for each label; None is passed over.
         *datasets: each a `datasets.Dataset`, a `TextStream`, or a mapping of them; the first one with names that carry
             a meaning is followed, anything else is passed over.
     """
@@ -52,6 +63,9 @@ def adopt_label_names(student_config: Any, *datasets: Any) -> None:
             adopt_label_names(student_config, *rows.values())
             continue
         own, classes = Classes.of_config(student_config), classes_of(rows)
+        if own is not None and task_of(student_config) is None and _are_zeros_and_ones(rows, len(own)):
+            logger.warning("The rows' labels are zeros and ones, one a label: the student's task is %s.", MULTI_LABEL)
+            student_config.problem_type = MULTI_LABEL
         if own is None or classes is None or len(classes) != len(own):
             continue
         if own.is_generic and not classes.is_generic:
@@ -146,8 +160,24 @@ def _with_permuted_column(rows: Dataset, column: str, order: list[int], classes:
     return plain.with_format(**rows.format)
 
 
+def _are_zeros_and_ones(rows: Any, num_labels: int) -> bool:
+    """Check whether rows have a 0 or 1 for each label, more than one of them."""
+    column = label_column(rows) if isinstance(rows, Dataset) and len(rows) else None
+    if column is None or num_labels < 2 or not isinstance(rows.features[column], (List, LargeList)):
+        return False
+    values = rows.with_format(None)[column][:]
+    return all(len(row) == num_labels and set(row) <= {0, 1, UNLABELLED} for row in values)
+
+
 def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: str) -> None:
-    values = np.asarray(dataset[column][:])
+    plain = dataset.with_format(None)[column]
+    if isinstance(plain[0], (list, float)):
+        raise ValueError(
+            f"row 0 of the {split} set has label {plain[0]!r:.80} in column {column!r}, which is no class id: cast "
+            "ids to int64 (rows.cast_column), give a 0 or 1 for each label and set "
+            f"config.problem_type={MULTI_LABEL!r}, or load the data with nlpkd.load_text_classification"
+        )
+    values = np.asarray(plain[:])
     if values.dtype.kind not in "biuf":
         raise ValueError(
             f"column {column!r} of the {split} set holds labels that are no numbers, such as {values.tolist()[0]!r}: "

@@ -148,6 +148,11 @@ def to_column(values: Sequence[Any], name: str, source: Path | str, rows: Iterab
     try:
         return pa.array(values)
     except UNFIT as error:
+        missing = [isinstance(value, float) and value != value for value in values]
+        if any(missing):
+            # Rows that pandas hands out have NaN for a text that is missing.
+            known = [None if gone else value for value, gone in zip(values, missing, strict=True)]
+            return to_column(known, name, source, rows)
         numbered = dict(zip(range(len(values)) if rows is None else rows, values, strict=True))
         raise ValueError(f"Column {name!r} of {source}: {_odd_value(numbered) or error}") from error
 
@@ -264,7 +269,15 @@ def _integer(digits: str) -> int:
         raise ValueError(f"the number {digits:.20}... has {len(digits)} digits") from None
 
 
-_JSON = json.JSONDecoder(parse_int=_integer)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} comes twice")
+    return found
+
+
+_JSON = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_object)
 
 
 def _json_array(path: Path, content: bytes) -> list[Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.streaming import TextStream
-from nlpkd.data.windows import DOCUMENT
 from nlpkd.tasks import UNLABELLED
 
 

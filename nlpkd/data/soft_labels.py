@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.kind import is_missing, read_kind, whole_number
 from nlpkd.data.labels.targets import read_task
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
+
+logger = logging.getLogger(__name__)
+
 
 PROBABILITY_FLOOR = 1e-6
 """Smaller probabilities are raised to this before the logarithm is taken."""
@@ -82,7 +87,7 @@ def add_soft_labels(
 
 
 def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tuple[DatasetDict, DataArguments]:
-    """Let soft labels say what the classes are, where rows have no column of gold labels.
+    """Let soft labels or a teacher say what the classes are, where rows have no column of gold labels.
 
     Training rows without one get a label column in which every row is unlabelled. It has the name of the other splits'
     label column, so that these can be measured. Where no held-out row has a gold label either, those with soft labels
@@ -90,10 +95,10 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
 
     Args:
         splits: as they were read.
-        asked: how they are read, with a `soft_label_column`.
+        asked: how they are read, with a `soft_label_column` or a teacher's `label_names`.
 
     Returns:
-        Both, unchanged where all rows have a label column.
+        Both, unchanged where all rows have a label column, and without soft labels where no held-out rows have one.
 
     Raises:
         ValueError: if the soft labels name no classes, or gold labels of other splits are numbers where these have
@@ -103,14 +108,15 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
     given = [asked.label_column] if isinstance(asked.label_column, str) else list(asked.label_column or ())
     usual = [name for name in train.column_names if name.strip().lower() in LABEL_NAMES and name != column]
     has_gold = bool(set(given) & set(train.column_names) or (usual and not given))
-    if column not in train.column_names:
+    soft = column is not None
+    if soft and column not in train.column_names:
         return splits, asked
     # What the splits call their labels, and which task these make.
     others = {split: data for split, data in splits.items() if split != "train"}
     known = [name for data in others.values() for name in data.column_names if name.strip().lower() in LABEL_NAMES]
     label = (given or (usual if has_gold else known) or ["label"])[0]
     held_out = {split: data for split, data in others.items() if label in data.column_names}
-    if has_gold and (len(given) > 1 or len(held_out) == len(others)):
+    if (has_gold and (not soft or len(given) > 1 or len(held_out) == len(others))) or not (soft or held_out):
         return splits, asked
     task = asked.problem_type or next((read_task(data, label) for data in held_out.values()), SINGLE_LABEL)
     several = task == MULTI_LABEL
@@ -128,21 +134,24 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
             )
         names = list(asked.label_names) or _names_in(train, str(column))
         for split, data in held_out.items():
-            own = data.features[label]
-            numbers = isinstance(own, Value) and not own.dtype.endswith("string")
-            numbers = numbers and set(data[label][:]) != {UNLABELLED}
-            if numbers and task == SINGLE_LABEL and not Classes.of(names).is_generic:
+            numbers = task == SINGLE_LABEL and read_kind(data, label, names=names).whole
+            known_values = {value for value in data[label][:] if not is_missing(value)} if numbers else set()
+            unknown = {str(whole_number(value)) for value in known_values} - {str(UNLABELLED), *names}
+            if unknown and not Classes.of(names).is_generic:
                 raise ValueError(
-                    f"the labels of the {split} split (column {label!r}) are {own.dtype}, and the soft labels are of "
-                    f"{names}: nothing says which number is which. Write the names in the column"
+                    f"the labels of the {split} split (column {label!r}) are numbers, such as {min(unknown)}, and the "
+                    f"{'soft labels have' if soft else 'teacher has'} the classes {names}: nothing says which number "
+                    "is which. Write the names in the column"
                 )
         feature = List(Value("int64")) if several else ClassLabel(names=names)
         splits = DatasetDict({**splits, "train": unlabelled(train, feature)})
         asked = replace(asked, label_column=label, problem_type=task, label_names=names)
+        if not soft:
+            logger.warning("The train rows have no column %r: the teacher alone labels all %d.", label, len(train))
     if not held_out:
         kind = feature if isinstance(feature, (ClassLabel, List)) else Value("int64")
-        soft = {split: data for split, data in others.items() if column in data.column_names}
-        splits = DatasetDict({**splits, **{split: unlabelled(data, kind) for split, data in soft.items()}})
+        marked = {split: data for split, data in others.items() if column in data.column_names}
+        splits = DatasetDict({**splits, **{split: unlabelled(data, kind) for split, data in marked.items()}})
     return splits, asked
 
 

@@ -17,14 +17,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Va
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils.logging import tqdm
 
-from nlpkd.data.columns import BLANK, MAX_CLASSES, Columns, find_columns
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.columns import BLANK, MAX_CLASSES, ROW, Columns, find_columns
 from nlpkd.data.labels import encode_labels
+from nlpkd.data.labels.kind import read_kind
 from nlpkd.data.readers import class_names, stream_rows, to_column
-from nlpkd.tasks import UNLABELLED
-
-ROW = "__row__"
-"""Of a row: its number, in what it was read from."""
-
+from nlpkd.tasks import SINGLE_LABEL, UNLABELLED
 
 BUFFER_ROWS = 10_000
 """Rows that are in memory at a time, among which lengths are grouped and order is shuffled."""
@@ -53,6 +51,7 @@ class FileSummary:
         names: names of the classes by id.
         truncated: rows that lose tokens, by the prefix of the tokenizer's columns.
         examples: a row of each label as the file writes it, with the file's own class names.
+        reason: why the labels are classes; empty where the values were not asked.
     """
 
     rows_by_label: Mapping[Any, int]
@@ -60,6 +59,7 @@ class FileSummary:
     names: list[str]
     truncated: Mapping[str, int]
     examples: Dataset
+    reason: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -130,9 +130,11 @@ class TextStream(IterableDataset):
         self.batch_size, self.num_processes, self.process_index, self.seed = 1, 1, 0, 42
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], columns: Columns, encode: Encoder) -> TextStream:
+    def from_file(
+        cls, path: str | os.PathLike[str], columns: Columns, encode: Encoder, asked: DataArguments | None = None
+    ) -> TextStream:
         """Read a file through once, and make a stream of it; see `summarize_file`."""
-        return cls(path, columns, encode, summarize_file(Path(path), columns, encode))
+        return cls(path, columns, encode, summarize_file(Path(path), columns, encode, asked or DataArguments()))
 
     @property
     def names(self) -> list[str]:
@@ -229,7 +231,7 @@ class TextStream(IterableDataset):
         return stream
 
     def _label_of(self, row: Mapping[str, Any]) -> int:
-        return self.summary.ids[row[self.columns.label]]  # type: ignore[index]
+        return self.summary.ids[_label_in(row, self.columns)]
 
     def _rows_of_file(self) -> Iterator[Mapping[str, Any]]:
         for number, row in enumerate(stream_rows(self.path)):
@@ -241,13 +243,14 @@ class TextStream(IterableDataset):
         return tokens | {"labels": [self._label_of(row) for row in rows], ROW: [row[ROW] for row in rows]}
 
 
-def summarize_file(path: Path, columns: Columns, encode: Encoder) -> FileSummary:
+def summarize_file(path: Path, columns: Columns, encode: Encoder, asked: DataArguments) -> FileSummary:
     """Read a file through: check every row, count its label, and settle the classes.
 
     Args:
         path: a jsonl, csv, tsv or parquet file.
         columns: of texts and label.
         encode: tells how many rows lose tokens.
+        asked: whether the task and the label's column are named, and a model's label names.
 
     Returns:
         What the file holds.
@@ -268,7 +271,7 @@ def summarize_file(path: Path, columns: Columns, encode: Encoder) -> FileSummary
             label = _checked_label(path, columns, number, row)
             first.setdefault((type(label), label), number)
             rows_by_label[label] += 1
-            if len(first) > MAX_CLASSES + 1:
+            if len(first) > MAX_CLASSES + 1 and asked.label_column is None:
                 raise ValueError(
                     f"Column {columns.label!r} of {path} has more than {MAX_CLASSES} different labels in {number + 1} "
                     "rows: name the label's column with label_column."
@@ -279,14 +282,25 @@ def summarize_file(path: Path, columns: Columns, encode: Encoder) -> FileSummary
     # One row of each label stands for all of them where the classes are settled.
     examples = _examples(path, columns, first)
     labelled_rows = sum(count for label, count in rows_by_label.items() if str(label) != str(UNLABELLED))
+    numbers, reason = list(first.values()), ""
     try:
+        kind = read_kind(examples, columns.label, numbers, asked.label_names, asked.problem_type is not None)
         encoded, feature = encode_labels(
-            DatasetDict(train=examples), columns.label, list(first.values()), labelled_rows
+            DatasetDict(train=examples),
+            columns.label,
+            numbers,
+            labelled_rows,
+            names=asked.label_names,
+            column_named=asked.label_column is not None,
         )
+        if asked.problem_type is None:
+            reason = kind.reason
+            if kind.task != SINGLE_LABEL:
+                raise ValueError(f"{reason}, and a stream has one class a row: read the file whole, without streaming")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     ids = dict(zip(examples[columns.label], encoded["train"]["labels"], strict=True))
-    return FileSummary(rows_by_label, ids, list(feature.names), truncated, examples)
+    return FileSummary(rows_by_label, ids, list(feature.names), truncated, examples, reason)
 
 
 def _checked_label(path: Path, columns: Columns, number: int, row: Mapping[str, Any]) -> Any:
@@ -295,9 +309,15 @@ def _checked_label(path: Path, columns: Columns, number: int, row: Mapping[str, 
         value = row.get(name)
         if not isinstance(value, str) or BLANK.fullmatch(value):
             raise ValueError(f"Row {number} of {path}, column {name!r}, has no text: {value!r:.80}.")
-    label = row.get(columns.label)  # type: ignore[arg-type]
+    label = _label_in(row, columns)
     if isinstance(label, (list, dict)):
         raise ValueError(f"Row {number} of {path} has the label {label!r:.80}: a stream has one a row.")
+    return label
+
+
+def _label_in(row: Mapping[str, Any], columns: Columns) -> Any:
+    """Return a row's label as the file writes it; None where it has none."""
+    label = row.get(columns.label)  # type: ignore[arg-type]
     return label if label == label else None
 
 

@@ -27,12 +27,11 @@ from nlpkd.data.tokenization import (
     TOKEN_COLUMNS,
     TeacherTokenizers,
     TextEncoder,
-    column_prefixes,
     known_tokenizers,
     resolve_max_length,
 )
-from nlpkd.data.windows import DOCUMENT, windows_of
-from nlpkd.tasks import SINGLE_LABEL
+from nlpkd.data.windows import cut_into_windows
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 
@@ -161,12 +160,14 @@ def _load_whole(
     """Read all splits into memory; `may_lack` is for rows that nothing is trained on."""
     # Read the splits, and keep the columns that are used.
     splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
-    if asked.soft_label_column is not None:
+    named = asked.label_column is not None
+    if asked.soft_label_column is not None or asked.label_names:
         splits, asked = add_missing_label_columns(splits, asked)
     columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
     splits = _select_columns(splits, columns, asked.soft_label_column)
     # Settle the task by its labels; soft labels become logits in their order.
-    targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack)
+    targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack, named)
+    _tell_kind(name, columns, targets.problem_type, targets.reason)
     splits, id2label = targets.splits, dict(enumerate(targets.names))
     if asked.soft_label_column is not None:
         soft, task = asked.soft_label_column, targets.problem_type
@@ -180,7 +181,7 @@ def _load_whole(
     if asked.window_stride is None:
         splits, truncated = _tokenise(splits, TextEncoder(columns, tokenizers, max_length))
     else:
-        splits = _cut_into_windows(splits, columns, tokenizers, max_length, asked.window_stride)
+        splits = cut_into_windows(splits, columns, tokenizers, max_length, asked.window_stride)
         truncated = dict.fromkeys(splits, 0)
     # Say what the task was taken for.
     logger.warning(
@@ -265,12 +266,13 @@ def _stream_train(
     columns = columns_of_file(train, asked.text_column, asked.text_pair_column, asked.label_column)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     encode = TextEncoder(columns, tokenizers, max_length)
-    stream = TextStream.from_file(train, columns, encode)
+    stream = TextStream.from_file(train, columns, encode, asked)
+    _tell_kind(Path(train).name, columns, SINGLE_LABEL, stream.summary.reason)
     truncated = _report_truncated(stream.summary.truncated, "train", len(stream), max_length)
     # Read the other splits; a row of each class stands in for train, by which their labels are settled.
     splits, _ = read_splits(stream.summary.examples, validation, test)
     splits, _ = encode_labels(
-        _select_columns(splits, columns, None), str(columns.label), labelled_rows=stream.num_rows
+        _select_columns(splits, columns, None), str(columns.label), names=stream.names, may_lack=True
     )
     del splits["train"]
     _check_all_texts(splits, columns)
@@ -301,7 +303,7 @@ def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: st
     """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels."""
     labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
     used = [*columns.texts, *labels]
-    made = {"labels", "length", DOCUMENT, *TOKEN_COLUMNS}
+    made = {"labels", "length", *TOKEN_COLUMNS}
     taken = [name for name in sorted(columns.texts) if name in made or TEACHER_TOKEN_COLUMN.fullmatch(name)]
     if taken:
         raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
@@ -373,27 +375,17 @@ def _report_truncated(counts: Mapping[str, int], split: str, rows: int, max_leng
     return {prefix + split: count for prefix, count in counts.items()}
 
 
-def _cut_into_windows(
-    splits: DatasetDict,
-    columns: Columns,
-    tokenizers: Sequence[PreTrainedTokenizerBase],
-    max_length: int,
-    stride: int,
-) -> DatasetDict:
-    if columns.text_pair is not None or len(set(column_prefixes(tokenizers[0], tokenizers))) > 1:
-        raise ValueError(
-            "window_stride is for single texts and one tokenizer: the windows of pairs, and of another tokenizer, "
-            "would not be the same. Leave it out, and longer texts are truncated."
+def _tell_kind(name: str, columns: Columns, problem_type: str, reason: str) -> None:
+    """Say what the labels were taken for, where their values decided it."""
+    kinds = {SINGLE_LABEL: "one class a row", MULTI_LABEL: "several labels a row", REGRESSION: "scores"}
+    if reason:
+        logger.warning(
+            "%s: column %r holds %s: %s. Where they mean something else, set problem_type.",
+            name,
+            columns.label,
+            kinds[problem_type],
+            reason,
         )
-    cut = windows_of(tokenizers[0], columns.text, max_length, stride)
-    windows = {}
-    for split, data in splits.items():
-        windows[split] = data.map(cut, batched=True, with_indices=True, desc=f"Cutting {split} into windows")
-        if len(windows[split]) > len(data):
-            logger.warning(
-                "%s: %d rows make %d windows of %d tokens", split, len(data), len(windows[split]), max_length
-            )
-    return DatasetDict(windows)
 
 
 def _shortened(names: Sequence[str]) -> str:

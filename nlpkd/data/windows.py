@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-DOCUMENT = "document"
-"""The column that says which text a window is of."""
+from nlpkd.data.columns import DOCUMENT, Columns
+from nlpkd.data.tokenization import column_prefixes
+
+logger = logging.getLogger(__name__)
 
 
 def windows_of(
@@ -25,7 +29,7 @@ def windows_of(
 
     Returns:
         A function of a batch and its row numbers, which gives every window the columns of its text, its tokens,
-        `length` and `document`, the text's row number.
+        `length` and, as `DOCUMENT`, the text's row number.
 
     Raises:
         ValueError: if the tokenizer is not a fast one, or windows would not move forward.
@@ -54,6 +58,44 @@ def windows_of(
         }
 
     return windows
+
+
+def cut_into_windows(
+    splits: DatasetDict,
+    columns: Columns,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    max_length: int,
+    stride: int,
+) -> DatasetDict:
+    """Cut the rows of all splits into windows, and say how many they make.
+
+    Args:
+        splits: of texts.
+        columns: of the texts.
+        tokenizers: the student's and the teachers'.
+        max_length: tokens of a window, special ones included.
+        stride: tokens that a window shares with the one before it.
+
+    Returns:
+        The windows, each with the columns of its text.
+
+    Raises:
+        ValueError: for pairs of texts and for several tokenizers.
+    """
+    if columns.text_pair is not None or len(set(column_prefixes(tokenizers[0], tokenizers))) > 1:
+        raise ValueError(
+            "window_stride is for single texts and one tokenizer: the windows of pairs, and of another tokenizer, "
+            "would not be the same. Leave it out, and longer texts are truncated."
+        )
+    cut = windows_of(tokenizers[0], columns.text, max_length, stride)
+    windows = {}
+    for split, data in splits.items():
+        windows[split] = data.map(cut, batched=True, with_indices=True, desc=f"Cutting {split} into windows")
+        if len(windows[split]) > len(data):
+            logger.warning(
+                "%s: %d rows make %d windows of %d tokens", split, len(data), len(windows[split]), max_length
+            )
+    return DatasetDict(windows)
 
 
 def average_windows(logits: np.ndarray, documents: Sequence[int] | np.ndarray) -> np.ndarray:

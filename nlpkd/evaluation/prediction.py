@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
-from nlpkd.data.windows import DOCUMENT, average_windows, one_row_a_document
+from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS

@@ -256,8 +256,10 @@ class MultiLabelScoring(Scoring):
     def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> Breakdown:
         """Return figures by label, and the reliability of all decisions at 0.5 pooled."""
         gold = labels == 1
+        # Scikit-learn takes a single label for two classes, of which the second is meant.
+        meant = [True] if gold.shape[1] == 1 else None
         return Breakdown(
-            per_class=class_metrics(gold, logits > self.cut),
+            per_class=class_metrics(gold, logits > self.cut, labels=meant),
             reliability=reliability_bins(_decision_confidence(logits).ravel(), ((logits > 0) == gold).ravel()),
         )
 

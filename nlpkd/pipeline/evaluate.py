@@ -14,11 +14,12 @@ from typing import Any
 from datasets import Dataset
 
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.rows import count_texts
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
-from nlpkd.data.windows import DOCUMENT, one_row_a_document
+from nlpkd.data.windows import one_row_a_document
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.memory import add_memory, check_memory

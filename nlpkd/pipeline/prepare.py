@@ -35,6 +35,7 @@ from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import kind_of
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.teachers.compatibility import refuse_other_task
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,8 @@ def prepare_job(
         return data
 
     data = load(tokenizer)
+    for each in teachers.models:
+        refuse_other_task(each.config(), data.problem_type)
     if "validation" not in data and "test" not in data:
         raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
     measured = measured_on["test" if "test" in data else "validation"]

@@ -18,7 +18,7 @@ from nlpkd.models.attention import Wanted
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.structure import classification_head, input_table, is_causal, permute_head
-from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 
 _READ_ROWS = 100_000
 
@@ -242,6 +242,24 @@ def fit_ensemble(
             raise ValueError(f"{ensemble.names[number]}: {error}") from None
     ensemble.read(prefixes)
     ensemble.task = task_of(config) or SINGLE_LABEL
+
+
+def refuse_other_task(config: Any, problem_type: str) -> None:
+    """Refuse a teacher that has scores where the labels make classes, or classes where they are scores.
+
+    Args:
+        config: the teacher's.
+        problem_type: the task that the labels make.
+
+    Raises:
+        ValueError: if it has.
+    """
+    one_output = config.num_labels == 1
+    if one_output != (problem_type == REGRESSION) and not (one_output and problem_type == MULTI_LABEL):
+        raise ValueError(
+            f"the labels make the task {problem_type}, and the teacher has {config.num_labels} outputs: name the "
+            "labels' column (label_column), set problem_type, or take a teacher of this task (nlpkd.train_teacher)"
+        )
 
 
 def _vocabulary(model: nn.Module) -> int | None:

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer_utils import seed_worker
 
 from nlpkd.config import DistillationConfig
+from nlpkd.data.columns import RESERVED, ROW
 from nlpkd.data.rows import makes_batches
-from nlpkd.data.streaming import ROW
 
-ROWS = "__rows__"
+ROWS = RESERVED + "rows"
 """Of a batch: a list of integers, which stays on the host."""
 
 
@@ -257,17 +257,18 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
 
 def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray:
-    """Read how many tokens each row has.
+    """Count how many tokens each row has.
 
     Args:
         dataset: the rows.
-        column: where a `datasets.Dataset` may keep it.
+        column: where a `datasets.Dataset` may keep it; a column that is called "length", as none need ask for it, may
+            be anything of the user's, and is not read.
 
     Returns:
         One number a row.
     """
     if isinstance(dataset, datasets.Dataset):
-        if column in dataset.column_names:
+        if column in dataset.column_names and column != "length":
             return dataset[column][:]
         tables = dataset.select_columns("input_ids").with_format("arrow").iter(_READ_ROWS)
         counts = [pc.list_value_length(table.column("input_ids")).to_numpy() for table in tables]

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 from transformers import EvalPrediction
 
-from nlpkd.data.windows import DOCUMENT, average_windows, one_row_a_document
+from nlpkd.data.columns import DOCUMENT
+from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring
 from nlpkd.tasks import UNLABELLED
 

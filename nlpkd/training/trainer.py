@@ -18,10 +18,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
-from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher
-from nlpkd.data.windows import DOCUMENT
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.objectives import Objective
@@ -117,6 +116,7 @@ class DistillationTrainer(ResumableTrainer):
         )
         self.teacher_model: Any = teacher
         self.teacher_processing_class: Any = teacher_processing_class
+        adopt_label_names(getattr(self.model, "config", None), self.train_dataset, self.eval_dataset)
         columns, task = self._columns, task_of(getattr(self.model, "config", None))
         if objectives is None:
             taught = teacher is not None or TEACHER_LOGITS in columns

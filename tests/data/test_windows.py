@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from samples import WORDS, tiny_bert
 
 from nlpkd import DistillationTrainer, distill, evaluate_student, load_text_classification, make_student, train_teacher
+from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 
@@ -31,7 +32,7 @@ def cut(tokenizer):
 def test_windows_cover_every_token_and_share_the_stride(cut, tokenizer):
     raw, seen = documents(60), 0
     for number, row in enumerate(raw):
-        own = [window for window in cut if window["document"] == number]
+        own = [window for window in cut if window[DOCUMENT] == number]
         ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
         joined = own[0]["input_ids"][1:-1]
         for before, window in zip(own, own[1:], strict=False):
@@ -56,7 +57,7 @@ def test_trainer_and_report_measure_texts_by_their_average(cut, tokenizer, setti
     teacher, student = tiny_bert(3, seed=1, **NAMES), tiny_bert(seed=2, **NAMES)
     rows = {}
     for window in cut:
-        rows.setdefault(window["document"], []).append(window)
+        rows.setdefault(window[DOCUMENT], []).append(window)
     with torch.no_grad():
         logits = [
             torch.cat([student.eval()(torch.tensor([each["input_ids"]])).logits for each in windows]).mean(0)
@@ -100,6 +101,6 @@ def test_windows_that_can_t_be_cut_are_refused(asked, message, tokenizer):
 
 def test_without_a_stride_texts_are_truncated(tokenizer, settings):
     data = load_text_classification(documents(20), tokenizer=tokenizer, max_length=12)
-    assert len(data["train"]) == 20 and data.truncated["train"] > 0 and "document" not in data["train"].column_names
+    assert len(data["train"]) == 20 and data.truncated["train"] > 0 and DOCUMENT not in data["train"].column_names
     student = make_student(tiny_bert(3, **NAMES), 1)
     DistillationTrainer(student, None, settings(), [CrossEntropyLoss()], data["train"], processing_class=tokenizer)

@@ -26,6 +26,7 @@ from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import Objective
 from nlpkd.training.checkpoints import last_whole
+from nlpkd.training.dataloaders import ROWS
 from nlpkd.utils.files import CHECKSUMS, explain_full_disk, refuse_damaged
 
 # kill -9
@@ -475,7 +476,7 @@ def test_a_bad_number_stops_the_training_and_names_objective_step_and_rows(
                     seed=5)  # fmt: skip
     objectives = [CrossEntropyLoss(), Spoiled(kind)]
     trainer = DistillationTrainer(tiny_bert(hidden=8), None, args, objectives, rows, processing_class=tokenizer)
-    batches = [batch["__rows__"] for batch in trainer.get_train_dataloader()]
+    batches = [batch[ROWS] for batch in trainer.get_train_dataloader()]
     for numbers, batch in zip(batches, trainer.get_train_dataloader(), strict=True):
         assert batch["labels"].tolist() == [rows["labels"][number] for number in numbers]
     at = next(k for k, numbers in enumerate(batches) if bad in numbers)

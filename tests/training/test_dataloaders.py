@@ -171,11 +171,13 @@ def test_no_batch_at_all_is_refused(rows, drop_last, message):
         LengthGroupedBatchSampler([5] * rows, 8, drop_last=drop_last)
 
 
-@pytest.mark.parametrize("columns", [{}, {"length": [9, 8, 7]}])
+@pytest.mark.parametrize("columns", [{}, {"tokens": [9, 8, 7]}])
 def test_lengths_are_those_of_the_selected_rows_or_of_the_column_that_says_them(columns):
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3], [4, 5, 6]]} | columns)
     chosen = rows.select([2, 0])
-    assert list(row_lengths(chosen, "length")) == ([7, 9] if columns else [3, 2])
+    assert list(row_lengths(chosen, "tokens")) == ([7, 9] if columns else [3, 2])
+    of_a_user = chosen.add_column("length", ["short", "long"])
+    assert list(row_lengths(of_a_user, "length")) == [3, 2]
     assert list(row_lengths(rows.select([]), "length")) == []
     assert list(row_lengths([{"input_ids": [1, 2, 3]}], "length")) == [3]
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, List, Value
+
+# What Unicode shows nothing for (Default_Ignorable_Code_Point), control characters, and the blank of Braille.
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+
 
 _NUMBERED = re.compile(r"(?:label[_ ]?)?(\d+)", re.IGNORECASE)
 
@@ -85,7 +93,7 @@ class Classes:
             other: the classes of a model, a data set, a list of weights.
 
         Returns:
-            `order` with `other.names[order[k]]` the same name as `names[k]`, letter case and outer spaces aside; None
+            `order` with `other.names[order[k]]` the same name as `names[k]` to a reader (`plain_name`); None
             where names say nothing: one side's only count, or are numbers that the other side does not know.
 
         Raises:
@@ -95,7 +103,7 @@ class Classes:
             raise ValueError(f"different numbers of labels: {len(other)} ({other}) and {len(self)} ({self})")
         if self.is_generic or other.is_generic:
             return None
-        index, wanted = other._plain(), [_plain(name) for name in self.names]
+        index, wanted = other._plain(), [plain_name(name) for name in self.names]
         if len(index) == len(other) and set(index) == set(wanted):
             return [index[name] for name in wanted]
         if self._is_numbered or other._is_numbered:
@@ -118,22 +126,50 @@ class Classes:
             ValueError: if the rows have a class that is not one of these.
         """
         index = self._plain()
-        known = [index.get(_plain(name)) for name in fewer.names]
+        known = [index.get(plain_name(name)) for name in fewer.names]
         if len(fewer) < len(self) and not self.is_generic and None not in known and len(set(known)) == len(fewer):
             return known  # type: ignore[return-value]
         order = self.positions_in(fewer)
         return None if order is None else [order.index(number) for number in range(len(order))]
 
     def _plain(self) -> dict[str, int]:
-        return {_plain(name): number for number, name in enumerate(self.names)}
+        return {plain_name(name): number for number, name in enumerate(self.names)}
 
     @property
     def _is_numbered(self) -> bool:
         return all(_NUMBERED.fullmatch(name) for name in self.names)
 
 
-def _plain(name: str) -> str:
-    return name.strip().casefold()
+def plain_name(name: str) -> str:
+    """Reduce a name to what a reader sees of it: without case, invisible characters, blanks and Unicode's forms."""
+    visible = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name))
+    return " ".join(unicodedata.normalize("NFKC", visible.casefold()).split())
+
+
+def refuse_look_alikes(names: Iterable[str], where: str) -> None:
+    """Refuse two names of classes that look alike.
+
+    Args:
+        names: the names.
+        where: they are, for the error.
+
+    Raises:
+        ValueError: if two names differ in nothing that a reader sees; it shows their code points.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        twin = seen.setdefault(plain_name(name), name)
+        if twin == name:
+            continue
+        problem = "differ only in case or blanks"
+        if twin.strip().casefold() != name.strip().casefold():
+            problem = f"look alike: {_code_points(twin)} and {_code_points(name)}"
+        raise ValueError(f"Labels {twin!r:.80} and {name!r:.80} of {where} {problem}. Write them one way.")
+
+
+def _code_points(name: str) -> str:
+    shown = " ".join(f"U+{ord(letter):04X}" for letter in name[:12])
+    return shown + (" .." if len(name) > 12 else "")
 
 
 class ClassWeights(list[float]):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List
 
 from nlpkd.data.columns import MAX_CLASSES
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.classes import Classes, refuse_look_alikes
+from nlpkd.data.labels.kind import is_missing, parse_list, whole_number
 from nlpkd.tasks import UNLABELLED
-
-_YES_NO = {"1": 1, "true": 1, "1.0": 1, "0": 0, "false": 0, "0.0": 0}
 
 
 def encode_multi_label(
-    splits: DatasetDict, column: str | Sequence[str], names: Sequence[str] = ()
+    splits: DatasetDict, column: str | Sequence[str], names: Sequence[str] = (), column_named: bool = False
 ) -> tuple[DatasetDict, list[str]]:
     """Turn lists, or a column for each label, into zeros and ones.
 
@@ -24,6 +22,7 @@ def encode_multi_label(
         splits: the splits, "train" among them.
         column: the column of the lists, or one a label; see `encode_targets`.
         names: of the labels in the order of their ids, as a teacher has them; the data's own if not given.
+        column_named: whether the user named the column, so that any number of labels is meant.
 
     Returns:
         The splits with "labels", float32 `(labels,)` each, in place of the columns, which carries the labels'
@@ -34,7 +33,7 @@ def encode_multi_label(
     """
     where = f"column {column!r}" if isinstance(column, str) else f"columns {list(column)}"
     # Every row's labels as a list, however they are written.
-    read = {split: _lists(data, split, column) for split, data in splits.items()}
+    read = {split: _lists(data, split, column, bool(names)) for split, data in splits.items()}
     known = [row for row in read["train"] if not _is_unlabelled(row)]
     if not known and names:
         # Nobody labelled a train row: the labels are those that were named.
@@ -52,8 +51,11 @@ def encode_multi_label(
     names = list(names) or own
     if unknown := sorted(set(own) - set(names)):
         raise ValueError(f"Labels {unknown[:5]} of the data ({where}) are none of the teacher's, {names[:20]}.")
-    if len(names) > MAX_CLASSES:
-        raise ValueError(f"There are {len(names)} different labels ({where}): is this the column of the labels?")
+    if len(names) > MAX_CLASSES and not column_named:
+        raise ValueError(
+            f"There are {len(names)} different labels ({where}): is this the column of the labels? Name it with "
+            "label_column."
+        )
     # Zeros and ones, in the order of the names.
     places = {name: names.index(name) for name in own}
     encoded = {}
@@ -76,15 +78,19 @@ def encode_multi_label(
     return DatasetDict(encoded), names
 
 
-def _lists(data: Dataset, split: str, column: str | Sequence[str]) -> list[list[Any]]:
+def _lists(data: Dataset, split: str, column: str | Sequence[str], named: bool) -> list[list[Any]]:
     """Read each row's labels as a list: of names, of ids, or of a 0 or 1 for each label."""
     if not isinstance(column, str):
         return [[_zero_or_one(value) for value in row.values()] for row in data.select_columns(list(column))]
     feature = data.features[column]
     inner = feature.feature if isinstance(feature, (List, LargeList)) else None
+    values = data[column][:]
+    nobody = named and split == "train" and all(map(is_missing, values))
     rows = []
-    for number, value in enumerate(data[column][:]):
-        row = parse_json_list(value) if isinstance(value, str) else value
+    for number, value in enumerate(values):
+        row = parse_list(value) if isinstance(value, str) else value
+        if nobody or (split == "train" and whole_number(value) == UNLABELLED):
+            row = [UNLABELLED]
         if not isinstance(row, list):
             raise ValueError(
                 f"Row {number} of the {split} split has {value!r:.120} for labels (column {column!r}): use a list, "
@@ -111,6 +117,7 @@ def _own_names(rows: Sequence[list[Any]], hot: bool, where: str) -> list[str]:
         return [f"LABEL_{number}" for number in range(len(rows[0]))]
     found = {each for row in rows for each in row}
     if all(isinstance(each, str) for each in found):
+        refuse_look_alikes(sorted(found), where)
         return sorted(found)
     if all(isinstance(each, int) and each >= 0 for each in found):
         return [f"LABEL_{number}" for number in range(max(found) + 1)]
@@ -133,13 +140,5 @@ def _chosen(row: list[Any], own: Sequence[str], hot: bool) -> set[str]:
 
 
 def _zero_or_one(value: Any) -> Any:
-    return _YES_NO.get(str(value).strip().lower(), value)
-
-
-def parse_json_list(value: str) -> list[Any] | None:
-    """Read a list that is written as JSON; None where it is none."""
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, list) else None
+    number = {"true": 1, "false": 0}.get(str(value).strip().lower(), whole_number(value))
+    return number if number in (0, 1) else value

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Any
 
 import torch
 from datasets import DatasetDict, Value
 
+from nlpkd.data.labels.kind import is_missing, number_of
 from nlpkd.tasks import UNLABELLED
+
+logger = logging.getLogger(__name__)
+
 
 _LARGEST = torch.finfo(torch.float32).max
 
 
 def encode_scores(splits: DatasetDict, column: str) -> DatasetDict:
-    """Read scores: numbers, or texts of numbers; NaN and -100 are unlabelled training rows.
+    """Read scores: numbers, or texts of numbers; training rows of NaN, without a value and of -100 are unlabelled.
 
     Args:
         splits: the splits, "train" among them.
@@ -30,7 +34,7 @@ def encode_scores(splits: DatasetDict, column: str) -> DatasetDict:
     for split, data in splits.items():
         scores = []
         for row, value in enumerate(data[column][:]):
-            score = parse_number(value)
+            score = math.nan if is_missing(value) else number_of(value)
             if score == UNLABELLED and split == "train":
                 score = math.nan
             if score is None or abs(score) > _LARGEST or (math.isnan(score) and split != "train"):
@@ -39,15 +43,9 @@ def encode_scores(splits: DatasetDict, column: str) -> DatasetDict:
                     f"finite float32: mend or remove such rows ({UNLABELLED} in train: the teacher alone gives it)."
                 )
             scores.append(score)
+        if split == "train" and (unlabelled := sum(map(math.isnan, scores))):
+            logger.warning("%d of %d train rows have no score: the teacher alone gives it.", unlabelled, len(scores))
         if split == "train" and len({score for score in scores if score == score}) < 2:
             raise ValueError(f"All train rows have the same score (column {column!r}): there is nothing to learn.")
         encoded[split] = data.remove_columns(column).add_column("labels", scores, feature=Value("float32"))
     return DatasetDict(encoded)
-
-
-def parse_number(value: Any) -> float | None:
-    """Read a number, or a text of one; None where it is neither."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None

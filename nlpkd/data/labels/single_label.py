@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from nlpkd.data.columns import INTEGER, MAX_CLASSES
+from nlpkd.data.labels.classes import plain_name, refuse_look_alikes
+from nlpkd.data.labels.kind import is_missing, number_of, read_kind, whole_number
 from nlpkd.tasks import UNLABELLED
 
 logger = logging.getLogger(__name__)
@@ -25,13 +27,15 @@ def encode_labels(
     labelled_rows: int | None = None,
     names: Sequence[str] = (),
     may_lack: bool = False,
+    column_named: bool = False,
 ) -> tuple[DatasetDict, ClassLabel]:
     """Encode labels as class ids in the column "labels" of every split; the train split settles the names.
 
-    Names of a ClassLabel are kept; strings get ids in sorted order; integers 0..C-1 without names stay and are named
-    "LABEL_0"..; other integers (stars, -1 and 1) get ids in ascending order and their digits as names. Where a model's
-    names are given and the labels are among them, the classes are the model's, and the rows may lack some. A test
-    split whose labels are all hidden (-1 or null, as GLUE has them) is dropped with a warning.
+    Names of a ClassLabel are kept; texts get ids in sorted order; whole numbers 0..C-1 without names stay and are
+    named "LABEL_0"..; others (stars, -1 and 1) get ids in ascending order and their digits as names. Where a model's
+    names are given and the labels are among them, the classes are the model's, and the rows may lack some, or be text
+    that nobody labelled (all of them -100, or all of them missing). A test split whose labels are all hidden (-1 or
+    null, as GLUE has them) is dropped with a warning.
 
     Args:
         splits: the splits, "train" among them.
@@ -40,6 +44,7 @@ def encode_labels(
         labelled_rows: of that set; those of train if None.
         names: of a model's classes in the order of their ids.
         may_lack: whether the rows may lack all of these classes but one, as rows to measure on may.
+        column_named: whether the user named the column, so that any number of classes is meant.
 
     Returns:
         The splits with "labels" in place of ``column``, and the feature that all of them share.
@@ -48,34 +53,38 @@ def encode_labels(
         ValueError: labels that are missing, of a wrong kind, unknown in train, or that make no classes; it names the
             split, the row and the value.
     """
-    # Every label as a name or an integer.
+    # Every label as a name or an integer, as train has them.
     rows: dict[str, Sequence[int]] = {split: range(len(data)) for split, data in splits.items()}
     rows |= {} if numbers is None else {"train": numbers}
-    values = {split: _label_values(data, rows[split], split, column) for split, data in splits.items()}
-    if "test" in values and all(value in (None, -1) for value in values["test"]):
+    whole = read_kind(splits["train"], column, rows["train"], names, one_class=True).whole
+    values = {split: _label_values(data, rows[split], split, column, whole) for split, data in splits.items()}
+    if "test" in values and all(value == -1 or is_missing(value) for value in values["test"]):
         logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
         del values["test"]
-    # No row may lack its label, but for train rows that are marked, and held-out rows all of which are.
+    if names and all(map(is_missing, values["train"])):
+        values["train"] = [UNLABELLED] * len(values["train"])
+    # No row may lack its label, but for train rows that are marked.
     labelled = [value for value in values["train"] if str(value) != str(UNLABELLED)]
     feature = splits["train"].features[column]
-    if not labelled and not isinstance(feature, ClassLabel):
-        raise ValueError(f"No train row has a label (column {column!r}), and the labels settle what the classes are.")
-    others = {value for value in labelled if isinstance(value, int) and value != -1}
-    # -1 is a class beside 1 alone, but beside 0..C-1 it is a label that is missing.
-    hidden = (None,) if others and others != set(range(len(others))) else (None, -1)
-    for split, labels in values.items():
-        may = split == "train" or all(str(value) == str(UNLABELLED) for value in labels)
-        marks = () if may else (UNLABELLED, str(UNLABELLED))
-        _refuse_missing(labels, rows[split], hidden + marks, split, column)
-    # The train rows settle names and ids of the classes.
-    if len(set(labelled)) == 1 and not may_lack:
+    if not labelled and not names and not isinstance(feature, ClassLabel):
+        raise ValueError(
+            f"No train row has a label (column {column!r}), and the labels settle what the classes are: label some, "
+            "name the classes of the teacher (config.id2label), or give label_names."
+        )
+    _refuse_missing(values, rows, column, whole)
+    # The train rows settle names and ids of the classes, or a model that has the same ones.
+    every = [value for split in values.values() for value in split]
+    known = None if isinstance(feature, ClassLabel) else _ids_of_a_model(labelled, every, names)
+    partly = known and len(labelled) < len(values["train"])
+    if len(set(labelled)) == 1 and not may_lack and not partly:
         raise ValueError(_too_few(column, labelled[0]))
     if isinstance(feature, ClassLabel):
         names, ids = feature.names, _ids_of_names(feature.names)
-    elif known := _ids_of_a_model(labelled, [value for split in values.values() for value in split], names, may_lack):
+    elif known:
         names, ids = known
     else:
-        names, ids = _settle_classes(labelled, column, labelled_rows or len(labelled))
+        _refuse_other_columns(labelled, column, labelled_rows or len(labelled), column_named)
+        names, ids = _settle_classes(labelled, column)
     ids = ids | {str(UNLABELLED): UNLABELLED}
     # All splits get these ids.
     shared = ClassLabel(names=list(names))
@@ -89,17 +98,26 @@ def encode_labels(
                 )
         data = splits[split].remove_columns(column)
         encoded[split] = data.add_column("labels", [ids[str(value)] for value in labels], feature=shared)
+    if labelled and not may_lack:
+        _tell_lacking(encoded["train"]["labels"][:], names)
     return DatasetDict(encoded), shared
 
 
+def _tell_lacking(labels: Sequence[int], names: Sequence[str]) -> None:
+    lacking = sorted(set(range(len(names))).difference(labels))
+    if lacking:
+        listed = ", ".join(repr(names[number]) for number in lacking[:10]) + (", .." if len(lacking) > 10 else "")
+        logger.warning("%d of the %d classes have no train row: %s.", len(lacking), len(names), listed)
+
+
 def _ids_of_a_model(
-    labelled: Sequence[Any], values: Sequence[Any], names: Sequence[str], may_be_ids: bool
+    labelled: Sequence[Any], values: Sequence[Any], names: Sequence[str]
 ) -> tuple[list[str], dict[str, int]] | None:
     """Find a model's ids for labels that are all among its names, or are ids of it; None where neither is so."""
     if not names:
         return None
-    index = {name.strip().casefold(): number for number, name in enumerate(names)}
-    ids = {str(value): index[folded] for value in values if (folded := str(value).strip().casefold()) in index}
+    index = {plain_name(name): number for number, name in enumerate(names)}
+    ids = {text: index[plain] for text in set(map(str, values)) if (plain := plain_name(text)) in index}
     one_spelling = len({ids.get(str(value)) for value in labelled}) == len(set(map(str, labelled)))
     if one_spelling and all(str(value) in ids for value in labelled):
         return list(names), _ids_of_names(names) | ids
@@ -117,8 +135,8 @@ def _ids_of_names(names: Sequence[str]) -> dict[str, int]:
     return ids | {name: number for number, name in enumerate(names)}
 
 
-def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str) -> list[Any]:
-    """Read labels as names or integers: ClassLabel ids by name, booleans as "True", 2.0 as 2, "2" as 2."""
+def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, whole: bool) -> list[Any]:
+    """Read labels as names or integers: ClassLabel ids by name, booleans as "True", 2.0 as 2, "2" as 2 if `whole`."""
     if column not in data.column_names:
         raise ValueError(f"The {split} split has no column {column!r}; its columns are {data.column_names}.")
     feature, values = data.features[column], data[column][:]
@@ -130,70 +148,77 @@ def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str) -
                     f"0..{feature.num_classes - 1}, the range of its names {feature.names[:20]}."
                 )
         return [feature.names[value] if value is not None and value >= 0 else value for value in values]
-    kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
-    if kind == "bool":
-        return [None if value is None else str(value) for value in values]
-    if kind in ("string", "large_string"):
-        return _names_or_integers(values, rows, split, column)
-    if kind.startswith("float"):
-        for row, value in zip(rows, values, strict=True):
-            if value is not None and value == value and not float(value).is_integer():
-                raise ValueError(
-                    f"Label {value} (row {row} of the {split} split, column {column!r}) is a score, not a class: make "
-                    "classes of the scores, or set problem_type='regression'."
-                )
-        return [None if value is None or value != value else int(value) for value in values]
-    if kind.startswith(("int", "uint")):
-        return values
-    if kind == "null":
-        return values
-    raise ValueError(
-        f"Labels in column {column!r} of the {split} split are {kind}: use strings or integers, one a row."
-    )
-
-
-def _names_or_integers(
-    values: Sequence[str | None], rows: Sequence[int], split: str, column: str
-) -> list[str | int | None]:
+    labels: list[Any] = []
     for row, value in zip(rows, values, strict=True):
-        if value is not None and len(value) > LONGEST_NAME:
+        if isinstance(value, str):
+            if len(value) > LONGEST_NAME:
+                raise ValueError(
+                    f"Label {value!r:.80} (row {row} of the {split} split, column {column!r}) has {len(value)} "
+                    f"letters: is this the text column? A class's name has {LONGEST_NAME} at most."
+                )
+            number = whole_number(value)
+            labels.append(value if number is None or not (whole or number == UNLABELLED) else number)
+        elif isinstance(value, bool) or is_missing(value):
+            labels.append(str(value) if isinstance(value, bool) else None)
+        elif whole_number(value) is not None:
+            labels.append(whole_number(value))
+        elif number_of(value) is not None:
             raise ValueError(
-                f"Label {value!r:.80} (row {row} of the {split} split, column {column!r}) has {len(value)} letters: "
-                "is this the text column? Name the label's column with label_column."
+                f"Label {value} (row {row} of the {split} split, column {column!r}) is a score, not a class: make "
+                "classes of the scores, or set problem_type='regression'."
             )
-    numeric = all(value is None or INTEGER.fullmatch(value) for value in values)
-    return [int(value) if numeric and value is not None else value for value in values]
+        else:
+            kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+            raise ValueError(
+                f"Labels in column {column!r} of the {split} split are {kind}: use strings or integers, one a row."
+            )
+    return labels
 
 
 def _refuse_missing(
-    labels: Sequence[Any], rows: Sequence[int], hidden: tuple[Any, ...], split: str, column: str
+    values: Mapping[str, Sequence[Any]], rows: Mapping[str, Sequence[int]], column: str, whole: bool
 ) -> None:
-    for row, value in zip(rows, labels, strict=True):
-        if value in hidden or (isinstance(value, str) and not value.strip()):
-            raise ValueError(
-                f"Row {row} of the {split} split has no label (column {column!r}, value {value!r:.80}): remove such "
-                "rows, or give the class a name if it is one."
-            )
+    """Refuse rows without a label, but for train rows that are marked, and held-out rows all of which are."""
+    others = {value for value in values["train"] if isinstance(value, int)} - {-1, UNLABELLED}
+    # -1 is a class beside 1 alone, but beside 0..C-1 it is a label that is missing.
+    hidden: tuple[Any, ...] = () if others and others != set(range(len(others))) else (-1,)
+    for split, labels in values.items():
+        may = split == "train" or all(str(value) == str(UNLABELLED) for value in labels)
+        marks = hidden if may else (*hidden, UNLABELLED, str(UNLABELLED))
+        for row, value in zip(rows[split], labels, strict=True):
+            if value in marks or is_missing(value, whole):
+                raise ValueError(
+                    f"Row {row} of the {split} split has no label (column {column!r}, value {value!r:.80}): remove "
+                    f"such rows, mark those that the teacher alone labels with {UNLABELLED}, or give the class a name "
+                    "if it is one."
+                )
 
 
-def _settle_classes(labels: Sequence[Any], column: str, rows: int) -> tuple[list[str], dict[str, int]]:
+def _refuse_other_columns(labels: Sequence[Any], column: str, rows: int, named: bool) -> None:
+    """Refuse a column with too many classes for one of labels; if a user named it, only one with a class a row."""
+    classes = sorted(set(labels))
+    if len(classes) <= 20 or (len(classes) < rows if named else len(classes) <= min(MAX_CLASSES, rows / 2)):
+        return
+    advice = "Name the label's column with label_column."
+    if named:
+        advice = "Name another with label_column, or give its classes as a datasets.ClassLabel."
+    raise ValueError(
+        f"Column {column!r} has {len(classes)} different labels in {rows} rows, such as {classes[0]!r:.80}: is this "
+        f"the text column, or an id? {advice}"
+    )
+
+
+def _settle_classes(labels: Sequence[Any], column: str) -> tuple[list[str], dict[str, int]]:
     """Settle names and ids of classes from the train labels, all strings or all integers."""
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise ValueError(_too_few(column, classes[0]))
-    if len(classes) > MAX_CLASSES or (len(classes) > 20 and len(classes) > rows / 2):
-        raise ValueError(
-            f"Column {column!r} has {len(classes)} different labels in {rows} rows, such as "
-            f"{classes[0]!r:.80}: is this the text column, or an id? Name the label's column with label_column."
-        )
     if isinstance(classes[0], str):
-        folded: dict[str, str] = {}
-        for name in classes:
-            twin = folded.setdefault(name.strip().casefold(), name)
-            if twin != name:
-                raise ValueError(
-                    f"Labels {twin!r:.80} and {name!r:.80} of column {column!r} differ only in case or blanks."
-                )
+        refuse_look_alikes(classes, f"column {column!r}")
+        numbers = [whole_number(name) for name in classes]
+        if None not in numbers and len(set(numbers)) < len(classes):
+            twins = [name for name, number in zip(classes, numbers, strict=True) if numbers.count(number) > 1]
+            raise ValueError(f"Labels {twins[:2]} of column {column!r} are the same number: write it one way.")
         names = classes
     elif classes == list(range(len(classes))):
         names = [f"LABEL_{value}" for value in classes]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets import Dataset, DatasetDict, LargeList, List, Value
+from datasets import Dataset, DatasetDict
 
-from nlpkd.data.columns import INTEGER
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.labels.multi_label import encode_multi_label, parse_json_list
-from nlpkd.data.labels.regression import encode_scores, parse_number
+from nlpkd.data.labels.kind import read_kind
+from nlpkd.data.labels.multi_label import encode_multi_label
+from nlpkd.data.labels.regression import encode_scores
 from nlpkd.data.labels.single_label import encode_labels
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, TASKS
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Targets:
             float32 score (regression).
         problem_type: the task.
         names: of the labels in the order of their ids; of a score `["LABEL_0"]`.
+        reason: why the values make this task; empty where they were not asked.
     """
 
     splits: DatasetDict
     problem_type: str
     names: list[str]
+    reason: str = ""
 
 
 def encode_targets(
@@ -37,13 +39,15 @@ def encode_targets(
     problem_type: str | None = None,
     names: Sequence[str] = (),
     may_lack: bool = False,
+    column_named: bool = False,
 ) -> Targets:
     """Settle the task, and encode the labels in the column "labels" of every split.
 
-    Several columns, lists, and lists written as JSON are multi-label: lists of names, of ids, or of a 0 or 1 for each
-    label; a column for each label holds 0 and 1, or true and false. Numbers with a fraction are scores (regression).
-    All else is one class a row; see `nlpkd.data.labels.encode_labels`. An unlabelled training row is -100, alone or in
-    a list; NaN too for a score.
+    Several columns, lists, and texts of lists are multi-label: lists of names, of ids, or of a 0 or 1 for each label;
+    a column for each label holds 0 and 1, or true and false. Numbers of which any has a fraction are scores
+    (regression). All else is one class a row; see `nlpkd.data.labels.kind.read_kind` and
+    `nlpkd.data.labels.encode_labels`. An unlabelled training row is -100, alone or in a list; of scores also NaN, or
+    no value.
 
     Args:
         splits: the splits, "train" among them.
@@ -51,6 +55,7 @@ def encode_targets(
         problem_type: the task, where it should not be read from the values.
         names: of the labels in the order of their ids, as a model has them; the data's own if not given.
         may_lack: whether the rows may lack all of these classes but one, as rows to measure on may.
+        column_named: whether the user named the column, so that any number of classes is meant.
 
     Returns:
         The splits, the task and the names.
@@ -60,21 +65,24 @@ def encode_targets(
     """
     if problem_type is not None and problem_type not in TASKS:
         raise ValueError(f"problem_type={problem_type!r} is no task: use one of {', '.join(TASKS)}")
-    task = problem_type or read_task(splits["train"], column)
+    task, reason = problem_type or MULTI_LABEL, ""
+    if problem_type is None and isinstance(column, str):
+        kind = read_kind(splits["train"], column, names=names)
+        task, reason = kind.task, kind.reason
     if task == MULTI_LABEL:
         known = [] if not names or Classes.of(names).is_generic else names
-        encoded, names = encode_multi_label(splits, column, known)
-        return Targets(encoded, task, list(names))
+        encoded, names = encode_multi_label(splits, column, known, column_named)
+        return Targets(encoded, task, list(names), reason)
     if not isinstance(column, str):
         raise ValueError(f"several label columns {list(column)} are a multi-label task, and problem_type is {task!r}")
     if task == REGRESSION:
-        return Targets(encode_scores(splits, column), task, ["LABEL_0"])
-    encoded, label = encode_labels(splits, column, names=names, may_lack=may_lack)
-    return Targets(encoded, task, list(label.names))
+        return Targets(encode_scores(splits, column), task, ["LABEL_0"], reason)
+    encoded, label = encode_labels(splits, column, names=names, may_lack=may_lack, column_named=column_named)
+    return Targets(encoded, task, list(label.names), reason)
 
 
 def read_task(train: Dataset, column: str | Sequence[str]) -> str:
-    """Read the task from the labels; see `encode_targets`.
+    """Read the task from the labels; see `nlpkd.data.labels.kind.read_kind`.
 
     Args:
         train: the training rows.
@@ -83,19 +91,4 @@ def read_task(train: Dataset, column: str | Sequence[str]) -> str:
     Returns:
         The problem type.
     """
-    if not isinstance(column, str):
-        return MULTI_LABEL
-    feature = train.features.get(column)
-    if isinstance(feature, (List, LargeList)):
-        return MULTI_LABEL
-    if not isinstance(feature, Value):
-        return SINGLE_LABEL
-    values = [value for value in train[column][:] if value is not None]
-    if feature.dtype in ("string", "large_string"):
-        if values and all(value.lstrip().startswith("[") and parse_json_list(value) is not None for value in values):
-            return MULTI_LABEL
-        numbers = [parse_number(value) for value in values if not INTEGER.fullmatch(value)]
-        return REGRESSION if numbers and None not in numbers else SINGLE_LABEL
-    if feature.dtype.startswith("float"):
-        return SINGLE_LABEL if all(value != value or float(value).is_integer() for value in values) else REGRESSION
-    return SINGLE_LABEL
+    return read_kind(train, column).task if isinstance(column, str) else MULTI_LABEL
