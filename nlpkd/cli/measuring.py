@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate, verify."""
+"""Commands that measure: evaluate, verify, cascade."""
 
 from __future__ import annotations
 
@@ -86,3 +86,29 @@ def verify(
     typer.echo(verification.to_markdown())
     if not verification.holds:
         raise typer.Exit(1)
+
+
+@command(app, "text_column", "text_pair_column", "label_column", "max_length", "trust_remote_code")
+def cascade(
+    context: typer.Context,
+    *,
+    student: Annotated[Path, option(MODELS, "The student's folder, where cascade.json is written.")],
+    teacher: Annotated[str, option(MODELS, "What answers where the student is unsure: a path or Hub id.")],
+    data: Rows,
+    target_agreement: Annotated[
+        float | None, option(OUTPUT, "Least share of the student's answers that agree with the teacher's.")
+    ] = None,
+    target_accuracy: Annotated[
+        float | None, option(OUTPUT, "Or the least share of all answers that are right, by the rows' labels.")
+    ] = None,
+    **shared: Any,
+) -> None:
+    """Choose when a student answers by itself and when its teacher is asked, on rows that neither was trained on.
+
+    nlpkd cascade --student student --teacher teacher --data dev.csv --target-agreement 0.98
+    """
+    from nlpkd.pipeline.cascade import cascade as run
+
+    record = run(**arguments(context))
+    typer.echo(record.to_text())
+    typer.echo(f'nlpkd.load("{student}", fallback="{teacher}") answers by it.')

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scipy.special import softmax
 from transformers import TextClassificationPipeline
 
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+from nlpkd.serving.cascade import Cascade, CascadeRecord, scores
+from nlpkd.teachers.base import LabelingTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +79,8 @@ def load(
     file: str | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
-) -> TextClassifier:
+    fallback: str | Path | LabelingTeacher | None = None,
+) -> Any:
     """Load a classifier to call, with the arguments and answers of `transformers.pipeline("text-classification")`.
 
     It runs on ONNX Runtime where the folder or repository has an ONNX file, `onnx/model_int8.onnx` before
@@ -87,9 +92,12 @@ def load(
         file: the ONNX file in the folder or repository, or `"model.safetensors"` for PyTorch.
         threads: of ONNX Runtime; as many as torch has if None. PyTorch's own are `torch.set_num_threads`.
         trust_remote_code: run the repository's own code.
+        fallback: what answers where the classifier is unsure, a path, a Hub id or one of `nlpkd.teachers`; the folder
+            then has a `cascade.json`, which `nlpkd.cascade` writes.
 
     Returns:
-        The classifier: `classify("a fine film")` is `[{"label": "positive", "score": 0.99}]`.
+        The classifier, a `TextClassifier`: `classify("a fine film")` is `[{"label": "positive", "score": 0.99}]`. With
+        a fallback a `nlpkd.serving.cascade.Cascade`.
 
     Raises:
         ValueError: if there is no such path or file, the ONNX file was made from other weights than those beside it,
@@ -97,6 +105,10 @@ def load(
         OSError: if the repository can't be had.
         ImportError: if there is an ONNX file and ONNX Runtime is not installed.
     """
+    if fallback is not None:
+        record = CascadeRecord.load(Path(name))
+        small = load(name, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
+        return Cascade(small, answers_of(fallback, trust_remote_code), record)
     if isinstance(name, str) and revision is None:
         name, revision = split_revision(name)
     path = None if file == TORCH_FILE else onnx_file(name, file=file, revision=revision)
@@ -116,3 +128,29 @@ def load(
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     logger.info("%s is served by PyTorch", name)
     return TextClassifier(model=model.eval(), tokenizer=tokenizer, **settings)
+
+
+def answers_of(
+    teacher: str | Path | LabelingTeacher, trust_remote_code: bool = False, batch_size: int = 32
+) -> Callable[[list[Any]], list[tuple[str, float]]]:
+    """Make a function from texts to `(label, probability)` of whatever is asked where a student is unsure.
+
+    Args:
+        teacher: a path, a Hub id or one of `nlpkd.teachers`.
+        trust_remote_code: run the repository's own code.
+        batch_size: texts at once.
+    """
+    if isinstance(teacher, LabelingTeacher):
+        classes, probabilities = teacher.classes, teacher.probabilities
+
+        def ask(texts: list[Any]) -> list[tuple[str, float]]:
+            return [(classes[row.argmax()], float(row.max())) for row in probabilities(texts)]
+
+        return ask
+    large = load(teacher, trust_remote_code=trust_remote_code)
+
+    def classify(texts: list[Any]) -> list[tuple[str, float]]:
+        labels, logits = scores(large, texts, batch_size=batch_size)
+        return [(labels[row.argmax()], float(row.max())) for row in softmax(logits, axis=-1)]
+
+    return classify

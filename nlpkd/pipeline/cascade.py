@@ -1,0 +1,152 @@
+"""Choose when a student answers by itself, and when its teacher is asked."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
+from nlpkd.labelling.rows import texts_to_label
+from nlpkd.serving.cascade import CERTAINTY, CascadeRecord, choose_threshold, confidence, scores
+from nlpkd.serving.classifier import answers_of, load
+from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.locks import only_writer
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = ("test", "validation", "train")
+_TIMED_TEXTS = 30
+
+
+def cascade(
+    student: str | Path,
+    teacher: str | Path | LabelingTeacher,
+    data: Source,
+    *,
+    target_agreement: float | None = None,
+    target_accuracy: float | None = None,
+    batch_size: int = 32,
+    trust_remote_code: bool = False,
+    **keywords: Any,
+) -> CascadeRecord:
+    """Choose the least probability at which a student answers by itself, on rows that it did not learn from.
+
+    Writes `cascade.json` beside the student; `nlpkd.load(student, fallback=teacher)` then answers by it.
+
+    Args:
+        student: the student's folder.
+        teacher: a path, a Hub id (`id@revision`) or one of `nlpkd.teachers`.
+        data: rows that neither was trained on; labels are needed for `target_accuracy` alone.
+        target_agreement: the least share of the texts that the student answers on which it agrees with the teacher.
+        target_accuracy: the least share of all texts whose answer is right, whoever gives it.
+        batch_size: texts at once.
+        trust_remote_code: run the model repositories' own code.
+        **keywords: how the rows are read: fields of `nlpkd.data.arguments.DataArguments`, such as `text_column`.
+
+    Returns:
+        The threshold and what it gives.
+
+    Raises:
+        ValueError: if not exactly one target is given, the models have other classes, there are too few rows, or no
+            threshold reaches the target.
+    """
+    folder, (kind, target) = Path(student), _target(target_agreement, target_accuracy)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: cascade.json is written beside a student on this machine")
+    data_args, unknown = DataArguments.split_keywords(keywords)
+    if unknown:
+        raise ValueError(f"unknown arguments {sorted(unknown)}")
+    small = load(folder, trust_remote_code=trust_remote_code)
+    asked = answers_of(teacher, trust_remote_code, batch_size)
+
+    # The rows, with gold labels where the target is on them
+    gold: list[str] = []
+    if kind == "accuracy":
+        rows, _, loaded = load_rows_for_model(data, small.model.config, tokenizer=small.tokenizer, data_args=data_args)
+        names = small.model.config.id2label
+        gold = [names[number] for number in rows["labels"][:]]
+        texts = _texts(rows, loaded.text_columns)
+    else:
+        splits = read_splits(data)[0]
+        split = next(name for name in (*_SPLITS, *splits) if name in splits)
+        texts = texts_to_label(splits[split], split, data_args.text_column)
+
+    # What both answer
+    labels, logits = scores(small, texts, batch_size=batch_size)
+    ours = [labels[number] for number in logits.argmax(axis=-1)]
+    theirs = [label for label, _ in asked(texts)]
+    if strange := set(theirs) - set(labels):
+        raise ValueError(f"the teacher answers {sorted(strange)[:5]}, and the student's classes are {labels[:20]}")
+    temperature = _fitted_temperature(folder)
+    confidences = confidence(logits, temperature)
+    if kind == "agreement":
+        right, otherwise = np.array([a == b for a, b in zip(ours, theirs, strict=True)]), None
+    else:
+        right = np.array([a == b for a, b in zip(ours, gold, strict=True)])
+        otherwise = np.array([a == b for a, b in zip(theirs, gold, strict=True)])
+
+    # The threshold, and the time that it saves
+    curve = choose_threshold(confidences, right, otherwise, target)
+    if not curve:
+        reached = f"{right.mean():.2%} of all texts" if otherwise is None else f"{otherwise.mean():.2%} of the teacher"
+        raise ValueError(
+            f"no threshold has {kind} >= {target:.2%} with {CERTAINTY:.0%} certainty on {len(texts)} rows, where it "
+            f"is {reached} alone: lower the target, give more rows, or a better student"
+        )
+    chosen = curve[-1]
+    record = CascadeRecord(
+        threshold=chosen["threshold"], temperature=temperature, kind=kind, target=target, certainty=CERTAINTY,
+        found=chosen["found"], low=chosen["low"], answered=chosen["answered"], rows=len(texts),
+        teacher=teacher.describe()["name"] if isinstance(teacher, LabelingTeacher) else str(teacher),
+        student_ms=_median_ms(small, texts),
+        teacher_ms=None if isinstance(teacher, LabelingTeacher) else _median_ms(lambda text: asked([text]), texts),
+        curve=curve,
+    )  # fmt: skip
+    with only_writer(folder):
+        record.save(folder)
+    return record
+
+
+def _target(agreement: float | None, accuracy: float | None) -> tuple[str, float]:
+    given = {"agreement": agreement, "accuracy": accuracy}
+    chosen = [(kind, target) for kind, target in given.items() if target is not None]
+    if len(chosen) != 1:
+        raise ValueError("give either target_agreement or target_accuracy: what the cascade has to keep")
+    if not 0 < chosen[0][1] < 1:
+        raise ValueError(f"target_{chosen[0][0]} must be above 0 and below 1, got {chosen[0][1]}")
+    return chosen[0]
+
+
+def _texts(rows: Any, columns: list[str]) -> list[Any]:
+    first, *second = (rows[column][:] for column in columns)
+    if not second:
+        return first
+    return [{"text": one, "text_pair": other} for one, other in zip(first, second[0], strict=True)]
+
+
+def _fitted_temperature(folder: Path) -> float:
+    """Return the temperature that the student's report fitted; 1 without one."""
+    if not (folder / JSON_NAME).is_file():
+        return 1.0
+    own = EvaluationReport.load(folder).candidates.get("student")
+    return own.temperature_scaling.temperature if own and own.temperature_scaling else 1.0
+
+
+def _median_ms(answer: Callable[[Any], Any], texts: list[Any]) -> float:
+    """Measure the median time of one text, text to label."""
+    answer(texts[0])
+    times = []
+    for text in texts[:_TIMED_TEXTS]:
+        start = time.perf_counter()
+        answer(text)
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)

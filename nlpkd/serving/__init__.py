@@ -1,0 +1,1 @@
+"""Saved classifiers as functions of texts."""

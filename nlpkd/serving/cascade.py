@@ -1,0 +1,244 @@
+"""A small model first, and a large one where the small one is unsure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import betaincinv, softmax
+
+from nlpkd.utils.files import explain_damage, write_atomic
+
+CASCADE_NAME = "cascade.json"
+"""The file beside a student that says when it answers by itself."""
+
+CERTAINTY = 0.95
+
+_STEPS = 50
+
+
+@dataclass(frozen=True)
+class CascadeRecord:
+    """When a student answers by itself, and what that was found to give.
+
+    Attributes:
+        threshold: it answers where its probability is at least this.
+        temperature: what its logits are divided by for that probability.
+        kind: `"agreement"`, the share of the answered rows on which student and teacher agree, or `"accuracy"`, the
+            share of all rows that are right, whoever answers.
+        target: what `kind` is to be at least.
+        certainty: the probability, over the choice of rows, that the target holds.
+        found: `kind` on the rows.
+        low: its lower bound, by Clopper and Pearson.
+        answered: the share of the rows that the student answers.
+        rows: how many they were.
+        teacher: name of the large model.
+        student_ms: median time of one text, text to label.
+        teacher_ms: likewise; None where it was not timed.
+        curve: threshold, answered, found and low of every candidate, the strictest first.
+    """
+
+    threshold: float
+    temperature: float
+    kind: str
+    target: float
+    certainty: float
+    found: float
+    low: float
+    answered: float
+    rows: int
+    teacher: str
+    student_ms: float
+    teacher_ms: float | None
+    curve: list[dict[str, float]]
+
+    def save(self, folder: Path) -> Path:
+        """Write the record beside the student, and return its path."""
+        path = folder / CASCADE_NAME
+        write_atomic(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> CascadeRecord:
+        """Read the record beside a student.
+
+        Raises:
+            ValueError: if there is none, or it is damaged.
+        """
+        path = folder / CASCADE_NAME
+        if not path.is_file():
+            raise ValueError(f"{folder} has no {CASCADE_NAME}, which says when to ask the fallback: run nlpkd cascade")
+        with explain_damage(path, "choose the threshold again with nlpkd cascade"):
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            record = cls(**{each.name: entry[each.name] for each in fields(cls)})
+            if not (0 <= record.threshold <= 1 and record.temperature > 0):
+                raise ValueError(f"threshold {record.threshold} or temperature {record.temperature} is out of range")
+        return record
+
+    def to_text(self) -> str:
+        """Describe in a few lines what the cascade gives."""
+        of = "of its answers agree with the teacher's" if self.kind == "agreement" else "of all answers are right"
+        times = f"One text takes the student {self.student_ms:.2f} ms"
+        if self.teacher_ms is not None:
+            mean = self.student_ms + (1 - self.answered) * self.teacher_ms
+            times += (
+                f", the teacher {self.teacher_ms:.2f} ms and the cascade {mean:.2f} ms on average, "
+                f"{self.teacher_ms / mean:.1f} times as fast as the teacher"
+            )
+        lines = [
+            f"The student answers {self.answered:.1%} of {self.rows} texts itself, where its probability is at least "
+            f"{self.threshold:.4f}; {self.found:.2%} {of}, with {self.certainty:.0%} certainty at least "
+            f"{self.low:.2%} (target {self.target:.2%}).",
+            f"{times}.",
+            "",
+            f"| answered | {self.kind} | at least | threshold |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {each['answered']:.1%} | {each['found']:.2%} | {each['low']:.2%} | {each['threshold']:.4f} |"
+            for each in self.curve
+        ]
+        return "\n".join(lines)
+
+
+def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the largest probability of each row at a temperature, `(rows, classes)` into `(rows,)`."""
+    return softmax(logits / temperature, axis=-1).max(axis=-1)
+
+
+def lower_bound(successes: int, trials: int, certainty: float = CERTAINTY) -> float:
+    """Return the one-sided exact bound of Clopper and Pearson (1934) on a share; 0.0 of no trials."""
+    if successes == 0:
+        return 0.0
+    return float(betaincinv(successes, trials - successes + 1, 1 - certainty))
+
+
+def fewest_rows(target: float, certainty: float = CERTAINTY) -> int:
+    """Return how many answered rows can show a target with one failure among them."""
+    rows = math.ceil(math.log(1 - certainty) / math.log(target)) if target < 1 else 0
+    while target < 1 and lower_bound(rows - 1, rows, certainty) < target:
+        rows += 1
+    return rows
+
+
+def choose_threshold(
+    confidences: np.ndarray,
+    right: np.ndarray,
+    otherwise: np.ndarray | None,
+    target: float,
+    certainty: float = CERTAINTY,
+) -> list[dict[str, float]]:
+    """Find the lowest threshold at which a target holds.
+
+    Candidates are tested from the strictest on, each at the whole level, until one fails: fixed-sequence testing, as
+    in Angelopoulos et al. (2021), "Learn then Test", arXiv:2110.01052. Which shares of the rows are candidates is
+    settled by the confidences alone, before anything is known of right and wrong.
+
+    Args:
+        confidences: of the student, `(rows,)`.
+        right: whether its answer is as it should be, `(rows,)`.
+        otherwise: whether the answer of the large model is, `(rows,)`, where the target is on all rows; None where it
+            is on the rows that the student answers.
+        target: the least share.
+        certainty: one minus the level of each test.
+
+    Returns:
+        The candidates that hold, the strictest first, as `CascadeRecord.curve` has them; none if the first fails.
+
+    Raises:
+        ValueError: if there are too few rows to show the target.
+    """
+    rows = len(confidences)
+    least = fewest_rows(target, certainty)
+    if rows < least or target >= 1:
+        raise ValueError(
+            f"a target of {target:.2%} with {certainty:.0%} certainty needs at least {least or 'infinitely many'} "
+            f"rows, and there are {rows}: give more rows, or a lower target"
+        )
+    ordered = np.sort(confidences)[::-1]
+    first = least if otherwise is None else 1
+    held: list[dict[str, float]] = []
+    for count in np.unique(np.linspace(first, rows, _STEPS).round().astype(int)):
+        threshold = float(ordered[count - 1])
+        answered = confidences >= threshold
+        successes = right[answered] if otherwise is None else np.where(answered, right, otherwise)
+        low = lower_bound(int(successes.sum()), len(successes), certainty)
+        if low < target:
+            break
+        found = {"threshold": threshold, "answered": float(answered.mean()), "found": float(successes.mean())}
+        held.append(found | {"low": low})
+    return held
+
+
+class Cascade:
+    """A small classifier that hands texts on to a large one where it is unsure.
+
+    Attributes:
+        answered: how many texts the small one has answered.
+        passed_on: how many it has handed on.
+
+    Args:
+        student: the small classifier; takes texts, and the pipeline's `top_k` and `function_to_apply`.
+        fallback: from a list of texts to `(label, probability)` of each.
+        record: when the small one answers.
+    """
+
+    def __init__(
+        self, student: Any, fallback: Callable[[list[Any]], Sequence[tuple[str, float]]], record: CascadeRecord
+    ):
+        self.student, self.fallback, self.record = student, fallback, record
+        self.answered = self.passed_on = 0
+
+    def __call__(self, inputs: Any, **settings: Any) -> list[dict[str, Any]]:
+        """Classify texts.
+
+        Args:
+            inputs: a text, a pair as `{"text": .., "text_pair": ..}`, or a list of either.
+            **settings: of the student's pipeline, such as `batch_size`.
+
+        Returns:
+            `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`.
+        """
+        texts = inputs if isinstance(inputs, list) else [inputs]
+        labels, logits = scores(self.student, texts, **settings)
+        sure = confidence(logits, self.record.temperature) >= self.record.threshold
+        probabilities = softmax(logits / self.record.temperature, axis=-1)
+        answers: list[Any] = [
+            {"label": labels[row.argmax()], "score": float(row.max()), "by": "student"} for row in probabilities
+        ]
+        unsure = np.flatnonzero(~sure)
+        if len(unsure):
+            told = self.fallback([texts[number] for number in unsure])
+            for number, (label, score) in zip(unsure, told, strict=True):
+                answers[number] = {"label": label, "score": float(score), "by": "fallback"}
+        self.answered += int(sure.sum())
+        self.passed_on += len(unsure)
+        return answers
+
+
+def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str], np.ndarray]:
+    """Return a classifier's labels and its logits of texts, `(texts, classes)`.
+
+    Args:
+        classifier: a `nlpkd.TextClassifier`.
+        texts: texts or pairs.
+        **settings: of the pipeline.
+
+    Raises:
+        ValueError: if its task is not one class a text.
+    """
+    config = classifier.model.config
+    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+        raise ValueError(
+            f"a cascade needs a model with one class a text, and this one has {config.num_labels} outputs, "
+            f"problem_type {config.problem_type!r}"
+        )
+    labels = [config.id2label[number] for number in range(config.num_labels)]
+    found = classifier(texts, top_k=None, function_to_apply="none", **settings)
+    by_name = [{each["label"]: each["score"] for each in row} for row in found]
+    return labels, np.array([[row[label] for label in labels] for row in by_name])

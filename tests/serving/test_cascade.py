@@ -1,0 +1,157 @@
+"""A student that hands on what it is unsure of: the threshold keeps its promise, answers are the models' own."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from samples import raw_rows, sentences, tiny_bert
+from scipy.stats import beta
+from typer.testing import CliRunner
+
+import nlpkd
+from nlpkd.cli import app
+from nlpkd.serving.cascade import CASCADE_NAME, choose_threshold, fewest_rows, lower_bound
+from nlpkd.teachers import FunctionTeacher
+
+NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tokenizer):
+    """A teacher, and a student that is nearly the same."""
+    folder = tmp_path_factory.mktemp("cascade")
+    for name, seed in (("teacher", 1), ("student", 1)):
+        model = tiny_bert(layers=1, seed=seed, initializer_range=0.5, **NAMES)
+        if name == "student":
+            model.classifier.bias.data += 0.2
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def student(models):
+    yield models / "student"
+    (models / "student" / CASCADE_NAME).unlink(missing_ok=True)
+
+
+def texts(rows: int = 400) -> list[dict]:
+    return [{"text": text} for text in sentences(rows, seed=7)[0]]
+
+
+def test_the_bound_is_the_beta_quantile_and_without_failures_a_root():
+    assert lower_bound(96, 100) == pytest.approx(beta.ppf(0.05, 96, 5))
+    assert lower_bound(149, 149) == pytest.approx(0.05 ** (1 / 149))
+    assert lower_bound(0, 50) == 0 == lower_bound(0, 0)
+
+
+@pytest.mark.parametrize("target", [0.8, 0.95, 0.98])
+def test_the_fewest_rows_show_the_target_with_one_failure_and_one_row_less_does_not(target):
+    rows = fewest_rows(target)
+    assert beta.ppf(0.05, rows - 1, 2) >= target > beta.ppf(0.05, rows - 2, 2)
+
+
+def test_the_threshold_is_the_lowest_before_the_first_failure():
+    generator = np.random.default_rng(0)
+    confidences = generator.uniform(0.5, 1, 2000)
+    right = generator.uniform(size=2000) < confidences
+    curve = choose_threshold(confidences, right, None, 0.9)
+    assert curve
+    for each in curve:
+        answered = confidences >= each["threshold"]
+        assert each["answered"] == pytest.approx(answered.mean())
+        assert each["found"] == pytest.approx(right[answered].mean())
+        assert each["low"] == pytest.approx(beta.ppf(0.05, right[answered].sum(), (~right[answered]).sum() + 1))
+        assert each["low"] >= 0.9
+    assert [each["answered"] for each in curve] == sorted(each["answered"] for each in curve)
+
+
+@pytest.mark.parametrize("kind", ["agreement", "accuracy"])
+def test_over_200_random_splits_the_target_is_broken_as_rarely_as_promised(kind):
+    generator = np.random.default_rng(3)
+    confidences = generator.uniform(0.5, 1, 100_000)
+    right = generator.uniform(size=100_000) < confidences
+    teacher = generator.uniform(size=100_000) < 0.97
+    broken = chosen = 0
+    for _ in range(200):
+        rows = generator.integers(100_000, size=600)
+        otherwise = None if kind == "agreement" else teacher
+        curve = choose_threshold(confidences[rows], right[rows], None if otherwise is None else otherwise[rows], 0.9)
+        if curve:
+            chosen += 1
+            answered = confidences >= curve[-1]["threshold"]
+            truth = right[answered] if otherwise is None else np.where(answered, right, otherwise)
+            broken += truth.mean() < 0.9
+    assert chosen >= 100
+    assert broken <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05 * 0.95)
+
+
+def test_too_few_rows_and_impossible_targets_are_refused():
+    confidences, right = np.full(20, 0.9), np.ones(20, dtype=bool)
+    with pytest.raises(ValueError, match=r"at least 236 rows, and there are 20"):
+        choose_threshold(confidences, right, None, 0.98)
+    assert choose_threshold(np.full(300, 0.9), np.zeros(300, dtype=bool), None, 0.98) == []
+
+
+def test_a_cascade_answers_with_the_student_where_it_is_sure_and_with_the_teacher_elsewhere(models, student):
+    record = nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    assert json.loads((student / CASCADE_NAME).read_text())["threshold"] == record.threshold
+    assert 0 < record.answered <= 1 and record.low >= 0.9 and record.rows == 400
+
+    some = [row["text"] for row in texts(60)]
+    both = nlpkd.load(student, fallback=models / "teacher")
+    answers = both(some)
+    own, large = nlpkd.load(student)(some, top_k=1), nlpkd.load(models / "teacher")(some, top_k=1)
+    for answer, mine, theirs in zip(answers, own, large, strict=True):
+        expected = mine[0] if mine[0]["score"] >= record.threshold else theirs[0]
+        assert answer["by"] == ("student" if expected is mine[0] else "fallback")
+        assert (answer["label"], answer["score"]) == (expected["label"], pytest.approx(expected["score"], abs=1e-5))
+    assert both.answered == sum(answer["by"] == "student" for answer in answers)
+    assert both.answered + both.passed_on == 60
+    assert both(some[0]) == [answers[0]] or both(some[0])[0]["label"] == answers[0]["label"]
+
+
+def test_accuracy_counts_whoever_answers(models, student, tmp_path):
+    rows = nlpkd.load(models / "teacher")([row["text"] for row in texts()], top_k=1)
+    labelled = [row | {"label": answer[0]["label"]} for row, answer in zip(texts(), rows, strict=True)]
+    record = nlpkd.cascade(student, models / "teacher", labelled, target_accuracy=0.95)
+    assert record.kind == "accuracy" and record.low >= 0.95
+    wrong = [row | {"label": {"neg": "pos", "pos": "neg"}[row["label"]]} for row in labelled]
+    with pytest.raises(ValueError, match=r"no threshold has accuracy >= 95.00%.*0.00% of the teacher alone"):
+        nlpkd.cascade(student, models / "teacher", wrong, target_accuracy=0.95)
+
+
+def test_a_labelling_teacher_answers_too_by_the_names_of_its_classes(student):
+    def sure_of_pos(some):
+        return [[1.0, 0.0]] * len(some)
+
+    teacher = FunctionTeacher(sure_of_pos, ["pos", "neg"], name="rule")
+    own = nlpkd.load(student)([row["text"] for row in texts()], top_k=1)
+    agreeing = [row for row, answer in zip(texts(), own, strict=True) if answer[0]["label"] == "pos"]
+    record = nlpkd.cascade(student, teacher, agreeing, target_agreement=0.9)
+    assert record.answered == 1 and record.found == 1 and record.teacher == "rule" and record.teacher_ms is None
+    with pytest.raises(ValueError, match=r"the teacher answers \['good'\]"):
+        nlpkd.cascade(student, FunctionTeacher(sure_of_pos, ["good", "neg"]), agreeing, target_agreement=0.9)
+
+
+def test_bad_requests_are_refused_before_anything_runs(models, student, tmp_path):
+    with pytest.raises(ValueError, match="either target_agreement or target_accuracy"):
+        nlpkd.cascade(student, models / "teacher", texts())
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        nlpkd.cascade(student, models / "teacher", texts(), target_agreement=98)
+    with pytest.raises(ValueError, match="is no folder"):
+        nlpkd.cascade(tmp_path / "none", models / "teacher", texts(), target_agreement=0.9)
+    with pytest.raises(ValueError, match="run nlpkd cascade"):
+        nlpkd.load(student, fallback=models / "teacher")
+    (student / CASCADE_NAME).write_text('{"threshold": 2}')
+    with pytest.raises(ValueError, match=CASCADE_NAME):
+        nlpkd.load(student, fallback=models / "teacher")
+
+
+def test_the_command_prints_the_share_and_the_curve(models, student, tmp_path):
+    raw_rows(400, seed=7).to_csv(tmp_path / "dev.csv")
+    words = ["cascade", "--student", student, "--teacher", models / "teacher", "--data", tmp_path / "dev.csv"]
+    result = CliRunner().invoke(app, [*map(str, words), "--target-agreement", "0.9"])
+    assert result.exit_code == 0, result.output
+    assert "of 400 texts itself" in result.output and "| answered | agreement |" in result.output
