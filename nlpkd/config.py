@@ -38,6 +38,15 @@ _LEAST = {
 }  # fmt: skip
 
 
+# With nargs and const, `--bf16` alone switches it on, as it does for TrainingArguments.
+_SWITCH = {"nargs": "?", "const": True}
+
+
+def _setting(default: Any, help: str, **parsing: Any) -> Any:
+    """Declare a field with its default, its help on the command line, and how it is parsed there."""
+    return field(default=default, metadata={"help": help, **parsing})
+
+
 @dataclass
 class DistillationConfig(TrainingArguments):
     """`transformers.TrainingArguments` with fast defaults, and what a teacher adds.
@@ -78,59 +87,44 @@ class DistillationConfig(TrainingArguments):
             a launcher started fewer processes than it was asked for.
     """
 
-    output_dir: str = field(default="trainer_output", metadata={"help": "Where the run writes."})
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None,
-        # With nargs and const, `--bf16` alone switches it on, as it does for TrainingArguments.
-        metadata={
-            "help": "bf16 mixed precision; by default wherever the machine is fast at it.",
-            "nargs": "?",
-            "const": True,
-        },
+    output_dir: str = _setting("trainer_output", "Where the run writes.")
+    bf16: bool | None = _setting(  # type: ignore[assignment]
+        None, "bf16 mixed precision; by default wherever the machine is fast at it.", **_SWITCH
     )
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "group_by_length, random, sequential or batch_rebalance."}
+    train_sampling_strategy: str = _setting(
+        "group_by_length", "group_by_length, random, sequential or batch_rebalance."
     )
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a micro-batch on one device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of an evaluation batch."})
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps (a ratio if below 1)."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace NaN losses in the log."})
-    objective_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the objectives' own parameters; learning_rate by default."}
+    per_device_train_batch_size: int = _setting(32, "Rows of a micro-batch on one device.")
+    per_device_eval_batch_size: int = _setting(64, "Rows of an evaluation batch.")
+    logging_steps: float = _setting(50, "Log every so many steps (a ratio if below 1).")
+    logging_nan_inf_filter: bool = _setting(False, "Replace NaN losses in the log.")
+    objective_learning_rate: float | None = _setting(
+        None, "Learning rate of the objectives' own parameters; learning_rate by default."
     )
-    teacher_check: str = field(
-        default="error",
-        metadata={"help": "What to do with a teacher no better than the majority class: error, warn or off."},
+    teacher_check: str = _setting(
+        "error", "What to do with a teacher no better than the majority class: error, warn or off."
     )
-    cache_teacher: str = field(
-        default="auto", metadata={"help": "auto: run the teacher once where its logits suffice; off: on every batch."}
+    cache_teacher: str = _setting("auto", "auto: run the teacher once where its logits suffice; off: on every batch.")
+    teacher_cache_dir: str | None = _setting(
+        None, "Where those outputs are kept; output_dir/teacher_cache by default."
     )
-    teacher_cache_dir: str | None = field(
-        default=None, metadata={"help": "Where those outputs are kept; output_dir/teacher_cache by default."}
+    compact_embeddings: bool = _setting(
+        True, "Train only the embedding rows that the text uses, where that is the same."
     )
-    compact_embeddings: bool = field(
-        default=True, metadata={"help": "Train only the embedding rows that the text uses, where that is the same."}
+    lean_training: bool | None = _setting(
+        None,
+        "Leave out what nothing reads, with other dropout masks than Trainer's; by default if there is a teacher.",
+        **_SWITCH,
     )
-    lean_training: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Leave out what nothing reads, with other dropout masks than Trainer's; by default if there is a "
-            "teacher.",
-            "nargs": "?",
-            "const": True,
-        },
+    cuda_graphs: bool = _setting(True, "On one GPU, record passes once a shape and launch each at once.")
+    weighting: str = _setting("fixed", "Objectives' weights: fixed, linear or uncertainty.")
+    weighting_learning_rate: float = _setting(0.01, "Learning rate of learned weights.")
+    anchor_weight: float = _setting(0.0, "L2 pull towards the weights at the start.")
+    ensemble_average: str = _setting(
+        "probabilities", "What is averaged over several teachers: probabilities or logits."
     )
-    cuda_graphs: bool = field(
-        default=True, metadata={"help": "On one GPU, record passes once a shape and launch each at once."}
-    )
-    weighting: str = field(default="fixed", metadata={"help": "Objectives' weights: fixed, linear or uncertainty."})
-    weighting_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of learned weights."})
-    anchor_weight: float = field(default=0.0, metadata={"help": "L2 pull towards the weights at the start."})
-    ensemble_average: str = field(
-        default="probabilities", metadata={"help": "What is averaged over several teachers: probabilities or logits."}
-    )
-    ensemble_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of several teachers, one a teacher; equal ones by default."}
+    ensemble_weights: list[float] | None = _setting(
+        None, "Weights of several teachers, one a teacher; equal ones by default."
     )
 
     def __post_init__(self):

@@ -142,27 +142,6 @@ def resampled_metrics(
     return _metrics_of_counts(bootstrap_totals(_row_counts(logits, labels), samples, seed), rows, classes)
 
 
-def bootstrap_draws(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw rows with replacement, as many as there are, again and again.
-
-    Args:
-        rows: how many rows there are.
-        samples: how many resamples.
-        seed: of the draw.
-
-    Yields:
-        Row numbers `(rows,)`.
-
-    Raises:
-        ValueError: when `samples` is below 1.
-    """
-    if samples < 1:
-        raise ValueError(f"a bootstrap needs at least 1 resample, found samples={samples}")
-    generator = np.random.default_rng(seed)
-    for _ in range(samples):
-        yield generator.integers(rows, size=rows)
-
-
 def bootstrap_totals(counts: np.ndarray | csr_array, samples: int, seed: int) -> np.ndarray:
     """Sum each resample's counts.
 
@@ -179,7 +158,7 @@ def bootstrap_totals(counts: np.ndarray | csr_array, samples: int, seed: int) ->
 
 
 def bootstrap_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Count how often each row of `bootstrap_draws` was drawn.
+    """Draw rows with replacement, as many as there are, again and again, and count how often each was drawn.
 
     Args:
         rows: how many rows there are.
@@ -188,9 +167,15 @@ def bootstrap_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray
 
     Yields:
         Counts as floats, `(rows,)`.
+
+    Raises:
+        ValueError: when `samples` is below 1.
     """
-    for drawn in bootstrap_draws(rows, samples, seed):
-        yield np.bincount(drawn, minlength=rows).astype(np.float64)
+    if samples < 1:
+        raise ValueError(f"a bootstrap needs at least 1 resample, found samples={samples}")
+    generator = np.random.default_rng(seed)
+    for _ in range(samples):
+        yield np.bincount(generator.integers(rows, size=rows), minlength=rows).astype(np.float64)
 
 
 def row_blocks(rows: int) -> Iterator[slice]:

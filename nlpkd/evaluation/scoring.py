@@ -48,11 +48,9 @@ class Scoring(ABC):
 
     Attributes:
         problem_type: the task.
-        labels_are: the shape and kind of its gold labels, for messages.
     """
 
     problem_type: ClassVar[str]
-    labels_are: ClassVar[str]
 
     @abstractmethod
     def check(self, labels: np.ndarray, num_labels: int) -> None:
@@ -112,12 +110,14 @@ class SingleLabelScoring(Scoring):
     """One class a row."""
 
     problem_type = SINGLE_LABEL
-    labels_are = "one integer a row (single-label classification)"
 
     def check(self, labels: np.ndarray, num_labels: int) -> None:
         """Refuse labels that are no class ids; see `Scoring.check`."""
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"labels must be {self.labels_are}, found {labels.dtype} of shape {labels.shape}")
+            raise ValueError(
+                "labels must be one integer a row (single-label classification), found "
+                f"{labels.dtype} of shape {labels.shape}"
+            )
         if labels.min() < 0 or labels.max() >= num_labels:
             raise ValueError(
                 f"labels must lie in 0..{num_labels - 1}, found {labels.min()}..{labels.max()}: map them or drop "
@@ -202,7 +202,6 @@ class MultiLabelScoring(Scoring):
     """
 
     problem_type = MULTI_LABEL
-    labels_are = "a 0 or 1 for each label (multi-label classification)"
 
     def __init__(self, thresholds: Sequence[float] | None = None):
         self.cut = np.zeros(1) if thresholds is None else logit(np.asarray(thresholds, dtype=np.float64))
@@ -211,7 +210,8 @@ class MultiLabelScoring(Scoring):
         """Refuse anything but zeros and ones, `(rows, labels)`; see `Scoring.check`."""
         if labels.ndim != 2 or labels.shape[1] != num_labels or not np.isin(labels, (0, 1)).all():
             raise ValueError(
-                f"labels must be {self.labels_are}, {num_labels} of them; found {labels.dtype} of shape {labels.shape}"
+                f"labels must be a 0 or 1 for each label (multi-label classification), {num_labels} of them; found "
+                f"{labels.dtype} of shape {labels.shape}"
             )
 
     def headline(self, labels: np.ndarray) -> str:
@@ -272,14 +272,13 @@ class RegressionScoring(Scoring):
     """A score a row; the agreement of two models is the Pearson correlation of theirs."""
 
     problem_type = REGRESSION
-    labels_are = "one score a row (regression)"
 
     def check(self, labels: np.ndarray, num_labels: int) -> None:
         """Refuse anything but finite numbers `(rows,)`; see `Scoring.check`."""
         if labels.ndim != 1 or num_labels != 1 or not np.isfinite(labels).all():
             raise ValueError(
-                f"labels must be {self.labels_are}, and models have one output; found {labels.dtype} of shape "
-                f"{labels.shape}, and {num_labels} outputs"
+                "labels must be one score a row (regression), and models have one output; found "
+                f"{labels.dtype} of shape {labels.shape}, and {num_labels} outputs"
             )
 
     def headline(self, labels: np.ndarray) -> str:

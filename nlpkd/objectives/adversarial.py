@@ -64,7 +64,7 @@ class AdversarialLoss(ExampleObjective):
 
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Sum over rows."""
-        student = _reverse(self.projection(student).float(), self.reversal)
+        student = _Reversal.apply(self.projection(student).float(), self.reversal)
         ours, theirs = (self.discriminator(vectors).float() for vectors in (student, teacher))  # (batch, 1)
         return F.softplus(-theirs).sum() + F.softplus(ours).sum()
 
@@ -78,7 +78,3 @@ class _Reversal(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return gradient * -context.factor, None
-
-
-def _reverse(vectors: Tensor, factor: float) -> Tensor:
-    return _Reversal.apply(vectors, factor)

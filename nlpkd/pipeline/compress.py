@@ -94,8 +94,9 @@ def compress(
     data_args, options = DataArguments.split_keywords(keywords)
     function = METHODS[method]
     known = inspect.signature(function).parameters.keys()
-    if unknown := sorted(options.keys() - (known - _GIVEN)):
-        raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {_options(method)}")
+    own_options = [name for name in known if name not in _GIVEN]
+    if unknown := sorted(options.keys() - set(own_options)):
+        raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {', '.join(own_options)}")
     # Where the model comes from and goes to.
     source = ModelSource.of(model, None, trust_remote_code)
     if Path(source.name).is_dir() and Path(source.name).resolve() == Path(output_dir).resolve():
@@ -121,11 +122,6 @@ def compress(
         save_student(after, output_dir, tokenizer)
         write_atomic(Path(output_dir) / RECORD, (json.dumps(records, indent=2) + "\n").encode())
     return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
-
-
-def _options(method: str) -> str:
-    parameters = inspect.signature(METHODS[method]).parameters
-    return ", ".join(name for name in parameters if name not in _GIVEN)
 
 
 def _earlier_records(source: ModelSource) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from nlpkd.models.layers import choose_layers
 from nlpkd.models.structure import HEADS_IN, HEADS_OUT, axes_following, layer_stack, size_name, top_indices
+from nlpkd.students.teacher_layers import renumbered
 
 _Tag = tuple[str, str]
 """What an axis of a weight runs over, and the layer that it belongs to, "" for all of them."""
@@ -106,18 +106,15 @@ def _copy_narrowed(
     """Copy the teacher's weights into the student, narrowed."""
     prefix = layer_stack(teacher)
     source = {name: tensor.detach().float() for name, tensor in teacher.named_parameters()}
-    place = {f"{prefix}{layer - 1}.": f"{prefix}{position}." for position, layer in enumerate(chosen)}
-    tags = _tags(teacher, prefix)
-    weights: dict[str, Tensor] = {}
-    for name in list(source):
-        layer = re.match(rf"{re.escape(prefix)}\d+\.", name)
-        if layer is None:
-            weights[name] = source[name]
-        elif layer[0] in place:
-            new = place[layer[0]] + name[layer.end() :]
-            weights[new] = source[name]
-    tags = {name: tags[name] for name in weights}
-    grams = _grams(weights, tags)
+    weights, of_teacher = renumbered(source, prefix, chosen), _tags(teacher, prefix)
+    tags = {name: of_teacher[name] for name in weights}
+    # The sum of W W' over the weights on each axis, `(axis, axis)`.
+    grams: dict[_Tag, Tensor] = {}
+    for name, tensor in weights.items():
+        for axis, tag in enumerate(tags[name]):
+            if tag is not None and tensor.ndim == 2:
+                rows = tensor.movedim(axis, 0).double()
+                grams[tag] = grams.get(tag, torch.zeros(())) + rows @ rows.T
     kept, gain = _projections(grams, student, teacher, tags, initialization)
     norms = {f"{name}.weight" for name, module in student.named_modules() if isinstance(module, nn.LayerNorm)}
     for name, parameter in student.named_parameters():
@@ -176,17 +173,6 @@ def _tag_pooled(teacher: PreTrainedModel, prefix: str, tags: dict[str, list[_Tag
     for name in after:
         if square and tags[f"{name}.weight"] == [None, _STREAM]:
             tags[f"{name}.weight"] = [None, _POOLED]
-
-
-def _grams(weights: Mapping[str, Tensor], tags: Mapping[str, list[_Tag | None]]) -> dict[_Tag, Tensor]:
-    """Sum W W' over the weights on each axis: `(axis, axis)`."""
-    grams: dict[_Tag, Tensor] = {}
-    for name, tensor in weights.items():
-        for axis, tag in enumerate(tags[name]):
-            if tag is not None and tensor.ndim == 2:
-                rows = tensor.movedim(axis, 0).double()
-                grams[tag] = grams.get(tag, torch.zeros(())) + rows @ rows.T
-    return grams
 
 
 def _projections(

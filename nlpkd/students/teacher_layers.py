@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,7 +38,9 @@ def copy_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
     config = _config_of_layers(teacher.config, layers)
     # The weights by their new names, and a model that takes them.
     shared = getattr(config, "num_hidden_groups", None) == 1
-    weights = teacher.state_dict() if shared else _renumbered_weights(teacher, layers)
+    weights = teacher.state_dict()
+    if not shared:
+        weights = renumbered(weights, layer_stack(teacher), layers)
     with torch.random.fork_rng():
         student = type(teacher)(config).float()
     if differing := sorted(weights.keys() ^ student.state_dict().keys()):
@@ -86,9 +88,17 @@ def _refuse_other_settings(teacher: PreTrainedModel, student: PreTrainedModel, l
                     )
 
 
-def _renumbered_weights(teacher: PreTrainedModel, layers: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Return the teacher's weights without the layers not chosen, the others numbered anew."""
-    prefix, source = layer_stack(teacher), teacher.state_dict()
+def renumbered(source: Mapping[str, torch.Tensor], prefix: str, layers: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return a model's weights without the layers not chosen, the others numbered anew.
+
+    Args:
+        source: the weights by name.
+        prefix: what the names of the layers' weights start with, by `layer_stack`.
+        layers: the layers by number, counted from 1, in ascending order.
+
+    Returns:
+        The weights by their new names.
+    """
     weights = {name: tensor for name, tensor in source.items() if not name.startswith(prefix)}
     for position, layer in enumerate(layers):
         old, new = f"{prefix}{layer - 1}.", f"{prefix}{position}."
