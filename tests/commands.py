@@ -24,12 +24,12 @@ def start(*arguments: str, cwd: Path | None = None, environment: dict[str, str] 
 
 
 class Command:
-    """The command in a process that has little left to import; with an environment of its own, more."""
+    """The command in a process that has little left to import."""
 
     def __init__(self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None):
         self.said = [cwd / f"{arguments[0]}-{len(list(cwd.glob('*.out')))}.{kind}" for kind in ("out", "err")]
         variables = {**(environment or os.environ), "COLUMNS": "200"}
-        self.program = Program(["nlpkd", *arguments], cwd, *self.said, variables, fresh=environment is not None)
+        self.program = Program(["nlpkd", *arguments], cwd, *self.said, variables)
 
     def communicate(self, timeout: float) -> tuple[str, str]:
         self.returncode = self.program.wait(timeout)

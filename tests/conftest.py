@@ -9,9 +9,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from datasets import Dataset
+from forks import share
 from hub_server import hub_fixture  # noqa: F401
 from samples import WORDS, raw_rows
 from transformers import BertTokenizer
+
+# Before pytest's workers start, so that they share the servers.
+share()
 
 # The longest first: were one of these last, the other processes would have nothing left to do.
 LONG_FILES = [

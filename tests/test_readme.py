@@ -30,7 +30,7 @@ def test_the_readmes_python_runs_in_order(tmp_path, make_rows, settings, tokeniz
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 7
     (tmp_path / "readme.py").write_text("\n".join(blocks))
-    done = run_program(["readme.py"], tmp_path, timeout=600, fresh=False)
+    done = run_program(["readme.py"], tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "calls: 1" in done.stdout and (tmp_path / "runs/no-labels/report.json").exists()
     assert "eval_agreement" in done.stdout and "same start" in done.stdout and "score" in done.stdout

@@ -107,7 +107,7 @@ def test_the_recipe_gives_teacher_student_and_baseline(texts, package_lists, tmp
     command = [str(RECIPES / "real_text.py"), "--text", "pairs", "--output_dir", "out", "--num_seeds",
                "1", "--student", "layers:1", "--max_steps", "2", "--teacher_check", "off", "--report_to", "none",
                "--disable_tqdm", "True"]  # fmt: skip
-    run = run_program(command, tmp_path, fresh=False)
+    run = run_program(command, tmp_path)
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (

@@ -19,7 +19,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from datasets import ClassLabel, Dataset, Features, Value
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from paths import ROOT
-from processes import Program
+from processes import Program, warm_python
+from processes import run as run_program
 from safetensors.torch import load_file
 from samples import WORDS, fine_tuned_teacher, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -36,6 +37,7 @@ FILES = ["--train_file", "train.tsv", "--validation_file", "validation.tsv"]
 TINY_DEMO = ["--max_steps", "2", "--teacher_epochs", "1", "--max_length", "8", "--student", "layers:1", "--bf16",
              "False", "--per_device_train_batch_size", "8", "--report_to", "none", "--disable_tqdm", "True",
              "--teacher_check", "off"]  # fmt: skip
+LAUNCH = ["-m", "accelerate.commands.launch"]
 LOAD_BY_ID = """
 import sys
 from safetensors.torch import load_file
@@ -54,7 +56,7 @@ print("EQUAL")
 class Run:
     """A started recipe; `wait` ends it."""
 
-    process: subprocess.Popen | Program
+    process: Program
     log: Path
     text: str = field(default="", init=False)
 
@@ -74,17 +76,17 @@ def start(
     """Start a recipe, or with a name that is no recipe a script; what it prints goes to a file."""
     log = cwd / f"log-{len(list(cwd.glob('log-*')))}"
     words = [str(ROOT / "recipes" / name), *arguments] if name.endswith(".py") else ["-c", name, *arguments]
-    variables = {**(environment or os.environ), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-                 "PYTHONPATH": str(ROOT)}  # fmt: skip
-    if processes == 1:
-        return Run(Program(words, cwd, log, log, variables, fresh=environment is not None), log)
+    variables = {**(environment or os.environ), "ACCELERATE_USE_CPU": "true", "PYTHON_EXEC": warm_python()}
+    if processes > 1:
+        words = [*LAUNCH, "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision",
+                 "no", "--dynamo_backend", "no", "--main_process_port", free_port(), *words]  # fmt: skip
+    # A text says itself what it imports.
+    return Run(Program(words, cwd, log, log, variables, fresh=words[0] == "-c"), log)
+
+
+def free_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--main_process_port", str(port), *words]  # fmt: skip
-    with log.open("w") as stream:
-        return Run(subprocess.Popen(command, cwd=cwd, env=variables, stdout=stream, stderr=subprocess.STDOUT), log)
+        return str(free.getsockname()[1])
 
 
 def check_output(folder: Path, run: Run, baselines: tuple[str, ...] = ("same_start",)) -> dict:
@@ -279,12 +281,15 @@ def test_without_a_hub_the_error_names_the_offline_command(started):
 
 
 def test_a_launcher_that_loses_processes_is_noticed(folder):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines",
-               "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "recipes" / "sst2.py"),
-               "--teacher", "teacher", "--student", "layers:2", *FILES, *SHORT]  # fmt: skip
-    known = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "RANK", "WORLD_SIZE")}
-    run = subprocess.run(command, cwd=folder, env=known | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    command = [*LAUNCH, "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+               "--dynamo_backend", "no", str(ROOT / "recipes" / "sst2.py"), "--teacher", "teacher", "--student",
+               "layers:2", *FILES, *SHORT]  # fmt: skip
+    run = run_program(command, folder, without_launcher() | {"PYTHON_EXEC": warm_python()})
     assert run.returncode != 0 and "torchrun --nproc_per_node N" in run.stderr
+
+
+def without_launcher() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "RANK", "WORLD_SIZE")}
 
 
 CONFIGS = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
@@ -296,27 +301,25 @@ def test_accelerate_reads_every_config(config):
     assert read.num_processes >= 2 and read.distributed_type in ("MULTI_GPU", "FSDP", "DEEPSPEED")
 
 
-def launch(folder, config, *arguments, **environment):
-    known = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "RANK", "WORLD_SIZE")}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-               str(ROOT / "recipes" / "accelerate_configs" / config), "--num_processes", "2",
-               "--main_process_port", port, str(ROOT / "recipes" / "sst2.py"), "--teacher", "teacher", "--student",
-               "layers:2", *FILES, *SHORT, *arguments]  # fmt: skip
-    known |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True)
+def launched_with(config: str, *arguments: str) -> list[str]:
+    return [*LAUNCH, "--config_file", str(ROOT / "recipes" / "accelerate_configs" / config), "--num_processes", "2",
+            "--main_process_port", free_port(), str(ROOT / "recipes" / "sst2.py"), "--teacher", "teacher", "--student",
+            "layers:2", "--max_steps", "2", *FILES, *SHORT, *arguments]  # fmt: skip
 
 
 def test_the_config_for_cpus_starts_two_processes(folder):
-    run = launch(folder, "cpu.yaml", "--max_steps", "2", "--output_dir", "two", ACCELERATE_USE_CPU="true")
+    """As a user types it: all the processes are new ones."""
+    command = [sys.executable, *launched_with("cpu.yaml", "--output_dir", "two")]
+    environment = without_launcher() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     report = json.loads((folder / "two" / "report.json").read_text())
     assert report["run"]["settings"]["processes"] == 2, run.stderr
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator, where FSDP works")
 def test_fsdp_is_refused_where_accelerate_would_stay_with_ddp(folder):
-    run = launch(folder, "fsdp2.yaml", "--max_steps", "2", ACCELERATE_USE_CPU="true")
+    environment = without_launcher() | {"ACCELERATE_USE_CPU": "true", "PYTHON_EXEC": warm_python()}
+    run = run_program(launched_with("fsdp2.yaml"), folder, environment)
     assert run.returncode != 0 and "FSDP was asked for, and training is on the CPU" in run.stderr
 
 

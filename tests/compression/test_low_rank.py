@@ -199,7 +199,7 @@ def test_a_reshaped_model_loads_in_another_process_that_imports_nlpkd_first(tmp_
         f"model = transformers.AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r}); "
         f"print(model(input_ids=torch.tensor({batch['input_ids'].tolist()})).logits.tolist())"
     )
-    done = run_program(["-c", program], tmp_path, timeout=120)
+    done = run_program(["-c", program], tmp_path, timeout=120, fresh=True)
     assert done.returncode == 0, done.stderr
     expected = logits_of(smaller, {"input_ids": batch["input_ids"]})
     torch.testing.assert_close(torch.tensor(eval(done.stdout)), expected, rtol=0, atol=1e-6)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import worker
+from processes import run as run_program
+from processes import warm_python
 from safetensors.torch import load_file
 from samples import raw_rows, tiny_bert
 from torch import Tensor
@@ -66,13 +66,9 @@ def given(tmp_path_factory, tokenizer) -> Path:
 
 def launch(launcher: list[str], given: Path, out: Path, batch: int, accumulation: int) -> Outcome:
     out.mkdir()
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHON_EXEC": warm_python()}
     command = [*launcher, str(HERE / "worker.py"), str(given), str(out), str(batch), str(accumulation)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    done = run_program(command, given, environment, timeout=400)
     # The files tell, not the exit status: gloo may abort a process that has done its work.
     outcome = Outcome.read(out)
     assert outcome.records, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
@@ -94,11 +90,11 @@ def several(request, given, tmp_path_factory) -> Outcome:
     name, *numbers = request.param.replace(" x", "").split()
     processes, batch, accumulation = map(int, numbers)
     if name == "torchrun":
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         return launch(launcher, given, out, batch, accumulation)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
                 "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                 "--main_process_port", str(port)]  # fmt: skip
     return launch(launcher, given, out, batch, accumulation)

@@ -6,11 +6,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from paths import ROOT, TESTS
+from processes import warm_python
 from transformers import TrainerState
 
 RUN = """
@@ -49,9 +48,8 @@ KILLED_AFTER = 30
 
 def start(folder: Path, log: Path, *arguments: str) -> subprocess.Popen:
     (folder / "run.py").write_text(RUN)
-    paths = os.pathsep.join([str(ROOT), str(TESTS)])
-    environment = os.environ | {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHON_EXEC": warm_python()}
+    command = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
     with log.open("w") as stream:
         return subprocess.Popen(
             [*command, *arguments], cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pytest
 import torch
 from paths import ROOT
 from processes import run as run_program
+from processes import warm_python
 from safetensors.torch import load_file
 from samples import fine_tuned_teacher, raw_rows
 
@@ -54,11 +54,11 @@ class Hosts:
     def launch(self, number: int, *arguments: str) -> subprocess.Popen:
         """Start the recipe on one of them, as a user does on each."""
         launcher = [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2",
+            warm_python(), "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2",
             "--machine_rank", str(number), "--main_process_ip", "10.77.0.1",
         ]  # fmt: skip
         environment = os.environ | {
-            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "",
+            "PYTHON_EXEC": warm_python(), "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "",
             "GLOO_SOCKET_IFNAME": LINKS[number],
         }  # fmt: skip
         command = ["ip", "netns", "exec", NAMES[number], *launcher, *RECIPE, "--per_device_train_batch_size", "8"]
@@ -115,7 +115,7 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 def alone(folder) -> dict[str, torch.Tensor]:
     """The student of one process with the same rows a step."""
     words = [*RECIPE, "--per_device_train_batch_size", "16", "--output_dir", "alone"]
-    done = run_program(words, folder, fresh=False)
+    done = run_program(words, folder)
     assert done.returncode == 0, done.stderr
     return load_file(folder / "alone" / "model.safetensors")
 

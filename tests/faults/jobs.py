@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forks import Forked, fork_server
-from processes import WARM
+from forks import Forked
+from processes import server
 from samples import WORDS, raw_rows, tiny_bert
 from transformers import BertTokenizer
 
@@ -95,8 +95,8 @@ def distil(given: Path, out: Path, **options: Any) -> None:
 
 
 def export(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -> None:
-    """Write the student's ONNX files; a call begins anew."""
-    export_student(given / "student", int8=True, output_dir=out, max_length=32)
+    """Write the ONNX files of the smaller student; a call begins anew."""
+    export_student(given / "other_student", int8=True, output_dir=out, max_length=32)
 
 
 def make_trainer(given: Path, out: Path, split: str, **options: Any) -> DistillationTrainer:
@@ -185,7 +185,7 @@ class Lab:
 
     def __init__(self, given: Path):
         self.given = given
-        self._server = fork_server(*WARM)
+        self._server = server("jobs")
 
     def start(
         self,

@@ -56,8 +56,8 @@ def lab(tmp_path_factory) -> jobs.Lab:
 
 @pytest.fixture(scope="module")
 def whole(lab, tmp_path_factory) -> dict[str, Path]:
-    """Where each stage has run to its end without a fault."""
-    folders = {stage: tmp_path_factory.mktemp("whole") / "out" for stage in jobs.STAGES}
+    """Where each stage that resumes has run to its end without a fault."""
+    folders = {stage: tmp_path_factory.mktemp("whole") / "out" for stage in ("teacher", "caching", "distillation")}
     for stage, out in folders.items():
         code, log = lab.finish(stage, out)
         assert code == 0, log

@@ -198,7 +198,7 @@ for kind in {KINDS}:
     pipeline("text-classification", model=kind)("good film")
 """
     for imports in IMPORTS:
-        done = run_program(["-c", imports + program], tmp_path, timeout=120)
+        done = run_program(["-c", imports + program], tmp_path, timeout=120, fresh=True)
         assert done.returncode == 0, f"{imports}\n{done.stderr}"
         printed = dict(line.split(" ", 1) for line in done.stdout.splitlines())
         assert printed.keys() == expected.keys()

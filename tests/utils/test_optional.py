@@ -35,7 +35,7 @@ def test_a_missing_package_is_named_with_its_extra(what, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     words = ["-c", WITHOUT + program, json.dumps([package, "tensorboardX"])]
-    done = run_program(words, tmp_path, dict(os.environ), timeout=120)
+    done = run_program(words, tmp_path, dict(os.environ), timeout=120, fresh=True)
     assert done.returncode == 1
     assert f"ImportError: {package} is missing" in done.stderr, done.stderr
     assert f'pip install "nlpkd[{extra}]"' in done.stderr
