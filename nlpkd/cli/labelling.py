@@ -15,7 +15,13 @@ DecisionModel = Annotated[
     str | None, option(MODELS, "A chat model or decision model that answers --question: a path, a Hub id, or a name.")
 ]
 Question = Annotated[
-    Path | None, option(MODELS, "YAML or JSON file: type (choice, noul, score), instructions, criteria.")
+    Path | None,
+    option(
+        MODELS,
+        "YAML or JSON file: a question for --decision-model (type, instructions, criteria), or a whole teacher "
+        "(teacher: decision, zero-shot, embedding or chat; model; and the arguments of its class). Of a log of "
+        "decisions as --train the name of the question.",
+    ),
 ]
 DecisionURL = Annotated[
     str | None,
@@ -49,6 +55,19 @@ def label(
     ] = None,
     input_price: Annotated[float | None, option(OUTPUT, "Of a million tokens of the prompts.", min=0)] = None,
     output_price: Annotated[float | None, option(OUTPUT, "Of a million tokens of the answers.", min=0)] = None,
+    budget: Annotated[
+        int | None, option(DATA, "Label so many texts only, chosen in rounds by what --student is unsure of.", min=2)
+    ] = None,
+    select: Annotated[
+        str, option(DATA, "Of a budget: uncertainty, diversity (unsure of, and apart from each other) or random.")
+    ] = "uncertainty",
+    rounds: Annotated[int, option(DATA, "Of a budget: how many rounds.", min=2)] = 5,
+    student: Annotated[str | None, option(MODELS, "Of a budget: a path or Hub id; trained after each round.")] = None,
+    test: Annotated[str | None, option(DATA, "Of a budget: rows with gold labels, to measure the student on.")] = None,
+    against_random: Annotated[
+        bool, option(DATA, "Of a budget: buy as many random labels too, and say what the selection saves.")
+    ] = False,
+    max_length: Annotated[int | None, option(DATA, "Of a budget: longest text of the student in tokens.")] = None,
     output: Annotated[Path, option(OUTPUT, "The .parquet file of texts and probabilities.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be asked; ask nothing.")] = False,
     **shared: Any,
@@ -59,6 +78,8 @@ def label(
 
     nlpkd label --data texts.csv --question teacher.yaml --output l.parquet --dry-run --input-price 0.15
 
+    nlpkd label --data texts.csv --question teacher.yaml --output l.parquet --budget 900 --student small --test dev.csv
+
     nlpkd distill --train l.parquet --soft-label-column probabilities ...
     """
     from nlpkd.labelling.budget import LabelPlan
@@ -68,6 +89,10 @@ def label(
     if gold is not None and not dry_run:
         teacher = calibrated(teacher, gold, output)
     prices = None if input_price is output_price is None else (input_price or 0.0, output_price or 0.0)
+    of_a_budget = {"select": select, "rounds": rounds} if budget is not None else {}
+    given = {"budget": budget, "student": student, "test": test, "max_length": max_length, **of_a_budget}
+    chosen: dict[str, Any] = {name: each for name, each in given.items() if each is not None}
+    chosen |= {"against_random": True} if against_random else {}
     result = run(
         teacher,
         data,
@@ -77,6 +102,7 @@ def label(
         max_cost=max_cost,
         prices=prices,
         dry_run=dry_run,
+        **chosen,
     )
     typer.echo(result.to_text() if isinstance(result, LabelPlan) else f"The labels are in {result}.")
 

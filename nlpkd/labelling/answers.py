@@ -37,11 +37,15 @@ class AnswerFile:
     Args:
         path: the file.
         teacher: whose answers it holds.
+
+    Attributes:
+        requests: that were sent through this object.
     """
 
     def __init__(self, path: Path, teacher: LabelingTeacher):
         self.path = path
         self.teacher = teacher.asked
+        self.requests = 0
         described = json.loads(json.dumps(self.teacher.describe()))
         self.owner = {"classes": list(teacher.classes), "teacher": described}
 
@@ -107,12 +111,13 @@ class AnswerFile:
         for row, text in enumerate(texts):
             first_row.setdefault(text, row)
         groups = _groups([text for text in first_row if _key(text) not in known], self.teacher.rows_per_call)
-        spending = _Spending(self.teacher, budget, known)
+        spending = _Spending(self.teacher, budget, known, self.requests)
         answered = 0
         with self._append() as file:
             for group, found in _asked(self.teacher, groups, first_row, spending):
                 known |= _write(file, group, found)
                 answered += 1
+                self.requests = spending.requests
         if answered < len(groups):
             raise ValueError(
                 f"{spending.reached} was reached: {len(groups) - answered} calls are left of {len(groups)}. The "
@@ -139,9 +144,9 @@ class _Spending:
     expected of it corrects all further expectations.
     """
 
-    def __init__(self, teacher: LabelingTeacher, budget: Budget, known: Mapping[str, Answer]):
+    def __init__(self, teacher: LabelingTeacher, budget: Budget, known: Mapping[str, Answer], requests: int):
         self.teacher, self.budget, self.reached = teacher, budget, ""
-        self.requests, self.running = 0, 0.0
+        self.requests, self.running = requests, 0.0
         self.spent = self._cost([(each.input_tokens or 0, each.output_tokens or 0) for each in known.values()])
         self.ratios: list[float] = []
 

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from datasets import Dataset
+
+from nlpkd.config import DistillationConfig
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source, read_splits
+from nlpkd.evaluation.records import METRIC_NAMES
+from nlpkd.evaluation.report_text import markdown_table
+from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
-from nlpkd.labelling.rows import answers_beside, save_rows, texts_to_label, with_answers
-from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher
+from nlpkd.labelling.rows import PROBABILITIES, answers_beside, save_rows, texts_to_label, with_answers
+from nlpkd.labelling.selection import SELECTIONS, labels_saved, margins, select_texts
+from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.tasks import MULTI_LABEL
+from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher, batches_by_length
+from nlpkd.utils.files import write_atomic
 
 __all__ = ["LabelPlan", "label"]
 
@@ -28,6 +44,13 @@ def label(
     max_cost: float | None = None,
     prices: Prices | tuple[float, float] | None = None,
     dry_run: bool = False,
+    budget: int | None = None,
+    select: str = "uncertainty",
+    rounds: int = 5,
+    student: Any = None,
+    test: Source | None = None,
+    against_random: bool = False,
+    **keywords: Any,
 ) -> Path | LabelPlan:
     """Label texts with a teacher, and write them with its probabilities: a training file for `nlpkd.distill`.
 
@@ -45,28 +68,208 @@ def label(
             included. Before a server has counted a prompt's tokens they are estimated from its letters.
         prices: of a million tokens of prompts and of answers, in any currency.
         dry_run: ask nothing, and return what would be asked.
+        budget: label so many rows only, chosen in rounds: the first ones by chance, the next ones by what a student
+            that learned from those before is unsure of. `output` has the chosen rows alone, `OUTPUT.curve.md` and
+            `OUTPUT.curve.json` the student's quality after each round.
+        select: of a budget: `uncertainty`, `diversity` or `random`; see `nlpkd.labelling.selection.select_texts`.
+        rounds: of a budget, how many.
+        student: of a budget, as for `nlpkd.distill`: a path, a Hub id or a model.
+        test: of a budget, rows with gold labels on which the student is measured after each round.
+        against_random: of a budget, measure a random choice of as many rows too, whose labels are bought as well.
+        **keywords: of a budget, how the student is trained: fields of `nlpkd.data.arguments.DataArguments`
+            (`max_length`, ...) and of `DistillationConfig` (`learning_rate`, `seed`, ...), and `objectives`
+            (`"hinton"` if left out).
 
     Returns:
         The output file; of a dry run the plan.
 
     Raises:
         ValueError: if the source can't be read, the answers that are there are another teacher's, an answer is no
-            distribution (its row is named), or the budget was reached.
+            distribution (its row is named), or a limit was reached.
     """
     teacher = _as_teacher(teacher, classes)
     output = Path(output)
     if output.suffix != ".parquet":
         raise ValueError(f"output must be a .parquet file, got {output}")
     priced = Prices(*prices) if isinstance(prices, tuple) else prices
-    budget = Budget(max_requests, max_cost, priced)
+    limits = Budget(max_requests, max_cost, priced)
     rows = read_splits(source)[0]["train"]
     texts = texts_to_label(rows, "train", text_column)
     answers = answers_beside(output, teacher)
+    if budget is None and (student is not None or test is not None or against_random or keywords):
+        raise ValueError("student, test, against_random and settings of a training are of a budget: give budget=")
     if dry_run:
-        return answers.plan(texts, priced)
-    save_rows(with_answers(rows, texts, answers.ask(texts, budget), teacher, priced), output)
+        return answers.plan(texts if budget is None else texts[:budget], priced)
+    if budget is not None:
+        chosen = label_in_rounds(
+            answers, rows, teacher, output, budget=budget, limits=limits, select=select, rounds=rounds,
+            student=student, test=test, against_random=against_random, texts=texts, **keywords,
+        )  # fmt: skip
+        rows, texts = rows.select(chosen), [texts[row] for row in chosen]
+    save_rows(with_answers(rows, texts, answers.ask(texts, limits), teacher, priced), output)
     logger.warning("%d rows labelled by %s: %s", len(rows), teacher.describe()["name"], output)
     return output
+
+
+def label_in_rounds(
+    answers: AnswerFile,
+    rows: Dataset,
+    teacher: LabelingTeacher,
+    output: Path,
+    *,
+    texts: Sequence[str],
+    budget: int,
+    limits: Budget | None = None,
+    select: str = "uncertainty",
+    rounds: int = 5,
+    student: Any = None,
+    test: Source | None = None,
+    against_random: bool = False,
+    **keywords: Any,
+) -> list[int]:
+    """Choose the rows that are worth a label, ask about them round by round, and keep the curve beside the output.
+
+    The arguments are those of `label`. Each round's rows are kept in `OUTPUT.rounds.json` before they are asked about,
+    so that a run which was stopped goes on with the same rows.
+
+    Returns:
+        The numbers of the chosen rows.
+
+    Raises:
+        ValueError: if the budget, the selection or the number of rounds does not fit, or there is no student.
+    """
+    # Equal texts are one text.
+    distinct = list({text: row for row, text in reversed(list(enumerate(texts)))}.values())[::-1]
+    if not 2 <= rounds <= budget <= len(distinct):
+        raise ValueError(
+            f"a budget is spent in 2 or more rounds, and is at most the {len(distinct)} texts that differ: got "
+            f"budget={budget} and rounds={rounds}"
+        )
+    if select not in SELECTIONS or student is None:
+        raise ValueError(
+            f"select must be one of {', '.join(SELECTIONS)}, and student a model; got {select!r}, {student}"
+        )
+    kinds = [select, "random"] if against_random and select != "random" else [select]
+    kept = output.with_name(output.name + ".rounds.json")
+    asked_for = {"budget": budget, "rounds": rounds, "seed": keywords.get("seed", 42), "texts": len(distinct)}
+    done = json.loads(kept.read_text()) if kept.exists() else {"asked": asked_for}
+    if done["asked"] != asked_for:
+        raise ValueError(f"{kept} is of other rounds, {done['asked']}: delete it, or give another output")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for kind in kinds:
+        generator, learner = np.random.default_rng(asked_for["seed"]), None
+        chosen: list[int] = []
+        for number in range(rounds):
+            # What the student that was trained last is unsure of; by chance at first.
+            count, taken, name = budget * (number + 1) // rounds - len(chosen), set(chosen), f"{kind} {number}"
+            pool = [row for row in distinct if row not in taken]
+            by_chance = generator.choice(len(pool), count, replace=False).tolist()
+            if name not in done:
+                picked = by_chance
+                if learner is not None and kind != "random":
+                    probabilities, embeddings = learner.read([texts[row] for row in pool])
+                    picked = select_texts(kind, count, margins(probabilities, teacher.problem_type), embeddings)
+                done[name] = [pool[place] for place in picked]
+                write_atomic(kept, json.dumps(done).encode())
+            chosen += done[name]
+            # Buy them, learn from all so far, and measure.
+            own = rows.select(chosen)
+            bought = answers.ask([texts[row] for row in chosen], limits)
+            if test is None and number == rounds - 1:
+                break
+            labelled = with_answers(own, [texts[row] for row in chosen], bought, teacher)
+            learner = _Learner.of(student, labelled, test, output, teacher, **keywords)
+            if test is not None:
+                curves.setdefault(kind, []).append((len(chosen), learner.measure()))
+        if kind == select:
+            result = chosen
+    if learner is not None and test is not None:
+        _save_curves(output, curves, select, learner.metric)
+    return result
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """A student that has learned from the labels so far."""
+
+    trainer: Any
+    tokenizer: Any
+    max_length: int
+    metric: str
+
+    @classmethod
+    def of(
+        cls, student: Any, labelled: Dataset, test: Source | None, output: Path, teacher: LabelingTeacher,
+        objectives: Any = "hinton", **keywords: Any,
+    ) -> _Learner:  # fmt: skip
+        """Train the student, for 100 steps or three epochs, whichever is more, unless the settings say otherwise."""
+        data_args, settings = DataArguments.split_keywords(keywords)
+        data_args = replace(
+            data_args, soft_label_column=PROBABILITIES, label_names=teacher.classes, problem_type=teacher.problem_type
+        )
+        if not {"num_train_epochs", "max_steps"} & set(settings):
+            size = settings.get("per_device_train_batch_size", 32)
+            settings["max_steps"] = max(100, 3 * len(labelled) // size)
+        args = DistillationConfig(
+            output_dir=str(output.with_name(output.name + ".student")),
+            **{"save_strategy": "no", "eval_strategy": "no", "report_to": "none"} | settings,
+        )
+        job = prepare_job(
+            args, None, student, labelled, labelled if test is None else test, objectives=objectives,
+            data_args=data_args,
+        )  # fmt: skip
+        trainer = job.trainer(job.make_untrained_student(args.seed), args, job.stages[-1])
+        trainer.train()
+        labels = np.asarray(job.data["validation"]["labels"][:])
+        metric = "" if test is None else scoring_of(job.data.problem_type).headline(labels)
+        return cls(trainer, job.tokenizer, job.data.max_length, metric)
+
+    def measure(self) -> float:
+        """Measure the student on the test rows."""
+        return float(self.trainer.evaluate()[f"eval_{self.metric}"])
+
+    def read(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Run the student: its probabilities, and the mean of its last hidden states over the tokens."""
+        model = self.trainer.model.eval()
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        parts: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
+        several = model.config.problem_type == MULTI_LABEL
+        with torch.inference_mode():
+            for batch in batches_by_length([len(each) for each in encoded["input_ids"]], 64):
+                columns = {name: [values[number] for number in batch] for name, values in encoded.items()}
+                inputs = self.tokenizer.pad(columns, return_tensors="pt").to(model.device)
+                output = model(**inputs, output_hidden_states=True)
+                mask = inputs["attention_mask"][..., None].float()
+                mean = (output.hidden_states[-1].float() * mask).sum(1) / mask.sum(1)
+                logits = output.logits.float()
+                parts.append((batch, (logits.sigmoid() if several else logits.softmax(-1)).cpu(), mean.cpu()))
+        order = np.argsort([row for batch, *_ in parts for row in batch])
+        probabilities, means = (torch.cat([part[place] for part in parts]).numpy()[order] for place in (1, 2))
+        return probabilities, means
+
+
+def _save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]], select: str, metric: str) -> None:
+    """Write the curves as JSON and as a table, with what the selection saves against random."""
+    saved = labels_saved(curves[select], curves["random"]) if len(curves) > 1 else None
+    names = list(curves)
+    cells = [
+        [str(points[0][0]), *(f"{value:.3f}" for _, value in points)] for points in zip(*curves.values(), strict=True)
+    ]
+    lines = [
+        f"# {METRIC_NAMES.get(metric, metric)} of the student by labels bought",
+        "",
+        markdown_table(["labels", *names], cells),
+    ]
+    if len(curves) > 1:
+        lines += [
+            "",
+            f"{select} saves {saved:.0%} of the labels that random needs for its last value."
+            if saved is not None
+            else f"{select} does not reach the last value of random: it saves nothing.",
+        ]
+    write_atomic(output.with_name(output.name + ".curve.md"), ("\n".join(lines) + "\n").encode())
+    record = {"metric": metric, "curves": curves, "labels_saved": saved}
+    write_atomic(output.with_name(output.name + ".curve.json"), (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _as_teacher(teacher: Any, classes: Sequence[str] | None) -> LabelingTeacher:

