@@ -22,6 +22,7 @@ _HOMES = {
     "calibrate_teacher": "nlpkd.labelling.calibration",
     "cache_teacher_outputs": "nlpkd.teachers.cache",
     "cascade": "nlpkd.pipeline.cascade",
+    "check_labels": "nlpkd.labelling.mislabelled",
     "DistillationConfig": "nlpkd.config",
     "DistillationTrainer": "nlpkd.training.trainer",
     "METRIC_NAMES": "nlpkd.evaluation.records",

@@ -1,4 +1,4 @@
-"""Commands that ask a large model: label."""
+"""Commands on what large models say of texts and labels: label, check-labels."""
 
 from __future__ import annotations
 
@@ -105,6 +105,39 @@ def label(
         **chosen,
     )
     typer.echo(result.to_text() if isinstance(result, LabelPlan) else f"The labels are in {result}.")
+
+
+@command(app, name="check-labels")
+def check_labels(
+    context: typer.Context,
+    *,
+    data: Rows,
+    teacher: Annotated[
+        str | None, option(MODELS, "A classifier that has not learned from these rows: a path or Hub id.")
+    ] = None,
+    decision_model: DecisionModel = None,
+    question: Question = None,
+    decision_url: DecisionURL = None,
+    text_column: Annotated[str | None, option(DATA, "Column of the text; recognised by common names.")] = None,
+    label_column: Annotated[str | None, option(DATA, "Column of the label; recognised by common names.")] = None,
+    output: Annotated[Path, option(OUTPUT, "The .csv, .jsonl or .parquet file of the rows that are probably wrong.")],
+    **shared: Any,
+) -> None:
+    """List the rows that are probably labelled wrongly, with the reason and the label that fits better.
+
+    Without a teacher a logistic regression tells, of each row one that did not learn from it.
+
+    nlpkd check-labels --data train.csv --output wrong.csv
+
+    nlpkd check-labels --data train.csv --question teacher.yaml --output wrong.csv
+    """
+    from nlpkd.labelling.mislabelled import check_labels as run
+
+    asked = labelling_teacher(decision_model, question, decision_url)
+    if teacher is not None and asked is not None:
+        raise ValueError("give --teacher or --question, not both")
+    found = run(data, asked or teacher, output=output, text_column=text_column, label_column=label_column)
+    typer.echo(found.to_text())
 
 
 def taught_by_answers(given: dict[str, Any], output_dir: Path, dry_run: bool) -> dict[str, Any]:

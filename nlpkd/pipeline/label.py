@@ -152,7 +152,7 @@ def label_in_rounds(
     kinds = [select, "random"] if against_random and select != "random" else [select]
     kept = output.with_name(output.name + ".rounds.json")
     asked_for = {"budget": budget, "rounds": rounds, "seed": keywords.get("seed", 42), "texts": len(distinct)}
-    done = json.loads(kept.read_text()) if kept.exists() else {"asked": asked_for}
+    done: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"asked": asked_for}
     if done["asked"] != asked_for:
         raise ValueError(f"{kept} is of other rounds, {done['asked']}: delete it, or give another output")
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -232,7 +232,9 @@ class _Learner:
         """Run the student: its probabilities, and the mean of its last hidden states over the tokens."""
         model = self.trainer.model.eval()
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
-        parts: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
+        order: list[int] = []
+        found: list[torch.Tensor] = []
+        means: list[torch.Tensor] = []
         several = model.config.problem_type == MULTI_LABEL
         with torch.inference_mode():
             for batch in batches_by_length([len(each) for each in encoded["input_ids"]], 64):
@@ -240,12 +242,12 @@ class _Learner:
                 inputs = self.tokenizer.pad(columns, return_tensors="pt").to(model.device)
                 output = model(**inputs, output_hidden_states=True)
                 mask = inputs["attention_mask"][..., None].float()
-                mean = (output.hidden_states[-1].float() * mask).sum(1) / mask.sum(1)
                 logits = output.logits.float()
-                parts.append((batch, (logits.sigmoid() if several else logits.softmax(-1)).cpu(), mean.cpu()))
-        order = np.argsort([row for batch, *_ in parts for row in batch])
-        probabilities, means = (torch.cat([part[place] for part in parts]).numpy()[order] for place in (1, 2))
-        return probabilities, means
+                order += batch
+                found.append((logits.sigmoid() if several else logits.softmax(-1)).cpu())
+                means.append(((output.hidden_states[-1].float() * mask).sum(1) / mask.sum(1)).cpu())
+        back = np.argsort(order)
+        return torch.cat(found).numpy()[back], torch.cat(means).numpy()[back]
 
 
 def _save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]], select: str, metric: str) -> None:

@@ -1,0 +1,217 @@
+"""Which gold labels are probably wrong: confident learning on a teacher's probabilities, or on out-of-fold ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from scipy.special import softmax
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.columns import check_texts, find_columns
+from nlpkd.data.labels import encode_targets
+from nlpkd.data.labels.classes import Classes
+from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.labelling.rows import answers_beside
+from nlpkd.models.source import ModelSource
+from nlpkd.tasks import SINGLE_LABEL, UNLABELLED
+from nlpkd.teachers.base import LabelingTeacher
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Mislabelled:
+    """A row whose label is probably wrong.
+
+    Attributes:
+        row: its number in the data.
+        text: its text.
+        label: its label.
+        proposed_label: the likeliest class.
+        label_probability: what its label gets.
+        proposed_probability: what the proposed one gets.
+        reason: why it is listed.
+    """
+
+    row: int
+    text: str
+    label: str
+    proposed_label: str
+    label_probability: float
+    proposed_probability: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """The labels of some rows, checked.
+
+    Attributes:
+        rows: that were checked.
+        found: those with a label that is probably wrong, the likeliest first.
+        output: the file with them, None where none was asked for.
+    """
+
+    rows: int
+    found: list[Mislabelled]
+    output: Path | None = None
+
+    def to_text(self) -> str:
+        """Return how many there are, and which labels are taken for which."""
+        taken = Counter((each.label, each.proposed_label) for each in self.found)
+        lines = [
+            f"{len(self.found):,} of {self.rows:,} labels ({len(self.found) / self.rows:.1%}) are probably wrong."
+        ]
+        lines += [f"{count:,} of {label!r} are rather {other!r}." for (label, other), count in taken.most_common()]
+        return "\n".join(lines + ([f"They are in {self.output}."] if self.output else []))
+
+
+def probably_wrong(labels: np.ndarray, probabilities: np.ndarray) -> list[int]:
+    """Find rows with wrong labels by confident learning.
+
+    A class's threshold is the mean probability that it gets on rows with its label. A row counts as wrong where,
+    of the classes at or above their thresholds, the likeliest is not its label. As many rows as that, those whose
+    label gets the least probability, are returned. (Northcutt et al. 2021, "Confident Learning",
+    https://arxiv.org/abs/1911.00068; cleanlab's `low_self_confidence` chooses likewise, class by class.)
+
+    Args:
+        labels: class ids `(rows,)`.
+        probabilities: `(rows, classes)`, of a model that has not learned from these labels.
+
+    Returns:
+        Numbers of rows, the likeliest to be wrong first.
+    """
+    rows, classes = probabilities.shape
+    own = probabilities[np.arange(rows), labels]
+    thresholds = np.array(
+        [own[labels == each].mean() if (labels == each).any() else np.inf for each in range(classes)]
+    )
+    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
+    count = int(((confident.max(axis=1) >= 0) & (confident.argmax(axis=1) != labels)).sum())
+    suspects = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return suspects[np.argsort(own[suspects], kind="stable")[:count]].tolist()
+
+
+def check_labels(
+    data: Source,
+    teacher: LabelingTeacher | str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 42,
+) -> LabelCheck:
+    """Find the rows that are probably labelled wrongly, one class a row, and write them to a file.
+
+    Args:
+        data: labelled rows.
+        teacher: whose probabilities tell: one of `nlpkd.teachers`, or a path or Hub id of a classifier, which must not
+            have learned from these rows. If None, a logistic regression on words and pairs of words learns from four
+            fifths of the rows what it tells of the others.
+        output: a .csv, .jsonl or .parquet file of them.
+        text_column: the text's column; recognised by its usual names if None.
+        label_column: the label's column, likewise.
+        seed: of the folds.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: if the rows do not have one class each, a class has fewer than five rows, or the teacher has other
+            classes.
+    """
+    output = None if output is None else Path(output)
+    if output is not None and output.suffix not in _WRITERS:
+        raise ValueError(f"output must be one of {', '.join(_WRITERS)}, got {output}")
+    rows = read_splits(data)[0]["train"]
+    columns = find_columns(rows.column_names, text_column, None, label_column)
+    check_texts(rows, "train", columns.text)
+    names = teacher.classes if isinstance(teacher, LabelingTeacher) else ()
+    targets = encode_targets(DatasetDict({"train": rows}), columns.label, None, names)
+    if targets.problem_type != SINGLE_LABEL:
+        raise ValueError(f"labels are checked where each row has one class, and these are {targets.problem_type}")
+    texts, labels = rows[columns.text][:], np.array(targets.splits["train"]["labels"][:])
+    known = np.flatnonzero(labels != UNLABELLED)
+    asked = [texts[row] for row in known]
+    # Probabilities in the order of the labels' ids.
+    if isinstance(teacher, LabelingTeacher):
+        if list(targets.names) != list(teacher.classes):
+            raise ValueError(
+                f"the labels are {targets.names[:20]}, the teacher's classes {list(teacher.classes)[:20]}"
+            )
+        if output is None:
+            found = teacher.answer(asked).probabilities
+        else:
+            answers = answers_beside(output, teacher).ask(asked)
+            found = teacher.adjusted(np.array([each.probabilities for each in answers]))
+        who = "the teacher"
+    elif teacher is not None:
+        found, who = _of_classifier(teacher, asked, labels[known], targets.names), "the teacher"
+    else:
+        found, who = (
+            _out_of_fold(asked, labels[known], targets.names, seed),
+            "a model that did not learn from this row",
+        )
+    # The rows, with the reason.
+    given = labels[known]
+    means = {each: float(found[given == each, each].mean()) for each in np.unique(given)}
+    listed = []
+    for place in probably_wrong(given, found):
+        label, proposed = int(given[place]), int(found[place].argmax())
+        name, other = targets.names[label], targets.names[proposed]
+        theirs, best = float(found[place, label]), float(found[place, proposed])
+        usual = f"rows labelled {name!r} get {means[label]:.2f} for it on average"
+        reason = f"{who} gives {name!r} {theirs:.3f} and {other!r} {best:.3f}; {usual}"
+        listed.append(Mislabelled(int(known[place]), asked[place], name, other, theirs, best, reason))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        fields = list(Mislabelled.__dataclass_fields__)
+        getattr(Dataset.from_dict({name: [asdict(each)[name] for each in listed] for name in fields}),
+                _WRITERS[output.suffix])(output)  # fmt: skip
+    return LabelCheck(len(known), listed, output)
+
+
+_WRITERS: Mapping[str, str] = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
+
+
+def _out_of_fold(texts: Sequence[str], labels: np.ndarray, names: Sequence[str], seed: int) -> np.ndarray:
+    """Predict each row by a model of the other folds, `(rows, classes)`."""
+    counts = np.bincount(labels, minlength=len(names))
+    present = np.flatnonzero(counts)
+    if counts[present].min() < FOLDS:
+        rare = names[int(present[counts[present].argmin()])]
+        raise ValueError(f"class {rare!r} has fewer than {FOLDS} rows: leave it out, or give a teacher")
+    model: Any = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
+        LogisticRegression(max_iter=1000),
+    )
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    probabilities = np.zeros((len(texts), len(names)))
+    probabilities[:, present] = cross_val_predict(model, list(texts), labels, cv=folds, method="predict_proba")
+    return probabilities
+
+
+def _of_classifier(path: str | Path, texts: Sequence[str], labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Predict all rows by a fine-tuned classifier, `(rows, classes)` in the order of the names."""
+    source = ModelSource.of(str(path), None, False)
+    model, tokenizer = source.teacher("float32"), source.tokenizer()
+    rows = [{"text": text, "label": names[label]} for text, label in zip(texts, labels, strict=True)]
+    loaded, _, _ = load_rows_for_model(rows, model.config, tokenizer=tokenizer, data_args=DataArguments())
+    found = softmax(predict_logits(model, loaded, tokenizer).astype(np.float64), axis=1)
+    classes = Classes.of_config(model.config)
+    order = {name: number for number, name in enumerate(classes.names if classes else ())}
+    if missing := set(names) - set(order):
+        raise ValueError(f"the teacher {path} has no class {sorted(missing)[0]!r}; it has {list(order)[:20]}")
+    return found[:, [order[name] for name in names]]

@@ -1,0 +1,113 @@
+"""Planted wrong labels are found, by a teacher's probabilities and by out-of-fold ones."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from samples import raw_rows, tiny_bert
+from typer.testing import CliRunner
+
+from nlpkd import check_labels
+from nlpkd.cli import app
+from nlpkd.labelling.mislabelled import probably_wrong
+from nlpkd.teachers import FunctionTeacher
+
+NAMES = ["sport", "art", "work"]
+WORDS = {"sport": ("match", "goal", "team"), "art": ("paint", "stage", "song"), "work": ("office", "salary", "boss")}
+
+
+def planted(rows=300, wrong=20, seed=0):
+    """Rows of which some have another label than their words say, and the numbers of these."""
+    draw = np.random.default_rng(seed)
+    labels = [NAMES[draw.integers(3)] for _ in range(rows)]
+    texts = [" ".join([*draw.choice(WORDS[label], 3), *draw.choice(["the", "a", "of"], 3)]) for label in labels]
+    chosen = draw.choice(rows, wrong, replace=False)
+    for row in chosen:
+        labels[row] = NAMES[(NAMES.index(labels[row]) + 1) % 3]
+    return [{"text": t, "label": label} for t, label in zip(texts, labels, strict=True)], set(chosen.tolist())
+
+
+def judge(texts):
+    counts = np.array([[sum(word in text for word in WORDS[name]) for name in NAMES] for text in texts])
+    return (counts + 0.1) / (counts + 0.1).sum(axis=1, keepdims=True)
+
+
+def test_rows_are_counted_and_ranked_as_in_the_paper():
+    draw = np.random.default_rng(0)
+    probabilities = draw.dirichlet(np.ones(4), 500)
+    labels = np.array([draw.choice(4, p=each) for each in probabilities])
+    thresholds = [np.mean([p[c] for p, y in zip(probabilities, labels, strict=True) if y == c]) for c in range(4)]
+    count = 0
+    for p, y in zip(probabilities, labels, strict=True):
+        above = [c for c in range(4) if p[c] >= thresholds[c]]
+        count += bool(above) and max(above, key=lambda c: p[c]) != y
+    found = probably_wrong(labels, probabilities)
+    assert len(found) == count > 20
+    own = probabilities[np.arange(500), labels]
+    others = set(range(500)) - set(found) - set(np.flatnonzero(probabilities.argmax(axis=1) == labels))
+    assert list(own[found]) == sorted(own[found]) and own[found].max() <= min(own[row] for row in others)
+
+
+@pytest.mark.parametrize("with_teacher", [True, False], ids=["a teacher", "out of fold"])
+def test_planted_errors_are_found_with_reason_and_proposal(tmp_path, with_teacher):
+    rows, wrong = planted()
+    teacher = FunctionTeacher(judge, NAMES, name="judge") if with_teacher else None
+    found = check_labels(rows, teacher, output=tmp_path / "wrong.csv")
+    listed = {each.row for each in found.found}
+    assert len(listed & wrong) >= (18 if with_teacher else 15) and len(listed - wrong) <= 4 and found.rows == 300
+    first = found.found[0]
+    assert first.label == rows[first.row]["label"] and first.text == rows[first.row]["text"]
+    assert NAMES.index(first.label) == (NAMES.index(first.proposed_label) + 1) % 3
+    assert f"gives {first.label!r} {first.label_probability:.3f} and {first.proposed_label!r}" in first.reason
+    with open(tmp_path / "wrong.csv", newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert [int(row["row"]) for row in kept] == [each.row for each in found.found]
+    assert kept[0]["proposed_label"] == first.proposed_label and kept[0]["reason"] == first.reason
+    assert f"{len(listed)} of 300 labels" in found.to_text()
+
+
+def test_a_fine_tuned_classifier_tells_by_its_own_class_order(tmp_path, tokenizer):
+    model = tiny_bert(id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1})
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    data = raw_rows(60, seed=1)
+    names = data.features["label"].names
+    rows = [{"text": row["text"], "label": names[row["label"]]} for row in data]
+    found = check_labels(rows, tmp_path / "teacher")
+    other = check_labels(
+        [row | {"label": {"pos": "neg", "neg": "pos"}[row["label"]]} for row in rows], tmp_path / "teacher"
+    )
+    by_row = {each.row: each for each in found.found}
+    both = [each for each in other.found if each.row in by_row]
+    assert all(each.label == by_row[each.row].proposed_label for each in both)
+    assert all(each.label_probability < each.proposed_probability for each in found.found + other.found)
+
+
+def test_the_command_writes_the_rows_and_says_how_many(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows, wrong = planted()
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = CliRunner().invoke(app, ["check-labels", "--data", "train.jsonl", "--output", "wrong.jsonl"])
+    assert done.exit_code == 0, done.exception
+    kept = [json.loads(line) for line in (tmp_path / "wrong.jsonl").read_text().splitlines()]
+    assert f"{len(kept)} of 300 labels" in done.output and len({row["row"] for row in kept} & wrong) >= 15
+
+
+@pytest.mark.parametrize(
+    ("rows", "teacher", "told"),
+    [
+        ([{"text": "a", "label": "x"}] * 9 + [{"text": "b", "label": "y"}] * 4, None, "'y' has fewer than 5 rows"),
+        ([{"text": "a", "label": 0.5}, {"text": "b", "label": 0.7}], None, "these are regression"),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], FunctionTeacher(judge, NAMES),
+         "the teacher's classes"),
+    ],
+)  # fmt: skip
+def test_labels_that_cannot_be_checked_are_refused(rows, teacher, told):
+    with pytest.raises(ValueError, match=told):
+        check_labels(rows, teacher)
+
+
+def test_other_files_are_refused_before_anything_is_asked(tmp_path):
+    with pytest.raises(ValueError, match=r"must be one of .csv, .jsonl, .parquet"):
+        check_labels([], output=tmp_path / "wrong.txt")
