@@ -47,6 +47,8 @@ _HOMES = {
     "read_splits": "nlpkd.data.sources",
     "save_report": "nlpkd.hub.saving",
     "small_student": "nlpkd.models.small_models",
+    "StaticConfig": "nlpkd.models.small_models",
+    "StaticForSequenceClassification": "nlpkd.models.small_models",
     "TextClassifier": "nlpkd.serving.classifier",
     "TextCNNConfig": "nlpkd.models.small_models",
     "TextCNNForSequenceClassification": "nlpkd.models.small_models",

@@ -108,7 +108,7 @@ def distill(
         str | None,
         option(
             MODELS,
-            "layers:N or a shape like tinybert-4l-312 (of the teacher), bilstm, textcnn, a path, or a Hub id; "
+            "layers:N or a shape like tinybert-4l-312 (of the teacher), bilstm, textcnn, static, a path, or a Hub id; "
             "layers:3 unless there is a budget.",
         ),
     ] = None,

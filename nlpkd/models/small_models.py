@@ -1,7 +1,7 @@
-"""Students that are no transformers: a BiLSTM and a TextCNN, as models that transformers saves and loads.
+"""Students that are no transformers: a BiLSTM, a TextCNN and a bag of vectors, which transformers saves and loads.
 
-Importing this module registers their model types, `nlpkd_bilstm` and `nlpkd_textcnn`, with `AutoConfig` and
-`AutoModelForSequenceClassification`; `import nlpkd` sees to it.
+Importing this module registers their model types, `nlpkd_bilstm`, `nlpkd_textcnn` and `nlpkd_static`, with
+`AutoConfig` and `AutoModelForSequenceClassification`; `import nlpkd` sees to it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROJECTED_WIDTH = 300
 
 
 class SmallConfig(PreTrainedConfig):
-    """What both small models have.
+    """What all small models have.
 
     Args:
         vocab_size: rows of the embedding table.
@@ -70,6 +70,19 @@ class TextCNNConfig(SmallConfig):
     num_filters: int = 100
     filter_widths: list[int] | tuple[int, ...] = (3, 4, 5)
     classifier_dropout: float = 0.5
+
+
+class StaticConfig(SmallConfig):
+    """Settings of a `StaticForSequenceClassification`.
+
+    Args:
+        intermediate_size: width of the fully connected layer.
+    """
+
+    model_type = "nlpkd_static"
+
+    intermediate_size: int = 256
+    embedding_dropout: float = 0.1
 
 
 class SmallModel(PreTrainedModel):
@@ -232,6 +245,44 @@ class TextCNNForSequenceClassification(SmallModel):
         return torch.cat(features, dim=-1)
 
 
+class StaticForSequenceClassification(SmallModel):
+    """A weighted mean of token vectors, layer norm, a ReLU layer, a classifier: no token knows its neighbours.
+
+    The mean of v_t is weighed by exp(u . v_t), so that a token has one weight wherever it stands, and u is learned: 0
+    at the start, where all tokens count alike. model2vec weighs tokens by their frequency instead and does not train
+    them (Tulkens and van Dongen 2024, https://github.com/MinishLab/model2vec).
+
+    Args:
+        config: the settings.
+    """
+
+    config_class = StaticConfig
+
+    def __init__(self, config: StaticConfig):
+        super().__init__(config, config.intermediate_size)
+        width = config.projection_size or config.embedding_size
+        self.importance = nn.Linear(width, 1, bias=False)
+        # Tables differ in scale by a hundred times, and a mean is smaller yet.
+        self.norm = nn.LayerNorm(width)
+        self.intermediate = nn.Linear(width, config.intermediate_size)
+        self.post_init()
+
+    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Average the tokens; see `SmallModel.encode`."""
+        place = torch.arange(states.shape[1], device=states.device)
+        scores = self.importance(states).squeeze(-1)  # (batch, seq)
+        # Of a text without tokens every place is read, and all are zeros.
+        absent = (place >= lengths[:, None]) & (lengths > 0)[:, None]
+        weights = scores.masked_fill(absent, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        mean = (weights[:, None] @ states).squeeze(1)  # (batch, width)
+        return F.relu(self.intermediate(self.norm(mean)))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.importance:
+            nn.init.zeros_(module.weight)
+
+
 def _take(states: Tensor, places: Tensor) -> Tensor:
     """Take of states `(batch, seq, width)` those at `(batch, n)` places: `(batch, n, width)`."""
     return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
@@ -248,6 +299,7 @@ def _from_the_left(states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 SMALL_STUDENTS: dict[str, tuple[type[SmallConfig], type[Any]]] = {
     "bilstm": (BiLSTMConfig, BiLSTMForSequenceClassification),
     "textcnn": (TextCNNConfig, TextCNNForSequenceClassification),
+    "static": (StaticConfig, StaticForSequenceClassification),
 }
 """The small students by kind: settings and model."""
 
@@ -271,7 +323,7 @@ def small_student(
     """Make a small student that reads what its teacher reads.
 
     Args:
-        kind: `"bilstm"` or `"textcnn"`.
+        kind: `"bilstm"`, `"textcnn"` or `"static"`.
         teacher: where labels, task, vocabulary, padding token and embeddings come from.
         id2label: label names; the teacher's if None.
         vocab_size: size of the vocabulary; the teacher's if None.
@@ -280,7 +332,7 @@ def small_student(
             300 to 300, which keeps the parameters beside it under a million for teachers up to 1024 wide; `"random"`.
             The teacher's if None, where there is a teacher.
         seed: of what is initialised at random.
-        **shape: further settings of `BiLSTMConfig` or `TextCNNConfig`, such as `hidden_size=300`.
+        **shape: further settings of `BiLSTMConfig`, `TextCNNConfig` or `StaticConfig`, such as `hidden_size=300`.
 
     Returns:
         A float32 model in train mode that shares no memory with the teacher.

@@ -27,9 +27,9 @@ def student_within(
 ) -> str:
     """Choose the student of a teacher that fits a budget: of those that do, the one with the most weights in use.
 
-    Candidates are all numbers of its layers, the narrower shapes of `nlpkd.students.SHAPES`, a BiLSTM and a
-    TextCNN; those of which no student of this teacher can be made are left out. Weights in use are those beside
-    embedding tables, of which a text reads a few rows.
+    Candidates are all numbers of its layers, the narrower shapes of `nlpkd.students.SHAPES`, a BiLSTM, a
+    TextCNN and a bag of vectors; those of which no student of this teacher can be made are left out. Weights in use
+    are those beside embedding tables, of which a text reads a few rows.
 
     Args:
         teacher: the model to start from.

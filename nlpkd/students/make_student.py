@@ -63,8 +63,8 @@ def make_student(
             `"layers:1,3,6"`. Embeddings, these layers, pooler and head are copied. Of a teacher whose layers share
             their weights (ALBERT) the student runs them fewer times: faster, and no smaller. A peft adapter is merged.
             Or a published student's shape by name (`nlpkd.students.SHAPES`), such as `"tinybert-4l-312"`, that
-            `narrow_student` makes of the teacher's weights. Or `"bilstm"` or `"textcnn"`, which `small_student` starts
-            from the teacher's embedding table.
+            `narrow_student` makes of the teacher's weights. Or `"bilstm"`, `"textcnn"` or `"static"`, which
+            `small_student` starts from the teacher's embedding table.
         checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
             where it has none that fits.
         max_latency_ms: instead of layers, the most that one forward pass (one text of 32 tokens) may take: the student
@@ -86,7 +86,7 @@ def make_student(
         trust_remote_code: run the repository's own code.
         seed: of what is initialised at random.
         **shape: with layers, narrower widths as `narrow_student` takes them (`hidden_size=192`,
-            `initialization="slice"`); with `"bilstm"` or `"textcnn"`, settings of `small_student`.
+            `initialization="slice"`); with `"bilstm"`, `"textcnn"` or `"static"`, settings of `small_student`.
 
     Returns:
         A float32 model in train mode that shares no memory with the teacher; with a trimmed vocabulary the tokenizer

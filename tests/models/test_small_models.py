@@ -1,4 +1,4 @@
-"""The BiLSTM and the TextCNN against naive loops, padded, saved and loaded, made for a teacher and distilled."""
+"""BiLSTM, TextCNN and bag of vectors against naive loops, padded, saved, made for a teacher and distilled."""
 
 import json
 
@@ -27,8 +27,12 @@ def small(kind: str, **settings):
 
 def several(kind: str):
     """One of several layers or unusual widths, with a projection, in float64."""
-    shape = {"hidden_size": 7, "num_layers": 2} if kind == "bilstm" else {"filter_widths": (2, 5), "num_filters": 6}
-    return small(kind, projection_size=11, **shape).double()
+    shapes = {"bilstm": {"hidden_size": 7, "num_layers": 2}, "textcnn": {"filter_widths": (2, 5), "num_filters": 6}}
+    model = small(kind, projection_size=11, **shapes.get(kind, {})).double()
+    if kind == "static":
+        # At the start all tokens count alike.
+        model.importance.weight.data = torch.linspace(-1, 2, 11, dtype=torch.float64)[None]
+    return model
 
 
 def texts() -> list[torch.Tensor]:
@@ -85,9 +89,19 @@ def naive_textcnn(model, tokens: list[torch.Tensor], weights: dict[str, torch.Te
     return torch.tensor(found, dtype=torch.float64)
 
 
+def naive_static(model, tokens: list[torch.Tensor], weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    counts = [float(torch.exp((weights["importance.weight"][0] * token).sum())) for token in tokens]
+    mean = sum(count * token for count, token in zip(counts, tokens, strict=True)) / sum(counts)
+    mean = (mean - mean.mean()) / (mean.var(unbiased=False) + 1e-5).sqrt() * weights["norm.weight"] + weights[
+        "norm.bias"
+    ]
+    return (weights["intermediate.weight"] @ mean + weights["intermediate.bias"]).clamp(min=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_a_naive_loop_over_tokens(kind):
-    model, naive = several(kind), {"bilstm": naive_bilstm, "textcnn": naive_textcnn}[kind]
+    model = several(kind)
+    naive = {"bilstm": naive_bilstm, "textcnn": naive_textcnn, "static": naive_static}[kind]
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for text in texts():
         tokens = [weights["projection.weight"] @ weights["embeddings.weight"][token] + weights["projection.bias"]
@@ -241,7 +255,8 @@ def test_beside_the_table_there_are_under_a_million_parameters(kind, vocabulary,
     student = small_student(kind, BertForSequenceClassification(config))
     table = student.get_input_embeddings().weight
     assert table.shape == (vocabulary, width)
-    assert 200_000 < sum(parameter.numel() for parameter in student.parameters()) - table.numel() < 1_000_000
+    beside = sum(parameter.numel() for parameter in student.parameters()) - table.numel()
+    assert (0 if kind == "static" else 200_000) < beside < 1_000_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -268,13 +283,15 @@ def test_weights_depend_on_the_seed_alone_and_the_global_random_state_is_left_al
         made.append(small_student(kind, id2label=NAMES, vocab_size=30, seed=seed).state_dict())
         assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
-    assert not any(torch.equal(made[0][name], made[2][name]) for name in made[0])
+    # Weights of tokens start at 0 and the norm at 1 and 0, whatever the seed.
+    drawn = [name for name in made[0] if name != "importance.weight" and not name.startswith("norm.")]
+    assert not any(torch.equal(made[0][name], made[2][name]) for name in drawn)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"kind": "gru"}, r"no small student 'gru': choose one of \['bilstm', 'textcnn'\]"),
+        ({"kind": "gru"}, r"no small student 'gru': choose one of \['bilstm', 'static', 'textcnn'\]"),
         ({"kind": "bilstm", "teacher": None}, "needs id2label and vocab_size"),
         ({"kind": "bilstm", "num_filters": 3}, "num_filters: no setting of BiLSTMConfig"),
         ({"kind": "textcnn", "embeddings": "glove"}, "must be 'teacher', .* got 'glove'"),
@@ -291,7 +308,7 @@ def test_what_makes_no_student_is_refused(arguments, message):
 def test_a_small_model_has_no_layers_to_take():
     with pytest.raises(ValueError, match="3 layers out of 0"):
         make_student(small("bilstm"), 3)
-    with pytest.raises(ValueError, match=r"another kind of student \(bilstm, textcnn\)"):
+    with pytest.raises(ValueError, match=r"another kind of student \(bilstm, textcnn, static\)"):
         make_student(tiny_bert(), "gru")
 
 

@@ -79,7 +79,7 @@ def test_a_pretrained_student_is_the_backbone_s_layers_bit_by_bit_with_a_seeded_
     assert not hasattr(student.config, CONFIG_KEY) and hasattr(teacher.config, CONFIG_KEY)
 
 
-@pytest.mark.parametrize("name", ["bilstm", "textcnn"])
+@pytest.mark.parametrize("name", ["bilstm", "static", "textcnn"])
 def test_a_small_student_takes_the_backbone_s_embeddings(taught, backbone, name):
     teacher = load_teacher(taught)
     tables = [make_student(teacher, name, start=start).state_dict() for start in ("pretrained", "teacher")]

@@ -35,9 +35,9 @@ def test_shapes_and_small_models_are_candidates_too_by_their_weights_beside_embe
     assert 3 * layer[320] > 4 * layer[256] > 2 * layer[320] > layer[320] > 2 * layer[128]
     candidates = make_candidates(teacher, None, lambda config: True)
     names = list(candidates)
-    assert {"layers:4", "layers:1", "bert-mini", "bert-tiny", "bilstm", "textcnn"} <= set(names)
+    assert {"layers:4", "layers:1", "bert-mini", "bert-tiny", "bilstm", "textcnn", "static"} <= set(names)
     assert "tinybert-6l-768" not in names and "bert-small" not in names
-    order = [name for name in names if name not in ("bilstm", "textcnn")]
+    order = [name for name in names if name not in ("bilstm", "textcnn", "static")]
     assert order == ["layers:4", "layers:3", "bert-mini", "layers:2", "layers:1", "bert-tiny"]
     tiny = model_size_mb(candidates["bert-tiny"])
     assert make_student(teacher, max_size_mb=tiny).config.hidden_size == 128
