@@ -144,12 +144,9 @@ class SmallModel(PreTrainedModel):
         Raises:
             ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given.
         """
-        if inputs_embeds is None and input_ids is not None:
-            embedded = self.embeddings(input_ids)  # (batch, seq, embedding)
-        elif inputs_embeds is not None and input_ids is None:
-            embedded = inputs_embeds
-        else:
+        if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both")
+        embedded = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (batch, seq, embedding)
         if attention_mask is not None:
             real = attention_mask.bool()
         elif input_ids is not None and self.config.pad_token_id is not None:

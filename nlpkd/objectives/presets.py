@@ -60,8 +60,8 @@ class Preset:
     stages: Callable[[], list[Stage]]
 
 
-def _hinton() -> list[Objective]:
-    return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=2.0, weight=0.5)]
+def _hinton(temperature: float = 2.0) -> list[Objective]:
+    return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=temperature, weight=0.5)]
 
 
 PRESETS: dict[str, Preset] = {
@@ -81,29 +81,13 @@ PRESETS: dict[str, Preset] = {
         "Sanh et al. (2019), DistilBERT, arXiv:1910.01108",
         "The paper's weights 5, 2 and 1 and T = 2, on the task's labels: cross-entropy with gold labels takes the "
         "place of masked language modelling.",
-        lambda: [
-            Stage(
-                [
-                    ForwardKLLoss(temperature=2.0, weight=5.0),
-                    CrossEntropyLoss(weight=2.0),
-                    HiddenStateCosineLoss(layers="last", weight=1.0),
-                ]
-            )
-        ],
+        lambda: [Stage([ForwardKLLoss(2.0, weight=5.0), CrossEntropyLoss(weight=2.0), HiddenStateCosineLoss("last")])],
     ),
     "pkd": Preset(
         "Sun et al. (2019), Patient Knowledge Distillation, arXiv:1908.09355",
         "PKD-Skip with alpha = 0.5, T = 10 and beta = 1 for a mean over layers of squared distances; the paper "
         "searches alpha, T and beta for each task.",
-        lambda: [
-            Stage(
-                [
-                    CrossEntropyLoss(weight=0.5),
-                    ForwardKLLoss(temperature=10.0, weight=0.5),
-                    PatientLoss(layers="uniform", weight=1.0),
-                ]
-            )
-        ],
+        lambda: [Stage([*_hinton(temperature=10.0), PatientLoss(layers="uniform")])],
     ),
     "tinybert": Preset(
         "Jiao et al. (2020), TinyBERT, arXiv:1909.10351",

@@ -29,6 +29,9 @@ NOT_AGAIN = "not re-measured"
 _FEWEST_ROWS = 30
 
 
+_UNMEASURED = Candidate(quality={}, agreement=None, parameters=None, size_mb=None)
+
+
 @dataclass(frozen=True)
 class Claim:
     """One figure: what was claimed, and what was found.
@@ -71,23 +74,25 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     counted_alike = claimed.run.flops_protocol == measured.run.flops_protocol
     claims: list[Claim] = []
     for name, before in claimed.candidates.items():
-        now = measured.candidates.get(name)
-        if now is not None and not counted_alike:
+        now = measured.candidates.get(name, _UNMEASURED)
+        if not counted_alike:
             now = replace(now, flops=None)
-        if now is not None and name == "teacher":
+        if name == "teacher":
             # It may have been measured in half precision, which no report says.
-            now = replace(now, size_mb=math.nan)
-        if now is not None and name != "student" and name in claimed.run.thresholds:
+            now = replace(now, size_mb=None)
+        if name != "student" and name in claimed.run.thresholds:
             # The student's thresholds alone are in a config.
             now = replace(now, quality={})
-        why = no_teacher if now is not None or name == "teacher" else f"{NOT_AGAIN}: no ONNX file, or no extra export"
+        known = name in measured.candidates or name == "teacher"
+        why = no_teacher if known else f"{NOT_AGAIN}: no ONNX file, or no extra export"
         claims += _candidate_claims("" if name == "student" else f"{name}: ", before, now, rows, why)
     teacher = measured.candidates.get("teacher")
     gold = teacher.quality.get(measured.task.headline) if teacher else None
     headline = gold.value if gold else math.nan
     for name, paired in claimed.comparisons.items():
         other = name.removeprefix("student_vs_")
-        claims += _comparison_claims(other, paired, measured.comparisons.get(name), rows, headline)
+        again = measured.comparisons.get(name, Comparison({}))
+        claims += _comparison_claims(other, paired, again, rows, headline)
         claims += _gap_claims(claimed, other, paired)
     for name, spreads in claimed.seeds.items():
         for key, spread in spreads.items():
@@ -98,65 +103,57 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
 
 
 def _candidate_claims(
-    title: str, before: Candidate, now: Candidate | None, rows: tuple[int | None, int], why: str
+    title: str, before: Candidate, now: Candidate, rows: tuple[int | None, int], why: str
 ) -> list[Claim]:
     """Judge one model's figures; `why` says why one was not measured again."""
     claims = [
-        _metric(title + METRIC_NAMES.get(key, key), claim, now.quality.get(key) if now else None, rows, why)
+        _metric(title + METRIC_NAMES.get(key, key), claim, now.quality.get(key), rows, why)
         for key, claim in before.quality.items()
     ]
     if before.agreement is not None:
-        found = now.agreement if now else None
-        claims.append(_metric(f"{title}agreement with the teacher", before.agreement, found, rows, why))
-    counted = (now.parameters, now.size_mb, now.flops) if now else (None, None, None)
+        claims.append(_metric(f"{title}agreement with the teacher", before.agreement, now.agreement, rows, why))
     claims += [
-        _figure(f"{title}parameters", before.parameters, counted[0], ",", 0, "equal", why),
-        _figure(f"{title}MB", before.size_mb, counted[1], ".1f", 0.1, "to 0.1 MB", why),
+        _figure(f"{title}parameters", before.parameters, now.parameters, ",", 0, "equal", why),
+        _figure(f"{title}MB", before.size_mb, now.size_mb, ".1f", 0.1, "to 0.1 MB", why),
     ]
     if before.flops is not None:
         allowed = 0.01 * before.flops
-        claims.append(_figure(f"{title}FLOPs", before.flops, counted[2], ",", allowed, "to 1 %", NOT_AGAIN))
-    timed = {(entry.batch, entry.tokens): entry for entry in now.latency} if now else {}
+        claims.append(_figure(f"{title}FLOPs", before.flops, now.flops, ",", allowed, "to 1 %", NOT_AGAIN))
+    timed = {(entry.batch, entry.tokens): entry.p50_ms for entry in now.latency}
     for entry in before.latency:
-        again = timed.get((entry.batch, entry.tokens))
         figure = f"{title}ms, batch {entry.batch}, {entry.tokens} tokens, p50"
-        shown = f"{again.p50_ms:.2f}" if again else "n/a"
-        claims.append(Claim(figure, f"{entry.p50_ms:.2f}", shown, None, "another machine"))
+        again = format_number(timed.get((entry.batch, entry.tokens)), ".2f")
+        claims.append(Claim(figure, f"{entry.p50_ms:.2f}", again, None, "another machine"))
     temperature = before.temperature_scaling.temperature if before.temperature_scaling else None
     others = {"memory, MB": before.memory_mb, "training, s": before.training_seconds, "temperature": temperature}
-    stated = {figure: value for figure, value in others.items() if value is not None}
     return claims + [
-        Claim(title + figure, format_number(value), "n/a", None, NOT_AGAIN) for figure, value in stated.items()
+        Claim(title + figure, format_number(value), "n/a", None, NOT_AGAIN)
+        for figure, value in others.items()
+        if value is not None
     ]
 
 
 def _comparison_claims(
-    other: str, before: Comparison, now: Comparison | None, rows: tuple[int | None, int], headline: float
+    other: str, before: Comparison, now: Comparison, rows: tuple[int | None, int], headline: float
 ) -> list[Claim]:
     """Judge how the student compares with another candidate: both may move, so that twice as much is allowed."""
-    title, allowed = f"student vs {other}", 2 * _allowed(rows[1])
-    claims = [
-        _metric(f"{title}: {key.replace('_', ' ')} difference", claim, again, rows, NOT_AGAIN, allowed)
-        for key, claim in before.differences.items()
-        for again in [now.differences.get(key) if now else None]
-    ]
-    # A count moves with the rows, a share of the teacher's metric with that metric.
-    scales: dict[str, float] = {"student only correct": rows[1], f"{other} only correct": rows[1]}
-    scales["retention"] = 1 / headline if headline > 0 else math.nan
-    figures = {
-        "mcnemar p": "mcnemar_p",
-        "student only correct": "student_only_correct",
-        f"{other} only correct": "other_only_correct",
-        "retention": "retention",
+    title, allowed, claims = f"student vs {other}", 2 * _allowed(rows[1]), []
+    for key, paired in before.differences.items():
+        figure = f"{title}: {key.replace('_', ' ')} difference"
+        claims.append(_metric(figure, paired, now.differences.get(key), rows, NOT_AGAIN, allowed))
+    # A count moves with the rows, a share of the teacher's metric with that metric, a p value with all of them.
+    figures: dict[str, tuple[str, float | None]] = {
+        "mcnemar p": ("mcnemar_p", None),
+        "student only correct": ("student_only_correct", rows[1]),
+        f"{other} only correct": ("other_only_correct", rows[1]),
+        "retention": ("retention", 1 / headline if headline > 0 else math.nan),
     }
-    for name, key in figures.items():
-        figure, claim, again = f"{title}: {name}", getattr(before, key), getattr(now, key) if now else None
-        if claim is None:
-            continue
-        if name == "mcnemar p" or rows[0] != rows[1]:
+    for name, (key, scale) in figures.items():
+        figure, claim, again = f"{title}: {name}", getattr(before, key), getattr(now, key)
+        if claim is not None and (scale is None or rows[0] != rows[1]):
             claims.append(Claim(figure, format_number(claim), format_number(again), None, "follows from the rows"))
-        else:
-            limit = allowed * scales[name]
+        elif claim is not None and scale is not None:
+            limit = allowed * scale
             claims.append(_figure(figure, claim, again, ".4g", limit, f"to {limit:.3g}", NOT_AGAIN))
     return claims
 
