@@ -73,6 +73,8 @@ class DistillationConfig(TrainingArguments):
             the baselines of `distill` are lean.
         cuda_graphs: on one GPU, record the passes of student and teacher as CUDA graphs where lean training is on and
             nothing stands against it (`nlpkd.training.lean`): the same kernels, without the time to launch them.
+        rehearsal: before the first step, try evaluation, saving and the report on some rows, so that what fails at the
+            end is known at the start; see `nlpkd.training.rehearsal`. Not where DeepSpeed or FSDP split a model up.
         weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
             `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
         weighting_learning_rate: learning rate of learned weights.
@@ -117,6 +119,7 @@ class DistillationConfig(TrainingArguments):
         **_SWITCH,
     )
     cuda_graphs: bool = _setting(True, "On one GPU, record passes once a shape and launch each at once.")
+    rehearsal: bool = _setting(True, "Before the first step, try evaluation, saving and report on some rows.")
     weighting: str = _setting("fixed", "Objectives' weights: fixed, linear or uncertainty.")
     weighting_learning_rate: float = _setting(0.01, "Learning rate of learned weights.")
     anchor_weight: float = _setting(0.0, "L2 pull towards the weights at the start.")

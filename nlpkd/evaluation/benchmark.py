@@ -54,7 +54,7 @@ def measure_latency(
         tokenizers: for each, the tokenizer whose ordinary tokens are drawn; any ids of the vocabulary without them.
         batches: batch sizes.
         tokens: tokens in each sequence, or several lengths; there is no padding.
-        runs: timed passes a batch size and length, after 5 of warm-up and one before every five.
+        runs: timed passes a batch size and length, after 5 of warm-up (fewer runs: as many) and one before every five.
         seed: seed of the draw.
 
     Returns:
@@ -79,7 +79,7 @@ def measure_latency(
         }
         times_ms: dict[str, list[float]] = {name: [] for name in models}
         for name, model in models.items():
-            for _ in range(WARM_UP_RUNS):
+            for _ in range(min(WARM_UP_RUNS, runs)):
                 _forward_ms(model, inputs[name])
         for start in range(0, runs, BLOCK_RUNS):
             for name, model in models.items():
@@ -202,9 +202,10 @@ def latency_protocol(models: Mapping[str, nn.Module], tokens: int | Sequence[int
     if others := ", ".join(name for name in models if name not in in_torch):
         where += f"; {others} by ONNX Runtime on cpu"
     lengths = tokens if isinstance(tokens, int) else ", ".join(map(str, tokens))
+    warm_up = min(WARM_UP_RUNS, runs)
     return (
         f"latency: one forward pass on {lengths} random ordinary tokens a sequence, no padding, {where}, eval mode, "
-        f"torch.inference_mode, {WARM_UP_RUNS} warm-up and {runs} timed passes, {BLOCK_RUNS} of each candidate in "
+        f"torch.inference_mode, {warm_up} warm-up and {runs} timed passes, {BLOCK_RUNS} of each candidate in "
         f"turn after one untimed, time.perf_counter, {torch.get_num_threads()} threads"
     )
 

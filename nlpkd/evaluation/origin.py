@@ -150,6 +150,7 @@ class RunRecord(OpenRecord):
         latency_protocol: how latencies were measured.
         flops_protocol: how operations were counted.
         memory_protocol: how memory was measured.
+        incomplete: whether measuring failed, so that the report lacks what was to come.
         base_model: for the card's metadata.
         license: likewise.
         language: likewise.
@@ -171,6 +172,7 @@ class RunRecord(OpenRecord):
     latency_protocol: str | None = None
     flops_protocol: str | None = None
     memory_protocol: str | None = None
+    incomplete: bool | None = None
     base_model: str | None = None
     license: str | None = None
     language: str | list[str] | None = None

@@ -143,7 +143,8 @@ class EvaluationReport:
         Returns:
             Plain text, with the missing comparisons named as missing.
         """
-        return report_text.verdict(self.task, self.candidates, self.comparisons)
+        told = report_text.verdict(self.task, self.candidates, self.comparisons)
+        return f"{told} {report_text.INCOMPLETE}" if self.run.incomplete else told
 
     def table(self) -> str:
         """Lay the candidates out as a Markdown table, a row each.

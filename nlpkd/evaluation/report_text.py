@@ -28,12 +28,17 @@ Cells = tuple[list[str], list[list[str]]]
 _NO_BASELINE = "No undistilled baseline was evaluated: this report can't say what the distillation itself added."
 
 
+INCOMPLETE = "This report is incomplete, since measuring failed: `nlpkd evaluate` makes a whole one."
+
+
 _ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", "settings")
 
 
 def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
     """Return a sentence on what the student kept and saved, and one on what it gained over each baseline."""
     student, teacher = candidates["student"], candidates.get("teacher")
+    if task.headline not in student.quality:
+        return "The student was not measured."
     if task.headline == AGREEMENT:
         return (
             f"No evaluated row has a gold label, so that agreement with the teacher is all that this report can know: "

@@ -7,9 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from nlpkd.data.labels.classes import Classes
+from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
+from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import save_page, training_curves
+from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.records import Candidate
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
+from nlpkd.tasks import task_of
 from nlpkd.utils.files import atomic_model_update, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -81,6 +89,52 @@ def save_report(
             "those of an earlier run: delete it to get a new one",
             directory / CARD_NAME,
         )
+
+
+def save_partial_report(
+    student: PreTrainedModel,
+    rows: Any,
+    tokenizer: Any,
+    run: Mapping[str, Any],
+    directory: str | Path,
+    model_name: str | None = None,
+) -> bool:
+    """Save what can be said of a student that could not be measured as a whole: its own quality, or what made it.
+
+    Args:
+        student: after its training.
+        rows: that it was to be measured on.
+        tokenizer: its tokenizer.
+        run: what made the student, entries of `RunRecord`.
+        directory: its folder.
+        model_name: the card's; the folder's own name if None.
+
+    Returns:
+        Whether a report is in the folder. What kept one from it is logged.
+    """
+    entries = dict(run) | {"incomplete": True}
+
+    def quality() -> EvaluationReport:
+        return evaluate_student(student, None, rows, tokenizer, run=entries, latency_runs=0)
+
+    def origin() -> EvaluationReport:
+        classes = Classes.of_config(student.config)
+        task = TaskRecord(problem_type=task_of(student.config), labels=list(classes.names) if classes else [])
+        known = Candidate({}, None, count_parameters(student), model_size_mb(directory))
+        return EvaluationReport(task, RunRecord.from_dict(entries), {"student": known}, {})
+
+    directory = Path(directory)
+    for measure in (quality, origin):
+        try:
+            report = measure()
+            report.save(directory)
+            text = renewed_card(report, directory, model_name or directory.resolve().name)
+            if text is not None:
+                write_atomic(directory / CARD_NAME, text.encode())
+            return True
+        except Exception as error:  # The error that led here is the one to raise.
+            logger.warning("The report of the %s could not be saved either: %s", measure.__name__, error)
+    return False
 
 
 def renewed_card(report: EvaluationReport, directory: Path, model_name: str) -> str | None:

@@ -74,7 +74,7 @@ class Capture:
 
     def __init__(self, model: nn.Module, wanted: Wanted, role: str, prefix: str = ""):
         self.wanted = {kind: layers for kind, layers in wanted.items() if layers}
-        self.prefix = prefix
+        self.role, self.prefix = role, prefix
         inner = without_adapter(model)
         # Several teachers together read columns of several tokenizers, which no signature can name.
         names = getattr(model, "columns", None) or forward_arguments(inner)
@@ -143,6 +143,11 @@ class Capture:
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> CapturedOutput:
         """Run the model once on a collated batch; see `run`."""
         inputs = self.inputs(batch)
+        if "input_ids" in self.arguments and "input_ids" not in inputs:
+            raise ValueError(
+                f"the {self.role} reads the column {self.prefix}input_ids, and these rows have {sorted(batch)}: load "
+                "them with load_text_classification(..., teacher_tokenizer=...), as the training rows"
+            )
         captured = None if self.recorded is None else self.recorded(model, inputs)
         return self.run(model, inputs) if captured is None else captured
 

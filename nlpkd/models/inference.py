@@ -72,11 +72,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    with in_eval_mode(model), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and restore the training flag of every module.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Nothing.
+    """
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, training in flags:
             module.training = training

@@ -14,17 +14,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import Source
+from nlpkd.data.sources import Source, name_of
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage
-from nlpkd.pipeline.job import checkpoint_to_resume, supervised_trainer
+from nlpkd.pipeline.job import checkpoint_to_resume
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
+from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
+from nlpkd.training.failures import saved_model
 from nlpkd.utils.locks import only_run
 
 logger = logging.getLogger(__name__)
@@ -126,8 +128,10 @@ def train_teacher(
         trainer.save_model()
         metrics = {}
         if "validation" in job.data:
-            metrics = trainer.evaluate()
-            trainer.save_metrics("eval", metrics)
+            source = train if validation is None else validation
+            with saved_model(args, "teacher", name_of(source)):
+                metrics = trainer.evaluate()
+                trainer.save_metrics("eval", metrics)
     return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir))
 
 

@@ -23,8 +23,9 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import makes_batches
 from nlpkd.evaluation.benchmark import count_parameters
-from nlpkd.pipeline.job import Job, lean_by_default, supervised_trainer
+from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
+from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import nearest_existing_folder
 
@@ -191,6 +192,7 @@ def _short(args: DistillationConfig, folder: str) -> DistillationConfig:
         resume_from_checkpoint=None,
         cache_teacher="off",
         teacher_check="off",
+        rehearsal=False,
         disable_tqdm=True,
     )
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +18,27 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student
-from nlpkd.data.rows import count_texts, has_unlabelled, labelled_rows
+from nlpkd.data.rows import count_texts, has_unlabelled
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
-from nlpkd.hub.saving import save_report
+from nlpkd.hub.model_card import hub_id
+from nlpkd.hub.saving import renewed_card, save_partial_report, save_report
 from nlpkd.models.onnx_classifier import weights_sha256
-from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.presets import Stage
+from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.checkpoints import last_whole, resolve_resume_checkpoint
+from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_training
+from nlpkd.training.rehearsal import rows_to_try
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import atomic_folder_update, explain_damage, has_checksums, numbered_folders
 from nlpkd.utils.processes import decided_by_main_process
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)
-
-
-def supervised_trainer(
-    model: PreTrainedModel,
-    args: DistillationConfig,
-    data: TextClassificationData,
-    tokenizer: PreTrainedTokenizerBase,
-    class_weights: Sequence[float] | Mapping[str, float] | None = None,
-) -> DistillationTrainer:
-    """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
-    # A single objective has no other whose weight could move.
-    args = replace(lean_by_default(args), weighting="fixed")
-    model.config.problem_type = data.problem_type  # type: ignore[assignment]
-    return DistillationTrainer(
-        model=model,
-        args=args,
-        objectives=[CrossEntropyLoss(class_weights=class_weights)],
-        train_dataset=labelled_rows(data["train"]),
-        eval_dataset=data["validation"] if "validation" in data else None,
-        processing_class=tokenizer,
-    )
-
-
-def lean_by_default(args: DistillationConfig) -> DistillationConfig:
-    """Train leanly without a teacher too, unless refused: a baseline is trained as its student is."""
-    return replace(args, lean_training=True) if args.lean_training is None else args
 
 
 @dataclass(frozen=True)
@@ -143,6 +121,7 @@ class Job:
         student = self.make_untrained_student(args.seed)
         untrained = {name: make(args.seed) for name, make in self.baselines.items()}
         # The student, stage after stage; only the last one's trainer is kept.
+        rehearsal = partial(partial, self._rehearse, untrained, args, stages)
         *earlier, last = [replace(args, **stage.settings, push_to_hub=False) for stage in stages]
         if earlier and _resumes_last(args):
             last = replace(last, resume_from_checkpoint="auto")
@@ -153,15 +132,18 @@ class Job:
             if number == 1 and _resumes_last(args):
                 # The first training tells whether the job is the one that is resumed.
                 settings = replace(settings, resume_from_checkpoint="True")
-            student, spent, taken = self._train_stage(student, settings, stage)
+            rehearsed = rehearsal if number == 1 else None
+            student, spent, taken = self._train_stage(student, settings, stage, rehearsed)
             seconds.append(spent)
             steps += taken
         trainer = self.trainer(student, last, stages[-1])
+        if not earlier:
+            trainer.rehearsed_beside = rehearsal(trainer)
         seconds.append(_train(trainer, last))
         steps += trainer.state.global_step
         known = [each for each in seconds if each is not None]
         spent_on = {"student": sum(known) if len(known) == len(seconds) else None}
-        with _saved_student(args):
+        with self._saved_student(trainer, stages):
             # The baselines, for as long.
             baselines = {}
             for name, model in untrained.items():
@@ -187,7 +169,7 @@ class Job:
         )
 
     def _train_stage(
-        self, student: PreTrainedModel, args: DistillationConfig, stage: Stage
+        self, student: PreTrainedModel, args: DistillationConfig, stage: Stage, rehearsal: Callable[..., Any] | None
     ) -> tuple[PreTrainedModel, float | None, int]:
         """Train a stage before the last, or take up what a run that is resumed finished of it.
 
@@ -196,6 +178,7 @@ class Job:
         """
         folder = Path(args.output_dir)
         trainer = self.trainer(student, args, stage)
+        trainer.rehearsed_beside = None if rehearsal is None else rehearsal(trainer)
         # Written last, so that a stage without it was cut short.
         history = folder / TRAINER_STATE_NAME
         finished = _resumes(args) and history.exists()
@@ -234,12 +217,7 @@ class Job:
         stages: Sequence[Stage],
     ) -> EvaluationReport:
         """Measure student, teacher and baselines on the same rows, and save report and card."""
-        split = "test" if "test" in self.data else "validation"
-        config = trainer.model.config
-        rows = align_labels_to_student(self.data[split], config, split)
-        held_out = None
-        if split == "test" and "validation" in self.data and not has_unlabelled(self.data["validation"]):
-            held_out = align_labels_to_student(self.data["validation"], config, "validation")
+        split, rows, held_out = self._rows_to_measure(trainer.model.config)
         report = None
         if PartialState().is_main_process:
             report = evaluate_student(
@@ -250,20 +228,81 @@ class Job:
                 candidates=baselines,
                 teacher_tokenizer=self.teacher_tokenizer,
                 teacher_order=trainer.teacher_order,
-                run=self._record(trainer, split, stages),
+                run=self._record(trainer, split, stages, Path(trainer.args.output_dir)),
                 training_seconds={name: known for name, known in seconds.items() if known is not None},
                 threshold_dataset=held_out,
                 seed=args.seed,
             )
             if chosen := report.run.thresholds:
-                config.thresholds = chosen["student"]
+                trainer.model.config.thresholds = chosen["student"]
                 with atomic_folder_update(Path(args.output_dir)) as temporary:
-                    config.save_pretrained(temporary)
+                    trainer.model.config.save_pretrained(temporary)
             save_report(report, args.output_dir, args.hub_model_id)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
-    def _record(self, trainer: DistillationTrainer, split: str, stages: Sequence[Stage]) -> dict[str, Any]:
+    def _rows_to_measure(self, config: Any) -> tuple[str, Any, Any]:
+        """Return the split that is measured, its rows, and others that thresholds or temperatures are fitted on."""
+        split, held_out = "test" if "test" in self.data else "validation", None
+        if split == "test" and "validation" in self.data and not has_unlabelled(self.data["validation"]):
+            held_out = align_labels_to_student(self.data["validation"], config, "validation")
+        return split, align_labels_to_student(self.data[split], config, split), held_out
+
+    def _rehearse(
+        self,
+        baselines: Mapping[str, PreTrainedModel],
+        args: DistillationConfig,
+        stages: Sequence[Stage],
+        trainer: DistillationTrainer,
+        folder: Path,
+    ) -> None:
+        """Measure the untrained student beside teacher and baselines on some rows, and write report and card of it.
+
+        Args:
+            baselines: untrained.
+            args: the settings.
+            stages: of the job.
+            trainer: whose student is saved in the folder.
+            folder: a temporary one.
+        """
+        split, rows, held_out = self._rows_to_measure(trainer.model.config)
+        trainer._signals.refuse_unknown_tokens(rows, split)
+        # Copies, since what a model makes in inference mode could not be trained with.
+        student, *others = (copy.deepcopy(each).to(args.device) for each in (trainer.model, *baselines.values()))
+        report = evaluate_student(
+            student,
+            self.teacher,
+            rows_to_try(rows),
+            self.tokenizer,
+            candidates=dict(zip(baselines, others, strict=True)),
+            teacher_tokenizer=self.teacher_tokenizer,
+            teacher_order=trainer.teacher_order,
+            run=self._record(trainer, split, stages, folder),
+            threshold_dataset=None if held_out is None else rows_to_try(held_out),
+            bootstrap_samples=2,
+            latency_batches=(1,),
+            latency_runs=1,
+        )
+        report.save(folder)
+        renewed_card(report, folder, args.hub_model_id or folder.parent.resolve().name)
+
+    @contextmanager
+    def _saved_student(self, trainer: DistillationTrainer, stages: Sequence[Stage]) -> Iterator[None]:
+        """Keep what there is of a trained student, and say how to go on, whatever fails meanwhile."""
+        args, teacher = trainer.args, self.origin["teacher"]["name"]
+
+        def report() -> bool:
+            split, rows, _ = self._rows_to_measure(trainer.model.config)
+            record = self._record(trainer, split, stages, Path(args.output_dir))
+            return save_partial_report(trainer.model, rows, self.tokenizer, record, args.output_dir, args.hub_model_id)
+
+        teachers = [teacher] if Path(teacher).exists() or hub_id(teacher) else []
+        with saved_model(args, "student", self.origin["evaluated_source"], teachers, report):
+            yield
+
+    def _record(
+        self, trainer: DistillationTrainer, split: str, stages: Sequence[Stage], folder: Path
+    ) -> dict[str, Any]:
         record = describe_training(trainer.args, trainer.objectives, trainer.teacher_model, trainer.state.global_step)
         if len(stages) > 1:
             record["objectives"] = [
@@ -279,7 +318,7 @@ class Job:
             "student": self.origin["student"]
             | {
                 "model_type": trainer.model.config.model_type,
-                "weights_sha256": weights_sha256(Path(trainer.args.output_dir)),
+                "weights_sha256": weights_sha256(folder),
             },
             "data": {
                 "name": self.origin["data"],
@@ -294,21 +333,6 @@ class Job:
                 "max_length": self.data.max_length,
             },
         }
-
-
-@contextmanager
-def _saved_student(args: DistillationConfig) -> Iterator[None]:
-    """Say that a trained student is saved, whatever fails after that, and how to go on; then let it through."""
-    try:
-        yield
-    except Exception:
-        if PartialState().is_main_process:
-            logger.error(
-                "The student is trained and saved in %s; what failed came after that. Mend it and run again with "
-                "resume_from_checkpoint=True (--resume_from_checkpoint True), which goes on from the last checkpoint.",
-                args.output_dir,
-            )
-        raise
 
 
 def checkpoint_to_resume(args: DistillationConfig) -> str | bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +11,18 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import telling_names
-from nlpkd.data.rows import random_access
+from nlpkd.data.rows import labelled_rows, random_access
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
 from nlpkd.models.source import ModelSource
+from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.students.backbone import CONFIG_KEY, find_backbone, known_backbone
 from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -182,3 +185,29 @@ def _is_pretrained(student: ModelSource) -> bool:
     config = student.config()
     architectures = getattr(config, "architectures", None) or []
     return not hasattr(config, CONFIG_KEY) and not any("SequenceClassification" in name for name in architectures)
+
+
+def supervised_trainer(
+    model: PreTrainedModel,
+    args: DistillationConfig,
+    data: TextClassificationData,
+    tokenizer: PreTrainedTokenizerBase,
+    class_weights: Sequence[float] | Mapping[str, float] | None = None,
+) -> DistillationTrainer:
+    """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
+    # A single objective has no other whose weight could move.
+    args = replace(lean_by_default(args), weighting="fixed")
+    model.config.problem_type = data.problem_type  # type: ignore[assignment]
+    return DistillationTrainer(
+        model=model,
+        args=args,
+        objectives=[CrossEntropyLoss(class_weights=class_weights)],
+        train_dataset=labelled_rows(data["train"]),
+        eval_dataset=data["validation"] if "validation" in data else None,
+        processing_class=tokenizer,
+    )
+
+
+def lean_by_default(args: DistillationConfig) -> DistillationConfig:
+    """Train leanly without a teacher too, unless refused: a baseline is trained as its student is."""
+    return replace(args, lean_training=True) if args.lean_training is None else args

@@ -86,7 +86,7 @@ def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase 
         )
 
 
-def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str) -> None:
+def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str, split: str = "training") -> None:
     """Refuse rows with token ids that a model has no embedding for: its tokenizer is another model's.
 
     Args:
@@ -94,6 +94,7 @@ def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str) -> N
         dataset: a `datasets.Dataset`; anything else is passed.
         column: of the model's token ids.
         role: `"student"` or `"teacher"`, for the error.
+        split: which rows these are, for the error.
 
     Raises:
         ValueError: if an id is beyond the embedding table.
@@ -105,10 +106,40 @@ def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str) -> N
     highest = max((pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches), default=0)
     if highest >= table.num_embeddings:
         raise ValueError(
-            f"the {role} has embeddings of {table.num_embeddings} tokens, and the training rows have token {highest}: "
+            f"the {role} has embeddings of {table.num_embeddings} tokens, and the {split} rows have token {highest}: "
             f"load model and tokenizer of the {role} from the same place, or call "
             "model.resize_token_embeddings(len(tokenizer)) and fine-tune it"
         )
+
+
+def too_long(model: nn.Module, rows: Any, column: str, role: str, split: str) -> str:
+    """Say how many tokens the longest row has, where a model has fewer positions.
+
+    Args:
+        model: the model.
+        rows: a `datasets.Dataset`; of anything else nothing is known.
+        column: of the model's token ids.
+        role: `"student"` or `"teacher"`.
+        split: which rows these are.
+
+    Returns:
+        A sentence; an empty one where no row is too long, or nobody knows.
+    """
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+            # RoBERTa and its kin count from the padding token's place on.
+            limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    if limit is None or not isinstance(rows, Dataset) or column not in rows.column_names:
+        return ""
+    lengths = pc.list_value_length(rows.select_columns(column).with_format("arrow")[:][column])
+    longest = pc.max(lengths).as_py()
+    if longest <= limit:
+        return ""
+    return (
+        f"the {role} has {limit} positions, and a row of the {split} set has {longest} tokens: load the data with "
+        f"max_length={limit}"
+    )
 
 
 def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:

@@ -29,6 +29,7 @@ from nlpkd.teachers.compatibility import (
     refuse_unknown_padding,
     refuse_unknown_tokens,
     teacher_prefix,
+    too_long,
 )
 from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher, Teacher
 
@@ -121,6 +122,19 @@ class TeacherSignals:
         order = None if self.live is None else self.live.order
         return None if order is None else order.tolist()
 
+    def refuse_unknown_tokens(self, rows: Any, split: str) -> None:
+        """Refuse rows with token ids that student or teacher has no embedding for."""
+        refuse_unknown_tokens(self._student, rows, "input_ids", "student", split)
+        if self.live is not None:
+            refuse_unknown_tokens(self.live.model, rows, self._teacher_ids, "teacher", split)
+
+    def too_long(self, rows: Any, split: str) -> str:
+        """Say that rows have more tokens than student or teacher has positions; see `compatibility.too_long`."""
+        told = too_long(self._student, rows, "input_ids", "student", split)
+        if self.live is not None and not told:
+            told = too_long(self.live.model, rows, self._teacher_ids, "teacher", split)
+        return told
+
     def check(
         self,
         rows: Any,
@@ -137,13 +151,17 @@ class TeacherSignals:
         See `nlpkd.teachers.compatibility.refuse_unknown_tokens` and
         `nlpkd.teachers.checks.check_teacher_on_gold_labels`.
         """
-        refuse_unknown_tokens(self._student, rows, "input_ids", "student")
-        if self.live is not None:
-            refuse_unknown_tokens(self.live.model, rows, self._teacher_ids, "teacher")
+        self.refuse_unknown_tokens(rows, "training")
         rows = sample_of_classes(rows, checked_rows(getattr(student_config, "num_labels", 1)))
         source = self.source(getattr(rows, "column_names", None) or ())
         if source is not None and isinstance(rows, Dataset):
-            check_teacher_on_gold_labels(source, rows, collate, batch_size, self.device, student_config, check, seed)
+            try:
+                check_teacher_on_gold_labels(
+                    source, rows, collate, batch_size, self.device, student_config, check, seed
+                )
+            except (RuntimeError, IndexError) as error:
+                told = self.too_long(rows, "training")
+                raise (ValueError(told) if told else error) from error
         if self.live is not None:
             align_copied_head(self._student, self.live.model, self.order)
 

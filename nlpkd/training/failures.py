@@ -1,19 +1,31 @@
-"""What a training that memory or another process failed says: what to lower, how to go on."""
+"""What ends a training early, or fails after it, and how to go on: memory, other processes, Ctrl-C, SIGTERM."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import distributed
 from torch.distributed import DistError
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlpkd.utils.files import has_checksums, numbered_folders
 
 logger = logging.getLogger(__name__)
+
+_RESUME = (
+    "run again with resume_from_checkpoint=True (--resume_from_checkpoint True), which goes on from the last "
+    "checkpoint, or "
+)
 
 # Gloo's errors have no class of their own; the second words are of operations that the timeout of another one ends.
 _GLOO_FAILURES = ("gloo", "caused pair closure")
@@ -107,3 +119,134 @@ def explain_lost_process(args: TrainingArguments) -> Iterator[None]:
             f"{args.output_dir} are whole: start all processes again with resume_from_checkpoint=True "
             "(--resume_from_checkpoint True)"
         ) from error
+
+
+@contextmanager
+def saved_model(
+    args: TrainingArguments,
+    what: str,
+    data: str,
+    teachers: Sequence[str] = (),
+    save_report: Callable[[], bool] | None = None,
+) -> Iterator[None]:
+    """Say that a trained model is saved, whatever fails after that, and how to go on; then let it through.
+
+    Args:
+        args: of the training.
+        what: `"student"` or `"teacher"`.
+        data: the rows to measure it on, as the command line names them.
+        teachers: to measure beside it, by path or Hub id.
+        save_report: saves what can be said of the model, and returns whether it could.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except Exception:
+        if args.process_index == 0:
+            folder = str(args.output_dir)
+            kept = " A partial report is beside it." if save_report is not None and save_report() else ""
+            whole = any(map(has_checksums, numbered_folders(Path(folder), "checkpoint").values()))
+            beside = [word for teacher in teachers for word in ("--teacher", teacher)]
+            # Rows in memory have no name that a command could read.
+            named = data if " " not in data or Path(data).exists() else "DATA"
+            words = ["nlpkd", "evaluate", folder, *beside, "--data", named, "--output-dir", folder]
+            logger.error(
+                "The %s is trained and saved in %s, with its tokenizer; what failed came after that.%s Mend it, and "
+                "%smeasure what is there without training: %s",
+                what,
+                folder,
+                kept,
+                _RESUME if whole else "",
+                shlex.join(words),
+            )
+        raise
+
+
+EXIT_STATUS = 128 + signal.SIGTERM
+"""What a shell shows for a process that SIGTERM ended."""
+
+
+# Launchers kill what is left 30 seconds after the signal.
+_SECONDS_BETWEEN_AGREEMENTS = 3.0
+
+
+_STEPS_BETWEEN_AGREEMENTS = 10
+
+
+class SaveOnSigterm(TrainerCallback):
+    """Answer SIGTERM with a checkpoint after the step in progress.
+
+    Several processes must stop after the same step: they agree every ten steps, or every three seconds where that is
+    sooner, but not within a step.
+    """
+
+    def __init__(self) -> None:
+        self._asked = self._stopped = False
+        self._agreed, self._next, self._since = 0, 1, 0.0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen while a training runs, however it ends; only a process's main thread can.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            SystemExit: if the signal cut the training short, which then has its checkpoint.
+        """
+        self._asked = self._stopped = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            # None is a handler that was not set from Python, and can't be from there.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if self._stopped:
+            raise SystemExit(EXIT_STATUS)
+        if self._asked:
+            # After the last step there was none left to stop at.
+            signal.raise_signal(signal.SIGTERM)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Agree for the first time after the first step, whose seconds tell when to agree again."""
+        self._agreed, self._next, self._since = state.global_step, state.global_step + 1, time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and stop, if the signal came."""
+        if self._asked if args.world_size == 1 else self._all_asked(args, state.global_step):
+            control.should_save = control.should_training_stop = self._stopped = True
+
+    def _all_asked(self, args: TrainingArguments, step: int) -> bool:
+        """Check whether the signal came to any process, and agree on when to check next, by the slowest one."""
+        if step < self._next:
+            return False
+        seconds = (time.monotonic() - self._since) / (step - self._agreed)
+        found = torch.tensor([float(self._asked), seconds], device=args.device)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        asked, seconds = found.tolist()
+        steps = min(_STEPS_BETWEEN_AGREEMENTS, int(_SECONDS_BETWEEN_AGREEMENTS / max(seconds, 1e-3)))
+        self._agreed, self._next, self._since = step, step + max(1, steps), time.monotonic()
+        return bool(asked)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log where it stopped."""
+        if self._stopped and state.is_world_process_zero:
+            logger.warning(
+                "SIGTERM: stopped after step %d, whose checkpoint is in %s. Go on with resume_from_checkpoint=True.",
+                state.global_step,
+                args.output_dir,
+            )

@@ -24,8 +24,12 @@ from nlpkd.training.checkpoints import (
     write_checkpoint_checksums,
 )
 from nlpkd.training.dataloaders import micro_batches, row_lengths, sampled_loader, training_loader
-from nlpkd.training.failures import explain_ctrl_c, explain_lost_process, explain_out_of_memory
-from nlpkd.training.interruption import SaveOnSigterm
+from nlpkd.training.failures import (
+    SaveOnSigterm,
+    explain_ctrl_c,
+    explain_lost_process,
+    explain_out_of_memory,
+)
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import card_facts, push, push_checkpoint, repository, write_card
 from nlpkd.utils.files import atomic_model_update, refuse_damaged

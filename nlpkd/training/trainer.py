@@ -29,6 +29,7 @@ from nlpkd.tasks import task_of
 from nlpkd.training.checkpoints import describe_run
 from nlpkd.training.cuda_graphs import length_multiple
 from nlpkd.training.dataloaders import ROWS
+from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.training.lean import (
     CACHED_TEACHER,
     LeanTraining,
@@ -41,6 +42,7 @@ from nlpkd.training.loss import DistillationLoss, default_objectives
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.prediction_metrics import PredictionMetrics
 from nlpkd.training.publishing import describe_training, measure_for_card
+from nlpkd.training.rehearsal import rehearse
 from nlpkd.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,9 @@ class DistillationTrainer(ResumableTrainer):
     Raises:
         ValueError: if student, teacher, tokenizers, data and objectives do not fit together.
     """
+
+    rehearsed_beside: Callable[[Path], None] | None = None
+    """What the next training tries too before its first step; see `nlpkd.training.rehearsal.rehearse`."""
 
     # Totals are divided by the counts of the whole optimizer step.
     loss_is_scaled_for_ga = True
@@ -214,11 +219,15 @@ class DistillationTrainer(ResumableTrainer):
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Run the teacher once where its logits are all that is needed; at the end undo what `LeanTraining` changed.
+        """Rehearse, and run the teacher once where its logits suffice; at the end undo what `LeanTraining` changed.
 
         Yields:
             Nothing.
         """
+        if self.args.rehearsal and self.model is not None and not self._sharded:
+            with explain_out_of_memory(self.args):
+                rehearse(self, self.rehearsed_beside)
+            self.rehearsed_beside = None
         self._live_since = refused_speed_ups(self._parts()).get(CACHED_TEACHER)
         if self._live_since is None:
             self.train_dataset = self._signals.run_once(self.train_dataset, self.args)

@@ -27,7 +27,7 @@ from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
 from nlpkd.models.capture import Capture
 from nlpkd.models.first_token import first_token_only, reads_first_token
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.pipeline.job import supervised_trainer
+from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.teacher import LiveTeacher
 from nlpkd.training.lean import QuickDropouts, refused_speed_ups
 

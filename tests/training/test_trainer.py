@@ -599,6 +599,7 @@ class TestEvaluation:
         args = settings(
             output_dir=str(tmp_path / "best"), num_train_epochs=20, learning_rate=0.05, objective_learning_rate=0.05,
             eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="score",
+            rehearsal=False,
         )  # fmt: skip
         trainer = DistillationTrainer(
             model=tiny_bert(hidden=8), teacher_model=tiny_bert(layers=4, seed=1), objectives=everything(), args=args,
@@ -705,7 +706,8 @@ def test_a_teacher_of_logits_alone_is_run_once_a_row_and_teaches_the_same(make_r
             model=tiny_bert(), teacher_model=teacher, objectives=[CrossEntropyLoss(), ForwardKLLoss()],
             train_dataset=rows, processing_class=tokenizer,
             args=settings(
-                num_train_epochs=3, learning_rate=1e-3, output_dir=f"{settings().output_dir}-{folder}", **more
+                num_train_epochs=3, learning_rate=1e-3, output_dir=f"{settings().output_dir}-{folder}",
+                rehearsal=False, **more,
             ),
         )  # fmt: skip
         before = sum(seen)
@@ -789,7 +791,7 @@ class TestInterruption:
         self, build, heard
     ):
         mine, objective = signal.getsignal(signal.SIGTERM), Greedy(20)
-        trainer = build(objective, auto_find_batch_size=True)
+        trainer = build(objective, auto_find_batch_size=True, rehearsal=False)
         trainer.train()
         assert signal.getsignal(signal.SIGTERM) is mine
         assert objective.batches == [11] * 6 and trainer.state.global_step == 2

@@ -1,0 +1,191 @@
+"""Before the first step, once in small, what a training does later: what fails at the end is known at the start."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from accelerate.utils import gather_object
+from accelerate.utils.memory import should_reduce_batch_size
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from nlpkd.data.label_names import label_column
+from nlpkd.data.rows import makes_batches
+from nlpkd.models.inference import in_eval_mode
+from nlpkd.utils.files import staging_folder
+
+ROWS = 4
+"""Rows of a split that are tried: the longest one, that with the highest token, and the first ones."""
+
+_STAGING = ".rehearsal-"
+
+# What Trainer adds to the metrics of an evaluation.
+_TIMES = ("runtime", "samples_per_second", "steps_per_second")
+
+
+def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None:
+    """Try some rows of every split, the metrics and the saving, on all processes, and refuse what fails.
+
+    The training rows go through student, teacher and objectives, and the evaluation rows through the metrics too,
+    which are computed on all labels of the set. The main process saves student and tokenizer into a temporary folder
+    in the output directory. No random number of the training is used. Models that DeepSpeed or FSDP will split up are
+    passed.
+
+    Args:
+        trainer: a `DistillationTrainer` before its training.
+        beside: called by the main process with the folder that the student was saved in.
+
+    Raises:
+        ValueError: if a part fails, which is named.
+    """
+    evaluated = trainer.eval_dataset
+    sets = evaluated if isinstance(evaluated, dict) else {"": evaluated}
+    with _same_random_numbers(trainer.args.device), _failing_together(), in_eval_mode(trainer.model):
+        _try_rows(trainer, trainer.train_dataset, "training")
+        metrics: dict[str, float] | None = {}
+        for name, rows in sets.items():
+            found = None if rows is None else _try_evaluation(trainer, rows, name)
+            metrics = None if found is None or metrics is None else metrics | found
+        _check_best_metric(trainer.args, metrics)
+        if trainer.is_world_process_zero():
+            with staging_folder(Path(trainer.args.output_dir), _STAGING) as folder:
+                with _named("saving student and tokenizer"):
+                    trainer._save(str(folder))
+                if beside is not None:
+                    with _named("measuring student, teacher and baselines, or their card"):
+                        beside(folder)
+    if trainer._signals.live is not None:
+        trainer._signals.live.release()
+
+
+def rows_to_try(rows: Any) -> Any:
+    """Choose rows that show whether all others go through: the longest one, that with the highest token, some more.
+
+    Args:
+        rows: of any kind.
+
+    Returns:
+        A list of at most `ROWS` rows, of a data set a data set; None where they can't be read one by one.
+    """
+    if makes_batches(rows):
+        rows = rows.head(ROWS)
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        return None
+    if not isinstance(rows, Dataset):
+        return [rows[number] for number in range(min(ROWS, len(rows)))]
+    chosen: list[int] = []
+    for column in sorted(name for name in rows.column_names if name.endswith("input_ids")):
+        ids = rows.with_format("arrow")[:][column]
+        chosen.append(int(np.argmax(pc.list_value_length(ids).to_numpy())))
+    chosen += [number for number in range(len(rows)) if number not in chosen][: max(0, ROWS - len(chosen))]
+    return rows.select(list(dict.fromkeys(chosen)))
+
+
+def _try_rows(trainer: Any, rows: Any, split: str) -> tuple[Any, Any, Any, Any]:
+    """Run some rows as an evaluation would; return them, the loss, the predictions and the labels."""
+    few = None if rows is None else rows_to_try(rows)
+    if few is None:
+        return None, None, None, None
+    trainer._signals.refuse_unknown_tokens(rows, split)
+    with _named(f"the {split} rows", lambda: trainer._signals.too_long(few, split)):
+        kept = few if not isinstance(few, Dataset) else trainer._remove_unused_columns(few, split)
+        collate = trainer.data_collator
+        if not isinstance(few, Dataset):
+            collate = trainer._get_collator_with_removed_columns(collate, split)
+        batch = collate([kept[number] for number in range(len(kept))])
+        return few, *trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+
+
+def _try_evaluation(trainer: Any, rows: Any, name: str) -> dict[str, float] | None:
+    """Evaluate some rows; return the metrics by their names, None where they can't be known before the end."""
+    split = f"evaluation set {name}" if name else "evaluation"
+    few, loss, logits, labels = _try_rows(trainer, rows, split)
+    if few is None:
+        return None
+    prefix = f"eval_{name}_" if name else "eval_"
+    times = dict.fromkeys((prefix + each for each in _TIMES), 0.0)
+    metrics = times if loss is None else times | {f"{prefix}loss": float(loss)}
+    args, compute = trainer.args, trainer.compute_metrics
+    if compute is None or labels is None:
+        return metrics
+    column = label_column(rows)
+    if args.batch_eval_metrics or args.include_for_metrics or not isinstance(rows, Dataset) or column is None:
+        return None
+    with _named(f"the metrics of the {split} rows"):
+        if trainer.preprocess_logits_for_metrics is not None:
+            logits = trainer.preprocess_logits_for_metrics(logits, labels)
+        # All labels, each beside the prediction for one of the rows that were tried.
+        places = np.arange(len(rows)) % len(few)
+        predictions = _at(logits, places)
+        trainer._metrics.begin(rows)
+        found = compute(EvalPrediction(predictions, np.asarray(rows.with_format(None)[column][:])))
+    return metrics | {prefix + str(key).removeprefix(prefix): value for key, value in found.items()}
+
+
+def _at(values: Any, places: np.ndarray) -> Any:
+    """Take the predictions at some places, of each part of a tuple."""
+    if isinstance(values, (tuple, list)):
+        return tuple(_at(each, places) for each in values)
+    return values.float().cpu().numpy()[places]
+
+
+def _check_best_metric(args: Any, metrics: Mapping[str, float] | None) -> None:
+    """Refuse to choose the best checkpoint by a metric that there will not be."""
+    best = args.metric_for_best_model
+    if best is None or not metrics or str(args.eval_strategy) in ("no", "IntervalStrategy.NO"):
+        return
+    if (best if best.startswith("eval_") else f"eval_{best}") not in metrics:
+        names = sorted(name.removeprefix("eval_") for name in metrics)
+        raise ValueError(
+            f"metric_for_best_model={best!r} is no metric of an evaluation here: choose one of {', '.join(names)}"
+        )
+
+
+@contextmanager
+def _named(what: str, explain: Callable[[], str] = str) -> Iterator[None]:
+    """Say what failed, and that nothing is trained yet."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (MemoryError, OSError)) or should_reduce_batch_size(error):
+            raise
+        told = explain() or f"{'' if isinstance(error, ValueError) else type(error).__name__ + ': '}{error}"
+        raise ValueError(f"the rehearsal before the first step failed ({what}): {told}") from error
+
+
+@contextmanager
+def _failing_together() -> Iterator[None]:
+    """Let every process know of a failure of another, so that none waits for one that is gone.
+
+    Raises:
+        ValueError: where another process failed.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    others = gather_object([None if failure is None else str(failure)])
+    if failure is not None:
+        raise failure
+    if told := next(filter(None, others), None):
+        raise ValueError(told)
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Restore the generators of Python, numpy and torch, that of this process's device too."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,211 @@
+"""What fails at a training's end is known before its first step, by name; the training itself stays as it was."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict, concatenate_datasets
+from samples import WORDS, raw_rows, tiny_bert
+from transformers import BertTokenizer, TrainerCallback
+
+from nlpkd import DistillationTrainer, distill, load_text_classification
+from nlpkd.objectives import ForwardKLLoss
+from nlpkd.training.rehearsal import ROWS, rows_to_try
+
+QUICK = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 2,
+    "teacher_check": "off", "use_cpu": True, "per_device_train_batch_size": 8,
+}  # fmt: skip
+
+
+class Steps(TrainerCallback):
+    """Counts the steps that a training takes."""
+
+    count = 0
+
+    def on_step_end(self, *given, **options):
+        self.count += 1
+
+
+def trained(tokenizer, rows, held_out, args, **options):
+    """Train, and return the trainer; an error has the number of steps before it."""
+    steps = Steps()
+    settings = {"teacher_model": tiny_bert(seed=1), "objectives": [ForwardKLLoss()]} | options
+    model = settings.pop("model", None) or tiny_bert()
+    try:
+        trainer = DistillationTrainer(
+            model, args=args, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer,
+            callbacks=[steps], **settings,
+        )  # fmt: skip
+        trainer.train()
+    except Exception as error:
+        error.steps = steps.count
+        raise
+    return trainer
+
+
+def long_tokenizer(tokenizer):
+    return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=10**30)
+
+
+def long_rows(tokenizer, number=7, words=90):
+    texts = raw_rows(12)
+    rows = [{"text": row["text"], "label": row["label"]} for row in texts]
+    rows[number]["text"] = " ".join(["film"] * words)
+    return load_text_classification(rows, tokenizer=long_tokenizer(tokenizer))["train"]
+
+
+def test_the_longest_row_and_that_of_every_tokenizer_are_tried_and_few_others(tokenizer, make_rows):
+    rows = long_rows(tokenizer)
+    tried = rows_to_try(rows)
+    assert len(tried) == ROWS and max(map(len, tried["input_ids"])) == 92
+    own = [[5] * (9 if number == 11 else 2) for number in range(12)]
+    both = rows_to_try(rows.add_column("teacher_input_ids", own))
+    assert len(both) == ROWS and max(map(len, both["teacher_input_ids"])) == 9
+    assert rows_to_try([1, 2, 3, 4, 5, 6]) == [1, 2, 3, 4]
+    assert rows_to_try(iter([1, 2])) is None
+    assert len(rows_to_try(make_rows(2))) == 2
+
+
+@pytest.mark.parametrize("which", ["training", "evaluation", "named"])
+def test_a_text_with_more_tokens_than_positions_is_named_before_the_first_step(which, tokenizer, make_rows, settings):
+    rows, long = make_rows(16), long_rows(tokenizer)
+    given = {"training": (long, rows), "evaluation": (rows, long), "named": (rows, {"dev": rows, "far": long})}[which]
+    split = {"named": "evaluation set far"}.get(which, which)
+    said = (
+        f"the student has 64 positions, and a row of the {split} set has 92 tokens: load the data with max_length=64"
+    )
+    with pytest.raises(ValueError, match=said) as raised:
+        trained(tokenizer, *given, settings(cache_teacher="off"))
+    assert raised.value.steps == 0
+
+
+def test_rows_of_another_tokenizer_are_named_before_the_first_step(tokenizer, make_rows, settings):
+    other = BertTokenizer(
+        vocab={token: number for number, token in enumerate([*tokenizer.get_vocab()][:5] + WORDS[::-1])},
+        model_max_length=64,
+    )
+    rows = load_text_classification(raw_rows(16), tokenizer=tokenizer, teacher_tokenizer=other)["train"]
+    with pytest.raises(ValueError, match="evaluation rows.*reads the column teacher_input_ids.*teacher_tokenizer="):
+        trained(tokenizer, rows, make_rows(8), settings(), teacher_processing_class=other)
+
+
+def test_a_token_without_an_embedding_is_named_in_evaluation_rows_too(tokenizer, make_rows, settings):
+    rows = make_rows(8)
+    odd = rows.map(lambda row, number: {"input_ids": [*row["input_ids"][:-1], 500 if number == 6 else 3]}, with_indices=True)  # fmt: skip  # noqa: E501
+    with pytest.raises(ValueError, match="the evaluation rows have token 500"):
+        trained(tokenizer, rows, odd, settings())
+
+
+def test_a_metric_that_fails_is_named_before_the_first_step(tokenizer, make_rows, settings):
+    def failing(prediction):
+        raise KeyError("recall@5")
+
+    with pytest.raises(ValueError, match="the metrics of the evaluation rows.*KeyError: 'recall@5'") as raised:
+        trained(tokenizer, make_rows(16), make_rows(8, 1), settings(), compute_metrics=failing)
+    assert raised.value.steps == 0
+
+
+def test_metrics_are_tried_on_all_labels_of_the_set(tokenizer, make_rows, settings):
+    """A metric that needs a class that few rows have is no reason to refuse."""
+    seen = []
+
+    def count(prediction):
+        seen.append((prediction.predictions.shape, prediction.label_ids.tolist()))
+        return {"own": 1.0}
+
+    held_out = make_rows(30, 1)
+    trained(tokenizer, make_rows(16), held_out, settings(), compute_metrics=count)
+    assert seen == [((30, 2), held_out["labels"][:])]
+
+
+@pytest.mark.parametrize("best, known", [("f1", False), ("agreement", True), ("eval_loss", True), ("runtime", True)])
+def test_the_metric_that_chooses_the_best_checkpoint_has_to_be_one(best, known, tokenizer, make_rows, settings):
+    args = settings(
+        eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model=best
+    )
+    if known:
+        trained(tokenizer, make_rows(16), make_rows(8, 1), args)
+        return
+    said = "metric_for_best_model='f1' is no metric.*choose one of accuracy, agreement, .*f1_macro"
+    with pytest.raises(ValueError, match=said) as raised:
+        trained(tokenizer, make_rows(16), make_rows(8, 1), args)
+    assert raised.value.steps == 0
+
+
+def test_an_objective_that_fails_is_named_before_the_first_step(tokenizer, make_rows, settings):
+    class Odd(ForwardKLLoss):
+        def total(self, student, teacher, batch):
+            raise IndexError("column 7")
+
+    with pytest.raises(ValueError, match=r"the training rows\): IndexError: column"):
+        trained(tokenizer, make_rows(16), None, settings(), objectives=[Odd()])
+
+
+def test_a_student_that_can_not_be_saved_is_named_before_the_first_step(tokenizer, make_rows, settings):
+    model = tiny_bert()
+    model.config.remark = object()  # which no JSON can hold
+    with pytest.raises(ValueError, match="failed .saving student and tokenizer.: TypeError"):
+        trained(tokenizer, make_rows(16), None, settings(), model=model)
+
+
+def test_a_rehearsal_leaves_nothing_behind_and_changes_no_bit_of_the_training(
+    tokenizer, make_rows, settings, tmp_path
+):
+    weights = []
+    for rehearsal in (True, False):
+        torch.manual_seed(3), random.seed(3), np.random.seed(3)
+        model = tiny_bert(hidden_dropout_prob=0.3)
+        out = tmp_path / str(rehearsal)
+        args = settings(rehearsal=rehearsal, output_dir=str(out), max_steps=3)
+        trainer = trained(tokenizer, make_rows(16), make_rows(8, 1), args, model=model)
+        weights.append([*trainer.model.state_dict().values(), torch.rand(3), torch.tensor(np.random.rand(2))])
+        assert not list(out.glob(".rehearsal*"))
+        assert trainer.state.log_history and "eval_loss" not in str(trainer.state.log_history)
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+# The whole job
+
+
+def job(reader, folder: Path, **options):
+    splits = DatasetDict(train=raw_rows(16), validation=raw_rows(12, 1))
+    given = {
+        "teacher": tiny_bert(layers=3), "student": "layers:2", "train": splits, "objectives": "hinton",
+        "tokenizer": reader, "teacher_tokenizer": reader, "output_dir": folder,
+    } | QUICK | options  # fmt: skip
+    return distill(**given)
+
+
+def test_a_job_tries_report_and_card_and_writes_nothing_when_that_fails(tokenizer, tmp_path):
+    """A model that is given no tokens at all can be trained, and can't be timed on 32 of them."""
+    with pytest.raises(ValueError, match="measuring student.*latency_tokens=32 is more than the 24 positions"):
+        job(tokenizer, tmp_path, teacher=tiny_bert(layers=3, max_position_embeddings=24))
+    assert not (tmp_path / "model.safetensors").exists() and not list(tmp_path.glob(".rehearsal*"))
+
+
+def test_held_out_texts_of_every_split_are_tried(tokenizer, tmp_path):
+    far = concatenate_datasets([raw_rows(12, 2), raw_rows(1).map(lambda row: {"text": " ".join(["film"] * 90)})])
+    splits = DatasetDict(train=raw_rows(16), validation=raw_rows(12, 1), test=far)
+    free = long_tokenizer(tokenizer)
+    with pytest.raises(ValueError, match="measuring student, teacher and baselines"):
+        job(tokenizer, tmp_path, train=splits, tokenizer=free, teacher_tokenizer=free)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_job_rehearses_once_and_quickly(tokenizer, tmp_path, caplog):
+    times = []
+    for rehearsal in (False, True):
+        start = time.perf_counter()
+        with caplog.at_level(logging.WARNING, logger="nlpkd"):
+            report = job(tokenizer, tmp_path / str(rehearsal), rehearsal=rehearsal, seed=3).report
+        times.append(time.perf_counter() - start)
+        assert report.candidates["student"].latency
+    assert times[1] - times[0] < 5
+    assert "incomplete" not in report.to_dict()["run"]
