@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,13 @@ def save_partial_report(
         try:
             report = measure()
             report.save(directory)
-            text = renewed_card(report, directory, model_name or directory.resolve().name)
-            if text is not None:
-                write_atomic(directory / CARD_NAME, text.encode())
-            return True
         except Exception as error:  # The error that led here is the one to raise.
-            logger.warning("The report of the %s could not be saved either: %s", measure.__name__, error)
+            logger.warning("A report of the student's %s can't be saved either: %s", measure.__name__, error)
+            continue
+        with suppress(Exception):
+            if (text := renewed_card(report, directory, model_name or directory.resolve().name)) is not None:
+                write_atomic(directory / CARD_NAME, text.encode())
+        return True
     return False
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import Source, name_of
+from nlpkd.data.sources import Source
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.push import push_student
@@ -129,7 +129,7 @@ def train_teacher(
         metrics = {}
         if "validation" in job.data:
             source = train if validation is None else validation
-            with saved_model(args, "teacher", name_of(source)):
+            with saved_model(args, "teacher", source):
                 metrics = trainer.evaluate()
                 trainer.save_metrics("eval", metrics)
     return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir))

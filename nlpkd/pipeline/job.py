@@ -292,12 +292,16 @@ class Job:
         args, teacher = trainer.args, self.origin["teacher"]["name"]
 
         def report() -> bool:
+            history, written = (Path(args.output_dir) / name for name in (TRAINER_STATE_NAME, JSON_NAME))
+            if written.is_file() and written.stat().st_mtime_ns > history.stat().st_mtime_ns:
+                # It was written after this training, and is whole: the card failed.
+                return True
             split, rows, _ = self._rows_to_measure(trainer.model.config)
             record = self._record(trainer, split, stages, Path(args.output_dir))
             return save_partial_report(trainer.model, rows, self.tokenizer, record, args.output_dir, args.hub_model_id)
 
         teachers = [teacher] if Path(teacher).exists() or hub_id(teacher) else []
-        with saved_model(args, "student", self.origin["evaluated_source"], teachers, report):
+        with saved_model(args, "student", self.origin["measured_source"], teachers, report):
             yield
 
     def _record(

@@ -153,6 +153,7 @@ def prepare_job(
             "student": described,
             "data": data.name if labeller is None else ", ".join(named),
             "evaluated_source": name_of(source if measured is None else measured),
+            "measured_source": source if measured is None else measured,
             "dataset_config": asked.dataset_config,
             "dataset_revision": asked.dataset_revision,
         },

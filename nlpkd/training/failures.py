@@ -125,7 +125,7 @@ def explain_lost_process(args: TrainingArguments) -> Iterator[None]:
 def saved_model(
     args: TrainingArguments,
     what: str,
-    data: str,
+    data: Any,
     teachers: Sequence[str] = (),
     save_report: Callable[[], bool] | None = None,
 ) -> Iterator[None]:
@@ -134,7 +134,7 @@ def saved_model(
     Args:
         args: of the training.
         what: `"student"` or `"teacher"`.
-        data: the rows to measure it on, as the command line names them.
+        data: the rows to measure it on, as they were given.
         teachers: to measure beside it, by path or Hub id.
         save_report: saves what can be said of the model, and returns whether it could.
 
@@ -146,11 +146,15 @@ def saved_model(
     except Exception:
         if args.process_index == 0:
             folder = str(args.output_dir)
-            kept = " A partial report is beside it." if save_report is not None and save_report() else ""
+            kept = (
+                " What could be measured is in report.json beside it."
+                if save_report is not None and save_report()
+                else ""
+            )
             whole = any(map(has_checksums, numbered_folders(Path(folder), "checkpoint").values()))
             beside = [word for teacher in teachers for word in ("--teacher", teacher)]
             # Rows in memory have no name that a command could read.
-            named = data if " " not in data or Path(data).exists() else "DATA"
+            named = str(data) if isinstance(data, (str, Path)) else "DATA"
             words = ["nlpkd", "evaluate", folder, *beside, "--data", named, "--output-dir", folder]
             logger.error(
                 "The %s is trained and saved in %s, with its tokenizer; what failed came after that.%s Mend it, and "

@@ -1,0 +1,163 @@
+"""Whatever fails after a training: the model is whole, what could be measured is kept, and how to go on is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import DatasetDict
+from samples import raw_rows, tiny_bert
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+
+from nlpkd import EvaluationReport, distill, train_teacher
+from nlpkd.pipeline.evaluate import evaluate
+
+QUICK = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 2,
+    "teacher_check": "off", "use_cpu": True, "per_device_train_batch_size": 8,
+}  # fmt: skip
+ROWS = 40
+
+
+class Failing(BertForSequenceClassification):
+    """Fails on as many rows as the held-out set has, which neither a training step nor the rehearsal gives it."""
+
+    broken = True
+
+    def forward(self, input_ids=None, **inputs):
+        if self.broken and len(input_ids) == ROWS and not torch.is_grad_enabled():
+            raise RuntimeError("this machine's kernel has no such size")
+        return super().forward(input_ids=input_ids, **inputs)
+
+
+def failing(**options):
+    plain = tiny_bert(**options)
+    model = Failing(plain.config)
+    model.load_state_dict(plain.state_dict())
+    return model
+
+
+def job(reader, out: Path, **options):
+    splits = DatasetDict(train=raw_rows(24), validation=raw_rows(ROWS, 1))
+    given = {
+        "teacher": tiny_bert(layers=3, seed=1), "student": tiny_bert(), "train": splits, "objectives": "hinton",
+        "tokenizer": reader, "teacher_tokenizer": reader, "output_dir": out,
+    } | QUICK | options  # fmt: skip
+    return distill(**given)
+
+
+def told(caplog) -> str:
+    return " ".join(record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
+
+
+OBSTACLES = {
+    # What is in the way, what else the job is given, the error, and what the report that is left says.
+    "the report": ("report.json", {}, IsADirectoryError, None),
+    "the report in words": ("report.md", {}, IsADirectoryError, None),
+    "the card": ("README.md", {}, IsADirectoryError, "whole"),
+    "a baseline's folder": ("baseline/same_start/model.safetensors", {"baseline": "same_start"}, OSError, "quality"),
+    "the teacher": (None, {"teacher": lambda: failing(layers=3, seed=1)}, RuntimeError, "quality"),
+    "the student": (None, {"student": failing}, RuntimeError, "origin"),
+}
+
+
+@pytest.mark.parametrize("what", OBSTACLES)
+def test_a_student_outlives_what_fails_after_its_training(what, tokenizer, tmp_path, caplog):
+    in_the_way, options, error, left = OBSTACLES[what]
+    out = tmp_path / "out put"
+    options = {name: value() if callable(value) else value for name, value in options.items()}
+    if in_the_way is not None:
+        (out / in_the_way / "something").mkdir(parents=True)
+    with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises(error):
+        job(tokenizer, out, **options)
+    # The student is whole.
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.config.num_hidden_layers == 2 and len(AutoTokenizer.from_pretrained(out)) == len(tokenizer)
+    # It is said, with a command that goes on.
+    said = told(caplog)
+    assert f"The student is trained and saved in {out}, with its tokenizer; what failed came after that." in said
+    assert f"nlpkd evaluate '{out}' --data DATA --output-dir '{out}'" in said
+    assert "resume_from_checkpoint" not in said, "there is no checkpoint to go on from"
+    # And what could be measured is there.
+    assert ("What could be measured is in report.json" in said) == (left is not None)
+    if left is None:
+        return
+    report = EvaluationReport.load(out)
+    data = json.loads((out / "report.json").read_text())
+    assert data["run"].get("incomplete", False) == (left != "whole")
+    assert data["run"]["seed"] == 42 and data["run"]["settings"]["steps"] == 2
+    if left == "whole":
+        assert set(report.candidates) == {"student", "teacher"}
+        return
+    assert bool(report.candidates["student"].quality) == (left == "quality")
+    for page in ("report.md", "README.md"):
+        assert "This report is incomplete" in (out / page).read_text()
+    assert ("The student was not measured." in (out / "report.md").read_text()) == (left == "origin")
+
+
+def test_the_command_that_is_named_makes_the_report_whole(tokenizer, tmp_path, caplog):
+    out, data = tmp_path / "out", tmp_path / "dev.csv"
+    raw_rows(ROWS, 1).to_csv(data)
+    with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises(RuntimeError, match="no such size"):
+        job(tokenizer, out, teacher=failing(layers=3, seed=1), train=raw_rows(24), validation=str(data))
+    assert f"--data {data} --output-dir {out}" in told(caplog)
+    evaluate(out, str(data), output_dir=out, latency_runs=0)
+    report = EvaluationReport.load(out)
+    assert report.candidates["student"].quality and not report.run.incomplete
+
+
+def test_with_a_checkpoint_a_resumed_run_is_named_and_trains_nothing_anew(tokenizer, tmp_path, caplog, monkeypatch):
+    with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises(RuntimeError, match="no such size"):
+        job(tokenizer, tmp_path, teacher=failing(layers=3, seed=1), save_strategy="epoch")
+    assert "--resume_from_checkpoint True), which goes on from the last checkpoint" in told(caplog)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    monkeypatch.setattr(Failing, "broken", False)
+    mended = {"teacher": failing(layers=3, seed=1), "save_strategy": "epoch"}
+    result = job(tokenizer, tmp_path, resume_from_checkpoint=True, **mended)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert not result.report.run.incomplete and "teacher" in result.report.candidates
+
+
+@pytest.mark.parametrize("what", ["evaluation", "eval_results.json"])
+def test_a_teacher_outlives_what_fails_after_its_training(what, tokenizer, tmp_path, caplog):
+    model = failing() if what == "evaluation" else tiny_bert()
+    if what != "evaluation":
+        (tmp_path / what).mkdir()
+    with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises((RuntimeError, OSError)):
+        train_teacher(
+            model, raw_rows(24), raw_rows(ROWS, 1), tokenizer=tokenizer, output_dir=tmp_path,
+            **QUICK | {"per_device_eval_batch_size": 64},
+        )  # fmt: skip
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 2
+    assert f"The teacher is trained and saved in {tmp_path}, with its tokenizer" in told(caplog)
+    assert f"nlpkd evaluate {tmp_path} --data DATA" in told(caplog)
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """As on a full disk: no file of this process can grow beyond a size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_too_small_for_the_student_is_known_before_it_is_trained(tokenizer, tmp_path, caplog):
+    with files_of_at_most(10_000), pytest.raises(OSError, match="the model was not saved"):
+        job(tokenizer, tmp_path, cache_teacher="off")
+    assert not (tmp_path / "trainer_state.json").exists() and not told(caplog)
+
+
+def test_a_hub_that_can_not_be_reached_costs_nothing(tokenizer, tmp_path, monkeypatch):
+    with pytest.raises((RuntimeError, OSError, ValueError)) as raised:
+        job(tokenizer, tmp_path, push_to_hub=True, hub_model_id="alice/student", hub_token="hf_none")
+    assert "push" in str(raised.value)
+    assert set(EvaluationReport.load(tmp_path).candidates) == {"student", "teacher"}
+    assert (tmp_path / "README.md").is_file() and (tmp_path / "model.safetensors").is_file()
