@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from datasets import ClassLabel, Dataset, DatasetDict
 from scipy.optimize import minimize
-from scipy.special import expit, log_expit, log_softmax, logit
+from scipy.special import expit, log_expit, log_softmax, logit, softmax
 from sklearn.model_selection import KFold
 
 from nlpkd.data.columns import LABEL_NAMES
@@ -20,7 +19,7 @@ from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.evaluation.metrics import calibration_error
 from nlpkd.labelling.answers import AnswerFile
-from nlpkd.labelling.rows import texts_to_label
+from nlpkd.labelling.rows import asked_probabilities, texts_to_label
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import Answers, LabelingTeacher
 
@@ -44,12 +43,13 @@ class TeacherQuality:
     calibration_error: float
 
     @classmethod
-    def of(cls, log_probabilities: np.ndarray, labels: np.ndarray) -> TeacherQuality:
-        """Measure log-probabilities `(decisions, options)` against the options that are right `(decisions,)`."""
-        right = log_probabilities.argmax(axis=1) == labels
-        chosen = np.take_along_axis(log_probabilities, labels[:, None], axis=1)
+    def of(cls, scores: np.ndarray, labels: np.ndarray, problem_type: str) -> TeacherQuality:
+        """Measure scores, `(rows, classes)` without bounds, against the gold labels."""
+        log_probabilities, options = _decisions(scores, labels, problem_type)
+        right = log_probabilities.argmax(axis=1) == options
         confidence = np.exp(log_probabilities.max(axis=1))
-        return cls(float(right.mean()), float(-chosen.mean()), calibration_error(confidence, right))
+        log_loss = -_chosen(log_probabilities, options).mean()
+        return cls(float(right.mean()), float(log_loss), calibration_error(confidence, right))
 
     def to_text(self) -> str:
         """Return the figures in a line."""
@@ -107,10 +107,9 @@ class CalibratedTeacher(LabelingTeacher):
     def adjusted(self, probabilities: np.ndarray) -> np.ndarray:
         """Correct the probabilities of `asked`, `(texts, classes)`."""
         priors = np.array([self.calibration.priors[name] for name in self.classes])
-        given = _unbounded(self.teacher.adjusted(probabilities), self.problem_type)
-        return np.exp(_log_probabilities(given, self.calibration.temperature, priors, self.problem_type)).astype(
-            np.float32
-        )
+        scores = _unbounded(self.teacher.adjusted(probabilities), self.problem_type) / self.calibration.temperature
+        corrected = expit(scores + priors) if self.problem_type == MULTI_LABEL else softmax(scores + priors, axis=1)
+        return corrected.astype(np.float32)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Ask, and correct; see `LabelingTeacher.probabilities`."""
@@ -164,13 +163,7 @@ def calibrate_teacher(
     texts, labels = texts_to_label(rows, "gold", text_column), _gold_labels(rows, teacher, label_column)
     if len(texts) < 2:
         raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
-    if answers is None:
-        found = teacher.asked.answer(texts).probabilities
-    else:
-        # One process asks, the others find all answers there.
-        with PartialState().main_process_first():
-            found = np.array([each.probabilities for each in answers.ask(texts)])
-    given = _unbounded(teacher.adjusted(found), teacher.problem_type)
+    given = _unbounded(asked_probabilities(teacher, texts, answers), teacher.problem_type)
     # Each row measured by what was fitted on others.
     held_out = np.zeros_like(given)
     for fitted, left in KFold(min(len(texts), _MOST_FOLDS), shuffle=True, random_state=0).split(given):
@@ -181,8 +174,8 @@ def calibrate_teacher(
         rows=len(texts),
         temperature=temperature,
         priors=dict(zip(teacher.classes, priors.tolist(), strict=True)),
-        before=_quality(given, labels, teacher.problem_type),
-        after=_quality(held_out, labels, teacher.problem_type),
+        before=TeacherQuality.of(given, labels, teacher.problem_type),
+        after=TeacherQuality.of(held_out, labels, teacher.problem_type),
     )
     logger.warning("%s: %s", teacher.describe()["name"], calibration.to_text())
     return CalibratedTeacher(teacher, calibration)
@@ -218,11 +211,6 @@ def _unbounded(probabilities: np.ndarray, problem_type: str) -> np.ndarray:
     return logit(bounded) if problem_type == MULTI_LABEL else np.log(bounded)
 
 
-def _log_probabilities(given: np.ndarray, temperature: float, priors: np.ndarray, problem_type: str) -> np.ndarray:
-    scores = given / temperature + priors
-    return np.log(expit(scores)) if problem_type == MULTI_LABEL else log_softmax(scores, axis=1)
-
-
 def _decisions(scores: np.ndarray, labels: np.ndarray, problem_type: str) -> tuple[np.ndarray, np.ndarray]:
     """Return log-probabilities `(decisions, options)` and the right options: of several labels each is a decision."""
     if problem_type != MULTI_LABEL:
@@ -230,8 +218,8 @@ def _decisions(scores: np.ndarray, labels: np.ndarray, problem_type: str) -> tup
     return np.stack([log_expit(-scores), log_expit(scores)], axis=-1).reshape(-1, 2), labels.reshape(-1)
 
 
-def _quality(scores: np.ndarray, labels: np.ndarray, problem_type: str) -> TeacherQuality:
-    return TeacherQuality.of(*_decisions(scores, labels, problem_type))
+def _chosen(log_probabilities: np.ndarray, options: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(log_probabilities, options[:, None], axis=1)
 
 
 def _fit(given: np.ndarray, labels: np.ndarray, problem_type: str) -> tuple[float, np.ndarray]:
@@ -239,8 +227,7 @@ def _fit(given: np.ndarray, labels: np.ndarray, problem_type: str) -> tuple[floa
 
     def negative_log_posterior(parameters: np.ndarray) -> float:
         scores = given * np.exp(-parameters[0]) + parameters[1:]
-        log_probabilities, right = _decisions(scores, labels, problem_type)
-        chosen = np.take_along_axis(log_probabilities, right[:, None], axis=1)
+        chosen = _chosen(*_decisions(scores, labels, problem_type))
         return float(-chosen.sum() + (parameters**2).sum() / 2)
 
     found = minimize(negative_log_posterior, np.zeros(1 + given.shape[1]), method="L-BFGS-B").x

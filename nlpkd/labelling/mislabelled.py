@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.prediction import predict_logits
-from nlpkd.labelling.rows import answers_beside
+from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED
 from nlpkd.teachers.base import LabelingTeacher
@@ -145,27 +145,18 @@ def check_labels(
     texts, labels = rows[columns.text][:], np.array(targets.splits["train"]["labels"][:])
     known = np.flatnonzero(labels != UNLABELLED)
     asked = [texts[row] for row in known]
-    # Probabilities in the order of the labels' ids.
-    if isinstance(teacher, LabelingTeacher):
-        if list(targets.names) != list(teacher.classes):
-            raise ValueError(
-                f"the labels are {targets.names[:20]}, the teacher's classes {list(teacher.classes)[:20]}"
-            )
-        if output is None:
-            found = teacher.answer(asked).probabilities
-        else:
-            answers = answers_beside(output, teacher).ask(asked)
-            found = teacher.adjusted(np.array([each.probabilities for each in answers]))
-        who = "the teacher"
-    elif teacher is not None:
-        found, who = _of_classifier(teacher, asked, labels[known], targets.names), "the teacher"
-    else:
-        found, who = (
-            _out_of_fold(asked, labels[known], targets.names, seed),
-            "a model that did not learn from this row",
-        )
-    # The rows, with the reason.
     given = labels[known]
+    # Probabilities in the order of the labels' ids.
+    who = "the teacher"
+    if teacher is None:
+        found, who = _out_of_fold(asked, given, targets.names, seed), "a model that did not learn from this row"
+    elif not isinstance(teacher, LabelingTeacher):
+        found = _of_classifier(teacher, asked, given, targets.names)
+    elif list(targets.names) != list(teacher.classes):
+        raise ValueError(f"the labels are {targets.names[:20]}, the teacher's classes {list(teacher.classes)[:20]}")
+    else:
+        found = asked_probabilities(teacher, asked, None if output is None else answers_beside(output, teacher))
+    # The rows, with the reason.
     means = {each: float(found[given == each, each].mean()) for each in np.unique(given)}
     listed = []
     for place in probably_wrong(given, found):
@@ -177,13 +168,16 @@ def check_labels(
         listed.append(Mislabelled(int(known[place]), asked[place], name, other, theirs, best, reason))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        fields = list(Mislabelled.__dataclass_fields__)
-        getattr(Dataset.from_dict({name: [asdict(each)[name] for each in listed] for name in fields}),
-                _WRITERS[output.suffix])(output)  # fmt: skip
+        columns_of_file = {field.name: [getattr(each, field.name) for each in listed] for field in fields(Mislabelled)}
+        _WRITERS[output.suffix](Dataset.from_dict(columns_of_file), output)
     return LabelCheck(len(known), listed, output)
 
 
-_WRITERS: Mapping[str, str] = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
+_WRITERS: Mapping[str, Callable[[Dataset, Path], int]] = {
+    ".csv": Dataset.to_csv,
+    ".jsonl": Dataset.to_json,
+    ".parquet": Dataset.to_parquet,
+}
 
 
 def _out_of_fold(texts: Sequence[str], labels: np.ndarray, names: Sequence[str], seed: int) -> np.ndarray:

@@ -102,6 +102,21 @@ def answers_beside(output: Path, teacher: LabelingTeacher) -> AnswerFile:
     return AnswerFile(output.with_name(output.name + ".answers.jsonl"), teacher)
 
 
+def asked_probabilities(teacher: LabelingTeacher, texts: Sequence[str], answers: AnswerFile | None) -> np.ndarray:
+    """Ask a teacher for the probabilities of texts, `(texts, classes)`.
+
+    Args:
+        teacher: the teacher.
+        texts: the texts.
+        answers: where its answers are kept, and are not asked again; they are not kept if None.
+    """
+    if answers is None:
+        return teacher.answer(texts).probabilities
+    # One process asks, the others find all answers there.
+    with PartialState().main_process_first():
+        return teacher.adjusted(np.array([each.probabilities for each in answers.ask(texts)]))
+
+
 def label_splits(
     teacher: LabelingTeacher,
     train: Source,
