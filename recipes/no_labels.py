@@ -30,7 +30,7 @@ DESCRIPTIONS = {
         "business": "News about companies, markets and the economy.",
         "entertainment": "News about films, music, television and celebrities.",
         "politics": "News about the government, parties, elections and laws.",
-        "sport": "News about matches, players and tournaments.",
+        "sports": "News about matches, players and tournaments.",
         "tech": "News about computers, phones, games, software and the internet.",
     },
     "tweets": {

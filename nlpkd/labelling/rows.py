@@ -13,7 +13,9 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Value
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import check_texts, find_text_column
+from nlpkd.data.columns import check_texts, find_columns, find_text_column
+from nlpkd.data.labels import encode_targets
+from nlpkd.data.soft_labels import add_missing_label_columns
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.labelling.answers import Answer, AnswerFile
 from nlpkd.labelling.budget import Prices
@@ -151,6 +153,15 @@ def label_splits(
     texts: dict[Any, list[str]] = {
         split: texts_to_label(rows, str(split), asked.text_column) for split, rows in splits.items()
     }
+    read_as = replace(
+        asked,
+        soft_label_column=PROBABILITIES,
+        problem_type=teacher.problem_type,
+        label_names=teacher.classes,
+        dataset_config=None,
+        dataset_revision=None,
+    )
+    _refuse_other_classes(splits, read_as)
     answers, state = answers_beside(output, teacher), PartialState()
     # One process asks, the others find all answers there.
     with state.main_process_first():
@@ -160,11 +171,16 @@ def label_splits(
     )
     if state.is_main_process:
         save_rows(labelled["train"], output)
-    return labelled, replace(
-        asked,
-        soft_label_column=PROBABILITIES,
-        problem_type=teacher.problem_type,
-        label_names=teacher.classes,
-        dataset_config=None,
-        dataset_revision=None,
-    )
+    return labelled, read_as
+
+
+def _refuse_other_classes(splits: DatasetDict, asked: DataArguments) -> None:
+    """Refuse gold labels that are none of the teacher's classes, before it is asked about any text."""
+    names = list(asked.label_names)
+    alike = dict.fromkeys(names, 1 / len(names))
+    blank = {split: rows.add_column(PROBABILITIES, [alike] * len(rows)) for split, rows in splits.items()}
+    ready, asked = add_missing_label_columns(DatasetDict(blank), asked)
+    column = find_columns(ready["train"].column_names, asked.text_column, None, asked.label_column).label
+    wanted = {column} if isinstance(column, str) else set(column)
+    labelled = {split: rows for split, rows in ready.items() if wanted <= set(rows.column_names)}
+    encode_targets(DatasetDict(labelled), column, asked.problem_type, names)

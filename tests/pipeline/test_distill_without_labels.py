@@ -89,6 +89,14 @@ def test_without_any_gold_label_the_report_says_that_agreement_is_all_it_knows(t
     assert EvaluationReport.load(tmp_path / "student").to_dict() == report.to_dict()
 
 
+def test_gold_labels_that_are_no_class_of_the_teacher_are_refused_before_it_is_asked(tmp_path, small):
+    asked = []
+    teacher = FunctionTeacher(lambda texts: asked.extend(texts) or judge(texts), ["good", "bad"])
+    with pytest.raises(ValueError, match="Label '(pos|neg)' .* of the validation split"):
+        distill(teacher, small, texts_file(tmp_path), raw_rows(9), output_dir=tmp_path / "student", **QUICK)
+    assert not asked
+
+
 def test_several_labels_without_gold_ones_are_measured_by_agreement(tmp_path, tokenizer):
     tiny_bert(problem_type="multi_label_classification").save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")
