@@ -12,11 +12,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from operator import itemgetter
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from samples import tiny_report
@@ -26,13 +28,17 @@ from typer.testing import CliRunner
 from nlpkd import load_text_classification
 from nlpkd.cli import app
 from nlpkd.data.collator import DistillationCollator
-from nlpkd.data.columns import ROW, find_columns
+from nlpkd.data.columns import ROW, Columns, find_columns
+from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.readers import stream_rows
 from nlpkd.data.sources import read_splits
+from nlpkd.data.streaming import TextStream
+from nlpkd.data.tokenization import TextEncoder
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card
 from nlpkd.models.layers import map_layers
+from nlpkd.tasks import SINGLE_LABEL
 
 settings.register_profile(
     "nlpkd",
@@ -174,6 +180,90 @@ def test_a_stream_takes_and_refuses_what_reading_the_file_whole_does(tmp_path, t
         return data.id2label, data.truncated, [(row["labels"], row["input_ids"]) for row in rows]
 
     assert read(streaming=True) == read()
+
+
+# Labels as files have them, as texts and as values with a type, to draw a column from.
+WRITTEN = [
+    ["0", "1"], ["1.0", "0.0"], ["01", "02"], ["+1", "-1"], [" 1", "0 "], ["1_0", "2_0"], ["\u0661", "\u0662"],
+    ["\uff11", "1"], ["1,000", "2,000"], ["3", "20", "100"], ["1e2", "100", "5"], ["0", "1", "nan"], ["0", "1", "NA"],
+    ["0", "1", ""], ["1", "01", "2"], ["NA", "x"], ["null", "None", "nan"], ["True", "False"],
+    ["2020-01-02", "2021-01-02"],
+    ["0.5", "1.5", "2"], ["0.5", "1.5", ""], ["0.5", "1.5", "NA"], ["0.5", "1.5", "-100"], ["a", "b", "-100"],
+    ["0", "1", "-1"], ["0", "1", "-100.0"], ["['a']", "['a', 'b']"], ["['a' 'b']", "['b']"], ["[0 2]", "[1]", "[]"],
+    ['["a"]', "[]"], ["[0. 1.]", "[1. 0.]"], ["['a']", "b"], ["[]", "b"], ["a\nb", "c"], ['"a"', "b,c", "d'"],
+    ["a", "a\u200b"],
+    ["\u00e9", "e\u0301"], ["a", "A"], ["a", " a"], ["", "a", "b"], ["\ufeffa", "b"], ["x" * 1001, "b"],
+]  # fmt: skip
+TYPED = [
+    [0, 1], [0.0, 1.0], [1, 2, 5], [-1, 1], [True, False], [0.5, 1.0], [0.25, None, 2.0], [0, 1, None],
+    [0.0, 1.0, None],
+    [True, False, None], ["a", "b", None], [0, 1, -100], [0.5, 1.5, -100.0], [["a"], ["b", "a"]], [[0, 1], [1, 1]],
+    [[0.0, 1.0], [1.0, 1.0]], [[2], [0, 1]], [12345678901234567, 12345678901234568],
+]  # fmt: skip
+
+
+def columns_of(pools):
+    return st.sampled_from(pools).flatmap(lambda pool: st.lists(st.sampled_from(pool), min_size=3, max_size=8))
+
+
+def told(path, tokenizer, source, streaming=False):
+    """What a source's labels are taken for, and each row's; or why they are refused."""
+    try:
+        if not streaming:
+            splits = read_splits(source)[0]
+            targets = encode_targets(splits, "label")
+            rows = targets.splits["train"]
+            return targets.problem_type, targets.names, rows["text"][:], str(rows["labels"][:])
+        columns = Columns("text", None, "label")
+        stream = TextStream.from_file(source, columns, TextEncoder(columns, [tokenizer], 16))
+        rows = stream.head(99)
+        return SINGLE_LABEL, stream.names, list(stream.raw_texts()), str(rows["labels"][:])
+    except ValueError as error:
+        # Where it is, and how a missing value is written there, are the source's own.
+        return re.sub(r"value ('[^']*'|None)\)", "value)", str(error).replace(f"{path}: ", ""))
+
+
+def same_for_all(tmp_path, tokenizer, rows, sources):
+    """Check that every reader says the same of rows, and a stream unless these are for reading whole."""
+    expected = told("the list", tokenizer, rows)
+    for source in sources:
+        assert told(source, tokenizer, source) == expected, source
+        if hasattr(source, "suffix") and source.suffix != ".json":
+            found = told(source, tokenizer, source, streaming=True)
+            assert found == expected or ("a stream has one" in found and expected[0] != SINGLE_LABEL), source
+
+
+@given(labels=columns_of(WRITTEN), dialect=DIALECTS, bom=BOM)
+@settings(max_examples=60)
+def test_every_reader_and_format_takes_written_labels_for_the_same(tmp_path, tokenizer, labels, dialect, bom):
+    rows = [{"text": f"good {number}", "label": label} for number, label in enumerate(labels)]
+    paths = {kind: tmp_path / f"rows.{kind}" for kind in ("csv", "tsv", "json", "jsonl", "parquet")}
+    table = [(row["text"], row["label"]) for row in rows]
+    paths["csv"].write_bytes(bom + written(table, dialect))
+    paths["json"].write_bytes(bom + json.dumps(rows).encode())
+    paths["jsonl"].write_bytes(bom + "\n".join(map(json.dumps, rows)).encode())
+    pq.write_table(pa.Table.from_pylist(rows), paths["parquet"])
+    if not any(re.search("[\t\r\n]", label) for label in labels):
+        paths["tsv"].write_bytes(bom + "\n".join("\t".join(row) for row in [("text", "label"), *table]).encode())
+    else:
+        del paths["tsv"]
+    sources = [*paths.values(), pd.DataFrame(rows), Dataset.from_list(rows)]
+    same_for_all(tmp_path, tokenizer, rows, sources)
+
+
+@given(labels=columns_of(TYPED))
+@settings(max_examples=30)
+def test_every_reader_and_format_takes_typed_labels_for_the_same(tmp_path, tokenizer, labels):
+    rows = [{"text": f"good {number}", "label": label} for number, label in enumerate(labels)]
+    frame = pd.DataFrame(rows)
+    paths = {kind: tmp_path / f"rows.{kind}" for kind in ("csv", "json", "jsonl", "parquet")}
+    frame.to_csv(paths["csv"], index=False)
+    frame.to_json(paths["json"], orient="records")
+    frame.to_json(paths["jsonl"], orient="records", lines=True)
+    frame.to_parquet(paths["parquet"])
+    same_for_all(
+        tmp_path, tokenizer, rows, [*paths.values(), frame, frame.to_dict("records"), Dataset.from_list(rows)]
+    )
 
 
 COLUMNS = st.sampled_from(["text", "sentence", "label", "labels", "premise"])

@@ -282,9 +282,12 @@ def summarize_file(path: Path, columns: Columns, encode: Encoder, asked: DataArg
     # One row of each label stands for all of them where the classes are settled.
     examples = _examples(path, columns, first)
     labelled_rows = sum(count for label, count in rows_by_label.items() if str(label) != str(UNLABELLED))
-    numbers, reason = list(first.values()), ""
+    numbers = list(first.values())
     try:
         kind = read_kind(examples, columns.label, numbers, asked.label_names, asked.problem_type is not None)
+        if kind.task != SINGLE_LABEL and asked.problem_type is None:
+            found = kind.reason[0].upper() + kind.reason[1:]
+            raise ValueError(f"{found}, and a stream has one class a row: read the file whole, without streaming")
         encoded, feature = encode_labels(
             DatasetDict(train=examples),
             columns.label,
@@ -293,13 +296,10 @@ def summarize_file(path: Path, columns: Columns, encode: Encoder, asked: DataArg
             names=asked.label_names,
             column_named=asked.label_column is not None,
         )
-        if asked.problem_type is None:
-            reason = kind.reason
-            if kind.task != SINGLE_LABEL:
-                raise ValueError(f"{reason}, and a stream has one class a row: read the file whole, without streaming")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     ids = dict(zip(examples[columns.label], encoded["train"]["labels"], strict=True))
+    reason = kind.reason if asked.problem_type is None else ""
     return FileSummary(rows_by_label, ids, list(feature.names), truncated, examples, reason)
 
 

@@ -110,7 +110,7 @@ def test_texts_of_lists_are_lists(tmp_path, tokenizer, labels, names, first):
         data = load_text_classification(source, tokenizer=tokenizer)
         assert (data.problem_type, list(data.id2label.values())) == (MULTI_LABEL, names)
         assert data["train"]["labels"][0] == first
-    with pytest.raises(ValueError, match="its texts are lists.*a stream has one class a row"):
+    with pytest.raises(ValueError, match="is a list, and a stream has one class a row"):
         load_text_classification(path, tokenizer=tokenizer, streaming=True)
     asked = load_text_classification(path, tokenizer=tokenizer, problem_type=SINGLE_LABEL)
     assert sorted(asked.id2label.values()) == sorted(labels)
@@ -136,7 +136,7 @@ def test_scores_of_every_source_may_lack_some_and_say_so(tmp_path, tokenizer, ca
         data = load_text_classification(source, tokenizer=tokenizer)
         assert data.problem_type == REGRESSION and np.isnan(data["train"]["labels"][:]).tolist() == [0, 0, 1, 0]
         assert "1 of 4 train rows have no score" in caplog.text
-    with pytest.raises(ValueError, match="'0.5'.*not whole.*a stream has one class a row"):
+    with pytest.raises(ValueError, match=r"Label '0.5' \(row 0 .* is not whole, and a stream has one class a row"):
         load_text_classification(write(tmp_path / "rows.csv", scores[:2]), tokenizer=tokenizer, streaming=True)
 
 
@@ -150,14 +150,14 @@ def test_what_was_decided_is_said_once_with_the_reason_and_can_be_overridden(tmp
         return data.problem_type, [message.partition(" holds ")[2] for message in messages]
 
     end = " Where they mean something else, set problem_type."
-    assert said() == (SINGLE_LABEL, ["one class a row: all values are whole." + end])
+    assert said() == (SINGLE_LABEL, ["one class a row: all labels are whole." + end])
     assert said(streaming=True) == said()
     assert said("01 2") == (
         SINGLE_LABEL,
-        ["one class a row: all are whole, and zeros in front are kept ('01')." + end],
+        ["one class a row: all labels are whole, and zeros in front are kept ('01')." + end],
     )
-    assert said("1 x") == (SINGLE_LABEL, ["one class a row: row 1 has 'x', which is no number." + end])
-    assert said("1 2.5") == (REGRESSION, ["scores: row 1 has '2.5', which is not whole." + end])
+    assert said("1 x") == (SINGLE_LABEL, ["one class a row: label 'x' (row 1 of the train split) is no number." + end])
+    assert said("1 2.5") == (REGRESSION, ["scores: label '2.5' (row 1 of the train split) is not whole." + end])
     assert said("1 2.5", problem_type=SINGLE_LABEL) == (SINGLE_LABEL, [])
     assert said(problem_type=REGRESSION) == (REGRESSION, [])
 

@@ -82,28 +82,28 @@ def read_kind(
     first: dict[tuple[type, Any], int] = {}
     for row, value in zip(range(len(data)) if rows is None else rows, data[column][:], strict=True):
         if isinstance(value, (list, tuple)):
-            return LabelKind(MULTI_LABEL, False, f"row {row} has a list")
+            return LabelKind(MULTI_LABEL, False, f"{_of_row(value, row)} is a list")
         if not isinstance(value, dict) and str(value) != str(UNLABELLED):
             first.setdefault((type(value), value), row)
     known = {value: row for (_, value), row in first.items() if not is_missing(value)}
     # Texts of lists.
     texts = {value: row for value, row in known.items() if isinstance(value, str) and value.strip()[:1] in "[({"}
     if texts and not one_class and _are_lists(texts, known, column):
-        return LabelKind(MULTI_LABEL, False, "its texts are lists, such as {!r:.40} (row {})".format(*_first(texts)))
+        return LabelKind(MULTI_LABEL, False, f"{_of_row(*_first(texts))} is a list")
     # Numbers, among which a word for what is missing is no name.
     words = {value for value in known if is_missing(value, whole=True) and value not in names}
     numbers = {value: number_of(value) for value in known if value not in words}
     odd = next((value for value, number in numbers.items() if number is None), None)
     if odd is not None or not numbers:
-        reason = "no row has a label" if odd is None else f"row {known[odd]} has {odd!r:.40}, which is no number"
+        reason = "no row has a label" if odd is None else f"{_of_row(odd, known[odd])} is no number"
         return LabelKind(SINGLE_LABEL, False, reason)
     fraction = next((value for value in numbers if whole_number(value) is None), None)
     if fraction is not None:
-        return LabelKind(REGRESSION, False, f"row {known[fraction]} has {fraction!r:.40}, which is not whole")
+        return LabelKind(REGRESSION, False, f"{_of_row(fraction, known[fraction])} is not whole")
     padded = next((value for value in numbers if _is_padded(value)), None)
     if padded is not None:
-        return LabelKind(SINGLE_LABEL, False, f"all are whole, and zeros in front are kept ({padded!r:.40})")
-    return LabelKind(SINGLE_LABEL, True, "all values are whole")
+        return LabelKind(SINGLE_LABEL, False, f"all labels are whole, and zeros in front are kept ({padded!r:.40})")
+    return LabelKind(SINGLE_LABEL, True, "all labels are whole")
 
 
 def is_missing(value: Any, whole: bool = False) -> bool:
@@ -195,6 +195,10 @@ def _are_lists(texts: Mapping[str, int], known: Mapping[Any, int], column: str) 
 def _is_padded(value: Any) -> bool:
     found = _INTEGER.fullmatch(value.strip()) if isinstance(value, str) else None
     return found is not None and len(found[2]) > 0
+
+
+def _of_row(value: Any, row: int) -> str:
+    return f"label {value!r:.40} (row {row} of the train split)"
 
 
 def _first(rows: Mapping[Any, int]) -> tuple[Any, int]:
