@@ -135,8 +135,9 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         names = list(asked.label_names) or _names_in(train, str(column))
         for split, data in held_out.items():
             numbers = task == SINGLE_LABEL and read_kind(data, label, names=names).whole
-            known_values = {value for value in data[label][:] if not is_missing(value)} if numbers else set()
-            unknown = {str(whole_number(value)) for value in known_values} - {str(UNLABELLED), *names}
+            values = [value for value in data[label][:] if numbers and not is_missing(value, whole=True)]
+            unknown = {str(value) for value in values if {str(value), str(whole_number(value))}.isdisjoint(names)}
+            unknown -= {str(UNLABELLED)}
             if unknown and not Classes.of(names).is_generic:
                 raise ValueError(
                     f"the labels of the {split} split (column {label!r}) are numbers, such as {min(unknown)}, and the "

@@ -71,6 +71,7 @@ def test_whole_numbers_and_names_are_classes_however_they_are_written(tmp_path, 
         (["0.0", "1.0", "NA", "1.0"], "Row 2 of the train split has no label .*'NA'"),
         (["0", "1", " ", "1"], "Row 2 of the train split has no label .*' '"),
         (["0", "1", "", "1"], "Row 2 of the train split has no label .*''"),
+        (["01", "02", "nan", "02"], "Row 2 of the train split has no label .*'nan'"),
         (["01", "02", "1", "02"], r"Labels \['01', '1'\] of column 'label' are the same number"),
         (
             ["['a']", "b", "b", "a"],
@@ -114,6 +115,22 @@ def test_texts_of_lists_are_lists(tmp_path, tokenizer, labels, names, first):
         load_text_classification(path, tokenizer=tokenizer, streaming=True)
     asked = load_text_classification(path, tokenizer=tokenizer, problem_type=SINGLE_LABEL)
     assert sorted(asked.id2label.values()) == sorted(labels)
+
+
+def test_a_spelling_that_train_does_not_have_is_told_from_its_look_alike(tokenizer):
+    train = rows_of(["caf\u00e9", "bar"])
+    with pytest.raises(
+        ValueError, match=r"column 'label' \(row 1 of the validation split\) look alike: .*U\+00E9 and"
+    ):
+        load_text_classification(train, rows_of(["bar", "cafe\u0301"]), tokenizer=tokenizer)
+    data = load_text_classification(train, rows_of(["bar"]), tokenizer=tokenizer, label_names=["cafe\u0301", "bar"])
+    assert list(data.id2label.values()) == ["cafe\u0301", "bar"] and data["train"]["labels"][:] == [0, 1]
+
+
+def test_a_test_split_of_minus_ones_is_hidden_whatever_its_type(tmp_path, tokenizer):
+    for hidden in (-1, "-1", "-1.0", -1.0, "", None):
+        data = load_text_classification(rows_of(["a", "b"]), None, rows_of([hidden] * 2), tokenizer=tokenizer)
+        assert list(data) == ["train"]
 
 
 def test_what_a_text_is_read_as():

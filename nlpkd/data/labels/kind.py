@@ -41,13 +41,15 @@ class LabelKind:
 
     Attributes:
         task: the problem type that the values make.
-        whole: whether the classes are whole numbers, however each is written (`1`, `"1.0"`, `" +1"`).
         reason: why, for the log; empty where the column names its classes itself.
+        whole: whether the classes are whole numbers, however each is written (`1`, `"1.0"`, `" +1"`).
+        padded: whether some have zeros in front, so that they are names as they are written.
     """
 
     task: str
-    whole: bool
     reason: str
+    whole: bool = False
+    padded: bool = False
 
 
 def read_kind(
@@ -77,33 +79,32 @@ def read_kind(
         ValueError: if some texts are lists and others are not, or numpy left out a part of one.
     """
     if isinstance(data.features[column], ClassLabel):
-        return LabelKind(SINGLE_LABEL, False, "")
+        return LabelKind(SINGLE_LABEL, "")
     # Each different value once, with the first row that has it.
     first: dict[tuple[type, Any], int] = {}
     for row, value in zip(range(len(data)) if rows is None else rows, data[column][:], strict=True):
         if isinstance(value, (list, tuple)):
-            return LabelKind(MULTI_LABEL, False, f"{_of_row(value, row)} is a list")
+            return LabelKind(MULTI_LABEL, f"{_of_row(value, row)} is a list")
         if not isinstance(value, dict) and str(value) != str(UNLABELLED):
             first.setdefault((type(value), value), row)
     known = {value: row for (_, value), row in first.items() if not is_missing(value)}
     # Texts of lists.
     texts = {value: row for value, row in known.items() if isinstance(value, str) and value.strip()[:1] in "[({"}
     if texts and not one_class and _are_lists(texts, known, column):
-        return LabelKind(MULTI_LABEL, False, f"{_of_row(*_first(texts))} is a list")
+        return LabelKind(MULTI_LABEL, f"{_of_row(*_first(texts))} is a list")
     # Numbers, among which a word for what is missing is no name.
     words = {value for value in known if is_missing(value, whole=True) and value not in names}
     numbers = {value: number_of(value) for value in known if value not in words}
     odd = next((value for value, number in numbers.items() if number is None), None)
     if odd is not None or not numbers:
         reason = "no row has a label" if odd is None else f"{_of_row(odd, known[odd])} is no number"
-        return LabelKind(SINGLE_LABEL, False, reason)
+        return LabelKind(SINGLE_LABEL, reason)
     fraction = next((value for value in numbers if whole_number(value) is None), None)
     if fraction is not None:
-        return LabelKind(REGRESSION, False, f"{_of_row(fraction, known[fraction])} is not whole")
+        return LabelKind(REGRESSION, f"{_of_row(fraction, known[fraction])} is not whole")
     padded = next((value for value in numbers if _is_padded(value)), None)
-    if padded is not None:
-        return LabelKind(SINGLE_LABEL, False, f"all labels are whole, and zeros in front are kept ({padded!r:.40})")
-    return LabelKind(SINGLE_LABEL, True, "all labels are whole")
+    zeros = "" if padded is None else f", and zeros in front are kept ({padded!r:.40})"
+    return LabelKind(SINGLE_LABEL, f"all labels are whole{zeros}", whole=True, padded=padded is not None)
 
 
 def is_missing(value: Any, whole: bool = False) -> bool:

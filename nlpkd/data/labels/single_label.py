@@ -56,9 +56,10 @@ def encode_labels(
     # Every label as a name or an integer, as train has them.
     rows: dict[str, Sequence[int]] = {split: range(len(data)) for split, data in splits.items()}
     rows |= {} if numbers is None else {"train": numbers}
-    whole = read_kind(splits["train"], column, rows["train"], names, one_class=True).whole
-    values = {split: _label_values(data, rows[split], split, column, whole) for split, data in splits.items()}
-    if "test" in values and all(value == -1 or is_missing(value) for value in values["test"]):
+    kind = read_kind(splits["train"], column, rows["train"], names, one_class=True)
+    integers = kind.whole and not kind.padded
+    values = {split: _label_values(data, rows[split], split, column, integers) for split, data in splits.items()}
+    if "test" in values and all(is_missing(value) or whole_number(value) == -1 for value in values["test"]):
         logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
         del values["test"]
     if names and all(map(is_missing, values["train"])):
@@ -71,7 +72,7 @@ def encode_labels(
             f"No train row has a label (column {column!r}), and the labels settle what the classes are: label some, "
             "name the classes of the teacher (config.id2label), or give label_names."
         )
-    _refuse_missing(values, rows, column, whole)
+    _refuse_missing(values, rows, column, kind.whole)
     # The train rows settle names and ids of the classes, or a model that has the same ones.
     every = [value for split in values.values() for value in split]
     known = None if isinstance(feature, ClassLabel) else _ids_of_a_model(labelled, every, names)
@@ -92,6 +93,7 @@ def encode_labels(
     for split, labels in values.items():
         for row, value in zip(rows[split], labels, strict=True):
             if str(value) not in ids:
+                refuse_look_alikes([*names, str(value)], f"column {column!r} (row {row} of the {split} split)")
                 raise ValueError(
                     f"Label {value!r:.80} (row {row} of the {split} split, column {column!r}) is not a label of the "
                     f"train split, which has {list(names)[:20]}."
@@ -135,8 +137,8 @@ def _ids_of_names(names: Sequence[str]) -> dict[str, int]:
     return ids | {name: number for number, name in enumerate(names)}
 
 
-def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, whole: bool) -> list[Any]:
-    """Read labels as names or integers: ClassLabel ids by name, booleans as "True", 2.0 as 2, "2" as 2 if `whole`."""
+def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, integers: bool) -> list[Any]:
+    """Read names or integers: ClassLabel ids by name, booleans as "True", 2.0 as 2; "2" too if `integers`."""
     if column not in data.column_names:
         raise ValueError(f"The {split} split has no column {column!r}; its columns are {data.column_names}.")
     feature, values = data.features[column], data[column][:]
@@ -157,7 +159,7 @@ def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, w
                     f"letters: is this the text column? A class's name has {LONGEST_NAME} at most."
                 )
             number = whole_number(value)
-            labels.append(value if number is None or not (whole or number == UNLABELLED) else number)
+            labels.append(value if number is None or not (integers or number == UNLABELLED) else number)
         elif isinstance(value, bool) or is_missing(value):
             labels.append(str(value) if isinstance(value, bool) else None)
         elif whole_number(value) is not None:
