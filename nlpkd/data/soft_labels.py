@@ -12,7 +12,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS
+from nlpkd.data.columns import LABEL_NAMES, PAIRS, TEACHER_LOGITS, TEXT_NAMES
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.kind import is_missing, read_kind, whole_number
 from nlpkd.data.labels.targets import read_task
@@ -118,6 +118,8 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
     held_out = {split: data for split, data in others.items() if label in data.column_names}
     if (has_gold and (not soft or len(given) > 1 or len(held_out) == len(others))) or not (soft or held_out):
         return splits, asked
+    if not soft and not _has_texts(train, asked):
+        return splits, asked
     task = asked.problem_type or next((read_task(data, label) for data in held_out.values()), SINGLE_LABEL)
     several = task == MULTI_LABEL
 
@@ -154,6 +156,14 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         marked = {split: data for split, data in others.items() if column in data.column_names}
         splits = DatasetDict({**splits, **{split: unlabelled(data, kind) for split, data in marked.items()}})
     return splits, asked
+
+
+def _has_texts(train: Dataset, asked: DataArguments) -> bool:
+    """Check whether rows have a column of texts, so that a label's column is all that they lack."""
+    if asked.text_column is not None:
+        return asked.text_column in train.column_names
+    plain = {name.strip().lower() for name in train.column_names}
+    return bool(plain & TEXT_NAMES) or any(set(pair) <= set(train.column_names) for pair in PAIRS)
 
 
 def _names_in(rows: Dataset, column: str) -> list[str]:
