@@ -14,6 +14,7 @@ from processes import run as run_program
 from samples import fine_tuned_teacher, raw_rows, tiny_bert
 
 import nlpkd
+from nlpkd.compression.onnx import accept
 from nlpkd.hub.push import files_to_push, push_student
 from nlpkd.hub.saving import save_student
 from nlpkd.models.loading import load_classifier, load_config, load_tokenizer
@@ -200,6 +201,36 @@ def test_a_link_out_of_the_folder_is_not_pushed(name, tmp_path, tokenizer):
             use(folder, "alice/student")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"])
+def test_a_link_out_of_a_model_s_folder_is_not_read_into_a_student(name, tmp_path, tokenizer):
+    """What a foreign teacher's tokenizer or config say is written into the student, which may be pushed."""
+    folder, outside = save_student(tiny_bert(), tmp_path / "teacher", tokenizer), tmp_path / "outside"
+    (folder / CHECKSUMS).unlink()
+    if (folder / name).exists():
+        (folder / name).rename(outside)
+    else:
+        outside.write_text("[UNK]\ntheirs\n")
+    (folder / name).symlink_to(outside)
+    for load in (load_config, load_tokenizer, load_classifier):
+        with pytest.raises(ValueError, match=f"{name} in .* leads out of it by a link"):
+            load(folder)
+
+
+def test_a_record_of_an_export_deletes_no_file_but_its_own(tmp_path, tokenizer):
+    folder, outside = save_student(tiny_bert(), tmp_path / "student", tokenizer), tmp_path / "outside.onnx"
+    outside.write_text("theirs")
+    (folder / "onnx").mkdir()
+    listed = ["../outside.onnx", str(outside), "model.safetensors", "onnx/../../outside.onnx", "onnx/model.onnx"]
+    (folder / "onnx" / "model.onnx").write_text("ours")
+    record = {"weights_sha256": {"model.safetensors": "0"}, "files": dict.fromkeys(listed, {})}
+    (folder / "onnx" / "export.json").write_text(json.dumps(record))
+    staged = folder / ".staged"
+    (staged / "onnx").mkdir(parents=True)
+    accept(staged, folder, [], None)
+    assert outside.read_text() == "theirs" and (folder / "model.safetensors").exists()
+    assert not (folder / "onnx" / "model.onnx").exists()
+
+
 def test_a_student_in_the_hub_s_cache_is_pushed_though_its_files_are_links(tmp_path, tokenizer):
     snapshot, blobs = tmp_path / "models--alice--student/snapshots/0123", tmp_path / "models--alice--student/blobs"
     save_student(tiny_bert(), blobs, tokenizer)
@@ -220,6 +251,29 @@ def test_a_folder_with_an_adapter_names_the_base_and_asks_nobody_for_it(beside, 
     for load in (load_classifier, nlpkd.load_teacher):
         with pytest.raises(ValueError, match="an adapter.*of the base model 'bob/evil'.*merge the adapter"):
             load(folder)
+
+
+ADAPTER = """
+from nlpkd import load_teacher
+from nlpkd.models.loading import load_classifier
+for load in (load_classifier, load_teacher):
+    try:
+        load("bob/adapter")
+    except ValueError as error:
+        print("REFUSED", error)
+"""
+
+
+def test_an_adapter_on_the_hub_names_its_base_before_the_hub_is_asked_for_that(tmp_path):
+    settings = json.dumps({"base_model_name_or_path": "bob/base", "peft_type": "LORA"}).encode()
+    with HubServer() as hub:
+        for name in ("adapter", "base"):
+            hub.add_repo(f"bob/{name}", tmp_path / "nothing")
+        hub.repos["model", "bob/adapter"].commit({"adapter_config.json": settings}, "adapter")
+        run = run_program(["-c", ADAPTER], tmp_path, hub_environment(hub, tmp_path / "home", READ_TOKEN))
+    assert run.stdout.count("REFUSED") == 2 and run.stdout.count("base model 'bob/base'") == 2, run
+    asked = [path for _, path in hub.requests]
+    assert any("bob/adapter" in path for path in asked) and not any("bob/base" in path for path in asked), asked
 
 
 PULL = """

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
 from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
-from nlpkd.utils.files import explain_damage, move_into, refuse_links
+from nlpkd.utils.files import explain_damage
 from nlpkd.utils.fingerprints import hash_weights
+from nlpkd.utils.links import inside, move_into, refuse_links
 from nlpkd.utils.optional import require
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def export_onnx(
         tokenizer: its tokenizer.
         directory: the model's own folder, or an empty one, which gets config and tokenizer too.
         texts: real texts to compare on; of pairs two texts each. 64 of random tokens if None.
-        max_length: the most tokens of a text; the tokenizer's limit, or 512, if None.
+        max_length: the most tokens of a text, within the tokenizer's limit; 512 if None.
         tolerance: how far a logit may be off, times the largest logit where that is above 1.
 
     Returns:
@@ -113,7 +114,7 @@ def export_onnx(
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
-    directory, max_length = Path(directory), max_length or min(tokenizer.model_max_length, 512)
+    directory, max_length = Path(directory), min(max_length or 512, tokenizer.model_max_length)
     refuse_another_model(directory, model, tokenizer)
     texts = texts_to_compare(texts, tokenizer, max_length)
     reference = copy.deepcopy(model).float().cpu().eval()
@@ -188,7 +189,8 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
     before = export_record(directory)
     if (before.get("weights_sha256"), before.get("state_sha256")) != (weights, state_sha256):
         for file in before["files"]:
-            (directory / file).unlink(missing_ok=True)
+            if PurePosixPath(file).match("onnx/*.onnx"):
+                inside(directory, file).unlink(missing_ok=True)
         before = {"files": {}}
     files = before["files"] | {record.file: asdict(record) for record in records}
     record = {"weights_sha256": weights, "state_sha256": state_sha256, "files": files}

@@ -24,7 +24,8 @@ from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.students.backbone import without_local_backbone
-from nlpkd.utils.files import NO_SPACE, explain_damage, inside, refuse_damaged, refuse_outside, write_atomic
+from nlpkd.utils.files import NO_SPACE, explain_damage, refuse_damaged, write_atomic
+from nlpkd.utils.links import copy_from_inside, inside, refuse_outside
 from nlpkd.utils.locks import only_writer_if_any
 from nlpkd.utils.provenance import without_tokens
 
@@ -147,8 +148,6 @@ def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
         staging = Path(folder)
         _stage(directory, staging)
         if (card := _new_card(directory, repo_id)) is not None:
-            # What lies there is a link to the folder's own.
-            (staging / CARD_NAME).unlink(missing_ok=True)
             (staging / CARD_NAME).write_bytes(card.encode())
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         return {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
@@ -251,7 +250,8 @@ def _publishable(directory: Path) -> list[str]:
 def _new_card(directory: Path, repo_id: str) -> str | None:
     """Return the text of the card that the report gives, None where somebody's own card is there."""
     if (directory / JSON_NAME).is_file():
-        return renewed_card(EvaluationReport.load(directory / JSON_NAME), directory, repo_id)
+        with explain_damage(directory / JSON_NAME, "evaluate again"):
+            return renewed_card(EvaluationReport.load(directory), directory, repo_id)
     if not (directory / CARD_NAME).is_file():
         logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
     return None
@@ -259,23 +259,23 @@ def _new_card(directory: Path, repo_id: str) -> str | None:
 
 def _stage(directory: Path, staging: Path) -> None:
     """Gather what may be published: report and config without paths of this machine, the page without its examples."""
-    if (directory / JSON_NAME).is_file():
-        public = public_report(EvaluationReport.load(directory / JSON_NAME))
-        if (directory / PAGE_NAME).is_file():
-            save_report(public, staging, card=False, logs=directory)
-        else:
-            public.save(staging)
+    # Copies, which nobody replaces by links while they are sent.
     for name in _publishable(directory):
-        # Without report.json there is nothing that could be published of the other two.
-        if Path(name).name in (JSON_NAME, MARKDOWN_NAME, PAGE_NAME):
-            continue
         (staging / name).parent.mkdir(exist_ok=True)
-        if name == CONFIG_NAME:
-            config = without_local_backbone((directory / name).read_text(encoding="utf-8"))
-            if config is not None:
-                (staging / name).write_text(config, encoding="utf-8")
-                continue
-        (staging / name).symlink_to((directory / name).resolve())
+        copy_from_inside(directory, name, staging / name)
+    config = without_local_backbone((staging / CONFIG_NAME).read_text(encoding="utf-8"))
+    if config is not None:
+        (staging / CONFIG_NAME).write_text(config, encoding="utf-8")
+    # Without report.json there is nothing that could be published of the page and of the text.
+    page, named = (staging / PAGE_NAME).is_file(), (staging / JSON_NAME).is_file()
+    with explain_damage(directory / JSON_NAME, "evaluate again"):
+        public = public_report(EvaluationReport.load(staging)) if named else None
+        for name in (JSON_NAME, MARKDOWN_NAME, PAGE_NAME):
+            (staging / name).unlink(missing_ok=True)
+        if public is not None and page:
+            save_report(public, staging, card=False, logs=directory)
+        elif public is not None:
+            public.save(staging)
 
 
 def _check_visibility(api: HfApi, url: RepoUrl, private: bool | None) -> None:

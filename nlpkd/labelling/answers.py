@@ -6,15 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities
+from nlpkd.utils.files import explain_damage
+from nlpkd.utils.links import open_no_link, refuse_links
+from nlpkd.utils.locks import lock_of
 
 
 class Answer(NamedTuple):
@@ -53,17 +53,21 @@ class AnswerFile:
         """Return the answers by the texts' hashes; a last line that was cut short by a kill is dropped.
 
         Raises:
-            ValueError: if they are another teacher's.
+            ValueError: if they are another teacher's, or no answers.
         """
         if not self.path.exists():
             return {}
         lines = self.path.read_bytes().split(b"\n")[:-1]
-        if lines and json.loads(lines[0]) != self.owner:
+        with explain_damage(self.path, "delete it, and all texts are asked about again; or give another output"):
+            owner, *found = map(json.loads, lines) if lines else [self.owner]
+            answers = {str(key): Answer(*answer) for key, *answer in found} if owner == self.owner else {}
+            _check(list(answers.values()), self.teacher)
+        if owner != self.owner:
             raise ValueError(
-                f"{self.path} holds the answers of another teacher or question ({lines[0].decode()[:300]}): delete "
+                f"{self.path} holds the answers of another teacher or question ({str(owner):.300}): delete "
                 "it, or give another output"
             )
-        return {key: Answer(*answer) for key, *answer in map(json.loads, lines[1:])}
+        return answers
 
     def plan(self, texts: Sequence[str], prices: Prices | None = None) -> LabelPlan:
         """Count what is left to ask about these texts; nothing is asked."""
@@ -101,7 +105,7 @@ class AnswerFile:
         known, budget = self.read(), budget or Budget()
         if not all(_key(text) in known for text in texts):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self.path):
+            with lock_of(self.path.with_name(self.path.name + ".lock"), f"appending to {self.path}"):
                 known = self.read()
                 self._ask_for_missing(texts, known, budget)
         return [known[_key(text)] for text in texts]
@@ -125,8 +129,9 @@ class AnswerFile:
             )
 
     def _append(self) -> IO[bytes]:
-        """Open the file for further answers, behind its last whole line."""
-        file = open(self.path, "a+b")  # noqa: SIM115
+        """Open the file for further answers, behind its last whole line; it must be no link."""
+        refuse_links(self.path.parent, self.path.name)
+        file = open(self.path, "a+b", opener=open_no_link)  # noqa: SIM115
         file.seek(0)
         end = file.read().rfind(b"\n") + 1
         file.truncate(end)
@@ -237,11 +242,9 @@ def _key(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other labellings from the same answers."""
-    try:
-        with FileLock(path.with_name(path.name + ".lock"), timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"another run appends to {path}: wait for it, or give another output") from None
+def _check(answers: Sequence[Answer], teacher: LabelingTeacher) -> None:
+    """Refuse kept answers that are no distributions, or whose tokens are no numbers."""
+    if answers:
+        as_probabilities([each.probabilities for each in answers], len(answers), teacher.classes, teacher.problem_type)
+    if wrong := [each for each in answers if not {type(number) for number in each[1:]} <= {int, type(None)}]:
+        raise ValueError(f"no numbers of tokens: {wrong[0]!r:.100}")

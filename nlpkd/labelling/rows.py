@@ -20,6 +20,7 @@ from nlpkd.data.sources import Source, read_splits
 from nlpkd.labelling.answers import Answer, AnswerFile
 from nlpkd.labelling.budget import Prices
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.files import atomic_file
 
 PROBABILITIES, TEACHER, QUESTION = "probabilities", "teacher", "question"
 INPUT_TOKENS, OUTPUT_TOKENS, COST = "teacher_input_tokens", "teacher_output_tokens", "teacher_cost"
@@ -94,9 +95,8 @@ def with_answers(
 def save_rows(rows: Dataset, output: Path) -> None:
     """Write a parquet file, under a temporary name first."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".unfinished")
-    rows.to_parquet(unfinished)
-    unfinished.replace(output)
+    with atomic_file(output) as file:
+        rows.to_parquet(file)
 
 
 def answers_beside(output: Path, teacher: LabelingTeacher) -> AnswerFile:

@@ -9,7 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from nlpkd.utils.files import explain_damage, inside
+from nlpkd.utils.files import explain_damage
+from nlpkd.utils.links import inside, refuse_outside
+
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 LARGEST_SIZES = {
     "num_hidden_layers": 1_000,
@@ -59,15 +62,19 @@ def refuse_oversized_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str | 
         )
 
 
-def refuse_foreign_weights(folder: Path) -> None:
-    """Refuse a folder whose index of weights leads out of it.
+def refuse_foreign_files(folder: Path) -> None:
+    """Refuse a folder whose files lie elsewhere: what is read of them goes on into students, and to the Hub.
+
+    Weights may be links, since none but weights are taken from them.
 
     Args:
         folder: a model's folder; anything else is passed.
 
     Raises:
-        ValueError: if the index names a file that lies elsewhere, or can't be read.
+        ValueError: if config or tokenizer are links out of it, or the index of its weights names a file that lies
+            elsewhere, or can't be read.
     """
+    refuse_outside(folder, [path.name for pattern in _SMALL_FILES for path in folder.glob(pattern)])
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return
@@ -90,10 +97,8 @@ def refuse_adapter(folder: Path) -> None:
     settings = folder / "adapter_config.json"
     if not settings.is_file():
         return
-    try:
+    with explain_damage(settings, "use another copy of the model"):
         base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{settings} can't be read ({error!r}): use another copy of the model") from None
     beside = any(folder.glob("model*.safetensors"))
     if beside or base is not None:
         found = "an adapter beside the weights" if beside else "an adapter alone"

@@ -20,10 +20,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
 from nlpkd.models.limits import (
     refuse_adapter,
-    refuse_foreign_weights,
+    refuse_foreign_files,
     refuse_oversized_config,
     refuse_oversized_vocabulary,
 )
@@ -89,8 +90,11 @@ def load_classifier(
     """
     _refuse_missing_path(name)
     refuse_damaged(Path(name), WEIGHTS)
-    refuse_foreign_weights(Path(name))
-    refuse_adapter(Path(name))
+    # Of an id the Hub is asked for this file alone, before anything that it names.
+    with _explained(name, revision, "model"):
+        adapter = find_adapter_config_file(str(name), revision=revision)
+    if adapter is not None:
+        refuse_adapter(Path(adapter).parent)
     _load_config(name, revision, trust_remote_code, "model")
     with _explained(name, revision, "model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -126,6 +130,7 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
 
 
 def _load_config(name: str | Path, revision: str | None, trust_remote_code: bool, what: str) -> PreTrainedConfig:
+    refuse_foreign_files(Path(name))
     if (Path(name) / "adapter_config.json").is_file():
         require("peft", extra="peft")
     with _explained(name, revision, what):
@@ -152,6 +157,7 @@ def load_tokenizer(
         OSError: if it can't be had.
     """
     _refuse_missing_path(name)
+    refuse_foreign_files(Path(name))
     refuse_damaged(Path(name), TOKENIZER)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
@@ -159,6 +165,9 @@ def load_tokenizer(
         # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
     refuse_oversized_vocabulary(tokenizer, name)
+    with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
+        # Settings of a wrong type are read with the first text alone.
+        tokenizer("text", truncation=True)
     return tokenizer
 
 

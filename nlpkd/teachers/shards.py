@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from nlpkd.utils.files import digest_of, explain_full_disk, write_atomic
+from nlpkd.utils.files import digest_of, explain_damage, explain_full_disk, write_atomic
 from nlpkd.utils.fingerprints import differences
 
 SCHEMA = 1
@@ -94,16 +94,17 @@ class ShardFolder:
             ValueError: if the manifest is missing, broken, or of other parts, which are named.
         """
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            rows, shard_rows, schema = (int(manifest[name]) for name in ("rows", "shard_rows", "schema"))
-            theirs = {**manifest["parts"], **manifest["explanations"]}
+            with explain_damage(path / MANIFEST, f"delete the folder {path}"):
+                manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+                rows, shard_rows, schema = (int(manifest[name]) for name in ("rows", "shard_rows", "schema"))
+                theirs = {**manifest["parts"], **manifest["explanations"]}
+                if not 0 < shard_rows or not 0 < -(-rows // shard_rows) <= MOST_SHARDS:
+                    raise ValueError(f"{rows} rows in shards of {shard_rows}")
         except FileNotFoundError:
             raise ValueError(
                 f"{path / MANIFEST} is missing, which the main process has written: cache_dir must be on a file "
                 "system that all processes share"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path / MANIFEST} can't be read ({error!r}): delete the folder {path}") from None
         if schema != SCHEMA:
             raise ValueError(
                 f"the cache in {path} has format {schema}, this version reads {SCHEMA}: delete the folder"

@@ -12,7 +12,10 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
+from typing import BinaryIO
+
+from nlpkd.utils.links import inside, move_into
 
 CHECKSUMS = "checksums.json"
 """Size and SHA-256 of a folder's files, written last: `{"files": {NAME: {"bytes": .., "sha256": ..}}}`."""
@@ -55,20 +58,33 @@ def digest_of(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write a file as a whole or not at all, as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file under a temporary name, then rename it in one step: readers see the old file or the new one.
 
     Nothing is written through a link: a temporary name is one that nobody could know, and a link under the file's own
     name is replaced.
+
+    Args:
+        path: the file.
+
+    Yields:
+        The file to write to.
     """
     # As tempfile.mkstemp does, but with the permissions that a user's files have.
     temporary = path.with_name(f".{path.name.split('.')[0]}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
@@ -113,41 +129,6 @@ def staging_folder(folder: Path, prefix: str) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=prefix, ignore_cleanup_errors=True) as temporary:
         yield Path(temporary)
-
-
-def move_into(folder: Path, path: Path, name: Path) -> None:
-    """Move a file to its place in a folder, in one step, and not through a link.
-
-    Args:
-        folder: the folder.
-        path: the file, on the same disk.
-        name: its path inside of the folder.
-
-    Raises:
-        ValueError: if a folder on that path is a link.
-    """
-    target = folder / name
-    refuse_links(folder, *(name.parents[:-1]))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(path, target)
-
-
-def refuse_links(folder: Path, *names: str | Path) -> None:
-    """Refuse to write into links, which may lead to files of somebody else.
-
-    Args:
-        folder: that is written to.
-        *names: what must be no link in it.
-
-    Raises:
-        ValueError: if one is.
-    """
-    for name in names:
-        if (folder / name).is_symlink():
-            raise ValueError(
-                f"{folder / name} is a link to {os.readlink(folder / name)}, and nothing is written through links: "
-                "remove it, or choose another folder"
-            )
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -203,46 +184,6 @@ def has_checksums(folder: Path) -> bool:
     return (folder / CHECKSUMS).is_file()
 
 
-def inside(folder: Path, name: str) -> Path:
-    """Join a name that a file lists, such as an index of shards, to the folder of that file.
-
-    Args:
-        folder: the folder.
-        name: the name, with `/` between its parts.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: if the name leads out of the folder.
-    """
-    parts = PureWindowsPath(name)
-    if parts.anchor or ".." in parts.parts or PurePosixPath(name).is_absolute():
-        raise ValueError(f"{folder} lists a file {name!r}, which lies outside of it: use a copy that you trust")
-    return folder / name
-
-
-def refuse_outside(folder: Path, names: Iterable[str]) -> None:
-    """Refuse to read files that are links out of their folder; clones and archives keep such links.
-
-    A folder of the Hub's cache is passed: its files are links to blobs of the same repository.
-
-    Args:
-        folder: the folder.
-        names: of its files.
-
-    Raises:
-        ValueError: if one resolves to a place outside of the folder.
-    """
-    home = folder.resolve()
-    allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
-    outside = [name for name in names if not any((folder / name).resolve().is_relative_to(each) for each in allowed)]
-    if outside:
-        raise ValueError(
-            f"{', '.join(outside)} in {folder} leads out of it by a link: put the file itself there, or remove it"
-        )
-
-
 def refuse_damaged(folder: Path, pattern: str = "*") -> None:
     """Compare the files of a folder with their checksums; a folder without checksums is taken as it is.
 
@@ -255,11 +196,9 @@ def refuse_damaged(folder: Path, pattern: str = "*") -> None:
     """
     if not has_checksums(folder):
         return
-    try:
+    with explain_damage(folder / CHECKSUMS, f"use another copy of {folder}"):
         files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
         listed = [(name, files[name]["bytes"], files[name]["sha256"]) for name in _matching(files, pattern)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CHECKSUMS} can't be read ({error!r}): {folder} is damaged") from None
     problems = list(filter(None, (_damage(inside(folder, name), *expected) for name, *expected in listed)))
     if problems:
         raise ValueError(
@@ -345,7 +284,7 @@ def explain_damage(path: Path, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise ValueError(f"{path} is damaged ({error!r:.300}): {advice}") from error
 
 

@@ -14,19 +14,21 @@ from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 
-from nlpkd.utils.files import NUMBERED, refuse_links, remove_leftovers
+from nlpkd.utils.files import NUMBERED, remove_leftovers
+from nlpkd.utils.links import refuse_links
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
 
-# The folders that nlpkd makes in an output directory.
-_WRITTEN = ("onnx", "baseline", "teacher_cache", "checkpoint-*", "seed-*", "stage-*")
+# What nlpkd makes in an output directory and writes into: folders, and what Optuna appends to.
+_WRITTEN = ("onnx", "baseline", "teacher_cache", "runs", "optuna.log")
+_NUMBERED = ("checkpoint-*", "earlier-*", "run-*", "seed-*", "stage-*", "baseline/*")
 
 
 # What file systems answer that have no locks, such as NFS without its lock service.
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
@@ -46,30 +48,63 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = [path.name for pattern in _WRITTEN for path in folder.glob(pattern)]
-    refuse_links(folder, LOCK, *(name for name in written if "-" not in name or NUMBERED.fullmatch(name)))
+    refuse_links_in(folder)
+    with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
+        if first:
+            remove_leftovers(folder)
+        yield
+
+
+def refuse_links_in(folder: Path) -> None:
+    """Refuse an output directory with links to what a run writes into.
+
+    Args:
+        folder: the directory, perhaps missing.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    # A pattern finds no link that leads to nothing where it is a plain name.
+    found = [path for pattern in _NUMBERED for path in folder.glob(pattern)]
+    numbered = [path for path in found if "-" not in path.name or NUMBERED.fullmatch(path.name)]
+    refuse_links(folder, LOCK, *_WRITTEN, *(path.relative_to(folder) for path in numbered))
+
+
+@contextmanager
+def lock_of(path: Path, busy: str, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock, which a process may hold several times over.
+
+    Args:
+        path: an empty file, made where missing.
+        busy: what another run that holds it is doing.
+        wait: wait for that run instead of refusing.
+
+    Yields:
+        Whether this process did not hold it before.
+
+    Raises:
+        ValueError: if another run holds it and `wait` is not set, or the file is a link or not empty.
+    """
+    refuse_links(path.parent, path.name)
+    if path.is_file() and path.stat().st_size:
+        # Some versions of filelock empty the file, which may have another name too.
+        raise ValueError(f"{path} is no lock, since something is in it: move it elsewhere, or choose another folder")
     # A singleton counts how often its process holds it: a job does, the trainings within it, a push in the background.
-    lock: Any = FileLock(folder.resolve() / LOCK, is_singleton=True, thread_local=False)
+    lock: Any = FileLock(path.parent.resolve() / path.name, is_singleton=True, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         if not wait:
-            raise ValueError(
-                f"another run is writing to {folder}: wait for it, or choose another output_dir"
-            ) from None
-        logger.warning("Waiting for another run, which is writing to %s.", folder)
+            raise ValueError(f"another run is {busy}: wait for it, or choose another output_dir") from None
+        logger.warning("Waiting for another run, which is %s.", busy)
         lock.acquire()
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
-        logger.warning(
-            "The file system of %s has no locks (%s): let no other run write there.", folder, error.strerror
-        )
+        logger.warning("The file system of %s has no locks (%s): let no other run write there.", path.parent, error)
         lock = None
     try:
-        if lock is not None and lock.lock_counter == 1:
-            remove_leftovers(folder)
-        yield
+        yield lock is not None and lock.lock_counter == 1
     finally:
         if lock is not None:
             lock.release()

@@ -14,8 +14,9 @@ from samples import tiny_bert, tiny_report
 
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.saving import save_report, save_student
-from nlpkd.utils.files import atomic_folder_update, refuse_outside, staging_folder, write_atomic
-from nlpkd.utils.locks import only_writer
+from nlpkd.utils.files import atomic_folder_update, staging_folder, write_atomic
+from nlpkd.utils.links import copy_from_inside, move_into, refuse_outside
+from nlpkd.utils.locks import lock_of, only_writer
 
 
 @pytest.fixture
@@ -40,14 +41,19 @@ def test_no_link_under_a_name_that_can_be_known_is_written_through(tmp_path: Pat
     assert EvaluationReport.load(folder) == tiny_report()
 
 
-@pytest.mark.parametrize("name", [".lock", "onnx", "baseline", "checkpoint-2", "seed-43", "stage-1", "teacher_cache"])
+@pytest.mark.parametrize("name", [".lock", "onnx", "baseline", "checkpoint-2", "seed-43", "stage-1", "teacher_cache",
+                                  "runs", "optuna.log", "run-0", "earlier-1", "baseline/same_start"])  # fmt: skip
 def test_a_folder_with_a_link_where_a_run_writes_is_refused(name: str, tmp_path: Path, foreign: Path) -> None:
     folder = tmp_path / "out"
-    folder.mkdir()
+    (folder / name).parent.mkdir(parents=True)
     (folder / name).symlink_to(foreign)
     with pytest.raises(ValueError, match=f"{name} is a link to {foreign}.*remove it"), only_writer(folder):
         pass
     assert foreign.read_text() == "theirs"
+    # A link that leads to nothing would have something written there.
+    foreign.unlink()
+    with pytest.raises(ValueError, match=f"{name} is a link to {foreign}"), only_writer(folder):
+        pass
 
 
 def test_a_folder_that_is_a_link_is_not_written_to(tmp_path: Path) -> None:
@@ -60,6 +66,62 @@ def test_a_folder_that_is_a_link_is_not_written_to(tmp_path: Path) -> None:
         (temporary / "onnx").mkdir()
         (temporary / "onnx" / "model.onnx").write_text("ours")
     assert (other / "model.onnx").read_text() == "theirs" and [path.name for path in folder.iterdir()] == ["onnx"]
+
+
+def swap_on_open(monkeypatch: pytest.MonkeyPatch, path: Path, target: Path) -> None:
+    """Put a link in a path's place at the last moment before something is opened or renamed."""
+    swapped = []
+
+    def swap(name: str) -> None:
+        call = getattr(os, name)
+
+        def swapping(*arguments: object, **options: object) -> object:
+            if not swapped:
+                swapped.append(path.rename(path.with_name("kept")))
+                path.symlink_to(target)
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(os, name, swapping)
+
+    for name in ("open", "replace"):
+        swap(name)
+
+
+def test_a_link_that_takes_a_folder_s_place_meanwhile_is_not_written_through(tmp_path, monkeypatch) -> None:
+    folder, other = tmp_path / "out", tmp_path / "other"
+    (folder / "onnx").mkdir(parents=True)
+    other.mkdir()
+    (other / "model.onnx").write_text("theirs")
+    (folder / "new").write_text("ours")
+    swap_on_open(monkeypatch, folder / "onnx", other)
+    with pytest.raises(OSError):
+        move_into(folder, folder / "new", Path("onnx/model.onnx"))
+    assert (other / "model.onnx").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("swapped", ["merges.txt", "onnx"])
+def test_a_link_that_takes_a_file_s_place_meanwhile_is_not_read(swapped, tmp_path, monkeypatch) -> None:
+    folder, other = tmp_path / "student", tmp_path / "other"
+    (folder / "onnx").mkdir(parents=True)
+    for name in ("merges.txt", "onnx/model.onnx"):
+        (folder / name).write_text("ours")
+    other.mkdir()
+    (other / "model.onnx").write_text("theirs")
+    swap_on_open(monkeypatch, folder / swapped, other if swapped == "onnx" else other / "model.onnx")
+    name = "onnx/model.onnx" if swapped == "onnx" else swapped
+    with pytest.raises((OSError, ValueError)):
+        copy_from_inside(folder, name, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists() or (tmp_path / "copy").read_text() == ""
+
+
+def test_a_file_that_is_no_lock_is_left_alone(tmp_path: Path, foreign: Path) -> None:
+    """filelock before 3.25 empties what it locks, and a lock may be another name of somebody's file."""
+    os.link(foreign, tmp_path / ".lock")
+    with pytest.raises(ValueError, match=r"\.lock is no lock"), only_writer(tmp_path):
+        pass
+    with pytest.raises(ValueError, match="foreign is no lock"), lock_of(foreign, "at work"):
+        pass
+    assert foreign.read_text() == "theirs"
 
 
 def test_written_files_have_the_permissions_that_other_files_have(tmp_path: Path) -> None:
