@@ -16,6 +16,8 @@ import yaml
 from typer.core import TyperCommand
 
 from nlpkd.utils.files import write_atomic
+from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.yaml_files import read_yaml
 
 SETTINGS = "nlpkd.settings"
 """Where a command's context keeps the fields of `DistillationConfig` that were given and are no option of its own."""
@@ -145,8 +147,8 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} can't be read: {' '.join(str(error).split())}") from error
     content = _options_by_name(content, str(path))
     if (command := content.pop("command", context.info_name)) != context.info_name:
@@ -294,7 +296,7 @@ def _as_flags(parameter: Any, value: Any) -> Any:
 def _as_yaml(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_as_yaml(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
+    return without_tokens(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def value_of(text: str) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.optional import require
+from nlpkd.utils.provenance import without_tokens
 
 _PROMPT = (
     "{text}\n\n{question}\n{options}\nAnswer with the letter of the option that fits best ({first} to {last}) only."
@@ -74,7 +75,8 @@ class ChatTeacher(LabelingTeacher):
         self.votes = votes
         self.concurrency = concurrency
         self.rows_per_call, self.requests_per_call = 1, orders
-        self._settings = {"api_key": api_key, "timeout": timeout_s, "max_retries": max_retries}
+        self._api_key = api_key
+        self._settings = {"timeout": timeout_s, "max_retries": max_retries}
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Ask about each text; see `LabelingTeacher.probabilities`."""
@@ -101,13 +103,13 @@ class ChatTeacher(LabelingTeacher):
         """Return model, question and server, and how it is asked."""
         question = {"instructions": self.question, "options": self.options}
         return {
-            "name": self.model, "question": question, "base_url": self.base_url, "orders": self.orders,
-            "votes": self.votes,
+            "name": self.model, "question": question, "base_url": without_tokens(self.base_url or "") or None,
+            "orders": self.orders, "votes": self.votes,
         }  # fmt: skip
 
     @functools.cached_property
     def _client(self) -> Any:
-        return require("openai", "teachers").OpenAI(base_url=self.base_url, **self._settings)
+        return require("openai", "teachers").OpenAI(base_url=self.base_url, api_key=self._api_key, **self._settings)
 
     def _ask(self, text: str) -> tuple[list[float], int | None, int | None]:
         """Return the mean over the orders of each class's probability, and the tokens, None where none are told."""
@@ -148,7 +150,8 @@ class ChatTeacher(LabelingTeacher):
             log_probabilities = reply.choices[0].logprobs
             tokens = log_probabilities.content[0].top_logprobs if log_probabilities else None
         except (require("openai", "teachers").OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.model} gives no answer: {type(error).__name__}: {error}") from error
+            told = without_tokens(str(error), self._api_key)
+            raise ValueError(f"{self.model} gives no answer: {type(error).__name__}: {told}") from None
         if not tokens:
             raise ValueError(f"the server gives no log-probabilities of {self.model}: ask for votes, such as votes=10")
         for token in tokens:

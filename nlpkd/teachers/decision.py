@@ -13,6 +13,7 @@ import numpy as np
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.http import JSONClient
+from nlpkd.utils.provenance import without_tokens
 
 
 class DecisionTeacher(LabelingTeacher):
@@ -95,7 +96,8 @@ class DecisionTeacher(LabelingTeacher):
     def describe(self) -> dict[str, Any]:
         """Return model, question and server."""
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
-        return {"name": str(name), "question": self.question, "base_url": self.base_url}
+        url = without_tokens(self.base_url or "") or None
+        return {"name": str(name), "question": self.question, "base_url": url}
 
     def _ask_server(self, text: str) -> tuple[dict[str, Any], tuple[int, int] | None]:
         """Return the answers by the questions' names, and the tokens of prompts and answers if they are told."""
@@ -103,7 +105,8 @@ class DecisionTeacher(LabelingTeacher):
         reply = self._client.post({"model": str(self.model), "state": text, "questions": self._questions})
         answers = reply.get("answers") if isinstance(reply, Mapping) else None
         if not isinstance(answers, Mapping) or set(answers) != set(self._questions):
-            raise ValueError(f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}")
+            told = f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}"
+            raise ValueError(self._client.without_secrets(told))
         usage = reply.get("usage")
         counts = (
             (usage.get("input_tokens"), usage.get("output_tokens")) if isinstance(usage, Mapping) else (None, None)

@@ -10,6 +10,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from nlpkd.utils.provenance import without_tokens
+
 _BUSY = (429, 500, 502, 503, 504)
 
 _BACKOFF_S = 0.5
@@ -32,6 +34,7 @@ class JSONClient:
         self.url = url
         self.timeout_s = timeout_s
         self.max_retries = max_retries
+        self._key = api_key
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._local = threading.local()
 
@@ -39,8 +42,20 @@ class JSONClient:
         """Post a body and return the answer's JSON.
 
         Raises:
-            ValueError: if the request is refused, or there is no whole answer after all tries.
+            ValueError: if the request is refused, or there is no whole answer after all tries; neither the key nor a
+                password of the address is in it.
         """
+        try:
+            return self._post(body)
+        except ValueError as error:
+            # The error of a library, in its chain, would say the key or the password again.
+            raise ValueError(self.without_secrets(str(error))) from None
+
+    def without_secrets(self, text: str) -> str:
+        """Strike the key, and what else must not be said, out of a text."""
+        return without_tokens(text, self._key)
+
+    def _post(self, body: Any) -> Any:
         for attempt in range(self.max_retries + 1):
             try:
                 response = self._session().post(self.url, json=body, headers=self._headers, timeout=self.timeout_s)

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
 
 from huggingface_hub import get_token
 
-_TOKEN = re.compile(
-    r"""(?P<flag>(?i:--[\w-]*token[ =]|\b[\w.-]*token=))(?:'[^']*'|"[^"]*"|\S+)"""
-    r"""|(?P<quoted>(?P<mark>['"])(?i:(?:--)?[\w.-]*token=))(?:(?!(?P=mark)).)*"""
-    r"""|(?P<scheme>\b\w+://)[^/\s@'"]+(?=@)"""
-    r"""|\bhf_\w{16,}"""
-)
+# What a secret is called: by a flag, a setting, a key of JSON, a parameter of an address.
+_NAME = r"(?i:[\w.-]*(?:token|(?:api|access|private)[_-]?key|passw(?:or)?d|secret|signature|credential))"
 
 
-_TOKEN_FLAG, _TOKEN_SETTING = re.compile(r"(?i)--[\w-]*token"), re.compile(r"(?is)((?:--)?[\w.-]*token=).*")
+# Groups are kept, and what follows them is struck out.
+_SECRETS = [
+    re.compile(pattern)
+    for pattern in (
+        # In quotes, blanks and all: 'hub_token=with blanks', "token": "x", token='x'.
+        rf"""((?P<mark>['"])(?:--)?{_NAME}=)(?:(?!(?P=mark)).)*""",
+        rf"""(\b{_NAME}['"]?\s*[:=]\s*)(?P<mark>['"])(?:(?!(?P=mark)).)*(?P=mark)?""",
+        # A flag's next word, or up to a blank or the next parameter of an address.
+        rf"""(--{_NAME} )(?!-)(?:'[^']*'|"[^"]*"|\S+)""",
+        rf"""(\b{_NAME}=)(?!['"])[^\s&'"]+""",
+        r"""((?i:\bbearer )|(?i:\bauthorization['"]?\s*[:=]\s*['"]?(?:\w+ )?))[^\s'"]+""",
+        # Users and passwords of addresses, an @ in them included.
+        r"""(\b\w+://)[^/\s'"]+(?=@)""",
+        r"""()\b(?:hf_\w{16,}|sk-[\w-]{16,})""",
+    )
+]
+
+
+_FLAG, _SETTING = re.compile(f"--{_NAME}"), re.compile(f"(?s)((?:--)?{_NAME}=).*")
+
+
+# Variables whose values are secrets, and those that are addresses, which may have one in them.
+_VARIABLE = re.compile(_NAME)
+
+
+_ADDRESS = re.compile(r"(?i)(?:\w+_)?(?:endpoint|proxy|url)")
 
 
 # A shorter one might be an ordinary word.
@@ -40,20 +63,42 @@ def command_line() -> str:
 
 def _quoted(before: str, word: str) -> str:
     """Quote a word for a shell; a token is known by the flag before it or the setting that it is in, blanks or not."""
-    if _TOKEN_FLAG.fullmatch(before):
+    if _FLAG.fullmatch(before):
         return "***"
-    setting = _TOKEN_SETTING.fullmatch(word)
+    setting = _SETTING.fullmatch(word)
     return f"{setting[1]}***" if setting else shlex.quote(word)
 
 
-def without_tokens(text: str) -> str:
-    """Replace access tokens and the passwords of addresses by `***`.
+def without_tokens(text: str, *own: str | None) -> str:
+    """Replace access tokens, keys and the passwords of addresses by `***`.
 
-    Tokens are known by the flag or setting before them, or begin as the Hub's do, or are the one of this machine.
+    They are known by what stands before them, or begin as those of the Hub and of OpenAI do, or are those of this
+    machine: the Hub's token, and variables of the environment that are called so.
+
+    Args:
+        text: any text.
+        *own: secrets of the caller.
+
+    Returns:
+        The text without them.
     """
-    text = _TOKEN.sub(lambda found: f"{found['flag'] or found['quoted'] or found['scheme'] or ''}***", text)
-    own = get_token() or ""
-    return text.replace(own, "***") if len(own) >= _LEAST_TOKEN else text
+    for pattern in _SECRETS:
+        text = pattern.sub(lambda found: f"{found[1]}***", text)
+    for secret in sorted({each for each in (*own, *_own_secrets()) if each and len(each) >= _LEAST_TOKEN}, key=len):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _own_secrets() -> Iterator[str]:
+    """Yield the secrets that this machine's environment holds."""
+    yield get_token() or ""
+    for name, value in os.environ.items():
+        if _VARIABLE.fullmatch(name):
+            yield value
+        elif _ADDRESS.fullmatch(name) and "@" in value:
+            # Of an address that is no proper one, too.
+            user = value.rpartition("@")[0].partition("://")[2]
+            yield from (user, user.partition(":")[2])
 
 
 def _without_folder(word: str) -> str:

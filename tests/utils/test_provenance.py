@@ -32,9 +32,25 @@ def test_folders_and_tokens_are_left_out(monkeypatch):
         ("run --set 'hub_token=with blanks' --seed 1", "run --set 'hub_token=***' --seed 1"),
         ('hub_token="with blanks" --seed 1', "hub_token=*** --seed 1"),
         ("the token secretWithoutPrefix is wrong", "the token *** is wrong"),
+        ("http://me:p@ss@host/x", "http://***@host/x"),
+        ("by http://me:pa/ss@word1@proxy:3128/", "by http://me:***@proxy:3128/"),
+        ("the key is plainKeyOfOpenAI", "the key is ***"),
+        ("Incorrect API key provided: sk-abcdefghijklmnopqrst", "Incorrect API key provided: ***"),
+        ('{"token": "a b c", "x": 1}', '{"token": ***, "x": 1}'),
+        ("{'api_key': 'abc', 'y': 2}", "{'api_key': ***, 'y': 2}"),
+        (
+            "https://s3/x?X-Amz-Signature=a&X-Amz-Credential=b%2F&Expires=3",
+            "https://s3/x?X-Amz-Signature=***&X-Amz-Credential=***&Expires=3",
+        ),
+        ("https://h/x?token=abc&b=1", "https://h/x?token=***&b=1"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
+        ("headers={'authorization': 'Basic bWU6cA=='}", "headers={'authorization': 'Basic ***'}"),
+        ("--latency-tokens 16, the token 'good' gets the id 5", "--latency-tokens 16, the token 'good' gets the id 5"),
         ("no secret: alice/model@v1, a@b.example", "no secret: alice/model@v1, a@b.example"),
     ],
 )
 def test_secrets_are_struck_out_of_a_text(text, told, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secretWithoutPrefix")
+    monkeypatch.setenv("OPENAI_API_KEY", "plainKeyOfOpenAI")
+    monkeypatch.setenv("https_proxy", "http://me:pa/ss@word1@proxy:3128")
     assert without_tokens(text) == told
