@@ -9,7 +9,7 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_VENV ?= .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo test test-lowest test-newest soak lint bench bench-serve gpu clean
+.PHONY: demo test test-lowest test-newest soak fuzz lint bench bench-serve gpu clean
 
 # Fine-tune a teacher, distil it, compare with the undistilled student: offline once the packages are here.
 demo: $(READY)
@@ -34,6 +34,10 @@ test-lowest test-newest: test-%:
 # Kill jobs at 50 random moments, resume and compare them; writes tests/faults/README.md.
 soak: $(READY)
 	$(BIN)/python tests/faults/soak.py
+
+# Damage the files that nlpkd reads back, run what reads them; FUZZ="--seconds 60 --seed 1" for another run.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py $(FUZZ)
 
 lint: $(READY)
 	$(BIN)/ruff check .

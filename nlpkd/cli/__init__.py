@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import tempfile
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from nlpkd.cli import information, labelling, measuring, publishing, training
+from nlpkd.evaluation.records import without_controls
 from nlpkd.utils.provenance import without_tokens
 from nlpkd.utils.requirements import installed_version
 
 UNFORESEEN = 4
 """Exit status of an error that nlpkd did not foresee; its traceback is in the file that the message names."""
+
+_LONGEST_ERROR = 2_000
+
 
 app = typer.Typer(
     name="nlpkd",
@@ -50,16 +59,13 @@ def main() -> None:
     """Run the command line; every error is one line on standard error.
 
     What a user can mend has exit status 2. Any other error has `UNFORESEEN`, and its traceback is kept in a file.
-    Neither errors nor warnings have tokens in them, whatever a server said.
+    Neither errors nor warnings have tokens or control characters in them, whatever a server or a file said.
     """
-    make_record = logging.getLogRecordFactory()
-
-    def without_secrets(*arguments: Any, **options: Any) -> logging.LogRecord:
-        record = make_record(*arguments, **options)
-        record.msg, record.args = without_tokens(record.getMessage()), ()
-        return record
-
-    logging.setLogRecordFactory(without_secrets)
+    for stream in (sys.stdout, sys.stderr):
+        # A letter that a terminal can't show, or a path that is no UTF-8, must not end what was measured.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.setLogRecordFactory(partial(_printable_record, logging.getLogRecordFactory()))
     try:
         app()
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError) as error:
@@ -67,13 +73,31 @@ def main() -> None:
         raise SystemExit(2) from error
     except Exception as error:
         handle, path = tempfile.mkstemp(prefix="nlpkd-", suffix=".log")
-        with os.fdopen(handle, "w", encoding="utf-8") as log:
-            log.write(without_tokens(traceback.format_exc()))
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(_printable(traceback.format_exc()))
         typer.echo(f"nlpkd: unforeseen {_in_one_line(error)}; the traceback is in {path}", err=True)
         raise SystemExit(UNFORESEEN) from error
 
 
+def _printable(text: str) -> str:
+    return without_tokens(without_controls(text))
+
+
+def _printable_record(make: Callable[..., logging.LogRecord], *arguments: Any, **options: Any) -> logging.LogRecord:
+    """Make a record of the log whose text, and whose traceback, may be shown."""
+    record = make(*arguments, **options)
+    # What can't be put together is left to logging, which says so and goes on.
+    with suppress(Exception):
+        record.msg, record.args = _printable(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = _printable("".join(traceback.format_exception(*record.exc_info)).rstrip())
+    return record
+
+
 def _in_one_line(error: Exception) -> str:
-    told, kind = " ".join(without_tokens(str(error)).split()), type(error).__name__
+    told, kind = " ".join(_printable(str(error)).split()), type(error).__name__
+    if len(told) > _LONGEST_ERROR:
+        # What to do stands at the end.
+        told = f"{told[: _LONGEST_ERROR // 2]} ... {told[-_LONGEST_ERROR // 2 :]}"
     foreseen = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
     return told if foreseen and told else f"{kind}: {told}" if told else kind

@@ -238,4 +238,7 @@ def labelling_teacher(model: str | None, question: Path | None, url: str | None 
         )
     else:
         written = {"teacher": "decision", "model": model, "question": written, "base_url": url}
-    return make_teacher(written, concurrency=concurrency)
+    try:
+        return make_teacher(written, concurrency=concurrency)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{question} holds nothing that can be asked: {error}") from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from nlpkd.evaluation.records import without_controls
+from nlpkd.evaluation.records import as_type, without_controls
 
 Record = TypeVar("Record", bound="OpenRecord")
 
@@ -43,6 +43,19 @@ class OpenRecord:
         values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extra"}
         plain = {key: value.to_dict() if isinstance(value, OpenRecord) else value for key, value in values.items()}
         return self.extra | {key: value for key, value in plain.items() if value not in _EMPTY}
+
+    def check(self) -> None:
+        """Check the types of what was recorded, which is a stranger's in a report of the Hub.
+
+        Raises:
+            TypeError: if one is another one.
+        """
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, OpenRecord):
+                value.check()
+            else:
+                as_type(kind, value)
 
     def updated(self: Record, entries: Mapping[str, Any]) -> Record:
         """Return the record with further or other entries."""

@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
+from numbers import Integral, Real
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# C0 and C1 but for tabs and line feeds, and what turns the direction of writing round.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -24,6 +26,13 @@ METRIC_NAMES = {
     "mean_absolute_error": "MAE",
 }
 """Metrics that tables show, and what they are called there."""
+
+
+LARGEST_NUMBER = 1e18
+"""Above any figure of a report: whoever divides or draws a larger one runs over."""
+
+
+_KINDS: dict[Any, type] = {int: Integral, float: Real, str: str, bool: bool}
 
 
 def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
@@ -42,21 +51,30 @@ def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
     if not isinstance(entry, Mapping):
         raise TypeError(f"expected an object with the entries of {kind.__name__}, found {entry!r}")
     wanted = get_type_hints(kind)
-    return kind(**{name: _as_type(wanted[name], entry[name]) for name in wanted if name in entry})
+    return kind(**{name: as_type(wanted[name], entry[name]) for name in wanted if name in entry})
 
 
-def _as_type(wanted: Any, value: Any) -> Any:
+def as_type(wanted: Any, value: Any) -> Any:
     """Turn a JSON value into what a field's type says: a record, or a list or mapping of what is in brackets."""
     inner = get_args(wanted)
     if NoneType in inner:
-        return None if value is None else _as_type(inner[0], value)
+        kinds = [each for each in inner if each is not NoneType and isinstance(value, get_origin(each) or object)]
+        return None if value is None else as_type((kinds or inner)[-1], value)
     if isinstance(wanted, type) and is_dataclass(wanted):
         return build_record(wanted, value)
     if get_origin(wanted) is list:
-        return [_as_type(inner[0], each) for each in value]
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"expected a list, found {value!r:.100}")
+        return [as_type(inner[0], each) for each in value]
     if get_origin(wanted) is dict:
-        return {key: _as_type(inner[1], each) for key, each in value.items()}
-    return math.nan if wanted is float and value is None else value
+        return {key: as_type(inner[1], each) for key, each in value.items()}
+    if wanted is float and value is None:
+        return math.nan
+    if not isinstance(value, _KINDS.get(wanted, object)) or (isinstance(value, bool) and wanted in (int, float)):
+        raise TypeError(f"expected {wanted.__name__}, found {value!r:.100}")
+    if isinstance(value, Real) and math.isfinite(value) and abs(float(value)) > LARGEST_NUMBER:
+        raise OverflowError(f"{value!r:.100} is no figure")
+    return value
 
 
 AGREEMENT = "agreement"

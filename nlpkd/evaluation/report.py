@@ -11,7 +11,16 @@ from typing import Any
 
 from nlpkd.evaluation import report_text
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
-from nlpkd.evaluation.records import Candidate, Comparison, SeedSpread, build_record, strict_json, without_controls
+from nlpkd.evaluation.records import (
+    AGREEMENT,
+    METRIC_NAMES,
+    Candidate,
+    Comparison,
+    SeedSpread,
+    build_record,
+    strict_json,
+    without_controls,
+)
 from nlpkd.evaluation.report_text import code_block, escape_markdown, markdown_table
 from nlpkd.utils.files import write_atomic
 
@@ -86,7 +95,7 @@ class EvaluationReport:
         # Names in a report of the Hub are a stranger's.
         data = without_controls(data)
         try:
-            return cls(
+            report = cls(
                 task=TaskRecord.from_dict(data["task"]),
                 run=RunRecord.from_dict(data["run"]),
                 candidates={name: build_record(Candidate, entry) for name, entry in data["candidates"].items()},
@@ -98,8 +107,16 @@ class EvaluationReport:
                     for name, spreads in (data.get("seeds") or {}).items()
                 },
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"a part of the report is damaged ({error!r}): evaluate again") from error
+            report.task.check()
+            report.run.check()
+            headline, student = report.task.headline, report.candidates["student"]
+            if headline not in student.quality and (headline != AGREEMENT or student.agreement is None):
+                raise ValueError(f"the report claims no {METRIC_NAMES.get(headline, headline)} of its student")
+            # What can't be shown is no report.
+            report.to_markdown()
+        except (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError) as error:
+            raise ValueError(f"a part of the report is damaged ({error!r:.300}): evaluate again") from error
+        return report
 
     def save(self, directory: str | Path) -> Path:
         """Write `report.json` and `report.md`, each replaced as a whole or not at all.

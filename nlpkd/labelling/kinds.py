@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nlpkd import teachers
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.yaml_files import read_yaml
 
 KINDS = {
     "decision": "DecisionTeacher",
@@ -34,11 +33,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is something else.
     """
-    path = Path(path)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    found = read_yaml(Path(path))
     if not isinstance(found, dict):
         raise ValueError(f"{path} must be a mapping, of a question or of a teacher, got {found!r:.100}")
     return found

@@ -1,0 +1,37 @@
+"""YAML files of users, read whole or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LARGEST_YAML = 100_000
+"""Values of a file of options; by references within it some lines can stand for billions."""
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: if it is no YAML, or a few lines that stand for more than `LARGEST_YAML` values.
+        OSError: if it can't be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    left, values = [content], 0
+    while left and values <= LARGEST_YAML:
+        value, values = left.pop(), values + 1
+        left += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    if left:
+        raise ValueError(f"{path} stands for more than {LARGEST_YAML:,} values: use a copy that you trust")
+    return content
