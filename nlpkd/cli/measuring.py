@@ -57,8 +57,7 @@ def evaluate(
     named = name_models(given.pop("models"), teacher=teacher, baseline=baseline)
     roles: dict[str, Any] = {role: named.pop(role) for role in ("student", "teacher", "baseline") if role in named}
     timing: dict[str, Any] = LATENCY_GRID if given.pop("latency_grid") else {}
-    report = run(**timing | given | roles, candidates=named)
-    typer.echo(report.to_markdown())
+    run(**timing | given | roles, candidates=named, show=typer.echo)
     if output_dir is not None:
         save_config(context, output_dir / "evaluate.yaml")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,7 +31,7 @@ from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
-from nlpkd.utils.locks import LOCK, only_writer
+from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
 from nlpkd.utils.optional import require
 from nlpkd.utils.provenance import command_line, now
 
@@ -63,6 +63,7 @@ def evaluate(
     memory: bool = False,
     split: str | None = None,
     trust_remote_code: bool = False,
+    show: Callable[[str], None] | None = None,
     **keywords: Any,
 ) -> EvaluationReport:
     """Measure a saved student, and beside it its teacher, its baseline and any further models, on labelled rows.
@@ -80,6 +81,7 @@ def evaluate(
         memory: measure what each model takes while it answers, in a process of its own; see `nlpkd.evaluation.memory`.
         split: which one to measure on; "test", "validation" or "train", the first that is there, if None.
         trust_remote_code: run the model repositories' own code.
+        show: called with the report in Markdown as soon as all is measured, before it is saved.
         **keywords: how the rows are read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
             `label_column`, `max_length`, ...); and further arguments of `evaluate_student`, such as `latency_tokens`.
 
@@ -154,22 +156,40 @@ def evaluate(
         run=run,
         **measuring,
     )
-    if output_dir is None:
-        return add_memory(report, sources) if memory else report
-
-    # Saved, or else shown, since measuring again takes long.
-    texts = _texts(rows, loaded, report, examples)
+    # Said and saved though the memory can't be measured, since all else takes long to measure again.
+    finish = partial(_finish, show=show, output_dir=output_dir, logs=student)
+    texts = {} if output_dir is None else _texts(rows, loaded, report, examples)
     try:
-        if memory:
-            # Before what may fail.
-            report.save(output_dir)
-            report = add_memory(report, sources)
-        with only_writer(output_dir, wait=True):
-            save_report(report, output_dir, card=False, logs=student, texts=texts)
-    except OSError:
-        logger.error("The report could not be saved in %s. It says:\n\n%s", output_dir, report.to_markdown())
+        report = add_memory(report, sources) if memory else report
+    except BaseException:
+        finish(report, texts=texts)
         raise
+    finish(report, texts=texts)
     return report
+
+
+def _finish(
+    report: EvaluationReport,
+    show: Callable[[str], None] | None,
+    output_dir: str | Path | None,
+    logs: str | Path,
+    texts: Mapping[int, str],
+) -> None:
+    """Show a report and save it; what hinders the one does not hinder the other."""
+    try:
+        if show is not None:
+            show(report.to_markdown())
+    finally:
+        if output_dir is not None:
+            try:
+                with only_writer(output_dir, wait=True):
+                    save_report(report, output_dir, card=False, logs=logs, texts=texts)
+            except BaseException:
+                if show is None:
+                    logger.error(
+                        "The report could not be saved in %s. It says:\n\n%s", output_dir, report.to_markdown()
+                    )
+                raise
 
 
 def _settled_order(student: Path, teacher: Mapping[str, Any]) -> list[int] | None:
@@ -233,6 +253,7 @@ def _last_part(path: str) -> str:
 
 def _check_writable(folder: Path) -> None:
     """Make the folder that a report goes to; refuse one that can't be written to, or that a run is writing to."""
+    refuse_links_in(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # What is refused leaves nothing behind, and where no lock was ever made nobody holds one.

@@ -1,0 +1,85 @@
+"""An evaluation is refused before it measures, or its result is shown and saved, whatever comes between."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from pathlib import Path
+
+import pytest
+from samples import raw_rows, tiny_bert
+
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.hub.saving import save_student
+from nlpkd.pipeline import evaluate as module
+from nlpkd.pipeline.evaluate import evaluate
+
+QUICK = {"latency_runs": 0, "bootstrap_samples": 10}
+
+
+@pytest.fixture(scope="module")
+def given(tokenizer, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("given")
+    save_student(tiny_bert(layers=1), folder / "student", tokenizer)
+    raw_rows(20).to_csv(folder / "rows.csv", index=False)
+    return {"student": str(folder / "student"), "data": str(folder / "rows.csv")}
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Let a test fail that measures anything."""
+
+    def fail(*_, **__):
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(module, "evaluate_student", fail)
+
+
+@pytest.mark.parametrize("name", ["onnx", ".lock", "baseline"])
+def test_a_link_where_a_run_writes_is_refused_before_anything_is_measured(name, given, tmp_path, unmeasured):
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name} is a link"):
+        evaluate(**given, output_dir=tmp_path)
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_before_anything_is_measured(given, tmp_path, unmeasured):
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another run is writing"):
+            evaluate(**given, output_dir=tmp_path)
+
+
+def test_a_run_that_began_meanwhile_is_waited_for(given, tmp_path, caplog):
+    lock = (tmp_path / ".lock").open("w")
+
+    def show(text: str) -> None:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.3, lock.close).start()
+
+    evaluate(**given, **QUICK, output_dir=tmp_path, show=show)
+    assert "Waiting for another run" in caplog.text
+    assert EvaluationReport.load(tmp_path).task.rows == 20
+
+
+def test_the_report_is_shown_before_it_is_saved_and_saved_though_it_can_t_be_shown(given, tmp_path):
+    def show(text: str) -> None:
+        assert text.startswith("# Evaluation report") and not (tmp_path / "report.json").exists()
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        evaluate(**given, **QUICK, output_dir=tmp_path, show=show)
+    assert EvaluationReport.load(tmp_path).candidates["student"].quality
+
+
+def test_memory_that_can_t_be_measured_costs_no_other_figure(given, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the memory of student was not measured")
+
+    monkeypatch.setattr(module, "add_memory", fail)
+    shown: list[str] = []
+    with pytest.raises(RuntimeError, match="memory of student"):
+        evaluate(**given, **QUICK, memory=True, output_dir=tmp_path, show=shown.append)
+    assert len(shown) == 1 and Path(tmp_path / "report.json").exists()
+    with pytest.raises(RuntimeError, match="memory of student"):
+        evaluate(**given, **QUICK, memory=True, show=shown.append)
+    assert len(shown) == 2
