@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -127,10 +128,18 @@ def command(app: typer.Typer, *shared: str, name: str | None = None, **settings:
         signature = inspect.signature(function, eval_str=True)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         taken = [known[each] for each in (*shared, "config")]
-        function.__signature__ = signature.replace(parameters=[*own, *taken])
+
+        @wraps(function)
+        def run(*arguments: Any, **options: Any) -> Any:
+            from nlpkd.hub.client import limit_hub_requests
+
+            limit_hub_requests()
+            return function(*arguments, **options)
+
+        run.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
         # Options have the names of the Python arguments too.
         normal = {"token_normalize_func": lambda flag: flag.replace("_", "-")}
-        return app.command(name, context_settings=normal, **settings)(function)
+        return app.command(name, context_settings=normal, **settings)(run)
 
     return register
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from huggingface_hub import set_client_factory
+from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import _http
 
@@ -44,6 +45,9 @@ def limit_hub_requests(silence_s: float | None = None, patience_s: float | None 
         silence_s: `SILENCE_S` if None.
         patience_s: `PATIENCE_S` if None.
     """
+    if "HF_HUB_DISABLE_XET" not in os.environ:
+        # Its transfers are hf_xet's own, which waits for minutes on a storage that is silent; of plain ones none does.
+        constants.HF_HUB_DISABLE_XET = True
     factory: Any = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
     limits = (SILENCE_S if silence_s is None else silence_s, PATIENCE_S if patience_s is None else patience_s)
     ours = getattr(factory, "func", None) is _ImpatientClient

@@ -75,12 +75,30 @@ def dripping(request: pytest.FixtureRequest) -> Iterator[Dripping]:
 def test_push_verify_and_doctor_end_and_say_so(dripping: Dripping, tmp_path: Path, tokenizer) -> None:
     save_student(tiny_bert(), tmp_path / "student", tokenizer)
     words = [["push", "student", "--repo-id", "alice/tiny"], ["verify", "alice/tiny"], ["doctor"]]
+    # transformers asks for one file after the other, each of which is waited for.
+    words += [["evaluate", "alice/tiny", "--data", "rows.csv"]] if dripping.start == HEAD else []
     environment = hub_environment(dripping, tmp_path / "home", WRITE_TOKEN)
     done = run_program(["-c", COMMANDS, "2", json.dumps(words)], tmp_path, environment, timeout=120)
     ended = [line.split()[1:3] for line in done.stdout.splitlines() if line.startswith("ENDED")]
-    assert ended == [["push", "2"], ["verify", "2"], ["doctor", "0"]], done
+    assert ended == [[each[0], "0" if each[0] == "doctor" else "2"] for each in words], done
     assert "the Hub did not answer in time" in done.stderr and "can't be reached" in done.stdout
     assert dripping.requests >= 3
+
+
+def test_a_storage_that_is_silent_holds_no_download_up(tmp_path: Path) -> None:
+    """The Hub names a storage of hf_xet, which would wait for minutes; a plain transfer is not asked of it."""
+    silent = Dripping(b"")
+    with HubServer() as hub:
+        hub.add_repo("alice/tiny", tmp_path / "nothing")
+        hub.repos["model", "alice/tiny"].commit({"report.json": b"{}", "model.safetensors": b"x" * 9}, "tiny")
+        hub.xet_storage = silent.url
+        words = [["verify", "alice/tiny"]]
+        environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN)
+        del environment["HF_HUB_DISABLE_XET"]
+        done = run_program(["-c", COMMANDS, "5", json.dumps(words)], tmp_path, environment, timeout=60, fresh=True)
+    silent.ended = True
+    silent.socket.close()
+    assert "expected an evaluation report" in done.stderr and silent.requests == 0, done
 
 
 def test_a_large_file_may_take_longer_than_a_silent_server_may(hub: HubServer, tmp_path: Path, tokenizer) -> None:
