@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -26,8 +27,11 @@ from nlpkd import (
     load_text_classification,
     train_teacher,
 )
+from nlpkd.hub.push import push_student
 from nlpkd.models.loading import load_classifier, load_tokenizer
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.pipeline.compress import compress
+from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.pipeline.export import export_student
 from nlpkd.training.checkpoints import last_whole
 
@@ -44,6 +48,7 @@ OBJECTIVES = {
     "hotter": lambda: [CrossEntropyLoss(), ForwardKLLoss(temperature=3.0), HiddenStateMSELoss()],
     "stages": lambda: [Stage([ForwardKLLoss()]), Stage([CrossEntropyLoss(), ForwardKLLoss()])],
 }
+PUSHED_TO = "alice/student"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -99,6 +104,25 @@ def export(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -
     export_student(given / "other_student", int8=True, output_dir=out, max_length=32)
 
 
+def measure(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -> None:
+    """Measure student and teacher side by side; a call begins anew."""
+    evaluate(given / "student", given / "validation.parquet", teacher=given / "teacher", output_dir=out,
+             latency_runs=0, max_length=32, bootstrap_samples=100)  # fmt: skip
+
+
+def shrink(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -> None:
+    """Prune the student; a call begins anew."""
+    compress(given / "student", "prune-neurons", given / "train.parquet", output_dir=out, keep=0.5)
+
+
+def push(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -> None:
+    """Push a measured student to the Hub of the environment; a call sends what is not there yet."""
+    if not out.exists():
+        whole = shutil.copytree(given / "measured", out.with_name(f"{out.name}.whole"), dirs_exist_ok=True)
+        whole.rename(out)
+    push_student(out, PUSHED_TO)
+
+
 def make_trainer(given: Path, out: Path, split: str, **options: Any) -> DistillationTrainer:
     """Make a trainer for gold labels."""
     tokenizer = load_tokenizer(given / "student")
@@ -130,6 +154,8 @@ def distil_in_small_files(given: Path, out: Path, limit_bytes: int, **options: A
 
 
 STAGES = {"teacher": train_the_teacher, "caching": cache, "distillation": distil, "export": export}
+LATER = {"evaluation": measure, "compression": shrink, "push": push}
+"""What follows a distillation; `soak.py` kills these too."""
 
 
 def _strike_at(out: Path, point: str, nth: int, number: int) -> None:
@@ -177,7 +203,7 @@ def run(
         "trainer": train_directly,
         "small files": distil_in_small_files,
     }
-    {**STAGES, **others}[stage](given, out, **options)
+    {**STAGES, **LATER, **others}[stage](given, out, **options)
 
 
 class Lab:
@@ -217,6 +243,12 @@ def outcome(stage: str, out: Path) -> dict[str, Any]:
         return {path.name: path.read_bytes() for path in sorted(out.glob("shard-*.arrow"))}
     if stage == "export":
         return {path.name: path.read_bytes() for path in sorted((out / "onnx").glob("*.onnx"))}
+    if stage == "evaluation":
+        report = json.loads((out / "report.json").read_text())
+        return {name: report[name] for name in ("task", "candidates", "comparisons")}
+    if stage in ("compression", "push"):
+        files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".lock"]
+        return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
     last = last_whole(out)
     assert last is not None
     found: dict[str, Any] = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}

@@ -6,6 +6,7 @@ python tests/faults/soak.py --kills 50 --seed 0        (make soak)
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import re
 import shutil
@@ -22,7 +23,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import jobs  # noqa: E402
+from hub_server import WRITE_TOKEN, HubServer, hub_environment  # noqa: E402
 
+from nlpkd.evaluation.report import EvaluationReport  # noqa: E402
 from nlpkd.training.checkpoints import last_whole  # noqa: E402
 from nlpkd.utils.files import has_checksums  # noqa: E402
 
@@ -33,7 +36,11 @@ STATES = {
     "between": "between saves",
     "inside": "inside a save",
     "after": "after the last checkpoint: final save, evaluation, card",
+    "done": "after all was written, or sent",
 }
+ALL = {**jobs.STAGES, **jobs.LATER}
+MARKS = {"evaluation": "report.json", "compression": "compression.json"}
+"""What such a job writes last but one."""
 
 
 def state_of(stage: str, out: Path) -> str:
@@ -42,13 +49,23 @@ def state_of(stage: str, out: Path) -> str:
         return "inside" if list(out.glob(".*.tmp")) else "between" if list(out.glob("shard-*")) else "nothing"
     if stage == "export":
         return "inside" if list(out.glob(".exporting*")) else "nothing"
+    if stage in jobs.LATER:
+        inside = [*out.glob(".*.tmp"), *out.glob(".saving-*")]
+        return "inside" if inside else "done" if stage in MARKS and (out / MARKS[stage]).exists() else "nothing"
     found = list(out.glob("checkpoint-*"))
     if any(not has_checksums(path) for path in found):
         return "inside"
     return "nothing" if not found else "after" if (out / "checkpoint-12").exists() else "between"
 
 
-def kill_and_resume(lab: jobs.Lab, stage: str, after_s: float, out: Path, expected: dict) -> tuple[str, str]:
+def result(stage: str, out: Path, hub: HubServer) -> dict:
+    """Give what a finished job leaves, in its folder and on the Hub."""
+    return jobs.outcome(stage, out) | ({"on the Hub": hub.files(jobs.PUSHED_TO)} if stage == "push" else {})
+
+
+def kill_and_resume(
+    lab: jobs.Lab, stage: str, after_s: float, out: Path, expected: dict, hub: HubServer
+) -> tuple[str, str]:
     """Kill a job some seconds after it starts to write, run it again, and compare.
 
     Returns:
@@ -63,9 +80,16 @@ def kill_and_resume(lab: jobs.Lab, stage: str, after_s: float, out: Path, expect
     if process.exitcode == 0:
         return "", "over"
     state = state_of(stage, out)
+    # What is there is whole: a report can be read, and the Hub has all files of a push or none.
+    if (out / "report.json").exists():
+        EvaluationReport.load(out)
+    if stage == "push" and ("model", jobs.PUSHED_TO) in hub.repos:
+        sent = hub.files(jobs.PUSHED_TO)
+        assert sent.keys() == {".gitattributes"} or sent == expected["on the Hub"], sorted(sent)
+        state = "inside" if len(sent) == 1 else "done"
     resumed_from = last_whole(out) if stage in ("teacher", "distillation") else None
     code, log = lab.finish(stage, out, resume_from_checkpoint=True)
-    same = code == 0 and jobs.outcome(stage, out) == expected
+    same = code == 0 and result(stage, out, hub) == expected
     if not same or (resumed_from is not None and f"Resuming from {resumed_from}." not in log):
         print(f"LOST: {stage}, {state}, exit code {code}\n{log}")
         return state, "lost"
@@ -75,22 +99,31 @@ def kill_and_resume(lab: jobs.Lab, stage: str, after_s: float, out: Path, expect
 def soak(kills: int, seed: int) -> Counter:
     """Kill so many jobs of all stages in turn, at moments drawn from the time that each takes."""
     numbers, counts = random.Random(seed), Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        lab, whole, seconds = jobs.Lab(jobs.prepare(Path(folder))), {}, {}
-        for stage in jobs.STAGES:
+    with tempfile.TemporaryDirectory() as place, HubServer() as hub:
+        folder = Path(place)
+        # Read as the jobs' server of forks imports huggingface_hub.
+        os.environ.update(hub_environment(hub, folder / "home", WRITE_TOKEN))
+        os.environ.pop("HF_HUB_OFFLINE", None)
+        lab, whole, seconds = jobs.Lab(jobs.prepare(folder)), {}, {}
+        for stage in ALL:
             for _ in range(2):
                 # The second time, since the first one starts the server too.
-                shutil.rmtree(Path(folder) / stage, ignore_errors=True)
+                shutil.rmtree(folder / stage, ignore_errors=True)
+                hub.repos.clear()
                 start = time.monotonic()
-                code, log = lab.finish(stage, Path(folder) / stage)
+                code, log = lab.finish(stage, folder / stage)
                 assert code == 0, log
                 seconds[stage] = time.monotonic() - start
-            whole[stage] = jobs.outcome(stage, Path(folder) / stage)
+            whole[stage] = result(stage, folder / stage, hub)
+            if stage == "evaluation":
+                shutil.copytree(folder / "student", folder / "measured")
+                shutil.copy(folder / stage / "report.json", folder / "measured")
         while sum(counts.values()) < kills:
-            stage = list(jobs.STAGES)[sum(counts.values()) % len(jobs.STAGES)]
-            out = Path(folder) / "killed"
+            stage = list(ALL)[sum(counts.values()) % len(ALL)]
+            out = folder / "killed"
             shutil.rmtree(out, ignore_errors=True)
-            state, came = kill_and_resume(lab, stage, numbers.uniform(0, seconds[stage]), out, whole[stage])
+            hub.repos.clear()
+            state, came = kill_and_resume(lab, stage, numbers.uniform(0, seconds[stage]), out, whole[stage], hub)
             if came != "over":
                 counts[stage, state, came] += 1
                 print(f"{sum(counts.values())}/{kills}: {stage}, {STATES[state]}: {came}", flush=True)
@@ -128,13 +161,14 @@ def render(counts: Counter, cases: list[tuple[str, str, str]], spent_s: float, c
         f"## kill -9 at random moments: {tried} tried, {lost} lost",
         "",
         "Each job was killed, resumed, and compared with an uninterrupted one: weights, objectives' parameters and "
-        "logged losses bit for bit, quality figures, cache shards, ONNX files. Dropout is on. A job that had ended "
-        "before its moment came is not counted, and another one drawn.",
+        "logged losses bit for bit, quality figures, cache shards, ONNX files, compressed models, what lies on the "
+        "Hub. A report that was there after a kill could be read; of a push the Hub had all files or none. Dropout is "
+        "on. A job that had ended before its moment came is not counted, and another one drawn.",
         "",
         "| stage | killed | tried | ended bit-equal | lost |",
         "|---|---|---|---|---|",
     ]
-    for stage in jobs.STAGES:
+    for stage in ALL:
         for state, words in STATES.items():
             equal, gone = counts[stage, state, "equal"], counts[stage, state, "lost"]
             if equal + gone:
