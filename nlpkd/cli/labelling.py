@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.options import DATA, MODELS, OUTPUT, Rows, command, option
+from nlpkd.cli.options import DATA, MODELS, OUTPUT, Rows, arguments, command, option
 
 app = typer.Typer()
+
+_ASKED = ("decision_model", "question", "decision_url")
+"""Options that say who answers."""
 
 DecisionModel = Annotated[
     str | None, option(MODELS, "A chat model or decision model that answers --question: a path, a Hub id, or a name.")
@@ -36,7 +39,7 @@ Gold = Annotated[
 ]
 
 
-@command(app)
+@command(app, "text_column")
 def label(
     context: typer.Context,
     *,
@@ -45,7 +48,6 @@ def label(
     question: Question,
     decision_url: DecisionURL = None,
     gold: Gold = None,
-    text_column: Annotated[str | None, option(DATA, "Column of the text; recognised by common names.")] = None,
     concurrency: Annotated[int, option(MODELS, "Requests at the same time to a server.", min=1)] = 8,
     max_requests: Annotated[
         int | None, option(OUTPUT, "Stop after so many; what was answered is kept.", min=0)
@@ -89,25 +91,13 @@ def label(
     if gold is not None and not dry_run:
         teacher = calibrated(teacher, gold, output)
     prices = None if input_price is output_price is None else (input_price or 0.0, output_price or 0.0)
-    of_a_budget = {"select": select, "rounds": rounds} if budget is not None else {}
-    given = {"budget": budget, "student": student, "test": test, "max_length": max_length, **of_a_budget}
-    chosen: dict[str, Any] = {name: each for name, each in given.items() if each is not None}
-    chosen |= {"against_random": True} if against_random else {}
-    result = run(
-        teacher,
-        data,
-        output=output,
-        text_column=text_column,
-        max_requests=max_requests,
-        max_cost=max_cost,
-        prices=prices,
-        dry_run=dry_run,
-        **chosen,
-    )
+    used = ("data", *_ASKED, "concurrency", "gold", "input_price", "output_price")
+    rest = {name: value for name, value in arguments(context).items() if name not in used}
+    result = run(teacher, data, prices=prices, dry_run=dry_run, **rest)
     typer.echo(result.to_text() if isinstance(result, LabelPlan) else f"The labels are in {result}.")
 
 
-@command(app, name="check-labels")
+@command(app, "text_column", name="check-labels")
 def check_labels(
     context: typer.Context,
     *,
@@ -118,7 +108,6 @@ def check_labels(
     decision_model: DecisionModel = None,
     question: Question = None,
     decision_url: DecisionURL = None,
-    text_column: Annotated[str | None, option(DATA, "Column of the text; recognised by common names.")] = None,
     label_column: Annotated[str | None, option(DATA, "Column of the label; recognised by common names.")] = None,
     output: Annotated[Path, option(OUTPUT, "The .csv, .jsonl or .parquet file of the rows that are probably wrong.")],
     **shared: Any,
@@ -136,8 +125,8 @@ def check_labels(
     asked = labelling_teacher(decision_model, question, decision_url)
     if teacher is not None and asked is not None:
         raise ValueError("give --teacher or --question, not both")
-    found = run(data, asked or teacher, output=output, text_column=text_column, label_column=label_column)
-    typer.echo(found.to_text())
+    rest = {name: value for name, value in arguments(context).items() if name not in ("data", "teacher", *_ASKED)}
+    typer.echo(run(data, asked or teacher, **rest).to_text())
 
 
 def taught_by_answers(given: dict[str, Any], output_dir: Path, dry_run: bool) -> dict[str, Any]:
@@ -158,7 +147,7 @@ def taught_by_answers(given: dict[str, Any], output_dir: Path, dry_run: bool) ->
     from nlpkd.labelling.rows import LABELS_NAME, PROBABILITIES
 
     options = dict(given)
-    own = {name: options.pop(name, None) for name in ("decision_model", "question", "decision_url", "gold")}
+    own = {name: options.pop(name, None) for name in (*_ASKED, "gold")}
     if is_decision_log(options.get("train")):
         if own.pop("question") is None or any(own.values()) or options.get("teacher"):
             raise ValueError(

@@ -253,23 +253,16 @@ class _Learner:
 def _save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]], select: str, metric: str) -> None:
     """Write the curves as JSON and as a table, with what the selection saves against random."""
     saved = labels_saved(curves[select], curves["random"]) if len(curves) > 1 else None
-    names = list(curves)
     cells = [
         [str(points[0][0]), *(f"{value:.3f}" for _, value in points)] for points in zip(*curves.values(), strict=True)
     ]
-    lines = [
-        f"# {METRIC_NAMES.get(metric, metric)} of the student by labels bought",
-        "",
-        markdown_table(["labels", *names], cells),
-    ]
-    if len(curves) > 1:
-        lines += [
-            "",
-            f"{select} saves {saved:.0%} of the labels that random needs for its last value."
-            if saved is not None
-            else f"{select} does not reach the last value of random: it saves nothing.",
-        ]
-    write_atomic(output.with_name(output.name + ".curve.md"), ("\n".join(lines) + "\n").encode())
+    parts = [f"# {METRIC_NAMES.get(metric, metric)} of the student by labels bought"]
+    parts.append(markdown_table(["labels", *curves], cells))
+    if saved is not None:
+        parts.append(f"{select} saves {saved:.0%} of the labels that random needs for its last value.")
+    elif len(curves) > 1:
+        parts.append(f"{select} does not reach the last value of random: it saves nothing.")
+    write_atomic(output.with_name(output.name + ".curve.md"), ("\n\n".join(parts) + "\n").encode())
     record = {"metric": metric, "curves": curves, "labels_saved": saved}
     write_atomic(output.with_name(output.name + ".curve.json"), (json.dumps(record, indent=2) + "\n").encode())
 
