@@ -37,13 +37,13 @@ _ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", 
 def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
     """Return a sentence on what the student kept and saved, and one on what it gained over each baseline."""
     student, teacher = candidates["student"], candidates.get("teacher")
-    if task.headline not in student.quality:
-        return "The student was not measured."
     if task.headline == AGREEMENT:
         return (
             f"No evaluated row has a gold label, so that agreement with the teacher is all that this report can know: "
             f"the student and the teacher agree on {student.agreement}. How often either is right is unknown."
         )
+    if task.headline not in student.quality:
+        return "The student was not measured."
     name, value = METRIC_NAMES[task.headline], student.quality[task.headline].value
     if teacher is None:
         article = "an" if name.startswith("a") else "a"
