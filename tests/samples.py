@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
@@ -27,6 +29,18 @@ def tiny_bert(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return BertForSequenceClassification(BertConfig(**(settings | config)))
+
+
+@contextmanager
+def looking_at(kind: type, look):
+    """Call a function with each pass of all modules of a class; a hook on one of them would change the model."""
+    hook = register_module_forward_hook(
+        lambda module, inputs, output: look(module, inputs, output) if type(module) is kind else None
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def sentences(rows: int, seed: int = 0) -> tuple[list[str], list[int]]:

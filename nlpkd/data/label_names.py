@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, LargeList, List
+from datasets import ClassLabel, Dataset, IterableDataset, LargeList, List
 
 from nlpkd.data.columns import LABEL_COLUMNS, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import makes_batches
+from nlpkd.data.rows import RowSample, formatted_as, is_plain, makes_batches, sample_rows
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,10 @@ def telling_names(id2label: Mapping[int, str]) -> list[str]:
     """Return the label names in the order of their ids, none where they carry no meaning."""
     classes = Classes.of(id2label)
     return [] if classes.is_generic else list(classes.names)
+
+
+_LOOKED_AT = 256
+"""Rows of what is no plain data set in which labels out of range are looked for."""
 
 
 def label_column(dataset: Any) -> str | None:
@@ -76,8 +80,8 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
     """Renumber the labels of rows to the ids of the student, by name, and check that they are in range.
 
     Args:
-        rows: a `datasets.Dataset` or a `TextStream`, or several by name; anything else, and rows without labels, are
-            passed through.
+        rows: of any kind, or several by name. A `datasets.Dataset` and a `TextStream` are looked through as a whole,
+            of others some rows; rows without labels are passed through.
         student_config: its `id2label` is followed where both have names that carry a meaning.
         split: name for messages.
 
@@ -91,15 +95,20 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
         return {name: align_labels_to_student(each, student_config, name) for name, each in rows.items()}
     if hasattr(rows, "__len__") and len(rows) == 0:
         raise ValueError(f"the {split} set has no rows")
-    column = label_column(rows)
-    if student_config is None or not (makes_batches(rows) or (isinstance(rows, Dataset) and column is not None)):
+    if rows is None or student_config is None:
+        return rows
+    # Rows that are no plain data set are looked at here and there.
+    whole = makes_batches(rows) or is_plain(rows)
+    seen = sample_rows(rows, _LOOKED_AT) if not whole else rows.with_format(None) if is_plain(rows) else rows
+    column = label_column(seen)
+    if column is None and not makes_batches(rows):
         return rows
     # Are the labels of the student's task, and in range? A stream's are checked where its file is read.
     task = task_of(student_config) or SINGLE_LABEL
     if column is not None and task == SINGLE_LABEL:
-        _refuse_out_of_range(rows, column, student_config.num_labels, split)
+        _refuse_out_of_range(seen, column, student_config.num_labels, split)
     elif column is not None:
-        _refuse_other_targets(rows, column, task, student_config.num_labels, split)
+        _refuse_other_targets(seen, column, task, student_config.num_labels, split)
     return align_rows(rows, Classes.of_config(student_config), split)
 
 
@@ -107,7 +116,7 @@ def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
     """Put what rows hold of classes, gold labels and a teacher's logits, into the order of a model's, by name.
 
     Args:
-        rows: a `datasets.Dataset` or a `TextStream`; what carries no names is passed through.
+        rows: of any kind; what carries no names is passed through.
         classes: the model's; None passes the rows through.
         split: name for messages.
 
@@ -132,10 +141,19 @@ def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
         logger.warning("The %s set's label ids follow the student's names: %s.", split, classes.id2label)
         if column is None:
             rows = rows.with_classes(classes.names, order)
+        elif not is_plain(rows):
+            # What a transform, or who reads a stream, makes of the ids can't be followed.
+            raise ValueError(
+                f"the {split} set names its classes {list(own.names)} in column {column!r}, and the student "
+                f"{list(classes.names)}: rows with a transform, or that can only be iterated, can't be renumbered. "
+                "Give the student's config the data's order (id2label, label2id), or cast the column to the student's"
+            )
         elif single:
-            ids = [order[value] if value in range(len(order)) else value for value in rows[column][:]]
+            values = rows.with_format(None)[column][:]
+            ids = [order[value] if value in range(len(order)) else value for value in values]
             feature = ClassLabel(names=list(classes.names))
-            rows = rows.remove_columns(column).add_column(column, ids, feature=feature)
+            renumbered = rows.with_format(None).remove_columns(column).add_column(column, ids, feature=feature)
+            rows = formatted_as(renumbered, rows)
         else:
             rows = _with_permuted_column(rows, column, order, classes)
     return rows
@@ -143,8 +161,9 @@ def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
 
 def _named_columns(rows: Any) -> dict[str, Classes | None]:
     """Return the classes that a data set's columns of labels and of a teacher's logits name."""
-    columns = {label_column(rows), TEACHER_LOGITS} & set(rows.column_names if isinstance(rows, Dataset) else ())
-    return {str(column): Classes.of_feature(rows.features[column]) for column in columns}
+    features = getattr(rows, "features", None) if isinstance(rows, (Dataset, IterableDataset)) else None
+    columns = {label_column(rows), TEACHER_LOGITS} & set(features or ())
+    return {str(column): Classes.of_feature(features[column]) for column in columns}  # type: ignore[index]
 
 
 def _with_permuted_column(rows: Dataset, column: str, order: list[int], classes: Classes) -> Dataset:
@@ -157,7 +176,7 @@ def _with_permuted_column(rows: Dataset, column: str, order: list[int], classes:
     plain = rows.with_format(None).map(
         permuted, input_columns=column, batched=True, features=features, desc=f"Ordering {column}"
     )
-    return plain.with_format(**rows.format)
+    return formatted_as(plain, rows)
 
 
 def _are_zeros_and_ones(rows: Any, num_labels: int) -> bool:
@@ -169,8 +188,8 @@ def _are_zeros_and_ones(rows: Any, num_labels: int) -> bool:
     return all(len(row) == num_labels and set(row) <= {0, 1, UNLABELLED} for row in values)
 
 
-def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: str) -> None:
-    plain = dataset.with_format(None)[column]
+def _refuse_out_of_range(dataset: Dataset | RowSample, column: str, num_labels: int, split: str) -> None:
+    plain = dataset[column] if isinstance(dataset, RowSample) else dataset.with_format(None)[column]
     if isinstance(plain[0], (list, float)):
         raise ValueError(
             f"row 0 of the {split} set has label {plain[0]!r:.80} in column {column!r}, which is no class id: cast "
@@ -185,13 +204,14 @@ def _refuse_out_of_range(dataset: Dataset, column: str, num_labels: int, split: 
         )
     bad = np.flatnonzero((values != UNLABELLED) & ((values < 0) | (values >= num_labels)))
     if bad.size:
+        row = dataset.numbers[bad[0]] if isinstance(dataset, RowSample) else bad[0]
         raise ValueError(
-            f"row {bad[0]} of the {split} set has label {values[bad[0]]} in column {column!r}; the student has labels "
+            f"row {row} of the {split} set has label {values[bad[0]]} in column {column!r}; the student has labels "
             f"0..{num_labels - 1} ({UNLABELLED}: unlabelled)"
         )
 
 
-def _refuse_other_targets(dataset: Dataset, column: str, task: str, num_labels: int, split: str) -> None:
+def _refuse_other_targets(dataset: Dataset | RowSample, column: str, task: str, num_labels: int, split: str) -> None:
     first = np.asarray(dataset[0][column], dtype=object if isinstance(dataset[0][column], str) else None)
     if task == MULTI_LABEL and first.shape != (num_labels,):
         raise ValueError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.streaming import TextStream
 from nlpkd.tasks import UNLABELLED
+from nlpkd.utils.randomness import undrawn
 
 
 def makes_batches(rows: Any) -> bool:
@@ -24,22 +27,87 @@ def is_plain(rows: Any) -> bool:
 
 
 def visible_columns(rows: Any) -> list[str]:
-    """Return the columns that a row shows: those of a data set's format where it names some; none where unknown."""
-    if not isinstance(rows, Dataset):
-        return list(getattr(rows, "column_names", None) or ())
+    """Return the columns that a row shows: those of a data set's format, or of a first row; none where unknown."""
+    if not is_plain(rows):
+        return [] if rows is None or isinstance(rows, TextStream) else sample_rows(rows, 1).column_names
     shown = rows.format
     return rows.column_names if shown["type"] is None or shown["output_all_columns"] else list(shown["columns"])
 
 
-def count_rows(rows: Any) -> int:
-    """Count the rows of an epoch, on all processes together."""
-    return rows.num_rows if isinstance(rows, TextStream) else len(rows)
+def formatted_as(rows: Dataset, other: Dataset, more: Sequence[str] = ()) -> Dataset:
+    """Give a data set the format of another.
+
+    Args:
+        rows: with the other's columns.
+        other: whose format it is to have.
+        more: further columns to show, where the format names those that it shows.
+
+    Returns:
+        The data set.
+    """
+    shown = other.format
+    columns = None if shown["type"] is None else [*shown["columns"], *more]
+    options = shown["format_kwargs"] | {"output_all_columns": shown["output_all_columns"]}
+    return rows.with_format(shown["type"], columns=columns, **options)
+
+
+class RowSample:
+    """Some rows that were read one by one, by their number and by their columns, as a `datasets.Dataset` is asked.
+
+    Args:
+        rows: as they were read; tensors and arrays stay what they are in a row, and are lists in a column.
+        numbers: where each of them lies among all rows.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]):
+        self.rows, self.numbers = list(rows), list(numbers)
+        self.column_names = list(self.rows[0]) if self.rows else []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if isinstance(key, str):
+            return [value.tolist() if hasattr(value, "tolist") else value for value in (row[key] for row in self.rows)]
+        # A collator may take a row apart.
+        return dict(self.rows[key])
+
+
+def sample_rows(rows: Any, count: int) -> RowSample:
+    """Read some rows of any kind: a data set with a transform, a torch data set, a list, or what can only be iterated.
+
+    Args:
+        rows: mappings by position, or an iterable of them.
+        count: how many rows to read at most.
+
+    Returns:
+        Rows from all over, the same ones each time; the first ones of an iterable. None of an iterator, which would
+        lose them, and none of rows that are no mappings.
+    """
+    # What makes rows as they are read may draw random numbers.
+    with undrawn():
+        if hasattr(rows, "__len__") and hasattr(rows, "__getitem__"):
+            drawn = np.random.default_rng(0).permutation(len(rows))[:count] if count > 1 else range(min(1, len(rows)))
+            numbers = sorted(map(int, drawn))
+            read = [rows[number] for number in numbers]
+        else:
+            found = iter(rows)
+            read = [] if found is rows else list(islice(found, count))
+            numbers = list(range(len(read)))
+    return RowSample(read if all(isinstance(row, Mapping) for row in read) else [], numbers)
+
+
+def count_rows(rows: Any) -> int | None:
+    """Count the rows of an epoch, on all processes together; None where nobody knows before it ends."""
+    if isinstance(rows, TextStream):
+        return rows.num_rows
+    return len(rows) if hasattr(rows, "__len__") else None
 
 
 def count_texts(rows: Any) -> int:
     """Count the texts that rows are of: the rows themselves, but for windows."""
     windows = DOCUMENT in (getattr(rows, "column_names", None) or ())
-    return len(set(rows[DOCUMENT][:])) if windows else count_rows(rows)
+    return len(set(rows[DOCUMENT][:])) if windows else count_rows(rows) or 0
 
 
 def random_access(rows: Any, first: int) -> Any:
@@ -55,17 +123,22 @@ def random_access(rows: Any, first: int) -> Any:
     return rows.head(first) if isinstance(rows, TextStream) else rows
 
 
-def sample_of_classes(rows: Any, size: int) -> Any:
-    """Return rows that can be read in any order: of a stream as many of each class, all others as they are.
+_READ_FOR_EACH = 4
+
+
+def sample_of_classes(rows: Any, size: int) -> Dataset | RowSample:
+    """Return rows that can be read in any order and by column: of a stream as many of each class.
 
     Args:
         rows: of any kind.
-        size: how many rows to read of a stream.
+        size: how many rows to read of a stream; of what is no plain data set four times as many.
 
     Returns:
-        A data set of a stream; `rows` itself where it is anything else.
+        A data set of a stream, a plain data set itself, and a sample of all other rows.
     """
-    return rows.sample(size) if isinstance(rows, TextStream) else rows
+    if isinstance(rows, TextStream):
+        return rows.sample(size)
+    return rows if is_plain(rows) else sample_rows(rows, _READ_FOR_EACH * size)
 
 
 def texts_of(rows: Any, columns: Sequence[str]) -> Iterable[str]:

@@ -49,6 +49,7 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import Scoring, scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
 
 _INTERVAL_PROTOCOL = (
@@ -273,7 +274,7 @@ def _name_models(
             f"further candidates can't be called {sorted(taken)}: these names have arguments of their own"
         )
     named = {"teacher": teacher, "student": student, "baseline": baseline, **further}
-    return {name: model for name, model in named.items() if model is not None}
+    return {name: unwrapped(model, name) for name, model in named.items() if model is not None}
 
 
 def _latency(

@@ -18,6 +18,7 @@ from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.data.windows import average_windows, one_row_a_document
+from nlpkd.models.capture import logits_of
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
@@ -130,7 +131,7 @@ def predict_logits(
     """Run a classifier over tokenised rows, in eval mode, on its own device.
 
     Args:
-        model: a `PreTrainedModel`, or a module that returns logits or an output with `.logits`.
+        model: a `PreTrainedModel`, or a module that returns logits, first of a tuple or by that name too.
         dataset: tokenised rows; of their columns the model is given those its `forward` names.
         tokenizer: pads the rows.
         batch_size: rows a forward pass, of similar lengths.
@@ -162,9 +163,7 @@ def predict_logits(
         running = inference_copy(model, device.type, first_token=True)
         for batch in tqdm(loader, desc="Predicting", leave=False, disable=None):
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
-            output = running(**inputs)
-            given = output if isinstance(output, torch.Tensor) else output.logits
-            batches.append(given.float().cpu().numpy())
+            batches.append(logits_of(running(**inputs)).float().cpu().numpy())
     logits = np.concatenate(batches)
     return logits[np.argsort(order)]
 

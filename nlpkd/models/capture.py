@@ -15,7 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from transformers import PreTrainedModel
 
 from nlpkd.models.attention import _RECORDED, CAPTURING_SDPA, Wanted, _BeforeDropout, _record
-from nlpkd.models.structure import forward_arguments, is_causal, without_adapter
+from nlpkd.models.structure import forward_arguments, is_causal, required_arguments, without_adapter
 
 _TAKES_LAYERS = Version(transformers.__version__) >= Version("5.23")
 """Whether `output_hidden_states` may be a list of layers."""
@@ -45,6 +45,13 @@ class CapturedOutput:
     keys: tuple[Tensor | None, ...] | None = None
     values: tuple[Tensor | None, ...] | None = None
     pooled_index: Tensor | None = None
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return the logits of whatever a classifier returns when it is given no labels: a tensor, a tuple, a mapping."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
 
 
 def _recomputes(model: nn.Module) -> bool:
@@ -85,6 +92,9 @@ class Capture:
         self.recorded: Callable[[nn.Module, Mapping[str, Any]], CapturedOutput | None] | None = None
         # Keys and values of all layers are kept for a next token, which a classifier never asks for.
         self.options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+        if isinstance(inner, PreTrainedModel) and not inner.config.return_dict:
+            # Of a tuple nobody knows what is what.
+            self.options["return_dict"] = True
         if not self.wanted:
             return
         if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
@@ -130,6 +140,26 @@ class Capture:
         own = {name[len(self.prefix) :]: value for name, value in batch.items() if name.startswith(self.prefix)}
         return {name: value for name, value in own.items() if name in self.arguments}
 
+    def refuse_other_columns(self, model: nn.Module, batch: Mapping[str, Any], role: str) -> None:
+        """Refuse a model whose forward takes other things than a batch has.
+
+        Args:
+            model: the model.
+            batch: a collated one.
+            role: `"student"` or `"teacher"`, for the error.
+
+        Raises:
+            ValueError: if the batch has none of its arguments, or not all that it can't do without.
+        """
+        given = self.inputs(batch)
+        missing = required_arguments(model) - given.keys()
+        if missing or not given:
+            raise ValueError(
+                f"the forward of the {role} ({type(model).__name__}) takes {sorted(missing | self.arguments)}, and "
+                f"the batch has {sorted(batch)} (labels are for the objectives alone): name its arguments as the "
+                "columns are named, such as input_ids and attention_mask, or give a data_collator that makes them"
+            )
+
     def pooled_index(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Find the token that stands for each text, `(batch,)`: a decoder's last real one; None: the first."""
         return self._pooled_index(self.inputs(batch))
@@ -170,9 +200,7 @@ class Capture:
         at_once = "attentions" in self.wanted and not (torch.is_grad_enabled() and _recomputes(model))
         with _record(self.wanted, at_once) as recording, before if dropped else nullcontext():
             outputs = model(**inputs, **self.options)
-        if isinstance(outputs, Tensor):
-            return CapturedOutput(logits=outputs)
-        captured = CapturedOutput(logits=outputs["logits"] if isinstance(outputs, Mapping) else outputs[0])
+        captured = CapturedOutput(logits=logits_of(outputs))
         for kind in _RECORDED:
             setattr(captured, kind, recording.layers(kind))
         if "hidden_states" in self.wanted:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nlpkd.config import check_ensemble
 from nlpkd.models.capture import Capture
+from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 
 
@@ -50,7 +51,7 @@ class TeacherEnsemble(nn.Module):
         if weights is not None and len(weights) != len(teachers):
             raise ValueError(f"there are {len(weights)} ensemble_weights for {len(teachers)} teachers: give one each")
         self.average = average
-        self.members = nn.ModuleList(teachers)
+        self.members = nn.ModuleList([unwrapped(each, "teacher") for each in teachers])
         given = torch.tensor([1.0] * len(teachers) if weights is None else [float(weight) for weight in weights])
         self.register_buffer("weights", given / given.sum())
         self.task = next(filter(None, (task_of(getattr(each, "config", None)) for each in teachers)), SINGLE_LABEL)
@@ -175,7 +176,14 @@ def as_one_teacher(
     Raises:
         ValueError: if the list is empty, or weights or average do not fit it.
     """
+    several: list[Any] = list(teacher) if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
+    for each in several:
+        if not isinstance(each, nn.Module):
+            raise ValueError(
+                f"a teacher must be a model, got {each!r:.80}: load it with nlpkd.load_teacher(path), or call "
+                "nlpkd.distill, which takes paths"
+            )
     if not isinstance(teacher, (list, tuple)):
-        return teacher  # type: ignore[return-value]
-    ensemble = TeacherEnsemble(teacher, weights, average)
-    return ensemble if len(ensemble) > 1 else teacher[0]
+        return None if teacher is None else unwrapped(several[0], "teacher")
+    ensemble = TeacherEnsemble(several, weights, average)
+    return ensemble if len(ensemble) > 1 else ensemble.members[0]

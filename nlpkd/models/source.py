@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+from nlpkd.models.structure import unwrapped
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,20 @@ class ModelSource:
 
     @classmethod
     def of(cls, given: Any, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
-        """Take `"id@revision"` apart, unless a revision is given beside it."""
+        """Take `"id@revision"` apart, unless a revision is given beside it; a model is taken without torch's wrappers.
+
+        Raises:
+            ValueError: for a module without a config.
+        """
         if isinstance(given, str) and revision is None:
             given, revision = split_revision(given)
+        if isinstance(given, nn.Module):
+            given = unwrapped(given, "model")
+            if not hasattr(given, "config"):
+                raise ValueError(
+                    f"{type(given).__name__} is no transformers model, of which this function needs the config: give "
+                    "a path, a Hub id or a PreTrainedModel. nlpkd.DistillationTrainer trains any module"
+                )
         return cls(given, revision, trust_remote_code)
 
     @property

@@ -4,13 +4,74 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import re
 from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from nlpkd.data.tokenization import TOKEN_COLUMNS
+
+logger = logging.getLogger(__name__)
+
+
+def as_student(model: nn.Module) -> nn.Module:
+    """Return a model as it can be trained: without torch's wrappers, what is trained of it in float32.
+
+    Half-precision weights are trained in float32 (mixed precision is `bf16` or `fp16` of the settings): a step of
+    the usual size is less than the distance of two bfloat16 numbers, and is lost.
+
+    Args:
+        model: changed in place where its weights are float16 or bfloat16, which is said.
+
+    Returns:
+        The model inside of torch.compile's, `DataParallel`'s or `DistributedDataParallel`'s wrapper, if it is in one.
+
+    Raises:
+        ValueError: if it is TorchScript.
+    """
+    model = unwrapped(
+        model, "student", "torch_compile=True compiles a student, and a launcher trains it on several GPUs"
+    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # DeepSpeed's own shards are its own business.
+    half = [each for each in trained if each.dtype in (torch.float16, torch.bfloat16) and not hasattr(each, "ds_id")]
+    if half:
+        logger.warning("The student's weights are %s: they are trained, and saved, in float32.", half[0].dtype)
+    if half and getattr(model, "quantization_method", None) is None:
+        model.float()
+    for parameter in half:
+        # Of a quantised model those of the adapter alone.
+        parameter.data = parameter.data.float()
+    return model
+
+
+def unwrapped(model: nn.Module, role: str, advice: str = "") -> nn.Module:
+    """Return the model inside of torch.compile's, `DataParallel`'s or `DistributedDataParallel`'s wrapper, and say so.
+
+    Args:
+        model: any module.
+        role: what messages call it.
+        advice: to who wants what the wrapper does.
+
+    Returns:
+        The model; itself where it is in no wrapper.
+
+    Raises:
+        ValueError: if it is TorchScript, whose forward does not tell what it takes.
+    """
+    inner = model
+    while (found := extract_model_from_parallel(inner, keep_torch_compile=False)) is not inner:
+        inner = found
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise ValueError(f"the {role} is TorchScript ({type(inner).__name__}): pass the model that it was made of")
+    if inner is not model:
+        logger.warning("The %s is used without %s%s.", role, type(model).__name__, advice and f": {advice}")
+    return inner
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
@@ -66,15 +127,39 @@ def input_table(model: Any) -> nn.Module | None:
 
 
 def forward_arguments(model: nn.Module) -> set[str]:
-    """Return the names of what a model's forward takes; of one in an adapter's wrapper, of the model inside.
+    """Return the names of what a model's forward takes.
 
-    GPT-2 and its kin look segments up among the words. Their tokenizers give none, so that they are left out.
+    Args:
+        model: any module. Of one in an adapter's wrapper the model inside is looked at. A forward of `**inputs` alone
+            takes what the modules right below it take all of them, and a tokenizer's columns where these don't say it.
+
+    Returns:
+        The names. GPT-2 and its kin look segments up among the words; their tokenizers give none, so that they are
+        left out.
     """
-    inner = without_adapter(model)
-    names = set(inspect.signature(inner.forward).parameters)
-    if "token_type_ids" in names and is_causal(inner) and not hasattr(inner.config, "type_vocab_size"):
-        names.discard("token_type_ids")
-    return names
+    model = without_adapter(model)
+    parameters = inspect.signature(model.forward).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {name for name, parameter in parameters.items() if parameter.kind not in variable}
+    if "token_type_ids" in named and is_causal(model) and not hasattr(model.config, "type_vocab_size"):
+        named.discard("token_type_ids")
+    if named or inspect.Parameter.VAR_KEYWORD not in kinds:
+        return named
+    inside = [forward_arguments(child) for child in model.children() if type(child).forward is not nn.Module.forward]
+    reading = [names for names in inside if "input_ids" in names]
+    return set.intersection(*reading) if reading else set(TOKEN_COLUMNS)
+
+
+def required_arguments(model: nn.Module) -> set[str]:
+    """Return the names of what a model's forward can't do without."""
+    parameters = inspect.signature(without_adapter(model).forward).parameters.values()
+    kinds = (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.POSITIONAL_ONLY,
+    )
+    return {each.name for each in parameters if each.default is each.empty and each.kind in kinds}
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -53,6 +55,7 @@ class Objective(nn.Module, ABC):
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
             of parts of a batch do not add up to the whole's.
         progress: share of the training that is done, 0 to 1, for schedules; the trainer keeps it.
+        bound_in: whose parameters it has, kept by `nlpkd.objectives.objective_set.ObjectiveSet`.
 
     Args:
         weight: factor of this objective in the sum, >= 0.
@@ -69,12 +72,25 @@ class Objective(nn.Module, ABC):
     couples_rows: bool = False
     task: str = SINGLE_LABEL
     progress: float = 0.0
+    bound_in: Any = None
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
         if not weight >= 0:
             raise ValueError(f"{type(self).__name__}: weight must be >= 0, got {weight}")
         self.weight = weight
+
+    def again(self, **settings: Any) -> Objective:
+        """Make the same objective anew, not bound, with other settings.
+
+        Args:
+            **settings: arguments of the constructor to change; the others are the attributes of their names.
+
+        Returns:
+            The objective, which shares nothing with this one.
+        """
+        kept = {name: copy.deepcopy(getattr(self, name)) for name in setting_names(type(self)) if name not in settings}
+        return type(self)(**kept, **settings)
 
     @property
     def name(self) -> str:
@@ -144,6 +160,26 @@ class Objective(nn.Module, ABC):
         about = {"name": self.name, "class": type(self).__name__, "weight": self.weight, "citation": self.citation}
         values = {name: getattr(self, name) for name in self.settings}
         return about | {name: v.config() if isinstance(v, Temperature) else v for name, v in values.items()}
+
+
+def setting_names(kind: type) -> list[str]:
+    """List what an objective's constructor takes, through `**options` what those of its base classes take too.
+
+    Args:
+        kind: the objective's class.
+
+    Returns:
+        Names of arguments, which are those of its attributes too.
+    """
+    names: list[str] = []
+    for each in kind.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        parameters = [*inspect.signature(each.__init__).parameters.values()][1:]  # type: ignore[misc]
+        names += [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+        if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+            break
+    return list(dict.fromkeys(names))
 
 
 class LayerObjective(Objective):

@@ -56,6 +56,10 @@ class CrossEntropyLoss(Objective):
         values = list(class_weights.values()) if isinstance(class_weights, Mapping) else class_weights
         self.class_weights = None if values is None else torch.tensor(values, dtype=torch.float32)
 
+    def again(self, **settings: Any) -> Objective:
+        """Make the same anew, with the class weights as they were given; see `Objective.again`."""
+        return super().again(**{"class_weights": self._given} | settings)
+
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Put the class weights in the student's order and check their number; see `Objective.bind`."""
         super().bind(student_config, teacher_config)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nlpkd.config import DistillationConfig
-from nlpkd.objectives.base import Objective
+from nlpkd.objectives.base import Objective, setting_names
 from nlpkd.objectives.weighting import WEIGHTINGS
 
 OBJECTIVES_FILE = "objectives.safetensors"
@@ -41,16 +41,17 @@ def with_settings(objectives: Sequence[Objective], settings: Mapping[str, Any]) 
         The copies.
 
     Raises:
-        ValueError: if there is no such objective or setting.
+        ValueError: if there is no such objective or setting, or its value is out of range.
     """
-    names, copies = names_of(objectives), copy.deepcopy(list(objectives))
+    names, changed = names_of(objectives), dict(zip(names_of(objectives), objectives, strict=True))
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in settings.items():
         name, _, setting = key.partition(".")
-        changed = dict(zip(names, copies, strict=True)).get(name)
-        if changed is None or not hasattr(changed, setting):
+        if name not in changed or setting not in setting_names(type(changed[name])):
             raise ValueError(f"{key!r} is no setting of an objective: the objectives are {names}")
-        setattr(changed, setting, value)
-    return copies
+        found[name][setting] = value
+    # Made anew, so that what a setting decides in the constructor follows, and values out of range are refused.
+    return [objective.again(**found[name]) for name, objective in changed.items()]
 
 
 class ObjectiveSet(nn.Module):
@@ -73,6 +74,7 @@ class ObjectiveSet(nn.Module):
             raise ValueError(f"weighting must be one of {sorted(WEIGHTINGS)}, got {weighting!r}")
         self.weighting = WEIGHTINGS[weighting](self.members)
         self.progress = 0.0
+        self._binding = object()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -93,6 +95,20 @@ class ObjectiveSet(nn.Module):
     def scheduled(self) -> bool:
         """Whether the loss depends on how much of the training is done."""
         return self.weighting.scheduled or any(objective.scheduled for objective in self.members)
+
+    @contextmanager
+    def at_the_end(self) -> Iterator[None]:
+        """Set all schedules to their end for a while.
+
+        Yields:
+            Nothing.
+        """
+        before = self.progress
+        self.set_progress(1.0)
+        try:
+            yield
+        finally:
+            self.set_progress(before)
 
     @property
     def need_teacher(self) -> list[str]:
@@ -119,6 +135,20 @@ class ObjectiveSet(nn.Module):
             torch.manual_seed(seed)
             for objective in self.members:
                 objective.bind(student_config, teacher_config)
+                objective.bound_in = self._binding
+
+    def refuse_rebound(self) -> None:
+        """Refuse objectives that another set bound since: their parameters are that one's now.
+
+        Raises:
+            ValueError: with the names of these objectives.
+        """
+        pairs = zip(self.names, self.members, strict=True)
+        if taken := [name for name, objective in pairs if objective.bound_in is not self._binding]:
+            raise ValueError(
+                f"the objectives {', '.join(taken)} were given to another trainer since, and have its parameters now: "
+                "give each trainer objectives of its own, or make the second one when the first is done"
+            )
 
     def required_layers(self) -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
         """Join, after `bind`, what the objectives want of student and teacher: layers by kind."""

@@ -35,6 +35,13 @@ class Weighting(nn.Module):
         """
         return self.base
 
+    def at_the_end(self) -> list[float]:
+        """Return what an evaluation weighs each objective by: weights at a schedule's end, learned ones at the start.
+
+        So that the losses of two evaluations tell their students apart, and not how far the training is.
+        """
+        return self.base
+
     def penalty(self, shares: Tensor) -> Tensor | float:
         """Compute the term that keeps learned weights from moving to 0.
 
@@ -73,6 +80,10 @@ class LinearWeighting(Weighting):
     def factors(self, progress: float) -> list[float]:
         """Interpolate; see `Weighting.factors`."""
         return [w * (progress if gold else 1 - progress) for w, gold in zip(self.base, self.gold, strict=True)]
+
+    def at_the_end(self) -> list[float]:
+        """Return the weights of the gold labels alone; see `Weighting.at_the_end`."""
+        return self.factors(1.0)
 
 
 class UncertaintyWeighting(Weighting):

@@ -149,7 +149,7 @@ class Job:
             for name, model in untrained.items():
                 if self.teacher is not None:
                     align_copied_head(model, self.teacher, trainer.teacher_order)
-                settings = _beside(_altogether(args, [*earlier, last]), baseline_dir / name)
+                settings = _beside(_altogether(args, [*earlier, last], steps), baseline_dir / name)
                 baselines[name], spent_on[name] = self._train_baseline(model, settings, steps)
             # All of them on the same rows.
             return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
@@ -374,13 +374,9 @@ def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
     )
 
 
-def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig]) -> DistillationConfig:
+def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig], steps: int) -> DistillationConfig:
     """Return settings for a training of one stage that has as many steps as all stages have together."""
-    if len(stages) == 1:
-        return stages[0]
-    if any(stage.max_steps > 0 for stage in stages):
-        return replace(args, max_steps=sum(stage.max_steps for stage in stages))
-    return replace(args, num_train_epochs=sum(stage.num_train_epochs for stage in stages))
+    return stages[0] if len(stages) == 1 else replace(args, max_steps=steps)
 
 
 def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
@@ -17,6 +18,7 @@ from nlpkd.data.label_names import telling_names
 from nlpkd.data.rows import labelled_rows, random_access
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
+from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.students.backbone import CONFIG_KEY, find_backbone, known_backbone
@@ -197,6 +199,12 @@ def supervised_trainer(
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
     # A single objective has no other whose weight could move.
     args = replace(lean_by_default(args), weighting="fixed")
+    if (args.metric_for_best_model or "").removeprefix("eval_") == "agreement":
+        # Without a teacher there is nothing to agree with.
+        measured = np.asarray(data["validation" if "validation" in data else "train"]["labels"][:])
+        headline = scoring_of(data.problem_type).headline(measured)
+        logger.warning("The best checkpoint of a model without a teacher is chosen by %s, not by agreement.", headline)
+        args = replace(args, metric_for_best_model=headline, greater_is_better=True)
     model.config.problem_type = data.problem_type  # type: ignore[assignment]
     return DistillationTrainer(
         model=model,

@@ -22,6 +22,7 @@ from transformers.utils.logging import tqdm
 from nlpkd.config import fast_at_bf16
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.rows import formatted_as, is_plain
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.teachers.checks import looks_like_probabilities
 from nlpkd.teachers.runners import Finish, FunctionRunner, ModelRunner, Runner
@@ -125,7 +126,7 @@ def cache_teacher_outputs(
         state.wait_for_everyone()
     outputs_by_row = _with_class_names(folder.load(), Classes.of_config(getattr(teacher, "config", None)), order)
     cached = concatenate_datasets([dataset.with_format(None), outputs_by_row], axis=1)
-    return cached.with_format(dataset.format["type"], **dataset.format["format_kwargs"])
+    return formatted_as(cached, dataset, more=outputs_by_row.column_names)
 
 
 def _with_class_names(columns: Dataset, classes: Classes | None, order: Sequence[int] | None) -> Dataset:
@@ -146,6 +147,11 @@ def _check_arguments(teacher: Any, dataset: Any, outputs: str, order: Sequence[i
         )
     if not isinstance(dataset, Dataset) or len(dataset) == 0:
         raise ValueError(f"dataset must be a datasets.Dataset with at least one row, got {dataset!r:.200}")
+    if not is_plain(dataset):
+        raise ValueError(
+            "the rows have a transform, which makes anew what the teacher reads each time: keep what it gives with "
+            "dataset.map, or run the teacher live (cache_teacher='off')"
+        )
     if TEACHER_LOGITS in dataset.column_names:
         raise ValueError(f"the data set has a column {TEACHER_LOGITS} already: remove it first")
     if outputs not in ("logits", "probabilities"):

@@ -283,7 +283,7 @@ def check_teacher_on_gold_labels(
     Args:
         teacher: live or cached; a live one whose label names say nothing is given the order that fits; of an ensemble
             each teacher is, alone.
-        dataset: the training rows.
+        dataset: the training rows, or a sample of those that are no plain data set.
         collate: makes a batch of rows.
         batch_size: rows of a batch.
         device: where batches go.
@@ -307,10 +307,12 @@ def check_teacher_on_gold_labels(
     for member in teacher.members():
         who = f"{member.name}: " if member.name else ""
         # What the teacher says of it.
-        found = []
+        found: list[np.ndarray] = []
         for at in range(0, len(sample), batch_size):
             batch = collate([dataset[row] for row in sample[at : at + batch_size]])
             batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            if isinstance(member, LiveTeacher) and not found:
+                member.capture.refuse_other_columns(member.model, batch, "teacher")
             found.append(member.outputs(batch).logits.float().cpu().numpy())
         logits = np.concatenate(found)
         _refuse_no_logits(logits, student_config, who)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
 
+from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.rows import RowSample
 from nlpkd.data.tokenization import TEACHER_PREFIX, column_prefixes, same_tokenizer
 from nlpkd.models.attention import Wanted
+from nlpkd.models.capture import Capture
 from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.inference import evaluating
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.structure import classification_head, input_table, is_causal, permute_head
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
+from nlpkd.teachers.checks import looks_like_probabilities
+from nlpkd.utils.randomness import undrawn
 
 _READ_ROWS = 100_000
 
@@ -86,12 +92,30 @@ def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase 
         )
 
 
+def refuse_no_tokens(rows: Any, collate: Any) -> None:
+    """Refuse rows of texts that nobody tokenised, where the collator does nothing but pad.
+
+    Args:
+        rows: a data set, or a sample of rows of another kind.
+        collate: makes a batch of them; transformers' wrapper around a collator is looked into.
+
+    Raises:
+        ValueError: if they have no `input_ids`.
+    """
+    pads = isinstance(getattr(collate, "data_collator", collate), (DistillationCollator, DataCollatorWithPadding))
+    if pads and rows.column_names and "input_ids" not in rows.column_names:
+        raise ValueError(
+            f"the training rows have the columns {rows.column_names} and no input_ids: tokenise them, as "
+            "nlpkd.load_text_classification does"
+        )
+
+
 def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str, split: str = "training") -> None:
     """Refuse rows with token ids that a model has no embedding for: its tokenizer is another model's.
 
     Args:
         model: the model; one without input embeddings is passed.
-        dataset: a `datasets.Dataset`; anything else is passed.
+        dataset: a `datasets.Dataset`, or a sample of rows of another kind.
         column: of the model's token ids.
         role: `"student"` or `"teacher"`, for the error.
         split: which rows these are, for the error.
@@ -100,10 +124,14 @@ def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str, spli
         ValueError: if an id is beyond the embedding table.
     """
     table = input_table(model)
-    if not isinstance(table, nn.Embedding) or not isinstance(dataset, Dataset) or column not in dataset.column_names:
+    known = isinstance(dataset, (Dataset, RowSample)) and column in dataset.column_names
+    if not isinstance(table, nn.Embedding) or not known:
         return
-    batches = dataset.select_columns(column).with_format("arrow").iter(_READ_ROWS)
-    highest = max((pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches), default=0)
+    if isinstance(dataset, Dataset):
+        batches = dataset.select_columns(column).with_format("arrow").iter(_READ_ROWS)
+        highest = max((pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches), default=0)
+    else:
+        highest = max((max(ids, default=0) for ids in dataset[column]), default=0)
     if highest >= table.num_embeddings:
         raise ValueError(
             f"the {role} has embeddings of {table.num_embeddings} tokens, and the {split} rows have token {highest}: "
@@ -140,6 +168,35 @@ def too_long(model: nn.Module, rows: Any, column: str, role: str, split: str) ->
         f"the {role} has {limit} positions, and a row of the {split} set has {longest} tokens: load the data with "
         f"max_length={limit}"
     )
+
+
+def refuse_no_classifier(student: nn.Module, capture: Capture, batch: Mapping[str, Any], labels: int | None) -> None:
+    """Run a student on one batch, in eval mode, and refuse one that gives no logits of the right number.
+
+    Args:
+        student: the model to train, where it will be trained.
+        capture: what runs it.
+        batch: a collated one, on the student's device.
+        labels: how many labels there are; None where nobody knows.
+
+    Raises:
+        ValueError: if its forward takes other things, or it gives something else than a finite number for each label:
+            what it gave is named.
+    """
+    capture.refuse_other_columns(student, batch, "student")
+    with evaluating(student), undrawn():
+        logits: Any = capture(student, batch).logits
+    rows = len(next(iter(capture.inputs(batch).values())))
+    expected = f"the student ({type(student).__name__}) must give logits (rows, labels)"
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows or not logits.is_floating_point():
+        found = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{expected}, and gave {found} for {rows} rows")
+    if labels is not None and logits.shape[1] != labels:
+        raise ValueError(f"{expected}: it gives {logits.shape[1]} logits a row, and there are {labels} labels")
+    if not logits.isfinite().all():
+        raise ValueError(f"{expected}, and gives NaN or infinite ones: check its weights and its dtype")
+    if rows > 1 and labels != 1 and looks_like_probabilities(logits.float().cpu().numpy()):
+        raise ValueError(f"{expected}, and gives probabilities: leave the softmax out, which the objectives do")
 
 
 def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:

@@ -24,7 +24,7 @@ from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
 from nlpkd.data.tokenization import TEACHER_PREFIX, TOKEN_COLUMNS
 from nlpkd.models.capture import Capture
 from nlpkd.models.inference import evaluating, inference_copy
-from nlpkd.models.structure import is_quantized
+from nlpkd.models.structure import foreign_hook, is_quantized, unwrapped
 from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
 
 _BATCH_TOKENS = {"cpu": 2048}
@@ -142,7 +142,8 @@ class ModelRunner:
         batch_tokens: tokens of a batch, padding included; 2,048 on a CPU, 16,384 elsewhere, if None.
 
     Raises:
-        ValueError: if the tokenizer can't pad, a layer does not exist, or the rows lack what the module reads.
+        ValueError: if the tokenizer can't pad, a layer does not exist, the rows lack what the module reads or have
+            further columns that it reads, or it has hooks of somebody's own.
     """
 
     def __init__(
@@ -161,6 +162,12 @@ class ModelRunner:
         if any(not 0 <= layer <= depth for layer in layers):
             raise ValueError(f"hidden_states={list(layers)}: the teacher has the layers 0 (the embeddings) to {depth}")
         # Which columns the module reads: the student's, or those made with its own tokenizer.
+        model = unwrapped(model, "teacher")
+        if (hooked := foreign_hook(model)) is not None:
+            raise ValueError(
+                f"the teacher has a hook on {hooked} ({type(model).__name__}), and no fingerprint tells what it does: "
+                "take it off, put what it does into a module, or run the teacher live (cache_teacher='off')"
+            )
         self.layers = sorted(set(layers))
         self.capture = Capture(model, {"hidden_states": frozenset(self.layers)}, "teacher")
         own = [name for name in sorted(self.capture.arguments) if re.fullmatch(f"{TEACHER_PREFIX}.*input_ids", name)]
@@ -175,6 +182,12 @@ class ModelRunner:
             raise ValueError(
                 f"a module reads token ids, and there is no column input_ids, only {dataset.column_names}: load the "
                 "data with nlpkd.load_text_classification"
+            )
+        other = self.capture.arguments - set(TOKEN_COLUMNS)
+        if further := sorted(prefix + name for name in other if prefix + name in dataset.column_names):
+            raise ValueError(
+                f"the teacher reads the columns {', '.join(further)} too, which no cache pads: run it live "
+                "(cache_teacher='off')"
             )
         # How it is run on them.
         self.model, self.tokenizer, self.device = model, tokenizer, device

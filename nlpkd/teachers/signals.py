@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
-from nlpkd.data.rows import sample_of_classes
+from nlpkd.data.rows import sample_of_classes, visible_columns
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher
 from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import CapturedOutput
@@ -26,6 +26,7 @@ from nlpkd.teachers.compatibility import (
     align_copied_head,
     fit_ensemble,
     label_order,
+    refuse_no_tokens,
     refuse_unknown_padding,
     refuse_unknown_tokens,
     teacher_prefix,
@@ -94,6 +95,11 @@ class TeacherSignals:
         )
         self.cached = CachedTeacher(self.live.capture)
 
+    def release(self) -> None:
+        """Drop the copy that is run in a live teacher's place; the next batch makes it anew."""
+        if self.live is not None:
+            self.live.release()
+
     def source(self, columns: Container[str]) -> Teacher | None:
         """Choose where the outputs come from for data with these columns."""
         return self.cached if self.cached.gives(columns, self.wanted) else self.live
@@ -151,10 +157,13 @@ class TeacherSignals:
         See `nlpkd.teachers.compatibility.refuse_unknown_tokens` and
         `nlpkd.teachers.checks.check_teacher_on_gold_labels`.
         """
-        self.refuse_unknown_tokens(rows, "training")
+        if rows is None:
+            return
         rows = sample_of_classes(rows, checked_rows(getattr(student_config, "num_labels", 1)))
-        source = self.source(getattr(rows, "column_names", None) or ())
-        if source is not None and isinstance(rows, Dataset):
+        refuse_no_tokens(rows, collate)
+        self.refuse_unknown_tokens(rows, "training")
+        source = self.source(rows.column_names)
+        if source is not None:
             try:
                 check_teacher_on_gold_labels(
                     source, rows, collate, batch_size, self.device, student_config, check, seed
@@ -179,11 +188,13 @@ class TeacherSignals:
         """
         if self.live is None:
             raise ValueError("there is no teacher to run: pass teacher_model")
+        # What a format hides, a live teacher would not read.
+        shown = rows.select_columns(visible_columns(rows))
         folder, model = args.teacher_cache_dir or Path(args.output_dir) / "teacher_cache", self.live.model
-        self.live.release()
+        self.release()
         try:
             return cache_teacher_outputs(
-                model, rows, self._tokenizer, cache_dir=folder, order=self.order, bf16=bool(args.bf16)
+                model, shown, self._tokenizer, cache_dir=folder, order=self.order, bf16=bool(args.bf16)
             )
         except ValueError as error:
             logger.warning("The teacher is run on every batch, since its outputs can't be kept: %s", error)

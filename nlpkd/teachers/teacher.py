@@ -44,7 +44,7 @@ class LiveTeacher:
         prefix: `"teacher_"` where the batch has columns made with the teacher's own tokenizer.
         token_ids: where the student reads a trimmed vocabulary and both have to read the same tokens: entry k is the
             teacher's id of the student's token k.
-        autocast: makes the context that the forward runs in (mixed precision).
+        autocast: makes the context that the forward runs in (mixed precision); a quantised model runs without.
         name: which of several teachers it is, for messages.
     """
 

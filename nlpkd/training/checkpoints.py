@@ -89,6 +89,11 @@ def _is_of(checkpoint: Path, record: dict[str, Any]) -> bool:
     return theirs is not None and theirs.get("result") == record.get("result")
 
 
+def has_optimizer(checkpoint: Path) -> bool:
+    """Check whether a checkpoint has the optimizer's state, as Trainer, FSDP or DeepSpeed write it."""
+    return any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
+
+
 def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str, Any]) -> None:
     """Move checkpoints that a training would overwrite, but that it did not write itself, to a folder `earlier-N`.
 
@@ -177,7 +182,7 @@ def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record:
 def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> str | None:
     """Return the checkpoint asked for, if it is whole, undamaged and of the run that `record` describes."""
     found = last_whole(output_dir, record) if asked in (True, "auto") else Path(str(asked))
-    if asked == "auto" and (found is None or not _is_of(found, record)):
+    if asked == "auto" and (found is None or not _is_of(found, record) or not has_optimizer(found)):
         return None
     if found is None:
         raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import pyarrow.compute as pc
 from accelerate import Accelerator
@@ -16,7 +15,8 @@ from transformers.trainer_utils import seed_worker
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import RESERVED, ROW
-from nlpkd.data.rows import makes_batches
+from nlpkd.data.rows import is_plain, makes_batches, visible_columns
+from nlpkd.utils.randomness import undrawn
 
 ROWS = RESERVED + "rows"
 """Of a batch: a list of integers, which stays on the host."""
@@ -134,6 +134,11 @@ def _workers(args: DistillationConfig) -> dict[str, Any]:
     }
 
 
+class _Numbered(NamedTuple):
+    number: int
+    row: Any
+
+
 class _NumberedRows(Dataset):
     def __init__(self, rows: Any):
         self.rows = rows
@@ -141,19 +146,23 @@ class _NumberedRows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, numbers: list[int]) -> list[_Numbered]:
         fetch = getattr(self.rows, "__getitems__", None)
         rows = [self.rows[number] for number in numbers] if fetch is None else fetch(numbers)
-        return [{**row, ROW: number} for row, number in zip(rows, numbers, strict=True)]
+        return list(map(_Numbered, numbers, rows))
 
 
 class _NumberedCollator:
     def __init__(self, collate: Collate):
         self.collate = collate
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = self.collate([{name: value for name, value in row.items() if name != ROW} for row in examples])
-        return {**batch, ROWS: [row[ROW] for row in examples]}
+    def __call__(self, examples: Sequence[_Numbered | Mapping[str, Any]]) -> dict[str, Any]:
+        # A stream's rows have their numbers in them.
+        numbered = [
+            row if isinstance(row, _Numbered) else _Numbered(row[ROW], {k: v for k, v in row.items() if k != ROW})
+            for row in examples
+        ]
+        return {**self.collate([row for _, row in numbered]), ROWS: [number for number, _ in numbered]}
 
 
 _READ_ROWS = 100_000
@@ -256,7 +265,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return (self.full_steps - self.joined) * per_step + (len(self._micro_batches(np.arange(last))) if last else 0)
 
 
-def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray:
+def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray | None:
     """Count how many tokens each row has.
 
     Args:
@@ -265,12 +274,15 @@ def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray:
             be anything of the user's, and is not read.
 
     Returns:
-        One number a row.
+        One number a row; None where rows are no mappings with `input_ids`.
     """
-    if isinstance(dataset, datasets.Dataset):
+    if "input_ids" not in visible_columns(dataset):
+        return None
+    if is_plain(dataset):
         if column in dataset.column_names and column != "length":
-            return dataset[column][:]
+            return dataset.with_format(None)[column][:]
         tables = dataset.select_columns("input_ids").with_format("arrow").iter(_READ_ROWS)
         counts = [pc.list_value_length(table.column("input_ids")).to_numpy() for table in tables]
         return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
-    return [len(row["input_ids"]) for row in dataset]
+    with undrawn():
+        return [len(dataset[number]["input_ids"]) for number in range(len(dataset))]

@@ -124,6 +124,7 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
     strangers = sorted({type(each).__name__ for each in parts.callbacks if is_foreign(type(each))})
     callbacks, methods = ", ".join(strangers), ", ".join(parts.overridden)
     hooked = None if parts.student is None else foreign_hook(parts.student)
+    taught = None if signals.live is None else foreign_hook(signals.live.model)
     pads_alone = type(parts.collator) in _PADDING and parts.collator.tokenizer is parts.tokenizer
     rules: list[tuple[Any, Sequence[str], str]] = [
         # What there is nothing to gain by
@@ -139,6 +140,7 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         (dataset and _epochs(args, len(parts.rows)) <= 1, [CACHED_TEACHER], "every row is read once"),
         (not pads_alone, [CACHED_TEACHER], "the data_collator may change what the teacher reads"),
         (methods, [CACHED_TEACHER], f"{methods} may change what the teacher reads"),
+        (taught, [CACHED_TEACHER], f"the teacher has a hook on {taught}"),
         # The student, changed in place
         (parts.sharded, [*_LEAN, COMPACT_EMBEDDINGS], "DeepSpeed or FSDP splits the weights up"),
         (not lean, _LEAN, "lean_training is off"),

@@ -13,16 +13,52 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.rows import random_access, sample_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.inference import placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
 from nlpkd.tasks import UNLABELLED
-from nlpkd.teachers.compatibility import refuse_reentrant_checkpointing, refuse_shared_weights
+from nlpkd.teachers.compatibility import (
+    refuse_no_classifier,
+    refuse_reentrant_checkpointing,
+    refuse_shared_weights,
+)
 from nlpkd.teachers.signals import TeacherSignals
+
+_TRIED_ROWS = 8
+"""Rows of the batch that a student is tried on."""
+
+
+def refuse_other_kinds(objectives: Any, rows: Any, evaluation_rows: Any) -> None:
+    """Refuse arguments of a trainer that are of another kind than it takes, with what to give instead.
+
+    Args:
+        objectives: a sequence of them, or None.
+        rows: the training rows.
+        evaluation_rows: likewise, or several by name.
+
+    Raises:
+        ValueError: for a preset's name, a single objective, a class, and for splits in place of one split's rows.
+    """
+    if objectives is not None:
+        several = objectives if isinstance(objectives, (list, tuple, nn.ModuleList)) else [objectives]
+        if several is not objectives or not all(isinstance(each, Objective) for each in several):
+            raise ValueError(
+                f"objectives must be a list of objectives, such as [CrossEntropyLoss(), ForwardKLLoss()], got "
+                f"{objectives!r:.80}: of a preset give resolve('hinton')[0].objectives (nlpkd.objectives.presets)"
+            )
+    for name, given in (("train_dataset", rows), ("eval_dataset", evaluation_rows)):
+        splits = getattr(given, "splits", given if isinstance(given, dict) and name == "train_dataset" else None)
+        if isinstance(splits, dict):
+            raise ValueError(
+                f"{name} must be the rows of one split, got {type(given).__name__} with {sorted(splits)}: give one of "
+                "them, such as data['train']"
+            )
 
 
 def default_objectives(has_teacher: bool, problem_type: str | None) -> list[Objective]:
@@ -103,6 +139,30 @@ class DistillationLoss:
             args.device,
             autocast,
         )
+
+    def refuse_no_classifier(self, student: nn.Module, rows: Any, collate: Callable[[list[Any]], Any]) -> None:
+        """Refuse a student that does not take a batch of the rows, or gives no logits of the right number.
+
+        Args:
+            student: where it will be trained.
+            rows: the training rows, of any kind; None is passed.
+            collate: makes a batch of them.
+
+        Raises:
+            ValueError: see `nlpkd.teachers.compatibility.refuse_no_classifier`.
+        """
+        sample = None if rows is None else sample_rows(random_access(rows, _TRIED_ROWS), _TRIED_ROWS)
+        if not sample:
+            return
+        device = placement(student)[0]
+        batch = collate([sample[number] for number in range(len(sample))])
+        batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        labels = getattr(getattr(student, "config", None), "num_labels", None)
+        if labels is None and TEACHER_LOGITS in batch:
+            labels = batch[TEACHER_LOGITS].shape[1]
+        elif labels is None and self.signals.live is not None:
+            labels = self.signals.live.outputs(batch).logits.shape[1]
+        refuse_no_classifier(student, self.student, batch, labels)
 
     @property
     def names(self) -> list[str]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import datasets
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.label_names import align_labels_to_student
-from nlpkd.data.rows import makes_batches
+from nlpkd.data.rows import is_plain, makes_batches
+from nlpkd.models.structure import as_student
 from nlpkd.training.checkpoints import (
+    has_optimizer,
     resolve_resume_checkpoint,
     rotate_checkpoints,
     set_other_runs_aside,
@@ -34,6 +35,8 @@ from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import card_facts, push, push_checkpoint, repository, write_card
 from nlpkd.utils.files import atomic_model_update, refuse_damaged
 from nlpkd.utils.locks import only_writer
+
+logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(Trainer):
@@ -91,6 +94,10 @@ class ResumableTrainer(Trainer):
         """Make what measures the model for its card; see `nlpkd.training.publishing.write_card`."""
         raise NotImplementedError
 
+    def call_model_init(self, trial: Any = None) -> Any:
+        """Make a model as `Trainer` does, and take it as the constructor takes one."""
+        return as_student(super().call_model_init(trial))
+
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
@@ -99,8 +106,9 @@ class ResumableTrainer(Trainer):
         stream, order = makes_batches(given), self.args.train_sampling_strategy
         if not stream and (given is None or not has_length(given) or order == "batch_rebalance"):
             return super().get_train_dataloader()
-        dataset, collate = given, self.data_collator
-        if isinstance(dataset, datasets.Dataset):
+        dataset: Any = given
+        collate = self.data_collator
+        if is_plain(dataset):
             dataset = self._remove_unused_columns(dataset, "training")
         else:
             collate = self._get_collator_with_removed_columns(collate, "training")
@@ -108,26 +116,15 @@ class ResumableTrainer(Trainer):
             sampler = self._get_train_sampler(given)
             return sampled_loader(dataset, sampler, collate, self._train_batch_size, args, self.accelerator)
         lengths = [] if stream else row_lengths(given, args.length_column_name)
+        if lengths is None:
+            logger.warning("Batches come in random order, since the rows have no input_ids to tell their length.")
+            sampler = RandomSampler(dataset)
+            return sampled_loader(dataset, sampler, collate, self._train_batch_size, args, self.accelerator)
         return training_loader(dataset, lengths, collate, self._train_batch_size, self._step_rows, args)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Make the loader of an evaluation set, whichever way it was given, with label ids as the student has them."""
-        config = getattr(self.model, "config", None)
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            # It may have been assigned since the constructor aligned what it was given.
-            self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
-        else:
-            eval_dataset = align_labels_to_student(eval_dataset, config, "evaluation")
-        return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Make the loader of rows to predict, with label ids as the student has them."""
-        config = getattr(self.model, "config", None)
-        return super().get_test_dataloader(align_labels_to_student(test_dataset, config, "test"))
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        """Keep predictions in the data set's order, which length grouping would not."""
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """Leave a data set with a transform its columns, which the transform reads."""
+        return super()._remove_unused_columns(dataset, description) if is_plain(dataset) else dataset
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Take up a smaller micro-batch after memory ran out: a step keeps its rows, in more of them."""
@@ -168,6 +165,12 @@ class ResumableTrainer(Trainer):
             self.resumed_checkpoint = checkpoint = resolve_resume_checkpoint(
                 resume_from_checkpoint, args.output_dir, self.run_record
             )
+            if checkpoint is not None and not has_optimizer(Path(checkpoint)):
+                raise ValueError(
+                    f"{checkpoint} has no state of the optimizer (save_only_model=True): a run that goes on from it "
+                    "would be another one. Start anew, with save_only_model=False for runs that may be resumed, or "
+                    "load its weights into the model and train that"
+                )
             run_dir = Path(self._get_output_dir(trial))
             if args.should_save:
                 set_other_runs_aside(run_dir, checkpoint, self.run_record)

@@ -12,23 +12,25 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
+from nlpkd.data.rows import visible_columns
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
+from nlpkd.models.structure import as_student
 from nlpkd.objectives import Objective
 from nlpkd.objectives.l2_sp import Anchor
+from nlpkd.objectives.objective_set import with_settings
 from nlpkd.tasks import task_of
 from nlpkd.training.checkpoints import describe_run
 from nlpkd.training.cuda_graphs import length_multiple
 from nlpkd.training.dataloaders import ROWS
+from nlpkd.training.evaluating import EvaluatingTrainer, EvaluationLoss
 from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.training.lean import (
     CACHED_TEACHER,
@@ -38,17 +40,16 @@ from nlpkd.training.lean import (
     overridden_methods,
     refused_speed_ups,
 )
-from nlpkd.training.loss import DistillationLoss, default_objectives
+from nlpkd.training.loss import DistillationLoss, default_objectives, refuse_other_kinds
 from nlpkd.training.loss_log import LossAccumulator
-from nlpkd.training.prediction_metrics import PredictionMetrics
 from nlpkd.training.publishing import describe_training, measure_for_card
 from nlpkd.training.rehearsal import rehearse
-from nlpkd.training.resumable import ResumableTrainer
+from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(ResumableTrainer):
+class DistillationTrainer(EvaluatingTrainer):
     """A `transformers.Trainer` that trains a student on objectives, with a teacher.
 
     Args:
@@ -100,6 +101,7 @@ class DistillationTrainer(ResumableTrainer):
             raise ValueError(
                 f"args must be a DistillationConfig, got {type(args).__name__}: it takes the same arguments"
             )
+        refuse_other_kinds(objectives, train_dataset, eval_dataset)
         if objectives is not None and len(objectives) == 0 and "compute_loss_func" not in trainer_arguments:
             raise ValueError("objectives is empty: give at least one, such as [ForwardKLLoss()], or leave it out")
         teacher = as_one_teacher(teacher_model, args.ensemble_weights, args.ensemble_average)
@@ -111,7 +113,7 @@ class DistillationTrainer(ResumableTrainer):
                 processing_class, teacher_processing_class, length_multiple(args.device)
             )
         super().__init__(
-            model=model,
+            model=None if model is None else as_student(model),
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,
@@ -127,15 +129,12 @@ class DistillationTrainer(ResumableTrainer):
             taught = teacher is not None or TEACHER_LOGITS in columns
             objectives = [] if self.compute_loss_func is not None else default_objectives(taught, task)
         self._given_objectives = list(objectives)
+        # Of the objectives, in a trial of a search.
+        self._trial_settings: dict[str, Any] = {}
         self._lean = LeanTraining()
         # Why the teacher was not run once; None where it was.
         self._live_since: str | None = None
-        # Evaluation
-        by_batch, preprocess = self.args.batch_eval_metrics, self.preprocess_logits_for_metrics
-        self._metrics = PredictionMetrics(scoring_of(task), compute_metrics, preprocess, by_batch)
-        if compute_metrics is not None or not by_batch:
-            self.compute_metrics = self._metrics
-        self.preprocess_logits_for_metrics = self._metrics.preprocess
+        self._measure_by(scoring_of(task), compute_metrics)
         self._connect()
 
     def _connect(self) -> None:
@@ -147,10 +146,15 @@ class DistillationTrainer(ResumableTrainer):
         self.train_dataset = align_labels_to_student(self.train_dataset, config, "training")
         self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
         # Objectives start anew, and both models give what they read.
+        objectives = self._given_objectives
+        if self._trial_settings:
+            objectives = with_settings(objectives, self._trial_settings)
         self._loss = DistillationLoss(
             student,
             self.teacher_model,
-            self._given_objectives,
+            with_settings(self._given_objectives, self._trial_settings)
+            if self._trial_settings
+            else self._given_objectives,
             self.compute_loss_func,
             args,
             tokenizer=self.processing_class,
@@ -159,13 +163,19 @@ class DistillationTrainer(ResumableTrainer):
             autocast=self.accelerator.autocast,
         )
         self.objectives: Any = self._loss.objectives
+        self._evaluation = EvaluationLoss(self._loss, self.accelerator, args.logging_nan_inf_filter)
         self._student, self._signals = self._loss.student, self._loss.signals
         self._loss.let_ddp_find_unused(self.accelerator.ddp_handler, args.ddp_find_unused_parameters)
         # The columns to collate are known with what both models read.
         self._signature_columns = None
         self._set_signature_columns_if_needed()
         collate = self._get_collator_with_removed_columns(self.data_collator)
-        self._signals.check(self.train_dataset, collate, args.eval_batch_size, config, args.teacher_check, args.seed)
+        with undrawn():
+            self._signals.check(
+                self.train_dataset, collate, args.eval_batch_size, config, args.teacher_check, args.seed
+            )
+            if not self._sharded:
+                self._loss.refuse_no_classifier(student, self.train_dataset, collate)
         # The pull towards the start, and what is logged
         self._anchor = Anchor(student, args.anchor_weight) if args.anchor_weight else None
         if self._anchor is not None and self._sharded:
@@ -183,7 +193,7 @@ class DistillationTrainer(ResumableTrainer):
 
     @property
     def _columns(self) -> list[str]:
-        return getattr(self.train_dataset, "column_names", None) or []
+        return visible_columns(self.train_dataset)
 
     @property
     def _sharded(self) -> bool:
@@ -224,6 +234,12 @@ class DistillationTrainer(ResumableTrainer):
         Yields:
             Nothing.
         """
+        if self.model is not None:
+            # An evaluation in half precision (bf16_full_eval, fp16_full_eval) leaves the model in it.
+            as_student(self.model)
+        self.objectives.refuse_rebound()
+        # The teacher may have been given hooks or other modules since it was last run.
+        self._signals.release()
         if self.args.rehearsal and self.model is not None and not self._sharded:
             with explain_out_of_memory(self.args):
                 rehearse(self, self.rehearsed_beside)
@@ -247,11 +263,24 @@ class DistillationTrainer(ResumableTrainer):
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Set the arguments of a search's trial, then fit everything to the student that `model_init` just made."""
+        self._trial_settings = {}
+        if isinstance(trial, dict):
+            self._trial_settings = {name: trial.pop(name) for name in [*trial] if "." in name}
         super()._hp_search_setup(trial)
         if self.model_init is not None:
             self._connect()
         if trial is not None:
             self.run_record = self.describe_run()
+
+    def hyperparameter_search(self, hp_space: Any = None, *arguments: Any, **search: Any) -> Any:
+        """Search as `Trainer` does; a name in `hp_space` such as `forward_kl.weight` is a setting of an objective."""
+
+        def space(trial: Any) -> dict[str, Any]:
+            found = hp_space(trial)
+            self._trial_settings = {name: value for name, value in found.items() if "." in name}
+            return {name: value for name, value in found.items() if "." not in name}
+
+        return super().hyperparameter_search(hp_space and space, *arguments, **search)
 
     # Loss
 
@@ -340,33 +369,6 @@ class DistillationTrainer(ResumableTrainer):
         if "loss" in logs and self.args.weighting != "fixed":
             logs |= {f"weight/{name}": factor for name, factor in self.objectives.factors().items()}
         super().log(logs, start_time)
-
-    # Evaluation
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Return loss, logits and labels of a batch, and beside the logits where student and teacher agree."""
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs.get("labels")
-        with torch.no_grad(), self.compute_loss_context_manager():
-            student = self._student(model, inputs)
-            teacher = self._signals.outputs(inputs)
-            loss = None
-            if labels is not None and (teacher is not None or not self.objectives.need_teacher):
-                loss, _ = self._loss(student, teacher, inputs)
-        if prediction_loss_only:
-            return loss, None, None
-        logits = self._metrics.with_agreement(student.logits.detach(), None if teacher is None else teacher.logits)
-        return loss, logits, labels
-
-    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate as `Trainer` does; predictions are the student's logits alone, metrics of windows by text."""
-        self._metrics.begin(dataloader.dataset)
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
-        if isinstance(output.predictions, tuple):
-            output = output._replace(predictions=output.predictions[0])
-        return output
 
     # Checkpoints
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ NO_INFLUENCE = {
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Hash a model's parameters and buffers: names, types, shapes and bytes."""
+    """Hash a model's parameters and buffers, those too that no state dict has: names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (dict(model.named_buffers()) | model.state_dict()).items():
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -33,30 +34,47 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def hash_configuration(model: nn.Module) -> str:
-    """Hash a model's class and its settings: configurations of transformers, adapters, and plain values of others."""
+    """Hash what a model computes with its weights: the classes of all modules, their settings, kernels, adapters.
+
+    Args:
+        model: any module.
+
+    Returns:
+        A hash of its configurations and classes, of plain values and functions that its modules hold, of the attention
+        kernel, and of the source of what is somebody's own. Hooks are not told.
+    """
     told: dict[str, Any] = {}
     for name, module in model.named_modules():
+        told[f"class of {name}"] = _code(type(module))
         if isinstance(module, PreTrainedModel):
             settings = module.config.to_dict().items()
             told[f"configuration of {name}"] = {key: value for key, value in settings if key not in NO_INFLUENCE}
-        elif hasattr(module, "base_layer"):
+            # nlpkd's own kernel computes what the one computes that it stands for.
+            told[f"attention of {name}"] = str(module.config._attn_implementation).removeprefix("nlpkd_")
+            continue
+        if hasattr(module, "base_layer"):
             # How strong an adapter is, and whether it is on, is in no weight.
             names = ("scaling", "active_adapters", "disable_adapters")
             told[f"adapter of {name}"] = [getattr(module, attribute, None) for attribute in names]
-    for name, module in _down_to_transformers(model):
-        told[f"{name}class"] = type(module).__name__
-        if not isinstance(module, PreTrainedModel):
-            plain = {key: value for key, value in vars(module).items() if _is_plain(value) and not key.startswith("_")}
-            told |= {f"{name}{key}": plain[key] for key in plain if key != "training"}
+        for key, value in vars(module).items():
+            if key.startswith("_") or key in ("training", "gradient_checkpointing"):
+                continue
+            if _is_plain(value):
+                told[f"{name}.{key}"] = value
+            elif inspect.isroutine(value):
+                told[f"{name}.{key}"] = _code(value)
     return hash_value(told)
 
 
-def _down_to_transformers(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """List modules, but not those within a transformers model, which its configuration tells all about."""
-    yield name, model
-    if not isinstance(model, PreTrainedModel):
-        for child, module in model.named_children():
-            yield from _down_to_transformers(module, f"{name}{child}.")
+def _code(named: Any) -> str:
+    """Name a class or function; one of no library together with its source, which may change under its name."""
+    if (getattr(named, "__module__", None) or "").split(".")[0] in ("torch", "transformers", "peft", "nlpkd"):
+        return named.__qualname__
+    try:
+        return f"{named.__qualname__} {inspect.getsource(named)}"
+    except (OSError, TypeError):
+        function = getattr(getattr(named, "forward", named), "__code__", None)
+        return f"{named.__qualname__} {getattr(function, 'co_code', b'').hex()} {getattr(function, 'co_consts', ())}"
 
 
 def _is_plain(value: Any) -> bool:

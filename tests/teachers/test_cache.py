@@ -16,7 +16,7 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 from paths import ROOT, TESTS
-from samples import raw_rows, tiny_bert
+from samples import looking_at, raw_rows, tiny_bert
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -255,13 +255,14 @@ def test_only_missing_shards_are_computed_whatever_shard_size_is_asked_for(cache
 KILLED = """
 import sys, time
 from datasets import load_from_disk
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.teachers.shards import ShardFolder
 
 given, folder = sys.argv[1:]
 model = AutoModelForSequenceClassification.from_pretrained(given + "/teacher")
-model.register_forward_hook(lambda *_: time.sleep(0.2))
+register_module_forward_hook(lambda module, *_: time.sleep(0.2 * (type(module) is type(model))))
 cache_teacher_outputs(
     model, load_from_disk(given + "/rows"), AutoTokenizer.from_pretrained(given + "/teacher"),
     cache_dir=folder, bf16=False, shard_rows=4, batch_tokens=1000,
@@ -299,8 +300,8 @@ def test_a_killed_call_leaves_whole_shards_and_is_taken_up_where_it_stopped(tmp_
         cache_teacher_outputs(again, rows, tokenizer, cache_dir=folder, bf16=False)
     reread = load_from_disk(given / "rows")
     counted = []
-    again.model.register_forward_hook(lambda module, inputs, output: counted.append(len(output.logits)))
-    cached = cache_teacher_outputs(again.model, reread, tokenizer, cache_dir=folder, bf16=False, batch_tokens=1000)
+    with looking_at(type(again.model), lambda module, inputs, output: counted.append(len(output.logits))):
+        cached = cache_teacher_outputs(again.model, reread, tokenizer, cache_dir=folder, bf16=False, batch_tokens=1000)
     assert sum(counted) == ROWS - 4 * len(before)
     after = times(folder)
     assert len(after) == 14 and {name: after[name] for name in before} == before
@@ -312,6 +313,7 @@ import sys, json, os
 from pathlib import Path
 from accelerate import PartialState
 from datasets import load_from_disk
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoTokenizer
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.teachers.shards import ShardFolder
@@ -319,7 +321,7 @@ from test_cache import Bag
 
 given, folder, out = sys.argv[1:]
 model, ran = Bag(), []
-model.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+register_module_forward_hook(lambda module, inputs, output: ran.append(len(output)) if module is model else None)
 record = {}
 try:
     cached = cache_teacher_outputs(
@@ -696,3 +698,69 @@ def test_the_checksum_is_what_sha256_gives(cache, teacher, rows, tmp_path):
     cache(teacher, rows)
     for path in shards(tmp_path / "cache"):
         assert path.name.split(".")[1] == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def with_another_buffer(model):
+    model.register_buffer("offset", torch.ones(1), persistent=False)
+
+
+def with_a_function(model):
+    model.classifier.activation = torch.tanh
+
+
+CHANGES = {
+    "a hook": lambda model: model.classifier.register_forward_hook(lambda module, inputs, output: output / 3),
+    "a forward": lambda model: setattr(model.classifier, "forward", lambda states: states[:, :2]),
+    "another activation": lambda model: setattr(
+        model.bert.encoder.layer[0].intermediate, "intermediate_act_fn", torch.nn.ReLU()
+    ),
+    "another epsilon": lambda model: [setattr(m, "eps", 0.5) for m in model.modules() if hasattr(m, "eps")],
+    "a module of one's own": lambda model: setattr(model, "classifier", OwnHead()),
+    "a buffer": with_another_buffer,
+    "a function": with_a_function,
+    "another kernel": lambda model: model.set_attn_implementation("eager"),
+    "half precision": lambda model: model.half(),
+    "weights": lambda model: model.classifier.bias.data.add_(1.0),
+}
+
+
+class OwnHead(torch.nn.Module):
+    def forward(self, states):
+        return states[:, :2]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_teacher_that_was_changed_in_any_way_does_not_get_the_outputs_of_before(change, cache, teacher, rows):
+    cache(teacher, rows)
+    CHANGES[change](teacher)
+    with pytest.raises(ValueError, match=r"the teacher's (weights|configuration)|has a hook on"):
+        cache(teacher, rows)
+
+
+def test_what_changes_no_output_finds_the_outputs_of_before(cache, teacher, rows):
+    first = cache(teacher, rows)
+    teacher.train().requires_grad_(False)
+    teacher.config.use_cache = True
+    assert cache(teacher, rows)["teacher_logits"][:] == first["teacher_logits"][:]
+
+
+def test_columns_that_no_cache_pads_and_rows_with_a_transform_are_refused_by_name(cache, teacher, rows):
+    class ReadsStars(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = teacher
+
+        def forward(self, input_ids, attention_mask=None, stars=None):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits + stars[:, None]
+
+    starred = rows.add_column("stars", list(range(len(rows))))
+    with pytest.raises(ValueError, match="reads the columns stars too"):
+        cache(ReadsStars(), starred)
+    with pytest.raises(ValueError, match="have a transform"):
+        cache(teacher, rows.with_transform(lambda batch: batch))
+
+
+def test_a_format_is_kept_and_shows_the_outputs(cache, teacher, rows):
+    row = cache(teacher, rows.with_format("torch", columns=["input_ids", "attention_mask"]))[0]
+    assert sorted(row) == ["attention_mask", "input_ids", "teacher_logits"]
+    assert isinstance(row["input_ids"], torch.Tensor)

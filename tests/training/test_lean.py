@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from samples import raw_rows, tiny_bert
+from samples import looking_at, raw_rows, tiny_bert
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -19,6 +19,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.models.bert.modeling_bert import BertIntermediate
 
 from nlpkd import DistillationTrainer, cache_teacher_outputs, load_text_classification
 from nlpkd.data.collator import DistillationCollator
@@ -352,9 +353,9 @@ def test_a_cache_of_logits_has_those_of_the_whole_teacher(make_rows, tokenizer, 
 def widths_of(model, run):
     """Widths `(batch, seq, hidden)` of the last layer's feed-forward block while something runs the model."""
     seen = []
-    model.bert.encoder.layer[-1].intermediate.register_forward_hook(lambda module, *_: seen.append(_[0][0].shape[1]))
-    run()
-    return set(seen)
+    with looking_at(BertIntermediate, lambda module, inputs, output: seen.append(output.shape[1])):
+        run()
+    return set(seen[model.config.num_hidden_layers - 1 :: model.config.num_hidden_layers])
 
 
 def test_cache_predictions_and_a_live_teacher_compute_the_last_layer_for_one_token(make_rows, tokenizer, tmp_path):

@@ -1,0 +1,242 @@
+"""How a student is evaluated while it is trained: its loss, metrics, windows of long texts, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from transformers import EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, has_length
+
+from nlpkd.data.columns import DOCUMENT
+from nlpkd.data.label_names import align_labels_to_student
+from nlpkd.data.windows import average_windows, one_row_a_document
+from nlpkd.evaluation.scoring import Scoring
+from nlpkd.models.structure import is_foreign
+from nlpkd.tasks import UNLABELLED
+from nlpkd.training.loss import DistillationLoss
+from nlpkd.training.resumable import ResumableTrainer
+
+
+class PredictionMetrics:
+    """Metrics of an evaluation, the average over a text's windows as its prediction, and the agreement beside them.
+
+    Args:
+        scoring: of the task.
+        compute_metrics: the user's metrics; those of the task if None.
+        preprocess_logits: `preprocess_logits_for_metrics` of `Trainer`, if any.
+        by_batch: whether metrics are computed batch by batch (`batch_eval_metrics`), of which no text's windows can be
+            averaged and no agreement be summed up.
+    """
+
+    def __init__(
+        self,
+        scoring: Scoring,
+        compute_metrics: Callable[..., dict[str, float]] | None,
+        preprocess_logits: Callable[..., Any] | None,
+        by_batch: bool,
+    ):
+        self._scoring, self._by_batch = scoring, by_batch
+        self._compute_metrics, self._preprocess_logits = compute_metrics, preprocess_logits
+        self._documents: Any = None
+
+    def begin(self, rows: Any) -> None:
+        """Remember which text each row of an evaluation set is a window of."""
+        windows = not self._by_batch and DOCUMENT in (getattr(rows, "column_names", None) or ())
+        self._documents = rows[DOCUMENT][:] if windows else None
+
+    def with_agreement(self, student: Tensor, teacher: Tensor | None) -> Any:
+        """Return the student's logits `(batch, labels)`, and beside them where the teacher's agree, if it is there."""
+        if teacher is None or self._by_batch:
+            return student
+        return student, self._scoring.agreeing(student, teacher)
+
+    def preprocess(self, logits: Any, labels: Any) -> Any:
+        """Apply the user's preprocessing to the student's logits alone."""
+        if self._preprocess_logits is None:
+            return logits
+        if isinstance(logits, tuple):
+            return self._preprocess_logits(logits[0], labels), logits[1]
+        return self._preprocess_logits(logits, labels)
+
+    def __call__(self, prediction: EvalPrediction, **options: Any) -> dict[str, float]:
+        """Compute the metrics of an evaluation, with `agreement` where there was a teacher."""
+        predictions, labels, agreeing = prediction.predictions, prediction.label_ids, None
+        if not self._by_batch:
+            predictions, agreeing = split_agreement(predictions)
+        if isinstance(predictions, list) and (self._compute_metrics is None or self._documents is not None):
+            predictions, labels = np.concatenate(predictions), np.concatenate(labels)
+        if self._documents is not None:
+            predictions = average_windows(np.asarray(predictions), self._documents)
+            labels = one_row_a_document(labels, self._documents)
+        if self._compute_metrics is None and _nobody_labelled(np.asarray(labels)):
+            metrics = {}
+        elif self._compute_metrics is None:
+            metrics = self._scoring.metrics(np.asarray(predictions), np.asarray(labels))
+        else:
+            plain = EvalPrediction(predictions, labels, prediction.inputs, prediction.losses)
+            metrics = dict(self._compute_metrics(plain, **options))
+        return metrics if agreeing is None else metrics | {"agreement": self._scoring.agreement(agreeing)}
+
+
+def split_agreement(predictions: Any) -> tuple[Any, Any]:
+    """Split what an evaluation gathered into the student's logits, and where the teacher agrees (None without one).
+
+    Args:
+        predictions: logits, a pair, or one of these for each batch (`eval_do_concat_batches=False`).
+
+    Returns:
+        The logits, of batches a list of them; and an array for all rows.
+    """
+    if isinstance(predictions, tuple):
+        return predictions  # type: ignore[return-value]
+    if isinstance(predictions, list) and predictions and isinstance(predictions[0], tuple):
+        logits, agreeing = zip(*predictions, strict=True)
+        return list(logits), np.concatenate(agreeing)
+    return predictions, None
+
+
+def _nobody_labelled(labels: np.ndarray) -> bool:
+    """Check whether no row has a gold label; labels are `(rows,)`, or `(rows, labels)` of a multi-label task."""
+    first = labels if labels.ndim == 1 else labels[:, 0]
+    return bool(((first == UNLABELLED) | (first != first)).all())
+
+
+class EvaluationLoss:
+    """The loss of an evaluation: each objective's total over all rows by its count, weighed as at the training's end.
+
+    So it is the same for every size of batches and number of processes.
+
+    Args:
+        loss: of the training.
+        accelerator: of the training.
+        finite: leave batches out whose loss is not finite (`logging_nan_inf_filter`).
+    """
+
+    def __init__(self, loss: DistillationLoss, accelerator: Any, finite: bool):
+        self.loss, self.accelerator, self.finite = loss, accelerator, finite
+        self.sums: Tensor | None = None
+
+    def add(self, student: Any, teacher: Any, batch: dict[str, Any]) -> Tensor:
+        """Add a batch, and return its own loss, a scalar."""
+        counts = self.loss.counts(batch)
+        parts = self.loss(student, teacher, batch, counts)[1].float()
+        added = torch.stack([parts * counts, counts])
+        if self.finite:
+            added = torch.where(parts.isfinite(), added, torch.zeros_like(added))
+        self.sums = added if self.sums is None else self.sums + added
+        return self._weigh(parts)
+
+    def value(self) -> float | None:
+        """Compute the loss on all rows; all processes call it. None where no row could be judged."""
+        parts = len(self.loss.names)
+        sums = torch.zeros(2, parts, device=self.loss.device) if self.sums is None else self.sums
+        seen = torch.full((2, 1), float(self.sums is not None), device=sums.device)
+        totals, counts = self.accelerator.reduce(torch.cat([sums, seen], dim=1), "sum")
+        if not counts[-1]:
+            return None
+        return float(self._weigh(totals[:-1] / torch.where(counts == 0, torch.ones_like(counts), counts)[:-1]))
+
+    def _weigh(self, parts: Tensor) -> Tensor:
+        """Sum the parts by their weights; a loss function of the user's has the weight 1."""
+        factors = [*self.loss.objectives.weighting.at_the_end(), *[1.0] * (self.loss.own is not None)]
+        return (parts * torch.tensor(factors, device=parts.device)).sum()
+
+
+class EvaluatingTrainer(ResumableTrainer):
+    """A `ResumableTrainer` that evaluates a student beside its teacher."""
+
+    # What a subclass sets
+
+    _loss: DistillationLoss
+
+    def _measure_by(self, scoring: Scoring, compute_metrics: Callable[..., dict[str, float]] | None) -> None:
+        """Choose the metrics: those of the task, or the user's."""
+        by_batch, preprocess = self.args.batch_eval_metrics, self.preprocess_logits_for_metrics
+        self._metrics = PredictionMetrics(scoring, compute_metrics, preprocess, by_batch)
+        if compute_metrics is not None or not by_batch:
+            self.compute_metrics = self._metrics
+        self.preprocess_logits_for_metrics = self._metrics.preprocess
+
+    # Batches
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Make the loader of an evaluation set, whichever way it was given, with label ids as the student has them."""
+        config = getattr(self.model, "config", None)
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            # It may have been assigned since the constructor aligned what it was given.
+            self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
+        else:
+            eval_dataset = align_labels_to_student(eval_dataset, config, "evaluation")
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Make the loader of rows to predict, with label ids as the student has them."""
+        config = getattr(self.model, "config", None)
+        return super().get_test_dataloader(align_labels_to_student(test_dataset, config, "test"))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        """Keep predictions in the data set's order, which length grouping would not."""
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
+
+    # Evaluation
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """Return loss, logits and labels of a batch, and beside the logits where student and teacher agree."""
+        inputs = self._prepare_inputs(inputs)
+        labels: Any = inputs.get("labels")
+        loss: Any = None
+        with torch.no_grad(), self.compute_loss_context_manager():
+            student = self._loss.student(model, inputs)
+            teacher = self._loss.signals.outputs(inputs)
+            if labels is not None and (teacher is not None or not self._loss.objectives.need_teacher):
+                if is_foreign(type(self).compute_loss):
+                    loss = self.compute_loss(model, dict(inputs))
+                else:
+                    loss = self._add_to_loss(student, teacher, inputs)
+        if prediction_loss_only:
+            return loss, None, None
+        logits = self._metrics.with_agreement(student.logits.detach(), None if teacher is None else teacher.logits)
+        return loss, logits, labels
+
+    def _add_to_loss(self, student: Any, teacher: Any, inputs: dict[str, Any]) -> Tensor:
+        """Add a batch to the evaluation's loss, without the rows that fill up the last batch of several processes."""
+        state, rows = self.accelerator.gradient_state, len(student.logits)
+        real = rows
+        if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
+            real = min(max(state.remainder - self.args.process_index * rows, 0), rows)
+        if real == rows or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return self._evaluation.add(student, teacher, inputs)
+        if real:
+            # By the model itself, since the other processes may have no such rows.
+            some = {k: v[:real] if isinstance(v, Tensor) and len(v) == rows else v for k, v in inputs.items()}
+            self._evaluation.add(self._loss.student(self.model, some), self._loss.signals.outputs(some), some)
+        return torch.zeros((), device=self.args.device)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate as `Trainer` does; predictions are the student's logits alone, metrics of windows by text."""
+        self._metrics.begin(dataloader.dataset)
+        self._loss.objectives.refuse_rebound()
+        if not self.is_in_train:
+            self._loss.signals.release()
+        self._evaluation = EvaluationLoss(self._loss, self.accelerator, self.args.logging_nan_inf_filter)
+        with self._loss.objectives.at_the_end():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        if (loss := self._evaluation.value()) is not None and output.metrics is not None:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
+        return output._replace(predictions=split_agreement(output.predictions)[0])

@@ -1,0 +1,218 @@
+"""The evaluation of a student while it is trained: its loss, its metrics, and what is chosen by them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from samples import tiny_bert
+
+from nlpkd import DistillationTrainer
+from nlpkd.objectives import (
+    AttentionMSELoss,
+    CrossEntropyLoss,
+    ForwardKLLoss,
+    HiddenStateMSELoss,
+    LinearTemperature,
+)
+from nlpkd.pipeline.roles import supervised_trainer
+
+WIDE = {"initializer_range": 0.3}
+
+
+@pytest.fixture
+def build(make_rows, settings, tokenizer):
+    def build(objectives=None, rows=None, teacher=True, kind=DistillationTrainer, config=None, **more):
+        rows = make_rows(20) if rows is None else rows
+        return kind(
+            tiny_bert(1, **WIDE), tiny_bert(1, seed=1, **WIDE) if teacher else None, settings(**(config or {})),
+            objectives, rows, rows, processing_class=tokenizer, **more,
+        )  # fmt: skip
+
+    return build
+
+
+def relabelled(rows, label):
+    return rows.remove_columns("labels").add_column("labels", [label(row) for row in range(len(rows))])
+
+
+LOSSES = {
+    "pairs of tokens": (lambda: [AttentionMSELoss(on="scores")], lambda row: row % 2),
+    "tokens": (lambda: [HiddenStateMSELoss(), ForwardKLLoss()], lambda row: row % 2),
+    "class weights": (lambda: [CrossEntropyLoss(class_weights=[1.0, 20.0])], lambda row: int(row % 8 == 0)),
+    "unlabelled rows": (lambda: [CrossEntropyLoss()], lambda row: row % 2 if row < 5 else -100),
+}
+
+
+@pytest.mark.parametrize("wanted", LOSSES)
+def test_the_loss_of_an_evaluation_is_the_same_for_every_size_of_its_batches(wanted, build, make_rows):
+    objectives, label = LOSSES[wanted]
+    rows = relabelled(make_rows(20), label)
+    found = [
+        build(objectives(), rows, config={"per_device_eval_batch_size": size}).evaluate()["eval_loss"]
+        for size in (20, 1, 3)
+    ]
+    assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-5)
+
+
+def test_the_loss_of_an_evaluation_is_total_by_count_of_all_rows(build, make_rows, tokenizer):
+    rows = relabelled(make_rows(20), lambda row: row % 2 if row < 5 else -100)
+    trainer = build([CrossEntropyLoss(0.5)], rows, config={"per_device_eval_batch_size": 3})
+    batch = trainer.data_collator([rows[number] for number in range(20)])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = trainer.model.eval()(**batch).logits
+    expected = 0.5 * torch.nn.functional.cross_entropy(logits[:5], labels[:5])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+SCHEDULES = {
+    "linear": (lambda: [CrossEntropyLoss(), ForwardKLLoss()], {"weighting": "linear"}),
+    "uncertainty": (lambda: [CrossEntropyLoss(), ForwardKLLoss()], {"weighting": "uncertainty"}),
+    "temperature": (lambda: [ForwardKLLoss(LinearTemperature(4.0, 1.0))], {}),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_student_that_stays_as_it_is_has_the_same_loss_at_every_evaluation(schedule, build):
+    objectives, config = SCHEDULES[schedule]
+    trainer = build(
+        objectives(),
+        config=config
+        | {"num_train_epochs": 3, "learning_rate": 0.0, "eval_strategy": "epoch", "weighting_learning_rate": 0.5},
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    during = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert during == pytest.approx([before] * 3)
+    logged = [entry for entry in trainer.state.log_history if "weight/forward_kl" in entry]
+    if schedule != "temperature":
+        assert logged[0]["weight/forward_kl"] != logged[-1]["weight/forward_kl"], "the training follows its schedule"
+
+
+def test_at_a_schedules_end_gold_labels_alone_are_the_loss(build):
+    gold = build([CrossEntropyLoss()], teacher=False).evaluate()["eval_loss"]
+    both = build([CrossEntropyLoss(), ForwardKLLoss()], config={"weighting": "linear"}).evaluate()["eval_loss"]
+    assert both == pytest.approx(gold)
+
+
+def test_a_loss_of_ones_own_is_the_evaluations_too(build):
+    class Doubled(DistillationTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            return (2 * loss, outputs) if return_outputs else 2 * loss
+
+    once = build([CrossEntropyLoss()]).evaluate()["eval_loss"]
+    assert build([CrossEntropyLoss()], kind=Doubled).evaluate()["eval_loss"] == pytest.approx(2 * once)
+    own = build([], compute_loss_func=lambda outputs, labels, num_items_in_batch: (
+        torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+    ))  # fmt: skip
+    assert own.evaluate()["eval_loss"] == pytest.approx(once)
+
+
+def test_batches_that_are_not_joined_give_the_same_metrics_and_their_logits_alone(build):
+    seen = []
+
+    def metrics(prediction):
+        seen.append(prediction)
+        return {"batches": len(prediction.predictions)}
+
+    config = {"eval_do_concat_batches": False, "per_device_eval_batch_size": 8}
+    joined, split = build().evaluate(), build(config=config).evaluate()
+    for name in ("eval_accuracy", "eval_agreement", "eval_loss"):
+        assert split[name] == pytest.approx(joined[name])
+    found = build(config=config, compute_metrics=metrics).evaluate()
+    assert found["eval_batches"] == 3 and "eval_agreement" in found
+    assert [batch.shape for batch in seen[0].predictions] == [(8, 2), (8, 2), (4, 2)]
+    predictions = build(config=config).predict(build().eval_dataset).predictions
+    assert isinstance(predictions, list) and isinstance(predictions[0], np.ndarray)
+
+
+BEST = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+
+
+def test_a_metric_that_no_evaluation_gives_is_refused_before_training(build, make_rows):
+    for arguments, said in (
+        ({"config": BEST | {"metric_for_best_model": "agreement"}, "teacher": False}, "'agreement' is no metric"),
+        ({"config": BEST | {"metric_for_best_model": "acuracy"}}, "'acuracy' is no metric.*accuracy"),
+        ({"config": BEST, "rows": make_rows(20).rename_column("labels", "gold"), "objectives": [ForwardKLLoss()]},
+         "'loss' is no metric"),
+        ({"config": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, "teacher": False,
+          "rows": make_rows(20).add_column("teacher_logits", [[0.0, 2.0]] * 20)}, None),
+    ):  # fmt: skip
+        trainer = build(**arguments)
+        if said is None:
+            trainer.eval_dataset = make_rows(8)
+            said = "'loss' is no metric"
+        with pytest.raises(ValueError, match=said):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+
+def test_metrics_of_ones_own_and_of_several_sets_choose_the_best(build, make_rows):
+    config = BEST | {"metric_for_best_model": "mine", "greater_is_better": True}
+    trainer = build(config=config, compute_metrics=lambda prediction: {"mine": 1.0})
+    trainer.train()
+    assert trainer.state.best_metric == 1.0
+    trainer = build(config=BEST | {"metric_for_best_model": "eval_dev_agreement", "greater_is_better": True})
+    trainer.eval_dataset = {"dev": make_rows(8), "other": make_rows(8)}
+    trainer.train()
+    assert trainer.state.best_metric is not None
+
+
+def test_a_model_without_a_teacher_is_chosen_by_the_tasks_metric_in_place_of_agreement(settings, tokenizer):
+    from samples import raw_rows
+
+    from nlpkd import load_text_classification
+
+    data = load_text_classification(raw_rows(16), raw_rows(8, seed=1), tokenizer=tokenizer)
+    args = settings(**BEST, metric_for_best_model="agreement")
+    trainer = supervised_trainer(tiny_bert(1), args, data, tokenizer)
+    assert trainer.args.metric_for_best_model in ("accuracy", "f1_macro") and trainer.args.greater_is_better
+    trainer.train()
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_resumed_from(build, tmp_path):
+    config = {"save_strategy": "epoch", "num_train_epochs": 2, "save_only_model": True}
+    build(config=config).train()
+    with pytest.raises(ValueError, match="has no state of the optimizer .save_only_model=True"):
+        build(config=config).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    trainer = build(config=config)
+    trainer.train(resume_from_checkpoint="auto")
+    assert trainer.resumed_checkpoint is None and trainer.state.global_step == 6
+
+
+def test_a_trainer_whose_objectives_another_one_took_says_so(build):
+    objectives = [HiddenStateMSELoss()]
+    first = build(objectives)
+    second = build(objectives)
+    for act in (first.train, first.evaluate):
+        with pytest.raises(ValueError, match="hidden_state_mse were given to another trainer"):
+            act()
+    second.train()
+
+
+def test_a_search_sets_the_objectives_weights_too(make_rows, settings, tokenizer):
+    found = []
+    rows, given = make_rows(8), [CrossEntropyLoss(), ForwardKLLoss()]
+    trainer = DistillationTrainer(
+        teacher_model=tiny_bert(1, seed=3), args=settings(max_steps=1), train_dataset=rows, eval_dataset=rows,
+        objectives=given, model_init=lambda trial: tiny_bert(1), processing_class=tokenizer,
+    )  # fmt: skip
+
+    def space(trial):
+        return {
+            "forward_kl.weight": trial.suggest_float("forward_kl.weight", 0.1, 0.9),
+            "forward_kl.temperature": trial.suggest_categorical("forward_kl.temperature", [4.0]),
+        }
+
+    def judge(metrics):
+        found.append((trainer.objectives[1].weight, trainer.objectives.factors()["forward_kl"]))
+        return metrics["eval_loss"]
+
+    best = trainer.hyperparameter_search(
+        hp_space=space, n_trials=2, backend="optuna", direction="minimize", compute_objective=judge
+    )
+    assert best.hyperparameters["forward_kl.weight"] in [weight for weight, _ in found]
+    assert all(weight == factor != 1.0 for weight, factor in found) and len({*found}) == 2
+    assert given[1].weight == 1.0 and dataclasses.asdict(trainer.args)["max_steps"] == 1
