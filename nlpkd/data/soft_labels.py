@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
+from scipy.special import logit
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, PAIRS, TEACHER_LOGITS, TEXT_NAMES
@@ -65,18 +66,19 @@ def add_soft_labels(
         try:
             if problem_type == REGRESSION:
                 return {TEACHER_LOGITS: [_finite(float(value))]}
-            probabilities = _numbers(value, ids) if problem_type == MULTI_LABEL else _probabilities(value, ids)
             if problem_type == MULTI_LABEL:
+                probabilities = _numbers(value, ids)
                 if probabilities.max() > 1:
                     raise ValueError("its numbers must be probabilities")
                 bounded = np.clip(probabilities, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
-                return {TEACHER_LOGITS: (np.log(bounded) - np.log1p(-bounded)).tolist()}
+                return {TEACHER_LOGITS: logit(bounded).tolist()}
+            probabilities = np.maximum(_probabilities(value, ids), PROBABILITY_FLOOR)
+            return {TEACHER_LOGITS: np.log(probabilities).tolist()}
         except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"Row {row} of the {split} split has the soft label {value!r:.120} in column {column!r}: {error}. "
                 f"Give a number for each of {list(ids)}, a mapping from them, or a list of label and score."
             ) from None
-        return {TEACHER_LOGITS: np.log(np.maximum(probabilities, PROBABILITY_FLOOR)).tolist()}
 
     features = rows.features.copy()
     del features[column]

@@ -168,9 +168,9 @@ def parse_list(value: str) -> list[Any] | None:
                 found = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return None
-    return (
-        sorted(found, key=str) if isinstance(found, set) else list(found) if isinstance(found, (list, tuple)) else None
-    )
+    if isinstance(found, set):
+        return sorted(found, key=str)
+    return list(found) if isinstance(found, (list, tuple)) else None
 
 
 def _are_lists(texts: Mapping[str, int], known: Mapping[Any, int], column: str) -> bool:
