@@ -219,7 +219,10 @@ def _choose_onnx(folder: Path, names: list[str], file: str | None) -> Path | Non
 
 def _refuse_missing_path(name: str | Path) -> None:
     path = Path(name)
-    if not path.exists() and (isinstance(name, Path) or path.is_absolute() or len(path.parts) > 2 or name[:1] in ".~"):
+    beside = len(path.parts) == 2 and path.parent.is_dir()
+    if not path.exists() and (
+        isinstance(name, Path) or path.is_absolute() or len(path.parts) > 2 or name[:1] in ".~" or beside
+    ):
         raise ValueError(f"there is no folder {str(name)!r}: pass a saved model's folder, or a Hub id (USER/NAME)")
 
 
@@ -247,7 +250,8 @@ def _explain(name: str | Path, revision: str | None, what: str, error: Exception
     at = f" at revision {revision!r}" if revision else ""
     # A server may quote the token, and the endpoint may have a password.
     return without_tokens(
-        f"the {what} {str(name)!r}{at} can't be had from {constants.ENDPOINT}: {error}\n{OFFLINE_ADVICE}"
+        f"the {what} {str(name)!r}{at} can't be had from {constants.ENDPOINT}, and there is no folder of that name "
+        f"here: {error}\n{OFFLINE_ADVICE}"
     )
 
 

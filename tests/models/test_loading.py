@@ -138,3 +138,12 @@ def test_weights_in_several_files_of_the_folder_are_loaded(tmp_path):
     loaded, missing = load_classifier(tmp_path)
     assert missing == []
     assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_mistyped_local_path_is_told_from_a_hub_that_can_not_be_reached(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "teacher").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="there is no folder 'runs/teachr': pass a saved model's folder"):
+        load_classifier("runs/teachr")
+    with pytest.raises(OSError, match="'teachr' can't be had from https://.*and there is no folder of that name here"):
+        load_classifier("teachr")
