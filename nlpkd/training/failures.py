@@ -157,7 +157,7 @@ def saved_model(
             named = str(data) if isinstance(data, (str, Path)) else "DATA"
             words = ["nlpkd", "evaluate", folder, *beside, "--data", named, "--output-dir", folder]
             logger.error(
-                "The %s is trained and saved in %s, with its tokenizer; what failed came after that.%s Mend it, and "
+                "The %s is trained and saved in %s; what failed came after that.%s Mend it, and "
                 "%smeasure what is there without training: %s",
                 what,
                 folder,

@@ -80,7 +80,7 @@ def test_a_student_outlives_what_fails_after_its_training(what, tokenizer, tmp_p
     assert model.config.num_hidden_layers == 2 and len(AutoTokenizer.from_pretrained(out)) == len(tokenizer)
     # It is said, with a command that goes on.
     said = told(caplog)
-    assert f"The student is trained and saved in {out}, with its tokenizer; what failed came after that." in said
+    assert f"The student is trained and saved in {out}; what failed came after that." in said
     assert f"nlpkd evaluate '{out}' --data DATA --output-dir '{out}'" in said
     assert "resume_from_checkpoint" not in said, "there is no checkpoint to go on from"
     # And what could be measured is there.
@@ -134,7 +134,7 @@ def test_a_teacher_outlives_what_fails_after_its_training(what, tokenizer, tmp_p
             **QUICK | {"per_device_eval_batch_size": 64},
         )  # fmt: skip
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 2
-    assert f"The teacher is trained and saved in {tmp_path}, with its tokenizer" in told(caplog)
+    assert f"The teacher is trained and saved in {tmp_path}; what failed came after that" in told(caplog)
     assert f"nlpkd evaluate {tmp_path} --data DATA" in told(caplog)
 
 
