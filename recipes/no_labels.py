@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import texts
-from datasets import DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
 
 from nlpkd import DistillationConfig, calibrate_teacher, distill, label, make_student, train_teacher
 from nlpkd.data.demo import demo_backbone, load_airline_tweets
+from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.rows import PROBABILITIES, answers_beside, with_answers
 from nlpkd.teachers import EmbeddingTeacher
 
@@ -51,6 +53,8 @@ class Recipe:
         num_seeds: seeds of the students and of the choice of gold labels.
         layers: of the student.
         max_length: tokens of a text that the student reads.
+        max_rows: of the training texts, drawn at random; all of them where it is 0.
+        draws: how often so many gold labels are drawn, to measure the calibrated teacher alone on all other rows.
         budget: labels to buy in rounds; none are where it is 0.
         select: how they are chosen.
         rounds: how often.
@@ -61,6 +65,8 @@ class Recipe:
     num_seeds: int = 3
     layers: int = 3
     max_length: int = 64
+    max_rows: int = 0
+    draws: int = 0
     budget: int = 0
     select: str = "uncertainty"
     rounds: int = 5
@@ -75,14 +81,18 @@ def main() -> None:
     recipe, args = parser.parse_args_into_dataclasses()
     folder = Path(args.output_dir)
     data = texts.news() if recipe.text == "news" else load_airline_tweets()
+    if recipe.max_rows:
+        data["train"] = data["train"].shuffle(seed=0).select(range(recipe.max_rows))
     start = save_start(folder / "start", recipe.layers)
     # Ask once.
     teacher = EmbeddingTeacher(str(demo_backbone()), DESCRIPTIONS[recipe.text])
     teacher.fit_temperature(data["train"]["text"][:200])
     output = folder / "labels.parquet"
     answers = answers_beside(output, teacher)
-    found = {split: answers.ask(data[split]["text"][:]) for split in ("train", "test")}
+    if recipe.draws:
+        print(calibrations(teacher, data["train"], answers, recipe.gold, recipe.draws))
     # Train.
+    found = {split: answers.ask(data[split]["text"][:]) for split in ("train", "test") if recipe.num_seeds}
     measured: dict[str, list[dict[str, float]]] = {}
     for seed in range(args.seed, args.seed + recipe.num_seeds):
         settings: dict[str, Any] = {"seed": seed, "data_seed": None}
@@ -134,6 +144,31 @@ def main() -> None:
         first = runs[0]
         paired = f"{first['difference']:+.3f} [{first['low']:+.3f}, {first['high']:+.3f}]" if "low" in first else ""
         print(f"| {' | '.join([name, *cells, paired])} |")
+
+
+def calibrations(teacher: EmbeddingTeacher, rows: Dataset, answers: AnswerFile, counts: list[int], draws: int) -> str:
+    """Return a table of the teacher's quality by gold labels, each draw measured on the rows that it did not take."""
+    labels = np.array([teacher.classes.index(name) for name in names_of(rows)])
+    given = np.array([answer.probabilities for answer in answers.ask(rows["text"][:])])
+    lines = ["| gold labels | teacher, accuracy | log loss |", "|---|---|---|"]
+    for count in sorted({0, *counts}):
+        accuracy, loss = [], []
+        for seed in range(draws if count else 1):
+            order = np.random.default_rng(seed).permutation(len(rows))
+            few, others = order[:count], order[count:]
+            asked = calibrate_teacher(teacher, rows.select(few), answers=answers) if count else teacher
+            found = asked.adjusted(given[others])
+            accuracy.append({"value": float((found.argmax(axis=1) == labels[others]).mean())})
+            right = found[np.arange(len(others)), labels[others]]
+            loss.append({"value": float(-np.log(np.maximum(right, 1e-6)).mean())})
+        lines.append(f"| {count} | {spread(accuracy, 'value')} | {spread(loss, 'value')} |")
+    return "\n".join(lines)
+
+
+def names_of(rows: Dataset) -> list[str]:
+    """Return each row's label by name."""
+    feature = rows.features["label"]
+    return feature.int2str(rows["label"][:]) if isinstance(feature, ClassLabel) else rows["label"][:]
 
 
 def spread(runs: list[dict[str, float]], key: str) -> str:
