@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils.logging import tqdm
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import BLANK, MAX_CLASSES, ROW, Columns, find_columns
+from nlpkd.data.columns import BLANK, LABEL_NAMES, MAX_CLASSES, ROW, Columns, find_columns
 from nlpkd.data.labels import encode_labels
 from nlpkd.data.labels.kind import read_kind
 from nlpkd.data.readers import class_names, stream_rows, to_column
@@ -335,12 +335,30 @@ def _examples(path: Path, columns: Columns, first: Mapping[tuple[type, Any], int
     return Dataset(table, info=DatasetInfo(features=features))
 
 
-def columns_of_file(path: str | os.PathLike[str], text: Any, text_pair: Any, label: Any) -> Columns:
-    """Find the columns of a file by its first row; see `nlpkd.data.columns.find_columns`."""
+def columns_of_file(
+    path: str | os.PathLike[str], text: Any, text_pair: Any, label: Any, labels_beside: Sequence[str] = ()
+) -> Columns:
+    """Find the columns of a file by its first row, and of other rows' columns that of labels which the file lacks.
+
+    Args:
+        path: the file.
+        text: see `nlpkd.data.columns.find_columns`.
+        text_pair: likewise.
+        label: likewise.
+        labels_beside: columns of other rows, one of them their labels'.
+
+    Returns:
+        The columns.
+
+    Raises:
+        ValueError: as `find_columns` does, or if the file has no rows.
+    """
     first = next(stream_rows(path), None)
     if first is None:
         raise ValueError(f"{path} has no rows.")
-    return find_columns(list(first), text, text_pair, label)
+    usual = [name for name in labels_beside if name == label or name.strip().lower() in LABEL_NAMES]
+    lacking = [name for name in usual if name not in first]
+    return find_columns([*first, *lacking], text, text_pair, label)
 
 
 def _grouped(

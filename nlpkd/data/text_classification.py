@@ -263,7 +263,16 @@ def _stream_train(
             "Hub; give the validation set as a file of its own"
         )
     # Read the train file through once, which settles the classes.
-    columns = columns_of_file(train, asked.text_column, asked.text_pair_column, asked.label_column)
+    named = (asked.text_column, asked.text_pair_column, asked.label_column)
+    try:
+        columns = columns_of_file(train, *named)
+    except ValueError:
+        if not asked.label_names or validation is None:
+            raise
+        # Text that nobody labelled: a teacher names the classes, and the held-out rows their column.
+        held_out = read_splits([{"text": ""}], validation)[0]["validation"]
+        columns = columns_of_file(train, *named, labels_beside=held_out.column_names)
+        logger.warning("The train rows have no column %r: the teacher alone labels all.", columns.label)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     encode = TextEncoder(columns, tokenizers, max_length)
     stream = TextStream.from_file(train, columns, encode, asked)
@@ -378,14 +387,9 @@ def _report_truncated(counts: Mapping[str, int], split: str, rows: int, max_leng
 def _tell_kind(name: str, columns: Columns, problem_type: str, reason: str) -> None:
     """Say what the labels were taken for, where their values decided it."""
     kinds = {SINGLE_LABEL: "one class a row", MULTI_LABEL: "several labels a row", REGRESSION: "scores"}
+    said = "%s: column %r holds %s: %s. Where they mean something else, set problem_type."
     if reason:
-        logger.warning(
-            "%s: column %r holds %s: %s. Where they mean something else, set problem_type.",
-            name,
-            columns.label,
-            kinds[problem_type],
-            reason,
-        )
+        logger.warning(said, name, columns.label, kinds[problem_type], reason)
 
 
 def _shortened(names: Sequence[str]) -> str:

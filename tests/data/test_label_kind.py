@@ -211,6 +211,13 @@ def test_text_that_nobody_labelled_has_the_classes_of_a_named_teacher(tmp_path, 
         write(tmp_path / "rows.csv", ["", " "]), validation, tokenizer=tokenizer, label_names=names, streaming=True
     )
     assert stream["train"].head(2)["labels"][:] == [-100, -100] and stream["validation"]["labels"][:] == [2, 0]
+    (tmp_path / "texts.jsonl").write_text('{"text": "good"}\n{"text": "bad"}\n')
+    stream = load_text_classification(
+        tmp_path / "texts.jsonl", validation, tokenizer=tokenizer, label_names=names, streaming=True
+    )
+    assert stream["train"].head(2)["labels"][:] == [-100, -100] and stream["validation"]["labels"][:] == [2, 0]
+    with pytest.raises(ValueError, match="No column is known to be the label"):
+        load_text_classification(tmp_path / "texts.jsonl", validation, tokenizer=tokenizer, streaming=True)
     with pytest.raises(ValueError, match="name the classes of the teacher"):
         load_text_classification(rows_of([-100, -100]), validation, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="nothing says which number is which"):
