@@ -202,10 +202,10 @@ def test_held_out_texts_of_every_split_are_tried(tokenizer, tmp_path):
 def test_a_job_rehearses_once_and_quickly(tokenizer, tmp_path, caplog):
     times = []
     for rehearsal in (False, True):
-        start = time.perf_counter()
+        start = time.process_time()
         with caplog.at_level(logging.WARNING, logger="nlpkd"):
             report = job(tokenizer, tmp_path / str(rehearsal), rehearsal=rehearsal, seed=3).report
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
         assert report.candidates["student"].latency
     assert times[1] - times[0] < 5
     assert "incomplete" not in report.to_dict()["run"]
