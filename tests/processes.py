@@ -103,6 +103,7 @@ def _become(words: list[str], cwd: str, environment: dict[str, str]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     if words[0] == "-u":
         sys.stdout.reconfigure(write_through=True)
         words = words[1:]

@@ -35,7 +35,7 @@ def refuse(event, arguments):
         os._exit(9)
 sys.addaudithook(refuse)
 """
-UNPLUGGED = [sys.executable, "-c", f"{GUARD}\nfrom nlpkd.cli import main; main()"]
+UNPLUGGED = ["-c", f"{GUARD}\nfrom nlpkd.cli import main; main()"]
 DISTILL = ["distill", "--teacher", "teacher", "--student", "layers:1", "--train", "train.csv", "--validation",
            "validation.csv", *LENGTH, "--baseline", "--set", "max_steps=4", "--set", "save_steps=2", "--set",
            "logging_steps=2", "--set", "bf16=false", "--set", "report_to=tensorboard", "--set", "disable_tqdm=true",
@@ -74,8 +74,7 @@ def done(tmp_path_factory, tokenizer):
             if "password" in name:
                 environment["HF_ENDPOINT"] = hub.url.replace("://", f"://me:{PASSWORD}@")
             if name == "unplugged":
-                run = subprocess.run([*UNPLUGGED, *words], cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)},
-                                     capture_output=True, text=True)  # fmt: skip
+                run = run_program([*UNPLUGGED, *words], folder, environment, fresh=True)
             else:
                 run = run_program(["nlpkd", *words], folder, environment)
             said[name] = (run.returncode, (run.stdout + run.stderr).encode())

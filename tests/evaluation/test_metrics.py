@@ -1,11 +1,10 @@
 import math
-import subprocess
-import sys
 import warnings
 
 import evaluate
 import numpy as np
 import pytest
+from processes import run as run_program
 from scipy.special import softmax
 from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -204,7 +203,7 @@ def test_a_bootstrap_without_resamples_is_refused(scored):
         resampled_metrics(*scored, samples=0)
 
 
-def test_metrics_work_with_no_network():
+def test_metrics_work_with_no_network(tmp_path):
     code = (
         "import socket\n"
         "def refuse(*_): raise OSError('network')\n"
@@ -213,4 +212,4 @@ def test_metrics_work_with_no_network():
         "from nlpkd.evaluation.metrics import classification_metrics\n"
         "assert classification_metrics(np.eye(2), np.array([0, 1]))['accuracy'] == 1.0\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    run_program(["-c", code], tmp_path, timeout=120, fresh=True).check_returncode()

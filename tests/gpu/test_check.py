@@ -7,16 +7,16 @@ import sys
 import pytest
 import torch
 from paths import ROOT
+from processes import run as run_program
 from samples import raw_rows
 
-CHECK = ROOT / "tests" / "gpu" / "check.py"
+CHECK = str(ROOT / "tests" / "gpu" / "check.py")
 
 
 def test_every_part_runs_in_small_on_the_cpu_and_its_checks_hold(tmp_path):
     raw_rows(100).to_csv(tmp_path / "train.csv")
-    command = [sys.executable, CHECK, "--tiny", "--device", "cpu", "--train_file", tmp_path / "train.csv"]
-    command += ["--output", tmp_path / "found"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    command = [CHECK, "--tiny", "--device", "cpu", "--train_file", str(tmp_path / "train.csv")]
+    run = run_program([*command, "--output", str(tmp_path / "found")], tmp_path, timeout=500)
     assert run.returncode == 0, run.stderr[-3000:]
     records = [json.loads(path.read_text()) for path in (tmp_path / "found").glob("*.json")]
     assert {record["part"] for record in records} >= {"losses", "training", "caching", "resume", "speed", "epochs"}
@@ -29,9 +29,9 @@ def test_a_failed_part_is_recorded_the_others_run_and_what_is_done_is_not_run_ag
     (tmp_path / "losses.json").write_text(
         json.dumps({"part": "losses", "checks": [], "figures": {}, "device": "a card", "versions": {}})
     )  # noqa: E501
-    command = [sys.executable, CHECK, "--tiny", "--device", "cpu", "--parts", "epochs", "losses", "memory"]
-    command += ["--output", tmp_path, "--train_file", tmp_path / "missing.csv"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [CHECK, "--tiny", "--device", "cpu", "--parts", "epochs", "losses", "memory"]
+    command += ["--output", str(tmp_path), "--train_file", str(tmp_path / "missing.csv")]
+    run = run_program(command, tmp_path)
     assert run.returncode == 1
     assert "missing.csv" in json.loads((tmp_path / "epochs.json").read_text())["checks"][-1]["found"]
     assert json.loads((tmp_path / "memory.json").read_text())["checks"][0]["found"] == "needs a GPU"

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 from datasets import Dataset
-from forks import fork_server
 from label_server import LabelServer, broken, label_at, right_answer, too_many
+from processes import server as process_server
 
 from nlpkd import label, read_splits
 from nlpkd.labelling.budget import LabelPlan
@@ -64,12 +64,12 @@ def test_kills_at_random_moments_lose_no_row_and_no_kept_answer_is_asked_for_twi
     Dataset.from_list(rows).to_parquet(tmp_path / "texts.parquet")
     answers, output = tmp_path / "labels.parquet.answers.jsonl", tmp_path / "labels.parquet"
     moments, concurrency, kept, kept_again = random.Random(0), 2, set(), 0
-    server_of_processes = fork_server("nlpkd.pipeline.label", "transformers.decision.template_utils", "label_server")
+    processes = process_server("nlpkd.pipeline.label", "transformers.decision.template_utils", "label_server")
     with LabelServer() as server:
         server.delay_s = 0.02
         for _ in range(KILLS):
             asked = len(server.states)
-            process = server_of_processes.start(label_at, server.url, QUESTION, str(tmp_path), concurrency)
+            process = processes.start(label_at, server.url, QUESTION, str(tmp_path), concurrency)
             deadline = time.monotonic() + 60
             while len(server.states) == asked and process.is_alive() and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -81,7 +81,7 @@ def test_kills_at_random_moments_lose_no_row_and_no_kept_answer_is_asked_for_twi
             kept_again += len(kept & set(server.states[asked:]))
             kept = kept_texts(answers, rows)
         assert KILLS <= len(kept) < len(rows)
-        process = server_of_processes.start(label_at, server.url, QUESTION, str(tmp_path), concurrency)
+        process = processes.start(label_at, server.url, QUESTION, str(tmp_path), concurrency)
         process.join(120)
         assert process.exitcode == 0
     found, probabilities = labelled(output)

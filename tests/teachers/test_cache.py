@@ -5,9 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
-from paths import ROOT, TESTS
+from paths import TESTS
+from processes import Program, warm_python
+from processes import run as run_program
 from samples import looking_at, raw_rows, tiny_bert
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -278,18 +277,18 @@ def save_given(folder: Path, teacher, rows: Dataset, tokenizer) -> Path:
 
 
 def environment() -> dict[str, str]:
-    paths = os.pathsep.join([str(ROOT), str(TESTS), str(TESTS / "teachers")])
-    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
+    return os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(TESTS / "teachers")}
 
 
 def test_a_killed_call_leaves_whole_shards_and_is_taken_up_where_it_stopped(tmp_path, teacher, rows, tokenizer):
     given, folder = save_given(tmp_path / "given", teacher, rows, tokenizer), tmp_path / "cache"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(given), str(folder)], env=environment())
+    words, log = ["-c", KILLED, str(given), str(folder)], tmp_path / "log"
+    process = Program(words, tmp_path, log, log, environment()).process
     deadline = time.monotonic() + 120
-    while len(shards(folder)) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while len(shards(folder)) < 3 and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     before = times(folder)
     assert 3 <= len(before) < 14, "the kill came too late to say anything"
     # What a kill in the middle of a write leaves behind.
@@ -345,9 +344,9 @@ def launch_two(tmp_path: Path, given: Path, folder: Path, name: str) -> list[dic
     out = tmp_path / name
     out.mkdir()
     (tmp_path / "worker.py").write_text(WORKER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, str(tmp_path / "worker.py"), str(given), str(folder), str(out)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = run_program(command, tmp_path, environment() | {"PYTHON_EXEC": warm_python()})
     records = [json.loads(path.read_text()) for path in sorted(out.glob("rank-*.json"))]
     assert [record["world_size"] for record in records] == [2, 2], f"{done.stdout}\n{done.stderr}"
     return records

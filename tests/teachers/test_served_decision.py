@@ -2,33 +2,32 @@
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 from chat_models import save_chat_model
+from processes import Program
 
 from nlpkd import label, read_splits
 from nlpkd.teachers import DecisionTeacher
 
 QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": "Games", "business": None}}
+# What the console script `transformers` does.
+TRANSFORMERS = "import sys; sys.argv[0] = 'transformers'; from transformers.cli.transformers import main; main()"
 
 
 @contextmanager
 def served(model, port, log):
     """Run the server until the end of the block, and wait until it listens."""
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", model, "--port", str(port)]
-    with open(log, "ab") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    words = ["-c", TRANSFORMERS, "serve", model, "--port", str(port)]
+    server = Program(words, log.parent, log, log, os.environ | {"HF_HUB_OFFLINE": "1"}).process
     try:
         deadline = time.monotonic() + 180
         while True:
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            assert server.is_alive() and time.monotonic() < deadline, log.read_text()[-2000:]
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 break
@@ -37,7 +36,7 @@ def served(model, port, log):
         yield server
     finally:
         server.kill()
-        server.wait(30)
+        server.join(30)
 
 
 def test_a_server_that_is_killed_and_started_again_labels_all_rows_as_the_local_model(tmp_path):
