@@ -11,6 +11,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from forks import Forked, ForkServer, fork_server, share
@@ -20,7 +21,9 @@ from paths import TESTS
 BARE = ("pandas", "pyarrow.dataset", "pyarrow.parquet", "requests", "rich.console", "scipy.stats", "sklearn.metrics",
         "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor",
         "torch.export", "torch.utils.data", "yaml")  # fmt: skip
-WARM = ("nlpkd.cli", "nlpkd.pipeline.distill")
+WARM = ("nlpkd.cli", "nlpkd.pipeline.distill", "transformers.models.bert.modeling_bert")
+if find_spec("matplotlib"):
+    WARM += ("nlpkd.evaluation.charts", "matplotlib.backends.backend_svg")
 # What a launcher sends its processes.
 RELAYED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
@@ -133,7 +136,7 @@ def warm_python() -> str:
     if not path.exists():
         program = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import processes; processes._stand_in()"
         new = path.with_name(f"python-{os.getpid()}")
-        new.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S -c {shlex.quote(program)} "$@"\n')
+        new.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(program)} "$@"\n')
         new.chmod(0o755)
         new.rename(path)
     return str(path)
