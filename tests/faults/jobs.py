@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from forks import Forked
+from hub_server import WRITE_TOKEN
 from processes import server
 from samples import WORDS, raw_rows, tiny_bert
 from transformers import BertTokenizer
@@ -120,7 +121,7 @@ def push(given: Path, out: Path, resume_from_checkpoint: bool | None = None) -> 
     if not out.exists():
         whole = shutil.copytree(given / "measured", out.with_name(f"{out.name}.whole"), dirs_exist_ok=True)
         whole.rename(out)
-    push_student(out, PUSHED_TO)
+    push_student(out, PUSHED_TO, token=WRITE_TOKEN)
 
 
 def make_trainer(given: Path, out: Path, split: str, **options: Any) -> DistillationTrainer:
