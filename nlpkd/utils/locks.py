@@ -131,8 +131,13 @@ def only_run(output_dir: str | Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it.
+        ValueError: if another run holds it, or its path is not UTF-8: tokenizers could not be saved there.
     """
+    path = os.fsencode(Path(output_dir).resolve())
+    try:
+        path.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"the path {path!r} is not UTF-8, as tokenizers need it: choose another output_dir") from None
     state = PartialState()
     if not state.is_main_process:
         # What is said is said once, by the main process.
