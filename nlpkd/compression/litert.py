@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from nlpkd.compression.onnx import Texts, batch_of, quietly, refuse_another_mode
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
+from nlpkd.utils.links import move_into
 from nlpkd.utils.optional import require
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def export_litert(
         )
         if not (directory / "tokenizer_config.json").is_file():
             untouched.save_pretrained(directory)
-        os.replace(path, directory / file)
+        move_into(directory, path, Path(file))
     logger.info("%s", record)
     return record
 

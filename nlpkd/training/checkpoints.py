@@ -33,6 +33,7 @@ from nlpkd.utils.files import (
     write_checksums,
 )
 from nlpkd.utils.fingerprints import NO_INFLUENCE, differences, hash_configuration, hash_value, hash_weights
+from nlpkd.utils.modes import give_usual_modes
 from nlpkd.utils.processes import decided_by_main_process
 
 logger = logging.getLogger(__name__)
@@ -244,6 +245,7 @@ def write_checkpoint_checksums(folder: Path, record: dict[str, Any], should_save
             # The checksums come last, when all processes have written: a folder without them was cut short.
             PartialState().wait_for_everyone()
             if should_save:
+                give_usual_modes(folder)
                 write_checksums(folder)
     except Exception:
         if should_save:

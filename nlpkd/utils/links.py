@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from nlpkd.utils.modes import usual_mode
+
 
 def refuse_links(folder: Path, *names: str | Path) -> None:
     """Refuse to write into links, which may lead to files of somebody else.
@@ -27,7 +29,7 @@ def refuse_links(folder: Path, *names: str | Path) -> None:
 
 
 def move_into(folder: Path, path: Path, name: Path) -> None:
-    """Move a file to its place in a folder, in one step, and not through a link.
+    """Move a file to its place in a folder, in one step, and not through a link; it gets a new file's permissions.
 
     Args:
         folder: the folder.
@@ -40,6 +42,7 @@ def move_into(folder: Path, path: Path, name: Path) -> None:
     target = folder / name
     refuse_links(folder, *(name.parents[:-1]))
     target.parent.mkdir(parents=True, exist_ok=True)
+    path.chmod(usual_mode(path.parent))
     if target.parent == folder or os.rename not in os.supports_dir_fd:
         os.replace(path, target)
         return

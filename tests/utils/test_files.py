@@ -12,8 +12,10 @@ import pytest
 from processes import Program
 from samples import tiny_bert, tiny_report
 
+from nlpkd import DistillationTrainer
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.saving import save_report, save_student
+from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.utils.files import atomic_folder_update, staging_folder, write_atomic
 from nlpkd.utils.links import copy_from_inside, move_into, refuse_outside
 from nlpkd.utils.locks import lock_of, only_writer
@@ -129,6 +131,33 @@ def test_written_files_have_the_permissions_that_other_files_have(tmp_path: Path
     write_atomic(tmp_path / "report.json", b"{}")
     plain, ours = ((tmp_path / name).stat().st_mode for name in ("plain", "report.json"))
     assert stat.S_IMODE(ours) == stat.S_IMODE(plain)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_all_files_of_a_run_have_the_permissions_of_the_user_s_umask(
+    umask: int, mode: int, tmp_path: Path, tokenizer, make_rows, settings
+) -> None:
+    before = os.umask(umask)
+    try:
+        trainer = DistillationTrainer(
+            model=tiny_bert(hidden=8), teacher_model=tiny_bert(), train_dataset=make_rows(8),
+            processing_class=tokenizer, objectives=[ForwardKLLoss(), HiddenStateMSELoss()],
+            args=settings(output_dir=str(tmp_path), max_steps=1, save_strategy="steps", save_steps=1),
+        )  # fmt: skip
+        trainer.train()
+        trainer.save_model()
+        save_report(tiny_report(), tmp_path)
+        save_student(tiny_bert(), tmp_path / "again", tokenizer)
+        (tmp_path / "staged").touch(mode=0o600)
+        move_into(tmp_path, tmp_path / "staged", Path("onnx/model.onnx"))
+    finally:
+        os.umask(before)
+    found = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "checkpoint-1/model.safetensors", "checkpoint-1/objectives.safetensors"} <= set(found)
+    assert {"onnx/model.onnx", "again/model.safetensors"} <= set(found)
+    assert {name: oct(stat.S_IMODE(path.stat().st_mode)) for name, path in found.items()} == dict.fromkeys(
+        found, oct(mode)
+    )
 
 
 def test_what_killed_writers_left_goes_and_what_only_looks_like_it_stays(tmp_path: Path) -> None:
