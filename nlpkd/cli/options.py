@@ -41,6 +41,10 @@ class Shared:
         list[str] | None,
         option(DATA, "Column of the label; recognised by common names if left out. Several: a 0 or 1 each."),
     ] = None
+    label_names: Annotated[
+        list[str] | None,
+        option(DATA, "Names of labels that are numbers, in the order of the numbers: negative,positive."),
+    ] = None
     problem_type: Annotated[
         str | None,
         option(DATA, "The task, where the labels should not say it, by the name config.problem_type has."),
@@ -95,7 +99,7 @@ COLUMNS = (
 )  # fmt: skip
 """Options of every command that reads labelled rows."""
 
-TRAINED = ("validation", "validation_split", *COLUMNS[:-1], "problem_type")
+TRAINED = ("validation", "validation_split", *COLUMNS[:-1], "label_names", "problem_type")
 """Options of every command that trains."""
 
 SCHEDULE = ("num_train_epochs", "per_device_train_batch_size", "seed", "help_all")
@@ -157,5 +161,8 @@ def arguments(context: typer.Context) -> dict[str, Any]:
     columns = given.get("label_column")
     if columns and len(columns) == 1:
         given["label_column"] = columns[0]
+    names = given.get("label_names")
+    if names and len(names) == 1:
+        given["label_names"] = [name.strip() for name in names[0].split(",")]
     given |= context.meta.get(SETTINGS, {})
     return {name: value for name, value in given.items() if value not in (None, [], ())}

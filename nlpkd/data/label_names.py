@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset, LargeList, List
 
-from nlpkd.data.columns import LABEL_COLUMNS, TEACHER_LOGITS
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.columns import INTEGER, LABEL_COLUMNS, TEACHER_LOGITS
+from nlpkd.data.labels.classes import Classes, plain_name
 from nlpkd.data.rows import RowSample, formatted_as, is_plain, makes_batches, sample_rows
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
 
@@ -74,6 +75,59 @@ def adopt_label_names(student_config: Any, *datasets: Any) -> None:
             continue
         if own.is_generic and not classes.is_generic:
             student_config.id2label, student_config.label2id = classes.id2label, classes.label2id
+
+
+def name_classes(loaded: Any, names: Sequence[str]) -> Any:
+    """Name the classes of rows whose labels are numbers, as their user does.
+
+    Args:
+        loaded: a `TextClassificationData`.
+        names: of the classes in the order of their numbers; none pass it through.
+
+    Returns:
+        It with these names; rows that have names themselves keep their order, and must have the same ones.
+
+    Raises:
+        ValueError: if there are more or fewer classes than names, two have one name, or the rows have other names.
+    """
+    if not names:
+        return loaded
+    own, wanted = Classes.of(loaded.id2label), Classes.of(names)
+    numbered = own.is_generic or all(map(INTEGER.fullmatch, own.names))
+    try:
+        if loaded.problem_type == REGRESSION:
+            raise ValueError("a score has no classes to name")
+        if "" in wanted.names or len(set(map(plain_name, wanted.names))) < len(wanted):
+            raise ValueError("two classes have the same name, or one has none")
+        (Classes.of(range(len(own))) if numbered else own).positions_in(wanted)
+    except ValueError as error:
+        raise ValueError(f"label_names {list(names)} are not those of the rows: {error}") from None
+    if not numbered:
+        return loaded
+    splits = {split: _renamed(rows, wanted) for split, rows in loaded.splits.items()}
+    return replace(loaded, splits=splits, id2label=wanted.id2label)
+
+
+def _renamed(rows: Any, classes: Classes) -> Any:
+    """Name the classes of a data set's columns, or of a stream, by their ids."""
+    if makes_batches(rows):
+        return rows.with_classes(classes.names, range(len(classes)))
+    features = rows.features.copy()
+    for column in [name for name, own in _named_columns(rows).items() if own is not None]:
+        single = isinstance(features[column], ClassLabel)
+        features[column] = ClassLabel(names=list(classes.names)) if single else classes.vector_feature
+    return rows.cast(features)
+
+
+def ask_for_label_names(student_config: Any, rows: Any) -> None:
+    """Say that nobody named the classes, where a student is about to answer LABEL_0."""
+    own, classes = Classes.of_config(student_config), classes_of(rows)
+    if own is not None and own.is_generic and classes is not None and classes.is_generic:
+        logger.warning(
+            "Nothing names the labels, so that the student will answer %s. To name them, give their names in this "
+            "order: label_names=[...], or --label-names NAME,NAME.",
+            " or ".join(classes.names[:3]) + (", ..." if len(classes) > 3 else ""),
+        )
 
 
 def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:

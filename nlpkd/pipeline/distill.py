@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.label_names import ask_for_label_names
 from nlpkd.data.sources import Source
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.report import EvaluationReport
@@ -121,9 +122,9 @@ def train_teacher(
             fresh_pooler=fresh_pooler,
             data_args=data_args,
         )
-        trainer = supervised_trainer(
-            job.make_untrained_student(args.seed), args, job.data, job.tokenizer, job.class_weights
-        )
+        untrained = job.make_untrained_student(args.seed)
+        ask_for_label_names(untrained.config, job.data["train"])
+        trainer = supervised_trainer(untrained, args, job.data, job.tokenizer, job.class_weights)
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
         trainer.save_model()
         metrics = {}

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.label_names import align_labels_to_student
+from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.rows import count_texts, has_unlabelled
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers
@@ -119,6 +119,7 @@ class Job:
             The student and its report, both saved in the output directory.
         """
         student = self.make_untrained_student(args.seed)
+        ask_for_label_names(student.config, self.data["train"])
         untrained = {name: make(args.seed) for name, make in self.baselines.items()}
         # The student, stage after stage; only the last one's trainer is kept.
         rehearsal = partial(partial, self._rehearse, untrained, args, stages)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.label_names import name_classes
 from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
@@ -113,7 +114,7 @@ def prepare_job(
         tokenizer = teachers.tokenizers[0] if teachers.tokenizers and inherits else _own_tokenizer(learner, teachers)
 
     # The rows, as both read them.
-    told = asked.problem_type
+    told, names = asked.problem_type, asked.label_names
     asked = teachers.fill_in_task_and_names(asked)
 
     def load(tokenizer: PreTrainedTokenizerBase) -> TextClassificationData:
@@ -123,7 +124,7 @@ def prepare_job(
                 seed=args.seed, data_args=asked,
             )  # fmt: skip
             teachers.refuse_classes_of_one_output(told, data)
-        return data
+        return name_classes(data, names)
 
     data = load(tokenizer)
     for each in teachers.models:
@@ -196,6 +197,7 @@ def prepare_teacher(
     source = ModelSource.of(model, revision, trust_remote_code)
     tokenizer = tokenizer or source.tokenizer()
     data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)
+    data = name_classes(data, data_args.label_names if data_args else ())
     data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
     weights = weights_of_classes(class_weights, data)
     load = _student_maker(source, [], data)

@@ -309,13 +309,13 @@ def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
         assert all(each.secondary_opts == [f"--no-{each.opts[0][2:]}"] for each in flags), name
 
 
-PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer", "label_names"} | {
+PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer"} | {
     "revision", "teacher_revision", "student_revision"
 }  # fmt: skip
-"""Objects, label names, which a teacher's config knows, and revisions, which a command line takes as id@revision."""
+"""Objects, and revisions, which a command line takes as id@revision."""
 
-OF_TRAINING_ROWS = {"soft_label_column", "streaming", "validation_split", "problem_type"}
-"""Of rows to measure on the model settles the task, and nothing is held out."""
+OF_TRAINING_ROWS = {"soft_label_column", "streaming", "validation_split", "problem_type", "label_names"}
+"""Of rows to measure on the model settles the task and the names of the labels, and nothing is held out."""
 
 FUNCTIONS = {
     "train-teacher": ("nlpkd.pipeline.distill:train_teacher", {"soft_label_column"}),

@@ -1,0 +1,129 @@
+"""Names for labels that are numbers: given by the user, and asked for where nobody gives them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from samples import raw_rows, tiny_bert
+
+from nlpkd import DistillationConfig, distill, load_text_classification, train_teacher
+from nlpkd.cli.options import arguments
+from nlpkd.cli.training import app
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names, name_classes
+from nlpkd.pipeline.prepare import prepare_job
+
+QUICK = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 1, "use_cpu": True,
+    "teacher_check": "off",
+}  # fmt: skip
+NAMES = ["negative", "positive"]
+
+
+@pytest.fixture
+def numbered() -> Dataset:
+    """Texts whose labels are 0 and 1."""
+    return Dataset.from_dict(raw_rows(16).to_dict())
+
+
+def names_of(folder: Path) -> list[str]:
+    return list(json.loads((folder / "config.json").read_text())["id2label"].values())
+
+
+def asked(caplog) -> list[str]:
+    return [each.getMessage() for each in caplog.records if "--label-names" in each.getMessage()]
+
+
+def test_a_model_says_the_names_that_its_user_gave_and_they_are_asked_for_else(tmp_path, numbered, tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        for names in (NAMES, ()):
+            assert not asked(caplog)
+            train_teacher(tiny_bert(), numbered, output_dir=tmp_path, tokenizer=tokenizer, label_names=names, **QUICK)
+            assert names_of(tmp_path) == list(names or ["LABEL_0", "LABEL_1"])
+    assert "will answer LABEL_0 or LABEL_1." in asked(caplog).pop()
+
+
+def test_a_student_s_card_has_the_names(tmp_path, numbered, tokenizer, caplog):
+    tokenizers = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer}
+    with caplog.at_level(logging.WARNING):
+        distill(
+            tiny_bert(), "layers:1", numbered, numbered, output_dir=tmp_path, label_names=NAMES, **tokenizers, **QUICK
+        )
+    assert names_of(tmp_path) == NAMES and not asked(caplog)
+    assert "(negative, positive)" in (tmp_path / "README.md").read_text()
+
+
+def test_given_names_and_a_named_teacher_meet_by_name(tmp_path, numbered, tokenizer, caplog):
+    teacher = tiny_bert(id2label={0: "positive", 1: "negative"}, label2id={"positive": 0, "negative": 1})
+    job = prepare_job(
+        DistillationConfig(output_dir=str(tmp_path), **QUICK), teacher, "layers:1", numbered, numbered,
+        tokenizer=tokenizer, teacher_tokenizer=tokenizer, data_args=DataArguments(label_names=NAMES),
+    )  # fmt: skip
+    student = job.make_untrained_student(1)
+    ask_for_label_names(student.config, job.data["train"])
+    rows = align_labels_to_student(job.data["train"], student.config, "training")
+    assert rows.features["labels"].names == ["positive", "negative"] and not asked(caplog)
+    assert rows["labels"][:] == [1 - label for label in numbered["label"]]
+
+
+@pytest.mark.parametrize(
+    "labels, ids", [([0, 1], [0, 1]), (["1", "5"], [0, 1]), ([-1, 1], [0, 1]), ([False, True], 0)]
+)
+def test_numbers_of_any_kind_are_named_in_their_order(labels, ids, tokenizer):
+    rows = [{"text": text, "label": labels[row % 2]} for row, text in enumerate(raw_rows(4)["text"])]
+    loaded = load_text_classification(rows, tokenizer=tokenizer)
+    if not ids:
+        with pytest.raises(ValueError, match="contradict each other"):
+            name_classes(loaded, NAMES)
+        return
+    named = name_classes(loaded, NAMES)
+    assert named.id2label == dict(enumerate(NAMES)) and named["train"].features["labels"].names == NAMES
+    assert named["train"]["labels"][:2] == ids
+
+
+def test_soft_labels_and_streams_are_named_with_the_gold_labels(tmp_path, tokenizer):
+    rows = [{"text": text, "label": row % 2, "votes": [1, 3]} for row, text in enumerate(raw_rows(4)["text"])]
+    named = name_classes(load_text_classification(rows, tokenizer=tokenizer, soft_label_column="votes"), NAMES)
+    assert named["train"].features[TEACHER_LOGITS].feature.id == json.dumps(NAMES)
+    raw_rows(8).to_csv(tmp_path / "rows.csv")
+    stream = load_text_classification(
+        tmp_path / "rows.csv", tmp_path / "rows.csv", tokenizer=tokenizer, streaming=True
+    )
+    named = name_classes(stream, NAMES)
+    assert named["train"].names == named["validation"].features["labels"].names == NAMES
+    assert named["train"].head(8)["labels"][:] == stream["train"].head(8)["labels"][:]
+
+
+def test_rows_with_names_keep_their_order(tokenizer):
+    loaded = load_text_classification(raw_rows(4, names=("positive", "negative")), tokenizer=tokenizer)
+    assert name_classes(loaded, NAMES) is loaded and name_classes(loaded, ()) is loaded
+
+
+@pytest.mark.parametrize(
+    "names, labels, said",
+    [
+        (["a", "b", "c"], [0, 1], "different numbers of labels"),
+        (["a", "a"], [0, 1], "two classes have the same name, or one has none"),
+        (["a", "b"], ["good", "bad"], "contradict each other"),
+        (["a", "b"], [0.5, 1.5], "a score has no classes"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(names, labels, said, tokenizer):
+    rows = [{"text": text, "label": labels[row % 2]} for row, text in enumerate(raw_rows(4)["text"])]
+    loaded = load_text_classification(rows, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=f"label_names.*are not those of the rows: .*{said}"):
+        name_classes(loaded, names)
+
+
+@pytest.mark.parametrize("words", [["negative, positive"], ["negative", "--label-names", "positive"]])
+def test_the_command_line_takes_names_with_commas_or_one_by_one(words):
+    import typer
+
+    command = typer.main.get_command(app).commands["distill"]
+    context = command.make_context("distill", ["--train", "x", "--output-dir", "y", "--label-names", *words])
+    assert arguments(context)["label_names"] == NAMES
