@@ -1,17 +1,47 @@
-"""The README's Python runs as it stands."""
+"""The Python of README and of the guides runs as it stands, and their commands are ones that nlpkd has."""
+
+from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 
+import pytest
+import typer
 from chat_models import save_chat_model
 from paths import ROOT
 from processes import run as run_program
 from samples import raw_rows, tiny_bert
 
 from nlpkd import DistillationTrainer
+from nlpkd.cli import app
 from nlpkd.objectives import CrossEntropyLoss
 
+GUIDES = sorted((ROOT / "guides").glob("*.md"))
+PAGES = [ROOT / "README.md", *GUIDES]
 
-def test_the_readmes_python_runs_in_order(tmp_path, make_rows, settings, tokenizer):
+# README's first block is the demo, which takes minutes: here on a few of its tweets, two steps, a tiny backbone.
+SHORTER = {
+    "load_airline_tweets()": "few(load_airline_tweets())",
+    "demo_backbone()": '"runs/small-encoder"',
+    '"num_train_epochs": 3': '"max_steps": 2, "teacher_check": "off"',
+}
+FEW = """
+def few(splits):
+    for name in splits:
+        splits[name] = splits[name].shuffle(seed=0).select(range(40))
+    return splits
+
+"""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of code of a page in one language; "" for those that name none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [code for name, code in found if name == language]
+
+
+def test_the_python_of_readme_and_guides_runs_in_order(tmp_path, make_rows, settings, tokenizer):
     teacher = tiny_bert(layers=6, seed=1)
     DistillationTrainer(
         model=teacher, objectives=[CrossEntropyLoss()], train_dataset=make_rows(300, seed=5),
@@ -25,12 +55,59 @@ def test_the_readmes_python_runs_in_order(tmp_path, make_rows, settings, tokeniz
     raw_rows(40, seed=8).remove_columns("label").to_csv(tmp_path / "texts.csv")
     raw_rows(20, seed=9).to_pandas().replace({"label": {0: "neg", 1: "pos"}}).to_csv(tmp_path / "dev.csv", index=False)
     save_chat_model(tmp_path / "runs/chat-model")
-    tiny_bert().save_pretrained(tmp_path / "runs/small-encoder")
+    tiny_bert(layers=3).save_pretrained(tmp_path / "runs/small-encoder")
     tokenizer.save_pretrained(tmp_path / "runs/small-encoder")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 7
-    (tmp_path / "readme.py").write_text("\n".join(blocks))
+    readme = blocks(ROOT / "README.md", "python")
+    # A guide goes on where the one before it in this list ended.
+    guides = [blocks(ROOT / f"guides/{name}.md", "python") for name in ("objectives", "export", "publish")]
+    assert [len(readme), *map(len, guides)] == [3, 3, 2, 1]
+    assert sum(len(blocks(page, "python")) for page in PAGES) == 9
+    for written, shorter in SHORTER.items():
+        assert written in readme[0]
+        readme[0] = readme[0].replace(written, shorter)
+    text = FEW + "\n".join([*readme, *(block for page in guides for block in page)])
+    (tmp_path / "readme.py").write_text(text)
     done = run_program(["readme.py"], tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "The student keeps" in done.stdout and (tmp_path / "runs/student/report.json").exists()
     assert "calls: 1" in done.stdout and (tmp_path / "runs/no-labels/report.json").exists()
     assert "eval_agreement" in done.stdout and "same start" in done.stdout and "score" in done.stdout
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands of a page in its blocks without a language, a list of words each."""
+    lines = "\n".join(blocks(page, "")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_command_of_a_page_is_one_that_nlpkd_takes(page):
+    known = typer.main.get_command(app).commands
+    for words in [each for each in commands(page) if each[0] == "nlpkd"]:
+        known[words[1]].make_context(words[1], words[2:])
+
+
+def test_each_recipe_and_target_that_a_page_names_is_there():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for words in [each for page in PAGES for each in commands(page)]:
+        assert all((ROOT / word).is_file() for word in words if word.startswith("recipes/")), words
+        assert words[0] != "make" or words[1] in targets, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        found = (page.parent / name).resolve()
+        assert found.exists(), target
+        titles = re.findall(r"^#+ (.*)$", found.read_text(), flags=re.MULTILINE) if heading else []
+        anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+        assert not heading or heading in anchors, target
+
+
+def test_readme_is_short_and_each_guide_starts_with_a_command():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    readme = (ROOT / "README.md").read_text()
+    for page in GUIDES:
+        assert re.match(r"# [^\n]+\n\n```\n", page.read_text()), page.name
+        assert f"guides/{page.name}" in readme, page.name

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from samples import raw_rows, tiny_bert
+from transformers import AutoConfig
 
 from nlpkd import DistillationConfig, distill, load_text_classification, train_teacher
 from nlpkd.cli.options import arguments
@@ -32,7 +33,7 @@ def numbered() -> Dataset:
 
 
 def names_of(folder: Path) -> list[str]:
-    return list(json.loads((folder / "config.json").read_text())["id2label"].values())
+    return list(AutoConfig.from_pretrained(folder).id2label.values())
 
 
 def asked(caplog) -> list[str]:
