@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from typing import Any
 
-from nlpkd.utils.requirements import refuse_unmet_requirements
+from nlpkd.utils.requirements import installed_version, refuse_unmet_requirements
 
 _HOMES = {
     "BiLSTMConfig": "nlpkd.models.small_models",
@@ -62,6 +62,9 @@ __all__ = [*sorted(_HOMES), *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # Written down in pyproject.toml alone.
+        return installed_version("nlpkd") or "0+unknown"
     # `import nlpkd` stays cheap: torch and transformers are imported with the first name that needs them.
     if name in _PACKAGES:
         return import_module(f"nlpkd.{name}")
