@@ -248,8 +248,8 @@ def _table_of_cells(path: Path) -> pa.Table:
     size = path.stat().st_size
     if size > LARGEST_FILE:
         raise ValueError(
-            f"{path} has {size} bytes, and {LARGEST_FILE} is the most that is read whole: stream train rows "
-            "(streaming=True), or write the file as parquet."
+            f"{path} has {size} bytes, and {LARGEST_FILE} is the most that is read whole: write the file as "
+            "parquet, or, to train on it, stream it (streaming=True)."
         )
     cells = _cells(path)
     header = next(cells)

@@ -53,8 +53,8 @@ from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
 
 _INTERVAL_PROTOCOL = (
-    "95 % intervals: percentile bootstrap over the {rows} rows, {samples} resamples, seed {seed}, the same resamples "
-    "for every candidate; resampling inflates a calibration error, so that its interval lies high"
+    "95 % intervals: percentile bootstrap over the {rows:,} rows, {samples:,} resamples, seed {seed}, the same "
+    "resamples for every candidate; resampling inflates a calibration error, so that its interval lies high"
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.evaluation import report_text
-from nlpkd.evaluation.records import METRIC_NAMES, Breakdown
+from nlpkd.evaluation.records import METRIC_NAMES, Breakdown, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.utils.files import explain_damage, numbered_folders, write_atomic
 
@@ -175,11 +175,11 @@ def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
     if teacher is None:
         return tiles
     if headline in teacher.quality and (gold := teacher.quality[headline].value) > 0:
-        tiles.append((f"{student.quality[headline].value / gold:.1%}", f"of the teacher's {METRIC_NAMES[headline]}"))
+        tiles.append((percent(student.quality[headline].value / gold), f"of the teacher's {METRIC_NAMES[headline]}"))
     if student.latency and teacher.latency:
         tiles.append((f"{teacher.latency[0].p50_ms / student.latency[0].p50_ms:.1f} ×", "the teacher's speed"))
     if teacher.size_mb and student.size_mb is not None:
-        tiles.append((f"{student.size_mb / teacher.size_mb:.0%}", "of its size"))
+        tiles.append((percent(student.size_mb / teacher.size_mb, 0), "of its size"))
     if student.agreement:
         tiles.append((f"{student.agreement.value:.3f}", "agreement with it"))
     return tiles

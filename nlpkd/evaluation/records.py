@@ -382,3 +382,8 @@ def strict_json(value: Any) -> Any:
 def format_number(value: float | None, spec: str = ".3f") -> str:
     """Format a number; "n/a" for None, NaN and infinity."""
     return "n/a" if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Format a share as "98.4 %"; "n/a" for None, NaN and infinity."""
+    return "n/a" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %"

@@ -18,6 +18,7 @@ from nlpkd.evaluation.records import (
     Latency,
     SeedSpread,
     format_number,
+    percent,
     without_controls,
 )
 
@@ -50,8 +51,8 @@ def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: 
         opening = f"The student has {article} {name} of {format_number(value)}; no teacher was evaluated beside it."
     else:
         gold = teacher.quality[task.headline].value
-        kept = format_number(100 * value / gold if gold else None, ".1f")
-        opening = f"The student keeps {kept} % of the teacher's {name} ({format_number(value)} against "
+        kept = percent(value / gold if gold else None)
+        opening = f"The student keeps {kept} of the teacher's {name} ({format_number(value)} against "
         opening += f"{format_number(gold)})"
         if teacher.parameters is not None and student.parameters is not None:
             opening += (
@@ -79,8 +80,8 @@ def task_sentence(task: TaskRecord) -> str:
     elif task.headline == AGREEMENT:
         labelled = ", none of them with a gold label"
     else:
-        labelled = f", {format_number(task.majority_share, '.1%')} of them with the commonest label"
-    rows = "n/a" if task.rows is None else task.rows
+        labelled = f", {percent(task.majority_share)} of them with the commonest label"
+    rows = format_number(task.rows, ",")
     labels = ", ".join(map(str, task.labels))
     return f"Task: {task.problem_type or 'n/a'}, labels {labels}; {rows} rows evaluated{labelled}."
 
@@ -146,7 +147,7 @@ def temperature_lines(candidates: Mapping[str, Candidate]) -> list[str]:
     """Return a sentence on each fitted temperature, and on what it does to the calibration error."""
     return [
         f"{name}: dividing its logits by {format_number(fitted.temperature, '.2f')} takes its ECE from "
-        f"{format_number(fitted.ece_before)} to {format_number(fitted.ece_after)} (fitted on {fitted.rows} rows)"
+        f"{format_number(fitted.ece_before)} to {format_number(fitted.ece_after)} (fitted on {fitted.rows:,} rows)"
         for name, candidate in candidates.items()
         if (fitted := candidate.temperature_scaling)
     ]

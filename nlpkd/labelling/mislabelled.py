@@ -23,6 +23,7 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.evaluation.records import percent
 from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED
@@ -72,7 +73,7 @@ class LabelCheck:
         """Return how many there are, and which labels are taken for which."""
         taken = Counter((each.label, each.proposed_label) for each in self.found)
         lines = [
-            f"{len(self.found):,} of {self.rows:,} labels ({len(self.found) / self.rows:.1%}) are probably wrong."
+            f"{len(self.found):,} of {self.rows:,} labels ({percent(len(self.found) / self.rows)}) are probably wrong."
         ]
         lines += [f"{count:,} of {label!r} are rather {other!r}." for (label, other), count in taken.most_common()]
         return "\n".join(lines + ([f"They are in {self.output}."] if self.output else []))

@@ -14,6 +14,7 @@ import numpy as np
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.labelling.rows import texts_to_label
 from nlpkd.serving.cascade import CERTAINTY, CascadeRecord, choose_threshold, confidence, scores
@@ -97,10 +98,11 @@ def cascade(
     # The threshold, and the time that it saves
     curve = choose_threshold(confidences, right, otherwise, target)
     if not curve:
-        reached = f"{right.mean():.2%} of all texts" if otherwise is None else f"{otherwise.mean():.2%} of the teacher"
+        best, whose = (right, "all texts") if otherwise is None else (otherwise, "the teacher")
+        reached = f"{percent(best.mean(), 2)} of {whose}"
         raise ValueError(
-            f"no threshold has {kind} >= {target:.2%} with {CERTAINTY:.0%} certainty on {len(texts)} rows, where it "
-            f"is {reached} alone: lower the target, give more rows, or a better student"
+            f"no threshold has {kind} >= {percent(target, 2)} with {percent(CERTAINTY, 0)} certainty on "
+            f"{len(texts):,} rows, where it is {reached} alone: lower the target, give more rows, or a better student"
         )
     chosen = curve[-1]
     record = CascadeRecord(

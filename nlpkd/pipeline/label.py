@@ -16,7 +16,7 @@ from datasets import Dataset
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source, read_splits
-from nlpkd.evaluation.records import METRIC_NAMES
+from nlpkd.evaluation.records import METRIC_NAMES, percent
 from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.labelling.answers import AnswerFile
@@ -259,7 +259,7 @@ def _save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]]
     parts = [f"# {METRIC_NAMES.get(metric, metric)} of the student by labels bought"]
     parts.append(markdown_table(["labels", *curves], cells))
     if saved is not None:
-        parts.append(f"{select} saves {saved:.0%} of the labels that random needs for its last value.")
+        parts.append(f"{select} saves {percent(saved, 0)} of the labels that random needs for its last value.")
     elif len(curves) > 1:
         parts.append(f"{select} does not reach the last value of random: it saves nothing.")
     write_atomic(output.with_name(output.name + ".curve.md"), ("\n\n".join(parts) + "\n").encode())

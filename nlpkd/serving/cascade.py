@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import betaincinv, softmax
 
+from nlpkd.evaluation.records import percent
 from nlpkd.utils.files import explain_damage, write_atomic
 
 CASCADE_NAME = "cascade.json"
@@ -91,16 +92,17 @@ class CascadeRecord:
                 f"{self.teacher_ms / mean:.1f} times as fast as the teacher"
             )
         lines = [
-            f"The student answers {self.answered:.1%} of {self.rows} texts itself, where its probability is at least "
-            f"{self.threshold:.4f}; {self.found:.2%} {of}, with {self.certainty:.0%} certainty at least "
-            f"{self.low:.2%} (target {self.target:.2%}).",
+            f"The student answers {percent(self.answered)} of {self.rows:,} texts itself, where its probability is at "
+            f"least {self.threshold:.4f}; {percent(self.found, 2)} {of}, with {percent(self.certainty, 0)} certainty "
+            f"at least {percent(self.low, 2)} (target {percent(self.target, 2)}).",
             f"{times}.",
             "",
             f"| answered | {self.kind} | at least | threshold |",
             "|---|---|---|---|",
         ]
         lines += [
-            f"| {each['answered']:.1%} | {each['found']:.2%} | {each['low']:.2%} | {each['threshold']:.4f} |"
+            f"| {percent(each['answered'])} | {percent(each['found'], 2)} | {percent(each['low'], 2)} | "
+            f"{each['threshold']:.4f} |"
             for each in self.curve
         ]
         return "\n".join(lines)
@@ -157,8 +159,8 @@ def choose_threshold(
     least = fewest_rows(target, certainty)
     if rows < least or target >= 1:
         raise ValueError(
-            f"a target of {target:.2%} with {certainty:.0%} certainty needs at least {least or 'infinitely many'} "
-            f"rows, and there are {rows}: give more rows, or a lower target"
+            f"a target of {percent(target, 2)} with {percent(certainty, 0)} certainty needs at least "
+            f"{least or 'infinitely many'} rows, and there are {rows}: give more rows, or a lower target"
         )
     ordered = np.sort(confidences)[::-1]
     first = least if otherwise is None else 1

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict
+from samples import tiny_bert
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.collator import DistillationCollator
-from nlpkd.data.text_classification import load_text_classification
+from nlpkd.data.text_classification import load_rows_for_model, load_text_classification
 from nlpkd.data.tokenization import column_prefixes, per_teacher, same_tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "good", "bad", "film"]
@@ -303,3 +304,20 @@ def test_rows_for_a_model_that_is_there_take_no_settings_of_training_rows(asked)
     with pytest.raises(ValueError, match="are of training rows: leave them out"):
         DataArguments(**asked).with_labels_of(config)
     assert DataArguments(max_length=9).with_labels_of(config).label_names == ("neg", "pos")
+
+
+@pytest.mark.parametrize(
+    "rows, config, said",
+    [
+        ("text,label\nx y,neg\nx z,\n", {}, "Row 1 of the data has no label"),
+        ("text,label\nx y,neg\nx z,odd\n", {}, "label .*odd"),
+        ("text,label\nx y,neg\n,pos\n", {}, "of the data has 1 empty texts .row 1"),
+        ("text,label\nx y,2.5\nx z,2.5\n", {"num_labels": 1, "problem_type": "regression"}, "All rows have the same"),
+    ],
+)  # fmt: skip
+def test_errors_of_rows_to_measure_on_do_not_speak_of_training(rows, config, said, tmp_path, tokenizer):
+    (tmp_path / "test.csv").write_text(rows)
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}} if not config else config
+    with pytest.raises(ValueError, match=f"(?i){said}") as refused:
+        load_rows_for_model(tmp_path / "test.csv", tiny_bert(**names).config, tokenizer=tokenizer)
+    assert "train" not in str(refused.value)

@@ -232,7 +232,7 @@ def test_markdown_records_test_protocol_and_origin(report):
     markdown = report.to_markdown()
     assert "41 rows only the student has right, 24 only the baseline; p = 0.012" in markdown
     assert "10 rows only the student has right, 27 only the teacher; p = 0.2" in markdown
-    assert "labels neg, pos; 872 rows evaluated, 50.9% of them with the commonest label" in markdown
+    assert "labels neg, pos; 872 rows evaluated, 50.9 % of them with the commonest label" in markdown
     for fact in (
         "95 % intervals: how",
         "latency: how",

@@ -118,7 +118,7 @@ def test_accuracy_counts_whoever_answers(models, student, tmp_path):
     record = nlpkd.cascade(student, models / "teacher", labelled, target_accuracy=0.95)
     assert record.kind == "accuracy" and record.low >= 0.95
     wrong = [row | {"label": {"neg": "pos", "pos": "neg"}[row["label"]]} for row in labelled]
-    with pytest.raises(ValueError, match=r"no threshold has accuracy >= 95.00%.*0.00% of the teacher alone"):
+    with pytest.raises(ValueError, match=r"no threshold has accuracy >= 95.00 %.*0.00 % of the teacher alone"):
         nlpkd.cascade(student, models / "teacher", wrong, target_accuracy=0.95)
 
 
