@@ -99,7 +99,7 @@ def name_classes(loaded: Any, names: Sequence[str]) -> Any:
             raise ValueError("a score has no classes to name")
         if "" in wanted.names or len(set(map(plain_name, wanted.names))) < len(wanted):
             raise ValueError("two classes have the same name, or one has none")
-        (Classes.of(range(len(own))) if numbered else own).positions_in(wanted)
+        (Classes.of(list(map(str, range(len(own))))) if numbered else own).positions_in(wanted)
     except ValueError as error:
         raise ValueError(f"label_names {list(names)} are not those of the rows: {error}") from None
     if not numbered:
