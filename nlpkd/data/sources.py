@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -167,3 +169,25 @@ def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | Non
         ) from error
     except FileNotFoundError as error:
         raise ValueError(f"{repo!r} is neither a file here nor a dataset you can read on the Hub: {error}") from error
+
+
+@contextmanager
+def without_training_words(source: Source) -> Iterator[None]:
+    """Call rows that are measured on "the data" in errors: a single set is read as "train", and nobody trains on it.
+
+    Args:
+        source: the rows; those of several splits keep the splits' names.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: what was raised meanwhile, in these words.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(source, DatasetDict) or (isinstance(source, str) and not Path(source).exists()):
+            raise
+        told = re.sub(r"(?i)\b(the) train (split|set)\b", r"\1 data", str(error))
+        raise ValueError(re.sub(r"\btrain (rows?)\b", r"\1", told)) from None

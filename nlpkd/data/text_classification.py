@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, has_unlabelled, unlabelled_rows
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
-from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.sources import Source, read_splits, without_training_words
 from nlpkd.data.streaming import TextStream, columns_of_file
 from nlpkd.data.tokenization import (
     TEACHER_TOKEN_COLUMN,
@@ -234,19 +233,13 @@ def load_rows_for_model(
     """
     asked = (data_args or DataArguments()).with_labels_of(config)
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
-    try:
+    with without_training_words(data):
         loaded = _load_whole(data, None, None, tokenizers, asked, may_lack=True)
         split = next((name for name in splits if name in loaded), None)
         if split is None:
             raise ValueError(f"{loaded.name} has no split {' or '.join(map(repr, splits))}, found {list(loaded)}")
         adopt_label_names(config, loaded[split])
         return align_labels_to_student(loaded[split], config, split), split, loaded
-    except ValueError as error:
-        if isinstance(data, DatasetDict) or (isinstance(data, str) and not Path(data).exists()):
-            raise
-        # A single set of rows is read as the split "train", and nobody trains on it here.
-        told = re.sub(r"(?i)\b(the) train (split|set)\b", r"\1 data", str(error))
-        raise ValueError(re.sub(r"\btrain (rows?)\b", r"\1", told)) from None
 
 
 def _stream_train(
