@@ -7,7 +7,7 @@ from fuzz import CALLED, READERS, fuzz, problem
 
 
 def test_damaged_files_are_named_by_all_that_read_them():
-    tried, wrong = fuzz(seconds=60, seed=20, most=12 * len(READERS), each=0)
+    tried, wrong = fuzz(seconds=30, seed=20, most=3 * len(READERS), each=0)
     assert wrong == [], "\n\n".join(wrong)
     assert all(tried[file, "read"] for file in CALLED), tried
 
