@@ -17,7 +17,7 @@ from nlpkd import DistillationTrainer
 from nlpkd.cli import app
 from nlpkd.objectives import CrossEntropyLoss
 
-GUIDES = sorted((ROOT / "guides").glob("*.md"))
+GUIDES = sorted((ROOT / "recipes" / "guides").glob("*.md"))
 PAGES = [ROOT / "README.md", *GUIDES]
 
 # README's first block is the demo, which takes minutes: here on a few of its tweets, two steps, a tiny backbone.
@@ -59,7 +59,7 @@ def test_the_python_of_readme_and_guides_runs_in_order(tmp_path, make_rows, sett
     tokenizer.save_pretrained(tmp_path / "runs/small-encoder")
     readme = blocks(ROOT / "README.md", "python")
     # A guide goes on where the one before it in this list ended.
-    guides = [blocks(ROOT / f"guides/{name}.md", "python") for name in ("objectives", "export", "publish")]
+    guides = [blocks(ROOT / f"recipes/guides/{name}.md", "python") for name in ("objectives", "export", "publish")]
     assert [len(readme), *map(len, guides)] == [3, 3, 2, 1]
     assert sum(len(blocks(page, "python")) for page in PAGES) == 9
     for written, shorter in SHORTER.items():
@@ -110,4 +110,4 @@ def test_readme_is_short_and_each_guide_starts_with_a_command():
     readme = (ROOT / "README.md").read_text()
     for page in GUIDES:
         assert re.match(r"# [^\n]+\n\n```\n", page.read_text()), page.name
-        assert f"guides/{page.name}" in readme, page.name
+        assert f"recipes/guides/{page.name}" in readme, page.name
