@@ -30,7 +30,6 @@ class Recipe:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
-    label_names: list[str] = field(default_factory=list)
     max_length: int = 128
     objectives: str = "layerwise"
     baseline: bool = True
