@@ -168,7 +168,9 @@ def _strike_at(out: Path, point: str, nth: int, number: int) -> None:
         if event == "open" and isinstance(args[0], (str, os.PathLike)) and args[2] & _WRITING:
             path = args[0]
         elif event == "os.rename":
-            path = args[1]
+            # Where a folder is given by its descriptor, the path is inside of that.
+            folder = os.readlink(f"/proc/self/fd/{args[3]}") if args[3] >= 0 else ""
+            path = os.path.join(folder, os.fspath(args[1]))
         elif event in ("os.mkdir", "shutil.rmtree"):
             path = args[0]
         else:
