@@ -423,10 +423,18 @@ def test_a_disk_that_fills_up_while_caching(lab, whole, small_disk):
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
 def test_a_limit_on_file_sizes_is_told_as_one(name, lab, whole, tmp_path):
     size = (whole["distillation"] / "checkpoint-12" / name).stat().st_size
-    code, log = lab.finish("small files", tmp_path / "out", limit_bytes=size - 512)
+    # Without the rehearsal, which finds that the model can't be saved before anything is trained.
+    code, log = lab.finish("small files", tmp_path / "out", limit_bytes=size - 512, rehearsal=False)
     said = r"larger than the limit on file sizes \(ulimit -f\): checkpoint-2 was not written\. Checkpoints before it"
     assert code == 1 and re.search(said, log), log
     assert not (tmp_path / "out" / "checkpoint-2").exists()
+
+
+def test_a_limit_on_file_sizes_that_no_model_fits_in_is_told_before_the_training(lab, whole, tmp_path):
+    size = (whole["distillation"] / "model.safetensors").stat().st_size
+    code, log = lab.finish("small files", tmp_path / "out", limit_bytes=size - 512)
+    assert code == 1 and "larger than the limit on file sizes (ulimit -f): the model was not saved" in log, log
+    assert "train_runtime" not in log and not list((tmp_path / "out").glob("checkpoint-*"))
 
 
 def test_a_spent_quota_is_told_as_one(tmp_path):
