@@ -89,7 +89,7 @@ def rows_to_try(rows: Any) -> Any:
 
 
 def _try_rows(trainer: Any, rows: Any, split: str) -> tuple[Any, Any, Any, Any]:
-    """Run some rows as an evaluation would; return them, the loss, the predictions and the labels."""
+    """Run some rows as the training or an evaluation would; return them, the loss, the predictions and the labels."""
     few = None if rows is None else rows_to_try(rows)
     if few is None:
         return None, None, None, None
@@ -100,6 +100,10 @@ def _try_rows(trainer: Any, rows: Any, split: str) -> tuple[Any, Any, Any, Any]:
         if not isinstance(few, Dataset):
             collate = trainer._get_collator_with_removed_columns(collate, split)
         batch = collate([kept[number] for number in range(len(kept))])
+        if split == "training":
+            with torch.no_grad():
+                loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+            return few, loss, None, None
         return few, *trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
 
 

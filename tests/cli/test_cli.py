@@ -310,9 +310,9 @@ def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
 
 
 PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer"} | {
-    "revision", "teacher_revision", "student_revision"
+    "revision", "teacher_revision", "student_revision", "show"
 }  # fmt: skip
-"""Objects, and revisions, which a command line takes as id@revision."""
+"""Objects, functions, and revisions, which a command line takes as id@revision."""
 
 OF_TRAINING_ROWS = {"soft_label_column", "streaming", "validation_split", "problem_type", "label_names"}
 """Of rows to measure on the model settles the task and the names of the labels, and nothing is held out."""
