@@ -50,14 +50,14 @@ def make_rows(tokenizer):
 
 @pytest.fixture
 def settings(tmp_path: Path):
-    """Make a DistillationConfig for a short exact run: float32, no bars, no saving."""
+    """Make a DistillationConfig for a short exact run: float32, no bars, no saving, no rehearsal."""
     from nlpkd import DistillationConfig
 
     def make(**config):
         defaults = {
             "output_dir": str(tmp_path / "out"), "bf16": False, "report_to": "none", "save_strategy": "no",
             "disable_tqdm": True, "teacher_check": "off", "per_device_train_batch_size": 8, "num_train_epochs": 1,
-            "logging_steps": 1,
+            "logging_steps": 1, "rehearsal": False,
         }  # fmt: skip
         return DistillationConfig(**(defaults | config))
 

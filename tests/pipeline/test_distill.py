@@ -28,7 +28,7 @@ from nlpkd.students.checkpoint import with_fresh_pooler
 
 QUICK = {
     "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 1,
-    "learning_rate": 2e-3, "num_train_epochs": 2, "save_strategy": "epoch", "use_cpu": True,
+    "learning_rate": 2e-3, "num_train_epochs": 2, "save_strategy": "epoch", "use_cpu": True, "rehearsal": False,
 }  # fmt: skip
 ONLY = Path("baseline", "no_teacher")
 """Where the only baseline of a student lies that starts from a pre-trained checkpoint."""

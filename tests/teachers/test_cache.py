@@ -419,7 +419,7 @@ def test_a_broken_manifest_is_refused(cache, teacher, rows, tmp_path):
     cache(teacher, rows)
     manifest = tmp_path / "cache" / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])
-    with pytest.raises(ValueError, match="manifest.json can't be read .*: delete the folder"):
+    with pytest.raises(ValueError, match="manifest.json is damaged .*: delete the folder"):
         cache(teacher, rows)
 
 
