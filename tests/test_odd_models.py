@@ -237,10 +237,8 @@ def test_a_setting_of_a_layer_that_no_config_can_say_is_refused():
 
 
 def test_a_student_object_reads_with_the_tokenizer_that_lies_beside_it(tokenizer, tmp_path, caplog):
-    own = BertTokenizer(
-        vocab={token: number for number, token in enumerate([*tokenizer.get_vocab()][:5] + WORDS[::-1])},
-        model_max_length=64,
-    )
+    tokens = tokenizer.convert_ids_to_tokens(range(5)) + WORDS[::-1]
+    own = BertTokenizer(vocab={token: number for number, token in enumerate(tokens)}, model_max_length=64)
     tiny_bert(seed=5).save_pretrained(tmp_path / "student")
     own.save_pretrained(tmp_path / "student")
     student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
