@@ -9,7 +9,7 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_VENV ?= .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo test test-lowest test-newest soak fuzz lint bench bench-serve gpu clean
+.PHONY: demo test test-long test-lowest test-newest soak fuzz lint bench bench-serve gpu clean
 
 # Fine-tune a teacher, distil it, compare with the undistilled student: offline once the packages are here.
 demo: $(READY)
@@ -18,6 +18,10 @@ demo: $(READY)
 # Lint, types and the whole suite, a file at a time, in the order of tests/conftest.py: files of few tests are no short ones.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# ... with the tests of half a minute and more, which the suite leaves out: recipes on several processes, lost machines, ...
+test-long: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --long
 
 # The quick part of the suite: all that reads other libraries' inner workings, without processes, servers and recipes.
 QUICK := tests/data tests/gpu tests/models tests/objectives tests/students tests/teachers tests/training

@@ -24,10 +24,36 @@ LONG_FILES = [
 ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long files first, and leave the others in their order."""
+LONG_TESTS = {
+    "test_a_backbone_is_taught_again_by_the_average_of_its_fine_tunings",
+    "test_a_bilstm_is_distilled_on_augmented_text",
+    "test_a_larger_model_takes_as_much_more_memory_as_its_weights",
+    "test_a_launcher_that_loses_processes_is_noticed",
+    "test_a_lost_machine_is_noticed_and_both_resume_to_the_student_of_one_process",
+    "test_a_student_a_seed_is_shipped_in_8_bits_and_the_table_says_what_it_keeps",
+    "test_damaged_files_are_named_by_all_that_read_them",
+    "test_every_part_runs_in_small_on_the_cpu_and_its_checks_hold",
+    "test_fsdp_is_refused_where_accelerate_would_stay_with_ddp",
+    "test_quickstart_on_two_processes",
+    "test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_stopped",
+    "test_the_recipe_gives_teacher_student_and_baseline",
+    "test_the_recipe_without_labels_asks_once_and_measures_teacher_and_student",
+}
+"""Tests of half a minute and more, by name, which `make test-long` runs."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs long tests too."""
+    parser.addoption("--long", action="store_true", help="run the tests of half a minute and more too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put long files first, leave the others in their order, and skip long tests unless they are asked for."""
     place = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    for item in items:
+        if getattr(item, "originalname", item.name) in LONG_TESTS and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="takes half a minute and more: make test-long"))
 
 
 @pytest.fixture(scope="session")

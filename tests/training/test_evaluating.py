@@ -140,6 +140,7 @@ def test_a_metric_that_no_evaluation_gives_is_refused_before_training(build, mak
         ({"config": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, "teacher": False,
           "rows": make_rows(20).add_column("teacher_logits", [[0.0, 2.0]] * 20)}, None),
     ):  # fmt: skip
+        arguments["config"] = {"rehearsal": True} | arguments["config"]
         trainer = build(**arguments)
         if said is None:
             trainer.eval_dataset = make_rows(8)

@@ -24,6 +24,12 @@ QUICK = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def settings(settings):
+    """Make the settings of a short run with its rehearsal."""
+    return lambda **config: settings(**{"rehearsal": True} | config)
+
+
 class Steps(TrainerCallback):
     """Counts the steps that a training takes."""
 
