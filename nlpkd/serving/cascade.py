@@ -216,6 +216,10 @@ class Cascade:
         unsure = np.flatnonzero(~sure)
         if len(unsure):
             told = self.fallback([texts[number] for number in unsure])
+            if strange := {label for label, _ in told} - set(labels):
+                raise ValueError(
+                    f"the fallback answers {sorted(strange)[:5]}, and the student's classes are {labels[:20]}"
+                )
             for number, (label, score) in zip(unsure, told, strict=True):
                 answers[number] = {"label": label, "score": float(score), "by": "fallback"}
         self.answered += int(sure.sum())

@@ -107,6 +107,15 @@ def load(
     """
     if fallback is not None:
         record = CascadeRecord.load(Path(name))
+        asked = fallback.describe()["name"] if isinstance(fallback, LabelingTeacher) else str(fallback)
+        if asked != record.teacher:
+            logger.warning(
+                "The threshold of %s was chosen beside %s, and the fallback is %s: run nlpkd cascade with that, since "
+                "what the threshold promises holds beside the first alone.",
+                name,
+                record.teacher,
+                asked,
+            )
         small = load(name, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
         return Cascade(small, answers_of(fallback, trust_remote_code), record)
     if isinstance(name, str) and revision is None:

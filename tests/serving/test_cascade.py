@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,6 +148,17 @@ def test_bad_requests_are_refused_before_anything_runs(models, student, tmp_path
     (student / CASCADE_NAME).write_text('{"threshold": 2}')
     with pytest.raises(ValueError, match=CASCADE_NAME):
         nlpkd.load(student, fallback=models / "teacher")
+
+
+def test_another_fallback_is_said_and_one_of_other_classes_refused(models, student, caplog):
+    nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    nlpkd.load(student, fallback=models / "teacher")
+    assert "was chosen beside" not in caplog.text
+    unsure = nlpkd.load(student, fallback=FunctionTeacher(lambda some: [[1.0]] * len(some), ["good"], name="rule"))
+    assert "was chosen beside" in caplog.text and "the fallback is rule" in caplog.text
+    unsure.record = replace(unsure.record, threshold=1.0)
+    with pytest.raises(ValueError, match=r"the fallback answers \['good'\], and the student's classes are"):
+        unsure([row["text"] for row in texts(4)])
 
 
 def test_the_command_prints_the_share_and_the_curve(models, student, tmp_path):
