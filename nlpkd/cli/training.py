@@ -108,8 +108,8 @@ def distill(
         str | None,
         option(
             MODELS,
-            "layers:N or a shape like tinybert-4l-312 (of the teacher), bilstm, textcnn, static, a path, or a Hub id; "
-            "layers:3 unless there is a budget.",
+            "layers:N, width:0.67 or a shape like tinybert-4l-312 (of the teacher), bilstm, textcnn, static, a path, "
+            "or a Hub id; layers:3 unless there is a budget.",
         ),
     ] = None,
     max_latency_ms: Annotated[

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,33 +66,12 @@ def prune_neurons(
         ValueError: if not exactly one size is given, it is not smaller than the model's, no row has a label, or the
             family has no feed-forward layers that follow its config.
     """
-    size = size_name(model.config, "intermediate_size")
-    width = getattr(model.config, size, None)
-    if not isinstance(width, int):
-        raise ValueError(f"the config of {type(model).__name__} has no intermediate_size to reduce: prune it first")
-    count = _count(width, "intermediate_size", keep, intermediate_size)
-    axes = axes_following(model, intermediate_size=width + 1)
-    readers = {
-        _layer(name): module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and axes.get(f"{name}.weight") == [1] and module.in_features == width
-    }
-    following = [name for name, found in axes.items() if found]
-    if not readers or any(_layer(name) not in readers or len(axes[name]) > 1 for name in following):
-        raise ValueError(f"{type(model).__name__} has feed-forward layers other than two or three matrices a layer")
-    importance = _importance(model, readers, width, dataset, tokenizer, max_rows, batch_size)
-    kept = {layer: top_indices(values, count) for layer, values in importance.items()}
-    weights = model.state_dict()
-    for name in following:
-        # An axis has the neurons once, or once for the gate too: its second half.
-        axis = axes[name][0]
-        parts = [part.index_select(axis, kept[_layer(name)]) for part in weights[name].split(width, dim=axis)]
-        weights[name] = torch.cat(parts, dim=axis)
-    config = copy.deepcopy(model.config)
-    setattr(config, size, count)
-    smaller = rebuild(model, config, weights)
+    units = neurons(model)
+    count = _count(units.count, "intermediate_size", keep, intermediate_size)
+    (importance,) = measure_importance(model, [units], dataset, tokenizer, max_rows=max_rows, batch_size=batch_size)
+    smaller = keep_neurons(model, {layer: top_indices(values, count) for layer, values in importance.items()})
     paper = "Molchanov et al. 2017, arXiv:1611.06440"
-    details = {"intermediate_size": [width, count], "rows": min(max_rows, len(dataset))}
+    details = {"intermediate_size": [units.count, count], "rows": min(max_rows, len(dataset))}
     return smaller, record_of("prune_neurons", paper, model, smaller, **details)
 
 
@@ -137,15 +117,78 @@ def prune_heads(
         ValueError: if not exactly one size is given, it is not smaller than the model's, no row has a label, or the
             family's attention can't have fewer heads.
     """
-    total = model.config.num_attention_heads
-    groups = getattr(model.config, "num_key_value_heads", None) or total
+    units, total = heads_of(model), model.config.num_attention_heads
     count = _count(total, "heads", keep, heads)
-    if count % (total // groups):
-        raise ValueError(f"{total // groups} heads share keys and values and go together: {count} is no multiple")
-    plain = isinstance(getattr(model.config, "head_dim", None), int)
-    axes = _axes_of_heads(model, total, groups) if plain else _axes_by_name(model)
+    if count % units.parts:
+        raise ValueError(f"{units.parts} heads share keys and values and go together: {count} is no multiple")
+    (importance,) = measure_importance(model, [units], dataset, tokenizer, max_rows=max_rows, batch_size=batch_size)
+    kept = {layer: top_indices(values, count // units.parts) for layer, values in importance.items()}
+    smaller = keep_heads(model, kept)
+    paper = "Michel et al. 2019, arXiv:1905.10650"
+    details = {"heads": [total, count], "rows": min(max_rows, len(dataset))}
+    return smaller, record_of("prune_heads", paper, model, smaller, **details)
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a model's layers can have fewer of.
+
+    Attributes:
+        count: how many of them a layer has.
+        readers: for each layer the name of the linear layer that reads them, each unit as many inputs side by side.
+        axes: for each parameter that runs over them the axis.
+        parts: of how many parts a unit consists, whose importance is added up: heads that share keys and values.
+    """
+
+    count: int
+    readers: Mapping[str, str]
+    axes: Mapping[str, int]
+    parts: int = 1
+
+
+def neurons(model: PreTrainedModel) -> Units:
+    """Find the feed-forward neurons of a model.
+
+    Args:
+        model: a classifier.
+
+    Returns:
+        The neurons.
+
+    Raises:
+        ValueError: if the family has no feed-forward layers that follow its config.
+    """
+    width = getattr(model.config, size_name(model.config, "intermediate_size"), None)
+    if not isinstance(width, int):
+        raise ValueError(f"the config of {type(model).__name__} has no intermediate_size to reduce: prune it first")
+    axes = {name: found for name, found in axes_following(model, intermediate_size=width + 1).items() if found}
     readers = {
-        _layer(name): module
+        _layer(name): name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and axes.get(f"{name}.weight") == [1] and module.in_features == width
+    }
+    if not readers or any(_layer(name) not in readers or len(found) > 1 for name, found in axes.items()):
+        raise ValueError(f"{type(model).__name__} has feed-forward layers other than two or three matrices a layer")
+    return Units(width, readers, {name: found[0] for name, found in axes.items()})
+
+
+def heads_of(model: PreTrainedModel) -> Units:
+    """Find the attention heads of a model; those that share keys and values are one unit.
+
+    Args:
+        model: a classifier.
+
+    Returns:
+        The heads.
+
+    Raises:
+        ValueError: if the family's attention can't have fewer heads.
+    """
+    total = getattr(model.config, "num_attention_heads", 0)
+    groups = getattr(model.config, "num_key_value_heads", None) or total
+    axes = _axes_of_heads(model, total, groups) if _has_head_dim(model) else _axes_by_name(model)
+    readers = {
+        _layer(name): name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and axes.get(f"{name}.weight") == 1
     }
@@ -154,17 +197,51 @@ def prune_heads(
             f"the attention of {type(model).__name__} has no matrices of its own for queries, keys, values and "
             "output: prune its neurons instead"
         )
-    importance = _importance(model, readers, total, dataset, tokenizer, max_rows, batch_size)
-    together = {layer: values.view(groups, -1).sum(dim=1) for layer, values in importance.items()}
-    kept = {layer: top_indices(values, count * groups // total) for layer, values in together.items()}
-    weights = model.state_dict()
-    for name, axis in axes.items():
-        parts = weights[name].chunk(groups, dim=axis)
-        weights[name] = torch.cat([parts[group] for group in kept[_layer(name)].tolist()], dim=axis)
-    smaller = _with_heads(model, weights, count, groups) if plain else _reshaped(model, weights, axes, count)
-    paper = "Michel et al. 2019, arXiv:1905.10650"
-    details = {"heads": [total, count], "rows": min(max_rows, len(dataset))}
-    return smaller, record_of("prune_heads", paper, model, smaller, **details)
+    return Units(groups, readers, axes, total // groups)
+
+
+def keep_neurons(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Copy a model with some of its feed-forward neurons.
+
+    Args:
+        model: a classifier; left as it is.
+        kept: for each layer of `neurons` the numbers of those to keep, `(count,)`.
+
+    Returns:
+        A plain checkpoint with a smaller `config.intermediate_size`.
+    """
+    units, weights = neurons(model), model.state_dict()
+    for name, axis in units.axes.items():
+        # An axis has the neurons once, or once for the gate too: its second half.
+        parts = [part.index_select(axis, kept[_layer(name)]) for part in weights[name].split(units.count, dim=axis)]
+        weights[name] = torch.cat(parts, dim=axis)
+    config = copy.deepcopy(model.config)
+    setattr(config, size_name(config, "intermediate_size"), len(next(iter(kept.values()))))
+    return rebuild(model, config, weights)
+
+
+def keep_heads(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Copy a model with some of its attention heads.
+
+    Args:
+        model: a classifier; left as it is.
+        kept: for each layer of `heads_of` the numbers of those to keep, `(count,)`.
+
+    Returns:
+        A plain checkpoint, or a `ReshapedForSequenceClassification`; see `prune_heads`.
+
+    Raises:
+        ValueError: if a model of this family can't be loaded, or can't run, with so many heads.
+    """
+    units, weights = heads_of(model), model.state_dict()
+    for name, axis in units.axes.items():
+        parts = weights[name].chunk(units.count, dim=axis)
+        weights[name] = torch.cat([parts[number] for number in kept[_layer(name)].tolist()], dim=axis)
+    groups = len(next(iter(kept.values())))
+    count = groups * units.parts
+    if _has_head_dim(model):
+        return _with_heads(model, weights, count, groups)
+    return _reshaped(model, weights, units.axes, count)
 
 
 def _count(width: int, name: str, keep: float | None, asked: int | None) -> int:
@@ -184,16 +261,31 @@ def _layer(name: str) -> str:
     return found[0] if found else ""
 
 
-def _importance(
+def measure_importance(
     model: PreTrainedModel,
-    readers: Mapping[str, nn.Module],
-    groups: int,
+    kinds: Sequence[Units],
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    max_rows: int,
-    batch_size: int,
-) -> dict[str, Tensor]:
-    """Compute each layer's E_x |dL(x)/dm_g|, with m_g = 1 a factor on group g of what a layer reads: `(groups,)`."""
+    *,
+    max_rows: int = 2000,
+    batch_size: int = 32,
+) -> list[dict[str, Tensor]]:
+    """Compute E_x |dL(x)/dm_u| for each unit u of some kinds, with m_u = 1 a factor on what a layer reads of it.
+
+    Args:
+        model: a classifier; left as it is.
+        kinds: of units.
+        dataset: tokenised rows with gold labels in the order of the model's.
+        tokenizer: pads the rows.
+        max_rows: rows drawn for the mean.
+        batch_size: rows of a forward and backward pass.
+
+    Returns:
+        For each kind the importance by layer, `(units,)`.
+
+    Raises:
+        ValueError: if no row has a label, or the model does not keep the texts of a batch apart.
+    """
     rows = labelled_rows(dataset)
     if not len(rows):
         raise ValueError("the rows have no gold labels, and importance is measured by the loss: give labelled rows")
@@ -202,22 +294,22 @@ def _importance(
     probe = copy.deepcopy(model).eval().requires_grad_(False)
     masks: dict[str, Tensor] = {}
 
-    def masked(layer: str) -> Callable[[nn.Module, tuple[Any, ...]], Tensor]:
+    def masked(reader: str, count: int) -> Callable[[nn.Module, tuple[Any, ...]], Tensor]:
         def scale(module: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
             states = inputs[0]  # (batch, seq, width)
             if states.dim() != 3:
                 raise ValueError(f"{type(model).__name__} packs the tokens of a batch: load it with other attention")
             # Layers that share their weights share the mask.
-            if layer not in masks:
-                masks[layer] = states.new_ones(len(states), 1, groups, requires_grad=True)
-            return states * masks[layer].repeat_interleave(states.shape[-1] // groups, dim=-1)
+            if reader not in masks:
+                masks[reader] = states.new_ones(len(states), 1, count, requires_grad=True)
+            return states * masks[reader].repeat_interleave(states.shape[-1] // count, dim=-1)
 
         return scale
 
-    names = {module: name for name, module in model.named_modules()}
-    for layer, module in readers.items():
-        probe.get_submodule(names[module]).register_forward_pre_hook(masked(layer))
-    sums = {layer: torch.zeros(groups, device=model.device) for layer in readers}
+    counts = {reader: units.count * units.parts for units in kinds for reader in units.readers.values()}
+    for reader, count in counts.items():
+        probe.get_submodule(reader).register_forward_pre_hook(masked(reader, count))
+    sums = {reader: torch.zeros(count, device=model.device) for reader, count in counts.items()}
     accepted = forward_arguments(probe)
     batches: Any = DataLoader(
         chosen,  # type: ignore[arg-type]
@@ -231,9 +323,18 @@ def _importance(
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name in accepted}
         # The loss is a mean over rows that do not know of each other, so each row's gradient is its own.
         loss = probe(**inputs).loss * len(batch["labels"])
-        for layer, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
-            sums[layer] += gradient.squeeze(1).float().abs().sum(dim=0)
-    return {layer: total / len(chosen) for layer, total in sums.items()}
+        for reader, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
+            sums[reader] += gradient.squeeze(1).float().abs().sum(dim=0)
+    means = {reader: total / len(chosen) for reader, total in sums.items()}
+    return [
+        {layer: means[reader].view(units.count, units.parts).sum(dim=1) for layer, reader in units.readers.items()}
+        for units in kinds
+    ]
+
+
+def _has_head_dim(model: PreTrainedModel) -> bool:
+    """Check whether a family's config gives a head's width."""
+    return isinstance(getattr(model.config, "head_dim", None), int)
 
 
 def _axes_of_heads(model: PreTrainedModel, total: int, groups: int) -> dict[str, int]:
@@ -259,7 +360,7 @@ def _axes_by_name(model: PreTrainedModel) -> dict[str, int]:
 def _with_heads(model: PreTrainedModel, weights: Mapping[str, Tensor], count: int, groups: int) -> PreTrainedModel:
     config: Any = copy.deepcopy(model.config)
     if hasattr(config, "num_key_value_heads"):
-        config.num_key_value_heads = count * groups // config.num_attention_heads
+        config.num_key_value_heads = groups
     config.num_attention_heads = count
     try:
         type(config)(**config.to_dict())

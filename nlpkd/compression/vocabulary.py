@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
@@ -108,9 +108,11 @@ def trim_embeddings(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedMod
     table.weight = nn.Parameter(table.weight.detach()[list(ids)].clone(), requires_grad=table.weight.requires_grad)
     table.num_embeddings = len(ids)
     table.padding_idx = place.get(table.padding_idx)  # type: ignore[arg-type,assignment]
-    smaller.config.vocab_size = len(ids)
-    for name, value in _token_ids(model).items():
-        setattr(smaller.config, name, [place[n] for n in value] if isinstance(value, list) else place[value])
+    for config in _configs(smaller):
+        config.vocab_size = len(ids)
+        for name, value in _token_ids(model).items():
+            if hasattr(config, name):
+                setattr(config, name, [place[n] for n in value] if isinstance(value, list) else place[value])
     return smaller
 
 
@@ -161,10 +163,17 @@ def _count(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Counter[
     return counts
 
 
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Return a model's config, and the one inside it that a reshaped model was made of."""
+    base = getattr(model.config, "base_config", None)
+    return [model.config] if base is None else [model.config, base]
+
+
 def _token_ids(model: PreTrainedModel) -> dict[str, Any]:
     """Read the ids of special tokens in a model's config, those that its table has."""
     rows = range(_table(model).num_embeddings)
-    named = {name: value for name, value in model.config.to_dict().items() if name.endswith("_token_id")}
+    known = {name: value for config in _configs(model) for name, value in config.to_dict().items()}
+    named = {name: value for name, value in known.items() if name.endswith("_token_id")}
     several = {name: value if isinstance(value, list) else [value] for name, value in named.items()}
     return {name: named[name] for name, ids in several.items() if all(number in rows for number in ids)}
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nlpkd.models.reshaped import ReshapedForSequenceClassification
 from nlpkd.models.structure import foreign_hook, without_adapter
 
 
@@ -87,13 +88,13 @@ def first_token_only(model: nn.Module) -> FirstTokenOnly | None:
     """Let a classifier's last layer give the first token alone, if nothing of it reads another.
 
     Args:
-        model: a classifier of BERT, CamemBERT, DistilBERT, ELECTRA, RoBERTa or XLM-RoBERTa, in an adapter's wrapper
-            too; any other is left alone.
+        model: a classifier of BERT, CamemBERT, DistilBERT, ELECTRA, RoBERTa or XLM-RoBERTa, in an adapter's wrapper or
+            reshaped too; any other is left alone.
 
     Returns:
         What ends it; None where the model was left alone.
     """
-    inner: Any = without_adapter(model)
+    inner: Any = _without_shapes(without_adapter(model))
     if not reads_first_token(inner):
         return None
     where, _, kind = _LAYERS[type(inner).__name__]
@@ -105,8 +106,9 @@ def reads_first_token(model: nn.Module) -> bool:
     """Check whether transformers' own head reads the first token alone of transformers' own last layer.
 
     Decoders, replaced heads, poolers or last layers, models with hooks of somebody's own, and configs that ask for
-    hidden states or attention maps do not count.
+    hidden states or attention maps do not count. A reshaped classifier is what it was made of.
     """
+    model = _without_shapes(model)
     if not isinstance(model, PreTrainedModel) or not _own(model) or type(model).__name__ not in _LAYERS:
         return False
     config: Any = model.config
@@ -125,6 +127,10 @@ def reads_first_token(model: nn.Module) -> bool:
     # What is inside of the last layer sees one token; whoever hooks onto it, and not around it, asks for just that.
     inside = set(layers[-1].modules()) - {layers[-1], layers[-1].attention}
     return foreign_hook(model, but=inside) is None
+
+
+def _without_shapes(model: nn.Module) -> nn.Module:
+    return model.base if isinstance(model, ReshapedForSequenceClassification) else model
 
 
 def _own(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ _SHOWN = (
     "num_hidden_layers",
     "num_attention_heads",
     "vocab_size",
+    "max_position_embeddings",
     "pad_token_id",
     "id2label",
     "label2id",
@@ -48,6 +49,9 @@ class ReshapedConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.base_config, dict):
             self.base_config = AutoConfig.for_model(**self.base_config)
+        if self.base_config is not None:
+            # transformers leaves this path out of a file for the outer config alone.
+            self.base_config._name_or_path = ""
         super().__post_init__(**kwargs)
 
 

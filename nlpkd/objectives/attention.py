@@ -23,7 +23,7 @@ class AttentionObjective(LayerObjective):
             raise ValueError(
                 f"{type(self).__name__} matches head with head, and the student has {ours} heads a layer, the teacher "
                 f"{theirs}: make the student of the teacher's layers (layers:N), or use SelfAttentionRelationLoss or "
-                "hidden states, which need no equal heads"
+                "hidden states (objectives='dynabert'), which need no equal heads"
             )
 
 

@@ -77,6 +77,12 @@ PRESETS: dict[str, Preset] = {
         "attention as probabilities. Wants a student of as many heads as its teacher.",
         lambda: [Stage([*_hinton(), HiddenStateMSELoss(weight=1.0), AttentionMSELoss(weight=1.0)])],
     ),
+    "dynabert": Preset(
+        "Hou et al. (2020), DynaBERT, arXiv:2004.04037",
+        "'layerwise' without attention maps, so that heads may differ, as of 'width:0.67'. The paper has no gold "
+        "labels, weighs hidden states 0.1, matches embeddings too, and trains several widths on augmented text.",
+        lambda: [Stage([*_hinton(), HiddenStateMSELoss(weight=1.0)])],
+    ),
     "distilbert": Preset(
         "Sanh et al. (2019), DistilBERT, arXiv:1910.01108",
         "The paper's weights 5, 2 and 1 and T = 2, on the task's labels: cross-entropy with gold labels takes the "

@@ -170,10 +170,10 @@ def distill(
         teacher: a path, a Hub id (`id@revision` too), or a model; a list of them is averaged
             (`nlpkd.models.ensemble`); one of `nlpkd.teachers`, which labels the
             training texts, so that these need no label column; None where they bring soft labels along.
-        student: `"layers:3"` or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see
-            `make_student`), `"bilstm"`, `"textcnn"` or `"static"` (which want objectives on logits, such as
-            `"hinton"`), a path, a Hub id (`id@revision` too), or a model. None is `"layers:3"`, or what fits the
-            budget.
+        student: `"layers:3"`, `"width:0.67"` (which wants `"dynabert"`, or other objectives that need no equal heads)
+            or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see `make_student`),
+            `"bilstm"`, `"textcnn"` or `"static"` (which want objectives on logits, such as `"hinton"`), a path, a Hub
+            id (`id@revision` too), or a model. None is `"layers:3"`, or what fits the budget.
         train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.

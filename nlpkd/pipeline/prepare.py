@@ -136,7 +136,8 @@ def prepare_job(
     # The models, the losses, and the job.
     models = [each.teacher(teacher_dtype) for each in teachers.models]
     weights = weights_of_classes(class_weights, data)
-    make: Any = partial(_student_maker, learner, models, data, embedding_size=embedding_size, backbone=backbone)
+    options = {"embedding_size": embedding_size, "backbone": backbone, "rows": data["train"], "tokenizer": tokenizer}
+    make: Any = partial(_student_maker, learner, models, data, **options)
     described = learner.describe() | {"checkpoint": not inherits}
     if start != "teacher":
         described["start"] = start

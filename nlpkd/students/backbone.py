@@ -112,11 +112,13 @@ def without_local_backbone(config_json: str) -> str | None:
         The text without it; None where there is nothing to strike out.
     """
     config = json.loads(config_json)
-    record = config.get(CONFIG_KEY) if isinstance(config, dict) else None
-    if not isinstance(record, dict) or not Path(str(record.get("name"))).is_absolute():
-        return None
-    del config[CONFIG_KEY]
-    return json.dumps(config, indent=2) + "\n"
+    # A reshaped model has the config that it was made of inside.
+    nested = [config, config.get("base_config")] if isinstance(config, dict) else []
+    found = [each for each in nested if isinstance(each, dict) and isinstance(each.get(CONFIG_KEY), dict)]
+    local = [each for each in found if Path(str(each[CONFIG_KEY].get("name"))).is_absolute()]
+    for each in local:
+        del each[CONFIG_KEY]
+    return json.dumps(config, indent=2) + "\n" if local else None
 
 
 def load_pretrained(

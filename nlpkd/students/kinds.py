@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.layers import choose_layers
 from nlpkd.models.small_models import SMALL_STUDENTS, small_student
@@ -19,6 +19,7 @@ from nlpkd.students.backbone import CONFIG_KEY, Backbone, load_pretrained
 from nlpkd.students.narrow import narrow_student
 from nlpkd.students.shapes import SHAPES
 from nlpkd.students.teacher_layers import copy_layers
+from nlpkd.students.width import share_of_width, width_student
 
 _WIDTHS = {"hidden_size", "intermediate_size", "num_attention_heads", "initialization"}
 
@@ -33,6 +34,7 @@ class StudentKind:
         build: makes one: takes the teacher (or None), the name, `id2label`, `seed`, and settings of the shape.
         candidates: lists the names to consider for a teacher where a budget chooses.
         has_layers: whether it has the teacher's architecture, so that embeddings can be factorised.
+        reads_rows: whether `build` takes `rows` too, their `tokenizer`, and the `fine_tuned` teacher to run on them.
     """
 
     has_name: Callable[[str], bool]
@@ -40,6 +42,7 @@ class StudentKind:
     build: Callable[..., PreTrainedModel]
     candidates: Callable[[PreTrainedModel], Iterable[str]]
     has_layers: bool = True
+    reads_rows: bool = False
 
 
 def _student_of_layers(
@@ -65,6 +68,25 @@ def _student_of_shape(
     if both := sorted(widths.keys() & shape.keys()):
         raise ValueError(f"{', '.join(both)} of {name} is {[shape[size] for size in both]}: leave it out")
     return narrow_student(teacher, **shape, **widths, seed=seed)
+
+
+def _student_of_width(
+    teacher: PreTrainedModel | None,
+    name: str,
+    *,
+    id2label: Any,
+    seed: int,
+    fine_tuned: PreTrainedModel | None,
+    rows: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    **widths: Any,
+) -> PreTrainedModel:
+    """Keep a share of the heads and neurons of every layer."""
+    share = share_of_width(name)
+    if widths:
+        raise ValueError(f"{', '.join(sorted(widths))}: {name} has the widths that it says, so leave this out")
+    source, judge = (_plain_teacher(each, name, {}) for each in (teacher, fine_tuned))
+    return width_student(judge, share, rows, tokenizer, weights_of=source)
 
 
 def _plain_teacher(teacher: PreTrainedModel | None, layers: Any, widths: Mapping[str, Any]) -> PreTrainedModel:
@@ -96,6 +118,14 @@ KINDS = [
         _student_of_layers,
         all_depths,
     ),
+    StudentKind(
+        lambda name: name.startswith("width:"),
+        "'width:0.67'",
+        _student_of_width,
+        # A budget has no rows to measure on.
+        lambda teacher: (),
+        reads_rows=True,
+    ),
     StudentKind(SHAPES.__contains__, f"a shape ({', '.join(SHAPES)})", _student_of_shape, lambda teacher: SHAPES),
     StudentKind(
         SMALL_STUDENTS.__contains__,
@@ -123,6 +153,8 @@ def build_student(
     seed: int = 42,
     backbone: Backbone | None = None,
     trust_remote_code: bool = False,
+    rows: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **shape: Any,
 ) -> PreTrainedModel:
     """Make a student by its name, as `make_student` takes it.
@@ -134,6 +166,8 @@ def build_student(
         seed: of what is initialised at random.
         backbone: what the teacher was fine-tuned from, to make the student of that in the same way; its head is new.
         trust_remote_code: run the backbone repository's own code.
+        rows: of a kind that reads some, tokenised rows with labels; others pass them over.
+        tokenizer: what they were tokenised with.
         **shape: settings of the kind.
 
     Returns:
@@ -145,6 +179,8 @@ def build_student(
     kind = kind_of(layers)
     if kind is None:
         raise ValueError(_unknown(layers))
+    if kind.reads_rows:
+        shape |= {"rows": rows, "tokenizer": tokenizer, "fine_tuned": teacher}
     if teacher is not None and backbone is not None:
         teacher = load_pretrained(merge_adapter(teacher), backbone, seed=seed, trust_remote_code=trust_remote_code)
     student = kind.build(teacher, layers, id2label=id2label, seed=seed, **shape)

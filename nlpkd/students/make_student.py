@@ -46,6 +46,7 @@ def make_student(
     vocabulary: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Iterable[str] | None = None,
+    rows: Any = None,
     embedding_size: int | None = None,
     revision: str | None = None,
     id2label: Mapping[int, str] | None = None,
@@ -63,8 +64,10 @@ def make_student(
             `"layers:1,3,6"`. Embeddings, these layers, pooler and head are copied. Of a teacher whose layers share
             their weights (ALBERT) the student runs them fewer times: faster, and no smaller. A peft adapter is merged.
             Or a published student's shape by name (`nlpkd.students.SHAPES`), such as `"tinybert-4l-312"`, that
-            `narrow_student` makes of the teacher's weights. Or `"bilstm"`, `"textcnn"` or `"static"`, which
-            `small_student` starts from the teacher's embedding table.
+            `narrow_student` makes of the teacher's weights. Or `"width:0.67"`: all layers of the teacher, with this
+            share of the heads and feed-forward neurons of each, those that its loss on `rows` depends on most
+            (`width_student`). Or `"bilstm"`, `"textcnn"` or `"static"`, which `small_student` starts
+            from the teacher's embedding table.
         checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
             where it has none that fits.
         max_latency_ms: instead of layers, the most that one forward pass (one text of 32 tokens) may take: the student
@@ -73,8 +76,10 @@ def make_student(
         max_size_mb: likewise, the most that its weights file may take.
         vocabulary: `"trim"` leaves the student the tokens of `texts` alone, and gives a tokenizer to match; see
             `nlpkd.compression.trim_vocabulary`.
-        tokenizer: with a vocabulary to trim, the tokenizer that the student would read with.
+        tokenizer: with a vocabulary to trim, the tokenizer that the student would read with; with rows, theirs.
         texts: with a vocabulary to trim, what the student will read, such as the training texts.
+        rows: with `"width:0.67"`, tokenised rows with labels to measure on, such as the training rows that
+            `load_text_classification` makes; other students pass them over.
         embedding_size: of layers of the teacher, factorise their embedding table to this width; see
             `nlpkd.compression.factorize_embeddings`, as for the families that can.
         revision: branch, tag or commit of the checkpoint.
@@ -99,7 +104,7 @@ def make_student(
     options: dict[str, Any]
     limits: dict[str, Any] = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
     limited = max_latency_ms is not None or max_size_mb is not None
-    texts = _texts_to_keep(vocabulary, tokenizer, texts)
+    texts = _texts_to_keep(vocabulary, tokenizer, texts, rows is not None)
     _check_source(teacher, layers, checkpoint, limited, embedding_size, shape)
     check_start(start, backbone, teacher is not None and checkpoint is None)
     # Choose: the vocabulary will be trimmed, so the budget is of students with a trimmed one.
@@ -112,7 +117,7 @@ def make_student(
         if start == "pretrained":
             pretrained = known_backbone(teacher.config, backbone, "start='pretrained'")  # type: ignore[union-attr]
         options = {"backbone": pretrained, "trust_remote_code": trust_remote_code, "seed": seed}
-        student = build_student(teacher, layers, id2label=id2label, **options, **shape)
+        student = build_student(teacher, layers, id2label=id2label, rows=rows, tokenizer=tokenizer, **options, **shape)
     else:
         labels: Any = teacher.config.id2label if id2label is None and teacher is not None else id2label
         options = {"revision": revision, "trust_remote_code": trust_remote_code, "seed": seed}
@@ -145,10 +150,17 @@ def check_start(start: str, backbone: str | Path | None, made_of_teacher: bool) 
 
 
 def _texts_to_keep(
-    vocabulary: str | None, tokenizer: PreTrainedTokenizerBase | None, texts: Iterable[str] | None
+    vocabulary: str | None, tokenizer: PreTrainedTokenizerBase | None, texts: Iterable[str] | None, of_rows: bool
 ) -> list[str] | None:
-    """Return the texts whose tokens a trimmed vocabulary keeps, as a list since a budget reads them too."""
-    if vocabulary is None and tokenizer is None and texts is None:
+    """Return the texts whose tokens a trimmed vocabulary keeps, as a list since a budget reads them too.
+
+    Args:
+        vocabulary: as `make_student` takes it.
+        tokenizer: likewise.
+        texts: likewise.
+        of_rows: whether the tokenizer is that of rows too.
+    """
+    if vocabulary is None and texts is None and (tokenizer is None or of_rows):
         return None
     if vocabulary != "trim" or tokenizer is None or texts is None or isinstance(texts, str):
         raise ValueError(

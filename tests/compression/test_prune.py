@@ -4,9 +4,21 @@ import copy
 
 import pytest
 import torch
-from families import NAMES, SIZE, bert, distilbert, electra, llama, logits_of, make, modernbert, reloaded, roberta
+from families import (
+    NAMES,
+    SIZE,
+    bert,
+    by_finite_differences,
+    distilbert,
+    electra,
+    llama,
+    logits_of,
+    make,
+    modernbert,
+    reloaded,
+    roberta,
+)  # fmt: skip
 from samples import tiny_bert
-from torch.nn import functional as F
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
@@ -45,28 +57,6 @@ def without_shares(model, width: int, unused: list[int]) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module.in_features == width and module.out_features == 16:
                 module.weight[:, unused] = 0
-
-
-def by_finite_differences(model, layers, groups: int, rows, step: float = 1e-4) -> list[torch.Tensor]:
-    """The change of each text's loss as a group of what a layer reads is scaled up and down, averaged by its size."""
-    model = copy.deepcopy(model).double().eval()
-    found = []
-    for name in layers:
-        layer, changes = model.get_submodule(name), []
-        width = layer.in_features // groups
-        for group in range(groups):
-            losses = []
-            for scale in (1 + step, 1 - step):
-                factor = torch.ones(layer.in_features, dtype=torch.float64)
-                factor[group * width : (group + 1) * width] = scale
-                hook = layer.register_forward_pre_hook(lambda module, inputs, factor=factor: inputs[0] * factor)
-                with torch.no_grad():
-                    logits = [model(input_ids=torch.tensor([ids])).logits for ids in rows["input_ids"]]
-                hook.remove()
-                losses.append(F.cross_entropy(torch.cat(logits), torch.tensor(rows["labels"]), reduction="none"))
-            changes.append(((losses[0] - losses[1]) / (2 * step)).abs().mean())
-        found.append(torch.stack(changes))
-    return found
 
 
 def test_the_neurons_kept_change_the_loss_most(make_rows, tokenizer):
