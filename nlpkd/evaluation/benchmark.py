@@ -10,6 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,7 @@ def measure_latency(
             name: _synthetic_batch(model, (tokenizers or {}).get(name), batch, length, seed)
             for name, model in models.items()
         }
-        times_ms: dict[str, list[float]] = {name: [] for name in models}
-        for name, model in models.items():
-            for _ in range(min(WARM_UP_RUNS, runs)):
-                _forward_ms(model, inputs[name])
-        for start in range(0, runs, BLOCK_RUNS):
-            for name, model in models.items():
-                # Weights that another model drove out of the processor's caches come back untimed.
-                _forward_ms(model, inputs[name])
-                times_ms[name] += [_forward_ms(model, inputs[name]) for _ in range(min(BLOCK_RUNS, runs - start))]
-        for name, values in times_ms.items():
+        for name, values in _times_ms(models, inputs, runs).items():
             percentiles = (float(value) for value in np.percentile(values, [50, 95, 99]))
             model = models[name]
             threads = model.threads if isinstance(model, OnnxClassifier) else torch.get_num_threads()
@@ -231,16 +223,35 @@ def _synthetic_batch(
     return {name: tensor for name, tensor in inputs.items() if name in accepted}
 
 
+def _times_ms(
+    models: Mapping[str, nn.Module], inputs: Mapping[str, Mapping[str, torch.Tensor]], runs: int
+) -> dict[str, list[float]]:
+    """Time `runs` passes of every model on its inputs, in turn, after passes of warm-up."""
+    times_ms: dict[str, list[float]] = {name: [] for name in models}
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        for name, model in models.items():
+            for _ in range(min(WARM_UP_RUNS, runs)):
+                _forward_ms(model, inputs[name])
+        for start in range(0, runs, BLOCK_RUNS):
+            for name, model in models.items():
+                # Weights that another model drove out of the processor's caches come back untimed.
+                _forward_ms(model, inputs[name])
+                times_ms[name] += [_forward_ms(model, inputs[name]) for _ in range(min(BLOCK_RUNS, runs - start))]
+    return times_ms
+
+
 def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:
+    """Time one pass of a model that is `evaluating`."""
     on_gpu = inputs["input_ids"].is_cuda
-    with evaluating(model):
-        if on_gpu:
-            torch.cuda.synchronize(inputs["input_ids"].device)
-        start = time.perf_counter()
-        model(**inputs)
-        if on_gpu:
-            torch.cuda.synchronize(inputs["input_ids"].device)
-        return (time.perf_counter() - start) * 1e3
+    if on_gpu:
+        torch.cuda.synchronize(inputs["input_ids"].device)
+    start = time.perf_counter()
+    model(**inputs)
+    if on_gpu:
+        torch.cuda.synchronize(inputs["input_ids"].device)
+    return (time.perf_counter() - start) * 1e3
 
 
 @dataclass(frozen=True)
