@@ -62,6 +62,10 @@ _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org
 _SIZE_INCHES = (4.0, 2.8)
 
 
+# Room for numbers at the ticks, the axes' names and a title: left, right, bottom, top.
+_MARGINS_INCHES = (0.75, 0.15, 0.5, 0.3)
+
+
 _MARKERS = "oDs^vPX*"
 
 
@@ -131,7 +135,7 @@ def confusion(name: str, number: int, matrix: Sequence[Sequence[int]], labels: S
         The SVG element.
     """
     classes = len(labels)
-    with _axes((_SIZE_INCHES[0], _SIZE_INCHES[0])) as axes:
+    with _axes((_SIZE_INCHES[0], _SIZE_INCHES[0]), named=True) as axes:
         axes.grid(False)
         for gold, row in enumerate(matrix):
             for predicted, count in enumerate(row):
@@ -188,7 +192,7 @@ def by_group(groups: Sequence[str], values: Mapping[str, Sequence[float]], axis:
         The SVG element.
     """
     height = max(1.6, 0.7 + 0.36 * len(groups))
-    with _axes((_SIZE_INCHES[0], height)) as axes:
+    with _axes((_SIZE_INCHES[0], height), named=True) as axes:
         offsets = [0.12 * (place - (len(values) - 1) / 2) for place in range(len(values))]
         for number, (own, offset) in enumerate(zip(values.values(), offsets, strict=True)):
             places = [place + offset for place in range(len(groups))]
@@ -201,9 +205,22 @@ def by_group(groups: Sequence[str], values: Mapping[str, Sequence[float]], axis:
 
 
 @contextmanager
-def _axes(size_inches: tuple[float, float] = _SIZE_INCHES) -> Iterator[Axes]:
+def _axes(size_inches: tuple[float, float] = _SIZE_INCHES, named: bool = False) -> Iterator[Axes]:
+    """Open axes to draw on.
+
+    Args:
+        size_inches: width and height.
+        named: whether ticks have names of any length: their room is measured then, by drawing twice.
+
+    Yields:
+        The axes of a new figure.
+    """
     with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=size_inches, layout="constrained").add_subplot()
+        figure = Figure(figsize=size_inches, layout="constrained" if named else None)
+        if not named:
+            (width, height), (left, right, bottom, top) = size_inches, _MARGINS_INCHES
+            figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+        yield figure.add_subplot()
 
 
 def _svg(axes: Axes, description: str) -> str:
