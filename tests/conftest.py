@@ -1,5 +1,6 @@
 """Small real models, tokenizers and data, all made on the spot, without network."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if getattr(item, "originalname", item.name) in LONG_TESTS and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="takes half a minute and more: make test-long"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported and collected out of garbage collection: every training collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

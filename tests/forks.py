@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import fcntl
 import functools
+import gc
 import hashlib
 import importlib
 import multiprocessing
@@ -164,6 +165,8 @@ def _serve(address: str, modules: list[str], variables: dict[str, str], owner: i
         os.rename(f"{address}.new", address)
         for module in modules:
             importlib.import_module(module)
+        # No garbage: every training in what is forked would look through it.
+        gc.freeze()
         owner_ended = os.pidfd_open(owner)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while owner_ended not in (ready := select.select([listener, owner_ended], [], [], idle_s)[0]):
