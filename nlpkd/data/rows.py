@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from nlpkd.data.columns import DOCUMENT
@@ -108,6 +109,19 @@ def count_texts(rows: Any) -> int:
     """Count the texts that rows are of: the rows themselves, but for windows."""
     windows = DOCUMENT in (getattr(rows, "column_names", None) or ())
     return len(set(rows[DOCUMENT][:])) if windows else count_rows(rows) or 0
+
+
+def list_lengths(rows: Dataset, column: str) -> np.ndarray:
+    """Count what each row holds in a column of lists, without making Python's numbers of it.
+
+    Args:
+        rows: of any format.
+        column: such as "input_ids".
+
+    Returns:
+        Counts `(rows,)`.
+    """
+    return pc.list_value_length(rows.select_columns(column).with_format("arrow")[:][column]).to_numpy()
 
 
 def random_access(rows: Any, first: int) -> Any:

@@ -16,6 +16,7 @@ from transformers.utils.logging import tqdm
 
 from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.rows import list_lengths
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.models.capture import logits_of
@@ -155,22 +156,26 @@ def predict_logits(
             f"{sorted(accepted)} and columns {dataset.column_names}; tokenise the dataset first"
         )
     rows = dataset.with_format(None).select_columns(list(columns)).rename_columns(columns)
-    order = np.argsort([-len(ids) for ids in rows["input_ids"][:]], kind="stable").tolist()
-    loader = DataLoader(rows, batch_size=batch_size, sampler=order, collate_fn=DataCollatorWithPadding(tokenizer))
+    order = np.argsort(-list_lengths(rows, "input_ids"), kind="stable")
+    padded: Any = DataCollatorWithPadding(tokenizer)
+    loader = DataLoader(rows, batch_size=batch_size, sampler=order.tolist(), collate_fn=padded)
     device, _ = placement(model)
-    batches = []
+    logits = np.empty((0, 0), dtype=np.float32)
     with evaluating(model):
         running = inference_copy(model, device.type, first_token=True)
-        for batch in tqdm(loader, desc="Predicting", leave=False, disable=None):
+        for number, batch in enumerate(tqdm(loader, desc="Predicting", leave=False, disable=None)):
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in accepted}
-            batches.append(logits_of(running(**inputs)).float().cpu().numpy())
-    logits = np.concatenate(batches)
-    return logits[np.argsort(order)]
+            answers = logits_of(running(**inputs)).float().cpu().numpy()
+            if number == 0:
+                # Of many rows and classes there is room for them once.
+                logits = np.empty((len(order), *answers.shape[1:]), dtype=np.float32)
+            logits[order[number * batch_size :][:batch_size]] = answers
+    return logits
 
 
 def token_lengths(dataset: datasets.Dataset) -> np.ndarray:
     """Return the tokens of each text as the student reads it, `(texts,)`; of windows their sum."""
-    lengths = np.array([len(ids) for ids in dataset.with_format(None)["input_ids"][:]])
+    lengths = list_lengths(dataset, "input_ids")
     if DOCUMENT not in dataset.column_names:
         return lengths
     _, places = np.unique(np.asarray(dataset[DOCUMENT][:]), return_inverse=True)

@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTo
 
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import RowSample
+from nlpkd.data.rows import RowSample, list_lengths
 from nlpkd.data.tokenization import TEACHER_PREFIX, column_prefixes, same_tokenizer
 from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import Capture
@@ -160,8 +160,7 @@ def too_long(model: nn.Module, rows: Any, column: str, role: str, split: str) ->
             limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     if limit is None or not isinstance(rows, Dataset) or column not in rows.column_names:
         return ""
-    lengths = pc.list_value_length(rows.select_columns(column).with_format("arrow")[:][column])
-    longest = pc.max(lengths).as_py()
+    longest = int(list_lengths(rows, column).max())
     if longest <= limit:
         return ""
     return (

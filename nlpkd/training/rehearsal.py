@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
@@ -17,7 +16,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from nlpkd.data.label_names import label_column
-from nlpkd.data.rows import makes_batches
+from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.inference import in_eval_mode
 from nlpkd.utils.files import staging_folder
 
@@ -82,8 +81,7 @@ def rows_to_try(rows: Any) -> Any:
         return [rows[number] for number in range(min(ROWS, len(rows)))]
     chosen: list[int] = []
     for column in sorted(name for name in rows.column_names if name.endswith("input_ids")):
-        ids = rows.with_format("arrow")[:][column]
-        chosen.append(int(np.argmax(pc.list_value_length(ids).to_numpy())))
+        chosen.append(int(np.argmax(list_lengths(rows, column))))
     chosen += [number for number in range(len(rows)) if number not in chosen][: max(0, ROWS - len(chosen))]
     return rows.select(list(dict.fromkeys(chosen)))
 
