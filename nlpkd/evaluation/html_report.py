@@ -29,6 +29,9 @@ PAGE_NAME = "report.html"
 _CLASSES_SHOWN = 40
 
 
+_WORST_CLASSES = 20
+
+
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -44,6 +47,9 @@ _RELIABILITY = (
 
 
 _GROUPS = "Lengths are tokens as the student reads them."
+
+
+_MANY_CLASSES = f" Of all classes these are the {_WORST_CLASSES} with the student's lowest F1."
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ def render_page(
         rows=rows,
         latency=report_text.latency_cells(report.candidates),
         sections=_chart_sections(report, curves),
+        confusions=_confusions(report),
         examples=_examples(report, texts or {}),
         protocols=report.run.protocols(),
         origin=origin + report_text.origin_lines(report.run),
@@ -216,7 +223,12 @@ def _chart_sections(report: EvaluationReport, curves: Sequence[Curves]) -> list[
         *trainings,
         _Section("Confusion", "Rows of each gold label by what was predicted.", confusions),
         _Section("Reliability", _RELIABILITY, reliabilities),
-        _Section("By class and by length", _GROUPS, _groups(report, parts, labels), True),
+        _Section(
+            "By class and by length",
+            _GROUPS + (_MANY_CLASSES if len(labels) > _CLASSES_SHOWN else ""),
+            _groups(report, parts, labels),
+            True,
+        ),
     ]
     return [section for section in sections if section.charts]
 
@@ -243,20 +255,35 @@ def _tradeoffs(report: EvaluationReport) -> list[str]:
 
 
 def _groups(report: EvaluationReport, parts: Mapping[str, Breakdown], labels: Sequence[str]) -> list[str]:
-    """Draw F1 by class and the headline metric by length, where every candidate has them."""
+    """Draw F1 by class, of many the worst, and the headline metric by length, where every candidate has them."""
     from nlpkd.evaluation import charts
 
     drawn = []
     by_class = {name: own.per_class for name, own in parts.items() if own.per_class is not None}
-    if len(labels) <= _CLASSES_SHOWN and len(by_class) == len(parts):
-        scores = {name: [entry.f1 for entry in classes] for name, classes in by_class.items()}
-        drawn.append(charts.by_group(labels, scores, "F1"))
+    if by_class and len(by_class) == len(parts):
+        shown = list(range(len(labels)))
+        if len(labels) > _CLASSES_SHOWN:
+            # Of no rows there is nothing to be told.
+            known = [place for place in shown if by_class["student"][place].rows]
+            shown = sorted(known, key=lambda place: by_class["student"][place].f1)[:_WORST_CLASSES]
+        scores = {name: [classes[place].f1 for place in shown] for name, classes in by_class.items()}
+        drawn.append(charts.by_group([labels[place] for place in shown], scores, "F1"))
     by_length = {name: own.per_length for name, own in parts.items() if own.per_length}
     if len(by_length) == len(parts):
         groups = [f"{entry.shortest} to {entry.longest}" for entry in by_length["student"]]
         values = {name: [entry.value for entry in entries] for name, entries in by_length.items()}
         drawn.append(charts.by_group(groups, values, METRIC_NAMES[report.task.headline]))
     return drawn
+
+
+def _confusions(report: EvaluationReport) -> list[tuple[str, str, str, str]]:
+    """Return the student's commonest confusions: gold class, predicted class, rows, share of the gold class's rows."""
+    own, labels = report.candidates["student"].breakdown, report.task.labels
+    classes = own.per_class or []
+    return [
+        (labels[gold], labels[predicted], f"{rows:,}", percent(rows / classes[gold].rows))
+        for gold, predicted, rows in own.confusions or []
+    ]
 
 
 def _examples(report: EvaluationReport, texts: Mapping[int, str]) -> list[dict[str, Any]]:

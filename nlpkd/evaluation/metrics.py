@@ -20,6 +20,10 @@ CALIBRATION_BINS = 15
 """Equal-width confidence bins of the calibration error."""
 
 
+CONFUSIONS = 20
+"""How many pairs of classes `common_confusions` names."""
+
+
 BLOCK_ROWS = 1024
 """How many rows of `(rows, labels)` are turned into float64 probabilities at once."""
 
@@ -257,6 +261,23 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> list[Reliab
         )
         for each in np.unique(bins)
     ]
+
+
+def common_confusions(gold: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:
+    """Count wrong predictions by gold and predicted class.
+
+    Args:
+        gold: class ids `(rows,)`.
+        predicted: likewise.
+        classes: how many there are.
+
+    Returns:
+        `[gold id, predicted id, rows]` of the `CONFUSIONS` commonest, the commonest first.
+    """
+    wrong = gold != predicted
+    pairs, rows = np.unique(gold[wrong].astype(np.int64) * classes + predicted[wrong], return_counts=True)
+    commonest = np.argsort(-rows, kind="stable")[:CONFUSIONS]
+    return [[*divmod(int(pairs[place]), classes), int(rows[place])] for place in commonest]
 
 
 def class_metrics(gold: np.ndarray, predicted: np.ndarray, **options: Any) -> list[ClassMetrics]:

@@ -231,6 +231,7 @@ class Breakdown:
 
     Args:
         confusion: rows by gold class and predicted class.
+        confusions: of many classes `[gold id, predicted id, rows]` of the commonest wrong predictions.
         per_class: each class or label, in order.
         reliability: the bins of the calibration error that have decisions.
         per_length: groups of texts by length, the shortest first.
@@ -238,6 +239,7 @@ class Breakdown:
     """
 
     confusion: list[list[int]] | None = None
+    confusions: list[list[int]] | None = None
     per_class: list[ClassMetrics] | None = None
     reliability: list[ReliabilityBin] | None = None
     per_length: list[LengthGroup] | None = None

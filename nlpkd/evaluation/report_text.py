@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -30,6 +30,9 @@ _NO_BASELINE = "No undistilled baseline was evaluated: this report can't say wha
 
 
 INCOMPLETE = "This report is incomplete, since measuring failed: `nlpkd evaluate` makes a whole one."
+
+
+LABELS_SHOWN = 20
 
 
 _ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", "settings")
@@ -82,8 +85,13 @@ def task_sentence(task: TaskRecord) -> str:
     else:
         labelled = f", {percent(task.majority_share)} of them with the commonest label"
     rows = format_number(task.rows, ",")
-    labels = ", ".join(map(str, task.labels))
-    return f"Task: {task.problem_type or 'n/a'}, labels {labels}; {rows} rows evaluated{labelled}."
+    return f"Task: {task.problem_type or 'n/a'}, labels {listed(task.labels)}; {rows} rows evaluated{labelled}."
+
+
+def listed(labels: Sequence[Any]) -> str:
+    """List labels, the first ones of many."""
+    more = len(labels) - LABELS_SHOWN
+    return ", ".join(map(str, labels[:LABELS_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:

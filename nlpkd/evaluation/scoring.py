@@ -21,6 +21,7 @@ from nlpkd.evaluation.metrics import (
     calibration_bins,
     class_metrics,
     classification_metrics,
+    common_confusions,
     f1_of_counts,
     known_rows,
     reliability_bins,
@@ -36,7 +37,7 @@ HEAVY_IMBALANCE = 5.0
 
 
 CONFUSION_CLASSES = 40
-"""Up to how many classes a confusion matrix is given: it grows with their square."""
+"""Up to how many classes a confusion matrix is given: it grows with their square. Of more the commonest confusions."""
 
 
 DISAGREEMENTS = 20
@@ -151,6 +152,7 @@ class SingleLabelScoring(Scoring):
         small = len(classes) <= CONFUSION_CLASSES
         return Breakdown(
             confusion=confusion_matrix(labels, predictions, labels=classes).tolist() if small else None,
+            confusions=None if small else common_confusions(labels, predictions, len(classes)),
             per_class=class_metrics(labels, predictions, labels=classes),
             reliability=reliability_bins(softmax_confidence(logits), predictions == labels),
         )

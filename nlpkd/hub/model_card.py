@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord
 from nlpkd.evaluation.records import BASELINES, METRIC_NAMES, ONNX_RUNTIME, Candidate, SeedSpread, without_controls
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.evaluation.report_text import code_block, escape_markdown, one_line
+from nlpkd.evaluation.report_text import code_block, escape_markdown, listed, one_line
 from nlpkd.utils.provenance import without_tokens
 
 CARD_METRICS = {
@@ -39,9 +39,6 @@ WIDGET_TEXTS = (
 
 
 _DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
-
-
-_LABELS_SHOWN = 20
 
 
 # How a path begins that leads to a place of its own: a file URL or none, then ~, a drive, a slash, or any way up.
@@ -190,10 +187,9 @@ def _eval_results(student: Candidate, data: DataRecord) -> list[EvalResult]:
 def _introduction(report: EvaluationReport, model_name: str) -> str:
     student, teacher = report.run.student, report.run.teacher
     labels = [escape_markdown(label) for label in report.task.labels]
-    more = len(labels) - _LABELS_SHOWN
-    shown = ", ".join(labels[:_LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
     kind = f"a text classifier with {student.layers} layers" if student.layers else "a text classifier"
-    what = f"**{escape_markdown(model_name)}** is {kind}" + (f" for {len(labels)} labels ({shown})" if labels else "")
+    told = f" for {len(labels)} labels ({listed(labels)})" if labels else ""
+    what = f"**{escape_markdown(model_name)}** is {kind}{told}"
     source = f"the teacher {_named(teacher)}" if teacher.name else "a larger teacher"
     return f"# {escape_markdown(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 from datasets import ClassLabel, Dataset
@@ -21,11 +22,22 @@ from samples import raw_rows, tiny_bert
 from nlpkd import EvaluationReport, evaluate_student
 from nlpkd.evaluation.html_report import render_page, save_page, training_curves
 from nlpkd.evaluation.origin import RunRecord
+from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.pipeline.evaluate import evaluate, name_models
 
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
 
 NASTY = ("<script>document.title='owned'</script>", "---", '$x_1$ "quoted" & <b>')
+
+
+# Texts that reach out of their charts.
+CUT = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const all = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter(text => {
+    const own = text.getBoundingClientRect();
+    return own.left < all.left || own.right > all.right || own.top < all.top || own.bottom > all.bottom;
+  }).map(text => text.textContent);
+})"""
 
 
 class Reader(HTMLParser):
@@ -129,6 +141,27 @@ def alone(report) -> EvaluationReport:
     return replace(report, candidates={"student": report.candidates["student"]}, comparisons={})
 
 
+@pytest.fixture(scope="module")
+def of_many_classes(report) -> EvaluationReport:
+    """A thousand classes, of which the student takes the seventh for the eighth, and its teacher none for another."""
+    gold = np.arange(3000) % 1000
+    candidates = {}
+    for name, predicted in {"student": np.where(gold == 7, 8, gold), "teacher": gold}.items():
+        breakdown = scoring_of(None).breakdown(10.0 * np.eye(1000)[predicted], gold)
+        candidates[name] = replace(report.candidates[name], breakdown=breakdown)
+    task = replace(report.task, labels=[f"class {number}" for number in range(1000)])
+    return replace(report, task=task, candidates=candidates, comparisons={})
+
+
+def test_a_page_of_many_classes_shows_the_confusions_that_matter(of_many_classes):
+    page = render_page(of_many_classes)
+    assert len(page) < 250_000
+    assert "<td>class 7</td><td>class 8</td><td>3</td><td>100.0 %</td>" in page
+    assert page.count("<td>class ") == 2, "no other class is confused"
+    assert "class 18, class 19 and 980 more" in page and "20 with the student&#39;s lowest F1" in page
+    assert "and 980 more" in of_many_classes.to_markdown() and "class 20" not in of_many_classes.to_markdown()
+
+
 def test_a_page_is_replaced_as_a_whole(alone, tmp_path, monkeypatch):
     path = save_page(alone, tmp_path / "new")
     before = path.read_text(encoding="utf-8")
@@ -184,7 +217,7 @@ def test_other_tasks_have_a_page(problem_type, make_rows, tokenizer):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
-def test_a_real_browser_shows_it_without_errors_or_network(page, tmp_path):
+def test_a_real_browser_shows_it_without_errors_or_network(page, of_many_classes, tmp_path):
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
     with Browser(tmp_path / "profile") as browser:
         browser.open(f"file://{tmp_path / 'report.html'}")
@@ -194,6 +227,7 @@ def test_a_real_browser_shows_it_without_errors_or_network(page, tmp_path):
         for width in (390, 1200):
             browser.show(width)
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            assert browser.evaluate(CUT) == []
             sizes = browser.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().width)")  # fmt: skip  # noqa: E501
             assert len(sizes) == 2 + 1 + 2 + 4 + 4 + 2 and min(sizes) > 150
         colours = []
@@ -201,6 +235,9 @@ def test_a_real_browser_shows_it_without_errors_or_network(page, tmp_path):
             browser.show(390, scheme)
             colours.append(browser.evaluate("getComputedStyle(document.querySelector('svg text')).fill"))
         assert colours[0] != colours[1]
+        save_page(of_many_classes, tmp_path / "many")
+        browser.open(f"file://{tmp_path / 'many' / 'report.html'}")
+        assert browser.evaluate(CUT) == [] and browser.evaluate("document.querySelectorAll('svg').length") > 2
         problems = [event for event in browser.events if event.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")]  # fmt: skip  # noqa: E501
         assert problems == []
 

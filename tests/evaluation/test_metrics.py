@@ -1,5 +1,6 @@
 import math
 import warnings
+from collections import Counter
 
 import evaluate
 import numpy as np
@@ -14,6 +15,7 @@ from nlpkd.evaluation.metrics import (
     ExpectedCalibrationError,
     MatthewsCorrelation,
     classification_metrics,
+    common_confusions,
     resampled_metrics,
 )
 
@@ -84,6 +86,22 @@ def test_metrics_combine_and_take_batches():
     result = combined.compute()
     assert result["accuracy"] == 0.75
     assert result["f1_macro"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+def test_rows_given_at_once_count_beside_those_of_batches():
+    metric = Accuracy()
+    metric.add_batch(predictions=[0], references=[0])
+    assert metric.compute(predictions=[1], references=[0]) == {"accuracy": 0.5}
+    assert metric.compute(predictions=[1], references=[1]) == {"accuracy": 1.0}
+
+
+def test_common_confusions_are_those_of_a_counter():
+    gold, predicted = np.random.default_rng(0).integers(12, size=(2, 500))
+    counted = Counter((g, p) for g, p in zip(gold.tolist(), predicted.tolist(), strict=True) if g != p)
+    found = common_confusions(gold, predicted, 12)
+    assert [rows for *_, rows in found] == [rows for _, rows in counted.most_common(20)]
+    assert all(counted[g, p] == rows for g, p, rows in found)
+    assert common_confusions(gold, gold, 12) == []
 
 
 def test_metrics_leave_no_file_behind(tmp_path):
