@@ -52,7 +52,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[demo,dev,export,peft,report,teachers,tracking,tune]"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[demo,dev,export,peft,report,teachers,tracking,try,tune]"
 	touch $@
 
 # Training throughput beside TextBrewer and others, in an environment of its own: some ten minutes on 2 quiet cores.

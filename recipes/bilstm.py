@@ -8,7 +8,7 @@ Every field of `DistillationConfig` is a flag. Variants have no label but the te
 
 from dataclasses import dataclass, field
 
-from common import TRAIN, VALIDATION, make_parser
+from common import TRAIN, VALIDATION, make_parser, show_result
 from datasets import concatenate_datasets
 from transformers import AutoTokenizer
 
@@ -45,8 +45,7 @@ def main() -> None:
         recipe.teacher, recipe.student, splits, objectives=recipe.objectives or [LogitMSELoss()],
         max_length=recipe.max_length, num_seeds=recipe.num_seeds, baseline=True, args=args,
     )  # fmt: skip
-    if args.should_log:
-        print(result.report.to_markdown())
+    show_result(result, **vars(recipe))
 
 
 if __name__ == "__main__":

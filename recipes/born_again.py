@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import TRAIN, VALIDATION, make_parser
+from common import TRAIN, VALIDATION, make_parser, show_result
 
 from nlpkd import ModelSource, distill, make_student, train_teacher, with_fresh_pooler
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
@@ -67,8 +67,7 @@ def main() -> None:
         max_length=recipe.max_length,
         args=args,
     )
-    if args.should_log:
-        print(result.report.to_markdown())
+    show_result(result, **vars(recipe) | {"teacher": teachers})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the recipes share: the files that they read, their command line, and intervals over seeds."""
+"""What the recipes share: the files that they read, their command line, what they print, and intervals over seeds."""
 
 import math
 import statistics
@@ -9,6 +9,8 @@ from scipy.stats import t
 from transformers import HfArgumentParser
 
 from nlpkd import DistillationConfig
+from nlpkd.cli.screen import after_distilling, show_files, show_phases, show_report
+from nlpkd.pipeline.distill import DistillResult
 
 TRAIN: dict[str, Any] = {"aliases": ["--train_file", "--train-file"]}
 VALIDATION: dict[str, Any] = {"aliases": ["--validation_file", "--validation-file"]}
@@ -18,10 +20,17 @@ TEST: dict[str, Any] = {"aliases": ["--test_file", "--test-file"]}
 
 def make_parser(recipe: type, **defaults: Any) -> HfArgumentParser:
     """Make a parser of a recipe's fields and of all fields of `DistillationConfig`, with a recipe's own defaults."""
+    show_phases()
     parser = HfArgumentParser([recipe, DistillationConfig])  # type: ignore[list-item]
     shared = {"per_device_train_batch_size": 64, "warmup_steps": 0.06, "save_strategy": "epoch", "save_total_limit": 1}
     parser.set_defaults(**shared | defaults)
     return parser
+
+
+def show_result(result: DistillResult, **given: Any) -> None:
+    """Print what a distillation with the given arguments found, where its files are, and what may be typed next."""
+    show_report(result.report)
+    show_files("The student", result.output_dir, *after_distilling(result.output_dir, given))
 
 
 def interval_over_seeds(values: Sequence[float]) -> tuple[float, float] | None:

@@ -9,10 +9,13 @@ Every field of `DistillationConfig` is a flag. Results: model_cards/quickstart.m
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from common import make_parser
+from common import make_parser, show_result
+from transformers import AutoModelForSequenceClassification
 
-from nlpkd import demo_backbone, distill, load_airline_tweets, train_teacher
+from nlpkd import DistillationConfig, demo_backbone, distill, load_airline_tweets, train_teacher
+from nlpkd.pipeline.dry_run import plan_distillation, plan_teacher
 
 
 @dataclass
@@ -28,6 +31,16 @@ class Recipe:
     teacher_learning_rate: float = 8e-5
 
 
+def minutes_here(teachers: DistillationConfig, students: DistillationConfig, job: dict[str, Any], seeds: int) -> float:
+    """Time some steps of each training on this machine, and return how many minutes all of them take."""
+    data = {"train": job["train"], "max_length": job["max_length"]}
+    planned = plan_teacher(teachers, model=demo_backbone(), **data).training_minutes
+    # As fast as the teacher that there is no more than a plan of.
+    model = AutoModelForSequenceClassification.from_pretrained(demo_backbone(), num_labels=3)
+    model.config.id2label = dict(enumerate(job["train"]["train"].features["label"].names))
+    return planned + plan_distillation(students, teacher=model, trainings=seeds, **job).training_minutes
+
+
 def main() -> None:
     """Fine-tune the teacher, distil it, train both baselines, and print the report."""
     parser = make_parser(Recipe, output_dir="runs/quickstart", num_train_epochs=3, learning_rate=2e-4)
@@ -40,17 +53,23 @@ def main() -> None:
         "learning_rate": recipe.teacher_learning_rate,
         "push_to_hub": False,
     }
-    teacher = train_teacher(
-        demo_backbone(), tweets, args=dataclasses.replace(args, **settings), max_length=recipe.max_length
-    )
+    teachers_args = dataclasses.replace(args, **settings)
+    student_args = dataclasses.replace(args, output_dir=str(folder / "student"))
+    job = {
+        "student": recipe.student, "train": tweets, "start": recipe.start, "objectives": recipe.objectives,
+        "max_length": recipe.max_length, "baseline": True,
+    }  # fmt: skip
+    if args.world_size == 1:
+        minutes = minutes_here(teachers_args, student_args, job, recipe.num_seeds)
+        print(f"A few timed steps say that the trainings take about {minutes:.0f} minutes here.", flush=True)
+
+    teacher = train_teacher(demo_backbone(), tweets, args=teachers_args, max_length=recipe.max_length)
     result = distill(
-        teacher.output_dir, recipe.student, tweets, start=recipe.start, objectives=recipe.objectives,
-        max_length=recipe.max_length, num_seeds=recipe.num_seeds, baseline=True, baseline_dir=folder / "baseline",
-        args=dataclasses.replace(args, output_dir=str(folder / "student")),
-    )  # fmt: skip
+        teacher.output_dir, num_seeds=recipe.num_seeds, baseline_dir=folder / "baseline", args=student_args, **job
+    )
     if args.should_log:
         result.report.save(folder)
-        print(result.report.to_markdown())
+    show_result(result, teacher=teacher.output_dir)
 
 
 if __name__ == "__main__":

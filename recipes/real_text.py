@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import texts
-from common import make_parser
+from common import make_parser, show_result
 from datasets import DatasetDict
 
 from nlpkd import demo_backbone, distill, train_teacher
@@ -56,8 +56,7 @@ def main() -> None:
         teacher.output_dir, recipe.student, data, objectives=recipe.objectives, num_seeds=recipe.num_seeds,
         baseline=True, args=args, **lengths,
     )  # fmt: skip
-    if args.should_log:
-        print(result.report.to_markdown())
+    show_result(result, **{"teacher": teacher.output_dir})
 
 
 if __name__ == "__main__":

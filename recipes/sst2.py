@@ -10,7 +10,7 @@ Every field of `DistillationConfig` is a flag. Results: model_cards/README.md.
 
 from dataclasses import dataclass, field
 
-from common import TEST, TRAIN, VALIDATION, make_parser
+from common import TEST, TRAIN, VALIDATION, make_parser, show_result
 
 from nlpkd import distill
 
@@ -41,8 +41,7 @@ def main() -> None:
     parser = make_parser(Recipe, output_dir="runs/sst2", num_train_epochs=3, learning_rate=8e-5)
     recipe, args = parser.parse_args_into_dataclasses()
     result = distill(args=args, **vars(recipe))
-    if args.should_log:
-        print(result.report.to_markdown())
+    show_result(result, **vars(recipe))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on loopback: models and datasets, pulls and pushes, tokens, and faults on demand."""
+"""A small Hugging Face Hub on loopback: models, data, Spaces, pulls and pushes, tokens, and faults on demand."""
 
 from __future__ import annotations
 
@@ -164,10 +164,10 @@ class HubHandler(BaseHTTPRequestHandler):
         (re.compile(r"/api/whoami-v2"), "whoami"),
         (re.compile(r"/api/repos/create"), "create"),
         (re.compile(r"/api/validate-yaml"), "validate"),
-        (re.compile(rf"/api/(?P<type>model|dataset)s/{ID}(?:/(?P<action>[\w-]+){REST})?"), None),
-        (re.compile(rf"/(?:(?P<type>dataset)s/)?{ID}\.git/info/lfs/objects/batch"), "lfs"),
+        (re.compile(rf"/api/(?P<type>model|dataset|space)s/{ID}(?:/(?P<action>[\w-]+){REST})?"), None),
+        (re.compile(rf"/(?:(?P<type>dataset|space)s/)?{ID}\.git/info/lfs/objects/batch"), "lfs"),
         (re.compile(r"/lfs/(?P<path>[0-9a-f]{64})"), "put"),
-        (re.compile(rf"/(?:(?P<type>dataset)s/)?{ID}/resolve{REST}"), "resolve"),
+        (re.compile(rf"/(?:(?P<type>dataset|space)s/)?{ID}/resolve{REST}"), "resolve"),
     ]
 
     def do_GET(self) -> None:
@@ -269,7 +269,10 @@ class HubHandler(BaseHTTPRequestHandler):
         owner, repo_type = wanted.get("organization") or USER, wanted.get("type") or "model"
         self.demand_write(owner)
         repo_id = f"{owner}/{wanted['name']}"
-        answer = {"url": f"{self.hub.url}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}", "name": repo_id}
+        if repo_type == "space" and wanted.get("sdk") != "gradio":
+            raise HubError(400, "a Space of this small Hub has the SDK gradio")
+        below = "" if repo_type == "model" else f"{repo_type}s/"
+        answer = {"url": f"{self.hub.url}/{below}{repo_id}", "name": repo_id}
         if (repo_type, repo_id) in self.hub.repos:
             self.json({"error": "You already created this model repo", **answer}, 409)
             return

@@ -247,7 +247,9 @@ def test_sst2_takes_pairs_on_two_processes(folder, tokenizer):
     rows = [line.split("\t") for line in (folder / "pairs-validation.tsv").read_text().splitlines()[1:]]
     expected = accuracy(folder / "pairs", [(a, b) for a, b, _ in rows], [int(label) for *_, label in rows])
     assert report["candidates"]["student"]["quality"]["accuracy"]["value"] == pytest.approx(expected)
-    assert run.text.count("# Evaluation report") == 1, "only the main process prints"
+    assert run.text.count("The student keeps") == 1, "only the main process prints"
+    assert run.text.count("Training the student ...") == 1 and run.text.count("Training the student: ") == 1
+    assert run.text.count("The student is in pairs, with report.md") == 1
     assert run.text.count("single_label_classification of 'first' and 'second'") == 1
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from nlpkd.cli import information, labelling, measuring, publishing, training
+from nlpkd.cli.screen import show_phases
 from nlpkd.evaluation.records import without_controls
 from nlpkd.utils.provenance import without_tokens
 from nlpkd.utils.requirements import installed_version
@@ -65,6 +66,7 @@ def main() -> None:
         # A letter that a terminal can't show, or a path that is no UTF-8, must not end what was measured.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    show_phases()
     logging.setLogRecordFactory(partial(_printable_record, logging.getLogRecordFactory()))
     try:
         app()

@@ -37,6 +37,7 @@ EXTRAS = {
     "report": ("matplotlib", "jinja2"),
     "teachers": ("requests", "openai", "sentence-transformers"),
     "tracking": ("tensorboard",),
+    "try": ("gradio",),
     "tune": ("optuna",),
 }
 """The packages that each extra of nlpkd brings."""

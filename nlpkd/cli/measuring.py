@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option
+from nlpkd.cli.screen import after_distilling, show_files, show_report
 from nlpkd.cli.settings import save_config
 
 app = typer.Typer()
@@ -57,9 +58,14 @@ def evaluate(
     named = name_models(given.pop("models"), teacher=teacher, baseline=baseline)
     roles: dict[str, Any] = {role: named.pop(role) for role in ("student", "teacher", "baseline") if role in named}
     timing: dict[str, Any] = LATENCY_GRID if given.pop("latency_grid") else {}
-    run(**timing | given | roles, candidates=named, show=typer.echo)
-    if output_dir is not None:
-        save_config(context, output_dir / "evaluate.yaml")
+    run(**timing | given | roles, candidates=named, show=show_report)
+    if output_dir is None:
+        typer.echo("\nNothing was saved: with --output-dir FOLDER the whole report is.")
+        return
+    save_config(context, output_dir / "evaluate.yaml")
+    # Only what is a folder is exported beside itself.
+    following = after_distilling(roles["student"], given | roles)[: 2 if Path(roles["student"]).is_dir() else 1]
+    show_files("The report", output_dir, *following)
 
 
 @command(app, *(each for each in COLUMNS if each != "max_length"), "window_stride", "split")

@@ -1,4 +1,4 @@
-"""Commands that ship a student: compress, export, push."""
+"""Commands that ship a student: compress, export, push, try."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.options import COLUMNS, DATA, OUTPUT, Rows, arguments, command, option
+from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option
+from nlpkd.cli.screen import show_files, show_report
 from nlpkd.cli.settings import save_config
+from nlpkd.evaluation.records import METRIC_NAMES, percent
 
 app = typer.Typer()
 
@@ -94,11 +96,14 @@ def export(
     for record in result.records:
         typer.echo(json.dumps(asdict(record)))
     if result.report is not None:
-        typer.echo(result.report.to_markdown())
+        metric = METRIC_NAMES[result.report.task.headline]
+        kept = [f"{record.file} keeps {percent(record.retention)}" for record in result.records]
+        show_report(result.report, f"Of the student's {metric} in PyTorch {', '.join(kept)}.")
     else:
         typer.echo("No gate ran: what the files keep of the student's quality is measured with --data alone.")
-    typer.echo(f"The files are in {result.directory / 'onnx'}.")
     save_config(context, result.directory / "export.yaml")
+    push = ["push", result.directory, "--repo-id", f"USER/{result.directory.resolve().name}"]
+    show_files("The student's ONNX file", result.directory / "onnx", push)
 
 
 @command(app)
@@ -123,3 +128,42 @@ def push(
         typer.echo("\n".join(f"{size:>15,} bytes  {name}" for name, size in files_to_push(directory, repo_id).items()))
         return
     typer.echo(push_student(**arguments(context)))
+
+
+@command(app, *COLUMNS, name="try")
+def try_student(
+    context: typer.Context,
+    student: Annotated[str, typer.Argument(help="Its folder, an ONNX file, or a Hub id (id@revision).")],
+    teacher: Annotated[str | None, option(MODELS, "Its teacher, likewise, to answer beside it.")] = None,
+    data: Annotated[
+        str | None, option(DATA, "The rows that the report was measured on, to show those on which both differ.")
+    ] = None,
+    space: Annotated[
+        str | None, option(OUTPUT, "Make a Space USER/NAME of the Hub instead, of models that are there.")
+    ] = None,
+    private: Annotated[bool | None, option(OUTPUT, "Make a new Space private or public.")] = None,
+    port: Annotated[int | None, option(OUTPUT, "Of the page; a free one from 7860 on if left out.")] = None,
+    browser: Annotated[bool, option(OUTPUT, "Open the page in a browser.")] = True,
+    **shared: Any,
+) -> None:
+    """Open a page on this machine to type texts into: both answers, their probabilities and milliseconds.
+
+    nlpkd try student --teacher teacher --data test.csv
+
+    nlpkd try USER/STUDENT --teacher USER/TEACHER --space USER/NAME
+    """
+    from nlpkd.serving.trial import make_space, make_trial
+
+    if space is not None:
+        if data is not None:
+            raise ValueError("a Space shows no texts of data: leave --data out")
+        pairs = shared["text_pair_column"] is not None
+        typer.echo(f"The Space is {make_space(space, student, teacher, private=private, pairs=pairs)}.")
+        return
+    reading = {name: value for name, value in arguments(context).items() if name in shared}
+    page = make_trial(student, teacher, data, **reading)
+    from nlpkd.serving.page import LOCAL
+
+    _, address, _ = page.launch(**LOCAL, server_port=port, inbrowser=browser, prevent_thread_lock=True)
+    typer.echo(f"The page is at {address} on this machine alone; Ctrl-C ends it.")
+    page.block_thread()

@@ -22,6 +22,7 @@ from nlpkd.cli.options import (
     command,
     option,
 )
+from nlpkd.cli.screen import after_distilling, as_options, show_files, show_report
 from nlpkd.cli.settings import TrainingCommand, over_file, run_config, training_config, value_of
 
 app = typer.Typer()
@@ -58,7 +59,9 @@ def train_teacher(
     with run_config(context, output_dir):
         result = run(**given)
     typer.echo(json.dumps(result.metrics, indent=2))
-    typer.echo(f"The teacher is in {result.output_dir}.")
+    rows = as_options(given, "train", *TRAINED, "trust_remote_code")
+    student = ["--baseline", "--output-dir", output_dir.with_name("student")]
+    show_files("The teacher", output_dir, ["distill", "--teacher", output_dir, *rows, *student])
 
 
 @command(
@@ -155,8 +158,8 @@ def distill(
 
     with run_config(context, output_dir):
         result = run(**given)
-    typer.echo(result.report.to_markdown())
-    typer.echo(f"The student is in {result.output_dir}.")
+    show_report(result.report)
+    show_files("The student", output_dir, *after_distilling(output_dir, given))
 
 
 @command(app, *TRAINED, *SCHEDULE, "dry_run", cls=TrainingCommand)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -40,6 +40,31 @@ _ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", 
 
 def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
     """Return a sentence on what the student kept and saved, and one on what it gained over each baseline."""
+    opening = _kept(task, candidates)
+    if task.headline not in candidates["student"].quality:
+        return opening
+    gains = [
+        _gain(paired, task.headline, baseline)
+        for name, baseline in BASELINES.items()
+        if (paired := comparisons.get(f"student_vs_{name}"))
+    ]
+    return " ".join([opening, *(gains or [_NO_BASELINE])])
+
+
+def short_verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
+    """Return one sentence on what the student kept and saved, and on what it gained over the first baseline."""
+    opening = _kept(task, candidates)
+    if task.headline not in candidates["student"].quality:
+        return opening
+    for name, baseline in BASELINES.items():
+        if paired := comparisons.get(f"student_vs_{name}"):
+            metric = METRIC_NAMES[task.headline]
+            return f"{opening[:-1]}; against {baseline} its {metric} is {_points(paired, task.headline)}."
+    return f"{opening[:-1]}; no undistilled baseline was evaluated, so that the gain of distilling is unknown."
+
+
+def _kept(task: TaskRecord, candidates: Mapping[str, Candidate]) -> str:
+    """Return what the student kept of the teacher, and how much smaller and faster it is."""
     student, teacher = candidates["student"], candidates.get("teacher")
     if task.headline == AGREEMENT:
         return (
@@ -51,26 +76,16 @@ def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: 
     name, value = METRIC_NAMES[task.headline], student.quality[task.headline].value
     if teacher is None:
         article = "an" if name.startswith("a") else "a"
-        opening = f"The student has {article} {name} of {format_number(value)}; no teacher was evaluated beside it."
-    else:
-        gold = teacher.quality[task.headline].value
-        kept = percent(value / gold if gold else None)
-        opening = f"The student keeps {kept} of the teacher's {name} ({format_number(value)} against "
-        opening += f"{format_number(gold)})"
-        if teacher.parameters is not None and student.parameters is not None:
-            opening += (
-                f", with {_ratio(teacher.parameters, student.parameters, 'fewer parameters', 'more parameters')}"
-            )
-        times = _latency(teacher, 1), _latency(student, 1)
-        if times[0] and times[1]:
-            opening += f", {_ratio(times[0].p50_ms, times[1].p50_ms, 'faster', 'slower')} at batch 1"
-        opening += "."
-    gains = [
-        _gain(paired, task.headline, baseline)
-        for name, baseline in BASELINES.items()
-        if (paired := comparisons.get(f"student_vs_{name}"))
-    ]
-    return " ".join([opening, *(gains or [_NO_BASELINE])])
+        return f"The student has {article} {name} of {format_number(value)}; no teacher was evaluated beside it."
+    gold = teacher.quality[task.headline].value
+    kept = percent(value / gold if gold else None)
+    told = f"The student keeps {kept} of the teacher's {name} ({format_number(value)} against {format_number(gold)})"
+    if teacher.parameters is not None and student.parameters is not None:
+        told += f", with {_ratio(teacher.parameters, student.parameters, 'fewer parameters', 'more parameters')}"
+    times = _latency(teacher, 1), _latency(student, 1)
+    if times[0] and times[1]:
+        told += f", {_ratio(times[0].p50_ms, times[1].p50_ms, 'faster', 'slower')} at batch 1"
+    return f"{told}."
 
 
 def task_sentence(task: TaskRecord) -> str:
@@ -123,6 +138,32 @@ def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:
         for name, candidate in candidates.items()
     ]
     return header, rows
+
+
+def summary_cells(task: TaskRecord, candidates: Mapping[str, Candidate]) -> Cells:
+    """Return the table of candidates in so few columns that it fits 80 letters: the headline metric alone, no p95."""
+    agreed = str if task.headline == AGREEMENT else lambda agreement: format_number(agreement.value)
+    columns: dict[str, Callable[[Candidate], str]] = {
+        METRIC_NAMES.get(task.headline, ""): lambda each: str(each.quality.get(task.headline, "n/a")),
+        "agree": lambda each: agreed(each.agreement) if each.agreement else "n/a",
+        "params": lambda each: format_number(each.parameters and each.parameters / 1e6, ".1f") + " M",
+        "MB": lambda each: format_number(each.size_mb, ".1f"),
+        "RAM MB": lambda each: format_number(each.memory_mb, ".0f"),
+        "ms": lambda each: format_number(each.latency[0].p50_ms if each.latency else None, ".2f"),
+        "train s": lambda each: format_number(each.training_seconds, ".0f"),
+    }
+    cells = {name: [cell(each) for each in candidates.values()] for name, cell in columns.items()}
+    # A column that nobody has a figure for is left out.
+    shown = {name: column for name, column in cells.items() if any(not cell.startswith("n/a") for cell in column)}
+    return ["candidate", *shown], [list(row) for row in zip(candidates, *shown.values(), strict=True)]
+
+
+def seeds_sentence(task: TaskRecord, seeds: Mapping[str, Mapping[str, SeedSpread]]) -> str:
+    """Return mean ± sample standard deviation of the headline metric and of the gap closed, candidate by candidate."""
+    told = [f"{name} {_spread(spreads[task.headline])}" for name, spreads in seeds.items() if task.headline in spreads]
+    if "gap_closed" in seeds.get("student", {}):
+        told.append(f"share of the gap closed {_spread(seeds['student']['gap_closed'])}")
+    return f"Over several seeds, mean ± sample sd: {', '.join(told)}."
 
 
 def latency_cells(candidates: Mapping[str, Candidate]) -> Cells | None:
@@ -219,7 +260,13 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _gain(paired: Comparison, headline: str, baseline: str) -> str:
-    """Return what the student has over a baseline, and whether the rows can tell."""
+    """Return what the student has over a baseline, and how much of the gap to the teacher that closes."""
+    metric = METRIC_NAMES[headline]
+    return f"Against {baseline} its {metric} is {_points(paired, headline)}.{_gap_closed(paired, metric)}"
+
+
+def _points(paired: Comparison, headline: str) -> str:
+    """Return the difference in the headline metric, and whether the rows can tell."""
     difference = paired.differences[headline]
     if headline == "accuracy":
         assert paired.mcnemar_p is not None
@@ -230,10 +277,7 @@ def _gain(paired: Comparison, headline: str, baseline: str) -> str:
         format_number(100 * each, "+.1f") for each in (difference.value, difference.low, difference.high)
     )
     doubt = "" if significant else ": on these rows not significant at the 5 % level"
-    return (
-        f"Against {baseline} its {METRIC_NAMES[headline]} is {value} points (95 % interval {low} to "
-        f"{high}{test}){doubt}.{_gap_closed(paired, METRIC_NAMES[headline])}"
-    )
+    return f"{value} points (95 % interval {low} to {high}{test}){doubt}"
 
 
 def _gap_closed(paired: Comparison, metric: str) -> str:

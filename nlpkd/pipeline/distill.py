@@ -29,6 +29,7 @@ from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.training.failures import saved_model
 from nlpkd.utils.locks import only_run
+from nlpkd.utils.processes import phase
 
 logger = logging.getLogger(__name__)
 
@@ -110,27 +111,29 @@ def train_teacher(
     data_args, settings = DataArguments.split_keywords(keywords)
     args = _settings(args, output_dir, settings)
     with only_run(args.output_dir):
-        job = prepare_teacher(
-            args,
-            model,
-            train,
-            validation,
-            tokenizer=tokenizer,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            class_weights=class_weights,
-            fresh_pooler=fresh_pooler,
-            data_args=data_args,
-        )
+        with phase("Loading backbone and rows"):
+            job = prepare_teacher(
+                args,
+                model,
+                train,
+                validation,
+                tokenizer=tokenizer,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                class_weights=class_weights,
+                fresh_pooler=fresh_pooler,
+                data_args=data_args,
+            )
         untrained = job.make_untrained_student(args.seed)
         ask_for_label_names(untrained.config, job.data["train"])
         trainer = supervised_trainer(untrained, args, job.data, job.tokenizer, job.class_weights)
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-        trainer.save_model()
+        with phase("Training the teacher"):
+            trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+            trainer.save_model()
         metrics = {}
         if "validation" in job.data:
             source = train if validation is None else validation
-            with saved_model(args, "teacher", source):
+            with saved_model(args, "teacher", source), phase("Measuring the teacher"):
                 metrics = trainer.evaluate()
                 trainer.save_metrics("eval", metrics)
     return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir))
@@ -224,33 +227,35 @@ def distill(
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     with only_run(args.output_dir):
-        job = prepare_job(
-            args,
-            teacher,
-            student,
-            train,
-            validation,
-            test,
-            max_latency_ms=max_latency_ms,
-            max_size_mb=max_size_mb,
-            vocabulary=vocabulary,
-            embedding_size=embedding_size,
-            start=start,
-            backbone=backbone,
-            baseline=baseline,
-            objectives=objectives,
-            tokenizer=tokenizer,
-            teacher_tokenizer=teacher_tokenizer,
-            teacher_revision=teacher_revision,
-            student_revision=student_revision,
-            teacher_dtype=teacher_dtype,
-            trust_remote_code=trust_remote_code,
-            class_weights=class_weights,
-            data_args=data_args,
-        )
+        with phase("Loading teacher, student and rows"):
+            job = prepare_job(
+                args,
+                teacher,
+                student,
+                train,
+                validation,
+                test,
+                max_latency_ms=max_latency_ms,
+                max_size_mb=max_size_mb,
+                vocabulary=vocabulary,
+                embedding_size=embedding_size,
+                start=start,
+                backbone=backbone,
+                baseline=baseline,
+                objectives=objectives,
+                tokenizer=tokenizer,
+                teacher_tokenizer=teacher_tokenizer,
+                teacher_revision=teacher_revision,
+                student_revision=student_revision,
+                teacher_dtype=teacher_dtype,
+                trust_remote_code=trust_remote_code,
+                class_weights=class_weights,
+                data_args=data_args,
+            )
         trained, report = job.run(args, num_seeds, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
-            _push(args)
+            with phase("Pushing the student"):
+                _push(args)
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
 
 

@@ -33,6 +33,7 @@ from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
 from nlpkd.utils.optional import require
+from nlpkd.utils.processes import phase
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def evaluate(
     memory: bool = False,
     split: str | None = None,
     trust_remote_code: bool = False,
-    show: Callable[[str], None] | None = None,
+    show: Callable[[EvaluationReport], None] | None = None,
     **keywords: Any,
 ) -> EvaluationReport:
     """Measure a saved student, and beside it its teacher, its baseline and any further models, on labelled rows.
@@ -81,7 +82,7 @@ def evaluate(
         memory: measure what each model takes while it answers, in a process of its own; see `nlpkd.evaluation.memory`.
         split: which one to measure on; "test", "validation" or "train", the first that is there, if None.
         trust_remote_code: run the model repositories' own code.
-        show: called with the report in Markdown as soon as all is measured, before it is saved.
+        show: called with the report as soon as all is measured, before it is saved.
         **keywords: how the rows are read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
             `label_column`, `max_length`, ...); and further arguments of `evaluate_student`, such as `latency_tokens`.
 
@@ -101,25 +102,26 @@ def evaluate(
     # The models, and the rows as each of their tokenizers reads them.
     given: dict[str, Any] = {"student": student, "teacher": teacher, "baseline": baseline, **(candidates or {})}
     sources = {name: ModelSource.of(each, None, trust_remote_code) for name, each in given.items() if each is not None}
-    models: dict[str, Any] = {name: source.classifier() for name, source in sources.items()}
-    tokenizers = {name: source.tokenizer() for name, source in sources.items()}
-    tokenizer = tokenizers["student"]
-    config: Any = models["student"].config
-    if examples:
-        _check_examples(examples, models, output_dir)
-    others = {name: each for name, each in tokenizers.items() if not same_tokenizer(tokenizer, each)}
-    load = partial(
-        load_rows_for_model,
-        config=config,
-        tokenizer=tokenizer,
-        teacher_tokenizer=[others.get("teacher"), *(each for name, each in others.items() if name != "teacher")],
-    )
-    rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else _MEASURED_SPLITS)
-    fitted = None
-    if held_out is not None:
-        # The configuration and the revision are those of `data` alone.
-        other_args = replace(data_args, dataset_config=None, dataset_revision=None)
-        fitted, *_ = load(held_out, data_args=other_args, splits=_MEASURED_SPLITS)
+    with phase("Loading models and rows"):
+        models: dict[str, Any] = {name: source.classifier() for name, source in sources.items()}
+        tokenizers = {name: source.tokenizer() for name, source in sources.items()}
+        tokenizer = tokenizers["student"]
+        config: Any = models["student"].config
+        if examples:
+            _check_examples(examples, models, output_dir)
+        others = {name: each for name, each in tokenizers.items() if not same_tokenizer(tokenizer, each)}
+        load = partial(
+            load_rows_for_model,
+            config=config,
+            tokenizer=tokenizer,
+            teacher_tokenizer=[others.get("teacher"), *(each for name, each in others.items() if name != "teacher")],
+        )
+        rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else _MEASURED_SPLITS)
+        fitted = None
+        if held_out is not None:
+            # The configuration and the revision are those of `data` alone.
+            other_args = replace(data_args, dataset_config=None, dataset_revision=None)
+            fitted, *_ = load(held_out, data_args=other_args, splits=_MEASURED_SPLITS)
 
     # What is measured, for the record. Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
@@ -143,19 +145,20 @@ def evaluate(
         run["student"]["weights_sha256"] = weights
     if "teacher" in sources:
         measuring = {"teacher_order": _settled_order(Path(student), run["teacher"])} | measuring
-    report = evaluate_student(
-        models["student"],
-        models.get("teacher"),
-        rows,
-        tokenizer,
-        baseline=models.get("baseline"),
-        candidates={name: model for name, model in models.items() if name not in _ARGUMENTS},
-        teacher_tokenizer=others.get("teacher"),
-        candidate_tokenizers={name: each for name, each in others.items() if name != "teacher"},
-        threshold_dataset=fitted,
-        run=run,
-        **measuring,
-    )
+    with phase(f"Measuring {', '.join(models)} on {run['data']['evaluated_rows']:,} rows"):
+        report = evaluate_student(
+            models["student"],
+            models.get("teacher"),
+            rows,
+            tokenizer,
+            baseline=models.get("baseline"),
+            candidates={name: model for name, model in models.items() if name not in _ARGUMENTS},
+            teacher_tokenizer=others.get("teacher"),
+            candidate_tokenizers={name: each for name, each in others.items() if name != "teacher"},
+            threshold_dataset=fitted,
+            run=run,
+            **measuring,
+        )
     # Said and saved though the memory can't be measured, since all else takes long to measure again.
     finish = partial(_finish, show=show, output_dir=output_dir, logs=student)
     texts = {} if output_dir is None else _texts(rows, loaded, report, examples)
@@ -170,7 +173,7 @@ def evaluate(
 
 def _finish(
     report: EvaluationReport,
-    show: Callable[[str], None] | None,
+    show: Callable[[EvaluationReport], None] | None,
     output_dir: str | Path | None,
     logs: str | Path,
     texts: Mapping[int, str],
@@ -178,7 +181,7 @@ def _finish(
     """Show a report and save it; what hinders the one does not hinder the other."""
     try:
         if show is not None:
-            show(report.to_markdown())
+            show(report)
     finally:
         if output_dir is not None:
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,8 @@ from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import ModelSource
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.locks import only_run
+from nlpkd.utils.processes import phase
 from nlpkd.utils.provenance import command_line, now
-
-logger = logging.getLogger(__name__)
 
 _COMPARED_TEXTS = 128
 
@@ -109,16 +107,16 @@ def export_student(
         report = None
         comparing: dict[str, Any] = {"texts": texts, "max_length": data_args.max_length}
         compared = "random tokens" if texts is None else f"{len(texts)} texts"
-        logger.warning("Writing an ONNX file, which takes longest, and comparing it with PyTorch on %s.", compared)
-        records = [export_onnx(model, tokenizer, staged, **comparing)]
+        with phase(f"Writing an ONNX file, and comparing it with PyTorch on {compared}"):
+            records = [export_onnx(model, tokenizer, staged, **comparing)]
         if int8:
-            logger.warning("Writing the int8 file, and comparing it with the first one.")
-            records.append(export_int8(staged, calibration=typical, **comparing, **int8_settings))
+            with phase("Writing the int8 file, and comparing it with the first one"):
+                records.append(export_int8(staged, calibration=typical, **comparing, **int8_settings))
         if rows is not None:
-            logger.warning("Measuring the student in PyTorch and the files on %s rows.", f"{len(rows):,}")
-            candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
-            run = {"command": command_line(), "date": now(), "student": source.describe()}
-            report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run)
+            with phase(f"Measuring the student in PyTorch and the files on {len(rows):,} rows"):
+                candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
+                run = {"command": command_line(), "date": now(), "student": source.describe()}
+                report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run)
             kept = _retention(report, min_retention)
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records, export_record(staged)["state_sha256"])

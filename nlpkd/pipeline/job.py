@@ -35,7 +35,7 @@ from nlpkd.training.publishing import describe_training
 from nlpkd.training.rehearsal import rows_to_try
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import atomic_folder_update, explain_damage, has_checksums, numbered_folders
-from nlpkd.utils.processes import decided_by_main_process
+from nlpkd.utils.processes import decided_by_main_process, phase
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Job:
         trainer = self.trainer(student, last, stages[-1])
         if not earlier:
             trainer.rehearsed_beside = rehearsal(trainer)
-        seconds.append(_train(trainer, last))
+        seconds.append(_train(trainer, last, "the student"))
         steps += trainer.state.global_step
         known = [each for each in seconds if each is not None]
         spent_on = {"student": sum(known) if len(known) == len(seconds) else None}
@@ -153,7 +153,8 @@ class Job:
                 settings = _beside(_altogether(args, [*earlier, last], steps), baseline_dir / name)
                 baselines[name], spent_on[name] = self._train_baseline(model, settings, steps)
             # All of them on the same rows.
-            return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
+            with phase(f"Measuring {', '.join(['student', 'teacher', *baselines])}"):
+                return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
 
     def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
         """Make the trainer of a stage."""
@@ -191,7 +192,7 @@ class Job:
             student.load_state_dict(type(student).from_pretrained(folder).state_dict())
             with explain_damage(history, "delete it, and the stage is trained again"):
                 return student, None, TrainerState.load_from_json(str(history)).global_step
-        seconds = _train(trainer, args)
+        seconds = _train(trainer, args, f"the student, {folder.name}")
         return trainer.model, seconds, trainer.state.global_step
 
     def _train_baseline(
@@ -206,7 +207,7 @@ class Job:
             # As many steps as the student had, though there are fewer rows with labels.
             args = replace(args, max_steps=steps)
         trainer = supervised_trainer(model, args, self.data, self.tokenizer, self.class_weights)
-        seconds = _train(trainer, args)
+        seconds = _train(trainer, args, f"the baseline {Path(args.output_dir).name}")
         return trainer.model, seconds
 
     def _measure(
@@ -380,14 +381,15 @@ def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig], 
     return stages[0] if len(stages) == 1 else replace(args, max_steps=steps)
 
 
-def _train(trainer: DistillationTrainer, args: DistillationConfig) -> float | None:
+def _train(trainer: DistillationTrainer, args: DistillationConfig, whom: str) -> float | None:
     """Train and save, the history last; return the seconds, None of a training that was resumed."""
     checkpoint = checkpoint_to_resume(args)
     if not checkpoint and trainer.args.should_save:
         # It says that a training is finished, and this one is not yet.
         (Path(args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    with phase(f"Training {whom}"):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
     if trainer.args.should_save:
         with atomic_folder_update(Path(args.output_dir)) as temporary:
             trainer.state.save_to_json(str(temporary / TRAINER_STATE_NAME))

@@ -1,14 +1,19 @@
-"""What the processes of one run agree on."""
+"""What the processes of one run agree on, and what the main one of them tells of its progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 Decision = TypeVar("Decision")
+
+logger = logging.getLogger(__name__)
 
 
 def decided_by_main_process(decide: Callable[[], Decision]) -> Decision:
@@ -36,3 +41,29 @@ def decided_by_main_process(decide: Callable[[], Decision]) -> Decision:
     if found[1] is not None:
         raise ValueError(found[1])
     return found[0]
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Log the start of a part of a run, and its end with the time it took; of several processes the main one does.
+
+    Args:
+        name: what is done, such as "Training the student".
+
+    Yields:
+        Nothing.
+    """
+    main, start = PartialState().is_main_process, time.perf_counter()
+    if main:
+        logger.info("%s ...", name)
+    yield
+    if main:
+        logger.info("%s: %s", name, duration(time.perf_counter() - start))
+
+
+def duration(seconds: float) -> str:
+    """Format a time as "0.8 s", "42 s", "7 min 28 s" or "2 h 5 min"."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -9,6 +9,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from nlpkd import DistillationConfig, make_student
 from nlpkd.cli import app, options
 from nlpkd.cli.settings import SETTINGS, TrainingCommand, run_config, save_config
 from nlpkd.data.arguments import DataArguments
+from nlpkd.evaluation.report import EvaluationReport
 
 QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
          "--set", "disable_tqdm=true", "--set", "use_cpu=true", "--max-length", "32"]  # fmt: skip
@@ -89,15 +91,33 @@ def test_train_teacher_saves_a_teacher_and_prints_its_metrics(teacher):
     assert model.config.id2label == {0: "bad", 1: "good"}
 
 
-def test_distill_saves_a_student_and_prints_the_report(student):
+def test_distill_saves_a_student_and_prints_what_the_report_found_and_what_comes_next(student):
     path, printed = student
     _, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert (path / "report.md").read_text().strip() in printed
+    report = EvaluationReport.load(path)
+    check_shown(report, printed)
+    assert (path / "report.md").read_text() == report.to_markdown() and "# Evaluation report" not in printed
+    assert "The student is in student, with report.md (the whole report)" in printed
+    following = [shlex.split(line) for line in printed.partition("Next:\n")[2].splitlines()]
+    rows = ["--data", "dev.tsv", "--label-column", "verdict", "--max-length", "32"]
+    assert [words[-len(rows) - 3 :] for words in following[:2]] == [
+        ["student", "--teacher", "teacher", *rows],
+        ["export", "student", "--int8", *rows],
+    ]
     report = json.loads((path / "report.json").read_text())
     assert list(report["candidates"]) == ["teacher", "student", "no_teacher", "same_start"]
     assert report["run"]["command"].startswith("nlpkd distill --teacher teacher --student layers:2 --train train.tsv")
     assert report["run"]["settings"]["batch_size"] == 8 and report["run"]["settings"]["mixed_precision"] == "no"
+
+
+def check_shown(report: EvaluationReport, printed: str) -> None:
+    """Check that a table with each candidate's figures was printed, and its verdict in one sentence."""
+    for name, candidate in report.candidates.items():
+        (row,) = [line for line in printed.splitlines() if line.startswith(f"{name} ")]
+        assert str(candidate.quality["accuracy"]) in row and f"{candidate.latency[0].p50_ms:.2f}" in row
+    (told,) = [line for line in printed.splitlines() if line.startswith("The student keeps")]
+    assert told.count(". ") == 0 and told.partition(",")[0] in report.verdict()
 
 
 def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, student, teacher):
@@ -120,7 +140,10 @@ def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, st
     code, out, err = done["evaluate"]
     assert code == 0, err
     measured, first = (json.loads((folder / name / "report.json").read_text()) for name in ("measured", "student"))
-    assert (folder / "measured" / "report.md").read_text().strip() in out
+    check_shown(EvaluationReport.load(folder / "measured"), out)
+    assert "McNemar" in (folder / "measured" / "report.md").read_text()
+    assert "The report is in measured, with report.md" in out
+    assert [line for line in err.splitlines() if re.fullmatch(r"Measuring student, .* on 41 rows: \d.* s", line)]
     for role in ("teacher", "student", "no_teacher", "same_start"):
         assert measured["candidates"][role]["quality"] == first["candidates"][role]["quality"]
     code, out, err = done["push"]

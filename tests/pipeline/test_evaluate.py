@@ -52,7 +52,7 @@ def test_a_folder_that_another_run_writes_to_is_refused_before_anything_is_measu
 def test_a_run_that_began_meanwhile_is_waited_for(given, tmp_path, caplog):
     lock = (tmp_path / ".lock").open("w")
 
-    def show(text: str) -> None:
+    def show(report: EvaluationReport) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         threading.Timer(0.3, lock.close).start()
 
@@ -62,8 +62,8 @@ def test_a_run_that_began_meanwhile_is_waited_for(given, tmp_path, caplog):
 
 
 def test_the_report_is_shown_before_it_is_saved_and_saved_though_it_can_t_be_shown(given, tmp_path):
-    def show(text: str) -> None:
-        assert text.startswith("# Evaluation report") and not (tmp_path / "report.json").exists()
+    def show(report: EvaluationReport) -> None:
+        assert report.to_markdown().startswith("# Evaluation report") and not (tmp_path / "report.json").exists()
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
@@ -76,7 +76,7 @@ def test_memory_that_can_t_be_measured_costs_no_other_figure(given, tmp_path, mo
         raise RuntimeError("the memory of student was not measured")
 
     monkeypatch.setattr(module, "add_memory", fail)
-    shown: list[str] = []
+    shown: list[EvaluationReport] = []
     with pytest.raises(RuntimeError, match="memory of student"):
         evaluate(**given, **QUICK, memory=True, output_dir=tmp_path, show=shown.append)
     assert len(shown) == 1 and Path(tmp_path / "report.json").exists()

@@ -235,13 +235,14 @@ def test_the_command_exports_measures_and_says_by_its_status_what_happened(
     assert code == 0, err
     noted = json.loads((folder / "onnx/export.json").read_text())["files"]
     assert noted["onnx/model.onnx"]["retention"] == 1.0 and 0.1 <= noted["onnx/model_int8.onnx"]["retention"]
-    assert "| onnx/model_int8.onnx |" in out and '"file": "onnx/model.onnx"' in out
+    assert "\nonnx/model_int8.onnx  " in out and '"file": "onnx/model.onnx"' in out
+    assert "in PyTorch onnx/model.onnx keeps 100.0 %, onnx/model_int8.onnx keeps " in out
     code, _, err = command(monkeypatch, capsys, "export", str(tmp_path / "nowhere"))
     assert code == 2 and "nowhere" in err
     code, out, err = command(monkeypatch, capsys, "evaluate", str(folder / "onnx/model_int8.onnx"),
                              "--baseline", str(folder), "--data", str(rows), "--max-length", "32")  # fmt: skip
     assert code == 0, err
-    assert "| student |" in out and "| baseline |" in out
+    assert "\nstudent  " in out and "\nbaseline  " in out and "Nothing was saved: with --output-dir" in out
 
 
 @pytest.fixture

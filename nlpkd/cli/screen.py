@@ -1,0 +1,154 @@
+"""What a run shows on the terminal: its phases, its result in a small table, and the commands to type next."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from nlpkd.evaluation import report_text
+from nlpkd.evaluation.records import without_controls
+from nlpkd.evaluation.report import MARKDOWN_NAME, EvaluationReport
+
+_FILES = {MARKDOWN_NAME: "the whole report", "report.html": "the same with charts", "README.md": "the model card"}
+
+_READING: tuple[str, ...] = ("text_column", "text_pair_column", "label_column", "max_length", "trust_remote_code")
+
+_WIDTH = 80
+
+_COLUMNS = (
+    "In brackets: 95 % intervals. agree: share of equal answers with the teacher. MB: the weights. ms: median time of "
+    "a forward pass of one text. n/a: not measured."
+)
+
+
+def show_phases() -> None:
+    """Show on standard error when each part of a run starts and ends."""
+    logger = logging.getLogger("nlpkd.utils.processes")
+    logger.handlers = [logging.StreamHandler()]
+    logger.setLevel(logging.INFO)
+
+
+def show_report(report: EvaluationReport, verdict: str | None = None) -> None:
+    """Print what a report found: a table that fits 80 columns, and the verdict in one sentence.
+
+    What is no terminal gets plain text, a sentence a line. Of several processes the main one prints.
+
+    Args:
+        report: what was measured; its `to_markdown` has the rest.
+        verdict: another sentence than the report's own.
+    """
+    from accelerate import PartialState
+    from rich.console import Console
+    from rich.table import Table
+
+    if not PartialState().is_main_process:
+        return
+    terminal = sys.stdout.isatty()
+    console = Console(force_terminal=terminal, highlight=False, markup=False, emoji=False, soft_wrap=not terminal)
+
+    # The candidates, and what was asked for beyond them.
+    summary = report_text.summary_cells(report.task, report.candidates)
+    grid = report_text.latency_cells(report.candidates)
+    for header, rows in without_controls([summary, grid] if grid else [summary]):
+        table = Table(box=None, pad_edge=False, title=None if header[0] == "candidate" else "p50 / p95 / p99, ms")
+        for number, name in enumerate(header):
+            # Where there is room for all figures it is the names that are folded.
+            whole = number > 0 and header[0] == "candidate" and console.width >= _WIDTH
+            table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=whole)
+        for row in rows:
+            table.add_row(*row, style="bold" if terminal and row[0] == "student" else None)
+        console.print()
+        console.print(table, soft_wrap=False)
+    console.print(f"\n{_COLUMNS}", style="dim" if terminal else None)
+    if report.seeds:
+        console.print(report_text.seeds_sentence(report.task, report.seeds))
+    for line in report_text.temperature_lines(report.candidates):
+        console.print(without_controls(line))
+
+    verdict = verdict or report_text.short_verdict(report.task, report.candidates, report.comparisons)
+    console.print(f"\n{verdict}")
+    if report.run.incomplete:
+        console.print(report_text.INCOMPLETE)
+
+
+def show_files(what: str, folder: str | Path, *following: Sequence[Any]) -> None:
+    """Print where a run left its files, and commands that may come next, each a line that a shell takes as it stands.
+
+    Args:
+        what: is in the folder, such as "The student".
+        folder: the folder; of a report's files those that are there are named.
+        *following: commands without the program, each as its words.
+    """
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return
+    written = [f"{name} ({kind})" for name, kind in _FILES.items() if (Path(folder) / name).is_file()]
+    beside = f", with {', '.join(written)}" if written else ""
+    typer.echo(f"\n{what} is in {without_controls(str(folder))}{beside}.")
+    if following:
+        commands = [shlex.join([*_program(), *map(str, words)]) for words in following]
+        typer.echo("\nNext:\n" + "\n".join(f"  {command}" for command in commands))
+
+
+def after_distilling(folder: str | Path, given: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the commands that go on from a distilled student.
+
+    Args:
+        folder: the student's.
+        given: arguments of `nlpkd.distill` or `nlpkd.evaluate`, of which teacher and held-out rows are repeated where
+            a command line can name them.
+
+    Returns:
+        Words of `try`, `export` and `push`.
+    """
+    teacher, rows = given.get("teacher"), held_out_rows(given)
+    if isinstance(teacher, (list, tuple)) and len(teacher) == 1:
+        teacher = teacher[0]
+    beside = ["--teacher", teacher] if isinstance(teacher, (str, Path)) else []
+    return [
+        ["try", folder, *beside, *rows],
+        ["export", folder, "--int8", *rows],
+        ["push", folder, "--repo-id", f"USER/{Path(folder).resolve().name}"],
+    ]
+
+
+def held_out_rows(given: Mapping[str, Any]) -> list[Any]:
+    """Return the options that name rows to measure on and how they are read; none where a command line can't."""
+    from nlpkd.data.arguments import DataArguments
+
+    given = {name: value for name, value in given.items() if value != getattr(DataArguments, name, None)}
+    source, names = given.get("data") or given.get("test") or given.get("validation"), _READING
+    train = given.get("train")
+    if source is None and isinstance(train, str) and not Path(train).exists() and not given.get("validation_split"):
+        # A data set of the Hub, which has held-out rows of its own.
+        source, names = train, (*_READING, "dataset_config", "dataset_revision")
+    return as_options({"data": source}, "data") + as_options(given, *names) if isinstance(source, (str, Path)) else []
+
+
+def as_options(given: Mapping[str, Any], *names: str) -> list[Any]:
+    """Return arguments as options of a command line, those that are None or False left out."""
+    words: list[Any] = []
+    for name in names:
+        value = given.get(name)
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if each is not None and each is not False:
+                words += [f"--{name.replace('_', '-')}"] + ([] if each is True else [each])
+    return words
+
+
+def _program() -> list[str]:
+    """Return how this program is started here: by its name where the shell finds it, else by the path to it."""
+    script = shutil.which("nlpkd")
+    beside = Path(sys.executable).with_name("nlpkd")
+    if script is not None and (not beside.exists() or os.path.samefile(script, beside)):
+        return ["nlpkd"]
+    return [str(beside)] if beside.exists() else [sys.executable, "-m", "nlpkd"]

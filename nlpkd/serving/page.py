@@ -1,0 +1,147 @@
+"""A page to type a text into: what a student and its teacher answer, how sure they are, and how long it takes.
+
+This file is a Space's `app.py` too, where nlpkd is not installed: it imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio
+
+HEADER = ("row", "text", "gold", "teacher", "student")
+"""The columns of the rows on which student and teacher differ."""
+
+MODELS_NAME = "models.json"
+"""The file of a Space that says which models it asks."""
+
+EXAMPLE = "The parcel came on Tuesday, and everything was in it."
+
+LOCAL: dict[str, Any] = {
+    "server_name": "127.0.0.1",
+    "share": False,
+    "ssr_mode": False,
+    "quiet": True,
+    "footer_links": [],
+    # Fonts of the browser, where Gradio's own would be asked of a server.
+    "theme": gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+}
+"""Arguments of `launch` for a page that nobody sees but this machine, and that asks nobody else for anything."""
+
+_SHOWN = 5
+
+
+def make_page(
+    models: Mapping[str, Callable[..., Any]],
+    rows: Sequence[Sequence[Any]] = (),
+    *,
+    title: str = "Student and teacher",
+    pairs: bool = False,
+) -> gradio.Blocks:
+    """Make a page that asks each model about a text, and shows their answers side by side.
+
+    Args:
+        models: text-classification pipelines, or functions like them, by the name that the page shows.
+        rows: rows on which they differ, each with the columns of `HEADER`.
+        title: of the page.
+        pairs: whether a text has a second one beside it.
+
+    Returns:
+        The page, which `launch(**LOCAL)` opens.
+    """
+    # The first call of a model takes longer than all later ones.
+    for classify in models.values():
+        answer(classify, EXAMPLE, EXAMPLE if pairs else "")
+
+    def compare(text: str, second: str) -> list[Any]:
+        found = [answer(classify, text, second) for classify in models.values()]
+        told = {_best(scores) for scores, _ in found}
+        agree = "" if len(found) < 2 else "They agree." if len(told) == 1 else "They differ."
+        return [agree, *(cell for scores, ms in found for cell in (scores, f"{ms:.2f}"))]
+
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Markdown("Type a text, and see what each model answers.")
+        text = gradio.Textbox(label="Text", placeholder=EXAMPLE, lines=2, elem_id="text")
+        second = gradio.Textbox(label="Second text", lines=2, elem_id="second", visible=pairs)
+        button = gradio.Button("Compare", variant="primary", elem_id="compare")
+        agree = gradio.Markdown(elem_id="agree")
+        outputs: list[Any] = [agree]
+        with gradio.Row():
+            for number, name in enumerate(models):
+                with gradio.Column():
+                    outputs.append(gradio.Label(label=name, num_top_classes=_SHOWN, elem_id=f"answer-{number}"))
+                    outputs.append(gradio.Textbox(label="ms, text to label", elem_id=f"ms-{number}"))
+        gradio.on([button.click, text.submit], compare, [text, second], outputs)
+        if rows:
+            gradio.Markdown("Rows of the report on which student and teacher differ most; click on one to ask again.")
+            table = gradio.Dataset(
+                components=["textbox"] * len(HEADER), headers=list(HEADER), samples=[[*map(str, row)] for row in rows],
+                samples_per_page=len(rows), show_label=False, elem_id="rows",
+            )  # fmt: skip
+            # A row without a text leaves the one that stands there.
+            table.click(lambda row: row[1] or gradio.skip(), table, text)
+    return page
+
+
+def make_space_page(folder: Path) -> gradio.Blocks:
+    """Make the page of a Space, as its `models.json` says: `{"models": {role: [id, revision]}, "pairs": bool}`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    from transformers import pipeline
+
+    about = json.loads((folder / MODELS_NAME).read_text(encoding="utf-8"))
+    models = {
+        f"{role}: {name}": pipeline("text-classification", model=name, revision=revision, truncation=True)
+        for role, (name, revision) in about["models"].items()
+    }
+    name, revision = about["models"]["student"]
+    try:
+        report = json.loads(Path(hf_hub_download(name, "report.json", revision=revision)).read_text(encoding="utf-8"))
+    except EntryNotFoundError:
+        report = None
+    return make_page(models, differences(report) if report else (), title=f"Try {name}", pairs=about["pairs"])
+
+
+def answer(classify: Callable[..., Any], text: str, second: str = "") -> tuple[dict[str, float] | str, float]:
+    """Ask a model about a text, or about a pair where there is a second one.
+
+    Returns:
+        The probability of each label, or a score as text where the model has no more than one; and the milliseconds.
+    """
+    start = time.perf_counter()
+    found = classify({"text": text, "text_pair": second} if second else text, top_k=None)
+    ms = (time.perf_counter() - start) * 1e3
+    found = found[0] if found and isinstance(found[0], list) else found
+    return (f"{found[0]['score']:.3f}" if len(found) == 1 else {each["label"]: each["score"] for each in found}), ms
+
+
+def differences(report: Mapping[str, Any], texts: Mapping[int, str] | None = None) -> list[list[Any]]:
+    """Return the rows of a report on which the student differs most from its teacher, with the columns of `HEADER`.
+
+    Args:
+        report: the content of a `report.json`.
+        texts: texts by row number; the others stay empty.
+    """
+    names = report["task"]["labels"]
+    return [
+        [
+            each["row"],
+            (texts or {}).get(each["row"], ""),
+            names[each["gold"]],
+            f"{names[each['teacher_predicted']]} ({each['teacher_probability']:.2f})",
+            f"{names[each['predicted']]} ({each['probability']:.2f})",
+        ]
+        for each in report["candidates"]["student"].get("breakdown", {}).get("disagreements") or []
+    ]
+
+
+def _best(scores: dict[str, float] | str) -> str:
+    return scores if isinstance(scores, str) else max(scores, key=lambda label: scores[label])
+
+
+if __name__ == "__main__":
+    make_space_page(Path(__file__).parent).launch()

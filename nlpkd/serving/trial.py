@@ -1,0 +1,161 @@
+"""A saved student beside its teacher on a page to type texts into, on this machine or as a Space of the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.sources import Source
+from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
+from nlpkd.models.loading import load_config, split_revision
+from nlpkd.models.onnx_classifier import model_folder
+from nlpkd.serving.classifier import load
+from nlpkd.utils.optional import require
+
+
+def make_trial(
+    student: str | Path,
+    teacher: str | Path | None = None,
+    data: Source | None = None,
+    *,
+    trust_remote_code: bool = False,
+    **keywords: Any,
+) -> Any:
+    """Make the page on which a student, and its teacher beside it, answer what is typed.
+
+    Args:
+        student: a folder, an ONNX file, or a Hub id (`id@revision`); see `nlpkd.load`.
+        teacher: likewise.
+        data: the rows that the student's report was measured on, for the texts on which both differ most.
+        trust_remote_code: run the repositories' own code.
+        **keywords: how the rows are read, by the fields of `nlpkd.data.arguments.DataArguments`.
+
+    Returns:
+        A `gradio.Blocks`; `launch(**nlpkd.serving.page.LOCAL)` opens it.
+
+    Raises:
+        ValueError: if a model can't be loaded, data is given and there is no report, or they are other rows.
+        ImportError: without the extra `try`.
+    """
+    page = _page()
+    data_args, unknown = DataArguments.split_keywords(keywords)
+    if unknown:
+        raise ValueError(f"make_trial has no arguments {sorted(unknown)}")
+    named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    models = {f"{role}: {name}": load(name, trust_remote_code=trust_remote_code) for role, name in named.items()}
+    report = _report_of(student)
+    if report is None and data is not None:
+        raise ValueError(f"{student} has no {JSON_NAME}, which says on which rows it differs: leave data out")
+    texts = {}
+    if report is not None and data is not None:
+        texts = _texts(report, next(iter(models.values())), data, data_args)
+    rows = [] if report is None else page.differences(report.to_dict(), texts)
+    pairs = data_args.text_pair_column is not None or bool(report and report.run.data.pairs)
+    return page.make_page(models, rows, title=f"nlpkd try {student}", pairs=pairs)
+
+
+def make_space(
+    repo_id: str,
+    student: str,
+    teacher: str | None = None,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    pairs: bool = False,
+) -> str:
+    """Make a Space of the Hub that has the page, for models that are on the Hub.
+
+    It shows no text of anybody's data: of the rows on which both differ it has numbers and answers alone.
+
+    Args:
+        repo_id: `USER/NAME` of the Space, made where missing.
+        student: a Hub id (`id@revision`).
+        teacher: likewise.
+        private: whether a new Space is private; None takes the account's default.
+        token: a token with write access; None takes the one of `hf auth login`.
+        pairs: whether a text has a second one beside it.
+
+    Returns:
+        The address of the Space.
+
+    Raises:
+        ValueError: if a model is no Hub id, or one that transformers alone can't load.
+        OSError: if a model is not on the Hub.
+    """
+    page = _page()
+    named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    for role, name in named.items():
+        if Path(name).exists():
+            raise ValueError(
+                f"a Space loads its models from the Hub, and the {role} {name} is a path: nlpkd push it first, and "
+                "give its id"
+            )
+        known, revision = split_revision(name)
+        kind = load_config(known, revision=revision).model_type
+        if kind.startswith("nlpkd_"):
+            raise ValueError(f"the {role} {name} is of the kind {kind}, which a Space without nlpkd can't load")
+    models = {role: split_revision(name) for role, name in named.items()}
+    about = {
+        "title": repo_id.rpartition("/")[2], "sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py",
+        "models": [name for name, _ in models.values()],
+    }  # fmt: skip
+    links = " and ".join(f"the {role} [{name}](https://huggingface.co/{name})" for role, (name, _) in models.items())
+    # A local build of torch, such as 2.13.0+cpu, is on no index.
+    needed = [f"{package}=={version(package).partition('+')[0]}\n" for package in ("torch", "transformers")]
+    api = HfApi(token=token)
+    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="nlpkd-space-") as folder:
+        staged = Path(folder)
+        shutil.copy(page.__file__, staged / "app.py")
+        (staged / page.MODELS_NAME).write_text(json.dumps({"models": models, "pairs": pairs}), encoding="utf-8")
+        (staged / "requirements.txt").write_text("".join(needed), encoding="utf-8")
+        text = f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\nType a text, and see what {links} answer.\n"
+        (staged / "README.md").write_text(text, encoding="utf-8")
+        title = "A page to try a student distilled with nlpkd"
+        api.upload_folder(repo_id=url.repo_id, repo_type="space", folder_path=staged, commit_message=title)
+    return str(url)
+
+
+def _page() -> Any:
+    require("gradio", extra="try")
+    from nlpkd.serving import page
+
+    return page
+
+
+def _report_of(student: str | Path) -> EvaluationReport | None:
+    """Return the report beside a student, None where there is none."""
+    path = Path(student)
+    folder = model_folder(path) if path.suffix == ".onnx" and path.is_file() else path
+    if path.exists():
+        return EvaluationReport.load(folder) if (folder / JSON_NAME).is_file() else None
+    name, revision = split_revision(str(student))
+    try:
+        return EvaluationReport.load(hf_hub_download(name, JSON_NAME, revision=revision))
+    except EntryNotFoundError:
+        return None
+
+
+def _texts(report: EvaluationReport, student: Any, data: Source, data_args: DataArguments) -> dict[int, str]:
+    """Look up the texts on which student and teacher differ most, in the rows that the report was measured on."""
+    found = report.candidates["student"].breakdown.disagreements or []
+    splits = [name for name in (report.run.data.split, "test", "validation", "train") if name]
+    rows, _, loaded = load_rows_for_model(
+        data, student.model.config, tokenizer=student.tokenizer, data_args=data_args, splits=splits
+    )
+    if report.task.rows != len(rows) or any(rows[each.row]["labels"] != each.gold for each in found):
+        raise ValueError(
+            f"the report was measured on {report.task.rows} rows, and {loaded.name} has {len(rows)} or other labels: "
+            "give the same rows, or leave data out"
+        )
+    return {each.row: "\n".join(str(rows[each.row][column]) for column in loaded.text_columns) for each in found}

@@ -1,0 +1,187 @@
+"""What a run shows: a table that fits the terminal, plain text elsewhere, commands that a shell takes as they are."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import pty
+import shlex
+import struct
+import subprocess
+import termios
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nlpkd.cli.screen import after_distilling, as_options, show_files, show_phases, show_report
+from nlpkd.evaluation.origin import TaskRecord
+from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, TemperatureScaling
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.utils.processes import duration, phase
+
+LATENCIES = [Latency(batch, tokens, 2, 1234.567, 2345.678, 3456.789) for batch in (1, 32) for tokens in (16, 128)]
+
+
+def candidate(accuracy: float, parameters: int = 110_000_000) -> Candidate:
+    quality = {"accuracy": Interval(accuracy, accuracy - 0.02, accuracy + 0.02), "f1_macro": Interval(0.123, 0.1, 0.2)}
+    agreement = Interval(0.925, 0.9, 0.95)
+    return Candidate(quality, agreement, parameters, 4e-6 * parameters, LATENCIES[:1], training_seconds=12345.6)
+
+
+@pytest.fixture
+def report() -> EvaluationReport:
+    gained = Comparison({"accuracy": Interval(0.019, 0.005, 0.033)}, mcnemar_p=0.0073)
+    names = {"teacher": 0.841, "student": 0.834, "no_teacher": 0.815, "same_start": 0.827}
+    return EvaluationReport(
+        task=TaskRecord(problem_type="single_label_classification", labels=["neg", "pos"], rows=872),
+        run=EvaluationReport.from_dict(EMPTY).run,
+        candidates={name: candidate(accuracy) for name, accuracy in names.items()},
+        comparisons={"student_vs_no_teacher": gained, "student_vs_same_start": gained},
+    )
+
+
+EMPTY = {"schema": 1, "task": {}, "run": {"incomplete": True}, "comparisons": {},
+         "candidates": {"student": {"quality": {}, "agreement": None, "parameters": 1, "size_mb": 1.0}}}  # fmt: skip
+
+
+def on_a_terminal(show, columns: int) -> str:
+    """What a function shows on a real terminal of so many columns."""
+    child, terminal = pty.fork()
+    if child == 0:
+        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        os.environ.pop("COLUMNS", None)
+        try:
+            with open(1, "w", closefd=False) as stream, pytest.MonkeyPatch.context() as patch:
+                patch.setattr("sys.stdout", stream)
+                show()
+        finally:
+            os._exit(0)
+    said = b""
+    try:
+        while part := os.read(terminal, 65536):
+            said += part
+    except OSError:  # Linux ends a terminal with EIO.
+        pass
+    os.close(terminal)
+    os.waitpid(child, 0)
+    return said.decode().replace("\r\n", "\n")
+
+
+def without_styles(text: str) -> str:
+    for style in ("\x1b[1m", "\x1b[2m", "\x1b[0m"):
+        text = text.replace(style, "")
+    assert "\x1b" not in text
+    return text
+
+
+def test_a_report_fits_a_terminal_of_80_columns_and_has_every_figure_whole(report):
+    lines = without_styles(on_a_terminal(lambda: show_report(report), 80)).splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [line.split() for line in lines]
+    assert ["student", "0.834", "[0.814,", "0.854]", "0.925", "110.0", "M", "440.0", "1234.57", "12346"] in cells
+    assert ["same_start", "0.827", "[0.807,", "0.847]", "0.925", "110.0", "M", "440.0", "1234.57", "12346"] in cells
+    assert not any("0.123" in line or "#" in line or "|" in line for line in lines), "the rest is in report.md"
+    told = " ".join("\n".join(lines).split())
+    assert told.count("The student keeps") == 1 and "McNemar p = 0.0073)." in told
+
+
+def test_a_narrow_terminal_and_a_long_name_lose_no_letter(report):
+    name = "a-very-long-name-of-a-candidate/onnx/model_int8.onnx"
+    many = replace(report, candidates=report.candidates | {name: candidate(0.5)})
+    for columns in (80, 40):
+        shown = without_styles(on_a_terminal(lambda: show_report(many), columns))
+        assert max(map(len, shown.splitlines())) <= columns
+        first = "".join(line[: line.find("  ")].strip() for line in shown.splitlines() if line[:1].strip())
+        assert columns == 40 or name in first
+
+
+def test_what_is_asked_for_beyond_the_table_is_shown_too(report, capsys):
+    timed = {name: replace(each, latency=LATENCIES, memory_mb=321.0) for name, each in report.candidates.items()}
+    timed["student"] = replace(timed["student"], temperature_scaling=TemperatureScaling(1.5, 100, 0.05, 0.02))
+    spreads = {
+        "student": {"accuracy": SeedSpread([0.8, 0.9], 0.85, 0.0707), "gap_closed": SeedSpread([0.5], 0.5, None)}
+    }
+    show_report(replace(report, candidates=timed, seeds=spreads))
+    said = capsys.readouterr().out
+    assert "2345.68" in said and "3456.79" in said and "321" in said and "takes its ECE from 0.050 to 0.020" in said
+    assert "student 0.850 ± 0.071 (n = 2), share of the gap closed 0.500 ± n/a (n = 1)." in said
+
+
+def test_what_is_no_terminal_gets_plain_text_a_sentence_a_line(report, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show_report(report)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    (verdict,) = [line for line in said.splitlines() if line.startswith("The student keeps")]
+    assert verdict.endswith("is +1.9 points (95 % interval +0.5 to +3.3, McNemar p = 0.0073).")
+
+
+def test_a_report_of_which_little_is_known_is_shown_too(capsys):
+    show_report(EvaluationReport.from_dict(EMPTY))
+    said = capsys.readouterr().out
+    assert "The student was not measured." in said and "This report is incomplete" in said and "train s" not in said
+
+
+def test_a_stranger_s_names_do_not_command_the_terminal(report, capsys):
+    hostile = replace(report, candidates=report.candidates | {"a\x1b]0;x\x07[red]b": candidate(0.1)})
+    show_report(hostile)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\x07" not in said and "[red]b" in said
+
+
+@pytest.mark.parametrize("name", ["my student", "it's", "$HOME;rm x", 'a"b', "ä ö"])
+def test_the_next_commands_come_back_whole_from_a_shell(name, tmp_path, capsys):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "report.md").touch()
+    given = {"teacher": [f"{name}/teacher"], "validation": Path(f"{name}.csv"), "label_column": ["a b", "c"],
+             "max_length": 64, "text_column": None, "trust_remote_code": True}  # fmt: skip
+    show_files("The student", folder, *after_distilling(folder, given))
+    said = capsys.readouterr().out
+    assert f"The student is in {folder}, with report.md (the whole report).\n" in said
+    commands = said.partition("Next:\n")[2].splitlines()
+    rows = ["--data", f"{name}.csv", "--label-column", "a b", "--label-column", "c", "--max-length", "64",
+            "--trust-remote-code"]  # fmt: skip
+    wanted = [
+        ["try", str(folder), "--teacher", f"{name}/teacher", *rows],
+        ["export", str(folder), "--int8", *rows],
+        ["push", str(folder), "--repo-id", f"USER/{name}"],
+    ]
+    for command, words in zip(commands, wanted, strict=True):
+        found = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True, text=True)
+        assert found.stdout.split("\0")[:-1][-len(words) :] == words == shlex.split(command)[-len(words) :]
+
+
+def test_held_out_rows_are_named_only_where_a_command_line_can(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.csv").touch()
+    for given in ({"train": "train.csv"}, {"train": "a/b", "validation_split": 0.1}, {"validation": object()}):
+        assert after_distilling("s", given)[1] == ["export", "s", "--int8"]
+    hub = {"train": "nyu-mll/glue", "dataset_config": "sst2", "teacher": object()}
+    assert after_distilling("s", hub)[0] == ["try", "s", "--data", "nyu-mll/glue", "--dataset-config", "sst2"]
+    assert as_options({"a_b": 0, "c": True, "d": False, "e": ()}, "a_b", "c", "d", "e") == ["--a-b", 0, "--c"]
+
+
+def test_a_phase_is_a_line_at_its_start_and_one_with_its_time_at_its_end(capsys):
+    show_phases()
+    show_phases()
+    with phase("Training the student"):
+        assert capsys.readouterr().err == "Training the student ...\n"
+    assert capsys.readouterr().err == "Training the student: 0.0 s\n"
+    with pytest.raises(ValueError, match="x"), phase("Measuring"):
+        raise ValueError("x")
+    assert capsys.readouterr().err == "Measuring ...\n"
+    logger = logging.getLogger(phase.__module__)
+    logger.handlers = []
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (448, "7 min 28 s"),
+     (3599.7, "1 h 0 min"), (7500, "2 h 5 min")],
+)  # fmt: skip
+def test_times_are_told_in_the_units_that_fit(seconds, told):
+    assert duration(seconds) == told

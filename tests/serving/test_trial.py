@@ -1,0 +1,174 @@
+"""The page to try a student on: what it shows in a real browser, whom it asks, and the Space of the Hub."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import socket
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from browser import CHROMIUM, Browser
+from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from processes import run as run_program
+from samples import raw_rows, tiny_bert
+from typer.testing import CliRunner
+
+from nlpkd import evaluate, load
+from nlpkd.cli import app
+from nlpkd.models.small_models import TextCNNConfig
+from nlpkd.serving.trial import make_space, make_trial
+
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason='needs Gradio: pip install "nlpkd[try]"')
+
+NAMES = {"id2label": {0: "<b>neg</b>", 1: "pos"}, "label2id": {"<b>neg</b>": 0, "pos": 1}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A student with a report beside a teacher that differs from it, and the rows of the report."""
+    folder = tmp_path_factory.mktemp("try")
+    for seed, name in enumerate(("student", "teacher")):
+        tiny_bert(layers=1, seed=seed, initializer_range=0.5, **NAMES).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    rows = raw_rows(30, seed=3).to_pandas()
+    rows.replace({"label": NAMES["id2label"]}).to_csv(folder / "test.csv", index=False)
+    evaluate(folder / "student", str(folder / "test.csv"), teacher=folder / "teacher", output_dir=folder / "student",
+             latency_runs=0, bootstrap_samples=5)  # fmt: skip
+    return folder
+
+
+def until(browser: Browser, expression: str, seconds: float = 30):
+    """Wait until an expression has a value that is true, and return it."""
+    end = time.monotonic() + seconds
+    while not (found := browser.evaluate(expression)):
+        assert time.monotonic() < end, (expression, browser.evaluate("document.body.innerText"))
+        time.sleep(0.05)
+    return found
+
+
+TYPED, VALUE = "document.querySelector('#text textarea')", "document.querySelector('#{} textarea')?.value"
+
+
+def text_of(name: str) -> str:
+    return f"document.querySelector('#{name}')?.innerText"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
+def test_a_browser_shows_both_answers_and_the_rows_where_they_differ_and_asks_nobody_else(folder, tmp_path):
+    from nlpkd.serving.page import LOCAL
+
+    page = make_trial(folder / "student", folder / "teacher", str(folder / "test.csv"))
+    _, address, _ = page.launch(**LOCAL, prevent_thread_lock=True)
+    try:
+        with Browser(tmp_path / "profile") as browser:
+            browser.open(address)
+            # A row of the report puts its text into the box.
+            report = json.loads((folder / "student/report.json").read_text())
+            first = report["candidates"]["student"]["breakdown"]["disagreements"][0]
+            text = raw_rows(30, seed=3)["text"][first["row"]]
+            row = until(browser, "document.querySelector('#rows tbody tr')?.innerText.trim()").split("\t")
+            assert [each.strip() for each in row[:2]] == [str(first["row"]), text]
+            assert f"pos ({first['probability']:.2f})" in row[4] and "<b>neg</b> (" in row[3]
+            until(browser, f"{TYPED}.value || document.querySelector('#rows tbody td').click()")
+            assert browser.evaluate(f"{TYPED}.value") == text
+            browser.evaluate("document.querySelector('#compare').click()")
+            until(browser, f"{VALUE.format('ms-1')} && {text_of('agree')}.trim()")
+            for number, name in enumerate(("student", "teacher")):
+                shown = until(browser, text_of(f"answer-{number}"))
+                wanted = load(folder / name)(text, top_k=None)
+                assert f"{name}: {folder / name}" in shown
+                for each in wanted:
+                    assert each["label"] in shown and f"{100 * each['score']:.0f}%" in shown
+                assert 0 < float(browser.evaluate(VALUE.format(f"ms-{number}"))) < 1e4
+            assert browser.evaluate(text_of("agree")).strip() == "They differ."
+            browser.show(390)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+            sent = [event["params"]["request"]["url"] for event in browser.events
+                    if event.get("method") == "Network.requestWillBeSent"]  # fmt: skip
+            assert sent and all(url.startswith((address, "data:", "blob:")) for url in sent), sent
+    finally:
+        page.close()
+
+
+def test_a_page_listens_on_this_machine_alone_and_tells_nobody(folder, monkeypatch):
+    from nlpkd.serving.page import LOCAL
+
+    asked: list[object] = []
+    connect = socket.socket.connect
+
+    def watched(self, address):
+        asked.append(address)
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", watched)
+    page = make_trial(folder / "student")
+    _, address, shared = page.launch(**LOCAL, prevent_thread_lock=True)
+    page.close()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address) and not shared and not page.analytics_enabled
+    assert {each[0] for each in asked if isinstance(each, tuple)} <= {"127.0.0.1"}, asked
+
+
+def test_rows_that_the_report_was_not_measured_on_are_refused(folder, tmp_path):
+    raw_rows(29, seed=3).to_csv(tmp_path / "fewer.csv")
+    with pytest.raises(ValueError, match="the report was measured on 30 rows, and .* has 29 or other labels"):
+        make_trial(folder / "student", data=str(tmp_path / "fewer.csv"))
+    with pytest.raises(ValueError, match=r"teacher has no report.json, .*leave data out"):
+        make_trial(folder / "teacher", data=str(folder / "test.csv"))
+
+
+MAKE_AND_RUN = """
+import os, runpy
+from pathlib import Path
+from huggingface_hub import snapshot_download
+from nlpkd.serving.trial import make_space
+print(make_space("alice/page", "alice/student", "alice/teacher@main"))
+os.chdir(snapshot_download("alice/page", repo_type="space"))
+page = runpy.run_path("app.py")["make_space_page"](Path("."))
+parts = {each["props"].get("elem_id"): each["props"] for each in page.get_config_file()["components"]}
+print(parts["answer-0"]["label"], parts["answer-1"]["label"], sep="\\n")
+rows = parts["rows"]["samples"]
+print(len(rows), "rows", "with" if any(row[1] for row in rows) else "without", "texts")
+"""
+
+
+def test_the_space_has_the_page_without_texts_and_needs_no_nlpkd(folder, tmp_path):
+    with HubServer() as hub:
+        for name in ("student", "teacher"):
+            hub.add_repo(f"alice/{name}", folder / name)
+        environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN)
+        done = run_program(["-c", MAKE_AND_RUN], tmp_path, environment)
+        files = hub.files("alice/page", repo_type="space")
+    said = f"{hub.url}/spaces/alice/page\nstudent: alice/student\nteacher: alice/teacher\n20 rows without texts\n"
+    assert done.stdout == said, done.stderr
+    assert set(files) == {".gitattributes", "README.md", "app.py", "models.json", "requirements.txt"}
+    about = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert (about["sdk"], about["app_file"]) == ("gradio", "app.py")
+    assert about["models"] == ["alice/student", "alice/teacher"]
+    texts = raw_rows(30, seed=3)["text"]
+    assert not [text for text in texts for content in files.values() if text.encode() in content]
+    assert "nlpkd" not in {name.partition(".")[0] for name in imports_of(files["app.py"])}
+    assert not [line for line in files["requirements.txt"].decode().split() if "nlpkd" in line or "+" in line]
+
+
+def imports_of(code: bytes) -> set[str]:
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+def test_a_space_of_what_the_hub_can_not_run_is_refused(folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="the student .* is a path: nlpkd push it first"):
+        make_space("alice/page", str(folder / "student"))
+    monkeypatch.setattr("nlpkd.serving.trial.load_config", lambda *_, **__: TextCNNConfig())
+    with pytest.raises(ValueError, match="of the kind nlpkd_textcnn, which a Space without nlpkd can't load"):
+        make_space("alice/page", "alice/cnn")
+
+
+def test_the_command_refuses_to_publish_texts():
+    done = CliRunner().invoke(app, ["try", "alice/student", "--space", "alice/page", "--data", "test.csv"])
+    assert "a Space shows no texts of data" in str(done.exception)
