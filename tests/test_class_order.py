@@ -5,21 +5,28 @@ import math
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset
-from samples import raw_rows, tiny_bert
+from datasets import ClassLabel, Dataset, Value
+from samples import raw_rows, tiny_bert, tiny_report
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd import (
+    DistillationConfig,
     DistillationTrainer,
     cache_teacher_outputs,
     evaluate_student,
     load_text_classification,
     make_student,
 )
+from nlpkd.data.labels.classes import Classes, rename_classes, thresholds_of
 from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.models.small_models import small_student
 from nlpkd.models.structure import permute_head
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
+from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.prepare import prepare_job
 
 
 def named(*names: str) -> dict:
@@ -277,3 +284,159 @@ def test_rows_with_a_class_that_the_student_lacks_are_refused(make_trainer, make
     trainer = make_trainer(tiny_bert(**named("neg", "pos")), rows)
     with pytest.raises(ValueError, match="labels of the evaluation set and of the student.*contradict"):
         trainer.evaluate(make_rows(8, names=("bad", "pos")))
+
+
+# Names that are numbers, tasks, and heads whose labels have no names
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        (("LABEL_0", "LABEL_1"), ("LABEL_1", "LABEL_0"), [1, 0]),
+        (("0", "1"), ("LABEL_1", "LABEL_0"), [1, 0]),
+        (("2", "0", "1"), ("0", "1", "2"), [2, 0, 1]),
+        (("3", "1", "2"), ("1", "2", "3"), [2, 0, 1]),
+        (("LABEL_0", "LABEL_1"), ("0", "1"), None),
+        (("LABEL_0", "LABEL_1"), ("1", "2"), None),
+        (("neg", "pos"), ("1", "0"), None),
+    ],
+)
+def test_names_that_are_numbers_are_followed_where_both_sides_have_the_same(own, other, expected):
+    assert Classes.of(own).positions_in(Classes.of(other)) == expected
+
+
+def test_rows_whose_names_are_the_student_s_numbers_in_another_order_are_renumbered(make_rows, make_trainer):
+    trainer = make_trainer(tiny_bert(), make_rows(24, names=("1", "0")))
+    assert trainer.model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert trainer.train_dataset["labels"][:] == [1 - label for label in make_rows(24)["labels"]]
+
+
+def test_classes_of_another_task_are_refused(rows, make_trainer):
+    teacher = tiny_bert(problem_type="multi_label_classification", **named("neg", "pos"))
+    student = tiny_bert(seed=1, problem_type="single_label_classification", **named("neg", "pos"))
+    with pytest.raises(ValueError, match="of the teacher and of the student: different tasks: multi_label.* single_l"):
+        make_trainer(student, rows, [ForwardKLLoss()], teacher_model=teacher)
+
+
+@pytest.fixture(scope="module")
+def taught(make_rows, tokenizer, tmp_path_factory) -> BertForSequenceClassification:
+    """A student that gets such rows right, of whose labels nobody says the names."""
+    args = DistillationConfig(
+        output_dir=str(tmp_path_factory.mktemp("taught")), bf16=False, report_to="none", save_strategy="no",
+        disable_tqdm=True, rehearsal=False, max_steps=150, learning_rate=4e-3, per_device_train_batch_size=8,
+    )  # fmt: skip
+    rows = make_rows(160, seed=1).cast_column("labels", Value("int64"))
+    trainer = DistillationTrainer(
+        tiny_bert(layers=1, seed=3), args=args, objectives=[CrossEntropyLoss()], train_dataset=rows,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    return trainer.model
+
+
+def test_a_trained_head_without_names_is_put_in_the_order_of_rows_that_have_names(
+    taught, make_rows, make_trainer, settings, tokenizer, tmp_path, caplog
+):
+    taught.save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    for names in (("neg", "pos"), ("pos", "neg")):
+        trainer = make_trainer(
+            copy.deepcopy(taught), turned(make_rows(80, seed=2), (0, 1) if names[0] == "neg" else (1, 0))
+        )
+        assert trainer.model.config.id2label == dict(enumerate(names))
+        assert trainer.evaluate(make_rows(80, seed=2))["eval_accuracy"] > 0.9
+    # By its path too, and one that was just drawn has no order yet.
+    caplog.clear()
+    drawn = tiny_bert(seed=5)
+    before = drawn.classifier.weight.detach().clone()
+    trainer = make_trainer(drawn, make_rows(80, seed=2))
+    assert torch.equal(trainer.model.classifier.weight, before) and "label names say nothing" not in caplog.text
+    job = prepare_job(
+        settings(), tiny_bert(layers=1, **named("pos", "neg")), str(tmp_path / "student"),
+        [{"text": row["text"], "label": ("neg", "pos")[row["label"]]} for row in raw_rows(80, 2)],
+        raw_rows(20, 3), teacher_tokenizer=tokenizer, objectives="hinton",
+    )  # fmt: skip
+    trainer = job.trainer(job.make_untrained_student(42), settings(), job.stages[0])
+    assert trainer.model.config.id2label == {0: "pos", 1: "neg"}
+    assert trainer.evaluate()["eval_accuracy"] > 0.9
+
+
+def test_a_model_whose_names_say_another_order_than_gold_labels_is_told(taught, make_rows, tokenizer, caplog):
+    model = copy.deepcopy(taught)
+    model.config.id2label = {0: "pos", 1: "neg"}
+    quick = {"bootstrap_samples": 2, "latency_runs": 0}
+    report = evaluate_student(model, None, make_rows(60, seed=2), tokenizer, **quick)
+    assert report.candidates["student"].quality["accuracy"].value < 0.1
+    assert "The student has classes in each other's places on 60 gold labels ('pos', 'neg')" in caplog.text
+    caplog.clear()
+    evaluate_student(tiny_bert(seed=8), None, make_rows(20, seed=2), tokenizer, **quick)
+    assert "each other's places" not in caplog.text
+
+
+def test_an_order_that_a_training_settled_follows_the_student_s_names(tmp_path, tokenizer, make_rows):
+    teacher = tiny_bert(seed=2, initializer_range=0.5)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    found = []
+    for number, names in enumerate((("neg", "pos"), ("pos", "neg"))):
+        folder = tmp_path / f"student-{number}"
+        permuted(tiny_bert(seed=1, initializer_range=0.5, **named("neg", "pos")), names).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        task, measured = TaskRecord(labels=["neg", "pos"], rows=20), tiny_report().candidates["student"]
+        about = {"teacher": {"name": str(tmp_path / "teacher"), "label_order": [1, 0]}}
+        EvaluationReport(task, RunRecord.from_dict(about), {"student": measured}, {}).save(folder)
+        report = evaluate(
+            folder, raw_rows(40), teacher=tmp_path / "teacher", latency_runs=0, bootstrap_samples=2
+        )  # fmt: skip
+        found.append((report.candidates["teacher"].quality["accuracy"], report.candidates["student"].agreement))
+    assert found[0] == found[1]
+
+
+def test_a_head_that_is_drawn_gives_a_class_the_same_weights_in_every_order(tmp_path):
+    tiny_bert(seed=3).bert.save_pretrained(tmp_path)
+    orders = [("neg", "pos", "mixed"), ("mixed", "neg", "pos")]
+    heads = [make_student(checkpoint=tmp_path, id2label=dict(enumerate(order))).classifier.weight for order in orders]
+    assert torch.equal(heads[0], heads[1][[orders[1].index(name) for name in orders[0]]])
+    small = [
+        small_student("textcnn", id2label=dict(enumerate(order)), vocab_size=30, pad_token_id=0) for order in orders
+    ]
+    heads = [each.classifier.weight for each in small]
+    assert torch.equal(heads[0], heads[1][[orders[1].index(name) for name in orders[0]]])
+
+
+def test_thresholds_are_read_by_name_and_by_place():
+    config = tiny_bert(
+        problem_type="multi_label_classification", thresholds={"b": 0.2, "a": 0.1}, **named("a", "b")
+    ).config
+    assert thresholds_of(config) == [0.1, 0.2]
+    config.thresholds = [0.3, 0.4]
+    assert thresholds_of(config) == [0.3, 0.4] and thresholds_of(tiny_bert().config) is None
+    rename_classes(config, Classes.of(("x", "y")))
+    assert config.thresholds == {"x": 0.3, "y": 0.4}
+    config.thresholds = {"x": 0.3, "z": 0.4}
+    with pytest.raises(ValueError, match=r"thresholds are .*'z'.*the labels are \['x', 'y'\]: give one a label"):
+        thresholds_of(config)
+
+
+def test_class_weights_by_name_of_a_student_without_names_are_refused(rows, make_trainer):
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = tiny_bert()
+
+        def forward(self, input_ids, attention_mask):
+            return self.inside(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    with pytest.raises(ValueError, match="the student's config names no classes: give a list"):
+        make_trainer(Plain(), rows, [CrossEntropyLoss(class_weights={"neg": 1.0, "pos": 2.0})])
+
+
+def test_a_list_of_class_weights_of_a_job_is_in_the_order_of_the_rows(settings, tokenizer):
+    rows = {"train": raw_rows(24), "validation": raw_rows(12, 1)}
+    teacher = tiny_bert(**named("pos", "neg"))
+    job = prepare_job(settings(), teacher, "layers:1", **rows, teacher_tokenizer=tokenizer, class_weights=[1.0, 5.0])
+    trainer = job.trainer(job.make_untrained_student(1), settings(), job.stages[0])
+    weights = next(each.class_weights for each in trainer.objectives if each.name == "cross_entropy")
+    assert dict(zip(trainer.model.config.id2label.values(), weights.tolist(), strict=True)) == {"neg": 1, "pos": 5}
+    with pytest.raises(ValueError, match="got 3 class weights for 2 labels"):
+        prepare_job(settings(), teacher, "layers:1", **rows, teacher_tokenizer=tokenizer, class_weights=[1, 2, 3])

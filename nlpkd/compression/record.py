@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.data.labels.classes import thresholds_of
 from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.scoring import scoring_of
@@ -98,5 +99,5 @@ def measure_change(
     old = torch.from_numpy(predict_logits(before, dataset, tokenizer))
     rows = dataset if new_dataset is None else new_dataset
     new = torch.from_numpy(predict_logits(after, rows, tokenizer if new_tokenizer is None else new_tokenizer))
-    scoring = scoring_of(task_of(before.config), getattr(before.config, "thresholds", None))
+    scoring = scoring_of(task_of(before.config), thresholds_of(before.config))
     return scoring.agreement(scoring.agreeing(new, old).numpy()), float((new - old).abs().mean())

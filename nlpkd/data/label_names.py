@@ -11,7 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset, LargeList, List
 
 from nlpkd.data.columns import INTEGER, LABEL_COLUMNS, TEACHER_LOGITS
-from nlpkd.data.labels.classes import Classes, plain_name
+from nlpkd.data.labels.classes import Classes, plain_name, rename_classes
 from nlpkd.data.rows import RowSample, formatted_as, is_plain, makes_batches, sample_rows
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
 
@@ -54,7 +54,7 @@ def classes_of(rows: Any) -> Classes | None:
     return Classes.of_feature(rows.features[column]) if isinstance(rows, Dataset) and column is not None else None
 
 
-def adopt_label_names(student_config: Any, *datasets: Any) -> None:
+def adopt_label_names(student_config: Any, *datasets: Any) -> bool:
     """Take from rows what a student's config leaves open: names of labels, and whether there are several a row.
 
     Args:
@@ -62,10 +62,14 @@ def adopt_label_names(student_config: Any, *datasets: Any) -> None:
             `problem_type` where it has none and the rows have zeros and ones for each label; None is passed over.
         *datasets: each a `datasets.Dataset`, a `TextStream`, or a mapping of them; the first one with names that carry
             a meaning is followed, anything else is passed over.
+
+    Returns:
+        Whether it took names.
     """
+    took = False
     for rows in datasets:
         if isinstance(rows, dict):
-            adopt_label_names(student_config, *rows.values())
+            took |= adopt_label_names(student_config, *rows.values())
             continue
         own, classes = Classes.of_config(student_config), classes_of(rows)
         if own is not None and task_of(student_config) is None and _are_zeros_and_ones(rows, len(own)):
@@ -73,8 +77,11 @@ def adopt_label_names(student_config: Any, *datasets: Any) -> None:
             student_config.problem_type = MULTI_LABEL
         if own is None or classes is None or len(classes) != len(own):
             continue
-        if own.is_generic and not classes.is_generic:
-            student_config.id2label, student_config.label2id = classes.id2label, classes.label2id
+        # Names of the same numbers in another order are followed, and not taken over.
+        if own.is_generic and not classes.is_generic and own.positions_in(classes) is None:
+            rename_classes(student_config, classes)
+            took = True
+    return took
 
 
 def name_classes(loaded: Any, names: Sequence[str]) -> Any:
@@ -130,7 +137,7 @@ def ask_for_label_names(student_config: Any, rows: Any) -> None:
         )
 
 
-def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
+def align_labels_to_student(rows: Any, student_config: Any, split: str, classes: Classes | None = None) -> Any:
     """Renumber the labels of rows to the ids of the student, by name, and check that they are in range.
 
     Args:
@@ -138,6 +145,7 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
             of others some rows; rows without labels are passed through.
         student_config: its `id2label` is followed where both have names that carry a meaning.
         split: name for messages.
+        classes: what is followed where the student has no config, such as the training rows' classes.
 
     Returns:
         The rows, or others with changed ids where the same names come in another order.
@@ -146,11 +154,11 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str) -> Any:
         ValueError: if there are no rows, names contradict each other, or a label is out of range.
     """
     if isinstance(rows, dict):
-        return {name: align_labels_to_student(each, student_config, name) for name, each in rows.items()}
+        return {name: align_labels_to_student(each, student_config, name, classes) for name, each in rows.items()}
     if hasattr(rows, "__len__") and len(rows) == 0:
         raise ValueError(f"the {split} set has no rows")
     if rows is None or student_config is None:
-        return rows
+        return rows if rows is None else align_rows(rows, classes, split)
     # Rows that are no plain data set are looked at here and there.
     whole = makes_batches(rows) or is_plain(rows)
     seen = sample_rows(rows, _LOOKED_AT) if not whole else rows.with_format(None) if is_plain(rows) else rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nlpkd.data.label_names import align_rows
+from nlpkd.data.label_names import align_rows, classes_of
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.order import wrong_order
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.benchmark import (
@@ -51,6 +53,9 @@ from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
+
+logger = logging.getLogger(__name__)
+
 
 _INTERVAL_PROTOCOL = (
     "95 % intervals: percentile bootstrap over the {rows:,} rows, {samples:,} resamples, seed {seed}, the same "
@@ -137,17 +142,19 @@ def evaluate_student(
     models = _name_models(student, teacher, baseline, candidates or {})
     if unknown := set(candidate_tokenizers or {}) - set(models):
         raise ValueError(f"candidate_tokenizers names {sorted(unknown)}, the candidates are {sorted(models)}")
+    # Of a student without a config the rows' names are followed.
+    classes = Classes.of_config(getattr(student, "config", None)) or classes_of(dataset)
     running = CandidateModels.of(
         models,
         tokenizer,
         dataset.column_names,
+        classes=classes,
         teacher_tokenizer=teacher_tokenizer,
         candidate_tokenizers=candidate_tokenizers,
         teacher_order=teacher_order,
     )
 
     # Gold labels in the student's order, logits of every model, and latencies.
-    classes = Classes.of_config(getattr(student, "config", None))
     dataset = align_rows(dataset, classes, "evaluation")
     labels = gold_labels(dataset)
     has_gold = not all(unlabelled_rows(dataset))
@@ -172,29 +179,34 @@ def evaluate_student(
         else:
             scaling = {name: temperature_scaling(each, gold, logits[name], labels) for name, each in held_out.items()}
 
+    # A model whose names say another order than its head has is measured as they say.
+    lengths, names = token_lengths(dataset), list(map(str, range(width) if classes is None else classes.names))
+    for name, each in logits.items() if has_gold else ():
+        if problem := wrong_order(each, labels, names, scoring.problem_type):
+            logger.warning("The %s %s.", name, problem)
+
     # Quality of every model on all rows, and on the same resamples of them.
     resampling = {"samples": bootstrap_samples, "seed": seed}
     measured = {}
     for name in [each for each in ("teacher", *models) if each in logits]:
-        cut = thresholds.get(name, getattr(getattr(models.get(name), "config", None), "thresholds", None))
+        cut = thresholds.get(name) or running.thresholds(name)
         measured[name] = _Measured.of(scoring_of(task, cut), logits[name], labels if has_gold else None, resampling)
 
     # The report.
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
     seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
-    lengths = token_lengths(dataset)
     made_by = {
         **describe_environment(),
         "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
         "latency_protocol": protocol,
         **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
-        "thresholds": thresholds,
+        "thresholds": {name: dict(zip(names, each, strict=True)) for name, each in thresholds.items()},
     }
     return EvaluationReport(
         task=TaskRecord(
             problem_type=scoring.problem_type,
             headline=scoring.headline(labels) if has_gold else AGREEMENT,
-            labels=list(map(str, range(width) if classes is None else classes.names)),
+            labels=names,
             rows=len(labels),
             **(scoring.describe(labels) if has_gold else {}),
         ),

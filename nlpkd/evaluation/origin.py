@@ -158,7 +158,7 @@ class RunRecord(OpenRecord):
         data: likewise.
         objectives: `Objective.config()` of each.
         settings: of the training.
-        thresholds: of a multi-label task, one a label by candidate.
+        thresholds: of a multi-label task, by candidate one for each label by its name.
         interval_protocol: how the intervals were made.
         latency_protocol: how latencies were measured.
         flops_protocol: how operations were counted.
@@ -180,7 +180,7 @@ class RunRecord(OpenRecord):
     data: DataRecord = field(default_factory=DataRecord)
     objectives: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    thresholds: dict[str, list[float]] = field(default_factory=dict)
+    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
     interval_protocol: str | None = None
     latency_protocol: str | None = None
     flops_protocol: str | None = None

@@ -15,7 +15,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.data.rows import list_lengths
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.data.windows import average_windows, one_row_a_document
@@ -51,12 +51,16 @@ class CandidateModels:
         tokenizer: PreTrainedTokenizerBase,
         columns: Sequence[str],
         *,
+        classes: Classes | None = None,
         teacher_tokenizer: TeacherTokenizers = None,
         candidate_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
         teacher_order: Sequence[int] | None = None,
     ) -> CandidateModels:
-        """Work out what each model reads and how its labels are ordered; see `nlpkd.evaluate_student`."""
-        teacher, student = models.get("teacher"), models["student"]
+        """Work out what each model reads and how its labels are ordered; see `nlpkd.evaluate_student`.
+
+        `classes` are the student's, in whose order all logits are put.
+        """
+        teacher = models.get("teacher")
         teachers = members_by_name(teacher)
         alone = teachers | {name: model for name, model in models.items() if name != "teacher"}
         own = per_teacher(teacher_tokenizer, len(teachers)) if teachers else []
@@ -73,7 +77,7 @@ class CandidateModels:
         tokenizers = dict.fromkeys(alone, tokenizer) | others
         tokenizers |= {name: each or tokenizer for name, each in zip(teachers, own, strict=True)}
         given = _given_orders(teacher, teacher_order)
-        orders = {name: given.get(name) or _column_order(name, model, student) for name, model in alone.items()}
+        orders = {name: _column_order(name, model, classes, given.get(name)) for name, model in alone.items()}
         return cls(dict(models), alone, tokenizers, prefixes, orders)
 
     def predict(self, rows: datasets.Dataset, batch_size: int) -> dict[str, np.ndarray]:
@@ -104,6 +108,11 @@ class CandidateModels:
             own = [torch.from_numpy(found.pop(name)).to(ensemble.weights.device) for name in ensemble.names]
             found["teacher"] = ensemble.mean(own).cpu().numpy()
         return found
+
+    def thresholds(self, name: str) -> list[float] | None:
+        """Return a candidate's own thresholds of several labels a row, in the student's label order; None without."""
+        own, order = thresholds_of(getattr(self.models.get(name), "config", None)), self.orders.get(name)
+        return own if own is None or order is None else [own[number] for number in order]
 
 
 def members_by_name(teacher: nn.Module | None) -> dict[str, nn.Module]:
@@ -230,10 +239,13 @@ def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:
         )
 
 
-def _column_order(name: str, model: nn.Module, student: nn.Module) -> list[int] | None:
-    """Return which of a model's logit columns make the student's label order, None for its own order."""
+def _column_order(name: str, model: nn.Module, wanted: Classes | None, given: list[int] | None) -> list[int] | None:
+    """Return which of a model's logit columns make the wanted order: by name, else as given; None for its own."""
+    own = Classes.of_config(getattr(model, "config", None))
     try:
-        own, wanted = (Classes.of_config(getattr(each, "config", None)) for each in (model, student))
-        return None if own is None or wanted is None else wanted.positions_in(own)
+        order = None if own is None or wanted is None else wanted.positions_in(own)
+        return given if order is None else order
     except ValueError as error:
+        if given is not None:
+            return given
         raise ValueError(f"the {name} can't be compared with the student: {error}") from error

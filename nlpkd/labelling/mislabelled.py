@@ -204,9 +204,12 @@ def _of_classifier(path: str | Path, texts: Sequence[str], labels: np.ndarray, n
     model, tokenizer = source.teacher("float32"), source.tokenizer()
     rows = [{"text": text, "label": names[label]} for text, label in zip(texts, labels, strict=True)]
     loaded, _, _ = load_rows_for_model(rows, model.config, tokenizer=tokenizer, data_args=DataArguments())
-    found = softmax(predict_logits(model, loaded, tokenizer).astype(np.float64), axis=1)
+    logits = predict_logits(model, loaded, tokenizer).astype(np.float64)
     classes = Classes.of_config(model.config)
     order = {name: number for number, name in enumerate(classes.names if classes else ())}
     if missing := set(names) - set(order):
         raise ValueError(f"the teacher {path} has no class {sorted(missing)[0]!r}; it has {list(order)[:20]}")
-    return found[:, [order[name] for name in names]]
+    # Sorted, so that sums over classes are rounded alike whatever order the teacher has.
+    ranked = sorted(order)
+    found = softmax(logits[:, [order[name] for name in ranked]], axis=1)
+    return found[:, [ranked.index(name) for name in names]]

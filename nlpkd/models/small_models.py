@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlpkd.models.structure import sort_drawn_head
+
 PROJECTED_WIDTH = 300
 """What a wider embedding table of a teacher is projected to: the width of the embeddings in both papers."""
 
@@ -359,6 +361,7 @@ def small_student(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student = model_class(config).float()
+    sort_drawn_head(student)
     if teacher is not None and embeddings == "teacher":
         ours, theirs = _table(student), _table(teacher)
         if ours.shape != theirs.shape:

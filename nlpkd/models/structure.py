@@ -14,6 +14,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nlpkd.data.labels.classes import Classes, plain_name
 from nlpkd.data.tokenization import TOKEN_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -180,15 +181,36 @@ def permute_head(model: nn.Module, order: Sequence[int]) -> None:
     """Change the order of a classifier's logits in place: logit `k` becomes what logit `order[k]` was.
 
     Args:
-        model: the classifier; one without a linear head stays as it is.
+        model: the classifier, with its thresholds where these have no names; one without a linear head stays as it is.
         order: every index once.
     """
-    head = classification_head(model)
+    head, config = classification_head(model), getattr(model, "config", None)
     if head is None:
         return
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.copy_(parameter[list(order)])
+    if isinstance(thresholds := getattr(config, "thresholds", None), list):
+        config.thresholds = [thresholds[number] for number in order]  # type: ignore[union-attr]
+
+
+def lacks_head(model: nn.Module, missing: Container[str]) -> bool:
+    """Check whether a classifier's head is among the parameters that a checkpoint did not have."""
+    head = classification_head(model)
+    return any(name in missing for name, each in model.named_parameters() if head is not None and each is head.weight)
+
+
+def sort_drawn_head(model: Any) -> None:
+    """Put a head that was just drawn into the order of its classes' names, so that each class always has the same.
+
+    Args:
+        model: the classifier, whose config names the classes; the same seed then gives a class the same weights in
+            every order.
+    """
+    names = list(map(plain_name, model.config.id2label.values()))
+    ranks = sorted(range(len(names)), key=names.__getitem__)
+    if not Classes.of(model.config.id2label).is_generic:
+        permute_head(model, [ranks.index(number) for number in range(len(names))])
 
 
 def all_parameters(model: nn.Module) -> list[Tensor]:

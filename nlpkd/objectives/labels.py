@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nlpkd.data.labels.classes import Classes
 from nlpkd.objectives.base import Objective, labels_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
@@ -65,7 +66,13 @@ class CrossEntropyLoss(Objective):
         super().bind(student_config, teacher_config)
         labels = getattr(student_config, "num_labels", None)
         if isinstance(self._given, Mapping):
-            names = [student_config.id2label[number] for number in range(student_config.num_labels)]
+            classes = Classes.of_config(student_config)
+            if classes is None:
+                raise ValueError(
+                    f"class_weights are of {sorted(self._given)}, and the student's config names no classes: give a "
+                    "list in the order of its label ids"
+                )
+            names = list(classes.names)
             if sorted(self._given) != sorted(names):
                 raise ValueError(f"class_weights are of {sorted(self._given)}, and the student's classes are {names}")
             self.class_weights = torch.tensor([self._given[name] for name in names], dtype=torch.float32)

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import DOCUMENT
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
@@ -144,7 +145,7 @@ def evaluate(
     if weights:
         run["student"]["weights_sha256"] = weights
     if "teacher" in sources:
-        measuring = {"teacher_order": _settled_order(Path(student), run["teacher"])} | measuring
+        measuring = {"teacher_order": _settled_order(Path(student), config, run["teacher"])} | measuring
     with phase(f"Measuring {', '.join(models)} on {run['data']['evaluated_rows']:,} rows"):
         report = evaluate_student(
             models["student"],
@@ -195,12 +196,19 @@ def _finish(
                 raise
 
 
-def _settled_order(student: Path, teacher: Mapping[str, Any]) -> list[int] | None:
-    """Return the label order that the student's training settled for this teacher, as the report beside it says."""
+def _settled_order(student: Path, config: Any, teacher: Mapping[str, Any]) -> list[int] | None:
+    """Return the label order that the student's training settled for this teacher, as the report beside it says.
+
+    It is of the labels as the report has them, of which the student's config may have another order by now.
+    """
     if not (student / "report.json").is_file():
         return None
-    about = EvaluationReport.load(student).run.teacher
-    return about.label_order if (about.name, about.revision) == (teacher["name"], teacher["revision"]) else None
+    report = EvaluationReport.load(student)
+    about, classes = report.run.teacher, Classes.of_config(config)
+    if about.label_order is None or (about.name, about.revision) != (teacher["name"], teacher["revision"]):
+        return None
+    places = None if classes is None else classes.positions_in(Classes.of(report.task.labels))
+    return about.label_order if places is None else [about.label_order[place] for place in places]
 
 
 def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:

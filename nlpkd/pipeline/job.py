@@ -236,7 +236,7 @@ class Job:
                 seed=args.seed,
             )
             if chosen := report.run.thresholds:
-                trainer.model.config.thresholds = chosen["student"]
+                trainer.model.config.thresholds = dict(chosen["student"])
                 with atomic_folder_update(Path(args.output_dir)) as temporary:
                     trainer.model.config.save_pretrained(temporary)
             save_report(report, args.output_dir, args.hub_model_id)

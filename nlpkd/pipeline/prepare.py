@@ -17,6 +17,7 @@ from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_voca
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import name_classes
+from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
@@ -29,7 +30,7 @@ from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
-from nlpkd.pipeline.roles import Teachers, baselines_asked_for
+from nlpkd.pipeline.roles import Teachers, baselines_asked_for, is_pretrained
 from nlpkd.students.backbone import known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
@@ -236,8 +237,14 @@ def weights_of_classes(
     Raises:
         ValueError: for another word.
     """
-    if not isinstance(asked, str):
+    if asked is None or isinstance(asked, Mapping):
         return asked
+    if not isinstance(asked, str):
+        # In the order of the rows' label ids, which may not be the student's.
+        classes = Classes.of(data.id2label)
+        if len(asked) != len(classes):
+            raise ValueError(f"got {len(asked)} class weights for {len(classes)} labels ({classes}): give one a label")
+        return ClassWeights(asked, classes)
     if asked != "balanced":
         raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
     return data.class_weights
@@ -293,10 +300,13 @@ def _student_maker(
     if teachers and _is_made_of_a_teacher(given):
         trust: dict[str, Any] = {"trust_remote_code": student.trust_remote_code}
         return lambda seed: make_student(teachers[0], given, seed=seed, **options, **trust)
+    # A trained head without names is put in the rows' order by the trainer, which has gold labels.
+    own = Classes.of_config(student.config())
+    unnamed = own is not None and own.is_generic and len(own) == data.num_labels and not is_pretrained(student)
     return lambda seed: make_student(
         checkpoint=given,
         revision=student.revision,
-        id2label=data.id2label,
+        id2label=None if unnamed else data.id2label,
         trust_remote_code=student.trust_remote_code,
         seed=seed,
     )

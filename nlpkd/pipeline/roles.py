@@ -169,7 +169,7 @@ def baselines_asked_for(
             )
             return ["same_start"]
     else:
-        pretrained = _is_pretrained(student)
+        pretrained = is_pretrained(student)
         if asked == "no_teacher" and not pretrained:
             raise ValueError(
                 "baseline='no_teacher' starts from pre-trained weights, and this student is a classifier already: use "
@@ -180,8 +180,15 @@ def baselines_asked_for(
     return ["no_teacher"] if pretrained or asked == "no_teacher" else ["no_teacher", "same_start"]
 
 
-def _is_pretrained(student: ModelSource) -> bool:
-    """Check whether a student is a checkpoint by name that was not fine-tuned as a classifier."""
+def is_pretrained(student: ModelSource) -> bool:
+    """Check whether a student is a checkpoint by name that was not fine-tuned as a classifier.
+
+    Args:
+        student: as it was asked for.
+
+    Returns:
+        False too of a model that was given as an object, of which nobody knows.
+    """
     if isinstance(student.given, PreTrainedModel):
         return False
     config = student.config()

@@ -10,6 +10,7 @@ from typing import Any
 from scipy.special import softmax
 from transformers import TextClassificationPipeline
 
+from nlpkd.data.labels.classes import thresholds_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.serving.cascade import Cascade, CascadeRecord, scores
@@ -55,7 +56,7 @@ class TextClassifier(TextClassificationPipeline):
         if not decide:
             return labels
         config: Any = self.model.config
-        thresholds = getattr(config, "thresholds", None) or [0.5] * config.num_labels
+        thresholds = thresholds_of(config) or [0.5] * config.num_labels
         needed = dict(zip(config.id2label.values(), thresholds, strict=True))
         return [each for each in labels if each["score"] > needed[each["label"]]]
 

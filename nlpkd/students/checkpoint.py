@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nlpkd.data.labels.classes import Classes
 from nlpkd.models.loading import load_classifier, load_config
-from nlpkd.models.structure import permute_head
+from nlpkd.models.structure import lacks_head, permute_head, sort_drawn_head
 
 
 def load_student(
@@ -42,7 +42,7 @@ def load_student(
         OSError: if the checkpoint can't be had.
     """
     labels: dict[str, Any] = {}
-    order = None
+    order: list[int] | None = None
     if id2label is not None:
         wanted = Classes.of({int(number): name for number, name in id2label.items()})
         labels = {"num_labels": len(wanted), "id2label": wanted.id2label, "label2id": wanted.label2id}
@@ -52,10 +52,12 @@ def load_student(
             order = None if own is None else wanted.positions_in(own)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        student, _ = load_classifier(
+        student, missing = load_classifier(
             checkpoint, revision=revision, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=True, **labels
         )
-    if order is not None:
+    if id2label is not None and (own is None or len(own) != len(wanted) or lacks_head(student, missing)):
+        sort_drawn_head(student)
+    elif order is not None:
         permute_head(student, order)
     return student.train()
 

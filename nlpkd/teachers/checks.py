@@ -8,76 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix
+from torch import nn
 
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.label_names import label_column
+from nlpkd.data.labels.order import (
+    best_assignment,
+    best_order,
+    correlations,
+    describe_swapped,
+    swapped_classes,
+    swapped_labels,
+)
+from nlpkd.models.inference import evaluating
+from nlpkd.models.structure import classification_head, permute_head
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED, task_of
 from nlpkd.teachers.teacher import LiveTeacher, Teacher
+from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
-
-
-def best_order(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> list[int]:
-    """Find the assignment of predicted indices to gold labels that gets most rows right.
-
-    Args:
-        predictions: predicted indices, `(rows,)`.
-        labels: gold labels, `(rows,)`.
-        num_labels: how many labels there are.
-
-    Returns:
-        `order` with order[k] the predicted index that means gold label k; the identity wins a tie.
-    """
-    return _best_assignment(confusion_matrix(labels, predictions, labels=np.arange(num_labels)).astype(float))
-
-
-def _best_assignment(fits: np.ndarray) -> list[int]:
-    """Assign each row of `(labels, labels)` the column that fits best over all; the identity wins a tie."""
-    rows, columns = linear_sum_assignment(fits + 1e-6 * np.eye(len(fits)), maximize=True)
-    return [int(column) for _, column in sorted(zip(rows, columns, strict=True))]
-
-
-def swapped_classes(
-    predictions: np.ndarray, labels: np.ndarray, order: Sequence[int], best: Sequence[int]
-) -> list[list[int]]:
-    """Find the classes that a teacher surely has in each other's places, however right it is on the others.
-
-    Args:
-        predictions: predicted indices, `(rows,)`.
-        labels: gold labels, `(rows,)`.
-        order: index of each label in the teacher's output.
-        best: the order that fits the gold labels best.
-
-    Returns:
-        Groups of gold labels that change places between the two orders. Every class of a group is right more often in
-        the best order, and the group by a sign test at the level 0.01 / classes.
-    """
-    groups = []
-    for group in cycles_between(order, best):
-        own, other = (predictions == np.asarray(each)[labels] for each in (order, best))
-        wins = [(int(other[labels == label].sum()), int(own[labels == label].sum())) for label in group]
-        more, fewer = np.sum(wins, axis=0)
-        if all(won > lost for won, lost in wins):
-            chance = binomtest(int(more), int(more + fewer), alternative="greater").pvalue
-            groups += [group] if chance < 0.01 / len(order) else []
-    return groups
-
-
-def cycles_between(order: Sequence[int], other: Sequence[int]) -> list[list[int]]:
-    """Split the labels that have another index in the other order into the smallest groups that change places."""
-    label_at = {index: label for label, index in enumerate(order)}
-    cycles, seen = [], set()
-    for label in range(len(order)):
-        cycle = []
-        while label not in seen:
-            seen.add(label)
-            cycle.append(label)
-            label = label_at[other[label]]
-        cycles += [cycle] if len(cycle) > 1 else []
-    return cycles
 
 
 def check_teacher(
@@ -119,7 +68,7 @@ def check_teacher(
     majority = np.bincount(labels, minlength=num_labels).max() / rows
     needed = min(majority + 2 * np.sqrt(majority * (1 - majority) / rows), 1.0)
     if (accuracy(used) >= needed and accuracy(used) > majority) or _recalls_classes(predictions, labels, used):
-        return used, None if order is None else _describe_swapped(swapped, own, best, names, rows)
+        return used, None if order is None else _of_teacher(describe_swapped(swapped, own, best, names, rows))
     problem = (
         f"the teacher gets {100 * accuracy(used):.1f} % of {rows} gold labels right, no better than always answering "
         f"the most frequent one ({100 * majority:.1f} %)"
@@ -144,7 +93,7 @@ def _fitting_order(
         best = [best[label] if label in moved else own[label] for label in range(len(own))]
     if best != own:
         logger.warning(
-            "The teacher's label names say nothing; %d gold labels are fitted by its own order to %.1f %% and by %s "
+            "The model's label names say nothing; %d gold labels are fitted by its own order to %.1f %% and by %s "
             "to %.1f %%: the latter is used.",
             rows,
             100 * fit(own),
@@ -154,24 +103,13 @@ def _fitting_order(
     return best
 
 
+def _of_teacher(problem: str | None) -> str | None:
+    return problem and f"the teacher {problem}"
+
+
 def _describe_fit(best: Sequence[int], names: Mapping[int, str], fit: str) -> str:
     fitting = {names[k]: index for k, index in enumerate(best)}
     return f"; with the label order {fitting} it would be {fit}: its id2label is wrong"
-
-
-def _describe_swapped(
-    groups: Sequence[Sequence[int]], order: Sequence[int], best: Sequence[int], names: Mapping[int, str], rows: int
-) -> str | None:
-    """Say which classes a teacher has in each other's places; None where there are none."""
-    if not groups:
-        return None
-    listed = "; ".join(", ".join(repr(names[label]) for label in group) for group in groups)
-    fitting = {names[label]: best[label] for group in groups for label in group}
-    found = {names[label]: order[label] for group in groups for label in group}
-    return (
-        f"the teacher has classes in each other's places on {rows} gold labels ({listed}): its id2label, or the order "
-        f"of the data's labels, says {found}, and {fitting} fits"
-    )
 
 
 def check_correlated(
@@ -192,28 +130,22 @@ def check_correlated(
         treated as in `check_teacher`.
     """
     rows, num_labels = logits.shape
+    labels = labels.reshape(logits.shape).astype(float)
     # The correlation of each gold label with each of the teacher's, and the order that fits best.
-    table = np.zeros((num_labels, num_labels))
-    usable = np.ptp(labels, axis=0) > 0
-    if usable.any() and (np.ptp(logits, axis=0) > 0).all():
-        table[usable] = np.corrcoef(labels[:, usable].T, logits.T)[: usable.sum(), usable.sum() :]
-    best = _best_assignment(table)
+    table, usable = correlations(logits, labels)
+    best = best_assignment(table)
 
     def mean(candidate: Sequence[int]) -> float:
         return float(table[np.arange(num_labels), candidate][usable].mean()) if usable.any() else 0.0
 
-    # The groups of labels that fit better by three standard errors of a difference, each label of them better.
     own = list(range(num_labels)) if order is None else list(order)
-    swapped = []
-    for group in cycles_between(own, best):
-        gain = [table[label, best[label]] - table[label, own[label]] for label in group]
-        swapped += [group] if min(gain) > 0 and np.mean(gain) > 3 * np.sqrt(2 / rows) else []
+    swapped = swapped_labels(table, rows, own, best)
     # The order that names tell, or else that which fits, must be above chance.
     needed = 2 / np.sqrt(rows)
     margin = np.inf if only_sure else needed
     used = own if order is not None else _fitting_order(own, best, mean, margin, swapped, names, rows)
     if not usable.any() or mean(used) > needed:
-        return used, None if order is None else _describe_swapped(swapped, own, best, names, rows)
+        return used, None if order is None else _of_teacher(describe_swapped(swapped, own, best, names, rows))
     problem = (
         f"the teacher's outputs correlate with {rows} gold labels by {mean(used):.2f} on average, no more than chance"
     )
@@ -296,37 +228,28 @@ def check_teacher_on_gold_labels(
             order of its labels beats the majority class, or its names have classes in each other's places.
     """
     # A sample with every label in it, where there are labels.
-    column = label_column(dataset)
-    labels = np.full(len(dataset), UNLABELLED) if column is None else np.asarray(dataset[column][:])
-    size = checked_rows(getattr(student_config, "num_labels", 1))
-    sample = list(range(min(size, len(dataset))))
-    if column is not None:
-        sample = stratified_sample(labels, size, seed)
+    labels, sample = _sample_of_labels(dataset, student_config, seed)
     if not sample:
         return
     for member in teacher.members():
         who = f"{member.name}: " if member.name else ""
+
         # What the teacher says of it.
-        found: list[np.ndarray] = []
-        for at in range(0, len(sample), batch_size):
-            batch = collate([dataset[row] for row in sample[at : at + batch_size]])
-            batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            if isinstance(member, LiveTeacher) and not found:
+        def run(batch: Mapping[str, Any], member: Teacher = member) -> Any:
+            if isinstance(member, LiveTeacher):
                 member.capture.refuse_other_columns(member.model, batch, "teacher")
-            found.append(member.outputs(batch).logits.float().cpu().numpy())
-        logits = np.concatenate(found)
+            return member.outputs(batch)
+
+        logits = _logits_of(run, dataset, sample, collate, batch_size, device)
         _refuse_no_logits(logits, student_config, who)
         movable = isinstance(member, LiveTeacher) and not member.order_known
-        if column is None or (check == "off" and not movable):
+        if labels is None or (check == "off" and not movable):
             continue
         # Whether that is better than chance, and in which label order.
         given = None if movable else list(range(logits.shape[1]))
         names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
-        if task_of(student_config) in (None, SINGLE_LABEL):
-            order, problem = check_teacher(logits, labels[sample], given, names, only_sure=check == "off")
-        else:
-            gold = labels[sample].reshape(logits.shape).astype(float)
-            order, problem = check_correlated(logits, gold, given, names, only_sure=check == "off")
+        checked = _check_of(task_of(student_config))
+        order, problem = checked(logits, labels[sample], given, names, only_sure=check == "off")
         if problem is not None and check == "error":
             raise ValueError(
                 f"{who}{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'"
@@ -335,6 +258,67 @@ def check_teacher_on_gold_labels(
             logger.warning("%s%s.", who, problem)
         if isinstance(member, LiveTeacher) and movable:
             member.reorder(order)
+
+
+def settle_unnamed_head(
+    student: nn.Module,
+    run: Callable[[Mapping[str, Any]], Any],
+    dataset: Any,
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    batch_size: int,
+    device: torch.device,
+    seed: int,
+) -> None:
+    """Put a trained head whose labels had no names into the order that gold labels surely fit.
+
+    Args:
+        student: its config has the names of the rows by now. A head whose biases are all 0 was just drawn, and has no
+            order that could be wrong.
+        run: from a batch to the student's outputs.
+        dataset: the training rows, or a sample of those that are no plain data set.
+        collate: makes a batch of rows.
+        batch_size: rows of a batch.
+        device: where batches go.
+        seed: of the sample.
+    """
+    config: Any = student.config
+    head, check = classification_head(student), _check_of(task_of(config))
+    labels, sample = _sample_of_labels(dataset, config, seed)
+    if head is None or (head.bias is not None and not head.bias.any()) or labels is None or not sample:
+        return
+    with evaluating(student), undrawn():
+        logits = _logits_of(run, dataset, sample, collate, batch_size, device)
+    permute_head(student, check(logits, labels[sample], None, config.id2label, only_sure=True)[0])
+
+
+def _check_of(task: str | None) -> Callable[..., tuple[list[int], str | None]]:
+    return check_teacher if task in (None, SINGLE_LABEL) else check_correlated
+
+
+def _sample_of_labels(dataset: Any, student_config: Any, seed: int) -> tuple[np.ndarray | None, list[int]]:
+    """Return the gold labels of rows, None without any, and the numbers of rows to look at."""
+    column, size = label_column(dataset), checked_rows(getattr(student_config, "num_labels", 1))
+    if column is None:
+        return None, list(range(min(size, len(dataset))))
+    labels = np.asarray(dataset[column][:])
+    return labels, stratified_sample(labels, size, seed)
+
+
+def _logits_of(
+    run: Callable[[Mapping[str, Any]], Any],
+    dataset: Any,
+    sample: Sequence[int],
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    batch_size: int,
+    device: torch.device,
+) -> np.ndarray:
+    """Run a model on some rows: float32 logits `(rows, labels)`."""
+    found = []
+    for at in range(0, len(sample), batch_size):
+        batch = collate([dataset[row] for row in sample[at : at + batch_size]])
+        batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        found.append(run(batch).logits.float().cpu().numpy())
+    return np.concatenate(found)
 
 
 def _refuse_no_logits(logits: np.ndarray, student_config: Any, who: str) -> None:

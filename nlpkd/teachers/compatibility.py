@@ -198,12 +198,12 @@ def refuse_no_classifier(student: nn.Module, capture: Capture, batch: Mapping[st
         raise ValueError(f"{expected}, and gives probabilities: leave the softmax out, which the objectives do")
 
 
-def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:
+def label_order(teacher: nn.Module, classes: Classes | None) -> list[int] | None:
     """Find where the teacher has each of the student's labels.
 
     Args:
         teacher: its `config.id2label` is read.
-        student: likewise.
+        classes: the student's; None where nothing names them.
 
     Returns:
         order[k], the teacher's index of the student's label k, or None where names do not tell.
@@ -212,13 +212,13 @@ def label_order(teacher: nn.Module, student: nn.Module) -> list[int] | None:
         ValueError: if the numbers of labels differ or the names contradict each other.
     """
     try:
-        theirs, ours = (Classes.of_config(getattr(model, "config", None)) for model in (teacher, student))
-        return None if theirs is None or ours is None else ours.positions_in(theirs)
+        theirs = Classes.of_config(getattr(teacher, "config", None))
+        return None if theirs is None or classes is None else classes.positions_in(theirs)
     except ValueError as error:
         raise ValueError(f"labels of the teacher and of the student: {error}") from None
 
 
-def align_copied_head(student: nn.Module, teacher: nn.Module, order: Sequence[int] | None) -> None:
+def align_copied_head(student: nn.Module, teacher: nn.Module, order: Sequence[int] | None) -> bool:
     """Put the head of a student that is a copy of its teacher's into the student's label order.
 
     Layers are copied in the teacher's order, and where names say nothing gold labels tell later that it is another.
@@ -227,6 +227,9 @@ def align_copied_head(student: nn.Module, teacher: nn.Module, order: Sequence[in
         student: changed in place, where its head still is the teacher's.
         teacher: a model or an ensemble, which knows the orders of its members.
         order: order[k], the teacher's index of the student's label k; None where it is the student's own.
+
+    Returns:
+        Whether it is a copy.
     """
     head = classification_head(student)
     teachers: list[tuple[nn.Module, Any]] = [(teacher, order)]
@@ -234,11 +237,16 @@ def align_copied_head(student: nn.Module, teacher: nn.Module, order: Sequence[in
         teachers = list(zip(teacher.members, teacher.orders, strict=True))
     for model, found in teachers:
         copied = classification_head(model)
-        if found is None or head is None or copied is None or head.weight.shape != copied.weight.shape:
+        if head is None or copied is None or head.weight.shape != copied.weight.shape:
             continue
-        if torch.equal(head.weight, copied.weight.to(head.weight)):
-            permute_head(student, found)
-            return
+        theirs = copied.weight.to(head.weight)
+        if found is not None and torch.equal(head.weight, theirs[found]):
+            return True
+        if torch.equal(head.weight, theirs):
+            if found is not None:
+                permute_head(student, found)
+            return True
+    return False
 
 
 def teacher_prefix(
@@ -303,6 +311,7 @@ def fit_ensemble(
     tokenizer: PreTrainedTokenizerBase | None,
     teacher_tokenizers: Sequence[PreTrainedTokenizerBase | None],
     columns: Sequence[str],
+    classes: Classes | None,
 ) -> None:
     """Set for each teacher of an ensemble its label order by name and the columns that it reads.
 
@@ -312,6 +321,7 @@ def fit_ensemble(
         tokenizer: the student's.
         teacher_tokenizers: one a teacher, None where it is the student's.
         columns: of the training data, empty if unknown.
+        classes: the student's; None where nothing names them.
 
     Raises:
         ValueError: if a teacher's labels or tokenizer do not fit, or the data lack its columns; it is named.
@@ -322,7 +332,7 @@ def fit_ensemble(
         # Which of several tokenizers' columns a teacher reads is not known without its tokenizer.
         known = columns if given is not None else ()
         try:
-            ensemble.reorder(number, label_order(member, student))
+            ensemble.reorder(number, label_order(member, classes))
             prefixes.append(teacher_prefix(student, member, tokenizer, given, known, (), own[number]))
             refuse_unknown_padding(member, given or tokenizer, "teacher")
         except ValueError as error:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import sample_of_classes, visible_columns
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher
 from nlpkd.models.attention import Wanted
@@ -48,6 +49,7 @@ class TeacherSignals:
         tokenizer: the student's.
         teacher_tokenizer: the teacher's where it is another one; of an ensemble a list.
         columns: of the training data, empty if unknown.
+        classes: the student's, in the order of its logits; None where nothing names them.
         device: where the teacher runs.
         autocast: makes the context that it runs in.
 
@@ -64,6 +66,7 @@ class TeacherSignals:
         tokenizer: PreTrainedTokenizerBase | None,
         teacher_tokenizer: TeacherTokenizers,
         columns: Sequence[str],
+        classes: Classes | None,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager],
     ):
@@ -79,10 +82,11 @@ class TeacherSignals:
             return
         prefix, token_ids = "", None
         if isinstance(teacher, TeacherEnsemble):
-            fit_ensemble(teacher, student, tokenizer, per_teacher(teacher_tokenizer, len(teacher)), columns)
+            own_tokenizers = per_teacher(teacher_tokenizer, len(teacher))
+            fit_ensemble(teacher, student, tokenizer, own_tokenizers, columns, classes)
         else:
             own: Any = teacher_tokenizer
-            self._order = label_order(teacher, student)
+            self._order = label_order(teacher, classes)
             # A trimmed vocabulary spells a word that it lacks out: the student's tokens by the teacher's ids line up.
             token_ids = original_ids(tokenizer, own) if match_tokens else None
             if token_ids is None:
@@ -149,16 +153,19 @@ class TeacherSignals:
         student_config: Any,
         check: str,
         seed: int,
-    ) -> None:
+    ) -> bool:
         """Refuse token ids that a model does not have, and hold the teacher against a sample of gold labels.
 
         A student's head that is a copy of the teacher's follows the order that is found.
 
         See `nlpkd.teachers.compatibility.refuse_unknown_tokens` and
         `nlpkd.teachers.checks.check_teacher_on_gold_labels`.
+
+        Returns:
+            Whether the student's head is such a copy.
         """
         if rows is None:
-            return
+            return False
         rows = sample_of_classes(rows, checked_rows(getattr(student_config, "num_labels", 1)))
         refuse_no_tokens(rows, collate)
         self.refuse_unknown_tokens(rows, "training")
@@ -171,8 +178,7 @@ class TeacherSignals:
             except (RuntimeError, IndexError) as error:
                 told = self.too_long(rows, "training")
                 raise (ValueError(told) if told else error) from error
-        if self.live is not None:
-            align_copied_head(self._student, self.live.model, self.order)
+        return self.live is not None and align_copied_head(self._student, self.live.model, self.order)
 
     def run_once(self, rows: Dataset, args: DistillationConfig) -> Dataset:
         """Run the live teacher on all rows now, for objectives that read its logits alone.

@@ -13,7 +13,8 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from nlpkd.data.columns import DOCUMENT
-from nlpkd.data.label_names import align_labels_to_student
+from nlpkd.data.label_names import align_labels_to_student, classes_of
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring
 from nlpkd.models.structure import is_foreign
@@ -162,22 +163,30 @@ class EvaluatingTrainer(ResumableTrainer):
             self.compute_metrics = self._metrics
         self.preprocess_logits_for_metrics = self._metrics.preprocess
 
+    # Classes
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes in the order of the student's logits; the training rows' own of a student without a config."""
+        return Classes.of_config(getattr(self.model, "config", None)) or classes_of(self.train_dataset)
+
+    def _aligned(self, rows: Any, split: str) -> Any:
+        return align_labels_to_student(rows, getattr(self.model, "config", None), split, self.classes)
+
     # Batches
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Make the loader of an evaluation set, whichever way it was given, with label ids as the student has them."""
-        config = getattr(self.model, "config", None)
         if eval_dataset is None or isinstance(eval_dataset, str):
             # It may have been assigned since the constructor aligned what it was given.
-            self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
+            self.eval_dataset = self._aligned(self.eval_dataset, "evaluation")
         else:
-            eval_dataset = align_labels_to_student(eval_dataset, config, "evaluation")
+            eval_dataset = self._aligned(eval_dataset, "evaluation")
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Make the loader of rows to predict, with label ids as the student has them."""
-        config = getattr(self.model, "config", None)
-        return super().get_test_dataloader(align_labels_to_student(test_dataset, config, "test"))
+        return super().get_test_dataloader(self._aligned(test_dataset, "test"))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         """Keep predictions in the data set's order, which length grouping would not."""

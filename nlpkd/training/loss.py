@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
-from nlpkd.data.rows import random_access, sample_rows
+from nlpkd.data.labels.classes import Classes
+from nlpkd.data.rows import random_access, sample_of_classes, sample_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
@@ -23,6 +25,7 @@ from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
 from nlpkd.tasks import UNLABELLED
+from nlpkd.teachers.checks import checked_rows, settle_unnamed_head
 from nlpkd.teachers.compatibility import (
     refuse_no_classifier,
     refuse_reentrant_checkpointing,
@@ -85,6 +88,7 @@ class DistillationLoss:
         tokenizer: the student's.
         teacher_tokenizer: the teacher's where it is another one; of an ensemble a list.
         columns: of the training data, empty if unknown.
+        classes: the student's, in the order of its logits; None where nothing names them.
         autocast: makes the context that the teacher runs in.
 
     Raises:
@@ -102,9 +106,11 @@ class DistillationLoss:
         tokenizer: PreTrainedTokenizerBase | None,
         teacher_tokenizer: TeacherTokenizers,
         columns: Sequence[str],
+        classes: Classes | None,
         autocast: Callable[[], AbstractContextManager],
     ):
         self.own, self.device = own, args.device
+        self.batch_size, self.seed = args.eval_batch_size, args.seed
         self.recorded: Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Tensor, CapturedOutput] | None] | None
         self.recorded = None
         given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
@@ -136,17 +142,22 @@ class DistillationLoss:
             tokenizer,
             teacher_tokenizer,
             columns,
+            classes,
             args.device,
             autocast,
         )
 
-    def refuse_no_classifier(self, student: nn.Module, rows: Any, collate: Callable[[list[Any]], Any]) -> None:
+    def check_student(
+        self, student: nn.Module, rows: Any, collate: Callable[[list[Any]], Any], unnamed: bool = False
+    ) -> None:
         """Refuse a student that does not take a batch of the rows, or gives no logits of the right number.
 
         Args:
             student: where it will be trained.
             rows: the training rows, of any kind; None is passed.
             collate: makes a batch of them.
+            unnamed: whether its labels had no names before these rows gave them: then gold labels tell the order of
+                its head, see `nlpkd.teachers.checks.settle_unnamed_head`.
 
         Raises:
             ValueError: see `nlpkd.teachers.compatibility.refuse_no_classifier`.
@@ -163,6 +174,10 @@ class DistillationLoss:
         elif labels is None and self.signals.live is not None:
             labels = self.signals.live.outputs(batch).logits.shape[1]
         refuse_no_classifier(student, self.student, batch, labels)
+        if unnamed:
+            some = sample_of_classes(rows, checked_rows(labels or 1))
+            run = partial(self.student, student)
+            settle_unnamed_head(student, run, some, collate, self.batch_size, device, self.seed)
 
     @property
     def names(self) -> list[str]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from nlpkd.config import DistillationConfig
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
+from nlpkd.data.label_names import adopt_label_names
 from nlpkd.data.rows import visible_columns
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher
 from nlpkd.evaluation.scoring import scoring_of
@@ -123,10 +123,10 @@ class DistillationTrainer(EvaluatingTrainer):
         )
         self.teacher_model: Any = teacher
         self.teacher_processing_class: Any = teacher_processing_class
-        adopt_label_names(getattr(self.model, "config", None), self.train_dataset, self.eval_dataset)
-        columns, task = self._columns, task_of(getattr(self.model, "config", None))
+        unnamed = adopt_label_names(getattr(self.model, "config", None), self.train_dataset, self.eval_dataset)
+        task = task_of(getattr(self.model, "config", None))
         if objectives is None:
-            taught = teacher is not None or TEACHER_LOGITS in columns
+            taught = teacher is not None or TEACHER_LOGITS in self._columns
             objectives = [] if self.compute_loss_func is not None else default_objectives(taught, task)
         self._given_objectives = list(objectives)
         # Of the objectives, in a trial of a search.
@@ -135,16 +135,16 @@ class DistillationTrainer(EvaluatingTrainer):
         # Why the teacher was not run once; None where it was.
         self._live_since: str | None = None
         self._measure_by(scoring_of(task), compute_metrics)
-        self._connect()
+        self._connect(unnamed)
 
-    def _connect(self) -> None:
+    def _connect(self, unnamed: bool = False) -> None:
         """Fit student, teacher, data and objectives together: at first, and for every student of `model_init`."""
         args, student = self.args, self.model
         config = getattr(student, "config", None)
-        # Label ids are the student's; where its labels have no names yet, it takes those of the data.
-        adopt_label_names(config, self.train_dataset, self.eval_dataset)
-        self.train_dataset = align_labels_to_student(self.train_dataset, config, "training")
-        self.eval_dataset = align_labels_to_student(self.eval_dataset, config, "evaluation")
+        # Label ids are the student's; one that is unnamed takes the names of its labels from the data.
+        unnamed |= adopt_label_names(config, self.train_dataset, self.eval_dataset)
+        self.train_dataset = self._aligned(self.train_dataset, "training")
+        self.eval_dataset = self._aligned(self.eval_dataset, "evaluation")
         # Objectives start anew, and both models give what they read.
         objectives = self._given_objectives
         if self._trial_settings:
@@ -152,14 +152,13 @@ class DistillationTrainer(EvaluatingTrainer):
         self._loss = DistillationLoss(
             student,
             self.teacher_model,
-            with_settings(self._given_objectives, self._trial_settings)
-            if self._trial_settings
-            else self._given_objectives,
+            objectives,
             self.compute_loss_func,
             args,
             tokenizer=self.processing_class,
             teacher_tokenizer=self.teacher_processing_class,
             columns=self._columns,
+            classes=self.classes,
             autocast=self.accelerator.autocast,
         )
         self.objectives: Any = self._loss.objectives
@@ -171,11 +170,10 @@ class DistillationTrainer(EvaluatingTrainer):
         self._set_signature_columns_if_needed()
         collate = self._get_collator_with_removed_columns(self.data_collator)
         with undrawn():
-            self._signals.check(
-                self.train_dataset, collate, args.eval_batch_size, config, args.teacher_check, args.seed
-            )
+            rows, size = self.train_dataset, args.eval_batch_size
+            copied = self._signals.check(rows, collate, size, config, args.teacher_check, args.seed)
             if not self._sharded:
-                self._loss.refuse_no_classifier(student, self.train_dataset, collate)
+                self._loss.check_student(student, rows, collate, unnamed and not copied)
         # The pull towards the start, and what is logged
         self._anchor = Anchor(student, args.anchor_weight) if args.anchor_weight else None
         if self._anchor is not None and self._sharded:
@@ -238,6 +236,8 @@ class DistillationTrainer(EvaluatingTrainer):
             # An evaluation in half precision (bf16_full_eval, fp16_full_eval) leaves the model in it.
             as_student(self.model)
         self.objectives.refuse_rebound()
+        # Other rows may have been assigned since the constructor aligned what it was given.
+        self.train_dataset = self._aligned(self.train_dataset, "training")
         # The teacher may have been given hooks or other modules since it was last run.
         self._signals.release()
         if self.args.rehearsal and self.model is not None and not self._sharded:

@@ -7,8 +7,8 @@ import pytest
 from samples import raw_rows
 
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.order import best_order
 from nlpkd.teachers.checks import (
-    best_order,
     check_correlated,
     check_teacher,
     checked_rows,

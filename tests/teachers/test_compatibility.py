@@ -12,6 +12,7 @@ from transformers import BertTokenizer, DistilBertTokenizer
 from nlpkd import make_student
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, label_column
+from nlpkd.data.labels.classes import Classes
 from nlpkd.teachers.checks import check_teacher_on_gold_labels
 from nlpkd.teachers.compatibility import label_order, refuse_shared_weights, teacher_prefix
 from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
@@ -158,17 +159,18 @@ def test_rows_without_labels_and_foreign_datasets_pass():
 
 
 def test_the_teachers_order_is_found_by_name():
-    assert label_order(tiny_bert(**POS_NEG), tiny_bert(**NEG_POS)) == [1, 0]
-    assert label_order(tiny_bert(**NEG_POS), tiny_bert(**NEG_POS)) == [0, 1]
-    assert label_order(tiny_bert(), tiny_bert(**NEG_POS)) is None
-    assert label_order(nn.Linear(1, 1), tiny_bert(**NEG_POS)) is None
+    classes = Classes.of_config(tiny_bert(**NEG_POS).config)
+    assert label_order(tiny_bert(**POS_NEG), classes) == [1, 0]
+    assert label_order(tiny_bert(**NEG_POS), classes) == [0, 1]
+    assert label_order(tiny_bert(), classes) is None
+    assert label_order(nn.Linear(1, 1), classes) is None
 
 
 def test_a_teacher_of_other_names_or_another_number_of_labels_is_refused():
     with pytest.raises(ValueError, match="labels of the teacher and of the student: .*contradict"):
-        label_order(tiny_bert(id2label={0: "sad", 1: "happy"}), tiny_bert(**NEG_POS))
+        label_order(tiny_bert(id2label={0: "sad", 1: "happy"}), Classes.of_config(tiny_bert(**NEG_POS).config))
     with pytest.raises(ValueError, match="labels of the teacher and of the student: different numbers of labels: 3"):
-        label_order(tiny_bert(num_labels=3), tiny_bert(**NEG_POS))
+        label_order(tiny_bert(num_labels=3), Classes.of_config(tiny_bert(**NEG_POS).config))
 
 
 # The teacher against gold labels

@@ -11,6 +11,8 @@ from typing import Any
 
 from datasets import ClassLabel, List, Value
 
+from nlpkd.tasks import SINGLE_LABEL
+
 # What Unicode shows nothing for (Default_Ignorable_Code_Point), control characters, and the blank of Braille.
 _INVISIBLE = re.compile(
     r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
@@ -27,35 +29,37 @@ class Classes:
 
     Attributes:
         names: the name of each id from 0.
+        problem_type: the task that they are classes of; None where the holder does not say.
     """
 
     names: tuple[str, ...]
+    problem_type: str | None = None
 
     @classmethod
-    def of(cls, names: Mapping[int, str] | Sequence[str]) -> Classes:
+    def of(cls, names: Mapping[int, str] | Sequence[str], problem_type: str | None = None) -> Classes:
         """Read classes from their names in order, or from an `id2label`.
 
         Raises:
             ValueError: if the ids of an `id2label` do not count from 0.
         """
         if not isinstance(names, Mapping):
-            return cls(tuple(map(str, names)))
+            return cls(tuple(map(str, names)), problem_type)
         if sorted(names) != list(range(len(names))):
             listed = ", ".join(f"{number}: {names[number]!r}" for number in sorted(names))
             raise ValueError(f"label ids must count from 0 without gaps, got {listed}: mend config.id2label")
-        return cls(tuple(str(names[number]) for number in range(len(names))))
+        return cls(tuple(str(names[number]) for number in range(len(names))), problem_type)
 
     @classmethod
     def of_config(cls, config: Any) -> Classes | None:
-        """Read the classes of a model from its config; None where it has no `id2label`."""
+        """Read the classes of a model and their task from its config; None where it has no `id2label`."""
         id2label = getattr(config, "id2label", None)
-        return cls.of(id2label) if id2label else None
+        return cls.of(id2label, getattr(config, "problem_type", None)) if id2label else None
 
     @classmethod
     def of_feature(cls, feature: Any) -> Classes | None:
         """Read the classes that a column of a data set names: a `ClassLabel`, or a list with a number for each."""
         if isinstance(feature, ClassLabel):
-            return cls.of(feature.names)
+            return cls.of(feature.names, SINGLE_LABEL)
         names = getattr(getattr(feature, "feature", None), "id", None)
         return cls.of(json.loads(names)) if names and names.startswith("[") else None
 
@@ -94,18 +98,24 @@ class Classes:
 
         Returns:
             `order` with `other.names[order[k]]` the same name as `names[k]` to a reader (`plain_name`); None
-            where names say nothing: one side's only count, or are numbers that the other side does not know.
+            where names say nothing: both sides' only count, or one side's are numbers that the other does not know.
 
         Raises:
-            ValueError: if the numbers of classes differ, or the names contradict each other.
+            ValueError: if the numbers of classes or the tasks differ, or the names contradict each other.
         """
         if len(other) != len(self):
             raise ValueError(f"different numbers of labels: {len(other)} ({other}) and {len(self)} ({self})")
-        if self.is_generic or other.is_generic:
+        tasks = {self.problem_type, other.problem_type} - {None}
+        if len(tasks) > 1:
+            raise ValueError(
+                f"different tasks: {other.problem_type} ({other}) and {self.problem_type} ({self}). If they mean the "
+                "same, set config.problem_type of one model to the other's"
+            )
+        if self.is_generic and other.is_generic:
             return None
-        index, wanted = other._plain(), [plain_name(name) for name in self.names]
+        index, wanted = dict(zip(other._keys, range(len(other)), strict=True)), self._keys
         if len(index) == len(other) and set(index) == set(wanted):
-            return [index[name] for name in wanted]
+            return [index[key] for key in wanted]
         if self._is_numbered or other._is_numbered:
             return None
         raise ValueError(
@@ -125,15 +135,18 @@ class Classes:
         Raises:
             ValueError: if the rows have a class that is not one of these.
         """
-        index = self._plain()
-        known = [index.get(plain_name(name)) for name in fewer.names]
+        index = dict(zip(self._keys, range(len(self)), strict=True))
+        known = [index.get(key) for key in fewer._keys]
         if len(fewer) < len(self) and not self.is_generic and None not in known and len(set(known)) == len(fewer):
             return known  # type: ignore[return-value]
         order = self.positions_in(fewer)
         return None if order is None else [order.index(number) for number in range(len(order))]
 
-    def _plain(self) -> dict[str, int]:
-        return {plain_name(name): number for number, name in enumerate(self.names)}
+    @property
+    def _keys(self) -> list[str]:
+        """What each name is compared by: what a reader sees of it, of numbered ones the number."""
+        found = [_NUMBERED.fullmatch(name) for name in self.names]
+        return [str(int(match[1])) for match in found if match] if all(found) else list(map(plain_name, self.names))
 
     @property
     def _is_numbered(self) -> bool:
@@ -144,6 +157,36 @@ def plain_name(name: str) -> str:
     """Reduce a name to what a reader sees of it: without case, invisible characters, blanks and Unicode's forms."""
     visible = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name))
     return " ".join(unicodedata.normalize("NFKC", visible.casefold()).split())
+
+
+def thresholds_of(config: Any) -> list[float] | None:
+    """Return the thresholds of a multi-label model in the order of its labels; None where it has none.
+
+    Args:
+        config: its `thresholds` are a mapping from the labels' names, or a list in the order of their ids.
+
+    Raises:
+        ValueError: if they are not of the model's labels.
+    """
+    given, classes = getattr(config, "thresholds", None), Classes.of_config(config)
+    if given is None or classes is None:
+        return None
+    if len(given) != len(classes) or (isinstance(given, Mapping) and set(given) != set(classes.names)):
+        raise ValueError(f"config.thresholds are {given}, and the labels are {list(classes.names)}: give one a label")
+    return [given[name] for name in classes.names] if isinstance(given, Mapping) else list(given)
+
+
+def rename_classes(config: Any, classes: Classes) -> None:
+    """Give a model's classes other names, in the order of their ids.
+
+    Args:
+        config: of the model; its thresholds go by the new names.
+        classes: the new names.
+    """
+    thresholds = thresholds_of(config)
+    config.id2label, config.label2id = classes.id2label, classes.label2id
+    if thresholds is not None:
+        config.thresholds = dict(zip(classes.names, thresholds, strict=True))
 
 
 def refuse_look_alikes(names: Iterable[str], where: str) -> None:

@@ -1,0 +1,153 @@
+"""In which order a model has its labels, as gold labels tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix
+
+from nlpkd.tasks import MULTI_LABEL, REGRESSION
+
+_FEWEST_ROWS = 30
+
+
+def best_order(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> list[int]:
+    """Find the assignment of predicted indices to gold labels that gets most rows right.
+
+    Args:
+        predictions: predicted indices, `(rows,)`.
+        labels: gold labels, `(rows,)`.
+        num_labels: how many labels there are.
+
+    Returns:
+        `order` with order[k] the predicted index that means gold label k; the identity wins a tie.
+    """
+    return best_assignment(confusion_matrix(labels, predictions, labels=np.arange(num_labels)).astype(float))
+
+
+def best_assignment(fits: np.ndarray) -> list[int]:
+    """Assign each row of `(labels, labels)` the column that fits best over all; the identity wins a tie."""
+    rows, columns = linear_sum_assignment(fits + 1e-6 * np.eye(len(fits)), maximize=True)
+    return [int(column) for _, column in sorted(zip(rows, columns, strict=True))]
+
+
+def swapped_classes(
+    predictions: np.ndarray, labels: np.ndarray, order: Sequence[int], best: Sequence[int]
+) -> list[list[int]]:
+    """Find the classes that a teacher surely has in each other's places, however right it is on the others.
+
+    Args:
+        predictions: predicted indices, `(rows,)`.
+        labels: gold labels, `(rows,)`.
+        order: index of each label in the teacher's output.
+        best: the order that fits the gold labels best.
+
+    Returns:
+        Groups of gold labels that change places between the two orders. Every class of a group is right more often in
+        the best order, and the group by a sign test at the level 0.01 / classes.
+    """
+    groups = []
+    for group in cycles_between(order, best):
+        own, other = (predictions == np.asarray(each)[labels] for each in (order, best))
+        wins = [(int(other[labels == label].sum()), int(own[labels == label].sum())) for label in group]
+        more, fewer = np.sum(wins, axis=0)
+        if all(won > lost for won, lost in wins):
+            chance = binomtest(int(more), int(more + fewer), alternative="greater").pvalue
+            groups += [group] if chance < 0.01 / len(order) else []
+    return groups
+
+
+def cycles_between(order: Sequence[int], other: Sequence[int]) -> list[list[int]]:
+    """Split the labels that have another index in the other order into the smallest groups that change places."""
+    label_at = {index: label for label, index in enumerate(order)}
+    cycles, seen = [], set()
+    for label in range(len(order)):
+        cycle = []
+        while label not in seen:
+            seen.add(label)
+            cycle.append(label)
+            label = label_at[other[label]]
+        cycles += [cycle] if len(cycle) > 1 else []
+    return cycles
+
+
+def correlations(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correlate each gold label, or score, with each logit.
+
+    Args:
+        logits: `(rows, labels)`.
+        labels: zeros and ones, or scores, `(rows, labels)`.
+
+    Returns:
+        The Pearson correlations `(gold labels, logits)`, 0 where one side is constant; and which gold labels are not
+        constant, `(labels,)`.
+    """
+    table, usable = np.zeros((logits.shape[1],) * 2), np.ptp(labels, axis=0) > 0
+    if usable.any() and (np.ptp(logits, axis=0) > 0).all():
+        table[usable] = np.corrcoef(labels[:, usable].T, logits.T)[: usable.sum(), usable.sum() :]
+    return table, usable
+
+
+def swapped_labels(table: np.ndarray, rows: int, order: Sequence[int], best: Sequence[int]) -> list[list[int]]:
+    """Find the labels of several a row that a model surely has in each other's places; see `swapped_classes`.
+
+    Args:
+        table: by `correlations`.
+        rows: that it was computed on.
+        order: index of each label in the model's output.
+        best: the order that fits the gold labels best.
+
+    Returns:
+        Groups of labels, each of which correlates better in the best order, and on average by three standard errors
+        of a difference.
+    """
+    groups = []
+    for group in cycles_between(order, best):
+        gain = [table[label, best[label]] - table[label, order[label]] for label in group]
+        groups += [group] if min(gain) > 0 and np.mean(gain) > 3 * np.sqrt(2 / rows) else []
+    return groups
+
+
+def describe_swapped(
+    groups: Sequence[Sequence[int]],
+    order: Sequence[int],
+    best: Sequence[int],
+    names: Mapping[int, str] | Sequence[str],
+    rows: int,
+) -> str | None:
+    """Say which classes a model has in each other's places; None where there are none."""
+    if not groups:
+        return None
+    listed = "; ".join(", ".join(repr(names[label]) for label in group) for group in groups)
+    fitting = {names[label]: best[label] for group in groups for label in group}
+    found = {names[label]: order[label] for group in groups for label in group}
+    return (
+        f"has classes in each other's places on {rows} gold labels ({listed}): its id2label, or the order of the "
+        f"data's labels, says {found}, and {fitting} fits"
+    )
+
+
+def wrong_order(
+    logits: np.ndarray, labels: np.ndarray, names: Mapping[int, str] | Sequence[str], problem_type: str
+) -> str | None:
+    """Say which labels gold ones surely find in each other's places; None where there are none, or too few rows.
+
+    Args:
+        logits: `(rows, labels)`, in the order of the gold labels.
+        labels: gold labels as the task has them, all rows labelled.
+        names: of the labels by id.
+        problem_type: the task.
+    """
+    rows, own = len(logits), list(range(logits.shape[1]))
+    if rows < _FEWEST_ROWS or problem_type == REGRESSION:
+        return None
+    if problem_type == MULTI_LABEL:
+        table, _ = correlations(logits, labels)
+        best = best_assignment(table)
+        return describe_swapped(swapped_labels(table, rows, own, best), own, best, names, rows)
+    predictions = logits.argmax(axis=1)
+    best = best_order(predictions, labels, len(own))
+    return describe_swapped(swapped_classes(predictions, labels, own, best), own, best, names, rows)
