@@ -155,7 +155,7 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     )
 
 
-def _evaluated(data: DataRecord) -> DataRecord:
+def evaluated_data(data: DataRecord) -> DataRecord:
     """Return what was measured on: of several files the one that held the measured split."""
     source = data.evaluated_source or data.name
     evaluated = DataRecord(name=source, title=data.title, split=data.split)
@@ -163,7 +163,7 @@ def _evaluated(data: DataRecord) -> DataRecord:
 
 
 def _eval_results(student: Candidate, data: DataRecord) -> list[EvalResult]:
-    data = _evaluated(data)
+    data = evaluated_data(data)
     name = str(data.name or "unnamed data")
     like_an_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePosixPath(name).stem).strip("-.") or "local-data"
     named = {"dataset_config": data.config, "dataset_split": data.split, "dataset_revision": data.revision}
@@ -195,7 +195,7 @@ def _introduction(report: EvaluationReport, model_name: str) -> str:
 
 
 def _results(report: EvaluationReport) -> str:
-    task, data = report.task, _evaluated(report.run.data)
+    task, data = report.task, evaluated_data(report.run.data)
     rows = f"{task.rows:,} rows" if task.rows else "An unrecorded number of rows"
     where = f" of the split {escape_markdown(data.split)}" if data.split else ""
     source = f" of {_named(data)}" if data.name else ""

@@ -20,6 +20,7 @@ from transformers import CONFIG_NAME
 from nlpkd.evaluation.html_report import PAGE_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 from nlpkd.hub.client import NOT_THE_HUB, HubTimeoutError, limit_hub_requests
+from nlpkd.hub.eval_results import write_eval_results
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
@@ -81,8 +82,9 @@ def push_student(
     """Push a saved student to the Hub: weights, ONNX files, tokenizer, card and report, and no other file.
 
     The card is written when it is missing, and again for `repo_id` as long as nobody edited it. Paths of this machine
-    are taken out of the report's copy, and `report.html` is written anew from it, without examples. Server errors and
-    dropped connections are retried; an unchanged student makes no commit.
+    are taken out of the report's copy, and `report.html` is written anew from it, without examples. Where the student
+    was measured on a benchmark of the Hub, `.eval_results/` has its figure. Server errors and dropped connections are
+    retried; an unchanged student makes no commit.
 
     Args:
         directory: Where `save_student` (or a run) left the student.
@@ -113,8 +115,8 @@ def push_student(
             if (card := _new_card(directory, repo_id)) is not None:
                 write_atomic(directory / CARD_NAME, card.encode())
             with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
-                _stage(directory, Path(staging))
-                return _upload(api, Path(staging), repo_id, private, revision, commit_message, create_pr)
+                report = _stage(directory, Path(staging))
+                return _upload(api, Path(staging), report, repo_id, private, revision, commit_message, create_pr)
         except (HTTPError, OSError, _NotSentError) as error:
             secret = token or get_token()
             reason = without_tokens(_why(error, repo_id, api))
@@ -146,7 +148,9 @@ def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
     _check_student(directory)
     with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as folder:
         staging = Path(folder)
-        _stage(directory, staging)
+        report = _stage(directory, staging)
+        if report is not None:
+            write_eval_results(report, staging, repo_id)
         if (card := _new_card(directory, repo_id)) is not None:
             (staging / CARD_NAME).write_bytes(card.encode())
         files = sorted(path for path in staging.rglob("*") if path.is_file())
@@ -162,12 +166,21 @@ def _command(directory: Path, repo_id: str, private: bool | None, revision: str 
 
 
 def _upload(
-    api: HfApi, folder: Path, repo_id: str, private: bool | None, revision: str | None, message: str, create_pr: bool
+    api: HfApi,
+    folder: Path,
+    report: EvaluationReport | None,
+    repo_id: str,
+    private: bool | None,
+    revision: str | None,
+    message: str,
+    create_pr: bool,
 ) -> str:
     url = _with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     _check_visibility(api, url, private)
     if revision is not None and not revision.startswith("refs/pr/"):
         _with_retries(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True))
+    if report is not None:
+        write_eval_results(report, folder, url.repo_id, api.token if isinstance(api.token, str) else None)
     # A lost answer would open a second pull request, while a second commit of the same files is none.
     tries = 1 if create_pr else len(_BACKOFF_S) + 1
     commit = _with_retries(
@@ -257,8 +270,12 @@ def _new_card(directory: Path, repo_id: str) -> str | None:
     return None
 
 
-def _stage(directory: Path, staging: Path) -> None:
-    """Gather what may be published: report and config without paths of this machine, the page without its examples."""
+def _stage(directory: Path, staging: Path) -> EvaluationReport | None:
+    """Gather what may be published: report and config without paths of this machine, the page without its examples.
+
+    Returns:
+        The published report, None where there is none.
+    """
     # Copies, which nobody replaces by links while they are sent.
     for name in _publishable(directory):
         (staging / name).parent.mkdir(exist_ok=True)
@@ -276,6 +293,7 @@ def _stage(directory: Path, staging: Path) -> None:
             save_report(public, staging, card=False, logs=directory)
         elif public is not None:
             public.save(staging)
+    return public
 
 
 def _check_visibility(api: HfApi, url: RepoUrl, private: bool | None) -> None:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from yaml import YAMLError
 
 from nlpkd.evaluation.records import METRIC_NAMES, Candidate, Comparison, Interval, format_number
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import one_line
+from nlpkd.hub.eval_results import RESULTS_FILES, RESULTS_FOLDER
 from nlpkd.hub.model_card import CARD_METRICS
 from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.utils.files import explain_damage
+from nlpkd.utils.yaml_files import read_yaml
 
 TOLERANCE = 0.005
 """How far a metric may lie from its claim on the same rows: other kernels and precisions move single rows."""
@@ -205,10 +207,29 @@ def card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: P
             continue
         with explain_damage(card, f"the value of {one_line(result.metric_type)} in its metadata is no number"):
             value = float(result.metric_value)
-        # A card states no interval.
-        judged = _metric(title, Interval(value, math.nan, math.nan), found, rows)
-        claims.append(replace(judged, claimed=format_number(value)))
+        claims.append(_bare_value(title, value, found, rows))
     return claims
+
+
+def leaderboard_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: Path) -> list[Claim]:
+    """Judge the figures for leaderboards of the Hub that nlpkd wrote: those whose notes name the headline metric."""
+    headline, claims = claimed.task.headline, []
+    for path in sorted(folder.glob(RESULTS_FILES)):
+        title = f"{RESULTS_FOLDER}/{one_line(path.name)}"
+        with explain_damage(path, "its figures can't be checked"):
+            entries = parse_eval_result_entries(read_yaml(path))
+            values = [float(entry.value) for entry in entries if entry.notes == METRIC_NAMES[headline]]
+        found, rows = (
+            measured.candidates["student"].quality.get(headline),
+            (claimed.task.rows, measured.task.rows or 0),
+        )
+        claims += [_bare_value(title, value, found, rows) for value in values]
+    return claims
+
+
+def _bare_value(title: str, value: float, found: Interval | None, rows: tuple[int | None, int]) -> Claim:
+    """Judge a value that was stated without an interval."""
+    return replace(_metric(title, Interval(value, math.nan, math.nan), found, rows), claimed=format_number(value))
 
 
 def _spelling(name: Any) -> str:

@@ -17,10 +17,19 @@ from nlpkd.evaluation.records import METRIC_NAMES
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.hub.client import limit_hub_requests
+from nlpkd.hub.eval_results import RESULTS_FILES
 from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
 from nlpkd.models.loading import load_config, split_revision
-from nlpkd.pipeline.claims import NOT_AGAIN, Claim, card_claims, report_claims, rows_claim, weights_claim
+from nlpkd.pipeline.claims import (
+    NOT_AGAIN,
+    Claim,
+    card_claims,
+    leaderboard_claims,
+    report_claims,
+    rows_claim,
+    weights_claim,
+)
 from nlpkd.pipeline.evaluate import evaluate
 
 
@@ -108,7 +117,7 @@ def verify(
     name, commit = split_revision(str(model)) if revision is None else (str(model), revision)
     folder = Path(name)
     if not folder.is_dir():
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=PUSH_ALLOW_PATTERNS))
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=[*PUSH_ALLOW_PATTERNS, RESULTS_FILES]))
         name = f"{name} at {folder.name}"
     if not (folder / JSON_NAME).is_file():
         raise ValueError(f"{name} has no {JSON_NAME}, so it claims nothing that can be measured again")
@@ -142,6 +151,7 @@ def verify(
         rows_claim(claimed.task.rows, measured.task.rows, same_data=data is None),
         *report_claims(claimed, measured, missing),
         *card_claims(claimed, measured, folder),
+        *leaderboard_claims(claimed, measured, folder),
     ]
     return Verification(name, claims, (METRIC_NAMES[headline],))
 

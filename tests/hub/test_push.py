@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_environment, hub_fixture  # noqa: F401
-from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from huggingface_hub.utils import filter_repo_objects
 from processes import run as run_program
 from safetensors.torch import load_file
@@ -183,6 +184,52 @@ def test_pushed_student_loads_by_id_bit_equal_and_data_loads_by_id(
     snapshot = Path(found["snapshot"])
     pulled = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
     assert pulled == PUBLISHED | {".gitattributes"}
+
+
+EVAL_RESULTS = """
+import dataclasses, sys
+from pathlib import Path
+from samples import tiny_report
+from nlpkd.hub.eval_results import write_eval_results
+report = tiny_report()
+for name in sys.argv[1:]:
+    name, _, config = name.partition(":")
+    data = dataclasses.replace(report.run.data, name=name, config=config or None)
+    run = dataclasses.replace(report.run, data=data)
+    print("WROTE", write_eval_results(dataclasses.replace(report, run=run), Path("."), "alice/student"))
+"""
+
+
+def test_the_figure_of_a_benchmark_of_the_hub_comes_along_and_no_other(
+    hub: HubServer, student: Path, tmp_path: Path
+) -> None:
+    def benchmark(name: str, *tasks: dict[str, str]) -> None:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "eval.yaml").write_text(yaml.safe_dump({"name": name, "tasks": list(tasks)}))
+        hub.add_repo(name, folder, "dataset")
+
+    test = {"id": "reviews_test", "config": "default", "split": "test"}
+    benchmark("alice/reviews", test | {"id": "reviews_dev", "split": "dev"}, test)
+    benchmark("alice/twice", test, test | {"id": "again"})
+    benchmark("alice/film", {"id": "film", "config": "film", "split": "test"})
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/eval.yaml").write_text("a: [")
+    hub.add_repo("alice/broken", tmp_path / "broken", "dataset")
+    hub.add_repo("alice/plain", student, "dataset")
+
+    (line,) = push(hub, tmp_path / "home", {"directory": student, "repo_id": "student"})
+    assert line.startswith("URL "), line
+    files = hub.files("alice/student")
+    assert set(files) == PUBLISHED | {".gitattributes", ".eval_results/reviews.yaml"}
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/reviews.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("alice/reviews", "reviews_test", 0.8)
+    assert (entry.source_url, entry.notes) == (f"{hub.url}/alice/student", "accuracy")
+
+    names = ["alice/film:film", "alice/film", "alice/twice", "alice/broken", "alice/plain", "alice/nowhere", "./a.csv"]
+    out = python(hub, tmp_path / "home", EVAL_RESULTS, *names, token=WRITE_TOKEN)
+    wrote = [line.partition(" ")[2] for line in out.splitlines() if line.startswith("WROTE")]
+    assert wrote == [".eval_results/film.yaml", *["None"] * 6]
 
 
 def test_faults_are_retried_and_leave_one_commit(hub: HubServer, student: Path, tmp_path: Path) -> None:

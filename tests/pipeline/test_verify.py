@@ -96,6 +96,21 @@ def test_a_card_that_says_more_than_its_report_is_found(student, rows):
     assert wrong(student, rows / "test.jsonl") == ["card: accuracy"]
 
 
+def test_a_leaderboard_s_figure_that_says_more_is_found_and_one_of_another_metric_is_not_judged(student, rows):
+    accuracy = EvaluationReport.load(student).candidates["student"].quality["accuracy"].value
+    (student / ".eval_results").mkdir()
+    about = {"dataset": {"id": "alice/reviews", "task_id": "test"}}
+    entries = [about | {"value": accuracy, "notes": "accuracy"}, about | {"value": 7, "notes": "tools"}]
+    (student / ".eval_results/reviews.yaml").write_text(yaml.safe_dump(entries))
+    assert wrong(student, rows / "test.jsonl") == []
+    entries[0]["value"] = accuracy + 0.1
+    (student / ".eval_results/reviews.yaml").write_text(yaml.safe_dump(entries))
+    assert wrong(student, rows / "test.jsonl") == [".eval_results/reviews.yaml"]
+    (student / ".eval_results/reviews.yaml").write_text("- a")
+    with pytest.raises(ValueError, match="its figures can't be checked"):
+        verify(student, str(rows / "test.jsonl"), **QUICK)
+
+
 def test_other_weights_are_found(student, rows):
     tiny_bert(layers=1, initializer_range=0.5, seed=9, id2label={0: "neg", 1: "pos"}).save_pretrained(student)
     assert {"parameters", "ECE"} <= set(wrong(student, rows / "test.jsonl"))
