@@ -136,8 +136,8 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     results = _eval_results(report.candidates["student"], run.data)
     optional: dict[str, Any] = {"license": run.license, "language": run.language}
     optional = {key: value for key, value in optional.items() if value}
-    # What the weights come from: what somebody said, the teacher, or the checkpoint the student began as.
-    start = run.student.name if run.student.checkpoint else None
+    # What the weights come from: what somebody said, the teacher, or what it or the student began as.
+    start = run.student.name if run.student.checkpoint else str(run.student.extra.get("backbone") or "")
     if base := run.base_model or hub_id(run.teacher.name) or hub_id(start):
         optional |= {"base_model": base, "base_model_relation": "finetune"}
     if not run.data.pairs:

@@ -22,6 +22,7 @@ from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids
+from nlpkd.hub.model_card import hub_id
 from nlpkd.labelling.rows import LABELS_NAME, label_splits
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
@@ -31,7 +32,7 @@ from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.roles import Teachers, baselines_asked_for, is_pretrained
-from nlpkd.students.backbone import known_backbone, record_backbone
+from nlpkd.students.backbone import find_backbone, known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import kind_of
@@ -142,6 +143,7 @@ def prepare_job(
     described = learner.describe() | {"checkpoint": not inherits}
     if start != "teacher":
         described["start"] = start
+    described |= _backbone_on_the_hub(models if inherits else [], backbone)
     job = Job(
         teacher=as_one_teacher(models, args.ensemble_weights, args.ensemble_average) if models else None,
         teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
@@ -167,6 +169,12 @@ def prepare_job(
         class_weights=weights,
     )
     return _with_trimmed_vocabulary(job, teachers, load, args.seed) if vocabulary == "trim" else job
+
+
+def _backbone_on_the_hub(teachers: Sequence[PreTrainedModel], given: str | Path | None) -> dict[str, str]:
+    """Return what a card names where teacher and student are folders: what the first teacher was fine-tuned from."""
+    known = find_backbone(teachers[0].config, given) if teachers else None
+    return {"backbone": known.name} if known is not None and hub_id(known.name) else {}
 
 
 def prepare_teacher(

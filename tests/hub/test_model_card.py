@@ -114,7 +114,7 @@ def test_a_model_of_pairs_is_asked_for_pairs_and_gets_no_widget_of_single_texts(
     assert 'classifier({"text": "Write' in (tmp_path / "README.md").read_text()
 
 
-def test_the_base_model_is_the_teacher_or_else_the_checkpoint_that_the_student_began_as(tmp_path: Path) -> None:
+def test_the_base_model_is_the_teacher_or_else_what_the_student_or_its_teacher_began_as(tmp_path: Path) -> None:
     checkpoint = {"name": "org/small", "checkpoint": True}
     local = {"name": "./my-teacher"}
     cases: list[tuple[dict[str, Any], str | None]] = [
@@ -122,6 +122,9 @@ def test_the_base_model_is_the_teacher_or_else_the_checkpoint_that_the_student_b
         ({"teacher": local, "student": checkpoint}, "org/small"),
         ({"teacher": local, "student": {"name": "bilstm", "checkpoint": False}}, None),
         ({"teacher": local, "student": {"name": "./small", "checkpoint": True}}, None),
+        ({"teacher": local, "student": {"name": "layers:3", "checkpoint": False, "backbone": "org/base"}}, "org/base"),
+        ({"student": {"name": "layers:3", "checkpoint": False, "backbone": "org/base"}}, "org/teacher"),
+        ({"teacher": local, "student": {"name": "layers:3", "backbone": {"name": "org/base"}}}, None),
         ({"base_model": "org/said"}, "org/said"),
     ]
     for run, expected in cases:

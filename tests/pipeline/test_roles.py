@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 from samples import raw_rows, tiny_bert
 
-from nlpkd import distill, make_student, train_teacher
+from nlpkd import DistillationConfig, distill, make_student, train_teacher
 from nlpkd.models.loading import load_teacher
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.pipeline.prepare import prepare_job
 
 QUICK = {
     "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "use_cpu": True,
@@ -107,3 +108,13 @@ def test_an_unknown_backbone_leaves_out_no_teacher_aloud_and_refuses_it_by_name(
                        weights(backbone)["embeddings.word_embeddings.weight"])  # fmt: skip
     with pytest.raises(ValueError, match="baseline='both'"):
         run(teacher, tmp_path / "d", baseline="both", **job)
+
+
+@pytest.mark.parametrize(("name", "recorded"), [("org/base", "org/base"), ("/nowhere/base", None)])
+def test_a_backbone_of_the_hub_is_recorded_for_the_card_and_no_folder(name, recorded, taught, tokenizer, tmp_path):
+    teacher = load_teacher(taught)
+    teacher.config.nlpkd_backbone = {"name": name}
+    args = DistillationConfig(output_dir=str(tmp_path / "out"), **QUICK)
+    splits = (ROWS["train"], ROWS["validation"])
+    job = prepare_job(args, teacher, "layers:1", *splits, objectives="hinton", tokenizer=tokenizer)
+    assert job.origin["student"].get("backbone") == recorded
