@@ -114,7 +114,7 @@ def curves(values: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
             steps, numbers = zip(*points, strict=True)
             marker = "o" if len(points) < 10 else None
             axes.plot(steps, numbers, color=_colour(0), linewidth=1.6, marker=marker, markersize=4)
-            axes.set_title(_short(name, 40), fontsize=10)
+            axes.set_title(_short(name, 40), fontsize=10, y=1.0)
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             told = f"{name} over {len(points)} logged steps, from {numbers[0]:.4g} to {numbers[-1]:.4g}"
@@ -151,7 +151,7 @@ def confusion(name: str, number: int, matrix: Sequence[Sequence[int]], labels: S
         axes.set_xticks(places, shown, rotation=0 if classes <= 3 else 60, ha="center" if classes <= 3 else "right")
         axes.set_yticks(places, shown)
         axes.set(xlim=(0, classes), ylim=(classes, 0), aspect="equal", xlabel="predicted", ylabel="gold")
-        axes.set_title(_short(name, 40), fontsize=10)
+        axes.set_title(_short(name, 40), fontsize=10, y=1.0)
         right = sum(row[place] for place, row in enumerate(matrix))
         return _svg(axes, f"confusion matrix of {name}: {right} of {sum(map(sum, matrix))} rows on the diagonal")
 
@@ -176,7 +176,7 @@ def reliability(name: str, number: int, bins: Sequence[ReliabilityBin]) -> str:
         axes.scatter(confidence, accuracy, s=sizes, color=_colour(number), zorder=3)
         axes.set(xlim=(min(0.45, min(confidence) - 0.05), 1.03), ylim=(-0.03, 1.05))
         axes.set(xlabel="confidence", ylabel="accuracy")
-        axes.set_title(_short(name, 40), fontsize=10)
+        axes.set_title(_short(name, 40), fontsize=10, y=1.0)
         return _svg(axes, f"reliability diagram of {name}, {len(bins)} bins")
 
 
