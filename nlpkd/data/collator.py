@@ -102,8 +102,11 @@ class DistillationCollator:
         rows = [
             {column: row[prefix + column] for column in TOKEN_COLUMNS if prefix + column in row} for row in features
         ]
-        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=self.pad_to_multiple_of)
-        return {prefix + column: values for column, values in collate(rows).items()}
+        # Lists: on its way to tensors transformers goes through every token in Python.
+        collate: Any = DataCollatorWithPadding(
+            tokenizer, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors=None
+        )
+        return {prefix + column: torch.as_tensor(values, dtype=torch.long) for column, values in collate(rows).items()}
 
 
 def _stacked(column: str, values: Sequence[Any]) -> torch.Tensor:

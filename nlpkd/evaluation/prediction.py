@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.data.rows import list_lengths
@@ -166,8 +167,9 @@ def predict_logits(
         )
     rows = dataset.with_format(None).select_columns(list(columns)).rename_columns(columns)
     order = np.argsort(-list_lengths(rows, "input_ids"), kind="stable")
-    padded: Any = DataCollatorWithPadding(tokenizer)
-    loader = DataLoader(rows, batch_size=batch_size, sampler=order.tolist(), collate_fn=padded)
+    loader = DataLoader(
+        rows, batch_size=batch_size, sampler=order.tolist(), collate_fn=DistillationCollator(tokenizer)
+    )
     device, _ = placement(model)
     logits = np.empty((0, 0), dtype=np.float32)
     with evaluating(model):
