@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -197,7 +198,8 @@ def teacher_answers(dataset: datasets.Dataset) -> dict[str, np.ndarray]:
     """Read the logits that the rows have of an absent teacher, one entry a text."""
     if TEACHER_LOGITS not in dataset.column_names:
         return {}
-    logits = np.asarray(dataset.with_format(None)[TEACHER_LOGITS][:], dtype=np.float32)
+    values = pc.list_flatten(dataset.select_columns(TEACHER_LOGITS).with_format("arrow")[:][TEACHER_LOGITS])
+    logits = values.to_numpy().reshape(len(dataset), -1).astype(np.float32)
     return {
         "teacher": logits if DOCUMENT not in dataset.column_names else one_row_a_document(logits, dataset[DOCUMENT][:])
     }
