@@ -103,9 +103,8 @@ class DistillationCollator:
             {column: row[prefix + column] for column in TOKEN_COLUMNS if prefix + column in row} for row in features
         ]
         # Lists: on its way to tensors transformers goes through every token in Python.
-        collate: Any = DataCollatorWithPadding(
-            tokenizer, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors=None
-        )
+        in_lists: Any = {"pad_to_multiple_of": self.pad_to_multiple_of, "return_tensors": None}
+        collate = DataCollatorWithPadding(tokenizer, **in_lists)
         return {prefix + column: torch.as_tensor(values, dtype=torch.long) for column, values in collate(rows).items()}
 
 
