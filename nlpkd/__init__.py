@@ -46,7 +46,7 @@ _HOMES = {
     "read_decisions": "nlpkd.labelling.logs",
     "read_splits": "nlpkd.data.sources",
     "save_report": "nlpkd.hub.saving",
-    "small_student": "nlpkd.models.small_models",
+    "small_student": "nlpkd.students.small",
     "StaticConfig": "nlpkd.models.small_models",
     "StaticForSequenceClassification": "nlpkd.models.small_models",
     "TextClassifier": "nlpkd.serving.classifier",

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
+from nlpkd.models.small_models import StaticForSequenceClassification
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -99,9 +100,11 @@ def trim_embeddings(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedMod
         The copy, its config's `vocab_size` and ids of special tokens renumbered.
 
     Raises:
-        ValueError: if the embedding table is not the model's alone.
+        ValueError: if the embedding table is not the model's alone, or pairs of tokens are hashed by their ids.
     """
     _table(model)
+    if isinstance(model, StaticForSequenceClassification) and model.pairs is not None and model.pairs.weight.any():
+        raise ValueError("the vectors of pairs are found by the tokens' ids, which a trim renumbers: trim, then train")
     smaller = copy.deepcopy(model)
     table = _table(smaller)
     place = {old: new for new, old in enumerate(ids)}

@@ -6,9 +6,7 @@ Importing this module registers their model types, `nlpkd_bilstm`, `nlpkd_textcn
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-
-from nlpkd.models.structure import sort_drawn_head
 
 PROJECTED_WIDTH = 300
 """What a wider embedding table of a teacher is projected to: the width of the embeddings in both papers."""
@@ -79,11 +75,13 @@ class StaticConfig(SmallConfig):
 
     Args:
         intermediate_size: width of the fully connected layer.
+        num_pairs: rows of a second table, of pairs of neighbouring tokens; 0 for no such table.
     """
 
     model_type = "nlpkd_static"
 
     intermediate_size: int = 256
+    num_pairs: int = 0
     embedding_dropout: float = 0.1
 
 
@@ -111,12 +109,13 @@ class SmallModel(PreTrainedModel):
         self.classifier = nn.Linear(width, config.num_labels)
 
     @abstractmethod
-    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, states: Tensor, lengths: Tensor, ids: Tensor | None) -> Tensor:
         """Turn a text into one vector.
 
         Args:
             states: its embedded tokens from position 0 on, zeros behind them, `(batch, seq, embedding)`.
             lengths: how many tokens it has, `(batch,)`; 0 reads one zero.
+            ids: the tokens, `(batch, seq)`; None where their embeddings were given.
 
         Returns:
             `(batch, width)`.
@@ -156,7 +155,8 @@ class SmallModel(PreTrainedModel):
         else:
             real = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
         states, lengths = _from_the_left(self.embedding_dropout(self.projection(embedded)), real)
-        logits = self.classifier(self.classifier_dropout(self.encode(states, lengths)))
+        ids = None if input_ids is None else _from_the_left(input_ids[..., None], real)[0].squeeze(-1)
+        logits = self.classifier(self.classifier_dropout(self.encode(states, lengths, ids)))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -200,7 +200,7 @@ class BiLSTMForSequenceClassification(SmallModel):
         self.intermediate = nn.Linear(2 * config.hidden_size, config.intermediate_size)
         self.post_init()
 
-    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, states: Tensor, lengths: Tensor, ids: Tensor | None) -> Tensor:
         """Read the text in both directions; see `SmallModel.encode`."""
         place = torch.arange(states.shape[1], device=states.device)
         last = (lengths - 1).clamp(min=0)[:, None]  # (batch, 1)
@@ -232,7 +232,7 @@ class TextCNNForSequenceClassification(SmallModel):
         self.filters = nn.ModuleList(nn.Conv1d(width, config.num_filters, size) for size in config.filter_widths)
         self.post_init()
 
-    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, states: Tensor, lengths: Tensor, ids: Tensor | None) -> Tensor:
         """Take each filter's maximum over the text; see `SmallModel.encode`."""
         features = []
         for size, filters in zip(self.config.filter_widths, self.filters, strict=True):
@@ -251,6 +251,11 @@ class StaticForSequenceClassification(SmallModel):
     at the start, where all tokens count alike. model2vec weighs tokens by their frequency instead and does not train
     them (Tulkens and van Dongen 2024, https://github.com/MinishLab/model2vec).
 
+    With `num_pairs`, tokens a and b side by side have a vector too, row (1000003 a + b) mod num_pairs of a second
+    table, which is in the mean like a token: the bigrams of fastText (Joulin et al. 2017, "Bag of Tricks for Efficient
+    Text Classification", arXiv:1607.01759, section 2.2), of ids in place of words. Pairs that fall on one row share
+    it. All rows are 0 at the start.
+
     Args:
         config: the settings.
     """
@@ -259,26 +264,35 @@ class StaticForSequenceClassification(SmallModel):
 
     def __init__(self, config: StaticConfig):
         super().__init__(config, config.intermediate_size)
+        if config.num_pairs < 0:
+            raise ValueError(f"num_pairs={config.num_pairs} must be a number of rows, or 0 for no pairs")
         width = config.projection_size or config.embedding_size
+        self.pairs = nn.Embedding(config.num_pairs, width) if config.num_pairs else None
         self.importance = nn.Linear(width, 1, bias=False)
         # Tables differ in scale by a hundred times, and a mean is smaller yet.
         self.norm = nn.LayerNorm(width)
         self.intermediate = nn.Linear(width, config.intermediate_size)
         self.post_init()
 
-    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, states: Tensor, lengths: Tensor, ids: Tensor | None) -> Tensor:
         """Average the tokens; see `SmallModel.encode`."""
         place = torch.arange(states.shape[1], device=states.device)
-        scores = self.importance(states).squeeze(-1)  # (batch, seq)
         # Of a text without tokens every place is read, and all are zeros.
-        absent = (place >= lengths[:, None]) & (lengths > 0)[:, None]
+        absent = (place >= lengths[:, None]) & (lengths > 0)[:, None]  # (batch, seq)
+        if self.pairs is not None:
+            if ids is None:
+                raise ValueError("inputs_embeds does not say which tokens stand side by side: give input_ids")
+            rows = (ids[:, :-1] * 1_000_003 + ids[:, 1:]) % self.config.num_pairs
+            states = torch.cat([states, self.embedding_dropout(self.pairs(rows)).to(states.dtype)], dim=1)
+            absent = torch.cat([absent, place[1:] >= lengths[:, None]], dim=1)  # (batch, 2 * seq - 1)
+        scores = self.importance(states).squeeze(-1)
         weights = scores.masked_fill(absent, torch.finfo(scores.dtype).min).softmax(dim=-1)
         mean = (weights[:, None] @ states).squeeze(1)  # (batch, width)
         return F.relu(self.intermediate(self.norm(mean)))
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self.importance:
+        if module is self.importance or module is self.pairs:
             nn.init.zeros_(module.weight)
 
 
@@ -306,87 +320,3 @@ SMALL_STUDENTS: dict[str, tuple[type[SmallConfig], type[Any]]] = {
 for _config, _model in SMALL_STUDENTS.values():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForSequenceClassification.register(_config, _model)
-
-
-def small_student(
-    kind: str,
-    teacher: PreTrainedModel | None = None,
-    *,
-    id2label: Mapping[int, str] | None = None,
-    vocab_size: int | None = None,
-    pad_token_id: int | None = None,
-    embeddings: str | None = None,
-    seed: int = 42,
-    **shape: Any,
-) -> PreTrainedModel:
-    """Make a small student that reads what its teacher reads.
-
-    Args:
-        kind: `"bilstm"`, `"textcnn"` or `"static"`.
-        teacher: where labels, task, vocabulary, padding token and embeddings come from.
-        id2label: label names; the teacher's if None.
-        vocab_size: size of the vocabulary; the teacher's if None.
-        pad_token_id: the padding token; the teacher's if None.
-        embeddings: `"teacher"` starts from a copy of the teacher's table, trained on, and projects a table wider than
-            300 to 300, which keeps the parameters beside it under a million for teachers up to 1024 wide; `"random"`.
-            The teacher's if None, where there is a teacher.
-        seed: of what is initialised at random.
-        **shape: further settings of `BiLSTMConfig`, `TextCNNConfig` or `StaticConfig`, such as `hidden_size=300`.
-
-    Returns:
-        A float32 model in train mode that shares no memory with the teacher.
-
-    Raises:
-        ValueError: if there is no such kind or setting, or nothing says what labels or vocabulary are.
-    """
-    if kind not in SMALL_STUDENTS:
-        raise ValueError(f"there is no small student {kind!r}: choose one of {sorted(SMALL_STUDENTS)}")
-    config_class, model_class = SMALL_STUDENTS[kind]
-    if unknown := sorted(shape.keys() - {setting.name for setting in dataclasses.fields(config_class)}):
-        raise ValueError(f"{', '.join(unknown)}: no setting of {config_class.__name__}")
-    # Where labels, vocabulary and embeddings come from.
-    if teacher is None and (id2label is None or vocab_size is None):
-        raise ValueError(f"a {kind} without a teacher needs id2label and vocab_size: give both, or the teacher")
-    if embeddings is None:
-        embeddings = "random" if teacher is None else "teacher"
-    if embeddings not in ("teacher", "random") or (embeddings == "teacher" and teacher is None):
-        raise ValueError(f"embeddings must be 'teacher', which needs one, or 'random', got {embeddings!r}")
-    given = {"id2label": id2label, "vocab_size": vocab_size, "pad_token_id": pad_token_id}
-    shape |= {name: value for name, value in given.items() if value is not None}
-    if teacher is not None:
-        shape = _of_teacher(teacher, embeddings) | shape
-    shape["id2label"] = {int(k): str(name) for k, name in shape["id2label"].items()}
-    config = config_class(**shape, label2id={name: k for k, name in shape["id2label"].items()})
-    # The model, and the teacher's table in it.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        student = model_class(config).float()
-    sort_drawn_head(student)
-    if teacher is not None and embeddings == "teacher":
-        ours, theirs = _table(student), _table(teacher)
-        if ours.shape != theirs.shape:
-            raise ValueError(
-                f"the teacher's embedding table is {tuple(theirs.shape)}, and {tuple(ours.shape)} is asked for: leave "
-                "vocab_size and embedding_size out, or pass embeddings='random'"
-            )
-        with torch.no_grad():
-            ours.copy_(theirs)
-    return student.to("cpu" if teacher is None else teacher.device).train()
-
-
-def _of_teacher(teacher: PreTrainedModel, embeddings: str) -> dict[str, Any]:
-    """Return the settings that a student takes over from its teacher."""
-    rows, width = _table(teacher).shape
-    settings = {
-        "id2label": teacher.config.id2label,
-        "problem_type": teacher.config.problem_type,
-        "vocab_size": rows,
-        "pad_token_id": teacher.config.pad_token_id,
-    }
-    if embeddings == "teacher":
-        settings |= {"embedding_size": width, "projection_size": PROJECTED_WIDTH if width > PROJECTED_WIDTH else None}
-    return settings
-
-
-def _table(model: PreTrainedModel) -> Any:
-    return model.get_input_embeddings().weight

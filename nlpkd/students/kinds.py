@@ -14,10 +14,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.layers import choose_layers
-from nlpkd.models.small_models import SMALL_STUDENTS, small_student
+from nlpkd.models.small_models import SMALL_STUDENTS
 from nlpkd.students.backbone import CONFIG_KEY, Backbone, load_pretrained
 from nlpkd.students.narrow import narrow_student
 from nlpkd.students.shapes import SHAPES
+from nlpkd.students.small import small_student
 from nlpkd.students.teacher_layers import copy_layers
 from nlpkd.students.width import share_of_width, width_student
 
@@ -89,6 +90,13 @@ def _student_of_width(
     return width_student(judge, share, rows, tokenizer, weights_of=source)
 
 
+def _small_student(
+    teacher: PreTrainedModel | None, name: str, *, fine_tuned: PreTrainedModel | None, rows: Any, **settings: Any
+) -> PreTrainedModel:
+    """Make a small model of the teacher's tokens, for which no rows are needed."""
+    return small_student(name, None if teacher is None else merge_adapter(teacher), **settings)
+
+
 def _plain_teacher(teacher: PreTrainedModel | None, layers: Any, widths: Mapping[str, Any]) -> PreTrainedModel:
     """Return the teacher with its adapter merged; refuse a missing one, and settings that are no widths."""
     if teacher is None:
@@ -130,9 +138,10 @@ KINDS = [
     StudentKind(
         SMALL_STUDENTS.__contains__,
         f"another kind of student ({', '.join(SMALL_STUDENTS)})",
-        lambda teacher, name, **settings: small_student(name, teacher, **settings),
+        _small_student,
         lambda teacher: SMALL_STUDENTS,
         has_layers=False,
+        reads_rows=True,
     ),
 ]
 """Every kind of student that is made of a teacher."""

@@ -67,7 +67,7 @@ def make_student(
             `narrow_student` makes of the teacher's weights. Or `"width:0.67"`: all layers of the teacher, with this
             share of the heads and feed-forward neurons of each, those that its loss on `rows` depends on most
             (`width_student`). Or `"bilstm"`, `"textcnn"` or `"static"`, which `small_student` starts
-            from the teacher's embedding table.
+            from the teacher's embedding table, or from what its encoder makes of each token.
         checkpoint: instead of layers, a local path or Hub id of any width and depth; its head is initialised at random
             where it has none that fits.
         max_latency_ms: instead of layers, the most that one forward pass (one text of 32 tokens) may take: the student
@@ -76,7 +76,8 @@ def make_student(
         max_size_mb: likewise, the most that its weights file may take.
         vocabulary: `"trim"` leaves the student the tokens of `texts` alone, and gives a tokenizer to match; see
             `nlpkd.compression.trim_vocabulary`.
-        tokenizer: with a vocabulary to trim, the tokenizer that the student would read with; with rows, theirs.
+        tokenizer: with a vocabulary to trim, the tokenizer that the student would read with; with rows, theirs; with
+            `"static"`, the teacher's, to make each token's vector with its encoder.
         texts: with a vocabulary to trim, what the student will read, such as the training texts.
         rows: with `"width:0.67"`, tokenised rows with labels to measure on, such as the training rows that
             `load_text_classification` makes; other students pass them over.
@@ -104,7 +105,8 @@ def make_student(
     options: dict[str, Any]
     limits: dict[str, Any] = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
     limited = max_latency_ms is not None or max_size_mb is not None
-    texts = _texts_to_keep(vocabulary, tokenizer, texts, rows is not None)
+    kind = kind_of(layers)
+    texts = _texts_to_keep(vocabulary, tokenizer, texts, rows is not None or (kind is not None and kind.reads_rows))
     _check_source(teacher, layers, checkpoint, limited, embedding_size, shape)
     check_start(start, backbone, teacher is not None and checkpoint is None)
     # Choose: the vocabulary will be trimmed, so the budget is of students with a trimmed one.
@@ -150,7 +152,7 @@ def check_start(start: str, backbone: str | Path | None, made_of_teacher: bool) 
 
 
 def _texts_to_keep(
-    vocabulary: str | None, tokenizer: PreTrainedTokenizerBase | None, texts: Iterable[str] | None, of_rows: bool
+    vocabulary: str | None, tokenizer: PreTrainedTokenizerBase | None, texts: Iterable[str] | None, other_use: bool
 ) -> list[str] | None:
     """Return the texts whose tokens a trimmed vocabulary keeps, as a list since a budget reads them too.
 
@@ -158,9 +160,9 @@ def _texts_to_keep(
         vocabulary: as `make_student` takes it.
         tokenizer: likewise.
         texts: likewise.
-        of_rows: whether the tokenizer is that of rows too.
+        other_use: whether the tokenizer is for something else too.
     """
-    if vocabulary is None and texts is None and (tokenizer is None or of_rows):
+    if vocabulary is None and texts is None and (tokenizer is None or other_use):
         return None
     if vocabulary != "trim" or tokenizer is None or texts is None or isinstance(texts, str):
         raise ValueError(

@@ -24,8 +24,8 @@ from transformers import (
 import nlpkd
 from nlpkd.compression import export_int8, export_onnx, quantize_dynamic
 from nlpkd.models.onnx_classifier import OnnxClassifier
-from nlpkd.models.small_models import small_student
 from nlpkd.pipeline.export import export_student
+from nlpkd.students.small import small_student
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

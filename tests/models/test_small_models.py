@@ -11,25 +11,33 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from nlpkd import DistillationTrainer, distill, make_student
+from nlpkd.compression.vocabulary import trim_embeddings
 from nlpkd.evaluation.evaluate import EvaluationReport
 from nlpkd.hub.model_card import build_model_card
-from nlpkd.models.small_models import SMALL_STUDENTS, small_student
+from nlpkd.models.small_models import SMALL_STUDENTS
 from nlpkd.objectives import PRESETS, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.students.small import small_student
 
 KINDS = sorted(SMALL_STUDENTS)
+PAIRS = "static with pairs"
 LENGTHS = [9, 1, 2, 4, 6]
 NAMES = {0: "neg", 1: "neutral", 2: "pos"}
 
 
 def small(kind: str, **settings):
-    return small_student(kind, tiny_bert(num_labels=3, initializer_range=0.5), **settings).eval()
+    """One for a tiny BERT; of pairs of tokens too, which start as zeros, with five vectors."""
+    settings |= {"num_pairs": 5} if kind == PAIRS else {}
+    model = small_student(kind.split()[0], tiny_bert(num_labels=3, initializer_range=0.5), **settings).eval()
+    if kind == PAIRS:
+        model.pairs.weight.data = torch.randn(model.pairs.weight.shape, generator=torch.Generator().manual_seed(0))
+    return model
 
 
 def several(kind: str):
     """One of several layers or unusual widths, with a projection, in float64."""
     shapes = {"bilstm": {"hidden_size": 7, "num_layers": 2}, "textcnn": {"filter_widths": (2, 5), "num_filters": 6}}
     model = small(kind, projection_size=11, **shapes.get(kind, {})).double()
-    if kind == "static":
+    if kind in ("static", PAIRS):
         # At the start all tokens count alike.
         model.importance.weight.data = torch.linspace(-1, 2, 11, dtype=torch.float64)[None]
     return model
@@ -89,7 +97,12 @@ def naive_textcnn(model, tokens: list[torch.Tensor], weights: dict[str, torch.Te
     return torch.tensor(found, dtype=torch.float64)
 
 
-def naive_static(model, tokens: list[torch.Tensor], weights: dict[str, torch.Tensor]) -> torch.Tensor:
+def naive_static(
+    model, tokens: list[torch.Tensor], weights: dict[str, torch.Tensor], ids: list[int]
+) -> torch.Tensor:  # fmt: skip
+    if model.config.num_pairs:
+        hashed = [(1_000_003 * ids[at] + ids[at + 1]) % model.config.num_pairs for at in range(len(ids) - 1)]
+        tokens = tokens + [weights["pairs.weight"][row] for row in hashed]
     counts = [float(torch.exp((weights["importance.weight"][0] * token).sum())) for token in tokens]
     mean = sum(count * token for count, token in zip(counts, tokens, strict=True)) / sum(counts)
     mean = (mean - mean.mean()) / (mean.var(unbiased=False) + 1e-5).sqrt() * weights["norm.weight"] + weights[
@@ -98,15 +111,16 @@ def naive_static(model, tokens: list[torch.Tensor], weights: dict[str, torch.Ten
     return (weights["intermediate.weight"] @ mean + weights["intermediate.bias"]).clamp(min=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, PAIRS])
 def test_logits_are_those_of_a_naive_loop_over_tokens(kind):
     model = several(kind)
-    naive = {"bilstm": naive_bilstm, "textcnn": naive_textcnn, "static": naive_static}[kind]
+    naive = {"bilstm": naive_bilstm, "textcnn": naive_textcnn}.get(kind)
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for text in texts():
         tokens = [weights["projection.weight"] @ weights["embeddings.weight"][token] + weights["projection.bias"]
                   for token in text]  # fmt: skip
-        expected = weights["classifier.weight"] @ naive(model, tokens, weights) + weights["classifier.bias"]
+        vector = naive(model, tokens, weights) if naive else naive_static(model, tokens, weights, text.tolist())
+        expected = weights["classifier.weight"] @ vector + weights["classifier.bias"]
         torch.testing.assert_close(model(text[None]).logits[0], expected, rtol=0, atol=1e-10)
 
 
@@ -114,7 +128,7 @@ def test_logits_are_those_of_a_naive_loop_over_tokens(kind):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, PAIRS])
 def test_padding_changes_nothing_wherever_it_stands_and_whatever_token_it_is(kind, side):
     """Every row alone is the reference, gradients included; of the shortest, filters overhang."""
     model, rows = several(kind), texts()
@@ -130,14 +144,14 @@ def test_padding_changes_nothing_wherever_it_stands_and_whatever_token_it_is(kin
         torch.testing.assert_close(ours.grad, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, PAIRS])
 def test_without_a_mask_the_padding_token_is_padding(kind):
     model, (ids, mask) = small(kind), padded(texts(), "right", width=12, token=0)
     assert torch.equal(model(ids).logits, model(ids, attention_mask=mask).logits)
     assert not torch.allclose(model(ids).logits, model(ids, attention_mask=torch.ones_like(ids)).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, PAIRS])
 def test_a_text_without_tokens_has_logits_that_do_not_depend_on_the_padding(kind):
     model, mask = small(kind), torch.zeros(1, 4, dtype=torch.long)
     logits = model(torch.full((1, 4), 3), attention_mask=mask).logits
@@ -145,7 +159,7 @@ def test_a_text_without_tokens_has_logits_that_do_not_depend_on_the_padding(kind
     torch.testing.assert_close(model(torch.full((1, 6), 9), attention_mask=torch.zeros(1, 6)).logits, logits)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, PAIRS])
 def test_bfloat16_autocast_trains_and_is_near_to_float32(kind):
     model, (ids, mask) = small(kind), padded(texts(), "left", width=12, token=0)
     exact = model(ids, attention_mask=mask).logits
@@ -229,7 +243,7 @@ class Logits(nn.Module):
         return self.model(input_ids, attention_mask=attention_mask).logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, PAIRS])
 def test_an_onnx_file_takes_other_batches_and_lengths(kind, tmp_path):
     """A loop over tokens, or a length read in Python, would fix what the example had."""
     runtime = pytest.importorskip("onnxruntime")
@@ -243,6 +257,29 @@ def test_an_onnx_file_takes_other_batches_and_lengths(kind, tmp_path):
         ids, mask = padded(texts(), side, width=11, token=0)
         (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), model(ids, attention_mask=mask).logits)
+
+
+def test_pairs_are_nothing_at_the_start_tell_the_order_and_need_ids_that_stay():
+    ids, mask = padded(texts(), "left", width=12, token=0)
+    plain, with_pairs = small("static"), small("static", num_pairs=64)
+    assert not with_pairs.pairs.weight.any()
+    with_pairs.load_state_dict(plain.state_dict(), strict=False)
+    assert with_pairs.num_parameters() == plain.num_parameters() + 64 * 16
+    # A mean over as many zeros more is shorter, which the layer norm takes back.
+    logits = [model(ids, attention_mask=mask).logits for model in (with_pairs, plain)]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-3)
+    # Words in another order are another text to pairs alone.
+    swapped = ids.flip(1)
+    trained = small(PAIRS)
+    ahead, back = ({"input_ids": ids, "attention_mask": mask}, {"input_ids": swapped, "attention_mask": mask.flip(1)})
+    torch.testing.assert_close(plain(**back).logits, plain(**ahead).logits)
+    assert not torch.allclose(trained(**back).logits, trained(**ahead).logits, atol=1e-3)
+    with pytest.raises(ValueError, match="does not say which tokens stand side by side"):
+        trained(inputs_embeds=trained.get_input_embeddings()(ids), attention_mask=mask)
+    # A trim renumbers the ids: at the start nothing depends on them.
+    assert trim_embeddings(with_pairs, range(10)).config.vocab_size == 10
+    with pytest.raises(ValueError, match="trim, then train"):
+        trim_embeddings(trained, range(10))
 
 
 # For a teacher

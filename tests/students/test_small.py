@@ -1,0 +1,102 @@
+"""Token vectors of a student that is no transformer, made by its teacher's encoder."""
+
+import numpy as np
+import pytest
+import torch
+from families import llama, make
+from samples import raw_rows, tiny_bert
+
+from nlpkd import make_student
+from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.students.small import small_student, token_vectors
+
+
+def naive_vectors(teacher, size: int) -> np.ndarray:
+    """Each token alone through the encoder, averaged, and the principal axes by a singular value decomposition."""
+    vectors = []
+    for token in range(teacher.config.vocab_size):
+        with torch.no_grad():
+            states = teacher.bert(input_ids=torch.tensor([[2, token, 3]])).last_hidden_state  # [CLS] token [SEP]
+        vectors.append(states[0].numpy().mean(axis=0))
+    centred = np.array(vectors, dtype=np.float64) - np.mean(vectors, axis=0, dtype=np.float64)
+    found = centred @ np.linalg.svd(centred)[2][:size].T
+    return found / np.sqrt((found**2).sum() / len(found))
+
+
+def test_vectors_are_those_of_a_naive_loop(tokenizer):
+    teacher = tiny_bert(initializer_range=0.5).train()
+    for size in (5, 16):
+        found = token_vectors(teacher, tokenizer, size).numpy()
+        # An axis may point either way.
+        expected = naive_vectors(teacher.eval(), size)
+        signs = np.sign((found * expected).sum(axis=0))
+        np.testing.assert_allclose(found * signs, expected, atol=1e-4)
+    # Other weights are another teacher, and the same ones are the same.
+    again = token_vectors(teacher, tokenizer, 16)
+    assert torch.equal(token_vectors(tiny_bert(initializer_range=0.5), tokenizer, 16), again)
+    with torch.no_grad():
+        teacher.bert.encoder.layer[0].output.dense.weight.mul_(2)
+    assert not torch.allclose(token_vectors(teacher, tokenizer, 16).abs(), again.abs(), atol=1e-3)
+
+
+def test_a_static_student_starts_from_them_and_is_trained(tokenizer, batch):
+    teacher = tiny_bert(initializer_range=0.5).to(torch.bfloat16)
+    student = make_student(teacher, "static", tokenizer=tokenizer)
+    table = student.get_input_embeddings().weight
+    assert torch.equal(table, token_vectors(teacher, tokenizer, 16)) and table.dtype == torch.float32
+    assert student.config.projection_size is None
+    student(**batch).logits.sum().backward()
+    assert table.grad.any() and not teacher.get_input_embeddings().weight.grad
+    # What a student learns, the next one does not start from.
+    with torch.no_grad():
+        table.zero_()
+    narrow = small_student("static", teacher, tokenizer=tokenizer, embedding_size=4, num_pairs=8)
+    assert narrow.get_input_embeddings().weight.shape == (24, 4) and narrow.pairs.weight.shape == (8, 4)
+    another = make_student(teacher, "static", tokenizer=tokenizer, num_pairs=8)
+    assert another.get_input_embeddings().weight.any() and another.config.num_pairs == 8
+
+
+def test_which_vectors_a_student_starts_from(tokenizer):
+    teacher = tiny_bert(initializer_range=0.5)
+    table, vectors = teacher.get_input_embeddings().weight, token_vectors(teacher, tokenizer, 16)
+
+    def start(kind: str, **given) -> torch.Tensor:
+        return make_student(teacher, kind, **given).get_input_embeddings().weight
+
+    assert torch.equal(start("static"), table)
+    assert torch.equal(start("static", tokenizer=tokenizer, embeddings="teacher"), table)
+    assert torch.equal(start("bilstm", tokenizer=tokenizer), table)
+    assert torch.equal(start("bilstm", tokenizer=tokenizer, embeddings="contextual"), vectors)
+    # A decoder has no token behind the text, or before it.
+    decoder = make(llama)
+    assert small_student("static", decoder, tokenizer=tokenizer).get_input_embeddings().weight.shape == (30, 16)
+
+
+def test_a_job_by_name_starts_from_them_too(tokenizer, settings):
+    teacher = tiny_bert(initializer_range=0.5, id2label={0: "neg", 1: "pos"})
+    job = prepare_job(
+        settings(), teacher, "static", raw_rows(16), raw_rows(8, seed=7), teacher_tokenizer=tokenizer,
+        objectives="hinton",
+    )  # fmt: skip
+    table = job.make_untrained_student(3).get_input_embeddings().weight
+    assert torch.equal(table, token_vectors(teacher, tokenizer, 16))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"embeddings": "contextual"}, "'contextual', which needs its tokenizer too, .* got 'contextual'"),
+        ({"embeddings": "contextual", "tokenizer": True, "embedding_size": 17}, "embedding_size=17 must be from 1 to"),
+        ({"embeddings": "contextual", "tokenizer": True, "vocab_size": 9}, r"is \(24, 16\), and \(9, 16\) is asked"),
+        ({"num_pairs": -1}, "num_pairs=-1"),
+    ],
+)
+def test_vectors_that_can_not_be_made_are_refused(given, message, tokenizer):
+    given = given | ({"tokenizer": tokenizer} if "tokenizer" in given else {})
+    with pytest.raises(ValueError, match=message):
+        small_student("static", tiny_bert(), **given)
+
+
+def test_a_tokenizer_of_another_teacher_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="special tokens beyond the 3 of the teacher"):
+        token_vectors(tiny_bert(vocab_size=3), tokenizer, 4)
