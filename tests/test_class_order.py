@@ -22,11 +22,11 @@ from nlpkd.data.labels.classes import Classes, rename_classes, thresholds_of
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.models.small_models import small_student
 from nlpkd.models.structure import permute_head
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.students.small import small_student
 
 
 def named(*names: str) -> dict:
