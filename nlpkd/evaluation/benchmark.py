@@ -1,4 +1,4 @@
-"""What a model costs: the latency of a forward pass, the size on disk, and the machine that was measured on."""
+"""What a model costs: the time of a pass, the time from text to label, the size on disk, and on which machine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import os
 import platform
 import re
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.evaluation.records import Latency
+from nlpkd.models.capture import logits_of
 from nlpkd.models.inference import evaluating, placement
-from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.structure import forward_arguments
 from nlpkd.utils.requirements import installed_version
 
@@ -37,6 +40,9 @@ WARM_UP_RUNS = 5
 
 BLOCK_RUNS = 5
 """Runs of one model in a row, as where it serves alone."""
+
+
+TEXT_PROTOCOL = "; from text to label: as many of the measured texts, one at a time, tokenised, passed and decided"
 
 
 def measure_latency(
@@ -78,12 +84,66 @@ def measure_latency(
             name: _synthetic_batch(model, (tokenizers or {}).get(name), batch, length, seed)
             for name, model in models.items()
         }
-        for name, values in _times_ms(models, inputs, runs).items():
+        passes = {
+            name: lambda run, model=model, given=inputs[name]: _forward_ms(model, given)
+            for name, model in models.items()
+        }
+        for name, values in _times_in_turn(models, passes, runs).items():
             percentiles = (float(value) for value in np.percentile(values, [50, 95, 99]))
             model = models[name]
             threads = model.threads if isinstance(model, OnnxClassifier) else torch.get_num_threads()
             results[name].append(Latency(batch, length, threads, *percentiles))
     return results
+
+
+def measure_text_to_label(
+    models: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    texts: Sequence[Sequence[str]],
+    *,
+    max_tokens: Mapping[str, int],
+    runs: int = 30,
+) -> dict[str, float]:
+    """Time several models from plain text to label in turn, one text at a time: tokenising, one pass, the decision.
+
+    A fast tokenizer's own `encode` makes the tokens, as a server of the model has it; a slow one is called.
+
+    Args:
+        models: the models by name.
+        tokenizers: of each.
+        texts: one text each, or two of a pair; used in order, and again from the first where they are fewer than
+            `runs`.
+        max_tokens: of each model, where its texts are cut.
+        runs: timed texts, after warm-up as in `measure_latency`.
+
+    Returns:
+        The median in milliseconds by name.
+    """
+    answers = {
+        name: partial(_text_to_label_ms, model, _encoder(tokenizers[name], texts[0], max_tokens[name]))
+        for name, model in models.items()
+    }
+    passes = {name: lambda run, answer=answer: answer(texts[run % len(texts)]) for name, answer in answers.items()}
+    return {name: statistics.median(times) for name, times in _times_in_turn(models, passes, runs).items()}
+
+
+def _times_in_turn(
+    models: Mapping[str, nn.Module], passes: Mapping[str, Callable[[int], float]], runs: int
+) -> dict[str, list[float]]:
+    """Take the times of every model's runs, `BLOCK_RUNS` of each in turn, after runs of warm-up."""
+    times_ms: dict[str, list[float]] = {name: [] for name in passes}
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        for take in passes.values():
+            for run in range(min(WARM_UP_RUNS, runs)):
+                take(run)
+        for start in range(0, runs, BLOCK_RUNS):
+            for name, take in passes.items():
+                # Weights that another model drove out of the processor's caches come back untimed.
+                take(start)
+                times_ms[name] += [take(run) for run in range(start, min(start + BLOCK_RUNS, runs))]
+    return times_ms
 
 
 def count_flops(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, *, tokens: int = 32) -> int | None:
@@ -223,25 +283,6 @@ def _synthetic_batch(
     return {name: tensor for name, tensor in inputs.items() if name in accepted}
 
 
-def _times_ms(
-    models: Mapping[str, nn.Module], inputs: Mapping[str, Mapping[str, torch.Tensor]], runs: int
-) -> dict[str, list[float]]:
-    """Time `runs` passes of every model on its inputs, in turn, after passes of warm-up."""
-    times_ms: dict[str, list[float]] = {name: [] for name in models}
-    with ExitStack() as stack:
-        for model in models.values():
-            stack.enter_context(evaluating(model))
-        for name, model in models.items():
-            for _ in range(min(WARM_UP_RUNS, runs)):
-                _forward_ms(model, inputs[name])
-        for start in range(0, runs, BLOCK_RUNS):
-            for name, model in models.items():
-                # Weights that another model drove out of the processor's caches come back untimed.
-                _forward_ms(model, inputs[name])
-                times_ms[name] += [_forward_ms(model, inputs[name]) for _ in range(min(BLOCK_RUNS, runs - start))]
-    return times_ms
-
-
 def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:
     """Time one pass of a model that is `evaluating`."""
     on_gpu = inputs["input_ids"].is_cuda
@@ -251,6 +292,42 @@ def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:
     model(**inputs)
     if on_gpu:
         torch.cuda.synchronize(inputs["input_ids"].device)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _encoder(
+    tokenizer: Any, example: Sequence[str], max_tokens: int
+) -> Callable[[Sequence[str]], dict[str, list[list[int]]]]:
+    """Return what turns a text, or two of a pair, into the inputs of a batch of one, cut to `max_tokens`."""
+    # As `nlpkd.data` reads rows: a pair has segments, whatever the tokenizer gives of its own accord.
+    read = partial(
+        tokenizer,
+        truncation=True,
+        max_length=max_tokens,
+        return_attention_mask=True,
+        return_token_type_ids=True if len(example) > 1 else None,
+        verbose=False,
+    )
+    # The call leaves its truncation set in the backend.
+    wanted = [name for name in MODEL_INPUTS if name in read(*example)]
+    if not tokenizer.is_fast:
+        return lambda text: {name: [ids] for name, ids in read(*text).items() if name in wanted}
+    encode = tokenizer.backend_tokenizer.encode
+
+    def inputs(text: Sequence[str]) -> dict[str, list[list[int]]]:
+        encoded = encode(*text)
+        made = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask, "token_type_ids": encoded.type_ids}
+        return {name: [made[name]] for name in wanted}
+
+    return inputs
+
+
+def _text_to_label_ms(model: nn.Module, encode: Callable[[Any], Mapping[str, Any]], text: Sequence[str]) -> float:
+    """Time one answer of a model that is `evaluating`."""
+    device, accepted = placement(model)[0], forward_arguments(model)
+    start = time.perf_counter()
+    inputs = {name: torch.tensor(ids, device=device) for name, ids in encode(text).items() if name in accepted}
+    logits_of(model(**inputs)).argmax(dim=-1).tolist()
     return (time.perf_counter() - start) * 1e3
 
 

@@ -18,20 +18,15 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.order import wrong_order
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
-from nlpkd.evaluation.benchmark import (
-    count_flops,
-    count_parameters,
-    describe_environment,
-    latency_protocol,
-    measure_latency,
-    model_size_mb,
-)
+from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.prediction import (
     CandidateModels,
+    counted_flops,
     gold_labels,
-    members_by_name,
+    measured_latency,
+    measured_text_to_label,
     teacher_answers,
     token_lengths,
 )
@@ -43,7 +38,6 @@ from nlpkd.evaluation.records import (
     Candidate,
     Comparison,
     Interval,
-    Latency,
     LengthGroup,
     TemperatureScaling,
 )
@@ -83,6 +77,7 @@ def evaluate_student(
     training_seconds: float | Mapping[str, float] | None = None,
     candidate_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     threshold_dataset: datasets.Dataset | None = None,
+    text_columns: Sequence[str] = (),
     batch_size: int = 64,
     bootstrap_samples: int = 1000,
     latency_batches: Sequence[int] = (1, 32),
@@ -118,6 +113,8 @@ def evaluate_student(
         threshold_dataset: other held-out rows, on which every candidate's temperature is fitted
             (`Candidate.temperature_scaling`), or in a multi-label task its thresholds are chosen, one a label by its
             F1 (`RunRecord.thresholds`); without them a model's `config.thresholds` are used, or 0.5.
+        text_columns: columns of the rows that hold their texts, one, or two of pairs; with them every model is timed
+            from text to label too.
         batch_size: rows a forward pass when predicting.
         bootstrap_samples: resamples behind the 95 % intervals.
         latency_batches: batch sizes to time.
@@ -130,8 +127,7 @@ def evaluate_student(
 
     Raises:
         ValueError: for rows that can't be measured (none, no labels, labels that are not the task's, out of range,
-            neither gold labels nor a teacher),
-            models whose labels differ or contradict each other, and logits that are not finite.
+            neither gold labels nor a teacher), models whose labels differ, and logits that are not finite.
     """
     # Which model reads what, and in which order its labels come.
     if dataset is None or tokenizer is None:
@@ -165,7 +161,8 @@ def evaluate_student(
     scoring, width = scoring_of(task), logits["student"].shape[1]
     if has_gold:
         scoring.check(labels, width)
-    latency, protocol = _latency(running, latency_batches, latency_tokens, latency_runs, seed)
+    latency, protocol = measured_latency(running, latency_batches, latency_tokens, latency_runs, seed)
+    text_to_label_ms = measured_text_to_label(running, dataset, text_columns, latency_runs)
 
     # What is fitted on other rows.
     thresholds: dict[str, list[float]] = {}
@@ -198,7 +195,7 @@ def evaluate_student(
     made_by = {
         **describe_environment(),
         "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
-        "latency_protocol": protocol,
+        "latency_protocol": protocol + (TEXT_PROTOCOL if text_to_label_ms else ""),
         **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
         "thresholds": {name: dict(zip(names, each, strict=True)) for name, each in thresholds.items()},
     }
@@ -218,15 +215,12 @@ def evaluate_student(
                 parameters=count_parameters(models[name]) if name in models else None,
                 size_mb=model_size_mb(models[name]) if name in models else None,
                 latency=latency.get(name, []),
+                text_to_label_ms=text_to_label_ms.get(name),
                 training_seconds=seconds.get(name),
-                flops=_flops(running, name, counted) if latency_runs and name in models else None,
+                flops=counted_flops(running, name, counted) if latency_runs and name in models else None,
                 temperature_scaling=scaling.get(name),
                 breakdown=_breakdown(name, measured, labels, lengths) if has_gold else Breakdown(),
-                runtime=None
-                if name not in models
-                else ONNX_RUNTIME
-                if isinstance(models[name], OnnxClassifier)
-                else "torch",
+                runtime=_runtime(models[name]) if name in models else None,
             )
             for name, own in measured.items()
         },
@@ -289,41 +283,8 @@ def _name_models(
     return {name: unwrapped(model, name) for name, model in named.items() if model is not None}
 
 
-def _latency(
-    running: CandidateModels, batches: Sequence[int], tokens: int | Sequence[int], runs: int, seed: int
-) -> tuple[dict[str, list[Latency]], str]:
-    """Time every model, an ensemble's one after another; return latencies by candidate, and how they were taken."""
-    protocol = latency_protocol(running.alone, tokens, runs)
-    if not runs:
-        return {}, protocol
-    timing: dict[str, Any] = {"batches": batches, "tokens": tokens, "runs": runs, "seed": seed}
-    measured = measure_latency(running.alone, running.tokenizers, **timing)
-    teacher = running.models.get("teacher")
-    if isinstance(teacher, TeacherEnsemble):
-        measured["teacher"] = _one_after_another([measured.pop(name) for name in members_by_name(teacher)])
-        protocol += f"; the teacher's times are sums over its {len(teacher)} models"
-    return measured, protocol
-
-
-def _one_after_another(measured: Sequence[Sequence[Latency]]) -> list[Latency]:
-    """Add up what models take, `(models, batch sizes and lengths)`."""
-    return [
-        replace(
-            each[0],
-            p50_ms=sum(one.p50_ms for one in each),
-            p95_ms=sum(one.p95_ms for one in each),
-            p99_ms=sum(one.p99_ms or 0.0 for one in each),
-        )
-        for each in zip(*measured, strict=True)
-    ]
-
-
-def _flops(running: CandidateModels, name: str, tokens: int) -> int | None:
-    """Count a candidate's operations, an ensemble's as a sum; None where one of its models can't be counted."""
-    members = members_by_name(running.models["teacher"]) if name == "teacher" else {name: running.models[name]}
-    counts = [count_flops(model, running.tokenizers[own], tokens=tokens) for own, model in members.items()]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+def _runtime(model: nn.Module) -> str:
+    return ONNX_RUNTIME if isinstance(model, OnnxClassifier) else "torch"
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:

@@ -1,9 +1,9 @@
-"""The logits of several models on the same rows, each read with its own tokenizer and put in the same label order."""
+"""The logits of several models on the same rows, in one label order, and what each costs, with its own tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -21,8 +21,10 @@ from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.data.rows import list_lengths
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
 from nlpkd.data.windows import average_windows, one_row_a_document
+from nlpkd.evaluation.benchmark import count_flops, latency_protocol, measure_latency, measure_text_to_label
+from nlpkd.evaluation.records import Latency
 from nlpkd.models.capture import logits_of
-from nlpkd.models.ensemble import as_ensemble
+from nlpkd.models.ensemble import TeacherEnsemble, as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
 from nlpkd.models.structure import forward_arguments
@@ -185,9 +187,65 @@ def predict_logits(
     return logits
 
 
-def token_lengths(dataset: datasets.Dataset) -> np.ndarray:
-    """Return the tokens of each text as the student reads it, `(texts,)`; of windows their sum."""
-    lengths = list_lengths(dataset, "input_ids")
+def measured_latency(
+    running: CandidateModels, batches: Sequence[int], tokens: int | Sequence[int], runs: int, seed: int
+) -> tuple[dict[str, list[Latency]], str]:
+    """Time every model, an ensemble's one after another; return latencies by candidate, and how they were taken."""
+    protocol = latency_protocol(running.alone, tokens, runs)
+    if not runs:
+        return {}, protocol
+    timing: dict[str, Any] = {"batches": batches, "tokens": tokens, "runs": runs, "seed": seed}
+    measured = measure_latency(running.alone, running.tokenizers, **timing)
+    teacher = running.models.get("teacher")
+    if isinstance(teacher, TeacherEnsemble):
+        measured["teacher"] = _one_after_another([measured.pop(name) for name in members_by_name(teacher)])
+        protocol += f"; the teacher's times are sums over its {len(teacher)} models"
+    return measured, protocol
+
+
+def measured_text_to_label(
+    running: CandidateModels, rows: datasets.Dataset, columns: Sequence[str], runs: int
+) -> dict[str, float]:
+    """Time every model from text to label on some of the measured rows, an ensemble's one after another."""
+    # Of windows, one text's label takes several passes.
+    if not (runs and columns) or DOCUMENT in rows.column_names:
+        return {}
+    chosen = rows.with_format(None).select(np.linspace(0, len(rows) - 1, num=min(runs, len(rows)), dtype=int))
+    texts = list(zip(*(chosen[column][:] for column in columns), strict=True))
+    max_tokens = {name: int(token_lengths(rows, running.prefixes.get(name, "")).max()) for name in running.alone}
+    times = measure_text_to_label(running.alone, running.tokenizers, texts, max_tokens=max_tokens, runs=runs)
+    if "teacher" in running.models:
+        times["teacher"] = sum(times.pop(name) for name in members_by_name(running.models["teacher"]))
+    return times
+
+
+def _one_after_another(measured: Sequence[Sequence[Latency]]) -> list[Latency]:
+    """Add up what models take, `(models, batch sizes and lengths)`."""
+    return [
+        replace(
+            each[0],
+            p50_ms=sum(one.p50_ms for one in each),
+            p95_ms=sum(one.p95_ms for one in each),
+            p99_ms=sum(one.p99_ms or 0.0 for one in each),
+        )
+        for each in zip(*measured, strict=True)
+    ]
+
+
+def counted_flops(running: CandidateModels, name: str, tokens: int) -> int | None:
+    """Count a candidate's operations, an ensemble's as a sum; None where one of its models can't be counted."""
+    members = members_by_name(running.models["teacher"]) if name == "teacher" else {name: running.models[name]}
+    counts = [count_flops(model, running.tokenizers[own], tokens=tokens) for own, model in members.items()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def token_lengths(dataset: datasets.Dataset, prefix: str = "") -> np.ndarray:
+    """Return the tokens of each text as the student reads it, `(texts,)`; of windows their sum.
+
+    `prefix` is of the columns that another model reads.
+    """
+    lengths = list_lengths(dataset, f"{prefix}input_ids")
     if DOCUMENT not in dataset.column_names:
         return lengths
     _, places = np.unique(np.asarray(dataset[DOCUMENT][:]), return_inverse=True)

@@ -261,6 +261,8 @@ class Candidate:
         parameters: number of parameters, None of a teacher of which only answers are known.
         size_mb: size of the weights file in 10^6 bytes, likewise.
         latency: one entry a batch size and length.
+        text_to_label_ms: median milliseconds from one plain text to its label, tokenising included; None where the
+            rows' texts are not known.
         training_seconds: wall time of the training, None where unknown.
         flops: floating-point operations of one pass over one sequence, as `RunRecord.flops_protocol` says; None where
             they can't be counted.
@@ -275,6 +277,7 @@ class Candidate:
     parameters: int | None
     size_mb: float | None
     latency: list[Latency] = field(default_factory=list)
+    text_to_label_ms: float | None = None
     training_seconds: float | None = None
     flops: float | None = None
     memory_mb: float | None = None

@@ -85,6 +85,9 @@ def _kept(task: TaskRecord, candidates: Mapping[str, Candidate]) -> str:
     times = _latency(teacher, 1), _latency(student, 1)
     if times[0] and times[1]:
         told += f", {_ratio(times[0].p50_ms, times[1].p50_ms, 'faster', 'slower')} at batch 1"
+    if teacher.text_to_label_ms and student.text_to_label_ms:
+        faster = _ratio(teacher.text_to_label_ms, student.text_to_label_ms, "faster", "slower")
+        told += f", {faster} from text to label"
     return f"{told}."
 
 
@@ -117,10 +120,12 @@ def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:
     # A column that nobody has a figure for is left out.
     counted = any(candidate.flops for candidate in measured)
     weighed = any(candidate.memory_mb is not None for candidate in measured)
+    read = any(candidate.text_to_label_ms is not None for candidate in measured)
     timed = any(candidate.training_seconds is not None for candidate in measured)
     header = ["candidate", *metrics.values(), "agreement with the teacher", "parameters", "MB"]
     header += ["GFLOPs"] if counted else []
     header += ["memory, MB"] if weighed else []
+    header += ["text to label, p50 ms"] if read else []
     header += [f"batch {batch}, p50 / p95 ms" for batch in batches]
     header += ["training s"] if timed else []
     rows = [
@@ -132,6 +137,7 @@ def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:
             format_number(candidate.size_mb, ".1f"),
             *([format_number(candidate.flops and candidate.flops / 1e9)] if counted else []),
             *([format_number(candidate.memory_mb, ".0f")] if weighed else []),
+            *([format_number(candidate.text_to_label_ms, ".3f")] if read else []),
             *(_milliseconds(_latency(candidate, batch)) for batch in batches),
             *([format_number(candidate.training_seconds, ".0f")] if timed else []),
         ]

@@ -247,6 +247,7 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     figures = [
         f"- {escape_markdown(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
         + "".join(f", {each.p50_ms:.2f} ms at batch {each.batch}" for each in entry.latency[:1])
+        + (f", {entry.text_to_label_ms:.3f} ms from text to label" if entry.text_to_label_ms else "")
         for name, entry in measured.items()
     ]
     parts = ["On ONNX Runtime, from the int8 file in `onnx/` where there is one:", code_block(code, "python")]

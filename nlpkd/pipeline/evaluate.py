@@ -157,6 +157,7 @@ def evaluate(
             teacher_tokenizer=others.get("teacher"),
             candidate_tokenizers={name: each for name, each in others.items() if name != "teacher"},
             threshold_dataset=fitted,
+            text_columns=loaded.text_columns,
             run=run,
             **measuring,
         )
