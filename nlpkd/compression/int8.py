@@ -25,12 +25,17 @@ from nlpkd.compression.onnx import (
 )
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.utils.links import link_file
 from nlpkd.utils.optional import require
 
 logger = logging.getLogger(__name__)
 
 
 INT8_FILE = "onnx/model_int8.onnx"
+
+
+BROWSER_FILE = "onnx/model_quantized.onnx"
+"""The same file under the name that transformers.js asks for in a browser of its own accord."""
 
 
 _TABLES = {"Gather", "EmbedLayerNormalization"}
@@ -51,6 +56,8 @@ def export_int8(
     reduce_range: bool = False,
 ) -> OnnxRecord:
     """Write `onnx/model_int8.onnx`: the weights of `onnx/model.onnx` in 8 bits, and the activations too.
+
+    The file has a second name, `onnx/model_quantized.onnx`, which transformers.js looks for: one file on the disk.
 
     Without `calibration` it is ONNX Runtime's dynamic quantisation: the scale of an activation is that of its whole
     batch, so that a text's logits depend a little on the texts beside it. With it, it is the static one: scales are
@@ -91,6 +98,7 @@ def export_int8(
         difference, agreement, _ = compare_logits(classifier, source, tokenizer, texts, max_length)
         if not np.isfinite(difference):
             raise RuntimeError(f"the int8 file of {directory} gives logits that are not finite: it was not kept")
+        link_file(staged, Path(temporary) / BROWSER_FILE)
         record = OnnxRecord(INT8_FILE, classifier.size_mb, FP32_FILE, len(texts), difference, agreement)
         accept(Path(temporary), directory, [record], export_record(directory).get("state_sha256"))
     logger.info("%s", record)

@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 FP32_FILE = "onnx/model.onnx"
 
 
+EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What an export needs of the extra `export`."""
+
+
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 """Texts, or pairs of texts."""
 
@@ -55,8 +59,8 @@ _DRAWN_TEXTS = 64
 _TAKE_A_READY_MASK = {"albert", "bert", "distilbert", "electra", "mobilebert", "mpnet", "roberta", "xlm-roberta"}
 
 
-# What save_pretrained writes of its own accord.
-_NOT_THE_MODELS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures"}
+# What save_pretrained writes of its own accord, and what Trainer sets.
+_NOT_THE_MODELS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "use_cache"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def export_onnx(
         ValueError: if the folder holds another model, or there are no texts.
         RuntimeError: if the model can't be exported, or the file gives other logits.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+    for package in EXPORT_PACKAGES:
         require(package)
     directory, max_length = Path(directory), min(max_length or 512, tokenizer.model_max_length)
     refuse_another_model(directory, model, tokenizer)
@@ -176,6 +180,8 @@ def refuse_another_model(directory: Path, model: PreTrainedModel, tokenizer: Pre
 def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_sha256: str | None) -> None:
     """Move what was written to its place, and note in `onnx/export.json` what it was made from.
 
+    Files without a record are other names of one that has it.
+
     Config and tokenizer that are there stay. Files that were made from other weights are deleted.
 
     Args:
@@ -192,7 +198,8 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
             if PurePosixPath(file).match("onnx/*.onnx"):
                 inside(directory, file).unlink(missing_ok=True)
         before = {"files": {}}
-    files = before["files"] | {record.file: asdict(record) for record in records}
+    others: dict[str, Any] = {path.relative_to(staged).as_posix(): {} for path in staged.rglob("*.onnx")}
+    files = before["files"] | others | {record.file: asdict(record) for record in records}
     record = {"weights_sha256": weights, "state_sha256": state_sha256, "files": files}
     (staged / EXPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     written = [path for path in staged.rglob("*") if path.is_file()]

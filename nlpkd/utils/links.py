@@ -54,6 +54,19 @@ def move_into(folder: Path, path: Path, name: Path) -> None:
         os.close(into)
 
 
+def link_file(path: Path, other: Path) -> None:
+    """Give a file a second name on the same disk; where the file system has no such names, it is copied.
+
+    Args:
+        path: the file.
+        other: its other name, which is free.
+    """
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
 def inside(folder: Path, name: str) -> Path:
     """Join a name that a file lists, such as an index of shards, to the folder of that file.
 

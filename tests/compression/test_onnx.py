@@ -106,7 +106,7 @@ def test_the_model_is_left_as_it_was(exported, model):
 def test_the_files_lie_where_other_runtimes_look_for_them(exported):
     folder, records = exported
     assert [record.file for record in records] == ["onnx/model.onnx", "onnx/model_int8.onnx"]
-    onnx_files = {"onnx", "onnx/model.onnx", "onnx/model_int8.onnx", "onnx/export.json"}
+    onnx_files = {"onnx", "onnx/model.onnx", "onnx/model_int8.onnx", "onnx/model_quantized.onnx", "onnx/export.json"}
     assert files(folder) == onnx_files | {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
@@ -117,6 +117,12 @@ def test_the_files_lie_where_other_runtimes_look_for_them(exported):
         assert record.size_mb == (folder / record.file).stat().st_size / 1e6
         shapes = [each.shape for each in runtime.InferenceSession(str(folder / record.file)).get_inputs()]
         assert shapes == [["batch", "sequence"]] * 3
+
+
+def test_the_name_that_browsers_ask_for_is_the_same_file_on_the_disk(exported):
+    folder, _ = exported
+    assert (folder / "onnx/model_quantized.onnx").samefile(folder / "onnx/model_int8.onnx")
+    assert not (folder / "onnx/model_quantized.onnx").is_symlink()
 
 
 def test_the_record_of_int8_is_what_both_files_say_of_the_texts(exported, tokenizer):
@@ -298,7 +304,8 @@ def test_a_record_that_lacks_the_weights_sum_costs_no_file(exported, tmp_path):
     del record["state_sha256"]
     noted.write_text(json.dumps(record))
     export_int8(tmp_path / "made before", texts=TEXTS)
-    assert {path.name for path in noted.parent.iterdir()} == {"model.onnx", "model_int8.onnx", "export.json"}
+    names = {"model.onnx", "model_int8.onnx", "model_quantized.onnx", "export.json"}
+    assert {path.name for path in noted.parent.iterdir()} == names
 
 
 @pytest.mark.parametrize("texts", [[], "one text"])

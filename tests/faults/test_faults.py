@@ -103,9 +103,10 @@ def test_a_killed_export_leaves_whole_files_alone_and_is_done_again(point, lab, 
     assert not (out / "onnx" / "export.json").exists()
     code, log = lab.finish("export", out)
     assert code == 0, log
-    assert {path.name for path in (out / "onnx").iterdir()} == {"model.onnx", "model_int8.onnx", "export.json"}
+    names = ["model.onnx", "model_int8.onnx", "model_quantized.onnx"]
+    assert {path.name for path in (out / "onnx").iterdir()} == {*names, "export.json"}
     recorded = json.loads((out / "onnx" / "export.json").read_text())["files"]
-    assert sorted(recorded) == ["onnx/model.onnx", "onnx/model_int8.onnx"] and not list(out.glob(".exporting*"))
+    assert sorted(recorded) == [f"onnx/{name}" for name in names] and not list(out.glob(".exporting*"))
 
 
 def test_the_only_checkpoint_stays_until_the_next_one_has_its_checksums(lab, tmp_path):

@@ -17,7 +17,7 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.saving import save_report, save_student
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.utils.files import atomic_folder_update, staging_folder, write_atomic
-from nlpkd.utils.links import copy_from_inside, move_into, refuse_outside
+from nlpkd.utils.links import copy_from_inside, link_file, move_into, refuse_outside
 from nlpkd.utils.locks import lock_of, only_writer
 
 
@@ -213,3 +213,17 @@ def test_two_writers_of_one_report_leave_a_whole_one(tmp_path: Path) -> None:
     assert EvaluationReport.load(out).run.teacher.name in ("org/" + "a" * 2000, "org/" + "b" * 2000)
     json.loads((out / "report.json").read_text())
     assert sorted(os.listdir(out)) == ["report.json", "report.md"]
+
+
+def test_a_second_name_is_the_same_file_and_a_copy_where_the_disk_has_no_such_names(tmp_path, monkeypatch):
+    (tmp_path / "one").write_bytes(b"content")
+    link_file(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two").samefile(tmp_path / "one")
+
+    def refuse(*given):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_file(tmp_path / "one", tmp_path / "three")
+    assert (tmp_path / "three").read_bytes() == b"content"
+    assert not (tmp_path / "three").samefile(tmp_path / "one")
