@@ -150,6 +150,7 @@ def distill(
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
     vocabulary: str | None = None,
+    ship: bool = False,
     embedding_size: int | None = None,
     start: str = "teacher",
     backbone: str | Path | None = None,
@@ -187,6 +188,9 @@ def distill(
         max_size_mb: likewise, the most that the weights file may take, before its vocabulary is trimmed.
         vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
             (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.
+        ship: make what is deployed too, and measure it beside the student: the vocabulary is trimmed (where the
+            tokenizer's can be), and `onnx/model_int8.onnx` written; it is a candidate of the report by that name. It
+            needs the extra `export`.
         embedding_size: factorise the embedding table of a student that is made of the teacher's layers; see
             `make_student`.
         start: whose weights a student that is made of the teacher has: `"teacher"`, or `"pretrained"`, the same layers
@@ -238,6 +242,7 @@ def distill(
                 max_latency_ms=max_latency_ms,
                 max_size_mb=max_size_mb,
                 vocabulary=vocabulary,
+                ship=ship,
                 embedding_size=embedding_size,
                 start=start,
                 backbone=backbone,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.int8 import export_int8
 from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_record, refuse_another_model
@@ -97,10 +100,10 @@ def export_student(
     model, tokenizer = source.teacher(), source.tokenizer()
     refuse_another_model(directory, model, tokenizer)
     load = partial(load_rows_for_model, config=model.config, tokenizer=tokenizer, data_args=data_args)
-    rows, texts = (None, None) if data is None else _with_first_texts(load(data))
+    rows, texts, columns = (None, None, []) if data is None else _with_first_texts(load(data))
     typical = None
     if calibration is not None:
-        _, typical = _with_first_texts(load(calibration, splits=("train", "validation", "test")))
+        _, typical, _ = _with_first_texts(load(calibration, splits=("train", "validation", "test")))
     # Processes that export together each have a folder of their own for what is not accepted yet.
     staging = staging_folder(directory, f".exporting-{PartialState().process_index}-")
     with only_run(directory), staging as staged:
@@ -116,20 +119,55 @@ def export_student(
             with phase(f"Measuring the student in PyTorch and the files on {len(rows):,} rows"):
                 candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
                 run = {"command": command_line(), "date": now(), "student": source.describe()}
-                report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run)
+                report = evaluate_student(
+                    model, None, rows, tokenizer, candidates=candidates, text_columns=columns, run=run
+                )
             kept = _retention(report, min_retention)
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records, export_record(staged)["state_sha256"])
     return ExportResult(directory, records, report)
 
 
-def _with_first_texts(found: tuple[Any, str, TextClassificationData]) -> tuple[Any, list[Any]]:
-    """Return the rows that were loaded, and their first texts."""
+def ship_student(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    rows: Dataset,
+    data: TextClassificationData,
+) -> dict[str, OnnxClassifier]:
+    """Write the int8 file of a student into the folder that it was just saved in, to be measured beside it.
+
+    Args:
+        student: the student.
+        tokenizer: its tokenizer.
+        folder: its folder.
+        rows: whose first texts files and student are compared on, logit by logit.
+        data: what the rows are of.
+
+    Returns:
+        The file by its path in the folder, as a candidate of a report.
+
+    Raises:
+        RuntimeError: if the model can't be exported, or a file gives other logits.
+    """
+    comparing: dict[str, Any] = {"texts": _first_texts(rows, data.text_columns), "max_length": data.max_length}
+    with phase("Writing the ONNX files, and comparing them with PyTorch"):
+        export_onnx(student, tokenizer, folder, **comparing)
+        record = export_int8(folder, **comparing)
+    return {record.file: OnnxClassifier.from_pretrained(folder, file=record.file)}
+
+
+def _with_first_texts(found: tuple[Any, str, TextClassificationData]) -> tuple[Any, list[Any], list[str]]:
+    """Return the rows that were loaded, their first texts, and the columns of the texts."""
     rows, _, loaded = found
+    return rows, _first_texts(rows, loaded.text_columns), loaded.text_columns
+
+
+def _first_texts(rows: Dataset, columns: Sequence[str]) -> list[Any]:
+    """Return the first texts of rows, or pairs of texts: what files and PyTorch are compared on."""
     first = rows.select(range(min(_COMPARED_TEXTS, len(rows))))
-    texts = first[loaded.text_column][:]
-    pairs = loaded.text_pair_column
-    return rows, texts if pairs is None else list(zip(texts, first[pairs][:], strict=True))
+    parts = [first[column][:] for column in columns]
+    return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 
 
 def _retention(report: EvaluationReport, least: float) -> dict[str, float]:

@@ -27,6 +27,7 @@ from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.saving import renewed_card, save_partial_report, save_report
 from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.objectives.presets import Stage
+from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.checkpoints import last_whole, resolve_resume_checkpoint
@@ -55,6 +56,7 @@ class Job:
         make_untrained_student: from a seed to a student.
         class_weights: of the gold labels, in the baselines' objective as in the student's.
         baselines: from a seed to an untrained baseline, by its name (`nlpkd.evaluation.records.BASELINES`).
+        ship: export each student to ONNX in 8 bits, and measure that file beside it.
     """
 
     teacher: nn.Module | None
@@ -66,6 +68,7 @@ class Job:
     make_untrained_student: Callable[[int], PreTrainedModel]
     class_weights: Sequence[float] | Mapping[str, float] | None = None
     baselines: Mapping[str, Callable[[int], PreTrainedModel]] = field(default_factory=dict)
+    ship: bool = False
 
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline_dir: Path
@@ -156,6 +159,12 @@ class Job:
             with phase(f"Measuring {', '.join(['student', 'teacher', *baselines])}"):
                 return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
 
+    def run_untrained(self, args: DistillationConfig) -> EvaluationReport:
+        """Save and measure the student as it is made: of a teacher that is shipped, with its vocabulary trimmed."""
+        trainer = self.trainer(self.make_untrained_student(args.seed), args, self.stages[0])
+        trainer.save_model()
+        return self._measure(trainer, {}, {}, args, self.stages)
+
     def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
         """Make the trainer of a stage."""
         student.config.problem_type = self.data.problem_type  # type: ignore[assignment]
@@ -218,21 +227,24 @@ class Job:
         args: DistillationConfig,
         stages: Sequence[Stage],
     ) -> EvaluationReport:
-        """Measure student, teacher and baselines on the same rows, and save report and card."""
+        """Measure student, teacher, baselines and what is shipped on the same rows, and save report and card."""
         split, rows, held_out = self._rows_to_measure(trainer.model.config)
         report = None
         if PartialState().is_main_process:
+            given = (trainer.model, self.tokenizer, args.output_dir, rows, self.data)
+            shipped = ship_student(*given) if self.ship else {}
             report = evaluate_student(
                 trainer.model,
                 self.teacher,
                 rows,
                 self.tokenizer,
-                candidates=baselines,
+                candidates={**baselines, **shipped},
                 teacher_tokenizer=self.teacher_tokenizer,
                 teacher_order=trainer.teacher_order,
                 run=self._record(trainer, split, stages, Path(trainer.args.output_dir)),
                 training_seconds={name: known for name, known in seconds.items() if known is not None},
                 threshold_dataset=held_out,
+                text_columns=self.data.text_columns,
                 seed=args.seed,
             )
             if chosen := report.run.thresholds:
@@ -258,15 +270,7 @@ class Job:
         trainer: DistillationTrainer,
         folder: Path,
     ) -> None:
-        """Measure the untrained student beside teacher and baselines on some rows, and write report and card of it.
-
-        Args:
-            baselines: untrained.
-            args: the settings.
-            stages: of the job.
-            trainer: whose student is saved in the folder.
-            folder: a temporary one.
-        """
+        """Measure the untrained student beside teacher and baselines on some rows, with report and card of it."""
         split, rows, held_out = self._rows_to_measure(trainer.model.config)
         trainer._signals.refuse_unknown_tokens(rows, split)
         # Copies, since what a model makes in inference mode could not be trained with.

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.compression.onnx import EXPORT_PACKAGES
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
@@ -39,6 +40,7 @@ from nlpkd.students.kinds import kind_of
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
+from nlpkd.utils.optional import require
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def prepare_job(
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
     vocabulary: str | None = None,
+    ship: bool = False,
     embedding_size: int | None = None,
     start: str = "teacher",
     backbone: str | Path | None = None,
@@ -78,18 +81,7 @@ def prepare_job(
     Raises:
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
-    # What can be refused before anything is loaded.
-    if train is None:
-        raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
-    if embedding_size is not None and not (student is None or _is_made_of_a_teacher(student)):
-        raise ValueError(f"embedding_size is of students that are layers of the teacher, and student={student!r}")
-    if isinstance(student, nn.Module) and not isinstance(student, PreTrainedModel):
-        raise ValueError(
-            f"student is a {type(student).__name__}, which distill can't save as a plain model of transformers: merge "
-            "an adapter into its model (peft's merge_and_unload), or train it with DistillationTrainer"
-        )
-    if vocabulary not in (None, "trim"):
-        raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
+    _refuse_unfit_options(train, student, vocabulary, ship, embedding_size)
     asked = data_args or DataArguments()
     source, labeller = train, None
     named = dict.fromkeys(name_of(each) for each in (train, validation, test) if each is not None)
@@ -167,8 +159,11 @@ def prepare_job(
             name: make(start="pretrained" if name == "no_teacher" and inherits else start) for name in baselines
         },
         class_weights=weights,
+        ship=ship,
     )
-    return _with_trimmed_vocabulary(job, teachers, load, args.seed) if vocabulary == "trim" else job
+    if vocabulary is None and not ship:
+        return job
+    return _with_trimmed_vocabulary(job, teachers, load, args.seed, required=vocabulary == "trim")
 
 
 def _backbone_on_the_hub(teachers: Sequence[PreTrainedModel], given: str | Path | None) -> dict[str, str]:
@@ -258,6 +253,25 @@ def weights_of_classes(
     return data.class_weights
 
 
+def _refuse_unfit_options(
+    train: Any, student: Any, vocabulary: str | None, ship: bool, embedding_size: int | None
+) -> None:
+    """Refuse what can be refused before anything is loaded."""
+    if train is None:
+        raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
+    if embedding_size is not None and not (student is None or _is_made_of_a_teacher(student)):
+        raise ValueError(f"embedding_size is of students that are layers of the teacher, and student={student!r}")
+    if isinstance(student, nn.Module) and not isinstance(student, PreTrainedModel):
+        raise ValueError(
+            f"student is a {type(student).__name__}, which distill can't save as a plain model of transformers: merge "
+            "an adapter into its model (peft's merge_and_unload), or train it with DistillationTrainer"
+        )
+    if vocabulary not in (None, "trim"):
+        raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
+    for package in EXPORT_PACKAGES if ship else ():
+        require(package)
+
+
 def _student_asked_for(
     student: Any,
     teachers: Teachers,
@@ -321,12 +335,26 @@ def _student_maker(
 
 
 def _with_trimmed_vocabulary(
-    job: Job, teachers: Teachers, load: Callable[[PreTrainedTokenizerBase], TextClassificationData], seed: int
+    job: Job,
+    teachers: Teachers,
+    load: Callable[[PreTrainedTokenizerBase], TextClassificationData],
+    seed: int,
+    *,
+    required: bool,
 ) -> Job:
-    """Leave the student the vocabulary of the training split's text, and read the data again with it."""
+    """Leave the student the vocabulary of the training split's text, and read the data again with it.
+
+    Where that can't be and is not required, a warning says why, and the vocabulary stays whole.
+    """
     make_student = job.make_untrained_student
     texts = partial(texts_of, columns=job.data.text_columns)
-    _, tokenizer, record = trim_vocabulary(make_student(seed), job.tokenizer, texts(job.data["train"]))
+    try:
+        _, tokenizer, record = trim_vocabulary(make_student(seed), job.tokenizer, texts(job.data["train"]))
+    except ValueError as error:
+        if required:
+            raise
+        logger.warning("The student is shipped with its whole vocabulary: %s", error)
+        return job
     ids: Any = original_ids(tokenizer, job.tokenizer)
 
     def trimmed(make: Callable[[int], PreTrainedModel]) -> Callable[[int], PreTrainedModel]:
