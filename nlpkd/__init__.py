@@ -32,6 +32,7 @@ _HOMES = {
     "evaluate": "nlpkd.pipeline.evaluate",
     "evaluate_student": "nlpkd.evaluation.evaluate",
     "export_student": "nlpkd.pipeline.export",
+    "frontier": "nlpkd.comparison.frontier",
     "label": "nlpkd.pipeline.label",
     "load": "nlpkd.serving.classifier",
     "load_airline_tweets": "nlpkd.data.demo",

@@ -26,7 +26,7 @@ READABLE_ALONE = ["evaluation/report", "evaluation/report_text", "evaluation/rec
 # From the bottom up: a room may import those before its own. Inside a room modules form no circle.
 ROOMS = [
     *("utils", "tasks", "config", "data", "models", "augment", "objectives", "teachers", "evaluation", "labelling"),
-    *("serving", "compression", "students", "hub", "training", "pipeline", "cli", "__main__"),
+    *("serving", "compression", "students", "hub", "training", "pipeline", "comparison", "cli", "__main__"),
 ]
 
 

@@ -1,8 +1,9 @@
-"""Commands that train: train-teacher, cache, distill, tune."""
+"""Commands that train: train-teacher, cache, distill, frontier, tune."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,6 +121,9 @@ def distill(
         option(MODELS, "Or the most that runs in so many milliseconds here (one text, 32 tokens)."),
     ] = None,
     max_size_mb: Annotated[float | None, option(MODELS, "Or the most that fits into so many megabytes.")] = None,
+    ship: Annotated[
+        bool, option(OUTPUT, "Trim the vocabulary, write onnx/model_int8.onnx, and measure that file too.")
+    ] = False,
     embedding_size: Annotated[
         int | None, option(MODELS, "Width of a factorised embedding table, of layers of the teacher.")
     ] = None,
@@ -160,6 +164,63 @@ def distill(
         result = run(**given)
     show_report(result.report)
     show_files("The student", output_dir, *after_distilling(output_dir, given))
+
+
+@command(
+    app, *TRAINED, "streaming", "vocabulary", "teacher_dtype", "trust_remote_code", "class_weights", *SCHEDULE,
+    cls=TrainingCommand,
+)  # fmt: skip
+def frontier(
+    context: typer.Context,
+    *,
+    train: Rows,
+    teacher: Annotated[str, option(MODELS, "A path or Hub id (id@revision).")],
+    students: Annotated[
+        list[str] | None,
+        option(MODELS, "As for distill, with commas between them; teacher is the teacher as it is, made smaller."),
+    ] = None,
+    only: Annotated[list[str] | None, option(MODELS, "Those of the students to make now.")] = None,
+    ship: Annotated[bool, option(MODELS, "Compare what is deployed: trimmed vocabulary, ONNX, 8 bits.")] = False,
+    test: Annotated[str | None, option(DATA, "Rows that nothing is chosen on, to report on.")] = None,
+    objectives: Annotated[
+        str | None, option(TRAINING, "A preset for all; else layerwise for layers, dynabert for widths, or hinton.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        option(
+            TRAINING,
+            "STUDENT.SETTING=VALUE of a single student, such as static.learning_rate=0.01.",
+            "--override",
+            "--overrides",
+            callback=over_file,
+        ),
+    ] = None,
+    num_seeds: Annotated[int, option(TRAINING, "Seeds to train each student with.")] = 1,
+    max_latency_ms: Annotated[
+        float | None, option(OUTPUT, "Pick the best that takes no longer from text to label, at the median.")
+    ] = None,
+    max_size_mb: Annotated[float | None, option(OUTPUT, "And whose file takes no more megabytes.")] = None,
+    min_retention: Annotated[
+        float | None,
+        option(OUTPUT, "And that keeps such a share of the teacher's metric; by itself, the fastest that does."),
+    ] = None,
+    output_dir: Annotated[Path, option(OUTPUT, "Where students, table and picture are saved.")],
+    **shared: Any,
+) -> None:
+    """Distil a teacher into several students, and show quality against time and size; a run again goes on.
+
+    nlpkd frontier --teacher teacher --train train.csv --validation dev.csv --students teacher,layers:3,layers:2,static
+    --ship --min-retention 0.98 --output-dir frontier
+    """
+    from nlpkd.comparison.frontier import frontier as run
+
+    given = arguments(context)
+    given |= {name: _names(given[name]) for name in ("students", "only") if name in given}
+    given |= {"overrides": _overrides(overrides)} if overrides else {}
+    with run_config(context, output_dir):
+        report = run(**given)
+    typer.echo(report.to_markdown())
+    show_files("The frontier", output_dir)
 
 
 @command(app, *TRAINED, *SCHEDULE, "dry_run", cls=TrainingCommand)
@@ -216,3 +277,20 @@ def _searched(entry: str) -> tuple[str, list[Any]]:
     if not equals or not values or (".." in values and len(parts) != 2):
         raise typer.BadParameter(f"{entry!r} is no SETTING=LOW..HIGH or SETTING=A,B,C", param_hint="--search")
     return name, [value_of(part) for part in parts]
+
+
+def _names(given: list[str]) -> list[str]:
+    """Read names with commas between them; those of layers have commas of their own, as in layers:1,3."""
+    return [name.strip() for each in given for name in re.split(r",(?!\s*\d)", each) if name.strip()]
+
+
+def _overrides(given: list[str]) -> dict[str, dict[str, Any]]:
+    """Read STUDENT.SETTING=VALUE."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in given:
+        place, equals, value = entry.partition("=")
+        student, dot, name = place.rpartition(".")
+        if not (student and dot and equals):
+            raise typer.BadParameter(f"{entry!r} is no STUDENT.SETTING=VALUE", param_hint="--override")
+        found.setdefault(student, {})[name.replace("-", "_")] = value_of(value)
+    return found

@@ -21,38 +21,54 @@ SERIES = 8
 """How many colours the page has for candidates; further ones start again."""
 
 
+LIGHT = {
+    "--paper": "#ffffff", "--card": "#f6f7f9", "--ink": "#16191d", "--muted": "#58616b", "--line": "#d9dde2",
+    "--s0": "#5b6573", "--s1": "#0f6fc5", "--s2": "#c4601a", "--s3": "#2b8a4b", "--s4": "#8a4bb8", "--s5": "#b03060",
+    "--s6": "#7a6a00", "--s7": "#008891",
+}  # fmt: skip
+"""The page's colours by CSS variable."""
+
+
+DARK = {
+    "--paper": "#14171b", "--card": "#1d2126", "--ink": "#e8eaed", "--muted": "#a2abb5", "--line": "#363c44",
+    "--s0": "#a4aebb", "--s1": "#5db0f5", "--s2": "#f0954e", "--s3": "#63c584", "--s4": "#c594ec", "--s5": "#f07ba5",
+    "--s6": "#d8c24a", "--s7": "#4dc9d1",
+}  # fmt: skip
+"""The same where a dark scheme is preferred."""
+
+
 # Stand-ins in the drawing for what the page decides, in light and in dark.
-_INK, _MUTED, _LINE, _PAPER = "#010101", "#010102", "#010103", "#010104"
+INK, MUTED, LINE, PAPER = "#010101", "#010102", "#010103", "#010104"
 
 
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _PAPER: "--paper"}
+_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper"}
 
 
 _VARIABLES |= {f"#0202{number:02x}": f"--s{number}" for number in range(SERIES)}
 
 
 _STYLE: Any = {
-    "axes.edgecolor": _LINE,
+    "axes.edgecolor": LINE,
     "axes.facecolor": "none",
     "axes.grid": True,
-    "axes.labelcolor": _MUTED,
+    "axes.labelcolor": MUTED,
     "axes.labelsize": 9,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.axisbelow": True,
     "font.family": "sans-serif",
     "font.size": 9,
-    "grid.color": _LINE,
+    "grid.color": LINE,
     "grid.linewidth": 0.6,
     "svg.fonttype": "none",
     "svg.hashsalt": "nlpkd",
-    "text.color": _INK,
+    "text.color": INK,
     # A label such as "$x$" is text.
     "text.parse_math": False,
-    "xtick.color": _LINE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.color": _LINE,
-    "ytick.labelcolor": _MUTED,
+    "xtick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.color": LINE,
+    "ytick.labelcolor": MUTED,
 }
 
 
@@ -66,7 +82,7 @@ _SIZE_INCHES = (4.0, 2.8)
 _MARGINS_INCHES = (0.75, 0.15, 0.5, 0.3)
 
 
-_MARKERS = "oDs^vPX*"
+MARKERS = "oDs^vPX*"
 
 
 _CLASSES_NAMED = 20
@@ -86,17 +102,17 @@ def tradeoff(points: Sequence[Mapping[str, Any]], cost: str, quality: str) -> st
     Returns:
         The SVG element.
     """
-    with _axes() as axes:
+    with chart_axes() as axes:
         # Smaller and smaller, so that none hides another.
         for number, point in enumerate(points):
             spread = [[max(0.0, point["value"] - point["low"])], [max(0.0, point["high"] - point["value"])]]
             axes.errorbar(
-                point["cost"], point["value"], yerr=spread, color=_colour(number), marker=_MARKERS[number % SERIES],
+                point["cost"], point["value"], yerr=spread, color=colour(number), marker=MARKERS[number % SERIES],
                 markersize=max(5, 11 - 2 * number), capsize=3, linewidth=1.2,
             )  # fmt: skip
         axes.set_xlim(0, 1.12 * max(point["cost"] for point in points))
         axes.set(xlabel=cost, ylabel=quality)
-        return _svg(axes, f"{quality} against {cost} of {', '.join(str(point['name']) for point in points)}")
+        return to_svg(axes, f"{quality} against {cost} of {', '.join(str(point['name']) for point in points)}")
 
 
 def curves(values: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
@@ -110,15 +126,15 @@ def curves(values: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
     """
     drawn = []
     for name, points in values.items():
-        with _axes() as axes:
+        with chart_axes() as axes:
             steps, numbers = zip(*points, strict=True)
             marker = "o" if len(points) < 10 else None
-            axes.plot(steps, numbers, color=_colour(0), linewidth=1.6, marker=marker, markersize=4)
-            axes.set_title(_short(name, 40), fontsize=10, y=1.0)
+            axes.plot(steps, numbers, color=colour(0), linewidth=1.6, marker=marker, markersize=4)
+            axes.set_title(shortened(name, 40), fontsize=10, y=1.0)
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             told = f"{name} over {len(points)} logged steps, from {numbers[0]:.4g} to {numbers[-1]:.4g}"
-            drawn.append(_svg(axes, told))
+            drawn.append(to_svg(axes, told))
     return drawn
 
 
@@ -135,25 +151,25 @@ def confusion(name: str, number: int, matrix: Sequence[Sequence[int]], labels: S
         The SVG element.
     """
     classes = len(labels)
-    with _axes((_SIZE_INCHES[0], _SIZE_INCHES[0]), named=True) as axes:
+    with chart_axes((_SIZE_INCHES[0], _SIZE_INCHES[0]), named=True) as axes:
         axes.grid(False)
         for gold, row in enumerate(matrix):
             for predicted, count in enumerate(row):
                 share = count / max(1, sum(row))
-                axes.add_patch(Rectangle((predicted, gold), 1, 1, facecolor=_colour(number), alpha=0.85 * share))
+                axes.add_patch(Rectangle((predicted, gold), 1, 1, facecolor=colour(number), alpha=0.85 * share))
                 if classes <= 10:
                     axes.text(
                         predicted + 0.5, gold + 0.5, f"{count}\n{share:.0%}", ha="center", va="center",
-                        color=_INK, fontsize=10 if classes <= 5 else 7,
+                        color=INK, fontsize=10 if classes <= 5 else 7,
                     )  # fmt: skip
         places = [place + 0.5 for place in range(classes)] if classes <= _CLASSES_NAMED else []
-        shown = [_short(label) for label in labels[: len(places)]]
+        shown = [shortened(label) for label in labels[: len(places)]]
         axes.set_xticks(places, shown, rotation=0 if classes <= 3 else 60, ha="center" if classes <= 3 else "right")
         axes.set_yticks(places, shown)
         axes.set(xlim=(0, classes), ylim=(classes, 0), aspect="equal", xlabel="predicted", ylabel="gold")
-        axes.set_title(_short(name, 40), fontsize=10, y=1.0)
+        axes.set_title(shortened(name, 40), fontsize=10, y=1.0)
         right = sum(row[place] for place, row in enumerate(matrix))
-        return _svg(axes, f"confusion matrix of {name}: {right} of {sum(map(sum, matrix))} rows on the diagonal")
+        return to_svg(axes, f"confusion matrix of {name}: {right} of {sum(map(sum, matrix))} rows on the diagonal")
 
 
 def reliability(name: str, number: int, bins: Sequence[ReliabilityBin]) -> str:
@@ -168,16 +184,16 @@ def reliability(name: str, number: int, bins: Sequence[ReliabilityBin]) -> str:
         The SVG element.
     """
     most = max(each.rows for each in bins)
-    with _axes() as axes:
-        axes.plot([0, 1], [0, 1], color=_MUTED, linestyle="--", linewidth=1)
+    with chart_axes() as axes:
+        axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
         confidence, accuracy = [each.confidence for each in bins], [each.accuracy for each in bins]
-        axes.plot(confidence, accuracy, color=_colour(number), linewidth=1.2, alpha=0.7)
+        axes.plot(confidence, accuracy, color=colour(number), linewidth=1.2, alpha=0.7)
         sizes = [12 + 90 * each.rows / most for each in bins]
-        axes.scatter(confidence, accuracy, s=sizes, color=_colour(number), zorder=3)
+        axes.scatter(confidence, accuracy, s=sizes, color=colour(number), zorder=3)
         axes.set(xlim=(min(0.45, min(confidence) - 0.05), 1.03), ylim=(-0.03, 1.05))
         axes.set(xlabel="confidence", ylabel="accuracy")
-        axes.set_title(_short(name, 40), fontsize=10, y=1.0)
-        return _svg(axes, f"reliability diagram of {name}, {len(bins)} bins")
+        axes.set_title(shortened(name, 40), fontsize=10, y=1.0)
+        return to_svg(axes, f"reliability diagram of {name}, {len(bins)} bins")
 
 
 def by_group(groups: Sequence[str], values: Mapping[str, Sequence[float]], axis: str) -> str:
@@ -192,21 +208,21 @@ def by_group(groups: Sequence[str], values: Mapping[str, Sequence[float]], axis:
         The SVG element.
     """
     height = max(1.6, 0.7 + 0.36 * len(groups))
-    with _axes((_SIZE_INCHES[0], height), named=True) as axes:
+    with chart_axes((_SIZE_INCHES[0], height), named=True) as axes:
         offsets = [0.12 * (place - (len(values) - 1) / 2) for place in range(len(values))]
         for number, (own, offset) in enumerate(zip(values.values(), offsets, strict=True)):
             places = [place + offset for place in range(len(groups))]
-            axes.scatter(own, places, s=34, color=_colour(number), marker=_MARKERS[number % SERIES])
-        axes.set_yticks(range(len(groups)), [_short(group) for group in groups])
+            axes.scatter(own, places, s=34, color=colour(number), marker=MARKERS[number % SERIES])
+        axes.set_yticks(range(len(groups)), [shortened(group) for group in groups])
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.set_xlabel(axis)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        return _svg(axes, f"{axis} of {', '.join(values)} in {len(groups)} groups")
+        return to_svg(axes, f"{axis} of {', '.join(values)} in {len(groups)} groups")
 
 
 @contextmanager
-def _axes(size_inches: tuple[float, float] = _SIZE_INCHES, named: bool = False) -> Iterator[Axes]:
-    """Open axes to draw on.
+def chart_axes(size_inches: tuple[float, float] = _SIZE_INCHES, named: bool = False) -> Iterator[Axes]:
+    """Open axes in the style of the page's charts; `to_svg` writes them, meanwhile too.
 
     Args:
         size_inches: width and height.
@@ -223,8 +239,16 @@ def _axes(size_inches: tuple[float, float] = _SIZE_INCHES, named: bool = False) 
         yield figure.add_subplot()
 
 
-def _svg(axes: Axes, description: str) -> str:
-    """Write a figure as an element that stands in a page: no prolog, no date, sizes left to the page."""
+def to_svg(axes: Axes, description: str) -> str:
+    """Write a figure as an element that stands in a page: no prolog, no date, sizes left to the page.
+
+    Args:
+        axes: of the figure.
+        description: what it shows, for who can't see it.
+
+    Returns:
+        The SVG element, whose colours are the page's variables.
+    """
     buffer = io.StringIO()
     assert axes.figure is not None
     axes.figure.savefig(  # type: ignore[union-attr]
@@ -234,8 +258,8 @@ def _svg(axes: Axes, description: str) -> str:
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r' id="(?!m|p|C)[^"]*"', "", drawing)
-    for colour, variable in _VARIABLES.items():
-        drawing = drawing.replace(colour, f"var({variable})")
+    for stand_in, variable in _VARIABLES.items():
+        drawing = drawing.replace(stand_in, f"var({variable})")
     label = html.escape(description, quote=True)
     # By a function: in a template a backslash of somebody's name would be an escape.
     return re.sub(
@@ -245,10 +269,38 @@ def _svg(axes: Axes, description: str) -> str:
     )
 
 
-def _colour(number: int) -> str:
+def standalone(drawing: str, title: str) -> str:
+    """Turn an element of `to_svg` into a file of its own, as for a README: light, and dark where that is preferred.
+
+    Args:
+        drawing: the SVG element.
+        title: what it is called.
+
+    Returns:
+        The SVG file.
+    """
+    # Plain colours first: not every program that shows an SVG knows variables, or asks for the scheme.
+    for variable, value in LIGHT.items():
+        drawing = drawing.replace(f"var({variable})", value)
+    dark = "".join(
+        f'[style*="{part}: {value}"] {{ {part}: {DARK[variable]} !important }} '
+        for variable, value in LIGHT.items()
+        for part in ("fill", "stroke")
+    )
+    style = f"text {{ font-family: sans-serif }} @media (prefers-color-scheme: dark) {{ {dark}}}"
+    width, height = re.findall(r"[\d.]+", drawing[: drawing.index(">")].split('viewBox="')[1])[2:4]
+    opening, rest = drawing.split(">", 1)
+    paper = f'<rect width="100%" height="100%" style="fill: {LIGHT["--paper"]}"/>'
+    start = f'{opening} width="{width}pt" height="{height}pt">\n<title>{html.escape(title)}</title>'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{start}<style>{style}</style>\n{paper}{rest}\n'
+
+
+def colour(number: int) -> str:
+    """Return the stand-in of a candidate's colour, by its place in the page's order."""
     return f"#0202{number % SERIES:02x}"
 
 
-def _short(text: str, length: int = _NAME_LENGTH) -> str:
+def shortened(text: str, length: int = _NAME_LENGTH) -> str:
+    """Return a text as one line of at most `length` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= length else line[: length - 1] + "…"

@@ -91,6 +91,33 @@ def training_curves(folder: str | Path) -> list[Curves]:
     return [curves for curves in found if curves.values]
 
 
+def fill_template(template: str, **values: Any) -> str:
+    """Write a page from its template.
+
+    Args:
+        template: its name in the folder `templates`.
+        **values: what it shows; everything that somebody named in it is escaped.
+
+    Returns:
+        The page.
+
+    Raises:
+        ModuleNotFoundError: without the extra `report`.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from nlpkd.evaluation.charts import DARK, LIGHT
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
+
+
 def render_page(
     report: EvaluationReport, *, curves: Sequence[Curves] = (), texts: Mapping[int, str] | None = None
 ) -> str:
@@ -107,18 +134,10 @@ def render_page(
     Raises:
         ModuleNotFoundError: without the extra `report`.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     header, rows = report_text.candidate_cells(report.candidates)
     origin = [("command", report.run.command)] if report.run.command else []
-    return environment.get_template(PAGE_NAME).render(
+    return fill_template(
+        PAGE_NAME,
         title=f"{report.run.data.name}: evaluation" if report.run.data.name else "Evaluation report",
         report=report,
         about=report_text.task_sentence(report.task),
@@ -183,7 +202,10 @@ def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
         return tiles
     if headline in teacher.quality and (gold := teacher.quality[headline].value) > 0:
         tiles.append((percent(student.quality[headline].value / gold), f"of the teacher's {METRIC_NAMES[headline]}"))
-    if student.latency and teacher.latency:
+    if student.text_to_label_ms and teacher.text_to_label_ms:
+        faster = teacher.text_to_label_ms / student.text_to_label_ms
+        tiles.append((f"{faster:.1f} ×", "the teacher's speed, text to label"))
+    elif student.latency and teacher.latency:
         tiles.append((f"{teacher.latency[0].p50_ms / student.latency[0].p50_ms:.1f} ×", "the teacher's speed"))
     if teacher.size_mb and student.size_mb is not None:
         tiles.append((percent(student.size_mb / teacher.size_mb, 0), "of its size"))
@@ -238,14 +260,23 @@ def _tradeoffs(report: EvaluationReport) -> list[str]:
 
     headline = report.task.headline
     points = [
-        vars(candidate.quality[headline]) | {"name": name, "size": candidate.size_mb, "latency": candidate.latency}
+        vars(candidate.quality[headline])
+        | {"name": name, "size": candidate.size_mb, "latency": candidate.latency, "read": candidate.text_to_label_ms}
         for name, candidate in report.candidates.items()
         if headline in candidate.quality and candidate.size_mb is not None
     ]
     drawn: list[str] = []
     if not points:
         return drawn
-    if all(point["latency"] for point in points):
+    if all(point["read"] for point in points):
+        drawn.append(
+            charts.tradeoff(
+                [point | {"cost": point["read"]} for point in points],
+                "ms from text to label, p50 (one text)",
+                METRIC_NAMES[headline],
+            )
+        )
+    elif all(point["latency"] for point in points):
         first = points[0]["latency"][0]
         axis = f"ms a pass, p50 (batch {first.batch}, {first.tokens} tokens)"
         timed = [point | {"cost": point["latency"][0].p50_ms} for point in points]

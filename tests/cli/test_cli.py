@@ -30,7 +30,10 @@ from typer.testing import CliRunner
 from nlpkd import DistillationConfig, make_student
 from nlpkd.cli import app, options
 from nlpkd.cli.settings import SETTINGS, TrainingCommand, run_config, save_config
+from nlpkd.comparison.points import Point
+from nlpkd.comparison.table import FrontierReport
 from nlpkd.data.arguments import DataArguments
+from nlpkd.evaluation.records import Interval
 from nlpkd.evaluation.report import EvaluationReport
 
 QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
@@ -346,8 +349,9 @@ FUNCTIONS = {
     # Its objectives are `hinton`, and neither labels nor weights are trained on.
     "cache": ("nlpkd.pipeline.prepare:prepare_job",
               {"objectives", "class_weights", "soft_label_column", "streaming", "test",
-                                            "embedding_size", "max_latency_ms", "max_size_mb", "start",
+                                            "embedding_size", "max_latency_ms", "max_size_mb", "ship", "start",
                                             "backbone", "baseline"}),
+    "frontier": ("nlpkd.comparison.frontier:frontier", {"soft_label_column", "window_stride"}),
     "tune": ("nlpkd.pipeline.tune:tune", {"soft_label_column", "streaming", "window_stride"}),
     # Named among the models.
     "evaluate": ("nlpkd.pipeline.evaluate:evaluate", {"student", "candidates"} | OF_TRAINING_ROWS),
@@ -576,3 +580,24 @@ def test_the_saved_student_is_whole(student):
     with safe_open(path / "model.safetensors", framework="pt") as weights:
         assert not [name for name in weights.keys() if "projection" in name or "teacher" in name]
     assert AutoTokenizer.from_pretrained(path)("good film")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--students", "teacher,layers:1,3,static"], {"students": ["teacher", "layers:1,3", "static"]}),
+        (["--students", "width:0.67, bilstm", "--students", "static", "--only", "static"],
+         {"students": ["width:0.67", "bilstm", "static"], "only": ["static"]}),
+        (["--override", "width:0.67.learning-rate=1e-3", "--override", "static.num_train_epochs=9"],
+         {"overrides": {"width:0.67": {"learning_rate": 1e-3}, "static": {"num_train_epochs": 9}}}),
+    ],
+)  # fmt: skip
+def test_students_of_a_frontier_are_read_as_they_are_called(flags, found, monkeypatch, tmp_path):
+    given = {}
+    teacher = Point("teacher in PyTorch", Interval(0.9, 0.8, 1.0), 2.0, 1.0, 90.0, 1.0, [0.9], "t")
+    report = FrontierReport("accuracy", 20, [teacher])
+    monkeypatch.setattr("nlpkd.comparison.frontier.frontier", lambda **options: given.update(options) or report)
+    words = ["frontier", "--teacher", "t", "--train", "x.csv", "--output-dir", str(tmp_path), *flags]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    assert {name: given[name] for name in found} == found
+    assert "learning_rate" not in given and given["num_train_epochs"] == 3

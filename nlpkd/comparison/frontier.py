@@ -1,0 +1,345 @@
+"""Students of one teacher one after another, measured side by side: how small can it be, and what does that cost?"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+
+from nlpkd.comparison.points import Limits, Point
+from nlpkd.comparison.table import FrontierReport
+from nlpkd.compression.int8 import INT8_FILE
+from nlpkd.config import DistillationConfig
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.sources import Source, name_of
+from nlpkd.data.text_classification import load_text_classification
+from nlpkd.evaluation.benchmark import describe_environment, measure_latency, measure_text_to_label
+from nlpkd.evaluation.records import AGREEMENT, Candidate, Interval
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.hub.saving import CARD_NAME
+from nlpkd.models.onnx_classifier import weights_sha256
+from nlpkd.models.source import ModelSource
+from nlpkd.pipeline.distill import distill
+from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.pipeline.roles import Teachers
+from nlpkd.students.kinds import kind_of
+from nlpkd.utils.files import digest_of, explain_damage, write_atomic
+from nlpkd.utils.fingerprints import differences
+from nlpkd.utils.locks import only_run
+from nlpkd.utils.provenance import command_line, now, without_tokens
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_STUDENTS = ("teacher", "layers:4", "layers:3", "layers:2", "bilstm", "static")
+
+
+TEACHER = "teacher"
+"""The student that is the teacher as it is; there is something to make of it where it is shipped."""
+
+
+REFERENCE = "teacher in PyTorch"
+"""What everything is compared with."""
+
+
+_STATE = "job.json"
+"""In a student's folder: what was asked for, how many seeds of it are finished, and why it failed."""
+
+
+_OBJECTIVES = {"layers": "layerwise", "width": "dynabert"}
+"""The presets of students by the first part of their names; all others have `"hinton"`."""
+
+
+_SMALL_LEARNING_RATE = 1e-3
+"""Of students without layers, which start from next to nothing (Tang et al. 2019 train their BiLSTM likewise)."""
+
+
+_TIMED_TEXTS = 100
+
+
+_NOT_HERE = {
+    "args": "give single settings, such as num_train_epochs=3",
+    "push_to_hub": "push the student that you pick: nlpkd push",
+    "resume_from_checkpoint": "a run again goes on where it stopped",
+    "student": "name them as students",
+    "teacher_revision": "write the teacher as id@revision",
+    "soft_label_column": "the students learn from a teacher",
+    "window_stride": "a text of several windows takes as many passes, so that its time would be wrong",
+}
+
+
+def frontier(
+    teacher: str | Path,
+    train: Source,
+    validation: Source | None = None,
+    test: Source | None = None,
+    *,
+    students: Sequence[str] = DEFAULT_STUDENTS,
+    only: Sequence[str] = (),
+    ship: bool = False,
+    objectives: str | None = None,
+    num_seeds: int = 1,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
+    min_retention: float | None = None,
+    output_dir: str | Path = "frontier",
+    **keywords: Any,
+) -> FrontierReport:
+    """Distil a teacher into several students, and put quality against time and size into one table and one picture.
+
+    Each student is in `output_dir/students/NAME`, as `nlpkd.distill` leaves it. `frontier.json`, `frontier.md`,
+    `frontier.svg` and `report.html` (the latter two with the extra `report`) are beside that folder. A run again goes
+    on: finished students are kept, one that was cut short resumes from its last checkpoint, one that failed is tried
+    again. A student that fails is named, and the others go on. What the teacher gives on the training rows is kept
+    once for all students whose objectives need its logits alone.
+
+    Args:
+        teacher: a path or Hub id (`id@revision` too).
+        train: labelled text; see `nlpkd.load_text_classification`.
+        validation: held-out rows; measured where there is no test set.
+        test: rows that nothing was chosen on.
+        students: as `nlpkd.distill` takes them; `"teacher"` is the teacher as it is, which `ship` makes smaller.
+        only: those of the students that are made now; all of them if empty.
+        ship: compare what is deployed: the vocabulary trimmed, and 8 bits; see `nlpkd.distill`.
+        objectives: a preset for all students; if None `"layerwise"` for layers of the teacher, `"dynabert"` for a
+            share of its width, and else `"hinton"`.
+        num_seeds: seeds to train each student with; the first one's is what is timed, and deployed.
+        overrides: settings of single students, such as `{"static": {"learning_rate": 1e-2}}`. Students without layers
+            have a learning rate of 1e-3 unless one is given.
+        max_latency_ms: picks the best student that takes no longer from text to label, at the median.
+        max_size_mb: likewise, the most that its file may take.
+        min_retention: the least share of the teacher's headline metric that the picked student has; without the
+            other two the fastest such student is picked.
+        output_dir: where all of it goes.
+        **keywords: further arguments of `nlpkd.distill`, fields of `nlpkd.data.arguments.DataArguments`
+            (`text_column`, `max_length`, ...) and of `DistillationConfig` (`num_train_epochs`, ...).
+
+    Returns:
+        The frontier, saved.
+
+    Raises:
+        ValueError: if an argument does not fit, a finished student in the folder was made otherwise, or no student
+            could be made.
+    """
+    # What can be refused before anything is trained.
+    limits, out = Limits(max_latency_ms, max_size_mb, min_retention), Path(output_dir)
+    if not isinstance(teacher, (str, Path)):
+        raise ValueError(f"teacher must be a path or a Hub id, got {type(teacher).__name__}: save a model first")
+    for name in _NOT_HERE.keys() & keywords.keys():
+        raise ValueError(f"frontier takes no {name}: {_NOT_HERE[name]}")
+    if PartialState().num_processes > 1:
+        raise ValueError("frontier runs in one process: launch `nlpkd distill` for each student instead")
+    folders = _folders(out, students, only, overrides or {})
+    job = {"teacher": teacher, "train": train, "validation": validation, "test": test, "ship": ship}
+    with only_run(out):
+        made = []
+        for name, folder in folders.items():
+            settings = _settings(name, objectives, keywords, (overrides or {}).get(name, {}))
+            made.append(_Student.of(name, folder, {**job, **settings}))
+
+        # The students, one after another.
+        for number, student in enumerate(made, start=1):
+            nothing_to_make = student.name == TEACHER and not ship
+            if not nothing_to_make and (not only or student.name in only):
+                logger.warning("Student %d of %d: %s, in %s.", number, len(made), student.name, student.folder)
+                student.make(num_seeds, out / "teacher_cache")
+
+        # All that is finished side by side.
+        failed = {student.name: student.error for student in made if student.error}
+        finished = [student for student in made if student.finished]
+        if not finished:
+            raise ValueError(f"no student was made: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
+        report = _compare(finished, out, limits, failed)
+        report.save(out)
+    return report
+
+
+@dataclass
+class _Student:
+    """A student of a frontier, and how far it is.
+
+    Attributes:
+        name: as it was asked for.
+        folder: its own.
+        arguments: of `nlpkd.distill`.
+        asked: the same as JSON can hold it, files by their content.
+        started: whether it was begun with these arguments.
+        finished: how many seeds are finished.
+        error: why it failed, if it did.
+    """
+
+    name: str
+    folder: Path
+    arguments: dict[str, Any]
+    asked: dict[str, Any]
+    started: bool = False
+    finished: int = 0
+    error: str | None = None
+
+    @classmethod
+    def of(cls, name: str, folder: Path, arguments: dict[str, Any]) -> _Student:
+        """Read how far a student is; refuse a finished one that was made otherwise."""
+        asked = {key: _identity(key, value) for key, value in arguments.items() if value is not None}
+        student = cls(name, folder, arguments, json.loads(json.dumps(asked, default=str)))
+        path = folder / _STATE
+        if not path.is_file():
+            return student
+        with explain_damage(path, f"delete {folder}, and the student is made again"):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            before, finished, error = dict(state["asked"]), int(state["finished"]), state["error"]
+        if before == student.asked:
+            student.started, student.finished, student.error = True, finished, error
+        elif finished:
+            differ = "; ".join(differences(before, student.asked, str(path)))
+            raise ValueError(f"{name} is finished, and was made otherwise: {differ}. Choose another output_dir")
+        return student
+
+    def make(self, num_seeds: int, teacher_cache: Path) -> None:
+        """Train and measure what is not finished; an error is kept, so that the other students go on."""
+        if self.finished >= (1 if self.name == TEACHER else num_seeds):
+            return
+        more: dict[str, Any] = {"teacher_cache_dir": str(teacher_cache), "output_dir": str(self.folder)}
+        if self.started:
+            more["resume_from_checkpoint"] = "True"
+        self.error = None
+        self._save()
+        try:
+            if self.name == TEACHER:
+                _ship_teacher(**self.arguments, **more)
+            else:
+                distill(student=self.name, num_seeds=num_seeds, **self.arguments, **more)
+            self.finished = num_seeds
+        except Exception as error:
+            logger.error("%s failed, and the others go on.", self.name, exc_info=error)
+            self.error = without_tokens(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        self._save()
+
+    def _save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {"asked": self.asked, "finished": self.finished, "error": self.error}
+        write_atomic(self.folder / _STATE, (json.dumps(state, indent=2) + "\n").encode())
+
+
+def _folders(out: Path, students: Sequence[str], only: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Path]:
+    """Return each student's folder; refuse names that are not among the students."""
+    if isinstance(students, str) or not students or not all(isinstance(name, str) for name in students):
+        raise ValueError(f"students must be a list of names, such as ['layers:3', 'static'], got {students!r}")
+    for given, names in {"only": only, "overrides": overrides}.items():
+        if unknown := sorted(set(names) - set(students)):
+            raise ValueError(f"{given} names {unknown}, and the students are {list(students)}")
+    folders = {name: out / "students" / re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") for name in students}
+    if len(set(folders.values())) < len(students):
+        raise ValueError(f"two of the students {list(students)} would have one folder: leave one out")
+    return folders
+
+
+def _settings(
+    name: str, objectives: str | None, keywords: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of one student's training: what holds for its kind, for all students, for itself."""
+    kind, own = kind_of(name), _OBJECTIVES.get(name.partition(":")[0], "hinton")
+    settings: dict[str, Any] = {"objectives": objectives or own}
+    if kind is not None and not kind.has_layers:
+        settings |= {"learning_rate": _SMALL_LEARNING_RATE}
+    return settings | dict(keywords) | dict(overrides)
+
+
+def _identity(argument: str, value: Any) -> Any:
+    """Return what tells an argument from another one: of files, models and rows in memory the content."""
+    if argument not in ("teacher", "train", "validation", "test", "backbone"):
+        return value
+    if isinstance(value, DatasetDict):
+        return {split: rows._fingerprint for split, rows in value.items()}
+    if isinstance(value, Dataset):
+        return value._fingerprint
+    path = Path(value) if isinstance(value, (str, Path)) else None
+    if path is not None and path.is_file():
+        return digest_of(path)
+    return weights_sha256(path) if path is not None and path.is_dir() else name_of(value)
+
+
+def _ship_teacher(teacher: str | Path, **keywords: Any) -> None:
+    """Make the teacher smaller as it is, with its vocabulary trimmed, and measure that beside it."""
+    data_args, keywords = DataArguments.split_keywords(keywords)
+    names = {each.name for each in fields(DistillationConfig)} - {"resume_from_checkpoint"}
+    args = DistillationConfig(**{name: value for name, value in keywords.items() if name in names})
+    wanted = ("train", "validation", "test", "ship", "teacher_dtype", "trust_remote_code")
+    options = {name: keywords[name] for name in wanted if name in keywords}
+    job = prepare_job(args, teacher, str(teacher), objectives="hinton", data_args=data_args, **options)
+    with only_run(args.output_dir):
+        job.run_untrained(args)
+        # It would be that of a student.
+        (Path(args.output_dir) / CARD_NAME).unlink(missing_ok=True)
+
+
+def _compare(students: Sequence[_Student], out: Path, limits: Limits, failed: dict[str, str]) -> FrontierReport:
+    """Put the teacher and all finished students side by side: quality as their reports have it, times anew."""
+    given = students[0].arguments
+    reports = {student.name: EvaluationReport.load(student.folder) for student in students}
+    deployed = {student.name: INT8_FILE if given["ship"] else "student" for student in students}
+    files = {each.name: each.folder / INT8_FILE if given["ship"] else each.folder for each in students}
+    text_to_label_ms, pass_ms = _times_together({REFERENCE: given["teacher"], **files}, given)
+
+    first = reports[students[0].name]
+    metric = first.task.headline
+    reference = _quality(first.candidates["teacher"], metric)
+
+    def point(name: str, candidate: Candidate, seeds: list[float], file: str) -> Point:
+        found = _quality(candidate, metric)
+        mean = statistics.fmean(seeds or [found.value])
+        shift = mean - found.value
+        return Point(
+            name=name,
+            quality=Interval(mean, found.low + shift, found.high + shift),
+            text_to_label_ms=text_to_label_ms[name],
+            pass_ms=pass_ms[name],
+            size_mb=candidate.size_mb or math.nan,
+            retention=mean / reference.value if reference.value > 0 else None,
+            seeds=seeds or [found.value],
+            file=file,
+        )
+
+    points = [point(REFERENCE, first.candidates["teacher"], [], str(given["teacher"]))]
+    for name, report in reports.items():
+        spread = report.seeds.get(deployed[name], {}).get(metric)
+        candidate, file = report.candidates[deployed[name]], files[name].relative_to(out).as_posix()
+        points.append(point(name, candidate, spread.values if spread else [], file))
+    run = {"command": command_line(), "date": now(), "teacher": first.run.teacher.name, "data": first.run.data.name}
+    return FrontierReport(metric, first.task.rows or 0, points, failed, limits, run | describe_environment(), out)
+
+
+def _quality(candidate: Candidate, metric: str) -> Interval:
+    """Return the headline metric; without gold labels the agreement, which the teacher has with itself."""
+    return candidate.agreement or Interval(1.0, 1.0, 1.0) if metric == AGREEMENT else candidate.quality[metric]
+
+
+def _times_together(models: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Time all models in turn on the measured texts, from text to label and by the pass alone."""
+    trust = bool(given.get("trust_remote_code"))
+    sources = {name: ModelSource.of(each, None, trust) for name, each in models.items()}
+    tokenizers = {name: source.tokenizer() for name, source in sources.items()}
+    # The rows that the students were measured on.
+    data_args, _ = DataArguments.split_keywords(given)
+    asked = Teachers([sources[REFERENCE]], [tokenizers[REFERENCE]], None).fill_in_task_and_names(data_args)
+    splits = [given[split] for split in ("train", "validation", "test")]
+    seed = {"seed": given["seed"]} if "seed" in given else {}
+    data = load_text_classification(*splits, tokenizer=tokenizers[REFERENCE], data_args=asked, **seed)
+    rows = data["test" if "test" in data else "validation"]
+    chosen = rows.select(np.linspace(0, len(rows) - 1, num=min(_TIMED_TEXTS, len(rows)), dtype=int))
+    texts = list(zip(*(chosen[column][:] for column in data.text_columns), strict=True))
+    max_tokens = {name: int(min(each.model_max_length, data.max_length)) for name, each in tokenizers.items()}
+    # All of them, one process, one after another in turn.
+    loaded = {name: source.classifier() for name, source in sources.items()}
+    read = measure_text_to_label(loaded, tokenizers, texts, max_tokens=max_tokens, runs=_TIMED_TEXTS)
+    passed = measure_latency(loaded, tokenizers, batches=(1,), runs=_TIMED_TEXTS)
+    return read, {name: entries[0].p50_ms for name, entries in passed.items()}

@@ -1,0 +1,176 @@
+"""A real frontier of tiny students: one fails, a killed run goes on, and what is shipped is what is compared."""
+
+from __future__ import annotations
+
+import json
+import logging
+from io import StringIO
+
+import pytest
+from processes import Program
+from samples import raw_rows, tiny_bert
+
+import nlpkd
+from nlpkd import EvaluationReport
+from nlpkd.comparison.frontier import REFERENCE
+from nlpkd.comparison.points import Limits, pick
+from nlpkd.comparison.table import FrontierReport
+from nlpkd.models.loading import load_tokenizer
+
+QUICK = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 2,
+    "max_steps": 8, "save_steps": 2, "use_cpu": True, "rehearsal": False, "teacher_check": "off",
+}  # fmt: skip
+# It dies at the second checkpoint of the second student.
+KILLED = """
+import json, os, signal, sys
+def die(event, given):
+    if event == "os.rename" and "layers-1/checkpoint-4" in str(given[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(die)
+from nlpkd import frontier
+frontier(**json.loads(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, tokenizer) -> dict:
+    """A teacher and rows, in files."""
+    folder = tmp_path_factory.mktemp("job")
+    tiny_bert(layers=1, initializer_range=0.5).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    rows = {"train": raw_rows(48, seed=1), "validation": raw_rows(20, seed=2)}
+    for split, each in rows.items():
+        each.to_parquet(folder / f"{split}.parquet")
+    return {"teacher": str(folder / "teacher"), **{split: str(folder / f"{split}.parquet") for split in rows}, **QUICK}
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory, job) -> FrontierReport:
+    """Students that are shipped, one of which can't be made."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    return nlpkd.frontier(
+        **job, students=["teacher", "layers:9", "static"], ship=True, min_retention=0.01,
+        overrides={"static": {"learning_rate": 0.02}}, output_dir=tmp_path_factory.mktemp("shipped"),
+    )  # fmt: skip
+
+
+def test_a_student_that_fails_is_named_and_the_others_are_compared(shipped):
+    assert [point.name for point in shipped.points] == [REFERENCE, "teacher", "static"]
+    assert list(shipped.failed) == ["layers:9"] and "ValueError" in shipped.failed["layers:9"]
+    text = shipped.to_markdown()
+    assert "Failed: layers:9" in text and all(f"| {point.name} |" in text for point in shipped.points)
+    assert all(point.text_to_label_ms >= 0.5 * point.pass_ms > 0 for point in shipped.points)
+
+
+def test_what_is_compared_is_the_file_that_is_deployed(shipped, job):
+    whole = load_tokenizer(job["teacher"])
+    for point in shipped.points[1:]:
+        folder = shipped.output_dir / "students" / point.name
+        file = shipped.output_dir / point.file
+        assert file == folder / "onnx/model_int8.onnx" and point.size_mb == file.stat().st_size / 1e6
+        candidates = EvaluationReport.load(folder).candidates
+        assert point.quality == candidates["onnx/model_int8.onnx"].quality["accuracy"]
+        assert candidates["onnx/model_int8.onnx"].runtime == "onnxruntime" and "student" in candidates
+        assert len(load_tokenizer(folder)) < len(whole)
+        assert nlpkd.load(folder).model.path == file
+    assert shipped.points[0].size_mb == EvaluationReport.load(folder).candidates["teacher"].size_mb
+    assert EvaluationReport.load(folder).run.settings["learning_rate"] == 0.02
+
+
+def test_the_shipped_teacher_is_the_teacher_with_fewer_tokens(shipped):
+    folder = shipped.output_dir / "students/teacher"
+    report = EvaluationReport.load(folder)
+    assert not (folder / "README.md").exists()
+    assert report.candidates["student"].size_mb < report.candidates["teacher"].size_mb
+    assert report.candidates["student"].agreement.value > 0.8
+
+
+def test_the_budget_picks_and_the_record_is_read_back(shipped):
+    assert shipped.picked == pick(shipped.points, Limits(min_retention=0.01))
+    assert FrontierReport.load(shipped.output_dir) == shipped
+    entry = json.loads((shipped.output_dir / "frontier.json").read_text())
+    assert entry["picked"] == shipped.picked.name and entry["front"] == shipped.front
+    assert (shipped.output_dir / "frontier.md").read_text() == shipped.to_markdown()
+
+
+def test_another_budget_trains_nothing_again(shipped, job):
+    weights = shipped.output_dir / "students/static/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = nlpkd.frontier(
+        **job, students=["static"], ship=True, max_size_mb=1e-9, output_dir=shipped.output_dir,
+        overrides={"static": {"learning_rate": 0.02}},
+    )  # fmt: skip
+    assert again.picked is None and "Nothing is within max_size_mb=1e-09" in again.verdict()
+    assert [point.quality for point in again.points] == [shipped.points[0].quality, shipped.points[2].quality]
+    assert weights.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"static is finished, and was made otherwise: learning_rate \(0.02 .*0.001"):
+        nlpkd.frontier(**job, students=["static"], ship=True, output_dir=shipped.output_dir)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, job) -> tuple[FrontierReport, str, int]:
+    """A run that was killed and then run again; what it said; when its first student was written before."""
+    folder = tmp_path_factory.mktemp("killed")
+    given = job | {"students": ["static", "layers:1"], "output_dir": str(folder / "out")}
+    log = folder / "log"
+    assert Program(["-c", KILLED, json.dumps(given)], folder, log, log).wait() == -9, log.read_text()
+    assert not (folder / "out/frontier.json").exists()
+    written = (folder / "out/students/static/model.safetensors").stat().st_mtime_ns
+    said = StringIO()
+    handler = logging.StreamHandler(said)
+    logging.getLogger("nlpkd").addHandler(handler)
+    try:
+        return nlpkd.frontier(**given), said.getvalue(), written
+    finally:
+        logging.getLogger("nlpkd").removeHandler(handler)
+
+
+def test_a_killed_run_goes_on_between_students_and_within(resumed):
+    report, said, written = resumed
+    assert (report.output_dir / "students/static/model.safetensors").stat().st_mtime_ns == written
+    assert "Resuming from" in said and "layers-1/checkpoint-2" in said
+    assert [point.name for point in report.points] == [REFERENCE, "static", "layers:1"] and not report.failed
+    assert [point.file for point in report.points[1:]] == ["students/static", "students/layers-1"]
+
+
+def test_the_teacher_s_outputs_are_kept_once_for_all(resumed):
+    report, _, _ = resumed
+    caches = sorted(path.relative_to(report.output_dir) for path in report.output_dir.rglob("teacher_cache"))
+    assert [str(path) for path in caches] == ["teacher_cache"]
+    assert list((report.output_dir / "teacher_cache").iterdir())
+
+
+def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
+    before, _, _ = resumed
+    assert len(before.points[1].seeds) == 1
+    report = nlpkd.frontier(**job, students=["static"], num_seeds=2, output_dir=before.output_dir)
+    own = EvaluationReport.load(report.output_dir / "students/static")
+    point, spread = report.points[1], own.seeds["student"]["accuracy"]
+    assert point.seeds == spread.values and len(spread.values) == 2
+    first = own.candidates["student"].quality["accuracy"]
+    assert point.quality.value == pytest.approx(spread.mean)
+    assert point.quality.high - point.quality.value == pytest.approx(first.high - first.value)
+    assert "sd over seeds" in report.to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"students": "static"}, "students must be a list"),
+        ({"students": []}, "students must be a list"),
+        ({"students": [3]}, "students must be a list"),
+        ({"students": ["static"], "teacher": tiny_bert()}, "teacher must be a path.*BertForSequenceClassification"),
+        ({"students": ["static"], "window_stride": 4}, "takes no window_stride"),
+        ({"students": ["static"], "only": ["bilstm"]}, r"only names \['bilstm'\]"),
+        ({"students": ["static"], "overrides": {"bilstm": {}}}, r"overrides names \['bilstm'\]"),
+        ({"students": ["layers:1", "layers-1"]}, "one folder"),
+        ({"students": ["static"], "max_latency_ms": 0}, "max_latency_ms must be above 0"),
+        ({"students": ["static"], "push_to_hub": True}, "takes no push_to_hub.*nlpkd push"),
+        ({"students": ["layers:9"]}, "no student was made: layers:9: ValueError"),
+    ],
+)
+def test_what_can_not_work_is_refused(wrong, message, tmp_path, job):
+    with pytest.raises(ValueError, match=message):
+        nlpkd.frontier(**job | wrong, output_dir=tmp_path)
+    assert not (tmp_path / "frontier.json").exists()
