@@ -213,7 +213,8 @@ def keep_neurons(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrain
     units, weights = neurons(model), model.state_dict()
     for name, axis in units.axes.items():
         # An axis has the neurons once, or once for the gate too: its second half.
-        parts = [part.index_select(axis, kept[_layer(name)]) for part in weights[name].split(units.count, dim=axis)]
+        chosen = kept[_layer(name)].to(weights[name].device)
+        parts = [part.index_select(axis, chosen) for part in weights[name].split(units.count, dim=axis)]
         weights[name] = torch.cat(parts, dim=axis)
     config = copy.deepcopy(model.config)
     setattr(config, size_name(config, "intermediate_size"), len(next(iter(kept.values()))))

@@ -14,6 +14,7 @@ from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.small_models import PROJECTED_WIDTH, SMALL_STUDENTS
 from nlpkd.models.structure import sort_drawn_head
 from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights
+from nlpkd.utils.processes import phase
 
 CONTEXTUAL_WIDTH = 256
 """Width of token vectors from a teacher's encoder: model2vec's."""
@@ -153,7 +154,7 @@ def token_vectors(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         return _kept[key].to(device)
     # Every token through the encoder.
     vectors: list[Tensor] = []
-    with evaluating(encoder):
+    with phase(f"Computing the vectors of {count} tokens"), evaluating(encoder):
         for ids in torch.arange(count, device=device).split(_TOKENS_AT_ONCE):
             parts = [ids.new_tensor(special).expand(len(ids), -1) for special in (before, after)]
             rows = torch.cat([parts[0], ids[:, None], parts[1]], dim=1)  # (tokens, special ones and one)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.prune import heads_of, keep_heads, keep_neurons, measure_importance, neurons
@@ -18,6 +19,7 @@ from nlpkd.models.structure import top_indices
 from nlpkd.students.backbone import CONFIG_KEY
 from nlpkd.students.teacher_layers import copy_layers
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
+from nlpkd.utils.processes import decided_by_main_process, phase
 
 SAMPLED_ROWS = 512
 """Rows on which importance is measured."""
@@ -73,10 +75,12 @@ def width_student(
         A float32 model in train mode that shares no memory with the teacher.
 
     Raises:
-        ValueError: if there are no labelled rows, or the family's heads or neurons can't be fewer.
+        ValueError: if there are no rows to measure on, or the family's heads or neurons can't be fewer.
     """
-    source = teacher if weights_of is None else weights_of
-    student = copy_layers(source, range(1, getattr(teacher.config, "num_hidden_layers", 0) + 1))
+    source, depth = teacher if weights_of is None else weights_of, getattr(teacher.config, "num_hidden_layers", 0)
+    if not depth:
+        raise ValueError(f"{type(teacher).__name__} has no layers to make narrower: choose another kind of student")
+    student = copy_layers(source, range(1, depth + 1))
     # A reshaped model keeps the config that it was made of.
     vars(student.config).pop(CONFIG_KEY, None)
     if share == 1:
@@ -85,16 +89,23 @@ def width_student(
     heads, inner = heads_of(teacher), neurons(teacher)
     fewer_heads = max(1, round(share * heads.count))
     fewer_neurons = min(inner.count, max(_MULTIPLE, _MULTIPLE * round(share * inner.count / _MULTIPLE)))
+
     # Which of it matters most.
-    sample = _sample(teacher, rows, tokenizer)
-    of_heads, of_neurons = measure_importance(teacher, [heads, inner], sample, tokenizer, max_rows=SAMPLED_ROWS)  # type: ignore[arg-type]
+    def choose() -> list[dict[str, Tensor]]:
+        sample = _sample(teacher, rows, tokenizer)
+        with phase("Measuring which heads and neurons matter"):
+            measured = measure_importance(teacher, [heads, inner], sample, tokenizer, max_rows=SAMPLED_ROWS)  # type: ignore[arg-type]
+        counts = (fewer_heads, fewer_neurons)
+        return [
+            {layer: top_indices(values, count).cpu() for layer, values in each.items()}
+            for each, count in zip(measured, counts, strict=True)
+        ]
+
+    # A GPU's gradients differ in their last bits from one process to another, and with them what comes first.
+    kept_heads, kept_neurons = decided_by_main_process(choose)
     # The student without the rest; neurons first, since what has fewer heads may be no model of the family any more.
-    student = keep_neurons(
-        student, {layer: top_indices(values, fewer_neurons) for layer, values in of_neurons.items()}
-    )
-    if fewer_heads < heads.count:
-        student = keep_heads(student, {layer: top_indices(values, fewer_heads) for layer, values in of_heads.items()})
-    return student
+    student = keep_neurons(student, kept_neurons)
+    return keep_heads(student, kept_heads) if fewer_heads < heads.count else student
 
 
 def _sample(teacher: PreTrainedModel, rows: Any, tokenizer: PreTrainedTokenizerBase | None) -> Dataset:

@@ -19,11 +19,12 @@ from families import (
 from samples import raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification
 
-from nlpkd import OnnxClassifier, distill, make_student
+from nlpkd import OnnxClassifier, distill, load_text_classification, make_student
 from nlpkd.compression.onnx import export_onnx
 from nlpkd.models.first_token import first_token_only
 from nlpkd.students.backbone import CONFIG_KEY, without_local_backbone
 from nlpkd.students.budget import make_candidates
+from nlpkd.students.small import small_student
 
 FAMILIES = [bert, distilbert, roberta, electra, llama]
 
@@ -123,6 +124,8 @@ def test_what_can_not_be_measured_or_made_narrower_is_refused(make_rows, tokeniz
             make_student(teacher, "width:0.5", **given)
     with pytest.raises(ValueError, match="ModernBertForSequenceClassification has no matrices of its own for queries"):
         make_student(make(modernbert), "width:0.5", **data)
+    with pytest.raises(ValueError, match="BiLSTMForSequenceClassification has no layers to make narrower"):
+        make_student(small_student("bilstm", teacher), "width:0.5", **data)
     with pytest.raises(ValueError, match="hidden_size: width:0.5 has the widths that it says"):
         make_student(teacher, "width:0.5", hidden_size=8, **data)
     with pytest.raises(ValueError, match="there is none: pass the teacher"):
@@ -154,6 +157,17 @@ def test_labels_are_the_teachers_by_name_and_its_own_where_nobody_labelled(make_
     some = rows["labels"][:10] + [-100] * 14
     partly = rows.remove_columns("labels").add_column("labels", some)
     assert student(partly) == student(rows.select(range(10)))
+
+
+def test_rows_of_a_stream_are_sampled_of_every_class(make_rows, tokenizer, tmp_path):
+    raw_rows(24).to_json(tmp_path / "rows.jsonl")
+    teacher = four_heads(id2label={0: "0", 1: "1"})
+    stream = load_text_classification(tmp_path / "rows.jsonl", tokenizer=tokenizer, streaming=True)["train"]
+    ours, theirs = (
+        make_student(teacher, "width:0.5", rows=rows, tokenizer=tokenizer) for rows in (stream, make_rows(24))
+    )
+    for layer in range(2):
+        assert all(torch.equal(*pair) for pair in zip(kept(ours, layer), kept(theirs, layer), strict=True))
 
 
 def test_scores_that_nobody_gave_are_refused_and_several_labels_are_answered(make_rows, tokenizer):
