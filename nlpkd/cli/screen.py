@@ -34,6 +34,8 @@ def show_phases() -> None:
     logger = logging.getLogger("nlpkd.utils.processes")
     logger.handlers = [logging.StreamHandler()]
     logger.setLevel(logging.INFO)
+    # Some libraries give the root logger a handler, which would say it all again.
+    logger.propagate = False
 
 
 def show_report(report: EvaluationReport, verdict: str | None = None) -> None:

@@ -176,6 +176,7 @@ def test_a_phase_is_a_line_at_its_start_and_one_with_its_time_at_its_end(capsys)
     logger = logging.getLogger(phase.__module__)
     logger.handlers = []
     logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.mark.parametrize(
