@@ -1,7 +1,8 @@
-"""The Python of README and of the guides runs as it stands, and their commands are ones that nlpkd has."""
+"""The Python of README, guides and notebook runs as it stands, and their commands are ones that nlpkd has."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -65,13 +66,25 @@ def test_the_python_of_readme_and_guides_runs_in_order(tmp_path, make_rows, sett
     for written, shorter in SHORTER.items():
         assert written in readme[0]
         readme[0] = readme[0].replace(written, shorter)
-    text = FEW + "\n".join([*readme, *(block for page in guides for block in page)])
+    notebook = cells_of(ROOT / "recipes/quickstart.ipynb")
+    for written, shorter in SHORTER.items():
+        assert any(written in cell for cell in notebook)
+        notebook = [cell.replace(written, shorter) for cell in notebook]
+    text = FEW + "\n".join([*readme, *(block for page in guides for block in page), *notebook])
     (tmp_path / "readme.py").write_text(text)
     done = run_program(["readme.py"], tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "The student keeps" in done.stdout and (tmp_path / "runs/student/report.json").exists()
     assert "calls: 1" in done.stdout and (tmp_path / "runs/no-labels/report.json").exists()
+    assert (tmp_path / "runs/notebook/student/report.md").exists() and done.stdout.count("The student keeps") == 3
     assert "eval_agreement" in done.stdout and "same start" in done.stdout and "score" in done.stdout
+
+
+def cells_of(notebook: Path) -> list[str]:
+    """The code of a notebook's cells, in order; one that was run would show what it printed elsewhere."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+    return ["".join(cell["source"]) for cell in cells]
 
 
 def commands(page: Path) -> list[list[str]]:
