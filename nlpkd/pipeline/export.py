@@ -120,7 +120,7 @@ def export_student(
                 candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
                 run = {"command": command_line(), "date": now(), "student": source.describe()}
                 # Large batches would take longer to time than all else here: `nlpkd evaluate` times them.
-                timed = {"latency_batches": (1,), "text_columns": columns}
+                timed: dict[str, Any] = {"latency_batches": (1,), "text_columns": columns}
                 report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run, **timed)
             kept = _retention(report, min_retention)
             records = [replace(each, retention=kept[each.file]) for each in records]
