@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.inference import evaluating, placement
+from nlpkd.models.reshaped import ReshapedForSequenceClassification
 from nlpkd.models.small_models import PROJECTED_WIDTH, SMALL_STUDENTS
 from nlpkd.models.structure import sort_drawn_head
 from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights
@@ -47,7 +48,7 @@ def small_student(
             300 to 300, which keeps the parameters beside it under a million for teachers up to 1024 wide;
             `"contextual"` from what the teacher's encoder makes of each token alone (`token_vectors`), at
             `embedding_size`, 256 unless the teacher is narrower; `"random"`. If None, `"contextual"` for a `"static"`
-            one with a tokenizer, `"teacher"` with a teacher alone, else `"random"`.
+            one with a tokenizer and a teacher that has layers, `"teacher"` with another teacher, else `"random"`.
         tokenizer: the teacher's, whose special tokens contextual vectors are made with.
         seed: of what is initialised at random.
         **shape: further settings of `BiLSTMConfig`, `TextCNNConfig` or `StaticConfig`, such as `hidden_size=300`.
@@ -67,10 +68,11 @@ def small_student(
     if teacher is None and (id2label is None or vocab_size is None):
         raise ValueError(f"a {kind} without a teacher needs id2label and vocab_size: give both, or the teacher")
     if embeddings is None and teacher is not None:
-        embeddings = "contextual" if kind == "static" and tokenizer is not None else "teacher"
+        encodes = tokenizer is not None and getattr(teacher.config, "num_hidden_layers", 0) > 0
+        embeddings = "contextual" if kind == "static" and encodes else "teacher"
     embeddings = embeddings or "random"
-    needs = {"teacher": teacher is not None, "contextual": None not in (teacher, tokenizer), "random": True}
-    if not needs.get(embeddings):
+    has = {"teacher": teacher is not None, "contextual": teacher is not None and tokenizer is not None, "random": True}
+    if not has.get(embeddings):
         raise ValueError(
             "embeddings must be 'teacher', which needs one, 'contextual', which needs its tokenizer too, or 'random', "
             f"got {embeddings!r}"
@@ -144,7 +146,7 @@ def token_vectors(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         ValueError: if the encoder has fewer dimensions, gives no hidden states, or the tokenizer does not show where a
             token stands among the special ones.
     """
-    encoder, device = teacher.base_model, placement(teacher)[0]
+    encoder, device = _encoder(teacher), placement(teacher)[0]
     before, after = _special_tokens(tokenizer)
     count = len(_table(teacher))
     if max([*before, *after, 0]) >= count:
@@ -175,6 +177,12 @@ def token_vectors(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     # Not a tensor of the inference mode, which could not be trained.
     _kept[key] = found.cpu().clone()
     return _kept[key].to(device)
+
+
+def _encoder(teacher: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a classifier that gives hidden states of a text."""
+    inner: Any = teacher.base if isinstance(teacher, ReshapedForSequenceClassification) else teacher
+    return inner.base_model.get_encoder() if inner.config.is_encoder_decoder else inner.base_model
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

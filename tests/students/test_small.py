@@ -3,12 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from families import llama, make
+from families import electra, llama, make
 from samples import raw_rows, tiny_bert
+from transformers import BartConfig, BartForSequenceClassification, T5Config, T5ForSequenceClassification
 
 from nlpkd import make_student
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.small import small_student, token_vectors
+
+
+def bart():
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    return BartForSequenceClassification(
+        BartConfig(vocab_size=24, d_model=16, encoder_layers=2, decoder_layers=2, max_position_embeddings=64, **sizes)
+    )
+
+
+def t5():
+    return T5ForSequenceClassification(T5Config(vocab_size=24, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
 
 
 def naive_vectors(teacher, size: int) -> np.ndarray:
@@ -67,9 +79,20 @@ def test_which_vectors_a_student_starts_from(tokenizer):
     assert torch.equal(start("static", tokenizer=tokenizer, embeddings="teacher"), table)
     assert torch.equal(start("bilstm", tokenizer=tokenizer), table)
     assert torch.equal(start("bilstm", tokenizer=tokenizer, embeddings="contextual"), vectors)
-    # A decoder has no token behind the text, or before it.
-    decoder = make(llama)
-    assert small_student("static", decoder, tokenizer=tokenizer).get_input_embeddings().weight.shape == (30, 16)
+
+
+@pytest.mark.parametrize("family", [llama, electra, bart, t5, lambda: make_student(llama(), "bilstm"), None])
+def test_teachers_of_every_kind_have_vectors_or_their_table(family, make_rows, tokenizer):
+    if family is None:
+        # One of a share of the width, a teacher of its own.
+        teacher = make_student(tiny_bert(), "width:0.5", rows=make_rows(4), tokenizer=tokenizer)
+    else:
+        teacher = make(family)
+    table = make_student(teacher, "static", tokenizer=tokenizer).get_input_embeddings().weight
+    theirs = teacher.get_input_embeddings().weight
+    copied = table.shape == theirs.shape and torch.equal(table, theirs)
+    assert len(table) == len(theirs) and table.shape[1] == 16 and table.isfinite().all()
+    assert copied == (teacher.config.model_type == "nlpkd_bilstm")
 
 
 def test_a_job_by_name_starts_from_them_too(tokenizer, settings):
