@@ -34,7 +34,7 @@ _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 _LEAST = {
     "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
     "weight_decay": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
+    "gradient_accumulation_steps": 1, "bootstrap_samples": 1, "latency_runs": 0,
 }  # fmt: skip
 
 
@@ -75,6 +75,10 @@ class DistillationConfig(TrainingArguments):
             nothing stands against it (`nlpkd.training.lean`): the same kernels, without the time to launch them.
         rehearsal: before the first step, try evaluation, saving and the report on some rows, so that what fails at the
             end is known at the start; see `nlpkd.training.rehearsal`. Not where DeepSpeed or FSDP split a model up.
+        bootstrap_samples: resamples behind the 95 % intervals of the report that `distill` writes.
+        latency_runs: timed passes behind each latency of that report; 0 leaves out the timing and the counting of
+            operations.
+        html_report: write `report.html`, the report with charts, which needs the extra `report`.
         weighting: how the objectives' weights move: `"fixed"`, `"linear"` (from the teacher to the gold labels) or
             `"uncertainty"` (learned); see `nlpkd.objectives.weighting`.
         weighting_learning_rate: learning rate of learned weights.
@@ -120,6 +124,9 @@ class DistillationConfig(TrainingArguments):
     )
     cuda_graphs: bool = _setting(True, "On one GPU, record passes once a shape and launch each at once.")
     rehearsal: bool = _setting(True, "Before the first step, try evaluation, saving and report on some rows.")
+    bootstrap_samples: int = _setting(1000, "Resamples behind the report's 95 % intervals.")
+    latency_runs: int = _setting(30, "Timed passes behind each latency of the report; 0 leaves the timing out.")
+    html_report: bool = _setting(True, "Write report.html, with charts, beside report.json and report.md.")
     weighting: str = _setting("fixed", "Objectives' weights: fixed, linear or uncertainty.")
     weighting_learning_rate: float = _setting(0.01, "Learning rate of learned weights.")
     anchor_weight: float = _setting(0.0, "L2 pull towards the weights at the start.")

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from forks import share
 from hub_server import hub_fixture  # noqa: F401
-from samples import WORDS, raw_rows
+from samples import QUIET, WORDS, raw_rows
 from transformers import BertTokenizer
 
 # Before pytest's workers start, so that they share the servers.
@@ -88,9 +88,8 @@ def settings(tmp_path: Path):
 
     def make(**config):
         defaults = {
-            "output_dir": str(tmp_path / "out"), "bf16": False, "report_to": "none", "save_strategy": "no",
-            "disable_tqdm": True, "teacher_check": "off", "per_device_train_batch_size": 8, "num_train_epochs": 1,
-            "logging_steps": 1, "rehearsal": False,
+            **QUIET, "output_dir": str(tmp_path / "out"), "save_strategy": "no", "teacher_check": "off",
+            "per_device_train_batch_size": 8, "num_train_epochs": 1, "logging_steps": 1,
         }  # fmt: skip
         return DistillationConfig(**(defaults | config))
 

@@ -18,12 +18,14 @@ from forks import Forked, ForkServer, fork_server, share
 from paths import TESTS
 
 # None of these imports a package that reads HF_ENDPOINT, HF_HOME and the like as it is imported.
-BARE = ("pandas", "pyarrow.dataset", "pyarrow.parquet", "requests", "rich.console", "scipy.stats", "sklearn.metrics",
-        "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor",
-        "torch.export", "torch.utils.data", "yaml")  # fmt: skip
+BARE = ("aiohttp", "fsspec.implementations.local", "pandas", "pyarrow.dataset", "pyarrow.parquet", "requests",
+        "rich.console", "scipy.stats", "sklearn.metrics", "tokenizers", "torch._dynamo",
+        "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.export",
+        "torch.utils.data", "typer.rich_utils", "yaml")  # fmt: skip
 WARM = ("nlpkd.cli", "nlpkd.pipeline.distill", "transformers.models.bert.modeling_bert")
 if find_spec("matplotlib"):
-    WARM += ("nlpkd.evaluation.charts", "matplotlib.backends.backend_svg")
+    BARE += ("matplotlib.backends.backend_svg", "matplotlib.figure")
+    WARM += ("nlpkd.evaluation.charts",)
 # What a launcher sends its processes.
 RELAYED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 

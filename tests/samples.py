@@ -14,6 +14,13 @@ from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate, Interval
 from nlpkd.evaluation.report import EvaluationReport
 
+QUIET = {
+    "bf16": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True, "rehearsal": False,
+    "bootstrap_samples": 20, "latency_runs": 0, "html_report": False,
+}  # fmt: skip
+"""Settings of a job that does little beside what a test is about."""
+QUIET_FLAGS = [word for name, value in QUIET.items() if name != "use_cpu" for word in (f"--{name}", str(value))]
+"""The same for a recipe."""
 WORDS = "good great fine bad poor awful film plot actor the a was is very not at all and it".split()
 
 
@@ -68,9 +75,8 @@ def fine_tuned_teacher(folder: Path, tokenizer: BertTokenizer, layers: int = 4) 
     from nlpkd import train_teacher
 
     train_teacher(
-        tiny_bert(layers=layers), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder, bf16=False,
-        num_train_epochs=8, per_device_train_batch_size=8, learning_rate=2e-3, report_to="none", save_strategy="no",
-        disable_tqdm=True,
+        tiny_bert(layers=layers), raw_rows(160, seed=1), tokenizer=tokenizer, output_dir=folder,
+        num_train_epochs=8, per_device_train_batch_size=8, learning_rate=2e-3, **QUIET, save_strategy="no",
     )  # fmt: skip
     return folder
 

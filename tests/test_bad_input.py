@@ -19,7 +19,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from paths import TESTS
 from safetensors.torch import load_file, save_file
-from samples import fine_tuned_teacher, raw_rows, tiny_bert
+from samples import QUIET, fine_tuned_teacher, raw_rows, tiny_bert
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from nlpkd import distill
@@ -46,7 +46,7 @@ def run(folder: Path, **changes: Any) -> None:
         "teacher": folder / "teacher", "student": "layers:2", "train": folder / "train.csv",
         "validation": folder / "validation.csv", "objectives": "hinton",
     }  # fmt: skip
-    settings = {"max_steps": 1, "bf16": False, "report_to": "none", "disable_tqdm": True}
+    settings = {**QUIET, "max_steps": 1, "rehearsal": True}
     distill(**(call | settings | changes), output_dir=folder / "out")
 
 

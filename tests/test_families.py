@@ -21,7 +21,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 from paths import TESTS
-from samples import raw_rows
+from samples import QUIET, raw_rows
 from transformers import (
     AlbertConfig,
     BertConfig,
@@ -133,7 +133,7 @@ PAIRS = [(a, b) for a in CONFIGS for b in CONFIGS if a == b or b in STUDENTS]
 
 def trainer_of(teacher, student, *objective, families=("BERT", "BERT"), **settings) -> DistillationTrainer:
     args = DistillationConfig(
-        output_dir="unused", bf16=False, use_cpu=True, report_to="none", save_strategy="no", teacher_check="off",
+        output_dir="unused", **QUIET, save_strategy="no", teacher_check="off",
         **settings,
     )  # fmt: skip
     theirs, ours = (tokenizer_of(family) for family in families)
@@ -419,7 +419,7 @@ def test_a_whole_job_takes_a_teacher_in_an_adapter_s_wrapper(peft, tmp_path):
     splits = DatasetDict(train=raw_rows(24, 0, names), validation=raw_rows(12, 1, names))
     result = distill(
         teacher, "layers:2", splits, teacher_tokenizer=tokenizer_of("BERT"), output_dir=tmp_path, max_steps=2,
-        teacher_check="off", report_to="none", bf16=False, max_length=16, disable_tqdm=True,
+        teacher_check="off", **QUIET, max_length=16,
     )  # fmt: skip
     assert result.student.config.num_hidden_layers == 2 and not hasattr(result.student, "peft_config")
     assert set(result.report.candidates) == {"teacher", "student"}

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from samples import WORDS, raw_rows, tiny_bert
+from samples import QUIET, WORDS, raw_rows, tiny_bert
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -41,8 +41,7 @@ from nlpkd.teachers.teacher import LiveTeacher
 
 VOCABULARY = 5 + len(WORDS)
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 2,
-    "teacher_check": "off", "use_cpu": True,
+    **QUIET, "rehearsal": True, "save_strategy": "no", "max_steps": 2, "teacher_check": "off",
 }  # fmt: skip
 SIZE = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import EvaluationReport, distill, load, train_teacher
 from nlpkd.hub.push import files_to_push
@@ -25,8 +25,8 @@ def test_a_training_in_a_folder_of_any_name_is_saved_measured_and_ready_to_be_pu
         raw_rows(rows).to_pandas().to_csv(folder / f"{split}.csv", index=False)
     result = distill(
         str(folder / "teacher"), "layers:1", str(folder / "train.csv"), str(folder / "validation.csv"),
-        objectives="hinton", output_dir=folder / "out", max_steps=2, save_steps=1, report_to="none", bf16=False,
-        disable_tqdm=True, teacher_check="off", max_length=32, per_device_train_batch_size=8,
+        objectives="hinton", output_dir=folder / "out", max_steps=2, save_steps=1, **QUIET,
+        teacher_check="off", max_length=32, per_device_train_batch_size=8,
     )  # fmt: skip
     out = Path(result.output_dir)
     assert out == folder / "out" and load(out)("good film")

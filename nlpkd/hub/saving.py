@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from nlpkd.data.labels.classes import Classes
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.html_report import save_page, training_curves
+from nlpkd.evaluation.html_report import PAGE_NAME, save_page, training_curves
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate
 from nlpkd.evaluation.report import EvaluationReport
@@ -63,6 +63,7 @@ def save_report(
     model_name: str | None = None,
     *,
     card: bool = True,
+    page: bool = True,
     logs: str | Path | None = None,
     texts: Mapping[int, str] | None = None,
 ) -> None:
@@ -73,12 +74,16 @@ def save_report(
         directory: the student's folder, or any other for a report without a card.
         model_name: the card's; the folder's own name if None.
         card: write README.md, unless somebody wrote or edited the one that is there.
+        page: write report.html; False takes away the one of an earlier report.
         logs: the folder of the training whose curves the page shows; `directory` if None.
         texts: texts of the page's examples, by row number.
     """
     directory = Path(directory)
     report.save(directory)
-    save_page(report, directory, curves=training_curves(logs or directory), texts=texts)
+    if page:
+        save_page(report, directory, curves=training_curves(logs or directory), texts=texts)
+    else:
+        (directory / PAGE_NAME).unlink(missing_ok=True)
     if not card:
         return
     text = renewed_card(report, directory, model_name or directory.resolve().name)

@@ -105,7 +105,7 @@ class Job:
         if num_seeds > 1:
             report = replace(report, seeds=aggregate_seeds(reports))
             if PartialState().is_main_process:
-                save_report(report, folder, args.hub_model_id)
+                save_report(report, folder, args.hub_model_id, page=args.html_report)
         return student, report
 
     def run_seed(
@@ -245,13 +245,15 @@ class Job:
                 training_seconds={name: known for name, known in seconds.items() if known is not None},
                 threshold_dataset=held_out,
                 text_columns=self.data.text_columns,
+                bootstrap_samples=args.bootstrap_samples,
+                latency_runs=args.latency_runs,
                 seed=args.seed,
             )
             if chosen := report.run.thresholds:
                 trainer.model.config.thresholds = dict(chosen["student"])
                 with atomic_folder_update(Path(args.output_dir)) as temporary:
                     trainer.model.config.save_pretrained(temporary)
-            save_report(report, args.output_dir, args.hub_model_id)
+            save_report(report, args.output_dir, args.hub_model_id, page=args.html_report)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
@@ -287,7 +289,7 @@ class Job:
             threshold_dataset=None if held_out is None else rows_to_try(held_out),
             bootstrap_samples=2,
             latency_batches=(1,),
-            latency_runs=1,
+            latency_runs=min(1, args.latency_runs),
         )
         report.save(folder)
         renewed_card(report, folder, args.hub_model_id or folder.parent.resolve().name)

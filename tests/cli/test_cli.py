@@ -23,7 +23,7 @@ from commands import Command, finish, start
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from paths import ROOT
 from safetensors import safe_open
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -36,8 +36,8 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.records import Interval
 from nlpkd.evaluation.report import EvaluationReport
 
-QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--set", "bf16=false", "--set", "report_to=none",
-         "--set", "disable_tqdm=true", "--set", "use_cpu=true", "--max-length", "32"]  # fmt: skip
+QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--max-length", "32",
+         *(word for name, value in QUIET.items() for word in ("--set", f"{name}={str(value).lower()}"))]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, st
             "evaluate": Command(
                 "evaluate", "student", "student/baseline/no_teacher", "student/baseline/same_start",
                 "--teacher", "teacher", "--data", "dev.tsv", "--label-column", "verdict", "--max-length", "32",
-                "--output-dir", "measured", cwd=folder,
+                "--output-dir", "measured", "--latency-runs", "0", "--bootstrap-samples", "20", cwd=folder,
             ),
             "push": Command("push", "student", "--repo-id", "alice/tiny", cwd=folder,
                            environment=hub_environment(hub, home, WRITE_TOKEN)),

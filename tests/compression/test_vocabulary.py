@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from datasets import Dataset
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -412,8 +412,8 @@ def test_distil_with_a_trimmed_vocabulary(tmp_path, tokenizer):
     train = raw_rows(60, seed=1).filter(lambda text: "film" not in text and "great" not in text, input_columns="text")
     result = distill(
         teacher, "layers:2", train, raw_rows(30, seed=2), teacher_tokenizer=tokenizer, vocabulary="trim",
-        baseline=True, output_dir=tmp_path, objectives="layerwise", max_steps=3, bf16=False, report_to="none",
-        disable_tqdm=True, use_cpu=True, teacher_check="off",
+        baseline=True, output_dir=tmp_path, objectives="layerwise", max_steps=3, **QUIET,
+        teacher_check="off",
     )  # fmt: skip
     assert "film" not in result.tokenizer.get_vocab() and "good" in result.tokenizer.get_vocab()
     for folder in (tmp_path, tmp_path / "baseline" / "same_start"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from transformers import AutoConfig
 
 from nlpkd import DistillationConfig, distill, load_text_classification, train_teacher
@@ -20,7 +20,7 @@ from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names,
 from nlpkd.pipeline.prepare import prepare_job
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 1, "use_cpu": True,
+    **QUIET, "save_strategy": "no", "max_steps": 1,
     "teacher_check": "off",
 }  # fmt: skip
 NAMES = ["negative", "positive"]

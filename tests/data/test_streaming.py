@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset
 from safetensors.torch import load_file
-from samples import raw_rows, sentences, tiny_bert
+from samples import QUIET, raw_rows, sentences, tiny_bert
 
 from nlpkd import DistillationTrainer, distill, load_text_classification, make_student
 from nlpkd.data.columns import Columns
@@ -276,7 +276,7 @@ def test_a_whole_job_on_a_stream(tmp_path, tokenizer):
     tokenizer.save_pretrained(teacher)
     result = distill(
         teacher, "layers:1", str(train), str(held_out), streaming=True, baseline=True, vocabulary="trim",
-        output_dir=tmp_path / "out", bf16=False, report_to="none", disable_tqdm=True, teacher_check="off",
+        output_dir=tmp_path / "out", **QUIET, teacher_check="off",
         per_device_train_batch_size=8, num_train_epochs=2, save_strategy="no", max_length=32,
     )  # fmt: skip
     report = result.report

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from samples import WORDS, tiny_bert
+from samples import QUIET, WORDS, tiny_bert
 
 from nlpkd import DistillationTrainer, distill, evaluate_student, load_text_classification, make_student, train_teacher
 from nlpkd.data.columns import DOCUMENT
@@ -76,7 +76,7 @@ def test_trainer_and_report_measure_texts_by_their_average(cut, tokenizer, setti
 
 
 def test_a_run_on_windows_reports_on_texts(tokenizer, tmp_path):
-    quick = {"bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
+    quick = {**QUIET, "save_strategy": "no"}
     quick |= {"max_length": 12, "window_stride": 2, "learning_rate": 2e-3, "teacher_check": "off"}
     splits = DatasetDict(train=documents(120), validation=documents(50, 1))
     teacher = train_teacher(tiny_bert(3, **NAMES), splits, tokenizer=tokenizer, output_dir=tmp_path / "t", **quick)

@@ -16,7 +16,7 @@ from paths import ROOT
 from processes import run as run_program
 from processes import warm_python
 from safetensors.torch import load_file
-from samples import fine_tuned_teacher, raw_rows
+from samples import QUIET_FLAGS, fine_tuned_teacher, raw_rows
 
 from nlpkd.training.checkpoints import last_whole
 
@@ -25,8 +25,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 NAMES = tuple(f"nlpkd{os.getpid()}{side}" for side in "ab")
 LINKS = tuple(f"veth{os.getpid()}{side}"[:15] for side in "ab")
 RECIPE = [str(ROOT / "recipes" / "sst2.py"), "--teacher", "teacher", "--student", "layers:2", "--train_file",
-          "train.csv", "--validation_file", "validation.csv", "--bf16", "False", "--report_to", "none",
-          "--disable_tqdm", "True", "--max_length", "32", "--optim", "sgd", "--learning_rate", "0.05",
+          "train.csv", "--validation_file", "validation.csv", *QUIET_FLAGS,
+          "--max_length", "32", "--optim", "sgd", "--learning_rate", "0.05",
           "--save_strategy", "steps", "--save_steps", "40", "--save_total_limit", "2",
           "--max_steps", "200"]  # fmt: skip
 

@@ -17,7 +17,7 @@ import torch
 from forks import Forked
 from hub_server import WRITE_TOKEN
 from processes import server
-from samples import WORDS, raw_rows, tiny_bert
+from samples import QUIET, WORDS, raw_rows, tiny_bert
 from transformers import BertTokenizer
 
 from nlpkd import (
@@ -38,9 +38,9 @@ from nlpkd.training.checkpoints import last_whole
 
 # 12 steps, 6 of them followed by a checkpoint.
 SETTINGS: dict[str, Any] = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 2,
+    **QUIET, "per_device_train_batch_size": 8, "logging_steps": 2,
     "learning_rate": 2e-3, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2,
-    "use_cpu": True, "teacher_check": "off",
+    "teacher_check": "off",
 }  # fmt: skip
 SHARD_ROWS = 8
 LONG_ROWS = 1024

@@ -134,7 +134,7 @@ def fixed_cases() -> tuple[list[tuple[str, str, str]], float]:
     """Run the fault tests: fault, case and result of each; and their seconds."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         start = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-q", *map(str, FIXED), f"--junitxml={report.name}"]
+        command = [sys.executable, "-m", "pytest", "-q", "--long", *map(str, FIXED), f"--junitxml={report.name}"]
         subprocess.run(command, check=False)
         cases = ElementTree.parse(report.name).iter("testcase")
         spent = time.monotonic() - start

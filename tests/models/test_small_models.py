@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from processes import run as run_program
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
@@ -358,8 +358,8 @@ def taught(make_rows, tokenizer, tmp_path_factory):
     from nlpkd import DistillationConfig
 
     args = DistillationConfig(
-        output_dir=str(tmp_path_factory.mktemp("taught")), bf16=False, report_to="none", save_strategy="no",
-        disable_tqdm=True, learning_rate=3e-3, num_train_epochs=8, per_device_train_batch_size=16,
+        output_dir=str(tmp_path_factory.mktemp("taught")), **QUIET, save_strategy="no",
+        learning_rate=3e-3, num_train_epochs=8, per_device_train_batch_size=16,
     )  # fmt: skip
     trainer = DistillationTrainer(
         model=tiny_bert(), args=args, objectives=[CrossEntropyLoss()], train_dataset=make_rows(160),
@@ -407,7 +407,7 @@ def test_a_small_teacher_of_hidden_states_is_refused_too(make_rows, settings, to
 def test_the_whole_job_by_name_leaves_a_student_that_loads_and_a_card_that_says_how(tmp_path, taught, tokenizer):
     result = distill(
         taught, "bilstm", raw_rows(40), raw_rows(16, seed=7), teacher_tokenizer=tokenizer, objectives="hinton",
-        baseline=True, output_dir=tmp_path, bf16=False, report_to="none", disable_tqdm=True, use_cpu=True, max_steps=2,
+        baseline=True, output_dir=tmp_path, **QUIET, max_steps=2,
     )  # fmt: skip
     assert result.student.config.model_type == "nlpkd_bilstm"
     for folder in (tmp_path, tmp_path / "baseline" / "same_start"):

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import DatasetDict
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.pipeline.evaluate import evaluate
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 2,
-    "teacher_check": "off", "use_cpu": True, "per_device_train_batch_size": 8,
+    **QUIET, "rehearsal": True, "save_strategy": "no", "max_steps": 2, "teacher_check": "off",
+    "per_device_train_batch_size": 8,
 }  # fmt: skip
 ROWS = 40
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import WORDS, raw_rows, tiny_bert
+from samples import QUIET, WORDS, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from nlpkd import DistillationConfig, distill, make_student
 from nlpkd.pipeline.distill import cache_for_distillation
 
-QUIET = {"bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
+QUICK = {**QUIET, "save_strategy": "no"}
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,13 @@ def teacher(tmp_path_factory, tokenizer):
 
 def test_a_distillation_takes_the_outputs_that_were_kept_for_it(teacher, tmp_path):
     options = {"teacher": str(teacher), "student": "layers:1", "train": raw_rows(40), "validation": raw_rows(20, 3)}
-    args = DistillationConfig(output_dir=str(tmp_path / "outputs"), teacher_check="off", **QUIET)
+    args = DistillationConfig(output_dir=str(tmp_path / "outputs"), teacher_check="off", **QUICK)
     rows = cache_for_distillation(args, **options)
     assert len(rows) == 40 and len(rows["teacher_logits"][0]) == 2
     shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "outputs").glob("shard-*")}
     assert shards
     result = distill(**options, objectives="hinton", output_dir=tmp_path / "student", num_train_epochs=2,
-                     teacher_cache_dir=args.output_dir, teacher_check="off", logging_steps=1, **QUIET)  # fmt: skip
+                     teacher_cache_dir=args.output_dir, teacher_check="off", logging_steps=1, **QUICK | {"html_report": True})  # fmt: skip
     assert (result.output_dir / "report.json").exists()
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "outputs").glob("shard-*")} == shards
     assert not (tmp_path / "student" / "teacher_cache").exists()
@@ -46,7 +46,7 @@ def test_the_average_of_several_teachers_is_kept_and_taken(teacher, tokenizer, t
     student = make_student(AutoModelForSequenceClassification.from_pretrained(teacher), 1)
     job = {"teacher": [str(teacher), str(tmp_path / "second")], "student": student, "tokenizer": tokenizer,
            "train": raw_rows(40), "validation": raw_rows(20, 3)}  # fmt: skip
-    settings = QUIET | {"teacher_check": "off", "ensemble_weights": [3.0, 1.0]}
+    settings = QUICK | {"teacher_check": "off", "ensemble_weights": [3.0, 1.0]}
     kept = cache_for_distillation(DistillationConfig(output_dir=str(tmp_path / "outputs"), **settings), **job)
     first = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
     for row in kept:
@@ -77,7 +77,7 @@ def test_teachers_with_tokenizers_of_their_own_are_run_live(teacher, tmp_path, c
     student = make_student(AutoModelForSequenceClassification.from_pretrained(teacher), 1)
     job = {"teacher": [str(teacher), str(tmp_path / "second")], "student": student, "train": raw_rows(40),
            "validation": raw_rows(20, 3)}  # fmt: skip
-    settings = QUIET | {"teacher_check": "off"}
+    settings = QUICK | {"teacher_check": "off"}
     with pytest.raises(ValueError, match=r"tokenizers of their own \(teacher_input_ids\), which can't be cached"):
         cache_for_distillation(DistillationConfig(output_dir=str(tmp_path / "outputs"), **settings), **job)
     with caplog.at_level("WARNING"):

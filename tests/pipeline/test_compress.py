@@ -8,7 +8,7 @@ import torch
 import yaml
 from commands import Command, finish
 from families import llama, make, modernbert, reloaded, roberta
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -194,8 +194,8 @@ def smaller_ones(tokenizer, rows) -> dict:
 def trained(tokenizer, tmp_path_factory):
     """A teacher that knows the task."""
     args = DistillationConfig(
-        output_dir=str(tmp_path_factory.mktemp("trained")), bf16=False, report_to="none", save_strategy="no",
-        disable_tqdm=True, max_steps=40, learning_rate=5e-3, per_device_train_batch_size=16, teacher_check="off",
+        output_dir=str(tmp_path_factory.mktemp("trained")), **QUIET, save_strategy="no",
+        max_steps=40, learning_rate=5e-3, per_device_train_batch_size=16, teacher_check="off",
     )  # fmt: skip
     rows = load_text_classification(raw_rows(200), tokenizer=tokenizer)["train"]
     trainer = DistillationTrainer(

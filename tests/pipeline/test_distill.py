@@ -16,7 +16,7 @@ from datasets import DatasetDict, concatenate_datasets
 from huggingface_hub import constants
 from processes import Program
 from safetensors.torch import load_file
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
@@ -27,8 +27,8 @@ from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.students.checkpoint import with_fresh_pooler
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 1,
-    "learning_rate": 2e-3, "num_train_epochs": 2, "save_strategy": "epoch", "use_cpu": True, "rehearsal": False,
+    **QUIET, "per_device_train_batch_size": 8, "logging_steps": 1,
+    "learning_rate": 2e-3, "num_train_epochs": 2, "save_strategy": "epoch",
 }  # fmt: skip
 ONLY = Path("baseline", "no_teacher")
 """Where the only baseline of a student lies that starts from a pre-trained checkpoint."""
@@ -249,7 +249,10 @@ def test_a_student_with_another_tokenizer_learns_from_logits(tmp_path, taught, s
 
 def test_a_saved_student_measured_again_gives_the_report_s_figures(compared, taught, splits):
     baselines = {name: compared.output_dir / "baseline" / name for name in ("no_teacher", "same_start")}
-    report = evaluate(compared.output_dir, splits["validation"], teacher=taught.output_dir, candidates=baselines)
+    report = evaluate(
+        compared.output_dir, splits["validation"], teacher=taught.output_dir, candidates=baselines, latency_runs=0,
+        bootstrap_samples=QUIET["bootstrap_samples"],
+    )  # fmt: skip
     for role in ("teacher", "student", *baselines):
         assert report.candidates[role].quality == compared.report.candidates[role].quality
     assert report.comparisons == compared.report.comparisons

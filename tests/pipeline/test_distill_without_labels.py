@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import distill, label, read_splits
 from nlpkd.data.columns import TEACHER_LOGITS
@@ -11,8 +11,8 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.teachers import FunctionTeacher
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8,
-    "learning_rate": 5e-3, "num_train_epochs": 4, "save_strategy": "no", "use_cpu": True, "objectives": "hinton",
+    **QUIET, "per_device_train_batch_size": 8,
+    "learning_rate": 5e-3, "num_train_epochs": 4, "save_strategy": "no", "objectives": "hinton",
 }  # fmt: skip
 GOOD = ("good", "great", "fine")
 

@@ -3,16 +3,14 @@
 import json
 
 import pytest
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import label, read_splits
 from nlpkd.teachers import FunctionTeacher
 
 GOOD = ("good", "great", "fine")
 QUICK = {
-    "bf16": False,
-    "disable_tqdm": True,
-    "use_cpu": True,
+    **QUIET,
     "max_steps": 10,
     "learning_rate": 5e-3,
     "max_length": 64,

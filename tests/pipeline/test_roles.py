@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import DistillationConfig, distill, make_student, train_teacher
 from nlpkd.models.loading import load_teacher
@@ -14,7 +14,7 @@ from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline.prepare import prepare_job
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "use_cpu": True,
+    **QUIET, "per_device_train_batch_size": 8,
     "learning_rate": 2e-3, "num_train_epochs": 1, "save_strategy": "no", "teacher_check": "off", "logging_steps": 1,
 }  # fmt: skip
 NAMES = ("bad", "good")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from datasets import DatasetDict
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from typer.testing import CliRunner
 
 from nlpkd import DistillationTrainer, make_student
@@ -17,8 +17,8 @@ from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8,
-    "num_train_epochs": 1, "use_cpu": True, "teacher_check": "off",
+    **QUIET, "per_device_train_batch_size": 8,
+    "num_train_epochs": 1, "teacher_check": "off",
 }  # fmt: skip
 
 

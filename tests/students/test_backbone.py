@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from nlpkd import distill, make_student, train_teacher
@@ -15,7 +15,7 @@ from nlpkd.students.backbone import CONFIG_KEY, find_backbone, record_backbone, 
 from nlpkd.students.checkpoint import load_student, with_fresh_pooler
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "use_cpu": True,
+    **QUIET, "per_device_train_batch_size": 8,
     "learning_rate": 2e-3, "max_steps": 2, "save_strategy": "no",
 }  # fmt: skip
 

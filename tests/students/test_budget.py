@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 from nlpkd import DistillationConfig, distill, make_student
@@ -110,7 +110,7 @@ def test_a_distillation_takes_a_budget_in_place_of_a_student(tokenizer, tmp_path
     size = model_size_mb(make_student(teacher, 2))
     rows, held_out = raw_rows(24, seed=1), raw_rows(16, seed=2)
     settings = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer, "objectives": "hinton", "max_steps": 1,
-                "teacher_check": "off", "report_to": "none", "output_dir": tmp_path, "max_size_mb": size}  # fmt: skip
+                "teacher_check": "off", **QUIET, "output_dir": tmp_path, "max_size_mb": size}  # fmt: skip
     result = distill(teacher, None, rows, held_out, **settings)
     assert result.student.config.num_hidden_layers == 2 and result.report.run.student.name == "layers:2"
     with pytest.raises(ValueError, match="a budget chooses the student itself, and student='layers:3' is given too"):

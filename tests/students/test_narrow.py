@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from families import NAMES, SIZE, bert, distilbert, electra, logits_of, modernbert, roberta
-from samples import WORDS, raw_rows, tiny_bert
+from samples import QUIET, WORDS, raw_rows, tiny_bert
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
@@ -249,7 +249,7 @@ def test_distil_into_a_shape(tmp_path, tokenizer, monkeypatch):
     teacher = tiny_bert(layers=4, id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1})
     result = distill(
         teacher, "bert-minute", raw_rows(24), raw_rows(16, seed=1), teacher_tokenizer=tokenizer, output_dir=tmp_path,
-        objectives="tinybert", max_steps=1, bf16=False, report_to="none", disable_tqdm=True, use_cpu=True,
+        objectives="tinybert", max_steps=1, **QUIET,
         teacher_check="off",
     )  # fmt: skip
     assert result.student.config.hidden_size == 8 and result.student.config.vocab_size == 5 + len(WORDS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict, concatenate_datasets
-from samples import WORDS, raw_rows, tiny_bert
+from samples import QUIET, WORDS, raw_rows, tiny_bert
 from transformers import BertTokenizer, TrainerCallback
 
 from nlpkd import DistillationTrainer, distill, load_text_classification
@@ -19,8 +19,8 @@ from nlpkd.objectives import ForwardKLLoss
 from nlpkd.training.rehearsal import ROWS, rows_to_try
 
 QUICK = {
-    "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 2,
-    "teacher_check": "off", "use_cpu": True, "per_device_train_batch_size": 8,
+    **QUIET, "rehearsal": True, "save_strategy": "no", "max_steps": 2, "teacher_check": "off",
+    "per_device_train_batch_size": 8,
 }  # fmt: skip
 
 
