@@ -124,7 +124,7 @@ class DistillationConfig(TrainingArguments):
     )
     cuda_graphs: bool = _setting(True, "On one GPU, record passes once a shape and launch each at once.")
     rehearsal: bool = _setting(True, "Before the first step, try evaluation, saving and report on some rows.")
-    bootstrap_samples: int = _setting(1000, "Resamples behind the report's 95 % intervals.")
+    bootstrap_samples: int = _setting(1000, "Resamples behind the report's intervals.")
     latency_runs: int = _setting(30, "Timed passes behind each latency of the report; 0 leaves the timing out.")
     html_report: bool = _setting(True, "Write report.html, with charts, beside report.json and report.md.")
     weighting: str = _setting("fixed", "Objectives' weights: fixed, linear or uncertainty.")

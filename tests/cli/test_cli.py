@@ -36,8 +36,10 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.records import Interval
 from nlpkd.evaluation.report import EvaluationReport
 
+# The command `evaluate`, with which reports are compared, has its own number of resamples.
+SETTINGS_GIVEN = {**QUIET, "latency_runs": 2, "bootstrap_samples": 1000}
 QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--max-length", "32",
-         *(word for name, value in QUIET.items() for word in ("--set", f"{name}={str(value).lower()}"))]  # fmt: skip
+         *(word for name, value in SETTINGS_GIVEN.items() for word in ("--set", f"{name}={str(value).lower()}"))]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def test_a_student_is_measured_pushed_and_refused_each_in_one_command(folder, st
             "evaluate": Command(
                 "evaluate", "student", "student/baseline/no_teacher", "student/baseline/same_start",
                 "--teacher", "teacher", "--data", "dev.tsv", "--label-column", "verdict", "--max-length", "32",
-                "--output-dir", "measured", "--latency-runs", "0", "--bootstrap-samples", "20", cwd=folder,
+                "--output-dir", "measured", "--latency-runs", "2", cwd=folder,
             ),
             "push": Command("push", "student", "--repo-id", "alice/tiny", cwd=folder,
                            environment=hub_environment(hub, home, WRITE_TOKEN)),

@@ -19,7 +19,7 @@ from nlpkd.objectives import ForwardKLLoss
 from nlpkd.training.rehearsal import ROWS, rows_to_try
 
 QUICK = {
-    **QUIET, "rehearsal": True, "save_strategy": "no", "max_steps": 2, "teacher_check": "off",
+    **QUIET, "rehearsal": True, "latency_runs": 1, "save_strategy": "no", "max_steps": 2, "teacher_check": "off",
     "per_device_train_batch_size": 8,
 }  # fmt: skip
 
