@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nlpkd.data.labels.classes import Classes
 from nlpkd.objectives.base import Objective, labels_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
@@ -66,6 +65,9 @@ class CrossEntropyLoss(Objective):
         super().bind(student_config, teacher_config)
         labels = getattr(student_config, "num_labels", None)
         if isinstance(self._given, Mapping):
+            # Here, since it brings datasets, without which the presets are listed.
+            from nlpkd.data.labels.classes import Classes
+
             classes = Classes.of_config(student_config)
             if classes is None:
                 raise ValueError(

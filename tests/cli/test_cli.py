@@ -38,8 +38,8 @@ from nlpkd.evaluation.report import EvaluationReport
 
 # The command `evaluate`, with which reports are compared, has its own number of resamples.
 SETTINGS_GIVEN = {**QUIET, "latency_runs": 2, "bootstrap_samples": 1000}
-QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--max-length", "32",
-         *(word for name, value in SETTINGS_GIVEN.items() for word in ("--set", f"{name}={str(value).lower()}"))]  # fmt: skip
+QUICK = ["--batch-size", "8", "--learning-rate", "2e-3", "--max-length", "32"]
+QUICK += [word for name, value in SETTINGS_GIVEN.items() for word in ("--set", f"{name}={str(value).lower()}")]
 
 
 @pytest.fixture(scope="module")
