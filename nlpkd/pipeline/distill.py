@@ -22,11 +22,11 @@ from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage
-from nlpkd.pipeline.job import checkpoint_to_resume
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
+from nlpkd.training.checkpoints import checkpoint_to_resume
 from nlpkd.training.failures import saved_model
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import phase

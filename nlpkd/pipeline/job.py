@@ -30,13 +30,19 @@ from nlpkd.objectives.presets import Stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.compatibility import align_copied_head
-from nlpkd.training.checkpoints import last_whole, resolve_resume_checkpoint
+from nlpkd.training.checkpoints import (
+    checkpoint_to_resume,
+    last_whole,
+    resolve_resume_checkpoint,
+    resumes,
+    resumes_last,
+)
 from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_training
 from nlpkd.training.rehearsal import rows_to_try
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import atomic_folder_update, explain_damage, has_checksums, numbered_folders
-from nlpkd.utils.processes import decided_by_main_process, phase
+from nlpkd.utils.files import atomic_folder_update, explain_damage, numbered_folders
+from nlpkd.utils.processes import phase
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)
@@ -84,7 +90,7 @@ class Job:
             The first seed's student, and its report with the figures of all seeds.
         """
         folder = Path(args.output_dir)
-        if not _resumes(args) and PartialState().is_main_process:
+        if not resumes(args) and PartialState().is_main_process:
             # What says that a part of an earlier run is finished: a resume of this one would take it for its own.
             seeds = numbered_folders(folder, "seed").values()
             places = [place for each in (folder, *seeds) for place in numbered_folders(each, "stage").values()]
@@ -96,7 +102,7 @@ class Job:
         reports = [report]
         for seed, stages in enumerate(fresh, start=args.seed + 1):
             further = folder / f"seed-{seed}"
-            if _resumes(args) and (further / JSON_NAME).exists():
+            if resumes(args) and (further / JSON_NAME).exists():
                 logger.info("Seed %d is finished: its report in %s is used.", seed, further)
                 reports.append(EvaluationReport.load(further))
                 continue
@@ -127,13 +133,13 @@ class Job:
         # The student, stage after stage; only the last one's trainer is kept.
         rehearsal = partial(partial, self._rehearse, untrained, args, stages)
         *earlier, last = [replace(args, **stage.settings, push_to_hub=False) for stage in stages]
-        if earlier and _resumes_last(args):
+        if earlier and resumes_last(args):
             last = replace(last, resume_from_checkpoint="auto")
         seconds: list[float | None] = []
         steps = 0
         for number, (settings, stage) in enumerate(zip(earlier, stages, strict=False), start=1):
             settings = _beside(settings, Path(args.output_dir) / f"stage-{number}")
-            if number == 1 and _resumes_last(args):
+            if number == 1 and resumes_last(args):
                 # The first training tells whether the job is the one that is resumed.
                 settings = replace(settings, resume_from_checkpoint="True")
             rehearsed = rehearsal if number == 1 else None
@@ -192,7 +198,7 @@ class Job:
         trainer.rehearsed_beside = None if rehearsal is None else rehearsal(trainer)
         # Written last, so that a stage without it was cut short.
         history = folder / TRAINER_STATE_NAME
-        finished = _resumes(args) and history.exists()
+        finished = resumes(args) and history.exists()
         if finished and last_whole(folder) is not None:
             asked = checkpoint_to_resume(args)
             finished = resolve_resume_checkpoint(asked, args.output_dir, trainer.describe_run()) is not None
@@ -347,28 +353,6 @@ class Job:
         }
 
 
-def checkpoint_to_resume(args: DistillationConfig) -> str | bool:
-    """Return what `trainer.train` is to resume from; True only where there is a whole checkpoint."""
-    if not _resumes(args):
-        return False
-    if not _resumes_last(args):
-        return str(args.resume_from_checkpoint)
-    # Machines may see other folders, and start or resume together.
-    checkpoints = numbered_folders(Path(args.output_dir), "checkpoint").values()
-    found = decided_by_main_process(lambda: any(map(has_checksums, checkpoints)))
-    if not found and PartialState().is_main_process:
-        logger.warning("There is no whole checkpoint in %s yet: starting from the beginning.", args.output_dir)
-    return found
-
-
-def _resumes(args: DistillationConfig) -> bool:
-    return str(args.resume_from_checkpoint).lower() not in ("none", "false")
-
-
-def _resumes_last(args: DistillationConfig) -> bool:
-    return str(args.resume_from_checkpoint).lower() == "true"
-
-
 def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
     """Return the settings of a further training; a checkpoint asked for belongs to the first one alone."""
     # Seeds and stages teach the same rows, so that the teacher need not run on them again.
@@ -378,7 +362,7 @@ def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
         output_dir=str(folder),
         teacher_cache_dir=cache,
         push_to_hub=False,
-        resume_from_checkpoint="auto" if _resumes(args) else None,
+        resume_from_checkpoint="auto" if resumes(args) else None,
     )
 
 

@@ -145,6 +145,30 @@ def rotate_checkpoints(
         shutil.rmtree(path, ignore_errors=True)
 
 
+def checkpoint_to_resume(args: DistillationConfig) -> str | bool:
+    """Return what `trainer.train` is to resume from; True only where there is a whole checkpoint."""
+    if not resumes(args):
+        return False
+    if not resumes_last(args):
+        return str(args.resume_from_checkpoint)
+    # Machines may see other folders, and start or resume together.
+    checkpoints = numbered_folders(Path(args.output_dir), "checkpoint").values()
+    found = decided_by_main_process(lambda: any(map(has_checksums, checkpoints)))
+    if not found and PartialState().is_main_process:
+        logger.warning("There is no whole checkpoint in %s yet: starting from the beginning.", args.output_dir)
+    return found
+
+
+def resumes(args: DistillationConfig) -> bool:
+    """Check whether a run goes on from a checkpoint."""
+    return str(args.resume_from_checkpoint).lower() not in ("none", "false")
+
+
+def resumes_last(args: DistillationConfig) -> bool:
+    """Check whether a run goes on from the last checkpoint in its folder, whichever that is."""
+    return str(args.resume_from_checkpoint).lower() == "true"
+
+
 def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str, Any]) -> str | None:
     """Choose the checkpoint to resume from, the same one on all processes.
 
