@@ -30,7 +30,7 @@ def make_parser(recipe: type, **defaults: Any) -> HfArgumentParser:
 def show_result(result: DistillResult, **given: Any) -> None:
     """Print what a distillation with the given arguments found, where its files are, and what may be typed next."""
     show_report(result.report)
-    show_files("The student", result.output_dir, *after_distilling(result.output_dir, given))
+    show_files("The student is", result.output_dir, *after_distilling(result.output_dir, given))
 
 
 def interval_over_seeds(values: Sequence[float]) -> tuple[float, float] | None:

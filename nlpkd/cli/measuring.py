@@ -65,7 +65,7 @@ def evaluate(
     save_config(context, output_dir / "evaluate.yaml")
     # Only what is a folder is exported beside itself.
     following = after_distilling(roles["student"], given | roles)[: 2 if Path(roles["student"]).is_dir() else 1]
-    show_files("The report", output_dir, *following)
+    show_files("The report is", output_dir, *following)
 
 
 @command(app, *(each for each in COLUMNS if each != "max_length"), "window_stride", "split")

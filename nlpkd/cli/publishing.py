@@ -103,7 +103,7 @@ def export(
         typer.echo("No gate ran: what the files keep of the student's quality is measured with --data alone.")
     save_config(context, result.directory / "export.yaml")
     push = ["push", result.directory, "--repo-id", f"USER/{result.directory.resolve().name}"]
-    show_files("The student's ONNX file", result.directory / "onnx", push)
+    show_files("The ONNX files are", result.directory / "onnx", push)
 
 
 @command(app)

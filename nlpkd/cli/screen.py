@@ -23,10 +23,12 @@ _READING: tuple[str, ...] = ("text_column", "text_pair_column", "label_column", 
 
 _WIDTH = 80
 
-_COLUMNS = (
-    "In brackets: 95 % intervals. agree: share of equal answers with the teacher. MB: the weights. ms: median time of "
-    "a forward pass of one text. n/a: not measured."
-)
+_COLUMNS = {
+    "agree": "share of equal answers with the teacher",
+    "MB": "the weights",
+    "RAM MB": "memory while it answers",
+    "ms": "median time of a forward pass of one text",
+}
 
 
 def show_phases() -> None:
@@ -69,7 +71,8 @@ def show_report(report: EvaluationReport, verdict: str | None = None) -> None:
             table.add_row(*row, style="bold" if terminal and row[0] == "student" else None)
         console.print()
         console.print(table, soft_wrap=False)
-    console.print(f"\n{_COLUMNS}", style="dim" if terminal else None)
+    explained = [f"{name}: {meaning}." for name, meaning in _COLUMNS.items() if name in summary[0]]
+    console.print(f"\n{' '.join(['In brackets: 95 % intervals.', *explained])}", style="dim" if terminal else None)
     if report.seeds:
         console.print(report_text.seeds_sentence(report.task, report.seeds))
     for line in report_text.temperature_lines(report.candidates):
@@ -85,7 +88,7 @@ def show_files(what: str, folder: str | Path, *following: Sequence[Any]) -> None
     """Print where a run left its files, and commands that may come next, each a line that a shell takes as it stands.
 
     Args:
-        what: is in the folder, such as "The student".
+        what: is in the folder, such as "The student is".
         folder: the folder; of a report's files those that are there are named.
         *following: commands without the program, each as its words.
     """
@@ -95,7 +98,7 @@ def show_files(what: str, folder: str | Path, *following: Sequence[Any]) -> None
         return
     written = [f"{name} ({kind})" for name, kind in _FILES.items() if (Path(folder) / name).is_file()]
     beside = f", with {', '.join(written)}" if written else ""
-    typer.echo(f"\n{what} is in {without_controls(str(folder))}{beside}.")
+    typer.echo(f"\n{what} in {without_controls(str(folder))}{beside}.")
     if following:
         commands = [shlex.join([*_program(), *map(str, words)]) for words in following]
         typer.echo("\nNext:\n" + "\n".join(f"  {command}" for command in commands))

@@ -62,7 +62,7 @@ def train_teacher(
     typer.echo(json.dumps(result.metrics, indent=2))
     rows = as_options(given, "train", *TRAINED, "trust_remote_code")
     student = ["--baseline", "--output-dir", output_dir.with_name("student")]
-    show_files("The teacher", output_dir, ["distill", "--teacher", output_dir, *rows, *student])
+    show_files("The teacher is", output_dir, ["distill", "--teacher", output_dir, *rows, *student])
 
 
 @command(
@@ -163,7 +163,7 @@ def distill(
     with run_config(context, output_dir):
         result = run(**given)
     show_report(result.report)
-    show_files("The student", output_dir, *after_distilling(output_dir, given))
+    show_files("The student is", output_dir, *after_distilling(output_dir, given))
 
 
 @command(
@@ -220,7 +220,7 @@ def frontier(
     with run_config(context, output_dir):
         report = run(**given)
     typer.echo(report.to_markdown())
-    show_files("The frontier", output_dir)
+    show_files("The frontier is", output_dir)
 
 
 @command(app, *TRAINED, *SCHEDULE, "dry_run", cls=TrainingCommand)

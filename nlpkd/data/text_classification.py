@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
@@ -161,13 +161,15 @@ def _load_whole(
     # Read the splits, and keep the columns that are used.
     splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
     named = asked.label_column is not None
+    alone = may_lack and list(splits) == ["train"]  # What nothing is trained on is read as "train", and not called so.
     if asked.soft_label_column is not None or asked.label_names:
         splits, asked = add_missing_label_columns(splits, asked)
     columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
     splits = _select_columns(splits, columns, asked.soft_label_column)
     # Settle the task by its labels; soft labels become logits in their order.
     targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack, named)
-    _tell_kind(name, columns, targets.problem_type, targets.reason)
+    reason = targets.reason.replace(" of the train split", "") if alone else targets.reason
+    _tell_kind(name, columns, targets.problem_type, reason)
     splits, id2label = targets.splits, dict(enumerate(targets.names))
     if asked.soft_label_column is not None:
         soft, task = asked.soft_label_column, targets.problem_type
@@ -179,7 +181,7 @@ def _load_whole(
         splits = _hold_out_validation(splits, asked.validation_split, seed)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     if asked.window_stride is None:
-        splits, truncated = _tokenise(splits, TextEncoder(columns, tokenizers, max_length))
+        splits, truncated = _tokenise(splits, TextEncoder(columns, tokenizers, max_length), alone)
     else:
         splits = cut_into_windows(splits, columns, tokenizers, max_length, asked.window_stride)
         truncated = dict.fromkeys(splits, 0)
@@ -191,7 +193,7 @@ def _load_whole(
         " and ".join(map(repr, columns.texts)),
         columns.label,
         _shortened(targets.names),
-        ", ".join(f"{count} {split}" for split, count in splits.num_rows.items()),
+        ", ".join(f"{count}" if alone else f"{count} {split}" for split, count in splits.num_rows.items()),
     )
     return TextClassificationData(
         splits=splits,
@@ -278,7 +280,7 @@ def _stream_train(
     encode = TextEncoder(columns, tokenizers, max_length)
     stream = TextStream.from_file(train, columns, encode, asked)
     _tell_kind(Path(train).name, columns, SINGLE_LABEL, stream.summary.reason)
-    truncated = _report_truncated(stream.summary.truncated, "train", len(stream), max_length)
+    truncated = _report_truncated(stream.summary.truncated, "train", len(stream), max_length, "train")
     # Read the other splits; a row of each class stands in for train, by which their labels are settled.
     splits, _ = read_splits(stream.summary.examples, validation, test)
     splits, _ = encode_labels(
@@ -365,23 +367,23 @@ def _hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> D
     return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
 
 
-def _tokenise(splits: DatasetDict, encode: TextEncoder) -> tuple[DatasetDict, dict[str, int]]:
+def _tokenise(splits: DatasetDict, encode: TextEncoder, alone: bool = False) -> tuple[DatasetDict, dict[str, int]]:
     """Tokenise; count the rows that student or teacher don't see whole."""
-    tokenised: dict[str, Dataset] = {}
-    truncated: dict[str, int] = {}
+    tokenised, truncated = DatasetDict(), dict[str, int]()
     for split, data in splits.items():
-        tokenised[split] = data.map(encode, batched=True, desc=f"Tokenising {split}")
+        called = "data" if alone else split
+        tokenised[split] = data.map(encode, batched=True, desc=f"Tokenising {called}")
         counts = encode.truncated_of(tokenised[split])
-        truncated |= _report_truncated(counts, split, len(data), encode.max_length)
-    return DatasetDict(tokenised), truncated
+        truncated |= _report_truncated(counts, split, len(data), encode.max_length, called)
+    return tokenised, truncated
 
 
-def _report_truncated(counts: Mapping[str, int], split: str, rows: int, max_length: int) -> dict[str, int]:
+def _report_truncated(counts: Mapping[str, int], split: str, rows: int, limit: int, called: str) -> dict[str, int]:
     """Warn of rows that lose tokens, and return the counts under the split's name."""
     for prefix, count in counts.items():
         if count:
             whose = " of the teacher's tokenizer" if prefix else ""
-            logger.warning("%s: %d of %d rows truncated to %d tokens%s", split, count, rows, max_length, whose)
+            logger.warning("%s: %d of %d rows truncated to %d tokens%s", called, count, rows, limit, whose)
     return {prefix + split: count for prefix, count in counts.items()}
 
 

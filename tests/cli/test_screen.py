@@ -138,7 +138,7 @@ def test_the_next_commands_come_back_whole_from_a_shell(name, tmp_path, capsys):
     (folder / "report.md").touch()
     given = {"teacher": [f"{name}/teacher"], "validation": Path(f"{name}.csv"), "label_column": ["a b", "c"],
              "max_length": 64, "text_column": None, "trust_remote_code": True}  # fmt: skip
-    show_files("The student", folder, *after_distilling(folder, given))
+    show_files("The student is", folder, *after_distilling(folder, given))
     said = capsys.readouterr().out
     assert f"The student is in {folder}, with report.md (the whole report).\n" in said
     commands = said.partition("Next:\n")[2].splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import threading
 from pathlib import Path
 
@@ -83,3 +84,12 @@ def test_memory_that_can_t_be_measured_costs_no_other_figure(given, tmp_path, mo
     with pytest.raises(RuntimeError, match="memory of student"):
         evaluate(**given, **QUICK, memory=True, show=shown.append)
     assert len(shown) == 2
+
+
+def test_nothing_that_is_said_of_measured_rows_calls_them_training_rows(given, tmp_path, caplog, capfd):
+    rows = [{"text": "the film was very good " * 30, "label": "neg"}, {"text": "bad", "label": "pos"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    evaluate(**given | {"data": str(tmp_path / "rows.jsonl")}, **QUICK | {"max_length": 8})
+    said = caplog.text + capfd.readouterr().err
+    assert "data: 1 of 2 rows truncated to 8 tokens" in said and "Tokenising data" in said and "rows: 2\n" in said
+    assert "train" not in said.replace(str(given["student"]), "").replace("pretrained", ""), said
