@@ -21,6 +21,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import BLANK, LABEL_NAMES, MAX_CLASSES, ROW, Columns, find_columns
 from nlpkd.data.labels import encode_labels
 from nlpkd.data.labels.kind import read_kind
+from nlpkd.data.labels.lengths import UNGROUPED_ABOVE, length_share
 from nlpkd.data.readers import class_names, stream_rows, to_column
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED
 
@@ -165,7 +166,7 @@ class TextStream(IterableDataset):
             # Shuffle the buffer into batches of like lengths; what makes no whole batch waits for the next buffer.
             buffer = waiting + buffer
             encoded = self._encoded(buffer)
-            batches, rest = _grouped(encoded["length"], step, generator)
+            batches, rest = _grouped(encoded["length"], encoded["labels"], step, generator)
             waiting = [buffer[row] for row in rest]
             # Each process takes its part of every batch.
             for batch in batches:
@@ -362,11 +363,16 @@ def columns_of_file(
 
 
 def _grouped(
-    lengths: Sequence[int], batch_size: int, generator: np.random.Generator
+    lengths: Sequence[int], labels: Sequence[int], batch_size: int, generator: np.random.Generator
 ) -> tuple[list[list[int]], list[int]]:
-    """Put rows into batches of like lengths, and return those that are left over, drawn from all lengths alike."""
+    """Put rows into batches of like lengths, and return those that are left over, drawn from all lengths alike.
+
+    Where the length goes with the label, batches are drawn from rows of all lengths.
+    """
     order = generator.permutation(len(lengths))
     whole = len(order) // batch_size * batch_size
     kept, rest = order[:whole], order[whole:]
-    batches = kept[np.argsort(np.asarray(lengths)[kept], kind="stable")].reshape(-1, batch_size)
+    if length_share(lengths, labels) <= UNGROUPED_ABOVE:
+        kept = kept[np.argsort(np.asarray(lengths)[kept], kind="stable")]
+    batches = kept.reshape(-1, batch_size)
     return generator.permutation(batches).tolist(), rest.tolist()

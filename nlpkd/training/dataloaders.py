@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +16,13 @@ from transformers.trainer_utils import seed_worker
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import RESERVED, ROW
+from nlpkd.data.label_names import label_column
+from nlpkd.data.labels.lengths import UNGROUPED_ABOVE, length_share
 from nlpkd.data.rows import is_plain, makes_batches, visible_columns
 from nlpkd.utils.randomness import undrawn
+
+logger = logging.getLogger(__name__)
+
 
 ROWS = RESERVED + "rows"
 """Of a batch: a list of integers, which stays on the host."""
@@ -60,6 +66,7 @@ def training_loader(
             seed=seed,
             drop_last=args.dataloader_drop_last,
             step_rows=step_rows,
+            pool_steps=_pool_steps(rows, lengths),
         )
         loader = DataLoader(_NumberedRows(rows), batch_sampler=sampler, collate_fn=numbered, **_workers(args))
     # The rows are shared out already, so Accelerate must not do it again.
@@ -106,6 +113,20 @@ def sampled_loader(
             **_workers(args),
         )
     )
+
+
+def _pool_steps(rows: Any, lengths: Sequence[int] | np.ndarray) -> int:
+    """Choose of how many steps the rows are grouped by length: of one alone where the length goes with the label."""
+    column = label_column(rows) if is_plain(rows) else None
+    share = 0.0 if column is None else length_share(lengths, np.asarray(rows.with_format("numpy")[column][:]))
+    if share <= UNGROUPED_ABOVE:
+        return _STEPS_IN_A_POOL
+    logger.warning(
+        "%.0f %% of the variance of the texts' lengths goes with the label, so that batches of like lengths would "
+        "have like labels, which slows learning: batches are drawn from texts of all lengths, and have more padding.",
+        100 * share,
+    )
+    return 1
 
 
 def micro_batches(step_rows: int, batch_size: int, uneven: bool) -> int:
@@ -174,10 +195,10 @@ _STEPS_IN_A_POOL = 50
 class LengthGroupedBatchSampler(Sampler[list[int]]):
     """Micro-batches of texts of similar length, for one process.
 
-    Each epoch shuffles the rows, sorts pools of 50 optimizer steps by length, cuts them into steps, and shuffles the
-    steps. The rows of a step depend on seed, epoch, lengths and the global batch only, not on how the step is split
-    into processes and micro-batches; each row comes once an epoch. The last step may be smaller, and is shared out
-    evenly. The full step with the longest text comes first, so that memory runs out at once or not at all.
+    Each epoch shuffles the rows, sorts pools of `pool_steps` optimizer steps by length, cuts them into steps, and
+    shuffles the steps. The rows of a step depend on seed, epoch, lengths and the global batch only, not on how the
+    step is split into processes and micro-batches; each row comes once an epoch. The last step may be smaller, and is
+    shared out evenly. The full step with the longest text comes first, so that memory runs out at once or not at all.
 
     Args:
         lengths: number of tokens of every row.
@@ -188,6 +209,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         seed: of the shuffling, the same on every process.
         drop_last: leave out the last step where it is smaller.
         step_rows: rows of an optimizer step, where micro-batches of `batch_size` would not make just so many.
+        pool_steps: of how many optimizer steps the rows are sorted by length together.
 
     Raises:
         ValueError: if there are fewer rows than processes, or no whole step with `drop_last`.
@@ -204,7 +226,9 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         seed: int = 42,
         drop_last: bool = False,
         step_rows: int | None = None,
+        pool_steps: int = _STEPS_IN_A_POOL,
     ):
+        self.pool_steps = pool_steps
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.num_processes = num_processes
@@ -233,7 +257,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         random = np.random.default_rng((self.seed, self.epoch))
         shuffled = random.permutation(len(self.lengths))[: self.full_steps * self.step_size + self.rest]
         body = shuffled[: self.full_steps * self.step_size]
-        pool = self.step_size * _STEPS_IN_A_POOL
+        pool = self.step_size * self.pool_steps
         order = np.concatenate([self._by_length(body[at : at + pool]) for at in range(0, len(body), pool)] or [body])
         steps = [order[at : at + self.step_size] for at in range(0, len(order), self.step_size)]
         steps = [steps[k] for k in random.permutation(len(steps))]

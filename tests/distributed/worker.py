@@ -115,6 +115,8 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
         "coupled": make(rows.select(range(32)), contrastive()),
         "streamed": make(stream, matching()),
         "cached": make(rows, [CrossEntropyLoss(), ForwardKLLoss()]),
+        # Nothing reads the logits, so that the head gets no gradient.
+        "headless": make(rows, [HiddenStateMSELoss(), AttentionMSELoss()], gradient_checkpointing=True),
     }
     for trainer in trainers.values():
         trainer.train()

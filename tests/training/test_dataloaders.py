@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from nlpkd.training.dataloaders import LengthGroupedBatchSampler, row_lengths
+from nlpkd.training.dataloaders import LengthGroupedBatchSampler, row_lengths, training_loader
 
 
 def lengths_of(rows: int, seed: int = 0) -> list[int]:
@@ -194,3 +194,22 @@ def test_a_step_keeps_its_rows_however_many_micro_batches_it_takes(batch_size):
     full = [sorted(sum(batches[at : at + accumulation], [])) for at in range(0, 7 * accumulation, accumulation)]
     assert full == [sorted(rows) for rows in list(whole)[:7]]
     assert sorted(sum(batches[7 * accumulation :], [])) == sorted(list(whole)[7])
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(60, 1), (0, 50)])
+def test_batches_are_of_all_lengths_where_the_length_goes_with_the_label(gap, expected, settings, caplog):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 640)
+    lengths = random.integers(3, 30, 640) + gap * labels
+    rows = Dataset.from_dict({"input_ids": [[0] * each for each in lengths], "labels": labels})
+
+    def collate(examples):
+        return {"labels": torch.tensor([each["labels"] for each in examples])}
+
+    loader = training_loader(rows, lengths, collate, 8, None, settings())
+    assert loader.batch_sampler.pool_steps == expected
+    batches = [batch["labels"].float().mean().item() for batch in loader]
+    assert len(batches) == 80
+    # Two halves sorted into 80 batches would have one with both labels.
+    assert sum(0 < share < 1 for share in batches) > 60
+    assert ("of the variance of the texts' lengths goes with the label" in caplog.text) == bool(gap)
