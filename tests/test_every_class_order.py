@@ -440,36 +440,36 @@ class World:
 
 
 WAYS = {
-    "trainer": ("training rows", "evaluation rows", "test rows", "class weights", "teacher", "student"),
+    "trainer": ("training rows", "evaluation rows + test rows", "class weights", "teacher", "student"),
     "trainer_with_rows_assigned": ("training rows + evaluation rows",),
     "ensemble": ("training rows", "second teacher"),
-    "a_student_without_config": ("evaluation rows", "test rows", "teacher"),
+    "a_student_without_config": ("evaluation rows + test rows", "teacher"),
     "kept_outputs": ("training rows", "teacher"),
     "outputs_kept_ahead": ("training rows + teacher", "student"),
     "soft_labels": ("training rows", "soft labels"),
-    "stream": ("label names", "evaluation rows", "teacher"),
-    "several_labels": ("training rows", "evaluation rows", "class weights", "teacher", "student"),
-    "report": ("rows", "held-out rows", "teacher", "second teacher", "baseline", "candidate", "student"),
+    "stream": ("label names", "evaluation rows + teacher"),
+    "several_labels": ("training rows", "evaluation rows + class weights", "teacher", "student"),
+    "report": ("rows + held-out rows", "teacher + second teacher + baseline + candidate", "student"),
     "report_of_several_labels": (
-        "rows", "held-out rows", "teacher", "candidate", "student", "teacher's thresholds", "candidate's thresholds",
+        "rows + held-out rows", "teacher + candidate", "teacher's thresholds + candidate's thresholds", "student",
         "student's thresholds",
     ),
     "evaluate": ("rows + held-out rows", "teacher + baseline + onnx", "student"),
     "verify": ("rows + teacher",),
-    "cascade": ("rows", "teacher", "student"),
+    "cascade": ("rows + teacher", "student"),
     "decisions": ("thresholds", "student"),
-    "check_labels": ("rows", "teacher"),
+    "check_labels": ("rows + teacher",),
     "distill": ("training rows + evaluation rows + test rows",),
     "command_line": ("training rows + evaluation rows + test rows + teacher",),
-    "training_a_teacher": ("training rows", "evaluation rows"),
+    "training_a_teacher": ("training rows + evaluation rows",),
 }  # fmt: skip
-"""The holders of an order on each way in: each alone, or where a way takes seconds some of them in one order each."""
+"""The holders of an order on each way in: each alone, or some at once, each in another order than the others."""
 
 LIKE = {"command_line": "distill"}
 """What must come out as by another way."""
 
 ITS_OWN = {
-    ("training_a_teacher", "training rows"),
+    ("training_a_teacher", "training rows + evaluation rows"),
     *((way, holder) for way, holders in WAYS.items() for holder in holders if way in LIKE or holder == "student"),
 }
 """Where the student's own order follows, so that its sums over classes are rounded in another order."""

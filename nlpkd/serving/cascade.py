@@ -228,7 +228,7 @@ class Cascade:
 
 
 def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str], np.ndarray]:
-    """Return a classifier's labels and its logits of texts, `(texts, classes)`.
+    """Return a classifier's labels, sorted, and its logits of texts, `(texts, classes)`.
 
     Args:
         classifier: a `nlpkd.TextClassifier`.
@@ -244,7 +244,8 @@ def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str
             f"a cascade needs a model with one class a text, and this one has {config.num_labels} outputs, "
             f"problem_type {config.problem_type!r}"
         )
-    labels = [config.id2label[number] for number in range(config.num_labels)]
+    # Sorted, so that sums over classes are rounded alike whatever order a model has.
+    labels = sorted(config.id2label[number] for number in range(config.num_labels))
     found = classifier(texts, top_k=None, function_to_apply="none", **settings)
     by_name = [{each["label"]: each["score"] for each in row} for row in found]
     return labels, np.array([[row[label] for label in labels] for row in by_name])
