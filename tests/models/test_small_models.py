@@ -25,8 +25,8 @@ NAMES = {0: "neg", 1: "neutral", 2: "pos"}
 
 
 def small(kind: str, **settings):
-    """One for a tiny BERT; of pairs of tokens too, which start as zeros, with five vectors."""
-    settings |= {"num_pairs": 5} if kind == PAIRS else {}
+    """One for a tiny BERT; of pairs of tokens too, which start as zeros, with seven vectors."""
+    settings |= {"num_pairs": 7} if kind == PAIRS else {}
     model = small_student(kind.split()[0], tiny_bert(num_labels=3, initializer_range=0.5), **settings).eval()
     if kind == PAIRS:
         model.pairs.weight.data = torch.randn(model.pairs.weight.shape, generator=torch.Generator().manual_seed(0))
