@@ -95,6 +95,8 @@ def test_a_narrow_terminal_and_a_long_name_lose_no_letter(report):
         assert max(map(len, shown.splitlines())) <= columns
         first = "".join(line[: line.find("  ")].strip() for line in shown.splitlines() if line[:1].strip())
         assert columns == 40 or name in first
+        # It is the name that is folded, as long as there is room for the figures.
+        assert columns == 40 or "0.500 [0.480, 0.520]  0.925  110.0 M  440.0  1234.57    12346" in shown
 
 
 def test_what_is_asked_for_beyond_the_table_is_shown_too(report, capsys):
