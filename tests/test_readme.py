@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -14,9 +15,10 @@ from paths import ROOT
 from processes import run as run_program
 from samples import raw_rows, tiny_bert
 
-from nlpkd import DistillationTrainer
+from nlpkd import DistillationTrainer, objectives
 from nlpkd.cli import app
-from nlpkd.objectives import CrossEntropyLoss
+from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives.presets import PRESETS
 
 GUIDES = sorted((ROOT / "recipes" / "guides").glob("*.md"))
 PAGES = [ROOT / "README.md", *GUIDES]
@@ -116,6 +118,13 @@ def test_the_links_of_a_page_lead_to_files_and_headings(page):
         titles = re.findall(r"^#+ (.*)$", found.read_text(), flags=re.MULTILINE) if heading else []
         anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
         assert not heading or heading in anchors, target
+
+
+def test_readme_counts_presets_and_objectives_as_they_are():
+    kinds = [getattr(objectives, name) for name in objectives.__all__]
+    concrete = [each for each in kinds if inspect.isclass(each) and issubclass(each, Objective)]
+    counted = f"There are {len(PRESETS)} presets and {sum(not inspect.isabstract(each) for each in concrete)} objectives"
+    assert counted in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_readme_is_short_and_each_guide_starts_with_a_command():
