@@ -173,7 +173,11 @@ class DistillationLoss:
             labels = batch[TEACHER_LOGITS].shape[1]
         elif labels is None and self.signals.live is not None:
             labels = self.signals.live.outputs(batch).logits.shape[1]
-        refuse_no_classifier(student, self.student, batch, labels)
+        try:
+            refuse_no_classifier(student, self.student, batch, labels)
+        except (RuntimeError, IndexError) as error:
+            told = self.signals.too_long(rows, "training")
+            raise (ValueError(told) if told else error) from error
         if unnamed:
             some = sample_of_classes(rows, checked_rows(labels or 1))
             run = partial(self.student, student)

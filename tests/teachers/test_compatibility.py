@@ -9,7 +9,7 @@ from samples import WORDS, raw_rows, tiny_bert
 from torch import nn
 from transformers import BertTokenizer, DistilBertTokenizer
 
-from nlpkd import make_student
+from nlpkd import DistillationTrainer, make_student
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, label_column
 from nlpkd.data.labels.classes import Classes
@@ -171,6 +171,12 @@ def test_a_teacher_of_other_names_or_another_number_of_labels_is_refused():
         label_order(tiny_bert(id2label={0: "sad", 1: "happy"}), Classes.of_config(tiny_bert(**NEG_POS).config))
     with pytest.raises(ValueError, match="labels of the teacher and of the student: different numbers of labels: 3"):
         label_order(tiny_bert(num_labels=3), Classes.of_config(tiny_bert(**NEG_POS).config))
+
+
+def test_rows_longer_than_the_student_s_positions_are_told_before_training(rows, settings, tokenizer):
+    student = tiny_bert(max_position_embeddings=6)
+    with pytest.raises(ValueError, match=r"the student has 6 positions, and a row of the training set has \d+ tokens"):
+        DistillationTrainer(student, tiny_bert(seed=1), settings(), train_dataset=rows, processing_class=tokenizer)
 
 
 # The teacher against gold labels
