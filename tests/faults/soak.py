@@ -104,6 +104,8 @@ def soak(kills: int, seed: int) -> Counter:
         # Read as the jobs' server of forks imports huggingface_hub.
         os.environ.update(hub_environment(hub, folder / "home", WRITE_TOKEN))
         os.environ.pop("HF_HUB_OFFLINE", None)
+        # All that a job of a user does too.
+        jobs.SETTINGS |= {"rehearsal": True, "html_report": True, "latency_runs": 5, "bootstrap_samples": 100}
         lab, whole, seconds = jobs.Lab(jobs.prepare(folder)), {}, {}
         for stage in ALL:
             # The very first job starts the server too, and is timed again.
