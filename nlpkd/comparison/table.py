@@ -12,7 +12,7 @@ from typing import Any
 
 from nlpkd.comparison.points import Limits, Point, pareto_front, pick
 from nlpkd.evaluation.html_report import PAGE_NAME, PAGE_PACKAGES, fill_template
-from nlpkd.evaluation.records import METRIC_NAMES, build_record, format_number, percent, strict_json
+from nlpkd.evaluation.records import METRIC_NAMES, as_type, format_number, percent, strict_json
 from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, markdown_table, one_line
 from nlpkd.utils.files import explain_damage, write_atomic
 
@@ -110,7 +110,7 @@ class FrontierReport:
         table = markdown_table(header, [[escape_markdown(name), *figures] for name, *figures in rows])
         lines = [f"- {escape_markdown(line)}" for line in self._lines()]
         parts = ["# Frontier", escape_markdown(self.verdict()), table, "\n".join(lines)]
-        parts += [code_block(self.run["command"])] if self.run.get("command") else []
+        parts += [code_block(str(self.run["command"]))] if self.run.get("command") else []
         return "\n\n".join(parts) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,9 +143,13 @@ class FrontierReport:
             entry = json.loads(path.read_text(encoding="utf-8"))
             if entry["schema"] != SCHEMA:
                 raise ValueError(f'expected "schema": {SCHEMA}, found {entry["schema"]!r}')
-            points = [build_record(Point, point) for point in entry["points"]]
-            kept = {name: entry[name] for name in ("metric", "rows", "failed", "run")}
-            return cls(**kept, points=points, limits=Limits(**entry["limits"]), output_dir=Path(folder))
+            kinds = {"metric": str, "rows": int, "points": list[Point], "failed": dict[str, str], "limits": Limits}
+            kept = {name: as_type(kind, entry[name]) for name, kind in kinds.items()}
+            if not kept["points"] or not all(
+                each.text_to_label_ms > 0 and each.size_mb > 0 for each in kept["points"]
+            ):
+                raise ValueError("expected points with times and sizes above 0")
+            return cls(**kept, run=as_type(dict[str, Any], entry["run"]), output_dir=Path(folder))
 
     def save(self, folder: Path) -> None:
         """Write JSON and Markdown, and with the extra `report` picture and page, each as a whole or not at all.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.evaluation import report_text
-from nlpkd.evaluation.records import METRIC_NAMES, Breakdown, percent
+from nlpkd.evaluation.records import METRIC_NAMES, Breakdown, as_type, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.utils.files import explain_damage, numbered_folders, write_atomic
 
@@ -187,7 +187,7 @@ def _logged(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, f
         for name, value in entry.items():
             wanted = name == "loss" or name.startswith(("loss/", "eval_")) and not name.endswith(_TIMES)
             if wanted and isinstance(value, (int, float)) and math.isfinite(value):
-                values.setdefault(name, []).append((entry["step"], float(value)))
+                values.setdefault(name, []).append((as_type(float, entry["step"]), float(value)))
     return {name: points for name, points in values.items() if len(points) > 1}
 
 

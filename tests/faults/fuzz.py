@@ -34,9 +34,13 @@ from transformers import BertTokenizer  # noqa: E402
 
 from nlpkd.cli import app  # noqa: E402
 from nlpkd.cli.labelling import labelling_teacher  # noqa: E402
+from nlpkd.comparison.frontier import _Student  # noqa: E402
+from nlpkd.comparison.points import Point  # noqa: E402
+from nlpkd.comparison.table import FrontierReport  # noqa: E402
 from nlpkd.compression.onnx import export_record  # noqa: E402
 from nlpkd.evaluation import charts  # noqa: E402
 from nlpkd.evaluation.html_report import training_curves  # noqa: E402
+from nlpkd.evaluation.records import Interval  # noqa: E402
 from nlpkd.evaluation.report import EvaluationReport  # noqa: E402
 from nlpkd.hub.model_card import build_model_card, public_report  # noqa: E402
 from nlpkd.hub.saving import renewed_card  # noqa: E402
@@ -47,6 +51,7 @@ from nlpkd.models.source import ModelSource  # noqa: E402
 from nlpkd.pipeline.claims import card_claims, report_claims, rows_claim, weights_claim  # noqa: E402
 from nlpkd.pipeline.compress import _earlier_records  # noqa: E402
 from nlpkd.pipeline.verify import Verification  # noqa: E402
+from nlpkd.serving.cascade import CascadeRecord  # noqa: E402
 from nlpkd.teachers import DecisionTeacher  # noqa: E402
 from nlpkd.teachers.base import Answers  # noqa: E402
 from nlpkd.teachers.shards import ShardFolder  # noqa: E402
@@ -92,6 +97,7 @@ READERS: dict[str, list[list[str]]] = {
     "student/config.json": [EVALUATE, PUSH, LIKE],
     "student/tokenizer.json": [EVALUATE],
     "student/tokenizer_config.json": [EVALUATE, PUSH],
+    "student/cascade.json": [PUSH],
     "student/trainer_state.json": [BESIDE],
     "student/checkpoint-4/trainer_state.json": [RESUME],
     "student/checkpoint-4/distillation_run.json": [RESUME],
@@ -101,8 +107,10 @@ READERS: dict[str, list[list[str]]] = {
     "outputs/manifest.json": [CACHE],
     "question.yaml": [[*LABEL, "--dry-run"]],
     "labelled.parquet.answers.jsonl": [[*LABEL, "--dry-run"], LABEL],
+    "frontier/frontier.json": [],
+    "frontier/students/static/job.json": [],
 }
-"""Every file that nlpkd reads back, and the commands that do."""
+"""Every file that nlpkd reads back, and the commands that do; without one it is read from Python, or by a training."""
 
 # What ends a terminal's line, a table, an expression, an integer; none of it may be obeyed or end in a traceback.
 HOSTILE: list[Any] = [
@@ -128,6 +136,7 @@ def prepare(folder: Path) -> None:
         ["compress", "student", "--method", "half", *DATA, "--output-dir", "half"],
         CACHE,
         [*BESIDE[:-1], "eval"],
+        ["cascade", "--student", "student", "--teacher", "teacher", *DATA, "--target-agreement", "0.5"],
     ]
     for words in jobs:
         done = run_program(["nlpkd", *words], folder, fresh=False)
@@ -135,6 +144,12 @@ def prepare(folder: Path) -> None:
     shutil.copy(folder / "half" / "compression.json", folder / "student")
     shutil.copy(folder / "outputs" / "manifest.json", folder)
     shutil.copy(folder / "eval" / "evaluate.yaml", folder)
+    frontier, job = folder / "frontier", folder / "frontier" / "students" / "static" / "job.json"
+    job.parent.mkdir(parents=True)
+    points = [Point(name, Interval(0.8, 0.7, 0.9), ms, ms, 9.0, 1.0, [0.8, 0.7], name) for name, ms in
+              (("teacher", 9.0), ("static", 0.1))]  # fmt: skip
+    FrontierReport("accuracy", 40, points, {"bilstm": "ValueError"}, run={"command": "nlpkd"}).save(frontier)
+    job.write_text(json.dumps({"asked": {"seed": 42}, "finished": 1, "error": None}))
     # Answers as a server would have given them: nobody is asked.
     answers = AnswerFile(folder / "labelled.parquet.answers.jsonl", _judge())
     with answers._append() as file:
@@ -276,6 +291,12 @@ def _answers(folder: Path) -> None:
     AnswerFile(folder / "labelled.parquet.answers.jsonl", _judge()).read()
 
 
+def _frontier(folder: Path) -> None:
+    kept = FrontierReport.load(folder)
+    kept.to_markdown()
+    kept.save(folder.with_name("again"))
+
+
 def _question(folder: Path) -> None:
     labelling_teacher("judge", folder / "question.yaml", "http://127.0.0.1:9")
 
@@ -303,6 +324,9 @@ CALLED: dict[str, Callable[[Path], None]] = {
     "outputs/manifest.json": _cache,
     "question.yaml": _question,
     "labelled.parquet.answers.jsonl": _answers,
+    "student/cascade.json": lambda folder: None if CascadeRecord.load(folder) else None,
+    "frontier/frontier.json": _frontier,
+    "frontier/students/static/job.json": lambda folder: None if _Student.of("static", folder, {"seed": 42}) else None,
 }
 """What reads each file, given its folder."""
 
@@ -392,10 +416,10 @@ def fuzz(
             if "checkpoint-" in file and not file.endswith(CHECKSUMS):
                 # As somebody would who wants it to be read.
                 write_checksums((folder / file).parent)
-            words = numbers.choice(READERS[file])
+            words = numbers.choice(READERS[file] or [[]])
             found, said = call(folder, file), ""
             tried[file, "read"] += file in CALLED
-            if found is None and each and number // len(READERS) % each == 0:
+            if found is None and words and each and number // len(READERS) % each == 0:
                 found, said = run(folder, words)
                 tried[file, "commands"] += 1
                 shutil.rmtree(folder)
