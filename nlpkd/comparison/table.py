@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nlpkd.comparison.points import Limits, Point, pareto_front, pick
 from nlpkd.evaluation.html_report import PAGE_NAME, PAGE_PACKAGES, fill_template
@@ -198,5 +199,5 @@ class FrontierReport:
 
 
 def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else None
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return f"{format_number(deviation)} (n = {len(values)})"
