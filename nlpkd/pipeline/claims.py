@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from yaml import YAMLError
 
 from nlpkd.evaluation.records import METRIC_NAMES, Candidate, Comparison, Interval, format_number
@@ -18,7 +19,7 @@ from nlpkd.hub.eval_results import RESULTS_FILES, RESULTS_FOLDER
 from nlpkd.hub.model_card import CARD_METRICS
 from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.utils.files import explain_damage
-from nlpkd.utils.yaml_files import read_yaml
+from nlpkd.utils.yaml_files import parse_yaml, read_yaml
 
 TOLERANCE = 0.005
 """How far a metric may lie from its claim on the same rows: other kernels and precisions move single rows."""
@@ -193,8 +194,11 @@ def card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: P
         return []
     with explain_damage(card, "its metadata can't be checked"):
         try:
+            # First what the metadata stands for: a few lines can name billions of values.
+            block = REGEX_YAML_BLOCK.search(card.read_text(encoding="utf-8"))
+            metadata = parse_yaml(block[2], card) if block else None
             results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results or []
-            unread = not results and "model-index" in (metadata_load(card) or {})
+            unread = not results and "model-index" in (metadata or {})
         except YAMLError as error:
             raise ValueError(str(error)) from error
     if unread:

@@ -25,8 +25,28 @@ def read_yaml(path: Path) -> Any:
         OSError: if it can't be read.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """Parse YAML that a file holds, as `read_yaml` does.
+
+    Args:
+        text: the YAML.
+        path: the file, for messages.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: as for `read_yaml`.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     left, values = [content], 0
     while left and values <= LARGEST_YAML:

@@ -13,12 +13,13 @@ import yaml
 from commands import Command, finish
 from hub_server import HubServer, hub_environment
 from huggingface_hub import ModelCard
-from samples import raw_rows, tiny_bert
+from samples import raw_rows, tiny_bert, tiny_report
 
 from nlpkd import EvaluationReport
 from nlpkd.evaluation.origin import ModelRecord
 from nlpkd.evaluation.records import Comparison, Interval, SeedSpread
 from nlpkd.hub.model_card import build_model_card
+from nlpkd.pipeline.claims import card_claims
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.pipeline.verify import verify
 
@@ -302,3 +303,12 @@ def test_a_published_student_is_verified_at_its_revision(student, rows, tmp_path
     code, out, err = done["last"]
     assert code == 1, err
     assert "claims do not hold: accuracy." in out
+
+
+def test_a_card_whose_few_lines_stand_for_billions_of_values_is_refused(tmp_path):
+    levels = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 11)]
+    index = ["model-index:", "- name: s", "  results:", "  - task: {type: text-classification}",
+             "    dataset: {name: d, type: d}", "    metrics: [{type: *a10, value: 0.8}]"]  # fmt: skip
+    (tmp_path / "README.md").write_text("\n".join(["---", "a0: &a0 [x]", *levels, *index, "---", ""]))
+    with pytest.raises(ValueError, match=r"README\.md is damaged .*stands for more than 100,000 values"):
+        card_claims(tiny_report(), tiny_report(), tmp_path)
