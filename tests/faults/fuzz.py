@@ -6,6 +6,7 @@ python tests/faults/fuzz.py --seconds 600 --seed 0        (make fuzz)
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import re
@@ -229,7 +230,7 @@ def _damage_value(value: Any, numbers: random.Random, values: Sequence[Any] = HO
         elif how == "other":
             there, other = numbers.choice(places)
             if (other in there) if isinstance(there, dict) else (other < len(there)):
-                container[key] = json.loads(json.dumps(there[other], default=str))
+                container[key] = copy.deepcopy(there[other])
         elif isinstance(container, dict):
             name = str(numbers.choice(HOSTILE))[:40]
             container[name] = container.pop(key) if how == "rename" else hostile
