@@ -18,6 +18,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
@@ -223,6 +225,11 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
     with explain_damage(found / RUN_RECORD, f"to go on from the checkpoint before it, delete {found}"):
         told = json.loads((found / RUN_RECORD).read_text(encoding="utf-8"))
         theirs = {part: dict(told[part]) for part in ("result", "length", "start")}
+    if (history := found / TRAINER_STATE_NAME).is_file():
+        with explain_damage(history, f"to go on from the checkpoint before it, delete {found}"):
+            state = TrainerState.load_from_json(str(history))
+            if not isinstance(state.global_step, int) or not all(isinstance(each, dict) for each in state.log_history):
+                raise ValueError("its global_step is no number of steps, or its log_history no list of entries")
     if differ := differences(theirs["result"], record["result"], "the checkpoint"):
         raise ValueError(
             f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "

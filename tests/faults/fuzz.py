@@ -39,6 +39,7 @@ from nlpkd.comparison.frontier import _Student  # noqa: E402
 from nlpkd.comparison.points import Point  # noqa: E402
 from nlpkd.comparison.table import FrontierReport  # noqa: E402
 from nlpkd.compression.onnx import export_record  # noqa: E402
+from nlpkd.data.collator import DistillationCollator  # noqa: E402
 from nlpkd.evaluation import charts  # noqa: E402
 from nlpkd.evaluation.html_report import training_curves  # noqa: E402
 from nlpkd.evaluation.records import Interval  # noqa: E402
@@ -266,7 +267,8 @@ def _onnx(folder: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> None:
-    load_tokenizer(folder)("good film", padding=True, truncation=True)
+    tokenizer = load_tokenizer(folder)
+    DistillationCollator(tokenizer)([dict(tokenizer("good film", truncation=True))])
 
 
 def _curves(folder: Path) -> None:
@@ -318,6 +320,7 @@ CALLED: dict[str, Callable[[Path], None]] = {
     "student/tokenizer.json": _tokenizer,
     "student/tokenizer_config.json": _tokenizer,
     "student/trainer_state.json": _curves,
+    "student/checkpoint-4/trainer_state.json": _resume,
     "student/checkpoint-4/distillation_run.json": _resume,
     "student/checkpoint-4/checksums.json": _resume,
     "student/run.yaml": lambda folder: _options("distill", "--config", str(folder / "run.yaml")),
