@@ -92,6 +92,19 @@ def test_a_checkpoint_whose_record_is_damaged_is_of_no_run(tmp_path):
             resolve_resume_checkpoint(True, str(tmp_path), record)
 
 
+def test_a_checkpoint_whose_history_is_damaged_is_not_resumed_from(tmp_path):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "checksums.json").write_text('{"files": {}}')
+    record = {"result": {}, "length": {}, "start": {}}
+    (checkpoint / "distillation_run.json").write_text(json.dumps(record))
+    assert resolve_resume_checkpoint(True, str(tmp_path), record) == str(checkpoint)
+    for content in (*CONTENTS.values(), b"[]", b'{"global_step": "two"}', b'{"log_history": [1]}'):
+        (checkpoint / "trainer_state.json").write_bytes(content)
+        with pytest.raises(ValueError, match="checkpoint-2/trainer_state.json is damaged"):
+            resolve_resume_checkpoint(True, str(tmp_path), record)
+
+
 def test_the_command_line_says_so_in_one_line(student, tmp_path):
     folder = shutil.copytree(student, tmp_path / "damaged")
     (folder / "tokenizer.json").write_text("{")

@@ -113,15 +113,17 @@ def after_distilling(folder: str | Path, given: Mapping[str, Any]) -> list[list[
             a command line can name them.
 
     Returns:
-        Words of `try`, `export` and `push`.
+        Words of `try`, `export` (unless `ship` wrote the files) and `push`.
     """
     teacher, rows = given.get("teacher"), held_out_rows(given)
     if isinstance(teacher, (list, tuple)) and len(teacher) == 1:
         teacher = teacher[0]
     beside = ["--teacher", teacher] if isinstance(teacher, (str, Path)) else []
+    # What was shipped is exported already.
+    export = [] if given.get("ship") else [["export", folder, "--int8", *rows]]
     return [
         ["try", folder, *beside, *rows],
-        ["export", folder, "--int8", *rows],
+        *export,
         ["push", folder, "--repo-id", f"USER/{Path(folder).resolve().name}"],
     ]
 

@@ -161,6 +161,7 @@ def test_held_out_rows_are_named_only_where_a_command_line_can(tmp_path, monkeyp
     (tmp_path / "train.csv").touch()
     for given in ({"train": "train.csv"}, {"train": "a/b", "validation_split": 0.1}, {"validation": object()}):
         assert after_distilling("s", given)[1] == ["export", "s", "--int8"]
+        assert [words[0] for words in after_distilling("s", given | {"ship": True})] == ["try", "push"]
     hub = {"train": "nyu-mll/glue", "dataset_config": "sst2", "teacher": object()}
     assert after_distilling("s", hub)[0] == ["try", "s", "--data", "nyu-mll/glue", "--dataset-config", "sst2"]
     assert as_options({"a_b": 0, "c": True, "d": False, "e": ()}, "a_b", "c", "d", "e") == ["--a-b", 0, "--c"]
