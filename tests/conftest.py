@@ -1,6 +1,7 @@
 """Small real models, tokenizers and data, all made on the spot, without network."""
 
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def pytest_collection_finish() -> None:
     """Leave what is imported and collected out of garbage collection: every training collects garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _phases_as_before():
+    """Take back what a command of this process set up to show its phases: its stream is closed after its test."""
+    logger = logging.getLogger("nlpkd.utils.processes")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commands import Command, finish
 from samples import tiny_bert
+from transformers import TrainerState
 
 from nlpkd import EvaluationReport
 from nlpkd.compression.onnx import export_record
@@ -99,7 +100,12 @@ def test_a_checkpoint_whose_history_is_damaged_is_not_resumed_from(tmp_path):
     record = {"result": {}, "length": {}, "start": {}}
     (checkpoint / "distillation_run.json").write_text(json.dumps(record))
     assert resolve_resume_checkpoint(True, str(tmp_path), record) == str(checkpoint)
-    for content in (*CONTENTS.values(), b"[]", b'{"global_step": "two"}', b'{"log_history": [1]}'):
+    numbers = {name for name, value in vars(TrainerState()).items() if isinstance(value, (int, float))}
+    assert {"global_step", "total_flos", "num_input_tokens_seen", "epoch"} <= numbers
+    wrong = [json.dumps({name: "two"}).encode() for name in sorted(numbers)]
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"epoch": 2, "best_metric": None}))
+    assert resolve_resume_checkpoint(True, str(tmp_path), record) == str(checkpoint)
+    for content in (*CONTENTS.values(), b"[]", *wrong, b'{"log_history": [1]}'):
         (checkpoint / "trainer_state.json").write_bytes(content)
         with pytest.raises(ValueError, match="checkpoint-2/trainer_state.json is damaged"):
             resolve_resume_checkpoint(True, str(tmp_path), record)

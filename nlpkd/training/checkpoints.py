@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import count_rows, makes_batches, random_access
+from nlpkd.evaluation.records import as_type
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import (
     explain_damage,
@@ -55,6 +56,13 @@ _SETTINGS = (
 )  # fmt: skip
 
 _LENGTH = ("num_train_epochs", "max_steps")
+
+# The state that `Trainer` resumes from, but for what holds entries of any kind.
+_STATE_TYPES = {
+    name: kind
+    for name, kind in get_type_hints(TrainerState).items()
+    if name not in ("log_history", "trial_params", "stateful_callbacks")
+}
 
 
 def last_whole(output_dir: str | Path, record: dict[str, Any] | None = None) -> Path | None:
@@ -128,7 +136,7 @@ def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str
 
 
 def rotate_checkpoints(
-    output_dir: Path, record: dict[str, Any], limit: int | None, *, best: str | None, newest: Path | None = None
+    output_dir: Path, record: dict[str, Any], limit: int | None, *, best: str | None, kept: Collection[Path] = ()
 ) -> None:
     """Delete the first checkpoints of a run, and no other folder, until there are `limit`.
 
@@ -137,13 +145,13 @@ def rotate_checkpoints(
         record: of the run, by `describe_run`.
         limit: how many to keep; None or 0 for all.
         best: the best checkpoint, which stays.
-        newest: the one that was just written, which stays, as does the last one; None at a training's end.
+        kept: others that stay, such as the one that was just written. Where there are any, the last one stays too.
     """
     if limit is None or limit <= 0:
         return
     own = [path for path in numbered_folders(output_dir, "checkpoint").values() if _is_of(path, record)]
-    kept = {str(best)} if newest is None else {str(best), str(newest), *map(str, own[-1:])}
-    for path in [path for path in own if str(path) not in kept][: max(0, len(own) - limit)]:
+    stay = {str(best), *map(str, kept), *map(str, own[-1:] if kept else [])}
+    for path in [path for path in own if str(path) not in stay][: max(0, len(own) - limit)]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -228,8 +236,10 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
     if (history := found / TRAINER_STATE_NAME).is_file():
         with explain_damage(history, f"to go on from the checkpoint before it, delete {found}"):
             state = TrainerState.load_from_json(str(history))
-            if not isinstance(state.global_step, int) or not all(isinstance(each, dict) for each in state.log_history):
-                raise ValueError("its global_step is no number of steps, or its log_history no list of entries")
+            if not all(isinstance(each, dict) for each in state.log_history):
+                raise ValueError("its log_history is no list of entries")
+            for name, kind in _STATE_TYPES.items():
+                as_type(kind, getattr(state, name))
     if differ := differences(theirs["result"], record["result"], "the checkpoint"):
         raise ValueError(
             f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from huggingface_hub import HfApi
+from huggingface_hub import run_as_future
 from torch import nn
 from transformers import SchedulerType
 
@@ -221,10 +221,11 @@ def push(
         revision=revision or args.hub_revision,
         private=args.hub_private_repo if private is None else private,
     )
-    return send() if blocking else HfApi().run_as_future(send)
+    # The library's own queue: a later push never overtakes an earlier one.
+    return send() if blocking else run_as_future(send)
 
 
-def push_checkpoint(folder: str, repo_id: str, args: DistillationConfig, step: int) -> Future:
+def push_checkpoint(folder: str | Path, repo_id: str, args: DistillationConfig, step: int) -> Future:
     """Push a checkpoint's student in the background; a failure is logged, and training goes on.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ class ResumableTrainer(Trainer):
         self._open_checkpoint: Path | None = None
         # How many checkpoints a training keeps.
         self._save_total_limit: int | None = None
+        # Pushes that were begun, with the checkpoint of each.
+        self._pushes: list[tuple[Future, Path]] = []
 
     # What a subclass adds
 
@@ -229,10 +232,13 @@ class ResumableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
         finally:
             self._open_checkpoint = None
-        # An older checkpoint may go only when this one has its checksums.
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        # An older checkpoint may go only when this one has its checksums, and nobody reads the older one.
         if args.should_save:
+            kept = [path for push, path in self._pushes if not push.done()]
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(run_dir, self.run_record, self._save_total_limit, best=best, newest=folder)
+            rotate_checkpoints(run_dir, self.run_record, self._save_total_limit, best=best, kept=[*kept, folder])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -252,12 +258,16 @@ class ResumableTrainer(Trainer):
         return self.hub_model_id or repository(self.args)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        folder = Path(checkpoint_folder)
+        # `Trainer` would push a checkpoint before all of it is written.
+        unfinished = folder == self._open_checkpoint
+        if unfinished or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if self.args.hub_always_push or not busy:
-            jobs = [push_checkpoint(checkpoint_folder, self._repository, self.args, self.state.global_step)]
-            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
+        self._pushes = [(push, path) for push, path in self._pushes if not push.done()]
+        if self.args.hub_always_push or not self._pushes:
+            push = push_checkpoint(folder, self._repository, self.args, self.state.global_step)
+            self._pushes.append((push, folder))
+            self.push_in_progress = PushInProgress([push for push, _ in self._pushes])  # type: ignore[arg-type]
 
     def create_model_card(self, *args: Any, **card: Any) -> None:
         """Write README.md and its report; arguments are those of `nlpkd.training.publishing.card_facts`."""

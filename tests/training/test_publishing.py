@@ -14,9 +14,22 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 sys.path.insert(0, {str(TESTS)!r})
 from samples import raw_rows, tiny_bert, WORDS
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer, TrainerCallback
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
+from nlpkd.training import resumable
+from nlpkd.utils.files import has_checksums
 import torch
+
+begin, whole = resumable.push_checkpoint, []
+def watched(folder, *rest):
+    whole.append(has_checksums(Path(folder)))
+    return begin(folder, *rest)
+resumable.push_checkpoint = watched
+
+class Kept(TrainerCallback):
+    seen = {{}}
+    def on_save(self, args, state, control, **_):
+        self.seen[state.global_step] = sorted(path.name for path in Path("out").glob("checkpoint-*"))
 
 tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 tokenizer = BertTokenizer(vocab={{token: number for number, token in enumerate(tokens)}}, model_max_length=64)
@@ -27,10 +40,14 @@ trainer = DistillationTrainer(
     args=DistillationConfig(
         output_dir="out", push_to_hub=True, hub_model_id="alice/tiny", hub_strategy="every_save", bf16=False,
         teacher_check="off", num_train_epochs=2, per_device_train_batch_size=8, save_strategy="epoch",
-        disable_tqdm=True, hub_always_push=True, report_to="none",
+        disable_tqdm=True, hub_always_push=True, report_to="none", save_total_limit=1,
     ),
+    callbacks=[Kept()],
 )
 trainer.train()
+assert whole == [True, True], whole
+# The first push was still under way: its checkpoint was kept until it was done.
+assert Kept.seen == {{4: ["checkpoint-4"], 8: ["checkpoint-4", "checkpoint-8"]}}, Kept.seen
 try:
     trainer.push_to_hub(tasks="summarization")
 except ValueError as error:
@@ -58,12 +75,14 @@ def test_the_trainer_pushes_while_training_and_at_the_end_and_never_a_pickle(hub
     }
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
+    hub.fail_next("commit", "slow", seconds=3)
     done = run_program([str(script)], tmp_path, environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "PUSHED http" in done.stdout and WRITE_TOKEN not in done.stdout + done.stderr
     titles = [str(commit) for commit in hub.commits("alice/tiny")]
-    assert any("Training in progress, step 4" in title for title in titles), titles
-    assert any("End of training" in title for title in titles), titles
+    wanted = ["Training in progress, step 4", "Training in progress, step 8", "End of training"]
+    assert [want for title in titles for want in wanted if want in title] == wanted, titles
+    assert "was not pushed" not in done.stderr
     files = hub.files("alice/tiny")
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "report.json"} <= set(files)
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl")) or "/" in name]
