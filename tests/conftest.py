@@ -35,6 +35,7 @@ LONG_TESTS = {
     "test_a_lost_machine_is_noticed_and_both_resume_to_the_student_of_one_process",
     "test_a_student_a_seed_is_shipped_in_8_bits_and_the_table_says_what_it_keeps",
     "test_damaged_files_are_named_by_all_that_read_them",
+    "test_each_order_of_one_holder_alone_changes_nothing_by_name",
     "test_every_part_runs_in_small_on_the_cpu_and_its_checks_hold",
     "test_fsdp_is_refused_where_accelerate_would_stay_with_ddp",
     "test_quickstart_on_two_processes",

@@ -29,6 +29,7 @@ from nlpkd.labelling.mislabelled import check_labels
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 from nlpkd.pipeline.distill import cache_for_distillation
 from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.export import export_student
 from nlpkd.pipeline.verify import verify
 
 Order = tuple[str, ...]
@@ -353,6 +354,16 @@ class World:
         )  # fmt: skip
         return of_report(report)
 
+    def by_export(self, orders: Orders) -> Any:
+        folder = self.saved("student", orders["student"])
+        result = export_student(folder, int8=True, data=raw(48, orders["rows"], 5), min_retention=0.1)
+        texts = raw(20, USUAL, 7)["text"][:]
+        answers = [
+            [(each["label"], each["score"]) for each in nlpkd.load(folder, file=file)(texts)]
+            for file in ("onnx/model.onnx", "onnx/model_int8.onnx")
+        ]
+        return of_report(result.report)["figures"]["student"], answers
+
     def by_verify(self, orders: Orders) -> Any:
         folder = self.saved("student", USUAL)
         if not (folder / "report.json").is_file():
@@ -455,11 +466,12 @@ WAYS = {
         "student's thresholds",
     ),
     "evaluate": ("rows + held-out rows", "teacher + baseline + onnx", "student"),
+    "export": ("rows", "student"),
     "verify": ("rows + teacher",),
     "cascade": ("rows + teacher", "student"),
     "decisions": ("thresholds", "student"),
     "check_labels": ("rows + teacher",),
-    "distill": ("training rows + evaluation rows + test rows",),
+    "distill": ("training rows + evaluation rows + test rows", "teacher"),
     "command_line": ("training rows + evaluation rows + test rows + teacher",),
     "training_a_teacher": ("training rows + evaluation rows",),
 }  # fmt: skip
@@ -468,10 +480,12 @@ WAYS = {
 LIKE = {"command_line": "distill"}
 """What must come out as by another way."""
 
+ALONE = [(way, holder) for way, each in WAYS.items() for holders in each for holder in holders.split(" + ")]
+
 ITS_OWN = {
-    ("training_a_teacher", "training rows + evaluation rows"),
-    *((way, holder) for way, holders in WAYS.items() for holder in holders if way in LIKE or holder == "student"),
-}
+    ("training_a_teacher", "training rows"), ("distill", "teacher"),
+    *((way, holder) for way, holder in ALONE if way in LIKE or holder == "student"),
+}  # fmt: skip
 """Where the student's own order follows, so that its sums over classes are rounded in another order."""
 
 
@@ -485,7 +499,19 @@ def usual(world):
     return cache(lambda way: getattr(world, f"by_{way}")(Orders()))
 
 
-@pytest.mark.parametrize(("way", "holder"), [(way, holder) for way, holders in WAYS.items() for holder in holders])
-def test_the_order_of_one_holder_alone_changes_nothing_by_name(way, holder, world, usual):
-    found = getattr(world, f"by_{way}")(Orders(zip(holder.split(" + "), OTHERS, strict=False)))
-    same(found, usual(LIKE.get(way, way)), exact=(way, holder) not in ITS_OWN)
+def check(way: str, orders: Orders, world: World, usual: Callable[[str], Any]) -> None:
+    rounded = any((way, holder) in ITS_OWN for holder in orders)
+    same(getattr(world, f"by_{way}")(orders), usual(LIKE.get(way, way)), exact=not rounded)
+
+
+@pytest.mark.parametrize(
+    ("way", "holders"), [(way, holders) for way, each in WAYS.items() if way != "export" for holders in each]
+)
+def test_orders_of_some_holders_at_once_change_nothing_by_name(way, holders, world, usual):
+    check(way, Orders(zip(holders.split(" + "), OTHERS, strict=False)), world, usual)
+
+
+@pytest.mark.parametrize("order", OTHERS, ids="-".join)
+@pytest.mark.parametrize(("way", "holder"), ALONE)
+def test_each_order_of_one_holder_alone_changes_nothing_by_name(way, holder, order, world, usual):
+    check(way, Orders({holder: order}), world, usual)
