@@ -109,17 +109,6 @@ def test_each_recipe_and_target_that_a_page_names_is_there():
         assert words[0] != "make" or words[1] in targets, words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_links_of_a_page_lead_to_files_and_headings(page):
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        name, _, heading = target.partition("#")
-        found = (page.parent / name).resolve()
-        assert found.exists(), target
-        titles = re.findall(r"^#+ (.*)$", found.read_text(), flags=re.MULTILINE) if heading else []
-        anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
-        assert not heading or heading in anchors, target
-
-
 def test_readme_counts_presets_and_objectives_as_they_are():
     kinds = [kind for name in objectives.__all__ if inspect.isclass(kind := getattr(objectives, name))]
     concrete = [kind for kind in kinds if issubclass(kind, Objective) and not inspect.isabstract(kind)]

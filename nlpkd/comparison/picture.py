@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 from nlpkd.comparison.points import Limits, Point, pareto_front
 from nlpkd.evaluation.charts import INK, MUTED, PAPER, chart_axes, colour, shortened, to_svg
 
-_SIZE_INCHES = (8.4, 5.0)
+_SIZE_INCHES = (7.0, 4.6)
 
 
 _LARGEST_AREA, _LEAST_AREA = 1100.0, 24.0
@@ -132,7 +132,7 @@ def _place_labels(axes: Axes, points: Sequence[Point], areas: dict[str, float], 
         text = f"{shortened(point.name, 28)}{' (picked)' if chosen else ''}\n{point.size_mb:.3g} MB"
         label = axes.annotate(
             text, (point.text_to_label_ms, point.quality.value), textcoords="offset points", xytext=(0, 0),
-            fontsize=9, fontweight="bold" if chosen else "normal", color=INK, ha="center", va="center", zorder=5,
+            fontsize=10, fontweight="bold" if chosen else "normal", color=INK, ha="center", va="center", zorder=5,
             arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
         label.set_in_layout(False)
