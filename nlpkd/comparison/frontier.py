@@ -197,11 +197,13 @@ class _Student:
         with explain_damage(path, f"delete {folder}, and the student is made again"):
             state = json.loads(path.read_text(encoding="utf-8"))
             before, finished, error = dict(state["asked"]), int(state["finished"]), state["error"]
-        if before == student.asked:
+        differ = differences(before, student.asked, str(path))
+        if not differ:
             student.started, student.finished, student.error = True, finished, error
         elif finished:
-            differ = "; ".join(differences(before, student.asked, str(path)))
-            raise ValueError(f"{name} is finished, and was made otherwise: {differ}. Choose another output_dir")
+            raise ValueError(
+                f"{name} is finished, and was made otherwise: {'; '.join(differ)}. Choose another output_dir"
+            )
         return student
 
     def make(self, num_seeds: int, teacher_cache: Path) -> None:

@@ -28,6 +28,7 @@ from nlpkd.models.ensemble import TeacherEnsemble, as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
 from nlpkd.models.structure import forward_arguments
+from nlpkd.teachers.compatibility import refuse_unknown_tokens
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class CandidateModels:
         found: dict[str, np.ndarray] = {}
         for name in sorted(self.alone, key="student".__ne__):
             reading: dict[str, Any] = {"batch_size": batch_size, "prefix": self.prefixes.get(name, "")}
-            values = predict_logits(self.alone[name], rows, self.tokenizers[name], **reading)
+            values = predict_logits(self.alone[name], rows, self.tokenizers[name], name=name, **reading)
             if DOCUMENT in rows.column_names:
                 values = average_windows(values, rows[DOCUMENT][:])
             _check_logits(name, values, found.get("student", values).shape[1])
@@ -141,6 +142,7 @@ def predict_logits(
     *,
     batch_size: int = 64,
     prefix: str = "",
+    name: str = "model",
 ) -> np.ndarray:
     """Run a classifier over tokenised rows, in eval mode, on its own device.
 
@@ -150,12 +152,14 @@ def predict_logits(
         tokenizer: pads the rows.
         batch_size: rows a forward pass, of similar lengths.
         prefix: what the names of the columns to read start with, `"teacher_"` for a teacher's own.
+        name: of the model, for errors.
 
     Returns:
         float32 logits `(rows, labels)` in the order of the rows.
 
     Raises:
-        ValueError: when there is no row, or no `input_ids` column that the model takes.
+        ValueError: when there is no row, no `input_ids` column that the model takes, or an id in it that the model
+            has no embedding for.
     """
     if not len(dataset):
         raise ValueError("there are no rows to predict: give a dataset with at least one")
@@ -168,6 +172,7 @@ def predict_logits(
             f"the model's forward must take input_ids, read from the column {prefix}input_ids: found arguments "
             f"{sorted(accepted)} and columns {dataset.column_names}; tokenise the dataset first"
         )
+    refuse_unknown_tokens(model, dataset, prefix + "input_ids", name, "measured")
     rows = dataset.with_format(None).select_columns(list(columns)).rename_columns(columns)
     order = np.argsort(-list_lengths(rows, "input_ids"), kind="stable")
     loader = DataLoader(

@@ -21,6 +21,7 @@ from nlpkd.models.capture import Capture
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import evaluating
 from nlpkd.models.loading import load_tokenizer
+from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import classification_head, input_table, is_causal, permute_head
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teachers.checks import looks_like_probabilities
@@ -114,7 +115,7 @@ def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str, spli
     """Refuse rows with token ids that a model has no embedding for: its tokenizer is another model's.
 
     Args:
-        model: the model; one without input embeddings is passed.
+        model: the model; one of which nobody knows how many embeddings it has is passed.
         dataset: a `datasets.Dataset`, or a sample of rows of another kind.
         column: of the model's token ids.
         role: `"student"` or `"teacher"`, for the error.
@@ -123,18 +124,20 @@ def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str, spli
     Raises:
         ValueError: if an id is beyond the embedding table.
     """
-    table = input_table(model)
+    # An ONNX file has its table inside.
+    count = getattr(input_table(model), "num_embeddings", None)
+    count = _vocabulary(model) if isinstance(model, OnnxClassifier) else count
     known = isinstance(dataset, (Dataset, RowSample)) and column in dataset.column_names
-    if not isinstance(table, nn.Embedding) or not known:
+    if not isinstance(count, int) or not known:
         return
     if isinstance(dataset, Dataset):
         batches = dataset.select_columns(column).with_format("arrow").iter(_READ_ROWS)
         highest = max((pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches), default=0)
     else:
         highest = max((max(ids, default=0) for ids in dataset[column]), default=0)
-    if highest >= table.num_embeddings:
+    if highest >= count:
         raise ValueError(
-            f"the {role} has embeddings of {table.num_embeddings} tokens, and the {split} rows have token {highest}: "
+            f"the {role} has embeddings of {count} tokens, and the {split} rows have token {highest}: "
             f"load model and tokenizer of the {role} from the same place, or call "
             "model.resize_token_embeddings(len(tokenizer)) and fine-tune it"
         )

@@ -97,6 +97,10 @@ def test_the_budget_picks_and_the_record_is_read_back(shipped):
 def test_another_budget_trains_nothing_again(shipped, job):
     weights = shipped.output_dir / "students/static/model.safetensors"
     before = weights.stat().st_mtime_ns
+    # A record with an argument that says nothing is of the same student.
+    record = shipped.output_dir / "students/static/job.json"
+    state = json.loads(record.read_text())
+    record.write_text(json.dumps(state | {"asked": state["asked"] | {"some_argument": None}}))
     again = nlpkd.frontier(
         **job, students=["static"], ship=True, max_size_mb=1e-9, output_dir=shipped.output_dir,
         overrides={"static": {"learning_rate": 0.02}},

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors import safe_open
+from samples import tiny_bert
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, matthews_corrcoef
 from tokenizers import Tokenizer
@@ -397,6 +398,15 @@ def test_more_tokens_than_positions_are_refused(tokenizer):
 def test_rows_that_cannot_be_measured_are_refused(dataset, message, tokenizer):
     with pytest.raises(ValueError, match=message):
         evaluate_student(bert(), None, dataset, tokenizer, **QUICK)
+
+
+def test_a_model_without_an_embedding_for_a_token_of_the_rows_is_refused_by_name(tokenizer):
+    small, given = tiny_bert(1, vocab_size=10), rows()
+    highest = max(max(ids) for ids in given["input_ids"])
+    for models in ({"student": small}, {"teacher": small}, {"baseline": small}, {"candidates": {"other": small}}):
+        (name,) = models.get("candidates", models)
+        with pytest.raises(ValueError, match=f"the {name} has embeddings of 10 tokens.* rows have token {highest}:"):
+            evaluate_student(**{"student": bert(), "dataset": given, "tokenizer": tokenizer} | models, **QUICK)
 
 
 def test_candidates_with_other_labels_are_refused_by_name(tokenizer):
