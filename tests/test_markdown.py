@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((ROOT / "recipes").glob("*.ipynb"))
 CARDS = [path for path in FILES if path.parent.name == "model_cards" and path.name != "README.md"]
 
 # A column of GitHub's page holds 97 characters of code.
-CODE_WIDTH = 96
+CODE_WIDTH = 97
 FENCED = re.compile(r"^```.*?^```$", flags=re.DOTALL | re.MULTILINE)
 
 

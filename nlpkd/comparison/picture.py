@@ -62,7 +62,7 @@ def draw(points: Sequence[Point], metric: str, *, picked: Point | None = None, l
             fontsize=9, color=MUTED, loc="left",
         )  # fmt: skip
         _place_labels(axes, known, areas, picked)
-        told = "; ".join(f"{each.name} {each.quality.value:.3f} in {each.text_to_label_ms:.3g} ms" for each in known)
+        told = "; ".join(f"{each.name} {each.quality.value:.3f} in {each.text_to_label_ms:.2f} ms" for each in known)
         return to_svg(axes, f"{metric} against milliseconds from text to label: {told}")
 
 
@@ -129,7 +129,7 @@ def _place_labels(axes: Axes, points: Sequence[Point], areas: dict[str, float], 
     # The crowded ones last would find nothing free: from the right, where names are longest.
     for point in sorted(points, key=lambda each: -each.text_to_label_ms):
         chosen = point == picked
-        text = f"{shortened(point.name, 28)}{' (picked)' if chosen else ''}\n{point.size_mb:.3g} MB"
+        text = f"{shortened(point.name, 28)}{' (picked)' if chosen else ''}\n{point.size_mb:.1f} MB"
         label = axes.annotate(
             text, (point.text_to_label_ms, point.quality.value), textcoords="offset points", xytext=(0, 0),
             fontsize=10, fontweight="bold" if chosen else "normal", color=INK, ha="center", va="center", zorder=5,

@@ -26,10 +26,10 @@ JSON_NAME, MARKDOWN_NAME, PICTURE_NAME = "frontier.json", "frontier.md", "fronti
 
 
 _HOW = (
-    "Quality is the mean over the seeds. Its 95 % interval is of the choice of the measured rows: that of the first "
-    "seed, around the mean.",
-    "Times are medians of one text at a time, all models in turn in one process; from text to label includes "
-    "tokenising. A model is on the front where no other is as fast and as good, and better in one of both.",
+    "Quality is the mean over the seeds. Its 95 % interval covers the choice of the measured rows: it is the first "
+    "seed's, moved to the mean.",
+    "Times are medians of one text at a time, all models in turn in one process. From text to label includes "
+    "tokenising. A model is on the front if no other is at least as fast and as good, and better in one of the two.",
 )
 
 
@@ -94,10 +94,10 @@ class FrontierReport:
                 str(point.quality),
                 *([_spread(point.seeds)] if several else []),
                 percent(point.retention),
-                format_number(point.text_to_label_ms, ".3f"),
+                format_number(point.text_to_label_ms, ".2f"),
                 format_number(teacher.text_to_label_ms / point.text_to_label_ms, ".1f"),
-                format_number(point.pass_ms, ".3f"),
-                format_number(point.size_mb, ".2f"),
+                format_number(point.pass_ms, ".2f"),
+                format_number(point.size_mb, ".1f"),
                 format_number(teacher.size_mb / point.size_mb, ".1f"),
                 "picked" if point == picked else "yes" if point.name in front else "",
             ]
@@ -188,9 +188,9 @@ class FrontierReport:
 
     def _kept(self, point: Point) -> str:
         faster = self.points[0].text_to_label_ms / point.text_to_label_ms
-        kept, time_ms = percent(point.retention), format_number(point.text_to_label_ms, ".3f")
+        kept, time_ms = percent(point.retention), format_number(point.text_to_label_ms, ".2f")
         told = f"with {kept} of the teacher's {self.metric_name} in {time_ms} ms from text to label"
-        return f"{told} ({faster:.1f} times as fast) and {point.size_mb:.2f} MB"
+        return f"{told} ({faster:.1f} times as fast) and {point.size_mb:.1f} MB"
 
     def _lines(self) -> list[str]:
         made = ("date", "teacher", "data", "versions", "machine")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from nlpkd.evaluation.records import ReliabilityBin
+from nlpkd.evaluation.records import ReliabilityBin, percent
 
 SERIES = 8
 """How many colours the page has for candidates; further ones start again."""
@@ -159,7 +159,7 @@ def confusion(name: str, number: int, matrix: Sequence[Sequence[int]], labels: S
                 axes.add_patch(Rectangle((predicted, gold), 1, 1, facecolor=colour(number), alpha=0.85 * share))
                 if classes <= 10:
                     axes.text(
-                        predicted + 0.5, gold + 0.5, f"{count}\n{share:.0%}", ha="center", va="center",
+                        predicted + 0.5, gold + 0.5, f"{count:,}\n{percent(share, 0)}", ha="center", va="center",
                         color=INK, fontsize=10 if classes <= 5 else 7,
                     )  # fmt: skip
         places = [place + 0.5 for place in range(classes)] if classes <= _CLASSES_NAMED else []

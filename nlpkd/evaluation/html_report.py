@@ -204,9 +204,9 @@ def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
         tiles.append((percent(student.quality[headline].value / gold), f"of the teacher's {METRIC_NAMES[headline]}"))
     if student.text_to_label_ms and teacher.text_to_label_ms:
         faster = teacher.text_to_label_ms / student.text_to_label_ms
-        tiles.append((f"{faster:.1f} ×", "the teacher's speed, text to label"))
+        tiles.append((f"{faster:.1f} x", "the teacher's speed, text to label"))
     elif student.latency and teacher.latency:
-        tiles.append((f"{teacher.latency[0].p50_ms / student.latency[0].p50_ms:.1f} ×", "the teacher's speed"))
+        tiles.append((f"{teacher.latency[0].p50_ms / student.latency[0].p50_ms:.1f} x", "the teacher's speed"))
     if teacher.size_mb and student.size_mb is not None:
         tiles.append((percent(student.size_mb / teacher.size_mb, 0), "of its size"))
     if student.agreement:

@@ -137,7 +137,7 @@ def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:
             format_number(candidate.size_mb, ".1f"),
             *([format_number(candidate.flops and candidate.flops / 1e9)] if counted else []),
             *([format_number(candidate.memory_mb, ".0f")] if weighed else []),
-            *([format_number(candidate.text_to_label_ms, ".3f")] if read else []),
+            *([format_number(candidate.text_to_label_ms, ".2f")] if read else []),
             *(_milliseconds(_latency(candidate, batch)) for batch in batches),
             *([format_number(candidate.training_seconds, ".0f")] if timed else []),
         ]
@@ -226,10 +226,11 @@ def origin_lines(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def flat(value: Any) -> str:
-    """Return a mapping as `key value, key value` without the entries that are None, and all else as a string."""
+    """Return a mapping as `key value, key (key value)` without its empty entries, a fraction with six digits."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {entry}" for key, entry in value.items() if entry is not None)
-    return str(value)
+        told = {key: entry for key, entry in value.items() if entry not in (None, "", {})}
+        return ", ".join(f"{k} ({flat(v)})" if isinstance(v, Mapping) else f"{k} {flat(v)}" for k, v in told.items())
+    return str(float(f"{value:.6g}") if isinstance(value, float) else value)
 
 
 def one_line(value: Any) -> str:

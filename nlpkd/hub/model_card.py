@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord
 from nlpkd.evaluation.records import BASELINES, METRIC_NAMES, ONNX_RUNTIME, Candidate, SeedSpread, without_controls
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.evaluation.report_text import code_block, escape_markdown, listed, one_line
+from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, listed, one_line
 from nlpkd.utils.provenance import without_tokens
 
 CARD_METRICS = {
@@ -247,7 +247,7 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     figures = [
         f"- {escape_markdown(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
         + "".join(f", {each.p50_ms:.2f} ms at batch {each.batch}" for each in entry.latency[:1])
-        + (f", {entry.text_to_label_ms:.3f} ms from text to label" if entry.text_to_label_ms else "")
+        + (f", {entry.text_to_label_ms:.2f} ms from text to label" if entry.text_to_label_ms else "")
         for name, entry in measured.items()
     ]
     parts = ["On ONNX Runtime, from the int8 file in `onnx/` where there is one:", code_block(code, "python")]
@@ -260,7 +260,7 @@ def _training(run: RunRecord) -> str:
         parts.append(f"On {run.data.train_rows:,} rows" + (f" of {_named(run.data)}." if run.data.name else "."))
     objectives = [_objective(entry) for entry in run.objectives]
     parts.append("Objectives:\n\n" + "\n".join(objectives) if objectives else "The objectives were not recorded.")
-    settings = [f"- {escape_markdown(key)}: {escape_markdown(value)}" for key, value in run.settings.items()]
+    settings = [f"- {escape_markdown(key)}: {escape_markdown(flat(value))}" for key, value in run.settings.items()]
     if settings:
         parts.append("Settings:\n\n" + "\n".join(settings))
     if run.command:
@@ -269,8 +269,10 @@ def _training(run: RunRecord) -> str:
 
 
 def _objective(entry: Mapping[str, Any]) -> str:
-    settings = _flat({key: value for key, value in entry.items() if key not in ("name", "citation")})
-    return f"- {escape_markdown(entry.get('name', 'unnamed'))}" + (f": {settings}" if settings else "")
+    settings = flat({key: value for key, value in entry.items() if key not in ("name", "citation")})
+    return f"- {escape_markdown(entry.get('name', 'unnamed'))}" + (
+        f": {escape_markdown(settings)}" if settings else ""
+    )
 
 
 def _measurement(report: EvaluationReport) -> str:
@@ -279,7 +281,9 @@ def _measurement(report: EvaluationReport) -> str:
         f"- {escape_markdown(protocol)}" for protocol in (run.interval_protocol, run.latency_protocol) if protocol
     ]
     origin = {"Machine": run.machine, "Versions": run.versions, "Seed": run.seed, "Date": run.date}
-    lines += [f"- {title}: {_flat(value)}" for title, value in origin.items() if value not in (None, "", {})]
+    lines += [
+        f"- {title}: {escape_markdown(flat(value))}" for title, value in origin.items() if value not in (None, "", {})
+    ]
     return "## What was measured, and how\n\n" + ("\n".join(lines) or "The protocol was not recorded.")
 
 
@@ -344,9 +348,3 @@ def _named(part: ModelRecord | DataRecord) -> str:
 
 def _quoted(model_name: str) -> str:
     return json.dumps(one_line(model_name), ensure_ascii=False)
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{escape_markdown(key)} {escape_markdown(entry)}" for key, entry in value.items())
-    return escape_markdown(value)

@@ -128,7 +128,7 @@ def _candidate_claims(
         again = format_number(timed.get((entry.batch, entry.tokens)), ".2f")
         claims.append(Claim(figure, f"{entry.p50_ms:.2f}", again, None, "another machine"))
     if before.text_to_label_ms is not None:
-        stated, again = (format_number(each.text_to_label_ms, ".3f") for each in (before, now))
+        stated, again = (format_number(each.text_to_label_ms, ".2f") for each in (before, now))
         claims.append(Claim(f"{title}ms from text to label, p50", stated, again, None, "another machine"))
     temperature = before.temperature_scaling.temperature if before.temperature_scaling else None
     others = {"memory, MB": before.memory_mb, "training, s": before.training_seconds, "temperature": temperature}

@@ -56,7 +56,11 @@ def now() -> str:
 
 def command_line() -> str:
     """Return the command of this process for a record, without tokens and without folders of this machine."""
-    words = ["python", *sys.argv] if sys.argv[0].endswith(".py") else sys.argv
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        words = ["python", "-m", program.parent.name, *sys.argv[1:]]
+    else:
+        words = ["python", *sys.argv] if program.suffix == ".py" else sys.argv
     told = [_quoted(before, _without_folder(word)) for before, word in pairwise(["", *words])]
     return without_tokens(" ".join(told))
 

@@ -82,7 +82,7 @@ def test_every_candidate_of_a_report_has_its_time_from_text_to_label(report, tmp
     report.save(tmp_path)
     assert EvaluationReport.load(tmp_path) == report
     for text in (report.to_markdown(), render_page(report), build_model_card(report, model_name="student").content):
-        assert "text to label, p50 ms" in text and f"{times['student']:.3f}" in text
+        assert "text to label, p50 ms" in text and f"{times['student']:.2f}" in text
     assert "from text to label" in report.verdict()
 
 

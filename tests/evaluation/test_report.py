@@ -10,6 +10,7 @@ import pytest
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread
 from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
+from nlpkd.evaluation.report_text import flat
 
 
 def candidate(accuracy, parameters, p50_ms, agreement=None):
@@ -226,6 +227,21 @@ def test_json_of_before_comes_back_as_it_was(report):
     assert loaded.to_dict() == data
     assert loaded.run.data.name == "d.csv" and loaded.run.data.config is None
     assert loaded.candidates["student"].breakdown.per_class[0].recall == 0.5
+
+
+def test_what_made_the_figures_is_written_in_words_and_not_in_python():
+    student = {
+        "name": "layers:3",
+        "vocabulary": {"after": 11402, "unknown": 0.00080363098046},
+        "revision": None,
+        "note": "",
+    }
+    assert flat(student) == "name layers:3, vocabulary (after 11402, unknown 0.000803631)"
+    assert (
+        flat({"weight": 2.0, "learning_rate": 8e-5, "map": [[1, 2]]})
+        == "weight 2.0, learning_rate 8e-05, map [[1, 2]]"
+    )
+    assert flat(42) == "42"
 
 
 def test_markdown_records_test_protocol_and_origin(report):

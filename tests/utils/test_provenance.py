@@ -25,6 +25,11 @@ def test_folders_and_tokens_are_left_out(monkeypatch):
     )
 
 
+def test_a_module_is_recorded_as_it_is_started(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/site-packages/nlpkd/__main__.py", "distill", "--train", "/home/me/rows.csv"])
+    assert command_line() == "python -m nlpkd distill --train rows.csv"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
