@@ -28,7 +28,7 @@ def refuse_oversized_config(config: Any, name: str | Path) -> None:
     """Refuse a config whose model would take hours or all memory to build.
 
     Args:
-        config: the config.
+        config: the config, with those of the models within it.
         name: where it is from, for the message.
 
     Raises:
@@ -41,6 +41,9 @@ def refuse_oversized_config(config: Any, name: str | Path) -> None:
                 f"the config of {str(name)!r} has {size}={value:,}, and at most {most:,} is loaded: use a copy that "
                 "you trust"
             )
+    for part in getattr(config, "sub_configs", ()):
+        if (within := getattr(config, part, None)) is not None:
+            refuse_oversized_config(within, name)
 
 
 def refuse_oversized_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:

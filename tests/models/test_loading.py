@@ -10,6 +10,7 @@ import torch
 from samples import tiny_bert
 
 from nlpkd.models.loading import load_classifier, load_config, load_tokenizer, split_revision
+from nlpkd.models.reshaped import ReshapedConfig
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,14 @@ def test_a_config_larger_than_any_model_is_refused_before_a_layer_is_built(load,
     with pytest.raises(ValueError, match=r"has num_hidden_layers=10,000,000, and at most 1,000 is loaded"):
         load(tmp_path)
     assert time.monotonic() - started < 10
+
+
+def test_the_config_of_a_model_within_is_held_to_the_same_sizes(tmp_path):
+    within = tiny_bert().config.to_dict() | {"num_hidden_layers": 10_000_000}
+    ReshapedConfig(base_config=tiny_bert().config, linears={}).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", base_config=within)
+    with pytest.raises(ValueError, match=r"has num_hidden_layers=10,000,000, and at most 1,000 is loaded"):
+        load_config(tmp_path)
 
 
 def test_a_table_larger_than_any_vocabulary_is_refused_before_it_takes_memory(tmp_path):
