@@ -22,6 +22,7 @@ from nlpkd.config import fast_at_bf16
 from nlpkd.evaluation.report_text import one_line
 from nlpkd.hub.client import NOT_THE_HUB, limit_hub_requests
 from nlpkd.utils.files import nearest_existing_folder
+from nlpkd.utils.optional import pip_install
 from nlpkd.utils.provenance import without_tokens
 from nlpkd.utils.requirements import installed_version, requirements, unmet
 
@@ -97,7 +98,7 @@ def _packages() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     for extra, packages in EXTRAS.items():
         versions = {package: installed_version(package) for package in packages}
-        advice = "" if all(versions.values()) else f"pip install 'nlpkd[{extra}]'"
+        advice = "" if all(versions.values()) else pip_install(extra)
         found = ", ".join(f"{package} {version or 'missing'}" for package, version in versions.items())
         yield Finding(f"extra {extra}", found, None, advice)
 

@@ -16,6 +16,7 @@ from nlpkd.evaluation.html_report import PAGE_NAME, PAGE_PACKAGES, fill_template
 from nlpkd.evaluation.records import METRIC_NAMES, as_type, format_number, percent, strict_json
 from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, markdown_table, one_line
 from nlpkd.utils.files import explain_damage, write_atomic
+from nlpkd.utils.optional import how_to_install
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,8 @@ class FrontierReport:
         write_atomic(folder / MARKDOWN_NAME, self.to_markdown().encode(errors="backslashreplace"))
         write_atomic(folder / JSON_NAME, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
         if any(find_spec(module) is None for module in PAGE_PACKAGES):
-            logger.warning("%s and %s are skipped: pip install 'nlpkd[report]'", PICTURE_NAME, PAGE_NAME)
+            told = "%s and %s are skipped, they need the extra `report`: %s"
+            logger.warning(told, PICTURE_NAME, PAGE_NAME, how_to_install("report"))
             return
         from nlpkd.comparison.picture import draw
         from nlpkd.evaluation.charts import standalone

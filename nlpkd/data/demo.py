@@ -12,6 +12,8 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from nlpkd.utils.optional import how_to_install, require
+
 LABELS = ["negative", "neutral", "positive"]
 
 
@@ -108,10 +110,7 @@ def clean_tweet(text: str) -> str:
     Raises:
         ImportError: the extra "demo" is not installed.
     """
-    try:
-        import ftfy
-    except ImportError as error:
-        raise ImportError(_install_hint("ftfy")) from error
+    ftfy = require("ftfy", extra="demo")
     if not text.isascii():
         # The corpus went three times from Windows-1252 into Mac Roman; it lost closing quotes and bytes of emoji.
         text = text.replace("äóù", '"')
@@ -138,9 +137,5 @@ def _package_folder(package: str) -> Path:
     """Find an installed package's folder without importing it."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise ImportError(_install_hint(package))
+        raise ImportError(f"the demo needs the package {package}: {how_to_install('demo')}")
     return Path(spec.origin).parent
-
-
-def _install_hint(package: str) -> str:
-    return f'The demo needs the package {package}: pip install "nlpkd[demo]" -c constraints.txt'

@@ -15,6 +15,7 @@ from nlpkd.evaluation import report_text
 from nlpkd.evaluation.records import METRIC_NAMES, Breakdown, as_type, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.utils.files import explain_damage, numbered_folders, write_atomic
+from nlpkd.utils.optional import how_to_install
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def save_page(
         The page's path, None where it was skipped.
     """
     if any(find_spec(module) is None for module in PAGE_PACKAGES):
-        logger.warning("%s is skipped: its charts need the extra `report` (pip install 'nlpkd[report]')", PAGE_NAME)
+        logger.warning("%s is skipped, its charts need the extra `report`: %s", PAGE_NAME, how_to_install("report"))
         return None
     path = Path(directory) / PAGE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)

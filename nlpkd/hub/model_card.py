@@ -19,6 +19,7 @@ from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskReco
 from nlpkd.evaluation.records import BASELINES, METRIC_NAMES, ONNX_RUNTIME, Candidate, SeedSpread, without_controls
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, listed, one_line
+from nlpkd.utils.optional import pip_install
 from nlpkd.utils.provenance import without_tokens
 
 CARD_METRICS = {
@@ -239,7 +240,7 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     if not (onnx or measured):
         return ""
     code = (
-        'import nlpkd  # pip install "nlpkd[export]"\n\n'
+        f"import nlpkd  # {pip_install('export')}\n\n"
         f"classify = nlpkd.load({_quoted(model_name)})\n"
         f"print(classify({_asked(report)}))"
     )

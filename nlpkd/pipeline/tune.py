@@ -27,6 +27,7 @@ from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
 from nlpkd.utils.files import write_atomic
 from nlpkd.utils.locks import only_run
+from nlpkd.utils.optional import how_to_install
 from nlpkd.utils.processes import decided_by_main_process
 
 TUNING_FILE = "tuning.json"
@@ -87,7 +88,7 @@ def tune(
         ValueError: if Optuna is missing, there are no held-out rows, or a setting is unknown.
     """
     if not is_optuna_available():
-        raise ValueError("a search needs Optuna: pip install 'nlpkd[tune]' -c constraints.txt")
+        raise ValueError(f"a search needs Optuna: {how_to_install('tune')}")
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend

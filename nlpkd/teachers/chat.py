@@ -29,7 +29,7 @@ class ChatTeacher(LabelingTeacher):
     Each letter's probability is read from the log-probabilities of the first token, and divided by their sum over the
     options. Where the server gives none, `votes` answers are drawn, and a class's probability is its share of them.
     Models prefer some places of a list: the options are asked in `orders` orders, drawn from the text, and the
-    probabilities averaged. Needs the `openai` client (`pip install "nlpkd[teachers]"`), which waits after 429
+    probabilities averaged. Needs the `openai` client (the extra `teachers`), which waits after 429
     (Retry-After) and 5xx, and tries again.
 
     Args:

@@ -18,7 +18,7 @@ class EmbeddingTeacher(LabelingTeacher):
     """Compare a text's embedding with those of each class's descriptions.
 
     `p = softmax over the classes of cos(text, class) / temperature`, the class being the mean of its descriptions'
-    unit vectors. Needs sentence-transformers (`pip install "nlpkd[teachers]"`), which pools as the checkpoint's
+    unit vectors. Needs sentence-transformers (the extra `teachers`), which pools as the checkpoint's
     `modules.json` says, and takes the mean of the tokens where there is none.
 
     Args:

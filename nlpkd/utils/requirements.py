@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from functools import cache
+from shlex import quote
 
 from packaging.requirements import Requirement
 
@@ -38,12 +39,11 @@ def refuse_unmet_requirements() -> None:
     Raises:
         ImportError: if a package is missing or too old or too new; it names all of them and says what to type.
     """
-    found = [
-        f"{needed} ({installed_version(needed.name) or 'nothing'} is installed)"
-        for needed in requirements()
-        if unmet(needed)
-    ]
-    if found:
+    missing = [needed for needed in requirements() if unmet(needed)]
+    if missing:
+        found = [f"{needed} ({installed_version(needed.name) or 'nothing'} is installed)" for needed in missing]
+        command = " ".join(["pip install", *(quote(str(needed)) for needed in missing)])
         raise ImportError(
-            f"nlpkd needs {', '.join(found)}: pip install -c constraints.txt nlpkd; all of them: `nlpkd doctor`"
+            f"nlpkd needs {', '.join(found)}: {command}, or in a clone pip install -c constraints.txt .; all that it "
+            "needs: `nlpkd doctor`"
         )

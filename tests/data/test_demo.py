@@ -100,6 +100,6 @@ def test_copies_retweets_and_links_share_a_key():
 
 def test_a_missing_package_names_the_extra():
     with pytest.raises(
-        ImportError, match=r'needs the package no_such_package: pip install "nlpkd\[demo\]" -c constraints'
+        ImportError, match=r'needs the package no_such_package: pip install "nlpkd\[demo\]", or .* -c constraints'
     ):
         _package_folder("no_such_package")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
+from paths import ROOT
 from processes import run as run_program
+
+from nlpkd.utils.optional import how_to_install
 
 WITHOUT = """
 import importlib.abc, importlib.util, json, sys
@@ -38,4 +42,10 @@ def test_a_missing_package_is_named_with_its_extra(what, tmp_path):
     done = run_program(words, tmp_path, dict(os.environ), timeout=120, fresh=True)
     assert done.returncode == 1
     assert f"ImportError: {package} is missing" in done.stderr, done.stderr
-    assert f'pip install "nlpkd[{extra}]"' in done.stderr
+    assert how_to_install(extra) in done.stderr
+
+
+def test_what_to_type_for_an_extra_is_said_in_one_place():
+    assert how_to_install("try") == 'pip install "nlpkd[try]", or in a clone pip install -c constraints.txt ".[try]"'
+    code = {path: path.read_text() for path in (ROOT / "nlpkd").rglob("*.py")}
+    assert [path.name for path, text in code.items() if re.search(r"nlpkd\[", text)] == ["optional.py"]

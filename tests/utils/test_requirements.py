@@ -36,6 +36,7 @@ def test_unmet_requirements_are_named_with_what_is_installed_before_anything_is_
     )
     said = run(program, environment, tmp_path).stdout
     assert "numpy>=99 (" in said and "no-such-package>=1.5 (nothing is installed)" in said and "pip install" in said
+    assert "pip install 'numpy>=99' 'no-such-package>=1.5'" in said
     assert "packaging" not in said and "peft" not in said and said.strip().endswith("False")
 
 
