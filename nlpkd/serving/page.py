@@ -77,13 +77,14 @@ def make_page(
                     outputs.append(gradio.Textbox(label="ms, text to label", elem_id=f"ms-{number}"))
         gradio.on([button.click, text.submit], compare, [text, second], outputs)
         if rows:
-            gradio.Markdown("Rows of the report on which student and teacher differ most; click on one to ask again.")
+            gradio.Markdown("Rows of the report on which student and teacher differ most. Click on one to ask both.")
             table = gradio.Dataset(
                 components=["textbox"] * len(HEADER), headers=list(HEADER), samples=[[*map(str, row)] for row in rows],
                 samples_per_page=len(rows), show_label=False, elem_id="rows",
             )  # fmt: skip
             # A row without a text leaves the one that stands there.
-            table.click(lambda row: row[1] or gradio.skip(), table, text)
+            filled = table.click(lambda row: row[1] or gradio.skip(), table, text)
+            filled.then(compare, [text, second], outputs)
     return page
 
 
