@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option
-from nlpkd.cli.screen import after_distilling, show_files, show_report
+from nlpkd.cli.screen import after_distilling, show_files, show_report, show_verification
 from nlpkd.cli.settings import save_config
 
 app = typer.Typer()
@@ -88,7 +88,7 @@ def verify(
     from nlpkd.pipeline.verify import verify as run
 
     verification = run(**arguments(context))
-    typer.echo(verification.to_markdown())
+    show_verification(verification)
     if not verification.holds:
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,7 +17,19 @@ from nlpkd.evaluation import report_text
 from nlpkd.evaluation.records import without_controls
 from nlpkd.evaluation.report import MARKDOWN_NAME, EvaluationReport
 
-_FILES = {MARKDOWN_NAME: "the whole report", "report.html": "the same with charts", "README.md": "the model card"}
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nlpkd.comparison.table import FrontierReport
+    from nlpkd.pipeline.verify import Verification
+
+_FILES = {
+    MARKDOWN_NAME: "the whole report",
+    "frontier.md": "the whole table",
+    "frontier.svg": "its picture",
+    "report.html": "the same with charts",
+    "README.md": "the model card",
+}
 
 _READING: tuple[str, ...] = ("text_column", "text_pair_column", "label_column", "max_length", "trust_remote_code")
 
@@ -49,30 +61,16 @@ def show_report(report: EvaluationReport, verdict: str | None = None) -> None:
         report: what was measured; its `to_markdown` has the rest.
         verdict: another sentence than the report's own.
     """
-    from accelerate import PartialState
-    from rich.console import Console
-    from rich.table import Table
-
-    if not PartialState().is_main_process:
+    if (console := _console()) is None:
         return
-    terminal = sys.stdout.isatty()
-    console = Console(force_terminal=terminal, highlight=False, markup=False, emoji=False, soft_wrap=not terminal)
 
     # The candidates, and what was asked for beyond them.
     summary = report_text.summary_cells(report.task, report.candidates)
-    grid = report_text.latency_cells(report.candidates)
-    for header, rows in without_controls([summary, grid] if grid else [summary]):
-        table = Table(box=None, pad_edge=False, title=None if header[0] == "candidate" else "p50 / p95 / p99, ms")
-        for number, name in enumerate(header):
-            # Where there is room for all figures it is the names that are folded.
-            whole = number > 0 and header[0] == "candidate" and console.width >= _WIDTH
-            table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=whole)
-        for row in rows:
-            table.add_row(*row, style="bold" if terminal and row[0] == "student" else None)
-        console.print()
-        console.print(table, soft_wrap=False)
+    _show_table(console, *summary, bold="student")
+    if grid := report_text.latency_cells(report.candidates):
+        _show_table(console, *grid, title="p50 / p95 / p99, ms", folded=len(grid[0]))
     explained = [f"{name}: {meaning}." for name, meaning in _COLUMNS.items() if name in summary[0]]
-    console.print(f"\n{' '.join(['In brackets: 95 % intervals.', *explained])}", style="dim" if terminal else None)
+    console.print(f"\n{' '.join(['In brackets: 95 % intervals.', *explained])}", style="dim")
     if report.seeds:
         console.print(report_text.seeds_sentence(report.task, report.seeds))
     for line in report_text.temperature_lines(report.candidates):
@@ -82,6 +80,72 @@ def show_report(report: EvaluationReport, verdict: str | None = None) -> None:
     console.print(f"\n{verdict}")
     if report.run.incomplete:
         console.print(report_text.INCOMPLETE)
+
+
+def show_frontier(report: FrontierReport) -> None:
+    """Print a frontier as `show_report` prints a report.
+
+    Args:
+        report: the students side by side; its `to_markdown` has the rest.
+    """
+    if (console := _console()) is None:
+        return
+    picked = report.picked
+    header, rows = report.summary_cells()
+    _show_table(console, header, rows, bold=picked.name if picked else None)
+    explained = (
+        f"In brackets: 95 % intervals. kept: share of the teacher's {header[1]}. ms: median time from text to label. "
+        "MB: the file. faster: times as fast as the teacher. front: no other model beats it in quality and time."
+    )
+    console.print(f"\n{explained}", style="dim")
+    console.print(f"\n{without_controls(report.verdict())}")
+
+
+def show_verification(verification: Verification) -> None:
+    """Print what became of each claim: a table that fits the terminal, Markdown elsewhere.
+
+    Args:
+        verification: the claims and what was measured.
+    """
+    console = _console()
+    if console is None or not console.is_terminal:
+        typer.echo(verification.to_markdown())
+        return
+    _show_table(console, *verification.cells(), title=f"Claims of {verification.model}", folded=5)
+    console.print(f"\n{without_controls(verification.conclusion())}")
+
+
+def _console() -> Console | None:
+    """Return where a run's result is printed, plain where that is no terminal; None beside the main process."""
+    from accelerate import PartialState
+    from rich.console import Console
+
+    if not PartialState().is_main_process:
+        return None
+    terminal = sys.stdout.isatty()
+    return Console(force_terminal=terminal, highlight=False, markup=False, emoji=False, soft_wrap=not terminal)
+
+
+def _show_table(
+    console: Console,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    bold: str | None = None,
+    folded: int = 1,
+) -> None:
+    """Print a table no wider than the terminal: where there is room for all else, its first columns are folded."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title=title, title_style="dim")
+    for number, name in enumerate(header):
+        whole = number >= folded and console.width >= _WIDTH
+        table.add_column(without_controls(name), justify="right" if number else "left", overflow="fold", no_wrap=whole)
+    for row in rows:
+        table.add_row(*without_controls(list(row)), style="bold" if row[0] == bold else None)
+    console.print()
+    console.print(table, soft_wrap=False)
 
 
 def show_files(what: str, folder: str | Path, *following: Sequence[Any]) -> None:

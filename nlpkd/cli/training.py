@@ -23,7 +23,7 @@ from nlpkd.cli.options import (
     command,
     option,
 )
-from nlpkd.cli.screen import after_distilling, as_options, show_files, show_report
+from nlpkd.cli.screen import after_distilling, as_options, show_files, show_frontier, show_report
 from nlpkd.cli.settings import TrainingCommand, over_file, run_config, training_config, value_of
 
 app = typer.Typer()
@@ -219,8 +219,12 @@ def frontier(
     given |= {"overrides": _overrides(overrides)} if overrides else {}
     with run_config(context, output_dir):
         report = run(**given)
-    typer.echo(report.to_markdown())
-    show_files("The frontier is", output_dir)
+    show_frontier(report)
+    picked = report.picked
+    following: list[list[Any]] = []
+    if picked and picked.file.startswith("students/"):
+        following = after_distilling(output_dir.joinpath(*Path(picked.file).parts[:2]), given)
+    show_files("The frontier is", output_dir, *following)
 
 
 @command(app, *TRAINED, *SCHEDULE, "dry_run", cls=TrainingCommand)

@@ -106,6 +106,14 @@ class FrontierReport:
         ]
         return header, rows
 
+    def summary_cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the table in so few columns that it fits 80 letters."""
+        header, rows = self.cells()
+        shown = {"model": "model", self.metric_name: self.metric_name.partition(" ")[0], "of the teacher's": "kept"}
+        shown |= {"text to label, ms": "ms", "MB": "MB", "times faster": "faster", "on the front": "front"}
+        places = [header.index(name) for name in shown]
+        return list(shown.values()), [[row[place] for place in places] for row in rows]
+
     def to_markdown(self) -> str:
         """Write the frontier for a reader: what is picked, the table, how it was measured."""
         header, rows = self.cells()

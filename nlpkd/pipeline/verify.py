@@ -55,14 +55,14 @@ class Verification:
     def _judged(self) -> list[Claim]:
         return [claim for claim in self.claims if claim.holds is not None]
 
-    def to_markdown(self) -> str:
-        """Write a row a figure, and the conclusion.
-
-        Returns:
-            A Markdown document.
-        """
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the table: its header, and a row a figure."""
         words = {True: "holds", False: "DOES NOT HOLD", None: "not judged"}
         rows = [[each.figure, each.claimed, each.measured, words[each.holds], each.why] for each in self.claims]
+        return ["figure", "claimed", "measured", "verdict", "because"], rows
+
+    def conclusion(self) -> str:
+        """Say in words how many claims hold."""
         wrong = [claim.figure for claim in self.claims if claim.holds is False]
         judged = len(self._judged())
         conclusion = f"{len(wrong)} of {judged} claims do not hold: {', '.join(wrong)}." if wrong else (
@@ -72,8 +72,15 @@ class Verification:
             conclusion += f" {len(self.claims) - judged} further figures are not judged"
             unknown = [name for name in self.quality if not any(each.figure == name for each in self._judged())]
             conclusion += f", {', '.join(unknown)} among them: nothing is known of that." if unknown else "."
-        table = markdown_table(["figure", "claimed", "measured", "verdict", "because"], rows)
-        return f"# Claims of {self.model}\n\n{table}\n\n{conclusion}\n"
+        return conclusion
+
+    def to_markdown(self) -> str:
+        """Write a row a figure, and the conclusion.
+
+        Returns:
+            A Markdown document.
+        """
+        return f"# Claims of {self.model}\n\n{markdown_table(*self.cells())}\n\n{self.conclusion()}\n"
 
 
 def verify(

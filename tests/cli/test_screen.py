@@ -15,10 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from nlpkd.cli.screen import after_distilling, as_options, show_files, show_phases, show_report
+from nlpkd.cli.screen import (
+    after_distilling,
+    as_options,
+    show_files,
+    show_frontier,
+    show_phases,
+    show_report,
+    show_verification,
+)
+from nlpkd.comparison.points import Limits, Point
+from nlpkd.comparison.table import FrontierReport
 from nlpkd.evaluation.origin import TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, TemperatureScaling
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.pipeline.verify import Claim, Verification
 from nlpkd.utils.processes import duration, phase
 
 LATENCIES = [Latency(batch, tokens, 2, 1234.567, 2345.678, 3456.789) for batch in (1, 32) for tokens in (16, 128)]
@@ -85,6 +96,32 @@ def test_a_report_fits_a_terminal_of_80_columns_and_has_every_figure_whole(repor
     assert not any("0.123" in line or "#" in line or "|" in line for line in lines), "the rest is in report.md"
     told = " ".join("\n".join(lines).split())
     assert told.count("The student keeps") == 1 and "McNemar p = 0.0073)." in told
+
+
+def test_a_frontier_fits_a_terminal_of_80_columns_and_ends_with_what_is_picked(tmp_path):
+    kept = Interval(0.843, 0.823, 0.862)
+    teacher = Point("teacher in PyTorch", kept, 116.339, 13.2, 1090.9, 1.0, [0.843], "t")
+    student = Point("tinybert-4l-312", kept, 0.301, 0.1, 10.4, 0.987, [0.84, 0.85], "students/s/onnx/model_int8.onnx")
+    report = FrontierReport("accuracy", 20, [teacher, student], limits=Limits(min_retention=0.9))
+    lines = without_styles(on_a_terminal(lambda: show_frontier(report), 80)).splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [line.split() for line in lines]
+    assert ["tinybert-4l-312", "0.843", "[0.823,", "0.862]", "98.7", "%", "0.30", "10.4", "386.5", "picked"] in cells
+    told = " ".join("\n".join(lines).split())
+    assert "Within min_retention=0.9: tinybert-4l-312, with 98.7 % of the teacher's accuracy in 0.30 ms" in told
+    assert not any("#" in line or "|" in line or "0.10" in line for line in lines), "the rest is in frontier.md"
+    unknown = replace(report, metric="agreement")
+    assert max(map(len, without_styles(on_a_terminal(lambda: show_frontier(unknown), 80)).splitlines())) <= 80
+
+
+def test_a_verification_fits_a_terminal_and_is_markdown_elsewhere(capsys):
+    why = "both intervals of 1,411 rows, to a quarter of a point: a reason of more words than a line has"
+    claims = [Claim("accuracy", "0.834 [0.816, 0.853]", "0.834 [0.816, 0.853]", True, why)]
+    verification = Verification("alice/student", claims)
+    shown = without_styles(on_a_terminal(lambda: show_verification(verification), 80))
+    assert max(map(len, shown.splitlines())) <= 80 and "All 1 judged claims hold." in shown and "|" not in shown
+    show_verification(verification)
+    assert capsys.readouterr().out == f"{verification.to_markdown()}\n"
 
 
 def test_a_narrow_terminal_and_a_long_name_lose_no_letter(report):
