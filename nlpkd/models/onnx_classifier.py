@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -137,14 +138,28 @@ class OnnxClassifier(nn.Module):
             "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
         }
+        logits = self.run({name: given[name].cpu().numpy() for name in self.inputs})
+        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+
+    def run(self, given: dict[str, np.ndarray]) -> np.ndarray:
+        """Classify texts.
+
+        Args:
+            given: int64 arrays `(batch, seq)` by the names of all `inputs`.
+
+        Returns:
+            Logits `(batch, labels)`.
+
+        Raises:
+            RuntimeError: if ONNX Runtime fails, as on texts longer than the model reads.
+        """
         try:
-            logits = self.session.run(None, {name: given[name].cpu().numpy() for name in self.inputs})[0]
+            return self.session.run(None, given)[0]
         except Exception as error:  # ONNX Runtime's errors derive from Exception alone.
             raise RuntimeError(
-                f"{self.path.name} can't read input_ids of shape {tuple(input_ids.shape)} (where that is longer than "
-                f"the model reads, truncate): {error}"
+                f"{self.path.name} can't read input_ids of shape {given['input_ids'].shape} (where that is longer "
+                f"than the model reads, truncate): {error}"
             ) from error
-        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
 
 
 def model_folder(path: Path) -> Path:

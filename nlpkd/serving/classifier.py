@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy.special import softmax
 from transformers import TextClassificationPipeline
 
@@ -14,6 +16,7 @@ from nlpkd.data.labels.classes import thresholds_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.serving.cascade import Cascade, CascadeRecord, scores
+from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.teachers.base import LabelingTeacher
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,18 @@ class TextClassifier(TextClassificationPipeline):
         """
         if settings.get("decide"):
             settings = {"top_k": None} | settings
+        if isinstance(inputs, str) and not settings and self._one_text is not None:
+            model: Any = self.model
+            logits = torch.from_numpy(model.run(self._one_text(inputs)))
+            return [self.postprocess({"logits": logits}, **self._postprocess_params)]
         return super().__call__(inputs, **settings)
+
+    @functools.cached_property
+    def _one_text(self) -> OneText | None:
+        """Tokenises one text for ONNX Runtime; None where the pipeline has to."""
+        if not isinstance(self.model, OnnxClassifier) or self._preprocess_params != {"truncation": True}:
+            return None
+        return one_text(self.tokenizer, self.model.inputs)
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: Any, decide: bool = False, **settings: Any
