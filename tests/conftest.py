@@ -1,20 +1,31 @@
-"""Small real models, tokenizers and data, all made on the spot, without network."""
+"""Small real models, tokenizers and data, all made on the spot, without network.
 
+What takes seconds to import is imported where it is used: the process that starts pytest's workers needs none of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
 import gc
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# An export of a small model takes a quarter longer with it.
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 import pytest
-import torch
-from datasets import Dataset
 from forks import share
 from hub_server import hub_fixture  # noqa: F401
-from samples import QUIET, WORDS, raw_rows
-from transformers import BertTokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import BertTokenizer
 
 # Before pytest's workers start, so that they share the servers.
 share()
@@ -79,6 +90,9 @@ def _phases_as_before():
 @pytest.fixture(scope="session")
 def tokenizer() -> BertTokenizer:
     """A WordPiece tokenizer of some twenty words."""
+    from samples import WORDS
+    from transformers import BertTokenizer
+
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     return BertTokenizer(vocab={token: number for number, token in enumerate(tokens)}, model_max_length=64)
 
@@ -86,10 +100,17 @@ def tokenizer() -> BertTokenizer:
 @pytest.fixture(scope="session")
 def make_rows(tokenizer):
     """Make tokenised rows with labels, as `load_text_classification` gives them."""
+    from samples import raw_rows
+
     from nlpkd import load_text_classification
 
-    def make(rows: int, seed: int = 0, names: tuple[str, ...] = ("neg", "pos")) -> Dataset:
+    @functools.cache
+    def made(rows: int, seed: int, names: tuple[str, ...]) -> Dataset:
         return load_text_classification(raw_rows(rows, seed, names), tokenizer=tokenizer)["train"]
+
+    def make(rows: int, seed: int = 0, names: tuple[str, ...] = ("neg", "pos")) -> Dataset:
+        # A format that is set on the copy is not set on what the next test gets.
+        return copy.copy(made(rows, seed, tuple(names)))
 
     return make
 
@@ -97,6 +118,8 @@ def make_rows(tokenizer):
 @pytest.fixture
 def settings(tmp_path: Path):
     """Make a DistillationConfig for a short exact run: float32, no bars, no saving, no rehearsal."""
+    from samples import QUIET
+
     from nlpkd import DistillationConfig
 
     def make(**config):
@@ -110,8 +133,10 @@ def settings(tmp_path: Path):
 
 
 @pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> dict[str, Tensor]:
     """Three texts of token ids, the last two padded."""
+    import torch
+
     ids = torch.randint(5, 24, (3, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] * 6 + [0]])
     return {"input_ids": ids * mask, "attention_mask": mask}

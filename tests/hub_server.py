@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from forks import share
 
 USER, ORGANISATION = "alice", "lab"
 WRITE_TOKEN, READ_TOKEN = "hf_canaryWriteToken0123456789", "hf_canaryReadToken0123456789"
@@ -25,6 +27,9 @@ LFS_SUFFIXES = (".safetensors", ".onnx", ".bin", ".parquet", ".arrow")
 DATE = "2026-01-01T00:00:00.000Z"
 ID = r"(?P<id>[\w.-]+/[\w.-]+)"
 REST = r"(?:/(?P<rev>[^/?]+)(?:/(?P<path>.*))?)?"
+# Ports of Hubs that have ended, each held by a socket that does not listen. The next Hub takes one of them: processes
+# read its address while they import, and a fork server that has read it serves them all.
+FREE_PORTS: list[socket.socket] = []
 
 
 @dataclass
@@ -91,7 +96,9 @@ class HubServer:
         # Where large files lie for those who have hf_xet.
         self.xet_storage = ""
         self.lock = threading.RLock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
+        self._held = FREE_PORTS.pop() if FREE_PORTS else _hold_a_port()
+        self._homes: dict[str, Path] = {}
+        self._http = ThreadingHTTPServer(self._held.getsockname(), type("Handler", (HubHandler,), {"hub": self}))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self.storage_url = f"http://localhost:{self._http.server_port}"
@@ -104,6 +111,17 @@ class HubServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+        FREE_PORTS.append(self._held)
+
+    def home(self, folder: str | Path) -> str:
+        """Return a link to a folder, made if it is missing, that has the same name for each Hub on this port."""
+        if str(folder) not in self._homes:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            link = share()[1] / f"home-{self._http.server_port}-{len(self._homes)}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder)
+            self._homes[str(folder)] = link
+        return str(self._homes[str(folder)])
 
     def add_repo(self, repo_id: str, folder: str | Path, repo_type: str = "model", private: bool = False) -> str:
         """Publish a local folder as `owner/name`, or commit it on top of what is there; return the commit's id."""
@@ -384,6 +402,13 @@ class HubHandler(BaseHTTPRequestHandler):
             self.reply(200, content, headers)
 
 
+def _hold_a_port() -> socket.socket:
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
 def _mode(path: str) -> str:
     return "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
 
@@ -407,7 +432,8 @@ def hub_environment(server: HubServer, home: str | Path, token: str | None = Non
     """Return the environment of a process whose Hub is `server`: HF_ENDPOINT is read at import."""
     hidden = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    home = server.home(home) if isinstance(server, HubServer) else str(home)
+    environment |= {"HF_ENDPOINT": server.url, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
     return environment | ({"HF_TOKEN": token} if token else {})
 

@@ -142,10 +142,20 @@ def trainer_of(teacher, student, *objective, families=("BERT", "BERT"), **settin
     )
 
 
+@functools.lru_cache(maxsize=1)
+def pair(teacher_family: str, student_family: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A teacher and a student, which all objectives are tried on in turn: none takes a step."""
+    return build(teacher_family, 4), build(student_family, 2, seed=1)
+
+
 @functools.cache
 def outcome(teacher_family: str, student_family: str, name: str) -> str:
     """Do one step's forward and backward: "yes", or why it is refused."""
-    teacher, student = build(teacher_family, 4), build(student_family, 2, seed=1)
+    teacher, student = pair(teacher_family, student_family)
+    student.zero_grad()
+    for model in (teacher, student):
+        # As it was before another objective looked inside.
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     try:
         trainer = trainer_of(teacher, student, OBJECTIVES[name](), families=(teacher_family, student_family))
     except ValueError as refusal:

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -314,10 +312,8 @@ def launched_with(config: str, *arguments: str) -> list[str]:
 
 
 def test_the_config_for_cpus_starts_two_processes(folder):
-    """As a user types it: all the processes are new ones."""
-    command = [sys.executable, *launched_with("cpu.yaml", "--output_dir", "two")]
-    environment = without_launcher() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    environment = without_launcher() | {"ACCELERATE_USE_CPU": "true", "PYTHON_EXEC": warm_python()}
+    run = run_program(launched_with("cpu.yaml", "--output_dir", "two"), folder, environment)
     report = json.loads((folder / "two" / "report.json").read_text())
     assert report["run"]["settings"]["processes"] == 2, run.stderr
 

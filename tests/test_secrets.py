@@ -69,7 +69,8 @@ def done(tmp_path_factory, tokenizer):
         }  # fmt: skip
         said = {}
         for name, (token, words) in jobs.items():
-            environment = hub_environment(hub, folder / "home", token)
+            # The folder itself, whose name must not be published.
+            environment = hub_environment(hub, folder / "home", token) | {"HF_HOME": str(folder / "home")}
             hub.faults = [Fault(action, "status", 400, f"what is {token}?") for action in ECHOING if "echo" in name]
             if "password" in name:
                 environment["HF_ENDPOINT"] = hub.url.replace("://", f"://me:{PASSWORD}@")

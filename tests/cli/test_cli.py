@@ -536,12 +536,13 @@ def test_an_unforeseen_error_is_one_line_and_its_traceback_is_in_the_file_that_i
 
 
 def test_the_module_is_the_command_and_tells_its_version():
-    for words in (["--version"], ["presets"]):
-        done = subprocess.run([sys.executable, "-m", "nlpkd", *words], capture_output=True, text=True, cwd=ROOT)
+    said = {}
+    for word in ("--version", "presets"):
+        done = subprocess.run([sys.executable, "-m", "nlpkd", word], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
-    assert "tinybert" in done.stdout
-    version = subprocess.run([sys.executable, "-m", "nlpkd", "--version"], capture_output=True, text=True, cwd=ROOT)
-    assert version.stdout == f"nlpkd {importlib.metadata.version('nlpkd')}\n"
+        said[word] = done.stdout
+    assert "tinybert" in said["presets"]
+    assert said["--version"] == f"nlpkd {importlib.metadata.version('nlpkd')}\n"
 
 
 def test_help_needs_neither_torch_nor_transformers():
@@ -559,8 +560,8 @@ def test_presets_need_no_transformers():
     assert "tinybert" in out and out.endswith("set()\n")
 
 
-def test_help_names_every_command_and_its_options():
-    pages = {name: start(*([name] if name else []), "--help") for name in ("", "train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor")}  # fmt: skip  # noqa: E501
+def test_help_names_every_command_and_its_options(tmp_path):
+    pages = {name: Command(*([name] if name else []), "--help", cwd=tmp_path) for name in ("", "train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor")}  # fmt: skip  # noqa: E501
     wanted = {
         "": ["train-teacher", "distill", "evaluate", "verify", "export", "push", "doctor", "Exit status", "143"],
         "train-teacher": ["--model", "--train", "--validation", "--text-column", "--label-column", "--output-dir"],
