@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from paths import ROOT
 from processes import run as run_program
 from samples import raw_rows, tiny_bert
 
-from nlpkd import DistillationTrainer, objectives
+from nlpkd import DistillationConfig, DistillationTrainer, objectives
 from nlpkd.cli import app
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import PRESETS
@@ -29,6 +30,9 @@ SHORTER = {
     "demo_backbone()": '"runs/small-encoder"',
     '"num_train_epochs": 3': '"max_steps": 2, "teacher_check": "off"',
 }
+# Options of accelerate and torchrun, and the word that stands for a field of DistillationConfig.
+OF_OTHERS = {"--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--mixed_precision", "--cpu"}
+OF_OTHERS |= {"--dynamo_backend", "--config_file", "--nproc_per_node", "--field_name"}
 FEW = """
 def few(splits):
     for name in splits:
@@ -100,6 +104,22 @@ def test_each_command_of_a_page_is_one_that_nlpkd_takes(page):
     known = typer.main.get_command(app).commands
     for words in [each for each in commands(page) if each[0] == "nlpkd"]:
         known[words[1]].make_context(words[1], words[2:])
+
+
+def test_each_option_that_a_page_names_is_one_of_a_command_or_a_recipe():
+    commands_of_nlpkd = typer.main.get_command(app).commands.values()
+    known = {
+        option for each in commands_of_nlpkd for param in each.params for option in param.opts + param.secondary_opts
+    }
+    known |= {f"--{each.name}" for each in fields(DistillationConfig)}
+    recipes = "".join(path.read_text() for path in (ROOT / "recipes").glob("*.py"))
+    known |= {f"--{name}" for name in re.findall(r"^    (\w+): ", recipes, flags=re.MULTILINE)}
+    known |= set(re.findall(r'"(--[\w-]+)"', recipes))
+    known = {each.replace("_", "-") for each in known | OF_OTHERS}
+    pages = [*PAGES, ROOT / "recipes/README.md", ROOT / "model_cards/README.md"]
+    code = "\n".join(part for page in pages for part in re.findall(r"```.*?```|`[^`]+`", page.read_text(), re.DOTALL))
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code))
+    assert {each for each in named if each.replace("_", "-") not in known} == set()
 
 
 def test_each_recipe_and_target_that_a_page_names_is_there():
