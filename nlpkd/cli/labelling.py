@@ -114,7 +114,7 @@ def check_labels(
 ) -> None:
     """List the rows that are probably labelled wrongly, with the reason and the label that fits better.
 
-    Without a teacher a logistic regression tells, of each row one that did not learn from it.
+    Without a teacher, a logistic regression that did not learn from a row judges it.
 
     nlpkd check-labels --data train.csv --output wrong.csv
 

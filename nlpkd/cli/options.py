@@ -89,7 +89,9 @@ class Shared:
     ] = False
     config: Annotated[
         Path | None,
-        typer.Option(is_eager=True, callback=read_config, help="YAML file of options; flags go over it."),
+        typer.Option(
+            is_eager=True, callback=read_config, help="YAML file of options; options on the command line override it."
+        ),
     ] = None
 
 

@@ -258,7 +258,7 @@ def latency_protocol(models: Mapping[str, nn.Module], tokens: int | Sequence[int
     return (
         f"latency: one forward pass on {lengths} random ordinary tokens a sequence, no padding, {where}, eval mode, "
         f"torch.inference_mode, {warm_up} warm-up and {runs} timed passes, {BLOCK_RUNS} of each candidate in "
-        f"turn after one untimed, time.perf_counter, {torch.get_num_threads()} threads"
+        f"turn after one untimed, time.perf_counter, threads: {torch.get_num_threads()}"
     )
 
 
