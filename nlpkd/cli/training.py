@@ -59,7 +59,7 @@ def train_teacher(
 
     with run_config(context, output_dir):
         result = run(**given)
-    typer.echo(json.dumps(result.metrics, indent=2))
+    typer.echo(json.dumps({name: round(value, 4) for name, value in result.metrics.items()}, indent=2))
     rows = as_options(given, "train", *TRAINED, "trust_remote_code")
     student = ["--baseline", "--output-dir", output_dir.with_name("student")]
     show_files("The teacher is", output_dir, ["distill", "--teacher", output_dir, *rows, *student])

@@ -42,6 +42,10 @@ _NO_TOKENIZER = "Does it hold config.json and tokenizer.json, as save_pretrained
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
 
 
+# What the names of a model's or tokenizer's files end with.
+_SAVED = (".json", ".txt", ".model", ".safetensors", ".bin", ".onnx")
+
+
 OFFLINE_ADVICE = (
     "If the Hub can't be reached from here, pass a local path, or run the embedded demo: `make demo` "
     "(`python recipes/quickstart.py`)."
@@ -218,12 +222,21 @@ def _choose_onnx(folder: Path, names: list[str], file: str | None) -> Path | Non
 
 
 def _refuse_missing_path(name: str | Path) -> None:
+    """Refuse a path where nothing is, and a folder without any file of a model or tokenizer."""
     path = Path(name)
     beside = len(path.parts) == 2 and path.parent.is_dir()
     if not path.exists() and (
         isinstance(name, Path) or path.is_absolute() or len(path.parts) > 2 or name[:1] in ".~" or beside
     ):
         raise ValueError(f"there is no folder {str(name)!r}: pass a saved model's folder, or a Hub id (USER/NAME)")
+    if path.is_dir():
+        found = sorted(each.name for each in path.iterdir())
+        if not any(each == "onnx" or each.endswith(_SAVED) for each in found):
+            there = ", ".join(found[:5]) or "nothing"
+            raise ValueError(
+                f"the folder {str(name)!r} holds no saved model: no config.json (found: {there}); see whether the run "
+                "that should have written it ended, or pass another folder or a Hub id"
+            )
 
 
 @contextmanager

@@ -32,6 +32,15 @@ def test_a_folder_with_an_at_sign_is_never_split(tmp_path):
     assert split_revision(str(folder)) == (str(folder), None)
 
 
+@pytest.mark.parametrize("load", [load_classifier, load_config, load_tokenizer])
+@pytest.mark.parametrize("left, found", [((), "nothing"), ((".lock", "run.yaml"), ".lock, run.yaml")])
+def test_a_folder_that_a_failed_run_left_is_said_to_hold_no_model(load, left, found, tmp_path):
+    for name in left:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"holds no saved model: no config.json \(found: {found}\); see whether"):
+        load(tmp_path)
+
+
 def test_a_saved_model_is_loaded_with_nothing_missing(tmp_path):
     saved = tiny_bert()
     saved.save_pretrained(tmp_path)
