@@ -6,17 +6,21 @@ READY := $(VENV)/.ready
 # Of tests, one more than there are cores: some wait for processes, servers and time limits.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
+# Where this is set, each process would compile all that it imports, a dozen seconds for torch and transformers.
+unexport PYTHONDONTWRITEBYTECODE
+
 BENCH_VENV ?= .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo test test-long test-lowest test-newest soak fuzz lint bench bench-serve gpu clean
+.PHONY: demo test test-long test-lowest test-newest soak fuzz lint imports bench bench-serve gpu clean
 
 # Fine-tune a teacher, distil it, compare with the undistilled student: offline once the packages are here.
 demo: $(READY)
 	$(BIN)/python recipes/quickstart.py
 
 # Lint, types and the whole suite, a file at a time, in the order of tests/conftest.py: files of few tests are no short ones.
-test: lint
+test: $(READY)
+	$(MAKE) -j2 lint imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # ... with the tests of half a minute and more, which the suite leaves out: recipes on several processes, lost machines, ...
@@ -47,6 +51,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Compile what the tests import, once and not in each worker; what fails here, the tests show.
+imports: $(READY)
+	-OMP_NUM_THREADS=1 $(BIN)/python -m pytest --collect-only -qq > /dev/null 2>&1
 
 # Python compiles what is imported, a quarter of all that pip would compile.
 $(READY): pyproject.toml constraints.txt
