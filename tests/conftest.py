@@ -32,9 +32,11 @@ share()
 
 # The longest first: were one of these last, the other processes would have nothing left to do.
 LONG_FILES = [
-    *("test_recipes.py", "test_faults.py", "test_distill.py", "test_ddp.py", "test_two_hosts.py", "test_push.py"),
-    *("test_secrets.py", "test_cli.py", "test_real_text.py", "test_onnx.py", "test_trainer_arguments.py"),
-    *("test_families.py", "test_readme.py", "test_properties.py", "test_classifier.py", "test_every_class_order.py"),
+    *("test_recipes.py", "test_faults.py", "test_trainer_arguments.py", "test_onnx.py", "test_families.py"),
+    *("test_cli.py", "test_readme.py", "test_properties.py", "test_ddp.py", "test_classifier.py", "test_secrets.py"),
+    *("test_every_class_order.py", "test_trainer.py", "test_small_models.py", "test_frontier.py", "test_distill.py"),
+    *("test_budget.py", "test_lean.py", "test_push.py", "test_cache.py", "test_two_hosts.py", "test_objectives.py"),
+    *("test_distill_without_labels.py", "test_width.py", "test_verify.py"),
 ]
 
 
