@@ -16,6 +16,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 
+from nlpkd.utils.field_types import check_field_types
 from nlpkd.utils.optional import require
 
 _CHOICES = {
@@ -29,6 +30,10 @@ ENSEMBLE_AVERAGES = ("probabilities", "logits")
 
 
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
+
+
+_OF_MORE_TYPES = {"fsdp", "resume_from_checkpoint", "dataloader_multiprocessing_context"}
+"""What is declared as a text, and taken as a switch or an object too."""
 
 
 _LEAST = {
@@ -139,6 +144,7 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""
+        check_field_types(self, skipped={*_CHOICES, *_OF_MORE_TYPES})
         _refuse_lost_processes()
         if not torch.accelerator.is_available():
             # Without it, launched CPU processes each take themselves for the only one.
@@ -165,6 +171,9 @@ class DistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value >= least):
                 raise ValueError(f"{name} must be >= {least}, got {value!r}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if "tensorboard" in (self.report_to or []) and not is_tensorboard_available():
             require("tensorboard", extra="tracking")
         check_ensemble(self.ensemble_average, self.ensemble_weights)

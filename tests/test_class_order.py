@@ -416,6 +416,10 @@ def test_thresholds_are_read_by_name_and_by_place():
     config.thresholds = {"x": 0.3, "z": 0.4}
     with pytest.raises(ValueError, match=r"thresholds are .*'z'.*the labels are \['x', 'y'\]: give one a label"):
         thresholds_of(config)
+    for wrong in (0.5, "xy", ["0.1", "0.2"], [-1, 2], [None, 0.5], [float("nan"), 0.5]):
+        config.thresholds = wrong
+        with pytest.raises(ValueError, match="thresholds are .*give one a label, from 0 to 1"):
+            thresholds_of(config)
 
 
 def test_class_weights_by_name_of_a_student_without_names_are_refused(rows, make_trainer):

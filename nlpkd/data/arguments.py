@@ -8,6 +8,7 @@ from typing import Any
 
 from nlpkd.data.labels.classes import Classes
 from nlpkd.tasks import task_of
+from nlpkd.utils.field_types import check_field_types
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class DataArguments:
     validation_split: float | int | None = None
     dataset_config: str | None = None
     dataset_revision: str | None = None
+
+    def __post_init__(self):
+        """Refuse values of another type than their fields have, by a ValueError that names the field."""
+        check_field_types(self)
 
     @classmethod
     def split_keywords(cls, keywords: Mapping[str, Any]) -> tuple[DataArguments, dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.examples import ExampleObjective
+from nlpkd.utils.field_types import are_numbers
 
 
 class AdversarialLoss(ExampleObjective):
@@ -46,8 +47,8 @@ class AdversarialLoss(ExampleObjective):
         width: int = 128,
     ):
         super().__init__(layers, weight, on)
-        if not (reversal >= 0 and width > 0):
-            raise ValueError(f"reversal must be >= 0 and width > 0, got {reversal} and {width}")
+        if not (are_numbers(reversal, width) and reversal >= 0 and width > 0):
+            raise ValueError(f"reversal must be >= 0 and width > 0, got {reversal!r} and {width!r}")
         self.reversal, self.width = reversal, width
         self.projection: nn.Module = nn.Identity()
         self.discriminator: nn.Module = nn.Identity()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from nlpkd.models.layers import LayerSpec, map_layers
 from nlpkd.objectives.temperature import Temperature
 from nlpkd.tasks import SINGLE_LABEL, TASKS, task_of
+from nlpkd.utils.field_types import are_numbers
 
 FEATURES = frozenset({"hidden_states", "attentions", "queries", "keys", "values"})
 """Kinds of output that belong to a layer and to tokens."""
@@ -76,8 +78,8 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"{type(self).__name__}: weight must be >= 0, got {weight}")
+        if not (are_numbers(weight) and 0 <= weight < math.inf):
+            raise ValueError(f"{type(self).__name__}: weight must be >= 0 and finite, got {weight!r:.80}")
         self.weight = weight
 
     def again(self, **settings: Any) -> Objective:

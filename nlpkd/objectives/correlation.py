@@ -11,6 +11,7 @@ from torch import Tensor
 from nlpkd.objectives.base import Objective
 from nlpkd.objectives.temperature import Temperature, as_temperature
 from nlpkd.tasks import SINGLE_LABEL
+from nlpkd.utils.field_types import are_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class DISTLoss(Objective):
         gamma: float = 1.0,
     ):
         super().__init__(weight)
-        if not (beta >= 0 and gamma >= 0):
-            raise ValueError(f"beta and gamma must be >= 0, got {beta} and {gamma}")
+        if not (are_numbers(beta, gamma) and beta >= 0 and gamma >= 0):
+            raise ValueError(f"beta and gamma must be >= 0, got {beta!r} and {gamma!r}")
         self.temperature = as_temperature(temperature)
         self.beta, self.gamma = beta, gamma
 

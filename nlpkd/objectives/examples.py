@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, Objective, text_state
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.utils.field_types import are_numbers
 
 
 class ExampleObjective(LayerObjective):
@@ -160,8 +161,8 @@ class ContrastiveLoss(ExampleObjective):
         width: int = 128,
     ):
         super().__init__(layers, weight, on)
-        if not (temperature > 0 and width > 0):
-            raise ValueError(f"temperature and width must be > 0, got {temperature} and {width}")
+        if not (are_numbers(temperature, width) and temperature > 0 and width > 0):
+            raise ValueError(f"temperature and width must be > 0, got {temperature!r} and {width!r}")
         self.temperature, self.width = temperature, width
         self.maps = nn.ModuleList()
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
+from nlpkd.utils.field_types import are_numbers
 
 GivenWeights: TypeAlias = Sequence[float] | Mapping[str, float] | None
 """Class weights in the order of the label ids, or by name."""
@@ -34,7 +35,7 @@ class CrossEntropyLoss(Objective):
             "Rethinking the Inception Architecture for Computer Vision", section 7).
 
     Raises:
-        ValueError: if the smoothing is out of range.
+        ValueError: if the smoothing is out of range, or class weights are no numbers, negative or all 0.
     """
 
     needs = frozenset({"logits", "labels"})
@@ -43,8 +44,8 @@ class CrossEntropyLoss(Objective):
 
     def __init__(self, weight: float = 1.0, class_weights: GivenWeights = None, label_smoothing: float = 0.0):
         super().__init__(weight)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        if not (are_numbers(label_smoothing) and 0 <= label_smoothing < 1):
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
         self.label_smoothing = label_smoothing
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)
@@ -52,9 +53,20 @@ class CrossEntropyLoss(Objective):
 
     def weigh_classes(self, class_weights: GivenWeights) -> None:
         """Set the class weights; those that have names are put in the student's order when it is known."""
-        self._given = class_weights
+        self._given, self.class_weights = class_weights, None
+        if class_weights is None:
+            return
         values = list(class_weights.values()) if isinstance(class_weights, Mapping) else class_weights
-        self.class_weights = None if values is None else torch.tensor(values, dtype=torch.float32)
+        try:
+            weights = torch.as_tensor(values, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            weights = torch.empty(0)
+        if weights.ndim != 1 or not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
+            raise ValueError(
+                f"class_weights={class_weights!s:.80}: give one number a class, each at least 0 and not all 0, as a "
+                "list or as a mapping from their names ('balanced' is of distill and train_teacher)"
+            )
+        self.class_weights = weights
 
     def again(self, **settings: Any) -> Objective:
         """Make the same anew, with the class weights as they were given; see `Objective.again`."""
@@ -179,8 +191,8 @@ class TeacherLabelLoss(Objective):
 
     def __init__(self, weight: float = 1.0, threshold: float = 0.0):
         super().__init__(weight)
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        if not (are_numbers(threshold) and 0 <= threshold <= 1):
+            raise ValueError(f"threshold must be in [0, 1], got {threshold!r}")
         self.threshold = threshold
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nlpkd.objectives.base import Objective, labels_of
 from nlpkd.objectives.temperature import Temperature, as_temperature
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
+from nlpkd.utils.field_types import are_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ class JSDLoss(SoftTargetObjective):
         self, temperature: float | Temperature = 2.0, weight: float = 1.0, *, beta: float = 0.5, **options: Any
     ):
         super().__init__(temperature, weight, **options)
-        if not 0 < beta < 1:
+        if not (are_numbers(beta) and 0 < beta < 1):
             raise ValueError(
                 f"beta must be between 0 and 1, got {beta}: use ForwardKLLoss or ReverseKLLoss at the ends"
             )
@@ -244,8 +245,8 @@ class DecoupledKDLoss(SoftTargetObjective):
         **options: Any,
     ):
         super().__init__(temperature, weight, **options)
-        if not (alpha >= 0 and beta >= 0):
-            raise ValueError(f"alpha and beta must be >= 0, got {alpha} and {beta}")
+        if not (are_numbers(alpha, beta) and alpha >= 0 and beta >= 0):
+            raise ValueError(f"alpha and beta must be >= 0, got {alpha!r} and {beta!r}")
         self.alpha, self.beta = alpha, beta
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nlpkd.utils.field_types import are_numbers
 
 
 @dataclass(frozen=True)
@@ -128,5 +131,5 @@ def as_temperature(value: float | Temperature) -> Temperature:
 
 
 def _require_positive(value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"temperature must be > 0, got {value}")
+    if not (are_numbers(value) and 0 < value < math.inf):
+        raise ValueError(f"temperature must be > 0 and finite, got {value!r:.80}")

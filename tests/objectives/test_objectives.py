@@ -253,6 +253,21 @@ def test_cross_entropy_without_a_labelled_row_is_zero_and_not_nan():
 
 
 @pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        (kind, name)
+        for kind in vars(objectives).values()
+        if isinstance(kind, type) and issubclass(kind, Objective) and not inspect.isabstract(kind)
+        for name, each in inspect.signature(kind).parameters.items()
+        if isinstance(each.default, (int, float)) and not isinstance(each.default, bool)
+    ],
+)
+def test_a_text_is_no_number_to_an_objective(objective, name):
+    with pytest.raises(ValueError, match=name):
+        objective(**{name: "1"})
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ForwardKLLoss(temperature=0), "temperature must be > 0"),
@@ -290,6 +305,14 @@ def test_cross_entropy_without_a_labelled_row_is_zero_and_not_nan():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "weights", [[1, -1], [0, 0], [1, float("nan")], [1, float("inf")], "balanced", ["1", "x"], 2, {"a": "x"}, [[1, 2]]]
+)
+def test_class_weights_that_weigh_no_class_are_refused_when_they_are_given(weights):
+    with pytest.raises(ValueError, match="class_weights=.*each at least 0 and not all 0"):
+        CrossEntropyLoss(class_weights=weights)
 
 
 @pytest.mark.parametrize("objective", [CrossEntropyLoss(), DecoupledKDLoss(), ForwardKLLoss(teacher_errors="shift")])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, List, Value
 
 from nlpkd.tasks import SINGLE_LABEL
+from nlpkd.utils.field_types import are_numbers
 
 # What Unicode shows nothing for (Default_Ignorable_Code_Point), control characters, and the blank of Braille.
 _INVISIBLE = re.compile(
@@ -171,8 +172,14 @@ def thresholds_of(config: Any) -> list[float] | None:
     given, classes = getattr(config, "thresholds", None), Classes.of_config(config)
     if given is None or classes is None:
         return None
-    if len(given) != len(classes) or (isinstance(given, Mapping) and set(given) != set(classes.names)):
-        raise ValueError(f"config.thresholds are {given}, and the labels are {list(classes.names)}: give one a label")
+    values: Any = given.values() if isinstance(given, Mapping) else given
+    fit = isinstance(values, Collection) and len(values) == len(classes) and are_numbers(*values)
+    named = not isinstance(given, Mapping) or set(given) == set(classes.names)
+    if not (fit and named and all(0 <= each <= 1 for each in values)):
+        raise ValueError(
+            f"config.thresholds are {given!r:.80}, and the labels are {list(classes.names)}: give one a label, from 0 "
+            "to 1"
+        )
     return [given[name] for name in classes.names] if isinstance(given, Mapping) else list(given)
 
 
