@@ -317,3 +317,34 @@ def test_a_list_of_teachers_of_another_task_is_averaged_by_that_task(task, gold,
         hits, total = (given & (np.array(gold) == 1)).sum(), given.sum() + 12
         assert report.candidates["teacher"].quality["accuracy"].value == pytest.approx(right)
         assert report.candidates["teacher"].quality["f1_micro"].value == pytest.approx(2 * hits / total)
+
+
+def test_models_whose_weights_have_no_values_are_refused_as_student_and_teacher(make_rows, settings, tokenizer):
+    rows = make_rows(16)
+    lazy = torch.nn.Sequential(torch.nn.Embedding(30, 4), torch.nn.LazyLinear(2))
+    for student, teacher, role in (
+        (tiny_bert().to("meta"), None, "student"),
+        (tiny_bert(), tiny_bert(seed=1).to("meta"), "teacher"),
+        (lazy, None, "student"),
+    ):
+        with pytest.raises(ValueError, match=f"the {role} has weights without values"):
+            DistillationTrainer(student, teacher, settings(), None, rows, rows, processing_class=tokenizer)
+
+
+def test_a_training_that_would_train_nothing_is_refused_before_its_first_step(make_rows, settings, tokenizer):
+    rows = make_rows(16)
+    frozen = tiny_bert().requires_grad_(False)
+    trainer = DistillationTrainer(frozen, tiny_bert(seed=1), settings(), None, rows, rows, processing_class=tokenizer)
+    assert "eval_loss" in trainer.evaluate()
+    with pytest.raises(ValueError, match="nothing of the student would be trained"):
+        trainer.train()
+    foreign = torch.optim.SGD(tiny_bert().parameters(), lr=0.1)
+    trainer = DistillationTrainer(
+        tiny_bert(), None, settings(), None, rows, rows, processing_class=tokenizer, optimizers=(foreign, None)
+    )
+    with pytest.raises(ValueError, match="the optimizer has none of the student's weights"):
+        trainer.train()
+    nobody = rows.remove_columns("labels").add_column("labels", [-100] * len(rows))
+    with pytest.raises(ValueError, match="no training row has a gold label, and no objective reads a teacher"):
+        DistillationTrainer(tiny_bert(), None, settings(), None, nobody, rows, processing_class=tokenizer)
+    DistillationTrainer(tiny_bert(), tiny_bert(seed=1), settings(), None, nobody, rows, processing_class=tokenizer)

@@ -10,8 +10,9 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, parse_flag_from_env
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 
 from nlpkd.data.labels.classes import Classes, plain_name
@@ -63,16 +64,44 @@ def unwrapped(model: nn.Module, role: str, advice: str = "") -> nn.Module:
         The model; itself where it is in no wrapper.
 
     Raises:
-        ValueError: if it is TorchScript, whose forward does not tell what it takes.
+        ValueError: if it is TorchScript, whose forward does not tell what it takes, or has weights without values.
     """
     inner = model
     while (found := extract_model_from_parallel(inner, keep_torch_compile=False)) is not inner:
         inner = found
     if isinstance(inner, torch.jit.ScriptModule):
         raise ValueError(f"the {role} is TorchScript ({type(inner).__name__}): pass the model that it was made of")
+    empty = [name for name, each in inner.named_parameters() if each.is_meta or is_lazy(each)]
+    # Accelerate keeps weights that it offloads on the device "meta".
+    if empty and not hasattr(inner, "hf_device_map") and not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            f"the {role} has weights without values ({empty[0]}): load them (from_pretrained, and not under "
+            'torch.device("meta")), or run a lazy module once before'
+        )
     if inner is not model:
         logger.warning("The %s is used without %s%s.", role, type(model).__name__, advice and f": {advice}")
     return inner
+
+
+def refuse_untrained(student: nn.Module, optimizer: Any = None) -> None:
+    """Refuse a training that would leave a student as it is.
+
+    Args:
+        student: the model to train.
+        optimizer: that the user made, or None.
+
+    Raises:
+        ValueError: if none of its weights takes gradients, or the optimizer has none of them.
+    """
+    trained = {id(each) for each in student.parameters() if each.requires_grad}
+    if not trained:
+        raise ValueError("nothing of the student would be trained: all its weights have requires_grad=False")
+    held = None if optimizer is None else {id(each) for group in optimizer.param_groups for each in group["params"]}
+    if held is not None and not trained & held:
+        raise ValueError(
+            "the optimizer has none of the student's weights: make it of the student's own parameters(), or pass "
+            "optimizer_cls_and_kwargs"
+        )
 
 
 def without_adapter(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import random_access, sample_of_classes, sample_rows
+from nlpkd.data.rows import is_plain, random_access, sample_of_classes, sample_rows, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
@@ -165,6 +165,12 @@ class DistillationLoss:
         sample = None if rows is None else sample_rows(random_access(rows, _TRIED_ROWS), _TRIED_ROWS)
         if not sample:
             return
+        learned = self.objectives.need_teacher or self.own is not None or "labels" not in sample.column_names
+        if not learned and is_plain(rows) and all(unlabelled_rows(rows.with_format(None))):
+            raise ValueError(
+                "no training row has a gold label, and no objective reads a teacher, so nothing would be learned: "
+                "pass teacher_model, or rows with labels"
+            )
         device = placement(student)[0]
         batch = collate([sample[number] for number in range(len(sample))])
         batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

@@ -22,7 +22,7 @@ from nlpkd.data.rows import visible_columns
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.models.structure import as_student
+from nlpkd.models.structure import as_student, refuse_untrained
 from nlpkd.objectives import Objective
 from nlpkd.objectives.l2_sp import Anchor
 from nlpkd.objectives.objective_set import with_settings
@@ -234,7 +234,7 @@ class DistillationTrainer(EvaluatingTrainer):
         """
         if self.model is not None:
             # An evaluation in half precision (bf16_full_eval, fp16_full_eval) leaves the model in it.
-            as_student(self.model)
+            refuse_untrained(as_student(self.model), self.optimizer if self.model_init is None else None)
         self.objectives.refuse_rebound()
         # Other rows may have been assigned since the constructor aligned what it was given.
         self.train_dataset = self._aligned(self.train_dataset, "training")
