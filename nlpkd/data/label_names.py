@@ -115,6 +115,24 @@ def name_classes(loaded: Any, names: Sequence[str]) -> Any:
     return replace(loaded, splits=splits, id2label=wanted.id2label)
 
 
+def tell_other_names(loaded: Any, names: Sequence[str]) -> Any:
+    """Warn where rows have other classes than the names that their user gave, and keep their own.
+
+    Args:
+        loaded: a `TextClassificationData`.
+        names: of the classes; none, or rows without names, pass in silence.
+
+    Returns:
+        What was loaded.
+    """
+    if names and loaded.problem_type != REGRESSION and not Classes.of(loaded.id2label).is_generic:
+        try:
+            Classes.of(names).positions_of(Classes.of(loaded.id2label))
+        except ValueError as error:
+            logger.warning("label_names %s are not those of the rows, which keep their own: %s.", list(names), error)
+    return loaded
+
+
 def _renamed(rows: Any, classes: Classes) -> Any:
     """Name the classes of a data set's columns, or of a stream, by their ids."""
     if makes_batches(rows):
@@ -167,6 +185,8 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str, classes:
         return rows
     # Are the labels of the student's task, and in range? A stream's are checked where its file is read.
     task = task_of(student_config) or SINGLE_LABEL
+    if student_config.num_labels is None:
+        raise ValueError("the student's config.id2label is None: name each label, such as {0: 'no', 1: 'yes'}")
     if column is not None and task == SINGLE_LABEL:
         _refuse_out_of_range(seen, column, student_config.num_labels, split)
     elif column is not None:

@@ -69,6 +69,11 @@ def read_splits(
     for role, split in splits.items():
         if len(split) == 0:
             raise ValueError(f"The {role} split has no rows: check its source.")
+        if split.format["type"] == "custom":
+            raise ValueError(
+                f"The {role} split has a transform (set_transform, with_transform), which makes its rows as they are "
+                "read: apply it with rows.map(...), or take it off with rows.with_format(None)."
+            )
     names = dict.fromkeys(name_of(source) for source in (train, validation, test) if source is not None)
     return DatasetDict({role: split.with_format(None) for role, split in splits.items()}), ", ".join(names)
 
@@ -145,7 +150,7 @@ def _from_frame(frame: pd.DataFrame) -> Dataset:
     check_names(list(frame.columns), "The DataFrame")
     try:
         return Dataset(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata())
-    except UNFIT as error:
+    except (*UNFIT, pa.ArrowException, TypeError) as error:
         for name, column in frame.items():
             to_column(column.astype(object).where(column.notna(), None).tolist(), str(name), "the DataFrame")
         raise ValueError(

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import TEACHER_LOGITS, Columns, check_texts, find_columns
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, tell_other_names
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, has_unlabelled, unlabelled_rows
@@ -143,9 +144,8 @@ def load_text_classification(
         raise ValueError(f"give either data_args or single keywords, not both: got data_args and {sorted(keywords)}")
     asked = DataArguments(**keywords) if data_args is None else data_args
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
-    if asked.streaming:
-        return _stream_train(train, validation, test, tokenizers, asked)
-    return _load_whole(train, validation, test, tokenizers, asked, seed)
+    load = _stream_train if asked.streaming else partial(_load_whole, seed=seed)
+    return tell_other_names(load(train, validation, test, tokenizers, asked), keywords.get("label_names", ()))
 
 
 def _load_whole(

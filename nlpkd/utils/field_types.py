@@ -28,7 +28,7 @@ def check_field_types(settings: Any, skipped: Collection[str] = ()) -> None:
     for field in fields(settings):
         value = getattr(settings, field.name, None)
         if value is not None and field.name not in skipped and not _fits(value, hints[field.name]):
-            raise ValueError(f"{field.name} must be {_described(hints[field.name])}, got {value!r:.80}")
+            raise ValueError(f"{field.name} must be {_described(hints[field.name])}, got {field.name}={value!r:.80}")
 
 
 @cache

@@ -324,3 +324,24 @@ def test_the_task_of_a_column_does_not_hang_on_its_type():
         assert read_task(Dataset.from_dict({"y": values}), "y") == SINGLE_LABEL
     for values in ([0, 0.5], ["0", "0.5"], ["0", ".5"], [None, 0.5], ["", "0.5"], ["nan", "5e-1"]):
         assert read_task(Dataset.from_dict({"y": values}), "y") == REGRESSION
+
+
+def test_label_names_that_are_not_those_of_the_rows_are_said_by_file_frame_and_stream(tmp_path, tokenizer, caplog):
+    path = write(tmp_path / "rows.csv", ["a", "b", "a"])
+    named = Dataset.from_list(rows_of(["a", "b", "a"])).class_encode_column("label")
+    for source, more in ((path, {}), (path, {"streaming": True}), (pd.read_csv(path), {}), (named, {})):
+        for names, other in ((["x", "y"], True), (["a", "a"], True), (["a"], True), (["b", "a"], False)):
+            caplog.clear()
+            load_text_classification(source, tokenizer=tokenizer, label_names=names, **more)
+            assert ("are not those of the rows, which keep their own" in caplog.text) is other
+
+
+def test_what_no_column_can_hold_is_named(tokenizer):
+    rows = rows_of(["a", "b"])
+    with pytest.raises(ValueError, match="The train split has a transform .*rows.map"):
+        load_text_classification(Dataset.from_list(rows).with_transform(lambda batch: batch), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"holds \['a'\]: give names"):
+        load_text_classification(rows_of([[["a"]], [["b"]]]), tokenizer=tokenizer)
+    for labels in ([1j, 2j], pd.arrays.SparseArray([1, 0])):
+        with pytest.raises(ValueError, match="label"):
+            load_text_classification(pd.DataFrame({"text": ["x", "y"], "label": labels}), tokenizer=tokenizer)

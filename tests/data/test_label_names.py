@@ -128,3 +128,10 @@ def test_the_command_line_takes_names_with_commas_or_one_by_one(words):
     command = typer.main.get_command(app).commands["distill"]
     context = command.make_context("distill", ["--train", "x", "--output-dir", "y", "--label-names", *words])
     assert arguments(context)["label_names"] == NAMES
+
+
+def test_a_student_whose_config_names_no_labels_at_all_is_told_so():
+    config = tiny_bert().config
+    config.id2label = None
+    with pytest.raises(ValueError, match="id2label is None: name each label"):
+        align_labels_to_student(Dataset.from_dict({"labels": [0, 1]}), config, "training")

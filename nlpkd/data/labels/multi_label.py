@@ -115,6 +115,9 @@ def _own_names(rows: Sequence[list[Any]], hot: bool, where: str) -> list[str]:
     """Return the labels of a list column: numbered ones LABEL_0, ..., others in sorted order."""
     if hot:
         return [f"LABEL_{number}" for number in range(len(rows[0]))]
+    nested = next((each for row in rows for each in row if isinstance(each, (list, dict))), None)
+    if nested is not None:
+        raise ValueError(f"A list of labels ({where}) holds {nested!r:.80}: give names, ids from 0 up, or a 0 or 1.")
     found = {each for row in rows for each in row}
     if all(isinstance(each, str) for each in found):
         refuse_look_alikes(sorted(found), where)
