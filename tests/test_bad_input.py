@@ -327,6 +327,13 @@ case("settings", "a preset nobody knows", "hinton")(given(objectives="hintn"))
 case("settings", "no objectives", "objectives is an empty list")(given(objectives=[]))
 case("settings", "a temperature of 0", "temperature")(lambda folder: {"objectives": [ForwardKLLoss(temperature=0.0)]})
 case("settings", "a negative weight", "weight")(lambda folder: {"objectives": [CrossEntropyLoss(weight=-1.0)]})
+case("settings", "objectives that are a number", "objectives=5: give a preset's name")(given(objectives=5))
+case("settings", "class weights that are a number", "class_weights=5")(given(class_weights=5))
+case("settings", "a teacher that is a number", "a path, a Hub id or a PreTrainedModel, got 5")(given(teacher=5))
+case("settings", "a student that is a number", "a path, a Hub id or a PreTrainedModel, got 5")(given(student=5))
+case("settings", "a switch that is a text", "push_to_hub must be True or False, got push_to_hub='no'")(
+    given(push_to_hub="no")
+)
 case("settings", "no seeds", "num_seeds must be at least 1")(given(num_seeds=0))
 case("settings", "a batch of no rows", "per_device_train_batch_size must be >= 1")(
     given(per_device_train_batch_size=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class ModelSource:
         """Take `"id@revision"` apart, unless a revision is given beside it; a model is taken without torch's wrappers.
 
         Raises:
-            ValueError: for a module without a config.
+            ValueError: for a module without a config, and what is neither a path, an id nor a module.
         """
         if isinstance(given, str) and revision is None:
             given, revision = split_revision(given)
@@ -44,6 +45,8 @@ class ModelSource:
                     f"{type(given).__name__} is no transformers model, of which this function needs the config: give "
                     "a path, a Hub id or a PreTrainedModel. nlpkd.DistillationTrainer trains any module"
                 )
+        elif not isinstance(given, (str, os.PathLike)):
+            raise ValueError(f"a model is a path, a Hub id or a PreTrainedModel, got {given!r:.80}")
         return cls(given, revision, trust_remote_code)
 
     @property

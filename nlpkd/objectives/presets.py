@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +151,8 @@ def resolve(objectives: str | Sequence[Objective] | Sequence[Stage], problem_typ
                 for each in stage.objectives
             ]
         return stages
+    if not isinstance(objectives, Iterable):
+        raise ValueError(f"objectives={objectives!r:.80}: give a preset's name, or a list")
     given: list[Any] = list(objectives)
     if not given:
         raise ValueError("objectives is an empty list: give at least one, such as [ForwardKLLoss()]")

@@ -245,6 +245,7 @@ def weights_of_classes(
     if not isinstance(asked, str):
         # In the order of the rows' label ids, which may not be the student's.
         classes = Classes.of(data.id2label)
+        CrossEntropyLoss(class_weights=asked)  # Refuses what are no weights.
         if len(asked) != len(classes):
             raise ValueError(f"got {len(asked)} class weights for {len(classes)} labels ({classes}): give one a label")
         return ClassWeights(asked, classes)
