@@ -311,10 +311,12 @@ def test_rows_whose_names_are_the_student_s_numbers_in_another_order_are_renumbe
     assert trainer.train_dataset["labels"][:] == [1 - label for label in make_rows(24)["labels"]]
 
 
-def test_classes_of_another_task_are_refused(rows, make_trainer):
-    teacher = tiny_bert(problem_type="multi_label_classification", **named("neg", "pos"))
-    student = tiny_bert(seed=1, problem_type="single_label_classification", **named("neg", "pos"))
-    with pytest.raises(ValueError, match="of the teacher and of the student: different tasks: multi_label.* single_l"):
+@pytest.mark.parametrize("student_task", ["single_label_classification", None])
+@pytest.mark.parametrize("task", ["multi_label_classification", "regression", "another"])
+def test_classes_of_another_task_are_refused(task, student_task, rows, make_trainer):
+    teacher = tiny_bert(problem_type=task, **named("neg", "pos"))
+    student = tiny_bert(seed=1, problem_type=student_task, **named("neg", "pos"))
+    with pytest.raises(ValueError, match=f"of the teacher and of the student: different tasks: {task} .* single_l"):
         make_trainer(student, rows, [ForwardKLLoss()], teacher_model=teacher)
 
 

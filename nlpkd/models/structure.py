@@ -96,7 +96,9 @@ def refuse_untrained(student: nn.Module, optimizer: Any = None) -> None:
     trained = {id(each) for each in student.parameters() if each.requires_grad}
     if not trained:
         raise ValueError("nothing of the student would be trained: all its weights have requires_grad=False")
-    held = None if optimizer is None else {id(each) for group in optimizer.param_groups for each in group["params"]}
+    # DeepSpeed's stand-in for an optimizer has no groups.
+    groups = getattr(optimizer, "param_groups", None)
+    held = None if groups is None else {id(each) for group in groups for each in group["params"]}
     if held is not None and not trained & held:
         raise ValueError(
             "the optimizer has none of the student's weights: make it of the student's own parameters(), or pass "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def label_order(teacher: nn.Module, classes: Classes | None) -> list[int] | None
 
     Args:
         teacher: its `config.id2label` is read.
-        classes: the student's; None where nothing names them.
+        classes: the student's, their task too; None where nothing names them.
 
     Returns:
         order[k], the teacher's index of the student's label k, or None where names do not tell.
@@ -216,7 +217,11 @@ def label_order(teacher: nn.Module, classes: Classes | None) -> list[int] | None
     """
     try:
         theirs = Classes.of_config(getattr(teacher, "config", None))
-        return None if theirs is None or classes is None else classes.positions_in(theirs)
+        if theirs is None or classes is None:
+            return None
+        # A student that says no task is trained for one class a row.
+        one_a_row = classes.problem_type is None and len(classes) > 1
+        return (replace(classes, problem_type=SINGLE_LABEL) if one_a_row else classes).positions_in(theirs)
     except ValueError as error:
         raise ValueError(f"labels of the teacher and of the student: {error}") from None
 
