@@ -104,7 +104,8 @@ def soak(kills: int, seed: int) -> Counter:
     numbers, counts = random.Random(seed), Counter()
     with tempfile.TemporaryDirectory() as place, HubServer() as hub:
         folder = Path(place)
-        # Read as the jobs' server of forks imports huggingface_hub.
+        # Read as the jobs' server of forks imports huggingface_hub; it goes with the Hub.
+        before = dict(os.environ)
         os.environ.update(hub_environment(hub, folder / "home", WRITE_TOKEN))
         os.environ.pop("HF_HUB_OFFLINE", None)
         lab, whole, seconds = jobs.Lab(jobs.prepare(folder)), {}, {}
@@ -130,6 +131,8 @@ def soak(kills: int, seed: int) -> Counter:
             if came != "over":
                 counts[stage, state, came] += 1
                 print(f"{sum(counts.values())}/{kills}: {stage}, {STATES[state]}: {came}", flush=True)
+        os.environ.clear()
+        os.environ.update(before)
     return counts
 
 
