@@ -103,7 +103,7 @@ def test_a_checkpoint_whose_history_is_damaged_is_not_resumed_from(tmp_path):
     numbers = {name for name, value in vars(TrainerState()).items() if isinstance(value, (int, float))}
     assert {"global_step", "total_flos", "num_input_tokens_seen", "epoch"} <= numbers
     wrong = [json.dumps({name: "two"}).encode() for name in sorted(numbers)]
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"epoch": 2, "best_metric": None}))
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"epoch": 2, "best_metric": None, "save_steps": 1.0}))
     assert resolve_resume_checkpoint(True, str(tmp_path), record) == str(checkpoint)
     for content in (*CONTENTS.values(), b"[]", *wrong, b'{"log_history": [1]}'):
         (checkpoint / "trainer_state.json").write_bytes(content)

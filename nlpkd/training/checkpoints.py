@@ -57,9 +57,9 @@ _SETTINGS = (
 
 _LENGTH = ("num_train_epochs", "max_steps")
 
-# The state that `Trainer` resumes from, but for what holds entries of any kind.
+# The state that `Trainer` resumes from, but for what holds entries of any kind. Steps as settings may be 1.0.
 _STATE_TYPES = {
-    name: kind
+    name: float if name in ("logging_steps", "eval_steps", "save_steps") else kind
     for name, kind in get_type_hints(TrainerState).items()
     if name not in ("log_history", "trial_params", "stateful_callbacks")
 }

@@ -29,7 +29,8 @@ resumable.push_checkpoint = watched
 class Kept(TrainerCallback):
     seen = {{}}
     def on_save(self, args, state, control, **_):
-        self.seen[state.global_step] = sorted(path.name for path in Path("out").glob("checkpoint-*"))
+        under_way = [path for push, path in trainer._pushes if not push.done()]
+        self.seen[state.global_step] = all(path.is_dir() for path in under_way)
 
 tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 tokenizer = BertTokenizer(vocab={{token: number for number, token in enumerate(tokens)}}, model_max_length=64)
@@ -46,8 +47,8 @@ trainer = DistillationTrainer(
 )
 trainer.train()
 assert whole == [True, True], whole
-# The first push was still under way: its checkpoint was kept until it was done.
-assert Kept.seen == {{4: ["checkpoint-4"], 8: ["checkpoint-4", "checkpoint-8"]}}, Kept.seen
+# The first push is slow: its checkpoint is kept until it is done, however slow the steps are.
+assert Kept.seen == {{4: True, 8: True}}, Kept.seen
 try:
     trainer.push_to_hub(tasks="summarization")
 except ValueError as error:
