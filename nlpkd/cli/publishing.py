@@ -73,7 +73,9 @@ def export(
     ] = None,
     per_channel: Annotated[bool, option(METHOD, "int8: a scale for each column of a weight.")] = True,
     embeddings: Annotated[bool, option(METHOD, "int8: the embedding tables too.")] = True,
-    reduce_range: Annotated[bool, option(METHOD, "int8: 7 bits, for CPUs without VNNI.")] = False,
+    portable: Annotated[
+        bool, option(METHOD, "int8: 7 bits, for x86 CPUs without VNNI.", "--portable", "--reduce-range")
+    ] = False,
     output_dir: Annotated[Path | None, option(OUTPUT, "Another folder than the student's own.")] = None,
     **shared: Any,
 ) -> None:
@@ -101,6 +103,13 @@ def export(
         show_report(result.report, f"Of the student's {metric} in PyTorch {', '.join(kept)}.")
     else:
         typer.echo("No gate ran: what the files keep of the student's quality is measured with --data alone.")
+    for record in result.records:
+        if record.portable_agreement is not None:
+            typer.echo(
+                f"Agreement with {record.reference} on {record.rows} texts: {record.file} "
+                f"{percent(record.agreement)}, its form for x86 CPUs without VNNI (--portable) "
+                f"{percent(record.portable_agreement)}."
+            )
     save_config(context, result.directory / "export.yaml")
     push = ["push", result.directory, "--repo-id", f"USER/{result.directory.resolve().name}"]
     show_files("The ONNX files are", result.directory / "onnx", push)

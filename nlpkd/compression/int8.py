@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +59,11 @@ def export_int8(
 ) -> OnnxRecord:
     """Write `onnx/model_int8.onnx`: the weights of `onnx/model.onnx` in 8 bits, and the activations too.
 
+    On x86 CPUs without VNNI (most of those from before 2019) ONNX Runtime adds two products of 8 bits in 16, which
+    saturate where both are large. `nlpkd.load` asks it for exact sums, which are slower there; other runtimes do not
+    ask. Weights of 7 bits (`reduce_range`) can't saturate, and are coarser everywhere: the record says how well both
+    agree with the float file.
+
     The file has a second name, `onnx/model_quantized.onnx`, which transformers.js looks for: one file on the disk.
 
     Without `calibration` it is ONNX Runtime's dynamic quantisation: the scale of an activation is that of its whole
@@ -71,7 +78,7 @@ def export_int8(
         calibration: some hundred real texts, not those that are measured on, for static quantisation.
         per_channel: a scale for each column of a weight, in place of one for all: closer, at the same size and speed.
         embeddings: quantise the embedding tables too, most of a small student's size.
-        reduce_range: use 7 bits of the weights, for CPUs without VNNI (x86 before about 2019), where sums overflow.
+        reduce_range: use 7 bits of the weights, for CPUs without VNNI.
 
     Returns:
         The record.
@@ -89,17 +96,27 @@ def export_int8(
     with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as temporary:
         staged = Path(temporary) / INT8_FILE
         staged.parent.mkdir()
-        settings = {"per_channel": per_channel, "reduce_range": reduce_range}
         batches = None
         if calibration is not None:
-            batches = _inputs(source, texts_to_compare(calibration, tokenizer, max_length), tokenizer, max_length)
-        _quantize(source.path, staged, batches, embeddings, settings)
+            typical = texts_to_compare(calibration, tokenizer, max_length)
+            batches = list(_inputs(source, typical, tokenizer, max_length))
+        settings: dict[str, Any] = {"batches": batches, "embeddings": embeddings, "per_channel": per_channel}
+        # The form that is not kept goes to the file's place first, to be compared.
+        portable_agreement = None
+        if not reduce_range:
+            _quantize(source.path, staged, reduce_range=True, **settings)
+            portable = OnnxClassifier(staged, source.config)
+            _, portable_agreement, _ = compare_logits(portable, source, tokenizer, texts, max_length, (32,))
+        _quantize(source.path, staged, reduce_range=reduce_range, **settings)
         classifier = OnnxClassifier(staged, source.config)
         difference, agreement, _ = compare_logits(classifier, source, tokenizer, texts, max_length)
         if not np.isfinite(difference):
             raise RuntimeError(f"the int8 file of {directory} gives logits that are not finite: it was not kept")
         link_file(staged, Path(temporary) / BROWSER_FILE)
-        record = OnnxRecord(INT8_FILE, classifier.size_mb, FP32_FILE, len(texts), difference, agreement)
+        record = OnnxRecord(
+            INT8_FILE, classifier.size_mb, FP32_FILE, len(texts), difference, agreement,
+            portable_agreement=portable_agreement,
+        )  # fmt: skip
         accept(Path(temporary), directory, [record], export_record(directory).get("state_sha256"))
     logger.info("%s", record)
     return record
@@ -155,9 +172,10 @@ def _inputs(
 def _quantize(
     source: Path,
     target: Path,
-    batches: Iterator[dict[str, np.ndarray]] | None,
+    *,
+    batches: Sequence[dict[str, np.ndarray]] | None,
     embeddings: bool,
-    settings: dict[str, bool],
+    **settings: bool,
 ) -> None:
     """Quantise a file: statically by the activations of calibration batches, dynamically without them."""
     onnx, quantization = require("onnx"), require("onnxruntime.quantization")
@@ -175,7 +193,7 @@ def _quantize(
             )
         else:
             # All that ONNX Runtime asks of a CalibrationDataReader.
-            reader = SimpleNamespace(get_next=lambda: next(batches, None))
+            reader = SimpleNamespace(get_next=partial(next, iter(batches), None))
             quantization.quantize_static(
                 graph, target, reader, op_types_to_quantize=sorted(_STATIC_KINDS - left_out),
                 activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,

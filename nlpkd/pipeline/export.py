@@ -55,6 +55,7 @@ def export_student(
     data: Source | None = None,
     min_retention: float = 0.98,
     calibration: Source | None = None,
+    portable: bool = False,
     output_dir: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -74,6 +75,7 @@ def export_student(
         min_retention: the least share of the student's headline metric that each file must keep.
         calibration: labelled rows whose first 128 texts fix the int8 file's scales (static quantisation), such as the
             training data; scales follow each batch (dynamic quantisation) if None.
+        portable: write the int8 file in the form for x86 CPUs without VNNI, `reduce_range` of `export_int8`.
         output_dir: where config, tokenizer and files go in place of the student's own folder.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run the repository's own code.
@@ -91,11 +93,14 @@ def export_student(
         ImportError: if a package of the extra `export` is missing.
     """
     data_args, int8_settings = DataArguments.split_keywords(keywords)
+    if portable:
+        int8_settings["reduce_range"] = True
     source = ModelSource.of(student, revision, trust_remote_code)
     if output_dir is None and not Path(source.name).is_dir():
         raise ValueError(f"{student} is no folder, so the files need one: give output_dir")
-    if calibration is not None and not int8:
-        raise ValueError("calibration is of an int8 file: ask for one (int8=True), or leave it out")
+    for name, given in {"calibration": calibration is not None, "portable": portable}.items():
+        if given and not int8:
+            raise ValueError(f"{name} is of an int8 file: ask for one (int8=True), or leave it out")
     directory = Path(output_dir or source.name)
     model, tokenizer = source.teacher(), source.tokenizer()
     refuse_another_model(directory, model, tokenizer)

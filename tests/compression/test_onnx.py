@@ -158,6 +158,37 @@ def test_int8_weights_are_bytes_with_a_scale_for_each_column(exported, tmp_path,
     assert scales and all(dims in ([], [1]) for dims in scales)
 
 
+def test_sums_of_two_products_of_the_portable_form_fit_into_16_bits(exported, tmp_path, tokenizer):
+    """vpmaddubsw, what x86 without VNNI has: int16(a_1 w_1 + a_2 w_2), saturated, a in 0 to 255."""
+    folder, (_, record) = exported
+    shutil.copytree(folder, tmp_path / "portable")
+    portable = export_int8(tmp_path / "portable", texts=TEXTS, reduce_range=True)
+    assert portable.portable_agreement is None and portable.size_mb == pytest.approx(record.size_mb, rel=0.01)
+    largest = {}
+    for path in (folder, tmp_path / "portable"):
+        graph = onnx.load(path / "onnx/model_int8.onnx").graph
+        read = {node.input[1] for node in graph.node if node.op_type == "MatMulInteger"}
+        weights = [onnx.numpy_helper.to_array(each).astype(int) for each in graph.initializer if each.name in read]
+        assert len(weights) == len(read) > 12
+        largest[path.name] = max(
+            255 * abs(column[at] + column[at + 1])
+            for weight in weights for column in weight.T for at in range(0, len(column) - 1, 2)
+        )  # fmt: skip
+    assert largest["portable"] < 2**15 < largest[folder.name]
+    # The record of the ordinary form says what this one gives.
+    batches = [tokenizer(TEXTS[at : at + 32], padding=True, return_tensors="pt") for at in range(0, len(TEXTS), 32)]
+    whole, small = (
+        np.concatenate([run(path, **batch).argmax(1) for batch in batches])
+        for path in (folder / "onnx/model.onnx", tmp_path / "portable/onnx/model_int8.onnx")
+    )
+    assert record.portable_agreement == np.mean(whole == small)
+
+
+def test_nlpkd_itself_asks_for_sums_that_do_not_saturate(exported):
+    options = OnnxClassifier.from_pretrained(exported[0]).session.get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+
+
 def test_with_calibration_a_texts_logits_do_not_depend_on_the_texts_beside_it(exported, tmp_path, tokenizer):
     folder, (_, dynamic) = exported
     shutil.copytree(folder, tmp_path / "static")
@@ -363,7 +394,7 @@ def test_no_module_needs_onnx_to_be_imported():
             assert not {name.split(".")[0] for name in names} & {"onnx", "onnxruntime", "onnxscript"}, path
 
 
-def test_an_export_is_calibrated_on_the_training_split(exported, tmp_path, model, tokenizer):
+def test_an_export_is_calibrated_on_the_training_split_and_portable(exported, tmp_path, model, tokenizer):
     model.save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
     shutil.copytree(exported[0], tmp_path / "same")
@@ -371,7 +402,10 @@ def test_an_export_is_calibrated_on_the_training_split(exported, tmp_path, model
     data = DatasetDict(train=train, test=test)
     with pytest.raises(ValueError, match="calibration is of an int8 file"):
         export_student(tmp_path / "student", calibration=data)
-    export_student(tmp_path / "student", int8=True, calibration=data, max_length=32)
-    export_int8(tmp_path / "same", texts=test["text"][:], calibration=train["text"][:], max_length=32)
+    with pytest.raises(ValueError, match="portable is of an int8 file"):
+        export_student(tmp_path / "student", portable=True)
+    export_student(tmp_path / "student", int8=True, calibration=data, portable=True, max_length=32)
+    same = {"texts": test["text"][:], "calibration": train["text"][:], "max_length": 32}
+    export_int8(tmp_path / "same", reduce_range=True, **same)
     found, expected = ((tmp_path / name / "onnx/model_int8.onnx").read_bytes() for name in ("student", "same"))
     assert found == expected

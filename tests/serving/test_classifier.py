@@ -237,6 +237,12 @@ def test_the_command_exports_measures_and_says_by_its_status_what_happened(
     assert noted["onnx/model.onnx"]["retention"] == 1.0 and 0.1 <= noted["onnx/model_int8.onnx"]["retention"]
     assert "\nonnx/model_int8.onnx  " in out and '"file": "onnx/model.onnx"' in out
     assert "in PyTorch onnx/model.onnx keeps 100.0 %, onnx/model_int8.onnx keeps " in out
+    told = r"\nAgreement with onnx/model.onnx on 40 texts: onnx/model_int8.onnx (\S+) %, its .*--portable\) (\S+) %\."
+    said, shares = re.search(told, out), noted["onnx/model_int8.onnx"]
+    assert said, out
+    assert [float(share) for share in said.groups()] == [
+        pytest.approx(100 * shares[key], abs=0.051) for key in ("agreement", "portable_agreement")
+    ]
     code, _, err = command(monkeypatch, capsys, "export", str(tmp_path / "nowhere"))
     assert code == 2 and "nowhere" in err
     code, out, err = command(monkeypatch, capsys, "evaluate", str(folder / "onnx/model_int8.onnx"),
