@@ -20,7 +20,7 @@ from nlpkd.students.narrow import narrow_student
 from nlpkd.students.shapes import SHAPES
 from nlpkd.students.small import small_student
 from nlpkd.students.teacher_layers import copy_layers
-from nlpkd.students.width import share_of_width, width_student
+from nlpkd.students.width import has_fewer_heads, share_of_width, width_student
 
 _WIDTHS = {"hidden_size", "intermediate_size", "num_attention_heads", "initialization"}
 
@@ -34,7 +34,9 @@ class StudentKind:
         examples: what these names look like, for messages.
         build: makes one: takes the teacher (or None), the name, `id2label`, `seed`, and settings of the shape.
         candidates: lists the names to consider for a teacher where a budget chooses.
-        has_layers: whether it has the teacher's architecture, so that embeddings can be factorised.
+        has_layers: whether it has layers of the teacher.
+        is_plain: checks whether, made of a teacher by a name, it has the teacher's architecture, with embeddings that
+            can be factorised.
         reads_rows: whether `build` takes `rows` too, their `tokenizer`, and the `fine_tuned` teacher to run on them.
     """
 
@@ -43,6 +45,7 @@ class StudentKind:
     build: Callable[..., PreTrainedModel]
     candidates: Callable[[PreTrainedModel], Iterable[str]]
     has_layers: bool = True
+    is_plain: Callable[[PreTrainedModel, Any], bool] = lambda teacher, name: True
     reads_rows: bool = False
 
 
@@ -132,6 +135,7 @@ KINDS = [
         _student_of_width,
         # A budget has no rows to measure on.
         lambda teacher: (),
+        is_plain=lambda teacher, name: not has_fewer_heads(merge_adapter(teacher), share_of_width(name)),
         reads_rows=True,
     ),
     StudentKind(SHAPES.__contains__, f"a shape ({', '.join(SHAPES)})", _student_of_shape, lambda teacher: SHAPES),
@@ -141,6 +145,7 @@ KINDS = [
         _small_student,
         lambda teacher: SMALL_STUDENTS,
         has_layers=False,
+        is_plain=lambda teacher, name: False,
         reads_rows=True,
     ),
 ]

@@ -187,9 +187,11 @@ def _check_source(
             raise ValueError("a budget chooses the student's layers or shape: give the teacher, and no layers")
         return
     kind = kind_of(layers)
-    if embedding_size is not None and (teacher is None or layers is None or (kind and not kind.has_layers)):
+    if embedding_size is not None and (
+        teacher is None or layers is None or (kind and not kind.is_plain(teacher, layers))
+    ):
         raise ValueError(
-            "embedding_size is for students that are built from a teacher's layers, found "
+            "embedding_size is for students that are built from a teacher's whole layers, found "
             f"{'no teacher' if teacher is None else 'a teacher'} and layers={layers!r}: choose 'layers:N' or a "
             "shape of a teacher, or leave embedding_size out"
         )

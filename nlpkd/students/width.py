@@ -41,6 +41,16 @@ def share_of_width(name: str) -> float:
     return float(number)
 
 
+def has_fewer_heads(teacher: PreTrainedModel, share: float) -> bool:
+    """Return whether a student of a share of the width lacks heads, or neurons alone."""
+    heads = heads_of(teacher).count
+    return _heads_kept(heads, share) < heads
+
+
+def _heads_kept(heads: int, share: float) -> int:
+    return max(1, round(share * heads))
+
+
 def width_student(
     teacher: PreTrainedModel,
     share: float,
@@ -87,7 +97,7 @@ def width_student(
         return student
     # What there is, and how much of it stays.
     heads, inner = heads_of(teacher), neurons(teacher)
-    fewer_heads = max(1, round(share * heads.count))
+    fewer_heads = _heads_kept(heads.count, share)
     fewer_neurons = min(inner.count, max(_MULTIPLE, _MULTIPLE * round(share * inner.count / _MULTIPLE)))
 
     # Which of it matters most.

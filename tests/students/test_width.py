@@ -136,6 +136,16 @@ def test_what_can_not_be_measured_or_made_narrower_is_refused(make_rows, tokeniz
     assert not any(name.startswith("width") for name in make_candidates(tiny_bert(), None, lambda config: True))
 
 
+def test_a_factorised_table_of_fewer_heads_is_refused_before_heads_are_ranked(make_rows, tokenizer):
+    teacher = four_heads()
+    for layers in ("width:0.5", "bilstm"):
+        # Without rows nothing can be ranked.
+        with pytest.raises(ValueError, match=f"embedding_size is for students .* and layers='{layers}'"):
+            make_student(teacher, layers, embedding_size=4)
+    student = make_student(teacher, "width:0.9", rows=make_rows(4), tokenizer=tokenizer, embedding_size=4)
+    assert student.config.model_type == "mobilebert" and student.config.num_attention_heads == 4
+
+
 def test_labels_are_the_teachers_by_name_and_its_own_where_nobody_labelled(make_rows, tokenizer):
     teacher, rows = four_heads(num_labels=3, id2label={0: "neg", 1: "pos", 2: "mixed"}), make_rows(24)
 
