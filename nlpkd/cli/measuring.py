@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option
-from nlpkd.cli.screen import after_distilling, show_files, show_report, show_verification
+from nlpkd.cli.screen import after_distilling, show_files, show_report, show_table, show_verification
 from nlpkd.cli.settings import save_config
 
 app = typer.Typer()
@@ -115,5 +115,5 @@ def cascade(
     from nlpkd.pipeline.cascade import cascade as run
 
     record = run(**arguments(context))
-    typer.echo(record.to_text())
+    show_table(*record.cells(), record.verdict())
     typer.echo(f'nlpkd.load("{student}", fallback="{teacher}") answers by it.')

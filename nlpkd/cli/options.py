@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -168,3 +168,9 @@ def arguments(context: typer.Context) -> dict[str, Any]:
         given["label_names"] = [name.strip() for name in names[0].split(",")]
     given |= context.meta.get(SETTINGS, {})
     return {name: value for name, value in given.items() if value not in (None, [], ())}
+
+
+def typed(context: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that were given, on the command line or in a file, and are no defaults of the command."""
+    source = context.get_parameter_source
+    return {name: value for name, value in given.items() if getattr(source(name), "name", "") != "DEFAULT"}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option
-from nlpkd.cli.screen import show_files, show_report
+from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option, typed
+from nlpkd.cli.screen import as_options, show_files, show_report, show_table
 from nlpkd.cli.settings import save_config
-from nlpkd.evaluation.records import METRIC_NAMES, percent
+from nlpkd.evaluation.report_text import flat
 
 app = typer.Typer()
 
@@ -48,10 +46,16 @@ def compress(
     """
     from nlpkd.compression import compress as run
 
-    result = run(**arguments(context))
-    typer.echo(json.dumps(result.records[-1], indent=2))
-    typer.echo(f"The model is in {result.output_dir}.")
+    given = arguments(context)
+    result = run(**given)
+    header, rows = result.cells()
+    details = flat(result.records[-1]["details"])
+    show_table(header, rows, result.verdict(), explained=details and f"How: {details}.")
     save_config(context, output_dir / "compress.yaml")
+    # The rows of --data are those that it was made on.
+    reading = ["--data", "HELD_OUT.csv", *as_options(typed(context, given), *COLUMNS)]
+    both = [f"before={model}", f"student={output_dir}"]
+    show_files("The model is", output_dir, ["evaluate", *both, *reading], ["export", output_dir, "--int8", *reading])
 
 
 @command(app, *COLUMNS, "window_stride")
@@ -95,21 +99,13 @@ def export(
     except RetentionError as error:
         typer.echo(f"nlpkd: {error}", err=True)
         raise typer.Exit(3) from error
-    for record in result.records:
-        typer.echo(json.dumps(asdict(record)))
+    header, rows = result.cells()
+    explained = "difference: the largest of any logit. agree: share of equal answers."
+    if "portable" in header:
+        explained += " portable: that share with --portable, which is for x86 CPUs without VNNI."
+    show_table(header, rows, "" if result.report else result.verdict(), explained=explained)
     if result.report is not None:
-        metric = METRIC_NAMES[result.report.task.headline]
-        kept = [f"{record.file} keeps {percent(record.retention)}" for record in result.records]
-        show_report(result.report, f"Of the student's {metric} in PyTorch {', '.join(kept)}.")
-    else:
-        typer.echo("No gate ran: what the files keep of the student's quality is measured with --data alone.")
-    for record in result.records:
-        if record.portable_agreement is not None:
-            typer.echo(
-                f"Agreement with {record.reference} on {record.rows} texts: {record.file} "
-                f"{percent(record.agreement)}, its form for x86 CPUs without VNNI (--portable) "
-                f"{percent(record.portable_agreement)}."
-            )
+        show_report(result.report, result.verdict())
     save_config(context, result.directory / "export.yaml")
     push = ["push", result.directory, "--repo-id", f"USER/{result.directory.resolve().name}"]
     show_files("The ONNX files are", result.directory / "onnx", push)

@@ -29,6 +29,10 @@ _FILES = {
     "frontier.svg": "its picture",
     "report.html": "the same with charts",
     "README.md": "the model card",
+    "eval_results.json": "its metrics",
+    "compression.json": "what was done to it",
+    "tuning.json": "all trials",
+    "export.json": "how they compare with PyTorch",
 }
 
 _READING: tuple[str, ...] = ("text_column", "text_pair_column", "label_column", "max_length", "trust_remote_code")
@@ -88,17 +92,13 @@ def show_frontier(report: FrontierReport) -> None:
     Args:
         report: the students side by side; its `to_markdown` has the rest.
     """
-    if (console := _console()) is None:
-        return
     picked = report.picked
     header, rows = report.summary_cells()
-    _show_table(console, header, rows, bold=picked.name if picked else None)
     explained = (
         f"In brackets: 95 % intervals. kept: share of the teacher's {header[1]}. ms: median time from text to label. "
         "MB: the file. faster: times as fast as the teacher. front: no other model beats it in quality and time."
     )
-    console.print(f"\n{explained}", style="dim")
-    console.print(f"\n{without_controls(report.verdict())}")
+    show_table(header, rows, report.verdict(), explained=explained, bold=picked.name if picked else None)
 
 
 def show_verification(verification: Verification) -> None:
@@ -111,8 +111,30 @@ def show_verification(verification: Verification) -> None:
     if console is None or not console.is_terminal:
         typer.echo(verification.to_markdown())
         return
-    _show_table(console, *verification.cells(), title=f"Claims of {verification.model}", folded=5)
-    console.print(f"\n{without_controls(verification.conclusion())}")
+    title = f"Claims of {verification.model}"
+    show_table(*verification.cells(), verification.conclusion(), title=title, folded=5)
+
+
+def show_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], verdict: str = "", *, explained: str = "", **shown: Any
+) -> None:
+    """Print a table that fits 80 columns, what its columns mean, and the verdict; nothing beside the main process.
+
+    Args:
+        header: a name a column.
+        rows: a cell a column each; without any there is no table.
+        verdict: what was found, in one sentence; none where more is printed.
+        explained: of the columns.
+        **shown: `bold`, `title` and `folded` of the table.
+    """
+    if (console := _console()) is None:
+        return
+    if rows:
+        _show_table(console, header, rows, **shown)
+    if explained:
+        console.print(f"\n{without_controls(explained)}", style="dim")
+    if verdict:
+        console.print(f"\n{without_controls(verdict)}")
 
 
 def _console() -> Console | None:

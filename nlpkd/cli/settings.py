@@ -284,6 +284,12 @@ def _as_words(name: str, value: Any) -> list[str]:
     return [f"--{name}", *(json.dumps(each) if isinstance(each, dict) else str(each) for each in values)]
 
 
+def as_settings(values: Mapping[str, Any]) -> list[str]:
+    """Return values as options of another training: those that are settings of one, but for folder and push."""
+    known = _fields() - {"output_dir", "push_to_hub"}
+    return [word for name in values if name in known for word in _as_words(name.replace("_", "-"), values[name])]
+
+
 def _as_flags(parameter: Any, value: Any) -> Any:
     """Return a file's value as flags give it: a mapping as several NAME=VALUE, a single one of several as a list."""
     if isinstance(value, Mapping):

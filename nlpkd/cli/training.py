@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +21,10 @@ from nlpkd.cli.options import (
     arguments,
     command,
     option,
+    typed,
 )
-from nlpkd.cli.screen import after_distilling, as_options, show_files, show_frontier, show_report
-from nlpkd.cli.settings import TrainingCommand, over_file, run_config, training_config, value_of
+from nlpkd.cli.screen import after_distilling, as_options, show_files, show_frontier, show_report, show_table
+from nlpkd.cli.settings import TrainingCommand, as_settings, over_file, run_config, training_config, value_of
 
 app = typer.Typer()
 
@@ -59,8 +59,8 @@ def train_teacher(
 
     with run_config(context, output_dir):
         result = run(**given)
-    typer.echo(json.dumps({name: round(value, 4) for name, value in result.metrics.items()}, indent=2))
-    rows = as_options(given, "train", *TRAINED, "trust_remote_code")
+    show_table(*result.cells(), result.verdict())
+    rows = as_options(typed(context, given), "train", *TRAINED, "trust_remote_code")
     student = ["--baseline", "--output-dir", output_dir.with_name("student")]
     show_files("The teacher is", output_dir, ["distill", "--teacher", output_dir, *rows, *student])
 
@@ -270,8 +270,15 @@ def tune(
 
     with run_config(context, output_dir):
         result = run(**given)
-    typer.echo(json.dumps({result.metric: result.value} | result.best, indent=2))
-    typer.echo(f"All {len(result.trials)} trials are in {output_dir / 'tuning.json'}.")
+    header, found = result.cells()
+    told = "A setting with a dot belongs to an objective. It is given in Python: ForwardKLLoss(temperature=2.0)."
+    show_table(header, found, result.verdict(), explained=told if any("." in name for name in result.best) else "")
+    # A student with what was found, and with the settings that all trials had.
+    own = typed(context, given)
+    student = ["--student", f"layers:{result.best['layers']}", "--objectives", objectives]
+    words = [*as_options(own, "train", *TRAINED), *as_settings(own | result.best), "--baseline"]
+    following = ["distill", "--teacher", teacher, *student, *words, "--output-dir", output_dir.with_name("student")]
+    show_files("The trials are", output_dir, following)
 
 
 def _searched(entry: str) -> tuple[str, list[Any]]:

@@ -21,6 +21,8 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import texts_of
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.evaluation.records import format_number, percent
+from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
 from nlpkd.utils.files import explain_damage, write_atomic
@@ -59,6 +61,26 @@ class CompressResult:
     tokenizer: PreTrainedTokenizerBase
     records: list[dict[str, Any]]
     output_dir: Path
+
+    def cells(self) -> Cells:
+        """Return the table of what the last compression saved: its header, and a row a figure."""
+        done = self.records[-1]
+        figures = {"parameters": ("parameters", ","), "MB": ("size_mb", ".1f")}
+        rows = []
+        for name, (key, spec) in figures.items():
+            before, after = done[f"{key}_before"], done[f"{key}_after"]
+            numbers = (format_number(each, spec) for each in (before, after))
+            rows.append([name, *numbers, percent(after / before if before else None)])
+        return ["", "before", "after", "left"], rows
+
+    def verdict(self) -> str:
+        """Return in words what the last compression changed in the model's answers."""
+        done = self.records[-1]
+        agreement, difference = (format_number(done[key]) for key in ("agreement", "logits_difference"))
+        return (
+            f"{done['method']}: on the rows of the data the agreement with the model before is {agreement}, and a "
+            f"logit differs by {difference} on average."
+        )
 
 
 def compress(

@@ -17,7 +17,9 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import ask_for_label_names
 from nlpkd.data.sources import Source
 from nlpkd.data.tokenization import TeacherTokenizers
+from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
@@ -49,6 +51,22 @@ class TeacherResult:
     tokenizer: PreTrainedTokenizerBase
     metrics: dict[str, float]
     output_dir: Path
+
+    def cells(self) -> Cells:
+        """Return the table of its metrics: their names, and a row of figures; no row where none was measured."""
+        known = {
+            name: self.metrics[key]
+            for metric, name in METRIC_NAMES.items()
+            if (key := f"eval_{metric}") in self.metrics
+        }
+        return [*known], [[format_number(value) for value in known.values()]] if known else []
+
+    def verdict(self) -> str:
+        """Return in words how good it is."""
+        header, rows = self.cells()
+        if not rows:
+            return "The teacher was not measured, since there are no held-out rows."
+        return f"On the held-out rows the teacher's {header[0]} is {rows[0][0]}."
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.records import METRIC_NAMES, format_number, percent
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report_text import Cells
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import ModelSource
 from nlpkd.utils.files import staging_folder
@@ -46,6 +48,31 @@ class ExportResult:
     directory: Path
     records: list[OnnxRecord]
     report: EvaluationReport | None
+
+    def cells(self) -> Cells:
+        """Return the table of the files beside what they were made of: its header, and a row a file."""
+        in_7_bits = [each.portable_agreement for each in self.records]
+        portable = ["portable"] if any(each is not None for each in in_7_bits) else []
+        rows = [
+            [
+                each.file,
+                format_number(each.size_mb, ".1f"),
+                each.reference,
+                str(each.rows),
+                format_number(each.largest_difference, ".2g"),
+                format_number(each.agreement),
+                *(format_number(known) for _ in portable),
+            ]
+            for each, known in zip(self.records, in_7_bits, strict=True)
+        ]
+        return ["file", "MB", "compared with", "texts", "difference", "agree", *portable], rows
+
+    def verdict(self) -> str:
+        """Return in words what the files keep of the student's quality."""
+        if self.report is None:
+            return "No gate ran: what the files keep of the student's quality is measured with --data alone."
+        kept = [f"{record.file} keeps {percent(record.retention)}" for record in self.records]
+        return f"Of the student's {METRIC_NAMES[self.report.task.headline]} in PyTorch {', '.join(kept)}."
 
 
 def export_student(

@@ -18,6 +18,8 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import has_unlabelled
 from nlpkd.data.sources import Source
+from nlpkd.evaluation.records import METRIC_NAMES, format_number
+from nlpkd.evaluation.report_text import Cells, flat
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.objectives import Objective
 from nlpkd.objectives.objective_set import with_settings
@@ -31,6 +33,9 @@ from nlpkd.utils.optional import how_to_install
 from nlpkd.utils.processes import decided_by_main_process
 
 TUNING_FILE = "tuning.json"
+
+
+_SHOWN = 4
 
 
 DEFAULT_SEARCH: dict[str, Any] = {"learning_rate": (1e-5, 5e-4)}
@@ -51,6 +56,22 @@ class TuningResult:
     metric: str
     value: float
     trials: list[dict[str, Any]]
+
+    def cells(self) -> Cells:
+        """Return the table of the best trials: its header, and a row a setting."""
+        ended = [(each, number) for number, each in enumerate(self.trials) if each["value"] is not None]
+        best = sorted(ended, key=lambda trial: -trial[0]["value"])[:_SHOWN]
+        settings = [[name, *(flat(each.get(name, "")) for each, _ in best)] for name in self.best]
+        quality = [METRIC_NAMES[self.metric], *(format_number(each["value"]) for each, _ in best)]
+        return ["", *(f"trial {number}" for _, number in best)], [quality, *settings]
+
+    def verdict(self) -> str:
+        """Return in words how good the best trial is, and what that is worth."""
+        found = f"{METRIC_NAMES[self.metric]} {format_number(self.value)}"
+        return (
+            f"Of {len(self.trials)} trials the best has {found} on the held-out rows; it was chosen by this figure, "
+            "so measure a student with its settings on other rows."
+        )
 
 
 def tune(

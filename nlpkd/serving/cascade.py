@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import betaincinv, softmax
 
 from nlpkd.evaluation.records import percent
+from nlpkd.evaluation.report_text import Cells, markdown_table
 from nlpkd.utils.files import explain_damage, write_atomic
 
 CASCADE_NAME = "cascade.json"
@@ -81,8 +82,16 @@ class CascadeRecord:
                 raise ValueError(f"threshold {record.threshold} or temperature {record.temperature} is out of range")
         return record
 
-    def to_text(self) -> str:
-        """Describe in a few lines what the cascade gives."""
+    def cells(self) -> Cells:
+        """Return the table of candidates: its header, and a row a threshold."""
+        rows = [
+            [percent(each["answered"]), percent(each["found"], 2), percent(each["low"], 2), f"{each['threshold']:.4f}"]
+            for each in self.curve
+        ]
+        return ["answered", self.kind, "at least", "threshold"], rows
+
+    def verdict(self) -> str:
+        """Return in words what the cascade gives."""
         of = "of its answers agree with the teacher's" if self.kind == "agreement" else "of all answers are right"
         times = f"One text takes the student {self.student_ms:.2f} ms"
         if self.teacher_ms is not None:
@@ -91,21 +100,15 @@ class CascadeRecord:
                 f", the teacher {self.teacher_ms:.2f} ms and the cascade {mean:.2f} ms on average, "
                 f"{self.teacher_ms / mean:.1f} times as fast as the teacher"
             )
-        lines = [
+        return (
             f"The student answers {percent(self.answered)} of {self.rows:,} texts itself, where its probability is at "
             f"least {self.threshold:.4f}; {percent(self.found, 2)} {of}, with {percent(self.certainty, 0)} certainty "
-            f"at least {percent(self.low, 2)} (target {percent(self.target, 2)}).",
-            f"{times}.",
-            "",
-            f"| answered | {self.kind} | at least | threshold |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {percent(each['answered'])} | {percent(each['found'], 2)} | {percent(each['low'], 2)} | "
-            f"{each['threshold']:.4f} |"
-            for each in self.curve
-        ]
-        return "\n".join(lines)
+            f"at least {percent(self.low, 2)} (target {percent(self.target, 2)}). {times}."
+        )
+
+    def to_text(self) -> str:
+        """Describe in a few lines what the cascade gives."""
+        return f"{self.verdict()}\n\n{markdown_table(*self.cells())}"
 
 
 def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:

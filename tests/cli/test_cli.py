@@ -89,9 +89,13 @@ def student(folder, teacher) -> tuple[Path, str]:
 
 def test_train_teacher_saves_a_teacher_and_prints_its_metrics(teacher):
     path, printed = teacher
-    metrics = json.loads(printed[printed.rindex("{\n") : printed.rindex("}") + 1])
+    metrics = json.loads((path / "eval_results.json").read_text())
     assert metrics["eval_accuracy"] > 0.9
-    assert "The teacher is in teacher." in printed
+    assert f"On the held-out rows the teacher's accuracy is {metrics['eval_accuracy']:.3f}." in printed
+    lines = [line.split() for line in printed.splitlines()]
+    (table,) = [number for number, words in enumerate(lines) if words[:3] == ["accuracy", "macro", "F1"]]
+    assert lines[table + 1][0] == f"{metrics['eval_accuracy']:.3f}"
+    assert "The teacher is in teacher, with eval_results.json (its metrics)." in printed and "{\n" not in printed
     model = AutoModelForSequenceClassification.from_pretrained(path)
     assert model.config.id2label == {0: "bad", 1: "good"}
 

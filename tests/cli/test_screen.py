@@ -22,14 +22,21 @@ from nlpkd.cli.screen import (
     show_frontier,
     show_phases,
     show_report,
+    show_table,
     show_verification,
 )
 from nlpkd.comparison.points import Limits, Point
 from nlpkd.comparison.table import FrontierReport
+from nlpkd.compression.onnx import OnnxRecord
 from nlpkd.evaluation.origin import TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, TemperatureScaling
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.pipeline.compress import CompressResult
+from nlpkd.pipeline.distill import TeacherResult
+from nlpkd.pipeline.export import ExportResult
+from nlpkd.pipeline.tune import TuningResult
 from nlpkd.pipeline.verify import Claim, Verification
+from nlpkd.serving.cascade import CascadeRecord
 from nlpkd.utils.processes import duration, phase
 
 LATENCIES = [Latency(batch, tokens, 2, 1234.567, 2345.678, 3456.789) for batch in (1, 32) for tokens in (16, 128)]
@@ -122,6 +129,41 @@ def test_a_verification_fits_a_terminal_and_is_markdown_elsewhere(capsys):
     assert max(map(len, shown.splitlines())) <= 80 and "All 1 judged claims hold." in shown and "|" not in shown
     show_verification(verification)
     assert capsys.readouterr().out == f"{verification.to_markdown()}\n"
+
+
+RECORD = {"method": "factorize_embeddings", "parameters_before": 109_486_085, "parameters_after": 85_647_362,
+          "size_mb_before": 437.96, "size_mb_after": 342.6,
+          "agreement": 0.9876, "logits_difference": 0.1234}  # fmt: skip
+FILES = [OnnxRecord("onnx/model.onnx", 437.9, "PyTorch", 128, 1.234e-06, 1.0, 1.0),
+         OnnxRecord("onnx/model_int8.onnx", 110.4, "onnx/model.onnx", 128, 0.2345, 0.98, 0.99, 0.9876)]  # fmt: skip
+TRIALS = [
+    {"layers": 3, "learning_rate": 10**-k / 3, "forward_kl.temperature": 4.0, "value": 0.7 + k / 50} for k in range(9)
+]
+CURVE = [{"answered": 0.8123, "found": 0.98123, "low": 0.97, "threshold": 0.91234}]
+
+
+@pytest.mark.parametrize(
+    ("found", "row", "verdict"),
+    [
+        (CompressResult(None, None, [RECORD], Path()), "MB 438.0 342.6 78.2 %",
+         "with the model before is 0.988, and a logit differs by 0.123 on average."),
+        (ExportResult(Path(), FILES, None), "onnx/model_int8.onnx 110.4 onnx/model.onnx 128 0.23 0.980 0.988",
+         "No gate ran: "),
+        (TuningResult(TRIALS[8], "f1_macro", 0.86, [*TRIALS, TRIALS[0] | {"value": None}]),
+         "macro F1 0.860 0.840 0.820 0.800", "Of 10 trials the best has macro F1 0.860 on the held-out rows;"),
+        (TeacherResult(None, None, {"eval_loss": 0.5, "eval_accuracy": 0.8412, "eval_f1_macro": 0.75}, Path()),
+         "0.841 0.750", "On the held-out rows the teacher's accuracy is 0.841."),
+        (TeacherResult(None, None, {}, Path()), "", "The teacher was not measured, since there are no held-out rows."),
+        (CascadeRecord(0.9, 1.0, "agreement", 0.98, 0.95, 0.985, 0.981, 0.8, 872, "t", 1.2, 9.3, CURVE),
+         "81.2 % 98.12 % 97.00 % 0.9123", "The student answers 80.0 % of 872 texts itself,"),
+    ],
+    ids=["compress", "export", "tune", "train-teacher", "train-teacher-unmeasured", "cascade"],
+)  # fmt: skip
+def test_what_a_command_found_fits_a_terminal_of_80_columns_and_ends_with_its_verdict(found, row, verdict):
+    shown = without_styles(on_a_terminal(lambda: show_table(*found.cells(), found.verdict()), 80))
+    assert max(map(len, shown.splitlines())) <= 80 and "{" not in shown and "|" not in shown
+    assert row.split() in [line.split() for line in shown.splitlines()]
+    assert verdict in " ".join(shown.split())
 
 
 def test_a_narrow_terminal_and_a_long_name_lose_no_letter(report):

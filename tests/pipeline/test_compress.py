@@ -234,10 +234,15 @@ def test_the_command_compresses_and_says_what_it_did(saved, tmp_path):
     failing = Command(*command, "--method", "prune-neurons", "--rank", "4", cwd=tmp_path)
     code, out, err = finish(working)
     assert code == 0, err
-    record = json.loads(out[out.index("{") : out.rindex("}") + 1])
-    assert [record] == json.loads((tmp_path / "out" / "compression.json").read_text())
+    (record,) = json.loads((tmp_path / "out" / "compression.json").read_text())
     assert record["details"] == {"intermediate_size": [32, 16], "rows": 30} and 0 <= record["agreement"] <= 1
-    assert "The model is in out." in out
+    before, after = record["parameters_before"], record["parameters_after"]
+    cells = [line.split() for line in out.splitlines()]
+    assert ["parameters", f"{before:,}", f"{after:,}", f"{100 * after / before:.1f}", "%"] in cells
+    assert "How: intermediate_size [32, 16], rows 30." in out and "{" not in out
+    assert f"the agreement with the model before is {record['agreement']:.3f}, and a logit differs by " in out
+    assert "The model is in out, with compression.json (what was done to it)." in out
+    assert "evaluate before=student student=out --data HELD_OUT.csv --max-length 32\n" in out
     kept = yaml.safe_load((tmp_path / "out" / "compress.yaml").read_text())
     assert (kept["command"], kept["model"], kept["keep"]) == ("compress", "student", 0.5)
     assert predictions(tmp_path / "out", ["a good film"])[0] in (0, 1)

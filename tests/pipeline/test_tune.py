@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 from datasets import DatasetDict
@@ -136,6 +137,21 @@ def test_the_command_line_searches(teacher, splits, tmp_path):
     asked += ["--set", "use_cpu=true", "--set", "report_to=none", "--set", "teacher_check=off"]
     outcome = CliRunner().invoke(app, asked)
     assert outcome.exit_code == 0, outcome.output
-    assert len(json.loads((tmp_path / "out" / "tuning.json").read_text())["trials"]) == 2
+    found = json.loads((tmp_path / "out" / "tuning.json").read_text())
+    assert len(found["trials"]) == 2
+    # Its result is a table, and the best settings go on to a distillation that the command line takes as it stands.
+    cells = [line.split() for line in outcome.output.splitlines()]
+    best = found["trials"].index(found["best"] | {"value": found["value"]})
+    assert ["trial", str(best), "trial", str(1 - best)] in cells and "{\n" not in outcome.output
+    (row,) = [line for line in cells if line[:1] == ["learning_rate"]]
+    assert float(row[1]) == pytest.approx(found["best"]["learning_rate"], rel=1e-5)
+    words = shlex.split(outcome.output.partition("Next:\n")[2])
+    words = words[words.index("distill") :]
+    rows = ["--train", str(tmp_path / "train.csv"), "--validation-split", "0.25", "--max-length", "64"]
+    assert all(
+        word in words for word in [*rows, "layers:1", "hinton", str(found["best"]["learning_rate"]), "--use-cpu"]
+    )
+    planned = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert planned.exit_code == 0 and "training rows: 120" in planned.output, planned.output
     wrong = CliRunner().invoke(app, [*asked, "--search", "learning_rate"])
     assert wrong.exit_code == 2 and "LOW..HIGH" in wrong.output
