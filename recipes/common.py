@@ -9,7 +9,7 @@ from scipy.stats import t
 from transformers import HfArgumentParser
 
 from nlpkd import DistillationConfig
-from nlpkd.cli.screen import after_distilling, show_files, show_phases, show_report
+from nlpkd.cli.screen import after_distilling, hide_bars_of_weights, show_files, show_phases, show_report
 from nlpkd.pipeline.distill import DistillResult
 
 TRAIN: dict[str, Any] = {"aliases": ["--train_file", "--train-file"]}
@@ -21,6 +21,7 @@ TEST: dict[str, Any] = {"aliases": ["--test_file", "--test-file"]}
 def make_parser(recipe: type, **defaults: Any) -> HfArgumentParser:
     """Make a parser of a recipe's fields and of all fields of `DistillationConfig`, with a recipe's own defaults."""
     show_phases()
+    hide_bars_of_weights()
     parser = HfArgumentParser([recipe, DistillationConfig])  # type: ignore[list-item]
     shared = {"per_device_train_batch_size": 64, "warmup_steps": 0.06, "save_strategy": "epoch", "save_total_limit": 1}
     parser.set_defaults(**shared | defaults)

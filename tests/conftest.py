@@ -82,11 +82,11 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _phases_as_before():
     """Take back what a command of this process set up to show its phases: its stream is closed after its test."""
-    logger = logging.getLogger("nlpkd.utils.processes")
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    logger, phases = logging.getLogger("nlpkd"), logging.getLogger("nlpkd.utils.processes")
+    handlers, propagate, level = logger.handlers, logger.propagate, phases.level
     yield
     logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    phases.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from nlpkd.cli.screen import hide_bars_of_weights
 from nlpkd.cli.settings import SETTINGS, print_settings, read_config
 
 DATA, MODELS, TRAINING, OUTPUT = "Data", "Teacher and student", "Training", "Output"
@@ -139,6 +140,7 @@ def command(app: typer.Typer, *shared: str, name: str | None = None, **settings:
         def run(*arguments: Any, **options: Any) -> Any:
             from nlpkd.hub.client import limit_hub_requests
 
+            hide_bars_of_weights()
             limit_hub_requests()
             return function(*arguments, **options)
 

@@ -48,12 +48,23 @@ _COLUMNS = {
 
 
 def show_phases() -> None:
-    """Show on standard error when each part of a run starts and ends."""
-    logger = logging.getLogger("nlpkd.utils.processes")
+    """Show on standard error when each part of a run starts and ends, and what the run warns of, a line each."""
+    logger = logging.getLogger("nlpkd")
     logger.handlers = [logging.StreamHandler()]
-    logger.setLevel(logging.INFO)
-    # Some libraries give the root logger a handler, which would say it all again.
+    # Some libraries give the root logger a handler, which would say it all again, or with a name before it.
     logger.propagate = False
+    logging.getLogger("nlpkd.utils.processes").setLevel(logging.INFO)
+
+
+def hide_bars_of_weights() -> None:
+    """Show no bars of weights that are read and written, of which a run has dozens; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    shown = not are_progress_bars_disabled()
+    of_transformers.disable_progress_bar()
+    if shown:
+        enable_progress_bars()
 
 
 def show_report(report: EvaluationReport, verdict: str | None = None) -> None:

@@ -34,6 +34,7 @@ from nlpkd.utils.files import explain_damage
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.links import inside, move_into, refuse_links
 from nlpkd.utils.optional import require
+from nlpkd.utils.processes import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -268,17 +269,9 @@ def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> N
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep exporter and quantiser from talking of what a caller can do nothing about."""
-    loggers = [logging.getLogger(), logging.getLogger("torch.onnx")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+    with quiet("", "torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def compare_logits(

@@ -98,12 +98,17 @@ class Job:
                 finished.unlink(missing_ok=True)
         # Objectives are trained too: each seed starts with its own.
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
-        student, report = self.run_seed(args, self.stages, baseline_dir)
+        if num_seeds > 1:
+            logger.warning("Seed %d, the first of %d.", args.seed, num_seeds)
+        # The page of several seeds is drawn at the end.
+        student, report = self.run_seed(args, self.stages, baseline_dir, page=num_seeds == 1)
         reports = [report]
-        for seed, stages in enumerate(fresh, start=args.seed + 1):
+        for number, stages in enumerate(fresh, start=2):
+            seed = args.seed + number - 1
             further = folder / f"seed-{seed}"
+            logger.warning("Seed %d, number %d of %d, in %s.", seed, number, num_seeds, further)
             if resumes(args) and (further / JSON_NAME).exists():
-                logger.info("Seed %d is finished: its report in %s is used.", seed, further)
+                logger.warning("It is finished: its report is used.")
                 reports.append(EvaluationReport.load(further))
                 continue
             settings = replace(_beside(args, further), seed=seed, data_seed=None)
@@ -115,7 +120,7 @@ class Job:
         return student, report
 
     def run_seed(
-        self, args: DistillationConfig, stages: Sequence[Stage], baseline_dir: Path
+        self, args: DistillationConfig, stages: Sequence[Stage], baseline_dir: Path, *, page: bool = True
     ) -> tuple[PreTrainedModel, EvaluationReport]:
         """Train stage after stage, the earlier ones in `stage-N/`, and measure with one seed.
 
@@ -123,6 +128,7 @@ class Job:
             args: the settings.
             stages: with objectives not bound yet.
             baseline_dir: where the baselines go.
+            page: whether this report gets a page, where `args` asks for one.
 
         Returns:
             The student and its report, both saved in the output directory.
@@ -162,14 +168,13 @@ class Job:
                 settings = _beside(_altogether(args, [*earlier, last], steps), baseline_dir / name)
                 baselines[name], spent_on[name] = self._train_baseline(model, settings, steps)
             # All of them on the same rows.
-            with phase(f"Measuring {', '.join(['student', 'teacher', *baselines])}"):
-                return trainer.model, self._measure(trainer, baselines, spent_on, args, stages)
+            return trainer.model, self._measure(trainer, baselines, spent_on, args, stages, page and args.html_report)
 
     def run_untrained(self, args: DistillationConfig) -> EvaluationReport:
         """Save and measure the student as it is made: of a teacher that is shipped, with its vocabulary trimmed."""
         trainer = self.trainer(self.make_untrained_student(args.seed), args, self.stages[0])
         trainer.save_model()
-        return self._measure(trainer, {}, {}, args, self.stages)
+        return self._measure(trainer, {}, {}, args, self.stages, args.html_report)
 
     def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
         """Make the trainer of a stage."""
@@ -232,6 +237,7 @@ class Job:
         seconds: Mapping[str, float | None],
         args: DistillationConfig,
         stages: Sequence[Stage],
+        page: bool,
     ) -> EvaluationReport:
         """Measure student, teacher, baselines and what is shipped on the same rows, and save report and card."""
         split, rows, held_out = self._rows_to_measure(trainer.model.config)
@@ -239,27 +245,29 @@ class Job:
         if PartialState().is_main_process:
             given = (trainer.model, self.tokenizer, args.output_dir, rows, self.data)
             shipped = ship_student(*given) if self.ship else {}
-            report = evaluate_student(
-                trainer.model,
-                self.teacher,
-                rows,
-                self.tokenizer,
-                candidates={**baselines, **shipped},
-                teacher_tokenizer=self.teacher_tokenizer,
-                teacher_order=trainer.teacher_order,
-                run=self._record(trainer, split, stages, Path(trainer.args.output_dir)),
-                training_seconds={name: known for name, known in seconds.items() if known is not None},
-                threshold_dataset=held_out,
-                text_columns=self.data.text_columns,
-                bootstrap_samples=args.bootstrap_samples,
-                latency_runs=args.latency_runs,
-                seed=args.seed,
-            )
-            if chosen := report.run.thresholds:
-                trainer.model.config.thresholds = dict(chosen["student"])
-                with atomic_folder_update(Path(args.output_dir)) as temporary:
-                    trainer.model.config.save_pretrained(temporary)
-            save_report(report, args.output_dir, args.hub_model_id, page=args.html_report)
+            measured = [*(["teacher"] if self.teacher is not None else []), *baselines, *shipped]
+            with phase(f"Measuring {', '.join(['student', *measured])}"):
+                report = evaluate_student(
+                    trainer.model,
+                    self.teacher,
+                    rows,
+                    self.tokenizer,
+                    candidates={**baselines, **shipped},
+                    teacher_tokenizer=self.teacher_tokenizer,
+                    teacher_order=trainer.teacher_order,
+                    run=self._record(trainer, split, stages, Path(trainer.args.output_dir)),
+                    training_seconds={name: known for name, known in seconds.items() if known is not None},
+                    threshold_dataset=held_out,
+                    text_columns=self.data.text_columns,
+                    bootstrap_samples=args.bootstrap_samples,
+                    latency_runs=args.latency_runs,
+                    seed=args.seed,
+                )
+                if chosen := report.run.thresholds:
+                    trainer.model.config.thresholds = dict(chosen["student"])
+                    with atomic_folder_update(Path(args.output_dir)) as temporary:
+                        trainer.model.config.save_pretrained(temporary)
+                save_report(report, args.output_dir, args.hub_model_id, page=page)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 

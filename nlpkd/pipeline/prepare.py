@@ -18,11 +18,12 @@ from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_voca
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import name_classes
-from nlpkd.data.labels.classes import Classes, ClassWeights
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids
+from nlpkd.evaluation.records import percent
 from nlpkd.hub.model_card import hub_id
 from nlpkd.labelling.rows import LABELS_NAME, label_splits
 from nlpkd.models.ensemble import as_one_teacher
@@ -32,7 +33,7 @@ from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
-from nlpkd.pipeline.roles import Teachers, baselines_asked_for, is_pretrained
+from nlpkd.pipeline.roles import Teachers, baselines_asked_for, is_pretrained, weights_of_classes
 from nlpkd.students.backbone import find_backbone, known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
@@ -41,6 +42,7 @@ from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
 from nlpkd.utils.optional import require
+from nlpkd.utils.processes import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -225,35 +227,6 @@ def prepare_teacher(
     )
 
 
-def weights_of_classes(
-    asked: str | Sequence[float] | Mapping[str, float] | None, data: TextClassificationData
-) -> Sequence[float] | Mapping[str, float] | None:
-    """Return the class weights asked for: those that were given, or the balanced ones of the training rows.
-
-    Args:
-        asked: as `nlpkd.distill` takes it.
-        data: whose training rows are balanced.
-
-    Returns:
-        One a class, or None.
-
-    Raises:
-        ValueError: for another word.
-    """
-    if asked is None or isinstance(asked, Mapping):
-        return asked
-    if not isinstance(asked, str):
-        # In the order of the rows' label ids, which may not be the student's.
-        classes = Classes.of(data.id2label)
-        CrossEntropyLoss(class_weights=asked)  # Refuses what are no weights.
-        if len(asked) != len(classes):
-            raise ValueError(f"got {len(asked)} class weights for {len(classes)} labels ({classes}): give one a label")
-        return ClassWeights(asked, classes)
-    if asked != "balanced":
-        raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
-    return data.class_weights
-
-
 def _refuse_unfit_options(
     train: Any, student: Any, vocabulary: str | None, ship: bool, embedding_size: int | None
 ) -> None:
@@ -364,14 +337,21 @@ def _with_trimmed_vocabulary(
 
     held_out = [split for split in ("validation", "test") if split in job.data]
     lacking = {split: spelled_out(tokenizer, job.tokenizer, texts(job.data[split])) for split in held_out}
-    for split, share in lacking.items():
-        logger.warning("%s: %.1f %% of the tokens are not in the trimmed vocabulary: spelled out", split, 100 * share)
+    told = ", ".join(f"{percent(share)} of the tokens of {split}" for split, share in lacking.items())
+    logger.warning("The vocabulary is trimmed to %d tokens; others spell out %s.", len(tokenizer), told)
+    # What there is to say of the rows was said when they were first read.
+    with quiet("nlpkd.data"):
+        data = load(tokenizer)
+    if data.truncated != job.data.truncated:
+        logger.warning(
+            "With the trimmed vocabulary rows are truncated to %d tokens: %s", data.max_length, data.truncated
+        )
     student = job.origin["student"] | {"vocabulary": record.details | {"spelled_out": lacking}}
     return replace(
         job,
         tokenizer=tokenizer,
         teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
-        data=load(tokenizer),
+        data=data,
         origin=job.origin | {"student": student},
         make_untrained_student=trimmed(make_student),
         baselines={name: trimmed(make) for name, make in job.baselines.items()},

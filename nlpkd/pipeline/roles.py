@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import telling_names
+from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import labelled_rows, random_access
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
@@ -194,6 +195,35 @@ def is_pretrained(student: ModelSource) -> bool:
     config = student.config()
     architectures = getattr(config, "architectures", None) or []
     return not hasattr(config, CONFIG_KEY) and not any("SequenceClassification" in name for name in architectures)
+
+
+def weights_of_classes(
+    asked: str | Sequence[float] | Mapping[str, float] | None, data: TextClassificationData
+) -> Sequence[float] | Mapping[str, float] | None:
+    """Return the class weights asked for: those that were given, or the balanced ones of the training rows.
+
+    Args:
+        asked: as `nlpkd.distill` takes it.
+        data: whose training rows are balanced.
+
+    Returns:
+        One a class, or None.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if asked is None or isinstance(asked, Mapping):
+        return asked
+    if not isinstance(asked, str):
+        # In the order of the rows' label ids, which may not be the student's.
+        classes = Classes.of(data.id2label)
+        CrossEntropyLoss(class_weights=asked)  # Refuses what are no weights.
+        if len(asked) != len(classes):
+            raise ValueError(f"got {len(asked)} class weights for {len(classes)} labels ({classes}): give one a label")
+        return ClassWeights(asked, classes)
+    if asked != "balanced":
+        raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
+    return data.class_weights
 
 
 def supervised_trainer(

@@ -44,6 +44,26 @@ def decided_by_main_process(decide: Callable[[], Decision]) -> Decision:
 
 
 @contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Keep loggers from telling anything but errors, of what was told before or nobody can do anything about.
+
+    Args:
+        *loggers: their names; the root logger's is empty.
+
+    Yields:
+        Nothing.
+    """
+    levels = {each: each.level for each in map(logging.getLogger, loggers)}
+    for each in levels:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in levels.items():
+            each.setLevel(level)
+
+
+@contextmanager
 def phase(name: str) -> Iterator[None]:
     """Log the start of a part of a run, and its end with the time it took; of several processes the main one does.
 

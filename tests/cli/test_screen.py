@@ -18,6 +18,7 @@ import pytest
 from nlpkd.cli.screen import (
     after_distilling,
     as_options,
+    hide_bars_of_weights,
     show_files,
     show_frontier,
     show_phases,
@@ -255,10 +256,33 @@ def test_a_phase_is_a_line_at_its_start_and_one_with_its_time_at_its_end(capsys)
     with pytest.raises(ValueError, match="x"), phase("Measuring"):
         raise ValueError("x")
     assert capsys.readouterr().err == "Measuring ...\n"
-    logger = logging.getLogger(phase.__module__)
-    logger.handlers = []
-    logger.setLevel(logging.NOTSET)
-    logger.propagate = True
+
+
+def test_a_warning_is_a_line_whatever_handlers_a_library_gives_the_root_logger(capsys):
+    show_phases()
+    root = logging.getLogger()
+    theirs = logging.StreamHandler()
+    theirs.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    root.addHandler(theirs)
+    try:
+        logging.getLogger("nlpkd.training.trainer").warning("Training with %s.", "bf16")
+        logging.getLogger("nlpkd.training.trainer").info("A detail.")
+    finally:
+        root.removeHandler(theirs)
+    assert capsys.readouterr().err == "Training with bf16.\n"
+
+
+def test_bars_of_weights_are_hidden_and_those_of_downloads_are_not():
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging as of_transformers
+
+    enabled = of_transformers.is_progress_bar_enabled()
+    try:
+        hide_bars_of_weights()
+        assert not of_transformers.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    finally:
+        if enabled:
+            of_transformers.enable_progress_bar()
 
 
 @pytest.mark.parametrize(

@@ -406,7 +406,7 @@ def test_without_a_trimmed_form_token_objectives_are_still_refused(settings):
         )  # fmt: skip
 
 
-def test_distil_with_a_trimmed_vocabulary(tmp_path, tokenizer):
+def test_distil_with_a_trimmed_vocabulary(tmp_path, tokenizer, caplog):
     names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
     teacher = tiny_bert(layers=4, **names)
     train = raw_rows(60, seed=1).filter(lambda text: "film" not in text and "great" not in text, input_columns="text")
@@ -416,6 +416,10 @@ def test_distil_with_a_trimmed_vocabulary(tmp_path, tokenizer):
         teacher_check="off",
     )  # fmt: skip
     assert "film" not in result.tokenizer.get_vocab() and "good" in result.tokenizer.get_vocab()
+    # What there is to say of the rows is said once, though they are read again with the new tokenizer.
+    told = [line.getMessage() for line in caplog.records if line.name.startswith(("nlpkd.data", "nlpkd.pipeline"))]
+    assert sorted(told) == sorted(set(told)) and any("single_label_classification of 'text'" in line for line in told)
+    assert any(f"trimmed to {len(result.tokenizer)} tokens; others spell out " in line for line in told)
     for folder in (tmp_path, tmp_path / "baseline" / "same_start"):
         loaded, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
         again = AutoTokenizer.from_pretrained(folder)

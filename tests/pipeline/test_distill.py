@@ -212,6 +212,24 @@ def test_the_record_says_what_made_the_figures(compared, splits):
     assert compared.report.candidates["no_teacher"].training_seconds > 0
 
 
+def test_the_page_of_several_seeds_is_drawn_once_when_all_are_measured(tmp_path, tokenizer):
+    seen: list[bool] = []
+
+    class Looking(ForwardKLLoss):
+        def total(self, *given):
+            seen.append((tmp_path / "report.html").exists())
+            return super().total(*given)
+
+    rows = DatasetDict(train=raw_rows(24), validation=raw_rows(16, seed=3))
+    distill(
+        tiny_bert(layers=4), "layers:2", rows, tokenizer=tokenizer, teacher_tokenizer=tokenizer,
+        objectives=[Looking()], output_dir=tmp_path, teacher_check="off", num_seeds=2, max_steps=1,
+        **QUICK | {"html_report": True},
+    )  # fmt: skip
+    assert len(seen) >= 2 and not any(seen)
+    assert "Over several seeds" in (tmp_path / "report.md").read_text() and (tmp_path / "report.html").exists()
+
+
 def test_the_baseline_starts_from_the_student_s_weights_and_sees_the_same_batches(tmp_path, taught, splits, small):
     """With a learning rate of 0 both end where they started, and log the same gold loss step by step."""
     distill(
