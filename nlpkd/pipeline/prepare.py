@@ -37,7 +37,7 @@ from nlpkd.pipeline.roles import Teachers, baselines_asked_for, is_pretrained, w
 from nlpkd.students.backbone import find_backbone, known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
-from nlpkd.students.kinds import kind_of
+from nlpkd.students.kinds import kind_of, merge_adapter
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
@@ -165,7 +165,8 @@ def prepare_job(
     )
     if vocabulary is None and not ship:
         return job
-    return _with_trimmed_vocabulary(job, teachers, load, args.seed, required=vocabulary == "trim")
+    whole = merge_adapter(models[0]) if inherits else None
+    return _with_trimmed_vocabulary(job, whole, teachers, load, args.seed, required=vocabulary == "trim")
 
 
 def _backbone_on_the_hub(teachers: Sequence[PreTrainedModel], given: str | Path | None) -> dict[str, str]:
@@ -295,7 +296,7 @@ def _student_maker(
         return lambda seed: copy.deepcopy(given)
     if teachers and _is_made_of_a_teacher(given):
         trust: dict[str, Any] = {"trust_remote_code": student.trust_remote_code}
-        return lambda seed: make_student(teachers[0], given, seed=seed, **options, **trust)
+        return lambda seed, **more: make_student(teachers[0], given, seed=seed, **options, **more, **trust)
     # A trained head without names is put in the rows' order by the trainer, which has gold labels.
     own = Classes.of_config(student.config())
     unnamed = own is not None and own.is_generic and len(own) == data.num_labels and not is_pretrained(student)
@@ -310,6 +311,7 @@ def _student_maker(
 
 def _with_trimmed_vocabulary(
     job: Job,
+    whole: PreTrainedModel | None,
     teachers: Teachers,
     load: Callable[[PreTrainedTokenizerBase], TextClassificationData],
     seed: int,
@@ -318,22 +320,23 @@ def _with_trimmed_vocabulary(
 ) -> Job:
     """Leave the student the vocabulary of the training split's text, and read the data again with it.
 
-    Where that can't be and is not required, a warning says why, and the vocabulary stays whole.
+    `whole` is the teacher that it is made of. Where that can't be and is not required, a warning says why.
     """
     make_student = job.make_untrained_student
     texts = partial(texts_of, columns=job.data.text_columns)
     try:
-        _, tokenizer, record = trim_vocabulary(make_student(seed), job.tokenizer, texts(job.data["train"]))
+        _, tokenizer, record = trim_vocabulary(whole or make_student(seed), job.tokenizer, texts(job.data["train"]))
     except ValueError as error:
         if required:
             raise
         logger.warning("The student is shipped with its whole vocabulary: %s", error)
         return job
     ids: Any = original_ids(tokenizer, job.tokenizer)
+    more = {"token_ids": ids} if whole else {}
 
-    def trimmed(make: Callable[[int], PreTrainedModel]) -> Callable[[int], PreTrainedModel]:
+    def trimmed(make: Callable[..., PreTrainedModel]) -> Callable[[int], PreTrainedModel]:
         """Return a function from a seed to what `make` makes, with fewer tokens."""
-        return lambda seed: trim_embeddings(make(seed), ids)
+        return lambda seed: trim_embeddings(make(seed, **more), ids)
 
     held_out = [split for split in ("validation", "test") if split in job.data]
     lacking = {split: spelled_out(tokenizer, job.tokenizer, texts(job.data[split])) for split in held_out}

@@ -37,7 +37,8 @@ class StudentKind:
         has_layers: whether it has layers of the teacher.
         is_plain: checks whether, made of a teacher by a name, it has the teacher's architecture, with embeddings that
             can be factorised.
-        reads_rows: whether `build` takes `rows` too, their `tokenizer`, and the `fine_tuned` teacher to run on them.
+        reads_rows: whether `build` takes `rows` too, their `tokenizer`, the `token_ids` that a trimmed vocabulary will
+            keep, and the `fine_tuned` teacher to run on them.
     """
 
     has_name: Callable[[str], bool]
@@ -83,6 +84,7 @@ def _student_of_width(
     fine_tuned: PreTrainedModel | None,
     rows: Any,
     tokenizer: PreTrainedTokenizerBase | None,
+    token_ids: Sequence[int] | None,
     **widths: Any,
 ) -> PreTrainedModel:
     """Keep a share of the heads and neurons of every layer."""
@@ -169,6 +171,7 @@ def build_student(
     trust_remote_code: bool = False,
     rows: Any = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    token_ids: Sequence[int] | None = None,
     **shape: Any,
 ) -> PreTrainedModel:
     """Make a student by its name, as `make_student` takes it.
@@ -182,6 +185,7 @@ def build_student(
         trust_remote_code: run the backbone repository's own code.
         rows: of a kind that reads some, tokenised rows with labels; others pass them over.
         tokenizer: what they were tokenised with.
+        token_ids: the tokens that a trimmed vocabulary will keep, where one will be made.
         **shape: settings of the kind.
 
     Returns:
@@ -194,7 +198,7 @@ def build_student(
     if kind is None:
         raise ValueError(_unknown(layers))
     if kind.reads_rows:
-        shape |= {"rows": rows, "tokenizer": tokenizer, "fine_tuned": teacher}
+        shape |= {"rows": rows, "tokenizer": tokenizer, "token_ids": token_ids, "fine_tuned": teacher}
     if teacher is not None and backbone is not None:
         teacher = load_pretrained(merge_adapter(teacher), backbone, seed=seed, trust_remote_code=trust_remote_code)
     student = kind.build(teacher, layers, id2label=id2label, seed=seed, **shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def small_student(
     pad_token_id: int | None = None,
     embeddings: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    token_ids: Sequence[int] | None = None,
     seed: int = 42,
     **shape: Any,
 ) -> PreTrainedModel:
@@ -50,6 +51,8 @@ def small_student(
             `embedding_size`, 256 unless the teacher is narrower; `"random"`. If None, `"contextual"` for a `"static"`
             one with a tokenizer and a teacher that has layers, `"teacher"` with another teacher, else `"random"`.
         tokenizer: the teacher's, whose special tokens contextual vectors are made with.
+        token_ids: the tokens whose contextual vectors are computed, such as those that a trimmed vocabulary will keep;
+            all of them if None.
         seed: of what is initialised at random.
         **shape: further settings of `BiLSTMConfig`, `TextCNNConfig` or `StaticConfig`, such as `hidden_size=300`.
 
@@ -91,7 +94,7 @@ def small_student(
     if teacher is not None and embeddings != "random":
         ours, theirs = _table(student), _table(teacher)
         if embeddings == "contextual":
-            theirs = token_vectors(teacher, tokenizer, config.embedding_size)  # type: ignore[arg-type,attr-defined]
+            theirs = token_vectors(teacher, tokenizer, config.embedding_size, token_ids)  # type: ignore[arg-type,attr-defined]
         if ours.shape != theirs.shape:
             raise ValueError(
                 f"the teacher's embedding table is {tuple(theirs.shape)}, and {tuple(ours.shape)} is asked for: leave "
@@ -126,8 +129,10 @@ _kept: dict[str, Tensor] = {}
 """The last vectors, by what they were made of: students of several seeds start from the same."""
 
 
-def token_vectors(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """Compute a vector of each token of a teacher's vocabulary, as model2vec does (Tulkens and van Dongen 2024).
+def token_vectors(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size: int, token_ids: Sequence[int] | None = None
+) -> Tensor:
+    """Compute vectors of the tokens of a teacher's vocabulary, as model2vec does (Tulkens and van Dongen 2024).
 
     Token t goes through the encoder alone between special tokens, [CLS] t [SEP], in the teacher's own dtype; its
     vector is the mean of the last hidden states of all of them, centred, and projected to the first principal axes of
@@ -138,9 +143,10 @@ def token_vectors(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         teacher: a classifier with an encoder, on whose device it is computed.
         tokenizer: its tokenizer.
         size: how many axes.
+        token_ids: the tokens; all of them if None.
 
     Returns:
-        float32 `(vocabulary, size)`.
+        float32 `(vocabulary, size)`; zeros where a token is not among them.
 
     Raises:
         ValueError: if the encoder has fewer dimensions, gives no hidden states, or the tokenizer does not show where a
@@ -151,13 +157,14 @@ def token_vectors(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     count = len(_table(teacher))
     if max([*before, *after, 0]) >= count:
         raise ValueError(f"the tokenizer has special tokens beyond the {count} of the teacher: give the teacher's own")
-    key = hash_value([hash_weights(encoder), hash_configuration(encoder), before, after, size])
+    key = hash_value([hash_weights(encoder), hash_configuration(encoder), before, after, size, token_ids])
     if key in _kept:
         return _kept[key].to(device)
     # Every token through the encoder.
     vectors: list[Tensor] = []
-    with phase(f"Computing the vectors of {count} tokens"), evaluating(encoder):
-        for ids in torch.arange(count, device=device).split(_TOKENS_AT_ONCE):
+    chosen = torch.tensor(range(count) if token_ids is None else token_ids, device=device)
+    with phase(f"Computing the vectors of {len(chosen)} tokens"), evaluating(encoder):
+        for ids in chosen.split(_TOKENS_AT_ONCE):
             parts = [ids.new_tensor(special).expand(len(ids), -1) for special in (before, after)]
             rows = torch.cat([parts[0], ids[:, None], parts[1]], dim=1)  # (tokens, special ones and one)
             outputs = encoder(input_ids=rows, attention_mask=torch.ones_like(rows))
@@ -174,8 +181,8 @@ def token_vectors(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         found = centred @ axes.float()
         found = found / found.square().sum(dim=1).mean().sqrt()
     _kept.clear()
-    # Not a tensor of the inference mode, which could not be trained.
-    _kept[key] = found.cpu().clone()
+    # Made outside of the inference mode, whose tensors could not be trained.
+    _kept[key] = torch.zeros(count, size).index_copy_(0, chosen.cpu(), found.cpu())
     return _kept[key].to(device)
 
 

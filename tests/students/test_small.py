@@ -7,7 +7,7 @@ from families import electra, llama, make
 from samples import raw_rows, tiny_bert
 from transformers import BartConfig, BartForSequenceClassification, T5Config, T5ForSequenceClassification
 
-from nlpkd import make_student
+from nlpkd import distill, make_student
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.small import small_student, token_vectors
 
@@ -23,10 +23,10 @@ def t5():
     return T5ForSequenceClassification(T5Config(vocab_size=24, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
 
 
-def naive_vectors(teacher, size: int) -> np.ndarray:
+def naive_vectors(teacher, size: int, tokens=None) -> np.ndarray:
     """Each token alone through the encoder, averaged, and the principal axes by a singular value decomposition."""
     vectors = []
-    for token in range(teacher.config.vocab_size):
+    for token in range(teacher.config.vocab_size) if tokens is None else tokens:
         with torch.no_grad():
             states = teacher.bert(input_ids=torch.tensor([[2, token, 3]])).last_hidden_state  # [CLS] token [SEP]
         vectors.append(states[0].numpy().mean(axis=0))
@@ -49,6 +49,31 @@ def test_vectors_are_those_of_a_naive_loop(tokenizer):
     with torch.no_grad():
         teacher.bert.encoder.layer[0].output.dense.weight.mul_(2)
     assert not torch.allclose(token_vectors(teacher, tokenizer, 16).abs(), again.abs(), atol=1e-3)
+
+
+def test_vectors_of_some_tokens_have_the_principal_axes_of_these(tokenizer):
+    teacher, some = tiny_bert(initializer_range=0.5).eval(), [0, 2, 3, *range(7, 20, 2)]
+    found = token_vectors(teacher, tokenizer, 5, some).numpy()
+    expected = naive_vectors(teacher, 5, some)
+    signs = np.sign((found[some] * expected).sum(axis=0))
+    np.testing.assert_allclose(found[some] * signs, expected, atol=1e-4)
+    assert not np.delete(found, some, axis=0).any()
+
+
+def test_a_trimmed_job_computes_the_vectors_of_the_tokens_that_stay(tokenizer, tmp_path, caplog):
+    caplog.set_level("INFO", "nlpkd")
+    teacher = tiny_bert(initializer_range=0.5, id2label={0: "neg", 1: "pos"})
+    made = distill(
+        teacher, "static", raw_rows(24), raw_rows(8, seed=7), teacher_tokenizer=tokenizer, objectives="hinton",
+        vocabulary="trim", output_dir=tmp_path, bf16=False, report_to="none", disable_tqdm=True, use_cpu=True,
+        max_steps=1, teacher_check="off", rehearsal=False, save_strategy="no", learning_rate=1e-30,
+    )  # fmt: skip
+    rows = len(made.tokenizer)
+    assert rows < len(tokenizer) and f"Computing the vectors of {rows} tokens ..." in caplog.messages
+    table = made.student.get_input_embeddings().weight.detach().numpy()
+    kept = [tokenizer.convert_tokens_to_ids(made.tokenizer.convert_ids_to_tokens(at)) for at in range(rows)]
+    expected = naive_vectors(teacher.eval(), 16, kept)
+    np.testing.assert_allclose(table * np.sign((table * expected).sum(axis=0)), expected, atol=1e-4)
 
 
 def test_a_static_student_starts_from_them_and_is_trained(tokenizer, batch):

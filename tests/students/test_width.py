@@ -229,7 +229,8 @@ def test_its_onnx_file_and_its_last_layer_of_the_first_token_alone_give_its_logi
     assert student.base.bert.encoder.layer[-1] is first.whole
 
 
-def test_the_whole_job_by_name_with_a_trimmed_vocabulary_and_hidden_states(make_rows, tokenizer, tmp_path):
+def test_the_whole_job_by_name_with_a_trimmed_vocabulary_and_hidden_states(make_rows, tokenizer, tmp_path, caplog):
+    caplog.set_level("INFO", "nlpkd")
     teacher = four_heads(id2label={0: "neg", 1: "pos"})
     distill(
         teacher, "width:0.5", raw_rows(24), raw_rows(8, seed=7), teacher_tokenizer=tokenizer, objectives="dynabert",
@@ -239,6 +240,7 @@ def test_the_whole_job_by_name_with_a_trimmed_vocabulary_and_hidden_states(make_
     )  # fmt: skip
     loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()) and loaded.config.num_attention_heads == 2
+    assert caplog.messages.count("Measuring which heads and neurons matter ...") == 1
     # It is what make_student makes of the training rows.
     expected = make_student(teacher, "width:0.5", rows=make_rows(24), tokenizer=tokenizer)
     for layer in range(2):
