@@ -39,7 +39,8 @@ _OF_MORE_TYPES = {"fsdp", "resume_from_checkpoint", "dataloader_multiprocessing_
 _LEAST = {
     "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
     "weight_decay": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1, "bootstrap_samples": 1, "latency_runs": 0,
+    "gradient_accumulation_steps": 1, "bootstrap_samples": 1, "latency_runs": 0, "augment_copies": 1,
+    "augment_change": 0,
 }  # fmt: skip
 
 
@@ -92,6 +93,12 @@ class DistillationConfig(TrainingArguments):
         ensemble_average: what of several teachers is averaged: `"probabilities"` or `"logits"`; see
             `nlpkd.models.ensemble`.
         ensemble_weights: weights of several teachers, one a teacher; equal ones if None. Only their ratios count.
+        augment: `distill` makes further rows for the teacher to label, in a way of `nlpkd.augment.WAYS`, or in the one
+            that fits the kind of student (`"auto"`). None makes none.
+        augment_copies: how many variants are drawn of each row; those that are not new are dropped.
+        augment_change: about which share of a text's words a variant changes.
+        augment_texts: a file of unlabelled text, whose lengths the further rows then follow.
+        augment_model: path or Hub id of the masked language model of `augment="masked-lm"`.
 
     Raises:
         ValueError: if a setting is out of range or can't be had here, several GPUs are visible without a launcher, or
@@ -141,6 +148,13 @@ class DistillationConfig(TrainingArguments):
     ensemble_weights: list[float] | None = _setting(
         None, "Weights of several teachers, one a teacher; equal ones by default."
     )
+    augment: str | None = _setting(
+        None, "Make more rows for the teacher to label: auto, constituents, neighbours, masked-lm, masking or ngrams."
+    )
+    augment_copies: int = _setting(5, "Variants drawn of each row.")
+    augment_change: float = _setting(0.3, "About which share of a text's words a variant changes.")
+    augment_texts: str | None = _setting(None, "Unlabelled text whose lengths the further rows follow.")
+    augment_model: str | None = _setting(None, "Masked language model of --augment masked-lm: a path or Hub id.")
 
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""

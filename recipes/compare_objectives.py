@@ -27,7 +27,8 @@ from nlpkd import (
     make_student,
     only_run,
 )
-from nlpkd.augment import MaskingAndNGrams, augment, unlabelled
+from nlpkd.augment import WAYS, MaskingAndNGrams, augment, follow_lengths, make_augmenter, unlabelled
+from nlpkd.augment.splits import read_texts
 from nlpkd.objectives import (
     PRESETS,
     AdversarialLoss,
@@ -58,6 +59,7 @@ METHODS = {name: lambda name=name: resolve(name) for name in PRESETS} | {
     "hinton + augmented text": lambda: resolve("hinton"),
     "hinton + unlabelled text": lambda: resolve("hinton"),
 }
+METHODS |= {f"soft targets only + {way}": METHODS["soft targets only"] for way in WAYS}
 ALONE = ("undistilled", "label smoothing")
 """Methods without a teacher."""
 
@@ -75,7 +77,11 @@ class Comparison:
     curve_rows: int = 400
     label_shares: str = "1.0"
     label_noise: float = 0.0
-    methods: str = ",".join(name for name in METHODS if "text" not in name and name != "label smoothing")
+    methods: str = ",".join(name for name in METHODS if " + " not in name and name != "label smoothing")
+    gain_over: str = "undistilled"
+    copies: int = 5
+    change: float = 0.3
+    lengths_of: str | None = None
     num_seeds: int = 3
     max_length: int = 128
 
@@ -84,8 +90,8 @@ def train(method: str, share: float, seed: int, teacher, tokenizer, data, compar
     """Train one student; every method has the same number of steps, whatever its stages and its share of the rows."""
     shuffled = data["train"].shuffle(seed=0)
     rows = shuffled.select(range(max(1, round(share * len(shuffled)))))
-    if method == "hinton + augmented text" or (method == "hinton + unlabelled text" and share < 1):
-        rows = with_more_text(method, rows, shuffled, tokenizer, data, comparison)
+    if " + " in method and (method != "hinton + unlabelled text" or share < 1):
+        rows = with_more_text(method, rows, shuffled, teacher, tokenizer, data, comparison)
     student, stages = make_student(teacher, comparison.student, seed=seed), METHODS[method]()
     steps = round(args.num_train_epochs * len(data["train"]) / args.per_device_train_batch_size)
     curve, started, before = [], time.perf_counter(), 0
@@ -110,14 +116,20 @@ def train(method: str, share: float, seed: int, teacher, tokenizer, data, compar
     return about | {"seconds": seconds, "curve": curve} | test
 
 
-def with_more_text(method: str, rows, every, tokenizer, data, comparison: Comparison):
-    """Add unlabelled rows: five variants of each labelled text, or the texts whose labels are left out."""
+def with_more_text(method: str, rows, every, teacher, tokenizer, data, comparison: Comparison):
+    """Add unlabelled rows: variants of each labelled text, or the texts whose labels are left out."""
     columns = [name for name in rows.column_names if rows.features[name] == Value("string")] + ["labels"]
     raw, known = rows.select_columns(columns), [data["validation"], data["test"]]
-    if method == "hinton + augmented text":
+    way, texts = method.partition(" + ")[2], [name for name in columns if name != "labels"]
+    if way == "unlabelled text":
+        more = unlabelled(every, raw, exclude=known)
+    elif way == "augmented text":
         more = augment(raw, MaskingAndNGrams(tokenizer), copies=5, exclude=known)
     else:
-        more = unlabelled(every, raw, exclude=known)
+        augmenter = make_augmenter(way, teacher, tokenizer, change=comparison.change)
+        more = augment(raw, augmenter, copies=comparison.copies, exclude=known)
+        if comparison.lengths_of is not None:
+            more = follow_lengths(more, read_texts(comparison.lengths_of), texts)
     text = load_text_classification(
         concatenate_datasets([raw, more]), tokenizer=tokenizer, max_length=comparison.max_length
     )
@@ -138,12 +150,12 @@ def settings(args: DistillationConfig) -> dict:
     }
 
 
-def table(runs: list[dict]) -> str:
-    """Compare with the undistilled student of the same seed and share."""
-    heads = ["method", "labels", "seeds", "test accuracy", "gain over undistilled", "agreement with the teacher"]
-    heads += ["steps to the undistilled accuracy", "minutes"]
+def table(runs: list[dict], gain_over: str = "undistilled") -> str:
+    """Compare with the student of the same seed and share that another method made."""
+    heads = ["method", "labels", "seeds", "test accuracy", f"gain over {gain_over}", "agreement with the teacher"]
+    heads += [f"steps to the {gain_over} accuracy", "minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    plain = {(run["share"], run["seed"]): run for run in runs if run["method"] == "undistilled"}
+    plain = {(run["share"], run["seed"]): run for run in runs if run["method"] == gain_over}
     groups: dict[tuple, list[dict]] = {}
     for run in sorted(runs, key=lambda run: -run["test_accuracy"]):
         groups.setdefault((run["share"], run["method"]), []).append(run)
@@ -206,8 +218,8 @@ def main() -> None:
                         runs.append(train(method, share, seed, teacher, tokenizer, data, comparison, args))
                         with log.open("a") as lines:
                             lines.write(json.dumps(runs[-1]) + "\n")
-                        (folder / "table.md").write_text(table(runs) + "\n")
-    print(table(runs))
+                        (folder / "table.md").write_text(table(runs, comparison.gain_over) + "\n")
+    print(table(runs, comparison.gain_over))
 
 
 def load(comparison: Comparison, tokenizer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, LargeList, List
 from datasets.exceptions import DatasetGenerationError
 
 from nlpkd.augment.augmenters import Augmenter, check_range
+from nlpkd.augment.near_duplicates import NearDuplicates, Row, plain
 from nlpkd.data.columns import Columns, check_texts, find_columns
 from nlpkd.data.labels import read_task
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED
@@ -24,11 +25,8 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 128
 
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever other rows would come of the same settings, so that rows on disk are made anew."""
-
-
-Row: TypeAlias = tuple[str, ...]
 
 
 Texts: TypeAlias = Dataset | Sequence[str]
@@ -48,15 +46,17 @@ def augment(
 ) -> Dataset:
     """Make unlabelled variants of labelled rows.
 
-    No variant equals, but for case, blanks and Unicode form, a row of `data`, another variant, or a row of `exclude`.
-    What is drawn for a text depends on the seed and on the text alone, not on the rows around it.
+    No variant equals, but for case, blanks and Unicode form, a row of `data` or another variant, and none nearly
+    equals a row of `exclude` (`nlpkd.augment.near_duplicates`). What is drawn for a text depends on the seed and on
+    the text alone; of an augmenter with `fit` on which texts there are too, and not on their order.
 
     Rows go to disk as they are made and are read from there; memory holds a hash of each. The same call finds them in
     the cache again, and of several processes on one machine the first makes them while the others wait.
 
     Args:
         data: the train rows, before tokenisation.
-        augmenter: `MaskedLanguageModel`, `MaskingAndNGrams`, or your own.
+        augmenter: one that `make_augmenter` makes by its name, `MaskedLanguageModel`, `MaskingAndNGrams`, ..., or
+            your own.
         copies: how many variants are drawn of each row (both papers: 20); those that are not new are dropped.
         seed: seeds the draws, 0 or more.
         exclude: data sets with the same text columns, such as validation and test, or columns of texts.
@@ -73,22 +73,61 @@ def augment(
         ValueError: columns that are missing or hold no text, labels with no place for -100, a setting too low, an
             `exclude` of another kind, or no new variant at all.
     """
-    check_range("copies", copies, 1)
-    check_range("seed", seed, 0)
     columns = find_columns(data.column_names, text_column, text_pair_column, label_column)
     for name in columns.texts:
         check_texts(data, "train", name)
+    marks = _marks(data, columns)
+    made = variants_of(
+        data, augmenter, columns.texts, copies=copies, seed=seed, exclude=exclude, cache_dir=cache_dir
+    )  # fmt: skip
+    return _marked(made, data, marks)
+
+
+def variants_of(
+    data: Dataset,
+    augmenter: Augmenter,
+    names: Sequence[str],
+    *,
+    copies: int,
+    seed: int,
+    exclude: Sequence[Texts] = (),
+    cache_dir: str | Path | None = None,
+) -> Dataset:
+    """Make variants of texts, without labels; see `augment`, whose arguments these are.
+
+    Args:
+        data: the train rows.
+        augmenter: makes the variants.
+        names: the text columns.
+        copies: how many variants are drawn of each row.
+        seed: seeds the draws.
+        exclude: what no variant may nearly equal.
+        cache_dir: where the rows are kept.
+
+    Returns:
+        The text columns.
+
+    Raises:
+        ValueError: as for `augment`.
+    """
+    check_range("copies", copies, 1)
+    check_range("seed", seed, 0)
+
+    @cache
+    def of_column(name: str) -> Augmenter:
+        """Return the augmenter of a column's texts."""
+        return augmenter.fit(data[name][:]) if hasattr(augmenter, "fit") else augmenter
 
     def variants(rows: list[Row]) -> Iterator[Row]:
         keys, made = [_key(row) for row in rows], []
-        for place, texts in enumerate(zip(*rows, strict=True)):
+        for place, (name, texts) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
             draws = [[np.random.default_rng((seed, key, copy, place)) for copy in range(copies)] for key in keys]
-            made.append(augmenter.variants(texts, draws))
+            made.append(of_column(name).variants(texts, draws))
         for texts_of_row in zip(*made, strict=True):
             yield from zip(*texts_of_row, strict=True)
 
     settings = repr((augmenter.fingerprint(), copies, seed))
-    return _new_rows(data, variants, data, columns, exclude, settings, cache_dir)
+    return _new_rows(data, variants, data, names, exclude, settings, cache_dir)
 
 
 def unlabelled(
@@ -102,6 +141,8 @@ def unlabelled(
     cache_dir: str | Path | None = None,
 ) -> Dataset:
     """Make rows of plain text that fit labelled ones; blank texts and those of `like` and `exclude` are passed over.
+
+    Texts that nearly equal one of `exclude` are passed over too.
 
     Args:
         texts: a column of texts (`Dataset.from_text("lines.txt")["text"]`), or a data set with `like`'s text columns.
@@ -123,22 +164,21 @@ def unlabelled(
     def filled(rows: list[Row]) -> Iterator[Row]:
         return (row for row in rows if all(map(str.strip, row)))
 
-    return _new_rows(texts, filled, like, columns, exclude, "unlabelled", cache_dir)
+    marks = _marks(like, columns)
+    return _marked(_new_rows(texts, filled, like, columns.texts, exclude, "unlabelled", cache_dir), like, marks)
 
 
 def _new_rows(
     source: Texts,
     make: Callable[[list[Row]], Iterator[Row]],
     data: Dataset,
-    columns: Columns,
+    names: Sequence[str],
     exclude: Sequence[Texts],
     settings: str,
     cache_dir: str | Path | None,
 ) -> Dataset:
-    """Write what `make` makes of the source's rows and is neither in the data nor excluded, with `data`'s columns."""
-    names, labels = columns.texts, [columns.label] if isinstance(columns.label, str) else columns.label
-    task, features = read_task(data, columns.label), Features({name: data.features[name] for name in names})
-    marks = {name: _mark(data.features[name], name, task) for name in labels}
+    """Write what `make` makes of the source's rows and is neither in the data nor like what is excluded."""
+    features = Features({name: data.features[name] for name in names})
     if isinstance(exclude, (str, Dataset, Mapping)) or any(isinstance(part, (str, Mapping)) for part in exclude):
         raise ValueError("exclude is no sequence of data sets or of columns: write exclude=[validation, test].")
     digest = hashlib.blake2b(repr((VERSION, settings, features)).encode(), digest_size=16)
@@ -151,10 +191,11 @@ def _new_rows(
 
     def new() -> Iterator[dict[str, str]]:
         before = len(known)
+        near = NearDuplicates(row for texts in exclude for rows in _chunks(texts, names) for row in rows)
         for rows in _chunks(source, names):
             for row in make(rows):
                 key = _key(row)
-                if key not in known:
+                if key not in known and row not in near:
                     known.add(key)
                     yield dict(zip(names, row, strict=True))
         if len(known) == before:
@@ -173,7 +214,11 @@ def _new_rows(
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
     logger.info("%d new rows without labels, of %d", len(made), len(source))
-    # Added afterwards, since a ClassLabel takes no -100 from a generator.
+    return made
+
+
+def _marked(made: Dataset, data: Dataset, marks: Mapping[str, Any]) -> Dataset:
+    """Add the label columns of `data`; afterwards, since a ClassLabel takes no -100 from a generator."""
     for name, mark in marks.items():
         made = made.add_column(name, [mark] * len(made), feature=data.features[name])
     return made
@@ -201,8 +246,13 @@ def _chunks(texts: Texts, names: Sequence[str]) -> Iterator[list[Row]]:
 
 def _key(row: Row) -> int:
     """Hash a row's texts without case, blanks and differences of Unicode form."""
-    plain = ("".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in row)
-    return int.from_bytes(hashlib.blake2b("\n".join(plain).encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b("\n".join(map(plain, row)).encode(), digest_size=8).digest(), "little")
+
+
+def _marks(data: Dataset, columns: Columns) -> dict[str, Any]:
+    """Return the mark of an unlabelled row for each label column."""
+    task, labels = read_task(data, columns.label), columns.label
+    return {name: _mark(data.features[name], name, task) for name in ([labels] if isinstance(labels, str) else labels)}
 
 
 def _mark(feature: Any, column: str, task: str) -> Any:

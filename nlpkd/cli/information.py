@@ -14,10 +14,11 @@ app = typer.Typer()
 
 @app.command()
 def presets() -> None:
-    """List the presets of --objectives: what each trains on, from which paper, and where it differs.
+    """List the presets of --objectives and the ways of --augment: what each does, its paper, and where it differs.
 
     nlpkd presets
     """
+    from nlpkd.augment import WAYS
     from nlpkd.objectives.presets import PRESETS
 
     for name, preset in PRESETS.items():
@@ -25,6 +26,8 @@ def presets() -> None:
         for number, stage in enumerate(preset.stages(), start=1):
             typer.echo(f"  stage {number}: {', '.join(objective.name for objective in stage.objectives)}")
         typer.echo(f"  {preset.differs}\n")
+    for name, way in WAYS.items():
+        typer.echo(f"--augment {name}: {way.paper}\n  {way.differs}\n")
 
 
 @command(app)

@@ -273,7 +273,8 @@ def _identity(argument: str, value: Any) -> Any:
 def _ship_teacher(teacher: str | Path, **keywords: Any) -> None:
     """Make the teacher smaller as it is, with its vocabulary trimmed, and measure that beside it."""
     data_args, keywords = DataArguments.split_keywords(keywords)
-    names = {each.name for each in fields(DistillationConfig)} - {"resume_from_checkpoint"}
+    names = {each.name for each in fields(DistillationConfig) if not each.name.startswith("augment")}
+    names -= {"resume_from_checkpoint"}
     args = DistillationConfig(**{name: value for name, value in keywords.items() if name in names})
     wanted = ("train", "validation", "test", "ship", "teacher_dtype", "trust_remote_code")
     options = {name: keywords[name] for name in wanted if name in keywords}

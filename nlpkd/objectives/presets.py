@@ -17,6 +17,7 @@ from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLo
 from nlpkd.tasks import REGRESSION
 
 _RUN_OWN = frozenset({"output_dir", "push_to_hub", "resume_from_checkpoint", "seed", "data_seed"})
+"""Settings of the whole run, as are those of further text (`augment`, ...)."""
 
 
 class Stage:
@@ -38,7 +39,8 @@ class Stage:
             # Imported where it is needed, since it takes longer than all objectives.
             from nlpkd.config import DistillationConfig
 
-            known = {field.name for field in dataclasses.fields(DistillationConfig) if field.init} - _RUN_OWN
+            own = {field.name for field in dataclasses.fields(DistillationConfig) if field.init} - _RUN_OWN
+            known = {name for name in own if not name.startswith("augment")}
             if unknown := sorted(settings.keys() - known):
                 raise ValueError(f"{', '.join(unknown)}: no setting of a stage; take fields of DistillationConfig")
         self.objectives = list(objectives)

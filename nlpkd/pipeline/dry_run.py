@@ -191,6 +191,7 @@ def _short(args: DistillationConfig, folder: str) -> DistillationConfig:
         push_to_hub=False,
         resume_from_checkpoint=None,
         cache_teacher="off",
+        augment=None,
         teacher_check="off",
         rehearsal=False,
         disable_tqdm=True,

@@ -336,6 +336,9 @@ class Job:
                 for number, stage in enumerate(stages, start=1)
                 for objective in stage.objectives
             ]
+        if trainer.args.augment is not None:
+            given = {name: value for name, value in vars(trainer.args).items() if name.startswith("augment")}
+            record["settings"] |= {name: value for name, value in given.items() if value is not None}
         order = {"label_order": trainer.teacher_order} if trainer.teacher_order else {}
         return record | {
             "command": command_line(),

@@ -6,13 +6,15 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.augment import Augmenter, make_augmenter
+from nlpkd.augment.splits import refuse_augmentation, with_more_text
 from nlpkd.compression.onnx import EXPORT_PACKAGES
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
@@ -22,7 +24,7 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import labelled_rows, texts_of
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
-from nlpkd.data.tokenization import TeacherTokenizers, original_ids
+from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers, original_ids
 from nlpkd.evaluation.records import percent
 from nlpkd.hub.model_card import hub_id
 from nlpkd.labelling.rows import LABELS_NAME, label_splits
@@ -85,6 +87,7 @@ def prepare_job(
     """
     _refuse_unfit_options(train, student, vocabulary, ship, embedding_size)
     asked = data_args or DataArguments()
+    refuse_augmentation(args, asked, None if isinstance(teacher, LabelingTeacher) else teacher)
     source, labeller = train, None
     named = dict.fromkeys(name_of(each) for each in (train, validation, test) if each is not None)
     measured_on = {"validation": validation, "test": test}
@@ -113,14 +116,19 @@ def prepare_job(
     told, names = asked.problem_type, asked.label_names
     asked = teachers.fill_in_task_and_names(asked)
 
+    load_models = cache(lambda: [each.teacher(teacher_dtype) for each in teachers.models])
+
+    def augmenter() -> Augmenter:
+        kind, settings = student if inherits else learner.config(), (args.augment_change, args.augment_model)
+        return make_augmenter(str(args.augment), load_models()[0], teachers.tokenizers[0], kind, *settings)
+
     def load(tokenizer: PreTrainedTokenizerBase) -> TextClassificationData:
+        beside = teachers.tokenizers_beside(tokenizer)
         with teachers.explain_one_output(told):
-            data = load_text_classification(
-                train, validation, test, tokenizer=tokenizer, teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
-                seed=args.seed, data_args=asked,
-            )  # fmt: skip
+            read: Any = {"tokenizer": tokenizer, "teacher_tokenizer": beside, "seed": args.seed, "data_args": asked}
+            data = load_text_classification(train, validation, test, **read)
             teachers.refuse_classes_of_one_output(told, data)
-        return name_classes(data, names)
+        return with_more_text(name_classes(data, names), args, augmenter, [tokenizer, *known_tokenizers(beside)])
 
     data = load(tokenizer)
     for each in teachers.models:
@@ -130,7 +138,7 @@ def prepare_job(
     measured = measured_on["test" if "test" in data else "validation"]
 
     # The models, the losses, and the job.
-    models = [each.teacher(teacher_dtype) for each in teachers.models]
+    models = load_models()
     weights = weights_of_classes(class_weights, data)
     options = {"embedding_size": embedding_size, "backbone": backbone, "rows": data["train"], "tokenizer": tokenizer}
     make: Any = partial(_student_maker, learner, models, data, **options)
@@ -202,6 +210,7 @@ def prepare_teacher(
         raise ValueError(
             "a teacher learns from gold labels: leave soft_label_column out, or distil with nlpkd.distill"
         )
+    refuse_augmentation(args, data_args or DataArguments(), None)
     source = ModelSource.of(model, revision, trust_remote_code)
     tokenizer = tokenizer or source.tokenizer()
     data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)

@@ -234,8 +234,8 @@ def supervised_trainer(
     class_weights: Sequence[float] | Mapping[str, float] | None = None,
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
-    # A single objective has no other whose weight could move.
-    args = replace(lean_by_default(args), weighting="fixed")
+    # A single objective has no other whose weight could move, and further rows have no gold labels.
+    args = replace(lean_by_default(args), weighting="fixed", augment=None)
     if (args.metric_for_best_model or "").removeprefix("eval_") == "agreement":
         # Without a teacher there is nothing to agree with.
         measured = np.asarray(data["validation" if "validation" in data else "train"]["labels"][:])

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import is_plain, random_access, sample_of_classes, sample_rows, unlabelled_rows
+from nlpkd.data.rows import has_unlabelled, is_plain, random_access, sample_of_classes, sample_rows, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
@@ -37,16 +37,18 @@ _TRIED_ROWS = 8
 """Rows of the batch that a student is tried on."""
 
 
-def refuse_other_kinds(objectives: Any, rows: Any, evaluation_rows: Any) -> None:
+def refuse_other_kinds(objectives: Any, rows: Any, evaluation_rows: Any, augment: str | None = None) -> None:
     """Refuse arguments of a trainer that are of another kind than it takes, with what to give instead.
 
     Args:
         objectives: a sequence of them, or None.
         rows: the training rows.
         evaluation_rows: likewise, or several by name.
+        augment: the setting; whoever made more rows by it gives rows without labels too.
 
     Raises:
-        ValueError: for a preset's name, a single objective, a class, and for splits in place of one split's rows.
+        ValueError: for a preset's name, a single objective, a class, for splits in place of one split's rows, and for
+            `augment` where nobody made rows by it.
     """
     if objectives is not None:
         several = objectives if isinstance(objectives, (list, tuple, nn.ModuleList)) else [objectives]
@@ -62,6 +64,11 @@ def refuse_other_kinds(objectives: Any, rows: Any, evaluation_rows: Any) -> None
                 f"{name} must be the rows of one split, got {type(given).__name__} with {sorted(splits)}: give one of "
                 "them, such as data['train']"
             )
+    if augment is not None and not (is_plain(rows) and "labels" in rows.column_names and has_unlabelled(rows)):
+        raise ValueError(
+            f"augment={augment!r} is for nlpkd.distill, and the trainer learns from its train_dataset as it is: make "
+            "the rows with nlpkd.augment.augment, and leave augment out"
+        )
 
 
 def default_objectives(has_teacher: bool, problem_type: str | None) -> list[Objective]:

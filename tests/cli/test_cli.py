@@ -545,7 +545,7 @@ def test_the_module_is_the_command_and_tells_its_version():
         done = subprocess.run([sys.executable, "-m", "nlpkd", word], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         said[word] = done.stdout
-    assert "tinybert" in said["presets"]
+    assert "tinybert" in said["presets"] and "--augment constituents" in said["presets"]
     assert said["--version"] == f"nlpkd {importlib.metadata.version('nlpkd')}\n"
 
 
