@@ -352,7 +352,7 @@ def _with_trimmed_vocabulary(
     told = ", ".join(f"{percent(share)} of the tokens of {split}" for split, share in lacking.items())
     logger.warning("The vocabulary is trimmed to %d tokens; others spell out %s.", len(tokenizer), told)
     # What there is to say of the rows was said when they were first read.
-    with quiet("nlpkd.data"):
+    with quiet("nlpkd.data", "nlpkd.augment"):
         data = load(tokenizer)
     if data.truncated != job.data.truncated:
         logger.warning(
