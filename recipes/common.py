@@ -40,3 +40,11 @@ def interval_over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     error = statistics.stdev(values) / math.sqrt(len(values))
     return t.interval(0.95, len(values) - 1, loc=statistics.mean(values), scale=error)
+
+
+def spread(runs: list[dict[str, float]], key: str) -> str:
+    """Return mean and standard deviation over the seeds; nothing where it was not measured."""
+    values = [run[key] for run in runs if key in run]
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")

@@ -11,13 +11,13 @@ of `DistillationConfig` is a flag.
 
 import dataclasses
 import json
-import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import texts
+from common import spread
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
 
@@ -169,14 +169,6 @@ def names_of(rows: Dataset) -> list[str]:
     """Return each row's label by name."""
     feature = rows.features["label"]
     return feature.int2str(rows["label"][:]) if isinstance(feature, ClassLabel) else rows["label"][:]
-
-
-def spread(runs: list[dict[str, float]], key: str) -> str:
-    """Return mean and standard deviation over the seeds; nothing where it was not measured."""
-    values = [run[key] for run in runs if key in run]
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def save_start(folder: Path, layers: int) -> Path:

@@ -54,6 +54,7 @@ LONG_TESTS = {
     "test_quickstart_on_two_processes",
     "test_the_comparison_gives_every_method_the_same_steps_and_resumes_where_it_stopped",
     "test_the_recipe_gives_teacher_student_and_baseline",
+    "test_the_recipe_of_few_labels_measures_both_teachers_and_their_students",
     "test_the_recipe_without_labels_asks_once_and_measures_teacher_and_student",
 }
 """Tests of half a minute and more, by name, which `make test-long` runs."""
