@@ -178,6 +178,7 @@ class DistillationConfig(TrainingArguments):
         self._check()
 
     def _check(self) -> None:
+        # Values out of range.
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
@@ -188,9 +189,11 @@ class DistillationConfig(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} must be a number, got {value!r}")
+        # What is not installed, and teachers' weights.
         if "tensorboard" in (self.report_to or []) and not is_tensorboard_available():
             require("tensorboard", extra="tracking")
         check_ensemble(self.ensemble_average, self.ensemble_weights)
+        # Settings of Trainer that would be unsafe, or lose or block something.
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise ValueError(
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would publish pickled state: use 'every_save' "

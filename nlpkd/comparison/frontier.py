@@ -287,12 +287,14 @@ def _ship_teacher(teacher: str | Path, **keywords: Any) -> None:
 
 def _compare(students: Sequence[_Student], out: Path, limits: Limits, failed: dict[str, str]) -> FrontierReport:
     """Put the teacher and all finished students side by side: quality as their reports have it, times anew."""
+    # What is compared of each: its report, the file that is deployed, and its times.
     given = students[0].arguments
     reports = {student.name: EvaluationReport.load(student.folder) for student in students}
     deployed = {student.name: INT8_FILE if given["ship"] else "student" for student in students}
     files = {each.name: each.folder / INT8_FILE if given["ship"] else each.folder for each in students}
     text_to_label_ms, pass_ms = _times_together({REFERENCE: given["teacher"], **files}, given)
 
+    # The teacher and each student as a point; several seeds move the first one's interval to their mean.
     first = reports[students[0].name]
     metric = first.task.headline
     reference = _quality(first.candidates["teacher"], metric)

@@ -122,6 +122,7 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         return splits, asked
     if not soft and not _has_texts(train, asked):
         return splits, asked
+    # Training rows get a label column in which nobody labelled any row.
     task = asked.problem_type or next((read_task(data, label) for data in held_out.values()), SINGLE_LABEL)
     several = task == MULTI_LABEL
 
@@ -153,6 +154,7 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         asked = replace(asked, label_column=label, problem_type=task, label_names=names)
         if not soft:
             logger.warning("The train rows have no column %r: the teacher alone labels all %d.", label, len(train))
+    # Where there is no gold label at all, held-out rows get one too.
     if not held_out:
         kind = feature if isinstance(feature, (ClassLabel, List)) else Value("int64")
         marked = {split: data for split, data in others.items() if column in data.column_names}

@@ -56,6 +56,7 @@ def read_decisions(path: str | Path, question: str) -> tuple[Dataset, str]:
     classes: tuple[str, ...] = ()
     task, first, texts, answers = "", None, [], []
     left_out, other_words = 0, 0
+    # Each line's answer as probabilities, in the order of the first line's options.
     for number, request, given in _decisions(path):
         asked = request["questions"]
         if not set(names) <= set(asked):
@@ -81,11 +82,13 @@ def read_decisions(path: str | Path, question: str) -> tuple[Dataset, str]:
         texts.append(state if isinstance(state, str) else json.dumps(state, ensure_ascii=False))
     if first is None:
         raise ValueError(f"no line of {path} asks {question!r}: give the name of a question that was asked")
+    # What was left out, and what is used though its question reads differently.
     if left_out or other_words:
         logger.warning(
             "%s: %d lines do not ask %r and are left out; of the others %d ask it in other words than the first",
             path, left_out, question, other_words,
         )  # fmt: skip
+    # The rows.
     rows = Dataset.from_dict({TEXT: texts})
     named = [dict(zip(classes, each, strict=True)) for each in answers]
     return rows.add_column(PROBABILITIES, named, feature={name: Value("float32") for name in classes}), task

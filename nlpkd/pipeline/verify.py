@@ -120,6 +120,7 @@ def verify(
     Raises:
         ValueError: without a report, without a quality that it claims, or without data to measure on.
     """
+    # What is claimed.
     limit_hub_requests()
     name, commit = split_revision(str(model)) if revision is None else (str(model), revision)
     folder = Path(name)
@@ -135,6 +136,7 @@ def verify(
             f"the report of {name} claims no {METRIC_NAMES.get(headline, headline)} of its student, which its verdict "
             "rests on: there is nothing to verify"
         )
+    # Measure the same again, on the data and beside the teacher that the report names.
     about = claimed.run.data
     source, options = (data, {}) if data is not None else _named_data(about, name)
     options |= {"max_length": about.max_length, "window_stride": about.window_stride}
@@ -153,6 +155,7 @@ def verify(
     # A model on disk, which saved again might be smaller or larger.
     student = replace(measured.candidates["student"], size_mb=model_size_mb(folder))
     measured = replace(measured, candidates=measured.candidates | {"student": student})
+    # Judge every claim.
     claims = [
         weights_claim(claimed, folder),
         rows_claim(claimed.task.rows, measured.task.rows, same_data=data is None),

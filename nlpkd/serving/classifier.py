@@ -120,6 +120,7 @@ def load(
         OSError: if the repository can't be had.
         ImportError: if there is an ONNX file and ONNX Runtime is not installed.
     """
+    # A cascade: this classifier, and what answers where it is unsure.
     if fallback is not None:
         record = CascadeRecord.load(Path(name))
         asked = fallback.describe()["name"] if isinstance(fallback, LabelingTeacher) else str(fallback)
@@ -135,6 +136,7 @@ def load(
         return Cascade(small, answers_of(fallback, trust_remote_code), record)
     if isinstance(name, str) and revision is None:
         name, revision = split_revision(name)
+    # ONNX Runtime, where there is a file for it.
     path = None if file == TORCH_FILE else onnx_file(name, file=file, revision=revision)
     settings: dict[str, Any] = {"task": "text-classification", "truncation": True}
     if path is not None:
@@ -142,6 +144,7 @@ def load(
         tokenizer = load_tokenizer(model_folder(path), trust_remote_code=trust_remote_code)
         logger.info("%s is served by ONNX Runtime from %s", name, path)
         return TextClassifier(model=classifier, tokenizer=tokenizer, device=-1, **settings)
+    # PyTorch.
     if threads is not None:
         raise ValueError(
             f"threads={threads} is for ONNX Runtime, and {str(name)!r} is served by PyTorch: use torch.set_num_threads"

@@ -92,6 +92,7 @@ def make_space(
         ValueError: if a model is no Hub id, or one that transformers alone can't load.
         OSError: if a model is not on the Hub.
     """
+    # Models that a Space can load.
     page = _page()
     named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     for role, name in named.items():
@@ -104,6 +105,7 @@ def make_space(
         kind = load_config(known, revision=revision).model_type
         if kind.startswith("nlpkd_"):
             raise ValueError(f"the {role} {name} is of the kind {kind}, which a Space without nlpkd can't load")
+    # What the Space says of itself.
     models = {role: split_revision(name) for role, name in named.items()}
     about = {
         "title": repo_id.rpartition("/")[2], "sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py",
@@ -112,6 +114,7 @@ def make_space(
     links = " and ".join(f"the {role} [{name}](https://huggingface.co/{name})" for role, (name, _) in models.items())
     # A local build of torch, such as 2.13.0+cpu, is on no index.
     needed = [f"{package}=={version(package).partition('+')[0]}\n" for package in ("torch", "transformers")]
+    # Write its files, and send them.
     api = HfApi(token=token)
     url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nlpkd-space-") as folder:

@@ -216,11 +216,13 @@ def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record:
 
 def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> str | None:
     """Return the checkpoint asked for, if it is whole, undamaged and of the run that `record` describes."""
+    # Which one; "auto" starts anew where there is none of this run.
     found = last_whole(output_dir, record) if asked in (True, "auto") else Path(str(asked))
     if asked == "auto" and (found is None or not _is_of(found, record) or not has_optimizer(found)):
         return None
     if found is None:
         raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
+    # Is it whole, and as it was written?
     if not has_checksums(found) or not (found / RUN_RECORD).is_file():
         raise ValueError(
             f"{found} is no whole checkpoint: it was cut short while it was written, or nlpkd did not write it. "
@@ -240,6 +242,7 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
                 raise ValueError("its log_history is no list of entries")
             for name, kind in _STATE_TYPES.items():
                 as_type(kind, getattr(state, name))
+    # Is it of this run?
     if differ := differences(theirs["result"], record["result"], "the checkpoint"):
         raise ValueError(
             f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "

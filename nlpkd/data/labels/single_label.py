@@ -142,6 +142,7 @@ def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, i
     if column not in data.column_names:
         raise ValueError(f"The {split} split has no column {column!r}; its columns are {data.column_names}.")
     feature, values = data.features[column], data[column][:]
+    # A ClassLabel names its ids itself.
     if isinstance(feature, ClassLabel):
         for row, value in zip(rows, values, strict=True):
             if value not in (None, UNLABELLED) and not -1 <= value < feature.num_classes:
@@ -150,6 +151,7 @@ def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, i
                     f"0..{feature.num_classes - 1}, the range of its names {feature.names[:20]}."
                 )
         return [feature.names[value] if value is not None and value >= 0 else value for value in values]
+    # Everything else by each value's own type: names, booleans and gaps, whole numbers; scores are no classes.
     labels: list[Any] = []
     for row, value in zip(rows, values, strict=True):
         if isinstance(value, str):
