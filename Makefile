@@ -36,7 +36,7 @@ test-newest: VERSIONS := --upgrade
 test-lowest test-newest: test-%:
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install -q $(VERSIONS) torch
-	.venv-$*/bin/python -m pip install -q $(VERSIONS) -e ".[demo,dev,export,peft,report,teachers]"
+	.venv-$*/bin/python -m pip install -q $(VERSIONS) -e ".[demo,dev,export,peft,report,teachers,tune]"
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(WORKERS) --dist loadfile $(QUICK)
 
 # Kill jobs at 50 random moments, resume and compare them; writes tests/faults/README.md.

@@ -8,6 +8,8 @@ from transformers import pipeline
 
 from nlpkd.teachers import DecisionTeacher
 
+pytest.importorskip("transformers.decision", reason="transformers has decision models from 5.23 on")
+
 CHOICE = {
     "type": "choice",
     "instructions": "About what?",

@@ -14,6 +14,8 @@ from processes import Program
 from nlpkd import label, read_splits
 from nlpkd.teachers import DecisionTeacher
 
+pytest.importorskip("transformers.decision", reason="transformers has decision models from 5.23 on")
+
 QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": "Games", "business": None}}
 # What the console script `transformers` does.
 TRANSFORMERS = "import sys; sys.argv[0] = 'transformers'; from transformers.cli.transformers import main; main()"
