@@ -262,7 +262,10 @@ def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> N
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise RuntimeError(f"torch can't export this {type(model).__name__} to ONNX: {reason}") from error
+        raise RuntimeError(
+            f"torch {torch.__version__} can't export this {type(model).__name__} to ONNX: {reason}. nlpkd is tested "
+            "with torch 2.13: try that"
+        ) from error
     program.save(path, external_data=False)  # type: ignore[union-attr]
 
 
