@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from common import make_parser, show_result
-from datasets import DatasetDict
-from transformers import AutoModelForSequenceClassification
 
 from nlpkd import DistillationConfig, demo_backbone, distill, load_airline_tweets, train_teacher
-from nlpkd.pipeline.dry_run import plan_distillation, plan_teacher
+from nlpkd.pipeline.dry_run import Plan, plan_distillation, plan_teacher
+from nlpkd.students.checkpoint import load_student
+from nlpkd.utils.processes import quiet
 
 
 @dataclass
@@ -32,19 +32,19 @@ class Recipe:
     teacher_learning_rate: float = 8e-5
 
 
-def minutes_here(teachers: DistillationConfig, students: DistillationConfig, job: dict[str, Any], seeds: int) -> float:
-    """Time some steps of each training on some rows, and return how many minutes all of them take on this machine."""
-    whole = job["train"]
-    some = DatasetDict({name: rows.shuffle(seed=0).select(range(min(len(rows), 640))) for name, rows in whole.items()})
-    # As fast as the teacher that is not there yet.
-    teacher = AutoModelForSequenceClassification.from_pretrained(demo_backbone(), num_labels=3)
-    teacher.config.id2label = dict(enumerate(whole["train"].features["label"].names))
-    plans = [
-        plan_teacher(teachers, model=demo_backbone(), train=some, max_length=job["max_length"]),
-        plan_distillation(students, teacher=teacher, trainings=seeds, **job | {"train": some}),
-    ]
-    times = 1 if students.max_steps > 0 else len(whole["train"]) / len(some["train"])
-    return times * sum(plan.training_minutes for plan in plans)
+def plans_here(
+    teachers: DistillationConfig, students: DistillationConfig, job: dict[str, Any], seeds: int
+) -> list[Plan]:
+    """Time some steps of each training, and return what teacher and students will take on this machine."""
+    names = dict(enumerate(job["train"]["train"].features["label"].names))
+    # What there is to say of the rows is said when the trainings begin.
+    with quiet("nlpkd"):
+        # As fast as the teacher that is not there yet.
+        teacher = load_student(demo_backbone(), id2label=names)
+        return [
+            plan_teacher(teachers, model=demo_backbone(), train=job["train"], max_length=job["max_length"]),
+            plan_distillation(students, teacher=teacher, backbone=demo_backbone(), trainings=seeds, **job),
+        ]
 
 
 def main() -> None:
@@ -66,8 +66,10 @@ def main() -> None:
         "max_length": recipe.max_length, "baseline": True,
     }  # fmt: skip
     if args.world_size == 1:
-        minutes = minutes_here(teachers_args, student_args, job, recipe.num_seeds)
-        print(f"A few timed steps say that the trainings take about {minutes:.0f} minutes here.", flush=True)
+        plans = plans_here(teachers_args, student_args, job, recipe.num_seeds)
+        minutes = sum(plan.training_minutes + plan.measuring_minutes for plan in plans)
+        told = f"a teacher, a student and {plans[1].baselines} baselines"
+        print(f"A few timed steps say that all of it takes about {minutes:.0f} minutes here: {told}.", flush=True)
 
     teacher = train_teacher(demo_backbone(), tweets, args=teachers_args, max_length=recipe.max_length)
     result = distill(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections import Counter
@@ -269,6 +270,8 @@ def check_demo(folder: Path, out: str, run: Run, processes: int) -> None:
 def test_quickstart_on_one_process(folder, started):
     assert started["demo"].wait() == 0, started["demo"].text
     check_demo(folder, "demo", started["demo"], 1)
+    # The estimate counts the trainings that there are.
+    assert re.search(r"takes about \d+ minutes here: a teacher, a student and 2 baselines\.", started["demo"].text)
 
 
 @NEEDS_DEMO

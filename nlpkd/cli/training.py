@@ -263,7 +263,9 @@ def tune(
         longest = max(asked.get("num_train_epochs", [given["num_train_epochs"]]))
         args, options = training_config({"save_strategy": "no"} | given | {"num_train_epochs": longest})
         left_out = [options.pop(name) for name in ("search", "layers", "n_trials")]
-        plan = plan_distillation(args, trainings=left_out[2], student=f"layers:{max(left_out[1])}", **options)
+        plan = plan_distillation(
+            args, trainings=left_out[2], student=f"layers:{max(left_out[1])}", reported=False, **options
+        )
         typer.echo(replace(plan, disk_mb=0.0).to_text())
         return
     from nlpkd.pipeline.tune import tune as run

@@ -30,6 +30,7 @@ from nlpkd.models.limits import (
 )
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
 from nlpkd.utils.optional import require
+from nlpkd.utils.processes import quiet
 from nlpkd.utils.provenance import without_tokens
 
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
@@ -73,6 +74,7 @@ def load_classifier(
     revision: str | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    ignore_mismatched_sizes: bool = False,
     **config: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a model for sequence classification.
@@ -82,10 +84,12 @@ def load_classifier(
         revision: branch, tag or commit on the Hub.
         dtype: dtype of the weights; a checkpoint's own dtype is not inherited.
         trust_remote_code: run the repository's own modelling code.
+        ignore_mismatched_sizes: draw at random what the checkpoint has in another shape than the config says.
         **config: overrides of the model's config, such as `num_labels`.
 
     Returns:
-        The model, and the names of parameters that the checkpoint did not have and that were initialised at random.
+        The model, and the names of parameters that the checkpoint did not have, or not in this shape, and that were
+        initialised at random.
 
     Raises:
         ValueError: if the name looks like a path and nothing is there, the weights there are damaged or lie outside
@@ -100,7 +104,8 @@ def load_classifier(
     if adapter is not None:
         refuse_adapter(Path(adapter).parent)
     _load_config(name, revision, trust_remote_code, "model")
-    with _explained(name, revision, "model"):
+    # What transformers would say in a table of missing weights, callers say in a sentence, or refuse.
+    with _explained(name, revision, "model"), quiet("transformers.modeling_utils"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(name),
             revision=revision,
@@ -108,9 +113,13 @@ def load_classifier(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **config,
         )
-    return model, sorted(info["missing_keys"])
+    if info["mismatched_keys"] and not ignore_mismatched_sizes:
+        shapes = (f"{each} is {tuple(found)} and not {tuple(told)}" for each, found, told in info["mismatched_keys"])
+        raise ValueError(f"the weights in {str(name)!r} have other shapes than its config says: {', '.join(shapes)}")
+    return model, sorted({*info["missing_keys"], *(parameter for parameter, *_ in info["mismatched_keys"])})
 
 
 def load_config(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import resource
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -15,22 +14,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import SaveStrategy
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.rows import makes_batches
 from nlpkd.evaluation.benchmark import count_parameters
+from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
+from nlpkd.training.dataloaders import LengthGroupedBatchSampler
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import nearest_existing_folder
+from nlpkd.utils.processes import phase, quiet
 
-PROBED_STEPS = 5
+PROBED_STEPS = 8
 """Optimizer steps that are timed, after one of warm-up."""
+
+PROBED_ROWS = 128
+"""Held-out rows that are predicted."""
+
+TIMED_PASSES = (1, 32)
+"""Texts of a pass whose latency a report has, each as often as `DistillationConfig.latency_runs` says."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,11 @@ class Plan:
         models: `(name, parameters, MB of float32 weights)` each.
         rows: training rows.
         steps: optimizer steps of each stage.
-        step_ms: median time of one, stage by stage; the teacher runs on every batch of the probe.
+        step_ms: mean time of one, stage by stage; the teacher runs on every batch of the probe.
         baseline_step_ms: of a baseline, None without any.
         baselines: how many are trained beside each student.
         trainings: how many seeds, or trials of a search, are trained.
+        measuring_s: seconds that one of them, with its baselines, is measured for, while it is trained and at the end.
         peak_memory_mb: the most memory of this process (of the GPU where there is one) during the probe.
         disk_mb: what checkpoints and final student take at most.
         free_disk_mb: what there is.
@@ -57,42 +67,50 @@ class Plan:
     baseline_step_ms: float | None
     baselines: int
     trainings: int
+    measuring_s: float
     peak_memory_mb: float
     disk_mb: float
     free_disk_mb: float
 
     @property
     def training_minutes(self) -> float:
-        """All trainings, and those of their baselines; measuring comes on top."""
+        """All trainings, and those of their baselines."""
         seconds = sum(steps * each for steps, each in zip(self.steps, self.step_ms, strict=True)) / 1e3
         seconds += self.baselines * sum(self.steps) * (self.baseline_step_ms or 0.0) / 1e3
         return self.trainings * seconds / 60
+
+    @property
+    def measuring_minutes(self) -> float:
+        """All that is measured."""
+        return self.trainings * self.measuring_s / 60
 
     def to_text(self) -> str:
         """Write the plan, a line a figure."""
         lines = [f"{name}: {parameters:,} parameters, {size:.1f} MB" for name, parameters, size in self.models]
         for number, (steps, each) in enumerate(zip(self.steps, self.step_ms, strict=True), start=1):
             stage = f"stage {number}: " if len(self.steps) > 1 else ""
-            lines.append(f"{stage}{steps:,} steps of {each:.0f} ms (median of {PROBED_STEPS})")
+            lines.append(f"{stage}{steps:,} steps of {each:.0f} ms (mean of {PROBED_STEPS})")
         if self.baseline_step_ms is not None:
             named = "baseline" if self.baselines == 1 else f"{self.baselines} baselines, each"
             lines.append(f"{named}: {sum(self.steps):,} steps of {self.baseline_step_ms:.0f} ms")
         cached = ", less with a teacher cache" if len(self.models) > 1 else ""
         lines += [
             f"training rows: {self.rows:,}; trainings: {self.trainings}",
-            f"training: about {self.training_minutes:.1f} minutes{cached}; evaluation on top",
+            f"training: about {self.training_minutes:.1f} minutes{cached}",
+            f"measuring: about {self.measuring_minutes:.1f} minutes",
             f"memory: {self.peak_memory_mb:,.0f} MB at the peak of the probe",
             f"disk: at most {self.disk_mb:,.0f} MB, {self.free_disk_mb:,.0f} MB are free",
         ]
         return "\n".join(lines)
 
 
-def plan_distillation(args: DistillationConfig, *, trainings: int = 1, **keywords: Any) -> Plan:
+def plan_distillation(args: DistillationConfig, *, trainings: int = 1, reported: bool = True, **keywords: Any) -> Plan:
     """Load everything a distillation needs, train some steps in a temporary directory, and say what a run takes.
 
     Args:
         args: the settings.
         trainings: how many seeds, or trials of a search, would be trained.
+        reported: whether teacher, student and baselines are measured for a report, or the student alone for a search.
         **keywords: teacher, student, data, baselines and the rest, as for `nlpkd.distill`.
 
     Returns:
@@ -102,7 +120,7 @@ def plan_distillation(args: DistillationConfig, *, trainings: int = 1, **keyword
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
     data_args, options = DataArguments.split_keywords(keywords)
-    return _plan(prepare_job(args, data_args=data_args, **options), args, "student", trainings)
+    return _plan(prepare_job(args, data_args=data_args, **options), args, "student", trainings, reported)
 
 
 def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
@@ -120,25 +138,26 @@ def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
     """
     args = lean_by_default(args)
     data_args, options = DataArguments.split_keywords(keywords)
-    return _plan(prepare_teacher(args, data_args=data_args, **options), args, "model", 1)
+    return _plan(prepare_teacher(args, data_args=data_args, **options), args, "model", 1, reported=False)
 
 
-def _plan(job: Job, args: DistillationConfig, name: str, trainings: int) -> Plan:
+def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reported: bool) -> Plan:
     settings = [dataclasses.replace(args, **stage.settings) for stage in job.stages]
-    rows = job.data["train"]
-    count = len(rows)
+    count = len(job.data["train"])
     steps = [_steps(each, count) for each in settings]
     student = job.make_untrained_student(args.seed)
-    probed = _some_rows(job, max(each.train_batch_size * each.gradient_accumulation_steps for each in settings))
-    with tempfile.TemporaryDirectory(prefix="nlpkd-plan-") as folder:
-        short = [_short(each, folder) for each in settings]
-        step_ms = [
-            _step_ms(probed.trainer(job.make_untrained_student(args.seed), each, stage))
-            for each, stage in zip(short, job.stages, strict=True)
-        ]
+    # Some steps of each stage and of a baseline, of which nothing is kept, and some held-out rows.
+    timing = phase("Timing some steps"), tempfile.TemporaryDirectory(prefix="nlpkd-plan-"), quiet("nlpkd.training")
+    with timing[0], timing[1] as folder, timing[2]:
+        step_ms = []
+        for each, stage in zip(settings, job.stages, strict=True):
+            short = _short(each, folder)
+            trainer = job.trainer(job.make_untrained_student(args.seed), short, stage)
+            step_ms.append(_step_ms(trainer))
         gold_ms = None
         if job.baselines:
-            gold_ms = _step_ms(supervised_trainer(student, short[-1], probed.data, job.tokenizer, job.class_weights))
+            gold_ms = _step_ms(supervised_trainer(student, short, job.data, job.tokenizer, job.class_weights))
+        measuring_s = _measuring_s(job, trainer, settings, steps, reported)
     models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
     place = nearest_existing_folder(Path(args.output_dir))
     return Plan(
@@ -149,6 +168,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int) -> Plan
         baseline_step_ms=gold_ms,
         baselines=len(job.baselines),
         trainings=trainings,
+        measuring_s=measuring_s,
         peak_memory_mb=_peak_memory_mb(),
         disk_mb=trainings * (1 + len(job.baselines)) * _disk_mb(settings, steps, 4e-6 * count_parameters(student)),
         free_disk_mb=shutil.disk_usage(place).free / 1e6,
@@ -156,25 +176,84 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int) -> Plan
 
 
 class _Timer(TrainerCallback):
-    """Takes the time of each optimizer step."""
+    """Notes when each optimizer step ends."""
 
     def __init__(self) -> None:
-        self.times_ms: list[float] = []
-        self._start = 0.0
-
-    def on_step_begin(self, *given: Any, **options: Any) -> None:
-        self._start = time.perf_counter()
+        self.ends_s: list[float] = []
 
     def on_step_end(self, *given: Any, **options: Any) -> None:
-        self.times_ms.append((time.perf_counter() - self._start) * 1e3)
+        self.ends_s.append(time.perf_counter())
 
 
 def _step_ms(trainer: DistillationTrainer) -> float:
+    """Return the mean time from the end of a step to that of the next one, in which its batch is made too."""
+    rows: Any = trainer.train_dataset
+    batches = getattr(trainer.get_train_dataloader(), "batch_sampler", None)
+    if isinstance(rows, Dataset) and isinstance(batches, LengthGroupedBatchSampler):
+        trainer.train_dataset = rows.select(typical_first(batches))
+        trainer.args.train_sampling_strategy = "sequential"
     timer = _Timer()
     trainer.add_callback(timer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return statistics.median(timer.times_ms[1:])
+    return 1e3 * float(np.diff(timer.ends_s).mean())
+
+
+def typical_first(batches: LengthGroupedBatchSampler) -> np.ndarray:
+    """Return the numbers of all rows, first those of some steps that take as long on average as all steps do.
+
+    Steps of texts of like lengths differ so much that a few of them, as they come, may say anything. No row is left
+    out, since the text of all rows decides which embedding rows are trained.
+
+    Args:
+        batches: the steps of an epoch.
+
+    Returns:
+        The rows of the step with the longest text, on which memory and threads warm up, then of `PROBED_STEPS` steps
+        from short to long ones, then the others.
+    """
+    steps = [each for each in batches.steps() if len(each) == batches.step_size]
+    longest_text = np.array([batches.lengths[step].max() for step in steps], dtype=float)
+    order = np.argsort(longest_text)[::-1]
+    # Of each eighth of the steps the one whose longest text has the mean length of that eighth.
+    chosen = list(order[:1])
+    for part in filter(len, np.array_split(order, PROBED_STEPS)):
+        distance = np.abs(longest_text[part] - longest_text[part].mean())
+        chosen += [number for number in part[np.argsort(distance)] if number not in chosen][:1]
+    first = np.concatenate([np.zeros(0, dtype=int), *(steps[number] for number in chosen)])
+    return np.concatenate([first, np.setdiff1d(np.arange(len(batches.lengths)), first)])
+
+
+def _measuring_s(
+    job: Job,
+    trainer: DistillationTrainer,
+    settings: Sequence[DistillationConfig],
+    steps: Sequence[int],
+    reported: bool,
+) -> float:
+    """Estimate from some held-out rows how long student, teacher and baselines are measured for."""
+    if not {"validation", "test"} & set(job.data):
+        return 0.0
+    student, args = trainer.model, settings[-1]
+    rows = job.rows_to_measure(student.config)[1]
+    some = rows.select(np.linspace(0, len(rows) - 1, num=min(len(rows), PROBED_ROWS), dtype=int))
+    start = time.perf_counter()
+    predict_logits(student, some, job.tokenizer)
+    student_s = (time.perf_counter() - start) / len(some)
+    start, teacher_s = time.perf_counter(), 0.0
+    if job.teacher is not None:
+        options: dict[str, Any] = {"teacher_tokenizer": job.teacher_tokenizer, "teacher_order": trainer.teacher_order}
+        evaluate_student(student, job.teacher, some, job.tokenizer, bootstrap_samples=2, latency_runs=0, **options)
+        teacher_s = max(0.0, (time.perf_counter() - start) / len(some) - student_s)
+    evaluations = sum(
+        _times(each.eval_strategy, each.eval_steps or each.logging_steps, each, count)
+        for each, count in zip(settings, steps, strict=True)
+    )
+    if not reported:
+        return (evaluations + 1) * len(rows) * (student_s + teacher_s)
+    at_the_end = len(rows) + args.latency_runs * sum(TIMED_PASSES)
+    all_s = teacher_s + (1 + len(job.baselines)) * student_s
+    return evaluations * len(rows) * (student_s + teacher_s) + at_the_end * all_s
 
 
 def _short(args: DistillationConfig, folder: str) -> DistillationConfig:
@@ -198,15 +277,6 @@ def _short(args: DistillationConfig, folder: str) -> DistillationConfig:
     )
 
 
-def _some_rows(job: Job, batch: int) -> Job:
-    """Return the same job on rows for the probe alone, drawn at random so that their lengths are those of all."""
-    rows = job.data["train"]
-    if makes_batches(rows):
-        return job
-    drawn = rows.shuffle(seed=0).select(range(min(len(rows), batch * (PROBED_STEPS + 1))))
-    return dataclasses.replace(job, data=dataclasses.replace(job.data, splits={"train": drawn}))
-
-
 def _steps(args: DistillationConfig, rows: int) -> int:
     if args.max_steps > 0:
         return args.max_steps
@@ -214,14 +284,18 @@ def _steps(args: DistillationConfig, rows: int) -> int:
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
+def _times(strategy: Any, every: float, args: DistillationConfig, steps: int, at_the_end: bool = False) -> int:
+    """Count how often something is done in a training: never, after each epoch, or after so many steps."""
+    interval = max(1, math.ceil(every if every >= 1 else every * steps))
+    by_steps = math.ceil(steps / interval) if at_the_end else steps // interval
+    return {"no": 0, "epoch": math.ceil(args.num_train_epochs)}.get(getattr(strategy, "value", strategy), by_steps)
+
+
 def _disk_mb(settings: Sequence[DistillationConfig], steps: Sequence[int], student_mb: float) -> float:
     """Count the final student, and checkpoints of weights and AdamW's two moments."""
     total = student_mb
     for args, count in zip(settings, steps, strict=True):
-        every = max(1, int(args.save_steps if args.save_steps >= 1 else args.save_steps * count))
-        saves = {"no": 0, "epoch": math.ceil(args.num_train_epochs)}.get(
-            SaveStrategy(args.save_strategy).value, count // every
-        )
+        saves = _times(args.save_strategy, args.save_steps, args, count, at_the_end=True)
         total += 3 * student_mb * min(saves, args.save_total_limit or saves)
     return total
 

@@ -240,7 +240,7 @@ class Job:
         page: bool,
     ) -> EvaluationReport:
         """Measure student, teacher, baselines and what is shipped on the same rows, and save report and card."""
-        split, rows, held_out = self._rows_to_measure(trainer.model.config)
+        split, rows, held_out = self.rows_to_measure(trainer.model.config)
         report = None
         if PartialState().is_main_process:
             given = (trainer.model, self.tokenizer, args.output_dir, rows, self.data)
@@ -271,7 +271,7 @@ class Job:
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
-    def _rows_to_measure(self, config: Any) -> tuple[str, Any, Any]:
+    def rows_to_measure(self, config: Any) -> tuple[str, Any, Any]:
         """Return the split that is measured, its rows, and others that thresholds or temperatures are fitted on."""
         split, held_out = "test" if "test" in self.data else "validation", None
         if split == "test" and "validation" in self.data and not has_unlabelled(self.data["validation"]):
@@ -287,7 +287,7 @@ class Job:
         folder: Path,
     ) -> None:
         """Measure the untrained student beside teacher and baselines on some rows, with report and card of it."""
-        split, rows, held_out = self._rows_to_measure(trainer.model.config)
+        split, rows, held_out = self.rows_to_measure(trainer.model.config)
         trainer._signals.refuse_unknown_tokens(rows, split)
         # Copies, since what a model makes in inference mode could not be trained with.
         student, *others = (copy.deepcopy(each).to(args.device) for each in (trainer.model, *baselines.values()))
@@ -318,7 +318,7 @@ class Job:
             if written.is_file() and written.stat().st_mtime_ns > history.stat().st_mtime_ns:
                 # It was written after this training, and is whole: the card failed.
                 return True
-            split, rows, _ = self._rows_to_measure(trainer.model.config)
+            split, rows, _ = self.rows_to_measure(trainer.model.config)
             record = self._record(trainer, split, stages, Path(args.output_dir))
             return save_partial_report(trainer.model, rows, self.tokenizer, record, args.output_dir, args.hub_model_id)
 

@@ -26,6 +26,7 @@ from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers, original_ids
 from nlpkd.evaluation.records import percent
+from nlpkd.hub.client import limit_hub_requests
 from nlpkd.hub.model_card import hub_id
 from nlpkd.labelling.rows import LABELS_NAME, label_splits
 from nlpkd.models.ensemble import as_one_teacher
@@ -86,6 +87,7 @@ def prepare_job(
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
     _refuse_unfit_options(train, student, vocabulary, ship, embedding_size)
+    limit_hub_requests()
     asked = data_args or DataArguments()
     refuse_augmentation(args, asked, None if isinstance(teacher, LabelingTeacher) else teacher)
     source, labeller = train, None
@@ -211,6 +213,7 @@ def prepare_teacher(
             "a teacher learns from gold labels: leave soft_label_column out, or distil with nlpkd.distill"
         )
     refuse_augmentation(args, data_args or DataArguments(), None)
+    limit_hub_requests()
     source = ModelSource.of(model, revision, trust_remote_code)
     tokenizer = tokenizer or source.tokenizer()
     data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)

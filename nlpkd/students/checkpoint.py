@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from transformers import PreTrainedModel
 from nlpkd.data.labels.classes import Classes
 from nlpkd.models.loading import load_classifier, load_config
 from nlpkd.models.structure import lacks_head, permute_head, sort_drawn_head
+
+logger = logging.getLogger(__name__)
 
 
 def load_student(
@@ -55,6 +58,8 @@ def load_student(
         student, missing = load_classifier(
             checkpoint, revision=revision, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=True, **labels
         )
+    if missing:
+        logger.warning("Drawn at random, since %s has no such weights that fit: %s.", checkpoint, ", ".join(missing))
     if id2label is not None and (own is None or len(own) != len(wanted) or lacks_head(student, missing)):
         sort_drawn_head(student)
     elif order is not None:

@@ -1,0 +1,96 @@
+"""What a run would take: the steps, rows and passes that it really has."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from datasets import DatasetDict
+from samples import QUIET, raw_rows, tiny_bert
+from transformers import TrainerCallback
+
+from nlpkd import DistillationConfig
+from nlpkd.pipeline.dry_run import PROBED_STEPS, Plan, _times, plan_distillation, plan_teacher, typical_first
+from nlpkd.pipeline.prepare import prepare_teacher
+from nlpkd.pipeline.roles import supervised_trainer
+from nlpkd.training.dataloaders import LengthGroupedBatchSampler
+
+QUICK = QUIET | {"per_device_train_batch_size": 4, "teacher_check": "off", "rehearsal": False}
+
+
+@pytest.fixture(scope="module")
+def rows() -> DatasetDict:
+    return DatasetDict(train=raw_rows(24), validation=raw_rows(20, seed=3))
+
+
+def test_minutes_are_all_steps_of_all_trainings_and_what_is_measured():
+    plan = Plan(models=[], rows=100, steps=[60, 30], step_ms=[100.0, 200.0], baseline_step_ms=50.0, baselines=2,
+                trainings=3, measuring_s=20.0, peak_memory_mb=1.0, disk_mb=1.0, free_disk_mb=1.0)  # fmt: skip
+    assert plan.training_minutes == pytest.approx(3 * (60 * 0.1 + 30 * 0.2 + 2 * 90 * 0.05) / 60)
+    assert plan.measuring_minutes == pytest.approx(1.0)
+    assert "training: about 1.1 minutes" in plan.to_text() and "measuring: about 1.0 minutes" in plan.to_text()
+
+
+def test_the_steps_that_are_timed_have_the_length_of_an_average_step_and_no_row_is_left_out():
+    lengths = np.random.default_rng(0).lognormal(3, 0.7, size=4_037).astype(int) + 2
+    batches = LengthGroupedBatchSampler(lengths, 8, accumulation_steps=2)
+    order = typical_first(batches)
+    assert sorted(order) == list(range(len(lengths)))
+    steps = [lengths[order[at : at + 16]].max() for at in range(0, 16 * (PROBED_STEPS + 1), 16)]
+    assert steps[0] == lengths.max()
+    everything = np.mean([lengths[step].max() for step in batches.steps()])
+    assert np.mean(steps[1:]) == pytest.approx(everything, rel=0.04)
+    for few in (3, 16, 40):
+        assert sorted(typical_first(LengthGroupedBatchSampler(lengths[:few], 16))) == list(range(few))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"save_strategy": "epoch", "eval_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 5},
+     {"save_strategy": "steps", "save_steps": 0.25, "eval_strategy": "steps", "eval_steps": 0.5}],
+    ids=["never", "epochs", "steps", "shares"],
+)  # fmt: skip
+def test_checkpoints_and_evaluations_are_counted_as_a_training_has_them(asked, rows, tokenizer, tmp_path):
+    counted = {"save": 0, "evaluate": 0}
+
+    class Counting(TrainerCallback):
+        def on_save(self, *given, **options):
+            counted["save"] += 1
+
+        def on_evaluate(self, *given, **options):
+            counted["evaluate"] += 1
+
+    args = DistillationConfig(str(tmp_path), num_train_epochs=2, **QUICK | {"save_strategy": "no"} | asked)
+    job = prepare_teacher(args, tiny_bert(), rows["train"], rows["validation"], tokenizer=tokenizer)
+    trainer = supervised_trainer(job.make_untrained_student(1), args, job.data, tokenizer)
+    trainer.add_callback(Counting())
+    trainer.train()
+    steps = trainer.state.global_step
+    found = {
+        "save": _times(args.save_strategy, args.save_steps, args, steps, at_the_end=True),
+        "evaluate": _times(args.eval_strategy, args.eval_steps or args.logging_steps, args, steps),
+    }
+    assert found == counted
+
+
+def test_a_plan_trains_the_embedding_rows_of_all_text_and_measures_all_held_out_rows(
+    rows, tokenizer, tmp_path, caplog
+):
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    shared = {"tokenizer": tokenizer, "train": rows}
+    args = DistillationConfig(str(tmp_path / "out"), **QUICK)
+    plan = plan_distillation(
+        args, teacher=tiny_bert(layers=4, **names), student="layers:2", teacher_tokenizer=tokenizer,
+        objectives="hinton", baseline=True, backbone=None, trainings=2, **shared,
+    )  # fmt: skip
+    assert (plan.rows, plan.steps, plan.baselines, plan.trainings) == (24, [18], 1, 2)
+    assert plan.step_ms[0] > 0 and plan.baseline_step_ms > 0 and plan.measuring_s > 0
+    of_teacher = plan_teacher(replace(args, eval_strategy="epoch"), model=tiny_bert(**names), **shared)
+    assert of_teacher.baselines == 0 and of_teacher.baseline_step_ms is None and of_teacher.measuring_s > 0
+    unmeasured = plan_teacher(args, model=tiny_bert(**names), **shared | {"train": rows["train"]})
+    assert unmeasured.measuring_s == 0
+    # Nothing of the probes is told, and nothing of them stays.
+    assert not [line for line in caplog.records if re.match("Training with", line.getMessage())]
+    assert not (tmp_path / "out").exists()
