@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from nlpkd.config import fast_at_bf16
 from nlpkd.evaluation.report_text import one_line
-from nlpkd.hub.client import NOT_THE_HUB, limit_hub_requests
+from nlpkd.hub.client import NOT_THE_HUB, HubUnreachableError, limit_hub_requests
 from nlpkd.utils.files import nearest_existing_folder
 from nlpkd.utils.optional import pip_install
 from nlpkd.utils.provenance import without_tokens
@@ -45,6 +45,9 @@ EXTRAS = {
 
 
 _TIMEOUT_S = 10.0
+
+
+_NO_HUB = "local paths and cached models work; else check network, proxy and HF_ENDPOINT"
 
 
 _MAY_PUSH = "repo.write"
@@ -131,6 +134,8 @@ def _asked(ask: Callable[[], Any]) -> Finding:
     check = "Hub"
     try:
         ask()
+    except HubUnreachableError:
+        return Finding(check, f"{constants.ENDPOINT} can't be reached", None, _NO_HUB)
     except OfflineModeIsEnabled:
         return Finding(check, "HF_HUB_OFFLINE is set", None, "unset it to load from the Hub or to push")
     except HfHubHTTPError as error:
@@ -143,8 +148,7 @@ def _asked(ask: Callable[[], Any]) -> Finding:
     except json.JSONDecodeError:
         return Finding(check, f"{constants.ENDPOINT} answers with no JSON", None, NOT_THE_HUB)
     except (HTTPError, OSError) as error:
-        advice = "local paths and cached models work; else check network, proxy and HF_ENDPOINT"
-        return Finding(check, f"{constants.ENDPOINT} can't be reached ({type(error).__name__})", None, advice)
+        return Finding(check, f"{constants.ENDPOINT} can't be reached ({type(error).__name__})", None, _NO_HUB)
     return Finding(check, f"{constants.ENDPOINT} answers", True)
 
 

@@ -19,7 +19,7 @@ from transformers import CONFIG_NAME
 
 from nlpkd.evaluation.html_report import PAGE_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
-from nlpkd.hub.client import NOT_THE_HUB, HubTimeoutError, limit_hub_requests
+from nlpkd.hub.client import NOT_THE_HUB, HubTimeoutError, HubUnreachableError, limit_hub_requests
 from nlpkd.hub.eval_results import write_eval_results
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
@@ -313,7 +313,8 @@ def _with_retries(call: Any, tries: int = len(_BACKOFF_S) + 1) -> Any:
             raise _NotSentError(NOT_THE_HUB) from error
         except (HTTPError, ConnectionError, TimeoutError) as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-            final = isinstance(error, (OfflineModeIsEnabled, HubTimeoutError)) or (status is not None and status < 500)
+            asked_for = isinstance(error, OfflineModeIsEnabled) and not isinstance(error, HubUnreachableError)
+            final = asked_for or isinstance(error, HubTimeoutError) or (status is not None and status < 500)
             if final or attempt == tries - 1:
                 raise
             wait = _BACKOFF_S[attempt]
@@ -334,7 +335,7 @@ _REASONS = {
 
 def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
     """Return in plain words what went wrong."""
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled) and not isinstance(error, HubUnreachableError):
         return "HF_HUB_OFFLINE is set: unset it"
     if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, error.server_message or ""

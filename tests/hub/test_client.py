@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
+from huggingface_hub import get_session, hf_hub_download, set_client_factory
+from huggingface_hub.utils import _http
 from processes import run as run_program
 from samples import tiny_bert
 
+from nlpkd.cli import doctor
+from nlpkd.hub import client
 from nlpkd.hub.saving import save_student
+from nlpkd.models.loading import load_classifier
 
 COMMANDS = """
 import json, sys, time
@@ -83,6 +88,71 @@ def test_push_verify_and_doctor_end_and_say_so(dripping: Dripping, tmp_path: Pat
     assert ended == [[each[0], "0" if each[0] == "doctor" else "2"] for each in words], done
     assert "the Hub did not answer in time" in done.stderr and "can't be reached" in done.stdout
     assert dripping.requests >= 3
+
+
+def answer_once(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A client as commands have it, that waits for nothing; afterwards huggingface_hub's own again."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(client, "RETRY_S", 0.0)
+    client.limit_hub_requests(1.0, 5.0)
+    yield get_session
+    set_client_factory(_http.default_client_factory)
+
+
+def test_a_hub_that_no_connection_reaches_is_given_up_and_one_that_was_reached_is_not(quick, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        threading.Thread(target=answer_once, args=[server], daemon=True).start()
+        assert quick().get(url).status_code == 200
+    # What was reached and is gone may come back: huggingface_hub tries again after such an error.
+    for ask in (quick().get, quick().post):
+        with pytest.raises(client._httpx.ConnectError):
+            ask(url)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = free.getsockname()[1]
+    url = f"http://127.0.0.1:{place}/"
+    with pytest.raises(client.HubUnreachableError, match=f"no connection to 127.0.0.1:{place} can be made: "):
+        quick().get(url)
+    with pytest.raises(client._httpx.ConnectError):  # What changes something is asked whatever is known.
+        quick().post(url, content=b"x")
+    # For a moment it is not asked again, and then it is.
+    with socket.create_server(("127.0.0.1", place)) as server:
+        server.settimeout(0)
+        with pytest.raises(client.HubUnreachableError, match="a moment ago"):
+            quick().head(url)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        monkeypatch.setattr(client, "WITHOUT_CONNECTION_S", 0.0)
+        with pytest.raises(client.HubTimeoutError):
+            quick().head(url)
+        assert server.accept()
+
+
+def test_without_a_connection_what_is_in_the_cache_is_used_at_once_and_else_the_offline_command_named(
+    quick, tmp_path, monkeypatch, caplog
+):
+    with HubServer() as hub:
+        hub.add_repo("alice/tiny", tmp_path / "nothing")
+        hub.repos["model", "alice/tiny"].commit({"config.json": b"{}"}, "tiny")
+        kept = hf_hub_download("alice/tiny", "config.json", cache_dir=tmp_path, endpoint=hub.url)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    assert hf_hub_download("alice/tiny", "config.json", cache_dir=tmp_path, endpoint=nobody) == kept
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nobody)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+                        nobody + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
+    with pytest.raises(OSError, match=r"can't be had from (.|\n)*`make demo`"):
+        load_classifier("alice/other")
+    assert "Retrying" not in caplog.text and doctor._asked(lambda: get_session().get(nobody)).ok is None
 
 
 def test_a_storage_that_is_silent_holds_no_download_up(tmp_path: Path) -> None:
