@@ -226,9 +226,13 @@ def origin_lines(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def flat(value: Any) -> str:
-    """Return a mapping as `key value, key (key value)` without its empty entries, a fraction with six digits."""
+    """Return a mapping as `key value, key (key value)` without its empty entries, a fraction with six digits.
+
+    Numbers of rows are written as everywhere, other whole numbers, such as seeds, as they are.
+    """
     if isinstance(value, Mapping):
         told = {key: entry for key, entry in value.items() if entry not in (None, "", {})}
+        told |= {key: f"{n:,}" for key, n in told.items() if str(key).endswith("_rows") and isinstance(n, int)}
         return ", ".join(f"{k} ({flat(v)})" if isinstance(v, Mapping) else f"{k} {flat(v)}" for k, v in told.items())
     return str(float(f"{value:.6g}") if isinstance(value, float) else value)
 

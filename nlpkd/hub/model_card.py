@@ -16,9 +16,17 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord
-from nlpkd.evaluation.records import BASELINES, METRIC_NAMES, ONNX_RUNTIME, Candidate, SeedSpread, without_controls
+from nlpkd.evaluation.records import BASELINES, METRIC_NAMES, ONNX_RUNTIME, Candidate, percent, without_controls
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, listed, one_line
+from nlpkd.evaluation.report_text import (
+    code_block,
+    escape_markdown,
+    flat,
+    listed,
+    markdown_table,
+    one_line,
+    seeds_cells,
+)
 from nlpkd.utils.optional import pip_install
 from nlpkd.utils.provenance import without_tokens
 
@@ -201,21 +209,12 @@ def _results(report: EvaluationReport) -> str:
     where = f" of the split {escape_markdown(data.split)}" if data.split else ""
     source = f" of {_named(data)}" if data.name else ""
     share = task.majority_share
-    commonest = f"; the commonest label alone would give an accuracy of {share:.3f}" if share is not None else ""
+    commonest = f"; {percent(share)} of them have the commonest label" if share is not None else ""
     parts = ["## Results", report.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
-    spreads = [_spreads(name, metrics) for name, metrics in report.seeds.items()]
-    if spreads:
-        parts += ["Over several seeds, mean ± sample standard deviation:", "\n".join(spreads)]
+    if report.seeds:
+        seeds = {escape_markdown(name): spreads for name, spreads in report.seeds.items()}
+        parts += ["Over several seeds, mean ± sample standard deviation:", markdown_table(*seeds_cells(seeds))]
     return "\n\n".join(parts)
-
-
-def _spreads(name: str, metrics: Mapping[str, SeedSpread]) -> str:
-    figures = []
-    for metric, spread in metrics.items():
-        if math.isfinite(spread.mean):
-            deviation = "" if spread.sd is None else f" ± {spread.sd:.3f}"
-            figures.append(f"{metric.replace('_', ' ')} {spread.mean:.3f}{deviation} (n = {len(spread.values)})")
-    return f"- {escape_markdown(name)}: {', '.join(figures)}"
 
 
 def _usage(report: EvaluationReport, model_name: str) -> str:
