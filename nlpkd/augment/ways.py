@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from nlpkd.augment.augmenters import Augmenter, EmbeddingNeighbours, MaskedLanguageModel, MaskingAndNGrams
 from nlpkd.augment.constituents import ConstituentSwap
+from nlpkd.config import DistillationConfig
 from nlpkd.models.loading import load_config, load_tokenizer, split_revision
 from nlpkd.models.small_models import SMALL_STUDENTS
 
@@ -104,6 +105,20 @@ def check_way(way: str) -> None:
     """
     if way not in (*WAYS, AUTO):
         raise ValueError(f"there is no way {way!r} to augment: choose one of {sorted(WAYS)}, or {AUTO!r}")
+
+
+def describe_augmentation(args: DistillationConfig, student: Any) -> dict[str, Any]:
+    """Return the settings of more text for a record.
+
+    Args:
+        args: of a run that made some.
+        student: the student's config.
+
+    Returns:
+        Those that are set, with the way that `"auto"` stood for.
+    """
+    given = {name: value for name, value in vars(args).items() if name.startswith("augment") and value is not None}
+    return given | {"augment": way_for(student) if args.augment == AUTO else args.augment}
 
 
 def make_augmenter(

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.rows import count_texts, has_unlabelled
@@ -337,8 +338,7 @@ class Job:
                 for objective in stage.objectives
             ]
         if trainer.args.augment is not None:
-            given = {name: value for name, value in vars(trainer.args).items() if name.startswith("augment")}
-            record["settings"] |= {name: value for name, value in given.items() if value is not None}
+            record["settings"] |= describe_augmentation(trainer.args, trainer.model.config)
         order = {"label_order": trainer.teacher_order} if trainer.teacher_order else {}
         return record | {
             "command": command_line(),

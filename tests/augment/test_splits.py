@@ -122,13 +122,14 @@ QUICK = {**QUIET, "max_steps": 3, "per_device_train_batch_size": 8, "teacher_che
 
 
 @pytest.mark.parametrize(
-    "student, way, more", [("layers:1", "neighbours", {"augment_change": 0.5}), ("bilstm", "auto", {})]
+    "student, asked, way, more",
+    [("layers:1", "neighbours", "neighbours", {"augment_change": 0.5}), ("bilstm", "auto", "ngrams", {})],
 )
-def test_a_job_makes_the_rows_and_its_report_says_so(tokenizer, tmp_path, student, way, more):
+def test_a_job_makes_the_rows_and_its_report_says_so(tokenizer, tmp_path, student, asked, way, more):
     splits = DatasetDict(train=raw_rows(60, seed=1), validation=raw_rows(20, seed=7))
     result = distill(
         tiny_bert(layers=2), student, splits, objectives="hinton", baseline="same_start", output_dir=tmp_path,
-        tokenizer=tokenizer, teacher_tokenizer=tokenizer, augment=way, augment_copies=2, **more, **QUICK,
+        tokenizer=tokenizer, teacher_tokenizer=tokenizer, augment=asked, augment_copies=2, **more, **QUICK,
     )  # fmt: skip
     run = result.report.run
     assert run.data.train_rows > 75 and run.data.evaluated_rows == 20
