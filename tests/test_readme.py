@@ -30,9 +30,9 @@ SHORTER = {
     "demo_backbone()": '"runs/small-encoder"',
     '"num_train_epochs": 3': '"max_steps": 2, "teacher_check": "off"',
 }
-# Options of accelerate and torchrun, and the word that stands for a field of DistillationConfig.
+# Options of accelerate, torchrun and shuf, and the word that stands for a field of DistillationConfig.
 OF_OTHERS = {"--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--mixed_precision", "--cpu"}
-OF_OTHERS |= {"--dynamo_backend", "--config_file", "--nproc_per_node", "--field_name"}
+OF_OTHERS |= {"--dynamo_backend", "--config_file", "--nproc_per_node", "--field_name", "--random-source"}
 FEW = """
 def few(splits):
     for name in splits:
