@@ -73,7 +73,9 @@ def find_columns(
         raise ValueError(f"The same column is named twice: {given}; text_column, label_column.. must differ.")
     free = [name for name in available if name not in given]
     if label is None:
-        label = _the_one(free, LABEL_NAMES, available, "label", "label_column")
+        unknown = text is None and not any(name.strip().lower() in TEXT_NAMES for name in free)
+        also = ", and which is the text with text_column (--text-column)" if unknown else ""
+        label = _the_one(free, LABEL_NAMES, available, "label", f"label_column (--label-column){also}")
         free.remove(label)
     if text is None:
         pairs = [pair for pair in PAIRS if set(pair) <= set(free)] if text_pair is None else []
@@ -82,11 +84,13 @@ def find_columns(
             if others or len(pairs) > 1:
                 raise ValueError(
                     f"Several columns could be the text: {sorted(others)} and the pairs {pairs}. The columns are "
-                    f"{list(available)}: say which with text_column (and text_pair_column)."
+                    f"{list(available)}: say which with text_column (--text-column; pairs: --text-pair-column too)."
                 )
             text, text_pair = pairs[0]
         else:
-            text = _the_one(free, TEXT_NAMES, available, "text", "text_column (and text_pair_column for pairs)")
+            text = _the_one(
+                free, TEXT_NAMES, available, "text", "text_column (--text-column; pairs: --text-pair-column too)"
+            )
     return Columns(text, text_pair, label if isinstance(label, str) else tuple(label))
 
 
@@ -104,7 +108,7 @@ def find_text_column(available: Sequence[str], text: str | None = None) -> str:
         ValueError: the named column is missing, or none or several columns could be the text.
     """
     if text is None:
-        return _the_one(available, TEXT_NAMES, available, "text", "text_column")
+        return _the_one(available, TEXT_NAMES, available, "text", "text_column (--text-column)")
     if text not in available:
         raise ValueError(f"There is no column {text!r} (text_column); the columns are {list(available)}.")
     return text

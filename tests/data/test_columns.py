@@ -47,7 +47,16 @@ def test_columns_are_taken_as_named_or_recognised(available, named, expected):
         (["text", "review", "label"], {}, r"Several columns could be the text: \['text', 'review'\].*text_column"),
         (["text", "label", "sentiment"], {}, r"Several columns could be the label.*label_column"),
         (["a", "label"], {}, r"No column is known to be the text. The columns are \['a', 'label'\].*text_column"),
-        (["text", "b"], {}, r"No column is known to be the label. The columns are \['text', 'b'\].*label_column"),
+        (
+            ["text", "b"],
+            {},
+            r"No column is known to be the label. The columns are \['text', 'b'\].*\(--label-column\)\.$",
+        ),
+        (
+            ["a", "b"],
+            {},
+            r"with label_column \(--label-column\), and which is the text with text_column \(--text-column\)",
+        ),
         (["text", "premise", "hypothesis", "label"], {}, "text_column"),
         (
             ["text", "label"],
