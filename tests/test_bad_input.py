@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from samples import QUIET, fine_tuned_teacher, raw_rows, tiny_bert
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from nlpkd import distill
+from nlpkd import check_labels, distill, label
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 
 Call = dict[str, Any]
@@ -378,3 +378,13 @@ def test_the_catalogue_is_in_the_readme():
 
 if __name__ == "__main__":
     print(table())
+
+
+@pytest.mark.parametrize("ask", [label, check_labels])
+def test_rows_that_nobody_trains_on_are_not_called_train_rows(ask, tmp_path):
+    rows = [{"text": "a", "label": "b"}, {"text": " ", "label": "c"}]
+    given = {"output": tmp_path / "out.parquet"}
+    given |= {"teacher": lambda texts: [[0.5, 0.5] for _ in texts], "classes": ["b", "c"]} if ask is label else {}
+    with pytest.raises(ValueError, match="data, row 1|of the data") as refused:
+        ask(**given, source=rows) if ask is label else ask(rows, **given)
+    assert "train" not in str(refused.value)

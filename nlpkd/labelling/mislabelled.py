@@ -20,7 +20,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_columns
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.sources import Source, read_splits, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.records import percent
@@ -136,11 +136,12 @@ def check_labels(
     output = None if output is None else Path(output)
     if output is not None and output.suffix not in _WRITERS:
         raise ValueError(f"output must be one of {', '.join(_WRITERS)}, got {output}")
-    rows = read_splits(data)[0]["train"]
-    columns = find_columns(rows.column_names, text_column, None, label_column)
-    check_texts(rows, "train", columns.text)
     names = teacher.classes if isinstance(teacher, LabelingTeacher) else ()
-    targets = encode_targets(DatasetDict({"train": rows}), columns.label, None, names)
+    with without_training_words(data):
+        rows = read_splits(data)[0]["train"]
+        columns = find_columns(rows.column_names, text_column, None, label_column)
+        check_texts(rows, "train", columns.text)
+        targets = encode_targets(DatasetDict({"train": rows}), columns.label, None, names)
     if targets.problem_type != SINGLE_LABEL:
         raise ValueError(f"labels are checked where each row has one class, and these are {targets.problem_type}")
     texts, labels = rows[columns.text][:], np.array(targets.splits["train"]["labels"][:])

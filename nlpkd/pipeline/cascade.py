@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.sources import Source, read_splits, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
@@ -77,9 +77,10 @@ def cascade(
         gold = [names[number] for number in rows["labels"][:]]
         texts = _texts(rows, loaded.text_columns)
     else:
-        splits = read_splits(data)[0]
-        split = next(name for name in (*_SPLITS, *splits) if name in splits)
-        texts = texts_to_label(splits[split], split, data_args.text_column)
+        with without_training_words(data):
+            splits = read_splits(data)[0]
+            split = next(name for name in (*_SPLITS, *splits) if name in splits)
+            texts = texts_to_label(splits[split], split, data_args.text_column)
 
     # What both answer
     labels, logits = scores(small, texts, batch_size=batch_size)

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.sources import Source, read_splits, without_training_words
 from nlpkd.evaluation.records import METRIC_NAMES, percent
 from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.evaluation.scoring import scoring_of
@@ -93,8 +93,9 @@ def label(
         raise ValueError(f"output must be a .parquet file, got {output}")
     priced = Prices(*prices) if isinstance(prices, tuple) else prices
     limits = Budget(max_requests, max_cost, priced)
-    rows = read_splits(source)[0]["train"]
-    texts = texts_to_label(rows, "train", text_column)
+    with without_training_words(source):
+        rows = read_splits(source)[0]["train"]
+        texts = texts_to_label(rows, "train", text_column)
     answers = answers_beside(output, teacher)
     if budget is None and (student is not None or test is not None or against_random or keywords):
         raise ValueError("student, test, against_random and settings of a training are of a budget: give budget=")
