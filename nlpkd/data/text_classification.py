@@ -193,7 +193,7 @@ def _load_whole(
         " and ".join(map(repr, columns.texts)),
         columns.label,
         _shortened(targets.names),
-        ", ".join(f"{count}" if alone else f"{count} {split}" for split, count in splits.num_rows.items()),
+        ", ".join(f"{count:,}" if alone else f"{count:,} {split}" for split, count in splits.num_rows.items()),
     )
     return TextClassificationData(
         splits=splits,
@@ -383,7 +383,8 @@ def _report_truncated(counts: Mapping[str, int], split: str, rows: int, limit: i
     for prefix, count in counts.items():
         if count:
             whose = " of the teacher's tokenizer" if prefix else ""
-            logger.warning("%s: %d of %d rows truncated to %d tokens%s", called, count, rows, limit, whose)
+            told = f"{count:,} of {rows:,}"
+            logger.warning("%s: %s rows truncated to %d tokens%s", called, told, limit, whose)
     return {prefix + split: count for prefix, count in counts.items()}
 
 

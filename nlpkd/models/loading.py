@@ -104,8 +104,10 @@ def load_classifier(
     if adapter is not None:
         refuse_adapter(Path(adapter).parent)
     _load_config(name, revision, trust_remote_code, "model")
-    # What transformers would say in a table of missing weights, callers say in a sentence, or refuse.
-    with _explained(name, revision, "model"), quiet("transformers.modeling_utils"):
+    # What transformers would say in a table of missing weights, callers say in a sentence, or refuse. At that level it
+    # would say too which layers are not shared out among devices.
+    talking = quiet("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+    with _explained(name, revision, "model"), talking:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(name),
             revision=revision,

@@ -179,7 +179,8 @@ def compact_training(model: Any, dataset: Dataset, always: Sequence[int], log: b
     if len(rows) > _WORTH * table.num_embeddings or rows[-1] >= table.num_embeddings:
         return None
     if log:
-        logger.warning("Training the %d of %d embedding rows that the text uses.", len(rows), table.num_embeddings)
+        told = f"{len(rows):,} of {table.num_embeddings:,}"
+        logger.warning("Training the %s embedding rows that the text uses.", told)
     return CompactTraining(model, rows)
 
 

@@ -174,6 +174,7 @@ def test_what_was_decided_is_said_once_with_the_reason_and_can_be_overridden(tmp
         ["one class a row: all labels are whole, and zeros in front are kept ('01')." + end],
     )
     assert said("1 x") == (SINGLE_LABEL, ["one class a row: label 'x' (row 1 of the train split) is no number." + end])
+    assert said("x y") == said("x y", streaming=True) == (SINGLE_LABEL, []), "it could mean nothing else"
     assert said("1 2.5") == (REGRESSION, ["scores: label '2.5' (row 1 of the train split) is not whole." + end])
     assert said("1 2.5", problem_type=SINGLE_LABEL) == (SINGLE_LABEL, [])
     assert said(problem_type=REGRESSION) == (REGRESSION, [])

@@ -1,6 +1,7 @@
 """Names into models: what can't be had says why and what to do, and nothing is unpickled."""
 
 import json
+import logging
 import re
 import time
 from pathlib import Path
@@ -56,9 +57,29 @@ def test_a_saved_tokenizer_is_loaded(tmp_path, tokenizer):
     assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_parameters_that_the_checkpoint_lacks_are_named(tmp_path):
+@pytest.fixture
+def said_by_transformers():
+    records, logger = [], logging.getLogger("transformers")
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def test_weights_of_other_shapes_are_refused_by_name_or_drawn_where_that_is_asked(tmp_path, said_by_transformers):
+    tiny_bert(num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"other shapes than its config says: classifier.\w+ is \(3.*\) and not \(2"):
+        load_classifier(tmp_path, num_labels=2)
+    model, drawn = load_classifier(tmp_path, num_labels=2, ignore_mismatched_sizes=True)
+    assert drawn == ["classifier.bias", "classifier.weight"] and model.num_labels == 2
+    assert not [line for line in said_by_transformers if "REPORT" in line or "sharded" in line]
+
+
+def test_parameters_that_the_checkpoint_lacks_are_named(tmp_path, said_by_transformers):
     tiny_bert().bert.save_pretrained(tmp_path)
     assert load_classifier(tmp_path)[1] == ["classifier.bias", "classifier.weight"]
+    assert not [line for line in said_by_transformers if "REPORT" in line or "sharded" in line]
 
 
 @pytest.mark.parametrize("load", [load_classifier, load_tokenizer])

@@ -97,7 +97,10 @@ def read_kind(
     numbers = {value: number_of(value) for value in known if value not in words}
     odd = next((value for value, number in numbers.items() if number is None), None)
     if odd is not None or not numbers:
-        reason = "no row has a label" if odd is None else f"{_of_row(odd, known[odd])} is no number"
+        # Where none is a number there is nothing that could be meant otherwise.
+        plain = odd is not None and all(number is None for number in numbers.values())
+        told = "no row has a label" if odd is None else f"{_of_row(odd, known[odd])} is no number"
+        reason = "" if plain else told
         return LabelKind(SINGLE_LABEL, reason)
     fraction = next((value for value in numbers if whole_number(value) is None), None)
     if fraction is not None:
