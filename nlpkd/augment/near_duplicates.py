@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 Row: TypeAlias = tuple[str, ...]
@@ -40,8 +40,12 @@ def similarity(first: str, second: str) -> float:
     Returns:
         0 to 1. With a tenth of the words of a sentence replaced it is about 0.7.
     """
-    one, other = shingles(plain(first)), shingles(plain(second))
-    return len(one & other) / len(one | other)
+    return _jaccard(shingles(plain(first)), shingles(plain(second)))
+
+
+def _jaccard(one: set[str], other: set[str]) -> float:
+    common = len(one & other)
+    return common / (len(one) + len(other) - common)
 
 
 class NearDuplicates:
@@ -61,23 +65,31 @@ class NearDuplicates:
         self.threshold = threshold
         self._rows = list(dict.fromkeys(tuple(map(plain, row)) for row in rows))
         # The first texts alone are looked up, the others compared.
-        self._count = Counter(run for row in self._rows for run in shingles(row[0]))
+        runs = [shingles(row[0]) for row in self._rows]
+        self._sizes = [len(each) for each in runs]
+        self._count = Counter(run for each in runs for run in each)
         self._having: dict[str, list[int]] = defaultdict(list)
-        for number, row in enumerate(self._rows):
-            for run in self._prefix(row[0]):
+        for number, each in enumerate(runs):
+            for run in self._prefix(each):
                 self._having[run].append(number)
 
     def __contains__(self, row: object) -> bool:
         if not self._rows:
             return False
-        texts = [plain(text) for text in row]  # type: ignore[attr-defined]
-        found = {number for run in self._prefix(texts[0]) for number in self._having.get(run, ())}
-        return any(self._alike(texts, self._rows[number]) for number in found)
+        texts = [shingles(plain(text)) for text in row]  # type: ignore[attr-defined]
+        size = len(texts[0])
+        return any(
+            # Sets of sizes further apart have less in common than that.
+            self.threshold * size <= self._sizes[number] <= size / self.threshold
+            and self._alike(texts, self._rows[number])
+            for number in {number for run in self._prefix(texts[0]) for number in self._having.get(run, ())}
+        )
 
-    def _prefix(self, text: str) -> Iterator[str]:
-        """Return the shingles of a plain text of which a near duplicate has at least one too, the rare ones first."""
-        runs = sorted(shingles(text), key=lambda run: (self._count.get(run, 0), run))
-        yield from runs[: len(runs) - math.ceil(self.threshold * len(runs)) + 1]
+    def _prefix(self, runs: set[str]) -> list[str]:
+        """Return the shingles of a text of which a near duplicate has at least one too, the rare ones first."""
+        ordered = sorted(runs, key=lambda run: (self._count.get(run, 0), run))
+        return ordered[: len(runs) - math.ceil(self.threshold * len(runs)) + 1]
 
-    def _alike(self, texts: Sequence[str], others: Sequence[str]) -> bool:
-        return all(similarity(one, other) >= self.threshold for one, other in zip(texts, others, strict=True))
+    def _alike(self, texts: Sequence[set[str]], others: Sequence[str]) -> bool:
+        pairs = zip(texts, others, strict=True)
+        return all(_jaccard(one, shingles(other)) >= self.threshold for one, other in pairs)

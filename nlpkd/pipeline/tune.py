@@ -173,6 +173,8 @@ def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence
     for name, values in search.items():
         if "." not in name and name not in known:
             raise ValueError(f"{name!r} is neither a DistillationConfig field nor an OBJECTIVE.SETTING")
+        if name.startswith("augment"):
+            raise ValueError(f"{name!r} can't be searched, since all trials learn from the same rows: give one value")
         if not isinstance(values, (list, tuple)) or not values:
             raise ValueError(f"search[{name!r}] must be a pair (low, high) or a list of values, got {values!r}")
     if (count := len(resolve(objectives))) > 1:

@@ -107,6 +107,7 @@ def test_an_objective_s_setting_is_changed_by_its_name():
         ({"search": {"learning_rat": (1, 2)}}, "'learning_rat' is neither"),
         ({"search": {"learning_rate": 3}}, "must be a pair"),
         ({"search": {"learning_rate": (2.0, 1.0)}}, "low below high"),
+        ({"search": {"augment_change": (0.1, 0.5)}}, "all trials learn from the same rows"),
         ({"search": {"forward_kl.temprature": (1.0, 2.0)}}, "no setting of an objective"),
         ({"objectives": "tinybert"}, "has 2 stages"),
     ],
