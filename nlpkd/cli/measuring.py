@@ -115,5 +115,8 @@ def cascade(
     from nlpkd.pipeline.cascade import cascade as run
 
     record = run(**arguments(context))
-    show_table(*record.cells(), record.verdict())
+    header, rows = record.cells()
+    # Every fifth one, back from the chosen one; all of them are in the file.
+    show_table(header, rows[::-5][::-1], record.verdict())
+    show_files("The cascade is", student)
     typer.echo(f'nlpkd.load("{student}", fallback="{teacher}") answers by it.')

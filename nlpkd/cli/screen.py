@@ -32,6 +32,7 @@ _FILES = {
     "eval_results.json": "its metrics",
     "compression.json": "what was done to it",
     "tuning.json": "all trials",
+    "cascade.json": "all thresholds",
     "export.json": "how they compare with PyTorch",
 }
 
@@ -189,13 +190,11 @@ def show_files(what: str, folder: str | Path, *following: Sequence[Any]) -> None
         folder: the folder; of a report's files those that are there are named.
         *following: commands without the program, each as its words.
     """
-    from accelerate import PartialState
-
-    if not PartialState().is_main_process:
+    if (console := _console()) is None:
         return
     written = [f"{name} ({kind})" for name, kind in _FILES.items() if (Path(folder) / name).is_file()]
     beside = f", with {', '.join(written)}" if written else ""
-    typer.echo(f"\n{what} in {without_controls(str(folder))}{beside}.")
+    console.print(f"\n{what} in {without_controls(str(folder))}{beside}.")
     if following:
         commands = [shlex.join([*_program(), *map(str, words)]) for words in following]
         typer.echo("\nNext:\n" + "\n".join(f"  {command}" for command in commands))

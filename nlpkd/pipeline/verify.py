@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source
@@ -16,7 +17,7 @@ from nlpkd.evaluation.origin import DataRecord
 from nlpkd.evaluation.records import METRIC_NAMES
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import markdown_table
-from nlpkd.hub.client import limit_hub_requests
+from nlpkd.hub.client import HubUnreachableError, limit_hub_requests
 from nlpkd.hub.eval_results import RESULTS_FILES
 from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
@@ -125,7 +126,13 @@ def verify(
     name, commit = split_revision(str(model)) if revision is None else (str(model), revision)
     folder = Path(name)
     if not folder.is_dir():
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=[*PUSH_ALLOW_PATTERNS, RESULTS_FILES]))
+        wanted = [*PUSH_ALLOW_PATTERNS, RESULTS_FILES]
+        try:
+            folder = Path(snapshot_download(name, revision=commit, allow_patterns=wanted))
+        except LocalEntryNotFoundError as error:
+            # huggingface_hub takes the missing connection for offline mode, and would say how to leave that.
+            unreachable = isinstance(error.__cause__, HubUnreachableError)
+            raise (OSError(f"{name} can't be downloaded: {error.__cause__}") if unreachable else error) from error
         name = f"{name} at {folder.name}"
     if not (folder / JSON_NAME).is_file():
         raise ValueError(f"{name} has no {JSON_NAME}, so it claims nothing that can be measured again")

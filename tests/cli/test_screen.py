@@ -236,6 +236,15 @@ def test_the_next_commands_come_back_whole_from_a_shell(name, tmp_path, capsys):
         assert found.stdout.split("\0")[:-1][-len(words) :] == words == shlex.split(command)[-len(words) :]
 
 
+def test_where_the_files_are_is_wrapped_on_a_terminal_and_commands_are_not(tmp_path):
+    for name in ("report.md", "report.html", "README.md"):
+        (tmp_path / name).touch()
+    long = ["distill", *(f"--option-{number}" for number in range(20))]
+    lines = on_a_terminal(lambda: (os.chdir(tmp_path), show_files("The student is", "student-of-mine/..", long)), 80)
+    told, _, commands = lines.partition("Next:")
+    assert max(map(len, told.splitlines())) <= 80 and "--option-19\n" in commands
+
+
 def test_held_out_rows_are_named_only_where_a_command_line_can(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.csv").touch()

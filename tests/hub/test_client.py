@@ -20,6 +20,7 @@ from nlpkd.cli import doctor
 from nlpkd.hub import client
 from nlpkd.hub.saving import save_student
 from nlpkd.models.loading import load_classifier
+from nlpkd.pipeline.verify import verify
 
 COMMANDS = """
 import json, sys, time
@@ -152,6 +153,8 @@ def test_without_a_connection_what_is_in_the_cache_is_used_at_once_and_else_the_
                         nobody + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
     with pytest.raises(OSError, match=r"can't be had from (.|\n)*`make demo`"):
         load_classifier("alice/other")
+    with pytest.raises(OSError, match="alice/other can't be downloaded: no connection to 127.0.0.1:"):
+        verify("alice/other")
     assert "Retrying" not in caplog.text and doctor._asked(lambda: get_session().get(nobody)).ok is None
 
 
