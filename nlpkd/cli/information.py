@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nlpkd.cli.options import command
+from nlpkd.cli.screen import show_item
 
 app = typer.Typer()
 
@@ -47,6 +48,6 @@ def doctor(
     for finding in findings:
         mark = {True: "ok", False: "NO", None: "--"}[finding.ok]
         advice = f" ({finding.advice})" if finding.advice and finding.ok is not True else ""
-        typer.echo(f"{mark}  {finding.check:<{width}}  {finding.found}{advice}")
+        show_item(f"{mark}  {finding.check:<{width}}  ", f"{finding.found}{advice}")
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)

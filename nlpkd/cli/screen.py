@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,6 +181,12 @@ def _show_table(
         table.add_row(*without_controls(list(row)), style="bold" if row[0] == bold else None)
     console.print()
     console.print(table, soft_wrap=False)
+
+
+def show_item(name: str, text: str) -> None:
+    """Print a name and a text beside it, which is folded under itself on a terminal."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    typer.echo(textwrap.fill(name + text, columns, subsequent_indent=" " * len(name), break_long_words=False))
 
 
 def show_files(what: str, folder: str | Path, *following: Sequence[Any]) -> None:

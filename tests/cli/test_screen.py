@@ -21,6 +21,7 @@ from nlpkd.cli.screen import (
     hide_bars_of_weights,
     show_files,
     show_frontier,
+    show_item,
     show_phases,
     show_report,
     show_table,
@@ -234,6 +235,17 @@ def test_the_next_commands_come_back_whole_from_a_shell(name, tmp_path, capsys):
     for command, words in zip(commands, wanted, strict=True):
         found = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True, text=True)
         assert found.stdout.split("\0")[:-1][-len(words) :] == words == shlex.split(command)[-len(words) :]
+
+
+def test_a_text_beside_a_name_is_folded_under_itself_on_a_terminal_alone(capsys):
+    text = " ".join(["https://huggingface.co can't be reached: check network, proxy and HF_ENDPOINT"] * 2)
+    shown = on_a_terminal(lambda: show_item("--  Hub  ", text), 80).splitlines()
+    assert len(shown) == 3 and max(map(len, shown)) <= 80
+    assert (
+        all(line.startswith(" " * 9) for line in shown[1:]) and " ".join(" ".join(shown).split()) == f"-- Hub {text}"
+    )
+    show_item("--  Hub  ", text)
+    assert capsys.readouterr().out == f"--  Hub  {text}\n"
 
 
 def test_where_the_files_are_is_wrapped_on_a_terminal_and_commands_are_not(tmp_path):
