@@ -267,6 +267,27 @@ def _explained(name: str | Path, revision: str | None, what: str, advice: str = 
         raise ValueError(f"{_explain(name, revision, what, error)}{advice}") from error
 
 
+@contextmanager
+def named_in_errors(model: Any) -> Iterator[None]:
+    """Name the model, and the offline command, where another library can't get it.
+
+    Args:
+        model: a path or Hub id; of an object nothing is added.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: what was raised meanwhile, in these words.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(model, (str, Path)):
+            raise
+        raise OSError(_explain(model, None, "model", error)) from error
+
+
 def _explain(name: str | Path, revision: str | None, what: str, error: Exception) -> str:
     if Path(name).exists():
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nlpkd.models.loading import named_in_errors
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.http import JSONClient
@@ -119,7 +120,8 @@ class DecisionTeacher(LabelingTeacher):
 
         from nlpkd.teachers.decision_batches import DecisionBatches
 
-        pipe = pipeline("decision", model=self.model, **self._pipeline_settings)
+        with named_in_errors(self.model):
+            pipe = pipeline("decision", model=self.model, **self._pipeline_settings)
         return DecisionBatches(pipe, self._questions, self.batch_size)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from nlpkd.models.loading import named_in_errors
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
 from nlpkd.utils.optional import require
 
@@ -97,7 +98,8 @@ class EmbeddingTeacher(LabelingTeacher):
     @functools.cached_property
     def _encoder(self) -> Any:
         kind = require("sentence_transformers", "teachers").SentenceTransformer
-        return self.model if isinstance(self.model, kind) else kind(str(self.model), **self._model_settings)
+        with named_in_errors(self.model):
+            return self.model if isinstance(self.model, kind) else kind(str(self.model), **self._model_settings)
 
     @functools.cached_property
     def _class_vectors(self) -> np.ndarray:

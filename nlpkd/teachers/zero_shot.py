@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nlpkd.models.loading import named_in_errors
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length
 
@@ -56,7 +57,8 @@ class ZeroShotTeacher(LabelingTeacher):
     def _pipeline(self) -> Any:
         from transformers import pipeline
 
-        pipe: Any = pipeline("zero-shot-classification", model=self.model, **self._pipeline_settings)
+        with named_in_errors(self.model):
+            pipe: Any = pipeline("zero-shot-classification", model=self.model, **self._pipeline_settings)
         if pipe.entailment_id == -1:
             raise ValueError(
                 f"the model's labels {pipe.model.config.id2label} name no entailment: set id2label of its config"

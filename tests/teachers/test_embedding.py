@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from nlpkd.data.demo import demo_backbone
-from nlpkd.teachers import EmbeddingTeacher
+from nlpkd.teachers import EmbeddingTeacher, ZeroShotTeacher
 
 CLASSES = {"sport": ["a football match", "athletes and games"], "business": "companies and money"}
 TEXTS = ["The striker scored twice in the final.", "Shares fell after the bank's results.", "A bank robbery"]
@@ -46,3 +46,12 @@ def test_a_fitted_temperature_gives_the_confidence_asked_for():
 def test_classes_without_descriptions_are_refused(given):
     with pytest.raises(ValueError, match="two or more classes"):
         EmbeddingTeacher("m", given)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: EmbeddingTeacher("nobody/nothing", {"a": "A.", "b": "B."}),
+    lambda: ZeroShotTeacher("nobody/nothing", ["a", "b"]),
+])  # fmt: skip
+def test_a_model_that_can_not_be_had_is_named_with_the_offline_command(make):
+    with pytest.raises(OSError, match="the model 'nobody/nothing' can't be had from (.|\n)*make demo"):
+        make().probabilities(["a text"])
