@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import TRAIN, VALIDATION, make_parser, show_result
+from common import TEACHERS_OWN, TRAIN, VALIDATION, make_parser, show_result
 
 from nlpkd import ModelSource, distill, make_student, train_teacher, with_fresh_pooler
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
@@ -49,7 +49,13 @@ def main() -> None:
         # A checkpoint's folder is one training's: the others look for their own.
         resume = "True" if args.resume_from_checkpoint else None
         settings = dataclasses.replace(
-            args, output_dir=folder, seed=seed, data_seed=None, resume_from_checkpoint=resume, push_to_hub=False
+            args,
+            output_dir=folder,
+            seed=seed,
+            data_seed=None,
+            resume_from_checkpoint=resume,
+            push_to_hub=False,
+            **TEACHERS_OWN,
         )
         train_teacher(
             recipe.model, recipe.train, recipe.validation, args=settings, fresh_pooler=recipe.fresh_pooler,

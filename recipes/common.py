@@ -17,6 +17,9 @@ VALIDATION: dict[str, Any] = {"aliases": ["--validation_file", "--validation-fil
 TEST: dict[str, Any] = {"aliases": ["--test_file", "--test-file"]}
 """Further names of a recipe's fields, as metadata of `dataclasses.field`."""
 
+TEACHERS_OWN: dict[str, Any] = {"augment": None, "augment_texts": None, "augment_model": None}
+"""Settings of a teacher beside its student's: it learns from gold labels, which further rows lack."""
+
 
 def make_parser(recipe: type, **defaults: Any) -> HfArgumentParser:
     """Make a parser of a recipe's fields and of all fields of `DistillationConfig`, with a recipe's own defaults."""

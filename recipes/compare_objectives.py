@@ -79,9 +79,6 @@ class Comparison:
     label_noise: float = 0.0
     methods: str = ",".join(name for name in METHODS if " + " not in name and name != "label smoothing")
     gain_over: str = "undistilled"
-    copies: int = 5
-    change: float = 0.3
-    lengths_of: str | None = None
     num_seeds: int = 3
     max_length: int = 128
 
@@ -91,7 +88,7 @@ def train(method: str, share: float, seed: int, teacher, tokenizer, data, compar
     shuffled = data["train"].shuffle(seed=0)
     rows = shuffled.select(range(max(1, round(share * len(shuffled)))))
     if " + " in method and (method != "hinton + unlabelled text" or share < 1):
-        rows = with_more_text(method, rows, shuffled, teacher, tokenizer, data, comparison)
+        rows = with_more_text(method, rows, shuffled, teacher, tokenizer, data, comparison, args)
     student, stages = make_student(teacher, comparison.student, seed=seed), METHODS[method]()
     steps = round(args.num_train_epochs * len(data["train"]) / args.per_device_train_batch_size)
     curve, started, before = [], time.perf_counter(), 0
@@ -116,7 +113,7 @@ def train(method: str, share: float, seed: int, teacher, tokenizer, data, compar
     return about | {"seconds": seconds, "curve": curve} | test
 
 
-def with_more_text(method: str, rows, every, teacher, tokenizer, data, comparison: Comparison):
+def with_more_text(method: str, rows, every, teacher, tokenizer, data, comparison: Comparison, args):
     """Add unlabelled rows: variants of each labelled text, or the texts whose labels are left out."""
     columns = [name for name in rows.column_names if rows.features[name] == Value("string")] + ["labels"]
     raw, known = rows.select_columns(columns), [data["validation"], data["test"]]
@@ -126,10 +123,11 @@ def with_more_text(method: str, rows, every, teacher, tokenizer, data, compariso
     elif way == "augmented text":
         more = augment(raw, MaskingAndNGrams(tokenizer), copies=5, exclude=known)
     else:
-        augmenter = make_augmenter(way, teacher, tokenizer, change=comparison.change)
-        more = augment(raw, augmenter, copies=comparison.copies, exclude=known)
-        if comparison.lengths_of is not None:
-            more = follow_lengths(more, read_texts(comparison.lengths_of), texts)
+        masked_lm = args.augment_model if way == "masked-lm" else None
+        augmenter = make_augmenter(way, teacher, tokenizer, change=args.augment_change, masked_lm=masked_lm)
+        more = augment(raw, augmenter, copies=args.augment_copies, exclude=known)
+        if args.augment_texts is not None:
+            more = follow_lengths(more, read_texts(args.augment_texts), texts)
     text = load_text_classification(
         concatenate_datasets([raw, more]), tokenizer=tokenizer, max_length=comparison.max_length
     )
@@ -201,6 +199,8 @@ def main() -> None:
     """Run what is missing, seed by seed, and print the table."""
     parser = make_parser(Comparison, output_dir="runs/compare", num_train_epochs=2, learning_rate=8e-5)
     comparison, args = parser.parse_args_into_dataclasses()
+    if args.augment is not None:
+        raise ValueError("ways of making text are methods here: --methods 'soft targets only + constituents'")
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "runs.jsonl"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import interval_over_seeds, make_parser, spread
+from common import TEACHERS_OWN, interval_over_seeds, make_parser, spread
 from datasets import Dataset, DatasetDict
 
 from nlpkd import DistillationConfig, demo_backbone, distill, load_airline_tweets, train_teacher
@@ -88,7 +88,7 @@ def keep_labels(rows: Dataset, count: int, seed: int) -> Dataset:
 def fine_tune(args: DistillationConfig, recipe: Recipe, rows: DatasetDict, folder: Path, **settings: Any) -> Path:
     """Fine-tune MiniLM on the rows, and return where it is saved."""
     fixed = {"output_dir": str(folder), "learning_rate": recipe.teacher_learning_rate, "push_to_hub": False}
-    own = dataclasses.replace(args, **fixed | settings)
+    own = dataclasses.replace(args, **fixed | TEACHERS_OWN | settings)
     return train_teacher(demo_backbone(), rows, args=own, max_length=recipe.max_length).output_dir
 
 

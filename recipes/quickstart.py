@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import make_parser, show_result
+from common import TEACHERS_OWN, make_parser, show_result
 
 from nlpkd import DistillationConfig, demo_backbone, distill, load_airline_tweets, train_teacher
 from nlpkd.pipeline.dry_run import Plan, plan_distillation, plan_teacher
@@ -58,6 +58,7 @@ def main() -> None:
         "num_train_epochs": recipe.teacher_epochs,
         "learning_rate": recipe.teacher_learning_rate,
         "push_to_hub": False,
+        **TEACHERS_OWN,
     }
     teachers_args = dataclasses.replace(args, **settings)
     student_args = dataclasses.replace(args, output_dir=str(folder / "student"))

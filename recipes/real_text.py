@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import texts
-from common import make_parser, show_result
+from common import TEACHERS_OWN, make_parser, show_result
 from datasets import DatasetDict
 
 from nlpkd import demo_backbone, distill, train_teacher
@@ -49,6 +49,7 @@ def main() -> None:
         "output_dir": str(folder / "teacher"),
         "num_train_epochs": recipe.teacher_epochs,
         "learning_rate": recipe.teacher_learning_rate,
+        **TEACHERS_OWN,
     }
     lengths = {"max_length": recipe.max_length, "window_stride": recipe.window_stride}
     teacher = train_teacher(demo_backbone(), labelled, args=dataclasses.replace(args, **settings), **lengths)
