@@ -4,13 +4,38 @@ Rows made here have the label -100: the teacher is run on them as on any row, so
 from them, and the cross-entropy against gold labels leaves them out.
 """
 
-from nlpkd.augment.augmenters import Augmenter, Draws, EmbeddingNeighbours, MaskedLanguageModel, MaskingAndNGrams
-from nlpkd.augment.constituents import ConstituentSwap
-from nlpkd.augment.lengths import follow_lengths
-from nlpkd.augment.near_duplicates import NearDuplicates, Row
-from nlpkd.augment.rows import VERSION, Texts, augment, unlabelled
-from nlpkd.augment.ways import WAYS, make_augmenter
-from nlpkd.tasks import UNLABELLED
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nlpkd.augment.augmenters import Augmenter, Draws, EmbeddingNeighbours, MaskedLanguageModel, MaskingAndNGrams
+    from nlpkd.augment.constituents import ConstituentSwap
+    from nlpkd.augment.lengths import follow_lengths
+    from nlpkd.augment.near_duplicates import NearDuplicates, Row
+    from nlpkd.augment.rows import VERSION, Texts, augment, unlabelled
+    from nlpkd.augment.ways import WAYS, make_augmenter
+    from nlpkd.tasks import UNLABELLED
+
+_HOMES = {
+    "Augmenter": "nlpkd.augment.augmenters",
+    "ConstituentSwap": "nlpkd.augment.constituents",
+    "Draws": "nlpkd.augment.augmenters",
+    "EmbeddingNeighbours": "nlpkd.augment.augmenters",
+    "MaskedLanguageModel": "nlpkd.augment.augmenters",
+    "MaskingAndNGrams": "nlpkd.augment.augmenters",
+    "NearDuplicates": "nlpkd.augment.near_duplicates",
+    "Row": "nlpkd.augment.near_duplicates",
+    "Texts": "nlpkd.augment.rows",
+    "UNLABELLED": "nlpkd.tasks",
+    "VERSION": "nlpkd.augment.rows",
+    "WAYS": "nlpkd.augment.ways",
+    "augment": "nlpkd.augment.rows",
+    "follow_lengths": "nlpkd.augment.lengths",
+    "make_augmenter": "nlpkd.augment.ways",
+    "unlabelled": "nlpkd.augment.rows",
+}
 
 __all__ = [
     "UNLABELLED",
@@ -30,3 +55,10 @@ __all__ = [
     "make_augmenter",
     "unlabelled",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The names of the ways are told without torch and transformers.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nlpkd.augment' has no attribute {name!r}")

@@ -1,19 +1,19 @@
-"""Ways of making more text by name: a paper's augmenter with its settings."""
+"""Ways of making more text by name: a paper's augmenter with its settings.
+
+What makes an augmenter imports what it needs, so that the ways are told without torch and transformers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.augment.augmenters import Augmenter, EmbeddingNeighbours, MaskedLanguageModel, MaskingAndNGrams
-from nlpkd.augment.constituents import ConstituentSwap
-from nlpkd.config import DistillationConfig
-from nlpkd.models.loading import load_config, load_tokenizer, split_revision
-from nlpkd.models.small_models import SMALL_STUDENTS
+    from nlpkd.augment.augmenters import Augmenter
+    from nlpkd.config import DistillationConfig
 
 AUTO = "auto"
 
@@ -38,6 +38,12 @@ def _masked_lm(
     change: float, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, masked_lm: str | None
 ) -> Augmenter:
     """Load the masked language model, onto the teacher's device."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    from nlpkd.augment.augmenters import MaskedLanguageModel
+    from nlpkd.models.loading import load_config, load_tokenizer, split_revision
+
     if masked_lm is None:
         raise ValueError("'masked-lm' needs a masked language model: name one as augment_model")
     name, revision = split_revision(masked_lm)
@@ -46,18 +52,42 @@ def _masked_lm(
     return MaskedLanguageModel(model.to(teacher.device), load_tokenizer(name, revision=revision), change)
 
 
+def _constituents(change: float, *given: Any) -> Augmenter:
+    from nlpkd.augment.constituents import ConstituentSwap
+
+    return ConstituentSwap(change)
+
+
+def _neighbours(change: float, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *given: Any) -> Augmenter:
+    from nlpkd.augment.augmenters import EmbeddingNeighbours
+
+    return EmbeddingNeighbours(teacher, tokenizer, change)
+
+
+def _masking(change: float, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *given: Any) -> Augmenter:
+    from nlpkd.augment.augmenters import MaskingAndNGrams
+
+    return MaskingAndNGrams(tokenizer, change, 0.0)
+
+
+def _ngrams(change: float, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *given: Any) -> Augmenter:
+    from nlpkd.augment.augmenters import MaskingAndNGrams
+
+    return MaskingAndNGrams(tokenizer, change)
+
+
 WAYS: dict[str, Way] = {
     "constituents": Way(
         "Zhang et al. (2022), TreeMix, arXiv:2205.06153",
         "A phrase or clause of a row in the place of one of another row. Rows that other rows contain are phrases, as "
         "in SST-2, and punctuation and conjunctions cut clauses, where the paper has a parser; the teacher labels.",
-        lambda change, teacher, tokenizer, masked_lm: ConstituentSwap(change),
+        _constituents,
     ),
     "neighbours": Way(
         "Jiao et al. (2020), TinyBERT, algorithm 1, arXiv:1909.10351",
         "Words replaced by one of 15 neighbours in the teacher's input embeddings, where the paper has a masked "
         "language model and GloVe vectors.",
-        lambda change, teacher, tokenizer, masked_lm: EmbeddingNeighbours(teacher, tokenizer, change),
+        _neighbours,
     ),
     "masked-lm": Way(
         "Jiao et al. (2020), TinyBERT, algorithm 1, arXiv:1909.10351",
@@ -68,13 +98,13 @@ WAYS: dict[str, Way] = {
     "masking": Way(
         "Tang et al. (2019), arXiv:1903.12136, section 3.3",
         "Words masked. Without the paper's n-gram cuts.",
-        lambda change, teacher, tokenizer, masked_lm: MaskingAndNGrams(tokenizer, change, 0.0),
+        _masking,
     ),
     "ngrams": Way(
         "Tang et al. (2019), arXiv:1903.12136, section 3.3",
         "Words masked, and a quarter of the rows cut to a run of 1 to 5 words: for a BiLSTM, a TextCNN or a static "
         "student.",
-        lambda change, teacher, tokenizer, masked_lm: MaskingAndNGrams(tokenizer, change),
+        _ngrams,
     ),
 }
 """Every way by its name."""
@@ -89,6 +119,8 @@ def way_for(student: Any) -> str:
     Returns:
         `"ngrams"` for a BiLSTM, a TextCNN and a static student, and `"constituents"` for all others.
     """
+    from nlpkd.models.small_models import SMALL_STUDENTS
+
     kinds = {*SMALL_STUDENTS, *(config.model_type for config, _ in SMALL_STUDENTS.values())}
     named = student if isinstance(student, str) else getattr(student, "model_type", None)
     return "ngrams" if named in kinds else "constituents"

@@ -78,7 +78,7 @@ def export(
     per_channel: Annotated[bool, option(METHOD, "int8: a scale for each column of a weight.")] = True,
     embeddings: Annotated[bool, option(METHOD, "int8: the embedding tables too.")] = True,
     portable: Annotated[
-        bool, option(METHOD, "int8: 7 bits, for x86 CPUs without VNNI.", "--portable", "--reduce-range")
+        bool, option(METHOD, "int8: 7 bits, for x86 CPUs without VNNI.", "--portable/--no-portable", "--reduce-range")
     ] = False,
     output_dir: Annotated[Path | None, option(OUTPUT, "Another folder than the student's own.")] = None,
     **shared: Any,
