@@ -243,12 +243,12 @@ def training_config(given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 @contextmanager
-def run_config(context: typer.Context, output_dir: Path) -> Iterator[None]:
+def run_config(context: typer.Context, given: Mapping[str, Any]) -> Iterator[None]:
     """Keep a run's options in its directory as `run.yaml`; of a run that is refused none, and an older file stays.
 
     Args:
         context: of the command.
-        output_dir: the run's directory, which no other run may hold.
+        given: the arguments of the training's function, among them `output_dir`, which no other run may hold.
 
     Yields:
         Nothing.
@@ -257,6 +257,8 @@ def run_config(context: typer.Context, output_dir: Path) -> Iterator[None]:
 
     from nlpkd.utils.locks import only_run
 
+    # The settings first: with them the processes of a launcher find each other, on CPUs too.
+    output_dir = Path(training_config(given)[0].output_dir)
     path, main = output_dir / "run.yaml", PartialState().is_main_process
     with only_run(output_dir):
         before = path.read_bytes() if main and path.is_file() else None

@@ -57,7 +57,7 @@ def train_teacher(
         return
     from nlpkd.pipeline.distill import train_teacher as run
 
-    with run_config(context, output_dir):
+    with run_config(context, given):
         result = run(**given)
     show_table(*result.cells(), result.verdict())
     rows = as_options(typed(context, given), "train", *TRAINED, "trust_remote_code")
@@ -93,8 +93,9 @@ def cache(
     """
     from nlpkd.pipeline.distill import cache_for_distillation
 
-    args, options = training_config(arguments(context))
-    with run_config(context, output_dir):
+    given = arguments(context)
+    args, options = training_config(given)
+    with run_config(context, given):
         rows = cache_for_distillation(args, **options)
     typer.echo(f"The teacher's logits on {len(rows):,} rows are in {output_dir}.")
 
@@ -160,7 +161,7 @@ def distill(
         return
     from nlpkd.pipeline.distill import distill as run
 
-    with run_config(context, output_dir):
+    with run_config(context, given):
         result = run(**given)
     show_report(result.report)
     show_files("The student is", output_dir, *after_distilling(output_dir, given))
@@ -217,7 +218,7 @@ def frontier(
     given = arguments(context)
     given |= {name: _names(given[name]) for name in ("students", "only") if name in given}
     given |= {"overrides": _overrides(overrides)} if overrides else {}
-    with run_config(context, output_dir):
+    with run_config(context, given):
         report = run(**given)
     show_frontier(report)
     picked = report.picked
@@ -270,7 +271,7 @@ def tune(
         return
     from nlpkd.pipeline.tune import tune as run
 
-    with run_config(context, output_dir):
+    with run_config(context, given):
         result = run(**given)
     header, found = result.cells()
     told = "A setting with a dot belongs to an objective. It is given in Python: ForwardKLLoss(temperature=2.0)."

@@ -400,7 +400,7 @@ def test_a_run_that_failed_after_it_wrote_keeps_its_options(tmp_path):
 
     @script.command()
     def command(context: typer.Context) -> None:
-        with run_config(context, tmp_path):
+        with run_config(context, {"output_dir": tmp_path}):
             (tmp_path / "checkpoint").touch()
             raise FloatingPointError("NaN in step 3")
 

@@ -14,7 +14,7 @@ import worker
 from processes import run as run_program
 from processes import warm_python
 from safetensors.torch import load_file
-from samples import raw_rows, tiny_bert
+from samples import QUIET_FLAGS, raw_rows, tiny_bert
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -232,3 +232,19 @@ def test_fewer_rows_than_processes_are_refused_on_all_of_them(alone, several):
     assert alone.records[0]["one_row"] is None
     for record in several.records:
         assert f"1 rows can't be shared out to {len(several.records)} processes" in record["one_row"]
+
+
+def test_a_command_under_a_launcher_is_one_run_of_all_processes(given, tmp_path):
+    """Nothing tells that they are on CPUs: no flag, and no variable."""
+    rows = ["--train", "train.csv", "--validation", "train.csv", "--max-length", "32", "--max-steps", "2"]
+    command = ["-m", "nlpkd", "distill", "--teacher", "student", "--student", "layers:1", "--objectives", "hinton"]
+    environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    asked = [*launcher, *command, *rows, *QUIET_FLAGS, "--teacher-check", "off", "--output-dir", str(tmp_path / "out")]
+    done = run_program(asked, given, environment | {"PYTHON_EXEC": warm_python()}, timeout=400)
+    said = done.stdout + done.stderr
+    assert "another run is writing" not in said
+    report = tmp_path / "out/report.json"
+    assert report.is_file(), said
+    assert json.loads(report.read_text())["run"]["settings"]["processes"] == 2
+    assert said.count("Training the student ...") == 1
