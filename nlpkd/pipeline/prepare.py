@@ -357,10 +357,9 @@ def _with_trimmed_vocabulary(
     # What there is to say of the rows was said when they were first read.
     with quiet("nlpkd.data", "nlpkd.augment"):
         data = load(tokenizer)
-    if data.truncated != job.data.truncated:
-        logger.warning(
-            "With the trimmed vocabulary rows are truncated to %d tokens: %s", data.max_length, data.truncated
-        )
+    cut, known = data.truncated, job.data.truncated
+    if longer := {split: cut[split] for split in data if cut.get(split, 0) > known.get(split, 0)}:
+        logger.warning("With the trimmed vocabulary more rows are truncated to %d tokens: %s", data.max_length, longer)
     student = job.origin["student"] | {"vocabulary": record.details | {"spelled_out": lacking}}
     return replace(
         job,
