@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import TEACHERS_OWN, interval_over_seeds, make_parser, spread
 from datasets import Dataset, DatasetDict
 
@@ -79,9 +80,10 @@ def main() -> None:
 
 def keep_labels(rows: Dataset, count: int, seed: int) -> Dataset:
     """Return the rows, all but some drawn at random without their label."""
-    kept = set(rows.shuffle(seed=seed).select(range(count))["text"])
+    # By their places: several rows may have the same text.
+    kept = set(np.random.default_rng(seed).permutation(len(rows))[:count].tolist())
     feature = rows.features["label"]
-    hidden = rows.map(lambda row: {"label": row["label"] if row["text"] in kept else -100})
+    hidden = rows.map(lambda row, place: {"label": row["label"] if place in kept else -100}, with_indices=True)
     return hidden.cast_column("label", feature)
 
 

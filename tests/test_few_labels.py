@@ -30,6 +30,8 @@ def test_so_many_rows_keep_their_own_label_and_a_seed_draws_the_same(recipe):
     assert few.features["label"].names == ["a", "b", "c"]
     assert recipe.keep_labels(rows, 7, seed=3)["label"] == few["label"]
     assert recipe.keep_labels(rows, 7, seed=4)["label"] != few["label"]
+    alike = Dataset.from_dict({"text": ["the same"] * 60, "label": rows["label"][:]}, features)
+    assert sum(label != -100 for label in recipe.keep_labels(alike, 7, seed=3)["label"]) == 7
 
 
 def test_the_table_has_each_students_gain_over_no_teacher(recipe):
