@@ -31,7 +31,7 @@ class Recipe:
     text_pair_column: str | None = None
     label_column: str | None = None
     max_length: int = 128
-    objectives: str = "layerwise"
+    objectives: str | None = None
     baseline: bool = True
     num_seeds: int = 1
 

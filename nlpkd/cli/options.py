@@ -69,7 +69,10 @@ class Shared:
     teacher_dtype: Annotated[str, option(MODELS, "Of the teacher's weights, such as bfloat16.")] = "float32"
     trust_remote_code: Annotated[bool, option(MODELS, "Run code from the model's repository.")] = False
     num_train_epochs: Annotated[float, option(TRAINING, "Passes over the training rows.")] = 3
-    learning_rate: Annotated[float, option(TRAINING, "Peak learning rate.")] = 5e-5
+    learning_rate: Annotated[
+        float | None,
+        option(TRAINING, "Peak learning rate; 5e-5, or 1e-3 of a student without layers, if left out."),
+    ] = None
     per_device_train_batch_size: Annotated[
         int, option(TRAINING, "Rows of a batch on one device.", "--batch-size", "--per-device-train-batch-size")
     ] = 32

@@ -140,7 +140,9 @@ def distill(
     question: Question = None,
     decision_url: DecisionURL = None,
     gold: Gold = None,
-    objectives: Annotated[str, option(TRAINING, "A preset; `nlpkd presets` lists them.")] = "layerwise",
+    objectives: Annotated[
+        str | None, option(TRAINING, "A preset of `nlpkd presets`; what suits the student if left out.")
+    ] = None,
     baseline: Annotated[bool, option(TRAINING, "Train baselines on gold labels alone too.")] = False,
     num_seeds: Annotated[int, option(TRAINING, "Seeds to train student and baselines with.")] = 1,
     output_dir: Annotated[Path, option(OUTPUT, "Where student, card and report are saved.")],
@@ -184,7 +186,7 @@ def frontier(
     ship: Annotated[bool, option(MODELS, "Compare what is deployed: trimmed vocabulary, ONNX, 8 bits.")] = False,
     test: Annotated[str | None, option(DATA, "Rows that nothing is chosen on, to report on.")] = None,
     objectives: Annotated[
-        str | None, option(TRAINING, "A preset for all; else layerwise for layers, dynabert for widths, or hinton.")
+        str | None, option(TRAINING, "A preset for all; if left out each has what suits it.")
     ] = None,
     overrides: Annotated[
         list[str] | None,

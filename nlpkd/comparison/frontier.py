@@ -32,7 +32,6 @@ from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.pipeline.roles import Teachers
-from nlpkd.students.kinds import kind_of
 from nlpkd.utils.files import digest_of, explain_damage, write_atomic
 from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.locks import only_run
@@ -53,14 +52,6 @@ REFERENCE = "teacher in PyTorch"
 
 _STATE = "job.json"
 """In a student's folder: what was asked for, how many seeds of it are finished, and why it failed."""
-
-
-_OBJECTIVES = {"layers": "layerwise", "width": "dynabert"}
-"""The presets of students by the first part of their names; all others have `"hinton"`."""
-
-
-_SMALL_LEARNING_RATE = 1e-3
-"""Of students without layers, which start from next to nothing (Tang et al. 2019 train their BiLSTM likewise)."""
 
 
 _TIMED_TEXTS = 100
@@ -111,11 +102,9 @@ def frontier(
         students: as `nlpkd.distill` takes them; `"teacher"` is the teacher as it is, which `ship` makes smaller.
         only: those of the students that are made now; all of them if empty.
         ship: compare what is deployed: the vocabulary trimmed, and 8 bits; see `nlpkd.distill`.
-        objectives: a preset for all students; if None `"layerwise"` for layers of the teacher, `"dynabert"` for a
-            share of its width, and else `"hinton"`.
+        objectives: a preset for all students; if None each has what suits it, as for `nlpkd.distill`.
         num_seeds: seeds to train each student with; the first one's is what is timed, and deployed.
-        overrides: settings of single students, such as `{"static": {"learning_rate": 1e-2}}`. Students without layers
-            have a learning rate of 1e-3 unless one is given.
+        overrides: settings of single students, such as `{"static": {"learning_rate": 1e-2}}`.
         max_latency_ms: picks the best student that takes no longer from text to label, at the median.
         max_size_mb: likewise, the most that its file may take.
         min_retention: the least share of the teacher's headline metric that the picked student has; without the
@@ -144,8 +133,8 @@ def frontier(
     with only_run(out):
         made = []
         for name, folder in folders.items():
-            settings = _settings(name, objectives, keywords, (overrides or {}).get(name, {}))
-            made.append(_Student.of(name, folder, {**job, **settings}))
+            settings = {**job, "objectives": objectives, **keywords, **(overrides or {}).get(name, {})}
+            made.append(_Student.of(name, folder, settings))
 
         # The students, one after another.
         for number, student in enumerate(made, start=1):
@@ -243,17 +232,6 @@ def _folders(out: Path, students: Sequence[str], only: Sequence[str], overrides:
     if len(set(folders.values())) < len(students):
         raise ValueError(f"two of the students {list(students)} would have one folder: leave one out")
     return folders
-
-
-def _settings(
-    name: str, objectives: str | None, keywords: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of one student's training: what holds for its kind, for all students, for itself."""
-    kind, own = kind_of(name), _OBJECTIVES.get(name.partition(":")[0], "hinton")
-    settings: dict[str, Any] = {"objectives": objectives or own}
-    if kind is not None and not kind.has_layers:
-        settings |= {"learning_rate": _SMALL_LEARNING_RATE}
-    return settings | dict(keywords) | dict(overrides)
 
 
 def _identity(argument: str, value: Any) -> Any:

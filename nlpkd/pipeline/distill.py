@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
+from nlpkd.students.kinds import LEARNING_RATE
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.training.checkpoints import checkpoint_to_resume
@@ -172,7 +173,7 @@ def distill(
     embedding_size: int | None = None,
     start: str = "teacher",
     backbone: str | Path | None = None,
-    objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
+    objectives: str | Sequence[Objective] | Sequence[Stage] | None = None,
     baseline: bool | str = False,
     baseline_dir: str | Path | None = None,
     num_seeds: int = 1,
@@ -194,7 +195,7 @@ def distill(
             training texts, so that these need no label column; None where they bring soft labels along.
         student: `"layers:3"`, `"width:0.67"` (which wants `"dynabert"`, or other objectives that need no equal heads)
             or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see `make_student`),
-            `"bilstm"`, `"textcnn"` or `"static"` (which want objectives on logits, such as `"hinton"`), a path, a Hub
+            `"bilstm"`, `"textcnn"` or `"static"` (which want objectives on logits), a path, a Hub
             id (`id@revision` too), or a model. None is `"layers:3"`, or what fits the budget.
         train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows; measured in the report where there is no test set.
@@ -215,7 +216,9 @@ def distill(
             of the backbone that the teacher was fine-tuned from, with a new head.
         backbone: path or Hub id (`id@revision` too) of that backbone, where the teacher's config does not record it as
             `train_teacher` does.
-        objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`).
+        objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`). If
+            None, what suits the student: `"layerwise"` for layers and for checkpoints that read the teacher's tokens,
+            `"dynabert"` for a share of the width, and `"hinton"` for all others, and beside soft labels.
         baseline: train baselines too, on gold labels alone with the student's settings and for as many steps:
             `"no_teacher"`, the same shape from the pre-trained backbone, is what one has without a teacher;
             `"same_start"`, from the student's own start, is what remains without the losses. True trains both; they
@@ -235,7 +238,8 @@ def distill(
             ones.
         **keywords: how the text is read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
             `label_column`, `max_length`, `validation_split`, ...); and, in place of `args`, single settings, by the
-            fields of `DistillationConfig` (`num_train_epochs`, `learning_rate`, ...).
+            fields of `DistillationConfig` (`num_train_epochs`, `learning_rate`, ...). Where these name no learning
+            rate, students without layers have 1e-3.
 
     Returns:
         The student and its report, saved; pushed to the Hub where `push_to_hub` is set.
@@ -245,6 +249,7 @@ def distill(
         RuntimeError: if the push fails; everything is on disk by then.
     """
     data_args, settings = DataArguments.split_keywords(keywords)
+    learning_rate_is_given = args is not None or "learning_rate" in settings
     args = _settings(args, output_dir, settings)
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
@@ -274,6 +279,15 @@ def distill(
                 trust_remote_code=trust_remote_code,
                 class_weights=class_weights,
                 data_args=data_args,
+            )
+        if not learning_rate_is_given:
+            args = replace(args, learning_rate=job.learning_rate)
+        elif args.learning_rate == LEARNING_RATE < job.learning_rate:
+            logger.warning(
+                "learning_rate=%g is the default of layers; a student without layers learns next to nothing by it: %g "
+                "suits it better.",
+                LEARNING_RATE,
+                job.learning_rate,
             )
         trained, report = job.run(args, num_seeds, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:

@@ -30,6 +30,7 @@ from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.objectives.presets import Stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import supervised_trainer
+from nlpkd.students.kinds import LEARNING_RATE
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.checkpoints import (
     checkpoint_to_resume,
@@ -64,6 +65,7 @@ class Job:
         class_weights: of the gold labels, in the baselines' objective as in the student's.
         baselines: from a seed to an untrained baseline, by its name (`nlpkd.evaluation.records.BASELINES`).
         ship: export each student to ONNX in 8 bits, and measure that file beside it.
+        learning_rate: what suits the student, where the settings name none.
     """
 
     teacher: nn.Module | None
@@ -76,6 +78,7 @@ class Job:
     class_weights: Sequence[float] | Mapping[str, float] | None = None
     baselines: Mapping[str, Callable[[int], PreTrainedModel]] = field(default_factory=dict)
     ship: bool = False
+    learning_rate: float = LEARNING_RATE
 
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline_dir: Path

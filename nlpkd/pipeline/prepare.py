@@ -32,15 +32,21 @@ from nlpkd.labelling.rows import LABELS_NAME, label_splits
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss, Objective
-from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
-from nlpkd.pipeline.roles import Teachers, baselines_asked_for, is_pretrained, weights_of_classes
+from nlpkd.pipeline.roles import (
+    Teachers,
+    baselines_asked_for,
+    can_match,
+    is_pretrained,
+    usual_objectives,
+    weights_of_classes,
+)
 from nlpkd.students.backbone import find_backbone, known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
-from nlpkd.students.kinds import kind_of, merge_adapter
+from nlpkd.students.kinds import LEARNING_RATE, kind_of, merge_adapter
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
@@ -66,7 +72,7 @@ def prepare_job(
     start: str = "teacher",
     backbone: str | Path | None = None,
     baseline: bool | str = False,
-    objectives: str | Sequence[Objective] | Sequence[Stage] = "layerwise",
+    objectives: str | Sequence[Objective] | Sequence[Stage] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: TeacherTokenizers = None,
     teacher_revision: str | None = None,
@@ -140,7 +146,10 @@ def prepare_job(
     measured = measured_on["test" if "test" in data else "validation"]
 
     # The models, the losses, and the job.
-    models = load_models()
+    models, beside = load_models(), teachers.tokenizers_beside(tokenizer)
+    if objectives is None:
+        objectives = usual_objectives(learner, teachers, same_tokens=beside is None)
+    kind = kind_of(learner.given) if inherits else None
     weights = weights_of_classes(class_weights, data)
     options = {"embedding_size": embedding_size, "backbone": backbone, "rows": data["train"], "tokenizer": tokenizer}
     make: Any = partial(_student_maker, learner, models, data, **options)
@@ -150,7 +159,7 @@ def prepare_job(
     described |= _backbone_on_the_hub(models if inherits else [], backbone)
     job = Job(
         teacher=as_one_teacher(models, args.ensemble_weights, args.ensemble_average) if models else None,
-        teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
+        teacher_tokenizer=beside,
         tokenizer=tokenizer,
         data=data,
         stages=[
@@ -172,6 +181,7 @@ def prepare_job(
         },
         class_weights=weights,
         ship=ship,
+        learning_rate=LEARNING_RATE if kind is None else kind.learning_rate,
     )
     if vocabulary is None and not ship:
         return job
@@ -274,18 +284,12 @@ def _student_asked_for(
         raise ValueError("a budget chooses among students of a teacher, and there is none")
     if bounded:
         teacher = teachers.models[0].teacher("float32")
-        several = len(teachers.models) > 1
-        config: Any = [each.config() for each in teachers.models] if several else teacher.config
-        wanted = [each for stage in resolve(objectives) for each in stage.objectives if each.needs & FEATURES]
 
-        def fits(student_config: Any) -> bool:
-            """Check whether all objectives on features can match such a student with the teacher."""
-            try:
-                for objective in copy.deepcopy(wanted):
-                    objective.bind(student_config, config)
-            except ValueError:
-                return False
-            return True
+        def fits(name: str, student_config: Any) -> bool:
+            """Check whether the student's objectives can match it with the teacher."""
+            kind = kind_of(name)
+            own = "hinton" if kind is None else kind.objectives
+            return can_match(resolve(own if objectives is None else objectives), student_config, teachers)
 
         return student_within(teacher, **budget, embedding_size=embedding_size, fits=fits)
     student = "layers:3" if student is None else student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,10 @@ from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokeniz
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss
+from nlpkd.objectives.base import FEATURES
+from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.students.backbone import CONFIG_KEY, find_backbone, known_backbone
+from nlpkd.students.kinds import kind_of
 from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.training.trainer import DistillationTrainer
@@ -195,6 +199,47 @@ def is_pretrained(student: ModelSource) -> bool:
     config = student.config()
     architectures = getattr(config, "architectures", None) or []
     return not hasattr(config, CONFIG_KEY) and not any("SequenceClassification" in name for name in architectures)
+
+
+def usual_objectives(student: ModelSource, teachers: Teachers, same_tokens: bool) -> str:
+    """Name the preset that a student is trained with where nobody names another.
+
+    Args:
+        student: as it was asked for.
+        teachers: who it learns from.
+        same_tokens: whether it reads their tokens, so that one of its tokens is one of theirs.
+
+    Returns:
+        What suits the kind of a student that is made of a teacher. Of a checkpoint `"layerwise"` where its layers can
+        be matched with those of all teachers, token by token, and else `"hinton"`.
+    """
+    if not teachers.models:
+        return "hinton"
+    if isinstance(student.given, str) and (kind := kind_of(student.given)) is not None:
+        return kind.objectives
+    matched = same_tokens and can_match(resolve("layerwise"), student.config(), teachers)
+    return "layerwise" if matched else "hinton"
+
+
+def can_match(stages: Sequence[Stage], student_config: Any, teachers: Teachers) -> bool:
+    """Check whether all objectives on features can match such a student with its teachers.
+
+    Args:
+        stages: with the objectives, which are left as they are.
+        student_config: of the student.
+        teachers: who it learns from.
+
+    Returns:
+        Whether none of them refuses.
+    """
+    configs = [each.config() for each in teachers.models]
+    wanted = [each for stage in stages for each in stage.objectives if each.needs & FEATURES]
+    try:
+        for objective in copy.deepcopy(wanted):
+            objective.bind(student_config, configs if len(configs) > 1 else configs[0])
+    except ValueError:
+        return False
+    return True
 
 
 def weights_of_classes(

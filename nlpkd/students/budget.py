@@ -23,7 +23,7 @@ def student_within(
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
     embedding_size: int | None = None,
-    fits: Callable[[Any], bool] = lambda config: True,
+    fits: Callable[[str, Any], bool] = lambda name, config: True,
 ) -> str:
     """Choose the student of a teacher that fits a budget: of those that do, the one with the most weights in use.
 
@@ -36,7 +36,8 @@ def student_within(
         max_latency_ms: see `make_student`; measured by the main process, whose choice all processes take.
         max_size_mb: likewise.
         embedding_size: of the students' factorised embeddings, where they have such ones.
-        fits: says of a candidate's config whether it may be chosen, such as whether the objectives can match it.
+        fits: says of a candidate's name and config whether it may be chosen, such as whether its objectives can match
+            it.
 
     Returns:
         The student, as in `"layers:3"`, for `make_student`.
@@ -53,7 +54,7 @@ def student_within(
 
 
 def make_candidates(
-    teacher: PreTrainedModel, embedding_size: int | None, fits: Callable[[Any], bool]
+    teacher: PreTrainedModel, embedding_size: int | None, fits: Callable[[str, Any], bool]
 ) -> dict[str, PreTrainedModel]:
     """Make every student that can be made and may be chosen.
 
@@ -83,7 +84,7 @@ def make_candidates(
                 reasons[name] = str(error)
     if missing := [name for name in depths if name in reasons]:
         logger.warning("No student can be made of %s: %s", ", ".join(missing), reasons[missing[0]])
-    candidates = {name: model for name, model in candidates.items() if fits(model.config)}
+    candidates = {name: model for name, model in candidates.items() if fits(name, model.config)}
     if not candidates:
         unmatched = "there is no student of this teacher that the objectives can match: use objectives on logits"
         raise ValueError(reasons.get(depths[0], unmatched))

@@ -22,6 +22,9 @@ from nlpkd.students.small import small_student
 from nlpkd.students.teacher_layers import copy_layers
 from nlpkd.students.width import has_fewer_heads, share_of_width, width_student
 
+LEARNING_RATE = 5e-5
+"""The peak learning rate of a student where nobody names another; that of `transformers.TrainingArguments`."""
+
 _WIDTHS = {"hidden_size", "intermediate_size", "num_attention_heads", "initialization"}
 
 
@@ -35,6 +38,8 @@ class StudentKind:
         build: makes one: takes the teacher (or None), the name, `id2label`, `seed`, and settings of the shape.
         candidates: lists the names to consider for a teacher where a budget chooses.
         has_layers: whether it has layers of the teacher.
+        objectives: the preset that it is trained with where nobody names another.
+        learning_rate: likewise.
         is_plain: checks whether, made of a teacher by a name, it has the teacher's architecture, with embeddings that
             can be factorised.
         reads_rows: whether `build` takes `rows` too, their `tokenizer`, the `token_ids` that a trimmed vocabulary will
@@ -46,6 +51,8 @@ class StudentKind:
     build: Callable[..., PreTrainedModel]
     candidates: Callable[[PreTrainedModel], Iterable[str]]
     has_layers: bool = True
+    objectives: str = "layerwise"
+    learning_rate: float = LEARNING_RATE
     is_plain: Callable[[PreTrainedModel, Any], bool] = lambda teacher, name: True
     reads_rows: bool = False
 
@@ -137,16 +144,27 @@ KINDS = [
         _student_of_width,
         # A budget has no rows to measure on.
         lambda teacher: (),
+        objectives="dynabert",
         is_plain=lambda teacher, name: not has_fewer_heads(merge_adapter(teacher), share_of_width(name)),
         reads_rows=True,
     ),
-    StudentKind(SHAPES.__contains__, f"a shape ({', '.join(SHAPES)})", _student_of_shape, lambda teacher: SHAPES),
+    StudentKind(
+        SHAPES.__contains__,
+        f"a shape ({', '.join(SHAPES)})",
+        _student_of_shape,
+        lambda teacher: SHAPES,
+        # Their number of heads may not be the teacher's.
+        objectives="hinton",
+    ),
     StudentKind(
         SMALL_STUDENTS.__contains__,
         f"another kind of student ({', '.join(SMALL_STUDENTS)})",
         _small_student,
         lambda teacher: SMALL_STUDENTS,
         has_layers=False,
+        objectives="hinton",
+        # They start from next to nothing; Tang et al. (2019) train their BiLSTM likewise.
+        learning_rate=1e-3,
         is_plain=lambda teacher, name: False,
         reads_rows=True,
     ),

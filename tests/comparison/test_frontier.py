@@ -108,7 +108,7 @@ def test_another_budget_trains_nothing_again(shipped, job):
     assert again.picked is None and "Nothing is within max_size_mb=1e-09" in again.verdict()
     assert [point.quality for point in again.points] == [shipped.points[0].quality, shipped.points[2].quality]
     assert weights.stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"static is finished, and was made otherwise: learning_rate \(0.02 .*0.001"):
+    with pytest.raises(ValueError, match=r"static is finished, and was made otherwise: learning_rate \(0.02 "):
         nlpkd.frontier(**job, students=["static"], ship=True, output_dir=shipped.output_dir)
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import QUIET, raw_rows, tiny_bert
+from samples import QUIET, WORDS, raw_rows, tiny_bert
+from transformers import BertTokenizer
 
 from nlpkd import DistillationConfig, distill, make_student, train_teacher
+from nlpkd.data.arguments import DataArguments
 from nlpkd.models.loading import load_teacher
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.prepare import prepare_job
 
 QUICK = {
@@ -118,3 +121,76 @@ def test_a_backbone_of_the_hub_is_recorded_for_the_card_and_no_folder(name, reco
     splits = (ROWS["train"], ROWS["validation"])
     job = prepare_job(args, teacher, "layers:1", *splits, objectives="hinton", tokenizer=tokenizer)
     assert job.origin["student"].get("backbone") == recorded
+
+
+def objectives_of(teacher, student, folder, **options) -> list[list[str]]:
+    job = prepare_job(
+        DistillationConfig(output_dir=str(folder)), teacher, student, ROWS["train"], ROWS["validation"], **options
+    )
+    return [[repr(each) for each in stage.objectives] for stage in job.stages]
+
+
+@pytest.mark.parametrize(
+    ("student", "preset"),
+    [
+        ("layers:2", "layerwise"),
+        ("width:0.5", "dynabert"),
+        ("tinybert-4l-312", "hinton"),
+        ("bilstm", "hinton"),
+        ("textcnn", "hinton"),
+        ("static", "hinton"),
+    ],
+)
+def test_without_objectives_a_student_of_the_teacher_has_those_that_suit_its_kind(student, preset, taught, tmp_path):
+    wanted = [[repr(each) for each in stage.objectives] for stage in resolve(preset)]
+    assert objectives_of(taught, student, tmp_path) == wanted
+
+
+@pytest.mark.parametrize(
+    ("heads", "words", "preset"),
+    [(2, WORDS, "layerwise"), (4, WORDS, "hinton"), (2, WORDS[::-1], "hinton")],
+    ids=["matched", "other heads", "other tokens"],
+)
+def test_without_objectives_a_checkpoint_s_layers_are_matched_where_they_can_be(
+    heads, words, preset, taught, tmp_path
+):
+    wanted = [[repr(each) for each in stage.objectives] for stage in resolve(preset)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    own = BertTokenizer(vocab={token: number for number, token in enumerate([*special, *words])}, model_max_length=64)
+    tiny_bert(heads=heads).base_model.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    assert objectives_of(taught, tmp_path, tmp_path / "out") == wanted
+
+
+def test_without_objectives_a_model_in_hand_and_soft_labels_get_what_they_can_use(taught, tmp_path, tokenizer):
+    own = [[repr(each) for each in stage.objectives] for stage in resolve("hinton")]
+    bilstm = make_student(load_teacher(str(taught)), "bilstm")
+    assert objectives_of(taught, bilstm, tmp_path, tokenizer=tokenizer) == own
+    rows = ROWS["train"].add_column("scores", [[0.25, 0.75]] * len(ROWS["train"]))
+    job = prepare_job(
+        DistillationConfig(output_dir=str(tmp_path)), None, str(taught), rows, ROWS["validation"],
+        data_args=DataArguments(soft_label_column="scores"),
+    )  # fmt: skip
+    assert [[repr(each) for each in stage.objectives] for stage in job.stages] == own
+
+
+@pytest.mark.parametrize(
+    ("student", "given", "rate"),
+    [("layers:2", {}, 5e-5), ("static", {}, 1e-3), ("static", {"learning_rate": 0.02}, 0.02)],
+)
+def test_the_learning_rate_that_is_not_given_is_that_of_the_kind_of_student(student, given, rate, taught, tmp_path):
+    settings = {name: value for name, value in QUICK.items() if name != "learning_rate"} | given
+    settings |= {"lr_scheduler_type": "constant", "baseline": "same_start"}
+    distill(taught, student, **ROWS, output_dir=tmp_path, **settings)
+    for folder in (tmp_path, tmp_path / "baseline/same_start"):
+        assert set(steps(folder)[1]) == {rate}
+
+
+def test_the_learning_rate_of_settings_in_hand_is_taken_as_it_is_with_a_warning(taught, tmp_path, caplog):
+    settings = QUICK | {"learning_rate": 5e-5, "lr_scheduler_type": "constant"}
+    args = DistillationConfig(output_dir=str(tmp_path), **settings)
+    distill(taught, "layers:2", **ROWS, args=args)
+    assert "suits it better" not in caplog.text
+    distill(taught, "static", **ROWS, args=args)
+    assert set(steps(tmp_path)[1]) == {5e-5}
+    assert "learning_rate=5e-05 is the default of layers" in caplog.text and "0.001 suits it better" in caplog.text
