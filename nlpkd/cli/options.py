@@ -71,7 +71,7 @@ class Shared:
     num_train_epochs: Annotated[float, option(TRAINING, "Passes over the training rows.")] = 3
     learning_rate: Annotated[
         float | None,
-        option(TRAINING, "Peak learning rate; 5e-5, or 1e-3 of a student without layers, if left out."),
+        option(TRAINING, "Peak learning rate; 5e-5, 2e-4 of a student narrower than 512, 1e-3 without layers."),
     ] = None
     per_device_train_batch_size: Annotated[
         int, option(TRAINING, "Rows of a batch on one device.", "--batch-size", "--per-device-train-batch-size")

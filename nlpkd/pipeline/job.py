@@ -30,7 +30,6 @@ from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.objectives.presets import Stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import supervised_trainer
-from nlpkd.students.kinds import LEARNING_RATE
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.checkpoints import (
     checkpoint_to_resume,
@@ -78,7 +77,7 @@ class Job:
     class_weights: Sequence[float] | Mapping[str, float] | None = None
     baselines: Mapping[str, Callable[[int], PreTrainedModel]] = field(default_factory=dict)
     ship: bool = False
-    learning_rate: float = LEARNING_RATE
+    learning_rate: float = DistillationConfig.learning_rate
 
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline_dir: Path

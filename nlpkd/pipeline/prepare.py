@@ -40,13 +40,14 @@ from nlpkd.pipeline.roles import (
     baselines_asked_for,
     can_match,
     is_pretrained,
+    usual_learning_rate,
     usual_objectives,
     weights_of_classes,
 )
 from nlpkd.students.backbone import find_backbone, known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
-from nlpkd.students.kinds import LEARNING_RATE, kind_of, merge_adapter
+from nlpkd.students.kinds import kind_of, merge_adapter
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
@@ -149,7 +150,6 @@ def prepare_job(
     models, beside = load_models(), teachers.tokenizers_beside(tokenizer)
     if objectives is None:
         objectives = usual_objectives(learner, teachers, same_tokens=beside is None)
-    kind = kind_of(learner.given) if inherits else None
     weights = weights_of_classes(class_weights, data)
     options = {"embedding_size": embedding_size, "backbone": backbone, "rows": data["train"], "tokenizer": tokenizer}
     make: Any = partial(_student_maker, learner, models, data, **options)
@@ -181,7 +181,7 @@ def prepare_job(
         },
         class_weights=weights,
         ship=ship,
-        learning_rate=LEARNING_RATE if kind is None else kind.learning_rate,
+        learning_rate=usual_learning_rate(learner, teachers),
     )
     if vocabulary is None and not ship:
         return job

@@ -27,11 +27,15 @@ from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.students.backbone import CONFIG_KEY, find_backbone, known_backbone
 from nlpkd.students.kinds import kind_of
+from nlpkd.students.shapes import SHAPES
 from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
+
+_WIDE = 512
+"""The hidden size from which on a student has the learning rate that BERT-base is fine-tuned with."""
 
 _ONE_OUTPUT = (
     "A teacher has one output, which is taken for a score. If it is a sigmoid over two classes, give it two: a "
@@ -219,6 +223,27 @@ def usual_objectives(student: ModelSource, teachers: Teachers, same_tokens: bool
         return kind.objectives
     matched = same_tokens and can_match(resolve("layerwise"), student.config(), teachers)
     return "layerwise" if matched else "hinton"
+
+
+def usual_learning_rate(student: ModelSource, teachers: Teachers) -> float:
+    """Return the peak learning rate of a student where nobody names another.
+
+    Args:
+        student: as it was asked for.
+        teachers: who it learns from.
+
+    Returns:
+        1e-3 of a student without layers, which starts from next to nothing; 2e-4 of one whose hidden states are
+        narrower than 512 numbers; and else that of `transformers.TrainingArguments`, 5e-5.
+    """
+    name = student.given if isinstance(student.given, str) and teachers.models else None
+    kind = kind_of(name)
+    config = student.config() if kind is None else teachers.models[0].config()
+    has_layers = hasattr(config, "num_hidden_layers") if kind is None else kind.has_layers
+    if not has_layers:
+        return 1e-3
+    hidden_size = SHAPES.get(str(name), {}).get("hidden_size", getattr(config, "hidden_size", _WIDE))
+    return 2e-4 if hidden_size < _WIDE else DistillationConfig.learning_rate
 
 
 def can_match(stages: Sequence[Stage], student_config: Any, teachers: Teachers) -> bool:

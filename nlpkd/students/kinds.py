@@ -22,9 +22,6 @@ from nlpkd.students.small import small_student
 from nlpkd.students.teacher_layers import copy_layers
 from nlpkd.students.width import has_fewer_heads, share_of_width, width_student
 
-LEARNING_RATE = 5e-5
-"""The peak learning rate of a student where nobody names another; that of `transformers.TrainingArguments`."""
-
 _WIDTHS = {"hidden_size", "intermediate_size", "num_attention_heads", "initialization"}
 
 
@@ -39,7 +36,6 @@ class StudentKind:
         candidates: lists the names to consider for a teacher where a budget chooses.
         has_layers: whether it has layers of the teacher.
         objectives: the preset that it is trained with where nobody names another.
-        learning_rate: likewise.
         is_plain: checks whether, made of a teacher by a name, it has the teacher's architecture, with embeddings that
             can be factorised.
         reads_rows: whether `build` takes `rows` too, their `tokenizer`, the `token_ids` that a trimmed vocabulary will
@@ -52,7 +48,6 @@ class StudentKind:
     candidates: Callable[[PreTrainedModel], Iterable[str]]
     has_layers: bool = True
     objectives: str = "layerwise"
-    learning_rate: float = LEARNING_RATE
     is_plain: Callable[[PreTrainedModel, Any], bool] = lambda teacher, name: True
     reads_rows: bool = False
 
@@ -163,8 +158,6 @@ KINDS = [
         lambda teacher: SMALL_STUDENTS,
         has_layers=False,
         objectives="hinton",
-        # They start from next to nothing; Tang et al. (2019) train their BiLSTM likewise.
-        learning_rate=1e-3,
         is_plain=lambda teacher, name: False,
         reads_rows=True,
     ),

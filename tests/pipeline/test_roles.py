@@ -176,14 +176,30 @@ def test_without_objectives_a_model_in_hand_and_soft_labels_get_what_they_can_us
 
 @pytest.mark.parametrize(
     ("student", "given", "rate"),
-    [("layers:2", {}, 5e-5), ("static", {}, 1e-3), ("static", {"learning_rate": 0.02}, 0.02)],
+    [("layers:2", {}, 2e-4), ("static", {}, 1e-3), ("static", {"learning_rate": 0.02}, 0.02)],
 )
-def test_the_learning_rate_that_is_not_given_is_that_of_the_kind_of_student(student, given, rate, taught, tmp_path):
+def test_the_learning_rate_that_is_not_given_suits_the_student_and_its_baselines(
+    student, given, rate, taught, tmp_path
+):
     settings = {name: value for name, value in QUICK.items() if name != "learning_rate"} | given
     settings |= {"lr_scheduler_type": "constant", "baseline": "same_start"}
     distill(taught, student, **ROWS, output_dir=tmp_path, **settings)
     for folder in (tmp_path, tmp_path / "baseline/same_start"):
         assert set(steps(folder)[1]) == {rate}
+
+
+def test_wide_students_have_the_learning_rate_of_large_models(taught, tmp_path, tokenizer):
+    wide = tiny_bert(hidden=512)
+    narrow = tmp_path / "narrow"
+    tiny_bert().base_model.save_pretrained(narrow)
+    tokenizer.save_pretrained(narrow)
+    args, rows = DistillationConfig(output_dir=str(tmp_path)), (ROWS["train"], ROWS["validation"])
+    for student, rate in {
+        "layers:1": 5e-5, "width:0.5": 5e-5, wide: 5e-5, "bert-tiny": 2e-4, narrow: 2e-4,
+        "static": 1e-3, "bilstm": 1e-3, make_student(wide, "textcnn"): 1e-3,
+    }.items():  # fmt: skip
+        more = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer}
+        assert prepare_job(args, wide, student, *rows, **more).learning_rate == rate, student
 
 
 def test_the_learning_rate_of_settings_in_hand_is_taken_as_it_is_with_a_warning(taught, tmp_path, caplog):
@@ -193,4 +209,6 @@ def test_the_learning_rate_of_settings_in_hand_is_taken_as_it_is_with_a_warning(
     assert "suits it better" not in caplog.text
     distill(taught, "static", **ROWS, args=args)
     assert set(steps(tmp_path)[1]) == {5e-5}
-    assert "learning_rate=5e-05 is the default of layers" in caplog.text and "0.001 suits it better" in caplog.text
+    assert (
+        "learning_rate=5e-05 is the default of large models" in caplog.text and "0.001 suits it better" in caplog.text
+    )
