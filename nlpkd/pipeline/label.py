@@ -219,6 +219,8 @@ class _Learner:
             args, None, student, labelled, labelled if test is None else test, objectives=objectives,
             data_args=data_args,
         )  # fmt: skip
+        if "learning_rate" not in settings:
+            args = replace(args, learning_rate=job.learning_rate)
         trainer = job.trainer(job.make_untrained_student(args.seed), args, job.stages[-1])
         trainer.train()
         labels = np.asarray(job.data["validation"]["labels"][:])

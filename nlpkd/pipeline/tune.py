@@ -124,6 +124,8 @@ def tune(
         # Teacher, rows and objectives, as for a distillation; the student is each trial's own.
         student = f"layers:{max(layers)}"
         job = prepare_job(args, teacher, student, train, validation, objectives=objectives, data_args=data_args)
+        if "learning_rate" not in settings:
+            args = replace(args, learning_rate=job.learning_rate)
         if "validation" not in job.data:
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         if has_unlabelled(job.data["validation"]):

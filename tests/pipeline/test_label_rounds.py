@@ -6,6 +6,7 @@ import pytest
 from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import label, read_splits
+from nlpkd.pipeline.label import _Learner
 from nlpkd.teachers import FunctionTeacher
 
 GOOD = ("good", "great", "fine")
@@ -94,3 +95,13 @@ def test_budgets_that_do_not_fit_are_refused(tmp_path, options, told):
     teacher, _ = asking()
     with pytest.raises(ValueError, match=told):
         label(teacher, texts(), output=tmp_path / "l.parquet", **{"student": "small"} | options)
+
+
+@pytest.mark.parametrize(("given", "rate"), [({}, 2e-4), ({"learning_rate": 0.01}, 0.01)])
+def test_the_student_of_a_round_has_the_learning_rate_that_suits_it_or_that_is_given(tmp_path, small, given, rate):
+    teacher, _ = asking()
+    label(teacher, texts()[:60], output=tmp_path / "labels.parquet")
+    rows = read_splits(tmp_path / "labels.parquet")[0]["train"]
+    settings = {name: value for name, value in QUICK.items() if name != "learning_rate"} | given
+    learner = _Learner.of(str(small), rows, None, tmp_path / "out", teacher, **settings)
+    assert learner.trainer.args.learning_rate == rate

@@ -83,6 +83,20 @@ def test_the_task_is_the_teachers(tokenizer, tmp_path):
     assert result.metric == "pearson"
 
 
+def test_without_a_learning_rate_a_trial_has_the_one_that_suits_the_student(tokenizer, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
+    tiny_bert(num_labels=1, problem_type="regression").save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    rows = [{"text": text, "label": float(len(text))} for text in raw_rows(60)["text"]]
+    asked = {"validation_split": 0.5, "search": {"logit_mse.weight": [1.0]}, "n_trials": 1, "layers": [1], **QUICK}
+
+    def found(**more):
+        return tune(tmp_path / "teacher", rows, output_dir=tmp_path / str(more), **asked, **more).value
+
+    assert found() == found(learning_rate=2e-4) != found(learning_rate=5e-5)
+
+
 def student_tokenizer(folder):
     from transformers import AutoTokenizer
 
