@@ -171,7 +171,7 @@ def distill(
 
 @command(
     app, *TRAINED, "streaming", "vocabulary", "teacher_dtype", "trust_remote_code", "class_weights", *SCHEDULE,
-    cls=TrainingCommand,
+    "dry_run", cls=TrainingCommand,
 )  # fmt: skip
 def frontier(
     context: typer.Context,
@@ -215,11 +215,16 @@ def frontier(
     nlpkd frontier --teacher teacher --train train.csv --validation dev.csv --students teacher,layers:3,layers:2,static
     --ship --min-retention 0.98 --output-dir frontier
     """
-    from nlpkd.comparison.frontier import frontier as run
-
     given = arguments(context)
     given |= {name: _names(given[name]) for name in ("students", "only") if name in given}
     given |= {"overrides": _overrides(overrides)} if overrides else {}
+    if shared["dry_run"]:
+        from nlpkd.comparison.frontier import plan_frontier
+
+        typer.echo(plan_frontier(**given).to_text())
+        return
+    from nlpkd.comparison.frontier import frontier as run
+
     with run_config(context, given):
         report = run(**given)
     show_frontier(report)

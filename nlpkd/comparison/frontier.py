@@ -16,6 +16,7 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
+from nlpkd.comparison.plan import FrontierPlan
 from nlpkd.comparison.points import Limits, Point
 from nlpkd.comparison.table import FrontierReport
 from nlpkd.compression.int8 import INT8_FILE
@@ -30,6 +31,7 @@ from nlpkd.hub.saving import CARD_NAME
 from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.distill import distill
+from nlpkd.pipeline.dry_run import Plan, plan_distillation
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.pipeline.roles import Teachers
 from nlpkd.utils.files import digest_of, explain_damage, write_atomic
@@ -120,26 +122,15 @@ def frontier(
         ValueError: if an argument does not fit, a finished student in the folder was made otherwise, or no student
             could be made.
     """
-    # What can be refused before anything is trained.
     limits, out = Limits(max_latency_ms, max_size_mb, min_retention), Path(output_dir)
-    if not isinstance(teacher, (str, Path)):
-        raise ValueError(f"teacher must be a path or a Hub id, got {type(teacher).__name__}: save a model first")
-    for name in _NOT_HERE.keys() & keywords.keys():
-        raise ValueError(f"frontier takes no {name}: {_NOT_HERE[name]}")
-    if PartialState().num_processes > 1:
-        raise ValueError("frontier runs in one process: launch `nlpkd distill` for each student instead")
-    folders = _folders(out, students, only, overrides or {})
-    job = {"teacher": teacher, "train": train, "validation": validation, "test": test, "ship": ship}
+    settings = {"teacher": teacher, "train": train, "validation": validation, "test": test, "ship": ship}
+    settings |= {"objectives": objectives, **keywords}
     with only_run(out):
-        made = []
-        for name, folder in folders.items():
-            settings = {**job, "objectives": objectives, **keywords, **(overrides or {}).get(name, {})}
-            made.append(_Student.of(name, folder, settings))
+        made = _students(out, students, only, settings, overrides or {})
 
         # The students, one after another.
         for number, student in enumerate(made, start=1):
-            nothing_to_make = student.name == TEACHER and not ship
-            if not nothing_to_make and (not only or student.name in only):
+            if student.is_made(only):
                 logger.warning("Student %d of %d: %s, in %s.", number, len(made), student.name, student.folder)
                 student.make(num_seeds, out / "teacher_cache")
 
@@ -151,6 +142,67 @@ def frontier(
         report = _compare(finished, out, limits, failed)
         report.save(out)
     return report
+
+
+def plan_frontier(
+    *,
+    students: Sequence[str] = DEFAULT_STUDENTS,
+    only: Sequence[str] = (),
+    num_seeds: int = 1,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
+    min_retention: float | None = None,
+    output_dir: str | Path = "frontier",
+    **settings: Any,
+) -> FrontierPlan:
+    """Plan a frontier: load what each student needs, train some steps in a temporary directory, and say what all take.
+
+    The arguments are those of `frontier`.
+
+    Returns:
+        The plan, of what is not finished; a student that can't be made is named in it.
+
+    Raises:
+        ValueError: if an argument does not fit, a finished student in the folder was made otherwise, or none can be
+            made.
+    """
+    Limits(max_latency_ms, max_size_mb, min_retention)
+    plans: dict[str, Plan | str] = {}
+    for student in _students(Path(output_dir), students, only, settings, overrides or {}):
+        if student.name == TEACHER or not student.is_made(only) or student.finished >= num_seeds:
+            continue
+        options = {**student.arguments, "student": student.name}
+        of_training = {each.name for each in fields(DistillationConfig)} & options.keys()
+        given = {name: options.pop(name) for name in of_training}
+        args = DistillationConfig(output_dir=str(student.folder), **given)
+        try:
+            plans[student.name] = plan_distillation(args, trainings=num_seeds, **options)
+        except ValueError as error:
+            plans[student.name] = str(error)
+    refused = [f"{name}: {why}" for name, why in plans.items() if isinstance(why, str)]
+    if refused and len(refused) == len(plans):
+        raise ValueError(f"no student can be made: {'; '.join(refused)}")
+    return FrontierPlan(plans)
+
+
+def _students(
+    out: Path,
+    names: Sequence[str],
+    only: Sequence[str],
+    settings: Mapping[str, Any],
+    overrides: Mapping[str, Mapping[str, Any]],
+) -> list[_Student]:
+    """Return the students that are asked for, each with its arguments; refuse those that can't be right."""
+    teacher = settings.get("teacher")
+    if not isinstance(teacher, (str, Path)):
+        raise ValueError(f"teacher must be a path or a Hub id, got {type(teacher).__name__}: save a model first")
+    for name in _NOT_HERE.keys() & settings.keys():
+        raise ValueError(f"frontier takes no {name}: {_NOT_HERE[name]}")
+    if PartialState().num_processes > 1:
+        raise ValueError("frontier runs in one process: launch `nlpkd distill` for each student instead")
+    folders = _folders(out, names, only, overrides)
+    return [_Student.of(name, folder, {**settings, **overrides.get(name, {})}) for name, folder in folders.items()]
 
 
 @dataclass
@@ -194,6 +246,10 @@ class _Student:
                 f"{name} is finished, and was made otherwise: {'; '.join(differ)}. Choose another output_dir"
             )
         return student
+
+    def is_made(self, only: Sequence[str]) -> bool:
+        """Check whether there is something to make of it, and it is among those that are made now."""
+        return (self.name != TEACHER or bool(self.arguments.get("ship"))) and (not only or self.name in only)
 
     def make(self, num_seeds: int, teacher_cache: Path) -> None:
         """Train and measure what is not finished; an error is kept, so that the other students go on."""

@@ -9,10 +9,12 @@ from io import StringIO
 import pytest
 from processes import Program
 from samples import raw_rows, tiny_bert
+from typer.testing import CliRunner
 
 import nlpkd
 from nlpkd import EvaluationReport
-from nlpkd.comparison.frontier import REFERENCE
+from nlpkd.cli import app
+from nlpkd.comparison.frontier import REFERENCE, plan_frontier
 from nlpkd.comparison.points import Limits, pick
 from nlpkd.comparison.table import FrontierReport
 from nlpkd.models.loading import load_tokenizer
@@ -53,6 +55,41 @@ def shipped(tmp_path_factory, job) -> FrontierReport:
         **job, students=["teacher", "layers:9", "static"], ship=True, min_retention=0.01,
         overrides={"static": {"learning_rate": 0.02}}, output_dir=tmp_path_factory.mktemp("shipped"),
     )  # fmt: skip
+
+
+def test_a_plan_has_what_is_left_to_train_and_leaves_nothing(job, tmp_path):
+    out = tmp_path / "planned"
+    asked = {"students": ["teacher", "layers:9", "layers:1", "static"], "num_seeds": 2, "output_dir": out}
+    plan = plan_frontier(**job, **asked)
+    assert list(plan.students) == ["layers:9", "layers:1", "static"] and "9" in plan.students["layers:9"]
+    layers = plan.students["layers:1"]
+    assert layers.models[-1][1] == sum(weight.numel() for weight in tiny_bert(layers=1).parameters())
+    assert (layers.steps, layers.trainings) == ([8], 2) and layers.training_minutes > 0
+    both = [each.training_minutes + each.measuring_minutes for each in (layers, plan.students["static"])]
+    assert plan.minutes == pytest.approx(sum(both)) and "layers:9 can't be made" in plan.to_text()
+    assert list(plan_frontier(**job, **asked, only=["static"]).students) == ["static"]
+    assert not out.exists()
+    with pytest.raises(ValueError, match="frontier takes no student"):
+        plan_frontier(**job, **asked, student="layers:1")
+
+
+def test_a_plan_passes_over_students_that_are_finished(job, shipped):
+    asked = {"students": ["teacher", "layers:9", "static"], "overrides": {"static": {"learning_rate": 0.02}}}
+    with pytest.raises(ValueError, match="no student can be made: layers:9"):
+        plan_frontier(**job, **asked, ship=True, output_dir=shipped.output_dir)
+    asked["students"].remove("layers:9")
+    plan = plan_frontier(**job, **asked, ship=True, output_dir=shipped.output_dir)
+    assert not plan.students and plan.to_text() == "There is no student to train."
+
+
+def test_the_command_prints_the_plan(job, tmp_path):
+    files = [word for name in ("teacher", "train", "validation") for word in (f"--{name}", job[name])]
+    flags = ["--students", "layers:1,static", "--output-dir", str(tmp_path / "out"), "--max-steps", "8"]
+    flags += ["--max-length", "64", "--dry-run"]
+    outcome = CliRunner().invoke(app, ["frontier", *files, *flags, "--use-cpu", "--bf16", "False"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "| layers:1 |" in outcome.stdout and "| static |" in outcome.stdout and "All of it takes" in outcome.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_student_that_fails_is_named_and_the_others_are_compared(shipped):
