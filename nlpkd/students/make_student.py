@@ -10,10 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.low_rank import factorize_embeddings
 from nlpkd.compression.vocabulary import trim_vocabulary
+from nlpkd.data.tokenization import original_ids
 from nlpkd.students.backbone import known_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import load_student
-from nlpkd.students.kinds import build_student, kind_of
+from nlpkd.students.kinds import build_student, kind_of, merge_adapter
 
 
 @overload
@@ -119,6 +120,10 @@ def make_student(
         if start == "pretrained":
             pretrained = known_backbone(teacher.config, backbone, "start='pretrained'")  # type: ignore[union-attr]
         options = {"backbone": pretrained, "trust_remote_code": trust_remote_code, "seed": seed}
+        if texts is not None and kind is not None and kind.reads_rows:
+            # What is computed for each token is computed for those that stay, as `nlpkd.distill` does.
+            trimmed = trim_vocabulary(merge_adapter(teacher), tokenizer, texts)[1]  # type: ignore[arg-type]
+            options["token_ids"] = original_ids(trimmed, tokenizer)
         student = build_student(teacher, layers, id2label=id2label, rows=rows, tokenizer=tokenizer, **options, **shape)
     else:
         labels: Any = teacher.config.id2label if id2label is None and teacher is not None else id2label

@@ -273,6 +273,8 @@ def test_a_kind_of_student_is_an_entry_that_make_student_and_budgets_read():
         assert make_student(bert(), "wide").config.num_hidden_layers == 9
         with pytest.raises(ValueError, match="names no student of a teacher: use .*, or 'wide'"):
             make_student(bert(), "wider")
-        assert "wide" in make_candidates(bert(), None, lambda config: getattr(config, "num_hidden_layers", 0) == 9)
+        assert "wide" in make_candidates(
+            bert(), None, lambda name, config: getattr(config, "num_hidden_layers", 0) == 9
+        )
     finally:
         KINDS.remove(kind)

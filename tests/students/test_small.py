@@ -60,18 +60,25 @@ def test_vectors_of_some_tokens_have_the_principal_axes_of_these(tokenizer):
     assert not np.delete(found, some, axis=0).any()
 
 
-def test_a_trimmed_job_computes_the_vectors_of_the_tokens_that_stay(tokenizer, tmp_path, caplog):
+@pytest.mark.parametrize("door", ["distill", "make_student"])
+def test_a_trimmed_student_has_the_vectors_of_the_tokens_that_stay_alone(door, tokenizer, tmp_path, caplog):
     caplog.set_level("INFO", "nlpkd")
-    teacher = tiny_bert(initializer_range=0.5, id2label={0: "neg", 1: "pos"})
-    made = distill(
-        teacher, "static", raw_rows(24), raw_rows(8, seed=7), teacher_tokenizer=tokenizer, objectives="hinton",
-        vocabulary="trim", output_dir=tmp_path, bf16=False, report_to="none", disable_tqdm=True, use_cpu=True,
-        max_steps=1, teacher_check="off", rehearsal=False, save_strategy="no", learning_rate=1e-30,
-    )  # fmt: skip
-    rows = len(made.tokenizer)
+    # Vectors of the same teacher would not be computed twice.
+    teacher = tiny_bert(initializer_range=0.5, id2label={0: "neg", 1: "pos"}, seed=len(door))
+    if door == "make_student":
+        texts = raw_rows(24)["text"][:]
+        student, trimmed = make_student(teacher, "static", vocabulary="trim", tokenizer=tokenizer, texts=texts)
+    else:
+        made = distill(
+            teacher, "static", raw_rows(24), raw_rows(8, seed=7), teacher_tokenizer=tokenizer, objectives="hinton",
+            vocabulary="trim", output_dir=tmp_path, bf16=False, report_to="none", disable_tqdm=True, use_cpu=True,
+            max_steps=1, teacher_check="off", rehearsal=False, save_strategy="no", learning_rate=1e-30,
+        )  # fmt: skip
+        student, trimmed = made.student, made.tokenizer
+    rows = len(trimmed)
     assert rows < len(tokenizer) and f"Computing the vectors of {rows} tokens ..." in caplog.messages
-    table = made.student.get_input_embeddings().weight.detach().numpy()
-    kept = [tokenizer.convert_tokens_to_ids(made.tokenizer.convert_ids_to_tokens(at)) for at in range(rows)]
+    table = student.get_input_embeddings().weight.detach().numpy()
+    kept = [tokenizer.convert_tokens_to_ids(trimmed.convert_ids_to_tokens(at)) for at in range(rows)]
     expected = naive_vectors(teacher.eval(), 16, kept)
     np.testing.assert_allclose(table * np.sign((table * expected).sum(axis=0)), expected, atol=1e-4)
 
