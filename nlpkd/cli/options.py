@@ -50,7 +50,12 @@ class Shared:
         str | None,
         option(DATA, "The task, where the labels should not say it, by the name config.problem_type has."),
     ] = None
-    max_length: Annotated[int, option(DATA, "Longest text in tokens; longer ones are truncated, and counted.")] = 128
+    max_length: Annotated[
+        int | None,
+        option(
+            DATA, "Longest text in tokens; longer ones are truncated, and counted. The models' own limit if left out."
+        ),
+    ] = None
     window_stride: Annotated[
         int | None,
         option(DATA, "Cut longer texts into windows that share so many tokens, instead of truncating them."),

@@ -81,7 +81,7 @@ def cache(
     *,
     train: Rows,
     teacher: Annotated[list[str], option(MODELS, "A path or Hub id (id@revision); several: average.")],
-    student: Annotated[str, option(MODELS, "As for distill, which it must be the same as.")] = "layers:3",
+    student: Annotated[str | None, option(MODELS, "As for distill, which it must be the same as.")] = None,
     output_dir: Annotated[Path, option(OUTPUT, "Where its outputs are kept.")],
     **shared: Any,
 ) -> None:

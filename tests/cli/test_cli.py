@@ -383,6 +383,19 @@ def test_a_command_has_an_option_for_each_argument_of_its_function(command):
     assert arguments - left_out - named == set()
 
 
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_what_is_left_out_is_the_same_on_the_command_line_and_in_python(command, tmp_path):
+    function = pkgutil.resolve_name(FUNCTIONS[command][0])
+    known = {**vars(DataArguments()), **vars(DistillationConfig(str(tmp_path)))}
+    known |= {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    named = typer.main.get_command(app).commands[command].params
+    # Where a command gives nothing, the function's own default holds; what Python must be given may have one here.
+    defaults = {each.name: each.default for each in named if each.default not in (None, [], ()) and not each.required}
+    both = {name: (defaults[name], known[name]) for name in defaults.keys() & known.keys()}
+    assert {name: pair for name, pair in both.items() if pair[1] not in (pair[0], inspect.Parameter.empty)} == {}
+    assert both
+
+
 def test_a_refused_run_leaves_the_options_of_the_run_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = CliRunner().invoke(app, ["train-teacher", "--model", "./m", "--train", "x.csv", "--output-dir", "new"])
