@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from typing import Any
 
-from nlpkd.utils.requirements import installed_version, refuse_unmet_requirements
+from nlpkd.utils.packages import installed_version, refuse_unmet_requirements
 
 _HOMES = {
     "BiLSTMConfig": "nlpkd.models.small_models",

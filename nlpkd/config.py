@@ -17,7 +17,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 
 from nlpkd.utils.field_types import check_field_types
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 
 _CHOICES = {
     "teacher_check": ("error", "warn", "off"),

@@ -146,7 +146,7 @@ def command(app: typer.Typer, *shared: str, name: str | None = None, **settings:
 
         @wraps(function)
         def run(*arguments: Any, **options: Any) -> Any:
-            from nlpkd.hub.client import limit_hub_requests
+            from nlpkd.utils.hub_requests import limit_hub_requests
 
             hide_bars_of_weights()
             limit_hub_requests()

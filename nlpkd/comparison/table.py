@@ -16,7 +16,7 @@ from nlpkd.evaluation.html_report import PAGE_NAME, PAGE_PACKAGES, fill_template
 from nlpkd.evaluation.records import METRIC_NAMES, as_type, format_number, percent, strict_json
 from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, markdown_table, one_line
 from nlpkd.utils.files import explain_damage, write_atomic
-from nlpkd.utils.optional import how_to_install
+from nlpkd.utils.packages import how_to_install
 
 logger = logging.getLogger(__name__)
 

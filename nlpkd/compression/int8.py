@@ -28,7 +28,7 @@ from nlpkd.compression.onnx import (
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.utils.links import link_file
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
 from nlpkd.utils.links import move_into
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from nlpkd.tasks import task_of
 from nlpkd.utils.files import explain_damage
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.links import inside, move_into, refuse_links
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 from nlpkd.utils.processes import quiet
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from nlpkd.utils.optional import how_to_install, require
+from nlpkd.utils.packages import how_to_install, require
 
 LABELS = ["negative", "neutral", "positive"]
 

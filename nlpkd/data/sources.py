@@ -15,6 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset
 
 from nlpkd.data.readers import SUFFIXES, UNFIT, check_names, read_table, table_of, to_column
+from nlpkd.utils.hub_requests import limit_hub_requests
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,7 @@ def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | Non
             f"Two revisions of {repo}: {named_revision!r} in its id and dataset_revision={dataset_revision!r}. "
             "Give one."
         )
+    limit_hub_requests()
     try:
         return load_dataset(repo, dataset_config, revision=named_revision or dataset_revision)
     except ConnectionError as error:

@@ -30,7 +30,7 @@ from nlpkd.models.capture import logits_of
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.structure import forward_arguments
-from nlpkd.utils.requirements import installed_version
+from nlpkd.utils.packages import installed_version
 
 logger = logging.getLogger(__name__)
 

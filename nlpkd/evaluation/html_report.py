@@ -15,7 +15,7 @@ from nlpkd.evaluation import report_text
 from nlpkd.evaluation.records import METRIC_NAMES, Breakdown, as_type, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.utils.files import explain_damage, numbered_folders, write_atomic
-from nlpkd.utils.optional import how_to_install
+from nlpkd.utils.packages import how_to_install
 
 logger = logging.getLogger(__name__)
 

@@ -89,7 +89,7 @@ def main() -> None:
 
     from nlpkd.evaluation.benchmark import measure_latency
     from nlpkd.models.source import ModelSource
-    from nlpkd.utils.optional import require
+    from nlpkd.utils.packages import require
 
     torch.set_num_threads(threads)
     source = ModelSource(**asked)

@@ -27,7 +27,7 @@ from nlpkd.evaluation.report_text import (
     one_line,
     seeds_cells,
 )
-from nlpkd.utils.optional import pip_install
+from nlpkd.utils.packages import pip_install
 from nlpkd.utils.provenance import without_tokens
 
 CARD_METRICS = {

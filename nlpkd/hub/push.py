@@ -19,13 +19,13 @@ from transformers import CONFIG_NAME
 
 from nlpkd.evaluation.html_report import PAGE_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
-from nlpkd.hub.client import NOT_THE_HUB, HubTimeoutError, HubUnreachableError, limit_hub_requests
 from nlpkd.hub.eval_results import write_eval_results
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.students.backbone import without_local_backbone
 from nlpkd.utils.files import NO_SPACE, explain_damage, refuse_damaged, write_atomic
+from nlpkd.utils.hub_requests import NOT_THE_HUB, HubTimeoutError, HubUnreachableError, limit_hub_requests
 from nlpkd.utils.links import copy_from_inside, inside, refuse_outside
 from nlpkd.utils.locks import only_writer_if_any
 from nlpkd.utils.provenance import without_tokens

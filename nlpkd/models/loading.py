@@ -29,7 +29,8 @@ from nlpkd.models.limits import (
     refuse_oversized_vocabulary,
 )
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
-from nlpkd.utils.optional import require
+from nlpkd.utils.hub_requests import limit_hub_requests
+from nlpkd.utils.packages import require
 from nlpkd.utils.processes import quiet
 from nlpkd.utils.provenance import without_tokens
 
@@ -96,7 +97,7 @@ def load_classifier(
             of it, or the model is larger than any.
         OSError: if the checkpoint can't be had, or has no safetensors file.
     """
-    _refuse_missing_path(name)
+    _check_place(name)
     refuse_damaged(Path(name), WEIGHTS)
     # Of an id the Hub is asked for this file alone, before anything that it names.
     with _explained(name, revision, "model"):
@@ -139,7 +140,7 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
         ValueError: if the name looks like a path and nothing is there, an adapter is, or the model is larger than any.
         OSError: if it can't be had.
     """
-    _refuse_missing_path(name)
+    _check_place(name)
     refuse_adapter(Path(name))
     return _load_config(name, revision, trust_remote_code, "config")
 
@@ -171,7 +172,7 @@ def load_tokenizer(
         ValueError: if the name looks like a path and nothing is there, or what is there is damaged or no tokenizer.
         OSError: if it can't be had.
     """
-    _refuse_missing_path(name)
+    _check_place(name)
     refuse_foreign_files(Path(name))
     refuse_damaged(Path(name), TOKENIZER)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
@@ -201,7 +202,7 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
         ValueError: if the path or the named file does not exist.
         OSError: if the repository can't be had.
     """
-    _refuse_missing_path(name)
+    _check_place(name)
     path = Path(name)
     if path.is_file():
         return path
@@ -232,8 +233,8 @@ def _choose_onnx(folder: Path, names: list[str], file: str | None) -> Path | Non
     return folder / chosen if chosen is not None else None
 
 
-def _refuse_missing_path(name: str | Path) -> None:
-    """Refuse a path where nothing is, and a folder without any file of a model or tokenizer."""
+def _check_place(name: str | Path) -> None:
+    """Refuse a path where nothing is, and a folder without any file of a model or tokenizer; an id is the Hub's."""
     path = Path(name)
     beside = len(path.parts) == 2 and path.parent.is_dir()
     if not path.exists() and (
@@ -248,6 +249,8 @@ def _refuse_missing_path(name: str | Path) -> None:
                 f"the folder {str(name)!r} holds no saved model: no config.json (found: {there}); see whether the run "
                 "that should have written it ended, or pass another folder or a Hub id"
             )
+    if not path.exists():
+        limit_hub_requests()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.models.loading import load_config, onnx_file
 from nlpkd.utils.files import digest_of, explain_damage
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

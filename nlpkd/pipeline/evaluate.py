@@ -33,7 +33,7 @@ from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 from nlpkd.utils.processes import phase
 from nlpkd.utils.provenance import command_line, now
 

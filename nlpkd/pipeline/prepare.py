@@ -26,7 +26,6 @@ from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers, original_ids
 from nlpkd.evaluation.records import percent
-from nlpkd.hub.client import limit_hub_requests
 from nlpkd.hub.model_card import hub_id
 from nlpkd.labelling.rows import LABELS_NAME, label_splits
 from nlpkd.models.ensemble import as_one_teacher
@@ -51,7 +50,8 @@ from nlpkd.students.kinds import kind_of, merge_adapter
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
-from nlpkd.utils.optional import require
+from nlpkd.utils.hub_requests import limit_hub_requests
+from nlpkd.utils.packages import require
 from nlpkd.utils.processes import quiet
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
 from nlpkd.utils.files import write_atomic
 from nlpkd.utils.locks import only_run
-from nlpkd.utils.optional import how_to_install
+from nlpkd.utils.packages import how_to_install
 from nlpkd.utils.processes import decided_by_main_process
 
 TUNING_FILE = "tuning.json"

@@ -17,7 +17,6 @@ from nlpkd.evaluation.origin import DataRecord
 from nlpkd.evaluation.records import METRIC_NAMES
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import markdown_table
-from nlpkd.hub.client import HubUnreachableError, limit_hub_requests
 from nlpkd.hub.eval_results import RESULTS_FILES
 from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
@@ -32,6 +31,7 @@ from nlpkd.pipeline.claims import (
     weights_claim,
 )
 from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.utils.hub_requests import HubUnreachableError, limit_hub_requests
 
 
 @dataclass(frozen=True)

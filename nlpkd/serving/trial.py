@@ -20,7 +20,7 @@ from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.models.loading import load_config, split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.serving.classifier import load
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 
 
 def make_trial(

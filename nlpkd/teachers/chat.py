@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 from nlpkd.utils.provenance import without_tokens
 
 _PROMPT = (

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from nlpkd.models.loading import named_in_errors
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
-from nlpkd.utils.optional import require
+from nlpkd.utils.packages import require
 
 
 class EmbeddingTeacher(LabelingTeacher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -17,17 +18,17 @@ from processes import run as run_program
 from samples import tiny_bert
 
 from nlpkd.cli import doctor
-from nlpkd.hub import client
 from nlpkd.hub.saving import save_student
 from nlpkd.models.loading import load_classifier
 from nlpkd.pipeline.verify import verify
+from nlpkd.utils import hub_requests
 
 COMMANDS = """
 import json, sys, time
-import nlpkd.cli.doctor, nlpkd.hub.client
+import nlpkd.cli.doctor, nlpkd.utils.hub_requests
 from nlpkd.cli import main
-nlpkd.cli.doctor._TIMEOUT_S = nlpkd.hub.client.SILENCE_S = 1.0
-nlpkd.hub.client.PATIENCE_S = float(sys.argv[1])
+nlpkd.cli.doctor._TIMEOUT_S = nlpkd.utils.hub_requests.SILENCE_S = 1.0
+nlpkd.utils.hub_requests.PATIENCE_S = float(sys.argv[1])
 for words in json.loads(sys.argv[2]):
     sys.argv, began = ["nlpkd", *words], time.monotonic()
     try:
@@ -102,8 +103,8 @@ def answer_once(server: socket.socket) -> None:
 def quick(monkeypatch):
     """A client as commands have it, that waits for nothing; afterwards huggingface_hub's own again."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(client, "RETRY_S", 0.0)
-    client.limit_hub_requests(1.0, 5.0)
+    monkeypatch.setattr(hub_requests, "RETRY_S", 0.0)
+    hub_requests.limit_hub_requests(1.0, 5.0)
     yield get_session
     set_client_factory(_http.default_client_factory)
 
@@ -115,25 +116,25 @@ def test_a_hub_that_no_connection_reaches_is_given_up_and_one_that_was_reached_i
         assert quick().get(url).status_code == 200
     # What was reached and is gone may come back: huggingface_hub tries again after such an error.
     for ask in (quick().get, quick().post):
-        with pytest.raises(client._httpx.ConnectError):
+        with pytest.raises(hub_requests._httpx.ConnectError):
             ask(url)
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         place = free.getsockname()[1]
     url = f"http://127.0.0.1:{place}/"
-    with pytest.raises(client.HubUnreachableError, match=f"no connection to 127.0.0.1:{place} can be made: "):
+    with pytest.raises(hub_requests.HubUnreachableError, match=f"no connection to 127.0.0.1:{place} can be made: "):
         quick().get(url)
-    with pytest.raises(client._httpx.ConnectError):  # What changes something is asked whatever is known.
+    with pytest.raises(hub_requests._httpx.ConnectError):  # What changes something is asked whatever is known.
         quick().post(url, content=b"x")
     # For a moment it is not asked again, and then it is.
     with socket.create_server(("127.0.0.1", place)) as server:
         server.settimeout(0)
-        with pytest.raises(client.HubUnreachableError, match="a moment ago"):
+        with pytest.raises(hub_requests.HubUnreachableError, match="a moment ago"):
             quick().head(url)
         with pytest.raises(BlockingIOError):
             server.accept()
-        monkeypatch.setattr(client, "WITHOUT_CONNECTION_S", 0.0)
-        with pytest.raises(client.HubTimeoutError):
+        monkeypatch.setattr(hub_requests, "WITHOUT_CONNECTION_S", 0.0)
+        with pytest.raises(hub_requests.HubTimeoutError):
             quick().head(url)
         assert server.accept()
 
@@ -184,3 +185,17 @@ def test_a_large_file_may_take_longer_than_a_silent_server_may(hub: HubServer, t
     words = [["push", "student", "--repo-id", "alice/tiny"]]
     done = run_program(["-c", COMMANDS, "0.5", json.dumps(words)], tmp_path, environment, timeout=120)
     assert f"{hub.url}/alice/tiny/commit/" in done.stdout and "Retrying" not in done.stderr, done
+
+
+@pytest.mark.parametrize("call", ["load('alice/none')", "read_splits('alice/none')"], ids=["model", "data"])
+def test_python_gives_a_hub_that_no_connection_reaches_up_within_seconds(call, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    environment = dict(os.environ, HF_ENDPOINT=nobody, HF_HOME=str(tmp_path))
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        environment.pop(name, None)
+    program = f"import time\nfrom nlpkd import *\nbegan = time.monotonic()\ntry: {call}\n"
+    program += "except (OSError, ValueError) as error: print(time.monotonic() - began, error)"
+    done = run_program(["-c", program], tmp_path, environment, timeout=100)
+    assert done.returncode == 0 and "make demo" in done.stdout, done
+    assert float(done.stdout.split()[0]) < 10
