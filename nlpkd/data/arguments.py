@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 from nlpkd.data.labels.classes import Classes
@@ -64,6 +66,36 @@ class DataArguments:
         names = {field.name for field in fields(cls)}
         own = {name: value for name, value in keywords.items() if name in names}
         return cls(**own), {name: value for name, value in keywords.items() if name not in names}
+
+    @classmethod
+    def split_of_training(
+        cls, function: Callable[..., Any], keywords: Mapping[str, Any]
+    ) -> tuple[DataArguments, dict[str, Any]]:
+        """Separate likewise the keywords of a function that trains: the others are fields of `DistillationConfig`.
+
+        Args:
+            function: whose keywords they are, such as `nlpkd.distill`.
+            keywords: those that are no parameters of its own.
+
+        Returns:
+            The arguments, and the settings of the training.
+
+        Raises:
+            TypeError: for a keyword that is neither; it says which one was probably meant.
+        """
+        from nlpkd.config import DistillationConfig
+
+        data_args, settings = cls.split_keywords(keywords)
+        known = {field.name for field in fields(DistillationConfig)}
+        names = sorted({*known, *inspect.signature(function).parameters, *(field.name for field in fields(cls))})
+        for unknown in settings.keys() - known:
+            longer = [name for name in names if name.endswith(f"_{unknown}")]
+            close = longer or get_close_matches(unknown, names, n=1, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise TypeError(
+                f"{unknown!r} is neither an argument of {function.__name__} nor a setting of a training{hint}"
+            )
+        return data_args, settings
 
     def with_labels_of(self, config: Any) -> DataArguments:
         """Fill in the task and the label names of a model that is there, where they are not given.

@@ -48,10 +48,26 @@ class CapturedOutput:
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Return the logits of whatever a classifier returns when it is given no labels: a tensor, a tuple, a mapping."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    """Return the logits of whatever a classifier returns when it is given no labels: a tensor, a tuple, a mapping.
+
+    Args:
+        outputs: of a forward pass.
+
+    Returns:
+        `(batch, labels)`.
+
+    Raises:
+        ValueError: of a model that does not classify texts.
+    """
+    given = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    logits = given[0] if isinstance(given, (tuple, list)) and given else given
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"{type(outputs).__name__} without logits"
+        raise ValueError(
+            f"a model does not classify texts: it returns {found}, and not (batch, labels). Load it with "
+            "AutoModelForSequenceClassification, or put a head on it"
+        )
+    return logits
 
 
 def _recomputes(model: nn.Module) -> bool:

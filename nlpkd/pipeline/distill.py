@@ -126,7 +126,7 @@ def train_teacher(
     Raises:
         ValueError: if model, data or settings do not fit.
     """
-    data_args, settings = DataArguments.split_keywords(keywords)
+    data_args, settings = DataArguments.split_of_training(train_teacher, keywords)
     args = _settings(args, output_dir, settings)
     with only_run(args.output_dir):
         with phase("Loading backbone and rows"):
@@ -159,7 +159,7 @@ def train_teacher(
 
 def distill(
     teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | LabelingTeacher | None = None,
-    student: str | Path | PreTrainedModel | None = None,
+    student: str | int | Sequence[int] | Path | PreTrainedModel | None = None,
     train: Source | None = None,
     validation: Source | None = None,
     test: Source | None = None,
@@ -195,7 +195,8 @@ def distill(
         student: `"layers:3"`, `"width:0.67"` (which wants `"dynabert"`, or other objectives that need no equal heads)
             or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see `make_student`),
             `"bilstm"`, `"textcnn"` or `"static"` (which want objectives on logits), a path, a Hub
-            id (`id@revision` too), or a model. None is `"layers:3"`, or what fits the budget.
+            id (`id@revision` too), or a model; layers go by numbers too, as in `make_student`. None is `"layers:3"`,
+            or what fits the budget.
         train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.
@@ -247,7 +248,7 @@ def distill(
         ValueError: if teacher, student, data, objectives or settings do not fit.
         RuntimeError: if the push fails; everything is on disk by then.
     """
-    data_args, settings = DataArguments.split_keywords(keywords)
+    data_args, settings = DataArguments.split_of_training(distill, keywords)
     learning_rate_is_given = args is not None or "learning_rate" in settings
     args = _settings(args, output_dir, settings)
     if num_seeds < 1:
@@ -295,11 +296,13 @@ def distill(
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
 
 
-def _settings(args: DistillationConfig | None, output_dir: str | Path, config: dict[str, Any]) -> DistillationConfig:
+def _settings(
+    args: DistillationConfig | None, output_dir: str | Path, settings: Mapping[str, Any]
+) -> DistillationConfig:
     if args is None:
-        return DistillationConfig(output_dir=str(output_dir), **config)
-    if config:
-        raise ValueError(f"give either args or single settings, not both: got args and {sorted(config)}")
+        return DistillationConfig(output_dir=str(output_dir), **settings)
+    if settings:
+        raise ValueError(f"give either args or single settings, not both: got args and {sorted(settings)}")
     return args
 
 

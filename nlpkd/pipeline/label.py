@@ -138,8 +138,10 @@ def label_in_rounds(
 
     Raises:
         ValueError: if the budget, the selection or the number of rounds does not fit, or there is no student.
+        TypeError: for a keyword that is no setting of a training.
     """
-    # Equal texts are one text.
+    # A wrong setting is refused before anything is paid for. Equal texts are one text.
+    DataArguments.split_of_training(label, {name: each for name, each in keywords.items() if name != "objectives"})
     distinct = list({text: row for row, text in reversed(list(enumerate(texts)))}.values())[::-1]
     if not 2 <= rounds <= budget <= len(distinct):
         raise ValueError(
@@ -204,7 +206,7 @@ class _Learner:
         objectives: Any = "hinton", **keywords: Any,
     ) -> _Learner:  # fmt: skip
         """Train the student, for 100 steps or three epochs, whichever is more, unless the settings say otherwise."""
-        data_args, settings = DataArguments.split_keywords(keywords)
+        data_args, settings = DataArguments.split_of_training(label, keywords)
         data_args = replace(
             data_args, soft_label_column=PROBABILITIES, label_names=teacher.classes, problem_type=teacher.problem_type
         )

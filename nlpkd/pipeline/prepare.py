@@ -46,7 +46,7 @@ from nlpkd.pipeline.roles import (
 from nlpkd.students.backbone import find_backbone, known_backbone, record_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import with_fresh_pooler
-from nlpkd.students.kinds import kind_of, merge_adapter
+from nlpkd.students.kinds import kind_of, merge_adapter, name_of_layers
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 def prepare_job(
     args: DistillationConfig,
     teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | LabelingTeacher | None = None,
-    student: str | Path | PreTrainedModel | None = None,
+    student: str | int | Sequence[int] | Path | PreTrainedModel | None = None,
     train: Source | None = None,
     validation: Source | None = None,
     test: Source | None = None,
@@ -292,7 +292,7 @@ def _student_asked_for(
             return can_match(resolve(own if objectives is None else objectives), student_config, teachers)
 
         return student_within(teacher, **budget, embedding_size=embedding_size, fits=fits)
-    student = "layers:3" if student is None else student
+    student = "layers:3" if student is None else name_of_layers(student)
     if not teachers.models and _is_made_of_a_teacher(student):
         raise ValueError(
             f"student={student!r} is made of parts of a teacher, and there is none: give a path or a Hub id"

@@ -117,7 +117,7 @@ def tune(
 
     # What can be refused before anything is loaded.
     folder, search = Path(output_dir), dict(DEFAULT_SEARCH if search is None else search)
-    data_args, settings = DataArguments.split_keywords(keywords)
+    data_args, settings = DataArguments.split_of_training(tune, keywords)
     args = DistillationConfig(str(folder), **{"save_strategy": "no", "eval_strategy": "no"} | settings)
     check_search(search, objectives)
     with only_run(folder):

@@ -172,6 +172,14 @@ def kind_of(layers: Any) -> StudentKind | None:
     return KINDS[0] if isinstance(layers, (int, Sequence)) else None
 
 
+def name_of_layers(student: Any) -> Any:
+    """Return a number of layers, or several numbers, as a name such as `"layers:3"`; anything else as it is."""
+    if isinstance(student, int):
+        return f"layers:{student}"
+    several = isinstance(student, (list, tuple)) and len(student) > 1
+    return f"layers:{','.join(map(str, student))}" if several else student
+
+
 def build_student(
     teacher: PreTrainedModel | None,
     layers: int | str | Sequence[int],

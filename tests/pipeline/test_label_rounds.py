@@ -105,3 +105,10 @@ def test_the_student_of_a_round_has_the_learning_rate_that_suits_it_or_that_is_g
     settings = {name: value for name, value in QUICK.items() if name != "learning_rate"} | given
     learner = _Learner.of(str(small), rows, None, tmp_path / "out", teacher, **settings)
     assert learner.trainer.args.learning_rate == rate
+
+
+def test_a_setting_that_nobody_knows_is_refused_before_a_label_is_bought(tmp_path, small):
+    teacher, seen = asking()
+    with pytest.raises(TypeError, match="'epochs' is neither an argument of label .*did you mean num_train_epochs"):
+        label(teacher, texts(), output=tmp_path / "labels.parquet", budget=60, student=small, epochs=3)
+    assert not seen

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from samples import QUIET, WORDS, raw_rows, tiny_bert
-from transformers import BertTokenizer
+from transformers import AutoModel, BertTokenizer
 
 from nlpkd import DistillationConfig, distill, make_student, train_teacher
 from nlpkd.data.arguments import DataArguments
@@ -212,3 +212,38 @@ def test_the_learning_rate_of_settings_in_hand_is_taken_as_it_is_with_a_warning(
     assert (
         "learning_rate=5e-05 is the default of large models" in caplog.text and "0.001 suits it better" in caplog.text
     )
+
+
+@pytest.mark.parametrize(("layers", "name"), [(2, "layers:2"), ([1, 4], "layers:1,4"), ((2, 3, 4), "layers:2,3,4")])
+def test_layers_go_by_numbers_as_in_make_student(layers, name, taught, tmp_path):
+    args = DistillationConfig(output_dir=str(tmp_path))
+    jobs = [prepare_job(args, taught, each, ROWS["train"], ROWS["validation"]) for each in (layers, name)]
+    made, wanted = (job.make_untrained_student(args.seed).state_dict() for job in jobs)
+    assert equal(made, wanted) and equal(made, make_student(load_teacher(str(taught)), layers).state_dict())
+    assert jobs[0].origin["student"] == jobs[1].origin["student"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("epochs", "num_train_epochs"), ("batch_size", "auto_find.* or per_device_train_batch_size"),
+        ("objective", "objectives"), ("max_len", "max_length"), ("lr", None),
+    ],
+)  # fmt: skip
+def test_an_argument_that_nobody_knows_is_named_with_the_one_that_was_meant(given, meant, taught, tmp_path):
+    hint = f"; did you mean {meant}\\?$" if meant else "$"
+    with pytest.raises(TypeError, match=f"{given!r} is neither an argument of distill nor a setting .*{hint}"):
+        distill(taught, train=ROWS["train"], output_dir=tmp_path / "out", **{given: 1})
+    with pytest.raises(TypeError, match=f"{given!r} is neither an argument of train_teacher nor a setting"):
+        train_teacher(taught, ROWS["train"], output_dir=tmp_path / "out", **{given: 1})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_model_without_a_head_is_refused_before_the_first_step(role, taught, backbone, tmp_path, tokenizer):
+    headless = AutoModel.from_pretrained(backbone)
+    models = {"teacher": taught, "student": "layers:2", "tokenizer": tokenizer, role: headless}
+    if role == "teacher":
+        models |= {"teacher_tokenizer": tokenizer, "student": str(taught)}
+    with pytest.raises(ValueError, match="does not classify texts: .*AutoModelForSequenceClassification"):
+        distill(**models, **ROWS, output_dir=tmp_path, **QUICK)

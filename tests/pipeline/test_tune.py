@@ -120,6 +120,7 @@ def test_an_objective_s_setting_is_changed_by_its_name():
     [
         ({"search": {"learning_rat": (1, 2)}}, "'learning_rat' is neither"),
         ({"search": {"learning_rate": 3}}, "must be a pair"),
+        ({"epochs": 3}, "'epochs' is neither an argument of tune .*did you mean num_train_epochs"),
         ({"search": {"learning_rate": (2.0, 1.0)}}, "low below high"),
         ({"search": {"augment_change": (0.1, 0.5)}}, "all trials learn from the same rows"),
         ({"search": {"forward_kl.temprature": (1.0, 2.0)}}, "no setting of an objective"),
@@ -129,7 +130,7 @@ def test_an_objective_s_setting_is_changed_by_its_name():
 def test_a_search_that_can_t_be_is_refused(teacher, splits, tmp_path, asked, message):
     from nlpkd.pipeline.tune import tune
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         tune(teacher, splits, n_trials=1, output_dir=tmp_path, **asked, **QUICK)
     with pytest.raises(ValueError, match="no held-out rows"):
         tune(teacher, splits["train"], n_trials=1, output_dir=tmp_path, **QUICK)
