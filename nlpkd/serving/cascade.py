@@ -14,6 +14,7 @@ from scipy.special import betaincinv, softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
+from nlpkd.serving.texts import as_texts
 from nlpkd.utils.files import explain_damage, write_atomic
 
 CASCADE_NAME = "cascade.json"
@@ -203,13 +204,20 @@ class Cascade:
         """Classify texts.
 
         Args:
-            inputs: a text, a pair as `{"text": .., "text_pair": ..}`, or a list of either.
+            inputs: a text, a pair as `{"text": .., "text_pair": ..}`, or several of either; see
+                `nlpkd.serving.texts.as_texts`.
             **settings: of the student's pipeline, such as `batch_size`.
 
         Returns:
-            `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`.
+            `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`. Of no texts an empty list.
+
+        Raises:
+            ValueError: for what is neither a text nor a pair.
         """
-        texts = inputs if isinstance(inputs, list) else [inputs]
+        inputs = as_texts(inputs)
+        texts = [inputs] if isinstance(inputs, (str, dict)) else list(inputs)
+        if not texts:
+            return []
         labels, logits = scores(self.student, texts, **settings)
         sure = confidence(logits, self.record.temperature) >= self.record.threshold
         probabilities = softmax(logits / self.record.temperature, axis=-1)

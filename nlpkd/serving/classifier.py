@@ -17,6 +17,7 @@ from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, spl
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.serving.cascade import Cascade, CascadeRecord, scores
 from nlpkd.serving.one_text import OneText, one_text
+from nlpkd.serving.texts import as_texts
 from nlpkd.teachers.base import LabelingTeacher
 
 logger = logging.getLogger(__name__)
@@ -39,14 +40,22 @@ class TextClassifier(TextClassificationPipeline):
         """Classify texts.
 
         Args:
-            inputs: a text, a pair as `{"text": .., "text_pair": ..}`, or a list of either.
+            inputs: a text, a pair as `{"text": .., "text_pair": ..}`, or several of either; see
+                `nlpkd.serving.texts.as_texts`.
             **settings: `top_k`, how many labels (None: all; 1 if left out); `batch_size`; `truncation`, on unless
                 False; `function_to_apply`; and `decide=True` of a multi-label model: the labels whose probability is
                 above their threshold in `config.thresholds`, or 0.5, be they none or all.
 
         Returns:
-            `{"label", "score"}` of each text; with `top_k` or `decide` a list of those, the most probable first.
+            `{"label", "score"}` of each text; with `top_k` or `decide` a list of those, the most probable first. Of no
+            texts an empty list.
+
+        Raises:
+            ValueError: for what is neither a text nor a pair.
         """
+        inputs = as_texts(inputs)
+        if isinstance(inputs, list) and not inputs:
+            return []
         if settings.get("decide"):
             settings = {"top_k": None} | settings
         if isinstance(inputs, str) and not settings and self._one_text is not None:

@@ -1,0 +1,77 @@
+"""What a classifier may be called with: every column of texts gives the answers of the list, and nothing else any."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+from samples import tiny_bert
+
+import nlpkd
+from nlpkd.serving.cascade import Cascade, CascadeRecord
+
+TEXTS = ["a good film", "the plot is bad"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("student")
+    tiny_bert(initializer_range=0.5).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["alone", "before its teacher"])
+def classify(request, folder):
+    alone = nlpkd.load(folder)
+    if request.param == "alone":
+        return alone
+    # A threshold between both texts' confidences, so that the one is answered and the other handed on.
+    confidences = [each["score"] for each in alone(TEXTS)]
+    record = dict.fromkeys((each.name for each in fields(CascadeRecord)), 0.0)
+    record |= {"threshold": sum(confidences) / 2, "temperature": 1.0}
+    return Cascade(
+        alone, lambda texts: [(each["label"], each["score"]) for each in alone(texts)], CascadeRecord(**record)
+    )
+
+
+FORMS = {
+    "list": TEXTS,
+    "tuple": tuple(TEXTS),
+    "array": np.array(TEXTS),
+    "series": pd.Series(TEXTS, index=[7, 3]),
+    "column": Dataset.from_dict({"text": TEXTS})["text"],
+    "pairs": [{"text": text} for text in TEXTS],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_texts_in_any_form_have_the_answers_of_each_text(form, classify):
+    assert [classify(text)[0]["label"] for text in TEXTS] == [each["label"] for each in classify(FORMS[form])]
+
+
+def test_a_generator_has_the_answers_of_its_texts(classify):
+    assert [each["label"] for each in classify(text for text in TEXTS)] == [each["label"] for each in classify(TEXTS)]
+
+
+@pytest.mark.parametrize(
+    "nothing", [[], (), np.array([]), pd.Series([], dtype=str)], ids=lambda each: type(each).__name__
+)
+def test_no_texts_have_no_answers(nothing, classify):
+    assert classify(nothing) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "a text is a string, .*; got NoneType"), (3, "got int"), (b"good", "got bytes"),
+        (["good", None], "got NoneType at place 1 of 2"), ([float("nan")], "got float at place 0 of 1"),
+        (np.array([1, 2]), "got int at place 0 of 2"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_refused_with_its_place(wrong, message, classify):
+    with pytest.raises(ValueError, match=message):
+        classify(wrong)
