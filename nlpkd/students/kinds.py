@@ -9,6 +9,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -173,8 +174,12 @@ def kind_of(layers: Any) -> StudentKind | None:
 
 
 def name_of_layers(student: Any) -> Any:
-    """Return a number of layers, or several numbers, as a name such as `"layers:3"`; anything else as it is."""
-    if isinstance(student, int):
+    """Return a number of layers, or several numbers, as a name such as `"layers:3"`; anything else as it is.
+
+    Numbers may be written, as in `"3"` and `"2,4,6"`, unless a folder is called so.
+    """
+    written = isinstance(student, str) and re.fullmatch(r"\d+(,\d+)*", student) and not Path(student).exists()
+    if isinstance(student, int) or written:
         return f"layers:{student}"
     several = isinstance(student, (list, tuple)) and len(student) > 1
     return f"layers:{','.join(map(str, student))}" if several else student

@@ -214,12 +214,15 @@ def test_the_learning_rate_of_settings_in_hand_is_taken_as_it_is_with_a_warning(
     )
 
 
-@pytest.mark.parametrize(("layers", "name"), [(2, "layers:2"), ([1, 4], "layers:1,4"), ((2, 3, 4), "layers:2,3,4")])
+@pytest.mark.parametrize(
+    ("layers", "name"),
+    [(2, "layers:2"), ([1, 4], "layers:1,4"), ((2, 3, 4), "layers:2,3,4"), ("3", "layers:3"), ("1,4", "layers:1,4")],
+)
 def test_layers_go_by_numbers_as_in_make_student(layers, name, taught, tmp_path):
     args = DistillationConfig(output_dir=str(tmp_path))
     jobs = [prepare_job(args, taught, each, ROWS["train"], ROWS["validation"]) for each in (layers, name)]
     made, wanted = (job.make_untrained_student(args.seed).state_dict() for job in jobs)
-    assert equal(made, wanted) and equal(made, make_student(load_teacher(str(taught)), layers).state_dict())
+    assert equal(made, wanted) and equal(made, make_student(load_teacher(str(taught)), name).state_dict())
     assert jobs[0].origin["student"] == jobs[1].origin["student"]
 
 
