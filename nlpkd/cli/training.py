@@ -221,7 +221,8 @@ def frontier(
     if shared["dry_run"]:
         from nlpkd.comparison.frontier import plan_frontier
 
-        typer.echo(plan_frontier(**given).to_text())
+        plan = plan_frontier(**given)
+        show_table(*plan.cells(), plan.verdict())
         return
     from nlpkd.comparison.frontier import frontier as run
 

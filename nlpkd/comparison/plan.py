@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nlpkd.evaluation.report_text import markdown_table
+from nlpkd.evaluation.report_text import Cells, markdown_table
 from nlpkd.pipeline.dry_run import Plan
 
 
@@ -25,22 +25,32 @@ class FrontierPlan:
         plans = [each for each in self.students.values() if isinstance(each, Plan)]
         return sum(each.training_minutes + each.measuring_minutes for each in plans)
 
-    def to_text(self) -> str:
-        """Write the plan: a row for each student, and what all take together."""
-        heads = ["student", "parameters", "MB", "steps", "trainings", "training, min", "measuring, min", "disk, MB"]
-        rows, refused = [], []
+    def cells(self) -> Cells:
+        """Return the table: a row for each student that can be made, with minutes and the megabytes of weights."""
+        header = ["student", "params", "MB", "steps", "runs", "train min", "measure min", "disk MB"]
+        rows = []
         for name, plan in self.students.items():
-            if isinstance(plan, str):
-                refused.append(f"{name} can't be made: {plan}")
-                continue
-            _, parameters, size_mb = plan.models[-1]
-            figures = [f"{plan.training_minutes:.1f}", f"{plan.measuring_minutes:.1f}", f"{plan.disk_mb:,.0f}"]
-            sizes = [f"{parameters:,}", f"{size_mb:.1f}", f"{sum(plan.steps):,}"]
-            rows.append([name, *sizes, str(plan.trainings * (1 + plan.baselines)), *figures])
-        if not rows:
+            if isinstance(plan, Plan):
+                _, parameters, size_mb = plan.models[-1]
+                sizes = [f"{parameters / 1e6:.1f} M", f"{size_mb:.1f}", f"{sum(plan.steps):,}"]
+                minutes = [f"{plan.training_minutes:.1f}", f"{plan.measuring_minutes:.1f}"]
+                rows.append(
+                    [name, *sizes, str(plan.trainings * (1 + plan.baselines)), *minutes, f"{plan.disk_mb:,.0f}"]
+                )
+        return header, rows
+
+    def verdict(self) -> str:
+        """Say which students can't be made, and what all others take together."""
+        refused = [f"{name} can't be made: {why}." for name, why in self.students.items() if isinstance(why, str)]
+        if len(refused) == len(self.students):
             return "There is no student to train."
         about = (
             f"All of it takes about {self.minutes:.0f} minutes. It is less where objectives need the teacher's logits "
             "alone, which are kept once for all students. Exports, and what is timed at the end, are not counted."
         )
-        return "\n\n".join([markdown_table(heads, rows), *refused, about])
+        return "\n\n".join([*refused, about])
+
+    def to_text(self) -> str:
+        """Write both."""
+        header, rows = self.cells()
+        return "\n\n".join([*([markdown_table(header, rows)] if rows else []), self.verdict()])
