@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -43,21 +44,16 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_STUDENTS = ("teacher", "layers:4", "layers:3", "layers:2", "bilstm", "static")
 
-
 TEACHER = "teacher"
 """The student that is the teacher as it is; there is something to make of it where it is shipped."""
-
 
 REFERENCE = "teacher in PyTorch"
 """What everything is compared with."""
 
-
 _STATE = "job.json"
 """In a student's folder: what was asked for, how many seeds of it are finished, and why it failed."""
 
-
 _TIMED_TEXTS = 100
-
 
 _NOT_HERE = {
     "args": "give single settings, such as num_train_epochs=3",
@@ -145,16 +141,22 @@ def frontier(
 
 
 def plan_frontier(
+    teacher: str | Path,
+    train: Source,
+    validation: Source | None = None,
+    test: Source | None = None,
     *,
     students: Sequence[str] = DEFAULT_STUDENTS,
     only: Sequence[str] = (),
+    ship: bool = False,
+    objectives: str | None = None,
     num_seeds: int = 1,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     max_latency_ms: float | None = None,
     max_size_mb: float | None = None,
     min_retention: float | None = None,
     output_dir: str | Path = "frontier",
-    **settings: Any,
+    **keywords: Any,
 ) -> FrontierPlan:
     """Plan a frontier: load what each student needs, train some steps in a temporary directory, and say what all take.
 
@@ -168,18 +170,16 @@ def plan_frontier(
             made.
     """
     Limits(max_latency_ms, max_size_mb, min_retention)
+    settings = {"teacher": teacher, "train": train, "validation": validation, "test": test, "ship": ship}
+    settings |= {"objectives": objectives, **keywords}
     plans: dict[str, Plan | str] = {}
     for student in _students(Path(output_dir), students, only, settings, overrides or {}):
-        if student.name == TEACHER or not student.is_made(only) or student.finished >= num_seeds:
-            continue
-        options = {**student.arguments, "student": student.name}
-        of_training = {each.name for each in fields(DistillationConfig)} & options.keys()
-        given = {name: options.pop(name) for name in of_training}
-        args = DistillationConfig(output_dir=str(student.folder), **given)
-        try:
-            plans[student.name] = plan_distillation(args, trainings=num_seeds, **options)
-        except ValueError as error:
-            plans[student.name] = str(error)
+        left = num_seeds - student.finished
+        if student.name != TEACHER and student.is_made(only) and left > 0:
+            try:
+                plans[student.name] = student.plan(left)
+            except Exception as error:
+                plans[student.name] = _told(error)
     refused = [f"{name}: {why}" for name, why in plans.items() if isinstance(why, str)]
     if refused and len(refused) == len(plans):
         raise ValueError(f"no student can be made: {'; '.join(refused)}")
@@ -194,15 +194,22 @@ def _students(
     overrides: Mapping[str, Mapping[str, Any]],
 ) -> list[_Student]:
     """Return the students that are asked for, each with its arguments; refuse those that can't be right."""
-    teacher = settings.get("teacher")
+    teacher, own = settings["teacher"], inspect.signature(distill).parameters
     if not isinstance(teacher, (str, Path)):
         raise ValueError(f"teacher must be a path or a Hub id, got {type(teacher).__name__}: save a model first")
     for name in _NOT_HERE.keys() & settings.keys():
         raise ValueError(f"frontier takes no {name}: {_NOT_HERE[name]}")
+    for given in (settings, *overrides.values()):
+        DataArguments.split_of_training(distill, {name: each for name, each in given.items() if name not in own})
     if PartialState().num_processes > 1:
         raise ValueError("frontier runs in one process: launch `nlpkd distill` for each student instead")
     folders = _folders(out, names, only, overrides)
     return [_Student.of(name, folder, {**settings, **overrides.get(name, {})}) for name, folder in folders.items()]
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line, without tokens."""
+    return without_tokens(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 @dataclass
@@ -268,8 +275,15 @@ class _Student:
             self.finished = num_seeds
         except Exception as error:
             logger.error("%s failed, and the others go on.", self.name, exc_info=error)
-            self.error = without_tokens(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            self.error = _told(error)
         self._save()
+
+    def plan(self, num_seeds: int) -> Plan:
+        """Plan its training with so many seeds."""
+        of_training = {each.name for each in fields(DistillationConfig)} & self.arguments.keys()
+        args = DistillationConfig(str(self.folder), **{name: self.arguments[name] for name in of_training})
+        options = {name: self.arguments[name] for name in self.arguments.keys() - of_training - {"baseline_dir"}}
+        return plan_distillation(args, trainings=num_seeds, student=self.name, **options)
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ class DataArguments:
             The arguments, and the settings of the training.
 
         Raises:
-            TypeError: for a keyword that is neither; it says which one was probably meant.
+            ValueError: for a keyword that is neither; it says which ones were probably meant.
         """
         from nlpkd.config import DistillationConfig
 
@@ -90,9 +90,9 @@ class DataArguments:
         names = sorted({*known, *inspect.signature(function).parameters, *(field.name for field in fields(cls))})
         for unknown in settings.keys() - known:
             longer = [name for name in names if name.endswith(f"_{unknown}")]
-            close = longer or get_close_matches(unknown, names, n=1, cutoff=0.5)
+            close = get_close_matches(unknown, longer or names, n=3 if longer else 1, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise TypeError(
+            raise ValueError(
                 f"{unknown!r} is neither an argument of {function.__name__} nor a setting of a training{hint}"
             )
         return data_args, settings

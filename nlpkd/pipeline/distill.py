@@ -217,8 +217,8 @@ def distill(
         backbone: path or Hub id (`id@revision` too) of that backbone, where the teacher's config does not record it as
             `train_teacher` does.
         objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`). If
-            None, what suits the student: `"layerwise"` for layers and for checkpoints that read the teacher's tokens,
-            `"dynabert"` for a share of the width, and `"hinton"` for all others, and beside soft labels.
+            None, what suits the student: `"layerwise"` for layers, and for shapes and checkpoints with a single
+            teacher's tokens and number of heads, `"dynabert"` for a share of the width, and `"hinton"` for all others.
         baseline: train baselines too, on gold labels alone with the student's settings and for as many steps:
             `"no_teacher"`, the same shape from the pre-trained backbone, is what one has without a teacher;
             `"same_start"`, from the student's own start, is what remains without the losses. True trains both; they
@@ -282,7 +282,9 @@ def distill(
             )
         if not learning_rate_is_given:
             args = replace(args, learning_rate=job.learning_rate)
-        elif args.learning_rate == DistillationConfig.learning_rate < job.learning_rate / 10:
+        elif args.learning_rate == DistillationConfig.learning_rate < job.learning_rate / 10 and not all(
+            "learning_rate" in stage.settings for stage in job.stages
+        ):
             logger.warning(
                 "learning_rate=%g is the default of large models; a student without layers learns next to nothing by "
                 "it: %g suits it better.",

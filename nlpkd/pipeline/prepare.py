@@ -93,6 +93,7 @@ def prepare_job(
     Raises:
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
+    student = name_of_layers(student)
     _refuse_unfit_options(train, student, vocabulary, ship, embedding_size)
     limit_hub_requests()
     asked = data_args or DataArguments()
@@ -286,13 +287,12 @@ def _student_asked_for(
         teacher = teachers.models[0].teacher("float32")
 
         def fits(name: str, student_config: Any) -> bool:
-            """Check whether the student's objectives can match it with the teacher."""
-            kind = kind_of(name)
-            own = "hinton" if kind is None else kind.objectives
-            return can_match(resolve(own if objectives is None else objectives), student_config, teachers)
+            """Check whether the student's objectives can match it with its teachers."""
+            usual = usual_objectives(ModelSource.of(name), teachers, same_tokens=True)
+            return can_match(resolve(usual if objectives is None else objectives), student_config, teachers)
 
         return student_within(teacher, **budget, embedding_size=embedding_size, fits=fits)
-    student = "layers:3" if student is None else name_of_layers(student)
+    student = "layers:3" if student is None else student
     if not teachers.models and _is_made_of_a_teacher(student):
         raise ValueError(
             f"student={student!r} is made of parts of a teacher, and there is none: give a path or a Hub id"

@@ -21,12 +21,13 @@ from nlpkd.data.rows import labelled_rows, random_access
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
 from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.models.small_models import SmallConfig
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.students.backbone import CONFIG_KEY, find_backbone, known_backbone
-from nlpkd.students.kinds import kind_of
+from nlpkd.students.kinds import StudentKind, kind_of
 from nlpkd.students.shapes import SHAPES
 from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
@@ -214,14 +215,15 @@ def usual_objectives(student: ModelSource, teachers: Teachers, same_tokens: bool
         same_tokens: whether it reads their tokens, so that one of its tokens is one of theirs.
 
     Returns:
-        What suits the kind of a student that is made of a teacher. Of a checkpoint `"layerwise"` where its layers can
-        be matched with those of all teachers, token by token, and else `"hinton"`.
+        `"dynabert"` of a share of the teacher's width. `"layerwise"` of a student with layers where these can be
+        matched with those of a single teacher, token by token. `"hinton"` of all others.
     """
-    if not teachers.models:
+    kind = _kind(student, teachers)
+    if len(teachers.models) != 1 or (kind is not None and kind.objectives == "hinton"):
         return "hinton"
-    if isinstance(student.given, str) and (kind := kind_of(student.given)) is not None:
+    if kind is not None and kind.objectives != "layerwise":
         return kind.objectives
-    matched = same_tokens and can_match(resolve("layerwise"), student.config(), teachers)
+    matched = same_tokens and can_match(resolve("layerwise"), _config(student, teachers), teachers)
     return "layerwise" if matched else "hinton"
 
 
@@ -233,17 +235,32 @@ def usual_learning_rate(student: ModelSource, teachers: Teachers) -> float:
         teachers: who it learns from.
 
     Returns:
-        1e-3 of a student without layers, which starts from next to nothing; 2e-4 of one whose hidden states are
+        1e-3 of a BiLSTM and its like, which start from next to nothing; 2e-4 of a model whose hidden states are
         narrower than 512 numbers; and else that of `transformers.TrainingArguments`, 5e-5.
     """
-    name = student.given if isinstance(student.given, str) and teachers.models else None
-    kind = kind_of(name)
-    config = student.config() if kind is None else teachers.models[0].config()
-    has_layers = hasattr(config, "num_hidden_layers") if kind is None else kind.has_layers
-    if not has_layers:
+    kind = _kind(student, teachers)
+    if kind is not None and not kind.has_layers:
         return 1e-3
-    hidden_size = SHAPES.get(str(name), {}).get("hidden_size", getattr(config, "hidden_size", _WIDE))
+    config = _config(student, teachers)
+    if isinstance(config, SmallConfig):
+        return 1e-3
+    hidden_size = getattr(config.get_text_config(), "hidden_size", _WIDE)
     return 2e-4 if hidden_size < _WIDE else DistillationConfig.learning_rate
+
+
+def _kind(student: ModelSource, teachers: Teachers) -> StudentKind | None:
+    """Return the kind of a student that is made of a teacher."""
+    return kind_of(student.given) if isinstance(student.given, str) and teachers.models else None
+
+
+def _config(student: ModelSource, teachers: Teachers) -> Any:
+    """Return the config that a student with layers will have, as far as its widths go."""
+    if _kind(student, teachers) is None:
+        return student.config()
+    config = copy.deepcopy(teachers.models[0].config())
+    for name, value in SHAPES.get(str(student.given), {}).items():
+        setattr(config, "num_hidden_layers" if name == "layers" else name, value)
+    return config
 
 
 def can_match(stages: Sequence[Stage], student_config: Any, teachers: Teachers) -> bool:

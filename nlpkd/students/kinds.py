@@ -9,6 +9,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class StudentKind:
         build: makes one: takes the teacher (or None), the name, `id2label`, `seed`, and settings of the shape.
         candidates: lists the names to consider for a teacher where a budget chooses.
         has_layers: whether it has layers of the teacher.
-        objectives: the preset that it is trained with where nobody names another.
+        objectives: the preset that it is trained with where nobody names another; `"layerwise"` where it can be.
         is_plain: checks whether, made of a teacher by a name, it has the teacher's architecture, with embeddings that
             can be factorised.
         reads_rows: whether `build` takes `rows` too, their `tokenizer`, the `token_ids` that a trimmed vocabulary will
@@ -149,8 +150,6 @@ KINDS = [
         f"a shape ({', '.join(SHAPES)})",
         _student_of_shape,
         lambda teacher: SHAPES,
-        # Their number of heads may not be the teacher's.
-        objectives="hinton",
     ),
     StudentKind(
         SMALL_STUDENTS.__contains__,
@@ -174,15 +173,28 @@ def kind_of(layers: Any) -> StudentKind | None:
 
 
 def name_of_layers(student: Any) -> Any:
-    """Return a number of layers, or several numbers, as a name such as `"layers:3"`; anything else as it is.
+    """Return layers that go by numbers as a name, and anything else as it is.
 
-    Numbers may be written, as in `"3"` and `"2,4,6"`, unless a folder is called so.
+    Args:
+        student: `3` or `"3"`, the number of layers; `[2, 4, 6]` or `"2,4,6"`, the layers; a name, a model, a path.
+            Of a text that is a folder's path here nothing is taken for numbers.
+
+    Returns:
+        Such as `"layers:3"` and `"layers:2,4,6"`.
+
+    Raises:
+        ValueError: for a list of one, since names have no way to say it.
     """
-    written = isinstance(student, str) and re.fullmatch(r"\d+(,\d+)*", student) and not Path(student).exists()
-    if isinstance(student, int) or written:
+    if isinstance(student, Integral):
         return f"layers:{student}"
-    several = isinstance(student, (list, tuple)) and len(student) > 1
-    return f"layers:{','.join(map(str, student))}" if several else student
+    if isinstance(student, str):
+        written = re.fullmatch(r"\d+(,\d+)*", student) and not Path(student).exists()
+        return f"layers:{student}" if written else student
+    if not isinstance(student, Sequence) or not all(isinstance(each, Integral) for each in student):
+        return student
+    if len(student) < 2:
+        raise ValueError(f"student={list(student)!r}: name two layers or more, or say how many as a number, such as 3")
+    return f"layers:{','.join(map(str, student))}"
 
 
 def build_student(

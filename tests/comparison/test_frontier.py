@@ -18,6 +18,7 @@ from nlpkd.comparison.frontier import REFERENCE, plan_frontier
 from nlpkd.comparison.points import Limits, pick
 from nlpkd.comparison.table import FrontierReport
 from nlpkd.models.loading import load_tokenizer
+from nlpkd.pipeline.dry_run import Plan
 
 QUICK = {
     "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 2,
@@ -73,13 +74,30 @@ def test_a_plan_has_what_is_left_to_train_and_leaves_nothing(job, tmp_path):
         plan_frontier(**job, **asked, student="layers:1")
 
 
-def test_a_plan_passes_over_students_that_are_finished(job, shipped):
+def test_a_plan_passes_over_students_and_seeds_that_are_finished(job, shipped, tmp_path):
     asked = {"students": ["teacher", "layers:9", "static"], "overrides": {"static": {"learning_rate": 0.02}}}
     with pytest.raises(ValueError, match="no student can be made: layers:9"):
         plan_frontier(**job, **asked, ship=True, output_dir=shipped.output_dir)
     asked["students"].remove("layers:9")
     plan = plan_frontier(**job, **asked, ship=True, output_dir=shipped.output_dir)
     assert not plan.students and plan.to_text() == "There is no student to train."
+    # What `frontier` has as defaults is left out here as there.
+    asked = {"students": ["static"], "output_dir": tmp_path}
+    nlpkd.frontier(**job, **asked)
+    assert plan_frontier(**job, **asked, num_seeds=3).students["static"].trainings == 2
+
+
+def test_a_plan_names_students_that_can_not_be_had_and_goes_on(job, tmp_path):
+    plan = plan_frontier(**job, students=[str(tmp_path / "none"), "static"], output_dir=tmp_path, baseline_dir="b")
+    assert isinstance(plan.students["static"], Plan) and "there is no folder" in plan.students[str(tmp_path / "none")]
+
+
+@pytest.mark.parametrize("given", [{"epochs": 3}, {"overrides": {"static": {"epochs": 3}}}])
+@pytest.mark.parametrize("function", [nlpkd.frontier, plan_frontier])
+def test_a_setting_that_nobody_knows_is_refused_before_any_student_is_made(function, given, job, tmp_path):
+    with pytest.raises(ValueError, match="'epochs' is neither an argument .* did you mean num_train_epochs"):
+        function(**job, students=["static"], output_dir=tmp_path, **given)
+    assert not (tmp_path / "students").exists()
 
 
 def test_the_command_prints_the_plan(job, tmp_path):
@@ -89,7 +107,9 @@ def test_the_command_prints_the_plan(job, tmp_path):
     outcome = CliRunner().invoke(app, ["frontier", *files, *flags, "--use-cpu", "--bf16", "False"])
     assert outcome.exit_code == 0, outcome.output
     lines = outcome.stdout.splitlines()
-    assert any(line.split()[:3] == ["student", "params", "MB"] for line in lines) and "All of it takes" in outcome.stdout
+    assert (
+        any(line.split()[:3] == ["student", "params", "MB"] for line in lines) and "All of it takes" in outcome.stdout
+    )
     assert [line.split()[0] for line in lines if line.startswith(("layers:1", "static"))] == ["layers:1", "static"]
     assert not (tmp_path / "out").exists()
 
