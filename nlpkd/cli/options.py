@@ -76,7 +76,7 @@ class Shared:
     num_train_epochs: Annotated[float, option(TRAINING, "Passes over the training rows.")] = 3
     learning_rate: Annotated[
         float | None,
-        option(TRAINING, "Peak learning rate; 5e-5, 2e-4 of a student narrower than 512, 1e-3 without layers."),
+        option(TRAINING, "Peak learning rate; 5e-5 if left out, of a student what suits it."),
     ] = None
     per_device_train_batch_size: Annotated[
         int, option(TRAINING, "Rows of a batch on one device.", "--batch-size", "--per-device-train-batch-size")

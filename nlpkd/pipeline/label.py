@@ -23,6 +23,7 @@ from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.labelling.rows import PROBABILITIES, answers_beside, save_rows, texts_to_label, with_answers
 from nlpkd.labelling.selection import SELECTIONS, labels_saved, margins, select_texts
+from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher, batches_by_length
@@ -99,6 +100,9 @@ def label(
     answers = answers_beside(output, teacher)
     if budget is None and (student is not None or test is not None or against_random or keywords):
         raise ValueError("student, test, against_random and settings of a training are of a budget: give budget=")
+    if budget is not None:
+        # A wrong setting is refused before anything is paid for.
+        _training(output, **keywords)
     if dry_run:
         return answers.plan(texts if budget is None else texts[:budget], priced)
     if budget is not None:
@@ -138,10 +142,8 @@ def label_in_rounds(
 
     Raises:
         ValueError: if the budget, the selection or the number of rounds does not fit, or there is no student.
-        TypeError: for a keyword that is no setting of a training.
     """
-    # A wrong setting is refused before anything is paid for. Equal texts are one text.
-    DataArguments.split_of_training(label, {name: each for name, each in keywords.items() if name != "objectives"})
+    # Equal texts are one text.
     distinct = list({text: row for row, text in reversed(list(enumerate(texts)))}.values())[::-1]
     if not 2 <= rounds <= budget <= len(distinct):
         raise ValueError(
@@ -191,6 +193,23 @@ def label_in_rounds(
     return result
 
 
+def _training(
+    output: Path, objectives: Any = "hinton", **keywords: Any
+) -> tuple[DataArguments, DistillationConfig, set[str]]:
+    """Return how a round's student reads text and is trained, and the names of the settings that are given.
+
+    Raises:
+        ValueError: for what is no setting, or one of a wrong value.
+    """
+    data_args, settings = DataArguments.split_of_training(label, keywords)
+    if "output_dir" in settings:
+        raise ValueError("output_dir: a student of a budget is kept beside the output, so leave it out")
+    resolve(objectives)
+    quiet_ones = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none"}
+    folder = str(output.with_name(output.name + ".student"))
+    return data_args, DistillationConfig(folder, **quiet_ones | settings), set(settings)
+
+
 @dataclass(frozen=True)
 class _Learner:
     """A student that has learned from the labels so far."""
@@ -206,17 +225,12 @@ class _Learner:
         objectives: Any = "hinton", **keywords: Any,
     ) -> _Learner:  # fmt: skip
         """Train the student, for 100 steps or three epochs, whichever is more, unless the settings say otherwise."""
-        data_args, settings = DataArguments.split_of_training(label, keywords)
+        data_args, args, settings = _training(output, objectives, **keywords)
         data_args = replace(
             data_args, soft_label_column=PROBABILITIES, label_names=teacher.classes, problem_type=teacher.problem_type
         )
-        if not {"num_train_epochs", "max_steps"} & set(settings):
-            size = settings.get("per_device_train_batch_size", 32)
-            settings["max_steps"] = max(100, 3 * len(labelled) // size)
-        args = DistillationConfig(
-            output_dir=str(output.with_name(output.name + ".student")),
-            **{"save_strategy": "no", "eval_strategy": "no", "report_to": "none"} | settings,
-        )
+        if not {"num_train_epochs", "max_steps"} & settings:
+            args = replace(args, max_steps=max(100, 3 * len(labelled) // args.per_device_train_batch_size))
         job = prepare_job(
             args, None, student, labelled, labelled if test is None else test, objectives=objectives,
             data_args=data_args,

@@ -107,8 +107,18 @@ def test_the_student_of_a_round_has_the_learning_rate_that_suits_it_or_that_is_g
     assert learner.trainer.args.learning_rate == rate
 
 
-def test_a_setting_that_nobody_knows_is_refused_before_a_label_is_bought(tmp_path, small):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": 3}, "'epochs' is neither an argument of label .*did you mean num_train_epochs"),
+        ({"num_train_epochs": "x"}, "num_train_epochs"),
+        ({"output_dir": "x"}, "output_dir: a student of a budget"),
+        ({"objectives": "hintn"}, "there is no preset 'hintn'"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_wrong_setting_is_refused_before_a_label_is_bought(given, message, dry_run, tmp_path, small):
     teacher, seen = asking()
-    with pytest.raises(TypeError, match="'epochs' is neither an argument of label .*did you mean num_train_epochs"):
-        label(teacher, texts(), output=tmp_path / "labels.parquet", budget=60, student=small, epochs=3)
+    with pytest.raises(ValueError, match=message):
+        label(teacher, texts(), output=tmp_path / "labels.parquet", budget=60, student=small, dry_run=dry_run, **given)
     assert not seen

@@ -3,18 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from samples import QUIET, WORDS, raw_rows, tiny_bert
-from transformers import AutoModel, BertTokenizer
+from transformers import AutoModel, BertTokenizer, PerceiverConfig
 
 from nlpkd import DistillationConfig, distill, make_student, train_teacher
 from nlpkd.data.arguments import DataArguments
 from nlpkd.models.loading import load_teacher
+from nlpkd.models.source import ModelSource
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.pipeline.roles import Teachers, usual_learning_rate
 
 QUICK = {
     **QUIET, "per_device_train_batch_size": 8,
@@ -135,7 +138,7 @@ def objectives_of(teacher, student, folder, **options) -> list[list[str]]:
     [
         ("layers:2", "layerwise"),
         ("width:0.5", "dynabert"),
-        ("tinybert-4l-312", "hinton"),
+        ("bert-tiny", "layerwise"),
         ("bilstm", "hinton"),
         ("textcnn", "hinton"),
         ("static", "hinton"),
@@ -229,15 +232,17 @@ def test_layers_go_by_numbers_as_in_make_student(layers, name, taught, tmp_path)
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ("epochs", "num_train_epochs"), ("batch_size", "auto_find.* or per_device_train_batch_size"),
+        ("epochs", "num_train_epochs"), ("batch_size", "auto_find_batch_size or .* or per_device_train_batch_size"),
         ("objective", "objectives"), ("max_len", "max_length"), ("lr", None),
     ],
 )  # fmt: skip
 def test_an_argument_that_nobody_knows_is_named_with_the_one_that_was_meant(given, meant, taught, tmp_path):
-    hint = f"; did you mean {meant}\\?$" if meant else "$"
-    with pytest.raises(TypeError, match=f"{given!r} is neither an argument of distill nor a setting .*{hint}"):
+    hint = f"; did you mean {meant}\\?" if meant else ""
+    with pytest.raises(
+        ValueError, match=f"{given!r} is neither an argument of distill nor a setting of a training{hint}$"
+    ):
         distill(taught, train=ROWS["train"], output_dir=tmp_path / "out", **{given: 1})
-    with pytest.raises(TypeError, match=f"{given!r} is neither an argument of train_teacher nor a setting"):
+    with pytest.raises(ValueError, match=f"{given!r} is neither an argument of train_teacher nor a setting"):
         train_teacher(taught, ROWS["train"], output_dir=tmp_path / "out", **{given: 1})
     assert not (tmp_path / "out").exists()
 
@@ -250,3 +255,57 @@ def test_a_model_without_a_head_is_refused_before_the_first_step(role, taught, b
         models |= {"teacher_tokenizer": tokenizer, "student": str(taught)}
     with pytest.raises(ValueError, match="does not classify texts: .*AutoModelForSequenceClassification"):
         distill(**models, **ROWS, output_dir=tmp_path, **QUICK)
+
+
+def test_without_objectives_several_teachers_and_their_budget_have_what_joint_logits_allow(taught, tmp_path, caplog):
+    own = [[repr(each) for each in stage.objectives] for stage in resolve("hinton")]
+    assert objectives_of([taught, taught], "layers:2", tmp_path) == own
+    assert objectives_of([taught, taught], None, tmp_path, max_size_mb=50.0) == own
+    assert "layers:4" in caplog.text and "static" in caplog.text, "students with layers are candidates too"
+
+
+def test_a_shape_s_heads_say_whether_its_layers_are_matched(taught, tmp_path, tokenizer):
+    own = {
+        name: [[repr(each) for each in stage.objectives] for stage in resolve(name)]
+        for name in ("layerwise", "hinton")
+    }
+    for heads, preset in ((2, "layerwise"), (4, "hinton")):
+        wide = tiny_bert(hidden=128, heads=heads)
+        more = {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer}
+        assert objectives_of(wide, "bert-tiny", tmp_path, **more) == own[preset]
+
+
+def test_a_checkpoint_of_a_bilstm_has_its_learning_rate_and_a_large_one_without_a_count_of_layers_has_not(
+    taught, tmp_path, tokenizer
+):
+    make_student(load_teacher(str(taught)), "bilstm").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    args = DistillationConfig(output_dir=str(tmp_path / "out"))
+    assert prepare_job(args, taught, tmp_path, *ROWS.values()).learning_rate == 1e-3
+    nested = PerceiverConfig(num_labels=2)
+    teachers = Teachers.of(str(taught), None, None, False, None)
+    assert not hasattr(nested, "num_hidden_layers")
+    assert usual_learning_rate(ModelSource.of(_Bare(nested)), teachers) == 5e-5
+
+
+class _Bare(torch.nn.Module):
+    """A model of which only the config is read."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+
+def test_layers_by_number_go_with_factorised_embeddings(taught, tmp_path):
+    args = DistillationConfig(output_dir=str(tmp_path))
+    for layers in (2, "2", [1, 4], range(1, 3), np.int64(2)):
+        job = prepare_job(args, taught, layers, *ROWS.values(), embedding_size=4)
+        assert job.make_untrained_student(args.seed).config.num_hidden_layers == 2
+    with pytest.raises(ValueError, match=r"student=\[1\]: name two layers or more"):
+        prepare_job(args, taught, [1], *ROWS.values())
+
+
+def test_a_stage_s_own_learning_rate_is_not_spoken_of(taught, tmp_path, caplog):
+    args = DistillationConfig(output_dir=str(tmp_path), **QUICK | {"learning_rate": 5e-5})
+    distill(taught, "static", **ROWS, args=args, objectives=[Stage([ForwardKLLoss()], learning_rate=1e-2)])
+    assert "suits it better" not in caplog.text

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from samples import tiny_bert
@@ -38,23 +39,32 @@ def classify(request, folder):
     )
 
 
+def same(found, expected):
+    assert [each | {"score": pytest.approx(each["score"], abs=1e-6)} for each in found] == expected
+    assert expected[0] != expected[1], "a mix-up would be seen"
+
+
 FORMS = {
     "list": TEXTS,
     "tuple": tuple(TEXTS),
     "array": np.array(TEXTS),
     "series": pd.Series(TEXTS, index=[7, 3]),
     "column": Dataset.from_dict({"text": TEXTS})["text"],
+    "set-like": dict.fromkeys(TEXTS).keys(),
+    "map": map,
+    "arrow": pa.chunked_array([TEXTS[:1], TEXTS[1:]]),
     "pairs": [{"text": text} for text in TEXTS],
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_texts_in_any_form_have_the_answers_of_each_text(form, classify):
-    assert [classify(text)[0]["label"] for text in TEXTS] == [each["label"] for each in classify(FORMS[form])]
+    given = map(str, TEXTS) if form == "map" else FORMS[form]
+    same(classify(given), [answer for text in TEXTS for answer in classify(text)])
 
 
 def test_a_generator_has_the_answers_of_its_texts(classify):
-    assert [each["label"] for each in classify(text for text in TEXTS)] == [each["label"] for each in classify(TEXTS)]
+    same(list(classify(text for text in TEXTS)), classify(TEXTS))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,9 @@ def test_no_texts_have_no_answers(nothing, classify):
     [
         (None, "a text is a string, .*; got NoneType"), (3, "got int"), (b"good", "got bytes"),
         (["good", None], "got NoneType at place 1 of 2"), ([float("nan")], "got float at place 0 of 1"),
-        (np.array([1, 2]), "got int at place 0 of 2"),
+        (np.array([1, 2]), "got int at place 0 of 2"), ([("good", "film")], "got tuple at place 0 of 1"),
+        (pd.DataFrame({"text": TEXTS}), "got DataFrame"), (pa.table({"text": TEXTS}), "got Table"),
+        (Dataset.from_dict({"text": TEXTS}), "got Dataset"),
     ],
 )  # fmt: skip
 def test_what_is_no_text_is_refused_with_its_place(wrong, message, classify):
