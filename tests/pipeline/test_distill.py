@@ -485,7 +485,10 @@ def test_several_teachers_teach_one_student_and_are_one_candidate(tmp_path, taug
     assert result.report.candidates["teacher"].parameters == sum(parameters)
     assert len(predict(result.output_dir, HELD_OUT)) == len(HELD_OUT)
     with pytest.raises(ValueError, match="several teachers"):
-        distill([taught.output_dir, other.output_dir], "layers:2", splits, output_dir=tmp_path / "never", **QUICK)
+        distill(
+            [taught.output_dir, other.output_dir], "layers:2", splits, objectives="layerwise",
+            output_dir=tmp_path / "never", **QUICK,
+        )  # fmt: skip
 
 
 def test_a_baseline_has_no_weights_that_move(tmp_path, taught, splits):

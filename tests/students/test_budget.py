@@ -33,7 +33,7 @@ def test_shapes_and_small_models_are_candidates_too_by_their_weights_beside_embe
     # By hand: a layer of width h has 12 h^2 + 13 h weights in use where the inner width is 4 h.
     layer = {h: 12 * h * h + 13 * h for h in (320, 256, 128)}
     assert 3 * layer[320] > 4 * layer[256] > 2 * layer[320] > layer[320] > 2 * layer[128]
-    candidates = make_candidates(teacher, None, lambda config: True)
+    candidates = make_candidates(teacher, None, lambda name, config: True)
     names = list(candidates)
     assert {"layers:4", "layers:1", "bert-mini", "bert-tiny", "bilstm", "textcnn", "static"} <= set(names)
     assert "tinybert-6l-768" not in names and "bert-small" not in names
@@ -42,10 +42,10 @@ def test_shapes_and_small_models_are_candidates_too_by_their_weights_beside_embe
     tiny = model_size_mb(candidates["bert-tiny"])
     assert make_student(teacher, max_size_mb=tiny).config.hidden_size == 128
     assert "bert-tiny fits" in caplog.text and "layers:1" in caplog.text
-    deep = make_candidates(teacher, None, lambda config: getattr(config, "num_hidden_layers", 0) > 2)
+    deep = make_candidates(teacher, None, lambda name, config: getattr(config, "num_hidden_layers", 0) > 2)
     assert list(deep) == ["layers:4", "layers:3", "bert-mini"]
     with pytest.raises(ValueError, match="no student of this teacher that the objectives can match"):
-        make_candidates(teacher, None, lambda config: False)
+        make_candidates(teacher, None, lambda name, config: False)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,8 @@ def test_depths_that_make_no_student_are_left_out_and_said(caplog):
     with pytest.raises(ValueError, match="make no model of its kind"):
         make_student(teacher, 2)
     assert (
-        student_within(teacher, max_size_mb=1.0, fits=lambda config: config.model_type == "modernbert") == "layers:4"
+        student_within(teacher, max_size_mb=1.0, fits=lambda name, config: config.model_type == "modernbert")
+        == "layers:4"
     )
     assert "No student can be made of layers:" in caplog.text and "try layers that start with 1" in caplog.text
 

@@ -133,7 +133,7 @@ def test_what_can_not_be_measured_or_made_narrower_is_refused(make_rows, tokeniz
     with pytest.raises(ValueError, match="'layers:3'.*, 'width:0.67', a shape"):
         make_student(teacher, "wide:0.5")
     # A budget has no rows.
-    assert not any(name.startswith("width") for name in make_candidates(tiny_bert(), None, lambda config: True))
+    assert not any(name.startswith("width") for name in make_candidates(tiny_bert(), None, lambda name, config: True))
 
 
 def test_a_factorised_table_of_fewer_heads_is_refused_before_heads_are_ranked(make_rows, tokenizer):
