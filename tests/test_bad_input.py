@@ -330,7 +330,8 @@ case("settings", "a negative weight", "weight")(lambda folder: {"objectives": [C
 case("settings", "objectives that are a number", "objectives=5: give a preset's name")(given(objectives=5))
 case("settings", "class weights that are a number", "class_weights=5")(given(class_weights=5))
 case("settings", "a teacher that is a number", "a path, a Hub id or a PreTrainedModel, got 5")(given(teacher=5))
-case("settings", "a student that is a number", "a path, a Hub id or a PreTrainedModel, got 5")(given(student=5))
+case("settings", "more layers than there are", "can't choose 5 layers out of 4")(given(student=5))
+case("settings", "a student that is a fraction", "a path, a Hub id or a PreTrainedModel, got 5.5")(given(student=5.5))
 case("settings", "a switch that is a text", "push_to_hub must be True or False, got push_to_hub='no'")(
     given(push_to_hub="no")
 )

@@ -57,17 +57,16 @@ def logits_of(outputs: Any) -> Tensor:
         `(batch, labels)`.
 
     Raises:
-        ValueError: of a model that does not classify texts.
+        ValueError: of a model without a head.
     """
-    given = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
-    logits = given[0] if isinstance(given, (tuple, list)) and given else given
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"{type(outputs).__name__} without logits"
+    if isinstance(outputs, Mapping) and "logits" not in outputs:
         raise ValueError(
-            f"a model does not classify texts: it returns {found}, and not (batch, labels). Load it with "
+            f"a model does not classify texts: it returns a {type(outputs).__name__} without logits. Load it with "
             "AutoModelForSequenceClassification, or put a head on it"
         )
-    return logits
+    if isinstance(outputs, Tensor):
+        return outputs
+    return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
 
 
 def _recomputes(model: nn.Module) -> bool:
