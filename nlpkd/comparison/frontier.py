@@ -55,6 +55,10 @@ _STATE = "job.json"
 
 _TIMED_TEXTS = 100
 
+_OF_ALL_STUDENTS = ("teacher", "train", "validation", "test", "ship", "objectives")
+"""Arguments of a frontier that are those of every student."""
+
+
 _NOT_HERE = {
     "args": "give single settings, such as num_train_epochs=3",
     "push_to_hub": "push the student that you pick: nlpkd push",
@@ -140,27 +144,12 @@ def frontier(
     return report
 
 
-def plan_frontier(
-    teacher: str | Path,
-    train: Source,
-    validation: Source | None = None,
-    test: Source | None = None,
-    *,
-    students: Sequence[str] = DEFAULT_STUDENTS,
-    only: Sequence[str] = (),
-    ship: bool = False,
-    objectives: str | None = None,
-    num_seeds: int = 1,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    max_latency_ms: float | None = None,
-    max_size_mb: float | None = None,
-    min_retention: float | None = None,
-    output_dir: str | Path = "frontier",
-    **keywords: Any,
-) -> FrontierPlan:
+def plan_frontier(*arguments: Any, **keywords: Any) -> FrontierPlan:
     """Plan a frontier: load what each student needs, train some steps in a temporary directory, and say what all take.
 
-    The arguments are those of `frontier`.
+    Args:
+        *arguments: those of `frontier`, with its defaults.
+        **keywords: likewise.
 
     Returns:
         The plan, of what is not finished; a student that can't be made is named in it.
@@ -169,11 +158,14 @@ def plan_frontier(
         ValueError: if an argument does not fit, a finished student in the folder was made otherwise, or none can be
             made.
     """
-    Limits(max_latency_ms, max_size_mb, min_retention)
-    settings = {"teacher": teacher, "train": train, "validation": validation, "test": test, "ship": ship}
-    settings |= {"objectives": objectives, **keywords}
+    bound = inspect.signature(frontier).bind(*arguments, **keywords)
+    bound.apply_defaults()
+    given = bound.arguments
+    Limits(given["max_latency_ms"], given["max_size_mb"], given["min_retention"])
+    only, num_seeds = given["only"], given["num_seeds"]
+    settings = {name: given[name] for name in _OF_ALL_STUDENTS} | given["keywords"]
     plans: dict[str, Plan | str] = {}
-    for student in _students(Path(output_dir), students, only, settings, overrides or {}):
+    for student in _students(Path(given["output_dir"]), given["students"], only, settings, given["overrides"] or {}):
         left = num_seeds - student.finished
         if student.name != TEACHER and student.is_made(only) and left > 0:
             try:
