@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
@@ -88,6 +91,44 @@ class DistillationCollator:
                 )
         return batch
 
+    def of_table(self, table: pa.Table) -> dict[str, torch.Tensor] | None:
+        """Make the batch that `__call__` makes of a table's rows, without a Python object for each of their values.
+
+        Args:
+            table: the rows as a `datasets.Dataset` keeps them.
+
+        Returns:
+            The batch; None where a column has to be read row by row: a second tokenizer's tokens, cached states, empty
+            cells, lists of several lengths, ...
+        """
+        names = [name for name in table.column_names if name != "length" and not _is_text(table.column(name))]
+        found = {name: _flat(table.column(name)) for name in names}
+        tokens = {name: flat for name, flat in found.items() if name in TOKEN_COLUMNS and flat is not None}
+        lengths = [each.lengths for each in tokens.values() if each.lengths is not None]
+        if (
+            not _pads_plainly(self.tokenizer)
+            or None in found.values()
+            or not {"input_ids", "attention_mask"} <= tokens.keys()
+            or any(TEACHER_TOKEN_COLUMN.fullmatch(name) for name in names)
+            or len(set(names) & set(LABEL_COLUMNS)) > 1
+            or len(lengths) < len(tokens)
+            or any((each != lengths[0]).any() for each in lengths)
+        ):
+            return None
+        # The tokens are padded, all else is stacked.
+        multiple, left = self.pad_to_multiple_of or 1, self.tokenizer.padding_side == "left"
+        width = -(-int(lengths[0].max()) // multiple) * multiple
+        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        batch = {
+            name: pad_flat(each.values, lengths[0], width, fill.get(name, 0), left) for name, each in tokens.items()
+        }
+        for name, each in found.items():
+            if name not in tokens:
+                if each is None or (values := each.stacked()) is None:
+                    return None
+                batch["labels" if name in LABEL_COLUMNS else name] = values
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
     def _states(
         self, rows: Sequence[bytes], batch: Mapping[str, torch.Tensor], own: Mapping[str, str]
     ) -> torch.Tensor:
@@ -114,6 +155,70 @@ def _stacked(column: str, values: Sequence[Any]) -> torch.Tensor:
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"Column {column!r} can't be batched, its rows differ in shape or type: {error}") from error
     return stacked.float() if stacked.is_floating_point() else stacked.long()
+
+
+def pad_flat(values: np.ndarray, lengths: np.ndarray, width: int, fill: int, left: bool = False) -> np.ndarray:
+    """Pad lists that lie one after another.
+
+    Args:
+        values: of all lists, `(tokens,)`.
+        lengths: how many of them each list has, `(batch,)`.
+        width: the batch's length, padding included.
+        fill: the padding.
+        left: whether it is on the left.
+
+    Returns:
+        int64 `(batch, width)`.
+    """
+    places = np.arange(width)
+    real = places >= width - lengths[:, None] if left else places < lengths[:, None]
+    padded = np.full(real.shape, fill, dtype=np.int64)
+    padded[real] = values
+    return padded
+
+
+def _is_text(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+
+
+def _pads_plainly(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Check whether a tokenizer pads as transformers' own class does."""
+    kind, base = type(tokenizer), PreTrainedTokenizerBase
+    return kind.pad is base.pad and kind._pad is base._pad
+
+
+class _Flat(NamedTuple):
+    """The numbers of a column one after another.
+
+    Attributes:
+        values: int64 or float32, `(numbers,)`.
+        lengths: how many each row's list has, `(batch,)`; None where a row has a number and no list.
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray | None
+
+    def stacked(self) -> np.ndarray | None:
+        """Return `(batch,)` or `(batch, length)`; None of lists of several lengths."""
+        if self.lengths is None:
+            return self.values
+        if (self.lengths != self.lengths[0]).any():
+            return None
+        return self.values.reshape(len(self.lengths), -1)
+
+
+def _flat(column: pa.ChunkedArray) -> _Flat | None:
+    """Return a column's numbers one after another; None where there is anything else in it."""
+    kind, lengths = column.type, None
+    if column.null_count:
+        return None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
+        column, kind = pc.list_flatten(column), kind.value_type
+    whole = pa.types.is_signed_integer(kind)
+    if column.null_count or not (whole or pa.types.is_float32(kind) or pa.types.is_float64(kind)):
+        return None
+    return _Flat(column.to_numpy().astype(np.int64 if whole else np.float32), lengths)
 
 
 def pack_states(states: Tensor, lengths: Sequence[int], left: bool = False) -> list[bytes]:

@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from nlpkd.data.collator import pack_states
+from nlpkd.data.collator import pack_states, pad_flat
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
 from nlpkd.data.tokenization import TEACHER_PREFIX, TOKEN_COLUMNS
 from nlpkd.models.capture import Capture
@@ -266,12 +266,10 @@ class ModelRunner:
         while start < len(order):
             width = int(lengths[start])
             stop = min(start + max(1, self.batch_tokens // max(1, width)), len(order))
-            places = np.arange(width)
-            real = places >= width - lengths[start:stop, None] if self.left else places < lengths[start:stop, None]
             inputs = {}
             for column, values in flat.items():
-                padded = np.full(real.shape, self.padding.get(column, 0), dtype=np.int64)
-                padded[real] = values[ends[start] : ends[stop]]
+                own = values[ends[start] : ends[stop]]
+                padded = pad_flat(own, lengths[start:stop], width, self.padding.get(column, 0), self.left)
                 inputs[column] = self._on_device(torch.from_numpy(padded))
             yield order[start:stop], lengths[start:stop], inputs
             start = stop

@@ -65,6 +65,8 @@ class ResumableTrainer(Trainer):
         self.add_callback(self._interruption)
         # Rows of an optimizer step, where micro-batches shrank since memory ran out; None: as many as they make.
         self._step_rows: int | None = None
+        # Of a forward and backward pass of the model that is trained.
+        self._flop_per_token: int | None = None
         # The checkpoint that is being written.
         self._open_checkpoint: Path | None = None
         # How many checkpoints a training keeps.
@@ -177,7 +179,7 @@ class ResumableTrainer(Trainer):
             run_dir = Path(self._get_output_dir(trial))
             if args.should_save:
                 set_other_runs_aside(run_dir, checkpoint, self.run_record)
-            self._step_rows = None
+            self._step_rows = self._flop_per_token = None
             self.losses.restart()
             with self.prepared(), explain_out_of_memory(args), explain_lost_process(args), explain_ctrl_c(args):
                 with self._interruption.listening(), self._rotating_own_checkpoints(run_dir):
@@ -201,6 +203,15 @@ class ResumableTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count as `Trainer` does, but the parameters once: to count them in every step keeps a GPU waiting."""
+        tokens = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        if not isinstance(tokens, Tensor) or not tokens.numel():
+            return super().floating_point_ops(inputs)
+        if self._flop_per_token is None:
+            self._flop_per_token = super().floating_point_ops(inputs) // tokens.numel()
+        return self._flop_per_token * tokens.numel()
 
     # Logging
 

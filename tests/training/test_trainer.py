@@ -104,6 +104,7 @@ def test_gold_labels_alone_train_exactly_like_the_stock_trainer(make_rows, setti
     stock.train()
     assert losses(ours) == losses(stock) and losses(ours, "grad_norm") == losses(stock, "grad_norm")
     assert differ(weights(ours.model), weights(stock.model)) == 0.0
+    assert ours.state.total_flos == stock.state.total_flos > 0
     assert ours.evaluate()["eval_loss"] == pytest.approx(stock.evaluate()["eval_loss"], rel=1e-6)
 
 
