@@ -59,6 +59,10 @@ _OF_ALL_STUDENTS = ("teacher", "train", "validation", "test", "ship", "objective
 """Arguments of a frontier that are those of every student."""
 
 
+_OF_THE_ROWS = {"teacher", "teacher_dtype", "train", "seed", *(each.name for each in fields(DataArguments))}
+"""What the teacher's outputs depend on, beside `augment` and its like."""
+
+
 _NOT_HERE = {
     "args": "give single settings, such as num_train_epochs=3",
     "push_to_hub": "push the student that you pick: nlpkd push",
@@ -94,7 +98,7 @@ def frontier(
     `frontier.svg` and `report.html` (the latter two with the extra `report`) are beside that folder. A run again goes
     on: finished students are kept, one that was cut short resumes from its last checkpoint, one that failed is tried
     again. A student that fails is named, and the others go on. What the teacher gives on the training rows is kept
-    once for all students whose objectives need its logits alone.
+    once for all students whose objectives need its logits alone; one that `overrides` gives other rows keeps its own.
 
     Args:
         teacher: a path or Hub id (`id@revision` too).
@@ -196,7 +200,7 @@ def _students(
     if PartialState().num_processes > 1:
         raise ValueError("frontier runs in one process: launch `nlpkd distill` for each student instead")
     folders = _folders(out, names, only, overrides)
-    return [_Student.of(name, folder, {**settings, **overrides.get(name, {})}) for name, folder in folders.items()]
+    return [_Student.of(name, folder, settings, overrides.get(name, {})) for name, folder in folders.items()]
 
 
 def _told(error: Exception) -> str:
@@ -216,6 +220,7 @@ class _Student:
         started: whether it was begun with these arguments.
         finished: how many seeds are finished.
         error: why it failed, if it did.
+        own_rows: whether it learns from other rows than the other students.
     """
 
     name: str
@@ -225,12 +230,15 @@ class _Student:
     started: bool = False
     finished: int = 0
     error: str | None = None
+    own_rows: bool = False
 
     @classmethod
-    def of(cls, name: str, folder: Path, arguments: dict[str, Any]) -> _Student:
-        """Read how far a student is; refuse a finished one that was made otherwise."""
+    def of(cls, name: str, folder: Path, settings: Mapping[str, Any], own: Mapping[str, Any]) -> _Student:
+        """Read how far a student with settings of its own is; refuse a finished one that was made otherwise."""
+        arguments = {**settings, **own}
         asked = {key: _identity(key, value) for key, value in arguments.items() if value is not None}
         student = cls(name, folder, arguments, json.loads(json.dumps(asked, default=str)))
+        student.own_rows = any(key in _OF_THE_ROWS or key.startswith("augment") for key in own)
         path = folder / _STATE
         if not path.is_file():
             return student
@@ -254,16 +262,17 @@ class _Student:
         """Train and measure what is not finished; an error is kept, so that the other students go on."""
         if self.finished >= (1 if self.name == TEACHER else num_seeds):
             return
-        more: dict[str, Any] = {"teacher_cache_dir": str(teacher_cache), "output_dir": str(self.folder)}
+        cache = self.folder / "teacher_cache" if self.own_rows else teacher_cache
+        more: dict[str, Any] = {"teacher_cache_dir": str(cache), "output_dir": str(self.folder)}
         if self.started:
             more["resume_from_checkpoint"] = "True"
         self.error = None
         self._save()
         try:
             if self.name == TEACHER:
-                _ship_teacher(**self.arguments, **more)
+                _ship_teacher(**more | self.arguments)
             else:
-                distill(student=self.name, num_seeds=num_seeds, **self.arguments, **more)
+                distill(student=self.name, num_seeds=num_seeds, **more | self.arguments)
             self.finished = num_seeds
         except Exception as error:
             logger.error("%s failed, and the others go on.", self.name, exc_info=error)

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=7500, help="of which a third is tested on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--learnt", type=float, default=0.8, help="share of the pool that nlpkd's student learns from")
     arguments = parser.parse_args()
     {"record": record, "nlpkd": run_nlpkd, "jevstiller": run_jevstiller}[arguments.part](arguments)
 
@@ -55,7 +56,7 @@ def read(path: Path) -> tuple[list[str], dict[str, tuple[list[str], list[dict[st
 
 
 def run_nlpkd(arguments: argparse.Namespace) -> None:
-    """Distil three layers of the backbone on 80 % of the pool, and choose the threshold on the rest."""
+    """Distil three layers of the backbone on a share of the pool, and choose the threshold on the rest."""
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -71,7 +72,7 @@ def run_nlpkd(arguments: argparse.Namespace) -> None:
     )
     for seed in arguments.seeds:
         order = np.random.default_rng(seed).permutation(len(pool))
-        learnt, held = (pool.select(part) for part in np.split(order, [int(0.8 * len(pool))]))
+        learnt, held = (pool.select(part) for part in np.split(order, [int(arguments.learnt * len(pool))]))
         student = nlpkd.make_student(teacher, "layers:3", start="pretrained", backbone=arguments.backbone, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             student.save_pretrained(f"{folder}/start")

@@ -204,6 +204,16 @@ def test_the_teacher_s_outputs_are_kept_once_for_all(resumed):
     assert list((report.output_dir / "teacher_cache").iterdir())
 
 
+def test_a_student_with_rows_of_its_own_keeps_the_teacher_s_outputs_on_them(job, tmp_path, caplog):
+    nlpkd.frontier(
+        **job | {"max_steps": -1}, students=["static", "bilstm"], num_train_epochs=2, output_dir=tmp_path,
+        overrides={"static": {"augment": "ngrams"}, "bilstm": {"learning_rate": 1e-3}},
+    )  # fmt: skip
+    assert "can't be kept" not in caplog.text and "run on every batch" not in caplog.text
+    caches = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("teacher_cache"))
+    assert caches == ["students/static/teacher_cache", "teacher_cache"]
+
+
 def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
     before, _, _ = resumed
     assert len(before.points[1].seeds) == 1
