@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from samples import tiny_bert
+from samples import tiny_config
 from torch import Tensor
 
 from nlpkd import objectives as o
@@ -66,10 +66,10 @@ def batch() -> dict:
 def bound(
     objective, student_hidden: int = 4, teacher_hidden: int = 4, labels: int = 3, heads=(HEADS, HEADS), **config
 ):
-    """The objective, bound to small BERTs."""
+    """The objective, bound to the configs of small BERTs."""
     torch.manual_seed(0)
-    student = tiny_bert(layers=LAYERS, hidden=student_hidden, heads=heads[0], num_labels=labels, **config).config
-    teacher = tiny_bert(layers=LAYERS, hidden=teacher_hidden, heads=heads[1], num_labels=labels, **config).config
+    student = tiny_config(layers=LAYERS, hidden=student_hidden, heads=heads[0], num_labels=labels, **config)
+    teacher = tiny_config(layers=LAYERS, hidden=teacher_hidden, heads=heads[1], num_labels=labels, **config)
     objective.bind(student, teacher)
     return objective
 

@@ -24,18 +24,24 @@ QUIET_FLAGS = [word for name, value in QUIET.items() if name != "use_cpu" for wo
 WORDS = "good great fine bad poor awful film plot actor the a was is very not at all and it".split()
 
 
-def tiny_bert(
-    layers: int = 2, hidden: int = 16, heads: int = 2, seed: int = 0, **config
-) -> BertForSequenceClassification:
-    """A BERT with random weights; dropout is off unless asked for."""
+def tiny_config(layers: int = 2, hidden: int = 16, heads: int = 2, **config) -> BertConfig:
+    """The settings of a small BERT; dropout is off unless asked for."""
     settings = {
         "vocab_size": 5 + len(WORDS), "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": 2 * hidden, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0, "num_labels": 2,
     }  # fmt: skip
+    return BertConfig(**(settings | config))
+
+
+def tiny_bert(
+    layers: int = 2, hidden: int = 16, heads: int = 2, seed: int = 0, **config
+) -> BertForSequenceClassification:
+    """A BERT with random weights; see `tiny_config`."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return BertForSequenceClassification(BertConfig(**(settings | config)))
+        # torch.manual_seed notes the whole stack for each kind of device, which takes as long as a layer.
+        torch.default_generator.manual_seed(seed)
+        return BertForSequenceClassification(tiny_config(layers, hidden, heads, **config))
 
 
 @contextmanager

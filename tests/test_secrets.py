@@ -39,7 +39,7 @@ UNPLUGGED = ["-c", f"{GUARD}\nfrom nlpkd.cli import main; main()"]
 DISTILL = ["distill", "--teacher", "teacher", "--student", "layers:1", "--train", "train.csv", "--validation",
            "validation.csv", *LENGTH, "--baseline", "--set", "max_steps=4", "--set", "save_steps=2", "--set",
            "logging_steps=2", "--set", "bf16=false", "--set", "report_to=tensorboard", "--set", "disable_tqdm=true",
-           "--batch-size", "8"]  # fmt: skip
+           "--batch-size", "8", "--set", "bootstrap_samples=20", "--set", "latency_runs=2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def done(tmp_path_factory, tokenizer):
             "pushed": (WRITE_TOKEN, [*DISTILL, "--output-dir", "pushed", *push, "--set", f"hub_token={WRITE_TOKEN}"]),
             "refused": (READ_TOKEN, [*DISTILL, "--output-dir", "refused", *push, "--set", f"hub_token={READ_TOKEN}"]),
             "evaluate": (WRITE_TOKEN, ["evaluate", "teacher", "pushed", "--data", "validation.csv", *LENGTH,
-                                       "--output-dir", "eval"]),
+                                       "--output-dir", "eval", "--latency-runs", "2"]),
             "again": (WRITE_TOKEN, ["push", "pushed", "--repo-id", "alice/student"]),
             "wrong": ("hf_canaryWrongToken0123456789", ["push", "pushed", "--repo-id", "alice/other"]),
             "doctor": (WRITE_TOKEN, ["doctor"]),

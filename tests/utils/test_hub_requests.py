@@ -27,9 +27,9 @@ COMMANDS = """
 import json, sys, time
 import nlpkd.cli.doctor, nlpkd.utils.hub_requests
 from nlpkd.cli import main
-nlpkd.cli.doctor._TIMEOUT_S = nlpkd.utils.hub_requests.SILENCE_S = 1.0
-nlpkd.utils.hub_requests.PATIENCE_S = float(sys.argv[1])
-for words in json.loads(sys.argv[2]):
+nlpkd.cli.doctor._TIMEOUT_S = nlpkd.utils.hub_requests.SILENCE_S = float(sys.argv[1])
+nlpkd.utils.hub_requests.PATIENCE_S = float(sys.argv[2])
+for words in json.loads(sys.argv[3]):
     sys.argv, began = ["nlpkd", *words], time.monotonic()
     try:
         main()
@@ -44,8 +44,8 @@ STARTS = {"silent": b"", "headers that trickle": b"HTTP/1.1 200 OK\r\nX: ", "a b
 class Dripping:
     """A server that answers each request with some bytes, and from then on with one every 0.2 s."""
 
-    def __init__(self, start: bytes):
-        self.start, self.socket, self.requests, self.ended = start, socket.create_server(("127.0.0.1", 0)), 0, False
+    def __init__(self, start: bytes, port: int = 0):
+        self.start, self.socket, self.requests, self.ended = start, socket.create_server(("127.0.0.1", port)), 0, False
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         threading.Thread(target=self.accept, daemon=True).start()
 
@@ -71,21 +71,38 @@ class Dripping:
                 pass
 
 
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A port that all may listen on in turn: a fork server has read the Hub's address while it imported."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what is downloaded, which a fork server has read likewise; nothing is."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(params=STARTS)
-def dripping(request: pytest.FixtureRequest) -> Iterator[Dripping]:
-    server = Dripping(STARTS[request.param])
+def dripping(request: pytest.FixtureRequest, port: int) -> Iterator[Dripping]:
+    server = Dripping(STARTS[request.param], port)
     yield server
     server.ended = True
+    # Closed alone it would go on listening: a thread waits for a connection.
+    server.socket.shutdown(socket.SHUT_RDWR)
     server.socket.close()
 
 
-def test_push_verify_and_doctor_end_and_say_so(dripping: Dripping, tmp_path: Path, tokenizer) -> None:
+def test_push_verify_and_doctor_end_and_say_so(dripping: Dripping, home: Path, tmp_path: Path, tokenizer) -> None:
     save_student(tiny_bert(), tmp_path / "student", tokenizer)
     words = [["push", "student", "--repo-id", "alice/tiny"], ["verify", "alice/tiny"], ["doctor"]]
     # transformers asks for one file after the other, each of which is waited for.
     words += [["evaluate", "alice/tiny", "--data", "rows.csv"]] if dripping.start == HEAD else []
-    environment = hub_environment(dripping, tmp_path / "home", WRITE_TOKEN)
-    done = run_program(["-c", COMMANDS, "2", json.dumps(words)], tmp_path, environment, timeout=120)
+    environment = hub_environment(dripping, home, WRITE_TOKEN)
+    done = run_program(["-c", COMMANDS, "0.5", "1", json.dumps(words)], tmp_path, environment, timeout=120)
     ended = [line.split()[1:3] for line in done.stdout.splitlines() if line.startswith("ENDED")]
     assert ended == [[each[0], "0" if each[0] == "doctor" else "2"] for each in words], done
     assert "the Hub did not answer in time" in done.stderr and "can't be reached" in done.stdout
@@ -169,7 +186,9 @@ def test_a_storage_that_is_silent_holds_no_download_up(tmp_path: Path) -> None:
         words = [["verify", "alice/tiny"]]
         environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN)
         del environment["HF_HUB_DISABLE_XET"]
-        done = run_program(["-c", COMMANDS, "5", json.dumps(words)], tmp_path, environment, timeout=60, fresh=True)
+        done = run_program(
+            ["-c", COMMANDS, "1", "5", json.dumps(words)], tmp_path, environment, timeout=60, fresh=True
+        )
     silent.ended = True
     silent.socket.close()
     assert "expected an evaluation report" in done.stderr and silent.requests == 0, done
@@ -183,15 +202,13 @@ def test_a_large_file_may_take_longer_than_a_silent_server_may(hub: HubServer, t
     hub.fail_next("put", "slow", seconds=0.8)
     environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN)
     words = [["push", "student", "--repo-id", "alice/tiny"]]
-    done = run_program(["-c", COMMANDS, "0.5", json.dumps(words)], tmp_path, environment, timeout=120)
+    done = run_program(["-c", COMMANDS, "1", "0.5", json.dumps(words)], tmp_path, environment, timeout=120)
     assert f"{hub.url}/alice/tiny/commit/" in done.stdout and "Retrying" not in done.stderr, done
 
 
 @pytest.mark.parametrize("call", ["load('alice/none')", "read_splits('alice/none')"], ids=["model", "data"])
-def test_python_gives_a_hub_that_no_connection_reaches_up_within_seconds(call, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
-    environment = dict(os.environ, HF_ENDPOINT=nobody, HF_HOME=str(tmp_path))
+def test_python_gives_a_hub_that_no_connection_reaches_up_within_seconds(call, port, home, tmp_path):
+    environment = dict(os.environ, HF_ENDPOINT=f"http://127.0.0.1:{port}", HF_HOME=str(home))
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         environment.pop(name, None)
     program = f"import time\nfrom nlpkd import *\nbegan = time.monotonic()\ntry: {call}\n"
