@@ -23,7 +23,7 @@ from nlpkd.pipeline.dry_run import Plan
 QUICK = {
     "bf16": False, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "logging_steps": 2,
     "max_steps": 8, "save_steps": 2, "use_cpu": True, "rehearsal": False, "teacher_check": "off",
-    "bootstrap_samples": 50, "latency_runs": 5, "html_report": False,
+    "bootstrap_samples": 50, "latency_runs": 5,
 }  # fmt: skip
 # It dies at the second checkpoint of the second student.
 KILLED = """
