@@ -249,6 +249,10 @@ class _Logits(nn.Module):
 def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> None:
     accepted = forward_arguments(model)
     inputs = {name: tensor for name, tensor in example.items() if name in accepted}
+    # The exporter puts loops over any length in the place of these. torch would go on with what it looked up before, as
+    # in an earlier export, and unroll a loop of the example's length.
+    for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+        recurrent._dispatch_cache.clear()
     try:
         with quietly():
             program = torch.onnx.export(
@@ -261,7 +265,7 @@ def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> N
                 dynamic_shapes={"inputs": {name: {0: "batch", 1: "sequence"} for name in inputs}},
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = " ".join(str(error.__cause__ or error).strip().splitlines()[:2])
         raise RuntimeError(
             f"torch {torch.__version__} can't export this {type(model).__name__} to ONNX: {reason}. nlpkd is tested "
             "with torch 2.13: try that"

@@ -7,11 +7,11 @@ import torch
 from packaging.version import Version
 from processes import run as run_program
 from samples import QUIET, raw_rows, tiny_bert
-from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from nlpkd import DistillationTrainer, distill, make_student
+from nlpkd.compression.onnx import _export
 from nlpkd.compression.vocabulary import trim_embeddings
 from nlpkd.evaluation.evaluate import EvaluationReport
 from nlpkd.hub.model_card import build_model_card
@@ -235,26 +235,16 @@ for kind in {KINDS}:
             assert json.loads(logits) == pytest.approx(expected[kind], abs=1e-6)
 
 
-class Logits(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask):
-        return self.model(input_ids, attention_mask=attention_mask).logits
-
-
 @pytest.mark.parametrize("kind", [*KINDS, PAIRS])
 def test_an_onnx_file_takes_other_batches_and_lengths(kind, tmp_path):
     """A loop over tokens, or a length read in Python, would fix what the example had."""
     if kind == "bilstm" and Version(torch.__version__) < Version("2.13"):
         pytest.skip("torch 2.11 fixes an LSTM's length in the file")
     runtime = pytest.importorskip("onnxruntime")
-    model, dimensions = small(kind), {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}
-    torch.onnx.export(
-        Logits(model).eval(), padded(texts()[2:4], "right", width=7, token=0), tmp_path / "model.onnx", verbose=False,
-        input_names=["input_ids", "attention_mask"], dynamic_shapes=(dimensions, dimensions),
-    )  # fmt: skip
+    model, example = small(kind), padded(texts()[2:4], "right", width=7, token=0)
+    # torch remembers how it ran an LSTM in the first export of a process.
+    for _ in range(2 if kind == "bilstm" else 1):
+        _export(model, dict(zip(["input_ids", "attention_mask"], example, strict=True)), tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     for side in ("right", "left"):
         ids, mask = padded(texts(), side, width=11, token=0)
