@@ -114,7 +114,8 @@ def test_each_option_that_a_page_names_is_one_of_a_command_or_a_recipe():
     known |= {f"--{each.name}" for each in fields(DistillationConfig)}
     recipes = "".join(path.read_text() for path in (ROOT / "recipes").glob("*.py"))
     known |= {f"--{name}" for name in re.findall(r"^    (\w+): ", recipes, flags=re.MULTILINE)}
-    known |= set(re.findall(r'"(--[\w-]+)"', recipes))
+    benchmarks = "".join(path.read_text() for path in (ROOT / "tests/benchmarks").glob("*.py"))
+    known |= set(re.findall(r'"(--[\w-]+)"', recipes + benchmarks))
     known = {each.replace("_", "-") for each in known | OF_OTHERS}
     pages = [*PAGES, ROOT / "recipes/README.md", ROOT / "model_cards/README.md"]
     code = "\n".join(part for page in pages for part in re.findall(r"```.*?```|`[^`]+`", page.read_text(), re.DOTALL))

@@ -77,7 +77,6 @@ def report(make_rows, tokenizer) -> EvaluationReport:
 def test_every_candidate_of_a_report_has_its_time_from_text_to_label(report, tmp_path):
     times = {name: each.text_to_label_ms for name, each in report.candidates.items()}
     assert list(times) == ["teacher", "student", "baseline", "other"] and all(time > 0 for time in times.values())
-    assert times["teacher"] > max(times["baseline"], times["other"]) / 2
     assert "from text to label" in report.run.latency_protocol
     report.save(tmp_path)
     assert EvaluationReport.load(tmp_path) == report
