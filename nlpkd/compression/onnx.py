@@ -249,8 +249,8 @@ class _Logits(nn.Module):
 def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> None:
     accepted = forward_arguments(model)
     inputs = {name: tensor for name, tensor in example.items() if name in accepted}
-    # The exporter puts loops over any length in the place of these. torch would go on with what it looked up before, as
-    # in an earlier export, and unroll a loop of the example's length.
+    # The exporter puts loops over any length in the place of these. torch would go on with what it looked up before,
+    # as in an earlier export, and unroll a loop of the example's length.
     for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         recurrent._dispatch_cache.clear()
     try:

@@ -103,16 +103,17 @@ class Job:
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
         if num_seeds > 1:
             logger.warning("Seed %d, the first of %d.", args.seed, num_seeds)
-        # The page of several seeds is drawn at the end.
         student, report = self.run_seed(args, self.stages, baseline_dir, page=num_seeds == 1)
         reports = [report]
         for number, stages in enumerate(fresh, start=2):
             seed = args.seed + number - 1
             further = folder / f"seed-{seed}"
             logger.warning("Seed %d, number %d of %d, in %s.", seed, number, num_seeds, further)
-            if resumes(args) and (further / JSON_NAME).exists():
+            before = EvaluationReport.load(further) if resumes(args) and (further / JSON_NAME).exists() else None
+            # A seed whose measuring failed has a report too, of its student alone.
+            if before is not None and before.candidates.keys() == report.candidates.keys():
                 logger.warning("It is finished: its report is used.")
-                reports.append(EvaluationReport.load(further))
+                reports.append(before)
                 continue
             settings = replace(_beside(args, further), seed=seed, data_seed=None)
             reports.append(self.run_seed(settings, stages, further / "baseline")[1])

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -328,6 +329,13 @@ def test_finished_seeds_are_kept_by_a_resume_and_by_nothing_else(tmp_path, taugh
     resumed = distill(**job, **QUICK, resume_from_checkpoint=True)
     assert (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns == finished
     assert resumed.report.candidates["student"].training_seconds is None, "only a part of it was timed"
+    # As a run leaves it whose student was saved, and then not measured beside its teacher.
+    report = EvaluationReport.load(tmp_path / "seed-43")
+    replace(report, candidates={"student": report.candidates["student"]}, comparisons={}).save(tmp_path / "seed-43")
+    again = distill(**job, **QUICK, resume_from_checkpoint=True)
+    assert EvaluationReport.load(tmp_path / "seed-43").candidates.keys() == report.candidates.keys()
+    assert len(again.report.seeds["student"]["accuracy"].values) == 2
+    finished = (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns
     distill(**job, **QUICK)
     assert (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns != finished
 
