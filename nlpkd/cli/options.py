@@ -69,7 +69,8 @@ class Shared:
         str | None, option(DATA, "Which split of the data to measure on; test, validation or train if left out.")
     ] = None
     vocabulary: Annotated[
-        str | None, option(MODELS, '"trim": keep the embeddings of the training text\'s tokens alone.')
+        str | None,
+        option(MODELS, '"trim" keeps the embeddings of the training text\'s tokens, as --ship does; "whole" all.'),
     ] = None
     teacher_dtype: Annotated[str, option(MODELS, "Of the teacher's weights, such as bfloat16.")] = "float32"
     trust_remote_code: Annotated[bool, option(MODELS, "Run code from the model's repository.")] = False

@@ -107,7 +107,8 @@ def frontier(
         test: rows that nothing was chosen on.
         students: as `nlpkd.distill` takes them; `"teacher"` is the teacher as it is, which `ship` makes smaller.
         only: those of the students that are made now; all of them if empty.
-        ship: compare what is deployed: the vocabulary trimmed, and 8 bits; see `nlpkd.distill`.
+        ship: compare what is deployed: the vocabulary trimmed, unless `vocabulary="whole"`, and 8 bits; see
+            `nlpkd.distill`.
         objectives: a preset for all students; if None each has what suits it, as for `nlpkd.distill`.
         num_seeds: seeds to train each student with; the first one's is what is timed, and deployed.
         overrides: settings of single students, such as `{"static": {"learning_rate": 1e-2}}`.
@@ -320,12 +321,12 @@ def _identity(argument: str, value: Any) -> Any:
 
 
 def _ship_teacher(teacher: str | Path, **keywords: Any) -> None:
-    """Make the teacher smaller as it is, with its vocabulary trimmed, and measure that beside it."""
+    """Make the teacher smaller as it is, its vocabulary trimmed or whole, and measure that beside it."""
     data_args, keywords = DataArguments.split_keywords(keywords)
     names = {each.name for each in fields(DistillationConfig) if not each.name.startswith("augment")}
     names -= {"resume_from_checkpoint"}
     args = DistillationConfig(**{name: value for name, value in keywords.items() if name in names})
-    wanted = ("train", "validation", "test", "ship", "teacher_dtype", "trust_remote_code")
+    wanted = ("train", "validation", "test", "ship", "vocabulary", "teacher_dtype", "trust_remote_code")
     options = {name: keywords[name] for name in wanted if name in keywords}
     job = prepare_job(args, teacher, str(teacher), objectives="hinton", data_args=data_args, **options)
     with only_run(args.output_dir):

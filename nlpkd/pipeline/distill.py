@@ -206,10 +206,11 @@ def distill(
             rests on timings, which may differ next time: to resume, give the student that was chosen.
         max_size_mb: likewise, the most that the weights file may take, before its vocabulary is trimmed.
         vocabulary: `"trim"` leaves the student the tokens of the training split's text alone, and a tokenizer to match
-            (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own.
-        ship: make what is deployed too, and measure it beside the student: the vocabulary is trimmed (where the
-            tokenizer's can be), and `onnx/model_int8.onnx` written; it is a candidate of the report by that name. It
-            needs the extra `export`.
+            (`nlpkd.compression.trim_vocabulary`); the teacher keeps its own. `"whole"` leaves it the teacher's. None
+            is `"trim"` with `ship`, where the tokenizer's can be, and `"whole"` without.
+        ship: make what is deployed too, and measure it beside the student: the vocabulary is trimmed, unless
+            `vocabulary` says otherwise, and `onnx/model_int8.onnx` written; it is a candidate of the report by that
+            name. It needs the extra `export`.
         embedding_size: factorise the embedding table of a student that is made of the teacher's layers; see
             `make_student`.
         start: whose weights a student that is made of the teacher has: `"teacher"`, or `"pretrained"`, the same layers

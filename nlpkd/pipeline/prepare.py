@@ -184,7 +184,7 @@ def prepare_job(
         ship=ship,
         learning_rate=usual_learning_rate(learner, teachers),
     )
-    if vocabulary is None and not ship:
+    if vocabulary == "whole" or (vocabulary is None and not ship):
         return job
     whole = merge_adapter(models[0]) if inherits else None
     return _with_trimmed_vocabulary(job, whole, teachers, load, args.seed, required=vocabulary == "trim")
@@ -264,8 +264,8 @@ def _refuse_unfit_options(
             f"student is a {type(student).__name__}, which distill can't save as a plain model of transformers: merge "
             "an adapter into its model (peft's merge_and_unload), or train it with DistillationTrainer"
         )
-    if vocabulary not in (None, "trim"):
-        raise ValueError(f"vocabulary must be 'trim' or None, got {vocabulary!r}")
+    if vocabulary not in (None, "trim", "whole"):
+        raise ValueError(f"vocabulary must be 'trim', 'whole' or None, got {vocabulary!r}")
     for package in EXPORT_PACKAGES if ship else ():
         require(package)
 

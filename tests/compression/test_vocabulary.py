@@ -429,7 +429,7 @@ def test_distil_with_a_trimmed_vocabulary(tmp_path, tokenizer, caplog):
     assert (record["tokens_before"], record["tokens_after"]) == (len(tokenizer), len(result.tokenizer))
     words = " ".join(raw_rows(30, seed=2)["text"]).split()
     assert record["spelled_out"] == {"validation": sum(word in ("film", "great") for word in words) / len(words)}
-    with pytest.raises(ValueError, match="'trim' or None"):
+    with pytest.raises(ValueError, match="'trim', 'whole' or None"):
         distill(teacher, "layers:2", train, vocabulary="small", output_dir=tmp_path)
 
 
