@@ -35,8 +35,8 @@ from transformers import BertTokenizer  # noqa: E402
 
 from nlpkd.cli import app  # noqa: E402
 from nlpkd.cli.labelling import labelling_teacher  # noqa: E402
-from nlpkd.comparison.frontier import _Student  # noqa: E402
 from nlpkd.comparison.points import Point  # noqa: E402
+from nlpkd.comparison.student import FrontierStudent  # noqa: E402
 from nlpkd.comparison.table import FrontierReport  # noqa: E402
 from nlpkd.compression.onnx import export_record  # noqa: E402
 from nlpkd.data.collator import DistillationCollator  # noqa: E402
@@ -330,7 +330,9 @@ CALLED: dict[str, Callable[[Path], None]] = {
     "labelled.parquet.answers.jsonl": _answers,
     "student/cascade.json": lambda folder: None if CascadeRecord.load(folder) else None,
     "frontier/frontier.json": _frontier,
-    "frontier/students/static/job.json": lambda folder: None if _Student.of("static", folder, {"seed": 42}) else None,
+    "frontier/students/static/job.json": lambda folder: (
+        None if FrontierStudent.of("static", folder, {"seed": 42}, {}) else None
+    ),
 }
 """What reads each file, given its folder."""
 

@@ -1,0 +1,155 @@
+"""A student of a frontier: how far it is, what makes it, and the error that it failed with."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from nlpkd.config import DistillationConfig
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.sources import name_of
+from nlpkd.hub.saving import CARD_NAME
+from nlpkd.models.onnx_classifier import weights_sha256
+from nlpkd.pipeline.distill import distill
+from nlpkd.pipeline.dry_run import Plan, plan_distillation
+from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.utils.files import digest_of, explain_damage, write_atomic
+from nlpkd.utils.fingerprints import differences
+from nlpkd.utils.locks import only_run
+from nlpkd.utils.provenance import without_tokens
+
+logger = logging.getLogger(__name__)
+
+TEACHER = "teacher"
+"""The student that is the teacher as it is; there is something to make of it where it is shipped."""
+
+_STATE = "job.json"
+"""In a student's folder: what was asked for, how many seeds of it are finished, and why it failed."""
+
+_OF_THE_ROWS = {each.name for each in fields(DataArguments)}
+_OF_THE_ROWS |= {"teacher", "teacher_dtype", "train", "seed", "vocabulary"}
+"""What the teacher's outputs depend on, beside `augment` and its like."""
+
+
+@dataclass
+class FrontierStudent:
+    """A student of a frontier, and how far it is.
+
+    Attributes:
+        name: as it was asked for.
+        folder: its own.
+        arguments: of `nlpkd.distill`.
+        asked: the same as JSON can hold it, files by their content.
+        started: whether it was begun with these arguments.
+        finished: how many seeds are finished.
+        error: why it failed, if it did.
+        own_rows: whether it learns from other rows than the other students.
+    """
+
+    name: str
+    folder: Path
+    arguments: dict[str, Any]
+    asked: dict[str, Any]
+    started: bool = False
+    finished: int = 0
+    error: str | None = None
+    own_rows: bool = False
+
+    @classmethod
+    def of(cls, name: str, folder: Path, settings: Mapping[str, Any], own: Mapping[str, Any]) -> FrontierStudent:
+        """Read how far a student with settings of its own is; refuse a finished one that was made otherwise."""
+        arguments = {**settings, **own}
+        asked = {key: _identity(key, value) for key, value in arguments.items() if value is not None}
+        student = cls(name, folder, arguments, json.loads(json.dumps(asked, default=str)))
+        student.own_rows = any(key in _OF_THE_ROWS or key.startswith("augment") for key in own)
+        path = folder / _STATE
+        if not path.is_file():
+            return student
+        with explain_damage(path, f"delete {folder}, and the student is made again"):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            before, finished, error = dict(state["asked"]), int(state["finished"]), state["error"]
+        differ = differences(before, student.asked, str(path))
+        if not differ:
+            student.started, student.finished, student.error = True, finished, error
+        elif finished:
+            raise ValueError(
+                f"{name} is finished, and was made otherwise: {'; '.join(differ)}. Choose another output_dir"
+            )
+        return student
+
+    def is_made(self, only: Sequence[str]) -> bool:
+        """Check whether there is something to make of it, and it is among those that are made now."""
+        return (self.name != TEACHER or bool(self.arguments.get("ship"))) and (not only or self.name in only)
+
+    def make(self, num_seeds: int, teacher_cache: Path) -> None:
+        """Train and measure what is not finished; an error is kept, so that the other students go on."""
+        if self.finished >= (1 if self.name == TEACHER else num_seeds):
+            return
+        cache = self.folder / "teacher_cache" if self.own_rows else teacher_cache
+        more: dict[str, Any] = {"teacher_cache_dir": str(cache), "output_dir": str(self.folder)}
+        if self.started:
+            more["resume_from_checkpoint"] = "True"
+        self.error = None
+        self._save()
+        try:
+            if self.name == TEACHER:
+                _ship_teacher(**more | self.arguments)
+            else:
+                distill(student=self.name, num_seeds=num_seeds, **more | self.arguments)
+            self.finished = num_seeds
+        except Exception as error:
+            logger.error("%s failed, and the others go on.", self.name, exc_info=error)
+            self.error = in_one_line(error)
+        self._save()
+
+    def plan(self, num_seeds: int) -> Plan:
+        """Plan its training with so many seeds."""
+        of_training = {each.name for each in fields(DistillationConfig)} & self.arguments.keys()
+        args = DistillationConfig(str(self.folder), **{name: self.arguments[name] for name in of_training})
+        options = {name: self.arguments[name] for name in self.arguments.keys() - of_training - {"baseline_dir"}}
+        return plan_distillation(args, trainings=num_seeds, student=self.name, **options)
+
+    def _save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {"asked": self.asked, "finished": self.finished, "error": self.error}
+        write_atomic(self.folder / _STATE, (json.dumps(state, indent=2) + "\n").encode())
+
+
+def _identity(argument: str, value: Any) -> Any:
+    """Return what tells an argument from another one: of files, models and rows in memory the content."""
+    if argument not in ("teacher", "train", "validation", "test", "backbone"):
+        return value
+    if isinstance(value, DatasetDict):
+        return {split: rows._fingerprint for split, rows in value.items()}
+    if isinstance(value, Dataset):
+        return value._fingerprint
+    path = Path(value) if isinstance(value, (str, Path)) else None
+    if path is not None and path.is_file():
+        return digest_of(path)
+    return weights_sha256(path) if path is not None and path.is_dir() else name_of(value)
+
+
+def _ship_teacher(teacher: str | Path, **keywords: Any) -> None:
+    """Make the teacher smaller as it is, its vocabulary trimmed or whole, and measure that beside it."""
+    data_args, keywords = DataArguments.split_keywords(keywords)
+    names = {each.name for each in fields(DistillationConfig) if not each.name.startswith("augment")}
+    names -= {"resume_from_checkpoint"}
+    args = DistillationConfig(**{name: value for name, value in keywords.items() if name in names})
+    wanted = ("train", "validation", "test", "ship", "vocabulary", "teacher_dtype", "trust_remote_code")
+    options = {name: keywords[name] for name in wanted if name in keywords}
+    job = prepare_job(args, teacher, str(teacher), objectives="hinton", data_args=data_args, **options)
+    with only_run(args.output_dir):
+        job.run_untrained(args)
+        # It would be that of a student.
+        (Path(args.output_dir) / CARD_NAME).unlink(missing_ok=True)
+
+
+def in_one_line(error: Exception) -> str:
+    """Return an error in one line, without tokens."""
+    return without_tokens(f"{type(error).__name__}: {' '.join(str(error).split())}")
