@@ -85,6 +85,21 @@ class ModelSource:
             return self.teacher()
         return OnnxClassifier.from_pretrained(self.given, trust_remote_code=self.trust_remote_code)
 
+    def refuse_as_output(self, output_dir: str | Path) -> None:
+        """Refuse an output folder that what is written would take the model from.
+
+        Raises:
+            ValueError: if it is the model's own folder, or that of the training whose checkpoint the model is.
+        """
+        name = self.given.config._name_or_path if isinstance(self.given, nn.Module) else self.name
+        folder, output = Path(name).resolve(), Path(output_dir).resolve()
+        is_checkpoint = folder.name.startswith("checkpoint-") and folder.parent == output
+        if name and Path(name).is_dir() and (folder == output or is_checkpoint):
+            raise ValueError(
+                f"output_dir={str(output_dir)!r} is the folder of the model {str(name)!r}, which would be "
+                "overwritten: choose another one"
+            )
+
     def describe(self) -> dict[str, Any]:
         """Return name and revision for a record; a path is told from a Hub id by its first character."""
         given = self.given

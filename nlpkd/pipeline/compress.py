@@ -121,10 +121,7 @@ def compress(
         raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {', '.join(own_options)}")
     # Where the model comes from and goes to.
     source = ModelSource.of(model, None, trust_remote_code)
-    if Path(source.name).is_dir() and Path(source.name).resolve() == Path(output_dir).resolve():
-        raise ValueError(
-            f"output_dir is the folder of the model: report and card in {output_dir} would be of another one"
-        )
+    source.refuse_as_output(output_dir)
     with only_run(output_dir):
         # Load model and data; a model in half precision stays in it.
         before, tokenizer = source.teacher("auto"), source.tokenizer()

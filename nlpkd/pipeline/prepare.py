@@ -113,6 +113,8 @@ def prepare_job(
     student = _student_asked_for(student, teachers, budget, objectives, embedding_size)
     learner = ModelSource.of(student, student_revision, trust_remote_code)
     inherits = _is_made_of_a_teacher(student)
+    for each in (*teachers.models, learner, *([ModelSource.of(backbone)] if backbone else [])):
+        each.refuse_as_output(args.output_dir)
     check_start(start, backbone, inherits)
     if start == "pretrained":
         known_backbone(teachers.models[0].config(), backbone, "start='pretrained'")
@@ -226,6 +228,7 @@ def prepare_teacher(
     refuse_augmentation(args, data_args or DataArguments(), None)
     limit_hub_requests()
     source = ModelSource.of(model, revision, trust_remote_code)
+    source.refuse_as_output(args.output_dir)
     tokenizer = tokenizer or source.tokenizer()
     data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)
     data = name_classes(data, data_args.label_names if data_args else ())

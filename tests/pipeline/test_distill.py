@@ -296,6 +296,33 @@ def test_what_can_t_work_is_refused_before_training(tmp_path, taught, splits, wr
     assert not list(tmp_path.rglob("model.safetensors"))
 
 
+@pytest.mark.parametrize("role", ["teacher", "second teacher", "student", "backbone", "model in memory", "fine-tuned"])
+@pytest.mark.parametrize("place", ["own folder", "link to it", "the training whose checkpoint it is"])
+def test_a_model_s_own_folder_is_no_place_for_what_is_made_of_it(tmp_path, taught, splits, role, place):
+    is_checkpoint = place.startswith("the training")
+    folder = tmp_path / "run/checkpoint-3" if is_checkpoint else tmp_path / "own"
+    shutil.copytree(taught.output_dir, folder)
+    out = folder.parent if is_checkpoint else folder
+    if place == "link to it":
+        out = tmp_path / "link"
+        out.symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    of_role = {
+        "teacher": {"teacher": folder},
+        "second teacher": {"teacher": [taught.output_dir, str(folder)]},
+        "student": {"student": f"{folder}/"},
+        "backbone": {"backbone": folder, "start": "pretrained"},
+        "model in memory": {"teacher": AutoModelForSequenceClassification.from_pretrained(folder)},
+    }
+    with pytest.raises(ValueError, match="is the folder of the model .* would be overwritten"):
+        if role == "fine-tuned":
+            train_teacher(folder, splits, output_dir=out, **QUICK)
+        else:
+            job = {"teacher": taught.output_dir, "student": "layers:1"} | of_role[role]
+            distill(**job, train=splits, output_dir=out, **QUICK)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
 def test_settings_are_given_once(settings, taught, splits):
     with pytest.raises(ValueError, match="not both: got args and .*learning_rate"):
         distill(taught.output_dir, "layers:2", splits, args=settings(), learning_rate=1.0)
