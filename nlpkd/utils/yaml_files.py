@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,21 @@ import yaml
 
 LARGEST_YAML = 100_000
 """Values of a file of options; by references within it some lines can stand for billions."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader to which `yes`, `no`, `on` and `off` are words, as in YAML 1.2: they name classes."""
+
+    yaml_implicit_resolvers = {
+        start: [(tag, pattern) for tag, pattern in known if tag != _BOOL]
+        for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def read_yaml(path: Path) -> Any:
@@ -45,7 +61,7 @@ def parse_yaml(text: str, path: Path) -> Any:
         ValueError: as for `read_yaml`.
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     left, values = [content], 0
