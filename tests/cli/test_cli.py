@@ -293,14 +293,16 @@ def test_a_config_s_yes_and_no_switch_an_option_and_stay_words_where_it_takes_wo
     script = typer.Typer()
 
     @options.command(script, cls=TrainingCommand)
-    def show(context: typer.Context, label_names: Annotated[list[str], typer.Option()], fast: bool = False) -> None:
+    def show(
+        context: typer.Context, words: Annotated[list[str], typer.Option()], fast: bool = False, **_: Any
+    ) -> None:
         typer.echo(json.dumps(options.arguments(context)))
 
-    text = "label_names: [no, yes]\nfast: yes\ngradient_checkpointing: no\nlogging_first_step: yes"
+    text = "words: [no, yes]\nfast: yes\ngradient_checkpointing: no\nlogging_first_step: yes"
     (tmp_path / "run.yaml").write_text(text)
     outcome = CliRunner().invoke(script, ["--config", str(tmp_path / "run.yaml")])
     assert outcome.exit_code == 0, outcome.output
-    wanted = {"label_names": ["no", "yes"], "fast": True, "gradient_checkpointing": False, "logging_first_step": True}
+    wanted = {"words": ["no", "yes"], "fast": True, "gradient_checkpointing": False, "logging_first_step": True}
     assert json.loads(outcome.output) == wanted
 
 
