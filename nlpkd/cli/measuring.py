@@ -93,7 +93,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@command(app, "text_column", "text_pair_column", "label_column", "max_length", "trust_remote_code")
+@command(app, "text_column", "text_pair_column", "label_column", "trust_remote_code")
 def cascade(
     context: typer.Context,
     *,

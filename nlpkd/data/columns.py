@@ -65,33 +65,33 @@ def find_columns(
         raise ValueError(f"Names of columns that begin with {RESERVED!r} are kept for nlpkd: rename {taken}.")
     labels = [label] if label is None or isinstance(label, str) else list(label)
     named = [("text_column", text), ("text_pair_column", text_pair), *(("label_column", name) for name in labels)]
-    for argument, name in named:
-        if name is not None and name not in available:
-            raise ValueError(f"There is no column {name!r} ({argument}); the columns are {list(available)}.")
-    given = [name for _, name in named if name is not None]
-    if len(set(given)) < len(given):
-        raise ValueError(f"The same column is named twice: {given}; text_column, label_column.. must differ.")
+    given = _given(available, named)
     free = [name for name in available if name not in given]
     if label is None:
         unknown = text is None and not any(name.strip().lower() in TEXT_NAMES for name in free)
         also = ", and which is the text with text_column (--text-column)" if unknown else ""
         label = _the_one(free, LABEL_NAMES, available, "label", f"label_column (--label-column){also}")
         free.remove(label)
-    if text is None:
-        pairs = [pair for pair in PAIRS if set(pair) <= set(free)] if text_pair is None else []
-        if pairs:
-            others = {name for name in free if name.strip().lower() in TEXT_NAMES}.difference(*pairs)
-            if others or len(pairs) > 1:
-                raise ValueError(
-                    f"Several columns could be the text: {sorted(others)} and the pairs {pairs}. The columns are "
-                    f"{list(available)}: say which with text_column (--text-column; pairs: --text-pair-column too)."
-                )
-            text, text_pair = pairs[0]
-        else:
-            text = _the_one(
-                free, TEXT_NAMES, available, "text", "text_column (--text-column; pairs: --text-pair-column too)"
-            )
-    return Columns(text, text_pair, label if isinstance(label, str) else tuple(label))
+    return Columns(*_texts(free, available, text, text_pair), label if isinstance(label, str) else tuple(label))
+
+
+def find_text_columns(available: Sequence[str], text: str | None = None, text_pair: str | None = None) -> list[str]:
+    """Take the named columns of texts or of pairs, as `find_columns` does; no label column is needed.
+
+    Args:
+        available: the columns that there are.
+        text: the text's column, or None to recognise it.
+        text_pair: the second text's column; None: a pair only where both columns of a well-known pair are found.
+
+    Returns:
+        The text's column, of pairs both.
+
+    Raises:
+        ValueError: a named column is missing or named twice, or none or several columns could be the text.
+    """
+    given = _given(available, [("text_column", text), ("text_pair_column", text_pair)])
+    free = [name for name in available if name not in given]
+    return [name for name in _texts(free, available, text, text_pair) if name is not None]
 
 
 def find_text_column(available: Sequence[str], text: str | None = None) -> str:
@@ -112,6 +112,37 @@ def find_text_column(available: Sequence[str], text: str | None = None) -> str:
     if text not in available:
         raise ValueError(f"There is no column {text!r} (text_column); the columns are {list(available)}.")
     return text
+
+
+def _given(available: Sequence[str], named: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Return the columns that are named; refuse what is not there, and one that is named twice."""
+    for argument, name in named:
+        if name is not None and name not in available:
+            raise ValueError(f"There is no column {name!r} ({argument}); the columns are {list(available)}.")
+    given = [name for _, name in named if name is not None]
+    if len(set(given)) < len(given):
+        raise ValueError(f"The same column is named twice: {given}; text_column, label_column.. must differ.")
+    return given
+
+
+def _texts(
+    free: Sequence[str], available: Sequence[str], text: str | None, text_pair: str | None
+) -> tuple[str, str | None]:
+    """Return the columns of the text and of its pair, where they are not named those that are known by their names."""
+    if text is None:
+        pairs = [pair for pair in PAIRS if set(pair) <= set(free)] if text_pair is None else []
+        if pairs:
+            others = {name for name in free if name.strip().lower() in TEXT_NAMES}.difference(*pairs)
+            if others or len(pairs) > 1:
+                raise ValueError(
+                    f"Several columns could be the text: {sorted(others)} and the pairs {pairs}. The columns are "
+                    f"{list(available)}: say which with text_column (--text-column; pairs: --text-pair-column too)."
+                )
+            return pairs[0]
+        text = _the_one(
+            free, TEXT_NAMES, available, "text", "text_column (--text-column; pairs: --text-pair-column too)"
+        )
+    return text, text_pair
 
 
 def _the_one(free: Sequence[str], known: frozenset[str], available: Sequence[str], what: str, argument: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 
-from nlpkd.data.columns import DOCUMENT
+from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.streaming import TextStream
 from nlpkd.tasks import UNLABELLED
 from nlpkd.utils.randomness import undrawn
@@ -211,3 +211,43 @@ def class_counts(rows: Any, names: Sequence[str]) -> list[int]:
         return [rows.summary.class_counts[name] for name in names]
     counts = Counter(rows["labels"][:])
     return [counts[number] for number in range(len(names))]
+
+
+def hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
+    """Move a part of the training rows to a validation set, stratified by class where there are classes.
+
+    Args:
+        splits: without a validation set.
+        size: a share of the rows, or their number.
+        seed: of the draw.
+
+    Returns:
+        The splits, with a validation set.
+
+    Raises:
+        ValueError: if there is a validation set, the size leaves nothing, or rows without labels would be held out.
+    """
+    train = splits["train"]
+    if "validation" in splits:
+        raise ValueError("There is a validation split and validation_split too: leave one of them out.")
+    taught = TEACHER_LOGITS in train.column_names and all(unlabelled_rows(train))
+    if has_unlabelled(train) and not taught:
+        raise ValueError(
+            "validation_split would hold out rows without labels, or rows that others were made from: make the "
+            "validation set first, and pass it as validation."
+        )
+    rows = len(train)
+    held_out = round(rows * size) if isinstance(size, float) else size
+    if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
+        raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
+    classed = isinstance(train.features["labels"], ClassLabel) and not taught
+    if classed:
+        classes = Counter(train["labels"][:])
+        rarest = min(classes.values())
+        if rarest < 2 or min(held_out, rows - held_out) < len(classes):
+            raise ValueError(
+                f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
+                f"{rarest} of them of the rarest class. Give more rows, or a validation set."
+            )
+    parts = train.train_test_split(held_out, stratify_by_column="labels" if classed else None, seed=seed)
+    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})

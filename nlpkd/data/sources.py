@@ -79,6 +79,30 @@ def read_splits(
     return DatasetDict({role: split.with_format(None) for role, split in splits.items()}), ", ".join(names)
 
 
+def rows_without_train(
+    source: Source, roles: Sequence[str], dataset_config: str | None = None, dataset_revision: str | None = None
+) -> tuple[Dataset, str] | None:
+    """Return the rows to measure on of a DatasetDict or Hub dataset that has no split to train on.
+
+    Args:
+        source: as for `read_splits`.
+        roles: "train", "validation" and "test" in the order in which they are wanted.
+        dataset_config: as for `read_splits`.
+        dataset_revision: likewise.
+
+    Returns:
+        The rows of the first of the roles that is there, and the role; None where there is a split to train on, none
+        of the roles, or a single set.
+    """
+    if not (isinstance(source, DatasetDict) or _is_hub_id(source)):
+        return None
+    found = _read(source, dataset_config, dataset_revision)
+    if isinstance(found, Dataset) or not set(SPLIT_NAMES["train"]).isdisjoint(found):
+        return None
+    role = next((role for role in roles if not set(SPLIT_NAMES[role]).isdisjoint(found)), None)
+    return None if role is None else (_one_split(found, role), role)
+
+
 def _train_splits(data: Dataset | DatasetDict) -> dict[str, Dataset]:
     if isinstance(data, Dataset):
         return {"train": data}

@@ -1,27 +1,26 @@
-"""Any source of labelled text as tokenised splits, with what the task is; and the collator that batches them."""
+"""Any source of labelled text as tokenised splits, with what the task is."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, DatasetDict
+from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import TEACHER_LOGITS, Columns, check_texts, find_columns
+from nlpkd.data.columns import Columns, check_texts, find_columns
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, tell_other_names
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
-from nlpkd.data.rows import class_counts, has_unlabelled, unlabelled_rows
+from nlpkd.data.rows import class_counts, hold_out_validation
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
-from nlpkd.data.sources import Source, read_splits, without_training_words
+from nlpkd.data.sources import Source, name_of, read_splits, rows_without_train, without_training_words
 from nlpkd.data.streaming import TextStream, columns_of_file
 from nlpkd.data.tokenization import (
     TEACHER_TOKEN_COLUMN,
@@ -178,7 +177,7 @@ def _load_whole(
     # Check the texts, hold out validation rows, and tokenise.
     _check_all_texts(splits, columns)
     if asked.validation_split is not None:
-        splits = _hold_out_validation(splits, asked.validation_split, seed)
+        splits = hold_out_validation(splits, asked.validation_split, seed)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     if asked.window_stride is None:
         splits, truncated = _tokenise(splits, TextEncoder(columns, tokenizers, max_length), alone)
@@ -234,6 +233,14 @@ def load_rows_for_model(
         ValueError: if the rows can't be read, none of the splits is there, or labels are not the model's.
     """
     asked = (data_args or DataArguments()).with_labels_of(config)
+    where = (asked.dataset_config, asked.dataset_revision)
+    if (held_out := rows_without_train(data, splits, *where)) is not None:
+        # They are read as a single set, as rows in memory are.
+        rows, role = held_out
+        alone: Any = {"tokenizer": tokenizer, "teacher_tokenizer": teacher_tokenizer, "splits": ["train"]}
+        asked = replace(asked, dataset_config=None, dataset_revision=None)
+        rows, _, loaded = load_rows_for_model(rows, config, data_args=asked, **alone)
+        return rows, role, replace(loaded, name=name_of(data))
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
     with without_training_words(data):
         loaded = _load_whole(data, None, None, tokenizers, asked, may_lack=True)
@@ -337,34 +344,6 @@ def _check_all_texts(splits: DatasetDict, columns: Columns) -> None:
     for split, data in splits.items():
         for column in columns.texts:
             check_texts(data, split, column)
-
-
-def _hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
-    """Move a part of train to validation, stratified by class where there are classes."""
-    train = splits["train"]
-    if "validation" in splits:
-        raise ValueError("There is a validation split and validation_split too: leave one of them out.")
-    taught = TEACHER_LOGITS in train.column_names and all(unlabelled_rows(train))
-    if has_unlabelled(train) and not taught:
-        raise ValueError(
-            "validation_split would hold out rows without labels, or rows that others were made from: make the "
-            "validation set first, and pass it as validation."
-        )
-    rows = len(train)
-    held_out = round(rows * size) if isinstance(size, float) else size
-    if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
-        raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
-    classed = isinstance(train.features["labels"], ClassLabel) and not taught
-    if classed:
-        classes = Counter(train["labels"][:])
-        rarest = min(classes.values())
-        if rarest < 2 or min(held_out, rows - held_out) < len(classes):
-            raise ValueError(
-                f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
-                f"{rarest} of them of the rarest class. Give more rows, or a validation set."
-            )
-    parts = train.train_test_split(held_out, stratify_by_column="labels" if classed else None, seed=seed)
-    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
 
 
 def _tokenise(splits: DatasetDict, encode: TextEncoder, alone: bool = False) -> tuple[DatasetDict, dict[str, int]]:

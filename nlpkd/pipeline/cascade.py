@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import Source, read_splits, without_training_words
+from nlpkd.data.columns import check_texts, find_text_columns
+from nlpkd.data.sources import Source, read_splits, rows_without_train, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
-from nlpkd.labelling.rows import texts_to_label
-from nlpkd.serving.cascade import CERTAINTY, CascadeRecord, choose_threshold, confidence, scores
+from nlpkd.serving.cascade import CERTAINTY, CascadeRecord, choose_threshold, confidence, scores, served_files
 from nlpkd.serving.classifier import answers_of, load
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.locks import only_writer
@@ -51,7 +51,8 @@ def cascade(
         target_accuracy: the least share of all texts whose answer is right, whoever gives it.
         batch_size: texts at once.
         trust_remote_code: run the model repositories' own code.
-        **keywords: how the rows are read: fields of `nlpkd.data.arguments.DataArguments`, such as `text_column`.
+        **keywords: how the rows are read: fields of `nlpkd.data.arguments.DataArguments`, such as `text_column`; no
+            `max_length`, since texts are read as `nlpkd.load` reads them.
 
     Returns:
         The threshold and what it gives.
@@ -66,6 +67,8 @@ def cascade(
     data_args, unknown = DataArguments.split_keywords(keywords)
     if unknown:
         raise ValueError(f"unknown arguments {sorted(unknown)}")
+    if data_args.max_length is not None:
+        raise ValueError("a cascade reads texts as nlpkd.load does, up to the models' own limit: leave max_length out")
     small = load(folder, trust_remote_code=trust_remote_code)
     asked = answers_of(teacher, trust_remote_code, batch_size)
 
@@ -78,9 +81,17 @@ def cascade(
         texts = _texts(rows, loaded.text_columns)
     else:
         with without_training_words(data):
-            splits = read_splits(data)[0]
-            split = next(name for name in (*_SPLITS, *splits) if name in splits)
-            texts = texts_to_label(splits[split], split, data_args.text_column)
+            held_out = rows_without_train(data, _SPLITS, data_args.dataset_config, data_args.dataset_revision)
+            if held_out is None:
+                splits = read_splits(data, None, None, data_args.dataset_config, data_args.dataset_revision)[0]
+                held_out = next((splits[name], name) for name in _SPLITS if name in splits)
+        rows, split = held_out
+        columns = find_text_columns(rows.column_names, data_args.text_column, data_args.text_pair_column)
+        for column in columns:
+            check_texts(rows, split, column)
+        texts = _texts(rows, columns)
+    if isinstance(teacher, LabelingTeacher) and not isinstance(texts[0], str):
+        raise ValueError(f"{teacher.describe()['name']} labels single texts, and the rows are pairs of texts")
 
     # What both answer
     labels, logits = scores(small, texts, batch_size=batch_size)
@@ -112,7 +123,7 @@ def cascade(
         teacher=teacher.describe()["name"] if isinstance(teacher, LabelingTeacher) else str(teacher),
         student_ms=_median_ms(small, texts),
         teacher_ms=None if isinstance(teacher, LabelingTeacher) else _median_ms(lambda text: asked([text]), texts),
-        curve=curve,
+        curve=curve, student_files=served_files(small, folder),
     )  # fmt: skip
     with only_writer(folder):
         record.save(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from scipy.special import betaincinv, softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
+from nlpkd.models.onnx_classifier import OnnxClassifier, weights_sha256
 from nlpkd.serving.texts import as_texts
-from nlpkd.utils.files import explain_damage, write_atomic
+from nlpkd.utils.files import digest_of, explain_damage, write_atomic
 
 CASCADE_NAME = "cascade.json"
 """The file beside a student that says when it answers by itself."""
@@ -44,6 +45,7 @@ class CascadeRecord:
         student_ms: median time of one text, text to label.
         teacher_ms: likewise; None where it was not timed.
         curve: threshold, answered, found and low of every candidate, the strictest first.
+        student_files: the SHA-256 of the files that the student was served from, by name.
     """
 
     threshold: float
@@ -59,6 +61,7 @@ class CascadeRecord:
     student_ms: float
     teacher_ms: float | None
     curve: list[dict[str, float]]
+    student_files: dict[str, str]
 
     def save(self, folder: Path) -> Path:
         """Write the record beside the student, and return its path."""
@@ -82,6 +85,25 @@ class CascadeRecord:
             if not (0 <= record.threshold <= 1 and record.temperature > 0):
                 raise ValueError(f"threshold {record.threshold} or temperature {record.temperature} is out of range")
         return record
+
+    def refuse_other_student(self, files: Mapping[str, str], folder: Path) -> None:
+        """Refuse a student whose answers are others than those that the threshold was chosen on.
+
+        Args:
+            files: those that it is served from, as `served_files` has them.
+            folder: its folder.
+
+        Raises:
+            ValueError: if they are other files, or have changed.
+        """
+        if files != self.student_files:
+            changed = (
+                "was trained or exported again" if files.keys() == self.student_files.keys() else "is another file"
+            )
+            raise ValueError(
+                f"{folder / CASCADE_NAME} was chosen on {', '.join(self.student_files)}, and what is served now, "
+                f"{', '.join(files)}, {changed}: the threshold promises nothing of it. Run nlpkd cascade again"
+            )
 
     def cells(self) -> Cells:
         """Return the table of candidates: its header, and a row a threshold."""
@@ -110,6 +132,18 @@ class CascadeRecord:
     def to_text(self) -> str:
         """Describe in a few lines what the cascade gives."""
         return f"{self.verdict()}\n\n{markdown_table(*self.cells())}"
+
+
+def served_files(student: Any, folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that a classifier's weights were read from, by name.
+
+    Args:
+        student: a `nlpkd.TextClassifier`.
+        folder: where it was loaded from.
+    """
+    if isinstance(student.model, OnnxClassifier):
+        return {student.model.path.name: digest_of(student.model.path)}
+    return weights_sha256(folder)
 
 
 def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -15,7 +15,7 @@ from transformers import TextClassificationPipeline
 from nlpkd.data.labels.classes import thresholds_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
-from nlpkd.serving.cascade import Cascade, CascadeRecord, scores
+from nlpkd.serving.cascade import Cascade, CascadeRecord, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import as_texts
 from nlpkd.teachers.base import LabelingTeacher
@@ -125,7 +125,7 @@ def load(
 
     Raises:
         ValueError: if there is no such path or file, the ONNX file was made from other weights than those beside it,
-            or threads are asked of PyTorch.
+            threads are asked of PyTorch, or `cascade.json` was chosen on another file or other weights.
         OSError: if the repository can't be had.
         ImportError: if there is an ONNX file and ONNX Runtime is not installed.
     """
@@ -142,6 +142,7 @@ def load(
                 asked,
             )
         small = load(name, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
+        record.refuse_other_student(served_files(small, Path(name)), Path(name))
         return Cascade(small, answers_of(fallback, trust_remote_code), record)
     if isinstance(name, str) and revision is None:
         name, revision = split_revision(name)

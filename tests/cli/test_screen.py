@@ -156,7 +156,7 @@ CURVE = [{"answered": 0.8123, "found": 0.98123, "low": 0.97, "threshold": 0.9123
         (TeacherResult(None, None, {"eval_loss": 0.5, "eval_accuracy": 0.8412, "eval_f1_macro": 0.75}, Path()),
          "0.841 0.750", "On the held-out rows the teacher's accuracy is 0.841."),
         (TeacherResult(None, None, {}, Path()), "", "The teacher was not measured, since there are no held-out rows."),
-        (CascadeRecord(0.9, 1.0, "agreement", 0.98, 0.95, 0.985, 0.981, 0.8, 872, "t", 1.2, 9.3, CURVE),
+        (CascadeRecord(0.9, 1.0, "agreement", 0.98, 0.95, 0.985, 0.981, 0.8, 872, "t", 1.2, 9.3, CURVE, {}),
          "81.2 % 98.12 % 97.00 % 0.9123", "The student answers 80.0 % of 872 texts itself,"),
     ],
     ids=["compress", "export", "tune", "train-teacher", "train-teacher-unmeasured", "cascade"],

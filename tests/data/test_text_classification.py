@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict
-from samples import tiny_bert
+from samples import raw_rows, tiny_bert
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -321,3 +321,16 @@ def test_errors_of_rows_to_measure_on_do_not_speak_of_training(rows, config, sai
     with pytest.raises(ValueError, match=f"(?i){said}") as refused:
         load_rows_for_model(tmp_path / "test.csv", tiny_bert(**names).config, tokenizer=tokenizer)
     assert "train" not in str(refused.value)
+
+
+@pytest.mark.parametrize("names", [["test"], ["dev"], ["validation", "test"]])
+def test_splits_that_are_not_for_training_are_measured_on_as_the_rows_alone_are(names, tokenizer):
+    config = tiny_bert(id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1}).config
+    rows = raw_rows(20, seed=3, names=("neg", "pos"))
+    alone, _, expected = load_rows_for_model(rows, config, tokenizer=tokenizer)
+    split = DatasetDict({name: rows if name == names[-1] else rows.select(range(5)) for name in names})
+    found, role, loaded = load_rows_for_model(split, config, tokenizer=tokenizer)
+    assert role == {"dev": "validation"}.get(names[-1], names[-1]) and found.to_dict() == alone.to_dict()
+    assert (loaded.text_columns, loaded.id2label) == (expected.text_columns, expected.id2label)
+    with pytest.raises(ValueError, match="There is no 'train' split"):
+        load_text_classification(split, tokenizer=tokenizer)

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 from samples import raw_rows, sentences, tiny_bert
 from scipy.stats import beta
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import nlpkd
@@ -170,3 +173,58 @@ def test_the_command_prints_the_share_and_the_curve(models, student, tmp_path):
     assert ["answered", "agreement", "at", "least", "threshold"] in [
         line.split() for line in result.output.splitlines()
     ]
+
+
+@pytest.fixture
+def own_student(student, tmp_path):
+    """A copy, which a test may change, and its threshold."""
+    own = shutil.copytree(student, tmp_path / "own")
+    nlpkd.cascade(own, student.parent / "teacher", texts(), target_agreement=0.9)
+    return own
+
+
+def test_a_student_that_was_trained_again_is_refused_until_its_threshold_is_chosen_again(models, own_student):
+    nlpkd.load(own_student, fallback=models / "teacher")
+    changed = AutoModelForSequenceClassification.from_pretrained(own_student)
+    changed.classifier.bias.data += 0.01
+    changed.save_pretrained(own_student)
+    with pytest.raises(ValueError, match="was trained or exported again: the threshold promises nothing of it"):
+        nlpkd.load(own_student, fallback=models / "teacher")
+    nlpkd.cascade(own_student, models / "teacher", texts(), target_agreement=0.9)
+    nlpkd.load(own_student, fallback=models / "teacher")
+
+
+def test_a_file_that_is_served_in_the_place_of_another_is_refused(models, own_student):
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    nlpkd.export_student(own_student)
+    with pytest.raises(ValueError, match="was chosen on model.safetensors, and what is served now, model.onnx, is"):
+        nlpkd.load(own_student, fallback=models / "teacher")
+    nlpkd.load(own_student, fallback=models / "teacher", file="model.safetensors")
+
+
+def test_of_pairs_both_texts_are_read_whatever_the_target_is_on(models, student):
+    first, second = sentences(400, seed=7)[0], sentences(400, seed=8)[0]
+
+    def found(second, target, names=("sentence1", "sentence2"), **asked):
+        rows = [dict(zip((*names, "label"), (*each, "pos"), strict=True)) for each in zip(first, second, strict=True)]
+        if target == "target_agreement":
+            rows = [{name: each for name, each in row.items() if name != "label"} for row in rows]
+        return nlpkd.cascade(student, models / "teacher", rows, **{target: 0.01}, **asked).curve
+
+    for target in ("target_agreement", "target_accuracy"):
+        own = found(second, target)
+        named = found(second, target, ("a", "b"), text_column="a", text_pair_column="b")
+        assert named == own != found(second[::-1], target)
+    pairs = [{"sentence1": one, "sentence2": other} for one, other in zip(first, second, strict=True)]
+    with pytest.raises(ValueError, match="rule labels single texts, and the rows are pairs"):
+        rule = FunctionTeacher(lambda some: [[1.0, 0.0]] * len(some), ["pos", "neg"], name="rule")
+        nlpkd.cascade(student, rule, pairs, target_agreement=0.9)
+    with pytest.raises(ValueError, match="leave max_length out"):
+        nlpkd.cascade(student, models / "teacher", pairs, target_agreement=0.9, max_length=8)
+
+
+@pytest.mark.parametrize("split", ["test", "validation", "dev"])
+def test_a_single_split_that_is_not_for_training_is_as_good_as_the_rows_alone(models, student, split):
+    alone = nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    rows = DatasetDict({split: Dataset.from_list(texts())})
+    assert nlpkd.cascade(student, models / "teacher", rows, target_agreement=0.9).curve == alone.curve
