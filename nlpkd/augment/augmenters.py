@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.models.limits import positions_of
 from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
 
 LONGEST_TEXT = 512
@@ -243,8 +244,7 @@ class MaskedLanguageModel(WordReplacement):
                 "same place."
             )
         _mask_token(tokenizer)
-        positions = getattr(model.config, "max_position_embeddings", LONGEST_TEXT)
-        longest = min(tokenizer.model_max_length, positions, LONGEST_TEXT)
+        longest = min(tokenizer.model_max_length, positions_of(model.config) or LONGEST_TEXT, LONGEST_TEXT)
         super().__init__(tokenizer, replace_probability, top_k, longest)
         check_range("batch_size", batch_size, 1)
         self.model, self.batch_size = model.eval(), batch_size

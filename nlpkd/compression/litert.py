@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.onnx import Texts, batch_of, quietly, refuse_another_model, texts_to_compare
 from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.models.limits import positions_of
 from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
 from nlpkd.utils.links import move_into
@@ -83,7 +84,7 @@ def export_litert(
         RuntimeError: if the model can't be converted, or the file gives other logits.
     """
     converter = require("litert_torch", extra="litert")
-    if tokens > (limit := getattr(model.config, "max_position_embeddings", tokens)):
+    if tokens > (limit := positions_of(model.config) or tokens):
         raise ValueError(f"tokens={tokens} is more than the {limit} that the model takes: lower it")
     # Check the folder, and tokenise the texts as the file will read them.
     directory = Path(directory)

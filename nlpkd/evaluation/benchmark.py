@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.evaluation.records import Latency
 from nlpkd.models.capture import logits_of
 from nlpkd.models.inference import evaluating, placement
+from nlpkd.models.limits import positions_of
 from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.structure import forward_arguments
 from nlpkd.utils.packages import installed_version
@@ -72,10 +73,10 @@ def measure_latency(
     """
     lengths = [tokens] if isinstance(tokens, int) else list(tokens)
     for name, model in models.items():
-        longest = getattr(getattr(model, "config", None), "max_position_embeddings", max(lengths))
-        if longest < max(lengths):
+        longest = positions_of(getattr(model, "config", None))
+        if longest is not None and longest < max(lengths):
             raise ValueError(
-                f"latency_tokens={max(lengths)} is more than the {longest} positions of the {name}: give at most "
+                f"latency_tokens={max(lengths)} is more than the {longest} tokens that the {name} takes: give at most "
                 f"{longest}"
             )
     results: dict[str, list[Latency]] = {name: [] for name in models}

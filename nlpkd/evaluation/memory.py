@@ -88,13 +88,14 @@ def main() -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     from nlpkd.evaluation.benchmark import measure_latency
+    from nlpkd.models.limits import positions_of
     from nlpkd.models.source import ModelSource
     from nlpkd.utils.packages import require
 
     torch.set_num_threads(threads)
     source = ModelSource(**asked)
     tokenizer, config = source.tokenizer(), source.config()
-    tokens = min(most_tokens, getattr(config, "max_position_embeddings", most_tokens))
+    tokens = min(most_tokens, positions_of(config) or most_tokens)
     if asked["given"].endswith(".onnx"):
         require("onnxruntime")
     small = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)

@@ -24,6 +24,29 @@ LARGEST_SIZES = {
 """Far above any published model: a config that says more is damaged or hostile, and building it would never end."""
 
 
+_COUNT_FROM_PADDING = {
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "ibert"),
+    *("xmod", "mpnet", "longformer", "luke", "layoutlmv3", "lilt", "markuplm", "esm"),
+}
+"""Families whose first position is behind the padding token's number, so that the places before it are lost."""
+
+
+def positions_of(config: Any) -> int | None:
+    """Return the most tokens that a model takes, special ones included.
+
+    Args:
+        config: the model's; None of a module without one.
+
+    Returns:
+        The number; None where the config names no limit.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    skipped = (config.pad_token_id or 0) + 1 if config.model_type in _COUNT_FROM_PADDING else 0
+    return limit - skipped
+
+
 def refuse_oversized_config(config: Any, name: str | Path) -> None:
     """Refuse a config whose model would take hours or all memory to build.
 

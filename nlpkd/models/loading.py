@@ -23,6 +23,8 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from nlpkd.models.limits import (
+    LARGEST_SIZES,
+    positions_of,
     refuse_adapter,
     refuse_foreign_files,
     refuse_oversized_config,
@@ -181,10 +183,21 @@ def load_tokenizer(
         # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
     refuse_oversized_vocabulary(tokenizer, name)
+    if tokenizer.model_max_length > LARGEST_SIZES["max_position_embeddings"]:
+        # It names no limit: the model's own holds, for this and whatever is saved with the tokenizer.
+        tokenizer.model_max_length = _positions_beside(name, revision, trust_remote_code) or tokenizer.model_max_length
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         # Settings of a wrong type are read with the first text alone.
         tokenizer("text", truncation=True)
     return tokenizer
+
+
+def _positions_beside(name: str | Path, revision: str | None, trust_remote_code: bool) -> int | None:
+    """Return the most tokens of the model beside a tokenizer; None where there is no model, or it names no limit."""
+    try:
+        return positions_of(_load_config(name, revision, trust_remote_code, "config"))
+    except (OSError, ValueError):
+        return None
 
 
 def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None = None) -> Path | None:

@@ -21,6 +21,7 @@ from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import Capture
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import evaluating
+from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import classification_head, input_table, is_causal, permute_head
@@ -157,7 +158,7 @@ def too_long(model: nn.Module, rows: Any, column: str, role: str, split: str) ->
     Returns:
         A sentence; an empty one where no row is too long, or nobody knows.
     """
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    limit = positions_of(getattr(model, "config", None))
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
             # RoBERTa and its kin count from the padding token's place on.

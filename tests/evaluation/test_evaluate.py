@@ -378,7 +378,7 @@ def test_latency_records_its_protocol_and_warns_of_unlike_candidates(tokenizer, 
 
 
 def test_more_tokens_than_positions_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="latency_tokens=49 is more than the 48 positions of the student"):
+    with pytest.raises(ValueError, match="latency_tokens=49 is more than the 48 tokens that the student takes"):
         evaluate_student(bert(), None, rows(), tokenizer, bootstrap_samples=20, latency_tokens=49)
 
 

@@ -1,5 +1,6 @@
 """Names into models: what can't be had says why and what to do, and nothing is unpickled."""
 
+import copy
 import json
 import logging
 import re
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from samples import tiny_bert
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, XLNetConfig
 
+from nlpkd.evaluation.benchmark import measure_latency
 from nlpkd.models.loading import load_classifier, load_config, load_tokenizer, split_revision
 from nlpkd.models.reshaped import ReshapedConfig
 
@@ -186,3 +189,40 @@ def test_a_mistyped_local_path_is_told_from_a_hub_that_can_not_be_reached(tmp_pa
         load_classifier("runs/teachr")
     with pytest.raises(OSError, match="'teachr' can't be had from https://.*and there is no folder of that name here"):
         load_classifier("teachr")
+
+
+SIZES = {"vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "mpnet", "electra", "gpt2"])
+def test_a_tokenizer_without_a_limit_has_its_model_s_and_the_model_takes_no_token_more(
+    family, tmp_path, tokenizer
+):
+    config = AutoConfig.for_model(family, max_position_embeddings=20, pad_token_id=1, **SIZES)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    unlimited = copy.deepcopy(tokenizer)
+    unlimited.model_max_length = int(1e30)
+    model.save_pretrained(tmp_path)
+    unlimited.save_pretrained(tmp_path)
+    limit = load_tokenizer(tmp_path).model_max_length
+    with torch.no_grad():
+        model(torch.full((1, limit), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, limit + 1), 5))
+
+
+def test_a_tokenizer_keeps_its_limit_and_one_beside_a_model_without_limit_has_none(tmp_path, tokenizer):
+    BertConfig(max_position_embeddings=2000).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).model_max_length == tokenizer.model_max_length == 64
+    unlimited = copy.deepcopy(tokenizer)
+    unlimited.model_max_length = int(1e30)
+    unlimited.save_pretrained(tmp_path)
+    XLNetConfig(d_model=8, n_layer=1, n_head=1, d_inner=8).save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).model_max_length == int(1e30)
+
+
+def test_an_xlnet_which_has_no_limit_is_measured(tokenizer):
+    config = XLNetConfig(vocab_size=99, d_model=8, n_layer=1, n_head=1, d_inner=8, pad_token_id=0)
+    times = measure_latency({"student": AutoModelForSequenceClassification.from_config(config)}, batches=[1], runs=1)
+    assert times["student"][0].p50_ms > 0
