@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, IterableDataset, LargeList, List
+from datasets import ClassLabel, Dataset, IterableDataset, LargeList, List, Value
 
 from nlpkd.data.columns import INTEGER, LABEL_COLUMNS, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes, plain_name, rename_classes
@@ -177,6 +177,8 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str, classes:
         raise ValueError(f"the {split} set has no rows")
     if rows is None or student_config is None:
         return rows if rows is None else align_rows(rows, classes, split)
+    # Names come first: where classes have some, no id tells who reads the error more.
+    rows = align_rows(rows, Classes.of_config(student_config), split)
     # Rows that are no plain data set are looked at here and there.
     whole = makes_batches(rows) or is_plain(rows)
     seen = sample_rows(rows, _LOOKED_AT) if not whole else rows.with_format(None) if is_plain(rows) else rows
@@ -191,7 +193,9 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str, classes:
         _refuse_out_of_range(seen, column, student_config.num_labels, split)
     elif column is not None:
         _refuse_other_targets(seen, column, task, student_config.num_labels, split)
-    return align_rows(rows, Classes.of_config(student_config), split)
+    if is_plain(rows) and column is not None and rows.features[column] == Value("bool"):
+        return formatted_as(rows.with_format(None).cast_column(column, Value("int64")), rows)
+    return rows
 
 
 def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:

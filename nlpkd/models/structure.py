@@ -34,8 +34,13 @@ def as_student(model: nn.Module) -> nn.Module:
         The model inside of torch.compile's, `DataParallel`'s or `DistributedDataParallel`'s wrapper, if it is in one.
 
     Raises:
-        ValueError: if it is TorchScript.
+        ValueError: if it is TorchScript, or no model.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"the student is {model!r:.80}, and must be a model: load it first (AutoModelForSequenceClassification."
+            "from_pretrained), or call nlpkd.distill, which takes paths and Hub ids"
+        )
     model = unwrapped(
         model, "student", "torch_compile=True compiles a student, and a launcher trains it on several GPUs"
     )

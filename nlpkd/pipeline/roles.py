@@ -309,7 +309,10 @@ def weights_of_classes(
             raise ValueError(f"got {len(asked)} class weights for {len(classes)} labels ({classes}): give one a label")
         return ClassWeights(asked, classes)
     if asked != "balanced":
-        raise ValueError(f"class_weights={asked!r}: give 'balanced', or a list with a weight for each class")
+        raise ValueError(
+            f"class_weights={asked!r}: give 'balanced'; in Python also a list with a weight a class, or weights "
+            "by the classes' names"
+        )
     return data.class_weights
 
 

@@ -246,8 +246,10 @@ class Cascade:
             `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`. Of no texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair.
+            ValueError: for what is neither a text nor a pair, and settings that the cascade fixes.
         """
+        if fixed := sorted({"top_k", "function_to_apply"} & settings.keys()):
+            raise ValueError(f"a cascade gives one answer a text, with its probability: leave {', '.join(fixed)} out")
         inputs = as_texts(inputs)
         texts = [inputs] if isinstance(inputs, (str, dict)) else list(inputs)
         if not texts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import GeneratorType
+from types import GeneratorType, NoneType
 from typing import Any
 
 _A_TEXT = 'a text is a string, or a pair as {"text": .., "text_pair": ..}'
@@ -17,20 +17,35 @@ def as_texts(inputs: Any) -> Any:
             numpy, pandas or datasets, anything to go through; or a generator.
 
     Returns:
-        One text or pair as it is, several that are all there as a list, a generator as it is.
+        One text or pair as it is, several that are all there as a list, of a generator a generator.
 
     Raises:
         ValueError: for what is neither; it names the type, and the place among several.
     """
-    if isinstance(inputs, (str, dict, GeneratorType)):
-        return inputs
+    if isinstance(inputs, (str, dict)):
+        return _checked(inputs, "")
+    if isinstance(inputs, GeneratorType):
+        return (_checked(each, f" at place {place}") for place, each in enumerate(inputs))
     tables = hasattr(inputs, "columns") or hasattr(inputs, "column_names")
+    by_number = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__") and not isinstance(inputs, Iterable)
+    if by_number and not tables:
+        # A data set of torch.
+        inputs = [inputs[number] for number in range(len(inputs))]
     if isinstance(inputs, bytes) or not isinstance(inputs, Iterable) or tables:
         raise ValueError(f"{_A_TEXT}, or several in a list or a column; got {type(inputs).__name__}")
     # Columns of numpy, pandas and torch, and of arrow, have values of their own, which these turn into Python's.
     as_list = getattr(inputs, "tolist", None) or getattr(inputs, "to_pylist", None)
     several = list(inputs if as_list is None else as_list())
-    for place, each in enumerate(several):
-        if not isinstance(each, (str, dict, list)):
-            raise ValueError(f"{_A_TEXT}; got {type(each).__name__} at place {place} of {len(several)}")
-    return several
+    return [_checked(each, f" at place {place} of {len(several)}") for place, each in enumerate(several)]
+
+
+def _checked(text: Any, place: str) -> Any:
+    """Return a text or a pair as it is; refuse what is neither."""
+    if isinstance(text, dict):
+        if not isinstance(text.get("text"), str) or not isinstance(text.get("text_pair"), (str, NoneType)):
+            raise ValueError(f"{_A_TEXT}; got {text!r:.80}{place}")
+        if unknown := sorted(map(str, text.keys() - {"text", "text_pair"})):
+            raise ValueError(f"{_A_TEXT}; got {unknown} beside them{place}")
+    elif not isinstance(text, (str, list)):
+        raise ValueError(f"{_A_TEXT}; got {type(text).__name__}{place}")
+    return text

@@ -301,6 +301,9 @@ def _sample_of_labels(dataset: Any, student_config: Any, seed: int) -> tuple[np.
     if column is None:
         return None, list(range(min(size, len(dataset))))
     labels = np.asarray(dataset[column][:])
+    if labels.dtype == bool:
+        # As they are they would pick rows, not classes.
+        labels = labels.astype(np.int64)
     return labels, stratified_sample(labels, size, seed)
 
 

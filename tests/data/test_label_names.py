@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from samples import QUIET, raw_rows, tiny_bert
 from transformers import AutoConfig
 
-from nlpkd import DistillationConfig, distill, load_text_classification, train_teacher
+from nlpkd import DistillationConfig, DistillationTrainer, distill, load_text_classification, train_teacher
 from nlpkd.cli.options import arguments
 from nlpkd.cli.training import app
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names, name_classes
+from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.pipeline.prepare import prepare_job
 
 QUICK = {
@@ -135,3 +137,40 @@ def test_a_student_whose_config_names_no_labels_at_all_is_told_so():
     config.id2label = None
     with pytest.raises(ValueError, match="id2label is None: name each label"):
         align_labels_to_student(Dataset.from_dict({"labels": [0, 1]}), config, "training")
+
+
+NAMED = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+
+
+def test_a_class_that_the_model_has_not_is_told_by_its_name(tokenizer):
+    rows = raw_rows(20, seed=1, names=("neg", "pos"))
+    rows = rows.remove_columns("label").add_column(
+        "label", ["odd", *(NAMED["id2label"][each] for each in rows["label"][1:])]
+    )
+    data = load_text_classification(rows, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="labels of the training set and of the student: .*odd") as refused:
+        align_labels_to_student(data["train"], tiny_bert(**NAMED).config, "training")
+    assert "label 2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["data set", "list"])
+def test_labels_that_are_true_and_false_are_the_classes_1_and_0(kind, tmp_path, tokenizer):
+    made = {}
+    for cast in (int, bool):
+        rows: Any = [{**tokenizer(row["text"]), "labels": cast(row["label"])} for row in raw_rows(24, seed=1)]
+        rows = Dataset.from_list(rows) if kind == "data set" else rows
+        trainer = DistillationTrainer(
+            tiny_bert(seed=1, **NAMED), tiny_bert(seed=2, **NAMED),
+            DistillationConfig(
+                str(tmp_path / cast.__name__), max_steps=2, eval_strategy="epoch", teacher_check="warn", **QUIET
+            ),
+            objectives=[CrossEntropyLoss()], train_dataset=rows, eval_dataset=rows, processing_class=tokenizer,
+        )  # fmt: skip
+        trainer.train()
+        made[cast] = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert made[bool] == made[int] != []
+
+
+def test_a_student_that_is_a_path_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the student is 'somewhere/student', and must be a model: load it first"):
+        DistillationTrainer("somewhere/student", tiny_bert(), DistillationConfig(str(tmp_path), **QUIET))

@@ -195,9 +195,7 @@ SIZES = {"vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1, "num_attent
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "mpnet", "electra", "gpt2"])
-def test_a_tokenizer_without_a_limit_has_its_model_s_and_the_model_takes_no_token_more(
-    family, tmp_path, tokenizer
-):
+def test_a_tokenizer_without_a_limit_has_its_model_s_and_the_model_takes_no_token_more(family, tmp_path, tokenizer):
     config = AutoConfig.for_model(family, max_position_embeddings=20, pad_token_id=1, **SIZES)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     unlimited = copy.deepcopy(tokenizer)

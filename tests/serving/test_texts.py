@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 from samples import tiny_bert
+from transformers.pipelines.pt_utils import KeyDataset
 
 import nlpkd
 from nlpkd.serving.cascade import Cascade, CascadeRecord
@@ -54,6 +55,8 @@ FORMS = {
     "map": map,
     "arrow": pa.chunked_array([TEXTS[:1], TEXTS[1:]]),
     "pairs": [{"text": text} for text in TEXTS],
+    "pairs without a second text": [{"text": text, "text_pair": None} for text in TEXTS],
+    "by numbers": KeyDataset(Dataset.from_dict({"text": TEXTS}), "text"),
 }
 
 
@@ -82,8 +85,22 @@ def test_no_texts_have_no_answers(nothing, classify):
         (np.array([1, 2]), "got int at place 0 of 2"), ([("good", "film")], "got tuple at place 0 of 1"),
         (pd.DataFrame({"text": TEXTS}), "got DataFrame"), (pa.table({"text": TEXTS}), "got Table"),
         (Dataset.from_dict({"text": TEXTS}), "got Dataset"),
+        ({"text": TEXTS}, r"got {'text': \['a good film', "), ({"text": None}, "got {'text': None}"), ({}, "got {}"),
+        ({"txt": "good"}, "got {'txt': 'good'}"), ({"text": "good", "text_pair": 3}, "'text_pair': 3"),
+        ([TEXTS[0], {"text": TEXTS}], "at place 1 of 2"), ({"text": "good", "label": 1}, r"got \['label'\] beside"),
     ],
 )  # fmt: skip
 def test_what_is_no_text_is_refused_with_its_place(wrong, message, classify):
     with pytest.raises(ValueError, match=message):
         classify(wrong)
+    if isinstance(wrong, (list, dict)):
+        with pytest.raises(ValueError, match=message.partition(" of ")[0] if isinstance(wrong, list) else message):
+            list(classify(each for each in (wrong if isinstance(wrong, list) else [wrong])))
+
+
+@pytest.mark.parametrize("setting", [{"top_k": None}, {"top_k": 1}, {"function_to_apply": "none"}])
+def test_settings_that_a_cascade_fixes_are_refused_by_name(setting, folder):
+    alone = nlpkd.load(folder)
+    cascade = Cascade(alone, alone, CascadeRecord(**dict.fromkeys((each.name for each in fields(CascadeRecord)), 0.5)))
+    with pytest.raises(ValueError, match=f"one answer a text, with its probability: leave {[*setting][0]} out"):
+        cascade("a good film", **setting)
