@@ -88,6 +88,11 @@ class AnswerFile:
             cost=None if prices is None else prices.cost(asked, answered),
         )
 
+    def kept(self, texts: Sequence[str]) -> int:
+        """Count the texts that an earlier run has answered, each text once."""
+        known = self.read()
+        return sum(key in known for key in {_key(text) for text in texts})
+
     def ask(self, texts: Sequence[str], budget: Budget | None = None) -> list[Answer]:
         """Answer all texts: with what is there, and else by asking, each text once.
 

@@ -59,7 +59,9 @@ def label(
     and asks nothing again that has been answered; `output` is written when all rows have answers.
 
     Args:
-        teacher: one of `nlpkd.teachers`, or any function from a list of texts to `(texts, classes)` probabilities.
+        teacher: one of `nlpkd.teachers`, or any function from a list of texts to `(texts, classes)` probabilities. A
+            function is known by its name: where it has changed, give another `output`, or a
+            `FunctionTeacher(function, classes, name=...)` with another name.
         source: the texts: a file, a Hub id or rows in memory; its train split, without a label column.
         output: the parquet file: the source's columns and those of `nlpkd.labelling.rows.with_answers`.
         text_column: the text's column; recognised by its usual names if None.
@@ -105,6 +107,9 @@ def label(
         _training(output, **keywords)
     if dry_run:
         return answers.plan(texts if budget is None else texts[:budget], priced)
+    if kept := answers.kept(texts):
+        told = "%d texts were answered by an earlier run of %s, whose answers are taken from %s."
+        logger.warning(told, kept, teacher.describe()["name"], answers.path)
     if budget is not None:
         chosen = label_in_rounds(
             answers, rows, teacher, output, budget=budget, limits=limits, select=select, rounds=rounds,

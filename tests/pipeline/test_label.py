@@ -50,6 +50,17 @@ def test_a_function_labels_rows_that_have_no_label_column(tmp_path):
     assert len(seen) == 2, "a second run asks nothing"
 
 
+def test_answers_that_are_taken_from_a_file_are_counted_and_their_teacher_is_named(tmp_path, caplog):
+    def teacher(texts):
+        return [[0.25, 0.75]] * len(texts)
+
+    given = {"output": tmp_path / "rows.parquet", "classes": ["a", "b"]}
+    label(teacher, [{"text": "one"}, {"text": "two"}, {"text": "two"}], **given)
+    assert "an earlier run" not in caplog.text
+    label(teacher, [{"text": "two"}, {"text": "three"}, {"text": "two"}], **given)
+    assert f"1 texts were answered by an earlier run of {teacher.__qualname__}, whose answers are taken" in caplog.text
+
+
 def test_a_server_labels_all_rows_through_its_faults(tmp_path):
     with LabelServer(faults=(broken, too_many("1"), broken)) as server:
         teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=4)
