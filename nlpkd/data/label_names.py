@@ -177,8 +177,9 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str, classes:
         raise ValueError(f"the {split} set has no rows")
     if rows is None or student_config is None:
         return rows if rows is None else align_rows(rows, classes, split)
-    # Names come first: where classes have some, no id tells who reads the error more.
-    rows = align_rows(rows, Classes.of_config(student_config), split)
+    # Names come first: where classes have some, who reads the error knows no ids.
+    student_classes = Classes.of_config(student_config)
+    _orders(rows, student_classes, split)
     # Rows that are no plain data set are looked at here and there.
     whole = makes_batches(rows) or is_plain(rows)
     seen = sample_rows(rows, _LOOKED_AT) if not whole else rows.with_format(None) if is_plain(rows) else rows
@@ -195,7 +196,7 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str, classes:
         _refuse_other_targets(seen, column, task, student_config.num_labels, split)
     if is_plain(rows) and column is not None and rows.features[column] == Value("bool"):
         return formatted_as(rows.with_format(None).cast_column(column, Value("int64")), rows)
-    return rows
+    return align_rows(rows, student_classes, split)
 
 
 def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
@@ -213,17 +214,10 @@ def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
     Raises:
         ValueError: if the rows have classes that the model has not.
     """
-    held = {None: classes_of(rows)} if makes_batches(rows) else _named_columns(rows)
-    for column, own in held.items():
-        if classes is None or own is None:
+    for column, (own, order) in _orders(rows, classes, split).items():
+        if classes is None or order is None or (len(own) == len(classes) and order == sorted(order)):
             continue
         single = column is None or isinstance(rows.features[column], ClassLabel)
-        try:
-            order = classes.positions_of(own) if single else classes.positions_in(own)
-        except ValueError as error:
-            raise ValueError(f"labels of the {split} set and of the student: {error}") from None
-        if order is None or (len(own) == len(classes) and order == sorted(order)):
-            continue
         logger.warning("The %s set's label ids follow the student's names: %s.", split, classes.id2label)
         if column is None:
             rows = rows.with_classes(classes.names, order)
@@ -243,6 +237,21 @@ def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
         else:
             rows = _with_permuted_column(rows, column, order, classes)
     return rows
+
+
+def _orders(rows: Any, classes: Classes | None, split: str) -> dict[str | None, tuple[Classes, list[int] | None]]:
+    """Return the classes that rows name, by column, and the place of each in a model's; None where names tell none."""
+    held = {None: classes_of(rows)} if makes_batches(rows) else _named_columns(rows)
+    found: dict[str | None, tuple[Classes, list[int] | None]] = {}
+    for column, own in held.items():
+        if classes is None or own is None:
+            continue
+        single = column is None or isinstance(rows.features[column], ClassLabel)
+        try:
+            found[column] = own, classes.positions_of(own) if single else classes.positions_in(own)
+        except ValueError as error:
+            raise ValueError(f"labels of the {split} set and of the student: {error}") from None
+    return found
 
 
 def _named_columns(rows: Any) -> dict[str, Classes | None]:
