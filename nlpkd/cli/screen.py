@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ _FILES = {
     "cascade.json": "all thresholds",
     "export.json": "how they compare with PyTorch",
 }
+
+_STARTED = time.time() - 1
+"""About when this process began; a second less, since a file system's clock may be behind."""
 
 _READING: tuple[str, ...] = ("text_column", "text_pair_column", "label_column", "max_length", "trust_remote_code")
 
@@ -194,12 +198,15 @@ def show_files(what: str, folder: str | Path, *following: Sequence[Any]) -> None
 
     Args:
         what: is in the folder, such as "The student is".
-        folder: the folder; of a report's files those that are there are named.
+        folder: the folder; of a report's files those that this run wrote are named.
         *following: commands without the program, each as its words.
     """
     if (console := _console()) is None:
         return
-    written = [f"{name} ({kind})" for name, kind in _FILES.items() if (Path(folder) / name).is_file()]
+    places = {name: Path(folder) / name for name in _FILES}
+    # What an earlier run left may be of another model.
+    new = [name for name, path in places.items() if path.is_file() and path.stat().st_mtime >= _STARTED]
+    written = [f"{name} ({_FILES[name]})" for name in new]
     beside = f", with {', '.join(written)}" if written else ""
     console.print(f"\n{what} in {without_controls(str(folder))}{beside}.")
     if following:

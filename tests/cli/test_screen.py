@@ -219,6 +219,9 @@ def test_the_next_commands_come_back_whole_from_a_shell(name, tmp_path, capsys):
     folder = tmp_path / name
     folder.mkdir()
     (folder / "report.md").touch()
+    # An earlier run left this one, perhaps of another student.
+    (folder / "cascade.json").touch()
+    os.utime(folder / "cascade.json", (1e9, 1e9))
     given = {"teacher": [f"{name}/teacher"], "validation": Path(f"{name}.csv"), "label_column": ["a b", "c"],
              "max_length": 64, "text_column": None, "trust_remote_code": True}  # fmt: skip
     show_files("The student is", folder, *after_distilling(folder, given))
