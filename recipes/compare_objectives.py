@@ -46,10 +46,10 @@ def taught(*more):
     return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=2.0, weight=0.5), *more]
 
 
-METHODS = {name: lambda name=name: resolve(name) for name in PRESETS} | {
+METHODS = {name: lambda name=name: resolve(name) for name in PRESETS if name != "soft_targets"} | {
     "undistilled": lambda: [Stage([CrossEntropyLoss()])],
     "label smoothing": lambda: [Stage([CrossEntropyLoss(label_smoothing=0.1)])],
-    "soft targets only": lambda: [Stage([ForwardKLLoss(temperature=2.0)])],
+    "soft targets only": lambda: resolve("soft_targets"),
     "skip teacher errors": lambda: [Stage([ForwardKLLoss(temperature=2.0, teacher_errors="skip")])],
     "adversarial": lambda: [Stage(taught(AdversarialLoss(weight=0.1)))],
     "contrastive": lambda: [Stage(taught(ContrastiveLoss(weight=0.1)))],

@@ -73,6 +73,11 @@ PRESETS: dict[str, Preset] = {
         "searches T. Works for any pair of models.",
         lambda: [Stage(_hinton())],
     ),
+    "soft_targets": Preset(
+        "Hinton, Vinyals and Dean (2015), arXiv:1503.02531",
+        "Soft targets alone (T = 2), no gold labels: for augmented text, and for labels that are wrong.",
+        lambda: [Stage([ForwardKLLoss(temperature=2.0)])],
+    ),
     "layerwise": Preset(
         "after Jiao et al. (2020), TinyBERT, arXiv:1909.10351",
         "Logits, gold labels, hidden states and attention maps of evenly spread layers at once, in one stage; "
