@@ -191,7 +191,7 @@ def job(reader, folder: Path, **options):
 
 def test_a_job_tries_report_and_card_and_writes_nothing_when_that_fails(tokenizer, tmp_path):
     """A model that is given no tokens at all can be trained, and can't be timed on 32 of them."""
-    with pytest.raises(ValueError, match="measuring student.*latency_tokens=32 is more than the 24 positions"):
+    with pytest.raises(ValueError, match="measuring student.*latency_tokens=32 is more than the 24 tokens"):
         job(tokenizer, tmp_path, teacher=tiny_bert(layers=3, max_position_embeddings=24))
     assert not (tmp_path / "model.safetensors").exists() and not list(tmp_path.glob(".rehearsal*"))
 
