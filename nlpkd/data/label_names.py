@@ -195,7 +195,7 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str, classes:
     elif column is not None:
         _refuse_other_targets(seen, column, task, student_config.num_labels, split)
     if is_plain(rows) and column is not None and rows.features[column] == Value("bool"):
-        return formatted_as(rows.with_format(None).cast_column(column, Value("int64")), rows)
+        rows = formatted_as(rows.with_format(None).cast_column(column, Value("int64")), rows)
     return align_rows(rows, student_classes, split)
 
 

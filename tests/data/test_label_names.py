@@ -18,6 +18,7 @@ from nlpkd.cli.training import app
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names, name_classes
+from nlpkd.data.labels.classes import Classes
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.pipeline.prepare import prepare_job
 
@@ -169,6 +170,13 @@ def test_labels_that_are_true_and_false_are_the_classes_1_and_0(kind, tmp_path, 
         trainer.train()
         made[cast] = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert made[bool] == made[int] != []
+
+
+def test_a_teacher_s_logits_are_put_in_order_beside_labels_that_are_true_and_false():
+    rows = Dataset.from_dict({"labels": [True, False], TEACHER_LOGITS: [[1.0, 2.0], [3.0, 4.0]]})
+    rows = rows.cast_column(TEACHER_LOGITS, Classes(("pos", "neg")).vector_feature)
+    found = align_labels_to_student(rows, tiny_bert(**NAMED).config, "training")
+    assert found["labels"][:] == [1, 0] and found[TEACHER_LOGITS][:] == [[2.0, 1.0], [4.0, 3.0]]
 
 
 def test_a_student_that_is_a_path_is_refused(tmp_path):
