@@ -16,6 +16,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 
+from nlpkd.tasks import is_an_error
 from nlpkd.utils.field_types import check_field_types
 from nlpkd.utils.packages import require
 
@@ -174,6 +175,9 @@ class DistillationConfig(TrainingArguments):
         if self.use_cpu and _RANKS & os.environ.keys():
             # TrainingArguments hands ddp_timeout on to GPUs alone; a group that there is already keeps its own.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # Trainer knows of losses alone that less is better.
+            self.greater_is_better = not is_an_error(self.metric_for_best_model)
         super().__post_init__()
         self._check()
 

@@ -14,6 +14,21 @@ UNLABELLED = -100
 """The label of a row that nobody labelled: losses and metrics on gold labels leave it out, as torch does."""
 
 
+_ERRORS = ("loss", "expected_calibration_error", "mean_squared_error", "mean_absolute_error")
+
+
+def is_an_error(metric: str) -> bool:
+    """Check whether less of a metric is better, by its name.
+
+    Args:
+        metric: a loss or one of `nlpkd.evaluation`, with a prefix (`eval_`) or without.
+
+    Returns:
+        True for losses and errors.
+    """
+    return metric.endswith(_ERRORS)
+
+
 def task_of(config: Any) -> str | None:
     """Read a model's task from its config: `problem_type`, regression where it has one label, None if it says nothing.
 

@@ -44,6 +44,7 @@ from nlpkd.training.loss import DistillationLoss, default_objectives, refuse_oth
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import describe_training, measure_for_card
 from nlpkd.training.rehearsal import rehearse
+from nlpkd.training.search import search_arguments
 from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
@@ -263,24 +264,22 @@ class DistillationTrainer(EvaluatingTrainer):
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Set the arguments of a search's trial, then fit everything to the student that `model_init` just made."""
-        self._trial_settings = {}
+        self._trial_settings.clear()
         if isinstance(trial, dict):
-            self._trial_settings = {name: trial.pop(name) for name in [*trial] if "." in name}
+            self._trial_settings.update({name: trial.pop(name) for name in [*trial] if "." in name})
         super()._hp_search_setup(trial)
         if self.model_init is not None:
             self._connect()
         if trial is not None:
             self.run_record = self.describe_run()
 
-    def hyperparameter_search(self, hp_space: Any = None, *arguments: Any, **search: Any) -> Any:
-        """Search as `Trainer` does; a name in `hp_space` such as `forward_kl.weight` is a setting of an objective."""
+    def hyperparameter_search(self, *arguments: Any, **search: Any) -> Any:
+        """Search as `Trainer` does, by accuracy or its like unless told; see `nlpkd.training.search`.
 
-        def space(trial: Any) -> dict[str, Any]:
-            found = hp_space(trial)
-            self._trial_settings = {name: value for name, value in found.items() if "." in name}
-            return {name: value for name, value in found.items() if "." not in name}
-
-        return super().hyperparameter_search(hp_space and space, *arguments, **search)
+        A name in `hp_space` such as `forward_kl.weight` is a setting of an objective.
+        """
+        known = (self.args, getattr(self.model, "config", None), self._trial_settings)
+        return super().hyperparameter_search(**search_arguments(*known, *arguments, **search))
 
     # Loss
 
