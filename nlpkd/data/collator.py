@@ -20,6 +20,7 @@ from nlpkd.data.tokenization import (
     TOKEN_COLUMNS,
     TeacherTokenizers,
     column_prefixes,
+    with_usual_padding,
 )
 
 
@@ -39,10 +40,14 @@ class DistillationCollator:
     pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
-        self._others: dict[str, Any] = {TEACHER_PREFIX: self.teacher_tokenizer}
+        others: dict[str, Any] = {TEACHER_PREFIX: self.teacher_tokenizer}
         if isinstance(self.teacher_tokenizer, (list, tuple)):
             prefixes = column_prefixes(self.tokenizer, self.teacher_tokenizer)
-            self._others = dict(zip(prefixes, self.teacher_tokenizer, strict=True))
+            others = dict(zip(prefixes, self.teacher_tokenizer, strict=True))
+        self.tokenizer = with_usual_padding(self.tokenizer)
+        self._others: dict[str, Any] = {
+            prefix: None if each is None else with_usual_padding(each) for prefix, each in others.items()
+        }
         for tokenizer in (self.tokenizer, *self._others.values()):
             if tokenizer is not None and tokenizer.pad_token is None:
                 raise ValueError(

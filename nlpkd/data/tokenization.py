@@ -115,6 +115,26 @@ TeacherTokenizers = PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase |
 TEACHER_TOKEN_COLUMN = re.compile(rf"({TEACHER_PREFIX}(?:\d+_)?)(?:{'|'.join(TOKEN_COLUMNS)})")
 
 
+def with_usual_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that pads as classifiers read: on the right, so that positions begin with the text.
+
+    One that was set up to generate text pads on the left. A model that counts its positions from there, such as GPT-2
+    or BERT, would give a text other logits beside a longer one. XLNet, which reads the last place, pads on the left.
+
+    Args:
+        tokenizer: left as it is.
+
+    Returns:
+        The tokenizer, or a copy of it.
+    """
+    usual = "left" if type(tokenizer).__name__.startswith("XLNet") else "right"
+    if getattr(tokenizer, "padding_side", usual) == usual:
+        return tokenizer
+    own = copy.copy(tokenizer)
+    own.padding_side = usual
+    return own
+
+
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Check whether two tokenizers turn every text into the same ids, whatever their classes and paths.
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from nlpkd.data.tokenization import with_usual_padding
 from nlpkd.models.limits import (
     LARGEST_SIZES,
     positions_of,
@@ -189,7 +190,7 @@ def load_tokenizer(
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         # Settings of a wrong type are read with the first text alone.
         tokenizer("text", truncation=True)
-    return tokenizer
+    return with_usual_padding(tokenizer)
 
 
 def _positions_beside(name: str | Path, revision: str | None, trust_remote_code: bool) -> int | None:

@@ -28,6 +28,9 @@ from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
 
+_COMPARED_ROWS = 64
+"""Rows on which logits that are kept with the rows are held against the teacher's."""
+
 
 def check_teacher(
     logits: np.ndarray,
@@ -305,6 +308,50 @@ def _sample_of_labels(dataset: Any, student_config: Any, seed: int) -> tuple[np.
         # As they are they would pick rows, not classes.
         labels = labels.astype(np.int64)
     return labels, stratified_sample(labels, size, seed)
+
+
+def check_kept_logits(
+    kept: Teacher,
+    live: LiveTeacher,
+    rows: Any,
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    batch_size: int,
+    device: torch.device,
+    check: str,
+) -> None:
+    """Refuse logits that came with the rows where the teacher that is given gives others: they would teach, not it.
+
+    Args:
+        kept: gives those of the rows.
+        live: the teacher that is given too.
+        rows: training rows, of which some are compared.
+        collate: makes a batch of rows.
+        batch_size: rows of a batch.
+        device: where batches go.
+        check: `"error"` or `"warn"`.
+
+    Raises:
+        ValueError: with `"error"`, if they differ by more than half precision explains.
+    """
+    sample = range(min(len(rows), _COMPARED_ROWS))
+    theirs, own = (
+        _logits_of(teacher.outputs, rows, sample, collate, batch_size, device).astype(np.float64)
+        for teacher in (kept, live)
+    )
+    if not live.order_known:
+        # Which label is which is not known of the teacher.
+        theirs, own = np.sort(theirs, axis=1), np.sort(own, axis=1)
+    allowed = 0.25 * np.std(own, axis=1).mean() + 0.02 * np.sqrt(np.square(own).mean())
+    if (apart := float(np.sqrt(np.square(theirs - own).mean()))) <= allowed:
+        return
+    told = (
+        f"the rows bring logits along (column {TEACHER_LOGITS}) that are not those of the teacher that is given too: "
+        f"on {len(sample)} rows they are {apart:.2g} apart (root of the mean square). The column is what teaches. "
+        "Remove it to learn from the teacher, or leave the teacher out"
+    )
+    if check == "error":
+        raise ValueError(f"{told}, or set teacher_check='warn' or 'off'")
+    logger.warning("%s.", told[0].upper() + told[1:])
 
 
 def _logits_of(

@@ -287,7 +287,8 @@ def teacher_prefix(
     if teacher_tokenizer is None:
         teacher_tokenizer = _tokenizer_beside(teacher)
         sizes = {_vocabulary(student), _vocabulary(teacher)} - {None}
-        differ = len(sizes) == 2
+        # Columns of its own are there for a teacher that reads them.
+        differ = len(sizes) == 2 or own + "input_ids" in columns
         if tokenizer is not None and teacher_tokenizer is not None:
             differ = not same_tokenizer(tokenizer, teacher_tokenizer)
         if differ and own + "input_ids" not in columns:

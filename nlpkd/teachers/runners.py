@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.collator import pack_states, pad_flat
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
-from nlpkd.data.tokenization import TEACHER_PREFIX, TOKEN_COLUMNS
+from nlpkd.data.tokenization import TEACHER_PREFIX, TOKEN_COLUMNS, with_usual_padding
 from nlpkd.models.capture import Capture
 from nlpkd.models.inference import evaluating, inference_copy
 from nlpkd.models.structure import foreign_hook, is_quantized, unwrapped
@@ -190,6 +190,7 @@ class ModelRunner:
                 "(cache_teacher='off')"
             )
         # How it is run on them.
+        tokenizer = with_usual_padding(tokenizer)
         self.model, self.tokenizer, self.device = model, tokenizer, device
         self.bf16 = bf16 and not is_quantized(model)
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device.type, _ACCELERATOR_BATCH_TOKENS)

@@ -22,7 +22,7 @@ from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.teachers.cache import cache_teacher_outputs
-from nlpkd.teachers.checks import check_teacher_on_gold_labels, checked_rows
+from nlpkd.teachers.checks import check_kept_logits, check_teacher_on_gold_labels, checked_rows
 from nlpkd.teachers.compatibility import (
     align_copied_head,
     fit_ensemble,
@@ -156,6 +156,8 @@ class TeacherSignals:
     ) -> bool:
         """Refuse token ids that a model does not have, and hold the teacher against a sample of gold labels.
 
+        Where the rows bring a teacher's logits along, the teacher that is given too must be the one that gave them.
+
         A student's head that is a copy of the teacher's follows the order that is found.
 
         See `nlpkd.teachers.compatibility.refuse_unknown_tokens` and
@@ -175,6 +177,8 @@ class TeacherSignals:
                 check_teacher_on_gold_labels(
                     source, rows, collate, batch_size, self.device, student_config, check, seed
                 )
+                if source is self.cached and self.live is not None and check != "off":
+                    check_kept_logits(source, self.live, rows, collate, batch_size, self.device, check)
             except (RuntimeError, IndexError) as error:
                 told = self.too_long(rows, "training")
                 raise (ValueError(told) if told else error) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class PredictionMetrics:
     Args:
         scoring: of the task.
         compute_metrics: the user's metrics; those of the task if None.
-        preprocess_logits: `preprocess_logits_for_metrics` of `Trainer`, if any.
+        preprocess_logits: the user's `preprocess_logits_for_metrics`, if any.
         by_batch: whether metrics are computed batch by batch (`batch_eval_metrics`), of which no text's windows can be
             averaged and no agreement be summed up.
     """
@@ -41,8 +42,8 @@ class PredictionMetrics:
         preprocess_logits: Callable[..., Any] | None,
         by_batch: bool,
     ):
-        self._scoring, self._by_batch = scoring, by_batch
-        self._compute_metrics, self._preprocess_logits = compute_metrics, preprocess_logits
+        self.scoring, self._by_batch = scoring, by_batch
+        self.compute_metrics, self.preprocess_logits = compute_metrics, preprocess_logits
         self._documents: Any = None
 
     def begin(self, rows: Any) -> None:
@@ -54,34 +55,34 @@ class PredictionMetrics:
         """Return the student's logits `(batch, labels)`, and beside them where the teacher's agree, if it is there."""
         if teacher is None or self._by_batch:
             return student
-        return student, self._scoring.agreeing(student, teacher)
+        return student, self.scoring.agreeing(student, teacher)
 
     def preprocess(self, logits: Any, labels: Any) -> Any:
         """Apply the user's preprocessing to the student's logits alone."""
-        if self._preprocess_logits is None:
+        if self.preprocess_logits is None:
             return logits
         if isinstance(logits, tuple):
-            return self._preprocess_logits(logits[0], labels), logits[1]
-        return self._preprocess_logits(logits, labels)
+            return self.preprocess_logits(logits[0], labels), logits[1]
+        return self.preprocess_logits(logits, labels)
 
     def __call__(self, prediction: EvalPrediction, **options: Any) -> dict[str, float]:
         """Compute the metrics of an evaluation, with `agreement` where there was a teacher."""
         predictions, labels, agreeing = prediction.predictions, prediction.label_ids, None
         if not self._by_batch:
             predictions, agreeing = split_agreement(predictions)
-        if isinstance(predictions, list) and (self._compute_metrics is None or self._documents is not None):
+        if isinstance(predictions, list) and (self.compute_metrics is None or self._documents is not None):
             predictions, labels = np.concatenate(predictions), np.concatenate(labels)
         if self._documents is not None:
             predictions = average_windows(np.asarray(predictions), self._documents)
             labels = one_row_a_document(labels, self._documents)
-        if self._compute_metrics is None and _nobody_labelled(np.asarray(labels)):
+        if self.compute_metrics is None and _nobody_labelled(np.asarray(labels)):
             metrics = {}
-        elif self._compute_metrics is None:
-            metrics = self._scoring.metrics(np.asarray(predictions), np.asarray(labels))
+        elif self.compute_metrics is None:
+            metrics = self.scoring.metrics(np.asarray(predictions), np.asarray(labels))
         else:
             plain = EvalPrediction(predictions, labels, prediction.inputs, prediction.losses)
-            metrics = dict(self._compute_metrics(plain, **options))
-        return metrics if agreeing is None else metrics | {"agreement": self._scoring.agreement(agreeing)}
+            metrics = dict(self.compute_metrics(plain, **options))
+        return metrics if agreeing is None else metrics | {"agreement": self.scoring.agreement(agreeing)}
 
 
 def split_agreement(predictions: Any) -> tuple[Any, Any]:
@@ -148,6 +149,17 @@ class EvaluationLoss:
         return (parts * torch.tensor(factors, device=parts.device)).sum()
 
 
+@contextmanager
+def _weights_kept(model: nn.Module) -> Iterator[None]:
+    """Give a model its weights back, which `Trainer` rounds to half precision for an evaluation."""
+    kept = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data
+
+
 class EvaluatingTrainer(ResumableTrainer):
     """A `ResumableTrainer` that evaluates a student beside its teacher."""
 
@@ -162,6 +174,15 @@ class EvaluatingTrainer(ResumableTrainer):
         if compute_metrics is not None or not by_batch:
             self.compute_metrics = self._metrics
         self.preprocess_logits_for_metrics = self._metrics.preprocess
+
+    def follow_assigned_metrics(self) -> None:
+        """Take what was assigned to `compute_metrics` or `preprocess_logits_for_metrics` since as the user's own."""
+        ours, metrics, preprocess = self._metrics, self.compute_metrics, self.preprocess_logits_for_metrics
+        if metrics in (ours, None) and preprocess == ours.preprocess:
+            return
+        if preprocess == ours.preprocess:
+            self.preprocess_logits_for_metrics = ours.preprocess_logits
+        self._measure_by(ours.scoring, ours.compute_metrics if metrics in (ours, None) else metrics)
 
     # Classes
 
@@ -237,12 +258,16 @@ class EvaluatingTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does; predictions are the student's logits alone, metrics of windows by text."""
+        self.follow_assigned_metrics()
         self._metrics.begin(dataloader.dataset)
         self._loss.objectives.refuse_rebound()
         if not self.is_in_train:
             self._loss.signals.release()
         self._evaluation = EvaluationLoss(self._loss, self.accelerator, self.args.logging_nan_inf_filter)
-        with self._loss.objectives.at_the_end():
+        rounded = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        kept = _weights_kept(self.model) if rounded and whole else nullcontext()
+        with self._loss.objectives.at_the_end(), kept:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )

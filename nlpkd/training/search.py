@@ -7,6 +7,7 @@ from typing import Any
 
 from nlpkd.config import DistillationConfig
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
+from nlpkd.training.evaluating import EvaluatingTrainer
 
 _HEADLINES = {MULTI_LABEL: "f1_macro", REGRESSION: "pearson"}
 
@@ -72,3 +73,32 @@ class _Metric:
             f"a search needs {' or '.join(map(repr, self.names))} to compare its trials by, and an evaluation here "
             f"gives {', '.join(sorted(metrics))}: set metric_for_best_model, or pass compute_objective and direction"
         )
+
+
+class SearchingTrainer(EvaluatingTrainer):
+    """An `EvaluatingTrainer` whose search may draw settings of objectives too."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        self.trial_settings: dict[str, Any] = {}
+        """Of the objectives, in a trial of a search, by names such as `forward_kl.weight`."""
+        super().__init__(*arguments, **options)
+
+    def connect(self) -> None:
+        """Fit everything to the student."""
+        raise NotImplementedError
+
+    def hyperparameter_search(self, *arguments: Any, **search: Any) -> Any:
+        """Search as `Trainer` does, by accuracy or its like unless told; see `search_arguments`."""
+        known = (self.args, getattr(self.model, "config", None), self.trial_settings)
+        return super().hyperparameter_search(**search_arguments(*known, *arguments, **search))
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set the arguments of a trial, then fit everything to the student that `model_init` just made."""
+        self.trial_settings.clear()
+        if isinstance(trial, dict):
+            self.trial_settings.update({name: trial.pop(name) for name in [*trial] if "." in name})
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            self.connect()
+        if trial is not None:
+            self.run_record = self.describe_run()

@@ -19,7 +19,7 @@ from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.label_names import adopt_label_names
 from nlpkd.data.rows import visible_columns
-from nlpkd.data.tokenization import TeacherTokenizers, per_teacher
+from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, with_usual_padding
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.structure import as_student, refuse_untrained
@@ -27,10 +27,9 @@ from nlpkd.objectives import Objective
 from nlpkd.objectives.l2_sp import Anchor
 from nlpkd.objectives.objective_set import with_settings
 from nlpkd.tasks import task_of
-from nlpkd.training.checkpoints import describe_run
 from nlpkd.training.cuda_graphs import length_multiple
 from nlpkd.training.dataloaders import ROWS
-from nlpkd.training.evaluating import EvaluatingTrainer, EvaluationLoss
+from nlpkd.training.evaluating import EvaluationLoss
 from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.training.lean import (
     CACHED_TEACHER,
@@ -44,13 +43,26 @@ from nlpkd.training.loss import DistillationLoss, default_objectives, refuse_oth
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import describe_training, measure_for_card
 from nlpkd.training.rehearsal import rehearse
-from nlpkd.training.search import search_arguments
+from nlpkd.training.run_record import describe_own_parts, describe_run
+from nlpkd.training.search import SearchingTrainer
 from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(EvaluatingTrainer):
+def _fitted(name: str, read: Callable[[Any], Any]) -> Any:
+    """Make an attribute that can't be assigned, since student, teacher and data were fitted together with it."""
+
+    def refuse(trainer: Any, value: Any) -> None:
+        raise ValueError(
+            f"{name} was fitted together with student and data, and is not changed in a trainer: make another "
+            f"DistillationTrainer({name}=...)"
+        )
+
+    return property(read, refuse)
+
+
+class DistillationTrainer(SearchingTrainer):
     """A `transformers.Trainer` that trains a student on objectives, with a teacher.
 
     Args:
@@ -83,6 +95,10 @@ class DistillationTrainer(EvaluatingTrainer):
     # Totals are divided by the counts of the whole optimizer step.
     loss_is_scaled_for_ga = True
 
+    teacher_model = _fitted("teacher_model", lambda trainer: trainer._teacher)
+    teacher_processing_class = _fitted("teacher_processing_class", lambda trainer: trainer._teacher_tokenizer)
+    objectives = _fitted("objectives", lambda trainer: trainer._loss.objectives)
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -109,6 +125,8 @@ class DistillationTrainer(EvaluatingTrainer):
         if teacher is not None:
             own = per_teacher(teacher_processing_class, len(teacher) if isinstance(teacher, TeacherEnsemble) else 1)
             teacher_processing_class = own if isinstance(teacher, TeacherEnsemble) else own[0]
+        if isinstance(processing_class, PreTrainedTokenizerBase):
+            processing_class = with_usual_padding(processing_class)
         if data_collator is None and isinstance(processing_class, PreTrainedTokenizerBase):
             data_collator = DistillationCollator(
                 processing_class, teacher_processing_class, length_multiple(args.device)
@@ -122,23 +140,22 @@ class DistillationTrainer(EvaluatingTrainer):
             processing_class=processing_class,
             **trainer_arguments,
         )
-        self.teacher_model: Any = teacher
-        self.teacher_processing_class: Any = teacher_processing_class
+        self._teacher, self._teacher_tokenizer = teacher, teacher_processing_class
         unnamed = adopt_label_names(getattr(self.model, "config", None), self.train_dataset, self.eval_dataset)
         task = task_of(getattr(self.model, "config", None))
         if objectives is None:
             taught = teacher is not None or TEACHER_LOGITS in self._columns
             objectives = [] if self.compute_loss_func is not None else default_objectives(taught, task)
         self._given_objectives = list(objectives)
-        # Of the objectives, in a trial of a search.
-        self._trial_settings: dict[str, Any] = {}
         self._lean = LeanTraining()
-        # Why the teacher was not run once; None where it was.
+        # Why the teacher is not run once for the next training; None where it is. Whether it ever was.
         self._live_since: str | None = None
+        self._teacher_ran = False
+        self._own_parts = describe_own_parts(self.compute_loss_func, self.optimizer, self.optimizer_cls_and_kwargs)
         self._measure_by(scoring_of(task), compute_metrics)
-        self._connect(unnamed)
+        self.connect(unnamed)
 
-    def _connect(self, unnamed: bool = False) -> None:
+    def connect(self, unnamed: bool = False) -> None:
         """Fit student, teacher, data and objectives together: at first, and for every student of `model_init`."""
         args, student = self.args, self.model
         config = getattr(student, "config", None)
@@ -148,8 +165,8 @@ class DistillationTrainer(EvaluatingTrainer):
         self.eval_dataset = self._aligned(self.eval_dataset, "evaluation")
         # Objectives start anew, and both models give what they read.
         objectives = self._given_objectives
-        if self._trial_settings:
-            objectives = with_settings(objectives, self._trial_settings)
+        if self.trial_settings:
+            objectives = with_settings(objectives, self.trial_settings)
         self._loss = DistillationLoss(
             student,
             self.teacher_model,
@@ -162,7 +179,6 @@ class DistillationTrainer(EvaluatingTrainer):
             classes=self.classes,
             autocast=self.accelerator.autocast,
         )
-        self.objectives: Any = self._loss.objectives
         self._evaluation = EvaluationLoss(self._loss, self.accelerator, args.logging_nan_inf_filter)
         self._student, self._signals = self._loss.student, self._loss.signals
         self._loss.let_ddp_find_unused(self.accelerator.ddp_handler, args.ddp_find_unused_parameters)
@@ -234,9 +250,9 @@ class DistillationTrainer(EvaluatingTrainer):
             Nothing.
         """
         if self.model is not None:
-            # An evaluation in half precision (bf16_full_eval, fp16_full_eval) leaves the model in it.
             refuse_untrained(as_student(self.model), self.optimizer if self.model_init is None else None)
         self.objectives.refuse_rebound()
+        self.follow_assigned_metrics()
         # Other rows may have been assigned since the constructor aligned what it was given.
         self.train_dataset = self._aligned(self.train_dataset, "training")
         # The teacher may have been given hooks or other modules since it was last run.
@@ -248,6 +264,7 @@ class DistillationTrainer(EvaluatingTrainer):
         self._live_since = refused_speed_ups(self._parts()).get(CACHED_TEACHER)
         if self._live_since is None:
             self.train_dataset = self._signals.run_once(self.train_dataset, self.args)
+            self._teacher_ran = True
         try:
             yield
         finally:
@@ -258,28 +275,10 @@ class DistillationTrainer(EvaluatingTrainer):
                 self.model = self.model_wrapped = student
 
     def describe_run(self) -> dict[str, Any]:
-        """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
-        rows, columns = self.train_dataset, self._signature_columns
-        return describe_run(self.args, self.model, self.teacher_model, self.objectives, rows, columns)
-
-    def _hp_search_setup(self, trial: Any) -> None:
-        """Set the arguments of a search's trial, then fit everything to the student that `model_init` just made."""
-        self._trial_settings.clear()
-        if isinstance(trial, dict):
-            self._trial_settings.update({name: trial.pop(name) for name in [*trial] if "." in name})
-        super()._hp_search_setup(trial)
-        if self.model_init is not None:
-            self._connect()
-        if trial is not None:
-            self.run_record = self.describe_run()
-
-    def hyperparameter_search(self, *arguments: Any, **search: Any) -> Any:
-        """Search as `Trainer` does, by accuracy or its like unless told; see `nlpkd.training.search`.
-
-        A name in `hp_space` such as `forward_kl.weight` is a setting of an objective.
-        """
-        known = (self.args, getattr(self.model, "config", None), self._trial_settings)
-        return super().hyperparameter_search(**search_arguments(*known, *arguments, **search))
+        """Describe what the result depends on; see `nlpkd.training.run_record.describe_run`."""
+        rows: Any = (self.train_dataset, self._signature_columns)
+        made: Any = {"teacher_ran": self._teacher_ran, "own_parts": self._own_parts}
+        return describe_run(self.args, self.model, self.teacher_model, self.objectives, *rows, **made)
 
     # Loss
 

@@ -51,12 +51,17 @@ def same(found: dict, expected: dict) -> bool:
     return all(found[name].dtype == each.dtype and torch.equal(found[name], each) for name, each in expected.items())
 
 
+class XLNetTokenizer(BertTokenizer):
+    """Known by its name: the one family that is padded on the left."""
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_table_makes_the_batch_of_its_rows(tokenizer, kind, shape, side):
     rows = SHAPES[shape](Dataset.from_dict(TOKENS | TABLES[kind]))
-    padding = BertTokenizer(vocab=tokenizer.get_vocab(), padding_side=side, pad_token="[MASK]")
+    made = BertTokenizer if side == "right" else XLNetTokenizer
+    padding = made(vocab=tokenizer.get_vocab(), padding_side=side, pad_token="[MASK]")
     for multiple in (None, 8):
         collate = DistillationCollator(padding, pad_to_multiple_of=multiple)
         for chosen in ([*NUMBERS], [6, 2, 2], [4]):
@@ -111,3 +116,18 @@ def test_a_loader_s_batches_are_the_rows_whatever_pads_and_collates_them(tokeniz
                 found = Numbered(collate)(Rows(given).__getitems__(numbers))
                 assert found.pop(ROWS) == numbers
                 assert same(found, collate([rows[number] for number in numbers]))
+
+
+@pytest.mark.parametrize("given", ["right", "left"])
+@pytest.mark.parametrize(("kind", "usual"), [(BertTokenizer, "right"), (XLNetTokenizer, "left")])
+def test_texts_are_padded_where_their_model_reads_none_whatever_the_tokenizer_was_set_to(
+    tokenizer, kind, usual, given
+):
+    padding = kind(vocab=tokenizer.get_vocab(), padding_side=given)
+    batch = DistillationCollator(padding, padding)(
+        [{"input_ids": [2, 3], "teacher_input_ids": [2, 3]}] * 1
+        + [{"input_ids": [2, 4, 3], "teacher_input_ids": [2, 4, 3]}]
+    )
+    padded = [2, 3, 0] if usual == "right" else [0, 2, 3]
+    assert batch["input_ids"].tolist()[0] == batch["teacher_input_ids"].tolist()[0] == padded
+    assert padding.padding_side == given

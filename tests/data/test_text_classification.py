@@ -246,14 +246,14 @@ def test_a_million_letters_are_one_truncated_row(tmp_path):
 
 
 def test_a_batch_is_padded_to_its_longest_row_and_no_further(recwarn, caplog):
-    data = load(reviews(), teacher_tokenizer=make_tokenizer(WORDS[::-1], padding_side="left"))
-    collate = DistillationCollator(make_tokenizer(), make_tokenizer(WORDS[::-1], padding_side="left"))
+    data = load(reviews(), teacher_tokenizer=make_tokenizer(WORDS[::-1]))
+    collate = DistillationCollator(make_tokenizer(), make_tokenizer(WORDS[::-1]))
     caplog.clear()
     batch = collate([data["train"][0], data["train"][1]])
     assert batch["input_ids"].tolist() == [[2, 7, 9, 4, 3], [2, 8, 9, 3, 0]]
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 1, 0]]
-    assert batch["teacher_input_ids"].tolist() == [[7, 2, 0, 5, 6], [9, 7, 1, 0, 6]]
-    assert batch["teacher_attention_mask"].tolist() == [[1] * 5, [0, 1, 1, 1, 1]]
+    assert batch["teacher_input_ids"].tolist() == [[7, 2, 0, 5, 6], [7, 1, 0, 6, 9]]
+    assert batch["teacher_attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 1, 0]]
     assert batch["labels"].tolist() == [1, 0] and batch["labels"].dtype == torch.int64
     assert set(batch) == {"input_ids", "attention_mask", "teacher_input_ids", "teacher_attention_mask", "labels"}
     assert not recwarn.list and not caplog.records

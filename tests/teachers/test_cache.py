@@ -149,7 +149,7 @@ def test_batches_hold_rows_of_similar_length_within_the_budget_of_tokens(cache, 
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_follows_the_tokenizer_and_a_missing_mask_is_made(rows, teacher, tokenizer, tmp_path, side):
+def test_padding_is_on_the_right_and_a_missing_mask_is_made(rows, teacher, tokenizer, tmp_path, side):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = side
     seen = []
@@ -165,7 +165,7 @@ def test_padding_follows_the_tokenizer_and_a_missing_mask_is_made(rows, teacher,
     found = [row[mask.bool()].tolist() for ids, masks in seen for row, mask in zip(ids, masks, strict=True)]
     assert {tuple(ids) for ids in found} == expected and len(found) == ROWS
     ids, mask = seen[0]
-    assert not mask.all() and bool(mask[:, -1 if side == "left" else 0].all())
+    assert not mask.all() and bool(mask[:, 0].all())
     assert (ids[mask == 0] == tokenizer.pad_token_id).all()
 
 
@@ -763,3 +763,29 @@ def test_a_format_is_kept_and_shows_the_outputs(cache, teacher, rows):
     row = cache(teacher, rows.with_format("torch", columns=["input_ids", "attention_mask"]))[0]
     assert sorted(row) == ["attention_mask", "input_ids", "teacher_logits"]
     assert isinstance(row["input_ids"], torch.Tensor)
+
+
+@pytest.mark.parametrize("names", [None, ("neg", "pos")], ids=["labels without names", "named labels"])
+def test_logits_of_another_teacher_beside_the_rows_are_refused(names, cache, make_rows, settings, tokenizer, caplog):
+    """The column would teach, and the teacher that is given would be recorded."""
+    # Teachers of random weights, whom no gold label finds out.
+    rows = make_rows(48).map(lambda row: {"labels": -100})
+    more = {} if names is None else {"id2label": dict(enumerate(names))}
+    first, second = (tiny_bert(2, seed=seed, initializer_range=0.5, **more) for seed in (1, 2))
+
+    def trainer(column_of, given, check, **config):
+        folder = f"{id(column_of)}-{config}"
+        kept = cache(column_of, rows, folder, **config) if column_of is not None else rows
+        student, args = tiny_bert(1, **more), settings(teacher_check=check, learning_rate=0.0)
+        return DistillationTrainer(student, given, args, [ForwardKLLoss()], kept, processing_class=tokenizer)
+
+    with pytest.raises(ValueError, match="column teacher_logits. that are not those of the teacher"):
+        trainer(first, second, "error")
+    trainer(first, second, "warn")
+    assert "are not those of the teacher" in caplog.text
+    caplog.clear()
+    trainer(first, second, "off")
+    for bf16 in (False, True):
+        trainer(first, first, "warn", bf16=bf16)
+    trainer(None, second, "warn")
+    assert "are not those of the teacher" not in caplog.text

@@ -1,11 +1,14 @@
 """The evaluation of a student while it is trained: its loss, its metrics, and what is chosen by them."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from samples import tiny_bert
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from nlpkd import DistillationTrainer
 from nlpkd.objectives import (
@@ -217,3 +220,62 @@ def test_a_search_sets_the_objectives_weights_too(make_rows, settings, tokenizer
     assert best.hyperparameters["forward_kl.weight"] in [weight for weight, _ in found]
     assert all(weight == factor != 1.0 for weight, factor in found) and len({*found}) == 2
     assert given[1].weight == 1.0 and dataclasses.asdict(trainer.args)["max_steps"] == 1
+
+
+def test_metrics_that_are_assigned_to_a_trainer_are_its_own(build):
+    trainer = build()
+    plain = trainer.evaluate()
+    trainer.compute_metrics = lambda found: {"first": float(found.predictions[0, 0]), "labels": len(found.label_ids)}
+    found = trainer.evaluate()
+    assert found["eval_labels"] == 20 and "eval_accuracy" not in found
+    assert found["eval_agreement"] == plain["eval_agreement"]
+    trainer.preprocess_logits_for_metrics = lambda logits, labels: 2 * logits
+    assert trainer.evaluate()["eval_first"] == pytest.approx(2 * found["eval_first"])
+    trainer.train()
+    assert "eval_first" in trainer.evaluate()
+
+
+@pytest.mark.parametrize("name", ["teacher_model", "teacher_processing_class", "objectives"])
+def test_what_is_fitted_together_is_not_changed_in_a_trainer(name, build):
+    trainer = build()
+    before = getattr(trainer, name)
+    with pytest.raises(ValueError, match=f"{name} was fitted together .* make another DistillationTrainer"):
+        setattr(trainer, name, None)
+    assert getattr(trainer, name) is before
+
+
+@pytest.mark.parametrize("kind", ["bf16_full_eval", "fp16_full_eval"])
+def test_an_evaluation_in_half_precision_leaves_the_weights_as_they_were(kind, build, tmp_path):
+    trainer = build(config={kind: True})
+    trainer.train()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.evaluate()
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in before.items() if name in saved)
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_a_tokenizer_set_up_to_generate_changes_no_evaluation_and_no_kept_logits(kind, settings, make_rows, tokenizer):
+    """GPT-2 counts its positions from the first place, padding or not."""
+    names = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 2}
+    torch.manual_seed(0)
+    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
+    decoder = GPT2ForSequenceClassification(GPT2Config(**names, **size))
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    found = set()
+    for padding in (tokenizer, left):
+        for size in (1, 16):
+            for cache in ("auto", "off"):
+                args = settings(
+                    per_device_eval_batch_size=size, learning_rate=0.0, cache_teacher=cache, num_train_epochs=2
+                )
+                pair = (copy.deepcopy(decoder), None) if kind == "student" else (tiny_bert(1, **WIDE), decoder)
+                losses = [CrossEntropyLoss()] if kind == "student" else [ForwardKLLoss()]
+                trainer = DistillationTrainer(*pair, args, losses, make_rows(20), make_rows(20), padding)
+                taught = trainer.train().training_loss
+                found.add((round(trainer.evaluate()["eval_loss"], 4), round(taught, 4)))
+                assert trainer.processing_class.padding_side == "right"
+    assert len(found) == 1 and left.padding_side == "left"
