@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -11,19 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
-from nlpkd.data.rows import count_rows, makes_batches, random_access
+from nlpkd.data.rows import describe_rows
 from nlpkd.evaluation.records import as_type
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import (
@@ -44,8 +39,6 @@ logger = logging.getLogger(__name__)
 RUN_RECORD = "distillation_run.json"
 """In every checkpoint: what the run's result depends on."""
 
-_HASHED_ROWS = 10_000
-
 # How a step's rows are split into micro-batches and processes, logging, evaluation and saving change no result.
 _SETTINGS = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
@@ -55,7 +48,8 @@ _SETTINGS = (
     "ensemble_weights", "lean_training",
 )  # fmt: skip
 
-_LENGTH = ("num_train_epochs", "max_steps")
+LENGTH = ("num_train_epochs", "max_steps")
+"""Settings of a training's length."""
 
 # The state that `Trainer` resumes from, but for what holds entries of any kind. Steps as settings may be 1.0.
 _STATE_TYPES = {
@@ -320,24 +314,32 @@ def describe_run(
         them; `"length"`: epochs and steps, which may change; `"start"`: the student's weights at the start, which a
         checkpoint replaces.
     """
-    # Settings
+    result = describe_lessons(args, teacher, objectives, rows, columns) | _describe_student(student)
+    # Weights at the start, which matter to the end only where they pull
+    start = {"hash of the weights": hash_weights(student)}
+    if args.anchor_weight:
+        result |= {"the student's weights at the start": start["hash of the weights"]}
+    length = {name: getattr(args, name) for name in LENGTH}
+    return json.loads(json.dumps({"result": result, "length": length, "start": start}, default=str))
+
+
+def describe_lessons(
+    args: DistillationConfig, teacher: nn.Module | None, objectives: ObjectiveSet, rows: Any, columns: Sequence[str]
+) -> dict[str, Any]:
+    """Describe what a training's result depends on beside its student and its length; see `describe_run`."""
     settings = args.to_dict()
     result = {name: settings.get(name) for name in _SETTINGS}
     result["rows of an optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    # Student, rows and objectives
-    result |= _describe_student(student) | _describe_rows(rows, columns, with_teacher=teacher is not None)
+    # What the teacher was run for beforehand depends on teacher and rows.
+    given = [name for name in columns if teacher is None or name != TEACHER_LOGITS]
+    result |= describe_rows(rows, given, "training")
     for name, objective in zip(objectives.names, objectives, strict=True):
         result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}
     # The teacher, where it is run
     if teacher is not None and objectives.need_teacher:
         result |= {"the teacher's weights": hash_weights(teacher)}
         result |= {"the teacher's configuration": hash_configuration(teacher)}
-    # Weights at the start, which matter to the end only where they pull
-    start = {"hash of the weights": hash_weights(student)}
-    if args.anchor_weight:
-        result |= {"the student's weights at the start": start["hash of the weights"]}
-    record = {"result": result, "length": {name: settings[name] for name in _LENGTH}, "start": start}
-    return json.loads(json.dumps(record, default=str))
+    return result
 
 
 def _describe_student(model: Any) -> dict[str, Any]:
@@ -348,34 +350,3 @@ def _describe_student(model: Any) -> dict[str, Any]:
     settings = {} if config is None else config.to_dict()
     settings = {k: v for k, v in settings.items() if k not in NO_INFLUENCE and not k.endswith("_token_id")}
     return told | {f"the student's {name}": value for name, value in settings.items()}
-
-
-def _describe_rows(rows: Any, columns: Sequence[str], with_teacher: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {"training rows": count_rows(rows)}
-    if makes_batches(rows):
-        # Read as a whole it would take long: its size and its first rows stand for it.
-        told["bytes of the training file"] = rows.path.stat().st_size
-    rows = random_access(rows, first=_HASHED_ROWS)
-    if not isinstance(rows, Dataset):
-        return told
-    # What the teacher was run for beforehand depends on teacher and rows.
-    made = {TEACHER_LOGITS} if with_teacher else set()
-    read = sorted(set(columns) & set(rows.column_names) - made)
-    return told | {f"the training rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
-
-
-def _hash_columns(rows: Dataset, columns: list[str]) -> dict[str, str]:
-    """Hash the values of columns, however they are stored."""
-    digests = {name: hashlib.sha256() for name in columns}
-    for table in rows.select_columns(columns).with_format("arrow").iter(_HASHED_ROWS):
-        for name, digest in digests.items():
-            array = table.column(name).combine_chunks()
-            while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
-                digest.update(pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64).data)
-                array = pc.list_flatten(array)
-            if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type):
-                wide = np.int64 if not pa.types.is_floating(array.type) else np.float64
-                digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False), dtype=wide).data)
-            else:
-                digest.update(json.dumps(array.to_pylist(), default=repr).encode())
-    return {name: digest.hexdigest() for name, digest in digests.items()}
