@@ -73,13 +73,13 @@ class DistillationConfig(TrainingArguments):
             others would not move anyway (AdamW without weight decay): the same student but for rounding, in less time.
         lean_training: leave out what nothing reads: the last layer is computed for the first token alone where
             neither the head nor an objective reads another, and on the CPU dropout draws 16 bits an element
-            (`nlpkd.training.lean`). The same training but for rounding and for which elements are dropped. Hooks on
-            the student turn it off. Callbacks and methods of your own may read other tokens' states, so that the last
-            layer stays whole beside them; True says that they don't. None: wherever an objective needs a teacher; a
-            `DistillationTrainer` without one then trains as `Trainer` does to the last mask, while `train_teacher` and
-            the baselines of `distill` are lean.
+            (`nlpkd.training.speed.lean`). The same training but for rounding and for which elements are dropped. Hooks
+            on the student turn it off. Callbacks and methods of your own may read other tokens' states, so that the
+            last layer stays whole beside them; True says that they don't. None: wherever an objective needs a teacher;
+            a `DistillationTrainer` without one then trains as `Trainer` does to the last mask, while `train_teacher`
+            and the baselines of `distill` are lean.
         cuda_graphs: on one GPU, record the passes of student and teacher as CUDA graphs where lean training is on and
-            nothing stands against it (`nlpkd.training.lean`): the same kernels, without the time to launch them.
+            nothing stands against it (`nlpkd.training.speed.lean`): the same kernels, without the time to launch them.
         rehearsal: before the first step, try evaluation, saving and the report on some rows, so that what fails at the
             end is known at the start; see `nlpkd.training.rehearsal`. Not where DeepSpeed or FSDP split a model up.
         bootstrap_samples: resamples behind the 95 % intervals of the report that `distill` writes.

@@ -9,17 +9,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict
-
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import name_of
+from nlpkd.data.sources import identity_of_source
 from nlpkd.hub.saving import CARD_NAME
-from nlpkd.models.onnx_classifier import weights_sha256
+from nlpkd.models.source import identity_of_model
 from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan, plan_distillation
 from nlpkd.pipeline.prepare import prepare_job
-from nlpkd.utils.files import digest_of, explain_damage, write_atomic
+from nlpkd.students.kinds import kind_of
+from nlpkd.utils.files import explain_damage, write_atomic
 from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import without_tokens
@@ -37,6 +36,11 @@ _OF_THE_ROWS |= {"teacher", "teacher_dtype", "train", "seed", "vocabulary"}
 """What the teacher's outputs depend on, beside `augment` and its like."""
 
 
+_SOURCES = ("train", "validation", "test", "augment_texts")
+_MODELS = ("teacher", "student", "backbone", "augment_model")
+"""Arguments that are known by what they name, which may change under its name."""
+
+
 @dataclass
 class FrontierStudent:
     """A student of a frontier, and how far it is.
@@ -45,7 +49,7 @@ class FrontierStudent:
         name: as it was asked for.
         folder: its own.
         arguments: of `nlpkd.distill`.
-        asked: the same as JSON can hold it, files by their content.
+        asked: the same as JSON can hold it, files, models and rows by their content; also a student that is a model.
         started: whether it was begun with these arguments.
         finished: how many seeds are finished.
         error: why it failed, if it did.
@@ -65,7 +69,8 @@ class FrontierStudent:
     def of(cls, name: str, folder: Path, settings: Mapping[str, Any], own: Mapping[str, Any]) -> FrontierStudent:
         """Read how far a student with settings of its own is; refuse a finished one that was made otherwise."""
         arguments = {**settings, **own}
-        asked = {key: _identity(key, value) for key, value in arguments.items() if value is not None}
+        given = arguments if name == TEACHER or kind_of(name) is not None else {"student": name, **arguments}
+        asked = {key: _identity(key, value) for key, value in given.items() if value is not None}
         student = cls(name, folder, arguments, json.loads(json.dumps(asked, default=str)))
         student.own_rows = any(key in _OF_THE_ROWS or key.startswith("augment") for key in own)
         path = folder / _STATE
@@ -123,16 +128,10 @@ class FrontierStudent:
 
 def _identity(argument: str, value: Any) -> Any:
     """Return what tells an argument from another one: of files, models and rows in memory the content."""
-    if argument not in ("teacher", "train", "validation", "test", "backbone"):
-        return value
-    if isinstance(value, DatasetDict):
-        return {split: rows._fingerprint for split, rows in value.items()}
-    if isinstance(value, Dataset):
-        return value._fingerprint
-    path = Path(value) if isinstance(value, (str, Path)) else None
-    if path is not None and path.is_file():
-        return digest_of(path)
-    return weights_sha256(path) if path is not None and path.is_dir() else name_of(value)
+    if argument in _SOURCES:
+        return identity_of_source(value)
+    # A Hub id is told by itself.
+    return identity_of_model(value).get("weights", str(value)) if argument in _MODELS else value
 
 
 def _ship_teacher(teacher: str | Path, **keywords: Any) -> None:

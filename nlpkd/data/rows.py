@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict
 
@@ -15,6 +18,8 @@ from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.streaming import TextStream
 from nlpkd.tasks import UNLABELLED
 from nlpkd.utils.randomness import undrawn
+
+_HASHED_ROWS = 10_000
 
 
 def makes_batches(rows: Any) -> bool:
@@ -135,6 +140,45 @@ def random_access(rows: Any, first: int) -> Any:
         A data set of a stream; `rows` itself where it is anything else.
     """
     return rows.head(first) if isinstance(rows, TextStream) else rows
+
+
+def describe_rows(rows: Any, columns: Sequence[str], split: str) -> dict[str, Any]:
+    """Describe rows by hashes of their columns: other rows are described otherwise.
+
+    Args:
+        rows: of any kind; a stream is described by its size and its first rows.
+        columns: of them, that matter; names that they have no column of are passed over.
+        split: how a refusal calls the rows, such as "training".
+
+    Returns:
+        Sizes and hashes by what a refusal calls them.
+    """
+    told: dict[str, Any] = {f"{split} rows": count_rows(rows)}
+    if makes_batches(rows):
+        # Read as a whole it would take long: its size and its first rows stand for it.
+        told[f"bytes of the {split} file"] = rows.path.stat().st_size
+    rows = random_access(rows, first=_HASHED_ROWS)
+    if not isinstance(rows, Dataset):
+        return told
+    read = sorted(set(columns) & set(rows.column_names))
+    return told | {f"the {split} rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
+
+
+def _hash_columns(rows: Dataset, columns: list[str]) -> dict[str, str]:
+    """Hash the values of columns, however they are stored."""
+    digests = {name: hashlib.sha256() for name in columns}
+    for table in rows.select_columns(columns).with_format("arrow").iter(_HASHED_ROWS):
+        for name, digest in digests.items():
+            array = table.column(name).combine_chunks()
+            while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
+                digest.update(pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64).data)
+                array = pc.list_flatten(array)
+            if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type):
+                wide = np.int64 if not pa.types.is_floating(array.type) else np.float64
+                digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False), dtype=wide).data)
+            else:
+                digest.update(json.dumps(array.to_pylist(), default=repr).encode())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 _READ_FOR_EACH = 4

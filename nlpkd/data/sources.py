@@ -15,6 +15,9 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset
 
 from nlpkd.data.readers import SUFFIXES, UNFIT, check_names, read_table, table_of, to_column
+from nlpkd.data.rows import describe_rows
+from nlpkd.utils.files import digest_of
+from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.hub_requests import limit_hub_requests
 
 logger = logging.getLogger(__name__)
@@ -144,6 +147,24 @@ def name_of(source: Source) -> str:
     if not isinstance(source, (str, os.PathLike)):
         return "in-memory data"
     return str(source) if _is_hub_id(source) else Path(source).name
+
+
+def identity_of_source(source: Source) -> str:
+    """Tell a source from every other one, so that what was made of it is not taken for another's.
+
+    Args:
+        source: as for `read_splits`, or a file of any other kind.
+
+    Returns:
+        Of a file and of rows in memory a hash of their content, of a Hub id the id.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return digest_of(Path(source)) if Path(source).is_file() else str(source)
+    found = _read(source)
+    splits = found if isinstance(found, DatasetDict) else {"": found}
+    return hash_value(
+        {role: [str(rows.features), describe_rows(rows, rows.column_names, role)] for role, rows in splits.items()}
+    )
 
 
 def _read(

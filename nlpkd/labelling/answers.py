@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.files import explain_damage
+from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.links import open_no_link, refuse_links
 from nlpkd.utils.locks import lock_of
 
@@ -53,19 +54,21 @@ class AnswerFile:
         """Return the answers by the texts' hashes; a last line that was cut short by a kill is dropped.
 
         Raises:
-            ValueError: if they are another teacher's, or no answers.
+            ValueError: if they are another teacher's, or of other weights of its model, or no answers.
         """
         if not self.path.exists():
             return {}
         lines = self.path.read_bytes().split(b"\n")[:-1]
         with explain_damage(self.path, "delete it, and all texts are asked about again; or give another output"):
             owner, *found = map(json.loads, lines) if lines else [self.owner]
-            answers = {str(key): Answer(*answer) for key, *answer in found} if owner == self.owner else {}
+            differ = differences(_flat(owner), _flat(self.owner), "the file")
+            answers = {} if differ else {str(key): Answer(*answer) for key, *answer in found}
             _check(list(answers.values()), self.teacher)
-        if owner != self.owner:
+        if differ:
             raise ValueError(
-                f"{self.path} holds the answers of another teacher or question ({str(owner):.300}): delete "
-                "it, or give another output"
+                f"{self.path} holds the answers of another teacher or question, or of other weights of the model, "
+                f"which earlier versions did not note (what differs: {'; '.join(differ):.600}): delete it, or give "
+                "another output"
             )
         return answers
 
@@ -245,6 +248,11 @@ def _groups(texts: Sequence[str], size: int) -> list[list[str]]:
 
 def _key(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _flat(owner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a teacher and its classes by single names."""
+    return {"classes": owner["classes"], **owner["teacher"]}
 
 
 def _check(answers: Sequence[Answer], teacher: LabelingTeacher) -> None:

@@ -13,6 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
+from nlpkd.utils.files import digest_of
+from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights
+
+_MODEL_FILES = (
+    *("model*.safetensors", "pytorch_model*.bin", "adapter_model.*", "config.json", "adapter_config.json", "*.py"),
+    *("tokenizer*", "vocab*", "merges.txt", "*.model", "added_tokens.json", "special_tokens_map.json"),
+    # Of a decoder that is asked, and of a sentence encoder with its parts, such as 1_Pooling.
+    *("chat_template*", "modules.json", "*sentence_*.json", "[0-9]*_*/*"),
+)
+"""What a model's answers depend on; not what is written beside it, such as reports."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,31 @@ class ModelSource:
             given = given.config._name_or_path or f"./{type(given).__name__}"
         name = str(given) if not Path(given).exists() or Path(given).is_absolute() else f"./{Path(given)}"
         return {"name": name, "revision": self.revision}
+
+
+def identity_of_model(given: Any, revision: str | None = None) -> dict[str, str]:
+    """Tell a model from every other one, so that what was made with it is not taken for another one's.
+
+    Args:
+        given: a path, a Hub id, or a module.
+        revision: branch, tag or commit of a Hub id.
+
+    Returns:
+        Of a Hub id its revision, if one is given, since its name says the rest. Of all others a hash: of a folder
+        one of the files that its answers depend on, of a single file one of its content and of its model's folder, of
+        a module one of weights, configuration and names.
+    """
+    if isinstance(given, nn.Module):
+        names = getattr(getattr(given, "config", None), "id2label", None)
+        return {"weights": hash_value([hash_weights(given), hash_configuration(given), names])}
+    path = Path(given)
+    if path.is_file():
+        beside = identity_of_model(model_folder(path)) if _is_onnx(path) else {}
+        return {"weights": hash_value([digest_of(path), beside])}
+    if path.is_dir():
+        files = {file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()}
+        return {"weights": hash_value({str(file.relative_to(path)): digest_of(file) for file in files})}
+    return {} if revision is None else {"revision": revision}
 
 
 def _is_onnx(given: str | Path) -> bool:

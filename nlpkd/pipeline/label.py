@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,18 @@ from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
+from nlpkd.labelling.rounds import RoundFile
 from nlpkd.labelling.rows import PROBABILITIES, answers_beside, save_rows, texts_to_label, with_answers
 from nlpkd.labelling.selection import SELECTIONS, labels_saved, margins, select_texts
+from nlpkd.models.source import ModelSource, identity_of_model
+from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher, batches_by_length
+from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.files import write_atomic
+from nlpkd.utils.fingerprints import hash_value
 
 __all__ = ["LabelPlan", "label"]
 
@@ -140,13 +145,15 @@ def label_in_rounds(
     """Choose the rows that are worth a label, ask about them round by round, and keep the curve beside the output.
 
     The arguments are those of `label`. Each round's rows are kept in `OUTPUT.rounds.json` before they are asked about,
-    so that a run which was stopped goes on with the same rows.
+    so that a run which was stopped goes on with the same rows; one of other texts, another teacher or student or other
+    settings does not take them.
 
     Returns:
         The numbers of the chosen rows.
 
     Raises:
-        ValueError: if the budget, the selection or the number of rounds does not fit, or there is no student.
+        ValueError: if the budget, the selection or the number of rounds does not fit, there is no student, or the
+            rounds that are kept are others.
     """
     # Equal texts are one text.
     distinct = list({text: row for row, text in reversed(list(enumerate(texts)))}.values())[::-1]
@@ -160,28 +167,27 @@ def label_in_rounds(
             f"select must be one of {', '.join(SELECTIONS)}, and student a model; got {select!r}, {student}"
         )
     kinds = [select, "random"] if against_random and select != "random" else [select]
-    kept = output.with_name(output.name + ".rounds.json")
-    asked_for = {"budget": budget, "rounds": rounds, "seed": keywords.get("seed", 42), "texts": len(distinct)}
-    done: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"asked": asked_for}
-    if done["asked"] != asked_for:
-        raise ValueError(f"{kept} is of other rounds, {done['asked']}: delete it, or give another output")
+    depends_on = _describe_rounds(answers, output, texts, student, **keywords)
+    path = output.with_name(output.name + ".rounds.json")
+    kept = RoundFile(path, {"budget": budget, "rounds": rounds} | depends_on)
     curves: dict[str, list[tuple[int, float]]] = {}
     for kind in kinds:
-        generator, learner = np.random.default_rng(asked_for["seed"]), None
+        generator, learner = np.random.default_rng(keywords.get("seed", 42)), None
         chosen: list[int] = []
         for number in range(rounds):
             # What the student that was trained last is unsure of; by chance at first.
             count, taken, name = budget * (number + 1) // rounds - len(chosen), set(chosen), f"{kind} {number}"
             pool = [row for row in distinct if row not in taken]
             by_chance = generator.choice(len(pool), count, replace=False).tolist()
-            if name not in done:
-                picked = by_chance
+            picked = kept.rows(name, count, pool)
+            if picked is None:
+                places = by_chance
                 if learner is not None and kind != "random":
                     probabilities, embeddings = learner.read([texts[row] for row in pool])
-                    picked = select_texts(kind, count, margins(probabilities, teacher.problem_type), embeddings)
-                done[name] = [pool[place] for place in picked]
-                write_atomic(kept, json.dumps(done).encode())
-            chosen += done[name]
+                    places = select_texts(kind, count, margins(probabilities, teacher.problem_type), embeddings)
+                picked = [pool[place] for place in places]
+                kept.keep(name, picked)
+            chosen += picked
             # Buy them, learn from all so far, and measure.
             own = rows.select(chosen)
             bought = answers.ask([texts[row] for row in chosen], limits)
@@ -196,6 +202,18 @@ def label_in_rounds(
     if learner is not None and test is not None:
         _save_curves(output, curves, select, learner.metric)
     return result
+
+
+def _describe_rounds(
+    answers: AnswerFile, output: Path, texts: Sequence[str], student: Any, objectives: Any = "hinton", **keywords: Any
+) -> dict[str, Any]:
+    """Describe what the rows that rounds choose depend on: the texts, the teacher, the student and its training."""
+    data_args, args, _ = _training(output, objectives, **keywords)
+    lessons = ObjectiveSet(with_settings(resolve(objectives)[-1].objectives, {}), args.weighting)
+    told = {"teacher": hash_value(answers.owner), "student": str(ModelSource.of(student).describe()["name"])}
+    told |= {f"the student's {name}": value for name, value in identity_of_model(student).items()}
+    told |= asdict(data_args) | {name: getattr(args, name) for name in LENGTH}
+    return told | describe_lessons(args, None, lessons, Dataset.from_dict({"text": list(texts)}), ["text"])
 
 
 def _training(

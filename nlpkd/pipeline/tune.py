@@ -16,23 +16,31 @@ from transformers.integrations import is_optuna_available
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.rows import has_unlabelled
+from nlpkd.data.rows import describe_rows, has_unlabelled, random_access
 from nlpkd.data.sources import Source
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.evaluation.report_text import Cells, flat
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.objectives import Objective
-from nlpkd.objectives.objective_set import with_settings
+from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
+from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.files import write_atomic
+from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.packages import how_to_install
 from nlpkd.utils.processes import decided_by_main_process
 
 TUNING_FILE = "tuning.json"
+
+STUDY_FILE = "optuna.log"
+"""The trials, with what they are of."""
+
+_ASKED = "asked"
+"""In the study: what its trials' values depend on."""
 
 
 _SHOWN = 4
@@ -97,7 +105,8 @@ def tune(
             or one of an objective: `"forward_kl.temperature"`, `"cross_entropy.weight"`. The learning rate if None.
         layers: numbers of the teacher's layers to choose from.
         objectives: a preset of one stage, or objectives.
-        n_trials: how many settings to try in all; a search that was interrupted goes on where it stopped.
+        n_trials: how many settings to try in all; a search that was interrupted goes on where it stopped, and one of
+            more trials where it ended.
         output_dir: where the trials (`optuna.log`) and the result (`tuning.json`) are kept.
         **keywords: how the text is read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
             `validation_split`, ...); and fields of `DistillationConfig`.
@@ -106,7 +115,8 @@ def tune(
         The best settings, which are printed and saved as `tuning.json` too.
 
     Raises:
-        ValueError: if Optuna is missing, there are no held-out rows, or a setting is unknown.
+        ValueError: if Optuna is missing, there are no held-out rows, a setting is unknown, or the folder has the
+            trials of another search (what differs is named).
     """
     if not is_optuna_available():
         raise ValueError(f"a search needs Optuna: {how_to_install('tune')}")
@@ -135,10 +145,12 @@ def tune(
         # The search, which goes on where it stopped, with other draws than those it began with.
         study = optuna.create_study(
             study_name="nlpkd",
-            storage=JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
+            storage=JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
             direction="maximize",
             load_if_exists=True,
         )
+        asked = _describe_search(job, args, search, layers)
+        decided_by_main_process(partial(_refuse_other_search, study, asked, folder))
         study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
         done = len([trial for trial in study.trials if trial.value is not None])
         for _ in range(done, n_trials):
@@ -181,6 +193,35 @@ def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence
             raise ValueError(f"search[{name!r}] must be a pair (low, high) or a list of values, got {values!r}")
     if (count := len(resolve(objectives))) > 1:
         raise ValueError(f"objectives={objectives!r} has {count} stages: search those of one, like 'hinton'")
+
+
+def _describe_search(
+    job: Job, args: DistillationConfig, search: Mapping[str, Sequence[Any]], layers: Sequence[int]
+) -> dict[str, Any]:
+    """Describe all that the trials' values depend on, as JSON can hold it."""
+    objectives = ObjectiveSet(job.stages[0].objectives, args.weighting)
+    train, held_out = job.data["train"], job.data["validation"]
+    told = {"layers": list(layers)} | {f"search of {name}": list(values) for name, values in search.items()}
+    told |= {name: getattr(args, name) for name in LENGTH}
+    columns = random_access(train, first=1).column_names
+    told |= describe_lessons(args, job.teacher, objectives, train, columns)
+    told |= describe_rows(held_out, held_out.column_names, "held-out")
+    return json.loads(json.dumps(told, default=str))
+
+
+def _refuse_other_search(study: Any, asked: dict[str, Any], folder: Path) -> None:
+    """Refuse a study whose trials are another search's; one without any trial becomes this one's."""
+    if not study.trials:
+        study.set_user_attr(_ASKED, asked)
+        return
+    kept = study.user_attrs.get(_ASKED)
+    if kept is None:
+        raise ValueError(
+            f"{folder / STUDY_FILE} has trials of an earlier version, which do not say what they are of: delete it, "
+            "or choose another output_dir"
+        )
+    if differ := differences(kept, asked, "the folder"):
+        raise ValueError(f"{folder} has the trials of another search: {'; '.join(differ)}. Choose another output_dir")
 
 
 def _train_trial(job: Job, args: DistillationConfig, drawn: Mapping[str, Any], number: int) -> dict[str, float]:

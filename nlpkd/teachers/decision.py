@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.models.loading import named_in_errors
+from nlpkd.models.source import identity_of_model
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.http import JSONClient
@@ -95,10 +96,15 @@ class DecisionTeacher(LabelingTeacher):
         return -(-letters // LETTERS_PER_TOKEN), 0
 
     def describe(self) -> dict[str, Any]:
-        """Return model, question and server."""
+        """Return model, question and server; of a model that runs here what tells its weights."""
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
         url = without_tokens(self.base_url or "") or None
-        return {"name": str(name), "question": self.question, "base_url": url}
+        told = {"name": str(name), "question": self.question, "base_url": url}
+        return told if self._client is not None else told | self._identity
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, str]:
+        return identity_of_model(self.model, self._pipeline_settings.get("revision"))
 
     def _ask_server(self, text: str) -> tuple[dict[str, Any], tuple[int, int] | None]:
         """Return the answers by the questions' names, and the tokens of prompts and answers if they are told."""

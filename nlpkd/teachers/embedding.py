@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 
 from nlpkd.models.loading import named_in_errors
+from nlpkd.models.source import identity_of_model
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
 from nlpkd.utils.packages import require
 
@@ -91,9 +92,14 @@ class EmbeddingTeacher(LabelingTeacher):
         return self
 
     def describe(self) -> dict[str, Any]:
-        """Return model, descriptions and temperature."""
+        """Return model, descriptions and temperature, and what tells its weights."""
         name = self.model if not hasattr(self.model, "model_card_data") else self.model.model_card_data.base_model
-        return {"name": str(name), "question": self.descriptions, "temperature": self.temperature}
+        told = {"name": str(name), "question": self.descriptions, "temperature": self.temperature}
+        return told | self._identity
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, str]:
+        return identity_of_model(self.model, self._model_settings.get("revision"))
 
     @functools.cached_property
     def _encoder(self) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.models.loading import named_in_errors
+from nlpkd.models.source import identity_of_model
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length
 
@@ -98,7 +99,11 @@ class ZeroShotTeacher(LabelingTeacher):
         return sum(-(-len(text + each) // LETTERS_PER_TOKEN) for each in self.hypotheses), 0
 
     def describe(self) -> dict[str, Any]:
-        """Return model, hypotheses and task."""
+        """Return model, hypotheses and task, and what tells its weights."""
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
         question = dict(zip(self.classes, self.hypotheses, strict=True))
-        return {"name": str(name), "question": question, "problem_type": self.problem_type}
+        return {"name": str(name), "question": question, "problem_type": self.problem_type} | self._identity
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, str]:
+        return identity_of_model(self.model, self._pipeline_settings.get("revision"))

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch import nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
+from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.rows import describe_rows
 from nlpkd.evaluation.records import as_type
+from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import (
     explain_damage,
     explain_full_disk,
@@ -26,7 +30,7 @@ from nlpkd.utils.files import (
     write_atomic,
     write_checksums,
 )
-from nlpkd.utils.fingerprints import differences
+from nlpkd.utils.fingerprints import NO_INFLUENCE, differences, hash_configuration, hash_value, hash_weights
 from nlpkd.utils.modes import give_usual_modes
 from nlpkd.utils.processes import decided_by_main_process
 
@@ -34,6 +38,18 @@ logger = logging.getLogger(__name__)
 
 RUN_RECORD = "distillation_run.json"
 """In every checkpoint: what the run's result depends on."""
+
+# How a step's rows are split into micro-batches and processes, logging, evaluation and saving change no result.
+_SETTINGS = (
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
+    "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed",
+    "train_sampling_strategy", "dataloader_drop_last", "neftune_noise_alpha", "bf16", "fp16",
+    "objective_learning_rate", "weighting", "weighting_learning_rate", "anchor_weight", "ensemble_average",
+    "ensemble_weights", "lean_training",
+)  # fmt: skip
+
+LENGTH = ("num_train_epochs", "max_steps")
+"""Settings of a training's length."""
 
 # The state that `Trainer` resumes from, but for what holds entries of any kind. Steps as settings may be 1.0.
 _STATE_TYPES = {
@@ -48,7 +64,7 @@ def last_whole(output_dir: str | Path, record: dict[str, Any] | None = None) -> 
 
     Args:
         output_dir: where the checkpoints are.
-        record: of a run, by `nlpkd.training.run_record.describe_run`: its checkpoints come before those of other runs.
+        record: of a run, by `describe_run`: its checkpoints come before those of other runs.
 
     Returns:
         The checkpoint; None where there is none.
@@ -273,3 +289,103 @@ def write_checkpoint_checksums(folder: Path, record: dict[str, Any], should_save
         if should_save:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def describe_run(
+    args: DistillationConfig,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    objectives: ObjectiveSet,
+    rows: Any,
+    columns: Sequence[str],
+    *,
+    teacher_ran: bool = False,
+    own_parts: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe all that a training's result depends on.
+
+    Args:
+        args: the settings.
+        student: before training.
+        teacher: the teacher, if there is one.
+        objectives: bound to the two.
+        rows: the training rows.
+        columns: of them, that are read.
+        teacher_ran: whether their column of the teacher's logits is what this run's teacher gave beforehand.
+        own_parts: what else the user gave, by `describe_own_parts`.
+
+    Returns:
+        `"result"`: fingerprints and settings that must be the same in a run that is resumed, by what a refusal calls
+        them; `"length"`: epochs and steps, which may change; `"start"`: the student's weights at the start, which a
+        checkpoint replaces.
+    """
+    # What the teacher was run for beforehand depends on teacher and rows.
+    columns = [name for name in columns if not (teacher_ran and name == TEACHER_LOGITS)]
+    result = describe_lessons(args, teacher, objectives, rows, columns) | _describe_student(student)
+    result |= own_parts or {}
+    # Weights at the start, which matter to the end only where they pull
+    start = {"hash of the weights": hash_weights(student)}
+    if args.anchor_weight:
+        result |= {"the student's weights at the start": start["hash of the weights"]}
+    length = {name: getattr(args, name) for name in LENGTH}
+    return json.loads(json.dumps({"result": result, "length": length, "start": start}, default=str))
+
+
+def describe_lessons(
+    args: DistillationConfig, teacher: nn.Module | None, objectives: ObjectiveSet, rows: Any, columns: Sequence[str]
+) -> dict[str, Any]:
+    """Describe what a training's result depends on beside its student and its length; see `describe_run`."""
+    settings = args.to_dict()
+    result = {name: settings.get(name) for name in _SETTINGS}
+    result["rows of an optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    result |= describe_rows(rows, columns, "training")
+    for name, objective in zip(objectives.names, objectives, strict=True):
+        result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}
+    # The teacher, where it is run
+    if teacher is not None and objectives.need_teacher:
+        result |= {"the teacher's weights": hash_weights(teacher)}
+        result |= {"the teacher's configuration": hash_configuration(teacher)}
+    return result
+
+
+def _describe_student(model: Any) -> dict[str, Any]:
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    told = {"the student's class": type(model).__name__, "the student's shapes": hash_value(shapes)}
+    config = getattr(model, "config", None)
+    # Training itself sets the ids of special tokens.
+    settings = {} if config is None else config.to_dict()
+    settings = {k: v for k, v in settings.items() if k not in NO_INFLUENCE and not k.endswith("_token_id")}
+    told |= {f"the student's {name}": value for name, value in settings.items()}
+    frozen = sorted(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    return told | ({"the student's frozen weights": [len(frozen), hash_value(frozen)]} if frozen else {})
+
+
+def describe_own_parts(loss_function: Any, optimizer: Any, optimizer_class: tuple[Any, Any] | None) -> dict[str, Any]:
+    """Describe what a user gave to a trainer beside settings, models and rows.
+
+    Args:
+        loss_function: `compute_loss_func` of `Trainer`, by its name: its code is not looked at.
+        optimizer: a ready-made optimizer, by its class and the settings of its groups.
+        optimizer_class: `optimizer_cls_and_kwargs` of `Trainer`.
+
+    Returns:
+        Values by what a refusal calls them, for `describe_run`; none where nothing of it was given.
+    """
+    told: dict[str, Any] = {}
+    if loss_function is not None:
+        told["the loss function"] = _name_of(loss_function)
+    if optimizer is not None:
+        groups = getattr(optimizer, "param_groups", [])
+        rest = [
+            [len(group["params"]), {name: value for name, value in group.items() if name != "params"}]
+            for group in groups
+        ]
+        settings = hash_value(json.loads(json.dumps(rest, default=str)))
+        told["the optimizer"] = [_name_of(type(optimizer)), [group.get("lr") for group in groups], settings]
+    elif optimizer_class is not None:
+        told["the optimizer"] = [_name_of(optimizer_class[0]), optimizer_class[1]]
+    return told
+
+
+def _name_of(given: Any) -> str:
+    return str(getattr(given, "__qualname__", type(given).__qualname__))

@@ -80,7 +80,7 @@ class ResumableTrainer(Trainer):
     """The parts of the loss, which the subclass adds to on every micro-batch."""
 
     def describe_run(self) -> dict[str, Any]:
-        """Describe what the result depends on; see `nlpkd.training.run_record.describe_run`."""
+        """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
         raise NotImplementedError
 
     @contextmanager

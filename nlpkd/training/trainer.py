@@ -27,11 +27,17 @@ from nlpkd.objectives import Objective
 from nlpkd.objectives.l2_sp import Anchor
 from nlpkd.objectives.objective_set import with_settings
 from nlpkd.tasks import task_of
-from nlpkd.training.cuda_graphs import length_multiple
+from nlpkd.training.checkpoints import describe_own_parts, describe_run
 from nlpkd.training.dataloaders import ROWS
 from nlpkd.training.evaluating import EvaluationLoss
 from nlpkd.training.failures import explain_out_of_memory
-from nlpkd.training.lean import (
+from nlpkd.training.loss import DistillationLoss, default_objectives, refuse_other_kinds
+from nlpkd.training.loss_log import LossAccumulator
+from nlpkd.training.publishing import describe_training, measure_for_card
+from nlpkd.training.rehearsal import rehearse
+from nlpkd.training.search import SearchingTrainer
+from nlpkd.training.speed.cuda_graphs import length_multiple
+from nlpkd.training.speed.lean import (
     CACHED_TEACHER,
     LeanTraining,
     TrainingParts,
@@ -39,12 +45,6 @@ from nlpkd.training.lean import (
     overridden_methods,
     refused_speed_ups,
 )
-from nlpkd.training.loss import DistillationLoss, default_objectives, refuse_other_kinds
-from nlpkd.training.loss_log import LossAccumulator
-from nlpkd.training.publishing import describe_training, measure_for_card
-from nlpkd.training.rehearsal import rehearse
-from nlpkd.training.run_record import describe_own_parts, describe_run
-from nlpkd.training.search import SearchingTrainer
 from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
@@ -275,7 +275,7 @@ class DistillationTrainer(SearchingTrainer):
                 self.model = self.model_wrapped = student
 
     def describe_run(self) -> dict[str, Any]:
-        """Describe what the result depends on; see `nlpkd.training.run_record.describe_run`."""
+        """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
         rows: Any = (self.train_dataset, self._signature_columns)
         made: Any = {"teacher_ran": self._teacher_ran, "own_parts": self._own_parts}
         return describe_run(self.args, self.model, self.teacher_model, self.objectives, *rows, **made)

@@ -10,13 +10,15 @@ import time
 
 import numpy as np
 import pytest
+from chat_models import save_chat_model
 from datasets import Dataset
 from label_server import LabelServer, broken, label_at, right_answer, too_many
 from processes import server as process_server
+from samples import tiny_bert
 
 from nlpkd import label, read_splits
 from nlpkd.labelling.budget import LabelPlan
-from nlpkd.teachers import DecisionTeacher
+from nlpkd.teachers import DecisionTeacher, EmbeddingTeacher, ZeroShotTeacher
 
 QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": None, "art": None}}
 KILLS = int(os.environ.get("NLPKD_TEST_KILLS", "3"))
@@ -204,6 +206,63 @@ def test_answers_of_another_teacher_are_not_taken(tmp_path):
     label(long_or_short, TEXTS, output=output, classes=["long", "short"])
     with pytest.raises(ValueError, match="another teacher or question"):
         label(long_or_short, TEXTS, output=output, classes=["short", "long"])
+
+
+def zero_shot_folder(folder, tokenizer, seed):
+    names = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    labels = {name: number for number, name in names.items()}
+    tiny_bert(seed=seed, num_labels=3, id2label=names, label2id=labels).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def embedding_folder(folder, tokenizer, seed):
+    tiny_bert(seed=seed).bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def decision_folder(folder, tokenizer, seed):
+    return str(save_chat_model(folder, seed))
+
+
+LOCAL = {
+    "zero-shot": (zero_shot_folder, lambda model: ZeroShotTeacher(model, ["good", "bad"]), "transformers"),
+    "embedding": (
+        embedding_folder, lambda model: EmbeddingTeacher(model, {"good": "fine", "bad": "poor"}),
+        "sentence_transformers",
+    ),
+    "decision": (decision_folder, lambda model: DecisionTeacher(model, QUESTION), "transformers.decision"),
+}  # fmt: skip
+"""Of each kind of model that runs here: how a tiny one is saved, what asks it, and what that needs."""
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_answers_of_a_local_model_are_not_taken_once_it_was_trained_anew(tmp_path, tokenizer, kind):
+    save, make, needed = LOCAL[kind]
+    pytest.importorskip(needed)
+    rows, output = [{"text": "good film"}, {"text": "bad plot"}], tmp_path / "labels.parquet"
+    model = save(tmp_path / "model", tokenizer, 1)
+    before = labelled(label(make(model), rows, output=output))[1]
+    np.testing.assert_array_equal(labelled(label(make(model), rows, output=output))[1], before)
+    save(tmp_path / "model", tokenizer, 2)
+    with pytest.raises(ValueError, match="or of other weights of the model.*what differs: weights"):
+        label(make(model), rows, output=output)
+
+
+def test_answers_that_an_earlier_version_kept_are_called_another_model_s_and_not_damaged(tmp_path, tokenizer):
+    save, make, _ = LOCAL["zero-shot"]
+    rows, output = [{"text": "good film"}], tmp_path / "labels.parquet"
+    teacher = make(save(tmp_path / "model", tokenizer, 1))
+    label(teacher, rows, output=output)
+    kept = tmp_path / "labels.parquet.answers.jsonl"
+    owner, *answers = kept.read_text().splitlines()
+    owner = json.loads(owner)
+    del owner["teacher"]["weights"]
+    kept.write_text("\n".join([json.dumps(owner), *answers, ""]))
+    with pytest.raises(ValueError, match="which earlier versions did not note") as refused:
+        label(teacher, rows, output=output)
+    assert "damaged" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

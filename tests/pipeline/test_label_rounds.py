@@ -1,11 +1,13 @@
 """A budget of labels spent in rounds on what a student is unsure of."""
 
 import json
+import shutil
 
 import pytest
 from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import label, read_splits
+from nlpkd.objectives import ForwardKLLoss
 from nlpkd.pipeline.label import _Learner
 from nlpkd.teachers import FunctionTeacher
 
@@ -79,6 +81,69 @@ def test_beside_random_both_share_their_first_labels_and_a_stopped_run_goes_on_w
     assert len(seen) == asked
     with pytest.raises(ValueError, match="is of other rounds"):
         label(teacher, texts(), **options | {"budget": 30})
+
+
+ROUNDS = {"budget": 8, "rounds": 2, **QUICK, "max_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def in_rounds(small, tmp_path_factory):
+    """Where a budget was spent, and the texts."""
+    output = tmp_path_factory.mktemp("rounds") / "labels.parquet"
+    label(asking()[0], texts()[:40], output=output, student=str(small), **ROUNDS)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("texts", "the training rows' text"), ("order", "the training rows' text"), ("teacher", "teacher"),
+        ("student", "the student's weights"), ("rate", "learning_rate"), ("steps", "max_steps"),
+        ("length", r"max_length \(64 in the file, 32 here\)"), ("objectives", "forward_kl: temperature"),
+        ("seed", "seed"), ("budget", r"budget \(8 in the file, 10 here\)"),
+    ],
+)  # fmt: skip
+def test_rows_that_other_rounds_chose_are_not_taken(in_rounds, small, tokenizer, tmp_path, what, named):
+    given, teacher, student = texts()[:40], asking()[0], small
+    output = tmp_path / "labels.parquet"
+    shutil.copy(f"{in_rounds}.rounds.json", f"{output}.rounds.json")
+    if what == "student":
+        student = tmp_path / "small"
+        tiny_bert(seed=5).save_pretrained(student)
+        tokenizer.save_pretrained(student)
+    rows = {"texts": texts()[40:80], "order": given[::-1]}.get(what, given)
+    if what == "teacher":
+        teacher = FunctionTeacher(teacher.function, ["pos", "neg"], name="another judge")
+    other = {
+        "rate": {"learning_rate": 1e-3}, "steps": {"max_steps": 2}, "length": {"max_length": 32}, "seed": {"seed": 7},
+        "objectives": {"objectives": [ForwardKLLoss(temperature=3.0)]}, "budget": {"budget": 10},
+    }.get(what, {})  # fmt: skip
+    with pytest.raises(ValueError, match=f"is of other rounds: .*{named}.*Delete it"):
+        label(teacher, rows, output=output, student=str(student), **ROUNDS | other)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: kept[:40], lambda kept: "", lambda kept: "[]", lambda kept: "{}", lambda kept: "\udcff",
+        lambda kept: json.dumps(json.loads(kept) | {"uncertainty 1": [999] * 4}),
+        lambda kept: json.dumps(json.loads(kept) | {"uncertainty 1": [-1, -2, -3, -4]}),
+        lambda kept: json.dumps(json.loads(kept) | {"uncertainty 1": json.loads(kept)["uncertainty 0"]}),
+        lambda kept: json.dumps(json.loads(kept) | {"uncertainty 1": json.loads(kept)["uncertainty 1"][:2]}),
+        lambda kept: json.dumps(json.loads(kept) | {"uncertainty 1": None}),
+        lambda kept: json.dumps(json.loads(kept) | {"uncertainty 1": [["1"], "2", "3", "4"]}),
+        lambda kept: json.dumps(json.loads(kept) | {"uncertainty 1": [True, 2.5, 3, 4]}),
+    ],
+)  # fmt: skip
+def test_damaged_rounds_end_in_a_line_that_says_what_to_do(in_rounds, small, tmp_path, damage):
+    output = tmp_path / "labels.parquet"
+    for suffix in (".rounds.json", ".answers.jsonl"):
+        shutil.copy(f"{in_rounds}{suffix}", f"{output}{suffix}")
+    kept = tmp_path / "labels.parquet.rounds.json"
+    kept.write_text(damage(kept.read_text()), errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"labels.parquet.rounds.json is damaged .*delete it, and the rounds"):
+        label(asking()[0], texts()[:40], output=output, student=str(small), **ROUNDS)
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,77 @@ def test_a_search_tries_settings_of_run_objectives_and_student_and_goes_on(
         assert trainer.evaluate()["eval_accuracy"] == trial["value"]
 
 
+@pytest.fixture(scope="module")
+def searched(teacher, splits, tmp_path_factory):
+    """A search of one trial, and what was asked for."""
+    from nlpkd.pipeline.tune import tune
+
+    asked = {
+        "teacher": teacher, "train": splits, "layers": (1,), "objectives": [CrossEntropyLoss(), ForwardKLLoss()],
+        "search": {"learning_rate": (1e-4, 5e-3)}, "output_dir": tmp_path_factory.mktemp("searched"), "n_trials": 1,
+        **QUICK, "max_steps": 1,
+    }  # fmt: skip
+    return asked, tune(**asked)
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("held-out rows", "the held-out rows' labels"), ("training rows", "the training rows' input_ids"),
+        ("teacher", "the teacher's weights"), ("objectives", r"forward_kl: temperature"),
+        ("search", r"search of learning_rate \(\[0.0001, 0.005\] in"), ("layers", r"layers \(\[1\] in"),
+        ("steps", r"max_steps \(1 in the folder, 2 here\)"), ("seed", "seed"), ("weight decay", "weight_decay"),
+    ],
+)  # fmt: skip
+def test_trials_are_of_one_search_alone(searched, teacher, tokenizer, tmp_path, what, named):
+    from nlpkd.pipeline.tune import tune
+
+    asked, found = searched
+    rows = asked["train"]
+    other_teacher = tiny_bert(layers=4, seed=9, id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1})
+    other_teacher.config._name_or_path = str(teacher)
+    other = {
+        "held-out rows": {"train": DatasetDict(rows | {"validation": raw_rows(80, seed=5)})},
+        "training rows": {"train": DatasetDict(rows | {"train": raw_rows(160, seed=5)})},
+        "teacher": {"teacher": other_teacher}, "search": {"search": {"learning_rate": (1e-4, 6e-3)}},
+        "objectives": {"objectives": [CrossEntropyLoss(), ForwardKLLoss(temperature=3.0)]},
+        "layers": {"layers": (1, 2)}, "steps": {"max_steps": 2}, "seed": {"seed": 7},
+        "weight decay": {"weight_decay": 0.1},
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=f"trials of another search: .*{named}.* Choose another output_dir"):
+        tune(**asked | other[what])
+    kept = json.loads((asked["output_dir"] / "tuning.json").read_text())
+    assert kept["trials"] == found.trials, "what was found before is as it was"
+
+
+def test_trials_are_of_one_streamed_file(searched, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
+    raw_rows(40, seed=1).to_json(tmp_path / "train.jsonl")
+    raw_rows(20, seed=2).to_json(tmp_path / "held-out.jsonl")
+    asked = searched[0] | {
+        "train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "held-out.jsonl"), "streaming": True,
+        "output_dir": tmp_path / "out", "objectives": [CrossEntropyLoss()],
+    }  # fmt: skip
+    tune(**asked)
+    raw_rows(40, seed=3).to_json(tmp_path / "train.jsonl")
+    with pytest.raises(ValueError, match="another search: .*the training rows' input_ids"):
+        tune(**asked)
+
+
+def test_trials_that_do_not_say_what_they_are_of_are_refused(searched, tmp_path):
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    from nlpkd.pipeline.tune import tune
+
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "optuna.log")))
+    study = optuna.create_study(study_name="nlpkd", storage=storage, direction="maximize")
+    study.tell(study.ask(), 0.5)
+    with pytest.raises(ValueError, match="do not say what they are of"):
+        tune(**searched[0] | {"output_dir": tmp_path})
+
+
 def test_the_task_is_the_teachers(tokenizer, tmp_path):
     from nlpkd.pipeline.tune import tune
 

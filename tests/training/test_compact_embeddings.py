@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from nlpkd import DistillationTrainer
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.training.compact_embeddings import CompactEmbedding, compact_training, used_rows
+from nlpkd.training.speed.compact_embeddings import CompactEmbedding, compact_training, used_rows
 
 UNUSED = 30
 """An id that the tests' texts don't have."""

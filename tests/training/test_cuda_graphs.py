@@ -10,8 +10,8 @@ from nlpkd import DistillationConfig, DistillationTrainer
 from nlpkd.models.capture import Capture
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.objectives.temperature import LinearTemperature
-from nlpkd.training.cuda_graphs import CudaGraphs, RecordedPasses, can_be_recorded
-from nlpkd.training.lean import CUDA_GRAPHS, refused_speed_ups
+from nlpkd.training.speed.cuda_graphs import CudaGraphs, RecordedPasses, can_be_recorded
+from nlpkd.training.speed.lean import CUDA_GRAPHS, refused_speed_ups
 
 WANTED = {"hidden_states": frozenset({0, 2}), "attentions": frozenset({1}), "values": frozenset({2})}
 

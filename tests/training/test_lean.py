@@ -30,7 +30,7 @@ from nlpkd.models.first_token import first_token_only, reads_first_token
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.teacher import LiveTeacher
-from nlpkd.training.lean import QuickDropouts, refused_speed_ups
+from nlpkd.training.speed.lean import QuickDropouts, refused_speed_ups
 
 SHAPE = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0, "max_position_embeddings": 64}
 BERT_SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

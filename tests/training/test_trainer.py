@@ -31,7 +31,7 @@ from nlpkd.objectives import (
     HiddenStateMSELoss,
     LinearTemperature,
 )
-from nlpkd.training.run_record import describe_run
+from nlpkd.training.checkpoints import describe_run
 from nlpkd.utils.locks import only_run
 
 

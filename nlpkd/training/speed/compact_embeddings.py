@@ -161,7 +161,7 @@ def has_own_table(model: nn.Module) -> bool:
 def compact_training(model: Any, dataset: Dataset, always: Sequence[int], log: bool) -> CompactTraining | None:
     """Make a model's embeddings compact, if it has a table of its own for them and uses few of its rows.
 
-    `nlpkd.training.lean.refused_speed_ups` decides whether the training allows it.
+    `nlpkd.training.speed.lean.refused_speed_ups` decides whether the training allows it.
 
     Args:
         model: the student.

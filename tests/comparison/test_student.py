@@ -1,0 +1,84 @@
+"""Whether a finished student of a frontier is the one that is asked for, by what its sources hold, not their names."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from datasets import DatasetDict
+from samples import raw_rows, tiny_bert
+
+from nlpkd.comparison.student import FrontierStudent
+
+
+def model(folder, seed=0, names=("neg", "pos")):
+    tiny_bert(seed=seed, id2label=dict(enumerate(names))).save_pretrained(folder)
+
+
+def named_otherwise(folder):
+    model(folder, names=("pos", "neg"))
+
+
+def text(path, seed=1):
+    path.write_text("\n".join(raw_rows(9, seed=seed)["text"]))
+
+
+def rows(path, seed=1):
+    raw_rows(9, seed=seed).to_csv(path)
+
+
+# Of each argument that names something: what is there, and how it changes under its name.
+NAMED = {
+    "teacher": (model, lambda path: model(path, seed=2)), "teacher's names": (model, named_otherwise),
+    "student": (model, lambda path: model(path, seed=2)), "backbone": (model, lambda path: model(path, seed=2)),
+    "augment_model": (model, lambda path: model(path, seed=2)), "augment_texts": (text, lambda path: text(path, 2)),
+    "train": (rows, lambda path: rows(path, 2)), "validation": (rows, lambda path: rows(path, 2)),
+    "test": (rows, lambda path: rows(path, 2)),
+}  # fmt: skip
+
+
+def student(folder, name="layers:1", finished=1, **own):
+    """A student as a frontier finds it, and what it leaves once so many seeds are finished."""
+    found = FrontierStudent.of(name, folder, {"teacher": "org/teacher", "train": "org/rows"}, own)
+    folder.mkdir(exist_ok=True)
+    (folder / "job.json").write_text(json.dumps({"asked": found.asked, "finished": finished, "error": None}))
+    return found
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_a_finished_student_is_refused_once_what_an_argument_names_has_changed(tmp_path, what):
+    make, change = NAMED[what]
+    argument, source = what.removesuffix("'s names"), tmp_path / "source"
+    make(source)
+    if argument == "student":
+        given = {"name": str(source)}
+    else:
+        given = {argument: str(source)}
+    student(tmp_path / "out", **given)
+    assert student(tmp_path / "out", **given).finished == 1, "what is the same is kept"
+    change(source)
+    with pytest.raises(ValueError, match=f"was made otherwise: {argument}. Choose another output_dir"):
+        student(tmp_path / "out", **given)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda each: each, lambda each: DatasetDict(train=each, test=each.select(range(3))),
+        lambda each: each.to_list(),
+        lambda each: pd.DataFrame(each.to_dict()),
+    ],
+    ids=["Dataset", "DatasetDict", "list", "DataFrame"],
+)  # fmt: skip
+def test_rows_in_memory_are_known_by_what_they_hold(tmp_path, kind):
+    student(tmp_path / "out", train=kind(raw_rows(9, seed=1)))
+    assert student(tmp_path / "out", train=kind(raw_rows(9, seed=1))).finished == 1
+    with pytest.raises(ValueError, match="was made otherwise: train"):
+        student(tmp_path / "out", train=kind(raw_rows(9, seed=2)))
+
+
+def test_rows_whose_classes_are_named_otherwise_are_other_rows(tmp_path):
+    student(tmp_path / "out", train=raw_rows(9))
+    with pytest.raises(ValueError, match="was made otherwise: train"):
+        student(tmp_path / "out", train=raw_rows(9, names=("pos", "neg")))

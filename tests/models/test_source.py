@@ -1,0 +1,81 @@
+"""Where a model comes from, and what tells it from others."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+from samples import tiny_bert
+
+from nlpkd.models.source import identity_of_model
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    tiny_bert().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def other_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def other_names(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "b", "1": "a"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def other_words(folder):
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace("film", "flim"))
+
+
+def another_pooling(folder):
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+
+
+def own_code(folder):
+    (folder / "modeling_own.py").write_text("pass")
+
+
+@pytest.mark.parametrize("change", [other_weights, other_names, other_words, another_pooling, own_code])
+def test_a_folder_is_another_model_once_what_its_answers_depend_on_has_changed(folder, change):
+    before = identity_of_model(folder)
+    assert set(before) == {"weights"} and identity_of_model(str(folder)) == before
+    change(folder)
+    assert identity_of_model(folder) != before
+
+
+def test_a_folder_stays_the_same_model_whatever_is_written_beside_it(folder):
+    before = identity_of_model(folder)
+    for name in ("distillation_report.json", "cascade.json", "README.md", "training_args.bin", "onnx/model.onnx"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    (folder / "checkpoint-4").mkdir()
+    tiny_bert(seed=3).save_pretrained(folder / "checkpoint-4")
+    assert identity_of_model(folder) == before
+
+
+def test_a_model_in_memory_is_known_by_its_weights_and_names(tokenizer):
+    given = {"id2label": {0: "a", 1: "b"}}
+    before = identity_of_model(tiny_bert(**given))
+    assert before == identity_of_model(tiny_bert(**given))
+    assert before != identity_of_model(tiny_bert(seed=1, **given))
+    assert before != identity_of_model(tiny_bert(id2label={0: "b", 1: "a"}))
+
+
+def test_a_name_on_the_hub_is_known_by_its_revision():
+    assert identity_of_model("org/model") == {} and identity_of_model("org/model", "v2") == {"revision": "v2"}
+
+
+def test_an_onnx_file_is_another_once_it_or_its_config_has_changed(folder):
+    (folder / "onnx").mkdir()
+    file = folder / "onnx" / "model.onnx"
+    file.write_bytes(b"one")
+    first = identity_of_model(file)
+    file.write_bytes(b"two")
+    second = identity_of_model(file)
+    other_names(folder)
+    assert len({each["weights"] for each in (first, second, identity_of_model(file))}) == 3
