@@ -30,7 +30,7 @@ from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
 from nlpkd.models.structure import forward_arguments
 from nlpkd.tasks import task_of
-from nlpkd.utils.files import explain_damage
+from nlpkd.utils.files import digest_of, explain_damage
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.links import inside, move_into, refuse_links
 from nlpkd.utils.packages import require
@@ -201,8 +201,9 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
             if PurePosixPath(file).match("onnx/*.onnx"):
                 inside(directory, file).unlink(missing_ok=True)
         before = {"files": {}}
-    others: dict[str, Any] = {path.relative_to(staged).as_posix(): {} for path in staged.rglob("*.onnx")}
-    files = before["files"] | others | {record.file: asdict(record) for record in records}
+    made = {record.file: asdict(record) for record in records}
+    paths = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*.onnx")}
+    files = before["files"] | {name: made.get(name, {}) | {"sha256": digest_of(path)} for name, path in paths.items()}
     record = {"weights_sha256": weights, "state_sha256": state_sha256, "files": files}
     (staged / EXPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     written = [path for path in staged.rglob("*") if path.is_file()]

@@ -47,6 +47,7 @@ from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
+from nlpkd.utils.files import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -221,6 +222,7 @@ def evaluate_student(
                 temperature_scaling=scaling.get(name),
                 breakdown=_breakdown(name, measured, labels, lengths) if has_gold else Breakdown(),
                 runtime=_runtime(models[name]) if name in models else None,
+                file_sha256=_file_sha256(models.get(name)),
             )
             for name, own in measured.items()
         },
@@ -285,6 +287,10 @@ def _name_models(
 
 def _runtime(model: nn.Module) -> str:
     return ONNX_RUNTIME if isinstance(model, OnnxClassifier) else "torch"
+
+
+def _file_sha256(model: nn.Module | None) -> str | None:
+    return digest_of(model.path) if isinstance(model, OnnxClassifier) else None
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:

@@ -250,6 +250,9 @@ class Breakdown:
         return {name: part for name, part in asdict(self).items() if part is not None}
 
 
+_WHERE_KNOWN = ("runtime", "file_sha256")
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What was measured of one model.
@@ -270,6 +273,7 @@ class Candidate:
         temperature_scaling: of `nlpkd.evaluation.calibration`, None where no temperature was fitted.
         breakdown: the quality by class, confidence and length.
         runtime: what runs it, `"torch"` or `"onnxruntime"`; None in reports that did not record it.
+        file_sha256: of an ONNX file that was measured.
     """
 
     quality: dict[str, Interval]
@@ -284,11 +288,12 @@ class Candidate:
     temperature_scaling: TemperatureScaling | None = None
     breakdown: Breakdown = field(default_factory=Breakdown)
     runtime: str | None = None
+    file_sha256: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields."""
+        """Return all fields, the last two where they are known."""
         entry = asdict(self) | {"breakdown": self.breakdown.to_dict()}
-        return entry if self.runtime is not None else {key: entry[key] for key in entry if key != "runtime"}
+        return {key: value for key, value in entry.items() if value is not None or key not in _WHERE_KNOWN}
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ def _check_student(directory: Path) -> None:
         except SafetensorError as error:
             raise ValueError(f"{directory / name} is damaged ({error}); save the student again") from error
     refuse_damaged(directory)
-    refuse_stale(directory)
+    refuse_stale(directory, *sorted(directory.glob("onnx/*.onnx")))
 
 
 def _publishable(directory: Path) -> list[str]:

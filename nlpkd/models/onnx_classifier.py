@@ -96,7 +96,7 @@ class OnnxClassifier(nn.Module):
         if path is None:
             raise ValueError(f"{str(name)!r} holds no ONNX file: make one with `nlpkd export`, or name it with file=")
         folder = model_folder(path)
-        refuse_stale(folder)
+        refuse_stale(folder, path)
         return cls(path, load_config(folder, trust_remote_code=trust_remote_code), threads=threads)
 
     @property
@@ -202,26 +202,36 @@ def weights_sha256(folder: Path) -> dict[str, str]:
     return {path.name: digest_of(path) for path in weight_files(folder)}
 
 
-def refuse_stale(folder: Path) -> None:
-    """Refuse ONNX files that were made from other weights than the folder's: the model was trained again.
+def refuse_stale(folder: Path, *files: Path) -> None:
+    """Refuse ONNX files that were made from other weights than the folder's, or were changed since.
 
     Args:
         folder: the model's.
+        *files: of it, that are read; those that `onnx/export.json` does not name are passed.
 
     Raises:
-        ValueError: if `onnx/export.json` names other weights.
+        ValueError: if `onnx/export.json` names other weights, or another hash of a file.
     """
     noted = folder / EXPORT_RECORD
     if not noted.is_file():
         return
     weights = weights_sha256(folder)
     with explain_damage(noted, "delete it and the ONNX files beside it, and export again"):
-        made_from = dict(json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"])
+        record = json.loads(noted.read_text(encoding="utf-8"))
+        made_from = dict(record["weights_sha256"])
+        known = {name: dict(about).get("sha256") for name, about in dict(record["files"]).items()}
     if weights and made_from and made_from != weights:
         raise ValueError(
             f"the ONNX files in {folder / 'onnx'} were made from other weights than those in {folder}: export again "
             f"(`nlpkd export {folder}`), or delete them"
         )
+    for file in files:
+        digest = known.get(f"{file.parent.name}/{file.name}")
+        if digest is not None and digest != digest_of(file):
+            raise ValueError(
+                f"{file} was changed since it was exported (SHA-256 of {EXPORT_RECORD}): export again (`nlpkd export "
+                f"{folder}`), or delete it"
+            )
 
 
 def _session(path: Path, threads: int) -> InferenceSession:

@@ -119,6 +119,11 @@ def _candidate_claims(
         _figure(f"{title}parameters", before.parameters, now.parameters, ",", 0, "equal", why),
         _figure(f"{title}MB", before.size_mb, now.size_mb, ".1f", 0.1, "to 0.1 MB", why),
     ]
+    if before.file_sha256 is not None:
+        found = now.file_sha256
+        holds = None if found is None else found == before.file_sha256
+        shown = (before.file_sha256[:12], (found or "n/a")[:12])
+        claims.append(Claim(f"{title}file", *shown, holds, why if found is None else "SHA-256 of the file"))
     if before.flops is not None:
         allowed = 0.01 * before.flops
         claims.append(_figure(f"{title}FLOPs", before.flops, now.flops, ",", allowed, "to 1 %", NOT_AGAIN))

@@ -23,7 +23,7 @@ from transformers import (
 
 import nlpkd
 from nlpkd.compression import export_int8, export_onnx, quantize_dynamic
-from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.onnx_classifier import OnnxClassifier, refuse_stale
 from nlpkd.pipeline.export import export_student
 from nlpkd.students.small import small_student
 
@@ -331,6 +331,29 @@ def test_files_of_other_weights_are_refused_and_deleted_by_the_next_export(expor
     export_onnx(again, tokenizer, folder, texts=TEXTS)
     assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "export.json"}
     assert OnnxClassifier.from_pretrained(folder).path == folder / "onnx/model.onnx"
+
+
+def weakened(file: Path) -> None:
+    """Change the file's weights a little, as somebody else may."""
+    graph = onnx.load(file)
+    table = max(graph.graph.initializer, key=lambda each: len(each.raw_data) * (each.data_type == 1))
+    values = onnx.numpy_helper.to_array(table)
+    table.CopyFrom(onnx.numpy_helper.from_array(0.999 * values, table.name))
+    onnx.save(graph, file)
+
+
+@pytest.mark.parametrize("file", ["onnx/model.onnx", "onnx/model_int8.onnx", "onnx/model_quantized.onnx"])
+def test_a_file_that_was_changed_since_its_export_is_not_served(exported_table, tmp_path, file):
+    folder = tmp_path / "changed"
+    shutil.copytree(exported_table[0], folder)
+    others = {path for path in folder.glob("onnx/*.onnx") if path != folder / file}
+    weakened(folder / file)
+    with pytest.raises(ValueError, match=f"{Path(file).name} was changed since it was exported"):
+        OnnxClassifier.from_pretrained(folder, file=file)
+    with pytest.raises(ValueError, match="was changed since it was exported"):
+        refuse_stale(folder, *folder.glob("onnx/*.onnx"))
+    for other in others:
+        OnnxClassifier.from_pretrained(folder, file=f"onnx/{other.name}")
 
 
 def test_int8_files_of_another_model_do_not_outlive_an_export_to_a_folder_without_weights(

@@ -8,6 +8,7 @@ import math
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 import yaml
 from commands import Command, finish
@@ -21,6 +22,7 @@ from nlpkd.evaluation.records import Comparison, Interval, SeedSpread
 from nlpkd.hub.model_card import build_model_card
 from nlpkd.pipeline.claims import card_claims
 from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.export import export_student
 from nlpkd.pipeline.verify import verify
 
 QUICK = {"latency_runs": 0, "bootstrap_samples": 50}
@@ -312,3 +314,18 @@ def test_a_card_whose_few_lines_stand_for_billions_of_values_is_refused(tmp_path
     (tmp_path / "README.md").write_text("\n".join(["---", "a0: &a0 [x]", *levels, *index, "---", ""]))
     with pytest.raises(ValueError, match=r"README\.md is damaged .*stands for more than 100,000 values"):
         card_claims(tiny_report(), tiny_report(), tmp_path)
+
+
+def test_an_onnx_file_is_known_by_its_bytes_and_not_by_its_figures(student, rows, tmp_path):
+    data = str(rows / "test.jsonl")
+    export_student(student)
+    file = "onnx/model.onnx"
+    evaluate(student, data, candidates={file: student / file}, max_length=32, output_dir=student, **QUICK)
+    shown = {each.figure: each for each in verify(student, data, **QUICK).claims}
+    assert shown[f"{file}: file"].holds and shown["weights"].holds
+    # The same graph in other bytes, and no record beside it that would tell.
+    graph = onnx.load(student / file)
+    graph.producer_name = "somebody else"
+    onnx.save(graph, student / file)
+    (student / "onnx" / "export.json").unlink()
+    assert wrong(student, rows / "test.jsonl") == [f"{file}: file"]
