@@ -25,6 +25,8 @@ from transformers import (
     GPTNeoForSequenceClassification,
     LongformerConfig,
     LongformerForSequenceClassification,
+    MobileBertConfig,
+    MobileBertForSequenceClassification,
     SmolLM3Config,
     SmolLM3ForSequenceClassification,
     SqueezeBertConfig,
@@ -36,7 +38,7 @@ from transformers import (
 from nlpkd import DistillationTrainer, distill, evaluate_student, load_teacher, make_student, train_teacher
 from nlpkd.evaluation.benchmark import count_flops, measure_latency
 from nlpkd.models.capture import Capture
-from nlpkd.objectives import AttentionMSELoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.objectives import AttentionMSELoss, ForwardKLLoss, HiddenStateMSELoss, SelfAttentionRelationLoss
 from nlpkd.teachers.teacher import LiveTeacher
 
 VOCABULARY = 5 + len(WORDS)
@@ -348,3 +350,22 @@ def test_a_training_that_would_train_nothing_is_refused_before_its_first_step(ma
     with pytest.raises(ValueError, match="no training row has a gold label, and no objective reads a teacher"):
         DistillationTrainer(tiny_bert(), None, settings(), None, nobody, rows, processing_class=tokenizer)
     DistillationTrainer(tiny_bert(), tiny_bert(seed=1), settings(), None, nobody, rows, processing_class=tokenizer)
+
+
+def test_a_model_without_a_plain_number_of_layers_gives_no_layers():
+    with pytest.raises(ValueError, match="a funnel has no plain number of layers to leave some out"):
+        make_student(FAMILIES["Funnel"](), 1)
+
+
+def test_relation_heads_that_do_not_divide_the_attentions_width_are_refused(tokenizer, make_rows, settings):
+    size = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    narrow = {"embedding_size": 8, "intra_bottleneck_size": 8, "num_feedforward_networks": 1}
+    teacher, student = (
+        MobileBertForSequenceClassification(MobileBertConfig(**size, **narrow, num_hidden_layers=layers))
+        for layers in (2, 1)
+    )
+    with pytest.raises(ValueError, match="16 relation heads do not divide a width of 8: choose relation_heads"):
+        DistillationTrainer(
+            student, teacher, settings(max_steps=1), [SelfAttentionRelationLoss()], make_rows(8),
+            processing_class=tokenizer,
+        ).train()  # fmt: skip

@@ -315,7 +315,12 @@ def test_arguments_of_another_kind_are_refused_with_what_to_give(make_rows, sett
         ({"teacher_model": [tiny_bert(1, seed=1), "runs/teacher"]}, "a teacher must be a model"),
         ({"train_dataset": DatasetDict(train=rows)}, r"train_dataset must be the rows of one split.*\['train'\]"),
         ({"train_dataset": rows.select_columns("labels")}, r"have the columns \['labels'\] and no input_ids"),
+        ({"processing_class": "runs/student"}, "processing_class must be a tokenizer, got 'runs/student': load it"),
+        ({"processing_class": None}, "have 4 to 12 tokens, and nothing pads them: pass the student's tokenizer"),
     ):
-        given = {"teacher_model": tiny_bert(1, seed=1), "train_dataset": rows} | arguments
+        given = {"teacher_model": tiny_bert(1, seed=1), "train_dataset": rows, "processing_class": tokenizer}
         with pytest.raises(ValueError, match=said):
-            DistillationTrainer(tiny_bert(1), args=settings(), processing_class=tokenizer, **given)
+            DistillationTrainer(tiny_bert(1), args=settings(), **given | arguments)
+    # Rows of one length need no padding.
+    even = rows.filter(lambda row: row["length"] == rows["length"][0])
+    DistillationTrainer(tiny_bert(1), args=settings(), train_dataset=even).train()

@@ -79,6 +79,12 @@ class SelfAttentionRelationLoss(LayerObjective):
     def _relation(self, heads: Tensor, mask: Tensor) -> Tensor:
         """Compute the log of the relation among the tokens of vectors `(batch, heads, seq, head)`."""
         joined = heads.transpose(1, 2).flatten(2)  # (batch, seq, width)
+        if self.relation_heads is not None and joined.shape[-1] % self.relation_heads:
+            # Some families' attention has another width than the config's hidden size says, as MobileBERT's.
+            raise ValueError(
+                f"{type(self).__name__}: {self.relation_heads} relation heads do not divide a width of "
+                f"{joined.shape[-1]}: choose relation_heads that divides it"
+            )
         cut = joined.unflatten(2, (self.relation_heads, -1)).transpose(1, 2)  # (batch, R, seq, width / R)
         scores = (cut @ cut.transpose(-1, -2)).float() * cut.shape[-1] ** -0.5
         return scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min).log_softmax(dim=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -130,6 +129,13 @@ def as_temperature(value: float | Temperature) -> Temperature:
     return value if isinstance(value, Temperature) else ConstantTemperature(value)
 
 
+_HIGHEST = 1000.0
+"""Above it softened probabilities differ by less than float32 tells, and nothing would be learned."""
+
+
 def _require_positive(value: float) -> None:
-    if not (are_numbers(value) and 0 < value < math.inf):
-        raise ValueError(f"temperature must be > 0 and finite, got {value!r:.80}")
+    if not (are_numbers(value) and 0 < value <= _HIGHEST):
+        raise ValueError(
+            f"temperature must be > 0 and at most {_HIGHEST:g}, got {value!r:.80}: what soft targets tend to at high "
+            "temperatures is LogitMSELoss"
+        )

@@ -64,7 +64,13 @@ def _config_of_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTra
     if isinstance(getattr(config, "attention_types", None), list):
         # GPT-Neo's short form, which its list by layer is made of.
         cut.attention_types = [[[kind], 1] for kind in cut.attention_layers]
-    cut.num_hidden_layers = len(layers)
+    try:
+        cut.num_hidden_layers = len(layers)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"a {config.model_type} has no plain number of layers to leave some out ({error}): choose a checkpoint, "
+            "or a small model such as 'bilstm'"
+        ) from error
     return cut
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase, default_data_collator
 
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.labels.classes import Classes
@@ -96,16 +96,24 @@ def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase 
 
 
 def refuse_no_tokens(rows: Any, collate: Any) -> None:
-    """Refuse rows of texts that nobody tokenised, where the collator does nothing but pad.
+    """Refuse rows of texts that nobody tokenised, where the collator does nothing but pad, and rows that none pads.
 
     Args:
         rows: a data set, or a sample of rows of another kind.
         collate: makes a batch of them; transformers' wrapper around a collator is looked into.
 
     Raises:
-        ValueError: if they have no `input_ids`.
+        ValueError: if they have no `input_ids`, or texts of several lengths and no tokenizer to pad them.
     """
-    pads = isinstance(getattr(collate, "data_collator", collate), (DistillationCollator, DataCollatorWithPadding))
+    inner = getattr(collate, "data_collator", collate)
+    pads = isinstance(inner, (DistillationCollator, DataCollatorWithPadding))
+    if inner is default_data_collator and "input_ids" in (rows.column_names or ()):
+        lengths = {len(ids) for ids in rows["input_ids"][:_READ_ROWS]}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"the training rows have {min(lengths)} to {max(lengths)} tokens, and nothing pads them: pass the "
+                "student's tokenizer (processing_class)"
+            )
     if pads and rows.column_names and "input_ids" not in rows.column_names:
         raise ValueError(
             f"the training rows have the columns {rows.column_names} and no input_ids: tokenise them, as "

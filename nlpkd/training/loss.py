@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +38,9 @@ _TRIED_ROWS = 8
 """Rows of the batch that a student is tried on."""
 
 
-def refuse_other_kinds(objectives: Any, rows: Any, evaluation_rows: Any, augment: str | None = None) -> None:
+def refuse_other_kinds(
+    objectives: Any, rows: Any, evaluation_rows: Any, augment: str | None = None, tokenizer: Any = None
+) -> None:
     """Refuse arguments of a trainer that are of another kind than it takes, with what to give instead.
 
     Args:
@@ -45,11 +48,17 @@ def refuse_other_kinds(objectives: Any, rows: Any, evaluation_rows: Any, augment
         rows: the training rows.
         evaluation_rows: likewise, or several by name.
         augment: the setting; whoever made more rows by it gives rows without labels too.
+        tokenizer: the student's, or None.
 
     Raises:
-        ValueError: for a preset's name, a single objective, a class, for splits in place of one split's rows, and for
-            `augment` where nobody made rows by it.
+        ValueError: for a preset's name, a single objective, a class, for splits in place of one split's rows, for
+            `augment` where nobody made rows by it, and for a tokenizer's name.
     """
+    if isinstance(tokenizer, (str, Path)):
+        raise ValueError(
+            f"processing_class must be a tokenizer, got {str(tokenizer)!r}: load it first "
+            "(AutoTokenizer.from_pretrained), or call nlpkd.distill, which takes paths and Hub ids"
+        )
     if objectives is not None:
         several = objectives if isinstance(objectives, (list, tuple, nn.ModuleList)) else [objectives]
         if several is not objectives or not all(isinstance(each, Objective) for each in several):

@@ -118,7 +118,7 @@ class DistillationTrainer(SearchingTrainer):
             raise ValueError(
                 f"args must be a DistillationConfig, got {type(args).__name__}: it takes the same arguments"
             )
-        refuse_other_kinds(objectives, train_dataset, eval_dataset, args.augment)
+        refuse_other_kinds(objectives, train_dataset, eval_dataset, args.augment, processing_class)
         if objectives is not None and len(objectives) == 0 and "compute_loss_func" not in trainer_arguments:
             raise ValueError("objectives is empty: give at least one, such as [ForwardKLLoss()], or leave it out")
         teacher = as_one_teacher(teacher_model, args.ensemble_weights, args.ensemble_average)

@@ -271,6 +271,7 @@ def test_a_text_is_no_number_to_an_objective(objective, name):
     ("make", "message"),
     [
         (lambda: ForwardKLLoss(temperature=0), "temperature must be > 0"),
+        (lambda: ForwardKLLoss(temperature=1e6), "at most 1000.*LogitMSELoss"),
         (lambda: LinearTemperature(2.0, 0.0), "temperature must be > 0"),
         (lambda: FocalTemperature(beta=-1.0), "beta must be >= 0"),
         (lambda: ForwardKLLoss(weight=-1), "weight must be >= 0"),
