@@ -95,7 +95,8 @@ def evaluate_student(
             one candidate, whose size and times are sums.
         dataset: tokenised rows: `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`: class ids,
             zeros and ones for each label, or scores, as the student's `problem_type` says. Labels that carry names are
-            put in the student's order, others are taken to be in it. Where no row has a gold label (-100), all that
+            put in the student's order, others are taken to be in it; a model whose names say nothing of the student's
+            is matched to them. Where no row has a gold label (-100), all that
             is measured is the agreement with the teacher. Where there are `teacher_input_ids`, ... the teacher reads
             those; where there is no teacher, a column `teacher_logits` holds the answers of one. Of windows
             (`nlpkd.data.windows`), the logits of a text are the average over its own.
@@ -146,6 +147,7 @@ def evaluate_student(
         tokenizer,
         dataset.column_names,
         classes=classes,
+        rows_classes=classes_of(dataset),
         teacher_tokenizer=teacher_tokenizer,
         candidate_tokenizers=candidate_tokenizers,
         teacher_order=teacher_order,

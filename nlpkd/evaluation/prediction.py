@@ -57,13 +57,14 @@ class CandidateModels:
         columns: Sequence[str],
         *,
         classes: Classes | None = None,
+        rows_classes: Classes | None = None,
         teacher_tokenizer: TeacherTokenizers = None,
         candidate_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
         teacher_order: Sequence[int] | None = None,
     ) -> CandidateModels:
         """Work out what each model reads and how its labels are ordered; see `nlpkd.evaluate_student`.
 
-        `classes` are the student's, in whose order all logits are put.
+        `classes` are the student's, in whose order all logits are put; `rows_classes` are the rows' own.
         """
         teacher = models.get("teacher")
         teachers = members_by_name(teacher)
@@ -82,7 +83,9 @@ class CandidateModels:
         tokenizers = dict.fromkeys(alone, tokenizer) | others
         tokenizers |= {name: each or tokenizer for name, each in zip(teachers, own, strict=True)}
         given = _given_orders(teacher, teacher_order)
-        orders = {name: _column_order(name, model, classes, given.get(name)) for name, model in alone.items()}
+        orders = {
+            name: _column_order(name, model, classes, given.get(name), rows_classes) for name, model in alone.items()
+        }
         return cls(dict(models), alone, tokenizers, prefixes, orders)
 
     def predict(self, rows: datasets.Dataset, batch_size: int) -> dict[str, np.ndarray]:
@@ -306,12 +309,23 @@ def _check_logits(name: str, logits: np.ndarray, expected: int) -> None:
         )
 
 
-def _column_order(name: str, model: nn.Module, wanted: Classes | None, given: list[int] | None) -> list[int] | None:
-    """Return which of a model's logit columns make the wanted order: by name, else as given; None for its own."""
+def _column_order(
+    name: str, model: nn.Module, wanted: Classes | None, given: list[int] | None, rows: Classes | None
+) -> list[int] | None:
+    """Return which of a model's logit columns make the wanted order; None for its own.
+
+    Names tell it, or what is given. Where they say nothing of each other, both are matched to the rows, as each would
+    be if it were measured alone: by name, or else by place.
+    """
     own = Classes.of_config(getattr(model, "config", None))
     try:
         order = None if own is None or wanted is None else wanted.positions_in(own)
-        return given if order is None else order
+        if order is not None or given is not None or own is None or wanted is None or rows is None:
+            return given if order is None else order
+        same = list(range(len(wanted)))
+        in_rows = wanted.positions_in(rows) if len(rows) == len(wanted) else None
+        in_own = rows.positions_in(own) if len(rows) == len(own) else None
+        return [(in_own or same)[place] for place in in_rows or same] if in_rows or in_own else None
     except ValueError as error:
         if given is not None:
             return given

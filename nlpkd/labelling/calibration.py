@@ -13,8 +13,9 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 from sklearn.model_selection import KFold
 
-from nlpkd.data.columns import LABEL_NAMES
+from nlpkd.data.columns import find_columns, find_text_column
 from nlpkd.data.labels import encode_targets
+from nlpkd.data.rows import unlabelled_rows
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.data.sources import Source, read_splits
 from nlpkd.evaluation.metrics import calibration_error
@@ -134,7 +135,7 @@ def calibrate_teacher(
     gold: Source,
     *,
     text_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     answers: AnswerFile | None = None,
 ) -> CalibratedTeacher:
     """Fit a teacher's temperature T and class priors b on a few rows with gold labels.
@@ -148,19 +149,21 @@ def calibrate_teacher(
 
     Args:
         teacher: any teacher that gives probabilities.
-        gold: a few rows with gold labels, which bear the names of the teacher's classes.
+        gold: a few rows with gold labels, which bear the names of the teacher's classes; rows with the label -100 have
+            none, and are left out.
         text_column: the text's column; recognised by its usual names if None.
-        label_column: the label's column, likewise.
+        label_column: the label's column, likewise; or several (a 0 or 1 for each label).
         answers: where the answers to the gold rows' texts are kept; they are not kept if None.
 
     Returns:
         The corrected teacher; its `calibration` says what was fitted, and how good the teacher was and is.
 
     Raises:
-        ValueError: for fewer than two rows, or labels that are not the teacher's.
+        ValueError: for fewer than two rows with a label, labels that are not the teacher's, or where none or several
+            columns could be the label.
     """
-    rows = read_splits(gold)[0]["train"]
-    texts, labels = texts_to_label(rows, "gold", text_column), _gold_labels(rows, teacher, label_column)
+    rows, labels = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
+    texts = texts_to_label(rows, "gold", text_column)
     if len(texts) < 2:
         raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
     given = _unbounded(asked_probabilities(teacher, texts, answers), teacher.problem_type)
@@ -181,15 +184,20 @@ def calibrate_teacher(
     return CalibratedTeacher(teacher, calibration)
 
 
-def _gold_labels(rows: Dataset, teacher: LabelingTeacher, column: str | None) -> np.ndarray:
-    """Read gold labels in the order of the teacher's classes: `(rows,)`, or zeros and ones `(rows, classes)`."""
-    known = [name for name in rows.column_names if name.strip().lower() in LABEL_NAMES]
-    if column is None and not known:
-        raise ValueError(f"the gold rows have no column that is known to be the label, found {rows.column_names}")
-    column = column or known[0]
+def _labelled_rows(
+    rows: Dataset, teacher: LabelingTeacher, text_column: str | None, label_column: str | Sequence[str] | None
+) -> tuple[Dataset, np.ndarray]:
+    """Return the rows that have a gold label, and their labels in the order of the teacher's classes.
+
+    Labels are `(rows,)`, or zeros and ones `(rows, classes)`.
+    """
+    text = find_text_column(rows.column_names, text_column)
+    column = find_columns(rows.column_names, text, label=label_column).label
     splits = DatasetDict({"train": rows})
     targets = encode_targets(splits, column, teacher.problem_type, teacher.classes, may_lack=True)
-    labels = targets.splits["train"]["labels"][:]
+    known = [row for row, lacking in enumerate(unlabelled_rows(targets.splits["train"])) if not lacking]
+    rows, encoded = rows.select(known), targets.splits["train"].select(known)
+    labels = encoded["labels"][:]
     places = {name.strip().casefold(): number for number, name in enumerate(teacher.classes)}
     if unknown := [name for name in targets.names if name.strip().casefold() not in places]:
         raise ValueError(
@@ -197,12 +205,11 @@ def _gold_labels(rows: Dataset, teacher: LabelingTeacher, column: str | None) ->
             f"{list(teacher.classes)[:20]}"
         )
     order = [places[name.strip().casefold()] for name in targets.names]
-    feature = targets.splits["train"].features["labels"]
-    if isinstance(feature, ClassLabel):
-        return np.array([order[label] for label in labels])
+    if isinstance(encoded.features["labels"], ClassLabel):
+        return rows, np.array([order[label] for label in labels], dtype=np.int64)
     found = np.zeros((len(rows), len(teacher.classes)), dtype=np.int64)
-    found[:, order] = np.array(labels, dtype=np.int64)
-    return found
+    found[:, order] = np.array(labels, dtype=np.int64).reshape(len(rows), len(order))
+    return rows, found
 
 
 def _unbounded(probabilities: np.ndarray, problem_type: str) -> np.ndarray:

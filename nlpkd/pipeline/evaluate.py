@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import DOCUMENT
+from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts
 from nlpkd.data.sources import Source
@@ -34,7 +35,7 @@ from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
 from nlpkd.utils.packages import require
-from nlpkd.utils.processes import phase
+from nlpkd.utils.processes import phase, quiet
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,9 @@ def evaluate(
             teacher_tokenizer=[others.get("teacher"), *(each for name, each in others.items() if name != "teacher")],
         )
         rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else _MEASURED_SPLITS)
+        # In their own order, in which every model finds them whatever the student calls them.
+        with quiet("nlpkd.data"):
+            rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
         fitted = None
         if held_out is not None:
             # The configuration and the revision are those of `data` alone.

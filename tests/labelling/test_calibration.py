@@ -115,12 +115,51 @@ def test_a_calibration_is_described_with_the_teacher():
     assert isinstance(fitted.calibration, Calibration)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_label_column_is_the_one_that_is_named_wherever_it_stands(reverse):
+    texts, labels = world(30, 0)
+    rows = [row | {"category": "art"} for row in rows_of(texts, labels)]
+    mixed = [dict(reversed(row.items())) if reverse else row for row in rows]
+    teacher = FunctionTeacher(biased, CLASSES)
+    found = calibrate_teacher(teacher, mixed, label_column="label").calibration
+    assert found == calibrate_teacher(teacher, rows_of(texts, labels)).calibration
+
+
+@pytest.mark.parametrize("blank", ["-100", -100])
+def test_gold_rows_without_a_label_are_left_out_and_not_asked_about(blank):
+    seen = []
+
+    def counted(texts):
+        seen.extend(texts)
+        return biased(texts)
+
+    texts, labels = world(30, 0)
+    rows = rows_of(texts, labels)
+    if blank == -100:
+        rows = [row | {"label": CLASSES.index(row["label"].lower())} for row in rows]
+    names = CLASSES if blank == "-100" else ["0", "1", "2"]
+    found = calibrate_teacher(FunctionTeacher(counted, names), [*rows, {"text": "9 9 9", "label": blank}]).calibration
+    assert found.rows == 30 and "9 9 9" not in seen
+    assert found == calibrate_teacher(FunctionTeacher(biased, names), rows).calibration
+
+
+def test_rows_of_several_labels_without_any_are_left_out():
+    teacher = FunctionTeacher(lambda given: expit(logits_of(given)), ["a", "b"], problem_type=MULTI_LABEL)
+    rows = [{"text": "1 0", "a": 1, "b": 0}, {"text": "0 2", "a": 0, "b": 1}, {"text": "9 9", "a": -100, "b": -100}]
+    assert calibrate_teacher(teacher, rows, label_column=["a", "b"]).calibration.rows == 2
+
+
 @pytest.mark.parametrize(
     ("gold", "told"),
     [
         ([{"text": "0 0 0", "label": "music"}, {"text": "1 0 0", "label": "art"}], "'music'.*none of the teacher's"),
         ([{"text": "0 0 0", "label": 1}, {"text": "1 0 0", "label": 0}], "none of the teacher's classes"),
-        ([{"text": "0 0 0"}], "no column that is known to be the label"),
+        ([{"text": "0 0 0"}], "No column is known to be the label"),
+        (
+            [{"text": text, "category": "art", "label": "sport"} for text in ("0 0 0", "1 0 0")],
+            r"Several columns could be the label: \['category', 'label'\]",
+        ),
+        ([{"text": "0 0 0", "label": -100}, {"text": "1 0 0", "label": -100}], "two or more gold labels, got 0"),
         ([{"text": "0 0 0", "label": "art"}], "two or more gold labels"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 from samples import raw_rows, tiny_bert
 
 from nlpkd.evaluation.report import EvaluationReport
@@ -84,6 +86,68 @@ def test_memory_that_can_t_be_measured_costs_no_other_figure(given, tmp_path, mo
     with pytest.raises(RuntimeError, match="memory of student"):
         evaluate(**given, **QUICK, memory=True, show=shown.append)
     assert len(shown) == 2
+
+
+NAMES = ("bad", "fine", "good")
+
+
+@pytest.fixture(scope="module")
+def judged(tokenizer, tmp_path_factory):
+    """Rows with the answers of a model as labels, 0 to 2, and a function that saves the model with other names.
+
+    These are given as what it calls 0, 1 and 2, and the order in which it gives them.
+    """
+    folder = tmp_path_factory.mktemp("judged")
+    model = tiny_bert(num_labels=3, initializer_range=0.7).eval()
+    texts = list(dict.fromkeys(raw_rows(60, seed=1)["text"]))
+    with torch.inference_mode():
+        logits = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits
+    # Each answer is given often, whatever the random weights prefer.
+    model.classifier.bias.data -= logits.mean(dim=0)
+    with torch.inference_mode():
+        labels = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.argmax(dim=-1).tolist()
+    assert min(labels.count(number) for number in range(3)) > 4
+
+    def saved(names, order):
+        other = copy.deepcopy(model)
+        for weight in other.classifier.parameters():
+            weight.data = weight.data[list(order)]
+        other.config.id2label = {place: names[number] for place, number in enumerate(order)}
+        other.config.label2id = {names[number]: place for place, number in enumerate(order)}
+        return str(save_student(other, folder / "-".join([*names, *map(str, order)]), tokenizer))
+
+    return [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)], saved
+
+
+COUNTED = ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *((NAMES, (0, 1, 2)), (COUNTED, (0, 1, 2)), (COUNTED, (2, 0, 1)), (COUNTED, (1, 0, 2))),
+        *((("0", "1", "2"), (0, 1, 2)), (("0", "1", "2"), (1, 2, 0)), (("0", "1", "2"), (2, 1, 0))),
+    ],
+)
+@pytest.mark.parametrize("own", [(NAMES, (0, 1, 2)), (COUNTED, (0, 1, 2)), (COUNTED, (2, 0, 1))])
+def test_a_model_s_figures_are_the_same_whatever_student_is_measured_beside_it(judged, own, beside):
+    rows, saved = judged
+    model, student = saved(*own), saved(*beside)
+    report = evaluate(student, rows, teacher=model, candidates={"further": model}, **QUICK)
+    right = {name: each.quality["accuracy"].value for name, each in report.candidates.items()}
+    assert right == {"teacher": 1.0, "student": 1.0, "further": 1.0}
+    assert report.candidates["student"].agreement.value == 1.0
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+def test_a_model_is_matched_to_named_rows_where_the_student_only_counts(judged, order):
+    rows, saved = judged
+    named = [row | {"label": NAMES[row["label"]]} for row in rows]
+    student = saved(("LABEL_1", "LABEL_0", "LABEL_2"), (0, 1, 2))
+    report = evaluate(student, named, teacher=saved(NAMES, order), **QUICK)
+    assert {name: each.quality["accuracy"].value for name, each in report.candidates.items()} == {
+        "student": 1.0, "teacher": 1.0,
+    }  # fmt: skip
 
 
 def test_nothing_that_is_said_of_measured_rows_calls_them_training_rows(given, tmp_path, caplog, capfd):

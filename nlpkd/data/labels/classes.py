@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import ClassLabel, List, Value
@@ -85,6 +85,15 @@ class Classes:
         """Whether the names only count the ids (`LABEL_0`, `1`), as many checkpoints have them."""
         found = [_NUMBERED.fullmatch(name) for name in self.names]
         return all(match and int(match[1]) == number for number, match in enumerate(found))
+
+    @property
+    def counted(self) -> Classes:
+        """The same classes in the order that their names count, where they do: by it others know them by place."""
+        found = [_NUMBERED.fullmatch(name) for name in self.names]
+        numbers = [int(match[1]) for match in found if match]
+        if len(numbers) < len(self):
+            return self
+        return replace(self, names=tuple(name for _, name in sorted(zip(numbers, self.names, strict=True))))
 
     @property
     def vector_feature(self) -> List:
