@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +43,38 @@ def decided_by_main_process(decide: Callable[[], Decision]) -> Decision:
     if found[1] is not None:
         raise ValueError(found[1])
     return found[0]
+
+
+EXIT_STATUS = 128 + signal.SIGTERM
+"""What a shell shows for a process that SIGTERM ended."""
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that it can keep what it has.
+
+    Where something else listens to the signal, or this is not the main thread, which alone can listen, it is left as
+    it is.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SystemExit: if the signal came.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(EXIT_STATUS)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
