@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
+from nlpkd.utils.field_types import are_numbers
+
+logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-3
+
+_MOST_TOKENS = 10**9
 
 LETTERS_PER_TOKEN = 4
 """About how many letters of English a token has."""
@@ -23,13 +30,41 @@ class Answers:
 
     Attributes:
         probabilities: float32 `(texts, classes)`.
-        input_tokens: of each text's prompts; None where the teacher does not count them.
+        input_tokens: of each text's prompts; None where the teacher does not count them, or gives what is no number
+            of tokens.
         output_tokens: of each text's answers, likewise.
     """
 
     probabilities: np.ndarray
     input_tokens: list[int] | None = None
     output_tokens: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens"):
+            told: Sequence[Any] | None = getattr(self, name)
+            counts = None if told is None else [as_count(each) for each in told]
+            object.__setattr__(self, name, None if counts is None or None in counts else counts)
+
+
+def as_count(told: Any) -> int | None:
+    """Read a number of tokens as a server tells it.
+
+    Args:
+        told: of any type.
+
+    Returns:
+        A whole number, not negative; None where it tells none, or something else, which is said once.
+    """
+    if are_numbers(told) and 0 <= told <= _MOST_TOKENS and told == int(told):
+        return int(told)
+    if told is not None:
+        _say_once("A teacher counts tokens with what is no number of tokens: what it takes counts as unknown.")
+    return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 class LabelingTeacher(ABC):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities
 from nlpkd.utils.packages import require
 from nlpkd.utils.provenance import without_tokens
 
@@ -90,9 +90,7 @@ class ChatTeacher(LabelingTeacher):
             with ThreadPoolExecutor(self.concurrency) as pool:
                 answers = list(pool.map(self._ask, texts))
         shares, *tokens = (list(each) for each in zip(*answers, strict=True))
-        found = as_probabilities(shares, len(texts), self.classes, self.problem_type)
-        known = all(each is not None for each in tokens[0])
-        return Answers(found, *tokens) if known else Answers(found)
+        return Answers(as_probabilities(shares, len(texts), self.classes, self.problem_type), *tokens)
 
     def expected_tokens(self, text: str) -> tuple[int, int]:
         """Estimate the tokens of a text's prompts and answers; see `LabelingTeacher.expected_tokens`."""
@@ -116,7 +114,7 @@ class ChatTeacher(LabelingTeacher):
         # The same text is asked in the same orders: an answer can be asked for again.
         generator = random.Random(hashlib.sha256(text.encode()).digest())
         total = np.zeros(len(self.classes))
-        tokens: list[tuple[int, int]] = []
+        tokens: list[list[int | None]] = []
         for _ in range(self.orders):
             order = generator.sample(range(len(self.classes)), len(self.classes))
             letters = string.ascii_uppercase[: len(order)]
@@ -125,16 +123,13 @@ class ChatTeacher(LabelingTeacher):
                 text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
             )
             found, usage = self._by_letter(prompt)
-            if usage is not None:
-                tokens.append((usage.prompt_tokens, usage.completion_tokens))
+            tokens.append([as_count(getattr(usage, each, None)) for each in ("prompt_tokens", "completion_tokens")])
             weights = np.array([found.get(letter, 0.0) for letter in letters])
             if not weights.sum() > 0:
                 raise ValueError(f"{self.model} answers with none of the letters {letters} but {dict(found)!r:.300}")
             total[order] += weights / weights.sum()
-        shares = (total / self.orders).tolist()
-        if len(tokens) < self.orders:
-            return shares, None, None
-        return shares, sum(each[0] for each in tokens), sum(each[1] for each in tokens)
+        asked, answered = (None if None in each else sum(each) for each in zip(*tokens, strict=True))
+        return (total / self.orders).tolist(), asked, answered
 
     def _by_letter(self, prompt: str) -> tuple[Mapping[str, float], Any]:
         """Return the weight of each first token, spaces and case aside, and the server's count of tokens."""

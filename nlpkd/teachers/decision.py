@@ -83,11 +83,8 @@ class DecisionTeacher(LabelingTeacher):
             with ThreadPoolExecutor(self.concurrency) as pool:
                 found = list(pool.map(self._ask_server, texts))
         rows = [read_answers(each, self._questions, self.classes, self.problem_type) for each, _ in found]
-        tokens = [count for _, count in found if count is not None]
-        return Answers(
-            as_probabilities(rows, len(texts), self.classes, self.problem_type),
-            *([[each[place] for each in tokens] for place in (0, 1)] if len(tokens) == len(texts) else ()),
-        )
+        tokens = [[count[place] for _, count in found] for place in (0, 1)]
+        return Answers(as_probabilities(rows, len(texts), self.classes, self.problem_type), *tokens)
 
     def expected_tokens(self, text: str) -> tuple[int, int]:
         """Estimate the tokens of a text's prompts; see `LabelingTeacher.expected_tokens`."""
@@ -100,8 +97,8 @@ class DecisionTeacher(LabelingTeacher):
         url = without_tokens(self.base_url or "") or None
         return {"name": str(name), "question": self.question, "base_url": url}
 
-    def _ask_server(self, text: str) -> tuple[dict[str, Any], tuple[int, int] | None]:
-        """Return the answers by the questions' names, and the tokens of prompts and answers if they are told."""
+    def _ask_server(self, text: str) -> tuple[dict[str, Any], tuple[Any, Any]]:
+        """Return the answers by the questions' names, and the tokens of prompts and answers as they are told."""
         assert self._client is not None
         reply = self._client.post({"model": str(self.model), "state": text, "questions": self._questions})
         answers = reply.get("answers") if isinstance(reply, Mapping) else None
@@ -109,10 +106,8 @@ class DecisionTeacher(LabelingTeacher):
             told = f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}"
             raise ValueError(self._client.without_secrets(told))
         usage = reply.get("usage")
-        counts = (
-            (usage.get("input_tokens"), usage.get("output_tokens")) if isinstance(usage, Mapping) else (None, None)
-        )
-        return dict(answers), counts if all(isinstance(each, int) for each in counts) else None  # type: ignore[return-value]
+        counts = usage if isinstance(usage, Mapping) else {}
+        return dict(answers), (counts.get("input_tokens"), counts.get("output_tokens"))
 
     @functools.cached_property
     def _batches(self) -> Any:

@@ -23,6 +23,10 @@ def choice(content, top=None):
     return {"index": 0, "message": message, "finish_reason": "length", "logprobs": logprobs}
 
 
+def counted(usage):
+    return reply([choice("A", {"A": 0.75, "B": 0.25})]) | {"usage": usage}
+
+
 def options_of(request):
     return dict(re.findall(r"^([A-Z])\. (\w+)", request["messages"][0]["content"], flags=re.MULTILINE))
 
@@ -58,6 +62,21 @@ def test_a_busy_server_is_asked_again():
     with LabelServer(biased, faults=(too_many("1"), broken)) as server:
         ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=1).probabilities(["a"])
     assert len(server.times) == 3 and server.times[1] - server.times[0] >= 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "kept"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": 1}, (6, 2)),
+        ({"prompt_tokens": 3.0, "completion_tokens": None}, (6, None)),
+        ({"prompt_tokens": "3", "completion_tokens": -1}, (None, None)),
+        *((usage, (None, None)) for usage in ({}, None, "many", [3, 1])),
+    ],
+)
+def test_tokens_are_those_that_the_server_counts_if_it_does(usage, kept):
+    with LabelServer(lambda request: counted(usage)) as server:
+        found = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k").answer(["a"])
+    assert [each and each[0] for each in (found.input_tokens, found.output_tokens)] == list(kept)
 
 
 @pytest.mark.parametrize(
