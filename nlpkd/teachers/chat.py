@@ -7,7 +7,7 @@ import hashlib
 import math
 import random
 import string
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities
+from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.packages import require
 from nlpkd.utils.provenance import without_tokens
 
@@ -105,6 +106,10 @@ class ChatTeacher(LabelingTeacher):
             "orders": self.orders, "votes": self.votes,
         }  # fmt: skip
 
+    @property
+    def _named(self) -> str:
+        return f"{self.model} at {without_tokens(self.base_url or 'OpenAI')}"
+
     @functools.cached_property
     def _client(self) -> Any:
         return require("openai", "teachers").OpenAI(base_url=self.base_url, api_key=self._api_key, **self._settings)
@@ -122,33 +127,33 @@ class ChatTeacher(LabelingTeacher):
             prompt = _PROMPT.format(
                 text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
             )
-            found, usage = self._by_letter(prompt)
-            tokens.append([as_count(getattr(usage, each, None)) for each in ("prompt_tokens", "completion_tokens")])
+            found, count = self._by_letter(prompt)
+            tokens.append(count)
             weights = np.array([found.get(letter, 0.0) for letter in letters])
             if not weights.sum() > 0:
-                raise ValueError(f"{self.model} answers with none of the letters {letters} but {dict(found)!r:.300}")
+                raise ValueError(f"{self._named} answers with none of the letters {letters} but {dict(found)!r:.300}")
             total[order] += weights / weights.sum()
         asked, answered = (None if None in each else sum(each) for each in zip(*tokens, strict=True))
         return (total / self.orders).tolist(), asked, answered
 
-    def _by_letter(self, prompt: str) -> tuple[Mapping[str, float], Any]:
-        """Return the weight of each first token, spaces and case aside, and the server's count of tokens."""
+    def _by_letter(self, prompt: str) -> tuple[Mapping[str, float], list[int | None]]:
+        """Return the weight of each first token, spaces and case aside, and the tokens that the server counts."""
         asked = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
-        counted: Counter[str] = Counter()
+        asked |= {"logprobs": True, "top_logprobs": 20} if self.votes is None else {"n": self.votes}
+        counted: defaultdict[str, float] = defaultdict(float)
         try:
-            if self.votes is not None:
-                reply = self._client.chat.completions.create(**asked, n=self.votes, temperature=1.0)
+            reply = self._client.chat.completions.create(**asked, temperature=0.0 if self.votes is None else 1.0)
+            if self.votes is None:
+                log_probabilities = reply.choices[0].logprobs
+                for token in (log_probabilities.content[0].top_logprobs or ()) if log_probabilities else ():
+                    counted[token.token.strip().upper()] += math.exp(token.logprob)
+            else:
                 for choice in reply.choices:
                     counted[(choice.message.content or "").strip().upper()] += 1
-                return counted, reply.usage
-            reply = self._client.chat.completions.create(**asked, logprobs=True, top_logprobs=20, temperature=0.0)
-            log_probabilities = reply.choices[0].logprobs
-            tokens = log_probabilities.content[0].top_logprobs if log_probabilities else None
-        except (require("openai", "teachers").OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
-            told = without_tokens(str(error), self._api_key)
-            raise ValueError(f"{self.model} gives no answer: {type(error).__name__}: {told}") from None
-        if not tokens:
-            raise ValueError(f"the server gives no log-probabilities of {self.model}: ask for votes, such as votes=10")
-        for token in tokens:
-            counted[token.token.strip().upper()] += math.exp(token.logprob)  # type: ignore[assignment]
-        return counted, reply.usage
+            told = [getattr(reply.usage, each, None) for each in ("prompt_tokens", "completion_tokens")]
+        except (require("openai", "teachers").OpenAIError, *ODD_CONTENT) as error:
+            reason = without_tokens(f"{type(error).__name__}: {error}", self._api_key)
+            raise ValueError(f"{self._named} gives no answer: {reason}") from None
+        if self.votes is None and not counted:
+            raise ValueError(f"{self._named} gives no log-probabilities: ask for votes, such as votes=10")
+        return counted, [as_count(each) for each in told]

@@ -13,6 +13,7 @@ import numpy as np
 from nlpkd.models.loading import named_in_errors
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
+from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import JSONClient
 from nlpkd.utils.provenance import without_tokens
 
@@ -76,13 +77,14 @@ class DecisionTeacher(LabelingTeacher):
     def answer(self, texts: Sequence[str]) -> Answers:
         """Ask about each text; a server's tokens are those that it counts. See `LabelingTeacher.answer`."""
         if self._client is None:
-            found = self._batches.answer(texts)
+            read = (self._questions, self.classes, self.problem_type)
+            found = [(read_answers(each, *read), count) for each, count in self._batches.answer(texts)]
         elif len(texts) == 1:
             found = [self._ask_server(texts[0])]
         else:
             with ThreadPoolExecutor(self.concurrency) as pool:
                 found = list(pool.map(self._ask_server, texts))
-        rows = [read_answers(each, self._questions, self.classes, self.problem_type) for each, _ in found]
+        rows = [row for row, _ in found]
         tokens = [[count[place] for _, count in found] for place in (0, 1)]
         return Answers(as_probabilities(rows, len(texts), self.classes, self.problem_type), *tokens)
 
@@ -97,17 +99,20 @@ class DecisionTeacher(LabelingTeacher):
         url = without_tokens(self.base_url or "") or None
         return {"name": str(name), "question": self.question, "base_url": url}
 
-    def _ask_server(self, text: str) -> tuple[dict[str, Any], tuple[Any, Any]]:
-        """Return the answers by the questions' names, and the tokens of prompts and answers as they are told."""
+    def _ask_server(self, text: str) -> tuple[list[float], tuple[Any, Any]]:
+        """Return the probabilities of the classes, and the tokens of prompts and answers as the server tells them."""
         assert self._client is not None
         reply = self._client.post({"model": str(self.model), "state": text, "questions": self._questions})
-        answers = reply.get("answers") if isinstance(reply, Mapping) else None
-        if not isinstance(answers, Mapping) or set(answers) != set(self._questions):
-            told = f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}"
-            raise ValueError(self._client.without_secrets(told))
-        usage = reply.get("usage")
+        try:
+            answers, usage = dict(reply["answers"]), reply.get("usage")
+            if answers.keys() != self._questions.keys():
+                raise ValueError(f"it answers {list(answers)}")
+            row = read_answers(answers, self._questions, self.classes, self.problem_type)
+        except ODD_CONTENT as error:
+            told = f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}: {error}"
+            raise ValueError(self._client.without_secrets(told)) from None
         counts = usage if isinstance(usage, Mapping) else {}
-        return dict(answers), (counts.get("input_tokens"), counts.get("output_tokens"))
+        return row, (counts.get("input_tokens"), counts.get("output_tokens"))
 
     @functools.cached_property
     def _batches(self) -> Any:
@@ -150,7 +155,7 @@ def read_answers(
         if set(by_option) != set(keys):
             raise ValueError(f"probabilities of {sorted(by_option)} are not those of {keys}")
         return [float(by_option[key]) for key in keys]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ODD_CONTENT as error:
         raise ValueError(f"the answer {dict(answers)!r:.300} has no probability for each class: {error}") from None
 
 

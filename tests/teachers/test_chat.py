@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from label_server import LabelServer, broken, too_many
+from label_server import LabelServer, broken, odd_versions, too_many
 
 from nlpkd.teachers import ChatTeacher
 
@@ -82,7 +82,7 @@ def test_tokens_are_those_that_the_server_counts_if_it_does(usage, kept):
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (reply([choice("A")]), "no log-probabilities of m: ask for votes"),
+        (reply([choice("A")]), "no log-probabilities: ask for votes"),
         (reply([choice("?", {"Sorry": 0.9})]), "none of the letters ABC"),
         (reply([]), "gives no answer"),
     ],
@@ -90,6 +90,23 @@ def test_tokens_are_those_that_the_server_counts_if_it_does(usage, kept):
 def test_answers_that_name_no_class_are_refused(answer, told):
     with LabelServer(lambda request: answer) as server, pytest.raises(ValueError, match=told):
         ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", max_retries=0).probabilities(["a"])
+
+
+@pytest.mark.parametrize("votes", [None, 2])
+def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server(votes):
+    replies = list(odd_versions(counted({"prompt_tokens": 3, "completion_tokens": 1})))
+    told = set()
+    with LabelServer(lambda request: replies.pop()) as server:
+        teacher = ChatTeacher(
+            "m", "?", CLASSES, base_url=server.url, api_key="k", orders=1, votes=votes, max_retries=0
+        )
+        while replies:
+            try:
+                found = teacher.answer(["a"])
+                told.add(found.input_tokens is None or found.input_tokens[0])
+            except ValueError as error:
+                assert str(error).startswith(f"m at {server.url} "), error
+    assert {3, True} <= told
 
 
 @pytest.mark.parametrize("classes", [["one"], [str(n) for n in range(27)], ["a", "a"]])
