@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities
+from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.packages import require
 from nlpkd.utils.provenance import without_tokens
@@ -46,7 +47,7 @@ class ChatTeacher(LabelingTeacher):
         max_retries: how often a request is tried again.
 
     Raises:
-        ValueError: for fewer than 2 or more than 26 classes.
+        ValueError: for fewer than 2 or more than 26 classes, or an argument that can't be.
     """
 
     def __init__(
@@ -63,14 +64,16 @@ class ChatTeacher(LabelingTeacher):
         timeout_s: float = 60.0,
         max_retries: int = 6,
     ):
-        self.classes = tuple(classes)
-        if isinstance(classes, str) or not 2 <= len(set(self.classes)) == len(self.classes) <= 26:
-            raise ValueError(f"give 2 to 26 different classes, got {classes!r}")
-        if orders < 1 or (votes is not None and votes < 1):
-            raise ValueError(f"orders and votes must be at least 1, got {orders} and {votes}")
+        self.classes = classes
+        if len(self.classes) > len(string.ascii_uppercase):
+            raise ValueError(f"give 2 to 26 classes, a letter each, got {len(self.classes)}")
+        check_counts(orders=orders, votes=1 if votes is None else votes, concurrency=concurrency)
         self.model = model
         self.question = question
-        self.options = [f"{name}: {classes[name]}" if isinstance(classes, Mapping) else name for name in self.classes]
+        described = classes.values() if isinstance(classes, Mapping) else [None] * len(self.classes)
+        self.options = [
+            f"{name}: {words}" if words else name for name, words in zip(self.classes, described, strict=True)
+        ]
         self.base_url = base_url
         self.orders = orders
         self.votes = votes

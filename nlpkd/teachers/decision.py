@@ -13,6 +13,7 @@ import numpy as np
 from nlpkd.models.loading import named_in_errors
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
+from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import JSONClient
 from nlpkd.utils.provenance import without_tokens
@@ -58,8 +59,10 @@ class DecisionTeacher(LabelingTeacher):
         max_retries: int = 6,
         **pipeline_settings: Any,
     ):
+        check_counts(batch_size=batch_size, concurrency=concurrency)
         self.model = model
-        self.question = dict(question)
+        # As it is sent, and comes back: JSON's names are texts.
+        self.question = json.loads(json.dumps(dict(question)))
         self.classes, self.problem_type, self._questions = read_question(self.question)
         self.base_url = base_url
         self.batch_size = batch_size
