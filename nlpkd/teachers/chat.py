@@ -17,6 +17,7 @@ import numpy as np
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities
 from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.files import ODD_CONTENT
+from nlpkd.utils.http import check_requests
 from nlpkd.utils.packages import require
 from nlpkd.utils.provenance import without_tokens
 
@@ -32,7 +33,7 @@ class ChatTeacher(LabelingTeacher):
     options. Where the server gives none, `votes` answers are drawn, and a class's probability is its share of them.
     Models prefer some places of a list: the options are asked in `orders` orders, drawn from the text, and the
     probabilities averaged. Needs the `openai` client (the extra `teachers`), which waits after 429
-    (Retry-After) and 5xx, and tries again.
+    (Retry-After) and 5xx, and tries again. A redirection is an error, since what is asked is for this server alone.
 
     Args:
         model: the name that the server has for it.
@@ -67,6 +68,7 @@ class ChatTeacher(LabelingTeacher):
         self.classes = classes
         if len(self.classes) > len(string.ascii_uppercase):
             raise ValueError(f"give 2 to 26 classes, a letter each, got {len(self.classes)}")
+        check_requests(base_url, timeout_s, max_retries)
         check_counts(orders=orders, votes=1 if votes is None else votes, concurrency=concurrency)
         self.model = model
         self.question = question
@@ -115,7 +117,10 @@ class ChatTeacher(LabelingTeacher):
 
     @functools.cached_property
     def _client(self) -> Any:
-        return require("openai", "teachers").OpenAI(base_url=self.base_url, api_key=self._api_key, **self._settings)
+        openai = require("openai", "teachers")
+        # What is asked is for this server alone.
+        http = openai.DefaultHttpxClient(follow_redirects=False)
+        return openai.OpenAI(base_url=self.base_url, api_key=self._api_key, http_client=http, **self._settings)
 
     def _ask(self, text: str) -> tuple[list[float], int | None, int | None]:
         """Return the mean over the orders of each class's probability, and the tokens, None where none are told."""
@@ -155,8 +160,13 @@ class ChatTeacher(LabelingTeacher):
                     counted[(choice.message.content or "").strip().upper()] += 1
             told = [getattr(reply.usage, each, None) for each in ("prompt_tokens", "completion_tokens")]
         except (require("openai", "teachers").OpenAIError, *ODD_CONTENT) as error:
-            reason = without_tokens(f"{type(error).__name__}: {error}", self._api_key)
-            raise ValueError(f"{self._named} gives no answer: {reason}") from None
+            reason, headers = (
+                f"{type(error).__name__}: {error}",
+                getattr(getattr(error, "response", None), "headers", {}),
+            )
+            if "location" in headers:
+                reason += f". It sends on to {headers['location']}, where nothing is sent"
+            raise ValueError(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
         if self.votes is None and not counted:
             raise ValueError(f"{self._named} gives no log-probabilities: ask for votes, such as votes=10")
         return counted, [as_count(each) for each in told]

@@ -78,15 +78,16 @@ def are_numbers(*values: Any) -> bool:
     return all(_fits(value, float) and value == value for value in values)
 
 
-def check_counts(**counts: Any) -> None:
-    """Refuse numbers of things that are not whole, or less than 1.
+def check_counts(least: int = 1, /, **counts: Any) -> None:
+    """Refuse numbers of things that are not whole, or too small.
 
     Args:
+        least: the smallest one.
         **counts: by name.
 
     Raises:
         ValueError: for the first one; it is named.
     """
     for name, value in counts.items():
-        if not (_fits(value, int) and value >= 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {name}={value!r:.80}")
+        if not (_fits(value, int) and value >= least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {name}={value!r:.80}")

@@ -1,7 +1,8 @@
-"""What the processes of one run agree on, and what the main one of them tells of its progress."""
+"""What the processes of one run agree on, what the main one tells of its progress, and what ends in time."""
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import signal
 import threading
@@ -14,6 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 Decision = TypeVar("Decision")
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,37 @@ def sigterm_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """Make a call in a thread, which is left alone when it takes too long.
+
+    Args:
+        seconds: that it may take.
+        call: the call.
+
+    Returns:
+        What it returns; what it raises is raised.
+
+    Raises:
+        TimeoutError: if it has not ended by then.
+    """
+    done: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            done["result"] = call()
+        except BaseException as error:  # It is raised where the call was made.
+            done["error"] = error
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in done:
+        raise done["error"]
+    if "result" not in done:
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
+    return done["result"]
 
 
 @contextmanager
