@@ -20,6 +20,7 @@ from nlpkd.data.tokenization import (
     TOKEN_COLUMNS,
     TeacherTokenizers,
     column_prefixes,
+    refuse_paths,
 )
 
 
@@ -43,6 +44,7 @@ class DistillationCollator:
         if isinstance(self.teacher_tokenizer, (list, tuple)):
             prefixes = column_prefixes(self.tokenizer, self.teacher_tokenizer)
             self._others = dict(zip(prefixes, self.teacher_tokenizer, strict=True))
+        refuse_paths(self.tokenizer, *self._others.values())
         for tokenizer in (self.tokenizer, *self._others.values()):
             if tokenizer is not None and tokenizer.pad_token is None:
                 raise ValueError(
