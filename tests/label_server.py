@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -28,6 +28,22 @@ def right_answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"model": request["model"], "answers": answers}
 
 
+ODD = (None, True, 1000, -1, 10**400, float("nan"), "", "word", [], [1], {}, {"a": {"b": []}})
+"""What JSON may hold in place of anything."""
+
+
+def odd_versions(whole: Any) -> Iterator[Any]:
+    """Yield JSON with one part of it replaced by something odd, for every part; and without it."""
+    yield from ODD
+    keys = whole if isinstance(whole, dict) else range(len(whole)) if isinstance(whole, list) else ()
+    for key in keys:
+        for odd in odd_versions(whole[key]):
+            changed = whole.copy()
+            changed[key] = odd
+            yield changed
+        yield {k: v for k, v in whole.items() if k != key} if isinstance(whole, dict) else whole[:key]
+
+
 class LabelServer:
     """Answer POST requests by `answer`; the first ones as `faults` says, one each.
 
@@ -45,6 +61,7 @@ class LabelServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # One packet an answer: a second one would wait for the first to be acknowledged.
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))

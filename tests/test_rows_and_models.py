@@ -311,11 +311,14 @@ def test_arguments_of_another_kind_are_refused_with_what_to_give(make_rows, sett
         ({"objectives": "hinton"}, "objectives must be a list.*resolve"),
         ({"objectives": ForwardKLLoss()}, "objectives must be a list"),
         ({"objectives": [ForwardKLLoss]}, "objectives must be a list"),
-        ({"teacher_model": "runs/teacher"}, "a teacher must be a model, got 'runs/teacher': load it with"),
-        ({"teacher_model": [tiny_bert(1, seed=1), "runs/teacher"]}, "a teacher must be a model"),
+        ({"teacher_model": "runs/teacher"}, "the teacher is 'runs/teacher', and must be a model: load it first"),
+        (
+            {"teacher_model": [tiny_bert(1, seed=1), "runs/teacher"]},
+            "the teacher is 'runs/teacher', and must be a model",
+        ),
         ({"train_dataset": DatasetDict(train=rows)}, r"train_dataset must be the rows of one split.*\['train'\]"),
         ({"train_dataset": rows.select_columns("labels")}, r"have the columns \['labels'\] and no input_ids"),
-        ({"processing_class": "runs/student"}, "processing_class must be a tokenizer, got 'runs/student': load it"),
+        ({"processing_class": "runs/student"}, "a tokenizer is 'runs/student': load it first"),
         ({"processing_class": None}, "have 4 to 12 tokens, and nothing pads them: pass the student's tokenizer"),
     ):
         given = {"teacher_model": tiny_bert(1, seed=1), "train_dataset": rows, "processing_class": tokenizer}

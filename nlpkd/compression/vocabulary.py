@@ -157,8 +157,11 @@ def _count(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Counter[
     counts: Counter[int] = Counter()
     if isinstance(texts, str):
         raise ValueError("texts is one string: give a list of texts")
-    remaining = iter(texts)
+    remaining, seen = iter(texts), 0
     while rows := list(islice(remaining, _ROWS)):
+        if wrong := [number for number, text in enumerate(rows, start=seen) if not isinstance(text, str)]:
+            raise ValueError(f"text {wrong[0]} is {rows[wrong[0] - seen]!r:.80}, and must be a text: leave it out")
+        seen += len(rows)
         for ids in tokenizer(rows, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]:
             counts.update(ids)
     if not counts:

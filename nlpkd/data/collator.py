@@ -20,6 +20,7 @@ from nlpkd.data.tokenization import (
     TOKEN_COLUMNS,
     TeacherTokenizers,
     column_prefixes,
+    refuse_paths,
     with_usual_padding,
 )
 
@@ -44,6 +45,7 @@ class DistillationCollator:
         if isinstance(self.teacher_tokenizer, (list, tuple)):
             prefixes = column_prefixes(self.tokenizer, self.teacher_tokenizer)
             others = dict(zip(prefixes, self.teacher_tokenizer, strict=True))
+        refuse_paths(self.tokenizer, *others.values())
         self.tokenizer = with_usual_padding(self.tokenizer)
         self._others: dict[str, Any] = {
             prefix: None if each is None else with_usual_padding(each) for prefix, each in others.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -293,16 +294,17 @@ def _refuse_out_of_range(dataset: Dataset | RowSample, column: str, num_labels: 
         )
     values = np.asarray(plain[:])
     if values.dtype.kind not in "biuf":
+        place, wrong = next((k, each) for k, each in enumerate(plain[:]) if not isinstance(each, (int, float)))
         raise ValueError(
-            f"column {column!r} of the {split} set holds labels that are no numbers, such as {values.tolist()[0]!r}: "
-            "load the data with nlpkd.load_text_classification, which numbers them"
+            f"row {_number(dataset, place)} of the {split} set has label {wrong!r:.80} in column {column!r}, which is "
+            "no number: load the data with nlpkd.load_text_classification, which numbers names, and give "
+            f"{UNLABELLED} where a row is unlabelled"
         )
     bad = np.flatnonzero((values != UNLABELLED) & ((values < 0) | (values >= num_labels)))
     if bad.size:
-        row = dataset.numbers[bad[0]] if isinstance(dataset, RowSample) else bad[0]
         raise ValueError(
-            f"row {row} of the {split} set has label {values[bad[0]]} in column {column!r}; the student has labels "
-            f"0..{num_labels - 1} ({UNLABELLED}: unlabelled)"
+            f"row {_number(dataset, bad[0])} of the {split} set has label {values[bad[0]]} in column {column!r}; the "
+            f"student has labels 0..{num_labels - 1} ({UNLABELLED}: unlabelled)"
         )
 
 
@@ -318,3 +320,16 @@ def _refuse_other_targets(dataset: Dataset | RowSample, column: str, task: str, 
             f"the task is {task}, and row 0 of the {split} set has {dataset[0][column]!r} in column {column!r}: give "
             "one score a row, or load with nlpkd.load_text_classification"
         )
+    if task == REGRESSION:
+        plain = dataset[column][:]
+        wrong = [place for place, score in enumerate(plain) if score is None or abs(score) == math.inf]
+        if wrong:
+            raise ValueError(
+                f"row {_number(dataset, wrong[0])} of the {split} set has score {plain[wrong[0]]} in column "
+                f"{column!r}, which is no finite number: give {UNLABELLED} where a row is unlabelled"
+            )
+
+
+def _number(dataset: Dataset | RowSample, place: int) -> int:
+    """Return the number that a row has among all rows."""
+    return dataset.numbers[place] if isinstance(dataset, RowSample) else int(place)

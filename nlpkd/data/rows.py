@@ -57,6 +57,43 @@ def formatted_as(rows: Dataset, other: Dataset, more: Sequence[str] = ()) -> Dat
     return rows.with_format(shown["type"], columns=columns, **options)
 
 
+def refuse_splits(rows: Any, name: str, *, mapping: bool = False) -> None:
+    """Refuse several splits where the rows of one are asked for.
+
+    Args:
+        rows: what was given.
+        name: of the argument.
+        mapping: whether it may be a mapping all the same, of rows by name.
+
+    Raises:
+        ValueError: if it has splits.
+    """
+    splits = getattr(rows, "splits", None if mapping else rows)
+    if isinstance(splits, dict):
+        raise ValueError(
+            f"{name} must be the rows of one split, got {type(rows).__name__} with {sorted(splits)}: give one of "
+            "them, such as data['train']"
+        )
+
+
+def refuse_other_than_dataset(rows: Any, name: str) -> None:
+    """Refuse rows that are not all there, several times over, by their number and by their columns.
+
+    Args:
+        rows: what was given.
+        name: of the argument.
+
+    Raises:
+        ValueError: for what is no `datasets.Dataset`.
+    """
+    refuse_splits(rows, name)
+    if not isinstance(rows, Dataset):
+        raise ValueError(
+            f"{name} must be a datasets.Dataset, which is read several times, got {type(rows).__name__}: make one of "
+            "its rows, such as Dataset.from_list(list(rows))"
+        )
+
+
 class RowSample:
     """Some rows that were read one by one, by their number and by their columns, as a `datasets.Dataset` is asked.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -146,10 +147,22 @@ def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBa
         True for equal vocabulary, merges, normaliser, splitting, special and added tokens; settings of padding and
         truncation don't count. Tokenizers written in Python can't be compared: only the same object is the same.
     """
+    refuse_paths(first, second)
     if first is second:
         return True
     state = tokenizer_state(first)
     return state is not None and state == tokenizer_state(second)
+
+
+def refuse_paths(*tokenizers: Any) -> None:
+    """Refuse a path or an id in place of a tokenizer.
+
+    Raises:
+        ValueError: for the first one.
+    """
+    for each in tokenizers:
+        if isinstance(each, (str, os.PathLike)):
+            raise ValueError(f"a tokenizer is {each!r:.80}: load it first (AutoTokenizer.from_pretrained)")
 
 
 def per_teacher(tokenizers: TeacherTokenizers, teachers: int) -> list[PreTrainedTokenizerBase | None]:

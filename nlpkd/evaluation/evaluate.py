@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from nlpkd.data.label_names import align_rows, classes_of
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.order import wrong_order
-from nlpkd.data.rows import unlabelled_rows
+from nlpkd.data.rows import refuse_other_than_dataset, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
@@ -134,6 +134,9 @@ def evaluate_student(
     # Which model reads what, and in which order its labels come.
     if dataset is None or tokenizer is None:
         raise ValueError("evaluate_student needs the tokenised dataset to measure on and the student's tokenizer")
+    refuse_other_than_dataset(dataset, "dataset")
+    if threshold_dataset is not None:
+        refuse_other_than_dataset(threshold_dataset, "threshold_dataset")
     teacher, task = as_one_teacher(teacher), task_of(getattr(student, "config", None))
     if isinstance(teacher, TeacherEnsemble):
         teacher.task = task or teacher.task

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,9 @@ from nlpkd.utils.files import explain_damage
 from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.links import open_no_link, refuse_links
 from nlpkd.utils.locks import lock_of
+from nlpkd.utils.processes import sigterm_as_exit
+
+logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
@@ -124,15 +129,16 @@ class AnswerFile:
             first_row.setdefault(text, row)
         groups = _groups([text for text in first_row if _key(text) not in known], self.teacher.rows_per_call)
         spending = _Spending(self.teacher, budget, known, self.requests)
-        answered = 0
-        with self._append() as file:
-            for group, found in _asked(self.teacher, groups, first_row, spending):
-                known |= _write(file, group, found)
-                answered += 1
+        with sigterm_as_exit(), self._append() as file:
+            asking = _Asking(self.teacher, first_row, spending, file)
+            try:
+                asked = asking.ask(groups)
+            finally:
                 self.requests = spending.requests
-        if answered < len(groups):
+        known |= asking.answers
+        if asked < len(groups):
             raise ValueError(
-                f"{spending.reached} was reached: {len(groups) - answered} calls are left of {len(groups)}. The "
+                f"{spending.reached} was reached: {len(groups) - asked} calls are left of {len(groups)}. The "
                 f"answers are kept in {self.path}; run again to go on"
             )
 
@@ -195,41 +201,77 @@ class _Spending:
         return sum(prices.cost(*each) for each in tokens)
 
 
-def _asked(
-    teacher: LabelingTeacher, groups: Sequence[list[str]], first_row: Mapping[str, int], spending: _Spending
-) -> Iterator[tuple[list[str], Answers]]:
-    """Yield each group of texts with its answers, in the order in which they come.
+class _Asking:
+    """Calls of a teacher side by side, each of which keeps its own answers.
 
-    Never more than `teacher.concurrency` calls run. After an error, or when the budget is spent, no further call is
-    made; those that run are waited for and yielded before the error is raised.
+    What ends the run, Ctrl-C too, comes to the thread that starts the calls. Those that run are waited for, and what
+    they answer, which may have been paid for, is kept.
+
+    Args:
+        teacher: whom to ask.
+        first_row: of each text, for messages.
+        spending: counts the calls.
+        file: where answers are kept.
+
+    Attributes:
+        answers: by the texts' hashes.
     """
-    waiting = iter(groups)
-    failed: ValueError | None = None
-    with ThreadPoolExecutor(teacher.concurrency) as pool:
-        running: dict[Future[Answers], list[str]] = {}
-        while True:
-            while failed is None and not spending.reached and len(running) < teacher.concurrency:
-                group = next(waiting, None)
-                if group is None or not spending.allows(group):
-                    break
-                running[pool.submit(teacher.answer, group)] = group
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                group = running.pop(future)
-                try:
-                    found = future.result()
-                    checked = as_probabilities(found.probabilities, len(group), teacher.classes, teacher.problem_type)
-                except ValueError as error:
-                    spending.book(group, None)
-                    where = first_row[group[0]]
-                    which = f"row {where}" if len(group) == 1 else f"{len(group)} texts from row {where} on"
-                    failed = failed or ValueError(f"{which} ({group[0]!r:.80}): {error}")
-                    continue
-                spending.book(group, found)
-                yield group, replace(found, probabilities=checked)
-    if failed is not None:
-        raise failed
+
+    def __init__(self, teacher: LabelingTeacher, first_row: Mapping[str, int], spending: _Spending, file: IO[bytes]):
+        self.teacher, self.first_row, self.spending, self.file = teacher, first_row, spending, file
+        self.answers: dict[str, Answer] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, groups: Sequence[list[str]]) -> int:
+        """Ask about groups of texts, no more than `teacher.concurrency` at a time, until the budget is spent.
+
+        Args:
+            groups: the texts of each call.
+
+        Returns:
+            How many calls were made.
+
+        Raises:
+            ValueError: if an answer is no distribution; its row is named.
+        """
+        asked, running = 0, set[Future[None]]()
+        with ThreadPoolExecutor(self.teacher.concurrency) as pool:
+            try:
+                for group in groups:
+                    while len(running) >= self.teacher.concurrency:
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        for call in done:
+                            call.result()
+                    with self._lock:
+                        if not self.spending.allows(group):
+                            break
+                    running.add(pool.submit(self._call, group))
+                    asked += 1
+                for call in running:
+                    call.result()
+            except BaseException:
+                if left := sum(not call.done() for call in running):
+                    logger.warning("Stopping: %d calls still run. They are waited for, and their answers kept.", left)
+                raise
+        return asked
+
+    def _call(self, group: list[str]) -> None:
+        found = None
+        try:
+            answered = self.teacher.answer(group)
+            checked = as_probabilities(
+                answered.probabilities, len(group), self.teacher.classes, self.teacher.problem_type
+            )
+            found = replace(answered, probabilities=checked)
+        except ValueError as error:
+            where = self.first_row[group[0]]
+            which = f"row {where}" if len(group) == 1 else f"{len(group)} texts from row {where} on"
+            raise ValueError(f"{which} ({group[0]!r:.80}): {error}") from None
+        finally:
+            with self._lock:
+                self.spending.book(group, found)
+                if found is not None:
+                    self.answers |= _write(self.file, group, found)
 
 
 def _write(file: IO[bytes], texts: Sequence[str], found: Answers) -> dict[str, Answer]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+
+from nlpkd.utils.field_types import check_field_types
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,11 @@ class Prices:
     output: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.input >= 0 and self.output >= 0):
-            raise ValueError(f"prices must not be negative, got {self.input} and {self.output} a million tokens")
+        check_field_types(self)
+        if not (0 <= self.input < math.inf and 0 <= self.output < math.inf):
+            raise ValueError(
+                f"prices must be finite and not negative, got {self.input} and {self.output} a million tokens"
+            )
 
     def cost(self, input_tokens: float, output_tokens: float) -> float:
         """Return the cost of so many tokens."""
@@ -41,10 +47,13 @@ class Budget:
     prices: Prices | None = None
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if self.max_cost is not None and self.prices is None:
             raise ValueError(f"max_cost={self.max_cost} needs the prices of tokens: give prices=Prices(input, output)")
-        if min(self.max_requests or 0, self.max_cost or 0) < 0:
-            raise ValueError(f"limits must not be negative, got {self.max_requests} requests and {self.max_cost}")
+        if not ((self.max_requests or 0) >= 0 and (self.max_cost or 0) >= 0):
+            raise ValueError(
+                f"limits must be numbers of at least 0, got {self.max_requests} requests and {self.max_cost}"
+            )
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from nlpkd import teachers
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.field_types import check_types
 from nlpkd.utils.yaml_files import read_yaml
 
 KINDS = {
@@ -57,9 +58,9 @@ def make_teacher(written: Mapping[str, Any], **defaults: Any) -> LabelingTeacher
         The teacher.
 
     Raises:
-        ValueError: if the kind is unknown, or an argument is unknown or missing.
+        ValueError: if the kind is unknown, or an argument is unknown, missing or of another type.
     """
-    arguments = dict(written)
+    arguments = {name: value for name, value in written.items() if value is not None}
     kind = arguments.pop("teacher", None)
     if kind not in KINDS:
         raise ValueError(f"teacher: {kind!r} is no kind of teacher; it is one of {', '.join(KINDS)}")
@@ -71,6 +72,8 @@ def make_teacher(written: Mapping[str, Any], **defaults: Any) -> LabelingTeacher
     needed = [name for name in named if known[name].default is inspect.Parameter.empty]
     if missing := [name for name in needed if name not in arguments]:
         raise ValueError(f"a teacher of the kind {kind} needs {' and '.join(missing)}")
+    # Names of classes may be numbers: the teacher reads them.
+    check_types({name: each for name, each in arguments.items() if name != "classes"}, get_type_hints(make.__init__))
     key = arguments.get("api_key")
     if isinstance(key, str) and key.startswith("$"):
         if not os.environ.get(key[1:]):

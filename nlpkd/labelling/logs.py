@@ -15,6 +15,7 @@ from nlpkd.data.readers import stream_rows
 from nlpkd.labelling.rows import PROBABILITIES
 from nlpkd.teachers.base import as_probabilities
 from nlpkd.teachers.decision import read_answers, read_question
+from nlpkd.utils.files import ODD_CONTENT
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,9 @@ def read_decisions(path: str | Path, question: str) -> tuple[Dataset, str]:
             row = dict(zip(found, read_answers({n: given[n] for n in names}, chosen, found, task), strict=True))
             ordered = [row[name] for name in classes]
             answers.append(as_probabilities([ordered], 1, classes, task)[0].tolist())
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+        except ODD_CONTENT as error:
+            told = error if isinstance(error, ValueError) else f"it is no decision ({error!r:.300})"
+            raise ValueError(f"{where}: {told}") from None
         state = request["state"]
         texts.append(state if isinstance(state, str) else json.dumps(state, ensure_ascii=False))
     if first is None:

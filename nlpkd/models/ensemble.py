@@ -177,12 +177,6 @@ def as_one_teacher(
         ValueError: if the list is empty, or weights or average do not fit it.
     """
     several: list[Any] = list(teacher) if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
-    for each in several:
-        if not isinstance(each, nn.Module):
-            raise ValueError(
-                f"a teacher must be a model, got {each!r:.80}: load it with nlpkd.load_teacher(path), or call "
-                "nlpkd.distill, which takes paths"
-            )
     if not isinstance(teacher, (list, tuple)):
         return None if teacher is None else unwrapped(several[0], "teacher")
     ensemble = TeacherEnsemble(several, weights, average)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -249,6 +250,8 @@ def _choose_onnx(folder: Path, names: list[str], file: str | None) -> Path | Non
 
 def _check_place(name: str | Path) -> None:
     """Refuse a path where nothing is, and a folder without any file of a model or tokenizer; an id is the Hub's."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"a model is named by a path or a Hub id, got {name!r:.80}")
     path = Path(name)
     beside = len(path.parts) == 2 and path.parent.is_dir()
     if not path.exists() and (

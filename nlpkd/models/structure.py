@@ -36,11 +36,6 @@ def as_student(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if it is TorchScript, or no model.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"the student is {model!r:.80}, and must be a model: load it first (AutoModelForSequenceClassification."
-            "from_pretrained), or call nlpkd.distill, which takes paths and Hub ids"
-        )
     model = unwrapped(
         model, "student", "torch_compile=True compiles a student, and a launcher trains it on several GPUs"
     )
@@ -57,6 +52,23 @@ def as_student(model: nn.Module) -> nn.Module:
     return model
 
 
+def refuse_other_than_model(model: Any, role: str) -> None:
+    """Refuse what is no model, such as a path to one.
+
+    Args:
+        model: what was given for one.
+        role: what messages call it.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"the {role} is {model!r:.80}, and must be a model: load it first (nlpkd.load_teacher, or "
+            "AutoModelForSequenceClassification.from_pretrained), or call nlpkd.distill, which takes paths and Hub ids"
+        )
+
+
 def unwrapped(model: nn.Module, role: str, advice: str = "") -> nn.Module:
     """Return the model inside of torch.compile's, `DataParallel`'s or `DistributedDataParallel`'s wrapper, and say so.
 
@@ -69,8 +81,10 @@ def unwrapped(model: nn.Module, role: str, advice: str = "") -> nn.Module:
         The model; itself where it is in no wrapper.
 
     Raises:
-        ValueError: if it is TorchScript, whose forward does not tell what it takes, or has weights without values.
+        ValueError: if it is no model, or TorchScript, whose forward does not tell what it takes, or has weights
+            without values.
     """
+    refuse_other_than_model(model, role)
     inner = model
     while (found := extract_model_from_parallel(inner, keep_torch_compile=False)) is not inner:
         inner = found

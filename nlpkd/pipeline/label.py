@@ -99,7 +99,7 @@ def label(
     output = Path(output)
     if output.suffix != ".parquet":
         raise ValueError(f"output must be a .parquet file, got {output}")
-    priced = Prices(*prices) if isinstance(prices, tuple) else prices
+    priced = Prices(*prices) if isinstance(prices, (tuple, list)) else prices
     limits = Budget(max_requests, max_cost, priced)
     with without_training_words(source):
         rows = read_splits(source)[0]["train"]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from nlpkd.data.labels.classes import plain_name
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
+from nlpkd.utils.field_types import are_numbers, check_counts
+
+logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-3
+
+_MOST_TOKENS = 10**9
 
 LETTERS_PER_TOKEN = 4
 """About how many letters of English a token has."""
@@ -23,7 +31,8 @@ class Answers:
 
     Attributes:
         probabilities: float32 `(texts, classes)`.
-        input_tokens: of each text's prompts; None where the teacher does not count them.
+        input_tokens: of each text's prompts; None where the teacher does not count them, or gives what is no number
+            of tokens.
         output_tokens: of each text's answers, likewise.
     """
 
@@ -31,23 +40,69 @@ class Answers:
     input_tokens: list[int] | None = None
     output_tokens: list[int] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens"):
+            told: Sequence[Any] | None = getattr(self, name)
+            counts = None if told is None else [as_count(each) for each in told]
+            object.__setattr__(self, name, None if counts is None or None in counts else counts)
+
+
+def as_count(told: Any) -> int | None:
+    """Read a number of tokens as a server tells it.
+
+    Args:
+        told: of any type.
+
+    Returns:
+        A whole number, not negative; None where it tells none, or something else, which is said once.
+    """
+    if are_numbers(told) and 0 <= told <= _MOST_TOKENS and told == int(told):
+        return int(told)
+    if told is not None:
+        _say_once("A teacher counts tokens with what is no number of tokens: what it takes counts as unknown.")
+    return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
+
 
 class LabelingTeacher(ABC):
     """A teacher that answers one fixed question about every text.
 
     Attributes:
-        classes: names of the classes, in the order of the probabilities.
         problem_type: whether one class holds for a text, or any number of them.
         rows_per_call: how many texts `nlpkd.label` hands over at once, and keeps at once.
         concurrency: how many such calls may run at the same time.
         requests_per_call: how many requests, or forward passes, such a call makes.
     """
 
-    classes: tuple[str, ...]
     problem_type: str = SINGLE_LABEL
     rows_per_call: int = 256
     concurrency: int = 1
     requests_per_call: int = 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities.
+
+        They are set to any sequence of names, or to a mapping from names to something else. Numbers, such as stars,
+        are names too.
+
+        Raises:
+            ValueError: if they are set to fewer than two, or to names that are empty or look the same.
+        """
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: Iterable[Any]) -> None:
+        listed = isinstance(names, Iterable) and not isinstance(names, (str, bytes, set, frozenset))
+        given = list(names) if listed else []
+        found = [str(name) for name in given if isinstance(name, str) or are_numbers(name)]
+        if not 2 <= len(set(map(plain_name, found)) - {""}) == len(given):
+            raise ValueError(f"give two or more different classes by their names, each a text, got {names!r:.300}")
+        self._classes = tuple(found)
 
     @abstractmethod
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
@@ -114,8 +169,9 @@ class FunctionTeacher(LabelingTeacher):
         problem_type: str = SINGLE_LABEL,
         rows_per_call: int = 256,
     ):
+        check_counts(rows_per_call=rows_per_call)
         self.function = function
-        self.classes = tuple(classes)
+        self.classes = classes
         self.name = name or getattr(function, "__qualname__", type(function).__name__)
         self.problem_type = problem_type
         self.rows_per_call = rows_per_call
@@ -144,7 +200,7 @@ def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_ty
     Raises:
         ValueError: if they are not; the first wrong row is named.
     """
-    found = np.asarray(answers, dtype=np.float64)
+    found = as_numbers(answers)
     if found.shape != (rows, len(classes)):
         raise ValueError(f"a teacher must answer {rows} texts with {(rows, len(classes))} numbers, got {found.shape}")
     wrong = ~np.isfinite(found).all(axis=1) | (found < 0).any(axis=1) | (found > 1 + _ROUNDING).any(axis=1)
@@ -156,6 +212,28 @@ def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_ty
         needed = "probabilities" if problem_type == MULTI_LABEL else "probabilities that sum to 1"
         raise ValueError(f"the answer to text {row} of {rows} must be {needed}, got {answer}")
     return found.astype(np.float32)
+
+
+def as_numbers(given: Any) -> np.ndarray:
+    """Read what a function gives for texts: nested lists, arrays, or tensors of any type on any device.
+
+    Args:
+        given: numbers.
+
+    Returns:
+        Float64, of the same shape.
+
+    Raises:
+        ValueError: if they are no numbers.
+    """
+    try:
+        # numpy knows neither gradients nor bf16.
+        return np.asarray(given.detach().cpu().double() if hasattr(given, "detach") else given, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "a teacher must give numbers, a row for each text with one for each class, got "
+            f"{type(given).__name__} ({given!r:.100}): {error}"
+        ) from None
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

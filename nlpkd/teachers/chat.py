@@ -7,14 +7,17 @@ import hashlib
 import math
 import random
 import string
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities
+from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.files import ODD_CONTENT
+from nlpkd.utils.http import check_requests
 from nlpkd.utils.packages import require
 from nlpkd.utils.provenance import without_tokens
 
@@ -30,7 +33,7 @@ class ChatTeacher(LabelingTeacher):
     options. Where the server gives none, `votes` answers are drawn, and a class's probability is its share of them.
     Models prefer some places of a list: the options are asked in `orders` orders, drawn from the text, and the
     probabilities averaged. Needs the `openai` client (the extra `teachers`), which waits after 429
-    (Retry-After) and 5xx, and tries again.
+    (Retry-After) and 5xx, and tries again. A redirection is an error, since what is asked is for this server alone.
 
     Args:
         model: the name that the server has for it.
@@ -45,7 +48,7 @@ class ChatTeacher(LabelingTeacher):
         max_retries: how often a request is tried again.
 
     Raises:
-        ValueError: for fewer than 2 or more than 26 classes.
+        ValueError: for fewer than 2 or more than 26 classes, or an argument that can't be.
     """
 
     def __init__(
@@ -62,14 +65,17 @@ class ChatTeacher(LabelingTeacher):
         timeout_s: float = 60.0,
         max_retries: int = 6,
     ):
-        self.classes = tuple(classes)
-        if isinstance(classes, str) or not 2 <= len(set(self.classes)) == len(self.classes) <= 26:
-            raise ValueError(f"give 2 to 26 different classes, got {classes!r}")
-        if orders < 1 or (votes is not None and votes < 1):
-            raise ValueError(f"orders and votes must be at least 1, got {orders} and {votes}")
+        self.classes = classes
+        if len(self.classes) > len(string.ascii_uppercase):
+            raise ValueError(f"give 2 to 26 classes, a letter each, got {len(self.classes)}")
+        check_requests(base_url, timeout_s, max_retries)
+        check_counts(orders=orders, votes=1 if votes is None else votes, concurrency=concurrency)
         self.model = model
         self.question = question
-        self.options = [f"{name}: {classes[name]}" if isinstance(classes, Mapping) else name for name in self.classes]
+        described = classes.values() if isinstance(classes, Mapping) else [None] * len(self.classes)
+        self.options = [
+            f"{name}: {words}" if words else name for name, words in zip(self.classes, described, strict=True)
+        ]
         self.base_url = base_url
         self.orders = orders
         self.votes = votes
@@ -90,9 +96,7 @@ class ChatTeacher(LabelingTeacher):
             with ThreadPoolExecutor(self.concurrency) as pool:
                 answers = list(pool.map(self._ask, texts))
         shares, *tokens = (list(each) for each in zip(*answers, strict=True))
-        found = as_probabilities(shares, len(texts), self.classes, self.problem_type)
-        known = all(each is not None for each in tokens[0])
-        return Answers(found, *tokens) if known else Answers(found)
+        return Answers(as_probabilities(shares, len(texts), self.classes, self.problem_type), *tokens)
 
     def expected_tokens(self, text: str) -> tuple[int, int]:
         """Estimate the tokens of a text's prompts and answers; see `LabelingTeacher.expected_tokens`."""
@@ -107,16 +111,23 @@ class ChatTeacher(LabelingTeacher):
             "orders": self.orders, "votes": self.votes,
         }  # fmt: skip
 
+    @property
+    def _named(self) -> str:
+        return f"{self.model} at {without_tokens(self.base_url or 'OpenAI')}"
+
     @functools.cached_property
     def _client(self) -> Any:
-        return require("openai", "teachers").OpenAI(base_url=self.base_url, api_key=self._api_key, **self._settings)
+        openai = require("openai", "teachers")
+        # What is asked is for this server alone.
+        http = openai.DefaultHttpxClient(follow_redirects=False)
+        return openai.OpenAI(base_url=self.base_url, api_key=self._api_key, http_client=http, **self._settings)
 
     def _ask(self, text: str) -> tuple[list[float], int | None, int | None]:
         """Return the mean over the orders of each class's probability, and the tokens, None where none are told."""
         # The same text is asked in the same orders: an answer can be asked for again.
         generator = random.Random(hashlib.sha256(text.encode()).digest())
         total = np.zeros(len(self.classes))
-        tokens: list[tuple[int, int]] = []
+        tokens: list[list[int | None]] = []
         for _ in range(self.orders):
             order = generator.sample(range(len(self.classes)), len(self.classes))
             letters = string.ascii_uppercase[: len(order)]
@@ -124,36 +135,38 @@ class ChatTeacher(LabelingTeacher):
             prompt = _PROMPT.format(
                 text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
             )
-            found, usage = self._by_letter(prompt)
-            if usage is not None:
-                tokens.append((usage.prompt_tokens, usage.completion_tokens))
+            found, count = self._by_letter(prompt)
+            tokens.append(count)
             weights = np.array([found.get(letter, 0.0) for letter in letters])
             if not weights.sum() > 0:
-                raise ValueError(f"{self.model} answers with none of the letters {letters} but {dict(found)!r:.300}")
+                raise ValueError(f"{self._named} answers with none of the letters {letters} but {dict(found)!r:.300}")
             total[order] += weights / weights.sum()
-        shares = (total / self.orders).tolist()
-        if len(tokens) < self.orders:
-            return shares, None, None
-        return shares, sum(each[0] for each in tokens), sum(each[1] for each in tokens)
+        asked, answered = (None if None in each else sum(each) for each in zip(*tokens, strict=True))
+        return (total / self.orders).tolist(), asked, answered
 
-    def _by_letter(self, prompt: str) -> tuple[Mapping[str, float], Any]:
-        """Return the weight of each first token, spaces and case aside, and the server's count of tokens."""
+    def _by_letter(self, prompt: str) -> tuple[Mapping[str, float], list[int | None]]:
+        """Return the weight of each first token, spaces and case aside, and the tokens that the server counts."""
         asked = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
-        counted: Counter[str] = Counter()
+        asked |= {"logprobs": True, "top_logprobs": 20} if self.votes is None else {"n": self.votes}
+        counted: defaultdict[str, float] = defaultdict(float)
         try:
-            if self.votes is not None:
-                reply = self._client.chat.completions.create(**asked, n=self.votes, temperature=1.0)
+            reply = self._client.chat.completions.create(**asked, temperature=0.0 if self.votes is None else 1.0)
+            if self.votes is None:
+                log_probabilities = reply.choices[0].logprobs
+                for token in (log_probabilities.content[0].top_logprobs or ()) if log_probabilities else ():
+                    counted[token.token.strip().upper()] += math.exp(token.logprob)
+            else:
                 for choice in reply.choices:
                     counted[(choice.message.content or "").strip().upper()] += 1
-                return counted, reply.usage
-            reply = self._client.chat.completions.create(**asked, logprobs=True, top_logprobs=20, temperature=0.0)
-            log_probabilities = reply.choices[0].logprobs
-            tokens = log_probabilities.content[0].top_logprobs if log_probabilities else None
-        except (require("openai", "teachers").OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
-            told = without_tokens(str(error), self._api_key)
-            raise ValueError(f"{self.model} gives no answer: {type(error).__name__}: {told}") from None
-        if not tokens:
-            raise ValueError(f"the server gives no log-probabilities of {self.model}: ask for votes, such as votes=10")
-        for token in tokens:
-            counted[token.token.strip().upper()] += math.exp(token.logprob)  # type: ignore[assignment]
-        return counted, reply.usage
+            told = [getattr(reply.usage, each, None) for each in ("prompt_tokens", "completion_tokens")]
+        except (require("openai", "teachers").OpenAIError, *ODD_CONTENT) as error:
+            reason, headers = (
+                f"{type(error).__name__}: {error}",
+                getattr(getattr(error, "response", None), "headers", {}),
+            )
+            if "location" in headers:
+                reason += f". It sends on to {headers['location']}, where nothing is sent"
+            raise ValueError(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
+        if self.votes is None and not counted:
+            raise ValueError(f"{self._named} gives no log-probabilities: ask for votes, such as votes=10")
+        return counted, [as_count(each) for each in told]

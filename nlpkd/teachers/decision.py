@@ -14,6 +14,8 @@ from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import identity_of_model
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
+from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import JSONClient
 from nlpkd.utils.provenance import without_tokens
 
@@ -58,8 +60,10 @@ class DecisionTeacher(LabelingTeacher):
         max_retries: int = 6,
         **pipeline_settings: Any,
     ):
+        check_counts(batch_size=batch_size, concurrency=concurrency)
         self.model = model
-        self.question = dict(question)
+        # As it is sent, and comes back: JSON's names are texts.
+        self.question = json.loads(json.dumps(dict(question)))
         self.classes, self.problem_type, self._questions = read_question(self.question)
         self.base_url = base_url
         self.batch_size = batch_size
@@ -77,18 +81,16 @@ class DecisionTeacher(LabelingTeacher):
     def answer(self, texts: Sequence[str]) -> Answers:
         """Ask about each text; a server's tokens are those that it counts. See `LabelingTeacher.answer`."""
         if self._client is None:
-            found = self._batches.answer(texts)
+            read = (self._questions, self.classes, self.problem_type)
+            found = [(read_answers(each, *read), count) for each, count in self._batches.answer(texts)]
         elif len(texts) == 1:
             found = [self._ask_server(texts[0])]
         else:
             with ThreadPoolExecutor(self.concurrency) as pool:
                 found = list(pool.map(self._ask_server, texts))
-        rows = [read_answers(each, self._questions, self.classes, self.problem_type) for each, _ in found]
-        tokens = [count for _, count in found if count is not None]
-        return Answers(
-            as_probabilities(rows, len(texts), self.classes, self.problem_type),
-            *([[each[place] for each in tokens] for place in (0, 1)] if len(tokens) == len(texts) else ()),
-        )
+        rows = [row for row, _ in found]
+        tokens = [[count[place] for _, count in found] for place in (0, 1)]
+        return Answers(as_probabilities(rows, len(texts), self.classes, self.problem_type), *tokens)
 
     def expected_tokens(self, text: str) -> tuple[int, int]:
         """Estimate the tokens of a text's prompts; see `LabelingTeacher.expected_tokens`."""
@@ -106,19 +108,20 @@ class DecisionTeacher(LabelingTeacher):
     def _identity(self) -> dict[str, str]:
         return identity_of_model(self.model, self._pipeline_settings.get("revision"))
 
-    def _ask_server(self, text: str) -> tuple[dict[str, Any], tuple[int, int] | None]:
-        """Return the answers by the questions' names, and the tokens of prompts and answers if they are told."""
+    def _ask_server(self, text: str) -> tuple[list[float], tuple[Any, Any]]:
+        """Return the probabilities of the classes, and the tokens of prompts and answers as the server tells them."""
         assert self._client is not None
         reply = self._client.post({"model": str(self.model), "state": text, "questions": self._questions})
-        answers = reply.get("answers") if isinstance(reply, Mapping) else None
-        if not isinstance(answers, Mapping) or set(answers) != set(self._questions):
-            told = f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}"
-            raise ValueError(self._client.without_secrets(told))
-        usage = reply.get("usage")
-        counts = (
-            (usage.get("input_tokens"), usage.get("output_tokens")) if isinstance(usage, Mapping) else (None, None)
-        )
-        return dict(answers), counts if all(isinstance(each, int) for each in counts) else None  # type: ignore[return-value]
+        try:
+            answers, usage = dict(reply["answers"]), reply.get("usage")
+            if answers.keys() != self._questions.keys():
+                raise ValueError(f"it answers {list(answers)}")
+            row = read_answers(answers, self._questions, self.classes, self.problem_type)
+        except ODD_CONTENT as error:
+            told = f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}: {error}"
+            raise ValueError(self._client.without_secrets(told)) from None
+        counts = usage if isinstance(usage, Mapping) else {}
+        return row, (counts.get("input_tokens"), counts.get("output_tokens"))
 
     @functools.cached_property
     def _batches(self) -> Any:
@@ -161,7 +164,7 @@ def read_answers(
         if set(by_option) != set(keys):
             raise ValueError(f"probabilities of {sorted(by_option)} are not those of {keys}")
         return [float(by_option[key]) for key in keys]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ODD_CONTENT as error:
         raise ValueError(f"the answer {dict(answers)!r:.300} has no probability for each class: {error}") from None
 
 

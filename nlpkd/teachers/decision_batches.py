@@ -61,7 +61,7 @@ class DecisionBatches:
     def __init__(self, pipe: Any, questions: Mapping[str, Any], batch_size: int):
         self.pipe, self.questions, self.batch_size = pipe, dict(questions), batch_size
 
-    def answer(self, texts: Sequence[str]) -> list[tuple[dict[str, Any], tuple[int, int] | None]]:
+    def answer(self, texts: Sequence[str]) -> list[tuple[dict[str, Any], tuple[int | None, int | None]]]:
         """Answer all questions about all texts.
 
         Args:
@@ -69,11 +69,11 @@ class DecisionBatches:
 
         Returns:
             For each text the answers by the questions' names, as the pipeline gives them, and the tokens of its
-            prompts and answers (None where a decision model reads them in its own way).
+            prompts and answers (None each where a decision model reads them in its own way).
         """
         # The heads of decision models read their prompts in ways of their own: one at a time, as the pipeline does.
         if isinstance(self.pipe.model, DecisionMixin):
-            return [(self.pipe(self._request(text)), None) for text in texts]
+            return [(self.pipe(self._request(text)), (None, None)) for text in texts]
         prompts = self._prompts(texts)
         answers: list[dict[str, Any]] = [{} for _ in texts]
         counts = [0] * len(texts)

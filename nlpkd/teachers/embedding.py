@@ -13,6 +13,7 @@ from scipy.special import softmax
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import identity_of_model
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
+from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.packages import require
 
 
@@ -43,12 +44,12 @@ class EmbeddingTeacher(LabelingTeacher):
         batch_size: int = 64,
         **model_settings: Any,
     ):
-        self.descriptions = {
-            name: [given] if isinstance(given, str) else list(given) for name, given in descriptions.items()
-        }
-        self.classes = tuple(self.descriptions)
-        if len(self.classes) < 2 or not all(self.descriptions.values()):
-            raise ValueError(f"give two or more classes with a description each, got {self.descriptions}")
+        self.classes = descriptions
+        check_counts(batch_size=batch_size)
+        listed = [[given] if isinstance(given, str) else list(given) for given in descriptions.values()]
+        self.descriptions = dict(zip(self.classes, listed, strict=True))
+        if not all(listed):
+            raise ValueError(f"give each class a description, got {self.descriptions}")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.model = model

@@ -124,7 +124,6 @@ class FunctionRunner:
     def _run(self, span: range, progress: Callable[[int], Any]) -> Finish:
         batch = self.rows[span.start : span.stop]
         values = self.function(*(batch[column] for column in self.columns))
-        values = values.detach().float().cpu().numpy() if isinstance(values, Tensor) else values
         progress(len(span))
         return lambda: {TEACHER_LOGITS: values}
 

@@ -12,6 +12,7 @@ from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import identity_of_model
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length
+from nlpkd.utils.field_types import check_counts
 
 
 class ZeroShotTeacher(LabelingTeacher):
@@ -42,9 +43,8 @@ class ZeroShotTeacher(LabelingTeacher):
         batch_size: int = 64,
         **pipeline_settings: Any,
     ):
-        self.classes = tuple(classes)
-        if isinstance(classes, str) or len(set(self.classes)) < max(2, len(self.classes)):
-            raise ValueError(f"give two or more different classes, got {classes!r}")
+        self.classes = classes
+        check_counts(batch_size=batch_size)
         if hypothesis_template.format("a") == hypothesis_template:
             raise ValueError(f"hypothesis_template={hypothesis_template!r} has no {{}} for the class")
         words = list(classes.values()) if isinstance(classes, Mapping) else self.classes

@@ -19,6 +19,7 @@ from torch.distributed import DistError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlpkd.utils.files import has_checksums, numbered_folders
+from nlpkd.utils.processes import EXIT_STATUS
 
 logger = logging.getLogger(__name__)
 
@@ -166,10 +167,6 @@ def saved_model(
                 shlex.join(words),
             )
         raise
-
-
-EXIT_STATUS = 128 + signal.SIGTERM
-"""What a shell shows for a process that SIGTERM ended."""
 
 
 # Launchers kill what is left 30 seconds after the signal.

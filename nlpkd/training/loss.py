@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,16 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import has_unlabelled, is_plain, random_access, sample_of_classes, sample_rows, unlabelled_rows
-from nlpkd.data.tokenization import TeacherTokenizers
+from nlpkd.data.rows import (
+    has_unlabelled,
+    is_plain,
+    random_access,
+    refuse_splits,
+    sample_of_classes,
+    sample_rows,
+    unlabelled_rows,
+)
+from nlpkd.data.tokenization import TeacherTokenizers, refuse_paths
 from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import placement
@@ -54,11 +61,7 @@ def refuse_other_kinds(
         ValueError: for a preset's name, a single objective, a class, for splits in place of one split's rows, for
             `augment` where nobody made rows by it, and for a tokenizer's name.
     """
-    if isinstance(tokenizer, (str, Path)):
-        raise ValueError(
-            f"processing_class must be a tokenizer, got {str(tokenizer)!r}: load it first "
-            "(AutoTokenizer.from_pretrained), or call nlpkd.distill, which takes paths and Hub ids"
-        )
+    refuse_paths(tokenizer)
     if objectives is not None:
         several = objectives if isinstance(objectives, (list, tuple, nn.ModuleList)) else [objectives]
         if several is not objectives or not all(isinstance(each, Objective) for each in several):
@@ -66,13 +69,8 @@ def refuse_other_kinds(
                 f"objectives must be a list of objectives, such as [CrossEntropyLoss(), ForwardKLLoss()], got "
                 f"{objectives!r:.80}: of a preset give resolve('hinton')[0].objectives (nlpkd.objectives.presets)"
             )
-    for name, given in (("train_dataset", rows), ("eval_dataset", evaluation_rows)):
-        splits = getattr(given, "splits", given if isinstance(given, dict) and name == "train_dataset" else None)
-        if isinstance(splits, dict):
-            raise ValueError(
-                f"{name} must be the rows of one split, got {type(given).__name__} with {sorted(splits)}: give one of "
-                "them, such as data['train']"
-            )
+    refuse_splits(rows, "train_dataset")
+    refuse_splits(evaluation_rows, "eval_dataset", mapping=True)
     if augment is not None and not (is_plain(rows) and "labels" in rows.column_names and has_unlabelled(rows)):
         raise ValueError(
             f"augment={augment!r} is for nlpkd.distill, and the trainer learns from its train_dataset as it is: make "

@@ -41,6 +41,10 @@ NO_SPACE = {
 """Errors of writing that have one cause: no more fits. What to say of each."""
 
 
+ODD_CONTENT = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
+"""What reading raises where a file or a server holds something else than was expected."""
+
+
 _FULL_BYTES = 1 << 16
 
 
@@ -284,7 +288,7 @@ def explain_damage(path: Path, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
+    except ODD_CONTENT as error:
         raise ValueError(f"{path} is damaged ({error!r:.300}): {advice}") from error
 
 

@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
+from urllib.parse import urljoin
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
+from nlpkd.utils.field_types import are_numbers, check_counts
+from nlpkd.utils.files import ODD_CONTENT
+from nlpkd.utils.processes import within
 from nlpkd.utils.provenance import without_tokens
+
+logger = logging.getLogger(__name__)
 
 _BUSY = (429, 500, 502, 503, 504)
 
 _BACKOFF_S = 0.5
 
+LONGEST_WAIT_S = 120.0
+"""Seconds before a further try at most, whatever the server asks for."""
+
+_LONG_WAIT_S = 10.0
+
+# What another try may mend. An answer that is cut short is no JSON.
+_PASSING = (
+    requests.exceptions.ConnectionError,
+    requests.exceptions.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+    requests.exceptions.JSONDecodeError,
+    TimeoutError,
+)
+
 
 class JSONClient:
     """Post JSON to one address, and try again where that may help.
 
-    After 429 and 5xx the server's `Retry-After` is waited for. After those without it, dropped connections and answers
-    that are cut short the time doubles with each try. Any other status is an error at once.
+    After 429 and 5xx the server's `Retry-After` is waited for, `LONGEST_WAIT_S` at most. After those without it,
+    dropped connections and answers that are cut short the time doubles with each try. Any other status is an error at
+    once: so is a redirection, since what is posted is for this address alone.
+
+    Proxies are those of the environment. A key goes before what a `.netrc` has for the server.
 
     Args:
         url: the address.
         api_key: sent as a bearer token.
-        timeout_s: seconds to wait for a connection, and for each part of the answer.
+        timeout_s: seconds that a try may take, the whole answer included.
         max_retries: how often a request is tried again.
+
+    Raises:
+        ValueError: if the address or a number can't be one.
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, max_retries: int = 6):
+        check_requests(url, timeout_s, max_retries)
         self.url = url
         self.timeout_s = timeout_s
         self.max_retries = max_retries
         self._key = api_key
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._local = threading.local()
 
     def post(self, body: Any) -> Any:
@@ -57,35 +85,89 @@ class JSONClient:
 
     def _post(self, body: Any) -> Any:
         for attempt in range(self.max_retries + 1):
+            wait_s = _BACKOFF_S * 2**attempt
             try:
-                response = self._session().post(self.url, json=body, headers=self._headers, timeout=self.timeout_s)
-                if response.ok:
-                    return response.json()
-                raise ValueError(f"{self.url} answers {response.status_code}: {response.text[:300]}")
-            except (requests.exceptions.ChunkedEncodingError, requests.exceptions.JSONDecodeError) as error:
-                # The answer was cut short while it was read, which urllib3's own retries do not cover.
-                if attempt == self.max_retries:
-                    raise ValueError(
-                        f"{self.url} gave no whole JSON answer in {attempt + 1} tries: {error}"
-                    ) from error
-                time.sleep(_BACKOFF_S * 2**attempt)
+                response = self._send(body)
+                if response.status_code not in _BUSY:
+                    return self._content(response)
+                failure = self._told(response)
+                wait_s = _asked_wait_s(response.headers.get("Retry-After"), wait_s)
+            except _PASSING as error:
+                is_json = isinstance(error, requests.exceptions.JSONDecodeError)
+                failure = f"{self.url} {'gives no whole JSON' if is_json else 'does not answer'}: {error}"
             except requests.exceptions.RequestException as error:
-                raise ValueError(f"{self.url} does not answer: {error}") from error
-        raise AssertionError("the last try returns or raises")
+                raise ValueError(f"{self.url} can't be asked: {error}") from error
+            if attempt < self.max_retries:
+                self._wait(min(wait_s, LONGEST_WAIT_S), failure)
+        raise ValueError(f"{failure} (tries: {self.max_retries + 1})")
 
-    def _session(self) -> requests.Session:
-        """Return the session of this thread: a session must not be shared."""
+    def _send(self, body: Any) -> requests.Response:
         if not hasattr(self._local, "session"):
-            retry = Retry(
-                total=self.max_retries,
-                backoff_factor=_BACKOFF_S,
-                status_forcelist=_BUSY,
-                allowed_methods=None,
-                respect_retry_after_header=True,
-                raise_on_status=False,
+            # One a thread: a session must not be shared.
+            self._local.session = requests.Session()
+        post = partial(self._local.session.post, self.url, json=body, timeout=self.timeout_s, allow_redirects=False)
+        try:
+            return within(self.timeout_s, partial(post, auth=self._authorize if self._key else None))
+        except TimeoutError:
+            # The call that was given up still has it.
+            del self._local.session
+            raise
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def _content(self, response: requests.Response) -> Any:
+        """Return an answer's JSON."""
+        if response.is_redirect:
+            raise ValueError(
+                f"{self.url} answers {response.status_code} and sends on to "
+                f"{urljoin(self.url, response.headers['Location'])}, where nothing is sent: if that is the server, "
+                "give its address"
             )
-            session = requests.Session()
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, HTTPAdapter(max_retries=retry))
-            self._local.session = session
-        return self._local.session
+        if not 200 <= response.status_code < 300:
+            raise ValueError(self._told(response))
+        try:
+            return response.json()
+        except requests.exceptions.JSONDecodeError:
+            raise
+        except ODD_CONTENT as error:
+            raise ValueError(f"{self.url} gives no JSON that can be read: {type(error).__name__}: {error}") from None
+
+    def _told(self, response: requests.Response) -> str:
+        return f"{self.url} answers {response.status_code}: {response.text[:300]}"
+
+    def _wait(self, seconds: float, reason: str) -> None:
+        if seconds >= _LONG_WAIT_S:
+            logger.warning("Waiting %.0f s, then trying again: %s", seconds, self.without_secrets(reason))
+        time.sleep(seconds)
+
+
+def check_requests(url: str | None, timeout_s: float, max_retries: int) -> None:
+    """Refuse settings of requests that can't be.
+
+    Args:
+        url: of a server, if one is given.
+        timeout_s: seconds that a try may take.
+        max_retries: how often a request is tried again.
+
+    Raises:
+        ValueError: for the first one that can't be; it is named.
+    """
+    if url is not None and not str(url).startswith(("http://", "https://")):
+        raise ValueError(f"the address of a server starts with http:// or https://, got {without_tokens(str(url))!r}")
+    if not (are_numbers(timeout_s) and timeout_s > 0):
+        raise ValueError(f"timeout_s must be a number above 0, got {timeout_s!r}")
+    check_counts(0, max_retries=max_retries)
+
+
+def _asked_wait_s(header: str | None, otherwise: float) -> float:
+    """Read `Retry-After`, which is seconds or a date; what is neither asks for nothing."""
+    try:
+        seconds = float(header or "")
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header or "").timestamp() - time.time()
+        except ODD_CONTENT:
+            return otherwise
+    return seconds if seconds >= 0 else otherwise

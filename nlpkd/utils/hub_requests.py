@@ -6,10 +6,8 @@ what huggingface_hub knows as offline mode: files of its cache are used at once,
 
 from __future__ import annotations
 
-import contextvars
 import math
 import os
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +17,8 @@ from typing import Any
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import _http
+
+from nlpkd.utils.processes import within
 
 # httpx, or its successor from huggingface_hub 2 on.
 _httpx: Any = import_module(HTTPError.__module__.partition(".")[0])
@@ -119,24 +119,13 @@ class _ImpatientClient(_httpx.Client):  # type: ignore[misc]
     def _send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
         """Send a request from a thread, which is left alone when it takes too long."""
         allowed_s = self.patience_s + int(request.headers.get("Content-Length") or 0) / SLOWEST_BYTES_S
-        done: dict[str, Any] = {}
-
-        def work() -> None:
-            try:
-                done["response"] = super(_ImpatientClient, self).send(request, stream=stream, **options)
-            except BaseException as error:  # It is raised where the request was made.
-                done["error"] = error
-
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
-        thread.start()
-        thread.join(allowed_s)
-        if "error" in done:
-            raise done["error"]
-        if "response" not in done:
-            raise _httpx.ReadTimeout(f"no whole answer within {allowed_s:.0f} s", request=request)
+        try:
+            response = within(allowed_s, partial(super().send, request, stream=stream, **options))
+        except TimeoutError as error:
+            raise _httpx.ReadTimeout(str(error), request=request) from error
         if stream:
-            done["response"].stream = _PacedStream(done["response"].stream, request, self.patience_s)
-        return done["response"]
+            response.stream = _PacedStream(response.stream, request, self.patience_s)
+        return response
 
 
 class _PacedStream(_httpx.SyncByteStream):  # type: ignore[misc]

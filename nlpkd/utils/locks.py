@@ -43,11 +43,14 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it and `wait` is not set, or the lock or a folder that a run would write to
-            is a link.
+        ValueError: if another run holds it and `wait` is not set, a file is in its place, or the lock or a folder that
+            a run would write to is a link.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{folder} can't be a folder, since a file is there: choose another one") from None
     refuse_links_in(folder)
     with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
         if first:

@@ -1,8 +1,11 @@
-"""What the processes of one run agree on, and what the main one of them tells of its progress."""
+"""What the processes of one run agree on, what the main one tells of its progress, and what ends in time."""
 
 from __future__ import annotations
 
+import contextvars
 import logging
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 Decision = TypeVar("Decision")
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +46,69 @@ def decided_by_main_process(decide: Callable[[], Decision]) -> Decision:
     if found[1] is not None:
         raise ValueError(found[1])
     return found[0]
+
+
+EXIT_STATUS = 128 + signal.SIGTERM
+"""What a shell shows for a process that SIGTERM ended."""
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that it can keep what it has.
+
+    Where something else listens to the signal, or this is not the main thread, which alone can listen, it is left as
+    it is.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SystemExit: if the signal came.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(EXIT_STATUS)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """Make a call in a thread, which is left alone when it takes too long.
+
+    Args:
+        seconds: that it may take.
+        call: the call.
+
+    Returns:
+        What it returns; what it raises is raised.
+
+    Raises:
+        TimeoutError: if it has not ended by then.
+    """
+    done: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            done["result"] = call()
+        except BaseException as error:  # It is raised where the call was made.
+            done["error"] = error
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in done:
+        raise done["error"]
+    if "result" not in done:
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
+    return done["result"]
 
 
 @contextmanager

@@ -458,3 +458,9 @@ def test_minilm_on_tweets_is_a_third_smaller_and_equal_to_the_last_bit():
         for new, old in zip(small(known)["input_ids"], tokenizer(known)["input_ids"], strict=True)
     )
     assert torch.equal(logits_of(smaller, small, known[:32]), logits_of(model, tokenizer, known[:32]))
+
+
+@pytest.mark.parametrize("other", [None, 3, b"text", ["a", "b"]])
+def test_what_is_no_text_among_the_texts_is_named_by_its_place(tokenizer, other):
+    with pytest.raises(ValueError, match="text 1200 is .*, and must be a text"):
+        trim_vocabulary(tiny_bert(), tokenizer, ["a good film"] * 1200 + [other])

@@ -182,3 +182,20 @@ def test_a_teacher_s_logits_are_put_in_order_beside_labels_that_are_true_and_fal
 def test_a_student_that_is_a_path_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the student is 'somewhere/student', and must be a model: load it first"):
         DistillationTrainer("somewhere/student", tiny_bert(), DistillationConfig(str(tmp_path), **QUIET))
+
+
+@pytest.mark.parametrize(("labels", "told"), [([0, 1, None], "row 2 .* has label None .* no number"),
+                                              ([None, 1, 0], "row 0 .* has label None"),
+                                              (["a", "b", "a"], "row 0 .* has label 'a' .*no number")])  # fmt: skip
+def test_a_label_that_is_no_number_is_named_with_its_row(labels, told):
+    with pytest.raises(ValueError, match=told):
+        align_labels_to_student(Dataset.from_dict({"labels": labels}), tiny_bert().config, "training")
+
+
+@pytest.mark.parametrize("score", [None, float("inf"), -float("inf")])
+def test_a_score_that_is_not_finite_is_named_with_its_row(score):
+    config = tiny_bert(num_labels=1).config
+    rows = Dataset.from_dict({"labels": [1.5, float("nan"), -100.0, score, score]})
+    with pytest.raises(ValueError, match="row 3 of the training set has score .*, which is no finite number"):
+        align_labels_to_student(rows, config, "training")
+    align_labels_to_student(rows.select(range(3)), config, "training")

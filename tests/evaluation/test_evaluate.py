@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from safetensors import safe_open
 from samples import tiny_bert
 from scipy.stats import binomtest
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlpkd import load_text_classification
 from nlpkd.evaluation.benchmark import count_flops, describe_environment, measure_latency, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.metrics import classification_metrics
@@ -26,6 +27,7 @@ from nlpkd.evaluation.report import EvaluationReport
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = 60
+LABELLED = Dataset.from_dict({"text": ["w1 w2", "w3"] * 2, "label": ["a", "b"] * 2})
 QUICK = {"bootstrap_samples": 50, "latency_runs": 0}
 
 
@@ -498,3 +500,33 @@ def test_a_temperature_is_fitted_on_the_held_out_rows_alone(tokenizer):
     assert scaling.ece_before == pytest.approx(1 / (1 + math.exp(-2)))
     assert scaling.ece_after == pytest.approx(0.75, rel=1e-3)
     assert "takes its ECE from 0.881 to 0.750 (fitted on 4 rows)" in report.to_markdown()
+
+
+@pytest.mark.parametrize("role", ["student", "teacher", "baseline", "x"])
+def test_a_path_in_place_of_a_model_is_refused_by_its_role(role, tokenizer):
+    given = {"candidates": {"x": "runs/model"}} if role == "x" else {role: "runs/model"}
+    with pytest.raises(ValueError, match=f"the {role} is 'runs/model', and must be a model: load it first"):
+        evaluate_student(**{"student": bert(), "dataset": rows(), "tokenizer": tokenizer} | given, **QUICK)
+
+
+@pytest.mark.parametrize("teacher_tokenizer", [None, "runs/model"])
+def test_a_path_in_place_of_a_tokenizer_is_refused(tokenizer, teacher_tokenizer):
+    own = "runs/model" if teacher_tokenizer is None else tokenizer
+    with pytest.raises(ValueError, match="a tokenizer is 'runs/model': load it first"):
+        evaluate_student(bert(), bert(), rows(), own, teacher_tokenizer=teacher_tokenizer, **QUICK)
+
+
+@pytest.mark.parametrize("name", ["dataset", "threshold_dataset"])
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda tokenizer: load_text_classification(LABELLED, tokenizer=tokenizer), r"one split.*\['train'\]"),
+        (lambda tokenizer: DatasetDict(test=rows()), r"one split.*\['test'\]"),
+        (lambda tokenizer: rows().to_iterable_dataset(), "must be a datasets.Dataset, .* got IterableDataset"),
+        (lambda tokenizer: list(rows()), "must be a datasets.Dataset, .* got list"),
+    ],
+)  # fmt: skip
+def test_rows_of_other_kinds_are_refused(name, make, told, tokenizer):
+    given = {"dataset": rows()} | {name: make(tokenizer)}
+    with pytest.raises(ValueError, match=told):
+        evaluate_student(bert(), bert(), tokenizer=tokenizer, **given, **QUICK)

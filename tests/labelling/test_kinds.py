@@ -8,6 +8,7 @@ from nlpkd import teachers
 from nlpkd.labelling.kinds import KINDS, make_teacher, names_a_teacher, read_mapping
 
 NOUL = {"type": "noul", "instructions": "Is it spam?"}
+CHAT = {"teacher": "chat", "model": "m", "question": "?", "classes": ["a", "b"]}
 WRITTEN = [
     {"teacher": "decision", "model": "m", "question": NOUL, "base_url": "http://localhost:1", "timeout_s": 5},
     {"teacher": "zero-shot", "model": "m", "classes": ["a", "b"], "hypothesis_template": "It is {}."},
@@ -28,6 +29,11 @@ def test_each_kind_is_made_of_its_arguments(tmp_path, written):
     assert teacher.concurrency == (3 if written["teacher"] in ("decision", "chat") else 1)
 
 
+def test_a_null_is_what_is_not_written_and_numbers_are_names():
+    teacher = make_teacher(CHAT | {"classes": [1, 2], "orders": None, "base_url": None})
+    assert teacher.classes == ("1", "2") and teacher.orders == 2
+
+
 def test_questions_are_no_teachers_even_where_a_label_is_called_teacher():
     assert not names_a_teacher(NOUL) and not names_a_teacher({"teacher": NOUL, "pupil": NOUL})
 
@@ -39,7 +45,21 @@ def test_questions_are_no_teachers_even_where_a_label_is_called_teacher():
         ({"teacher": "zero-shot", "model": "m"}, "needs classes"),
         ({"teacher": "embedding", "descriptions": {"a": "x", "b": "y"}}, "needs model"),
         ({"teacher": "chat", "model": "m", "question": "?", "clases": ["a"]}, "has no 'clases'"),
-        ({"teacher": "embedding", "model": "m", "descriptions": {"a": "x"}}, "two or more classes"),
+        ({"teacher": "embedding", "model": "m", "descriptions": {"a": "x"}}, "two or more different classes"),
+        ({"teacher": "embedding", "model": "m", "descriptions": ["a", "b"]}, "descriptions must be a mapping"),
+        (
+            {"teacher": "embedding", "model": "m", "descriptions": {"a": "x", "b": None}},
+            "descriptions must be a mapping",
+        ),
+        ({"teacher": "chat", "model": 3, "question": "?", "classes": ["a", "b"]}, "model must be a text"),
+        ({"teacher": "chat", "model": "m", "question": None, "classes": ["a", "b"]}, "needs question"),
+        (CHAT | {"base_url": 8000}, "base_url must be a text"),
+        (CHAT | {"orders": 1.5}, "orders must be a whole number"),
+        (CHAT | {"votes": "3"}, "votes must be a whole number"),
+        (CHAT | {"concurrency": "lots"}, "concurrency must be a whole number"),
+        (CHAT | {"concurrency": 0}, "concurrency must be a whole number"),
+        (CHAT | {"classes": ["a", None]}, "two or more different classes"),
+        ({"teacher": "decision", "model": "m", "question": "Good?"}, "question must be a mapping"),
     ],
 )
 def test_what_makes_no_teacher_is_refused(written, told):

@@ -1,10 +1,12 @@
 """Logs of decisions as training rows, in the formats of the pipeline and of the route."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from chat_models import save_chat_model
+from label_server import odd_versions
 from transformers import pipeline
 
 from nlpkd import read_decisions
@@ -86,6 +88,18 @@ def test_lines_that_ask_something_else_are_left_out_and_options_may_come_in_anot
 def test_lines_that_are_no_such_decision_are_named(tmp_path, lines, question, told):
     with pytest.raises(ValueError, match=told):
         read_decisions(save(tmp_path, *lines), question)
+
+
+def test_a_line_of_any_form_is_read_or_named(tmp_path):
+    refused = 0
+    for name in ("topic", "spam"):
+        for odd in odd_versions(line("a", {name: QUESTIONS[name]}, {name: answers()[name]})):
+            try:
+                read_decisions(save(tmp_path, odd, line()), name)
+            except ValueError as error:
+                assert re.search("(?i:line [12] of)", str(error)), error
+                refused += 1
+    assert refused > 100
 
 
 def test_other_files_are_no_logs(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from samples import tiny_bert
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, XLNetConfig
 
+import nlpkd
 from nlpkd.evaluation.benchmark import measure_latency
 from nlpkd.models.loading import load_classifier, load_config, load_tokenizer, split_revision
 from nlpkd.models.reshaped import ReshapedConfig
@@ -224,3 +225,10 @@ def test_an_xlnet_which_has_no_limit_is_measured(tokenizer):
     config = XLNetConfig(vocab_size=99, d_model=8, n_layer=1, n_head=1, d_inner=8, pad_token_id=0)
     times = measure_latency({"student": AutoModelForSequenceClassification.from_config(config)}, batches=[1], runs=1)
     assert times["student"][0].p50_ms > 0
+
+
+@pytest.mark.parametrize("name", [None, 3, b"folder"])
+def test_what_is_neither_path_nor_id_is_refused(name):
+    for load in (load_classifier, load_tokenizer, nlpkd.load):
+        with pytest.raises(ValueError, match="named by a path or a Hub id, got"):
+            load(name)

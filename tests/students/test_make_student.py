@@ -278,3 +278,9 @@ def test_a_kind_of_student_is_an_entry_that_make_student_and_budgets_read():
         )
     finally:
         KINDS.remove(kind)
+
+
+@pytest.mark.parametrize("layers", [2, "layers:2", "bilstm"])
+def test_a_path_in_place_of_a_teacher_is_refused(layers):
+    with pytest.raises(ValueError, match="the teacher is 'runs/teacher', and must be a model: load it first"):
+        make_student("runs/teacher", layers)

@@ -789,3 +789,23 @@ def test_logits_of_another_teacher_beside_the_rows_are_refused(names, cache, mak
         trainer(first, first, "warn", bf16=bf16)
     trainer(None, second, "warn")
     assert "are not those of the teacher" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda texts: [{"label": "neg", "score": 0.5}] * len(texts),
+        lambda texts: ["pos"] * len(texts),
+        lambda texts: None,
+    ],
+)
+def test_a_function_that_gives_no_numbers_is_refused(answer, cache, rows):
+    with pytest.raises(ValueError, match="must give numbers|shape"):
+        cache(answer, rows, teacher_name="a")
+
+
+def test_a_file_in_place_of_the_folder_is_refused(cache, teacher, rows, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="can't be a folder, since a file is there"):
+            cache(teacher, rows, cache_dir=folder)

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from label_server import LabelServer, broken, too_many
+from label_server import LabelServer, broken, odd_versions, too_many
 
 from nlpkd.teachers import ChatTeacher
 
@@ -21,6 +21,10 @@ def choice(content, top=None):
     logprobs = {"content": [tokens[0] | {"top_logprobs": tokens}]} if tokens else None
     message = {"role": "assistant", "content": content}
     return {"index": 0, "message": message, "finish_reason": "length", "logprobs": logprobs}
+
+
+def counted(usage):
+    return reply([choice("A", {"A": 0.75, "B": 0.25})]) | {"usage": usage}
 
 
 def options_of(request):
@@ -61,9 +65,24 @@ def test_a_busy_server_is_asked_again():
 
 
 @pytest.mark.parametrize(
+    ("usage", "kept"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": 1}, (6, 2)),
+        ({"prompt_tokens": 3.0, "completion_tokens": None}, (6, None)),
+        ({"prompt_tokens": "3", "completion_tokens": -1}, (None, None)),
+        *((usage, (None, None)) for usage in ({}, None, "many", [3, 1])),
+    ],
+)
+def test_tokens_are_those_that_the_server_counts_if_it_does(usage, kept):
+    with LabelServer(lambda request: counted(usage)) as server:
+        found = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k").answer(["a"])
+    assert [each and each[0] for each in (found.input_tokens, found.output_tokens)] == list(kept)
+
+
+@pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (reply([choice("A")]), "no log-probabilities of m: ask for votes"),
+        (reply([choice("A")]), "no log-probabilities: ask for votes"),
         (reply([choice("?", {"Sorry": 0.9})]), "none of the letters ABC"),
         (reply([]), "gives no answer"),
     ],
@@ -73,7 +92,23 @@ def test_answers_that_name_no_class_are_refused(answer, told):
         ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", max_retries=0).probabilities(["a"])
 
 
-@pytest.mark.parametrize("classes", [["one"], [str(n) for n in range(27)], ["a", "a"]])
-def test_numbers_of_classes_without_letters_are_refused(classes):
+@pytest.mark.parametrize("votes", [None, 2])
+def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server(votes):
+    replies = list(odd_versions(counted({"prompt_tokens": 3, "completion_tokens": 1})))
+    told = set()
+    with LabelServer(lambda request: replies.pop()) as server:
+        teacher = ChatTeacher(
+            "m", "?", CLASSES, base_url=server.url, api_key="k", orders=1, votes=votes, max_retries=0
+        )
+        while replies:
+            try:
+                found = teacher.answer(["a"])
+                told.add(found.input_tokens is None or found.input_tokens[0])
+            except ValueError as error:
+                assert str(error).startswith(f"m at {server.url} "), error
+    assert {3, True} <= told
+
+
+def test_more_classes_than_letters_are_refused():
     with pytest.raises(ValueError, match="2 to 26"):
-        ChatTeacher("m", "?", classes)
+        ChatTeacher("m", "?", [str(n) for n in range(27)])

@@ -135,9 +135,9 @@ def test_an_unlabelled_row_of_glue_is_out_of_range_with_class_names_too():
             align_labels_to_student(hidden, tiny_bert(**names).config, "evaluation")
 
 
-@pytest.mark.parametrize("labels", [["pos", "neg"], [None, 1]])
-def test_labels_that_are_no_numbers_are_refused(labels):
-    with pytest.raises(ValueError, match=f"no numbers, such as {labels[0]!r}.*load_text_classification"):
+@pytest.mark.parametrize(("row", "labels"), [(0, ["pos", "neg"]), (1, [1, None])])
+def test_labels_that_are_no_numbers_are_refused(row, labels):
+    with pytest.raises(ValueError, match=f"row {row} .* has label {labels[row]!r} .*load_text_classification"):
         align_labels_to_student(Dataset.from_dict({"label": labels}), tiny_bert().config, "training")
 
 

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 from chat_models import save_chat_model
-from label_server import LabelServer, broken, cut_short, dropped, less_than_promised, right_answer, too_many
+from label_server import (
+    LabelServer,
+    broken,
+    cut_short,
+    dropped,
+    less_than_promised,
+    odd_versions,
+    right_answer,
+    too_many,
+)
 from transformers import pipeline
 
 from nlpkd.teachers import DecisionTeacher
@@ -103,6 +112,26 @@ def test_an_answer_that_is_no_distribution_is_refused(probabilities, told):
 
     with LabelServer(wrong) as server, pytest.raises(ValueError, match=told):
         DecisionTeacher("m", CHOICE, base_url=server.url).probabilities(["x"])
+
+
+def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server():
+    replies, refused = [], 0
+    with LabelServer(lambda request: replies.pop()) as server:
+        for question in (CHOICE, YES_NO, LABELS):
+            teacher = DecisionTeacher("m", question, base_url=server.url, max_retries=0)
+            asked = {
+                "model": "m",
+                "state": "abc",
+                "questions": question if question is LABELS else {"label": question},
+            }
+            replies += odd_versions(right_answer(asked) | {"usage": {"input_tokens": 3, "output_tokens": 1}})
+            while replies:
+                try:
+                    teacher.answer(["abc"])
+                except ValueError as error:
+                    assert server.url in str(error) or "text 0 of 1" in str(error), error
+                    refused += 1
+    assert refused > 100
 
 
 def test_an_answer_to_another_question_is_refused():

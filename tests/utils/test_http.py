@@ -1,14 +1,17 @@
-"""Errors of a server name no key and no password, whatever the server says."""
+"""A server that is busy, slow, broken or elsewhere; its errors name no key and no password, whatever it says."""
 
 from __future__ import annotations
 
 import json
+import time
 import traceback
+from email.utils import formatdate
 
 import pytest
-from label_server import LabelServer
+from label_server import LabelServer, too_many
 
 from nlpkd.teachers import ChatTeacher, DecisionTeacher
+from nlpkd.utils import http
 from nlpkd.utils.http import JSONClient
 
 KEY, PASSWORD = "plainKeyOfThisServer", "passOfThisUser"
@@ -55,3 +58,120 @@ def test_what_is_kept_of_a_teacher_has_no_password_in_it():
         ChatTeacher("m", "Good?", ["a", "b"], base_url=url),
     ):
         assert teacher.describe()["base_url"] == "http://***@localhost:1"
+
+
+@pytest.mark.parametrize("asked", ["0", "0.05", "soon", "-1", "nan", "", formatdate(0), formatdate(usegmt=True)])
+def test_a_busy_server_is_asked_again_whatever_it_says_of_the_time(asked):
+    with LabelServer(lambda request: {"a": 1}, faults=(too_many(asked),)) as server:
+        assert JSONClient(server.url, max_retries=1).post({}) == {"a": 1}
+    assert len(server.times) == 2 and server.times[1] - server.times[0] < 1.5
+
+
+@pytest.mark.parametrize("asked", ["100000", "inf", formatdate(4e9)])
+def test_a_long_wait_is_told_and_limited(asked, monkeypatch, caplog):
+    monkeypatch.setattr(http, "LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr(http, "_LONG_WAIT_S", 0.1)
+    with LabelServer(lambda request: {"a": 1}, faults=(too_many(asked),)) as server:
+        JSONClient(server.url, KEY, max_retries=1).post({})
+    assert 0.2 <= server.times[1] - server.times[0] < 1.5
+    assert "Waiting 0 s, then trying again" in caplog.text and "429: busy" in caplog.text
+
+
+def trickle(server: LabelServer, handler) -> bool:
+    """A byte now and then, far longer than anybody waits."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(20):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.1)
+    return True
+
+
+def test_an_answer_that_trickles_ends_with_the_time_of_a_try():
+    with LabelServer(faults=(trickle,)) as server:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=r"does not answer: no whole answer within 0.3 s \(tries: 1\)"):
+            JSONClient(server.url, timeout_s=0.3, max_retries=0).post({})
+        assert time.monotonic() - began < 1
+        # The next try has a connection of its own.
+        server.faults, client = [trickle], JSONClient(server.url, timeout_s=0.3, max_retries=1)
+        server.answer = lambda request: {"a": 1}
+        assert client.post({}) == {"a": 1}
+
+
+def nested(server: LabelServer, handler) -> bool:
+    server.send(
+        handler, 200, b'{"answers": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", Content_Type="application/json"
+    )
+    return True
+
+
+@pytest.mark.parametrize("ask", [lambda url: JSONClient(url).post({}), decide, chat])
+def test_json_of_any_depth_is_an_error_that_names_the_server(ask):
+    with LabelServer(faults=(nested,)) as server, pytest.raises(ValueError, match=server.url):
+        ask(server.url)
+    assert len(server.times) == 1
+
+
+@pytest.mark.parametrize("ask", [lambda url: JSONClient(url, KEY).post({"text": "private"}), decide, chat])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_nothing_is_sent_where_a_server_sends_on_to(ask, status):
+    with LabelServer(lambda request: {}) as other:
+
+        def elsewhere(server: LabelServer, handler) -> bool:
+            server.send(handler, status, b"", Location=other.url.replace("127.0.0.1", "localhost") + "/v1")
+            return True
+
+        with LabelServer(faults=(elsewhere,)) as server, pytest.raises(ValueError) as caught:
+            ask(server.url)
+    assert not other.times and len(server.times) == 1
+    assert server.url in str(caught.value) and other.url.replace("127.0.0.1", "localhost") in str(caught.value)
+
+
+def authorizations(server: LabelServer) -> list[str | None]:
+    """Let a server keep who asks."""
+    found: list[str | None] = []
+
+    def keep(_: LabelServer, handler) -> bool:
+        found.append(handler.headers["Authorization"])
+        return False
+
+    server.faults = [keep]
+    return found
+
+
+def test_the_key_goes_before_what_a_netrc_has(tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login joe password hunter2\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with LabelServer(lambda request: {}) as server:
+        found = authorizations(server)
+        JSONClient(server.url, KEY).post({})
+    assert found == [f"Bearer {KEY}"]
+
+
+def test_a_proxy_of_the_environment_is_used(monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with LabelServer(lambda request: {"a": 1}) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        found = authorizations(proxy)
+        assert JSONClient("http://teacher.example/v1", KEY).post({}) == {"a": 1}
+    assert found == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"url": "8000"}, {"url": "localhost:8000"}, {"timeout_s": 0}, {"timeout_s": float("nan")}, {"timeout_s": "5"},
+     {"max_retries": -1}, {"max_retries": 1.5}],
+)  # fmt: skip
+def test_settings_that_can_not_be_are_refused(settings):
+    given = {"url": "http://localhost:1"} | settings
+    with pytest.raises(ValueError, match="must be|starts with http"):
+        JSONClient(**given)
+    address = {"base_url": given.pop("url")}
+    with pytest.raises(ValueError, match="must be|starts with http"):
+        ChatTeacher("m", "?", ["a", "b"], **address, **given)

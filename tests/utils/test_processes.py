@@ -1,13 +1,49 @@
-"""What the main process decides, alone and with another process."""
+"""What the main process decides, alone and with another process; calls and blocks that end in time."""
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pytest
 
-from nlpkd.utils.processes import decided_by_main_process
+from nlpkd.utils.processes import decided_by_main_process, sigterm_as_exit, within
 
 
 def test_a_single_process_decides_for_itself():
     assert decided_by_main_process(lambda: {"depth": 3}) == {"depth": 3}
     with pytest.raises(KeyError, match="nothing fits"):
         decided_by_main_process(lambda: {}["nothing fits"])
+
+
+def test_what_a_call_returns_and_raises_comes_through():
+    assert within(5, lambda: "found") == "found"
+    with pytest.raises(KeyError, match="lost"):
+        within(5, lambda: {}["lost"])
+
+
+def test_a_call_that_takes_too_long_is_left():
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="no whole answer within 0.1 s"):
+        within(0.1, lambda: time.sleep(1))
+    assert time.monotonic() - began < 0.8
+
+
+def test_sigterm_ends_a_block_by_an_exception_and_then_is_as_it_was():
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as caught, sigterm_as_exit():
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        heard = []
+        signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+        with sigterm_as_exit():
+            signal.raise_signal(signal.SIGTERM)
+        assert heard == [1], "who listens already goes on listening"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_another_thread_leaves_sigterm_alone():
+    within(5, lambda: sigterm_as_exit().__enter__())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -1,0 +1,87 @@
+"""Answers are kept as they come, whatever ends a run."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from label_server import LabelServer, label_at, right_answer
+from processes import server as process_server
+
+from nlpkd.labelling.answers import AnswerFile
+from nlpkd.teachers import DecisionTeacher, FunctionTeacher
+from nlpkd.teachers.base import Answers, _say_once
+
+QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": None, "art": None}}
+
+
+def lines_of(path):
+    """The answers that a file holds, after the line that says whose they are."""
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_answers_that_are_under_way_and_keeps_them(tmp_path, number):
+    Dataset.from_dict({"text": [f"text {n}" for n in range(20)]}).to_parquet(tmp_path / "texts.parquet")
+    processes = process_server("nlpkd.pipeline.label", "transformers.decision.template_utils", "label_server")
+    with LabelServer() as server:
+        server.delay_s = 0.5
+        process = processes.start(label_at, server.url, QUESTION, str(tmp_path), 4)
+        deadline = time.monotonic() + 60
+        while server.busy < 4 and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        process.join(60)
+        assert process.exitcode not in (0, -signal.SIGKILL, None)
+        assert len(server.times) == 4, "nothing more is asked"
+    assert len(lines_of(tmp_path / "labels.parquet.answers.jsonl")) == 4
+
+
+@pytest.mark.parametrize("failure", [ValueError, TypeError, KeyboardInterrupt])
+def test_an_answer_that_fails_leaves_the_others_that_are_under_way(tmp_path, failure):
+    started = threading.Barrier(3)
+
+    def one_fails(texts):
+        started.wait(10)
+        if texts == ["1"]:
+            raise failure("odd")
+        time.sleep(0.1)
+        return [[0.25, 0.75]]
+
+    teacher = FunctionTeacher(one_fails, ["a", "b"], rows_per_call=1)
+    teacher.concurrency = 3
+    answers = AnswerFile(tmp_path / "answers.jsonl", teacher)
+    with pytest.raises(failure, match="odd"):
+        answers.ask(["0", "1", "2", "3", "4", "5"])
+    assert [line[1] for line in lines_of(answers.path)] == [[0.25, 0.75]] * 2
+    assert len(answers.read()) == 2 and answers.requests == 3
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (12, 12), (12.0, 12), (np.int64(12), 12), (1.5, None), (True, None), (10**30, None), (-1, None),
+        (float("nan"), None), ("3", None), (None, None), ([1], None), ({}, None),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_whatever_a_server_counts_its_answer_is_kept_and_taken_again(tmp_path, told, kept):
+    class Counts(FunctionTeacher):
+        def answer(self, texts):
+            return Answers(self.probabilities(texts), [told] * len(texts), [1] * len(texts))
+
+    answers = AnswerFile(tmp_path / "answers.jsonl", Counts(lambda texts: [[0.25, 0.75]] * len(texts), ["a", "b"]))
+    first = answers.ask(["0", "1"])
+    assert answers.ask(["0", "1"]) == first and answers.requests == 1
+    assert {each.input_tokens for each in first} == {kept} and {each.output_tokens for each in first} == {1}
+
+
+def test_odd_counts_of_a_server_are_said_once(tmp_path, caplog):
+    _say_once.cache_clear()
+    with LabelServer(lambda request: right_answer(request) | {"usage": {"input_tokens": -1}}) as server:
+        AnswerFile(tmp_path / "answers", DecisionTeacher("m", QUESTION, base_url=server.url)).ask(["a", "bc", "d"])
+    assert caplog.text.count("no number of tokens") == 1

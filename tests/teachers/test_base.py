@@ -1,0 +1,85 @@
+"""What every teacher of texts is held to: its classes, and what it answers."""
+
+import numpy as np
+import pytest
+import torch
+
+from nlpkd.teachers import ChatTeacher, DecisionTeacher, EmbeddingTeacher, FunctionTeacher, ZeroShotTeacher
+from nlpkd.teachers.base import as_probabilities
+
+MAKE = {
+    "function": lambda classes: FunctionTeacher(lambda texts: [[0.5, 0.5]] * len(texts), classes),
+    "chat": lambda classes: ChatTeacher("m", "?", classes),
+    "zero-shot": lambda classes: ZeroShotTeacher("m", classes),
+    "embedding": lambda classes: EmbeddingTeacher("m", dict.fromkeys(classes, "words")),
+}
+
+
+@pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("classes", [[], ["a"], ["a", ""], ["a", " "], ["a", None], ["a", True], ["Good", "good "]])
+def test_classes_are_two_or_more_names_that_differ(kind, classes):
+    with pytest.raises(ValueError, match="two or more different classes"):
+        MAKE[kind](classes)
+
+
+@pytest.mark.parametrize("kind", ["function", "chat", "zero-shot"])
+@pytest.mark.parametrize("classes", [["a", "a"], "ab", {"a", "b"}, 3, None, [["a"], ["b"]]])
+def test_what_lists_no_names_is_refused(kind, classes):
+    with pytest.raises(ValueError, match="two or more different classes"):
+        MAKE[kind](classes)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_numbers_are_names_of_classes(kind):
+    assert MAKE[kind]([1, 2]).classes == ("1", "2")
+
+
+def test_options_of_a_question_that_are_numbers_are_names_as_they_come_back_in_json():
+    pytest.importorskip("transformers.decision", reason="transformers has decision models from 5.23 on")
+    teacher = DecisionTeacher("m", {"type": "choice", "instructions": "Stars?", "criteria": {1: "bad", 2: "good"}})
+    assert teacher.classes == ("1", "2")
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "lots", True, None])
+def test_numbers_of_requests_and_rows_are_whole_and_at_least_one(count):
+    question = {"type": "noul", "instructions": "Good?"}
+    for make in (
+        lambda: ChatTeacher("m", "?", ["a", "b"], orders=count),
+        lambda: ChatTeacher("m", "?", ["a", "b"], concurrency=count),
+        lambda: ZeroShotTeacher("m", ["a", "b"], batch_size=count),
+        lambda: EmbeddingTeacher("m", {"a": "x", "b": "y"}, batch_size=count),
+        lambda: FunctionTeacher(len, ["a", "b"], rows_per_call=count),
+        lambda: DecisionTeacher("m", question, concurrency=count),
+    ):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1, got"):
+            make()
+
+
+HALVES = torch.full((2, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        HALVES.bfloat16(),
+        HALVES.clone().requires_grad_(),
+        HALVES.double(),
+        [(0.5, 0.5)] * 2,
+        list(HALVES),
+        HALVES.numpy(),
+    ],
+    ids=repr,
+)
+def test_probabilities_are_read_from_whatever_holds_numbers(given):
+    np.testing.assert_array_equal(as_probabilities(given, 2, ["a", "b"], "single_label_classification"), 0.5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[{"a": 0.5, "b": 0.5}] * 2, ["a", "b"], [["a", "b"]] * 2, None, {"a": [0.5, 0.5]}, [[0.5, 0.5], [1]],
+     [[0.5, None]] * 2, [[0.5j, 0.5]] * 2, [[{"label": "a", "score": 0.5}] * 2] * 2],
+    ids=repr,
+)  # fmt: skip
+def test_what_holds_no_numbers_is_refused(given):
+    with pytest.raises(ValueError, match="a teacher must|must be probabilities"):
+        as_probabilities(given, 2, ["a", "b"], "single_label_classification")
