@@ -51,7 +51,8 @@ class OnnxClassifier(nn.Module):
 
     Raises:
         ImportError: if ONNX Runtime is not installed.
-        ValueError: if the file is no ONNX file, or needs other inputs.
+        ValueError: if the file is no ONNX file, needs other inputs, or gives another number of logits than the config
+            has labels.
     """
 
     def __init__(self, path: str | Path, config: PreTrainedConfig, *, threads: int | None = None):
@@ -64,6 +65,13 @@ class OnnxClassifier(nn.Module):
         if "input_ids" not in self.inputs or set(self.inputs) - set(MODEL_INPUTS):
             raise ValueError(
                 f"{path} has the inputs {self.inputs}, and a classifier's are input_ids and at most {MODEL_INPUTS[1:]}"
+            )
+
+        labels = self.session.get_outputs()[0].shape[-1]
+        if isinstance(labels, int) and labels != config.num_labels:
+            raise ValueError(
+                f"{path} gives {labels} logits, and its config names {config.num_labels} labels: one of them is "
+                "another model's"
             )
 
     @classmethod

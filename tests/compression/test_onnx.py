@@ -14,6 +14,7 @@ import torch
 from datasets import DatasetDict
 from samples import raw_rows, sentences, tiny_bert
 from transformers import (
+    AutoConfig,
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
@@ -354,6 +355,13 @@ def test_a_file_that_was_changed_since_its_export_is_not_served(exported_table, 
         refuse_stale(folder, *folder.glob("onnx/*.onnx"))
     for other in others:
         OnnxClassifier.from_pretrained(folder, file=f"onnx/{other.name}")
+
+
+def test_a_file_with_another_number_of_logits_than_its_config_has_labels_is_refused(exported_table):
+    folder, _ = exported_table
+    config = AutoConfig.from_pretrained(folder, num_labels=3)
+    with pytest.raises(ValueError, match="gives 2 logits, and its config names 3 labels"):
+        OnnxClassifier(folder / "onnx/model.onnx", config)
 
 
 def test_int8_files_of_another_model_do_not_outlive_an_export_to_a_folder_without_weights(
