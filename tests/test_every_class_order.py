@@ -379,7 +379,8 @@ class World:
         record = nlpkd.cascade(student, teacher, raw(60, orders["rows"], 5), target_accuracy=0.05)
         both = nlpkd.load(student, fallback=teacher)
         answers = [(each["label"], each["score"], each["by"]) for each in both(raw(20, USUAL, 7)["text"][:])]
-        told = dataclasses.asdict(record) | dict.fromkeys(("student_ms", "teacher_ms", "teacher", "student_files"))
+        other = ("student_ms", "teacher_ms", "teacher", "student_files", "teacher_files")
+        told = dataclasses.asdict(record) | dict.fromkeys(other)
         return told, answers
 
     def by_decisions(self, orders: Orders) -> Any:

@@ -154,10 +154,10 @@ def check_labels(
         found, who = _out_of_fold(asked, given, targets.names, seed), "a model that did not learn from this row"
     elif not isinstance(teacher, LabelingTeacher):
         found = _of_classifier(teacher, asked, given, targets.names)
-    elif list(targets.names) != list(teacher.classes):
-        raise ValueError(f"the labels are {targets.names[:20]}, the teacher's classes {list(teacher.classes)[:20]}")
     else:
-        found = asked_probabilities(teacher, asked, None if output is None else answers_beside(output, teacher))
+        places = _places(targets.names, Classes.of(teacher.classes), by_name=True)
+        answers = None if output is None else answers_beside(output, teacher)
+        found = asked_probabilities(teacher, asked, answers)[:, places]
     # The rows, with the reason.
     means = {each: float(found[given == each, each].mean()) for each in np.unique(given)}
     listed = []
@@ -206,11 +206,21 @@ def _of_classifier(path: str | Path, texts: Sequence[str], labels: np.ndarray, n
     rows = [{"text": text, "label": names[label]} for text, label in zip(texts, labels, strict=True)]
     loaded, _, _ = load_rows_for_model(rows, model.config, tokenizer=tokenizer, data_args=DataArguments())
     logits = predict_logits(model, loaded, tokenizer).astype(np.float64)
-    classes = Classes.of_config(model.config)
-    order = {name: number for number, name in enumerate(classes.names if classes else ())}
-    if missing := set(names) - set(order):
-        raise ValueError(f"the teacher {path} has no class {sorted(missing)[0]!r}; it has {list(order)[:20]}")
+    config: Any = model.config
+    classes = Classes.of(config.id2label)
     # Sorted, so that sums over classes are rounded alike whatever order the teacher has.
-    ranked = sorted(order)
-    found = softmax(logits[:, [order[name] for name in ranked]], axis=1)
-    return found[:, [ranked.index(name) for name in names]]
+    ranked = sorted(range(len(classes)), key=lambda place: classes.names[place])
+    found = softmax(logits[:, ranked], axis=1)
+    return found[:, [ranked.index(place) for place in _places(names, classes)]]
+
+
+def _places(names: Sequence[str], classes: Classes, *, by_name: bool = False) -> list[int]:
+    """Return where a teacher has each class of the rows: by name, and where names say nothing by place."""
+    told = f"the labels are {list(names[:20])}, the teacher's classes {list(classes.names[:20])}"
+    try:
+        order = classes.positions_of(Classes.of(names))
+    except ValueError as error:
+        raise ValueError(f"{told}: {error}") from error
+    if order is None and by_name:
+        raise ValueError(f"{told}: give the labels these names")
+    return list(range(len(names))) if order is None else order

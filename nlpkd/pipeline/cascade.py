@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import statistics
 import time
@@ -18,7 +19,7 @@ from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.serving.cascade import CERTAINTY, CascadeRecord, choose_threshold, confidence, scores, served_files
-from nlpkd.serving.classifier import answers_of, load
+from nlpkd.serving.classifier import Fallback, load
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.locks import only_writer
 
@@ -70,12 +71,15 @@ def cascade(
     if data_args.max_length is not None:
         raise ValueError("a cascade reads texts as nlpkd.load does, up to the models' own limit: leave max_length out")
     small = load(folder, trust_remote_code=trust_remote_code)
-    asked = answers_of(teacher, trust_remote_code, batch_size)
+    large = Fallback(teacher, trust_remote_code, batch_size)
+    asked = large.in_words_of(small.model.config)
 
     # The rows, with gold labels where the target is on them
     gold: list[str] = []
     if kind == "accuracy":
-        rows, _, loaded = load_rows_for_model(data, small.model.config, tokenizer=small.tokenizer, data_args=data_args)
+        # A copy, since rows name classes that have no names: the student answers in its own words, as it will later.
+        config = copy.deepcopy(small.model.config)
+        rows, _, loaded = load_rows_for_model(data, config, tokenizer=small.tokenizer, data_args=data_args)
         names = small.model.config.id2label
         gold = [names[number] for number in rows["labels"][:]]
         texts = _texts(rows, loaded.text_columns)
@@ -91,14 +95,12 @@ def cascade(
             check_texts(rows, split, column)
         texts = _texts(rows, columns)
     if isinstance(teacher, LabelingTeacher) and not isinstance(texts[0], str):
-        raise ValueError(f"{teacher.describe()['name']} labels single texts, and the rows are pairs of texts")
+        raise ValueError(f"{large.name} labels single texts, and the rows are pairs of texts")
 
     # What both answer
     labels, logits = scores(small, texts, batch_size=batch_size)
     ours = [labels[number] for number in logits.argmax(axis=-1)]
     theirs = [label for label, _ in asked(texts)]
-    if strange := set(theirs) - set(labels):
-        raise ValueError(f"the teacher answers {sorted(strange)[:5]}, and the student's classes are {labels[:20]}")
     temperature = _fitted_temperature(folder)
     confidences = confidence(logits, temperature)
     if kind == "agreement":
@@ -120,10 +122,10 @@ def cascade(
     record = CascadeRecord(
         threshold=chosen["threshold"], temperature=temperature, kind=kind, target=target, certainty=CERTAINTY,
         found=chosen["found"], low=chosen["low"], answered=chosen["answered"], rows=len(texts),
-        teacher=teacher.describe()["name"] if isinstance(teacher, LabelingTeacher) else str(teacher),
+        teacher=large.name,
         student_ms=_median_ms(small, texts),
         teacher_ms=None if isinstance(teacher, LabelingTeacher) else _median_ms(lambda text: asked([text]), texts),
-        curve=curve, student_files=served_files(small, folder),
+        curve=curve, student_files=served_files(small, folder), teacher_files=large.files,
     )  # fmt: skip
     with only_writer(folder):
         record.save(folder)

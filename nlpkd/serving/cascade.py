@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from nlpkd.evaluation.report_text import Cells, markdown_table
 from nlpkd.models.onnx_classifier import OnnxClassifier, weights_sha256
 from nlpkd.serving.texts import as_texts
 from nlpkd.utils.files import digest_of, explain_damage, write_atomic
+
+logger = logging.getLogger(__name__)
 
 CASCADE_NAME = "cascade.json"
 """The file beside a student that says when it answers by itself."""
@@ -46,6 +49,7 @@ class CascadeRecord:
         teacher_ms: likewise; None where it was not timed.
         curve: threshold, answered, found and low of every candidate, the strictest first.
         student_files: the SHA-256 of the files that the student was served from, by name.
+        teacher_files: likewise of the large model; none where nobody knows.
     """
 
     threshold: float
@@ -62,6 +66,7 @@ class CascadeRecord:
     teacher_ms: float | None
     curve: list[dict[str, float]]
     student_files: dict[str, str]
+    teacher_files: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
         """Write the record beside the student, and return its path."""
@@ -81,6 +86,8 @@ class CascadeRecord:
             raise ValueError(f"{folder} has no {CASCADE_NAME}, which says when to ask the fallback: run nlpkd cascade")
         with explain_damage(path, "choose the threshold again with nlpkd cascade"):
             entry = json.loads(path.read_text(encoding="utf-8"))
+            # Earlier versions did not note the teacher's files.
+            entry = {"teacher_files": {}} | entry
             record = cls(**{each.name: entry[each.name] for each in fields(cls)})
             if not (0 <= record.threshold <= 1 and record.temperature > 0):
                 raise ValueError(f"threshold {record.threshold} or temperature {record.temperature} is out of range")
@@ -103,6 +110,29 @@ class CascadeRecord:
             raise ValueError(
                 f"{folder / CASCADE_NAME} was chosen on {', '.join(self.student_files)}, and what is served now, "
                 f"{', '.join(files)}, {changed}: the threshold promises nothing of it. Run nlpkd cascade again"
+            )
+
+    def refuse_other_teacher(self, name: str, files: Mapping[str, str], folder: Path) -> None:
+        """Refuse a large model other than the one that the threshold was chosen beside, or warn where nobody knows.
+
+        Args:
+            name: its name.
+            files: those that it is served from, as `served_files` has them.
+            folder: the student's.
+
+        Raises:
+            ValueError: if its files are known to be others.
+        """
+        if files and self.teacher_files and files != self.teacher_files:
+            raise ValueError(
+                f"{folder / CASCADE_NAME} was chosen beside {self.teacher}, and the fallback {name} has other weights "
+                "than that had: the threshold promises nothing of it. Run nlpkd cascade with it"
+            )
+        if name != self.teacher and not (files and self.teacher_files):
+            logger.warning(
+                "The threshold of %s was chosen beside %s, and the fallback is %s: run nlpkd cascade with that, since "
+                "what the threshold promises holds beside the first alone.",
+                *(folder, self.teacher, name),
             )
 
     def cells(self) -> Cells:

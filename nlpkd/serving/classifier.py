@@ -12,7 +12,7 @@ import torch
 from scipy.special import softmax
 from transformers import TextClassificationPipeline
 
-from nlpkd.data.labels.classes import thresholds_of
+from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.serving.cascade import Cascade, CascadeRecord, scores, served_files
@@ -125,25 +125,19 @@ def load(
 
     Raises:
         ValueError: if there is no such path or file, the ONNX file was made from other weights than those beside it,
-            threads are asked of PyTorch, or `cascade.json` was chosen on another file or other weights.
+            threads are asked of PyTorch, `cascade.json` was chosen on another file or other weights of student or
+            fallback, or the fallback has other classes.
         OSError: if the repository can't be had.
         ImportError: if there is an ONNX file and ONNX Runtime is not installed.
     """
     # A cascade: this classifier, and what answers where it is unsure.
     if fallback is not None:
         record = CascadeRecord.load(Path(name))
-        asked = fallback.describe()["name"] if isinstance(fallback, LabelingTeacher) else str(fallback)
-        if asked != record.teacher:
-            logger.warning(
-                "The threshold of %s was chosen beside %s, and the fallback is %s: run nlpkd cascade with that, since "
-                "what the threshold promises holds beside the first alone.",
-                name,
-                record.teacher,
-                asked,
-            )
         small = load(name, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
         record.refuse_other_student(served_files(small, Path(name)), Path(name))
-        return Cascade(small, answers_of(fallback, trust_remote_code), record)
+        large = Fallback(fallback, trust_remote_code)
+        record.refuse_other_teacher(large.name, large.files, Path(name))
+        return Cascade(small, large.in_words_of(small.model.config), record)
     if isinstance(name, str) and revision is None:
         name, revision = split_revision(name)
     # ONNX Runtime, where there is a file for it.
@@ -167,27 +161,52 @@ def load(
     return TextClassifier(model=model.eval(), tokenizer=tokenizer, **settings)
 
 
-def answers_of(
-    teacher: str | Path | LabelingTeacher, trust_remote_code: bool = False, batch_size: int = 32
-) -> Callable[[list[Any]], list[tuple[str, float]]]:
-    """Make a function from texts to `(label, probability)` of whatever is asked where a student is unsure.
+class Fallback:
+    """What answers where a student is unsure.
 
     Args:
         teacher: a path, a Hub id or one of `nlpkd.teachers`.
         trust_remote_code: run the repository's own code.
         batch_size: texts at once.
+
+    Attributes:
+        name: of the teacher.
+        files: the SHA-256 of the files that it is served from, by name; none where nobody knows.
+        classes: its classes.
     """
-    if isinstance(teacher, LabelingTeacher):
-        classes, probabilities = teacher.classes, teacher.probabilities
+
+    def __init__(self, teacher: str | Path | LabelingTeacher, trust_remote_code: bool = False, batch_size: int = 32):
+        self._teacher, self._batch_size = teacher, batch_size
+        self.files: dict[str, str] = {}
+        if isinstance(teacher, LabelingTeacher):
+            self.name, self.classes = str(teacher.describe()["name"]), Classes.of(teacher.classes)
+            return
+        self._large: Any = load(teacher, trust_remote_code=trust_remote_code)
+        self.name, self.files = str(teacher), served_files(self._large, Path(teacher))
+        self.classes = Classes.of(self._large.model.config.id2label)
+
+    def in_words_of(self, student_config: Any) -> Callable[[list[Any]], list[tuple[str, float]]]:
+        """Make a function from texts to `(label, probability)` of each, the labels by the student's names.
+
+        Args:
+            student_config: the student's config.
+
+        Raises:
+            ValueError: if they have other classes.
+        """
+        own = Classes.of(student_config.id2label)
+        try:
+            order = self.classes.positions_in(own) or range(len(own))
+        except ValueError as error:
+            raise ValueError(f"the teacher {self.name} can't answer for the student: {error}") from error
+        words = {name: own.names[place] for name, place in zip(self.classes.names, order, strict=True)}
 
         def ask(texts: list[Any]) -> list[tuple[str, float]]:
-            return [(classes[row.argmax()], float(row.max())) for row in probabilities(texts)]
+            if isinstance(self._teacher, LabelingTeacher):
+                labels, found = list(self.classes.names), self._teacher.probabilities(texts)
+            else:
+                labels, logits = scores(self._large, texts, batch_size=self._batch_size)
+                found = softmax(logits, axis=-1)
+            return [(words[labels[row.argmax()]], float(row.max())) for row in found]
 
         return ask
-    large = load(teacher, trust_remote_code=trust_remote_code)
-
-    def classify(texts: list[Any]) -> list[tuple[str, float]]:
-        labels, logits = scores(large, texts, batch_size=batch_size)
-        return [(labels[row.argmax()], float(row.max())) for row in softmax(logits, axis=-1)]
-
-    return classify

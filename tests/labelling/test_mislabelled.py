@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset
 from samples import raw_rows, tiny_bert
 from typer.testing import CliRunner
 
@@ -84,6 +85,38 @@ def test_a_fine_tuned_classifier_tells_by_its_own_class_order(tmp_path, tokenize
     assert all(each.label_probability < each.proposed_probability for each in found.found + other.found)
 
 
+@pytest.mark.parametrize("names", [("NEG", "POS"), ("LABEL_0", "LABEL_1"), ("0", "1"), (" neg", "pos ")])
+@pytest.mark.parametrize("numbers", [False, True])
+def test_a_classifier_is_matched_to_the_labels_whatever_it_calls_the_classes(tmp_path, tokenizer, names, numbers):
+    def listed(names):
+        given = {"id2label": dict(enumerate(names)), "label2id": {name: k for k, name in enumerate(names)}}
+        folder = tmp_path / "-".join(names).replace(" ", "_")
+        tiny_bert(initializer_range=0.5, **given).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        labels = (0, 1) if numbers else ("neg", "pos")
+        rows = [{"text": row["text"], "label": labels[row["label"]]} for row in raw_rows(60, seed=1)]
+        return [(each.row, each.label, each.label_probability) for each in check_labels(rows, folder).found]
+
+    expected = listed(("neg", "pos"))
+    assert expected and [each[:2] for each in listed(names)] == [each[:2] for each in expected]
+    assert [each[2] for each in listed(names)] == pytest.approx([each[2] for each in expected])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_a_labelling_teacher_is_matched_by_name_to_classes_in_any_order_and_spelling(order):
+    rows, _ = planted()
+    usual = check_labels(rows, FunctionTeacher(judge, NAMES)).found
+    classes = [NAMES[place].upper() for place in order]
+    found = check_labels(rows, FunctionTeacher(lambda texts: judge(texts)[:, order], classes)).found
+    assert [(each.row, each.label_probability) for each in found] == [
+        (each.row, pytest.approx(each.label_probability)) for each in usual
+    ]
+    named = Dataset.from_list([row | {"label": NAMES.index(row["label"])} for row in rows])
+    named = named.cast_column("label", ClassLabel(names=NAMES))
+    found = check_labels(named, FunctionTeacher(lambda texts: judge(texts)[:, order], classes)).found
+    assert [each.row for each in found] == [each.row for each in usual]
+
+
 def test_the_command_writes_the_rows_and_says_how_many(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows, wrong = planted()
@@ -101,6 +134,8 @@ def test_the_command_writes_the_rows_and_says_how_many(tmp_path, monkeypatch):
         ([{"text": "a", "label": 0.5}, {"text": "b", "label": 0.7}], None, "these are regression"),
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], FunctionTeacher(judge, NAMES),
          "the teacher's classes"),
+        ([{"text": "a", "label": 0}, {"text": "b", "label": 1}], FunctionTeacher(judge, ["x", "y"]),
+         "give the labels these names"),
     ],
 )  # fmt: skip
 def test_labels_that_cannot_be_checked_are_refused(rows, teacher, told):

@@ -40,6 +40,15 @@ def student(models):
     (models / "student" / CASCADE_NAME).unlink(missing_ok=True)
 
 
+def renamed(folder, names):
+    """A copy of a model whose classes are called so in their order."""
+    other = shutil.copytree(folder, folder.parent / "-".join(names), dirs_exist_ok=True)
+    config = json.loads((other / "config.json").read_text())
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: k for k, name in enumerate(names)}}
+    (other / "config.json").write_text(json.dumps(config | named))
+    return other
+
+
 def texts(rows: int = 400) -> list[dict]:
     return [{"text": text} for text in sentences(rows, seed=7)[0]]
 
@@ -135,7 +144,7 @@ def test_a_labelling_teacher_answers_too_by_the_names_of_its_classes(student):
     agreeing = [row for row, answer in zip(texts(), own, strict=True) if answer[0]["label"] == "pos"]
     record = nlpkd.cascade(student, teacher, agreeing, target_agreement=0.9)
     assert record.answered == 1 and record.found == 1 and record.teacher == "rule" and record.teacher_ms is None
-    with pytest.raises(ValueError, match=r"the teacher answers \['good'\]"):
+    with pytest.raises(ValueError, match="the teacher .* can't answer for the student: label names contradict"):
         nlpkd.cascade(student, FunctionTeacher(sure_of_pos, ["good", "neg"]), agreeing, target_agreement=0.9)
 
 
@@ -157,11 +166,73 @@ def test_another_fallback_is_said_and_one_of_other_classes_refused(models, stude
     nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
     nlpkd.load(student, fallback=models / "teacher")
     assert "was chosen beside" not in caplog.text
-    unsure = nlpkd.load(student, fallback=FunctionTeacher(lambda some: [[1.0]] * len(some), ["good"], name="rule"))
+    nlpkd.load(student, fallback=FunctionTeacher(lambda some: [[1.0, 0.0]] * len(some), ["neg", "pos"], name="rule"))
     assert "was chosen beside" in caplog.text and "the fallback is rule" in caplog.text
-    unsure.record = replace(unsure.record, threshold=1.0)
-    with pytest.raises(ValueError, match=r"the fallback answers \['good'\], and the student's classes are"):
-        unsure([row["text"] for row in texts(4)])
+    for classes in (["good"], ["good", "bad"]):
+        with pytest.raises(ValueError, match="the teacher rule can't answer for the student"):
+            nlpkd.load(student, fallback=FunctionTeacher(lambda some: [], classes, name="rule"))
+
+
+@pytest.mark.parametrize("names", [("NEG", "POS"), ("LABEL_0", "LABEL_1"), ("0", "1"), (" neg", "pos ")])
+def test_a_teacher_answers_in_the_student_s_words_whatever_it_calls_the_classes(models, student, names):
+    other = renamed(models / "teacher", names)
+    usual = nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    assert nlpkd.cascade(student, other, texts(), target_agreement=0.9).curve == usual.curve
+
+    def handed_on(fallback):
+        both = nlpkd.load(student, fallback=fallback)
+        both.record = replace(both.record, threshold=1.0)
+        return both([row["text"] for row in texts(30)])
+
+    expected = handed_on(models / "teacher")
+    assert handed_on(other) == expected
+    assert {(each["label"], each["by"]) for each in expected} == {("neg", "fallback"), ("pos", "fallback")}
+
+
+@pytest.mark.parametrize("names", [("neg", "pos"), ("LABEL_0", "LABEL_1")])
+@pytest.mark.parametrize("teacher_names", [("neg", "pos"), ("pos", "neg")])
+def test_what_is_served_is_as_often_right_as_was_found(models, student, names, teacher_names):
+    own, teacher = renamed(student, names), renamed(models / "teacher", teacher_names)
+    some = [row["text"] for row in texts()]
+    found = [answer["label"] for answer in nlpkd.load(models / "teacher")(some)]
+    # So that it is right in two thirds, and in one third by names that are the other way round.
+    gold = [label if row % 3 else {"neg": "pos", "pos": "neg"}[label] for row, label in enumerate(found)]
+    labelled = [{"text": text, "label": label} for text, label in zip(some, gold, strict=True)]
+    record = nlpkd.cascade(own, teacher, labelled, target_accuracy=0.2)
+    both = nlpkd.load(own, fallback=teacher)
+    both.record = replace(both.record, threshold=record.curve[0]["threshold"])
+    words = dict(zip(names, ("neg", "pos"), strict=True))
+    right = [words[each["label"]] == label for each, label in zip(both(some), gold, strict=True)]
+    # A text whose probability is the threshold itself may fall on either side, read in another batch.
+    assert record.curve[0]["found"] == pytest.approx(np.mean(right), abs=0.01)
+    assert 0 < both.passed_on
+
+
+def test_a_labelling_teacher_s_answers_are_in_the_student_s_words(models, student):
+    nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    rule = FunctionTeacher(lambda some: [[0.9, 0.1]] * len(some), ["POS", "NEG"], name="rule")
+    both = nlpkd.load(student, fallback=rule)
+    both.record = replace(both.record, threshold=1.0)
+    assert {each["label"] for each in both([row["text"] for row in texts(4)])} == {"pos"}
+
+
+def test_a_fallback_whose_weights_are_not_those_that_the_threshold_was_chosen_beside_is_refused(
+    models, own_student, tmp_path, caplog
+):
+    moved = shutil.copytree(models / "teacher", tmp_path / "moved")
+    nlpkd.load(own_student, fallback=moved)
+    assert "was chosen beside" not in caplog.text, "it is the same model in another folder"
+    changed = AutoModelForSequenceClassification.from_pretrained(moved)
+    changed.classifier.bias.data += 0.01
+    changed.save_pretrained(moved)
+    with pytest.raises(ValueError, match="has other weights than that had: the threshold promises nothing of it"):
+        nlpkd.load(own_student, fallback=moved)
+    # An earlier version kept the name alone.
+    kept = json.loads((own_student / CASCADE_NAME).read_text())
+    del kept["teacher_files"]
+    (own_student / CASCADE_NAME).write_text(json.dumps(kept))
+    nlpkd.load(own_student, fallback=moved)
+    assert "was chosen beside" in caplog.text
 
 
 def test_the_command_prints_the_share_and_the_curve(models, student, tmp_path):
