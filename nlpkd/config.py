@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 
@@ -193,9 +194,8 @@ class DistillationConfig(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} must be a number, got {value!r}")
-        # What is not installed, and teachers' weights.
-        if "tensorboard" in (self.report_to or []) and not is_tensorboard_available():
-            require("tensorboard", extra="tracking")
+        # What is not there, and teachers' weights.
+        _check_reporting(self.report_to or [])
         check_ensemble(self.ensemble_average, self.ensemble_weights)
         # Settings of Trainer that would be unsafe, or lose or block something.
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
@@ -237,6 +237,14 @@ class DistillationConfig(TrainingArguments):
             "length-grouped batches" if grouped else f"batches in {self.train_sampling_strategy} order",
             OptimizerNames(self.optim).value,
         ]
+
+
+def _check_reporting(names: Sequence[str]) -> None:
+    """Refuse to report to what nobody knows, or what is not installed and nlpkd has an extra for."""
+    if unknown := sorted(set(names) - set(INTEGRATION_TO_CALLBACK)):
+        raise ValueError(f"report_to must be 'all', 'none' or among {sorted(INTEGRATION_TO_CALLBACK)}, got {unknown}")
+    if "tensorboard" in names and not is_tensorboard_available():
+        require("tensorboard", extra="tracking")
 
 
 def _refuse_lost_processes() -> None:

@@ -132,3 +132,9 @@ def test_fsdp_on_the_cpu_is_refused_since_accelerate_would_do_without_it(config,
 def test_saving_on_each_machine_is_refused_where_transformers_would_leave_the_weights_out(config):
     with pytest.raises(ValueError, match="that all machines share"):
         config(save_on_each_node=True)
+
+
+@pytest.mark.parametrize("report_to", ["nowhere", ["tensorboard", "nowhere"]])
+def test_a_place_to_report_to_that_nobody_knows_is_refused(report_to, tmp_path):
+    with pytest.raises(ValueError, match=r"report_to must be .* got \['nowhere'\]"):
+        DistillationConfig(str(tmp_path), report_to=report_to)

@@ -162,9 +162,11 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     if unknown := sorted(settings.keys() - (_fields() if settings and trains else set())):
         raise typer.BadParameter(f"{path} has {unknown}, which {context.info_name} does not take: {sorted(known)}")
     context.meta[_OF_THE_FILE] = [word for name, value in settings.items() for word in _as_words(name, value)]
-    context.default_map = {
-        known[name].name: _as_flags(known[name], value) for name, value in content.items() if name in known
-    }
+    own = {name: value for name, value in content.items() if name in known}
+    for name, value in own.items():
+        if not getattr(known[name], "multiple", False) and isinstance(value, (list, dict)):
+            raise typer.BadParameter(f"{path}: {name} takes a single value, found {value!r:.200}")
+    context.default_map = {known[name].name: _as_flags(known[name], value) for name, value in own.items()}
     return path
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 
 from nlpkd.data.readers import SUFFIXES, UNFIT, check_names, read_table, table_of, to_column
 from nlpkd.data.rows import describe_rows
@@ -79,7 +79,7 @@ def read_splits(
                 "read: apply it with rows.map(...), or take it off with rows.with_format(None)."
             )
     names = dict.fromkeys(name_of(source) for source in (train, validation, test) if source is not None)
-    return DatasetDict({role: split.with_format(None) for role, split in splits.items()}), ", ".join(names)
+    return DatasetDict({role: _plain(split) for role, split in splits.items()}), ", ".join(names)
 
 
 def rows_without_train(
@@ -104,6 +104,13 @@ def rows_without_train(
         return None
     role = next((role for role in roles if not set(SPLIT_NAMES[role]).isdisjoint(found)), None)
     return None if role is None else (_one_split(found, role), role)
+
+
+def _plain(data: Dataset) -> Dataset:
+    """Take a format off, and give texts that Arrow keeps as views the type that everybody reads."""
+    data = data.with_format(None)
+    views = {name: Value("string") for name, feature in data.features.items() if feature == Value("string_view")}
+    return data.cast(Features({**data.features, **views})) if views else data
 
 
 def _train_splits(data: Dataset | DatasetDict) -> dict[str, Dataset]:

@@ -251,7 +251,7 @@ class _Asking:
                     call.result()
             except BaseException:
                 if left := sum(not call.done() for call in running):
-                    logger.warning("Stopping: %d calls still run. They are waited for, and their answers kept.", left)
+                    logger.warning("Stopping: calls under way (%d) are waited for, and their answers kept.", left)
                 raise
         return asked
 

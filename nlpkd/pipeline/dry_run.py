@@ -27,6 +27,7 @@ from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
+from nlpkd.training.checkpoints import refuse_cut_short, resumes, resumes_last
 from nlpkd.training.dataloaders import LengthGroupedBatchSampler
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import nearest_existing_folder
@@ -142,6 +143,8 @@ def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
 
 
 def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reported: bool) -> Plan:
+    if resumes(args) and not resumes_last(args):
+        refuse_cut_short(Path(str(args.resume_from_checkpoint)))
     settings = [dataclasses.replace(args, **stage.settings) for stage in job.stages]
     count = len(job.data["train"])
     steps = [_steps(each, count) for each in settings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 _ROUNDING = 1e-3
 
 _MOST_TOKENS = 10**9
+
+_SAYING = threading.Lock()
 
 LETTERS_PER_TOKEN = 4
 """About how many letters of English a token has."""
@@ -59,7 +62,8 @@ def as_count(told: Any) -> int | None:
     if are_numbers(told) and 0 <= told <= _MOST_TOKENS and told == int(told):
         return int(told)
     if told is not None:
-        _say_once("A teacher counts tokens with what is no number of tokens: what it takes counts as unknown.")
+        with _SAYING:
+            _say_once("A teacher counts tokens with what is no number of tokens: what it takes counts as unknown.")
     return None
 
 

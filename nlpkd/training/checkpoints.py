@@ -208,6 +208,19 @@ def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record:
     return chosen
 
 
+def refuse_cut_short(checkpoint: Path) -> None:
+    """Refuse a folder that is no whole checkpoint, or is not there.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not has_checksums(checkpoint) or not (checkpoint / RUN_RECORD).is_file():
+        raise ValueError(
+            f"{checkpoint} is no whole checkpoint: nothing is there, it was cut short while it was written, or nlpkd "
+            "did not write it. resume_from_checkpoint=True takes the last whole one"
+        )
+
+
 def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> str | None:
     """Return the checkpoint asked for, if it is whole, undamaged and of the run that `record` describes."""
     # Which one; "auto" starts anew where there is none of this run.
@@ -217,11 +230,7 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
     if found is None:
         raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
     # Is it whole, and as it was written?
-    if not has_checksums(found) or not (found / RUN_RECORD).is_file():
-        raise ValueError(
-            f"{found} is no whole checkpoint: it was cut short while it was written, or nlpkd did not write it. "
-            "resume_from_checkpoint=True takes the last whole one"
-        )
+    refuse_cut_short(found)
     try:
         refuse_damaged(found)
     except ValueError as error:

@@ -8,7 +8,6 @@ import time
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
-from urllib.parse import urljoin
 
 import requests
 
@@ -112,6 +111,9 @@ class JSONClient:
             # The call that was given up still has it.
             del self._local.session
             raise
+        except ODD_CONTENT as error:
+            # Such as of an address that makes none, in the configuration or in a redirection.
+            raise ValueError(f"{self.url} can't be asked: {error}") from error
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self._key}"
@@ -122,8 +124,7 @@ class JSONClient:
         if response.is_redirect:
             raise ValueError(
                 f"{self.url} answers {response.status_code} and sends on to "
-                f"{urljoin(self.url, response.headers['Location'])}, where nothing is sent: if that is the server, "
-                "give its address"
+                f"{response.headers['Location']}, where nothing is sent: if that is the server, give its address"
             )
         if not 200 <= response.status_code < 300:
             raise ValueError(self._told(response))

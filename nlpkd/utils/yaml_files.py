@@ -16,12 +16,25 @@ _BOOL = "tag:yaml.org,2002:bool"
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader to which `yes`, `no`, `on` and `off` are words, as in YAML 1.2: they name classes."""
+    """A loader to which `yes`, `no`, `on` and `off` are words, as in YAML 1.2: they name classes. Keys differ."""
 
     yaml_implicit_resolvers = {
         start: [(tag, pattern) for tag, pattern in known if tag != _BOOL]
         for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Read a mapping; of two values of one key the later one would go unsaid."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(name)
+        return node
 
 
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
@@ -37,7 +50,8 @@ def read_yaml(path: Path) -> Any:
         Its content.
 
     Raises:
-        ValueError: if it is no YAML, or a few lines that stand for more than `LARGEST_YAML` values.
+        ValueError: if it is no YAML, has a key twice in one mapping, or is a few lines that stand for more than
+            `LARGEST_YAML` values.
         OSError: if it can't be read.
     """
     try:

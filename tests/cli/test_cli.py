@@ -259,6 +259,9 @@ def test_a_dry_run_of_a_teacher_and_of_a_search_trains_nothing_either(folder, te
         ("command: evaluate", "of the command evaluate, not of distill"),
         ("- a\n- b", "must hold options by name, found list"),
         ("a: [", "can't be read"),
+        ("train: [a.csv, b.csv]", "train takes a single value, found ['a.csv', 'b.csv']"),
+        ("train: {a: b.csv}", "train takes a single value"),
+        ("train: a.csv\nseed: 1\ntrain: b.csv", "the key 'train' is there twice"),
         (None, "can't be read"),
     ],
 )

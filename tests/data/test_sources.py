@@ -8,11 +8,14 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer, hub_environment
 from processes import run as run_program
 
+from nlpkd import load_text_classification
 from nlpkd.data.readers import LARGEST_FILE, stream_rows
 from nlpkd.data.sources import read_splits
 
@@ -266,3 +269,13 @@ def test_frames_and_lists_of_dicts_are_read_like_files():
 def test_rows_in_memory_that_can_t_be_read_are_refused(source, message):
     with pytest.raises(ValueError, match=message):
         read_splits(source)
+
+
+def test_texts_that_arrow_keeps_as_views_are_texts(tmp_path, tokenizer):
+    words = {"text": ["a good film", "a bad film"] * 4, "label": ["pos", "neg"] * 4}
+    views = pa.table({name: pa.array(values, pa.string_view()) for name, values in words.items()})
+    pq.write_table(views, tmp_path / "rows.parquet")
+    for source in (tmp_path / "rows.parquet", Dataset(views)):
+        rows = read_splits(source)[0]["train"]
+        assert rows.to_dict() == words and {str(each.dtype) for each in rows.features.values()} == {"string"}
+        assert load_text_classification(source, tokenizer=tokenizer)["train"]["labels"][:2] == [1, 0]

@@ -82,6 +82,7 @@ def test_whatever_a_server_counts_its_answer_is_kept_and_taken_again(tmp_path, t
 
 def test_odd_counts_of_a_server_are_said_once(tmp_path, caplog):
     _say_once.cache_clear()
+    texts = [f"text {n}" for n in range(32)]
     with LabelServer(lambda request: right_answer(request) | {"usage": {"input_tokens": -1}}) as server:
-        AnswerFile(tmp_path / "answers", DecisionTeacher("m", QUESTION, base_url=server.url)).ask(["a", "bc", "d"])
+        AnswerFile(tmp_path / "answers", DecisionTeacher("m", QUESTION, base_url=server.url)).ask(texts)
     assert caplog.text.count("no number of tokens") == 1

@@ -94,3 +94,9 @@ def test_a_plan_trains_the_embedding_rows_of_all_text_and_measures_all_held_out_
     # Nothing of the probes is told, and nothing of them stays.
     assert not [line for line in caplog.records if re.match("Training with", line.getMessage())]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_timed(rows, tokenizer, tmp_path):
+    args = DistillationConfig(str(tmp_path), **QUICK | {"resume_from_checkpoint": str(tmp_path / "nowhere")})
+    with pytest.raises(ValueError, match="nowhere is no whole checkpoint: nothing is there"):
+        plan_teacher(args, model=tiny_bert(), train=rows, tokenizer=tokenizer)

@@ -130,6 +130,19 @@ def test_nothing_is_sent_where_a_server_sends_on_to(ask, status):
     assert server.url in str(caught.value) and other.url.replace("127.0.0.1", "localhost") in str(caught.value)
 
 
+@pytest.mark.parametrize("to", ["/else", "http://[bad", "file:///etc/passwd", ""])
+def test_wherever_a_server_sends_on_to_it_is_the_one_that_is_named(to):
+    def elsewhere(server: LabelServer, handler) -> bool:
+        server.send(handler, 307, b"", Location=to)
+        return True
+
+    with LabelServer(faults=(elsewhere,)) as server, pytest.raises(ValueError) as caught:
+        JSONClient(server.url).post({})
+    assert f"{server.url} answers 307 and sends on to {to}," in str(caught.value) or (
+        to == "http://[bad" and f"{server.url} can't be asked: Invalid IPv6 URL" in str(caught.value)
+    )
+
+
 def authorizations(server: LabelServer) -> list[str | None]:
     """Let a server keep who asks."""
     found: list[str | None] = []
