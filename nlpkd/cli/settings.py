@@ -164,7 +164,8 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     context.meta[_OF_THE_FILE] = [word for name, value in settings.items() for word in _as_words(name, value)]
     own = {name: value for name, value in content.items() if name in known}
     for name, value in own.items():
-        if not getattr(known[name], "multiple", False) and isinstance(value, (list, dict)):
+        several = known[name].nargs != 1 or getattr(known[name], "multiple", False)
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
             raise typer.BadParameter(f"{path}: {name} takes a single value, found {value!r:.200}")
     context.default_map = {known[name].name: _as_flags(known[name], value) for name, value in own.items()}
     return path

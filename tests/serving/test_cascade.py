@@ -168,7 +168,7 @@ def test_another_fallback_is_said_and_one_of_other_classes_refused(models, stude
     assert "was chosen beside" not in caplog.text
     nlpkd.load(student, fallback=FunctionTeacher(lambda some: [[1.0, 0.0]] * len(some), ["neg", "pos"], name="rule"))
     assert "was chosen beside" in caplog.text and "the fallback is rule" in caplog.text
-    for classes in (["good"], ["good", "bad"]):
+    for classes in (["good", "bad"], ["neg", "pos", "good"]):
         with pytest.raises(ValueError, match="the teacher rule can't answer for the student"):
             nlpkd.load(student, fallback=FunctionTeacher(lambda some: [], classes, name="rule"))
 
