@@ -165,7 +165,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     own = {name: value for name, value in content.items() if name in known}
     for name, value in own.items():
         several = known[name].nargs != 1 or getattr(known[name], "multiple", False)
-        if isinstance(value, dict) or (isinstance(value, list) and not several):
+        if isinstance(value, (list, dict)) and not several:
             raise typer.BadParameter(f"{path}: {name} takes a single value, found {value!r:.200}")
     context.default_map = {known[name].name: _as_flags(known[name], value) for name, value in own.items()}
     return path
