@@ -50,12 +50,15 @@ class LabelServer:
     Attributes:
         states: the texts that were asked about, in the order of the requests, and answered.
         times: when each request came, in seconds.
+        open: while it is cleared, requests wait for their answers.
     """
 
     def __init__(self, answer: Callable[[dict[str, Any]], Any] = right_answer, faults: tuple[Fault, ...] = ()):
         self.answer, self.faults, self.states, self.times = answer, list(faults), [], []
         self.busy = self.most_busy = 0
         self.delay_s = 0.0
+        self.open = threading.Event()
+        self.open.set()
         self.lock = threading.Lock()
         outer = self
 
@@ -72,6 +75,7 @@ class LabelServer:
                     fault = outer.faults.pop(0) if outer.faults else None
                 try:
                     time.sleep(outer.delay_s)
+                    outer.open.wait(60)
                     if fault is None or not fault(outer, self):
                         request = json.loads(body)
                         with outer.lock:

@@ -29,12 +29,15 @@ def test_a_signal_waits_for_the_answers_that_are_under_way_and_keeps_them(tmp_pa
     Dataset.from_dict({"text": [f"text {n}" for n in range(20)]}).to_parquet(tmp_path / "texts.parquet")
     processes = process_server("nlpkd.pipeline.label", "transformers.decision.template_utils", "label_server")
     with LabelServer() as server:
-        server.delay_s = 0.5
+        server.open.clear()
         process = processes.start(label_at, server.url, QUESTION, str(tmp_path), 4)
         deadline = time.monotonic() + 60
         while server.busy < 4 and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(process.pid, number)
+        time.sleep(1)
+        assert process.is_alive() and len(server.times) == 4, "it waits for what is under way"
+        server.open.set()
         process.join(60)
         assert process.exitcode not in (0, -signal.SIGKILL, None)
         assert len(server.times) == 4, "nothing more is asked"
