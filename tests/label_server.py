@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,6 +116,8 @@ def label_at(url: str, question: dict[str, Any], folder: str, concurrency: int) 
     from nlpkd import label
     from nlpkd.teachers import DecisionTeacher
 
+    # A shell starts what runs in the background without it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     teacher = DecisionTeacher("m", question, base_url=url, concurrency=concurrency)
     label(teacher, "texts.parquet", output="labels.parquet")
