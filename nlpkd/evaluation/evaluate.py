@@ -96,10 +96,10 @@ def evaluate_student(
         dataset: tokenised rows: `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`: class ids,
             zeros and ones for each label, or scores, as the student's `problem_type` says. Labels that carry names are
             put in the student's order, others are taken to be in it; a model whose names say nothing of the student's
-            is matched to them. Where no row has a gold label (-100), all that
-            is measured is the agreement with the teacher. Where there are `teacher_input_ids`, ... the teacher reads
-            those; where there is no teacher, a column `teacher_logits` holds the answers of one. Of windows
-            (`nlpkd.data.windows`), the logits of a text are the average over its own.
+            is matched to them. Where no row has a gold label (-100), all that is measured is the agreement with the
+            teacher. Where there are `teacher_input_ids`, ... the teacher reads those; where there is no teacher, a
+            column `teacher_logits` holds the answers of one. Of windows (`nlpkd.data.windows`), the logits of a text
+            are the average over its own.
         tokenizer: pads the rows.
         baseline: the same student trained on the gold labels alone, whatever its start.
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.

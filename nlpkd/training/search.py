@@ -26,8 +26,8 @@ def search_arguments(
 
     `Trainer` adds all metrics up and looks for the smallest sum. Accuracy is among them, so that the worst trial would
     win. Here a search without `compute_objective` goes by `metric_for_best_model`. Without that it goes by accuracy,
-    of several labels a row by macro F1, of scores by the Pearson correlation, and where no row has a gold label by the
-    agreement with the teacher.
+    of several labels a row by macro F1, of scores by the Pearson correlation. Where an evaluation does not give that,
+    as without gold labels or with `compute_metrics`, it goes by the agreement with the teacher.
 
     Args:
         args: of the trainer.

@@ -112,7 +112,7 @@ class JSONClient:
             del self._local.session
             raise
         except ODD_CONTENT as error:
-            # Such as of an address that makes none, in the configuration or in a redirection.
+            # Such as of an address that makes none.
             raise ValueError(f"{self.url} can't be asked: {error}") from error
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:

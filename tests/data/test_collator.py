@@ -124,10 +124,8 @@ def test_texts_are_padded_where_their_model_reads_none_whatever_the_tokenizer_wa
     tokenizer, kind, usual, given
 ):
     padding = kind(vocab=tokenizer.get_vocab(), padding_side=given)
-    batch = DistillationCollator(padding, padding)(
-        [{"input_ids": [2, 3], "teacher_input_ids": [2, 3]}] * 1
-        + [{"input_ids": [2, 4, 3], "teacher_input_ids": [2, 4, 3]}]
-    )
+    rows = [{"input_ids": ids, "teacher_input_ids": ids} for ids in ([2, 3], [2, 4, 3])]
+    batch = DistillationCollator(padding, padding)(rows)
     padded = [2, 3, 0] if usual == "right" else [0, 2, 3]
     assert batch["input_ids"].tolist()[0] == batch["teacher_input_ids"].tolist()[0] == padded
     assert padding.padding_side == given
