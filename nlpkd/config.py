@@ -70,6 +70,8 @@ class DistillationConfig(TrainingArguments):
             `"error"`, `"warn"` or `"off"`.
         cache_teacher: `"auto"` runs the teacher once, before training, where its logits are all that is needed and
             rows are seen more than once (in `output_dir/teacher_cache`); `"off"` runs it on every batch.
+        teacher_cache_dir: where those outputs are kept. Where it is given they are kept of a single epoch too, for the
+            next training on the same rows.
         compact_embeddings: train the embedding rows that the training text uses as a table of their own, where the
             others would not move anyway (AdamW without weight decay): the same student but for rounding, in less time.
         lean_training: leave out what nothing reads: the last layer is computed for the first token alone where

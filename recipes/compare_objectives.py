@@ -46,7 +46,7 @@ def taught(*more):
     return [CrossEntropyLoss(weight=0.5), ForwardKLLoss(temperature=2.0, weight=0.5), *more]
 
 
-METHODS = {name: lambda name=name: resolve(name) for name in PRESETS if name != "soft_targets"} | {
+METHODS = {name: lambda name=name: resolve(name) for name in PRESETS if name not in ("soft_targets", "best")} | {
     "undistilled": lambda: [Stage([CrossEntropyLoss()])],
     "label smoothing": lambda: [Stage([CrossEntropyLoss(label_smoothing=0.1)])],
     "soft targets only": lambda: resolve("soft_targets"),

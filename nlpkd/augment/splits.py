@@ -46,7 +46,8 @@ def refuse_augmentation(args: DistillationConfig, data_args: DataArguments, teac
     if teacher is None:
         raise ValueError(
             f"augment={args.augment!r} makes rows for a fine-tuned teacher to label, and there is none that is run: "
-            "leave augment out, or make and label more text first (nlpkd.augment.augment, nlpkd.label)"
+            "leave augment out (objectives='best' sets it), or make and label more text first (nlpkd.augment.augment, "
+            "nlpkd.label)"
         )
     if data_args.streaming or data_args.window_stride is not None:
         raise ValueError(

@@ -9,11 +9,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nlpkd.augment.ways import AUTO, way_for
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import identity_of_source
 from nlpkd.hub.saving import CARD_NAME
 from nlpkd.models.source import identity_of_model
+from nlpkd.objectives.presets import with_preset_settings
 from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan, plan_distillation
 from nlpkd.pipeline.prepare import prepare_job
@@ -96,8 +98,7 @@ class FrontierStudent:
         """Train and measure what is not finished; an error is kept, so that the other students go on."""
         if self.finished >= (1 if self.name == TEACHER else num_seeds):
             return
-        cache = self.folder / "teacher_cache" if self.own_rows else teacher_cache
-        more: dict[str, Any] = {"teacher_cache_dir": str(cache), "output_dir": str(self.folder)}
+        more: dict[str, Any] = {"teacher_cache_dir": str(self._cache(teacher_cache)), "output_dir": str(self.folder)}
         if self.started:
             more["resume_from_checkpoint"] = "True"
         self.error = None
@@ -115,10 +116,23 @@ class FrontierStudent:
 
     def plan(self, num_seeds: int) -> Plan:
         """Plan its training with so many seeds."""
+        args = self._settings()
+        options = self.arguments.keys() - vars(args).keys() - {"baseline_dir"}
+        return plan_distillation(
+            args, trainings=num_seeds, student=self.name, **{name: self.arguments[name] for name in options}
+        )
+
+    def _settings(self) -> DistillationConfig:
         of_training = {each.name for each in fields(DistillationConfig)} & self.arguments.keys()
-        args = DistillationConfig(str(self.folder), **{name: self.arguments[name] for name in of_training})
-        options = {name: self.arguments[name] for name in self.arguments.keys() - of_training - {"baseline_dir"}}
-        return plan_distillation(args, trainings=num_seeds, student=self.name, **options)
+        return DistillationConfig(str(self.folder), **{name: self.arguments[name] for name in of_training})
+
+    def _cache(self, shared: Path) -> Path:
+        """Return where the teacher's outputs on its rows are kept: students of different rows can't share them."""
+        if self.own_rows:
+            return self.folder / "teacher_cache"
+        args = with_preset_settings(self._settings(), self.arguments.get("objectives"))
+        way = way_for(self.name) if args.augment == AUTO else args.augment
+        return shared if way is None else shared.with_name(f"{shared.name}-{way}")
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
-from nlpkd.objectives.presets import Stage
+from nlpkd.objectives.presets import Stage, with_preset_settings
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.base import LabelingTeacher
@@ -251,7 +251,7 @@ def distill(
     """
     data_args, settings = DataArguments.split_of_training(distill, keywords)
     learning_rate_is_given = args is not None or "learning_rate" in settings
-    args = _settings(args, output_dir, settings)
+    args = with_preset_settings(_settings(args, output_dir, settings), objectives)
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     with only_run(args.output_dir):

@@ -24,6 +24,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.benchmark import count_parameters
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.objectives.presets import with_preset_settings
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
@@ -121,6 +122,7 @@ def plan_distillation(args: DistillationConfig, *, trainings: int = 1, reported:
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
     data_args, options = DataArguments.split_keywords(keywords)
+    args = with_preset_settings(args, options.get("objectives"))
     return _plan(prepare_job(args, data_args=data_args, **options), args, "student", trainings, reported)
 
 

@@ -23,7 +23,7 @@ from nlpkd.evaluation.report_text import Cells, flat
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.objectives import Objective
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
-from nlpkd.objectives.presets import Stage, resolve
+from nlpkd.objectives.presets import Stage, resolve, with_preset_settings
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
@@ -130,6 +130,7 @@ def tune(
     data_args, settings = DataArguments.split_of_training(tune, keywords)
     args = DistillationConfig(str(folder), **{"save_strategy": "no", "eval_strategy": "no"} | settings)
     check_search(search, objectives)
+    args = with_preset_settings(args, objectives)
     with only_run(folder):
         # Teacher, rows and objectives, as for a distillation; the student is each trial's own.
         student = f"layers:{max(layers)}"

@@ -220,6 +220,31 @@ def test_a_student_with_rows_of_its_own_keeps_the_teacher_s_outputs_on_them(job,
     assert caches == ["students/static/teacher_cache", "teacher_cache"]
 
 
+def test_of_a_single_epoch_too_the_teacher_s_outputs_are_kept_for_the_next_student(job, tmp_path, caplog):
+    report = nlpkd.frontier(
+        **job | {"max_steps": -1}, students=["layers:1", "static"], num_train_epochs=1, objectives="soft_targets",
+        output_dir=tmp_path,
+    )  # fmt: skip
+    assert not report.failed and caplog.text.count("the teacher's outputs kept with the rows") == 2
+    caches = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("teacher_cache"))
+    assert caches == ["teacher_cache"] and len(list((tmp_path / "teacher_cache").glob("*.arrow"))) == 1
+
+
+def test_students_of_the_best_preset_learn_from_the_text_that_suits_each(job, tmp_path, caplog):
+    report = nlpkd.frontier(
+        **job | {"max_steps": -1}, students=["layers:1", "static"], num_train_epochs=1, objectives="best",
+        output_dir=tmp_path,
+    )  # fmt: skip
+    assert not report.failed and caplog.text.count("the teacher's outputs kept with the rows") == 2
+    made = {}
+    for name in ("layers-1", "static"):
+        own = EvaluationReport.load(tmp_path / "students" / name).run
+        assert own.settings["augment_copies"] == 10 and own.data.train_rows > 48
+        made[name] = own.settings["augment"]
+    assert made == {"layers-1": "constituents", "static": "ngrams"}
+    assert {path.name for path in tmp_path.glob("teacher_cache*")} == {f"teacher_cache-{way}" for way in made.values()}
+
+
 def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
     before, _, _ = resumed
     assert len(before.points[1].seeds) == 1

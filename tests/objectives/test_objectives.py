@@ -1,5 +1,6 @@
 """Each objective against a naive loop written from its paper, and the contract that all of them keep."""
 
+import dataclasses
 import inspect
 import json
 import logging
@@ -12,6 +13,7 @@ from samples import tiny_bert
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd import objectives
+from nlpkd.config import DistillationConfig
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
@@ -36,7 +38,7 @@ from nlpkd.objectives import (
     ValueRelationLoss,
 )
 from nlpkd.objectives.objective_set import ObjectiveSet
-from nlpkd.objectives.presets import PRESETS, resolve
+from nlpkd.objectives.presets import PRESETS, resolve, with_preset_settings
 
 CASES = [
     pytest.param(make, naive, id=f"{kind.__name__}-{number}")
@@ -479,6 +481,18 @@ def test_presets_bind_name_their_paper_and_say_where_they_differ(name):
     assert "arXiv" in preset.paper and len(preset.differs) > 40
     for stage in resolve(name):
         ObjectiveSet(stage.objectives).bind(tiny_bert(layers=2).config, tiny_bert(layers=4).config, seed=0)
+
+
+def test_a_preset_brings_settings_that_a_run_leaves_at_their_defaults(tmp_path):
+    plain = DistillationConfig(tmp_path)
+    best = with_preset_settings(plain, "best")
+    assert (best.augment, best.augment_copies) == ("auto", 10) and plain.augment is None
+    own = with_preset_settings(DistillationConfig(tmp_path, augment="neighbours", augment_copies=2), "best")
+    assert (own.augment, own.augment_copies) == ("neighbours", 2)
+    for other in (*(name for name in PRESETS if name != "best"), None, [ForwardKLLoss()], "unknown"):
+        assert with_preset_settings(plain, other) is plain
+    known = {field.name for field in dataclasses.fields(DistillationConfig)}
+    assert all(preset.settings.keys() <= known for preset in PRESETS.values())
 
 
 def test_a_stage_takes_settings_of_a_run_and_no_others():

@@ -161,6 +161,21 @@ def test_what_an_earlier_run_finished_in_a_folder_is_not_taken_by_a_resume_of_a_
     assert left == [[False, False]]
 
 
+def test_the_best_preset_is_soft_targets_on_the_rows_and_ten_variants_of_each(tmp_path, taught, splits):
+    given = {"teacher": taught.output_dir, "student": "layers:2", "train": splits, **QUICK, "num_train_epochs": 1}
+    named = distill(objectives="best", output_dir=tmp_path / "named", **given)
+    written = distill(
+        objectives=[ForwardKLLoss(temperature=2.0)], augment="constituents", augment_copies=10,
+        output_dir=tmp_path / "written", **given,
+    )  # fmt: skip
+    weights = written.student.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in named.student.state_dict().items())
+    assert named.report.run.data.train_rows == written.report.run.data.train_rows > len(splits["train"])
+    for result in (named, written):
+        settings = result.report.run.settings
+        assert (settings["augment"], settings["augment_copies"]) == ("constituents", 10)
+
+
 def test_a_job_leaves_student_tokenizer_card_reports_and_baseline(compared):
     names = {path.name for path in compared.output_dir.iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "README.md", "report.json", "report.md",

@@ -137,7 +137,7 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         (args.fp16, [CACHED_TEACHER], "fp16 is on, in which the teacher would be run"),
         (signals.wanted, [CACHED_TEACHER], "the objectives read more of the teacher than its logits"),
         (not dataset, [CACHED_TEACHER], "the rows are no data set without a transform"),
-        (dataset and _epochs(args, len(parts.rows)) <= 1, [CACHED_TEACHER], "every row is read once"),
+        (dataset and _reads_once(args, len(parts.rows)), [CACHED_TEACHER], "every row is read once"),
         (not pads_alone, [CACHED_TEACHER], "the data_collator may change what the teacher reads"),
         (methods, [CACHED_TEACHER], f"{methods} may change what the teacher reads"),
         (taught, [CACHED_TEACHER], f"the teacher has a hook on {taught}"),
@@ -204,9 +204,11 @@ def describe_refusals(refused: Mapping[str, str]) -> list[str]:
     return [f"no {' and no '.join(names)} ({reason})" for reason, names in without.items() if reason]
 
 
-def _epochs(args: DistillationConfig, rows: int) -> float:
+def _reads_once(args: DistillationConfig, rows: int) -> bool:
+    """Check whether no row is read again, be it by another training, for which a folder of outputs is named."""
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
+    epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
+    return epochs < 1 or (epochs == 1 and args.teacher_cache_dir is None)
 
 
 class Change(Protocol):
