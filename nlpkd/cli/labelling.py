@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ Gold = Annotated[
 ]
 
 
-@command(app, "text_column")
+@command(app, "text_column", "label_column")
 def label(
     context: typer.Context,
     *,
@@ -89,9 +90,11 @@ def label(
 
     teacher = labelling_teacher(decision_model, question, decision_url, concurrency)
     if gold is not None and not dry_run:
-        teacher = calibrated(teacher, gold, output)
+        teacher = calibrated(teacher, gold, output, arguments(context))
     prices = None if input_price is output_price is None else (input_price or 0.0, output_price or 0.0)
-    used = ("data", *_ASKED, "concurrency", "gold", "input_price", "output_price")
+    used = ["data", *_ASKED, "concurrency", "gold", "input_price", "output_price"]
+    # Of --gold, and of a budget's --test.
+    used += ["label_column"] if gold is not None and budget is None else []
     rest = {name: value for name, value in arguments(context).items() if name not in used}
     result = run(teacher, data, prices=prices, dry_run=dry_run, **rest)
     typer.echo(result.to_text() if isinstance(result, LabelPlan) else f"The labels are in {result}.")
@@ -165,17 +168,18 @@ def taught_by_answers(given: dict[str, Any], output_dir: Path, dry_run: bool) ->
     if options.get("teacher") or dry_run:
         raise ValueError("what --question asks is the teacher, and has a dry run of its own: `nlpkd label --dry-run`")
     if own["gold"] is not None:
-        labeller = calibrated(labeller, own["gold"], output_dir / LABELS_NAME)
+        labeller = calibrated(labeller, own["gold"], output_dir / LABELS_NAME, options)
     return options | {"teacher": labeller}
 
 
-def calibrated(teacher: Any, gold: str, output: Path) -> Any:
+def calibrated(teacher: Any, gold: str, output: Path, given: Mapping[str, Any]) -> Any:
     """Fit a teacher's temperature and class priors on a few gold labels, and print what that does.
 
     Args:
         teacher: the teacher.
         gold: a few rows with gold labels.
         output: the file of labelled rows, beside which the answers are kept.
+        given: the options of the command, whose names of columns hold where these rows have such columns.
 
     Returns:
         The corrected teacher.
@@ -185,12 +189,20 @@ def calibrated(teacher: Any, gold: str, output: Path) -> Any:
     """
     if teacher is None:
         raise ValueError("--gold corrects the teacher of --question, which is missing")
+    from nlpkd.data.sources import read_splits
     from nlpkd.labelling.calibration import calibrate_teacher
     from nlpkd.labelling.rows import answers_beside
 
-    corrected = calibrate_teacher(teacher, gold, answers=answers_beside(output, teacher))
+    rows = read_splits(gold)[0]["train"]
+    named = {name: given[name] for name in ("text_column", "label_column") if given.get(name)}
+    here = {name: value for name, value in named.items() if {*_listed(value)} <= {*rows.column_names}}
+    corrected = calibrate_teacher(teacher, rows, answers=answers_beside(output, teacher), **here)
     typer.echo(corrected.calibration.to_text())
     return corrected
+
+
+def _listed(columns: str | Sequence[str]) -> Sequence[str]:
+    return [columns] if isinstance(columns, str) else columns
 
 
 def labelling_teacher(model: str | None, question: Path | None, url: str | None = None, concurrency: int = 8) -> Any:

@@ -61,6 +61,22 @@ def test_texts_are_labelled_after_a_dry_run(folder):
     assert json.loads(rows[0]["question"])["instructions"] == "Is it good?"
 
 
+def test_columns_are_named_for_the_gold_rows_too(folder):
+    rows = read_splits("dev.csv")[0]["train"]
+    rows.rename_column("text", "remark").add_column("class", ["neg"] * len(rows)).to_csv("own.csv")
+    read_splits("texts.csv")[0]["train"].rename_column("text", "remark").to_csv("remarks.csv")
+    with LabelServer(judge) as server:
+        words = ["label", "--decision-model", "m", "--question", "question.yaml", "--decision-url", server.url]
+        words += ["--output", "labels.parquet", "--text-column", "remark", "--label-column", "label"]
+        named = run(*words, "--data", "remarks.csv", "--gold", "own.csv")
+        assert named.exit_code == 0, named.exception
+        right = re.search(r"Fitted on 40 gold labels: (.*)", named.output)[0]
+        # These rows have other columns, which are recognised.
+        assert right in run(*words, "--data", "remarks.csv", "--gold", "dev.csv").output
+        without = run(*words[:-2], "--data", "remarks.csv", "--gold", "own.csv")
+        assert isinstance(without.exception, ValueError) and "--label-column" in str(without.exception)
+
+
 def chat(request):
     """Say the letter of what the text's only word of judgement says, and count tokens."""
     prompt = request["messages"][0]["content"]
