@@ -89,7 +89,7 @@ def tune(
     *,
     search: Mapping[str, Sequence[Any]] | None = None,
     layers: Sequence[int] = (3,),
-    objectives: str | Sequence[Objective] = "hinton",
+    objectives: str | Sequence[Objective] | Sequence[Stage] = "hinton",
     n_trials: int = 20,
     output_dir: str | Path = "tuning",
     **keywords: Any,
@@ -104,7 +104,7 @@ def tune(
             integers), or a list to choose from. A setting is a field of `DistillationConfig`
             or one of an objective: `"forward_kl.temperature"`, `"cross_entropy.weight"`. The learning rate if None.
         layers: numbers of the teacher's layers to choose from.
-        objectives: a preset of one stage, or objectives.
+        objectives: a preset of one stage, objectives, or a stage, whose own settings hold where they are not searched.
         n_trials: how many settings to try in all; a search that was interrupted goes on where it stopped, and one of
             more trials where it ended.
         output_dir: where the trials (`optuna.log`) and the result (`tuning.json`) are kept.
@@ -137,6 +137,7 @@ def tune(
         job = prepare_job(args, teacher, student, train, validation, objectives=objectives, data_args=data_args)
         if "learning_rate" not in settings:
             args = replace(args, learning_rate=job.learning_rate)
+        args = replace(args, **job.stages[0].settings)
         if "validation" not in job.data:
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         if has_unlabelled(job.data["validation"]):
@@ -174,7 +175,7 @@ def tune(
         return result
 
 
-def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence[Objective]) -> None:
+def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence[Objective] | Sequence[Stage]) -> None:
     """Refuse a search that can't be begun.
 
     Args:

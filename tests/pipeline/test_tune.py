@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from nlpkd import DistillationTrainer, make_student
 from nlpkd.cli import app
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
@@ -172,6 +172,18 @@ def student_tokenizer(folder):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_stage_s_own_settings_hold_in_a_trial(teacher, splits, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
+    def value(objectives, folder, **more):
+        asked = {"search": {"forward_kl.temperature": [2.0]}, "n_trials": 1, "layers": (1,), "output_dir": folder}
+        return tune(teacher, splits, objectives=objectives, **asked, **QUICK | more).trials
+
+    stage = value([Stage([ForwardKLLoss()], learning_rate=0.0)], tmp_path / "stage", learning_rate=1e-2)
+    assert stage == value([ForwardKLLoss()], tmp_path / "untrained", learning_rate=0.0)
+    assert stage != value([ForwardKLLoss()], tmp_path / "trained", learning_rate=1e-2)
 
 
 def test_an_objective_s_setting_is_changed_by_its_name():
