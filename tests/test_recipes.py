@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -454,3 +455,12 @@ def test_sentences_held_out_share_no_phrase_with_what_is_left(tmp_path):
     assert not any(f" {text} " in f" {sentence} " for text in train for sentence in held)
     dropped = set(longest + parts) - set(train) - set(held)
     assert dropped and all(any(f" {text} " in f" {sentence} " for sentence in held) for text in dropped)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
+def test_each_field_of_a_recipe_is_read_so_that_no_option_does_nothing(path):
+    text = path.read_text(encoding="utf-8")
+    for each in ast.parse(text).body:
+        if isinstance(each, ast.ClassDef) and "vars(" not in text:
+            fields = [field.target.id for field in each.body if isinstance(field, ast.AnnAssign)]
+            assert [name for name in fields if not re.search(rf"\.{name}\b", text)] == []
