@@ -98,7 +98,7 @@ def export_int8(
         staged.parent.mkdir()
         batches = None
         if calibration is not None:
-            typical = texts_to_compare(calibration, tokenizer, max_length)
+            typical = texts_to_compare(calibration, tokenizer, max_length, "calibration")
             batches = list(_inputs(source, typical, tokenizer, max_length))
         settings: dict[str, Any] = {"batches": batches, "embeddings": embeddings, "per_channel": per_channel}
         # The form that is not kept goes to the file's place first, to be compared.

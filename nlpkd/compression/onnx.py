@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.data.columns import checked_text, values_of
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import inference_copy
@@ -331,13 +332,24 @@ def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) ->
     return {name: encoded[name] for name in MODEL_INPUTS if name in encoded}
 
 
-def texts_to_compare(texts: Texts | None, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Texts:
+def texts_to_compare(
+    texts: Texts | None, tokenizer: PreTrainedTokenizerBase, max_length: int, name: str = "texts"
+) -> Texts:
     """Check the given texts, or draw texts of random ordinary tokens, from one to as many as fit."""
     if texts is not None:
-        if isinstance(texts, str) or not len(texts):
-            raise ValueError(f"texts must be a list of texts, or of pairs, to compare on; got {texts!r}")
-        return texts
+        wanted = f"{name} must be a list of texts, or of pairs, to compare on"
+        given = [_text_or_pair(each, f"{name}: text {at}") for at, each in enumerate(values_of(texts, wanted))]
+        if not given or len({type(each) is tuple for each in given}) > 1:
+            raise ValueError(f"{wanted}; got {'both' if given else 'none'}")
+        return given
     generator = np.random.default_rng(0)
     ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
     lengths = generator.integers(1, max(max_length - 2, 2), size=_DRAWN_TEXTS)
     return [str(tokenizer.decode(generator.choice(ordinary, size=length).tolist())) for length in lengths]
+
+
+def _text_or_pair(given: Any, which: str) -> Any:
+    """Return a text, or a pair of texts as a tuple."""
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        return tuple(checked_text(text, which) for text in given)
+    return checked_text(given, which)

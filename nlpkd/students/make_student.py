@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.low_rank import factorize_embeddings
 from nlpkd.compression.vocabulary import trim_vocabulary
+from nlpkd.data.columns import each_text
 from nlpkd.data.tokenization import original_ids
 from nlpkd.models.structure import refuse_other_than_model
 from nlpkd.students.backbone import known_backbone
@@ -172,13 +173,13 @@ def _texts_to_keep(
     """
     if vocabulary is None and texts is None and (tokenizer is None or other_use):
         return None
-    if vocabulary != "trim" or tokenizer is None or texts is None or isinstance(texts, str):
+    if vocabulary != "trim" or tokenizer is None or texts is None:
         raise ValueError(
             f"a vocabulary is trimmed to the tokens of a text; found vocabulary={vocabulary!r}, tokenizer of type "
             f"{type(tokenizer).__name__}, texts of type {type(texts).__name__}: give vocabulary='trim', a tokenizer "
             "and a list of texts together, or none of them"
         )
-    return list(texts)
+    return list(each_text(texts, "texts"))
 
 
 def _check_source(

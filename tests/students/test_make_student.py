@@ -212,7 +212,7 @@ def test_widths_given_are_those_of_a_narrowed_student():
         ({"layers": 2, "max_latency": 3.0}, "make_student has no argument max_latency; widths are hidden_size"),
         ({"layers": 2, "vocabulary": "trim"}, "give vocabulary='trim', a tokenizer and a list of texts together"),
         ({"layers": 2, "texts": ["good"]}, "give vocabulary='trim', a tokenizer and a list of texts together"),
-        ({"layers": 2, "vocabulary": "trim", "tokenizer": 0, "texts": "good"}, "a list of texts together"),
+        ({"layers": 2, "vocabulary": "trim", "tokenizer": 0, "texts": "good"}, "texts must be .*; got str"),
     ],
 )
 def test_widths_and_vocabularies_that_make_no_sense_are_refused(asked, message):
