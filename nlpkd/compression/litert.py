@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.compression.onnx import Texts, batch_of, quietly, refuse_another_model, texts_to_compare
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.limits import positions_of
-from nlpkd.models.structure import forward_arguments
+from nlpkd.models.structure import forward_arguments, matching_tokenizer
 from nlpkd.tasks import task_of
 from nlpkd.utils.links import move_into
 from nlpkd.utils.packages import require
@@ -126,7 +126,7 @@ def export_litert(
             file, path.stat().st_size / 1e6, tokens, inputs, len(texts), difference, float(agreement)
         )
         if not (directory / "tokenizer_config.json").is_file():
-            untouched.save_pretrained(directory)
+            matching_tokenizer(untouched, model).save_pretrained(directory)
         move_into(directory, path, Path(file))
     logger.info("%s", record)
     return record

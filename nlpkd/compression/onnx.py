@@ -29,7 +29,7 @@ from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
-from nlpkd.models.structure import forward_arguments
+from nlpkd.models.structure import matching_tokenizer, readable
 from nlpkd.tasks import task_of
 from nlpkd.utils.files import digest_of, explain_damage
 from nlpkd.utils.fingerprints import hash_weights
@@ -144,7 +144,7 @@ def export_onnx(
         record = OnnxRecord(FP32_FILE, classifier.size_mb, "PyTorch", len(texts), difference, agreement)
         reference.config.architectures = [type(model).__name__]
         reference.config.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        matching_tokenizer(tokenizer, model).save_pretrained(temporary)
         accept(Path(temporary), directory, [record], hash_weights(model))
     logger.info("%s", record)
     return record
@@ -249,8 +249,7 @@ class _Logits(nn.Module):
 
 
 def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> None:
-    accepted = forward_arguments(model)
-    inputs = {name: tensor for name, tensor in example.items() if name in accepted}
+    inputs = readable(model, example)
     # The exporter puts loops over any length in the place of these. torch would go on with what it looked up before,
     # as in an earlier export, and unroll a loop of the example's length.
     for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
@@ -313,9 +312,8 @@ def compare_logits(
 
 
 def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    accepted = forward_arguments(model)
     with torch.no_grad():
-        return model(**{name: tensor for name, tensor in batch.items() if name in accepted}).logits
+        return model(**readable(model, batch)).logits
 
 
 def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) -> dict[str, Tensor]:
