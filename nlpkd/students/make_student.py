@@ -52,7 +52,7 @@ def make_student(
     rows: Any = None,
     embedding_size: int | None = None,
     revision: str | None = None,
-    id2label: Mapping[int, str] | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
     start: str = "teacher",
     backbone: str | Path | None = None,
     trust_remote_code: bool = False,
@@ -87,7 +87,7 @@ def make_student(
         embedding_size: of layers of the teacher, factorise their embedding table to this width; see
             `nlpkd.compression.factorize_embeddings`, as for the families that can.
         revision: branch, tag or commit of the checkpoint.
-        id2label: label names, where there is no teacher to give them.
+        id2label: label names by id or in order, where there is no teacher to give them.
         start: whose weights a student that is made of a teacher has: `"teacher"`, the fine-tuned ones, or
             `"pretrained"`, the same layers of the backbone that the teacher was fine-tuned from, with a new head.
         backbone: with `start="pretrained"`, the path or Hub id (`id@revision` too) of that backbone; what the

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.data.labels.classes import Classes
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.reshaped import ReshapedForSequenceClassification
 from nlpkd.models.small_models import PROJECTED_WIDTH, SMALL_STUDENTS
@@ -28,7 +29,7 @@ def small_student(
     kind: str,
     teacher: PreTrainedModel | None = None,
     *,
-    id2label: Mapping[int, str] | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
     vocab_size: int | None = None,
     pad_token_id: int | None = None,
     embeddings: str | None = None,
@@ -42,7 +43,7 @@ def small_student(
     Args:
         kind: `"bilstm"`, `"textcnn"` or `"static"`.
         teacher: where labels, task, vocabulary, padding token and embeddings come from.
-        id2label: label names; the teacher's if None.
+        id2label: label names by id or in order; the teacher's if None.
         vocab_size: size of the vocabulary; the teacher's if None.
         pad_token_id: the padding token; the teacher's if None.
         embeddings: `"teacher"` starts from a copy of the teacher's table, trained on, and projects a table wider than
@@ -60,7 +61,8 @@ def small_student(
         A float32 model in train mode that shares no memory with the teacher.
 
     Raises:
-        ValueError: if there is no such kind or setting, or nothing says what labels or vocabulary are.
+        ValueError: if there is no such kind or setting, a setting is no size, or nothing says what labels or
+            vocabulary are.
     """
     if kind not in SMALL_STUDENTS:
         raise ValueError(f"there is no small student {kind!r}: choose one of {sorted(SMALL_STUDENTS)}")
@@ -84,8 +86,8 @@ def small_student(
     shape |= {name: value for name, value in given.items() if value is not None}
     if teacher is not None:
         shape = _of_teacher(teacher, embeddings) | shape
-    shape["id2label"] = {int(k): str(name) for k, name in shape["id2label"].items()}
-    config = config_class(**shape, label2id={name: k for k, name in shape["id2label"].items()})
+    classes = Classes.of(shape.pop("id2label"))
+    config = config_class(**shape, id2label=classes.id2label, label2id=classes.label2id)
     # The model, and the teacher's vectors in it.
     with torch.random.fork_rng():
         torch.manual_seed(seed)

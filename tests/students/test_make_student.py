@@ -20,6 +20,7 @@ from nlpkd.students.budget import make_candidates
 from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import KINDS, StudentKind, kind_of
 from nlpkd.students.narrow import narrow_student
+from nlpkd.students.small import small_student
 
 STACKS = {
     bert: "bert.encoder.layer", distilbert: "distilbert.transformer.layer", roberta: "roberta.encoder.layer",
@@ -284,3 +285,20 @@ def test_a_kind_of_student_is_an_entry_that_make_student_and_budgets_read():
 def test_a_path_in_place_of_a_teacher_is_refused(layers):
     with pytest.raises(ValueError, match="the teacher is 'runs/teacher', and must be a model: load it first"):
         make_student("runs/teacher", layers)
+
+
+@pytest.mark.parametrize("names", [["neg", "pos"], ("neg", "pos"), {0: "neg", 1: "pos"}, {"0": "neg", "1": "pos"}])
+def test_label_names_may_be_given_in_order_or_by_id(names, tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    for student in (
+        small_student("static", id2label=names, vocab_size=24),
+        make_student(checkpoint=tmp_path, id2label=names),
+    ):
+        assert student.config.id2label == {0: "neg", 1: "pos"}
+        assert student.config.label2id == {"neg": 0, "pos": 1}
+
+
+@pytest.mark.parametrize("names, said", [("ab", "got the text 'ab'"), ({1: "a", 2: "b"}, "must count from 0")])
+def test_label_names_that_name_no_ids_are_refused(names, said):
+    with pytest.raises(ValueError, match=said):
+        small_student("static", id2label=names, vocab_size=24)
