@@ -19,6 +19,7 @@ from nlpkd.models.structure import readable
 from nlpkd.serving.cascade import Cascade, CascadeRecord, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import as_texts
+from nlpkd.tasks import MULTI_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class TextClassifier(TextClassificationPipeline):
             texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair.
+            ValueError: for what is neither a text nor a pair, and `decide=True` of a model of another task.
         """
         inputs = as_texts(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -102,6 +103,10 @@ class TextClassifier(TextClassificationPipeline):
     def _sanitize_parameters(  # type: ignore[override]
         self, decide: bool = False, **settings: Any
     ) -> Any:
+        if decide and task_of(self.model.config) != MULTI_LABEL:
+            raise ValueError(
+                "decide=True gives the labels above their thresholds, and this model's task is another: leave it out"
+            )
         preprocess, forward, postprocess = super()._sanitize_parameters(**settings)
         return preprocess, forward, postprocess | ({"decide": True} if decide else {})
 

@@ -151,8 +151,8 @@ def token_vectors(
         float32 `(vocabulary, size)`; zeros where a token is not among them.
 
     Raises:
-        ValueError: if the encoder has fewer dimensions, gives no hidden states, or the tokenizer does not show where a
-            token stands among the special ones.
+        ValueError: if the encoder has fewer dimensions, gives no hidden states, can't read single tokens, or the
+            tokenizer does not show where a token stands among the special ones.
     """
     encoder, device = _encoder(teacher), placement(teacher)[0]
     before, after = _special_tokens(tokenizer)
@@ -169,7 +169,7 @@ def token_vectors(
         for ids in chosen.split(_TOKENS_AT_ONCE):
             parts = [ids.new_tensor(special).expand(len(ids), -1) for special in (before, after)]
             rows = torch.cat([parts[0], ids[:, None], parts[1]], dim=1)  # (tokens, special ones and one)
-            outputs = encoder(input_ids=rows, attention_mask=torch.ones_like(rows))
+            outputs = _states_of_tokens(encoder, rows)
             states = getattr(outputs, "last_hidden_state", None)
             if states is None:
                 raise ValueError(f"{type(encoder).__name__} gives no hidden states: use embeddings='teacher'")
@@ -186,6 +186,18 @@ def token_vectors(
     # Made outside of the inference mode, whose tensors could not be trained.
     _kept[key] = torch.zeros(count, size).index_copy_(0, chosen.cpu(), found.cpu())
     return _kept[key].to(device)
+
+
+def _states_of_tokens(encoder: PreTrainedModel, rows: Tensor) -> Any:
+    """Run an encoder on single tokens, which is shorter than some families can read."""
+    try:
+        return encoder(input_ids=rows, attention_mask=torch.ones_like(rows))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(encoder).__name__} can't read single tokens ({error!s:.100}): use embeddings='teacher'"
+        ) from error
 
 
 def _encoder(teacher: PreTrainedModel) -> PreTrainedModel:

@@ -328,6 +328,14 @@ def test_a_latency_grid_has_enough_passes_for_its_99th_percentile():
     assert LATENCY_GRID["latency_runs"] >= 100
 
 
+def test_one_label_a_text_is_not_decided_by_thresholds(student):
+    for file in ("model.safetensors", "onnx/model.onnx"):
+        classify = nlpkd.load(student, file=file)
+        with pytest.raises(ValueError, match="decide=True gives the labels above their thresholds"):
+            classify(TEXTS[0], decide=True)
+        assert classify(TEXTS[0], decide=False) == classify(TEXTS[0], top_k=1)
+
+
 # Segments
 
 

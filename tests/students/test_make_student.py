@@ -302,3 +302,9 @@ def test_label_names_may_be_given_in_order_or_by_id(names, tmp_path):
 def test_label_names_that_name_no_ids_are_refused(names, said):
     with pytest.raises(ValueError, match=said):
         small_student("static", id2label=names, vocab_size=24)
+
+
+@pytest.mark.parametrize("layers", [True, [True, 2], [1.5], ["1"]])
+def test_layers_are_whole_numbers(layers):
+    with pytest.raises(ValueError, match="layers.* whole number"):
+        make_student(tiny_bert(layers=2), layers)
