@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import identity_of_model
 from nlpkd.models.structure import readable
@@ -73,6 +74,7 @@ class ZeroShotTeacher(LabelingTeacher):
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
         import torch
 
+        texts = texts_again(texts, "texts")
         pipe = self._pipeline
         # Every pair of a text and a hypothesis, text by text.
         pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses]

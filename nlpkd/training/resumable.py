@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
 
@@ -257,8 +257,9 @@ class ResumableTrainer(Trainer):
         as_it_is = folder == self._open_checkpoint or not self.args.should_save
         with nullcontext(folder) if as_it_is else atomic_model_update(folder) as target:
             super()._save(str(target), state_dict)
-            if isinstance(self.processing_class, PreTrainedTokenizerBase):
-                matching_tokenizer(self.processing_class, self.model).save_pretrained(target)
+            tokenizer: Any = matching_tokenizer(self.processing_class, self.model)
+            if tokenizer is not self.processing_class:
+                tokenizer.save_pretrained(target)
 
     def _load_best_model(self) -> None:
         refuse_damaged(Path(str(self.state.best_model_checkpoint)))
