@@ -12,6 +12,7 @@ from samples import QUIET, WORDS, raw_rows, tiny_bert
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BartConfig,
     BartForSequenceClassification,
     BertTokenizer,
@@ -139,6 +140,17 @@ def test_gpt_2_reads_no_segments_which_it_would_look_up_among_the_words(tokenize
         found = LiveTeacher(model, {}, torch.device("cpu")).outputs(pair).logits
         expected = model(input_ids=pair["input_ids"], attention_mask=pair["attention_mask"]).logits
     assert torch.equal(found, expected)
+
+
+def test_the_tokenizer_saved_beside_gpt_2_gives_no_segments(tokenizer, make_rows, settings, tmp_path):
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=64, pad_token_id=0)
+    trainer = DistillationTrainer(
+        seeded(GPT2ForSequenceClassification, config), tiny_bert(), settings(max_steps=1), [ForwardKLLoss()],
+        make_rows(8), processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.save_model(str(tmp_path))
+    assert set(AutoTokenizer.from_pretrained(tmp_path)("good film")) == {"input_ids", "attention_mask"}
+    assert "token_type_ids" in tokenizer("good film"), "the one in hand is left as it is"
 
 
 @pytest.mark.filterwarnings("ignore:.*quantiz.*")

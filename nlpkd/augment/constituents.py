@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from nlpkd.augment.augmenters import Draws, Place, check_range
+from nlpkd.data.columns import each_text
 
 LONGEST_PHRASE = 32
 """The most words of a row that is looked for in others."""
@@ -52,7 +53,7 @@ class ConstituentSwap:
 
     def __init__(self, change: float = 0.3, texts: Iterable[str] = ()):
         check_range("change", change, 0, 1)
-        self.change, texts = change, list(dict.fromkeys(texts))
+        self.change, texts = change, list(dict.fromkeys(each_text(texts, "texts")))
         split = [text.split() for text in texts]
         self._rows = {" ".join(words) for words in split if 0 < len(words) <= LONGEST_PHRASE}
         # By the first word, how long the rows are that begin with it.

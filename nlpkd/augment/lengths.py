@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from datasets import Dataset
+
+from nlpkd.data.columns import each_text
+from nlpkd.data.rows import refuse_other_than_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +20,7 @@ BINS = 20
 FILLED = 0.9
 
 
-def follow_lengths(rows: Dataset, texts: Sequence[str], columns: Sequence[str], seed: int = 42) -> Dataset:
+def follow_lengths(rows: Dataset, texts: Iterable[str], columns: Sequence[str], seed: int = 42) -> Dataset:
     """Draw rows whose lengths are spread as those of other texts, such as unlabelled text of the field.
 
     Lengths are numbers of words, in bins by the twentieths of the texts' own. As many rows are drawn as there can be
@@ -33,13 +36,16 @@ def follow_lengths(rows: Dataset, texts: Sequence[str], columns: Sequence[str], 
         The rows drawn, in their order.
 
     Raises:
-        ValueError: if there are no texts, or hardly any row is as long as they are.
+        ValueError: if there are no texts, a table or one text in their place, or hardly any row is as long as they
+            are.
     """
-    wanted = np.array([len(text.split()) for text in texts if text.strip()])
+    refuse_other_than_dataset(rows, "rows")
+    names = list(each_text(columns, "columns"))
+    wanted = np.array([len(text.split()) for text in each_text(texts, "texts") if text.strip()])
     if not len(wanted):
         raise ValueError("there are no texts whose lengths could be followed: give some")
     found = np.zeros(len(rows), dtype=int)
-    for column in columns:
+    for column in names:
         found += np.array([len(text.split()) for text in rows[column]], dtype=int)
     # Equal quantiles are one edge, so that no bin is empty of texts.
     edges = np.unique(np.quantile(wanted, np.arange(1, BINS) / BINS))

@@ -15,8 +15,9 @@ from datasets.exceptions import DatasetGenerationError
 
 from nlpkd.augment.augmenters import Augmenter, check_range
 from nlpkd.augment.near_duplicates import NearDuplicates, Row, plain
-from nlpkd.data.columns import Columns, check_texts, find_columns
+from nlpkd.data.columns import Columns, check_texts, checked_text, find_columns, texts_again, values_of
 from nlpkd.data.labels import read_task
+from nlpkd.data.rows import refuse_other_than_dataset
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ def augment(
         ValueError: columns that are missing or hold no text, labels with no place for -100, a setting too low, an
             `exclude` of another kind, or no new variant at all.
     """
+    refuse_other_than_dataset(data, "data")
+    if isinstance(augmenter, str):
+        raise ValueError(f"augmenter={augmenter!r} is a name: give what make_augmenter makes by this name")
     columns = find_columns(data.column_names, text_column, text_pair_column, label_column)
     for name in columns.texts:
         check_texts(data, "train", name)
@@ -159,13 +163,15 @@ def unlabelled(
     Raises:
         ValueError: as for `augment`.
     """
+    refuse_other_than_dataset(like, "like")
     columns = find_columns(like.column_names, text_column, text_pair_column, label_column)
 
     def filled(rows: list[Row]) -> Iterator[Row]:
         return (row for row in rows if all(map(str.strip, row)))
 
     marks = _marks(like, columns)
-    return _marked(_new_rows(texts, filled, like, columns.texts, exclude, "unlabelled", cache_dir), like, marks)
+    source = _read_again(texts, "texts")
+    return _marked(_new_rows(source, filled, like, columns.texts, exclude, "unlabelled", cache_dir), like, marks)
 
 
 def _new_rows(
@@ -179,11 +185,11 @@ def _new_rows(
 ) -> Dataset:
     """Write what `make` makes of the source's rows and is neither in the data nor like what is excluded."""
     features = Features({name: data.features[name] for name in names})
-    if isinstance(exclude, (str, Dataset, Mapping)) or any(isinstance(part, (str, Mapping)) for part in exclude):
-        raise ValueError("exclude is no sequence of data sets or of columns: write exclude=[validation, test].")
+    parts = values_of(exclude, "exclude must be a list of data sets or of columns: write exclude=[validation, test]")
+    excluded = [_read_again(part, f"exclude[{place}]") for place, part in enumerate(parts)]
     digest = hashlib.blake2b(repr((VERSION, settings, features)).encode(), digest_size=16)
     known: set[int] = set()
-    for place, texts in enumerate((source, data, *exclude)):
+    for place, texts in enumerate((source, data, *excluded)):
         digest.update(f"{len(texts)} rows".encode())
         for rows in _chunks(texts, names):
             digest.update(repr(rows).encode())
@@ -191,7 +197,7 @@ def _new_rows(
 
     def new() -> Iterator[dict[str, str]]:
         before = len(known)
-        near = NearDuplicates(row for texts in exclude for rows in _chunks(texts, names) for row in rows)
+        near = NearDuplicates(row for texts in excluded for rows in _chunks(texts, names) for row in rows)
         for rows in _chunks(source, names):
             for row in make(rows):
                 key = _key(row)
@@ -237,11 +243,16 @@ def _chunks(texts: Texts, names: Sequence[str]) -> Iterator[list[Row]]:
     else:
         starts = range(0, len(texts), ROWS_AT_ONCE)
         chunks = ([(text,) for text in texts[start : start + ROWS_AT_ONCE]] for start in starts)
-    for rows in chunks:
-        odd = [text for row in rows for text in row if not isinstance(text, (str, type(None)))]
-        if odd:
-            raise ValueError(f"A text is a {type(odd[0]).__name__}, {odd[0]!r:.80}: give strings.")
-        yield [tuple(text or "" for text in row) for row in rows]
+    for number, rows in enumerate(chunks):
+        yield [
+            tuple(checked_text("" if text is None else text, f"row {place}") for text in row)
+            for place, row in enumerate(rows, start=number * ROWS_AT_ONCE)
+        ]
+
+
+def _read_again(texts: Any, name: str) -> Texts:
+    """Return texts that can be read several times; refuse what are none."""
+    return texts if isinstance(texts, Dataset) else texts_again(texts, name)
 
 
 def _key(row: Row) -> int:

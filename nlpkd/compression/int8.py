@@ -22,6 +22,7 @@ from nlpkd.compression.onnx import (
     compare_logits,
     export_onnx,
     export_record,
+    most_tokens,
     quietly,
     texts_to_compare,
 )
@@ -74,7 +75,7 @@ def export_int8(
     Args:
         directory: where `export_onnx` left the model.
         texts: real texts to compare on with `onnx/model.onnx`; see `export_onnx`.
-        max_length: the most tokens of a text, within the tokenizer's limit; 512 if None.
+        max_length: the most tokens of a text, within the limits of model and tokenizer; 512 if None.
         calibration: some hundred real texts, not those that are measured on, for static quantisation.
         per_channel: a scale for each column of a weight, in place of one for all: closer, at the same size and speed.
         embeddings: quantise the embedding tables too, most of a small student's size.
@@ -91,14 +92,14 @@ def export_int8(
     directory = Path(directory)
     source = OnnxClassifier.from_pretrained(directory, file=FP32_FILE)
     tokenizer = load_tokenizer(directory)
-    max_length = min(max_length or 512, tokenizer.model_max_length)
+    max_length = most_tokens(max_length, tokenizer, source)
     texts = texts_to_compare(texts, tokenizer, max_length)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".exporting-") as temporary:
         staged = Path(temporary) / INT8_FILE
         staged.parent.mkdir()
         batches = None
         if calibration is not None:
-            typical = texts_to_compare(calibration, tokenizer, max_length)
+            typical = texts_to_compare(calibration, tokenizer, max_length, "calibration")
             batches = list(_inputs(source, typical, tokenizer, max_length))
         settings: dict[str, Any] = {"batches": batches, "embeddings": embeddings, "per_channel": per_channel}
         # The form that is not kept goes to the file's place first, to be compared.

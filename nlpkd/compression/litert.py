@@ -14,10 +14,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.compression.onnx import Texts, batch_of, quietly, refuse_another_model, texts_to_compare
+from nlpkd.compression.onnx import (
+    Texts,
+    batch_of,
+    quietly,
+    refuse_another_model,
+    refuse_another_tokenizer,
+    texts_to_compare,
+)
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.limits import positions_of
-from nlpkd.models.structure import forward_arguments
+from nlpkd.models.structure import forward_arguments, matching_tokenizer
 from nlpkd.tasks import task_of
 from nlpkd.utils.links import move_into
 from nlpkd.utils.packages import require
@@ -92,6 +99,7 @@ def export_litert(
     # Padding and truncation stay in a tokenizer once it was used.
     untouched = copy.deepcopy(tokenizer)
     texts = texts_to_compare(texts, tokenizer, tokens)
+    refuse_another_tokenizer(model, tokenizer, texts, tokens)
     reference = copy.deepcopy(model).float().cpu().eval()
     batches = [_padded(batch_of(tokenizer, texts[at : at + 1], tokens), tokenizer, tokens) for at in range(len(texts))]
     accepted = forward_arguments(reference)
@@ -126,7 +134,7 @@ def export_litert(
             file, path.stat().st_size / 1e6, tokens, inputs, len(texts), difference, float(agreement)
         )
         if not (directory / "tokenizer_config.json").is_file():
-            untouched.save_pretrained(directory)
+            matching_tokenizer(untouched, model).save_pretrained(directory)
         move_into(directory, path, Path(file))
     logger.info("%s", record)
     return record

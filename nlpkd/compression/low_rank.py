@@ -112,7 +112,10 @@ def factorize_linear(
         if module.bias is not None:
             weights[f"{name}.1.bias"] = weights.pop(f"{name}.bias")
     if not shapes:
-        raise ValueError(f"no linear layer gets smaller with rank={rank}, energy={energy}: choose lower ones")
+        raise ValueError(
+            f"no linear layer of {type(model).__name__} gets smaller with rank={rank}, energy={energy}: choose lower "
+            "ones, or another method"
+        )
     smaller = reshape_linears(model, shapes, weights)
     ranks = sorted(shape[1] for shape in shapes.values())
     paper = "Ben Noach and Goldberg 2020, aclanthology.org/2020.aacl-main.88"

@@ -19,17 +19,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.data.columns import checked_text, values_of
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import inference_copy
+from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
-from nlpkd.models.structure import forward_arguments
+from nlpkd.models.structure import matching_tokenizer, readable
 from nlpkd.tasks import task_of
+from nlpkd.teachers.compatibility import refuse_unknown_tokens
 from nlpkd.utils.files import digest_of, explain_damage
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.links import inside, move_into, refuse_links
@@ -48,6 +52,9 @@ EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 """Texts, or pairs of texts."""
+
+
+TESTED_TORCH = "2.13"
 
 
 _BATCH_SIZES = (1, 3, 32)
@@ -108,7 +115,7 @@ def export_onnx(
         tokenizer: its tokenizer.
         directory: the model's own folder, or an empty one, which gets config and tokenizer too.
         texts: real texts to compare on; of pairs two texts each. 64 of random tokens if None.
-        max_length: the most tokens of a text, within the tokenizer's limit; 512 if None.
+        max_length: the most tokens of a text, within the limits of model and tokenizer; 512 if None.
         tolerance: how far a logit may be off, times the largest logit where that is above 1.
 
     Returns:
@@ -116,14 +123,15 @@ def export_onnx(
 
     Raises:
         ImportError: if a package of the extra `export` is missing.
-        ValueError: if the folder holds another model, or there are no texts.
+        ValueError: if the folder holds another model, there are no texts, or the tokenizer is another model's.
         RuntimeError: if the model can't be exported, or the file gives other logits.
     """
     for package in EXPORT_PACKAGES:
         require(package)
-    directory, max_length = Path(directory), min(max_length or 512, tokenizer.model_max_length)
+    directory, max_length = Path(directory), most_tokens(max_length, tokenizer, model)
     refuse_another_model(directory, model, tokenizer)
     texts = texts_to_compare(texts, tokenizer, max_length)
+    refuse_another_tokenizer(model, tokenizer, texts, max_length)
     reference = copy.deepcopy(model).float().cpu().eval()
     if reference.config.model_type in _TAKE_A_READY_MASK:
         # The plain products: what stands for scaled_dot_product_attention in ONNX has more operators.
@@ -143,7 +151,7 @@ def export_onnx(
         record = OnnxRecord(FP32_FILE, classifier.size_mb, "PyTorch", len(texts), difference, agreement)
         reference.config.architectures = [type(model).__name__]
         reference.config.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        matching_tokenizer(tokenizer, model).save_pretrained(temporary)
         accept(Path(temporary), directory, [record], hash_weights(model))
     logger.info("%s", record)
     return record
@@ -248,8 +256,7 @@ class _Logits(nn.Module):
 
 
 def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> None:
-    accepted = forward_arguments(model)
-    inputs = {name: tensor for name, tensor in example.items() if name in accepted}
+    inputs = readable(model, example)
     # The exporter puts loops over any length in the place of these. torch would go on with what it looked up before,
     # as in an earlier export, and unroll a loop of the example's length.
     for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
@@ -267,9 +274,10 @@ def _export(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> N
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = " ".join(str(error.__cause__ or error).strip().splitlines()[:2])
+        tested = torch.__version__.startswith(f"{TESTED_TORCH}.")
+        advice = "serve it by PyTorch" if tested else f"nlpkd is tested with torch {TESTED_TORCH}: try that"
         raise RuntimeError(
-            f"torch {torch.__version__} can't export this {type(model).__name__} to ONNX: {reason}. nlpkd is tested "
-            "with torch 2.13: try that"
+            f"torch {torch.__version__} can't export this {type(model).__name__} to ONNX: {reason}. {advice}"
         ) from error
     program.save(path, external_data=False)  # type: ignore[union-attr]
 
@@ -312,9 +320,8 @@ def compare_logits(
 
 
 def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    accepted = forward_arguments(model)
     with torch.no_grad():
-        return model(**{name: tensor for name, tensor in batch.items() if name in accepted}).logits
+        return model(**readable(model, batch)).logits
 
 
 def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) -> dict[str, Tensor]:
@@ -331,13 +338,37 @@ def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) ->
     return {name: encoded[name] for name in MODEL_INPUTS if name in encoded}
 
 
-def texts_to_compare(texts: Texts | None, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Texts:
+def most_tokens(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: Any) -> int:
+    """Return the most tokens of a text, within the limits of tokenizer and model; 512 where nothing is asked for."""
+    return min(asked or 512, tokenizer.model_max_length, positions_of(model.config) or tokenizer.model_max_length)
+
+
+def refuse_another_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts, max_length: int
+) -> None:
+    """Refuse a tokenizer that gives texts ids which the model has no embedding for."""
+    ids = batch_of(tokenizer, texts, max_length)["input_ids"].tolist()
+    refuse_unknown_tokens(model, Dataset.from_dict({"input_ids": ids}), "input_ids", "student", "compared")
+
+
+def texts_to_compare(
+    texts: Texts | None, tokenizer: PreTrainedTokenizerBase, max_length: int, name: str = "texts"
+) -> Texts:
     """Check the given texts, or draw texts of random ordinary tokens, from one to as many as fit."""
     if texts is not None:
-        if isinstance(texts, str) or not len(texts):
-            raise ValueError(f"texts must be a list of texts, or of pairs, to compare on; got {texts!r}")
-        return texts
+        wanted = f"{name} must be a list of texts, or of pairs, to compare on"
+        given = [_text_or_pair(each, f"{name}: text {at}") for at, each in enumerate(values_of(texts, wanted))]
+        if not given or len({type(each) is tuple for each in given}) > 1:
+            raise ValueError(f"{wanted}; got {'both' if given else 'none'}")
+        return given
     generator = np.random.default_rng(0)
     ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
     lengths = generator.integers(1, max(max_length - 2, 2), size=_DRAWN_TEXTS)
     return [str(tokenizer.decode(generator.choice(ordinary, size=length).tolist())) for length in lengths]
+
+
+def _text_or_pair(given: Any, which: str) -> Any:
+    """Return a text, or a pair of texts as a tuple."""
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        return tuple(checked_text(text, which) for text in given)
+    return checked_text(given, which)

@@ -14,6 +14,8 @@ from nlpkd.data.labels.classes import thresholds_of
 from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.models.inference import evaluating
+from nlpkd.models.structure import readable
 from nlpkd.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,15 @@ def record_of(
 
     Returns:
         The record, without what is measured on data.
+
+    Raises:
+        ValueError: if the model that came out can't run, where the one given can.
     """
+    if _failure(before) is None and (failure := _failure(after)) is not None:
+        raise ValueError(
+            f"{method} makes a {type(before).__name__} that can't run ({type(failure).__name__}: {failure!s:.200}): "
+            "its family reads its layers in a way of its own, so compress it by another method"
+        )
     record = CompressionRecord(
         method=method,
         paper=paper,
@@ -73,6 +83,19 @@ def record_of(
     )
     logger.info("%s", record)
     return record
+
+
+def _failure(model: PreTrainedModel) -> Exception | None:
+    """Return what a model raises on a text of three tokens."""
+    end = getattr(model.config, "eos_token_id", None)
+    # BART and T5 read a text at its end, which they look for.
+    ids = torch.tensor([[1, 1, end if isinstance(end, int) else 1]], device=model.device)
+    try:
+        with evaluating(model):
+            model(**readable(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    except Exception as error:
+        return error
+    return None
 
 
 def measure_change(

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import CompressionRecord, record_of
+from nlpkd.data.columns import each_text
 from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
 from nlpkd.models.small_models import StaticForSequenceClassification
 
@@ -56,17 +57,19 @@ def trim_vocabulary(
         `unknown`, the share that the tokenizer did not know before.
 
     Raises:
-        ValueError: if the tokenizer has no such backend, the texts have no tokens, `keep_tokens` names one that
-            does not exist, or the embedding table is not the model's alone or too short for the tokenizer.
+        ValueError: if the tokenizer has no such backend, the texts are no column or have no tokens, `keep_tokens`
+            names one that does not exist, or the embedding table is not the model's alone or too short for the
+            tokenizer.
     """
     state = trimmable_state(tokenizer)
     table = _table(model)
     counts = _count(tokenizer, texts)
     known = token_ids_of(state)
-    if missing := sorted(set(keep_tokens) - known.keys()):
+    kept = set(each_text(keep_tokens, "keep_tokens"))
+    if missing := sorted(kept - known.keys()):
         raise ValueError(f"keep_tokens names tokens that the vocabulary does not have: {missing[:5]}")
     used = {number for number, count in counts.items() if count >= min_count}
-    ids = used | {known[token] for token in keep_tokens} | _safe(model, tokenizer, state)
+    ids = used | {known[token] for token in kept} | _safe(model, tokenizer, state)
     ids |= _spelled_with(state, ids)
     if max(known.values()) >= table.num_embeddings:
         raise ValueError(
@@ -155,13 +158,8 @@ def _table(model: PreTrainedModel) -> nn.Embedding:
 
 def _count(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Counter[int]:
     counts: Counter[int] = Counter()
-    if isinstance(texts, str):
-        raise ValueError("texts is one string: give a list of texts")
-    remaining, seen = iter(texts), 0
+    remaining = each_text(texts, "texts")
     while rows := list(islice(remaining, _ROWS)):
-        if wrong := [number for number, text in enumerate(rows, start=seen) if not isinstance(text, str)]:
-            raise ValueError(f"text {wrong[0]} is {rows[wrong[0] - seen]!r:.80}, and must be a text: leave it out")
-        seen += len(rows)
         for ids in tokenizer(rows, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]:
             counts.update(ids)
     if not counts:

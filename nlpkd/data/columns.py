@@ -1,10 +1,11 @@
-"""What a dataset's columns mean: which hold the text and the label, that the texts are texts, labels as class ids."""
+"""Columns: which hold the text and the label, that texts are texts, and columns of texts as arguments."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset, Value
 
@@ -177,6 +178,109 @@ def check_texts(data: Dataset, split: str, column: str) -> None:
             f"Column {column!r} of the {split} split has {len(empty)} empty texts (row {shown}; the first row is 0): "
             "remove these rows or fill them in."
         )
+
+
+# Columns of texts as arguments
+
+
+def values_of(column: Any, wanted: str) -> Iterable[Any]:
+    """Return what a column holds, in Python's own values.
+
+    Args:
+        column: a list, a tuple, a column of numpy, pandas, torch or datasets, a generator, anything to go through.
+        wanted: what it must be, for the error.
+
+    Returns:
+        The values; of a generator and of a column on the disk as they are read.
+
+    Raises:
+        ValueError: for a single text, a mapping and a table, which would be read by letters and by names.
+    """
+    table = hasattr(column, "columns") or hasattr(column, "column_names") or isinstance(column, Mapping)
+    if table:
+        raise ValueError(f"{wanted}; got {type(column).__name__}, which has columns of its own: give one of them")
+    if hasattr(column, "__len__") and hasattr(column, "__getitem__") and not isinstance(column, Iterable):
+        # A data set of torch.
+        return [column[number] for number in range(len(column))]
+    if isinstance(column, (str, bytes)) or not isinstance(column, Iterable):
+        raise ValueError(f"{wanted}; got {type(column).__name__}")
+    # Columns of numpy, pandas and torch, and of arrow, have values of their own, which these turn into Python's.
+    as_list = getattr(column, "tolist", None) or getattr(column, "to_pylist", None)
+    return column if as_list is None else as_list()
+
+
+def each_text(texts: Any, name: str) -> Iterator[str]:
+    """Go through a column of texts once.
+
+    Args:
+        texts: as `values_of` takes them.
+        name: of the argument.
+
+    Returns:
+        The texts, each checked as it is read; what is no column is refused at once.
+
+    Raises:
+        ValueError: for what is no column, and for what is no text in it; it names the place.
+    """
+    values = values_of(texts, _wanted_texts(name))
+    return (checked_text(text, f"{name}: text {place}") for place, text in enumerate(values))
+
+
+def texts_again(texts: Any, name: str) -> Sequence[Any]:
+    """Return a column of texts that can be gone through several times.
+
+    Args:
+        texts: as `values_of` takes them.
+        name: of the argument.
+
+    Returns:
+        The column itself where it can be read again, and else a list; the texts are not checked yet.
+
+    Raises:
+        ValueError: for what is no column.
+    """
+    values = values_of(texts, _wanted_texts(name))
+    return values if isinstance(values, Sequence) else list(values)
+
+
+def checked_text(text: Any, which: str) -> str:
+    """Return a text that a tokenizer can read.
+
+    Args:
+        text: what may be one.
+        which: where it is, for the error.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: for what is no text, and for one that holds half of a character.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{which} is {text!r:.80}, and must be a text: leave it out")
+    if has_half(text):
+        raise ValueError(f"{which} holds {HALF}; found {text!r:.80}")
+    return text
+
+
+HALF = "half of a character (a lone surrogate such as \\ud83d): remove it"
+"""What to say of a text that `has_half`."""
+
+
+def has_half(text: str) -> bool:
+    """Check whether a text has half of a character, as JSON can write it; no tokenizer and no column takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _wanted_texts(name: str) -> str:
+    return f"{name} must be texts, in a list, a column or a generator"
+
+
+# Names
 
 
 RESERVED = "__nlpkd_"

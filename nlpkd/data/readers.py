@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import ClassLabel, Features
 
+from nlpkd.data.columns import HALF, has_half
+
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
@@ -32,9 +34,6 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 _ROWS_AT_ONCE = 10_000
-
-
-_HALF = "half of a character (a lone surrogate such as \\ud83d): remove it"
 
 
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -172,8 +171,8 @@ def check_names(names: Sequence[str], source: Path | str) -> None:
         raise ValueError(f"{source} has columns with the same name: {repeated}. Rename them.")
     if odd := [name for name in names if "\0" in name]:
         raise ValueError(f"{source} has columns with a NUL byte in their name: {odd}. Is it a text file? Rename them.")
-    if odd := [name for name in names if _has_half(name)]:
-        raise ValueError(f"{source} has a column whose name, {odd[0]!r:.80}, holds {_HALF}.")
+    if odd := [name for name in names if has_half(name)]:
+        raise ValueError(f"{source} has a column whose name, {odd[0]!r:.80}, holds {HALF}.")
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
@@ -317,7 +316,7 @@ def _refuse_halves(row: Mapping[str, Any], number: int, path: Path) -> None:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"Line {number} of {path}, column {name!r}, holds {_HALF}; found {value!r:.80}."
+                f"Line {number} of {path}, column {name!r}, holds {HALF}; found {value!r:.80}."
             ) from error
 
 
@@ -342,16 +341,12 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 # Values that no column holds
 
 
-def _has_half(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def _odd_value(values: Mapping[int, Any]) -> str | None:
     """Describe the first value, of those by row, that no column can hold, or whose kind differs from those before."""
     kinds: dict[str, int] = {}
     for row, value in values.items():
-        if isinstance(value, str) and _has_half(value):
-            return f"row {row} holds {_HALF}; found {value!r:.80}."
+        if isinstance(value, str) and has_half(value):
+            return f"row {row} holds {HALF}; found {value!r:.80}."
         try:
             pa.array([value])
         except UNFIT as error:

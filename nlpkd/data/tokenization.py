@@ -100,7 +100,11 @@ def _renumber_special_tokens(processor: dict[str, Any], place: Mapping[int, int]
         processor[name] = [token, place[number]]
 
 
-TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+SEGMENTS = "token_type_ids"
+"""The column that says which text of a pair a token is of."""
+
+
+TOKEN_COLUMNS = ("input_ids", "attention_mask", SEGMENTS)
 
 
 TEACHER_PREFIX = "teacher_"

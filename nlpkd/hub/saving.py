@@ -18,6 +18,7 @@ from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
+from nlpkd.models.structure import matching_tokenizer
 from nlpkd.tasks import task_of
 from nlpkd.utils.files import atomic_model_update, write_atomic
 
@@ -53,7 +54,7 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
     with atomic_model_update(directory) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            matching_tokenizer(tokenizer, model).save_pretrained(temporary)
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 LayerSpec = str | Sequence[tuple[int, int]]
 """`"uniform"`, `"last"`, `"first"`, `"learned"`, `"1:2,2:4"`, or explicit `(student layer, teacher layer)` pairs."""
@@ -37,9 +38,12 @@ def choose_layers(layers: int | Sequence[int], depth: int) -> list[int]:
         The chosen layers in ascending order.
 
     Raises:
-        ValueError: if a layer does not exist, or they are not in order.
+        ValueError: if a layer is no whole number or does not exist, or they are not in order.
     """
-    if isinstance(layers, int):
+    numbers = layers if isinstance(layers, Sequence) else [layers]
+    if any(isinstance(number, bool) or not isinstance(number, Integral) for number in numbers):
+        raise ValueError(f"layers must be a whole number or a list of whole numbers, got {layers!r:.80}")
+    if not isinstance(layers, Sequence):
         return uniform_layers(layers, depth)
     chosen = [int(layer) for layer in layers]
     if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] > depth:

@@ -142,10 +142,19 @@ def rebuild(
 
     Returns:
         The classifier that the config is of.
+
+    Raises:
+        ValueError: if weights of these shapes are not what a model of that config has.
     """
     with torch.random.fork_rng():
         made = AutoModelForSequenceClassification.from_config(config, dtype=dtype or model.dtype)
-    made.load_state_dict(weights)
+    try:
+        made.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} has no form with these layers: its family gives them other shapes, so compress "
+            f"it by another method ({' '.join(str(error).split())[:200]})"
+        ) from error
     return made.to(model.device).train(model.training)
 
 

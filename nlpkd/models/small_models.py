@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlpkd.utils.field_types import are_numbers, check_counts
+
 PROJECTED_WIDTH = 300
 """What a wider embedding table of a teacher is projected to: the width of the embeddings in both papers."""
 
@@ -85,6 +87,20 @@ class StaticConfig(SmallConfig):
     embedding_dropout: float = 0.1
 
 
+_SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_layers", "intermediate_size", "num_filters")
+
+
+def _check_sizes(config: Any) -> None:
+    """Refuse what is no size, be it given or read from a file."""
+    check_counts(**{name: getattr(config, name) for name in _SIZES if hasattr(config, name)})
+    if config.projection_size is not None:
+        check_counts(projection_size=config.projection_size)
+    check_counts(0, num_pairs=getattr(config, "num_pairs", 0))
+    for name in ("embedding_dropout", "classifier_dropout"):
+        if not are_numbers(share := getattr(config, name)) or not 0 <= share <= 1:
+            raise ValueError(f"{name} must be a number from 0 to 1, got {share!r:.80}")
+
+
 class SmallModel(PreTrainedModel):
     """Embed the real tokens, encode them into one vector, classify it.
 
@@ -99,6 +115,7 @@ class SmallModel(PreTrainedModel):
     config: Any
 
     def __init__(self, config: Any, width: int):
+        _check_sizes(config)
         super().__init__(config)
         self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.embedding_size)
         self.projection: nn.Module = nn.Identity()
@@ -227,6 +244,10 @@ class TextCNNForSequenceClassification(SmallModel):
     config_class = TextCNNConfig
 
     def __init__(self, config: TextCNNConfig):
+        widths = config.filter_widths
+        if not isinstance(widths, (list, tuple)) or not widths:
+            raise ValueError(f"filter_widths must be a list of one width or more, got {widths!r:.80}")
+        check_counts(**{f"filter_widths[{place}]": width for place, width in enumerate(widths)})
         super().__init__(config, config.num_filters * len(config.filter_widths))
         width = config.projection_size or config.embedding_size
         self.filters = nn.ModuleList(nn.Conv1d(width, config.num_filters, size) for size in config.filter_widths)
@@ -264,8 +285,6 @@ class StaticForSequenceClassification(SmallModel):
 
     def __init__(self, config: StaticConfig):
         super().__init__(config, config.intermediate_size)
-        if config.num_pairs < 0:
-            raise ValueError(f"num_pairs={config.num_pairs} must be a number of rows, or 0 for no pairs")
         width = config.projection_size or config.embedding_size
         self.pairs = nn.Embedding(config.num_pairs, width) if config.num_pairs else None
         self.importance = nn.Linear(width, 1, bias=False)

@@ -6,17 +6,17 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data.labels.classes import Classes, plain_name
-from nlpkd.data.tokenization import TOKEN_COLUMNS
+from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -185,21 +185,74 @@ def forward_arguments(model: nn.Module) -> set[str]:
             takes what the modules right below it take all of them, and a tokenizer's columns where these don't say it.
 
     Returns:
-        The names. GPT-2 and its kin look segments up among the words; their tokenizers give none, so that they are
-        left out.
+        The names. Segments are left out where there is a table of one of them (RoBERTa) or none, and of GPT-2 and its
+        kin, which look them up among the words; a tokenizer of another family gives them all the same.
     """
     model = without_adapter(model)
     parameters = inspect.signature(model.forward).parameters
     kinds = {parameter.kind for parameter in parameters.values()}
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = {name for name, parameter in parameters.items() if parameter.kind not in variable}
-    if "token_type_ids" in named and is_causal(model) and not hasattr(model.config, "type_vocab_size"):
-        named.discard("token_type_ids")
+    if not _reads_segments(model):
+        named.discard(SEGMENTS)
     if named or inspect.Parameter.VAR_KEYWORD not in kinds:
         return named
     inside = [forward_arguments(child) for child in model.children() if type(child).forward is not nn.Module.forward]
     reading = [names for names in inside if "input_ids" in names]
     return set.intersection(*reading) if reading else set(TOKEN_COLUMNS)
+
+
+def _reads_segments(model: nn.Module) -> bool:
+    """Check whether the second text of a pair may have another segment than the first."""
+    kinds = _kinds_of_segments(model)
+    return not is_causal(model) if kinds is None else kinds > 1
+
+
+def _kinds_of_segments(model: nn.Module) -> int | None:
+    config = getattr(model, "config", None)
+    return getattr(getattr(config, "base_config", None) or config, "type_vocab_size", None)
+
+
+def readable(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model reads of a tokenizer's columns.
+
+    Args:
+        model: as `forward_arguments` takes it.
+        batch: the columns by name.
+
+    Returns:
+        Those that its forward takes.
+    """
+    accepted = forward_arguments(model)
+    return {name: column for name, column in batch.items() if name in accepted}
+
+
+def matching_tokenizer(tokenizer: Any, model: nn.Module) -> Any:
+    """Return a tokenizer that gives of its own accord the segments that a model reads, and none that it can't read.
+
+    What is saved beside a model is called by pipelines that know nothing of the model.
+
+    Args:
+        tokenizer: the model's; left as it is.
+        model: the model.
+
+    Returns:
+        The tokenizer itself where it is so, or is none of transformers, and else a copy.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    names = list(tokenizer.model_input_names)
+    if SEGMENTS in names and SEGMENTS not in forward_arguments(model):
+        names.remove(SEGMENTS)
+    elif SEGMENTS not in names and SEGMENTS in forward_arguments(model) and (_kinds_of_segments(model) or 0) > 1:
+        names.append(SEGMENTS)
+    else:
+        return tokenizer
+    matching = copy.copy(tokenizer)
+    matching.model_input_names = names
+    # What is written to tokenizer_config.json.
+    matching.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": names}
+    return matching
 
 
 def required_arguments(model: nn.Module) -> set[str]:

@@ -25,6 +25,7 @@ from nlpkd.labelling.rounds import RoundFile
 from nlpkd.labelling.rows import PROBABILITIES, answers_beside, save_rows, texts_to_label, with_answers
 from nlpkd.labelling.selection import SELECTIONS, labels_saved, margins, select_texts
 from nlpkd.models.source import ModelSource, identity_of_model
+from nlpkd.models.structure import readable
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.prepare import prepare_job
@@ -282,7 +283,7 @@ class _Learner:
             for batch in batches_by_length([len(each) for each in encoded["input_ids"]], 64):
                 columns = {name: [values[number] for number in batch] for name, values in encoded.items()}
                 inputs = self.tokenizer.pad(columns, return_tensors="pt").to(model.device)
-                output = model(**inputs, output_hidden_states=True)
+                output = model(**readable(model, inputs), output_hidden_states=True)
                 mask = inputs["attention_mask"][..., None].float()
                 logits = output.logits.float()
                 order += batch

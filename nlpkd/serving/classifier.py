@@ -15,9 +15,11 @@ from transformers import TextClassificationPipeline
 from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+from nlpkd.models.structure import readable
 from nlpkd.serving.cascade import Cascade, CascadeRecord, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import as_texts
+from nlpkd.tasks import MULTI_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class TextClassifier(TextClassificationPipeline):
             texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair.
+            ValueError: for what is neither a text nor a pair, and `decide=True` of a model of another task.
         """
         inputs = as_texts(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -70,6 +72,15 @@ class TextClassifier(TextClassificationPipeline):
         if not isinstance(self.model, OnnxClassifier) or self._preprocess_params != {"truncation": True}:
             return None
         return one_text(self.tokenizer, self.model.inputs)
+
+    def preprocess(self, inputs: Any, **settings: Any) -> Any:  # type: ignore[override]
+        """Tokenise a text, or a pair with its segments, whatever the tokenizer gives; a step of the pipeline."""
+        pair = isinstance(inputs, dict) and inputs.get("text_pair") is not None
+        return super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
+
+    def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
+        """Run the model on what it reads; a step of the pipeline."""
+        return super()._forward(readable(self.model, model_inputs))
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: Any, decide: bool = False, **settings: Any
@@ -92,6 +103,10 @@ class TextClassifier(TextClassificationPipeline):
     def _sanitize_parameters(  # type: ignore[override]
         self, decide: bool = False, **settings: Any
     ) -> Any:
+        if decide and task_of(self.model.config) != MULTI_LABEL:
+            raise ValueError(
+                "decide=True gives the labels above their thresholds, and this model's task is another: leave it out"
+            )
         preprocess, forward, postprocess = super()._sanitize_parameters(**settings)
         return preprocess, forward, postprocess | ({"decide": True} if decide else {})
 

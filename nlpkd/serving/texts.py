@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from types import GeneratorType, NoneType
 from typing import Any
+
+from nlpkd.data.columns import HALF, has_half, values_of
 
 _A_TEXT = 'a text is a string, or a pair as {"text": .., "text_pair": ..}'
 
@@ -26,16 +27,7 @@ def as_texts(inputs: Any) -> Any:
         return _checked(inputs, "")
     if isinstance(inputs, GeneratorType):
         return (_checked(each, f" at place {place}") for place, each in enumerate(inputs))
-    tables = hasattr(inputs, "columns") or hasattr(inputs, "column_names")
-    by_number = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__") and not isinstance(inputs, Iterable)
-    if by_number and not tables:
-        # A data set of torch.
-        inputs = [inputs[number] for number in range(len(inputs))]
-    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable) or tables:
-        raise ValueError(f"{_A_TEXT}, or several in a list or a column; got {type(inputs).__name__}")
-    # Columns of numpy, pandas and torch, and of arrow, have values of their own, which these turn into Python's.
-    as_list = getattr(inputs, "tolist", None) or getattr(inputs, "to_pylist", None)
-    several = list(inputs if as_list is None else as_list())
+    several = list(values_of(inputs, f"{_A_TEXT}, or several in a list or a column"))
     return [_checked(each, f" at place {place} of {len(several)}") for place, each in enumerate(several)]
 
 
@@ -48,4 +40,12 @@ def _checked(text: Any, place: str) -> Any:
             raise ValueError(f"{_A_TEXT}; got {unknown} beside them{place}")
     elif not isinstance(text, (str, list)):
         raise ValueError(f"{_A_TEXT}; got {type(text).__name__}{place}")
+    if any(has_half(each) for each in _parts(text)):
+        raise ValueError(f"a text holds {HALF}; got {text!r:.80}{place}")
     return text
+
+
+def _parts(text: Any) -> list[str]:
+    """Return the texts of a text, of a pair, or of a list as transformers takes it."""
+    parts = list(text.values()) if isinstance(text, dict) else text if isinstance(text, list) else [text]
+    return [part for part in parts if isinstance(part, str)]

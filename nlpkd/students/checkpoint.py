@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def load_student(
     checkpoint: str | Path,
     *,
     revision: str | None = None,
-    id2label: Mapping[int, str] | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
     trust_remote_code: bool = False,
     seed: int = 42,
 ) -> PreTrainedModel:
@@ -32,8 +32,8 @@ def load_student(
     Args:
         checkpoint: a local path or Hub id.
         revision: branch, tag or commit on the Hub.
-        id2label: label names; the checkpoint's own if None. Where its own are the same in another order, its head is
-            put in theirs.
+        id2label: label names by id or in order; the checkpoint's own if None. Where its own are the same in another
+            order, its head is put in theirs.
         trust_remote_code: run the repository's own code.
         seed: of the head.
 
@@ -47,7 +47,7 @@ def load_student(
     labels: dict[str, Any] = {}
     order: list[int] | None = None
     if id2label is not None:
-        wanted = Classes.of({int(number): name for number, name in id2label.items()})
+        wanted = Classes.of(id2label)
         labels = {"num_labels": len(wanted), "id2label": wanted.id2label, "label2id": wanted.label2id}
         own = Classes.of_config(load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code))
         # A head of other classes, or none, says nothing of the order of these.

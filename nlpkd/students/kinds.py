@@ -201,7 +201,7 @@ def build_student(
     teacher: PreTrainedModel | None,
     layers: int | str | Sequence[int],
     *,
-    id2label: Mapping[int, str] | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
     seed: int = 42,
     backbone: Backbone | None = None,
     trust_remote_code: bool = False,
@@ -215,7 +215,7 @@ def build_student(
     Args:
         teacher: the model to make it of.
         layers: a name of one of `KINDS`, the number of layers, or the layers by number.
-        id2label: label names, where there is no teacher to give them.
+        id2label: label names by id or in order, where there is no teacher to give them.
         seed: of what is initialised at random.
         backbone: what the teacher was fine-tuned from, to make the student of that in the same way; its head is new.
         trust_remote_code: run the backbone repository's own code.

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.low_rank import factorize_embeddings
 from nlpkd.compression.vocabulary import trim_vocabulary
+from nlpkd.data.columns import each_text
 from nlpkd.data.tokenization import original_ids
 from nlpkd.models.structure import refuse_other_than_model
 from nlpkd.students.backbone import known_backbone
@@ -51,7 +52,7 @@ def make_student(
     rows: Any = None,
     embedding_size: int | None = None,
     revision: str | None = None,
-    id2label: Mapping[int, str] | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
     start: str = "teacher",
     backbone: str | Path | None = None,
     trust_remote_code: bool = False,
@@ -86,7 +87,7 @@ def make_student(
         embedding_size: of layers of the teacher, factorise their embedding table to this width; see
             `nlpkd.compression.factorize_embeddings`, as for the families that can.
         revision: branch, tag or commit of the checkpoint.
-        id2label: label names, where there is no teacher to give them.
+        id2label: label names by id or in order, where there is no teacher to give them.
         start: whose weights a student that is made of a teacher has: `"teacher"`, the fine-tuned ones, or
             `"pretrained"`, the same layers of the backbone that the teacher was fine-tuned from, with a new head.
         backbone: with `start="pretrained"`, the path or Hub id (`id@revision` too) of that backbone; what the
@@ -172,13 +173,13 @@ def _texts_to_keep(
     """
     if vocabulary is None and texts is None and (tokenizer is None or other_use):
         return None
-    if vocabulary != "trim" or tokenizer is None or texts is None or isinstance(texts, str):
+    if vocabulary != "trim" or tokenizer is None or texts is None:
         raise ValueError(
             f"a vocabulary is trimmed to the tokens of a text; found vocabulary={vocabulary!r}, tokenizer of type "
             f"{type(tokenizer).__name__}, texts of type {type(texts).__name__}: give vocabulary='trim', a tokenizer "
             "and a list of texts together, or none of them"
         )
-    return list(texts)
+    return list(each_text(texts, "texts"))
 
 
 def _check_source(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.data.labels.classes import Classes
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.reshaped import ReshapedForSequenceClassification
 from nlpkd.models.small_models import PROJECTED_WIDTH, SMALL_STUDENTS
@@ -28,7 +29,7 @@ def small_student(
     kind: str,
     teacher: PreTrainedModel | None = None,
     *,
-    id2label: Mapping[int, str] | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
     vocab_size: int | None = None,
     pad_token_id: int | None = None,
     embeddings: str | None = None,
@@ -42,7 +43,7 @@ def small_student(
     Args:
         kind: `"bilstm"`, `"textcnn"` or `"static"`.
         teacher: where labels, task, vocabulary, padding token and embeddings come from.
-        id2label: label names; the teacher's if None.
+        id2label: label names by id or in order; the teacher's if None.
         vocab_size: size of the vocabulary; the teacher's if None.
         pad_token_id: the padding token; the teacher's if None.
         embeddings: `"teacher"` starts from a copy of the teacher's table, trained on, and projects a table wider than
@@ -60,7 +61,8 @@ def small_student(
         A float32 model in train mode that shares no memory with the teacher.
 
     Raises:
-        ValueError: if there is no such kind or setting, or nothing says what labels or vocabulary are.
+        ValueError: if there is no such kind or setting, a setting is no size, or nothing says what labels or
+            vocabulary are.
     """
     if kind not in SMALL_STUDENTS:
         raise ValueError(f"there is no small student {kind!r}: choose one of {sorted(SMALL_STUDENTS)}")
@@ -84,8 +86,8 @@ def small_student(
     shape |= {name: value for name, value in given.items() if value is not None}
     if teacher is not None:
         shape = _of_teacher(teacher, embeddings) | shape
-    shape["id2label"] = {int(k): str(name) for k, name in shape["id2label"].items()}
-    config = config_class(**shape, label2id={name: k for k, name in shape["id2label"].items()})
+    classes = Classes.of(shape.pop("id2label"))
+    config = config_class(**shape, id2label=classes.id2label, label2id=classes.label2id)
     # The model, and the teacher's vectors in it.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -149,8 +151,8 @@ def token_vectors(
         float32 `(vocabulary, size)`; zeros where a token is not among them.
 
     Raises:
-        ValueError: if the encoder has fewer dimensions, gives no hidden states, or the tokenizer does not show where a
-            token stands among the special ones.
+        ValueError: if the encoder has fewer dimensions, gives no hidden states, can't read single tokens, or the
+            tokenizer does not show where a token stands among the special ones.
     """
     encoder, device = _encoder(teacher), placement(teacher)[0]
     before, after = _special_tokens(tokenizer)
@@ -167,7 +169,7 @@ def token_vectors(
         for ids in chosen.split(_TOKENS_AT_ONCE):
             parts = [ids.new_tensor(special).expand(len(ids), -1) for special in (before, after)]
             rows = torch.cat([parts[0], ids[:, None], parts[1]], dim=1)  # (tokens, special ones and one)
-            outputs = encoder(input_ids=rows, attention_mask=torch.ones_like(rows))
+            outputs = _states_of_tokens(encoder, rows)
             states = getattr(outputs, "last_hidden_state", None)
             if states is None:
                 raise ValueError(f"{type(encoder).__name__} gives no hidden states: use embeddings='teacher'")
@@ -184,6 +186,18 @@ def token_vectors(
     # Made outside of the inference mode, whose tensors could not be trained.
     _kept[key] = torch.zeros(count, size).index_copy_(0, chosen.cpu(), found.cpu())
     return _kept[key].to(device)
+
+
+def _states_of_tokens(encoder: PreTrainedModel, rows: Tensor) -> Any:
+    """Run an encoder on single tokens, which is shorter than some families can read."""
+    try:
+        return encoder(input_ids=rows, attention_mask=torch.ones_like(rows))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(encoder).__name__} can't read single tokens ({error!s:.100}): use embeddings='teacher'"
+        ) from error
 
 
 def _encoder(teacher: PreTrainedModel) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nlpkd.data.columns import texts_again
 from nlpkd.data.labels.classes import plain_name
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.utils.field_types import are_numbers, check_counts
@@ -182,6 +183,7 @@ class FunctionTeacher(LabelingTeacher):
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Call the function; see `LabelingTeacher.probabilities`."""
+        texts = texts_again(texts, "texts")
         return as_probabilities(self.function(list(texts)), len(texts), self.classes, self.problem_type)
 
     def describe(self) -> dict[str, Any]:

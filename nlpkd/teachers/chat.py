@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nlpkd.data.columns import texts_again
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities
 from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.files import ODD_CONTENT
@@ -90,6 +91,7 @@ class ChatTeacher(LabelingTeacher):
 
     def answer(self, texts: Sequence[str]) -> Answers:
         """Ask about each text; the tokens are those that the server counts. See `LabelingTeacher.answer`."""
+        texts = texts_again(texts, "texts")
         if len(texts) == 1:
             answers = [self._ask(texts[0])]
         else:

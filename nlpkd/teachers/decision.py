@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import identity_of_model
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
@@ -80,6 +81,7 @@ class DecisionTeacher(LabelingTeacher):
 
     def answer(self, texts: Sequence[str]) -> Answers:
         """Ask about each text; a server's tokens are those that it counts. See `LabelingTeacher.answer`."""
+        texts = texts_again(texts, "texts")
         if self._client is None:
             read = (self._questions, self.classes, self.problem_type)
             found = [(read_answers(each, *read), count) for each, count in self._batches.answer(texts)]

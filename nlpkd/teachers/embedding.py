@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import identity_of_model
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
@@ -59,6 +60,7 @@ class EmbeddingTeacher(LabelingTeacher):
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
+        texts = texts_again(texts, "texts")
         answers = softmax(self._similarities(texts) / self.temperature, axis=1)
         return as_probabilities(answers, len(texts), self.classes, self.problem_type)
 
@@ -80,7 +82,7 @@ class EmbeddingTeacher(LabelingTeacher):
         """
         if not 1 / len(self.classes) < confidence < 1:
             raise ValueError(f"confidence must be between {1 / len(self.classes):.3f} and 1, got {confidence}")
-        similarities = self._similarities(texts).astype(np.float64)
+        similarities = self._similarities(texts_again(texts, "texts")).astype(np.float64)
 
         def excess(log_temperature: float) -> float:
             top = softmax(similarities / np.exp(log_temperature), axis=1).max(axis=1)

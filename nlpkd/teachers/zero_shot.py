@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import identity_of_model
+from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length
 from nlpkd.utils.field_types import check_counts
@@ -72,6 +74,7 @@ class ZeroShotTeacher(LabelingTeacher):
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
         import torch
 
+        texts = texts_again(texts, "texts")
         pipe = self._pipeline
         # Every pair of a text and a hypothesis, text by text.
         pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses]
@@ -85,7 +88,7 @@ class ZeroShotTeacher(LabelingTeacher):
             for batch in batches_by_length([len(each) for each in encoded["input_ids"]], self.batch_size):
                 rows = {name: [encoded[name][number] for number in batch] for name in names}
                 inputs = pipe.tokenizer.pad(rows, return_tensors="pt").to(pipe.device)
-                logits[batch] = pipe.model(**inputs).logits.float().cpu()
+                logits[batch] = pipe.model(**readable(pipe.model, inputs)).logits.float().cpu()
         logits = logits.view(len(texts), len(self.classes), -1)
         if self.problem_type == MULTI_LABEL:
             contradiction = -1 if pipe.entailment_id == 0 else 0

@@ -17,7 +17,7 @@ from transformers.utils import PushInProgress
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.rows import is_plain, makes_batches
-from nlpkd.models.structure import as_student
+from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.training.checkpoints import (
     has_optimizer,
     resolve_resume_checkpoint,
@@ -257,6 +257,9 @@ class ResumableTrainer(Trainer):
         as_it_is = folder == self._open_checkpoint or not self.args.should_save
         with nullcontext(folder) if as_it_is else atomic_model_update(folder) as target:
             super()._save(str(target), state_dict)
+            tokenizer: Any = matching_tokenizer(self.processing_class, self.model)
+            if tokenizer is not self.processing_class:
+                tokenizer.save_pretrained(target)
 
     def _load_best_model(self) -> None:
         refuse_damaged(Path(str(self.state.best_model_checkpoint)))

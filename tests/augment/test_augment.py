@@ -365,10 +365,10 @@ def test_variants_of_plain_text_can_be_made(tmp_path):
         ({"seed": -1}, "seed=-1: give 0 or more"),
         ({"text_column": "review"}, r"no column 'review' .* columns are \['text', 'label'\]"),
         ({"exclude": [["a 0", "b 0"]], "copies": 1}, "Nothing new came of 2 rows"),
-        ({"exclude": ["a", "b"]}, "exclude=\\[validation, test\\]"),
+        ({"exclude": ["a", "b"]}, "exclude\\[0\\] must be texts, in a list"),
         ({"exclude": labelled(["a"])}, "exclude=\\[validation, test\\]"),
         ({"exclude": [labelled(["a"], column="review")]}, r"no column 'text' but \['review', 'label'\]"),
-        ({"exclude": [[1, 2]]}, "A text is a int, 1: give strings"),
+        ({"exclude": [[1, 2]]}, "row 0 is 1, and must be a text"),
         ({"data": labelled(["a", " "])}, "1 empty texts"),
         (
             {"data": labelled(["a", "b"]).cast_column("label", Value("bool"))},

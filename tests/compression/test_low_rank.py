@@ -176,7 +176,7 @@ def test_a_factorised_matrix_is_the_best_one_of_its_rank():
 
 
 def test_a_rank_at_which_nothing_gets_smaller_is_refused():
-    with pytest.raises(ValueError, match="no linear layer gets smaller with rank=15"):
+    with pytest.raises(ValueError, match="no linear layer of .* gets smaller with rank=15"):
         factorize_linear(make(bert), rank=15)
 
 

@@ -349,7 +349,12 @@ def test_a_tokenizer_that_differs_in_more_than_its_tokens_is_another(change):
 
 @pytest.mark.parametrize(
     "texts, keep, message",
-    [([], [], "no tokens"), (["", " "], [], "no tokens"), ("ba", [], "one string"), (["ba"], ["xyzzy"], "'xyzzy'")],
+    [
+        ([], [], "no tokens"),
+        (["", " "], [], "no tokens"),
+        ("ba", [], "texts must be .*; got str"),
+        (["ba"], ["xyzzy"], "'xyzzy'"),
+    ],
 )
 def test_texts_and_names_that_say_nothing_are_refused(texts, keep, message):
     tokenizer, model = wordpiece()

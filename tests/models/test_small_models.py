@@ -8,7 +8,7 @@ from packaging.version import Version
 from processes import run as run_program
 from samples import QUIET, raw_rows, tiny_bert
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from nlpkd import DistillationTrainer, distill, make_student
 from nlpkd.compression.onnx import _export
@@ -411,3 +411,28 @@ def test_the_whole_job_by_name_leaves_a_student_that_loads_and_a_card_that_says_
     assert report.candidates["student"].parameters == sum(p.numel() for p in result.student.parameters())
     with pytest.raises(ValueError, match="'bilstm' is made of parts of a teacher"):
         distill(None, "bilstm", raw_rows(8), soft_label_column="votes", output_dir=tmp_path / "other")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        ("textcnn", {"filter_widths": ()}), ("textcnn", {"filter_widths": (0,)}), ("textcnn", {"filter_widths": 3}),
+        ("textcnn", {"filter_widths": ("3",)}), ("textcnn", {"num_filters": 0}), ("bilstm", {"num_layers": 0}),
+        ("bilstm", {"num_layers": True}), ("bilstm", {"hidden_size": -1}), ("static", {"intermediate_size": 0}),
+        ("static", {"num_pairs": -1}), *((kind, {"vocab_size": "30"}) for kind in KINDS),
+        *((kind, {"embedding_size": 0}) for kind in KINDS), *((kind, {"projection_size": 0}) for kind in KINDS),
+        *((kind, {"embedding_dropout": "much"}) for kind in KINDS),
+    ],
+)  # fmt: skip
+def test_what_is_no_size_is_refused_by_its_name_given_or_read_from_a_file(kind, settings, tmp_path):
+    [name] = settings
+    with pytest.raises(ValueError, match=f"{name}.* must be"):
+        small_student(kind, **{"id2label": NAMES, "vocab_size": 24} | settings)
+    small(kind).config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(ValueError, match=f"{name}.* must be"):
+        AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tmp_path))

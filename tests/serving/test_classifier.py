@@ -10,15 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from processes import run as run_program
 from samples import raw_rows, sentences, tiny_bert
-from transformers import pipeline
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    pipeline,
+)
 
 import nlpkd
 from nlpkd import EvaluationReport
 from nlpkd.compression import export_int8, export_onnx
+from nlpkd.data.text_classification import load_text_classification
+from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.records import Interval
+from nlpkd.hub.saving import save_student
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.pipeline.evaluate import LATENCY_GRID, evaluate
 from nlpkd.pipeline.export import export_student
@@ -315,3 +326,59 @@ def test_an_export_says_whether_its_gate_ran_and_keeps_its_options(side_by_side,
 
 def test_a_latency_grid_has_enough_passes_for_its_99th_percentile():
     assert LATENCY_GRID["latency_runs"] >= 100
+
+
+def test_one_label_a_text_is_not_decided_by_thresholds(student):
+    for file in ("model.safetensors", "onnx/model.onnx"):
+        classify = nlpkd.load(student, file=file)
+        with pytest.raises(ValueError, match="decide=True gives the labels above their thresholds"):
+            classify(TEXTS[0], decide=True)
+        assert classify(TEXTS[0], decide=False) == classify(TEXTS[0], top_k=1)
+
+
+# Segments
+
+
+NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+SIZE = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def with_segments(kind: str):
+    """Make a model that reads segments, or one that can't, for the tokenizer of another family."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        shape = {"vocab_size": 24, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "pad_token_id": 0}
+        return GPT2ForSequenceClassification(GPT2Config(**shape, initializer_range=0.5, **NAMES))
+    if kind == "bert":
+        return tiny_bert(layers=1, initializer_range=0.5, **NAMES)
+    shape = SIZE | {"max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 0}
+    return RobertaForSequenceClassification(RobertaConfig(**shape, initializer_range=0.5, **NAMES))
+
+
+def without_segments(tokenizer):
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, model_input_names=["input_ids", "attention_mask"],
+        pad_token="[PAD]", model_max_length=64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
+@pytest.mark.parametrize("kind", ["gpt2", "roberta", "bert"])
+def test_what_is_measured_is_what_is_served_whatever_segments_the_tokenizer_gives(kind, pairs, tokenizer, tmp_path):
+    model, tokenizer = with_segments(kind).eval(), without_segments(tokenizer) if kind == "bert" else tokenizer
+    save_student(model, tmp_path, tokenizer)
+    rows = Dataset.from_dict({"text": TEXTS, "label": [0, 1] * 6} | ({"other": TEXTS[::-1]} if pairs else {}))
+    other = "other" if pairs else None
+    data = load_text_classification(rows, tokenizer=tokenizer, text_column="text", text_pair_column=other)
+    measured = predict_logits(model, data["train"], tokenizer)
+    asked = PAIRS if pairs else TEXTS
+    export_onnx(model, tokenizer, tmp_path, texts=[tuple(each.values()) for each in PAIRS] if pairs else TEXTS)
+    on_torch, on_onnx = nlpkd.load(tmp_path, file="model.safetensors"), nlpkd.load(tmp_path)
+    for classify in (on_torch, on_onnx, pipeline("text-classification", model=str(tmp_path))):
+        answers = classify(asked, top_k=None, function_to_apply="none")
+        found = [
+            [{each["label"]: each["score"] for each in answer}[name] for name in ("neg", "pos")] for answer in answers
+        ]
+        assert torch.allclose(torch.tensor(found), torch.from_numpy(measured), atol=1e-4), type(classify)
+    if not pairs:
+        assert on_onnx(TEXTS[0])[0]["score"] == pytest.approx(on_torch(TEXTS[0])[0]["score"], abs=1e-5)

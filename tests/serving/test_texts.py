@@ -88,6 +88,8 @@ def test_no_texts_have_no_answers(nothing, classify):
         ({"text": TEXTS}, r"got {'text': \['a good film', "), ({"text": None}, "got {'text': None}"), ({}, "got {}"),
         ({"txt": "good"}, "got {'txt': 'good'}"), ({"text": "good", "text_pair": 3}, "'text_pair': 3"),
         ([TEXTS[0], {"text": TEXTS}], "at place 1 of 2"), ({"text": "good", "label": 1}, r"got \['label'\] beside"),
+        ("cut \ud83d", "holds half of a character"), (["good", "cut \ud83d"], "half of .* at place 1 of 2"),
+        ({"text": "good", "text_pair": "cut \ud83d"}, "holds half of a character"),
     ],
 )  # fmt: skip
 def test_what_is_no_text_is_refused_with_its_place(wrong, message, classify):

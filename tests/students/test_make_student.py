@@ -20,6 +20,7 @@ from nlpkd.students.budget import make_candidates
 from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import KINDS, StudentKind, kind_of
 from nlpkd.students.narrow import narrow_student
+from nlpkd.students.small import small_student
 
 STACKS = {
     bert: "bert.encoder.layer", distilbert: "distilbert.transformer.layer", roberta: "roberta.encoder.layer",
@@ -212,7 +213,7 @@ def test_widths_given_are_those_of_a_narrowed_student():
         ({"layers": 2, "max_latency": 3.0}, "make_student has no argument max_latency; widths are hidden_size"),
         ({"layers": 2, "vocabulary": "trim"}, "give vocabulary='trim', a tokenizer and a list of texts together"),
         ({"layers": 2, "texts": ["good"]}, "give vocabulary='trim', a tokenizer and a list of texts together"),
-        ({"layers": 2, "vocabulary": "trim", "tokenizer": 0, "texts": "good"}, "a list of texts together"),
+        ({"layers": 2, "vocabulary": "trim", "tokenizer": 0, "texts": "good"}, "texts must be .*; got str"),
     ],
 )
 def test_widths_and_vocabularies_that_make_no_sense_are_refused(asked, message):
@@ -284,3 +285,26 @@ def test_a_kind_of_student_is_an_entry_that_make_student_and_budgets_read():
 def test_a_path_in_place_of_a_teacher_is_refused(layers):
     with pytest.raises(ValueError, match="the teacher is 'runs/teacher', and must be a model: load it first"):
         make_student("runs/teacher", layers)
+
+
+@pytest.mark.parametrize("names", [["neg", "pos"], ("neg", "pos"), {0: "neg", 1: "pos"}, {"0": "neg", "1": "pos"}])
+def test_label_names_may_be_given_in_order_or_by_id(names, tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    for student in (
+        small_student("static", id2label=names, vocab_size=24),
+        make_student(checkpoint=tmp_path, id2label=names),
+    ):
+        assert student.config.id2label == {0: "neg", 1: "pos"}
+        assert student.config.label2id == {"neg": 0, "pos": 1}
+
+
+@pytest.mark.parametrize("names, said", [("ab", "got the text 'ab'"), ({1: "a", 2: "b"}, "must count from 0")])
+def test_label_names_that_name_no_ids_are_refused(names, said):
+    with pytest.raises(ValueError, match=said):
+        small_student("static", id2label=names, vocab_size=24)
+
+
+@pytest.mark.parametrize("layers", [True, [True, 2], [1.5], ["1"]])
+def test_layers_are_whole_numbers(layers):
+    with pytest.raises(ValueError, match="layers.* whole number"):
+        make_student(tiny_bert(layers=2), layers)

@@ -5,7 +5,14 @@ import pytest
 import torch
 from families import electra, llama, make
 from samples import raw_rows, tiny_bert
-from transformers import BartConfig, BartForSequenceClassification, T5Config, T5ForSequenceClassification
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    FunnelConfig,
+    FunnelForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from nlpkd import distill, make_student
 from nlpkd.pipeline.prepare import prepare_job
@@ -150,6 +157,14 @@ def test_vectors_that_can_not_be_made_are_refused(given, message, tokenizer):
     given = given | ({"tokenizer": tokenizer} if "tokenizer" in given else {})
     with pytest.raises(ValueError, match=message):
         small_student("static", tiny_bert(), **given)
+
+
+def test_a_family_that_can_not_read_single_tokens_is_refused_by_name(tokenizer):
+    shape = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1, 1]}
+    teacher = FunnelForSequenceClassification(FunnelConfig(vocab_size=24, **shape))
+    with pytest.raises(ValueError, match="FunnelBaseModel can't read single tokens .*use embeddings='teacher'"):
+        make_student(teacher, "static", tokenizer=tokenizer)
+    assert make_student(teacher, "static", embeddings="teacher").config.vocab_size == 24
 
 
 def test_a_tokenizer_of_another_teacher_is_refused(tokenizer):

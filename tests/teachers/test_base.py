@@ -1,6 +1,7 @@
 """What every teacher of texts is held to: its classes, and what it answers."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -53,6 +54,13 @@ def test_numbers_of_requests_and_rows_are_whole_and_at_least_one(count):
     ):
         with pytest.raises(ValueError, match="must be a whole number of at least 1, got"):
             make()
+
+
+@pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("given", ["good", {"text": ["good"]}, pd.DataFrame({"text": ["good"]})], ids=type)
+def test_a_table_and_one_text_are_no_texts_to_label(kind, given):
+    with pytest.raises(ValueError, match="texts must be texts, in a list, a column or a generator; got"):
+        MAKE[kind](["a", "b"]).probabilities(given)
 
 
 HALVES = torch.full((2, 2), 0.5)

@@ -41,12 +41,16 @@ class Classes:
         """Read classes from their names in order, or from an `id2label`.
 
         Raises:
-            ValueError: if the ids of an `id2label` do not count from 0.
+            ValueError: if the ids of an `id2label` do not count from 0, or one text stands for the names.
         """
+        if isinstance(names, str):
+            raise ValueError(f"label names must be a list, or a mapping from ids to names, got the text {names!r:.80}")
         if not isinstance(names, Mapping):
             return cls(tuple(map(str, names)), problem_type)
-        if sorted(names) != list(range(len(names))):
-            listed = ", ".join(f"{number}: {names[number]!r}" for number in sorted(names))
+        # JSON has no other keys than texts.
+        names = {int(number) if str(number).isdecimal() else number: name for number, name in names.items()}
+        if set(names) != set(range(len(names))):
+            listed = ", ".join(f"{number}: {name!r}" for number, name in names.items())
             raise ValueError(f"label ids must count from 0 without gaps, got {listed}: mend config.id2label")
         return cls(tuple(str(names[number]) for number in range(len(names))), problem_type)
 
