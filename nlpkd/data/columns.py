@@ -180,9 +180,6 @@ def check_texts(data: Dataset, split: str, column: str) -> None:
         )
 
 
-# Columns of texts as arguments
-
-
 def values_of(column: Any, wanted: str) -> Iterable[Any]:
     """Return what a column holds, in Python's own values.
 
@@ -278,9 +275,6 @@ def has_half(text: str) -> bool:
 
 def _wanted_texts(name: str) -> str:
     return f"{name} must be texts, in a list, a column or a generator"
-
-
-# Names
 
 
 RESERVED = "__nlpkd_"
