@@ -17,7 +17,7 @@ from nlpkd.data.columns import check_texts, find_text_columns
 from nlpkd.data.sources import Source, read_splits, rows_without_train, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
-from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.serving.cascade import CERTAINTY, CascadeRecord, choose_threshold, confidence, scores, served_files
 from nlpkd.serving.classifier import Fallback, load
 from nlpkd.teachers.base import LabelingTeacher
@@ -150,11 +150,10 @@ def _texts(rows: Any, columns: list[str]) -> list[Any]:
 
 
 def _fitted_temperature(folder: Path) -> float:
-    """Return the temperature that the student's report fitted; 1 without one."""
-    if not (folder / JSON_NAME).is_file():
-        return 1.0
-    own = EvaluationReport.load(folder).candidates.get("student")
-    return own.temperature_scaling.temperature if own and own.temperature_scaling else 1.0
+    """Return the temperature that the student's report fitted; 1 without a report of its weights."""
+    report = EvaluationReport.load_beside(folder)
+    fitted = report and report.candidates["student"].temperature_scaling
+    return fitted.temperature if fitted else 1.0
 
 
 def _median_ms(answer: Callable[[Any], Any], texts: list[Any]) -> float:

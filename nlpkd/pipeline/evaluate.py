@@ -30,9 +30,9 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
 from nlpkd.hub.saving import save_report
 from nlpkd.models.loading import split_revision
-from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.utils.files import weights_sha256
 from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
 from nlpkd.utils.packages import require
 from nlpkd.utils.processes import phase, quiet
@@ -206,9 +206,9 @@ def _settled_order(student: Path, config: Any, teacher: Mapping[str, Any]) -> li
 
     It is of the labels as the report has them, of which the student's config may have another order by now.
     """
-    if not (student / "report.json").is_file():
+    report = EvaluationReport.load_beside(student)
+    if report is None:
         return None
-    report = EvaluationReport.load(student)
     about, classes = report.run.teacher, Classes.of_config(config)
     if about.label_order is None or (about.name, about.revision) != (teacher["name"], teacher["revision"]):
         return None

@@ -15,9 +15,9 @@ from scipy.special import betaincinv, softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
-from nlpkd.models.onnx_classifier import OnnxClassifier, weights_sha256
+from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.serving.texts import as_texts
-from nlpkd.utils.files import digest_of, explain_damage, write_atomic
+from nlpkd.utils.files import digest_of, explain_damage, weights_sha256, write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -141,7 +141,7 @@ def _report_of(student: str | Path) -> EvaluationReport | None:
     path = Path(student)
     folder = model_folder(path) if path.suffix == ".onnx" and path.is_file() else path
     if path.exists():
-        return EvaluationReport.load(folder) if (folder / JSON_NAME).is_file() else None
+        return EvaluationReport.load_beside(folder)
     name, revision = split_revision(str(student))
     try:
         return EvaluationReport.load(hf_hub_download(name, JSON_NAME, revision=revision))

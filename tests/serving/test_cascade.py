@@ -265,6 +265,21 @@ def test_a_student_that_was_trained_again_is_refused_until_its_threshold_is_chos
     nlpkd.load(own_student, fallback=models / "teacher")
 
 
+def test_the_temperature_is_that_of_a_report_of_the_student_s_own_weights(models, own_student, caplog):
+    nlpkd.evaluate(
+        own_student, raw_rows(30), held_out=raw_rows(30, seed=1), output_dir=own_student, latency_runs=0,
+        bootstrap_samples=10,
+    )  # fmt: skip
+    fitted = nlpkd.EvaluationReport.load(own_student).candidates["student"].temperature_scaling.temperature
+    target = {"target_agreement": 0.5}
+    assert nlpkd.cascade(own_student, models / "teacher", texts(), **target).temperature == fitted != 1
+    changed = AutoModelForSequenceClassification.from_pretrained(own_student)
+    changed.classifier.bias.data += 0.01
+    changed.save_pretrained(own_student)
+    assert nlpkd.cascade(own_student, models / "teacher", texts(), **target).temperature == 1
+    assert "it was measured of other weights" in caplog.text
+
+
 def test_a_file_that_is_served_in_the_place_of_another_is_refused(models, own_student):
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     nlpkd.export_student(own_student)
