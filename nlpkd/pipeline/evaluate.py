@@ -22,7 +22,7 @@ from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
-from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.evaluate import check_candidate_names, evaluate_student
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.memory import add_memory, check_memory
 from nlpkd.evaluation.records import BASELINES
@@ -96,6 +96,7 @@ def evaluate(
     """
     data_args, measuring = DataArguments.split_keywords(keywords)
     # What can be refused before anything is measured.
+    check_candidate_names(candidates or {})
     if memory:
         check_memory()
     if output_dir is not None:
