@@ -292,13 +292,14 @@ def tune(
     show_files("The trials are", output_dir, following)
 
 
-def _searched(entry: str) -> tuple[str, list[Any]]:
-    """Read NAME=LOW..HIGH or NAME=A,B,C."""
+def _searched(entry: str) -> tuple[str, tuple[Any, ...] | list[Any]]:
+    """Read NAME=LOW..HIGH as a tuple, or NAME=A,B,C as a list."""
     name, equals, values = entry.partition("=")
     parts = values.split("..") if ".." in values else values.split(",")
     if not equals or not values or (".." in values and len(parts) != 2):
         raise typer.BadParameter(f"{entry!r} is no SETTING=LOW..HIGH or SETTING=A,B,C", param_hint="--search")
-    return name, [value_of(part) for part in parts]
+    found = [value_of(part) for part in parts]
+    return name, tuple(found) if ".." in values else found
 
 
 def _names(given: list[str]) -> list[str]:

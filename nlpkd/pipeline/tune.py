@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -100,7 +101,7 @@ def tune(
         teacher: a path, a Hub id (`id@revision` too), or a model.
         train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows to choose on; not those that the student is reported on.
-        search: for each setting a pair (low, high) of numbers, by logarithm where high / low >= 10 (integers stay
+        search: for each setting a tuple (low, high) of numbers, by logarithm where high / low >= 10 (integers stay
             integers), or a list to choose from. A setting is a field of `DistillationConfig`
             or one of an objective: `"forward_kl.temperature"`, `"cross_entropy.weight"`. The learning rate if None.
         layers: numbers of the teacher's layers to choose from.
@@ -191,10 +192,25 @@ def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence
             raise ValueError(f"{name!r} is neither a DistillationConfig field nor an OBJECTIVE.SETTING")
         if name.startswith("augment"):
             raise ValueError(f"{name!r} can't be searched, since all trials learn from the same rows: give one value")
-        if not isinstance(values, (list, tuple)) or not values:
-            raise ValueError(f"search[{name!r}] must be a pair (low, high) or a list of values, got {values!r}")
+        _check_values(name, values)
     if (count := len(resolve(objectives))) > 1:
         raise ValueError(f"objectives={objectives!r} has {count} stages: search those of one, like 'hinton'")
+
+
+def _check_values(name: str, values: Any) -> None:
+    """Refuse values that are neither a range nor a choice."""
+    if isinstance(values, list) and values:
+        return
+    numbers = isinstance(values, tuple) and len(values) == 2 and all(_is_number(value) for value in values)
+    if not numbers or not values[0] < values[1]:
+        raise ValueError(
+            f"search[{name!r}] must be a pair (low, high) of numbers with low below high, or a list of values to "
+            f"choose from, got {values!r}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _describe_search(
@@ -203,7 +219,10 @@ def _describe_search(
     """Describe all that the trials' values depend on, as JSON can hold it."""
     objectives = ObjectiveSet(job.stages[0].objectives, args.weighting)
     train, held_out = job.data["train"], job.data["validation"]
-    told = {"layers": list(layers)} | {f"search of {name}": list(values) for name, values in search.items()}
+    told = {"layers": list(layers)} | {
+        f"search of {name}": list(values) if isinstance(values, tuple) else {"one of": values}
+        for name, values in search.items()
+    }
     told |= {name: getattr(args, name) for name in LENGTH}
     columns = random_access(train, first=1).column_names
     told |= describe_lessons(args, job.teacher, objectives, train, columns)
@@ -249,11 +268,9 @@ def _draw(trial: Any, search: Mapping[str, Sequence[Any]], layers: Sequence[int]
 
 
 def _suggest(trial: Any, name: str, values: Sequence[Any]) -> Any:
-    if len(values) != 2 or not all(isinstance(value, (int, float)) for value in values):
-        return trial.suggest_categorical(name, list(values))
+    if isinstance(values, list):
+        return trial.suggest_categorical(name, values)
     low, high = values
-    if not low < high:
-        raise ValueError(f"search[{name!r}] must be a pair (low, high) with low below high, got {values!r}")
     if isinstance(low, int) and isinstance(high, int):
         return trial.suggest_int(name, low, high)
     return trial.suggest_float(name, low, high, log=low > 0 and high / low >= 10)
