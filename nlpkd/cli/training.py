@@ -267,11 +267,11 @@ def tune(
         from nlpkd.pipeline.dry_run import plan_distillation
         from nlpkd.pipeline.tune import check_search
 
-        check_search(asked, objectives)
-        # The dearest trial: the deepest student, for as long as any. None of them is kept.
-        longest = max(asked.get("num_train_epochs", [given["num_train_epochs"]]))
-        args, options = training_config({"save_strategy": "no"} | given | {"num_train_epochs": longest})
+        args, options = training_config({"save_strategy": "no"} | given)
         left_out = [options.pop(name) for name in ("search", "layers", "n_trials")]
+        check_search(asked, objectives, *left_out[1:], args)
+        # The dearest trial: the deepest student, for as long as any. None of them is kept.
+        args = replace(args, num_train_epochs=max(asked.get("num_train_epochs", [args.num_train_epochs])))
         plan = plan_distillation(
             args, trainings=left_out[2], student=f"layers:{max(left_out[1])}", reported=False, **options
         )

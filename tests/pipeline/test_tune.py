@@ -221,6 +221,18 @@ def test_a_choice_does_not_go_on_in_the_trials_of_a_range(searched):
         tune(**searched[0] | {"search": {"learning_rate": [1e-4, 5e-3]}})
 
 
+def test_a_search_that_found_nothing_keeps_no_other_from_its_folder(searched, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
+    asked = searched[0] | {"output_dir": tmp_path}
+    # It fails in a trial: this schedule lacks its end.
+    with pytest.raises(ValueError, match="min_lr"):
+        tune(**asked | {"search": {"lr_scheduler_type": ["cosine_with_min_lr"]}})
+    assert len(tune(**asked).trials) == 1
+    with pytest.raises(ValueError, match="trials of another search"):
+        tune(**asked | {"search": {"learning_rate": (1e-4, 6e-3)}})
+
+
 @pytest.mark.parametrize(
     ("entry", "values"),
     [
@@ -235,6 +247,20 @@ def test_the_command_line_tells_a_range_from_a_choice(entry, values):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        ({"search": {"learning_rate": (1e-5, 5e-4), "weight_decay": (0.2, 0.1)}}, "low below high"),
+        ({"search": {"forward_kll.temperature": [1.0]}}, r"forward_kll.*the objectives are \["),
+        ({"search": {"forward_kl.temperature": (-1.0, 2.0)}}, "can't have the value -1.0: temperature"),
+        ({"search": {"forward_kl.temperature": ["x"]}}, "can't have the value 'x'"),
+        ({"search": {"num_train_epochs": ["x"]}}, "can't have the value 'x': num_train_epochs must be"),
+        ({"search": {"per_device_train_batch_size": (1.5, 8.0)}}, "can't have the value 1.5"),
+        ({"search": {"output_dir": ["a", "b"]}}, "'output_dir' can't be searched"),
+        ({"search": {"teacher_cache_dir": ["a", "b"]}}, "'teacher_cache_dir' can't be searched"),
+        ({"layers": ()}, r"numbers of layers to choose from, such as \(2, 3\), got \(\)"),
+        ({"layers": (1, 0)}, "numbers of layers to choose from"),
+        ({"layers": 3}, "numbers of layers to choose from"),
+        ({"layers": (True, 2)}, "numbers of layers to choose from"),
+        ({"layers": (1, 7)}, "7"),
+        ({"n_trials": 0}, "n_trials must be at least 1"),
         ({"search": {"bf16": (False, True)}}, "or a list of values to choose from, got"),
         ({"search": {"learning_rate": (1e-5, 1e-4, 1e-3)}}, "must be a pair"),
         ({"search": {"lr_scheduler_type": ("linear", "cosine")}}, "or a list of values to choose from, got"),
@@ -251,8 +277,15 @@ def test_the_command_line_tells_a_range_from_a_choice(entry, values):
 def test_a_search_that_can_t_be_is_refused(teacher, splits, tmp_path, asked, message):
     from nlpkd.pipeline.tune import tune
 
+    given = {"n_trials": 1, "output_dir": tmp_path / "out", **QUICK}
     with pytest.raises(ValueError, match=message):
-        tune(teacher, splits, n_trials=1, output_dir=tmp_path, **asked, **QUICK)
+        tune(teacher, splits, **given | asked)
+    assert not (tmp_path / "out/optuna.log").exists(), "it was refused before a trial"
+
+
+def test_held_out_rows_are_needed(teacher, splits, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
     with pytest.raises(ValueError, match="no held-out rows"):
         tune(teacher, splits["train"], n_trials=1, output_dir=tmp_path, **QUICK)
 
