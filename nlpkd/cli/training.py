@@ -268,13 +268,11 @@ def tune(
         from nlpkd.pipeline.tune import check_search
 
         args, options = training_config({"save_strategy": "no"} | given)
-        left_out = [options.pop(name) for name in ("search", "layers", "n_trials")]
-        check_search(asked, objectives, *left_out[1:], args)
+        _, depths, trials = (options.pop(name) for name in ("search", "layers", "n_trials"))
+        check_search(asked, objectives, depths, trials, args)
         # The dearest trial: the deepest student, for as long as any. None of them is kept.
         args = replace(args, num_train_epochs=max(asked.get("num_train_epochs", [args.num_train_epochs])))
-        plan = plan_distillation(
-            args, trainings=left_out[2], student=f"layers:{max(left_out[1])}", reported=False, **options
-        )
+        plan = plan_distillation(args, trainings=trials, student=f"layers:{max(depths)}", reported=False, **options)
         typer.echo(replace(plan, disk_mb=0.0).to_text())
         return
     from nlpkd.pipeline.tune import tune as run

@@ -153,7 +153,7 @@ def tune(
         # What would end the search in a later trial: values of objectives, and the deepest student.
         of_objectives = {name: values for name, values in search.items() if "." in name}
         _refuse_values(of_objectives, partial(with_settings, job.stages[0].objectives))
-        make_student(job.teacher, max(layers), seed=args.seed)
+        make_student(job.teacher, max(layers), seed=args.seed)  # type: ignore[arg-type]
 
         # The search, which goes on where it stopped, with other draws than those it began with.
         storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
