@@ -44,6 +44,13 @@ LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens":
 """Batch sizes, lengths and timed passes of a latency grid, as arguments of `evaluate`."""
 
 
+MEASURING = {
+    "teacher_order", "training_seconds", "batch_size", "bootstrap_samples", "latency_batches", "latency_tokens",
+    "latency_runs", "seed",
+}  # fmt: skip
+"""Arguments of `evaluate_student` that are a caller's: the others are made here."""
+
+
 _MEASURED_SPLITS = ("test", "validation", "train")
 
 
@@ -92,9 +99,9 @@ def evaluate(
         The report.
 
     Raises:
-        ValueError: if models or data do not fit.
+        ValueError: if an argument is unknown, or models or data do not fit.
     """
-    data_args, measuring = DataArguments.split_keywords(keywords)
+    data_args, measuring = DataArguments.split_of(evaluate, keywords, MEASURING, "one of evaluate_student")
     # What can be refused before anything is measured.
     check_candidate_names(candidates or {})
     if memory:

@@ -17,6 +17,7 @@ from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.serving.texts import as_texts
+from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.files import digest_of, explain_damage, weights_sha256, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -304,6 +305,22 @@ class Cascade:
         return answers
 
 
+def refuse_other_tasks(config: Any) -> None:
+    """Refuse a model that does not give a text one of several classes.
+
+    Args:
+        config: the model's.
+
+    Raises:
+        ValueError: if its task is another one.
+    """
+    if config.num_labels < 2 or task_of(config) not in (None, SINGLE_LABEL):
+        raise ValueError(
+            f"a cascade needs a model with one class a text, and this one has {config.num_labels} outputs, "
+            f"problem_type {config.problem_type!r}"
+        )
+
+
 def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str], np.ndarray]:
     """Return a classifier's labels, sorted, and its logits of texts, `(texts, classes)`.
 
@@ -316,11 +333,7 @@ def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str
         ValueError: if its task is not one class a text.
     """
     config = classifier.model.config
-    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
-        raise ValueError(
-            f"a cascade needs a model with one class a text, and this one has {config.num_labels} outputs, "
-            f"problem_type {config.problem_type!r}"
-        )
+    refuse_other_tasks(config)
     # Sorted, so that sums over classes are rounded alike whatever order a model has.
     labels = sorted(config.id2label[number] for number in range(config.num_labels))
     found = classifier(texts, top_k=None, function_to_apply="none", **settings)

@@ -48,9 +48,7 @@ def make_trial(
         ImportError: without the extra `try`.
     """
     page = _page()
-    data_args, unknown = DataArguments.split_keywords(keywords)
-    if unknown:
-        raise ValueError(f"make_trial has no arguments {sorted(unknown)}")
+    data_args, _ = DataArguments.split_of(make_trial, keywords)
     named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     models = {f"{role}: {name}": load(name, trust_remote_code=trust_remote_code) for role, name in named.items()}
     report = _report_of(student)

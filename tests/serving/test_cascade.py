@@ -162,6 +162,39 @@ def test_bad_requests_are_refused_before_anything_runs(models, student, tmp_path
         nlpkd.load(student, fallback=models / "teacher")
 
 
+@pytest.mark.parametrize("target", ["0.9", True, [0.9], math.nan, 1.0])
+@pytest.mark.parametrize("kind", ["target_agreement", "target_accuracy"])
+def test_a_target_is_a_number_between_0_and_1(models, student, kind, target):
+    with pytest.raises(ValueError, match=f"{kind} must be a number above 0 and below 1, got"):
+        nlpkd.cascade(student, models / "teacher", texts(), **{kind: target})
+
+
+@pytest.mark.parametrize("kind", ["target_agreement", "target_accuracy"])
+@pytest.mark.parametrize("task", ["multi_label_classification", "regression", None])
+def test_a_student_of_another_task_is_refused_before_any_row_is_read(models, tokenizer, tmp_path, task, kind):
+    labels = {} if task == "multi_label_classification" else {"num_labels": 1}
+    tiny_bert(layers=1, problem_type=task, **labels).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a cascade needs a model with one class a text"):
+        nlpkd.cascade(tmp_path, models / "teacher", "no such rows", **{kind: 0.9})
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (-100, "target_accuracy needs a gold label in each row, and 1 of 41 rows"),
+        (0.5, "label"),
+        ([0, 1], "label"),
+    ],
+)
+def test_accuracy_is_of_rows_with_one_class_each(models, student, label, message):
+    rows = [{"text": text, "label": label if isinstance(label, list) else 1} for text in sentences(40)[0]]
+    with pytest.raises(ValueError, match=message):
+        nlpkd.cascade(student, models / "teacher", [*rows, {"text": "good", "label": label}], target_accuracy=0.5)
+    with pytest.raises(ValueError, match="a cascade is of rows with one class each"):
+        nlpkd.cascade(student, models / "teacher", rows, target_accuracy=0.5, problem_type="regression")
+
+
 def test_another_fallback_is_said_and_one_of_other_classes_refused(models, student, caplog):
     nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
     nlpkd.load(student, fallback=models / "teacher")
