@@ -258,7 +258,7 @@ def test_a_fallback_whose_weights_are_not_those_that_the_threshold_was_chosen_be
     changed = AutoModelForSequenceClassification.from_pretrained(moved)
     changed.classifier.bias.data += 0.01
     changed.save_pretrained(moved)
-    with pytest.raises(ValueError, match="has other weights than that had: the threshold promises nothing of it"):
+    with pytest.raises(ValueError, match="has another model.safetensors than that had: the threshold"):
         nlpkd.load(own_student, fallback=moved)
     # An earlier version kept the name alone.
     kept = json.loads((own_student / CASCADE_NAME).read_text())
@@ -292,9 +292,46 @@ def test_a_student_that_was_trained_again_is_refused_until_its_threshold_is_chos
     changed = AutoModelForSequenceClassification.from_pretrained(own_student)
     changed.classifier.bias.data += 0.01
     changed.save_pretrained(own_student)
-    with pytest.raises(ValueError, match="was trained or exported again: the threshold promises nothing of it"):
+    with pytest.raises(ValueError, match="model.safetensors, has changed since: the threshold promises nothing of it"):
         nlpkd.load(own_student, fallback=models / "teacher")
     nlpkd.cascade(own_student, models / "teacher", texts(), target_agreement=0.9)
+    nlpkd.load(own_student, fallback=models / "teacher")
+
+
+def with_other_labels(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "pos", "1": "neg"}}))
+
+
+def with_another_tokenizer(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(("change", "what"), [(with_other_labels, "id2label"), (with_another_tokenizer, "tokenizer")])
+def test_the_same_weights_with_other_labels_or_tokens_are_another_student(models, own_student, change, what):
+    nlpkd.load(own_student, fallback=models / "teacher")
+    change(own_student)
+    with pytest.raises(ValueError, match=f"was chosen on {what}.*, has changed since: the threshold promises nothing"):
+        nlpkd.load(own_student, fallback=models / "teacher")
+
+
+def test_the_same_weights_with_other_tokens_are_another_teacher(models, own_student, tmp_path):
+    teacher = shutil.copytree(models / "teacher", tmp_path / "teacher")
+    nlpkd.load(own_student, fallback=teacher)
+    with_another_tokenizer(teacher)
+    with pytest.raises(ValueError, match="the fallback .* has another tokenizer.json than that had"):
+        nlpkd.load(own_student, fallback=teacher)
+
+
+def test_a_threshold_of_an_earlier_version_is_tied_to_the_weights_alone(models, own_student):
+    path = own_student / CASCADE_NAME
+    record = json.loads(path.read_text())
+    for name in ("student_files", "teacher_files"):
+        record[name] = {"model.safetensors": record[name]["model.safetensors"]}
+    path.write_text(json.dumps(record))
     nlpkd.load(own_student, fallback=models / "teacher")
 
 
