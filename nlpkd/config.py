@@ -272,12 +272,16 @@ def check_ensemble(average: str, weights: Sequence[float] | None) -> None:
         weights: one a teacher, or None.
 
     Raises:
-        ValueError: if there is no such average, or a weight is negative or not finite, or all are 0.
+        ValueError: if there is no such average, or a weight is no number, negative or not finite, or all are 0.
     """
     if average not in ENSEMBLE_AVERAGES:
         raise ValueError(f"ensemble_average must be one of {ENSEMBLE_AVERAGES}, got {average!r}")
-    if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0):
-        raise ValueError(f"ensemble_weights must be >= 0 and not all 0, one a teacher, got {weights}")
+    try:
+        makes_a_mean = weights is None or (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0)
+    except TypeError:
+        makes_a_mean = False
+    if not makes_a_mean:
+        raise ValueError(f"ensemble_weights must be >= 0 and not all 0, a number for each teacher, got {weights!r}")
 
 
 def fast_at_bf16(use_cpu: bool) -> bool:

@@ -267,14 +267,12 @@ def tune(
         from nlpkd.pipeline.dry_run import plan_distillation
         from nlpkd.pipeline.tune import check_search
 
-        check_search(asked, objectives)
+        args, options = training_config({"save_strategy": "no"} | given)
+        _, depths, trials = (options.pop(name) for name in ("search", "layers", "n_trials"))
+        check_search(asked, objectives, depths, trials, args)
         # The dearest trial: the deepest student, for as long as any. None of them is kept.
-        longest = max(asked.get("num_train_epochs", [given["num_train_epochs"]]))
-        args, options = training_config({"save_strategy": "no"} | given | {"num_train_epochs": longest})
-        left_out = [options.pop(name) for name in ("search", "layers", "n_trials")]
-        plan = plan_distillation(
-            args, trainings=left_out[2], student=f"layers:{max(left_out[1])}", reported=False, **options
-        )
+        args = replace(args, num_train_epochs=max(asked.get("num_train_epochs", [args.num_train_epochs])))
+        plan = plan_distillation(args, trainings=trials, student=f"layers:{max(depths)}", reported=False, **options)
         typer.echo(replace(plan, disk_mb=0.0).to_text())
         return
     from nlpkd.pipeline.tune import tune as run
@@ -292,13 +290,14 @@ def tune(
     show_files("The trials are", output_dir, following)
 
 
-def _searched(entry: str) -> tuple[str, list[Any]]:
-    """Read NAME=LOW..HIGH or NAME=A,B,C."""
+def _searched(entry: str) -> tuple[str, tuple[Any, ...] | list[Any]]:
+    """Read NAME=LOW..HIGH as a tuple, or NAME=A,B,C as a list."""
     name, equals, values = entry.partition("=")
     parts = values.split("..") if ".." in values else values.split(",")
     if not equals or not values or (".." in values and len(parts) != 2):
         raise typer.BadParameter(f"{entry!r} is no SETTING=LOW..HIGH or SETTING=A,B,C", param_hint="--search")
-    return name, [value_of(part) for part in parts]
+    found = [value_of(part) for part in parts]
+    return name, tuple(found) if ".." in values else found
 
 
 def _names(given: list[str]) -> list[str]:

@@ -56,6 +56,14 @@ _NOT_HERE = {
 }
 
 
+_SHARED = (
+    "teacher", "validation", "test", "validation_split", "dataset_config", "dataset_revision", "text_column",
+    "text_pair_column", "label_column", "label_names", "problem_type", "trust_remote_code", "ship", "num_seeds",
+    "output_dir",
+)  # fmt: skip
+"""Arguments that no student has of its own: all are measured on the same rows beside the same teacher."""
+
+
 def frontier(
     teacher: str | Path,
     train: Source,
@@ -93,7 +101,8 @@ def frontier(
             `nlpkd.distill`.
         objectives: a preset for all students; if None each has what suits it, as for `nlpkd.distill`.
         num_seeds: seeds to train each student with; the first one's is what is timed, and deployed.
-        overrides: settings of single students, such as `{"static": {"learning_rate": 1e-2}}`.
+        overrides: settings of single students, such as `{"static": {"learning_rate": 1e-2}}`; none that changes the
+            rows they are measured on, or the teacher.
         max_latency_ms: picks the best student that takes no longer from text to label, at the median.
         max_size_mb: likewise, the most that its file may take.
         min_retention: the least share of the teacher's headline metric that the picked student has; without the
@@ -126,7 +135,7 @@ def frontier(
         finished = [student for student in made if student.finished]
         if not finished:
             raise ValueError(f"no student was made: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
-        report = _compare(finished, out, limits, failed)
+        report = _compare(finished, settings, out, limits, failed)
         report.save(out)
     return report
 
@@ -176,14 +185,44 @@ def _students(
     teacher, own = settings["teacher"], inspect.signature(distill).parameters
     if not isinstance(teacher, (str, Path)):
         raise ValueError(f"teacher must be a path or a Hub id, got {type(teacher).__name__}: save a model first")
-    for name in _NOT_HERE.keys() & settings.keys():
-        raise ValueError(f"frontier takes no {name}: {_NOT_HERE[name]}")
+    _check_overrides(overrides, settings)
     for given in (settings, *overrides.values()):
+        for name in _NOT_HERE.keys() & given.keys():
+            raise ValueError(f"frontier takes no {name}: {_NOT_HERE[name]}")
         DataArguments.split_of_training(distill, {name: each for name, each in given.items() if name not in own})
     if PartialState().num_processes > 1:
         raise ValueError("frontier runs in one process: launch `nlpkd distill` for each student instead")
     folders = _folders(out, names, only, overrides)
     return [FrontierStudent.of(name, folder, settings, overrides.get(name, {})) for name, folder in folders.items()]
+
+
+def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Refuse settings of single students by which these would be measured otherwise than the others."""
+    shared = {*_SHARED}
+    # What held-out rows are drawn from, and how.
+    if settings["test"] is None and settings["validation"] is None:
+        shared |= {"train", "seed"}
+    for student, own in overrides.items():
+        if not isinstance(own, Mapping):
+            raise ValueError(f"overrides of {student!r} must be settings by name, found {own!r}")
+        if taken := sorted(shared & own.keys()):
+            raise ValueError(
+                f"overrides of {student!r} have {', '.join(taken)}, and all students are measured on the same rows "
+                "beside the same teacher: give it for all of them"
+            )
+
+
+def _refuse_other_rows(reports: Mapping[str, EvaluationReport]) -> None:
+    """Refuse to compare students that were measured on different rows."""
+    measured = {
+        name: (report.task.rows, report.task.majority_share, report.run.data.split) for name, report in reports.items()
+    }
+    if len(set(measured.values())) > 1:
+        found = ", ".join(f"{name} on {rows} of {split}" for name, (rows, _, split) in measured.items())
+        raise ValueError(
+            f"the students were measured on different rows ({found}), so nothing can be compared: choose another "
+            "output_dir, and give the measured rows for all of them"
+        )
 
 
 def _folders(out: Path, students: Sequence[str], only: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Path]:
@@ -199,11 +238,17 @@ def _folders(out: Path, students: Sequence[str], only: Sequence[str], overrides:
     return folders
 
 
-def _compare(students: Sequence[FrontierStudent], out: Path, limits: Limits, failed: dict[str, str]) -> FrontierReport:
+def _compare(
+    students: Sequence[FrontierStudent],
+    given: Mapping[str, Any],
+    out: Path,
+    limits: Limits,
+    failed: dict[str, str],
+) -> FrontierReport:
     """Put the teacher and all finished students side by side: quality as their reports have it, times anew."""
     # What is compared of each: its report, the file that is deployed, and its times.
-    given = students[0].arguments
     reports = {student.name: EvaluationReport.load(student.folder) for student in students}
+    _refuse_other_rows(reports)
     deployed = {student.name: INT8_FILE if given["ship"] else "student" for student in students}
     files = {each.name: each.folder / INT8_FILE if given["ship"] else each.folder for each in students}
     text_to_label_ms, pass_ms = _times_together({REFERENCE: given["teacher"], **files}, given)

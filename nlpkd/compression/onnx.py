@@ -30,11 +30,11 @@ from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
-from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, weight_files, weights_sha256
+from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.structure import matching_tokenizer, readable
 from nlpkd.tasks import task_of
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
-from nlpkd.utils.files import digest_of, explain_damage
+from nlpkd.utils.files import digest_of, explain_damage, weight_files, weights_sha256
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.links import inside, move_into, refuse_links
 from nlpkd.utils.packages import require

@@ -68,10 +68,11 @@ def prune_neurons(
     """
     units = neurons(model)
     count = _count(units.count, "intermediate_size", keep, intermediate_size)
-    (importance,) = measure_importance(model, [units], dataset, tokenizer, max_rows=max_rows, batch_size=batch_size)
+    rows = labelled_rows(dataset)
+    (importance,) = measure_importance(model, [units], rows, tokenizer, max_rows=max_rows, batch_size=batch_size)
     smaller = keep_neurons(model, {layer: top_indices(values, count) for layer, values in importance.items()})
     paper = "Molchanov et al. 2017, arXiv:1611.06440"
-    details = {"intermediate_size": [units.count, count], "rows": min(max_rows, len(dataset))}
+    details = {"intermediate_size": [units.count, count], "rows": min(max_rows, len(rows))}
     return smaller, record_of("prune_neurons", paper, model, smaller, **details)
 
 
@@ -121,11 +122,12 @@ def prune_heads(
     count = _count(total, "heads", keep, heads)
     if count % units.parts:
         raise ValueError(f"{units.parts} heads share keys and values and go together: {count} is no multiple")
-    (importance,) = measure_importance(model, [units], dataset, tokenizer, max_rows=max_rows, batch_size=batch_size)
+    rows = labelled_rows(dataset)
+    (importance,) = measure_importance(model, [units], rows, tokenizer, max_rows=max_rows, batch_size=batch_size)
     kept = {layer: top_indices(values, count // units.parts) for layer, values in importance.items()}
     smaller = keep_heads(model, kept)
     paper = "Michel et al. 2019, arXiv:1905.10650"
-    details = {"heads": [total, count], "rows": min(max_rows, len(dataset))}
+    details = {"heads": [total, count], "rows": min(max_rows, len(rows))}
     return smaller, record_of("prune_heads", paper, model, smaller, **details)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -85,17 +85,40 @@ class DataArguments:
         """
         from nlpkd.config import DistillationConfig
 
-        data_args, settings = cls.split_keywords(keywords)
         known = {field.name for field in fields(DistillationConfig)}
+        return cls.split_of(function, keywords, known, "a setting of a training")
+
+    @classmethod
+    def split_of(
+        cls, function: Callable[..., Any], keywords: Mapping[str, Any], known: Collection[str] = (), others: str = ""
+    ) -> tuple[DataArguments, dict[str, Any]]:
+        """Separate likewise the keywords of a function, and refuse those that nothing of it takes.
+
+        Args:
+            function: whose keywords they are, such as `nlpkd.evaluate`.
+            keywords: those that are no parameters of its own.
+            known: names that it takes beside those of this class.
+            others: what these are, such as "a setting of a training".
+
+        Returns:
+            The arguments, and the keywords that are left, all of them known.
+
+        Raises:
+            ValueError: for a keyword that is neither; it says which ones were probably meant.
+        """
+        data_args, left = cls.split_keywords(keywords)
         names = sorted({*known, *inspect.signature(function).parameters, *(field.name for field in fields(cls))})
-        for unknown in settings.keys() - known:
+        for unknown in left.keys() - set(known):
             longer = [name for name in names if name.endswith(f"_{unknown}")]
             close = get_close_matches(unknown, longer or names, n=3 if longer else 1, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(
-                f"{unknown!r} is neither an argument of {function.__name__} nor a setting of a training{hint}"
+            told = (
+                f"neither an argument of {function.__name__} nor {others}"
+                if others
+                else (f"no argument of {function.__name__}")
             )
-        return data_args, settings
+            raise ValueError(f"{unknown!r} is {told}{hint}")
+        return data_args, left
 
     def with_labels_of(self, config: Any) -> DataArguments:
         """Fill in the task and the label names of a model that is there, where they are not given.

@@ -141,7 +141,8 @@ def load_text_classification(
     """
     if data_args is not None and keywords:
         raise ValueError(f"give either data_args or single keywords, not both: got data_args and {sorted(keywords)}")
-    asked = DataArguments(**keywords) if data_args is None else data_args
+    own, _ = DataArguments.split_of(load_text_classification, keywords)
+    asked = own if data_args is None else data_args
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
     load = _stream_train if asked.streaming else partial(_load_whole, seed=seed)
     return tell_other_names(load(train, validation, test, tokenizers, asked), keywords.get("label_names", ()))

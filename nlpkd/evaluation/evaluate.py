@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -278,14 +278,26 @@ class _Measured:
         return _interval(self.scoring.agreement(agreeing), resampled)
 
 
-def _name_models(
-    student: nn.Module, teacher: nn.Module | None, baseline: nn.Module | None, further: Mapping[str, nn.Module]
-) -> dict[str, nn.Module]:
-    """Put the models in the order of the report."""
+def check_candidate_names(further: Iterable[str]) -> None:
+    """Refuse further candidates that have the name of a model with an argument of its own.
+
+    Args:
+        further: their names.
+
+    Raises:
+        ValueError: if one is called so.
+    """
     if taken := {"teacher", "student", "baseline"} & set(further):
         raise ValueError(
             f"further candidates can't be called {sorted(taken)}: these names have arguments of their own"
         )
+
+
+def _name_models(
+    student: nn.Module, teacher: nn.Module | None, baseline: nn.Module | None, further: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """Put the models in the order of the report."""
+    check_candidate_names(further)
     named = {"teacher": teacher, "student": student, "baseline": baseline, **further}
     return {name: unwrapped(model, name) for name, model in named.items() if model is not None}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,9 @@ from nlpkd.evaluation.records import (
     without_controls,
 )
 from nlpkd.evaluation.report_text import code_block, escape_markdown, markdown_table
-from nlpkd.utils.files import write_atomic
+from nlpkd.utils.files import weights_sha256, write_atomic
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 
@@ -154,6 +157,54 @@ class EvaluationReport:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} can't be read as an evaluation report: {error}") from error
+
+    @classmethod
+    def load_beside(cls, folder: Path) -> EvaluationReport | None:
+        """Read the report of the model in a folder.
+
+        Args:
+            folder: the model's.
+
+        Returns:
+            The report; None without one, or, with a warning, where it is of other weights than the folder's.
+
+        Raises:
+            ValueError: when its `report.json` is not a report of this schema.
+        """
+        if not (folder / JSON_NAME).is_file():
+            return None
+        report = cls.load(folder)
+        if report.is_of(folder):
+            return report
+        logger.warning("%s is not used: it was measured of other weights than those beside it.", folder / JSON_NAME)
+        return None
+
+    def is_of(self, folder: Path) -> bool:
+        """Check whether it was measured of the weights in a folder.
+
+        Args:
+            folder: a model's.
+
+        Returns:
+            False where it names other weights; True where it names none, or the folder has none.
+        """
+        stated, found = self.run.student.weights_sha256, weights_sha256(folder)
+        return not (stated and found) or stated == found
+
+    def refuse_other_weights(self, folder: Path) -> None:
+        """Refuse to say what was measured of other weights than those in a folder.
+
+        Args:
+            folder: a model's.
+
+        Raises:
+            ValueError: if it names other weights.
+        """
+        if not self.is_of(folder):
+            raise ValueError(
+                f"the report was measured of other weights than those in {folder}: measure these (`nlpkd evaluate "
+                f"{folder} --data DATA --output {folder}`), or delete {folder / JSON_NAME}"
+            )
 
     def verdict(self) -> str:
         """Return in two sentences what the student kept and saved, and whether distilling paid.

@@ -99,8 +99,8 @@ def push_student(
         The address of the commit, or of the pull request.
 
     Raises:
-        ValueError: If the directory is no whole student, its ONNX files were made from other weights, or an argument
-            can't work, a file leads out of the directory by a link.
+        ValueError: If the directory is no whole student, its ONNX files were made from other weights or its report
+            measured of others, an argument can't work, or a file leads out of the directory by a link.
         RuntimeError: If the push failed; it says why, that nothing is lost, and how to finish.
     """
     directory = _existing(directory)
@@ -141,7 +141,8 @@ def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
         The bytes of each file by its path in the repository.
 
     Raises:
-        ValueError: If the directory is no whole student, or its ONNX files were made from other weights.
+        ValueError: If the directory is no whole student, its ONNX files were made from other weights, or its report
+            was measured of others.
     """
     directory = _existing(directory)
     validate_repo_id(repo_id)
@@ -244,6 +245,8 @@ def _check_student(directory: Path) -> None:
             raise ValueError(f"{directory / name} is damaged ({error}); save the student again") from error
     refuse_damaged(directory)
     refuse_stale(directory, *sorted(directory.glob("onnx/*.onnx")))
+    if (report := _report_in(directory)) is not None:
+        report.refuse_other_weights(directory)
 
 
 def _publishable(directory: Path) -> list[str]:
@@ -262,12 +265,18 @@ def _publishable(directory: Path) -> list[str]:
 
 def _new_card(directory: Path, repo_id: str) -> str | None:
     """Return the text of the card that the report gives, None where somebody's own card is there."""
-    if (directory / JSON_NAME).is_file():
-        with explain_damage(directory / JSON_NAME, "evaluate again"):
-            return renewed_card(EvaluationReport.load(directory), directory, repo_id)
+    if (report := _report_in(directory)) is not None:
+        return renewed_card(report, directory, repo_id)
     if not (directory / CARD_NAME).is_file():
         logger.warning("%s has neither README.md nor report.json: the model is pushed without a card", directory)
     return None
+
+
+def _report_in(directory: Path) -> EvaluationReport | None:
+    if not (directory / JSON_NAME).is_file():
+        return None
+    with explain_damage(directory / JSON_NAME, "evaluate again"):
+        return EvaluationReport.load(directory)
 
 
 def _stage(directory: Path, staging: Path) -> EvaluationReport | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import PAGE_NAME, save_page, training_curves
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate
-from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.models.structure import matching_tokenizer
 from nlpkd.tasks import task_of
@@ -32,6 +32,7 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
     """Save a student as safetensors with its tokenizer beside it.
 
     Everything is written in full before the first file gets its final name, so a failure leaves what was there before.
+    A report, page and card that nlpkd made of other weights in the directory are removed; an edited card stays.
 
     Args:
         model: The student, anything with transformers' `save_pretrained`.
@@ -51,11 +52,50 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
             "transformers PreTrainedModel, or save its state_dict with safetensors yourself"
         )
     directory = Path(directory)
-    with atomic_model_update(directory) as temporary:
+    with model_update(directory) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:
             matching_tokenizer(tokenizer, model).save_pretrained(temporary)
     return directory
+
+
+@contextmanager
+def model_update(folder: Path) -> Iterator[Path]:
+    """Replace the files of a model as `atomic_model_update` does, and take away what was measured of other weights.
+
+    That is a report which names them, its page, and the card that was made of it unless somebody edited that.
+
+    Args:
+        folder: where the model goes.
+
+    Yields:
+        The folder to save it in.
+
+    Raises:
+        OSError: if no more fits on the disk.
+    """
+    with atomic_model_update(folder) as temporary:
+        yield temporary
+    try:
+        report = EvaluationReport.load(folder)
+    except (ValueError, OSError):
+        return
+    if report.is_of(folder):
+        return
+    logger.warning(
+        "The report in %s was of the weights that were there before: it is removed, and so are its page and card.",
+        folder,
+    )
+    if _is_ours(folder / CARD_NAME):
+        (folder / CARD_NAME).unlink()
+    # The report goes last: it tells that the others are of other weights.
+    for name in (PAGE_NAME, MARKDOWN_NAME, JSON_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _is_ours(card: Path) -> bool:
+    """Check whether a card is there that nobody wrote or edited."""
+    return card.is_file() and is_generated(card.read_text(encoding="utf-8", errors="replace"))
 
 
 def save_report(
@@ -155,9 +195,13 @@ def renewed_card(report: EvaluationReport, directory: Path, model_name: str) -> 
 
     Returns:
         The text of README.md; None where somebody wrote or edited the one that is there.
+
+    Raises:
+        ValueError: if the report is of other weights than the folder's.
     """
+    report.refuse_other_weights(directory)
     path = directory / CARD_NAME
-    if path.is_file() and not is_generated(path.read_text(encoding="utf-8", errors="replace")):
+    if path.is_file() and not _is_ours(path):
         return None
     onnx = any((directory / "onnx").glob("*.onnx"))
     return build_model_card(report, model_name=model_name, onnx=onnx).content

@@ -36,7 +36,7 @@ class TeacherEnsemble(nn.Module):
         average: `"probabilities"` or `"logits"`.
 
     Raises:
-        ValueError: if there is no teacher, or average or weights are out of range.
+        ValueError: if there is no teacher, they have other numbers of labels, or average or weights are out of range.
     """
 
     weights: Tensor
@@ -50,6 +50,7 @@ class TeacherEnsemble(nn.Module):
         check_ensemble(average, weights)
         if weights is not None and len(weights) != len(teachers):
             raise ValueError(f"there are {len(weights)} ensemble_weights for {len(teachers)} teachers: give one each")
+        _refuse_other_outputs(teachers)
         self.average = average
         self.members = nn.ModuleList([unwrapped(each, "teacher") for each in teachers])
         given = torch.tensor([1.0] * len(teachers) if weights is None else [float(weight) for weight in weights])
@@ -144,6 +145,17 @@ class TeacherEnsemble(nn.Module):
             yes, no = ((F.logsigmoid(each) + weights.log()).logsumexp(dim=0) for each in (stacked, -stacked))
             return yes - no
         return (stacked.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+
+
+def _refuse_other_outputs(teachers: Sequence[nn.Module]) -> None:
+    """Refuse teachers whose logits can't be averaged, as far as their configs say how many they have."""
+    counts = [getattr(getattr(each, "config", None), "num_labels", None) for each in teachers]
+    if len({count for count in counts if count is not None}) > 1:
+        told = ", ".join(f"teacher {number} has {count or '?'}" for number, count in enumerate(counts, start=1))
+        raise ValueError(
+            f"teachers are averaged label by label, and they have other numbers of labels: {told}. Take teachers of "
+            "the same labels"
+        )
 
 
 def as_ensemble(teacher: nn.Module) -> TeacherEnsemble:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.models.loading import load_config, onnx_file
-from nlpkd.utils.files import digest_of, explain_damage
+from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
 from nlpkd.utils.packages import require
 
 if TYPE_CHECKING:
@@ -191,23 +191,6 @@ def model_folder(path: Path) -> Path:
     raise ValueError(
         f"there is no config.json in {path.parent}, above it or in {beside}: {path.name} does not say its labels"
     )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """List the files of a model's weights, in order; none where it has only an ONNX file."""
-    return sorted(folder.glob("model*.safetensors"))
-
-
-def weights_sha256(folder: Path) -> dict[str, str]:
-    """Hash a model's weights, to know what was made from them.
-
-    Args:
-        folder: the model's.
-
-    Returns:
-        The SHA-256 of each of its weight files by name.
-    """
-    return {path.name: digest_of(path) for path in weight_files(folder)}
 
 
 def refuse_stale(folder: Path, *files: Path) -> None:

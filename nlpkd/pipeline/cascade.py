@@ -7,6 +7,8 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,22 @@ import numpy as np
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_text_columns
+from nlpkd.data.rows import has_unlabelled, labelled_rows
 from nlpkd.data.sources import Source, read_splits, rows_without_train, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
-from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
-from nlpkd.serving.cascade import CERTAINTY, CascadeRecord, choose_threshold, confidence, scores, served_files
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.serving.cascade import (
+    CERTAINTY,
+    CascadeRecord,
+    choose_threshold,
+    confidence,
+    refuse_other_tasks,
+    scores,
+    served_files,
+)
 from nlpkd.serving.classifier import Fallback, load
+from nlpkd.tasks import SINGLE_LABEL
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.locks import only_writer
 
@@ -65,12 +77,15 @@ def cascade(
     folder, (kind, target) = Path(student), _target(target_agreement, target_accuracy)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: cascade.json is written beside a student on this machine")
-    data_args, unknown = DataArguments.split_keywords(keywords)
-    if unknown:
-        raise ValueError(f"unknown arguments {sorted(unknown)}")
+    data_args, _ = DataArguments.split_of(cascade, keywords)
     if data_args.max_length is not None:
         raise ValueError("a cascade reads texts as nlpkd.load does, up to the models' own limit: leave max_length out")
+    if data_args.problem_type not in (None, SINGLE_LABEL):
+        raise ValueError(
+            f"a cascade is of rows with one class each, and problem_type is {data_args.problem_type!r}: leave it out"
+        )
     small = load(folder, trust_remote_code=trust_remote_code)
+    refuse_other_tasks(small.model.config)
     large = Fallback(teacher, trust_remote_code, batch_size)
     asked = large.in_words_of(small.model.config)
 
@@ -79,7 +94,13 @@ def cascade(
     if kind == "accuracy":
         # A copy, since rows name classes that have no names: the student answers in its own words, as it will later.
         config = copy.deepcopy(small.model.config)
-        rows, _, loaded = load_rows_for_model(data, config, tokenizer=small.tokenizer, data_args=data_args)
+        one_class = replace(data_args, problem_type=SINGLE_LABEL)
+        rows, split, loaded = load_rows_for_model(data, config, tokenizer=small.tokenizer, data_args=one_class)
+        if has_unlabelled(rows):
+            raise ValueError(
+                f"target_accuracy needs a gold label in each row, and {len(rows) - len(labelled_rows(rows))} of "
+                f"{len(rows)} rows of {split} have none: leave these out, or give target_agreement"
+            )
         names = small.model.config.id2label
         gold = [names[number] for number in rows["labels"][:]]
         texts = _texts(rows, loaded.text_columns)
@@ -137,9 +158,10 @@ def _target(agreement: float | None, accuracy: float | None) -> tuple[str, float
     chosen = [(kind, target) for kind, target in given.items() if target is not None]
     if len(chosen) != 1:
         raise ValueError("give either target_agreement or target_accuracy: what the cascade has to keep")
-    if not 0 < chosen[0][1] < 1:
-        raise ValueError(f"target_{chosen[0][0]} must be above 0 and below 1, got {chosen[0][1]}")
-    return chosen[0]
+    kind, target = chosen[0]
+    if isinstance(target, bool) or not isinstance(target, Real) or not 0 < target < 1:
+        raise ValueError(f"target_{kind} must be a number above 0 and below 1, got {target!r}")
+    return kind, target
 
 
 def _texts(rows: Any, columns: list[str]) -> list[Any]:
@@ -150,11 +172,10 @@ def _texts(rows: Any, columns: list[str]) -> list[Any]:
 
 
 def _fitted_temperature(folder: Path) -> float:
-    """Return the temperature that the student's report fitted; 1 without one."""
-    if not (folder / JSON_NAME).is_file():
-        return 1.0
-    own = EvaluationReport.load(folder).candidates.get("student")
-    return own.temperature_scaling.temperature if own and own.temperature_scaling else 1.0
+    """Return the temperature that the student's report fitted; 1 without a report of its weights."""
+    report = EvaluationReport.load_beside(folder)
+    fitted = report and report.candidates["student"].temperature_scaling
+    return fitted.temperature if fitted else 1.0
 
 
 def _median_ms(answer: Callable[[Any], Any], texts: list[Any]) -> float:

@@ -17,8 +17,7 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import one_line
 from nlpkd.hub.eval_results import RESULTS_FILES, RESULTS_FOLDER
 from nlpkd.hub.model_card import CARD_METRICS
-from nlpkd.models.onnx_classifier import weights_sha256
-from nlpkd.utils.files import explain_damage
+from nlpkd.utils.files import explain_damage, weights_sha256
 from nlpkd.utils.yaml_files import parse_yaml, read_yaml
 
 TOLERANCE = 0.005

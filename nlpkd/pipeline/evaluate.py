@@ -22,7 +22,7 @@ from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
-from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.evaluate import check_candidate_names, evaluate_student
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.memory import add_memory, check_memory
 from nlpkd.evaluation.records import BASELINES
@@ -30,9 +30,9 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
 from nlpkd.hub.saving import save_report
 from nlpkd.models.loading import split_revision
-from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.utils.files import weights_sha256
 from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
 from nlpkd.utils.packages import require
 from nlpkd.utils.processes import phase, quiet
@@ -42,6 +42,13 @@ logger = logging.getLogger(__name__)
 
 LATENCY_GRID: dict[str, Any] = {"latency_batches": (1, 8, 32), "latency_tokens": (16, 64, 128), "latency_runs": 100}
 """Batch sizes, lengths and timed passes of a latency grid, as arguments of `evaluate`."""
+
+
+MEASURING = {
+    "teacher_order", "training_seconds", "batch_size", "bootstrap_samples", "latency_batches", "latency_tokens",
+    "latency_runs", "seed",
+}  # fmt: skip
+"""Arguments of `evaluate_student` that are a caller's: the others are made here."""
 
 
 _MEASURED_SPLITS = ("test", "validation", "train")
@@ -92,10 +99,11 @@ def evaluate(
         The report.
 
     Raises:
-        ValueError: if models or data do not fit.
+        ValueError: if an argument is unknown, or models or data do not fit.
     """
-    data_args, measuring = DataArguments.split_keywords(keywords)
+    data_args, measuring = DataArguments.split_of(evaluate, keywords, MEASURING, "one of evaluate_student")
     # What can be refused before anything is measured.
+    check_candidate_names(candidates or {})
     if memory:
         check_memory()
     if output_dir is not None:
@@ -206,9 +214,9 @@ def _settled_order(student: Path, config: Any, teacher: Mapping[str, Any]) -> li
 
     It is of the labels as the report has them, of which the student's config may have another order by now.
     """
-    if not (student / "report.json").is_file():
+    report = EvaluationReport.load_beside(student)
+    if report is None:
         return None
-    report = EvaluationReport.load(student)
     about, classes = report.run.teacher, Classes.of_config(config)
     if about.label_order is None or (about.name, about.revision) != (teacher["name"], teacher["revision"]):
         return None

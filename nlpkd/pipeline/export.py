@@ -31,6 +31,10 @@ from nlpkd.utils.provenance import command_line, now
 _COMPARED_TEXTS = 128
 
 
+_OF_INT8 = {"per_channel": True, "embeddings": True, "reduce_range": False}
+"""Settings of `export_int8` and their defaults."""
+
+
 class RetentionError(RuntimeError):
     """An exported file keeps less of the student's quality than was asked."""
 
@@ -115,19 +119,21 @@ def export_student(
     Raises:
         RetentionError: if a file keeps less than `min_retention`; none is kept.
         RuntimeError: if the model can't be exported, or a file gives other logits.
-        ValueError: if student and data do not fit, the student's own metric is not above 0, or another run or export
-            is writing to the folder.
+        ValueError: if an argument is unknown, or of an int8 file that is not asked for, student and data do not fit,
+            the student's own metric is not above 0, or another run or export is writing to the folder.
         ImportError: if a package of the extra `export` is missing.
     """
-    data_args, int8_settings = DataArguments.split_keywords(keywords)
-    if portable:
-        int8_settings["reduce_range"] = True
+    data_args, int8_settings = DataArguments.split_of(export_student, keywords, _OF_INT8, "one of export_int8")
     source = ModelSource.of(student, revision, trust_remote_code)
     if output_dir is None and not Path(source.name).is_dir():
         raise ValueError(f"{student} is no folder, so the files need one: give output_dir")
-    for name, given in {"calibration": calibration is not None, "portable": portable}.items():
+    of_int8 = {"calibration": calibration is not None, "portable": portable}
+    of_int8 |= {name: value != _OF_INT8[name] for name, value in int8_settings.items()}
+    for name, given in of_int8.items():
         if given and not int8:
             raise ValueError(f"{name} is of an int8 file: ask for one (int8=True), or leave it out")
+    if portable:
+        int8_settings["reduce_range"] = True
     directory = Path(output_dir or source.name)
     model, tokenizer = source.teacher(), source.tokenizer()
     refuse_another_model(directory, model, tokenizer)

@@ -26,7 +26,6 @@ from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.saving import renewed_card, save_partial_report, save_report
-from nlpkd.models.onnx_classifier import weights_sha256
 from nlpkd.objectives.presets import Stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import supervised_trainer
@@ -42,7 +41,7 @@ from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_training
 from nlpkd.training.rehearsal import rows_to_try
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import atomic_folder_update, explain_damage, numbered_folders
+from nlpkd.utils.files import atomic_folder_update, explain_damage, numbered_folders, weights_sha256
 from nlpkd.utils.processes import phase
 from nlpkd.utils.provenance import command_line, now
 
@@ -110,7 +109,7 @@ class Job:
             seed = args.seed + number - 1
             further = folder / f"seed-{seed}"
             logger.warning("Seed %d, number %d of %d, in %s.", seed, number, num_seeds, further)
-            before = EvaluationReport.load(further) if resumes(args) and (further / JSON_NAME).exists() else None
+            before = EvaluationReport.load_beside(further) if resumes(args) else None
             # A seed whose measuring failed has a report too, of its student alone.
             if before is not None and before.candidates.keys() == report.candidates.keys():
                 logger.warning("It is finished: its report is used.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -39,11 +40,16 @@ TUNING_FILE = "tuning.json"
 STUDY_FILE = "optuna.log"
 """The trials, with what they are of."""
 
+_STUDY = "nlpkd"
+
 _ASKED = "asked"
 """In the study: what its trials' values depend on."""
 
 
 _SHOWN = 4
+
+
+_OF_ALL_TRIALS = ("output_dir", "teacher_cache_dir", "push_to_hub", "hub_model_id", "resume_from_checkpoint")
 
 
 DEFAULT_SEARCH: dict[str, Any] = {"learning_rate": (1e-5, 5e-4)}
@@ -100,7 +106,7 @@ def tune(
         teacher: a path, a Hub id (`id@revision` too), or a model.
         train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows to choose on; not those that the student is reported on.
-        search: for each setting a pair (low, high) of numbers, by logarithm where high / low >= 10 (integers stay
+        search: for each setting a tuple (low, high) of numbers, by logarithm where high / low >= 10 (integers stay
             integers), or a list to choose from. A setting is a field of `DistillationConfig`
             or one of an objective: `"forward_kl.temperature"`, `"cross_entropy.weight"`. The learning rate if None.
         layers: numbers of the teacher's layers to choose from.
@@ -129,7 +135,7 @@ def tune(
     folder, search = Path(output_dir), dict(DEFAULT_SEARCH if search is None else search)
     data_args, settings = DataArguments.split_of_training(tune, keywords)
     args = DistillationConfig(str(folder), **{"save_strategy": "no", "eval_strategy": "no"} | settings)
-    check_search(search, objectives)
+    check_search(search, objectives, layers, n_trials, args)
     args = with_preset_settings(args, objectives)
     with only_run(folder):
         # Teacher, rows and objectives, as for a distillation; the student is each trial's own.
@@ -144,15 +150,16 @@ def tune(
             raise ValueError("settings are chosen by gold labels, and validation rows have none")
         metric = scoring_of(job.data.problem_type).headline(np.asarray(job.data["validation"]["labels"][:]))
 
+        # What would end the search in a later trial: values of objectives, and the deepest student.
+        of_objectives = {name: values for name, values in search.items() if "." in name}
+        _refuse_values(of_objectives, partial(with_settings, job.stages[0].objectives))
+        make_student(job.teacher, max(layers), seed=args.seed)  # type: ignore[arg-type]
+
         # The search, which goes on where it stopped, with other draws than those it began with.
-        study = optuna.create_study(
-            study_name="nlpkd",
-            storage=JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
-            direction="maximize",
-            load_if_exists=True,
-        )
+        storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
         asked = _describe_search(job, args, search, layers)
-        decided_by_main_process(partial(_refuse_other_search, study, asked, folder))
+        decided_by_main_process(partial(_begin_or_go_on, storage, asked, folder))
+        study = optuna.load_study(study_name=_STUDY, storage=storage)
         study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
         done = len([trial for trial in study.trials if trial.value is not None])
         for _ in range(done, n_trials):
@@ -175,26 +182,71 @@ def tune(
         return result
 
 
-def check_search(search: Mapping[str, Sequence[Any]], objectives: str | Sequence[Objective] | Sequence[Stage]) -> None:
-    """Refuse a search that can't be begun.
+def check_search(
+    search: Mapping[str, Sequence[Any]],
+    objectives: str | Sequence[Objective] | Sequence[Stage],
+    layers: Sequence[int],
+    n_trials: int,
+    args: DistillationConfig,
+) -> None:
+    """Refuse a search whose trials can't all be begun.
 
     Args:
         search: see `tune`.
         objectives: see `tune`.
+        layers: see `tune`.
+        n_trials: see `tune`.
+        args: what holds in every trial where it is not searched.
 
     Raises:
-        ValueError: if a setting is unknown, its values are none, or the objectives have several stages.
+        ValueError: if a setting is unknown or none that a trial has of its own, a value is none that it can have, or
+            the objectives have several stages.
     """
+    if n_trials < 1:
+        raise ValueError(f"n_trials must be at least 1, got {n_trials}")
+    numbers = isinstance(layers, Sequence) and all(type(number) is int and number > 0 for number in layers)
+    if not numbers or not layers:
+        raise ValueError(f"layers must be numbers of layers to choose from, such as (2, 3), got {layers!r}")
+    if (count := len(resolve(objectives))) > 1:
+        raise ValueError(f"objectives={objectives!r} has {count} stages: search those of one, like 'hinton'")
     known = {field.name for field in fields(DistillationConfig)}
     for name, values in search.items():
         if "." not in name and name not in known:
             raise ValueError(f"{name!r} is neither a DistillationConfig field nor an OBJECTIVE.SETTING")
         if name.startswith("augment"):
             raise ValueError(f"{name!r} can't be searched, since all trials learn from the same rows: give one value")
-        if not isinstance(values, (list, tuple)) or not values:
-            raise ValueError(f"search[{name!r}] must be a pair (low, high) or a list of values, got {values!r}")
-    if (count := len(resolve(objectives))) > 1:
-        raise ValueError(f"objectives={objectives!r} has {count} stages: search those of one, like 'hinton'")
+        if name in _OF_ALL_TRIALS:
+            raise ValueError(f"{name!r} can't be searched, since it says where all trials go: give one value")
+        _check_values(name, values)
+
+    of_run = {name: values for name, values in search.items() if "." not in name}
+    _refuse_values(of_run, lambda settings: replace(args, **settings))
+
+
+def _refuse_values(search: Mapping[str, Sequence[Any]], make: Callable[[Mapping[str, Any]], Any]) -> None:
+    """Refuse values of a search that nothing can be made with; of a range its ends are tried."""
+    for name, values in search.items():
+        for value in values:
+            try:
+                make({name: value})
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"search[{name!r}] can't have the value {value!r}: {error}") from error
+
+
+def _check_values(name: str, values: Any) -> None:
+    """Refuse values that are neither a range nor a choice."""
+    if isinstance(values, list) and values:
+        return
+    numbers = isinstance(values, tuple) and len(values) == 2 and all(_is_number(value) for value in values)
+    if not numbers or not values[0] < values[1]:
+        raise ValueError(
+            f"search[{name!r}] must be a pair (low, high) of numbers with low below high, or a list of values to "
+            f"choose from, got {values!r}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _describe_search(
@@ -203,7 +255,10 @@ def _describe_search(
     """Describe all that the trials' values depend on, as JSON can hold it."""
     objectives = ObjectiveSet(job.stages[0].objectives, args.weighting)
     train, held_out = job.data["train"], job.data["validation"]
-    told = {"layers": list(layers)} | {f"search of {name}": list(values) for name, values in search.items()}
+    told = {"layers": list(layers)} | {
+        f"search of {name}": list(values) if isinstance(values, tuple) else {"one of": values}
+        for name, values in search.items()
+    }
     told |= {name: getattr(args, name) for name in LENGTH}
     columns = random_access(train, first=1).column_names
     told |= describe_lessons(args, job.teacher, objectives, train, columns)
@@ -211,12 +266,23 @@ def _describe_search(
     return json.loads(json.dumps(told, default=str))
 
 
-def _refuse_other_search(study: Any, asked: dict[str, Any], folder: Path) -> None:
-    """Refuse a study whose trials are another search's; one without any trial becomes this one's."""
+def _begin_or_go_on(storage: Any, asked: dict[str, Any], folder: Path) -> None:
+    """Begin a study, or go on with the one that is there; refuse one with results of another search."""
+    import optuna
+
+    begin = partial(optuna.create_study, study_name=_STUDY, storage=storage, direction="maximize")
+    study = begin(load_if_exists=True)
+    kept = study.user_attrs.get(_ASKED)
     if not study.trials:
         study.set_user_attr(_ASKED, asked)
         return
-    kept = study.user_attrs.get(_ASKED)
+    if kept == asked:
+        return
+    if not any(trial.value is not None for trial in study.trials):
+        # Nothing was found, so nothing is lost of a search that failed.
+        optuna.delete_study(study_name=_STUDY, storage=storage)
+        begin().set_user_attr(_ASKED, asked)
+        return
     if kept is None:
         raise ValueError(
             f"{folder / STUDY_FILE} has trials of an earlier version, which do not say what they are of: delete it, "
@@ -249,11 +315,9 @@ def _draw(trial: Any, search: Mapping[str, Sequence[Any]], layers: Sequence[int]
 
 
 def _suggest(trial: Any, name: str, values: Sequence[Any]) -> Any:
-    if len(values) != 2 or not all(isinstance(value, (int, float)) for value in values):
-        return trial.suggest_categorical(name, list(values))
+    if isinstance(values, list):
+        return trial.suggest_categorical(name, values)
     low, high = values
-    if not low < high:
-        raise ValueError(f"search[{name!r}] must be a pair (low, high) with low below high, got {values!r}")
     if isinstance(low, int) and isinstance(high, int):
         return trial.suggest_int(name, low, high)
     return trial.suggest_float(name, low, high, log=low > 0 and high / low >= 10)

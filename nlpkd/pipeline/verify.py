@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source
 from nlpkd.evaluation.benchmark import model_size_mb
@@ -30,7 +31,7 @@ from nlpkd.pipeline.claims import (
     rows_claim,
     weights_claim,
 )
-from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.evaluate import MEASURING, evaluate
 from nlpkd.utils.hub_requests import HubUnreachableError, limit_hub_requests
 
 
@@ -119,8 +120,10 @@ def verify(
         Each claim with its verdict.
 
     Raises:
-        ValueError: without a report, without a quality that it claims, or without data to measure on.
+        ValueError: without a report, without a quality that it claims, without data to measure on, or for an unknown
+            argument.
     """
+    DataArguments.split_of(verify, keywords, MEASURING, "one of evaluate")
     # What is claimed.
     limit_hub_requests()
     name, commit = split_revision(str(model)) if revision is None else (str(model), revision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -15,9 +16,10 @@ from scipy.special import betaincinv, softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
-from nlpkd.models.onnx_classifier import OnnxClassifier, weights_sha256
+from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.serving.texts import as_texts
-from nlpkd.utils.files import digest_of, explain_damage, write_atomic
+from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ CASCADE_NAME = "cascade.json"
 """The file beside a student that says when it answers by itself."""
 
 CERTAINTY = 0.95
+
+_LABELS = "id2label"
 
 _STEPS = 50
 
@@ -48,7 +52,7 @@ class CascadeRecord:
         student_ms: median time of one text, text to label.
         teacher_ms: likewise; None where it was not timed.
         curve: threshold, answered, found and low of every candidate, the strictest first.
-        student_files: the SHA-256 of the files that the student was served from, by name.
+        student_files: the SHA-256 of what the student was served from, by name; see `served_files`.
         teacher_files: likewise of the large model; none where nobody knows.
     """
 
@@ -103,13 +107,14 @@ class CascadeRecord:
         Raises:
             ValueError: if they are other files, or have changed.
         """
-        if files != self.student_files:
-            changed = (
-                "was trained or exported again" if files.keys() == self.student_files.keys() else "is another file"
-            )
+        # Earlier versions noted the weights alone.
+        before = [name for name, digest in self.student_files.items() if files.get(name) != digest]
+        if before:
+            now = [name for name, digest in files.items() if self.student_files.get(name) != digest]
+            changed = "has changed since" if before == now else "is another file"
             raise ValueError(
-                f"{folder / CASCADE_NAME} was chosen on {', '.join(self.student_files)}, and what is served now, "
-                f"{', '.join(files)}, {changed}: the threshold promises nothing of it. Run nlpkd cascade again"
+                f"{folder / CASCADE_NAME} was chosen on {', '.join(before)}, and what is served now, "
+                f"{', '.join(now)}, {changed}: the threshold promises nothing of it. Run nlpkd cascade again"
             )
 
     def refuse_other_teacher(self, name: str, files: Mapping[str, str], folder: Path) -> None:
@@ -123,10 +128,13 @@ class CascadeRecord:
         Raises:
             ValueError: if its files are known to be others.
         """
-        if files and self.teacher_files and files != self.teacher_files:
+        # Its classes are matched with the student's by name, whatever it calls them.
+        noted = {each: digest for each, digest in self.teacher_files.items() if each != _LABELS}
+        changed = [each for each, digest in noted.items() if files.get(each) != digest]
+        if files and changed:
             raise ValueError(
-                f"{folder / CASCADE_NAME} was chosen beside {self.teacher}, and the fallback {name} has other weights "
-                "than that had: the threshold promises nothing of it. Run nlpkd cascade with it"
+                f"{folder / CASCADE_NAME} was chosen beside {self.teacher}, and the fallback {name} has another "
+                f"{', '.join(changed)} than that had: the threshold promises nothing of it. Run nlpkd cascade with it"
             )
         if name != self.teacher and not (files and self.teacher_files):
             logger.warning(
@@ -165,15 +173,25 @@ class CascadeRecord:
 
 
 def served_files(student: Any, folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file that a classifier's weights were read from, by name.
+    """Return the SHA-256 of what a classifier's answers follow from, by name: weights, tokenizer and labels.
 
     Args:
         student: a `nlpkd.TextClassifier`.
         folder: where it was loaded from.
+
+    Returns:
+        The hashes; none where its weights lie elsewhere.
     """
     if isinstance(student.model, OnnxClassifier):
-        return {student.model.path.name: digest_of(student.model.path)}
-    return weights_sha256(folder)
+        files = {student.model.path.name: digest_of(student.model.path)}
+    else:
+        files = weights_sha256(folder)
+    if not files:
+        return {}
+    if (folder / TOKENIZER).is_file():
+        files[TOKENIZER] = digest_of(folder / TOKENIZER)
+    labels = json.dumps(student.model.config.id2label, sort_keys=True)
+    return files | {_LABELS: hashlib.sha256(labels.encode()).hexdigest()}
 
 
 def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -304,6 +322,22 @@ class Cascade:
         return answers
 
 
+def refuse_other_tasks(config: Any) -> None:
+    """Refuse a model that does not give a text one of several classes.
+
+    Args:
+        config: the model's.
+
+    Raises:
+        ValueError: if its task is another one.
+    """
+    if config.num_labels < 2 or task_of(config) not in (None, SINGLE_LABEL):
+        raise ValueError(
+            f"a cascade needs a model with one class a text, and this one has {config.num_labels} outputs, "
+            f"problem_type {config.problem_type!r}"
+        )
+
+
 def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str], np.ndarray]:
     """Return a classifier's labels, sorted, and its logits of texts, `(texts, classes)`.
 
@@ -316,11 +350,7 @@ def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str
         ValueError: if its task is not one class a text.
     """
     config = classifier.model.config
-    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
-        raise ValueError(
-            f"a cascade needs a model with one class a text, and this one has {config.num_labels} outputs, "
-            f"problem_type {config.problem_type!r}"
-        )
+    refuse_other_tasks(config)
     # Sorted, so that sums over classes are rounded alike whatever order a model has.
     labels = sorted(config.id2label[number] for number in range(config.num_labels))
     found = classifier(texts, top_k=None, function_to_apply="none", **settings)

@@ -48,9 +48,7 @@ def make_trial(
         ImportError: without the extra `try`.
     """
     page = _page()
-    data_args, unknown = DataArguments.split_keywords(keywords)
-    if unknown:
-        raise ValueError(f"make_trial has no arguments {sorted(unknown)}")
+    data_args, _ = DataArguments.split_of(make_trial, keywords)
     named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     models = {f"{role}: {name}": load(name, trust_remote_code=trust_remote_code) for role, name in named.items()}
     report = _report_of(student)
@@ -141,7 +139,7 @@ def _report_of(student: str | Path) -> EvaluationReport | None:
     path = Path(student)
     folder = model_folder(path) if path.suffix == ".onnx" and path.is_file() else path
     if path.exists():
-        return EvaluationReport.load(folder) if (folder / JSON_NAME).is_file() else None
+        return EvaluationReport.load_beside(folder)
     name, revision = split_revision(str(student))
     try:
         return EvaluationReport.load(hf_hub_download(name, JSON_NAME, revision=revision))

@@ -18,7 +18,7 @@ from transformers import SchedulerType
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import label_column
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.push import push_student
 from nlpkd.hub.saving import save_report
@@ -138,7 +138,7 @@ def write_card(folder: Path, repo_id: str, facts: dict[str, Any], measure: Calla
     Raises:
         ValueError: if the report can't be made.
     """
-    report = EvaluationReport.load(folder) if (folder / JSON_NAME).exists() else measure()
+    report = EvaluationReport.load_beside(folder) or measure()
     if facts:
         data = report.run.data.updated(facts.get("data", {}))
         report = replace(report, run=replace(report.run.updated(facts), data=data))

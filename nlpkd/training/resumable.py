@@ -17,6 +17,7 @@ from transformers.utils import PushInProgress
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.rows import is_plain, makes_batches
+from nlpkd.hub.saving import model_update
 from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.training.checkpoints import (
     has_optimizer,
@@ -34,7 +35,7 @@ from nlpkd.training.failures import (
 )
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import card_facts, push, push_checkpoint, repository, write_card
-from nlpkd.utils.files import atomic_model_update, refuse_damaged
+from nlpkd.utils.files import refuse_damaged
 from nlpkd.utils.locks import only_writer
 
 logger = logging.getLogger(__name__)
@@ -255,10 +256,10 @@ class ResumableTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         # A checkpoint is made whole by its own checksums.
         as_it_is = folder == self._open_checkpoint or not self.args.should_save
-        with nullcontext(folder) if as_it_is else atomic_model_update(folder) as target:
+        with nullcontext(folder) if as_it_is else model_update(folder) as target:
             super()._save(str(target), state_dict)
             tokenizer: Any = matching_tokenizer(self.processing_class, self.model)
-            if tokenizer is not self.processing_class:
+            if tokenizer is not self.processing_class and self.args.should_save:
                 tokenizer.save_pretrained(target)
 
     def _load_best_model(self) -> None:

@@ -61,6 +61,23 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of a model's weights, in order; none where it has only an ONNX file."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def weights_sha256(folder: Path) -> dict[str, str]:
+    """Hash a model's weights, to know what was made from them.
+
+    Args:
+        folder: the model's.
+
+    Returns:
+        The SHA-256 of each of its weight files by name.
+    """
+    return {path.name: digest_of(path) for path in weight_files(folder)}
+
+
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a file as a whole or not at all, as `atomic_file` does."""
     with atomic_file(path) as file:

@@ -7,6 +7,7 @@ import logging
 from io import StringIO
 
 import pytest
+from datasets import DatasetDict
 from processes import Program
 from samples import raw_rows, tiny_bert
 from typer.testing import CliRunner
@@ -268,6 +269,7 @@ def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
         ({"students": ["static"], "window_stride": 4}, "takes no window_stride"),
         ({"students": ["static"], "only": ["bilstm"]}, r"only names \['bilstm'\]"),
         ({"students": ["static"], "overrides": {"bilstm": {}}}, r"overrides names \['bilstm'\]"),
+        ({"students": ["static"], "overrides": {"static": 3}}, "must be settings by name, found 3"),
         ({"students": ["layers:1", "layers-1"]}, "one folder"),
         ({"students": ["static"], "max_latency_ms": 0}, "max_latency_ms must be above 0"),
         ({"students": ["static"], "push_to_hub": True}, "takes no push_to_hub.*nlpkd push"),
@@ -278,3 +280,37 @@ def test_what_can_not_work_is_refused(wrong, message, tmp_path, job):
     with pytest.raises(ValueError, match=message):
         nlpkd.frontier(**job | wrong, output_dir=tmp_path)
     assert not (tmp_path / "frontier.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["teacher", "validation", "test", "validation_split", "dataset_config", "text_column", "label_column", "ship"]
+    + ["label_names", "problem_type", "trust_remote_code", "num_seeds", "output_dir"],
+)
+@pytest.mark.parametrize("function", [nlpkd.frontier, plan_frontier])
+def test_a_student_has_no_rows_to_be_measured_on_and_no_teacher_of_its_own(function, name, job, tmp_path):
+    with pytest.raises(ValueError, match=f"overrides of 'static' have {name}, and all students are measured on the"):
+        function(**job, students=["static"], overrides={"static": {name: job["train"]}}, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["window_stride", "student", "resume_from_checkpoint", "push_to_hub", "args"])
+def test_a_single_student_takes_no_setting_that_a_frontier_does_not_take(name, job, tmp_path):
+    with pytest.raises(ValueError, match=f"frontier takes no {name}: "):
+        nlpkd.frontier(**job, students=["static"], overrides={"static": {name: 4}}, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "seed"])
+def test_what_held_out_rows_are_drawn_from_is_the_same_for_all(name, job, tmp_path):
+    drawn = job | {"validation": None, "validation_split": 0.2}
+    with pytest.raises(ValueError, match=f"overrides of 'static' have {name}, "):
+        nlpkd.frontier(**drawn, students=["static"], overrides={"static": {name: 7}}, output_dir=tmp_path)
+
+
+def test_students_that_were_measured_on_different_rows_are_not_compared(job, tmp_path):
+    more = DatasetDict({"train": raw_rows(48, seed=1), "test": raw_rows(9, seed=3)})
+    more.save_to_disk(tmp_path / "more")
+    with pytest.raises(ValueError, match=r"different rows \(static on 20 of validation, bilstm on 9 of test\)"):
+        nlpkd.frontier(
+            **job, students=["static", "bilstm"], output_dir=tmp_path / "out",
+            overrides={"bilstm": {"train": DatasetDict.load_from_disk(tmp_path / "more")}},
+        )  # fmt: skip

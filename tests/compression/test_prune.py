@@ -160,6 +160,15 @@ def test_what_can_not_be_pruned_is_refused(prune, family, settings, message, mak
         prune(make(family), make_rows(8), tokenizer, **settings)
 
 
+@pytest.mark.parametrize("prune", [prune_neurons, prune_heads])
+@pytest.mark.parametrize(("max_rows", "used"), [(2000, 5), (3, 3)])
+def test_the_record_counts_the_rows_that_were_used(prune, max_rows, used, make_rows, tokenizer):
+    rows = make_rows(8)
+    labels = [-100, -100, -100, *rows["labels"][3:]]
+    rows = rows.remove_columns("labels").add_column("labels", labels)
+    assert prune(tiny_bert(), rows, tokenizer, keep=0.5, max_rows=max_rows)[1].details["rows"] == used
+
+
 def test_rows_without_labels_are_refused(make_rows, tokenizer):
     rows = make_rows(8)
     rows = rows.remove_columns("labels").add_column("labels", [-100] * 8)

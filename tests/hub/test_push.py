@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from samples import tiny_report
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from nlpkd.hub.model_card import build_model_card
-from nlpkd.hub.push import PUSH_ALLOW_PATTERNS, push_student
+from nlpkd.hub.push import PUSH_ALLOW_PATTERNS, files_to_push, push_student
 from nlpkd.hub.saving import save_student
+from nlpkd.utils.files import digest_of
 
 PUSH = """
 import json, logging, shlex, sys
@@ -447,6 +449,18 @@ def test_onnx_files_of_other_weights_are_not_pushed(student: Path) -> None:
     )
     with pytest.raises(ValueError, match="made from other weights"):
         push_student(student, "alice/student")
+
+
+def test_a_report_of_other_weights_is_not_pushed(student: Path) -> None:
+    weights = {"model.safetensors": digest_of(student / "model.safetensors")}
+    report = tiny_report()
+    replace(report, run=report.run.updated({"student": {"weights_sha256": weights}})).save(student)
+    assert "report.json" in files_to_push(student, "alice/student")
+    tiny_model(bias=1.0).save_pretrained(student)
+    (student / "checksums.json").unlink()
+    for send in (push_student, files_to_push):
+        with pytest.raises(ValueError, match="report was measured of other weights than those in .*: measure these"):
+            send(student, "alice/student")
 
 
 def test_student_without_card_and_report_is_pushed_with_a_warning(

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from samples import tiny_report
+from samples import QUIET, raw_rows, tiny_bert, tiny_report
+from transformers import AutoModelForSequenceClassification
 
+import nlpkd
 from nlpkd.evaluation.records import Interval
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
-from nlpkd.hub.saving import renewed_card, save_report
+from nlpkd.hub.saving import renewed_card, save_report, save_student
 
 
 def with_accuracy(value: float):
@@ -94,3 +96,70 @@ def test_a_path_that_is_no_utf_8_ends_no_run(tmp_path: Path) -> None:
 def test_a_report_without_a_card_has_none(tmp_path: Path) -> None:
     save_report(tiny_report(), tmp_path, card=False)
     assert not (tmp_path / "README.md").exists() and (tmp_path / "report.json").exists()
+
+
+@pytest.fixture
+def measured(tmp_path: Path, tokenizer) -> Path:
+    """A student with a report of its weights, its page and its card."""
+    folder = save_student(tiny_bert(layers=1), tmp_path / "student", tokenizer)
+    report = nlpkd.evaluate(folder, raw_rows(20), latency_runs=0, bootstrap_samples=10)
+    save_report(report, folder)
+    (folder / "report.html").write_text("figures")
+    return folder
+
+
+FIGURES = {"report.json", "report.md", "report.html", "README.md"}
+
+
+def saved(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def train_another(folder: Path, tokenizer) -> None:
+    rows = nlpkd.load_text_classification(raw_rows(8), tokenizer=tokenizer)
+    args = nlpkd.DistillationConfig(str(folder), max_steps=1, save_strategy="no", eval_strategy="no", **QUIET)
+    trainer = nlpkd.DistillationTrainer(
+        tiny_bert(layers=1, seed=1), args=args, train_dataset=rows["train"], processing_class=tokenizer,
+        objectives=[nlpkd.objectives.CrossEntropyLoss()],
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+
+
+@pytest.mark.parametrize(
+    "save",
+    [lambda folder, tokenizer: save_student(tiny_bert(layers=1, seed=1), folder, tokenizer), train_another],
+    ids=["save_student", "trainer"],
+)
+def test_other_weights_take_away_what_was_measured_of_those_before(save, measured: Path, tokenizer, caplog) -> None:
+    assert saved(measured) >= FIGURES
+    (measured / "notes.md").write_text("mine")
+    with caplog.at_level(logging.WARNING):
+        save(measured, tokenizer)
+    assert not saved(measured) & FIGURES and "was of the weights that were there before: it is removed" in caplog.text
+    assert (measured / "notes.md").read_text() == "mine"
+
+
+def test_the_same_weights_keep_their_report_and_other_ones_an_edited_card(measured: Path, tokenizer) -> None:
+    save_student(AutoModelForSequenceClassification.from_pretrained(measured), measured, tokenizer)
+    assert saved(measured) >= FIGURES
+    (measured / "README.md").write_text("# My own words")
+    save_student(tiny_bert(layers=1, seed=1), measured, tokenizer)
+    assert saved(measured) & FIGURES == {"README.md"}
+    assert (measured / "README.md").read_text() == "# My own words"
+
+
+@pytest.mark.parametrize("content", ["{}", "no JSON", '{"schema": 7}'])
+def test_a_report_of_another_tool_stays(content: str, measured: Path, tokenizer) -> None:
+    (measured / "report.json").write_text(content)
+    save_student(tiny_bert(layers=1, seed=1), measured, tokenizer)
+    assert (measured / "report.json").read_text() == content
+
+
+def test_no_card_is_written_of_a_report_of_other_weights(measured: Path) -> None:
+    report, card = EvaluationReport.load(measured), (measured / "README.md").read_bytes()
+    tiny_bert(layers=1, seed=1).save_pretrained(measured)
+    for write in (lambda: renewed_card(report, measured, "student"), lambda: save_report(report, measured)):
+        with pytest.raises(ValueError, match="measured of other weights than those in"):
+            write()
+    assert (measured / "README.md").read_bytes() == card

@@ -91,6 +91,13 @@ def test_memory_that_can_t_be_measured_costs_no_other_figure(given, tmp_path, mo
 NAMES = ("bad", "fine", "good")
 
 
+@pytest.mark.parametrize("role", ["student", "teacher", "baseline"])
+def test_a_further_candidate_takes_no_role_that_has_an_argument_of_its_own(role, given, unmeasured):
+    roles = {} if role == "student" else {role: given["student"]}
+    with pytest.raises(ValueError, match=rf"further candidates can't be called \['{role}'\]"):
+        evaluate(**given, **roles, candidates={role: "another"})
+
+
 @pytest.fixture(scope="module")
 def judged(tokenizer, tmp_path_factory):
     """Rows with the answers of a model as labels, 0 to 2, and a function that saves the model with other names.

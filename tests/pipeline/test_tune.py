@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from nlpkd import DistillationTrainer, make_student
 from nlpkd.cli import app
+from nlpkd.cli.training import _searched
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 
@@ -198,9 +199,72 @@ def test_an_objective_s_setting_is_changed_by_its_name():
             with_settings(given, {key: 1.0})
 
 
+def test_a_tuple_is_a_range_and_a_list_is_a_choice(searched, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
+    def drawn(**search):
+        found = tune(**searched[0] | {"search": search, "n_trials": 5, "output_dir": tmp_path / str(search)}).trials
+        return [[trial[name] for trial in found] for name in search]
+
+    choices = {"per_device_train_batch_size": [8, 64], "forward_kl.temperature": [1.0, 4.0]}
+    sizes, temperatures, switches = drawn(**choices, gradient_checkpointing=[False, True])
+    assert set(sizes) <= {8, 64} and set(temperatures) <= {1.0, 4.0} and set(map(repr, switches)) <= {"False", "True"}
+    sizes, temperatures = drawn(**{name: tuple(values) for name, values in choices.items()})
+    assert all(8 <= size <= 64 for size in sizes) and not {*sizes} <= {8, 64}
+    assert all(1 <= temperature <= 4 for temperature in temperatures) and not {*temperatures} & {1.0, 4.0}
+
+
+def test_a_choice_does_not_go_on_in_the_trials_of_a_range(searched):
+    from nlpkd.pipeline.tune import tune
+
+    with pytest.raises(ValueError, match="trials of another search: search of learning_rate"):
+        tune(**searched[0] | {"search": {"learning_rate": [1e-4, 5e-3]}})
+
+
+def test_a_search_that_found_nothing_keeps_no_other_from_its_folder(searched, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
+    asked = searched[0] | {"output_dir": tmp_path}
+    # It fails in a trial: this schedule lacks its end.
+    with pytest.raises(ValueError, match="min_lr"):
+        tune(**asked | {"search": {"lr_scheduler_type": ["cosine_with_min_lr"]}})
+    assert len(tune(**asked).trials) == 1
+    with pytest.raises(ValueError, match="trials of another search"):
+        tune(**asked | {"search": {"learning_rate": (1e-4, 6e-3)}})
+
+
+@pytest.mark.parametrize(
+    ("entry", "values"),
+    [
+        ("a=1..8", (1, 8)), ("a=1e-5..5e-4", (1e-5, 5e-4)), ("a=8,64", [8, 64]), ("a=1,2,4", [1, 2, 4]),
+        ("a=false,true", [False, True]), ("a=linear,cosine", ["linear", "cosine"]), ("a=3", [3]),
+    ],
+)  # fmt: skip
+def test_the_command_line_tells_a_range_from_a_choice(entry, values):
+    assert _searched(entry) == ("a", values)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        ({"search": {"learning_rate": (1e-5, 5e-4), "weight_decay": (0.2, 0.1)}}, "low below high"),
+        ({"search": {"forward_kll.temperature": [1.0]}}, r"forward_kll.*the objectives are \["),
+        ({"search": {"forward_kl.temperature": (-1.0, 2.0)}}, "can't have the value -1.0: temperature"),
+        ({"search": {"forward_kl.temperature": ["x"]}}, "can't have the value 'x'"),
+        ({"search": {"num_train_epochs": ["x"]}}, "can't have the value 'x': num_train_epochs must be"),
+        ({"search": {"per_device_train_batch_size": (1.5, 8.0)}}, "can't have the value 1.5"),
+        ({"search": {"output_dir": ["a", "b"]}}, "'output_dir' can't be searched"),
+        ({"search": {"teacher_cache_dir": ["a", "b"]}}, "'teacher_cache_dir' can't be searched"),
+        ({"layers": ()}, r"numbers of layers to choose from, such as \(2, 3\), got \(\)"),
+        ({"layers": (1, 0)}, "numbers of layers to choose from"),
+        ({"layers": 3}, "numbers of layers to choose from"),
+        ({"layers": (True, 2)}, "numbers of layers to choose from"),
+        ({"layers": (1, 7)}, "7"),
+        ({"n_trials": 0}, "n_trials must be at least 1"),
+        ({"search": {"bf16": (False, True)}}, "or a list of values to choose from, got"),
+        ({"search": {"learning_rate": (1e-5, 1e-4, 1e-3)}}, "must be a pair"),
+        ({"search": {"lr_scheduler_type": ("linear", "cosine")}}, "or a list of values to choose from, got"),
+        ({"search": {"learning_rate": (1e-5, float("inf"))}}, "must be a pair"),
         ({"search": {"learning_rat": (1, 2)}}, "'learning_rat' is neither"),
         ({"search": {"learning_rate": 3}}, "must be a pair"),
         ({"epochs": 3}, "'epochs' is neither an argument of tune .*did you mean num_train_epochs"),
@@ -213,8 +277,15 @@ def test_an_objective_s_setting_is_changed_by_its_name():
 def test_a_search_that_can_t_be_is_refused(teacher, splits, tmp_path, asked, message):
     from nlpkd.pipeline.tune import tune
 
+    given = {"n_trials": 1, "output_dir": tmp_path / "out", **QUICK}
     with pytest.raises(ValueError, match=message):
-        tune(teacher, splits, n_trials=1, output_dir=tmp_path, **asked, **QUICK)
+        tune(teacher, splits, **given | asked)
+    assert not (tmp_path / "out/optuna.log").exists(), "it was refused before a trial"
+
+
+def test_held_out_rows_are_needed(teacher, splits, tmp_path):
+    from nlpkd.pipeline.tune import tune
+
     with pytest.raises(ValueError, match="no held-out rows"):
         tune(teacher, splits["train"], n_trials=1, output_dir=tmp_path, **QUICK)
 

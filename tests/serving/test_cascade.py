@@ -162,6 +162,39 @@ def test_bad_requests_are_refused_before_anything_runs(models, student, tmp_path
         nlpkd.load(student, fallback=models / "teacher")
 
 
+@pytest.mark.parametrize("target", ["0.9", True, [0.9], math.nan, 1.0])
+@pytest.mark.parametrize("kind", ["target_agreement", "target_accuracy"])
+def test_a_target_is_a_number_between_0_and_1(models, student, kind, target):
+    with pytest.raises(ValueError, match=f"{kind} must be a number above 0 and below 1, got"):
+        nlpkd.cascade(student, models / "teacher", texts(), **{kind: target})
+
+
+@pytest.mark.parametrize("kind", ["target_agreement", "target_accuracy"])
+@pytest.mark.parametrize("task", ["multi_label_classification", "regression", None])
+def test_a_student_of_another_task_is_refused_before_any_row_is_read(models, tokenizer, tmp_path, task, kind):
+    labels = {} if task == "multi_label_classification" else {"num_labels": 1}
+    tiny_bert(layers=1, problem_type=task, **labels).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a cascade needs a model with one class a text"):
+        nlpkd.cascade(tmp_path, models / "teacher", "no such rows", **{kind: 0.9})
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (-100, "target_accuracy needs a gold label in each row, and 1 of 41 rows"),
+        (0.5, "label"),
+        ([0, 1], "label"),
+    ],
+)
+def test_accuracy_is_of_rows_with_one_class_each(models, student, label, message):
+    rows = [{"text": text, "label": label if isinstance(label, list) else 1} for text in sentences(40)[0]]
+    with pytest.raises(ValueError, match=message):
+        nlpkd.cascade(student, models / "teacher", [*rows, {"text": "good", "label": label}], target_accuracy=0.5)
+    with pytest.raises(ValueError, match="a cascade is of rows with one class each"):
+        nlpkd.cascade(student, models / "teacher", rows, target_accuracy=0.5, problem_type="regression")
+
+
 def test_another_fallback_is_said_and_one_of_other_classes_refused(models, student, caplog):
     nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
     nlpkd.load(student, fallback=models / "teacher")
@@ -225,7 +258,7 @@ def test_a_fallback_whose_weights_are_not_those_that_the_threshold_was_chosen_be
     changed = AutoModelForSequenceClassification.from_pretrained(moved)
     changed.classifier.bias.data += 0.01
     changed.save_pretrained(moved)
-    with pytest.raises(ValueError, match="has other weights than that had: the threshold promises nothing of it"):
+    with pytest.raises(ValueError, match="has another model.safetensors than that had: the threshold"):
         nlpkd.load(own_student, fallback=moved)
     # An earlier version kept the name alone.
     kept = json.loads((own_student / CASCADE_NAME).read_text())
@@ -259,10 +292,62 @@ def test_a_student_that_was_trained_again_is_refused_until_its_threshold_is_chos
     changed = AutoModelForSequenceClassification.from_pretrained(own_student)
     changed.classifier.bias.data += 0.01
     changed.save_pretrained(own_student)
-    with pytest.raises(ValueError, match="was trained or exported again: the threshold promises nothing of it"):
+    with pytest.raises(ValueError, match="model.safetensors, has changed since: the threshold promises nothing of it"):
         nlpkd.load(own_student, fallback=models / "teacher")
     nlpkd.cascade(own_student, models / "teacher", texts(), target_agreement=0.9)
     nlpkd.load(own_student, fallback=models / "teacher")
+
+
+def with_other_labels(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "pos", "1": "neg"}}))
+
+
+def with_another_tokenizer(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(("change", "what"), [(with_other_labels, "id2label"), (with_another_tokenizer, "tokenizer")])
+def test_the_same_weights_with_other_labels_or_tokens_are_another_student(models, own_student, change, what):
+    nlpkd.load(own_student, fallback=models / "teacher")
+    change(own_student)
+    with pytest.raises(ValueError, match=f"was chosen on {what}.*, has changed since: the threshold promises nothing"):
+        nlpkd.load(own_student, fallback=models / "teacher")
+
+
+def test_the_same_weights_with_other_tokens_are_another_teacher(models, own_student, tmp_path):
+    teacher = shutil.copytree(models / "teacher", tmp_path / "teacher")
+    nlpkd.load(own_student, fallback=teacher)
+    with_another_tokenizer(teacher)
+    with pytest.raises(ValueError, match="the fallback .* has another tokenizer.json than that had"):
+        nlpkd.load(own_student, fallback=teacher)
+
+
+def test_a_threshold_of_an_earlier_version_is_tied_to_the_weights_alone(models, own_student):
+    path = own_student / CASCADE_NAME
+    record = json.loads(path.read_text())
+    for name in ("student_files", "teacher_files"):
+        record[name] = {"model.safetensors": record[name]["model.safetensors"]}
+    path.write_text(json.dumps(record))
+    nlpkd.load(own_student, fallback=models / "teacher")
+
+
+def test_the_temperature_is_that_of_a_report_of_the_student_s_own_weights(models, own_student, caplog):
+    nlpkd.evaluate(
+        own_student, raw_rows(30), held_out=raw_rows(30, seed=1), output_dir=own_student, latency_runs=0,
+        bootstrap_samples=10,
+    )  # fmt: skip
+    fitted = nlpkd.EvaluationReport.load(own_student).candidates["student"].temperature_scaling.temperature
+    target = {"target_agreement": 0.5}
+    assert nlpkd.cascade(own_student, models / "teacher", texts(), **target).temperature == fitted != 1
+    changed = AutoModelForSequenceClassification.from_pretrained(own_student)
+    changed.classifier.bias.data += 0.01
+    changed.save_pretrained(own_student)
+    assert nlpkd.cascade(own_student, models / "teacher", texts(), **target).temperature == 1
+    assert "it was measured of other weights" in caplog.text
 
 
 def test_a_file_that_is_served_in_the_place_of_another_is_refused(models, own_student):
