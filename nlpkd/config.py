@@ -231,6 +231,11 @@ class DistillationConfig(TrainingArguments):
         """
         return self.__dict__ | {name: None for name in self.__dict__ if name.endswith("_token")}
 
+    @property
+    def teacher_cache(self) -> str:
+        """The folder of the teacher's outputs, which trainings on the same rows share."""
+        return self.teacher_cache_dir or os.path.join(str(self.output_dir), "teacher_cache")
+
     def choices(self) -> list[str]:
         """List what decides about speed, as it was chosen for this machine or asked for."""
         grouped = self.train_sampling_strategy == "group_by_length"

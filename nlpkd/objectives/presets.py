@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
         "Zhang et al. (2022), TreeMix, arXiv:2205.06153, and Hinton, Vinyals and Dean (2015), arXiv:1503.02531",
         "Soft targets alone (T = 2) on the training rows and on ten variants of each that the teacher labels "
         "(--augment auto --augment-copies 10), where TreeMix fine-tunes on mixed labels. An epoch is up to eleven "
-        "times as long as one of the rows alone, and one epoch is enough.",
+        "times as long as one of the rows alone; its figures are of one epoch.",
         lambda: [Stage([ForwardKLLoss(temperature=2.0)])],
         {"augment": "auto", "augment_copies": 10},
     ),

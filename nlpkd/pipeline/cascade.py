@@ -174,8 +174,8 @@ def _texts(rows: Any, columns: list[str]) -> list[Any]:
 def _fitted_temperature(folder: Path) -> float:
     """Return the temperature that the student's report fitted; 1 without a report of its weights."""
     report = EvaluationReport.load_beside(folder)
-    fitted = report and report.candidates["student"].temperature_scaling
-    return fitted.temperature if fitted else 1.0
+    own = report.candidates.get("student") if report else None
+    return own.temperature_scaling.temperature if own and own.temperature_scaling else 1.0
 
 
 def _median_ms(answer: Callable[[Any], Any], texts: list[Any]) -> float:

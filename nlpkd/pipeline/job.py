@@ -102,7 +102,7 @@ class Job:
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
         if num_seeds > 1:
             logger.warning("Seed %d, the first of %d.", args.seed, num_seeds)
-            args = replace(args, teacher_cache_dir=args.teacher_cache_dir or str(folder / "teacher_cache"))
+            args = replace(args, teacher_cache_dir=args.teacher_cache)
         student, report = self.run_seed(args, self.stages, baseline_dir, page=num_seeds == 1)
         reports = [report]
         for number, stages in enumerate(fresh, start=2):
@@ -373,7 +373,7 @@ def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
     return replace(
         args,
         output_dir=str(folder),
-        teacher_cache_dir=args.teacher_cache_dir or str(Path(args.output_dir) / "teacher_cache"),
+        teacher_cache_dir=args.teacher_cache,
         push_to_hub=False,
         resume_from_checkpoint="auto" if resumes(args) else None,
     )

@@ -295,11 +295,10 @@ def _begin_or_go_on(storage: Any, asked: dict[str, Any], folder: Path) -> None:
 def _train_trial(job: Job, args: DistillationConfig, drawn: Mapping[str, Any], number: int) -> dict[str, float]:
     """Train a student with a trial's settings, and measure it on the held-out rows."""
     of_objectives = {name: value for name, value in drawn.items() if "." in name}
-    folder, cache = Path(args.output_dir), args.teacher_cache_dir
     trial_args = replace(
         args,
-        output_dir=str(folder / f"run-{number}"),
-        teacher_cache_dir=cache or str(folder / "teacher_cache"),
+        output_dir=str(Path(args.output_dir) / f"run-{number}"),
+        teacher_cache_dir=args.teacher_cache,
         **{name: value for name, value in drawn.items() if name not in ("layers", *of_objectives)},
     )
     student = make_student(job.teacher, drawn["layers"], seed=args.seed)  # type: ignore[arg-type]

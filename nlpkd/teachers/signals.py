@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -200,7 +199,7 @@ class TeacherSignals:
             raise ValueError("there is no teacher to run: pass teacher_model")
         # What a format hides, a live teacher would not read.
         shown = rows.select_columns(visible_columns(rows))
-        folder, model = args.teacher_cache_dir or Path(args.output_dir) / "teacher_cache", self.live.model
+        folder, model = args.teacher_cache, self.live.model
         self.release()
         try:
             return cache_teacher_outputs(
