@@ -106,8 +106,12 @@ def label(
         rows = read_splits(source)[0]["train"]
         texts = texts_to_label(rows, "train", text_column)
     answers = answers_beside(output, teacher)
-    if budget is None and (student is not None or test is not None or against_random or keywords):
-        raise ValueError("student, test, against_random and settings of a training are of a budget: give budget=")
+    of_a_budget = {"student": student, "test": test, "against_random": against_random or None, **keywords}
+    if budget is None and (given := [name for name, value in of_a_budget.items() if value is not None]):
+        raise ValueError(
+            "student, test, against_random, columns of labels and settings of a training are of a budget, and "
+            f"{', '.join(given)} came without one: give budget=, or leave it out"
+        )
     if budget is not None:
         # A wrong setting is refused before anything is paid for.
         _training(output, **keywords)
