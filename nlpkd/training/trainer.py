@@ -45,6 +45,7 @@ from nlpkd.training.speed.lean import (
     overridden_methods,
     refused_speed_ups,
 )
+from nlpkd.training.speed.recorded_steps import RecordedAdamW
 from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
@@ -357,7 +358,16 @@ class DistillationTrainer(SearchingTrainer):
             optimizer.add_param_group(group)
         return optimizer
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """Choose the optimizer's class and settings; see `Trainer`. On a GPU a fused AdamW may be recorded."""
+        kind, settings = SearchingTrainer.get_optimizer_cls_and_kwargs(args, model)
+        recordable = kind is torch.optim.AdamW and settings.get("fused") and args.device.type == "cuda"
+        return (RecordedAdamW if recordable else kind), settings
+
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        if self._lean.clipping is not None and self.accelerator.scaler is None:
+            return self._lean.clipping(self.args.max_grad_norm)
         if not (parameters := self.objectives.trained()):
             return super()._clip_grad_norm(model)
         return self.accelerator.clip_grad_norm_([*model.parameters(), *parameters], self.args.max_grad_norm)

@@ -1,15 +1,21 @@
 """Recorded passes: which are recorded, when, and that their outputs are those of the usual pass."""
 
 import copy
+from contextlib import nullcontext
 
+import pytest
 import torch
 from samples import tiny_bert
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nlpkd import DistillationConfig, DistillationTrainer
 from nlpkd.models.capture import Capture
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.objectives.temperature import LinearTemperature
+from nlpkd.training.loss import DistillationLoss
+from nlpkd.training.speed import cuda_graphs
 from nlpkd.training.speed.cuda_graphs import CudaGraphs, RecordedPasses, can_be_recorded
 from nlpkd.training.speed.lean import CUDA_GRAPHS, refused_speed_ups
 
@@ -17,15 +23,16 @@ WANTED = {"hidden_states": frozenset({0, 2}), "attentions": frozenset({1}), "val
 
 
 class Recorder:
-    """Stands for the GPU: a module that it has recorded gives marked outputs."""
+    """Stands for the GPU: a module that it has recorded is run as it is."""
 
     def __init__(self, error: Exception | None = None):
         self.error, self.samples = error, []
 
-    def __call__(self, module: nn.Module, samples: tuple) -> None:
+    def __call__(self, module: nn.Module, samples: tuple) -> nn.Module:
         if self.error is not None:
             raise self.error
         self.samples.append(samples)
+        return module
 
 
 def batch(rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -175,3 +182,99 @@ def test_what_changes_from_step_to_step_on_the_host_is_not_recorded(tmp_path, ma
     assert changed([ForwardKLLoss(LinearTemperature(4.0, 1.0))]) == ["Capture", "Capture"]
     assert changed([ForwardKLLoss(), CrossEntropyLoss()], weighting="linear") == ["Capture", "Capture"]
     assert changed([Own()]) == ["Capture", "Capture"]
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph's stand-in on the CPU: it repeats the recorded operations on the same tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, found))
+        return found
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, found in self.operations:
+                again = func(*args, **kwargs)
+                for place, value in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                    if isinstance(place, torch.Tensor) and place is not value:
+                        place.copy_(value)
+
+
+@pytest.fixture
+def taped(monkeypatch):
+    """Record on tapes what a GPU would record as graphs."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(cuda_graphs, "recording", lambda tape, pool: tape)
+    monkeypatch.setattr(cuda_graphs, "own_stream", nullcontext)
+    return lambda module, samples: cuda_graphs._Graphs(module, samples, None)
+
+
+def run_steps(record=None, scale: float = 1.0, objectives=None) -> tuple[list[float], list[torch.Tensor], int]:
+    """Train on batches of two shapes; how many passes were recorded is counted too."""
+    torch.manual_seed(0)
+    model = tiny_bert(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1).train()
+    args = DistillationConfig(output_dir="unused", use_cpu=True, report_to="none")
+    loss = DistillationLoss(
+        model, None, objectives or [CrossEntropyLoss(), CrossEntropyLoss(weight=0.5)], None, args, tokenizer=None,
+        teacher_tokenizer=None, columns=[], classes=None, autocast=nullcontext,
+    )  # fmt: skip
+    passes = RecordedPasses(loss.run, trains=True, others=loss.objectives, shared="teacher", record=record)
+    if record is not None:
+        loss.recorded = passes
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(12):
+        optimizer.zero_grad()
+        inputs = batch(3, 8 * (1 + step % 2), seed=step) | {"labels": torch.tensor([0, 1, step % 2])}
+        value, _, _ = loss.on(model, inputs, loss.counts(inputs))
+        # What a scaler of gradients does
+        (scale * value).backward()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= scale
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        losses.append(value.item())
+    return losses, [each.detach() for each in model.parameters()], len(passes.passes)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_training_on_recorded_passes_is_the_usual_training_to_the_last_bit_dropout_too(taped, scale, monkeypatch):
+    usual = run_steps(scale=scale)
+    # The passes that warm up are not to draw numbers; on a GPU they are given back.
+    monkeypatch.setattr(cuda_graphs, "_WARM_UPS", 0)
+
+    def record(module, samples):
+        drawn = torch.get_rng_state()
+        recorded = taped(module, samples)
+        torch.set_rng_state(drawn)
+        return recorded
+
+    found = run_steps(record, scale)
+    assert usual[2] == 0 and found[2] == 2
+    assert found[0] == usual[0]
+    for one, other in zip(found[1], usual[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_gradients_that_share_a_place_are_given_places_of_their_own(taped):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+        def forward(self, inputs):
+            return ((self.first + self.second + inputs).sum(),)
+
+    module = Sum()
+    replay = taped(module, (torch.zeros(3),))
+    (value,) = replay(torch.tensor([1.0, 2.0, 3.0]))
+    (2 * value).backward()
+    assert value.item() == 12.0
+    module.first.grad.mul_(10)
+    assert module.first.grad.tolist() == [20.0] * 3 and module.second.grad.tolist() == [2.0] * 3

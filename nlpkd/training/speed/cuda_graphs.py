@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from nlpkd.models.capture import CapturedOutput
 from nlpkd.models.structure import foreign_hook
 from nlpkd.training.loss import DistillationLoss
+from nlpkd.training.speed.recorded_steps import (
+    RecordedAdamW,
+    RecordedCalls,
+    RecordedClipping,
+    own_stream,
+    recording,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +30,9 @@ _SEEN_BEFORE = 2
 
 _MOST_SHAPES = 32
 """How many shapes of a model are recorded; each keeps memory for its outputs and a student's gradients."""
+
+_WARM_UPS = 2
+"""Passes on the recording's stream before it is recorded."""
 
 _FAMILIES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 
@@ -67,10 +77,21 @@ class CudaGraphs:
             self.changed.append(live.capture)
             live.capture.recorded = RecordedPasses(live.capture.run, trains=False)
 
+        self.clipping: RecordedClipping | None = None
+        self.optimizer: RecordedAdamW | None = None
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Record an optimizer's steps too, and the clipping before them, if it is one that can be recorded."""
+        if isinstance(optimizer, RecordedAdamW):
+            self.optimizer, self.clipping = optimizer, RecordedClipping(optimizer)
+            optimizer.calls = RecordedCalls()
+
     def end(self) -> None:
-        """Run everything as usual again, and free the memory of the recorded passes."""
+        """Run everything as usual again, and free the memory of what was recorded."""
         for changed in self.changed:
             changed.recorded = None
+        if self.optimizer is not None:
+            self.optimizer.calls = None
 
 
 def _ours(objectives: Sequence[Any]) -> bool:
@@ -87,7 +108,8 @@ class RecordedPasses:
         trains: whether the passes are a student's, with gradients; a teacher's are without.
         others: a module beside the model whose parameters the pass reads and trains.
         shared: the name of an input that is another recorded pass's output, and is read where it is.
-        record: replaces a module's forward by a recorded one, given sample inputs; by CUDA graphs by default.
+        record: records a module's forward, given sample inputs, and returns what stands for it; by CUDA graphs by
+            default.
     """
 
     def __init__(
@@ -96,7 +118,7 @@ class RecordedPasses:
         trains: bool,
         others: nn.Module | None = None,
         shared: str = "",
-        record: Callable[[nn.Module, tuple[Tensor, ...]], Any] | None = None,
+        record: Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]] | None = None,
     ):
         self.run, self.trains, self.others, self.shared = run, trains, others, shared
         self.record = _GraphPool().record if record is None else record
@@ -107,7 +129,7 @@ class RecordedPasses:
         """Forget what was recorded: it was another model's."""
         self.model = model
         self.seen: Counter[Any] = Counter()
-        self.passes: dict[Any, _Pass] = {}
+        self.passes: dict[Any, tuple[_Pass, Callable[..., tuple[Tensor, ...]]]] = {}
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         """Run a model by a recorded pass.
@@ -139,27 +161,27 @@ class RecordedPasses:
                 own: list[Tensor] = []
                 _take_apart(value, own)
                 samples += own if name == self.shared else [each.clone() for each in own]
-            if not self._recorded(new, tuple(samples)):
+            replay = self._recorded(new, tuple(samples))
+            if replay is None:
                 return None
-            self.passes[shape] = new
-        found = self.passes[shape]
-        with _casting_anew(tensors[0].device):
-            outputs = found(*tensors)
+            self.passes[shape] = (new, replay)
+        found, replay = self.passes[shape]
+        outputs = replay(*tensors)
         # What is small may be kept for longer than a step.
         return _put_together(found.outputs, [each.clone() if each.dim() <= 2 else each for each in outputs])
 
-    def _recorded(self, new: _Pass, samples: tuple[Tensor, ...]) -> bool:
+    def _recorded(self, new: _Pass, samples: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]] | None:
         """Record a pass; after one failure nothing is tried again."""
         try:
             with _casting_anew(samples[0].device):
-                self.record(new, samples)
+                return self.record(new, samples)
         except RuntimeError as error:
             self.failed = True
             self._begin(None)
             logger.warning(
                 "A pass could not be recorded as a CUDA graph, and is run as usual: %s", str(error).split("\n")[0]
             )
-        return not self.failed
+        return None
 
 
 class _Pass(nn.Module):
@@ -224,15 +246,118 @@ class _GraphPool:
     def __init__(self) -> None:
         self.pool: Any = None
 
-    def record(self, module: nn.Module, samples: tuple[Tensor, ...]) -> None:
+    def record(self, module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         # The passes that warm up draw random numbers, which the training is not to miss.
         drawn = torch.cuda.get_rng_state()
         try:
-            torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True, pool=self.pool)
+            return _Graphs(module, samples, self.pool)
         finally:
             torch.cuda.set_rng_state(drawn)
+
+
+class _Graphs:
+    """A pass as CUDA graphs, forward and, where gradients are on, backward, which always use the same places.
+
+    `torch.cuda.make_graphed_callables` hands its gradients to autograd, which then visits each of some hundred
+    parameters to add them up. A training step has nothing to add to, so these gradients become the parameters' own.
+
+    Args:
+        module: takes and returns tensors.
+        inputs: what it is recorded with, and where its graphs read their inputs.
+        pool: the memory that they are recorded in.
+    """
+
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...], pool: Any):
+        self.inputs, self.forward, self.backward = inputs, torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        trained = [each for each in module.parameters() if each.requires_grad and torch.is_grad_enabled()]
+        # Libraries set themselves up on a stream's first pass, which can't be recorded.
+        with own_stream():
+            for _ in range(_WARM_UPS):
+                _gradients(module(*inputs), trained)
+        with recording(self.forward, pool):
+            outputs = module(*inputs)
+        self.asked = [torch.zeros_like(each) if each.requires_grad else None for each in outputs]
+        self.gradients: list[tuple[nn.Parameter, Tensor]] = []
+        if any(each is not None for each in self.asked):
+            with recording(self.backward, pool):
+                gradients = _places(_gradients(outputs, trained, self.asked))
+            self.gradients = [(each, own) for each, own in zip(trained, gradients, strict=True) if own is not None]
+        self.outputs = tuple(each.detach() for each in outputs)
+        # Autograd calls only a node that some input of wants a gradient.
+        self.anchor = torch.zeros((), device=inputs[0].device, requires_grad=bool(self.gradients))
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the pass on other inputs of the same shapes; the next run overwrites what it returns."""
+        for place, value in zip(self.inputs, inputs, strict=True):
+            if place.data_ptr() != value.data_ptr():
+                place.copy_(value)
+        self.forward.replay()
+        return _Replayed.apply(self.anchor, self) if self.gradients else self.outputs
+
+    def give_gradients(self, asked: Sequence[Tensor | None]) -> None:
+        """Run the backward pass, and let its gradients be the parameters'.
+
+        Args:
+            asked: the gradient of each output; None of one that the loss does not depend on.
+        """
+        for place, value in zip(self.asked, asked, strict=True):
+            if place is not None:
+                place.zero_() if value is None else place.copy_(value)
+        self.backward.replay()
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+
+
+class _Replayed(torch.autograd.Function):
+    """The node of autograd that a recorded pass is."""
+
+    @staticmethod
+    def forward(context: Any, anchor: Tensor, graphs: _Graphs) -> tuple[Tensor, ...]:
+        context.graphs = graphs
+        context.set_materialize_grads(False)
+        outputs = tuple(each.detach() for each in graphs.outputs)
+        context.mark_non_differentiable(
+            *(each for each, asked in zip(outputs, graphs.asked, strict=True) if asked is None)
+        )
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, *asked: Tensor | None) -> tuple[None, None]:
+        context.graphs.give_gradients(asked)
+        return None, None
+
+
+def _gradients(
+    outputs: Sequence[Tensor], trained: Sequence[nn.Parameter], asked: Sequence[Tensor | None] | None = None
+) -> Sequence[Tensor | None]:
+    """Return each parameter's gradient of the outputs that have one, None where it has none.
+
+    Args:
+        outputs: of a pass.
+        trained: the parameters.
+        asked: the gradient of each output; ones by default.
+    """
+    given = [torch.ones_like(each) for each in outputs] if asked is None else asked
+    pairs = [(each, own) for each, own in zip(outputs, given, strict=True) if each.requires_grad]
+    if not pairs or not trained:
+        return [None] * len(trained)
+    return torch.autograd.grad(
+        [each for each, _ in pairs], list(trained), [own for _, own in pairs], allow_unused=True
+    )
+
+
+def _places(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Give each gradient a place of its own, since clipping changes it there: autograd lets several share one."""
+    sharing = Counter(each.untyped_storage().data_ptr() for each in gradients if each is not None)
+    return [
+        each.clone(memory_format=torch.contiguous_format)
+        if each is not None and (sharing[each.untyped_storage().data_ptr()] > 1 or not each.is_contiguous())
+        else each
+        for each in gradients
+    ]
 
 
 def _casting_anew(device: torch.device) -> AbstractContextManager:

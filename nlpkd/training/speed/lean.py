@@ -22,6 +22,7 @@ from nlpkd.models.structure import foreign_hook, is_foreign, without_adapter
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.speed.compact_embeddings import CompactTraining, compact_training, has_own_table
 from nlpkd.training.speed.cuda_graphs import CudaGraphs, can_be_recorded
+from nlpkd.training.speed.recorded_steps import RecordedClipping
 
 CACHED_TEACHER = "cached teacher"
 """The teacher is run once on every row, before the training."""
@@ -253,10 +254,16 @@ class LeanTraining:
         return list(self.changes)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let an optimizer of the changed student save and load the state of the whole one."""
+        """Let an optimizer of the changed student save and load the state of the whole one, and record its steps."""
         for change in self.changes.values():
-            if isinstance(change, CompactTraining):
+            if isinstance(change, (CompactTraining, CudaGraphs)):
                 change.follow(optimizer)
+
+    @property
+    def clipping(self) -> RecordedClipping | None:
+        """What clips the gradients by a recording; None where nothing does."""
+        graphs = self.changes.get(CUDA_GRAPHS)
+        return graphs.clipping if isinstance(graphs, CudaGraphs) else None
 
     def end(self) -> None:
         """Undo all changes, the last first, even if one fails."""
