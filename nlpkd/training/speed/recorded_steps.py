@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,6 +77,12 @@ class RecordedCalls:
         self.replays.clear()
 
 
+@cache
+def _own_stream(device: int) -> torch.cuda.Stream:
+    """Return the stream of a GPU that all recordings are made on: what they free stays theirs to use again."""
+    return torch.cuda.Stream(device)
+
+
 @contextmanager
 def own_stream() -> Iterator[None]:
     """Run a block on a stream of its own, after all that was asked for before, and before all that comes after.
@@ -83,7 +90,7 @@ def own_stream() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream, current = _own_stream(torch.cuda.current_device()), torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         yield
