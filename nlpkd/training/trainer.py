@@ -31,6 +31,7 @@ from nlpkd.training.checkpoints import describe_own_parts, describe_run
 from nlpkd.training.dataloaders import ROWS
 from nlpkd.training.evaluating import EvaluationLoss
 from nlpkd.training.failures import explain_out_of_memory
+from nlpkd.training.fitted import fitted
 from nlpkd.training.loss import DistillationLoss, default_objectives, refuse_other_kinds
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import describe_training, measure_for_card
@@ -45,22 +46,10 @@ from nlpkd.training.speed.lean import (
     overridden_methods,
     refused_speed_ups,
 )
-from nlpkd.training.speed.recorded_steps import RecordedAdamW
+from nlpkd.training.speed.recorded_steps import recordable
 from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
-
-
-def _fitted(name: str, read: Callable[[Any], Any]) -> Any:
-    """Make an attribute that can't be assigned, since student, teacher and data were fitted together with it."""
-
-    def refuse(trainer: Any, value: Any) -> None:
-        raise ValueError(
-            f"{name} was fitted together with student and data, and is not changed in a trainer: make another "
-            f"DistillationTrainer({name}=...)"
-        )
-
-    return property(read, refuse)
 
 
 class DistillationTrainer(SearchingTrainer):
@@ -96,9 +85,9 @@ class DistillationTrainer(SearchingTrainer):
     # Totals are divided by the counts of the whole optimizer step.
     loss_is_scaled_for_ga = True
 
-    teacher_model = _fitted("teacher_model", lambda trainer: trainer._teacher)
-    teacher_processing_class = _fitted("teacher_processing_class", lambda trainer: trainer._teacher_tokenizer)
-    objectives = _fitted("objectives", lambda trainer: trainer._loss.objectives)
+    teacher_model = fitted("teacher_model", lambda trainer: trainer._teacher)
+    teacher_processing_class = fitted("teacher_processing_class", lambda trainer: trainer._teacher_tokenizer)
+    objectives = fitted("objectives", lambda trainer: trainer._loss.objectives)
 
     def __init__(
         self,
@@ -360,10 +349,8 @@ class DistillationTrainer(SearchingTrainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
-        """Choose the optimizer's class and settings; see `Trainer`. On a GPU a fused AdamW may be recorded."""
-        kind, settings = SearchingTrainer.get_optimizer_cls_and_kwargs(args, model)
-        recordable = kind is torch.optim.AdamW and settings.get("fused") and args.device.type == "cuda"
-        return (RecordedAdamW if recordable else kind), settings
+        """Choose the optimizer's class and settings; see `Trainer`."""
+        return recordable(*SearchingTrainer.get_optimizer_cls_and_kwargs(args, model), args.device)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         if self._lean.clipping is not None and self.accelerator.scaler is None:

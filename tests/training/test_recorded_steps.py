@@ -67,6 +67,17 @@ def test_recorded_steps_move_weights_as_torch_s_own_do_under_a_schedule_with_two
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_whether_steps_are_recorded_changes_no_bit():
+    recorded, usual, recorder = model(), model(), Recorder()
+    optimizer = RecordedAdamW(groups(recorded), lr=0.1, fused=True)
+    optimizer.calls = RecordedCalls(recorder)
+    train(recorded, optimizer, 12)
+    train(usual, RecordedAdamW(groups(usual), lr=0.1, fused=True), 12)
+    assert recorder.replayed > 5
+    for one, other in zip(recorded.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_the_state_of_a_recorded_optimizer_is_torch_s_own():
     module, recorder = model(), Recorder()
     optimizer = RecordedAdamW(groups(module), lr=0.1, fused=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -164,9 +164,10 @@ class RecordedClipping:
 
 
 class RecordedAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` whose fused step may be recorded; its state and its results are the same but for rounding.
+    """`torch.optim.AdamW` whose fused step may be recorded.
 
-    A recording reads the learning rates as float32 tensors, so that a schedule can go on.
+    A recording reads the learning rates as float32 tensors, so that a schedule can go on. Every other step rounds them
+    to float32 too, so that what is recorded changes no result. The state is that of `torch.optim.AdamW`.
     """
 
     calls: RecordedCalls | None = None
@@ -180,12 +181,12 @@ class RecordedAdamW(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         """Do one step; see `torch.optim.AdamW`."""
-        scaled = getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None
-        if self.calls is None or closure is not None or scaled:
-            return super().step(closure)
         trained = _trained(self)
-        if any(each not in self.state for each in trained):
-            return super().step()
+        scaled = getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None
+        if self.calls is None or closure is not None or scaled or any(each not in self.state for each in trained):
+            rounded = [torch.tensor(group["lr"], dtype=torch.float32).item() for group in self.param_groups]
+            with self._at(rounded):
+                return super().step(closure)
         for group, rate in zip(self.param_groups, self._rates(), strict=True):
             rate.fill_(group["lr"])
         tensors: list[Any] = [tensor for each in trained for tensor in (each, each.grad)]
@@ -194,23 +195,43 @@ class RecordedAdamW(torch.optim.AdamW):
         )
         return self.calls(self._step_at_rates, tensors, settings)
 
+    def _step_at_rates(self) -> None:
+        """Do a step at the rates in the tensors, as only those can be recorded."""
+        with self._at(self._rates(), torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            super().step()
+
     def _rates(self) -> list[Tensor]:
         """Return where a recording reads each group's learning rate."""
         if len(self.__dict__.get("_rate_tensors", [])) != len(self.param_groups):
             self._rate_tensors = [torch.zeros((), device=group["params"][0].device) for group in self.param_groups]
         return self._rate_tensors
 
-    def _step_at_rates(self) -> None:
-        """Do a step at the rates in the tensors, as only those can be recorded."""
+    @contextmanager
+    def _at(self, rates: Sequence[float | Tensor], capturable: bool = False) -> Iterator[None]:
+        """Let the groups have other learning rates for a while; a schedule and a checkpoint know their own."""
         given = [(group["lr"], group["capturable"]) for group in self.param_groups]
-        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        for group, rate in zip(self.param_groups, self._rates(), strict=True):
-            group["lr"], group["capturable"] = rate, recording
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"], group["capturable"] = rate, capturable
         try:
-            super().step()
+            yield
         finally:
-            for group, (rate, capturable) in zip(self.param_groups, given, strict=True):
-                group["lr"], group["capturable"] = rate, capturable
+            for group, (rate, was_capturable) in zip(self.param_groups, given, strict=True):
+                group["lr"], group["capturable"] = rate, was_capturable
+
+
+def recordable(kind: Any, settings: dict[str, Any], device: torch.device) -> tuple[Any, dict[str, Any]]:
+    """Choose `RecordedAdamW` where an optimizer is torch's fused AdamW on a GPU.
+
+    Args:
+        kind: the optimizer's class.
+        settings: its arguments.
+        device: where the parameters are.
+
+    Returns:
+        The class and its arguments.
+    """
+    ours = kind is torch.optim.AdamW and settings.get("fused") and device.type == "cuda"
+    return (RecordedAdamW if ours else kind), settings
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
