@@ -20,7 +20,7 @@ Record = Callable[[Callable[[], Any]], Callable[[], Any]]
 _SEEN_BEFORE = 2
 """How often the same gradients' places are seen before the call on them is recorded."""
 
-_MOST_PLACES = 64
+_MOST_PLACES = 256
 """How many places are told apart; where more come up, gradients have no places of their own."""
 
 
