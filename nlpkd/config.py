@@ -81,9 +81,9 @@ class DistillationConfig(TrainingArguments):
             last layer stays whole beside them; True says that they don't. None: wherever an objective needs a teacher;
             a `DistillationTrainer` without one then trains as `Trainer` does to the last mask, while `train_teacher`
             and the baselines of `distill` are lean.
-        cuda_graphs: on one GPU, record the passes of student and teacher and a fused AdamW's steps as CUDA graphs, where
-            lean training is on and nothing stands against it (`nlpkd.training.speed.lean`): the same kernels, without
-            the time to launch them.
+        cuda_graphs: on one GPU, record the passes of student and teacher and a fused AdamW's steps as CUDA graphs,
+            where lean training is on and nothing stands against it (`nlpkd.training.speed.lean`): the same kernels,
+            without the time to launch them.
         rehearsal: before the first step, try evaluation, saving and the report on some rows, so that what fails at the
             end is known at the start; see `nlpkd.training.rehearsal`. Not where DeepSpeed or FSDP split a model up.
         bootstrap_samples: resamples behind the 95 % intervals of the report that `distill` writes.
