@@ -20,6 +20,9 @@ from nlpkd.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
+RECORD_NAME = "compression.json"
+"""The file beside a compressed model: a list of records, the first compression first."""
+
 
 @dataclass(frozen=True)
 class CompressionRecord:

@@ -17,6 +17,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_NAME
 
+from nlpkd.compression.record import RECORD_NAME
 from nlpkd.evaluation.html_report import PAGE_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 from nlpkd.hub.eval_results import write_eval_results
@@ -61,7 +62,7 @@ PUSH_ALLOW_PATTERNS = [
     "report.json",
     "report.md",
     "report.html",
-    "compression.json",
+    RECORD_NAME,
 ]
 """What may leave a student's directory and its folder `onnx`: nothing pickled, no run's state."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from nlpkd.compression.record import RECORD_NAME
 from nlpkd.data.labels.classes import Classes
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -20,7 +21,7 @@ from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.models.structure import matching_tokenizer
 from nlpkd.tasks import task_of
-from nlpkd.utils.files import atomic_model_update, write_atomic
+from nlpkd.utils.files import atomic_model_update, weights_sha256, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
     """Save a student as safetensors with its tokenizer beside it.
 
     Everything is written in full before the first file gets its final name, so a failure leaves what was there before.
-    A report, page and card that nlpkd made of other weights in the directory are removed; an edited card stays.
+    What nlpkd noted in the directory of other weights is removed: report, page, card and the record of a compression.
+    An edited card stays.
 
     Args:
         model: The student, anything with transformers' `save_pretrained`.
@@ -61,9 +63,10 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
 
 @contextmanager
 def model_update(folder: Path) -> Iterator[Path]:
-    """Replace the files of a model as `atomic_model_update` does, and take away what was measured of other weights.
+    """Replace the files of a model as `atomic_model_update` does, and take away what was told of other weights.
 
-    That is a report which names them, its page, and the card that was made of it unless somebody edited that.
+    That is a report which names them, its page, the card that was made of it unless somebody edited that, and the
+    record of a compression.
 
     Args:
         folder: where the model goes.
@@ -74,8 +77,12 @@ def model_update(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: if no more fits on the disk.
     """
+    compressed = folder / RECORD_NAME
+    before = weights_sha256(folder) if compressed.exists() else {}
     with atomic_model_update(folder) as temporary:
         yield temporary
+    if before and weights_sha256(folder) != before:
+        compressed.unlink(missing_ok=True)
     try:
         report = EvaluationReport.load(folder)
     except (ValueError, OSError):

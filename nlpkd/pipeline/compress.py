@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.compression.half import to_half
 from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
 from nlpkd.compression.prune import prune_heads, prune_neurons
-from nlpkd.compression.record import measure_change
+from nlpkd.compression.record import RECORD_NAME, measure_change
 from nlpkd.compression.vocabulary import trim_vocabulary
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import texts_of
@@ -27,10 +27,6 @@ from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
 from nlpkd.utils.files import explain_damage, write_atomic
 from nlpkd.utils.locks import only_run
-
-RECORD = "compression.json"
-"""The file beside a compressed model: a list of records, the first compression first."""
-
 
 METHODS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "prune-neurons": prune_neurons,
@@ -139,13 +135,13 @@ def compress(
         # Save model, tokenizer and record.
         records = [*_earlier_records(source), asdict(record)]
         save_student(after, output_dir, tokenizer)
-        write_atomic(Path(output_dir) / RECORD, (json.dumps(records, indent=2) + "\n").encode())
+        write_atomic(Path(output_dir) / RECORD_NAME, (json.dumps(records, indent=2) + "\n").encode())
     return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
 
 
 def _earlier_records(source: ModelSource) -> list[dict[str, Any]]:
     """Read what was done to a model in a folder before."""
-    path = Path(str(source.given)) / RECORD
+    path = Path(str(source.given)) / RECORD_NAME
     if not path.exists():
         return []
     with explain_damage(path, "delete it, and the card says nothing of earlier compressions"):

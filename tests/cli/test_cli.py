@@ -208,11 +208,9 @@ def test_a_dry_run_tells_what_a_run_takes_and_leaves_nothing(folder, teacher):
         )  # fmt: skip
     )
     assert code == 0, err
-    sizes = {}
-    for name in ("teacher", "student"):
-        with safe_open(folder / name / "model.safetensors", framework="pt") as weights:
-            sizes[name] = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
-        assert f"{name}: {sizes[name]:,} parameters" in out
+    big = AutoModelForSequenceClassification.from_pretrained(folder / "teacher")
+    for name, model in {"teacher": big, "student": make_student(big, "layers:2")}.items():
+        assert f"{name}: {sum(each.numel() for each in model.parameters()):,} parameters" in out
     # 160 rows in batches of 8, twice.
     assert re.search(r"^40 steps of \d+ ms", out, re.MULTILINE) and "2 baselines, each: 40 steps" in out
     assert "training rows: 160; trainings: 1" in out and "train_runtime" not in out

@@ -149,6 +149,16 @@ def test_the_same_weights_keep_their_report_and_other_ones_an_edited_card(measur
     assert (measured / "README.md").read_text() == "# My own words"
 
 
+def test_the_record_of_a_compression_stays_beside_the_weights_that_it_is_of_alone(tmp_path: Path, tokenizer) -> None:
+    save_student(tiny_bert(layers=1), tmp_path, tokenizer)
+    record = tmp_path / "compression.json"
+    record.write_text("[]")
+    save_student(tiny_bert(layers=1), tmp_path, tokenizer)
+    assert record.exists()
+    save_student(tiny_bert(layers=1, seed=1), tmp_path, tokenizer)
+    assert not record.exists()
+
+
 @pytest.mark.parametrize("content", ["{}", "no JSON", '{"schema": 7}'])
 def test_a_report_of_another_tool_stays(content: str, measured: Path, tokenizer) -> None:
     (measured / "report.json").write_text(content)
