@@ -14,14 +14,14 @@ from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import Columns, check_texts, find_columns
+from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, tell_other_names
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, hold_out_validation
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
 from nlpkd.data.sources import Source, name_of, read_splits, rows_without_train, without_training_words
-from nlpkd.data.streaming import TextStream, columns_of_file
+from nlpkd.data.streaming import TextStream, column_names
 from nlpkd.data.tokenization import (
     TEACHER_TOKEN_COLUMN,
     TOKEN_COLUMNS,
@@ -164,7 +164,7 @@ def _load_whole(
     alone = may_lack and list(splits) == ["train"]  # What nothing is trained on is read as "train", and not called so.
     if asked.soft_label_column is not None or asked.label_names:
         splits, asked = add_missing_label_columns(splits, asked)
-    columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
+    columns = _find_columns(splits["train"].column_names, asked)
     splits = _select_columns(splits, columns, asked.soft_label_column)
     # Settle the task by its labels; soft labels become logits in their order.
     targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack, named)
@@ -273,16 +273,18 @@ def _stream_train(
             "streaming reads a file with one class a row: without soft labels, windows, validation_split and the "
             "Hub; give the validation set as a file of its own"
         )
-    # Read the train file through once, which settles the classes.
-    named = (asked.text_column, asked.text_pair_column, asked.label_column)
+    # Read the train file through, which settles columns and classes.
+    available = column_names(train)
     try:
-        columns = columns_of_file(train, *named)
+        columns = _find_columns(available, asked)
     except ValueError:
         if not asked.label_names or validation is None:
             raise
         # Text that nobody labelled: a teacher names the classes, and the held-out rows their column.
         held_out = read_splits([{"text": ""}], validation)[0]["validation"]
-        columns = columns_of_file(train, *named, labels_beside=held_out.column_names)
+        lacking = [name for name in held_out.column_names if name not in available]
+        usual = [name for name in lacking if name == asked.label_column or name.strip().lower() in LABEL_NAMES]
+        columns = _find_columns([*available, *usual], asked)
         logger.warning("The train rows have no column %r: the teacher alone labels all.", columns.label)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     encode = TextEncoder(columns, tokenizers, max_length)
@@ -319,14 +321,19 @@ def _stream_train(
     )
 
 
-def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
-    """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels."""
-    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
-    used = [*columns.texts, *labels]
+def _find_columns(available: Sequence[str], asked: DataArguments) -> Columns:
+    columns = find_columns(available, asked.text_column, asked.text_pair_column, asked.label_column)
     made = {"labels", "length", *TOKEN_COLUMNS}
     taken = [name for name in sorted(columns.texts) if name in made or TEACHER_TOKEN_COLUMN.fullmatch(name)]
     if taken:
         raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
+    return columns
+
+
+def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
+    """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels."""
+    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
+    used = [*columns.texts, *labels]
     kept = {}
     for split, data in splits.items():
         missing = [column for column in used if column not in data.column_names]
