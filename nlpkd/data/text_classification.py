@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, hold_out_validation
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
-from nlpkd.data.sources import Source, name_of, read_splits, rows_without_train, without_training_words
+from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, read_splits, without_training_words
 from nlpkd.data.streaming import TextStream, column_names
 from nlpkd.data.tokenization import (
     TEACHER_TOKEN_COLUMN,
@@ -144,22 +143,24 @@ def load_text_classification(
     own, _ = DataArguments.split_of(load_text_classification, keywords)
     asked = own if data_args is None else data_args
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
-    load = _stream_train if asked.streaming else partial(_load_whole, seed=seed)
-    return tell_other_names(load(train, validation, test, tokenizers, asked), keywords.get("label_names", ()))
+    if asked.streaming:
+        loaded = _stream_train(train, validation, test, tokenizers, asked)
+    else:
+        splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+        loaded = _load_whole(splits, name, tokenizers, asked, seed)
+    return tell_other_names(loaded, keywords.get("label_names", ()))
 
 
 def _load_whole(
-    train: Source,
-    validation: Source | None,
-    test: Source | None,
+    splits: DatasetDict,
+    name: str,
     tokenizers: Sequence[PreTrainedTokenizerBase],
     asked: DataArguments,
     seed: int = 42,
     may_lack: bool = False,
 ) -> TextClassificationData:
-    """Read all splits into memory; `may_lack` is for rows that nothing is trained on."""
-    # Read the splits, and keep the columns that are used.
-    splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+    """Make splits that were read those of a task; `may_lack` is for rows that nothing is trained on."""
+    # Keep the columns that are used.
     named = asked.label_column is not None
     alone = may_lack and list(splits) == ["train"]  # What nothing is trained on is read as "train", and not called so.
     if asked.soft_label_column is not None or asked.label_names:
@@ -215,7 +216,7 @@ def load_rows_for_model(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: TeacherTokenizers = None,
     data_args: DataArguments | None = None,
-    splits: Sequence[str] = ("test", "validation", "train"),
+    splits: Sequence[str] = MEASURED_SPLITS,
 ) -> tuple[Any, str, TextClassificationData]:
     """Load labelled rows for a model that is there: of its task, with its label ids.
 
@@ -225,31 +226,23 @@ def load_rows_for_model(
         tokenizer: the model's tokenizer.
         teacher_tokenizer: of further models that read the rows, as for `load_text_classification`.
         data_args: how the rows are read; the task and label names are the model's where they are not given.
-        splits: the first one that is there is taken.
+        splits: the first one that is there is taken; see `nlpkd.data.sources.read_measured_rows`.
 
     Returns:
         The split's rows, its name, and all that was loaded.
 
     Raises:
-        ValueError: if the rows can't be read, none of the splits is there, or labels are not the model's.
+        ValueError: if the rows can't be read, none of the splits is there, several could be meant, or labels are not
+            the model's.
     """
     asked = (data_args or DataArguments()).with_labels_of(config)
-    where = (asked.dataset_config, asked.dataset_revision)
-    if (held_out := rows_without_train(data, splits, *where)) is not None:
-        # They are read as a single set, as rows in memory are.
-        rows, role = held_out
-        alone: Any = {"tokenizer": tokenizer, "teacher_tokenizer": teacher_tokenizer, "splits": ["train"]}
-        asked = replace(asked, dataset_config=None, dataset_revision=None)
-        rows, _, loaded = load_rows_for_model(rows, config, data_args=asked, **alone)
-        return rows, role, replace(loaded, name=name_of(data))
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
-    with without_training_words(data):
-        loaded = _load_whole(data, None, None, tokenizers, asked, may_lack=True)
-        split = next((name for name in splits if name in loaded), None)
-        if split is None:
-            raise ValueError(f"{loaded.name} has no split {' or '.join(map(repr, splits))}, found {list(loaded)}")
-        adopt_label_names(config, loaded[split])
-        return align_labels_to_student(loaded[split], config, split), split, loaded
+    measured = read_measured_rows(data, splits, asked)
+    with without_training_words(measured.source):
+        loaded = _load_whole(measured.splits, measured.name, tokenizers, asked, may_lack=True)
+        rows = loaded[measured.key]
+        adopt_label_names(config, rows)
+        return align_labels_to_student(rows, config, measured.key), measured.split, loaded
 
 
 def _stream_train(

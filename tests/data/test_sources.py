@@ -198,7 +198,7 @@ def test_a_validation_dict_with_unclear_splits_is_refused():
 
 
 def test_hub_arguments_are_refused_for_local_data():
-    with pytest.raises(ValueError, match="train is not a Hub id"):
+    with pytest.raises(ValueError, match="in-memory data is not a Hub id"):
         read_splits(Dataset.from_list(ROWS), dataset_revision="main")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import DatasetDict
 from samples import raw_rows, tiny_bert
 
 from nlpkd.evaluation.report import EvaluationReport
@@ -164,3 +165,17 @@ def test_nothing_that_is_said_of_measured_rows_calls_them_training_rows(given, t
     said = caplog.text + capfd.readouterr().err
     assert "data: 1 of 2 rows truncated to 8 tokens" in said and "Tokenising data" in said and "rows: 2\n" in said
     assert "train" not in said.replace(str(given["student"]), "").replace("pretrained", ""), said
+
+
+@pytest.mark.parametrize("names", [["train", "validation_matched", "validation_mismatched"], ["train", "dev", "eval"]])
+def test_rows_of_several_splits_are_measured_as_they_are_alone(names, given, tmp_path):
+    rows = {name: raw_rows(10 + place, seed=place) for place, name in enumerate(names)}
+    for split in names:
+        report = evaluate(given["student"], DatasetDict(rows), split=split, **QUICK)
+        assert report.run.data.split == {"dev": "validation"}.get(split, split)
+        alone = evaluate(given["student"], rows[split], **QUICK)
+        assert report.candidates["student"].quality == alone.candidates["student"].quality
+        assert report.task.rows == len(rows[split])
+    hidden = rows[names[1]].map(lambda _: {"label": -1})
+    splits = DatasetDict({names[0]: rows[names[0]], "test": hidden, names[2]: rows[names[2]]})
+    assert evaluate(given["student"], splits, **QUICK).run.data.split == names[2]
