@@ -323,11 +323,12 @@ def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | Non
 
 
 @contextmanager
-def without_training_words(source: Source) -> Iterator[None]:
+def without_training_words(source: Source, labels: Sequence[str] = ()) -> Iterator[None]:
     """Call rows that are measured on "the data" in errors: a single set is read as "train", and nobody trains on it.
 
     Args:
         source: the rows; those of several splits keep the splits' names.
+        labels: of the model that is measured; where rows of one label or score make no task, this is what they lack.
 
     Yields:
         Nothing.
@@ -341,4 +342,8 @@ def without_training_words(source: Source) -> Iterator[None]:
         if isinstance(source, DatasetDict) or (isinstance(source, str) and not Path(source).exists()):
             raise
         told = re.sub(r"(?i)\b(the) train (split|set)\b", r"\1 data", str(error))
-        raise ValueError(re.sub(r"\btrain (rows?)\b", r"\1", told)) from None
+        told = re.sub(r"\btrain (rows?)\b", r"\1", told)
+        if labels:
+            told = told.replace("there is nothing to classify", f"the labels of the model are {list(labels[:20])}")
+            told = told.replace("there is nothing to learn", "that leaves no correlation to measure")
+        raise ValueError(told) from None

@@ -238,7 +238,7 @@ def load_rows_for_model(
     asked = (data_args or DataArguments()).with_labels_of(config)
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
     measured = read_measured_rows(data, splits, asked)
-    with without_training_words(measured.source):
+    with without_training_words(measured.source, Classes.of(config.id2label).names):
         loaded = _load_whole(measured.splits, measured.name, tokenizers, asked, may_lack=True)
         rows = loaded[measured.key]
         adopt_label_names(config, rows)
