@@ -18,7 +18,7 @@ from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts
-from nlpkd.data.sources import Source
+from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
@@ -26,7 +26,7 @@ from nlpkd.evaluation.evaluate import check_candidate_names, evaluate_student
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.memory import add_memory, check_memory
 from nlpkd.evaluation.records import BASELINES
-from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
 from nlpkd.hub.saving import save_report
 from nlpkd.models.loading import split_revision
@@ -107,6 +107,7 @@ def evaluate(
     if memory:
         check_memory()
     if output_dir is not None:
+        refuse_as_output(Path(output_dir) / JSON_NAME, data=data, held_out=held_out)
         _check_writable(Path(output_dir))
 
     # The models, and the rows as each of their tokenizers reads them.
