@@ -151,8 +151,7 @@ def evaluate(
             "revision": revision or data_args.dataset_revision,
             "split": split,
             "evaluated_rows": count_texts(rows),
-            "max_length": loaded.max_length,
-            "window_stride": data_args.window_stride,
+            **loaded.reading,
         },
     }
     if weights:
