@@ -144,7 +144,7 @@ def distill(
         str | None, option(TRAINING, "A preset of `nlpkd presets`; what suits the student if left out.")
     ] = None,
     baseline: Annotated[bool, option(TRAINING, "Train baselines on gold labels alone too.")] = False,
-    num_seeds: Annotated[int, option(TRAINING, "Seeds to train student and baselines with.")] = 1,
+    num_seeds: Annotated[int, option(TRAINING, "Seeds to train student and baselines with.", min=1)] = 1,
     output_dir: Annotated[Path, option(OUTPUT, "Where student, card and report are saved.")],
     push_to_hub: Annotated[bool, option(OUTPUT, "Push the student at the end.")] = False,
     hub_model_id: Annotated[str | None, option(OUTPUT, "USER/NAME of the repository.")] = None,
@@ -198,7 +198,7 @@ def frontier(
             callback=over_file,
         ),
     ] = None,
-    num_seeds: Annotated[int, option(TRAINING, "Seeds to train each student with.")] = 1,
+    num_seeds: Annotated[int, option(TRAINING, "Seeds to train each student with.", min=1)] = 1,
     max_latency_ms: Annotated[
         float | None, option(OUTPUT, "Pick the best that takes no longer from text to label, at the median.")
     ] = None,

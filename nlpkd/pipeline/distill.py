@@ -252,8 +252,7 @@ def distill(
     data_args, settings = DataArguments.split_of_training(distill, keywords)
     learning_rate_is_given = args is not None or "learning_rate" in settings
     args = with_preset_settings(_settings(args, output_dir, settings), objectives)
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    check_num_seeds(num_seeds)
     with only_run(args.output_dir):
         with phase("Loading teacher, student and rows"):
             job = prepare_job(
@@ -297,6 +296,16 @@ def distill(
             with phase("Pushing the student"):
                 _push(args)
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
+
+
+def check_num_seeds(num_seeds: int) -> None:
+    """Refuse fewer seeds than one.
+
+    Raises:
+        ValueError: it says so.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
 
 
 def _settings(

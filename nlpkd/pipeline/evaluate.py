@@ -289,10 +289,10 @@ def _check_writable(folder: Path) -> None:
 
 def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | Path | None) -> None:
     """Refuse to be asked for examples that there can't be."""
-    if output_dir is None or "teacher" not in models:
-        raise ValueError("examples are shown on report.html where a teacher disagrees: give a teacher and output_dir")
     if not 0 < examples <= DISAGREEMENTS:
         raise ValueError(f"examples must lie in 1..{DISAGREEMENTS}, found {examples}")
+    if output_dir is None or "teacher" not in models:
+        raise ValueError("examples are shown on report.html where a teacher disagrees: give a teacher and output_dir")
     if (task := task_of(models["student"].config)) not in (None, SINGLE_LABEL):
         raise ValueError(f"examples are of single-label tasks, and the student's is {task}: leave them out")
     for package in PAGE_PACKAGES:

@@ -507,6 +507,9 @@ def test_a_wrong_command_is_told_without_loading_torch(arguments, message):
         (["--gradient-checkpointing", "perhaps"], "Truthy value expected: got perhaps"),
         (["--lr-scheduler-type", "x"], "invalid choice: 'x'"),
         (["--learning_rate", "high"], "--learning-rate"),
+        (["--num-seeds", "0", "--dry-run"], "--num-seeds"),
+        (["--seed", "-5"], "seed must be from 0 to"),
+        (["--lr-scheduler-kwargs", '{"a": 1}'], "lr_scheduler_kwargs={'a': 1} do not fit"),
         # The value belongs to the flag before it, which takes none.
         (["--bf16", "--baseline", "False"], "extra argument"),
     ],

@@ -287,6 +287,22 @@ def test_without_report_or_data_it_says_what_is_missing(student):
         verify(student)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/nosuch", "there is no folder '/nosuch': pass"),
+        ("~/x@v1", "there is no folder '~/x': pass"),
+        ("a/b/c", "there is no folder 'a/b/c': pass"),
+        (Path("nosuch"), "there is no folder 'nosuch': pass"),
+        ("my name", "'my name' is no folder here, and no name"),
+        (Path(__file__), "test_verify.py is a file: give the folder"),
+    ],
+)
+def test_what_is_neither_folder_nor_repository_is_not_looked_for(name, told):
+    with pytest.raises(ValueError, match=told):
+        verify(name)
+
+
 def test_a_published_student_is_verified_at_its_revision(student, rows, tmp_path):
     """Data, teacher and student come from the Hub; the first commit holds, a later one claims too much."""
     names = {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}}
