@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import ask_for_label_names
-from nlpkd.data.sources import Source
+from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
-from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import as_ensemble
@@ -253,6 +253,7 @@ def distill(
     learning_rate_is_given = args is not None or "learning_rate" in settings
     args = with_preset_settings(_settings(args, output_dir, settings), objectives)
     check_num_seeds(num_seeds)
+    refuse_as_output(Path(args.output_dir) / JSON_NAME, train=train, validation=validation, test=test)
     with only_run(args.output_dir):
         with phase("Loading teacher, student and rows"):
             job = prepare_job(
