@@ -243,6 +243,27 @@ def name_of(source: Source) -> str:
     return str(source) if _is_hub_id(source) else Path(source).name
 
 
+def refuse_as_output(output: str | os.PathLike[str], **sources: Source | None) -> None:
+    """Refuse to write a file that rows are read from, by whatever path or link.
+
+    Args:
+        output: the file that would be written.
+        **sources: where the rows are read from, by the names of the arguments that say so.
+
+    Raises:
+        ValueError: if it is one of them.
+    """
+    for name, source in sources.items():
+        if not isinstance(source, (str, os.PathLike)):
+            continue
+        rows, written = Path(source).expanduser(), Path(output)
+        if rows.exists() and written.exists() and rows.samefile(written):
+            raise ValueError(
+                f"{name}={str(source)!r} is the file {str(output)!r}, which would be overwritten: choose another one "
+                "for the output"
+            )
+
+
 def identity_of_source(source: Source) -> str:
     """Tell a source from every other one, so that what was made of it is not taken for another's.
 

@@ -54,6 +54,7 @@ class TextClassificationData:
             tokenizer of its own under its columns' prefix, as "teacher_train".
         max_length: the most tokens a row may have, special tokens included.
         name: the source, for the record: a Hub id, files without their directory, or "in-memory data".
+        window_stride: the tokens that the windows of a longer text share; None where it is truncated.
     """
 
     splits: dict[str, Any]
@@ -65,11 +66,18 @@ class TextClassificationData:
     truncated: dict[str, int]
     max_length: int
     name: str
+    window_stride: int | None = None
 
     @property
     def text_columns(self) -> list[str]:
         """The columns of the texts: one, or two of pairs."""
         return [self.text_column] if self.text_pair_column is None else [self.text_column, self.text_pair_column]
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What a record says of how texts were read, by which they are read the same way again."""
+        pairs = self.text_pair_column is not None
+        return {"pairs": pairs, "max_length": self.max_length, "window_stride": self.window_stride}
 
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]
@@ -206,6 +214,7 @@ def _load_whole(
         truncated=truncated,
         max_length=max_length,
         name=name,
+        window_stride=asked.window_stride,
     )
 
 

@@ -17,11 +17,12 @@ import numpy as np
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_text_columns
 from nlpkd.data.rows import has_unlabelled, labelled_rows
-from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows
+from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, refuse_as_output
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.serving.cascade import (
+    CASCADE_NAME,
     CERTAINTY,
     CascadeRecord,
     choose_threshold,
@@ -76,6 +77,7 @@ def cascade(
     folder, (kind, target) = Path(student), _target(target_agreement, target_accuracy)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: cascade.json is written beside a student on this machine")
+    refuse_as_output(folder / CASCADE_NAME, data=data)
     data_args, _ = DataArguments.split_of(cascade, keywords)
     if data_args.max_length is not None:
         raise ValueError("a cascade reads texts as nlpkd.load does, up to the models' own limit: leave max_length out")

@@ -18,7 +18,7 @@ from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts
-from nlpkd.data.sources import MEASURED_SPLITS, Source
+from nlpkd.data.sources import MEASURED_SPLITS, Source, refuse_as_output
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
@@ -26,7 +26,7 @@ from nlpkd.evaluation.evaluate import check_candidate_names, evaluate_student
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.memory import add_memory, check_memory
 from nlpkd.evaluation.records import BASELINES
-from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
 from nlpkd.hub.saving import save_report
 from nlpkd.models.loading import split_revision
@@ -105,6 +105,7 @@ def evaluate(
     if memory:
         check_memory()
     if output_dir is not None:
+        refuse_as_output(Path(output_dir) / JSON_NAME, data=data, held_out=held_out)
         _check_writable(Path(output_dir))
 
     # The models, and the rows as each of their tokenizers reads them.
@@ -148,8 +149,7 @@ def evaluate(
             "revision": revision or data_args.dataset_revision,
             "split": split,
             "evaluated_rows": count_texts(rows),
-            "max_length": loaded.max_length,
-            "window_stride": data_args.window_stride,
+            **loaded.reading,
         },
     }
     if weights:
@@ -287,10 +287,10 @@ def _check_writable(folder: Path) -> None:
 
 def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | Path | None) -> None:
     """Refuse to be asked for examples that there can't be."""
-    if output_dir is None or "teacher" not in models:
-        raise ValueError("examples are shown on report.html where a teacher disagrees: give a teacher and output_dir")
     if not 0 < examples <= DISAGREEMENTS:
         raise ValueError(f"examples must lie in 1..{DISAGREEMENTS}, found {examples}")
+    if output_dir is None or "teacher" not in models:
+        raise ValueError("examples are shown on report.html where a teacher disagrees: give a teacher and output_dir")
     if (task := task_of(models["student"].config)) not in (None, SINGLE_LABEL):
         raise ValueError(f"examples are of single-label tasks, and the student's is {task}: leave them out")
     for package in PAGE_PACKAGES:

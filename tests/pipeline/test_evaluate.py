@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import DatasetDict
+from paths import ways_to
 from samples import raw_rows, tiny_bert
 
 from nlpkd.evaluation.report import EvaluationReport
@@ -51,6 +52,18 @@ def test_a_folder_that_another_run_writes_to_is_refused_before_anything_is_measu
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another run is writing"):
             evaluate(**given, output_dir=tmp_path)
+
+
+def test_rows_are_not_overwritten_by_the_report(given, tmp_path, unmeasured):
+    file = tmp_path / "report.json"
+    raw_rows(20).to_json(file)
+    before = file.read_bytes()
+    for path in map(str, ways_to(file)):
+        with pytest.raises(ValueError, match="data=.* would be overwritten"):
+            evaluate(given["student"], path, output_dir=tmp_path)
+        with pytest.raises(ValueError, match="held_out=.* would be overwritten"):
+            evaluate(**given, held_out=path, output_dir=tmp_path)
+    assert file.read_bytes() == before
 
 
 def test_a_run_that_began_meanwhile_is_waited_for(given, tmp_path, caplog):
@@ -97,6 +110,12 @@ def test_a_further_candidate_takes_no_role_that_has_an_argument_of_its_own(role,
     roles = {} if role == "student" else {role: given["student"]}
     with pytest.raises(ValueError, match=rf"further candidates can't be called \['{role}'\]"):
         evaluate(**given, **roles, candidates={role: "another"})
+
+
+@pytest.mark.parametrize("examples", [-1, 21])
+def test_a_number_of_examples_that_can_t_be_is_named_whatever_else_is_missing(given, unmeasured, examples):
+    with pytest.raises(ValueError, match=f"examples must lie in 1..20, found {examples}"):
+        evaluate(**given, examples=examples)
 
 
 @pytest.fixture(scope="module")
