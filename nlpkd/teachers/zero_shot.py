@@ -10,7 +10,7 @@ import numpy as np
 
 from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
-from nlpkd.models.source import identity_of_model
+from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length
@@ -54,14 +54,14 @@ class ZeroShotTeacher(LabelingTeacher):
         self.model = model
         self.problem_type = MULTI_LABEL if multi_label else SINGLE_LABEL
         self.batch_size = batch_size
-        self._pipeline_settings = pipeline_settings
+        self._local = LocalModel(model, pipeline_settings)
 
     @functools.cached_property
     def _pipeline(self) -> Any:
         from transformers import pipeline
 
         with named_in_errors(self.model):
-            pipe: Any = pipeline("zero-shot-classification", model=self.model, **self._pipeline_settings)
+            pipe: Any = pipeline("zero-shot-classification", model=self.model, **self._local.settings)
         if pipe.entailment_id == -1:
             raise ValueError(
                 f"the model's labels {pipe.model.config.id2label} name no entailment: set id2label of its config"
@@ -105,8 +105,4 @@ class ZeroShotTeacher(LabelingTeacher):
         """Return model, hypotheses and task, and what tells its weights."""
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
         question = dict(zip(self.classes, self.hypotheses, strict=True))
-        return {"name": str(name), "question": question, "problem_type": self.problem_type} | self._identity
-
-    @functools.cached_property
-    def _identity(self) -> dict[str, str]:
-        return identity_of_model(self.model, self._pipeline_settings.get("revision"))
+        return {"name": str(name), "question": question, "problem_type": self.problem_type} | self._local.describe()

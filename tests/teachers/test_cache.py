@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -564,6 +565,29 @@ def test_settings_of_a_plain_module_and_of_models_within_count(cache, teacher, r
         cache(TeacherEnsemble([Scaled(teacher, 3.0, names), teacher]), rows, folder="several")
     with pytest.raises(ValueError, match="what differs: the teacher's configuration. Use"):
         cache(TeacherEnsemble([Multiplied(teacher, 2.0, names), teacher]), rows, folder="several")
+
+
+class Weighted(nn.Module):
+    """A module whose settings are no single numbers."""
+
+    def __init__(self, model: nn.Module, settings):
+        super().__init__()
+        self.model, self.settings = model, settings
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits * self.settings["scales"][0]
+
+
+def test_settings_of_any_kind_count_and_what_nothing_tells_apart_is_refused(cache, teacher, rows, tmp_path):
+    cache(Weighted(teacher, {"scales": [1.0]}), rows)
+    before = times(tmp_path / "cache")
+    cache(Weighted(teacher, {"scales": [1.0]}), rows)
+    for scales in ([2.0], [torch.tensor(2.0)], np.array([2.0])):
+        with pytest.raises(ValueError, match="what differs: the teacher's configuration. Use"):
+            cache(Weighted(teacher, {"scales": scales}), rows)
+    with pytest.raises(ValueError, match=r"answers owe to Weighted\.settings: a _thread\.lock: keep it in numbers"):
+        cache(Weighted(teacher, {"scales": [1.0], "lock": threading.Lock()}), rows)
+    assert times(tmp_path / "cache") == before
 
 
 def test_teachers_with_several_tokenizers_are_refused(cache, teacher, rows):
