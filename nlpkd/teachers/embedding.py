@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,13 @@ class EmbeddingTeacher(LabelingTeacher):
     ):
         self.classes = descriptions
         check_counts(batch_size=batch_size)
-        listed = [[given] if isinstance(given, str) else list(given) for given in descriptions.values()]
+        listed: list[list[str]] = [
+            list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+            for given in descriptions.values()
+        ]
         self.descriptions = dict(zip(self.classes, listed, strict=True))
-        if not all(listed):
-            raise ValueError(f"give each class a description, got {self.descriptions}")
+        if not all(given and all(isinstance(each, str) and each.strip() for each in given) for given in listed):
+            raise ValueError(f"give each class a description, or several, in words, got {self.descriptions}")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.model = model

@@ -101,7 +101,11 @@ def test_an_encoder_that_is_changed_later_answers_and_is_described_as_it_is_now(
     np.testing.assert_allclose(teacher.probabilities(TEXTS), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("given", [{"one": "x"}, {"one": "x", "two": []}])
+@pytest.mark.parametrize("given", [
+    {"one": "x"}, {"one": "x", "two": []}, {"one": "x", "two": ""}, {"one": "x", "two": " "}, {"one": "x", "two": 5},
+    {"one": "x", "two": None},
+    {"one": "x", "two": ["y", ""]}, {"one": "x", "two": ["y", None]}, {"one": "x", "two": [1]},
+])  # fmt: skip
 def test_classes_without_descriptions_are_refused(given):
     with pytest.raises(ValueError, match="two or more different classes|give each class a description"):
         EmbeddingTeacher("m", given)

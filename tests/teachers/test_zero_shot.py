@@ -52,6 +52,39 @@ def test_fewer_than_two_classes_are_refused(classes):
 def test_a_template_without_a_place_for_the_class_is_refused():
     with pytest.raises(ValueError, match="has no {}"):
         ZeroShotTeacher("m", ["a", "b"], hypothesis_template="This is it.")
+    for template in ("It is {label}.", "{} is {}", "{", "{} {", "{.name}", "{:d}"):
+        with pytest.raises(ValueError, match="hypothesis_template=.* must have one {}"):
+            ZeroShotTeacher("m", ["a", "b"], hypothesis_template=template)
+
+
+def test_a_class_without_words_is_called_by_its_name():
+    teacher = ZeroShotTeacher("m", {"pos": None, "neg": "bad {}", 3: 5})
+    assert teacher.hypotheses == ["This example is pos.", "This example is bad {}.", "This example is 5."]
+
+
+@pytest.mark.parametrize("words", ["", " ", [], ["good"], {}])
+def test_words_that_describe_nothing_are_refused(words):
+    with pytest.raises(ValueError, match="the class 'pos' is described by words"):
+        ZeroShotTeacher("m", {"pos": words, "neg": "bad"})
+
+
+def test_classes_of_the_same_words_are_refused():
+    with pytest.raises(ValueError, match="a sentence of its own"):
+        ZeroShotTeacher("m", {"pos": "film", "neg": "film"})
+
+
+@pytest.mark.parametrize("multiple", [1, 3, 100])
+def test_a_text_of_any_length_is_read_up_to_the_models_limit(tokenizer, multiple):
+    unlimited = copy.deepcopy(tokenizer)
+    unlimited.model_max_length = int(1e30)
+    text = "the plot good " * 20 * multiple
+    answers = [
+        ZeroShotTeacher(nli_model(NLI), ["good", "bad"], tokenizer=each).probabilities([text])
+        for each in (tokenizer, unlimited)
+    ]
+    np.testing.assert_array_equal(*answers)
+    with pytest.raises(ValueError, match="the sentence .* has .* tokens, and the model reads 64"):
+        ZeroShotTeacher(nli_model(NLI), ["good", "bad " * 70], tokenizer=unlimited).probabilities([text])
 
 
 def test_any_function_is_a_teacher():
