@@ -615,6 +615,16 @@ def test_probabilities_passed_as_logits_are_refused_and_the_other_way_round(cach
     assert cache(Softmax(teacher), rows, folder="right", outputs="probabilities").num_rows == ROWS
 
 
+def test_probabilities_of_several_labels_a_row_are_refused_with_what_to_give_instead(cache, rows):
+    def several(texts):
+        return np.tile([[0.9, 0.8]], (len(texts), 1))
+
+    with pytest.raises(ValueError, match=r"of one class a row, .* give logits, log\(p / \(1 - p\)\), and pass "):
+        cache(several, rows, outputs="probabilities", teacher_name="several")
+    with pytest.raises(ValueError, match=r"which lie in \[0, 1\] and sum to 1: pass outputs='logits'"):
+        cache(lambda texts: 2 * several(texts), rows, folder="2", outputs="probabilities", teacher_name="more")
+
+
 def test_logits_that_are_nan_are_refused_with_their_row(cache, rows, tmp_path):
     def function(texts):
         values = np.arange(2.0 * len(texts)).reshape(-1, 2) + 3
