@@ -90,7 +90,8 @@ def cache_teacher_outputs(
 
     Raises:
         ValueError: if the cache does not belong to this call (what differs is named) or is damaged (the shards are
-            named), the estimated size exceeds the budget, or the teacher gives NaN or not what `outputs` says.
+            named), nothing tells an attribute of the teacher apart, the estimated size exceeds the budget, or the
+            teacher gives NaN or not what `outputs` says.
     """
     _check_arguments(teacher, dataset, outputs, order, shard_rows)
     state = PartialState(cpu=not torch.accelerator.is_available())
