@@ -21,9 +21,8 @@ from nlpkd.pipeline.dry_run import Plan, plan_distillation
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.kinds import kind_of
 from nlpkd.utils.files import explain_damage, write_atomic
-from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.locks import only_run
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.provenance import differences, without_tokens
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import IO, Any, NamedTuple
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.files import explain_damage
-from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.links import open_no_link, refuse_links
 from nlpkd.utils.locks import lock_of
 from nlpkd.utils.processes import sigterm_as_exit
+from nlpkd.utils.provenance import differences
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,10 +27,12 @@ from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.records import percent
 from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
-from nlpkd.tasks import SINGLE_LABEL, UNLABELLED
+from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, task_of
 from nlpkd.teachers.base import LabelingTeacher
 
 FOLDS = 5
+
+_WORD = re.compile(r"(?u)\b\w+\b")
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,9 @@ def check_labels(
         What was found.
 
     Raises:
-        ValueError: if the rows do not have one class each, a class has fewer than five rows, the teacher has other
-            classes, or `output` is the file of the rows.
+        ValueError: if the rows do not have one class each, no row has a label, the teacher has other classes or another
+            task, or `output` is the file of the rows; without a teacher, if a class has fewer than five rows, or too
+            few rows have words.
     """
     output = None if output is None else Path(output)
     if output is not None and output.suffix not in _WRITERS:
@@ -148,6 +152,8 @@ def check_labels(
         raise ValueError(f"labels are checked where each row has one class, and these are {targets.problem_type}")
     texts, labels = rows[columns.text][:], np.array(targets.splits["train"]["labels"][:])
     known = np.flatnonzero(labels != UNLABELLED)
+    if not len(known):
+        raise ValueError(f"none of the {len(labels)} rows has a label: {columns.label} is {UNLABELLED} in all of them")
     asked = [texts[row] for row in known]
     given = labels[known]
     # Probabilities in the order of the labels' ids.
@@ -192,18 +198,23 @@ def _out_of_fold(texts: Sequence[str], labels: np.ndarray, names: Sequence[str],
         rare = names[int(present[counts[present].argmin()])]
         raise ValueError(f"class {rare!r} has fewer than {FOLDS} rows: leave it out, or give a teacher")
     model: Any = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD.pattern),
         LogisticRegression(max_iter=1000),
     )
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     probabilities = np.zeros((len(texts), len(names)))
-    probabilities[:, present] = cross_val_predict(model, list(texts), labels, cv=folds, method="predict_proba")
+    splits = list(folds.split(texts, labels))
+    if not all(any(_WORD.search(texts[row]) for row in learned) for learned, _ in splits):
+        raise ValueError("too few rows have words to learn from, only signs or nothing: give a teacher")
+    probabilities[:, present] = cross_val_predict(model, list(texts), labels, cv=splits, method="predict_proba")
     return probabilities
 
 
 def _of_classifier(path: str | Path, texts: Sequence[str], labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Predict all rows by a fine-tuned classifier, `(rows, classes)` in the order of the names."""
     source = ModelSource.of(str(path), None, False)
+    if (task := task_of(source.config())) not in (None, SINGLE_LABEL):
+        raise ValueError(f"labels are checked by a classifier with one class a text, and {path} is for {task}")
     model, tokenizer = source.teacher("float32"), source.tokenizer()
     rows = [{"text": text, "label": names[label]} for text, label in zip(texts, labels, strict=True)]
     loaded, _, _ = load_rows_for_model(rows, model.config, tokenizer=tokenizer, data_args=DataArguments())

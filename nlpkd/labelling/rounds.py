@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.utils.files import explain_damage, write_atomic
-from nlpkd.utils.fingerprints import differences
+from nlpkd.utils.provenance import differences
 
 _ASKED = "asked"
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,7 +17,7 @@ from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, spli
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
 from nlpkd.utils.files import digest_of
-from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights
+from nlpkd.utils.fingerprints import Teller, UntoldError, hash_configuration, hash_value, hash_weights
 
 _MODEL_FILES = (
     *("model*.safetensors", "pytorch_model*.bin", "adapter_model.*", "config.json", "adapter_config.json", "*.py"),
@@ -119,6 +122,46 @@ class ModelSource:
         return {"name": name, "revision": self.revision}
 
 
+_ELSEWHERE = {
+    "revision", "token", "device", "device_map", "batch_size", "num_workers", "cache_folder", "local_files_only",
+}  # fmt: skip
+"""Settings of a pipeline that no answer depends on, and the revision, which `identity_of_model` tells."""
+
+
+def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell the settings with which a model is loaded or run, for a record of what its answers depend on.
+
+    Args:
+        settings: keywords of `transformers.pipeline`, `SentenceTransformer` and the like.
+
+    Returns:
+        By their names what JSON can hold: numbers and texts as they are, of a folder's name a hash of its files too,
+        of all else a hash. No devices and nothing else that no answer depends on.
+
+    Raises:
+        ValueError: if nothing tells a setting apart.
+    """
+    told: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in _ELSEWHERE or value is None:
+            continue
+        if isinstance(value, torch.dtype):
+            value = str(value).removeprefix("torch.")
+        if isinstance(value, (str, Path)) and Path(value).is_dir():
+            told[name] = [str(value), identity_of_model(value)]
+        elif isinstance(value, (bool, int, float, str)):
+            told[name] = value
+        else:
+            try:
+                told[name] = Teller().tell(value)
+            except UntoldError as error:
+                raise ValueError(
+                    f"nothing tells {name}={value!r:.100} from another one ({error}): leave it out, or load the model "
+                    "with it beforehand"
+                ) from None
+    return told
+
+
 def identity_of_model(given: Any, revision: str | None = None) -> dict[str, str]:
     """Tell a model from every other one, so that what was made with it is not taken for another one's.
 
@@ -130,6 +173,9 @@ def identity_of_model(given: Any, revision: str | None = None) -> dict[str, str]
         Of a Hub id its revision, if one is given, since its name says the rest. Of all others a hash: of a folder
         one of the files that its answers depend on, of a single file one of its content and of its model's folder, of
         a module one of weights, configuration and names.
+
+    Raises:
+        ValueError: if a module has an attribute that nothing tells apart.
     """
     if isinstance(given, nn.Module):
         names = getattr(getattr(given, "config", None), "id2label", None)
@@ -146,3 +192,34 @@ def identity_of_model(given: Any, revision: str | None = None) -> dict[str, str]
 
 def _is_onnx(given: str | Path) -> bool:
     return Path(given).suffix == ".onnx"
+
+
+class LocalModel:
+    """A model that a teacher runs here, as it was given.
+
+    Args:
+        given: a path, a Hub id, or a module.
+        settings: with which it is loaded.
+    """
+
+    def __init__(self, given: Any, settings: Mapping[str, Any]):
+        self.given = given
+        self.settings = dict(settings)
+
+    def describe(self) -> dict[str, Any]:
+        """Tell model and settings, for `LabelingTeacher.describe`.
+
+        Returns:
+            What tells the model's weights, of a module as it is now; and `settings`, where there are any.
+
+        Raises:
+            ValueError: if nothing tells the model or a setting apart.
+        """
+        # Files are read once, as the model is: what is written into the folder later is not what answers.
+        told: dict[str, Any] = identity_of_model(self.given) if isinstance(self.given, nn.Module) else self._files
+        settings = told_settings(self.settings)
+        return told | ({"settings": settings} if settings else {})
+
+    @functools.cached_property
+    def _files(self) -> dict[str, str]:
+        return identity_of_model(self.given, self.settings.get("revision"))

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data.labels.classes import Classes, plain_name
 from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS
+from nlpkd.utils.fingerprints import is_foreign
 
 logger = logging.getLogger(__name__)
 
@@ -128,14 +129,6 @@ def refuse_untrained(student: nn.Module, optimizer: Any = None) -> None:
 def without_adapter(model: nn.Module) -> nn.Module:
     """Return the transformers model inside of a peft adapter's wrapper; any other model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
-_KNOWN_CODE = frozenset({"torch", "transformers", "accelerate", "peft", "nlpkd"})
-
-
-def is_foreign(code: Any) -> bool:
-    """Check whether a class or function is somebody's own: of none of the libraries that are used here."""
-    return (getattr(code, "__module__", None) or "").split(".")[0] not in _KNOWN_CODE
 
 
 def foreign_hook(model: nn.Module, but: Container[nn.Module] = ()) -> str | None:

@@ -30,10 +30,10 @@ from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.files import write_atomic
-from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.packages import how_to_install
 from nlpkd.utils.processes import decided_by_main_process
+from nlpkd.utils.provenance import differences
 
 TUNING_FILE = "tuning.json"
 

@@ -90,7 +90,8 @@ def cache_teacher_outputs(
 
     Raises:
         ValueError: if the cache does not belong to this call (what differs is named) or is damaged (the shards are
-            named), the estimated size exceeds the budget, or the teacher gives NaN or not what `outputs` says.
+            named), nothing tells an attribute of the teacher apart, the estimated size exceeds the budget, or the
+            teacher gives NaN or not what `outputs` says.
     """
     _check_arguments(teacher, dataset, outputs, order, shard_rows)
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -230,10 +231,13 @@ def _as_logits(values: Any, outputs: str, span: range) -> np.ndarray:
         )
     if outputs == "probabilities":
         if not looks_like_probabilities(array):
-            raise ValueError(
-                f"the teacher's outputs for rows {span.start} to {span.stop - 1} are no probabilities, which lie in "
-                "[0, 1] and sum to 1: pass outputs='logits'"
-            )
+            told = f"the teacher's outputs for rows {span.start} to {span.stop - 1} are no probabilities"
+            if array.min() >= 0 and array.max() <= 1:
+                raise ValueError(
+                    f"{told} of one class a row, which sum to 1. Of several labels a row, let the teacher give "
+                    "logits, log(p / (1 - p)), and pass outputs='logits'"
+                )
+            raise ValueError(f"{told}, which lie in [0, 1] and sum to 1: pass outputs='logits'")
         return np.log(np.maximum(array, PROBABILITY_FLOOR))
     # A single row of logits may look like that by chance.
     if len(array) > 1 and looks_like_probabilities(array):

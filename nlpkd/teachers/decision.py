@@ -12,7 +12,7 @@ import numpy as np
 
 from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
-from nlpkd.models.source import identity_of_model
+from nlpkd.models.source import LocalModel
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
 from nlpkd.utils.field_types import check_counts
@@ -68,7 +68,7 @@ class DecisionTeacher(LabelingTeacher):
         self.classes, self.problem_type, self._questions = read_question(self.question)
         self.base_url = base_url
         self.batch_size = batch_size
-        self._pipeline_settings = pipeline_settings
+        self._local = LocalModel(model, pipeline_settings)
         self._client: JSONClient | None = None
         if base_url is not None:
             url = base_url.rstrip("/").removesuffix("/v1") + "/v1/systemone"
@@ -104,11 +104,7 @@ class DecisionTeacher(LabelingTeacher):
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
         url = without_tokens(self.base_url or "") or None
         told = {"name": str(name), "question": self.question, "base_url": url}
-        return told if self._client is not None else told | self._identity
-
-    @functools.cached_property
-    def _identity(self) -> dict[str, str]:
-        return identity_of_model(self.model, self._pipeline_settings.get("revision"))
+        return told if self._client is not None else told | self._local.describe()
 
     def _ask_server(self, text: str) -> tuple[list[float], tuple[Any, Any]]:
         """Return the probabilities of the classes, and the tokens of prompts and answers as the server tells them."""
@@ -132,7 +128,7 @@ class DecisionTeacher(LabelingTeacher):
         from nlpkd.teachers.decision_batches import DecisionBatches
 
         with named_in_errors(self.model):
-            pipe = pipeline("decision", model=self.model, **self._pipeline_settings)
+            pipe = pipeline("decision", model=self.model, **self._local.settings)
         return DecisionBatches(pipe, self._questions, self.batch_size)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from scipy.special import softmax
 
 from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
-from nlpkd.models.source import identity_of_model
+from nlpkd.models.source import LocalModel
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
 from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.packages import require
 
 
@@ -47,16 +48,20 @@ class EmbeddingTeacher(LabelingTeacher):
     ):
         self.classes = descriptions
         check_counts(batch_size=batch_size)
-        listed = [[given] if isinstance(given, str) else list(given) for given in descriptions.values()]
+        listed: list[list[str]] = [
+            list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+            for given in descriptions.values()
+        ]
         self.descriptions = dict(zip(self.classes, listed, strict=True))
-        if not all(listed):
-            raise ValueError(f"give each class a description, got {self.descriptions}")
+        if not all(given and all(isinstance(each, str) and each.strip() for each in given) for given in listed):
+            raise ValueError(f"give each class a description, or several, in words, got {self.descriptions}")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.model = model
         self.temperature = temperature
         self.batch_size = batch_size
-        self._model_settings = model_settings
+        self._local = LocalModel(model, model_settings)
+        self._vectors: dict[str, np.ndarray] = {}
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
@@ -98,23 +103,21 @@ class EmbeddingTeacher(LabelingTeacher):
         """Return model, descriptions and temperature, and what tells its weights."""
         name = self.model if not hasattr(self.model, "model_card_data") else self.model.model_card_data.base_model
         told = {"name": str(name), "question": self.descriptions, "temperature": self.temperature}
-        return told | self._identity
-
-    @functools.cached_property
-    def _identity(self) -> dict[str, str]:
-        return identity_of_model(self.model, self._model_settings.get("revision"))
+        return told | self._local.describe()
 
     @functools.cached_property
     def _encoder(self) -> Any:
         kind = require("sentence_transformers", "teachers").SentenceTransformer
         with named_in_errors(self.model):
-            return self.model if isinstance(self.model, kind) else kind(str(self.model), **self._model_settings)
+            return self.model if isinstance(self.model, kind) else kind(str(self.model), **self._local.settings)
 
-    @functools.cached_property
     def _class_vectors(self) -> np.ndarray:
-        """The unit vector of each class, `(classes, hidden)`."""
-        means = np.stack([self._embed(each).mean(axis=0) for each in self.descriptions.values()])
-        return means / np.linalg.norm(means, axis=1, keepdims=True)
+        """The unit vector of each class, `(classes, hidden)`, as the model is now."""
+        state = hash_value(self._local.describe())
+        if state not in self._vectors:
+            means = np.stack([self._embed(each).mean(axis=0) for each in self.descriptions.values()])
+            self._vectors = {state: means / np.linalg.norm(means, axis=1, keepdims=True)}
+        return self._vectors[state]
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         return self._encoder.encode(
@@ -122,4 +125,4 @@ class EmbeddingTeacher(LabelingTeacher):
         )
 
     def _similarities(self, texts: Sequence[str]) -> np.ndarray:
-        return self._embed(texts) @ self._class_vectors.T
+        return self._embed(texts) @ self._class_vectors().T

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from nlpkd.utils.files import digest_of, explain_damage, explain_full_disk, write_atomic
-from nlpkd.utils.fingerprints import differences
+from nlpkd.utils.provenance import differences
 
 SCHEMA = 1
 

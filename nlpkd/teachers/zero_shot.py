@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from nlpkd.data.columns import texts_again
+from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import named_in_errors
-from nlpkd.models.source import identity_of_model
+from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import are_numbers, check_counts
 
 
 class ZeroShotTeacher(LabelingTeacher):
@@ -25,20 +27,22 @@ class ZeroShotTeacher(LabelingTeacher):
 
     Args:
         model: a path, a Hub id or a model fine-tuned on NLI, as the pipeline takes it.
-        classes: names of the classes; or a mapping from them to the words that fill the template.
+        classes: names of the classes; or a mapping from them to the words that fill the template, the name where
+            there are none.
         hypothesis_template: the sentence, with `{}` for the class.
         multi_label: whether any number of labels may hold for a text.
         batch_size: pairs of text and class in a forward pass.
         **pipeline_settings: further arguments of `transformers.pipeline`, such as `tokenizer`, `dtype` or `device`.
 
     Raises:
-        ValueError: for fewer than two classes, or a template without `{}`.
+        ValueError: for fewer than two classes, words that are blank or another class's, or a template without one
+            `{}`.
     """
 
     def __init__(
         self,
         model: Any,
-        classes: Sequence[str] | Mapping[str, str],
+        classes: Sequence[str] | Mapping[str, str | None],
         *,
         hypothesis_template: str = "This example is {}.",
         multi_label: bool = False,
@@ -47,21 +51,22 @@ class ZeroShotTeacher(LabelingTeacher):
     ):
         self.classes = classes
         check_counts(batch_size=batch_size)
-        if hypothesis_template.format("a") == hypothesis_template:
-            raise ValueError(f"hypothesis_template={hypothesis_template!r} has no {{}} for the class")
-        words = list(classes.values()) if isinstance(classes, Mapping) else self.classes
-        self.hypotheses = [hypothesis_template.format(each) for each in words]
+        words = list(classes.values()) if isinstance(classes, Mapping) else [None] * len(self.classes)
+        filled = [_read_words(each, name) for each, name in zip(words, self.classes, strict=True)]
+        self.hypotheses = [_fill(hypothesis_template, each) for each in filled]
+        if len(set(self.hypotheses)) < len(self.hypotheses):
+            raise ValueError(f"each class needs a sentence of its own, got {self.hypotheses}")
         self.model = model
         self.problem_type = MULTI_LABEL if multi_label else SINGLE_LABEL
         self.batch_size = batch_size
-        self._pipeline_settings = pipeline_settings
+        self._local = LocalModel(model, pipeline_settings)
 
     @functools.cached_property
     def _pipeline(self) -> Any:
         from transformers import pipeline
 
         with named_in_errors(self.model):
-            pipe: Any = pipeline("zero-shot-classification", model=self.model, **self._pipeline_settings)
+            pipe: Any = pipeline("zero-shot-classification", model=self.model, **self._local.settings)
         if pipe.entailment_id == -1:
             raise ValueError(
                 f"the model's labels {pipe.model.config.id2label} name no entailment: set id2label of its config"
@@ -69,6 +74,20 @@ class ZeroShotTeacher(LabelingTeacher):
         if pipe.tokenizer.pad_token is None:
             pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
         return pipe
+
+    def _most_tokens(self) -> int | None:
+        """Return how many tokens a pair may have, by tokenizer and model; None where neither names a limit."""
+        tokenizer, positions = self._pipeline.tokenizer, positions_of(self._pipeline.model.config)
+        limit = min(tokenizer.model_max_length, positions or LARGE_INTEGER)
+        if limit >= LARGE_INTEGER:
+            return None
+        for hypothesis in self.hypotheses:
+            if (tokens := len(tokenizer("", hypothesis)["input_ids"])) >= limit:
+                raise ValueError(
+                    f"the sentence {hypothesis!r:.200} has {tokens} tokens, and the model reads {limit} together with "
+                    "a text: describe the class in fewer words"
+                )
+        return limit
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
@@ -78,8 +97,12 @@ class ZeroShotTeacher(LabelingTeacher):
         pipe = self._pipeline
         # Every pair of a text and a hypothesis, text by text.
         pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses]
+        limit = self._most_tokens()
         encoded = pipe.tokenizer(
-            [text for text, _ in pairs], [hypothesis for _, hypothesis in pairs], truncation="only_first"
+            [text for text, _ in pairs],
+            [hypothesis for _, hypothesis in pairs],
+            truncation=False if limit is None else "only_first",
+            max_length=limit,
         )
         names = [name for name in pipe.tokenizer.model_input_names if name in encoded]
         logits = torch.zeros(len(pairs), pipe.model.config.num_labels)
@@ -105,8 +128,24 @@ class ZeroShotTeacher(LabelingTeacher):
         """Return model, hypotheses and task, and what tells its weights."""
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
         question = dict(zip(self.classes, self.hypotheses, strict=True))
-        return {"name": str(name), "question": question, "problem_type": self.problem_type} | self._identity
+        return {"name": str(name), "question": question, "problem_type": self.problem_type} | self._local.describe()
 
-    @functools.cached_property
-    def _identity(self) -> dict[str, str]:
-        return identity_of_model(self.model, self._pipeline_settings.get("revision"))
+
+def _read_words(words: Any, name: str) -> str:
+    """Read what describes a class: its name where nothing does."""
+    if words is None:
+        return name
+    if not are_numbers(words) and not (isinstance(words, str) and words.strip()):
+        raise ValueError(f"the class {name!r} is described by words, got {words!r:.100}: leave them out for its name")
+    return str(words)
+
+
+def _fill(template: str, words: str) -> str:
+    """Fill the place for the class in a template."""
+    try:
+        filled = template.format(words)
+    except (AttributeError, IndexError, KeyError, ValueError):
+        raise ValueError(f"hypothesis_template={template!r} must have one {{}} for the class, and no others") from None
+    if filled == template:
+        raise ValueError(f"hypothesis_template={template!r} has no {{}} for the class")
+    return filled

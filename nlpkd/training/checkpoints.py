@@ -30,9 +30,10 @@ from nlpkd.utils.files import (
     write_atomic,
     write_checksums,
 )
-from nlpkd.utils.fingerprints import NO_INFLUENCE, differences, hash_configuration, hash_value, hash_weights
+from nlpkd.utils.fingerprints import NO_INFLUENCE, configuration_in_run, hash_value, hash_weights
 from nlpkd.utils.modes import give_usual_modes
 from nlpkd.utils.processes import decided_by_main_process
+from nlpkd.utils.provenance import differences
 
 logger = logging.getLogger(__name__)
 
@@ -350,10 +351,9 @@ def describe_lessons(
     result |= describe_rows(rows, columns, "training")
     for name, objective in zip(objectives.names, objectives, strict=True):
         result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}
-    # The teacher, where it is run
     if teacher is not None and objectives.need_teacher:
         result |= {"the teacher's weights": hash_weights(teacher)}
-        result |= {"the teacher's configuration": hash_configuration(teacher)}
+        result |= {"the teacher's configuration": configuration_in_run(teacher)}
     return result
 
 

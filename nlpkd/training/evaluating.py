@@ -18,10 +18,10 @@ from nlpkd.data.label_names import align_labels_to_student, classes_of
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring
-from nlpkd.models.structure import is_foreign
 from nlpkd.tasks import UNLABELLED
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.resumable import ResumableTrainer
+from nlpkd.utils.fingerprints import is_foreign
 
 
 class PredictionMetrics:

@@ -6,10 +6,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import get_token
 
@@ -47,6 +48,8 @@ _ADDRESS = re.compile(r"(?i)(?:\w+_)?(?:endpoint|proxy|url)")
 
 # A shorter one might be an ordinary word.
 _LEAST_TOKEN = 8
+
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def now() -> str:
@@ -109,3 +112,23 @@ def _without_folder(word: str) -> str:
     """Reduce an absolute path, by itself or in NAME=PATH, to its last part."""
     name, equals, path = word.rpartition("=")
     return f"{name}{equals}{Path(path).name}" if Path(path).is_absolute() else word
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str) -> list[str]:
+    """Describe what differs between two fingerprints, with both values unless they are hashes.
+
+    Args:
+        theirs: those kept on disk, by what a refusal calls them.
+        ours: those of this call.
+        place: what a refusal calls the place where they were kept.
+
+    Returns:
+        A phrase for each difference.
+    """
+    names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+    pairs = [(name, theirs.get(name), ours.get(name)) for name in names]
+    return [
+        name if any(_HASH.fullmatch(str(value)) for value in values) else
+        f"{name} ({values[0]} in {place}, {values[1]} here)"
+        for name, *values in pairs
+    ]  # fmt: skip

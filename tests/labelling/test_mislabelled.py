@@ -137,6 +137,11 @@ def test_the_command_writes_the_rows_and_says_how_many(tmp_path, monkeypatch):
          "the teacher's classes"),
         ([{"text": "a", "label": 0}, {"text": "b", "label": 1}], FunctionTeacher(judge, ["x", "y"]),
          "give the labels these names"),
+        ([{"text": "a", "label": -100}] * 9, FunctionTeacher(judge, NAMES), "none of the 9 rows has a label"),
+        ([{"text": "a", "label": -100}] * 9, None, "No row has a label"),
+        ([{"text": "!!! ?", "label": "x"}, {"text": "...", "label": "y"}] * 9, None, "too few rows have words"),
+        ([{"text": "!!! ?", "label": "x"}, {"text": "...", "label": "y"}] * 9 + [{"text": "good", "label": "x"}], None,
+         "too few rows have words"),
     ],
 )  # fmt: skip
 def test_labels_that_cannot_be_checked_are_refused(rows, teacher, told):
@@ -159,3 +164,18 @@ def test_the_rows_that_are_checked_are_not_overwritten(tmp_path):
         with pytest.raises(ValueError, match="would be overwritten"):
             check_labels(path, FunctionTeacher(judge, NAMES), output=file)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "task"),
+    [
+        ({"num_labels": 1}, "regression"),
+        ({"problem_type": "multi_label_classification"}, "multi_label_classification"),
+    ],
+)
+def test_a_classifier_of_another_task_is_refused(tmp_path, tokenizer, settings, task):
+    tiny_bert(**settings).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = [{"text": "good", "label": "neg"}, {"text": "bad", "label": "pos"}]
+    with pytest.raises(ValueError, match=f"one class a text, and .* is for {task}"):
+        check_labels(rows, tmp_path)

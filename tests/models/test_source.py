@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from samples import tiny_bert
 
-from nlpkd.models.source import identity_of_model
+from nlpkd.models.source import LocalModel, identity_of_model
 
 
 @pytest.fixture
@@ -79,3 +80,15 @@ def test_an_onnx_file_is_another_once_it_or_its_config_has_changed(folder):
     second = identity_of_model(file)
     other_names(folder)
     assert len({each["weights"] for each in (first, second, identity_of_model(file))}) == 3
+
+
+def test_what_a_local_model_is_loaded_with_is_told_as_files_and_objects_are_now(folder, tokenizer, tmp_path_factory):
+    other = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(other)
+    local = LocalModel(str(folder), {"tokenizer": str(other), "dtype": torch.bfloat16, "device": "cpu", "token": "x"})
+    told = local.describe()
+    assert told["settings"]["dtype"] == "bfloat16" and set(told["settings"]) == {"tokenizer", "dtype"}
+    assert LocalModel(str(folder), {"device": "cpu"}).describe() == identity_of_model(folder)
+    other_words(other)
+    changed = local.describe()
+    assert changed["weights"] == told["weights"] and changed["settings"] != told["settings"]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -566,6 +567,29 @@ def test_settings_of_a_plain_module_and_of_models_within_count(cache, teacher, r
         cache(TeacherEnsemble([Multiplied(teacher, 2.0, names), teacher]), rows, folder="several")
 
 
+class Weighted(nn.Module):
+    """A module whose settings are no single numbers."""
+
+    def __init__(self, model: nn.Module, settings):
+        super().__init__()
+        self.model, self.settings = model, settings
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits * self.settings["scales"][0]
+
+
+def test_settings_of_any_kind_count_and_what_nothing_tells_apart_is_refused(cache, teacher, rows, tmp_path):
+    cache(Weighted(teacher, {"scales": [1.0]}), rows)
+    before = times(tmp_path / "cache")
+    cache(Weighted(teacher, {"scales": [1.0]}), rows)
+    for scales in ([2.0], [torch.tensor(2.0)], np.array([2.0])):
+        with pytest.raises(ValueError, match="what differs: the teacher's configuration. Use"):
+            cache(Weighted(teacher, {"scales": scales}), rows)
+    with pytest.raises(ValueError, match=r"answers owe to Weighted\.settings: a _thread\.lock: keep it in numbers"):
+        cache(Weighted(teacher, {"scales": [1.0], "lock": threading.Lock()}), rows)
+    assert times(tmp_path / "cache") == before
+
+
 def test_teachers_with_several_tokenizers_are_refused(cache, teacher, rows):
     with pytest.raises(ValueError, match=r"tokenizers of their own \(teacher_2_input_ids\), which can't be cached"):
         cache(Scaled(teacher, 1.0, {"input_ids", "teacher_2_input_ids"}), rows)
@@ -589,6 +613,16 @@ def test_probabilities_passed_as_logits_are_refused_and_the_other_way_round(cach
     with pytest.raises(ValueError, match="are probabilities"):
         cache(lambda texts: np.full((len(texts), 2), 0.5), rows, folder="function", teacher_name="even")
     assert cache(Softmax(teacher), rows, folder="right", outputs="probabilities").num_rows == ROWS
+
+
+def test_probabilities_of_several_labels_a_row_are_refused_with_what_to_give_instead(cache, rows):
+    def several(texts):
+        return np.tile([[0.9, 0.8]], (len(texts), 1))
+
+    with pytest.raises(ValueError, match=r"of one class a row, .* give logits, log\(p / \(1 - p\)\), and pass "):
+        cache(several, rows, outputs="probabilities", teacher_name="several")
+    with pytest.raises(ValueError, match=r"which lie in \[0, 1\] and sum to 1: pass outputs='logits'"):
+        cache(lambda texts: 2 * several(texts), rows, folder="2", outputs="probabilities", teacher_name="more")
 
 
 def test_logits_that_are_nan_are_refused_with_their_row(cache, rows, tmp_path):

@@ -1,5 +1,7 @@
 """Teachers of a typed question: the pipeline's own numbers, here and at a server, and a server's faults."""
 
+import json
+
 import numpy as np
 import pytest
 from chat_models import save_chat_model
@@ -13,7 +15,7 @@ from label_server import (
     right_answer,
     too_many,
 )
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 from nlpkd.teachers import DecisionTeacher
 
@@ -55,6 +57,13 @@ def test_batched_answers_are_those_of_the_pipeline(chat_model, question, classes
     assert found.dtype == np.float32 and found.shape == (len(TEXTS), len(classes))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.ptp(found, axis=0).max() > 0.02, "the model must tell texts apart for this test to mean anything"
+
+
+def test_what_the_pipeline_is_made_with_tells_answers_apart_and_a_server_is_asked_without(chat_model):
+    settings = [{}, {"dtype": "bfloat16"}, {"tokenizer": AutoTokenizer.from_pretrained(chat_model)}]
+    described = [json.dumps(DecisionTeacher(chat_model, YES_NO, **each).describe()) for each in settings]
+    assert len(set(described)) == 3
+    assert "weights" not in DecisionTeacher("m", YES_NO, base_url="http://localhost:1").describe()
 
 
 def test_a_server_is_asked_with_a_limit_and_its_options_may_come_in_any_order():

@@ -1,8 +1,12 @@
 """An embedding teacher of a real sentence encoder, against cosines by hand."""
 
+import copy
+import json
+
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from nlpkd.data.demo import demo_backbone
@@ -42,7 +46,66 @@ def test_a_fitted_temperature_gives_the_confidence_asked_for():
         teacher.fit_temperature(TEXTS, confidence=0.4)
 
 
-@pytest.mark.parametrize("given", [{"one": "x"}, {"one": "x", "two": []}])
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    SentenceTransformer(str(demo_backbone())).save(str(folder))
+    return folder
+
+
+SETTINGS = [
+    {"truncate_dim": 4}, {"prompts": {"query": "about sport: "}}, {"prompts": {"query": "about money: "}},
+    {"prompts": {"query": "about money: "}, "default_prompt_name": "query"},
+]  # fmt: skip
+
+
+def test_settings_of_an_encoder_tell_its_answers_apart(encoder_folder):
+    described = [EmbeddingTeacher(str(encoder_folder), CLASSES, **each).describe() for each in [{}, *SETTINGS]]
+    assert len({json.dumps(each) for each in described}) == 5
+    described = [
+        EmbeddingTeacher(SentenceTransformer(str(encoder_folder), **each), CLASSES).describe()["weights"]
+        for each in [{}, *SETTINGS]
+    ]
+    assert len(set(described)) == 5
+
+
+def change_length(encoder):
+    encoder.max_seq_length = 4
+
+
+def change_truncation(encoder):
+    encoder.truncate_dim = 4
+
+
+def change_prompt(encoder):
+    encoder.prompts["document"], encoder.default_prompt_name = "a long story about companies: ", "document"
+
+
+def change_pooling(encoder):
+    encoder[1].pooling_mode = "cls"
+
+
+@pytest.mark.parametrize("change", [change_length, change_truncation, change_prompt, change_pooling])
+def test_an_encoder_that_is_changed_later_answers_and_is_described_as_it_is_now(encoder_folder, change, tmp_path):
+    encoder = SentenceTransformer(str(encoder_folder))
+    teacher = EmbeddingTeacher(encoder, CLASSES, temperature=0.1)
+    answers = teacher.probabilities(TEXTS)
+    before = teacher.describe()
+    np.testing.assert_array_equal(teacher.probabilities(TEXTS), answers)
+    encoder.save(str(tmp_path))
+    again = EmbeddingTeacher(SentenceTransformer(str(tmp_path)), CLASSES, temperature=0.1)
+    assert teacher.describe()["weights"] == before["weights"] == again.describe()["weights"]
+    change(encoder)
+    assert teacher.describe()["weights"] != before["weights"]
+    expected = EmbeddingTeacher(copy.deepcopy(encoder), CLASSES, temperature=0.1).probabilities(TEXTS)
+    np.testing.assert_allclose(teacher.probabilities(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [
+    {"one": "x"}, {"one": "x", "two": []}, {"one": "x", "two": ""}, {"one": "x", "two": " "}, {"one": "x", "two": 5},
+    {"one": "x", "two": None},
+    {"one": "x", "two": ["y", ""]}, {"one": "x", "two": ["y", None]}, {"one": "x", "two": [1]},
+])  # fmt: skip
 def test_classes_without_descriptions_are_refused(given):
     with pytest.raises(ValueError, match="two or more different classes|give each class a description"):
         EmbeddingTeacher("m", given)

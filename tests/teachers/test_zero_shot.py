@@ -1,10 +1,16 @@
 """Zero-shot teachers: the pipeline's own numbers, in batches."""
 
+import copy
+import json
+import threading
+
 import numpy as np
 import pytest
+import torch
 from samples import sentences, tiny_bert
-from transformers import pipeline
+from transformers import BertTokenizer, pipeline
 
+from nlpkd.labelling.answers import AnswerFile
 from nlpkd.teachers import FunctionTeacher, ZeroShotTeacher
 
 NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
@@ -46,6 +52,39 @@ def test_fewer_than_two_classes_are_refused(classes):
 def test_a_template_without_a_place_for_the_class_is_refused():
     with pytest.raises(ValueError, match="has no {}"):
         ZeroShotTeacher("m", ["a", "b"], hypothesis_template="This is it.")
+    for template in ("It is {label}.", "{} is {}", "{", "{} {", "{.name}", "{:d}"):
+        with pytest.raises(ValueError, match="hypothesis_template=.* must have one {}"):
+            ZeroShotTeacher("m", ["a", "b"], hypothesis_template=template)
+
+
+def test_a_class_without_words_is_called_by_its_name():
+    teacher = ZeroShotTeacher("m", {"pos": None, "neg": "bad {}", 3: 5})
+    assert teacher.hypotheses == ["This example is pos.", "This example is bad {}.", "This example is 5."]
+
+
+@pytest.mark.parametrize("words", ["", " ", [], ["good"], {}])
+def test_words_that_describe_nothing_are_refused(words):
+    with pytest.raises(ValueError, match="the class 'pos' is described by words"):
+        ZeroShotTeacher("m", {"pos": words, "neg": "bad"})
+
+
+def test_classes_of_the_same_words_are_refused():
+    with pytest.raises(ValueError, match="a sentence of its own"):
+        ZeroShotTeacher("m", {"pos": "film", "neg": "film"})
+
+
+@pytest.mark.parametrize("multiple", [1, 3, 100])
+def test_a_text_of_any_length_is_read_up_to_the_models_limit(tokenizer, multiple):
+    unlimited = copy.deepcopy(tokenizer)
+    unlimited.model_max_length = int(1e30)
+    text = "the plot good " * 20 * multiple
+    answers = [
+        ZeroShotTeacher(nli_model(NLI), ["good", "bad"], tokenizer=each).probabilities([text])
+        for each in (tokenizer, unlimited)
+    ]
+    np.testing.assert_array_equal(*answers)
+    with pytest.raises(ValueError, match="the sentence .* has .* tokens, and the model reads 64"):
+        ZeroShotTeacher(nli_model(NLI), ["good", "bad " * 70], tokenizer=unlimited).probabilities([text])
 
 
 def test_any_function_is_a_teacher():
@@ -55,3 +94,54 @@ def test_any_function_is_a_teacher():
     np.testing.assert_allclose(teacher.probabilities(["abc", "a"]), [[0.3, 0.7], [0.1, 0.9]], atol=1e-6)
     with pytest.raises(ValueError, match="text 1 of 2 must be probabilities"):
         teacher.probabilities(["abc", "a" * 30])
+
+
+def other_tokenizer(tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    return BertTokenizer(vocab=vocabulary | {"good": vocabulary["bad"], "bad": vocabulary["good"]})
+
+
+def test_what_a_pipeline_is_made_with_tells_its_answers_apart(tokenizer, tmp_path):
+    nli_model(NLI).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    other_tokenizer(tokenizer).save_pretrained(tmp_path / "other")
+    shorter = copy.deepcopy(tokenizer)
+    shorter.model_max_length = 8
+
+    def described(**settings):
+        described = ZeroShotTeacher(str(tmp_path / "model"), ["good", "bad"], **settings).describe()
+        assert described == ZeroShotTeacher(str(tmp_path / "model"), ["good", "bad"], **settings).describe()
+        return json.dumps(described)
+
+    settings = [{}, {"tokenizer": tokenizer}, {"tokenizer": other_tokenizer(tokenizer)}, {"tokenizer": shorter}]
+    settings += [{"tokenizer": str(tmp_path / "other")}, {"dtype": "bfloat16"}, {"model_kwargs": {"dtype": "float16"}}]
+    assert len({described(**each) for each in settings}) == len(settings)
+    assert described(dtype=torch.bfloat16) == described(dtype="bfloat16")
+    assert described(device="cpu", token="hf_secret", tokenizer=None) == described()
+    before = described(tokenizer=str(tmp_path / "other"))
+    tokenizer.save_pretrained(tmp_path / "other")
+    assert described(tokenizer=str(tmp_path / "other")) != before
+    with pytest.raises(ValueError, match="nothing tells tokenizer=.* from another one .*lock"):
+        described(tokenizer=threading.Lock())
+
+
+def test_answers_of_another_tokenizer_are_not_taken_for_these(tokenizer, tmp_path):
+    def labelled(**settings):
+        teacher = ZeroShotTeacher(nli_model(NLI), ["good", "bad"], **settings)
+        return AnswerFile(tmp_path / "answers.jsonl", teacher).ask(["the plot is good"])
+
+    first = labelled(tokenizer=tokenizer)
+    assert labelled(tokenizer=copy.deepcopy(tokenizer)) == first
+    with pytest.raises(ValueError, match="another teacher or question.* settings"):
+        labelled(tokenizer=other_tokenizer(tokenizer))
+
+
+def test_a_model_that_is_changed_after_it_was_described_is_described_anew(tokenizer):
+    model = nli_model(NLI)
+    teacher = ZeroShotTeacher(model, ["good", "bad"], tokenizer=tokenizer)
+    before = teacher.describe()
+    teacher.probabilities(["the plot is good"])
+    assert teacher.describe() == before
+    with torch.no_grad():
+        model.classifier.bias += 1
+    assert teacher.describe() != before

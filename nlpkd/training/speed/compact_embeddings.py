@@ -13,7 +13,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nlpkd.models.structure import all_parameters, input_table, is_foreign
+from nlpkd.models.structure import all_parameters, input_table
+from nlpkd.utils.fingerprints import is_foreign
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import is_plain, visible_columns
 from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
 from nlpkd.models.first_token import first_token_only, reads_first_token
-from nlpkd.models.structure import foreign_hook, is_foreign, without_adapter
+from nlpkd.models.structure import foreign_hook, without_adapter
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.speed.compact_embeddings import CompactTraining, compact_training, has_own_table
 from nlpkd.training.speed.cuda_graphs import CudaGraphs, can_be_recorded
 from nlpkd.training.speed.recorded_steps import RecordedClipping
+from nlpkd.utils.fingerprints import is_foreign
 
 CACHED_TEACHER = "cached teacher"
 """The teacher is run once on every row, before the training."""
