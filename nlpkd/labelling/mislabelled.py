@@ -41,7 +41,7 @@ class Mislabelled:
 
     Attributes:
         row: its number in the data.
-        text: its text.
+        text: its text; of a pair both, a line each.
         label: its label.
         proposed_label: the likeliest class.
         label_probability: what its label gets.
@@ -133,9 +133,9 @@ def check_labels(
         What was found.
 
     Raises:
-        ValueError: if the rows do not have one class each, no row has a label, the teacher has other classes or another
-            task, or `output` is the file of the rows; without a teacher, if a class has fewer than five rows, or too
-            few rows have words.
+        ValueError: if the rows do not have one class each, no row has a label, the teacher has other classes or
+            another task, or reads single texts where these are pairs; if `output` is the file of the rows; without a
+            teacher, if a class has fewer than five rows, or too few rows have words.
     """
     output = None if output is None else Path(output)
     if output is not None and output.suffix not in _WRITERS:
@@ -146,22 +146,29 @@ def check_labels(
     with without_training_words(data):
         rows = read_splits(data)[0]["train"]
         columns = find_columns(rows.column_names, text_column, None, label_column)
-        check_texts(rows, "train", columns.text)
+        for column in columns.texts:
+            check_texts(rows, "train", column)
         targets = encode_targets(DatasetDict({"train": rows}), columns.label, None, names)
     if targets.problem_type != SINGLE_LABEL:
         raise ValueError(f"labels are checked where each row has one class, and these are {targets.problem_type}")
-    texts, labels = rows[columns.text][:], np.array(targets.splits["train"]["labels"][:])
+    if isinstance(teacher, LabelingTeacher) and columns.text_pair is not None:
+        raise ValueError(
+            f"the teacher reads single texts, and these rows are pairs ({' and '.join(columns.texts)}): give a "
+            "classifier of pairs by its path, leave the teacher out, or name one text as text_column"
+        )
+    labels = np.array(targets.splits["train"]["labels"][:])
     known = np.flatnonzero(labels != UNLABELLED)
     if not len(known):
         raise ValueError(f"none of the {len(labels)} rows has a label: {columns.label} is {UNLABELLED} in all of them")
-    asked = [texts[row] for row in known]
+    texts = rows.select_columns(columns.texts).select(known)
+    asked = ["\n".join(each) for each in zip(*(texts[column][:] for column in columns.texts), strict=True)]
     given = labels[known]
     # Probabilities in the order of the labels' ids.
     who = "the teacher"
     if teacher is None:
         found, who = _out_of_fold(asked, given, targets.names, seed), "a model that did not learn from this row"
     elif not isinstance(teacher, LabelingTeacher):
-        found = _of_classifier(teacher, asked, given, targets.names)
+        found = _of_classifier(teacher, texts, given, targets.names)
     else:
         places = _places(targets.names, Classes.of(teacher.classes), by_name=True)
         answers = None if output is None else answers_beside(output, teacher)
@@ -210,14 +217,17 @@ def _out_of_fold(texts: Sequence[str], labels: np.ndarray, names: Sequence[str],
     return probabilities
 
 
-def _of_classifier(path: str | Path, texts: Sequence[str], labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Predict all rows by a fine-tuned classifier, `(rows, classes)` in the order of the names."""
+def _of_classifier(path: str | Path, texts: Dataset, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Predict all rows, of one or two columns, by a fine-tuned classifier: `(rows, classes)` in the names' order."""
     source = ModelSource.of(str(path), None, False)
     if (task := task_of(source.config())) not in (None, SINGLE_LABEL):
         raise ValueError(f"labels are checked by a classifier with one class a text, and {path} is for {task}")
     model, tokenizer = source.teacher("float32"), source.tokenizer()
-    rows = [{"text": text, "label": names[label]} for text, label in zip(texts, labels, strict=True)]
-    loaded, _, _ = load_rows_for_model(rows, model.config, tokenizer=tokenizer, data_args=DataArguments())
+    rows = {name: texts[column][:] for name, column in zip(("text", "text_pair"), texts.column_names, strict=False)}
+    rows["label"] = [names[label] for label in labels]
+    pair = "text_pair" if "text_pair" in rows else None
+    read = DataArguments(text_column="text", text_pair_column=pair, label_column="label")
+    loaded, _, _ = load_rows_for_model(rows, model.config, tokenizer=tokenizer, data_args=read)
     logits = predict_logits(model, loaded, tokenizer).astype(np.float64)
     config: Any = model.config
     classes = Classes.of(config.id2label)

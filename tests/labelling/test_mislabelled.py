@@ -103,6 +103,25 @@ def test_a_classifier_is_matched_to_the_labels_whatever_it_calls_the_classes(tmp
     assert [each[2] for each in listed(names)] == pytest.approx([each[2] for each in expected])
 
 
+def test_both_texts_of_a_pair_tell_whether_its_label_is_wrong(tmp_path, tokenizer):
+    rows, wrong = planted()
+    pairs = [{"premise": "the film", "hypothesis": row["text"], "label": row["label"]} for row in rows]
+    swapped = [{"premise": row["hypothesis"], "hypothesis": row["premise"], "label": row["label"]} for row in pairs]
+    alone = {each.row for each in check_labels(rows).found}
+    for given in (pairs, swapped):
+        found = check_labels(given).found
+        assert len(alone & {each.row for each in found}) > 0.9 * len(alone) > 0.5 * len(wrong)
+    assert found[0].text == f"{rows[found[0].row]['text']}\nthe film"
+    with pytest.raises(ValueError, match=r"reads single texts, and these rows are pairs \(premise and hypothesis\)"):
+        check_labels(pairs, FunctionTeacher(judge, NAMES))
+    # A classifier reads what it was made for.
+    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: place for place, name in enumerate(NAMES)}}
+    tiny_bert(num_labels=3, **names).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    both, second = (check_labels(given, tmp_path).found for given in (pairs, rows))
+    assert [each.label_probability for each in both] != [each.label_probability for each in second]
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
 def test_a_labelling_teacher_is_matched_by_name_to_classes_in_any_order_and_spelling(order):
     rows, _ = planted()
