@@ -16,6 +16,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, PAIRS, TEACHER_LOGITS, TEXT_NAMES
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.kind import is_missing, read_kind, whole_number
+from nlpkd.data.labels.multi_label import number_in_lists
 from nlpkd.data.labels.targets import read_task
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
@@ -138,17 +139,9 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
                 "training rows without gold labels are for classes, in one label column of the other splits"
             )
         names = list(asked.label_names) or _names_in(train, str(column))
-        for split, data in held_out.items():
-            numbers = task == SINGLE_LABEL and read_kind(data, label, names=names).whole
-            values = [value for value in data[label][:] if numbers and not is_missing(value, whole=True)]
-            unknown = {str(value) for value in values if {str(value), str(whole_number(value))}.isdisjoint(names)}
-            unknown -= {str(UNLABELLED)}
-            if unknown and not Classes.of(names).is_generic:
-                raise ValueError(
-                    f"the labels of the {split} split (column {label!r}) are numbers, such as {min(unknown)}, and the "
-                    f"{'soft labels have' if soft else 'teacher has'} the classes {names}: nothing says which number "
-                    "is which. Write the names in the column"
-                )
+        ordered = bool(asked.label_names) or Classes.of_feature(train.features[column]) is not None
+        if task == SINGLE_LABEL or not ordered:
+            _refuse_numbers(held_out, label, task, names, "soft labels have" if soft else "teacher has")
         feature = List(Value("int64")) if several else ClassLabel(names=names)
         splits = DatasetDict({**splits, "train": unlabelled(train, feature)})
         asked = replace(asked, label_column=label, problem_type=task, label_names=names)
@@ -160,6 +153,23 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         marked = {split: data for split, data in others.items() if column in data.column_names}
         splits = DatasetDict({**splits, **{split: unlabelled(data, kind) for split, data in marked.items()}})
     return splits, asked
+
+
+def _refuse_numbers(splits: Mapping[str, Dataset], column: str, task: str, names: Sequence[str], whose: str) -> None:
+    """Refuse labels that are numbers where the classes have names in no order that numbers could mean."""
+    for split, data in {} if Classes.of(names).is_generic else splits.items():
+        number: Any = None
+        if task == MULTI_LABEL:
+            number = number_in_lists(data, split, column, names)
+        elif read_kind(data, column, names=names).whole:
+            values = [value for value in data[column][:] if not is_missing(value, whole=True)]
+            unknown = {str(value) for value in values if {str(value), str(whole_number(value))}.isdisjoint(names)}
+            number = min(unknown - {str(UNLABELLED)}, default=None)
+        if number is not None:
+            raise ValueError(
+                f"the labels of the {split} split (column {column!r}) are numbers, such as {number}, and the {whose} "
+                f"the classes {names}: nothing says which number is which. Write the names in the column"
+            )
 
 
 def _has_texts(train: Dataset, asked: DataArguments) -> bool:

@@ -96,7 +96,7 @@ def test_scores_stay_scores_and_integers_become_them_when_asked():
 
 def test_unlabelled_training_rows_are_known_as_such():
     for values, expected in (
-        ([["a"], ["-100"]], 2), ([[0, 1], [-100, -100]], 2), ([0.5, 1.0, float("nan")], 3), (["a", "b", "-100"], 3),
+        ([["a"], ["-100"]], 2), ([[1, 0], [-100, -100]], 2), ([0.5, 1.0, float("nan")], 3), (["a", "b", "-100"], 3),
         ([0.25, 0.5, -100.0], 3),
     ):  # fmt: skip
         rows = encode_targets(splits(values, values[:1]), "y").splits["train"]
