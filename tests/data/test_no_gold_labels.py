@@ -52,6 +52,16 @@ def test_lists_of_numbers_beside_names_in_no_order_are_refused(tokenizer, first,
     assert told["validation"]["labels"][:] == [[1, 1], [0, 1]]
 
 
+def test_texts_of_mappings_name_the_classes_and_wrong_rows_are_told(tokenizer):
+    train = [row | {"soft": str(row["soft"])} for row in TRAIN]
+    assert load(tokenizer, train).id2label == {0: "neg", 1: "pos"}
+    twice = [*train, {"text": "a plot", "soft": '{"pos": 0.5, "neg": 0.4, "pos": 0.1}'}]
+    with pytest.raises(ValueError, match="Row 3 of the train split .* 'pos' comes twice"):
+        load(tokenizer, twice)
+    with pytest.raises(ValueError, match="Row 3 of the train split .* it is missing"):
+        load(tokenizer, [*train, {"text": "a plot", "soft": None}])
+
+
 def test_numbers_beside_names_are_refused(tokenizer):
     validation = [{"text": "good plot", "label": 1}, {"text": "bad plot", "label": 0}]
     with pytest.raises(ValueError, match="nothing says which number is which"):
