@@ -259,7 +259,7 @@ def test_rows_may_lack_classes_of_the_student(tokenizer, make_trainer, rows):
     assert trainer.predict(turned(rows)).label_ids.tolist() == trainer.train_dataset["labels"][:]
 
 
-@pytest.mark.parametrize("labels", [("neg", "pos"), ("Pos", "neg"), (0, 2), (2, 2)])
+@pytest.mark.parametrize("labels", [("neg", "pos"), ("Pos", "neg"), (0, 2), ("neg", "neg")])
 def test_a_file_to_measure_on_may_lack_classes(tokenizer, labels):
     config = tiny_bert(**named("pos", "mixed", "neg")).config
     data = [{"text": text, "label": labels[row % 2]} for row, text in enumerate(raw_rows(8)["text"])]

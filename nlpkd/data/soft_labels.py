@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, PAIRS, TEACHER_LOGITS, TEXT_NAMES
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.kind import is_missing, read_kind, whole_number
+from nlpkd.data.labels.multi_label import number_in_lists
 from nlpkd.data.labels.targets import read_task
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
@@ -39,11 +41,11 @@ def add_soft_labels(
     """Turn a column of soft labels into the column `teacher_logits`, which a trainer takes for a teacher.
 
     A row's value is a list with a number for each label in the order of the ids, a mapping from label names to
-    numbers, or a list of `{"label": .., "score": ..}` as a transformers pipeline gives; each also as JSON in a string.
-    Numbers are probabilities or votes: they are divided by their sum, except that of probabilities which sum to less
-    than 1 (the top k of an API) the rest is spread evenly over the labels that are not named. The logits are the
-    logarithms, of at least 1e-6. Of a multi-label task the numbers are probabilities, one a label (0 for a label that
-    is not named), and the logits log(p / (1 - p)); of a regression the value is the score.
+    numbers, or a list of `{"label": .., "score": ..}` as a transformers pipeline gives; each also as a text of JSON or
+    Python. Numbers are probabilities or votes: they are divided by their sum, except that of probabilities which sum
+    to less than 1 (the top k of an API) the rest is spread evenly over the labels that are not named. The logits are
+    the logarithms, of at least 1e-6. Of a multi-label task the numbers are probabilities, one a label (0 for a label
+    that is not named), and the logits log(p / (1 - p)); of a regression the value is the score.
 
     Args:
         rows: the rows.
@@ -64,6 +66,8 @@ def add_soft_labels(
 
     def logits(value: Any, row: int) -> dict[str, list[float]]:
         try:
+            if is_missing(value):
+                raise ValueError("it is missing")
             if problem_type == REGRESSION:
                 return {TEACHER_LOGITS: [_finite(float(value))]}
             if problem_type == MULTI_LABEL:
@@ -138,17 +142,9 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
                 "training rows without gold labels are for classes, in one label column of the other splits"
             )
         names = list(asked.label_names) or _names_in(train, str(column))
-        for split, data in held_out.items():
-            numbers = task == SINGLE_LABEL and read_kind(data, label, names=names).whole
-            values = [value for value in data[label][:] if numbers and not is_missing(value, whole=True)]
-            unknown = {str(value) for value in values if {str(value), str(whole_number(value))}.isdisjoint(names)}
-            unknown -= {str(UNLABELLED)}
-            if unknown and not Classes.of(names).is_generic:
-                raise ValueError(
-                    f"the labels of the {split} split (column {label!r}) are numbers, such as {min(unknown)}, and the "
-                    f"{'soft labels have' if soft else 'teacher has'} the classes {names}: nothing says which number "
-                    "is which. Write the names in the column"
-                )
+        ordered = bool(asked.label_names) or Classes.of_feature(train.features[column]) is not None
+        if task == SINGLE_LABEL or not ordered:
+            _refuse_numbers(held_out, label, task, names, "soft labels have" if soft else "teacher has")
         feature = List(Value("int64")) if several else ClassLabel(names=names)
         splits = DatasetDict({**splits, "train": unlabelled(train, feature)})
         asked = replace(asked, label_column=label, problem_type=task, label_names=names)
@@ -160,6 +156,23 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         marked = {split: data for split, data in others.items() if column in data.column_names}
         splits = DatasetDict({**splits, **{split: unlabelled(data, kind) for split, data in marked.items()}})
     return splits, asked
+
+
+def _refuse_numbers(splits: Mapping[str, Dataset], column: str, task: str, names: Sequence[str], whose: str) -> None:
+    """Refuse labels that are numbers where the classes have names in no order that numbers could mean."""
+    for split, data in {} if Classes.of(names).is_generic else splits.items():
+        number: Any = None
+        if task == MULTI_LABEL:
+            number = number_in_lists(data, split, column, names)
+        elif read_kind(data, column, names=names).whole:
+            values = [value for value in data[column][:] if not is_missing(value, whole=True)]
+            unknown = {str(value) for value in values if {str(value), str(whole_number(value))}.isdisjoint(names)}
+            number = min(unknown - {str(UNLABELLED)}, default=None)
+        if number is not None:
+            raise ValueError(
+                f"the labels of the {split} split (column {column!r}) are numbers, such as {number}, and the {whose} "
+                f"the classes {names}: nothing says which number is which. Write the names in the column"
+            )
 
 
 def _has_texts(train: Dataset, asked: DataArguments) -> bool:
@@ -177,11 +190,17 @@ def _names_in(rows: Dataset, column: str) -> list[str]:
         return list(feature)
     if classes := Classes.of_feature(feature):
         return list(classes.names)
-    try:
-        named = [_named(value) for value in rows[column][:]]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        named = [None]
-    if None in named:
+    named: list[dict[str, Any] | None] = []
+    for row, value in enumerate(rows[column][:]):
+        try:
+            named += [] if is_missing(value) else [_named(value)]
+        except (json.JSONDecodeError, TypeError, KeyError, RecursionError):
+            named.append(None)
+        except ValueError as error:
+            raise ValueError(
+                f"Row {row} of the train split has the soft label {value!r:.120} in column {column!r}: {error}."
+            ) from None
+    if None in named or not named:
         raise ValueError(
             f"the training rows have no gold labels, and column {column!r} does not name its classes: write each soft "
             "label as a mapping from names to numbers, or give label_names"
@@ -217,10 +236,12 @@ def _numbers(value: Any, ids: Mapping[str, int]) -> np.ndarray:
         for name, number in named.items():
             numbers[ids[name]] = number
     else:
-        value = json.loads(value) if isinstance(value, str) else value
+        value = _parsed(value)
+        if not isinstance(value, Collection):
+            raise ValueError("it holds no numbers")
         if len(value) != len(ids):
             raise ValueError(f"it has {len(value)} numbers for {len(ids)} labels")
-        numbers[:] = value
+        numbers[:] = list(value)
     if not np.isfinite(numbers).all() or (numbers < 0).any():
         raise ValueError("its numbers must be finite and not negative")
     return numbers
@@ -228,11 +249,31 @@ def _numbers(value: Any, ids: Mapping[str, int]) -> np.ndarray:
 
 def _named(value: Any) -> dict[str, Any] | None:
     """Read a mapping from names to numbers in any of its forms; None for a plain list."""
-    if isinstance(value, str):
-        value = json.loads(value)
+    value = _parsed(value)
     if isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
-        value = {entry["label"]: entry["score"] for entry in value}
+        value = _without_twins([(entry["label"], entry["score"]) for entry in value])
     if not isinstance(value, Mapping):
         return None
     # Arrow gives every row all the names that any row has, with None for its own gaps.
     return {str(name): number for name, number in value.items() if number is not None}
+
+
+def _parsed(value: Any) -> Any:
+    """Read a text of a list or a mapping, as JSON or Python write it; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, object_pairs_hook=_without_twins)
+    except json.JSONDecodeError as error:
+        try:
+            return ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError):
+            raise error from None
+
+
+def _without_twins(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Make a mapping of pairs; raise where a name comes twice."""
+    names = [name for name, _ in pairs]
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twins[0]!r} comes twice")
+    return dict(pairs)

@@ -227,7 +227,7 @@ def _of_classifier(path: str | Path, texts: Dataset, labels: np.ndarray, names: 
     rows["label"] = [names[label] for label in labels]
     pair = "text_pair" if "text_pair" in rows else None
     read = DataArguments(text_column="text", text_pair_column=pair, label_column="label")
-    loaded, _, _ = load_rows_for_model(rows, model.config, tokenizer=tokenizer, data_args=read)
+    loaded, _, _ = load_rows_for_model(Dataset.from_dict(rows), model.config, tokenizer=tokenizer, data_args=read)
     logits = predict_logits(model, loaded, tokenizer).astype(np.float64)
     config: Any = model.config
     classes = Classes.of(config.id2label)

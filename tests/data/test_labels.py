@@ -96,7 +96,7 @@ def test_scores_stay_scores_and_integers_become_them_when_asked():
 
 def test_unlabelled_training_rows_are_known_as_such():
     for values, expected in (
-        ([["a"], ["-100"]], 2), ([[0, 1], [-100, -100]], 2), ([0.5, 1.0, float("nan")], 3), (["a", "b", "-100"], 3),
+        ([["a"], ["-100"]], 2), ([[1, 0], [-100, -100]], 2), ([0.5, 1.0, float("nan")], 3), (["a", "b", "-100"], 3),
         ([0.25, 0.5, -100.0], 3),
     ):  # fmt: skip
         rows = encode_targets(splits(values, values[:1]), "y").splits["train"]
@@ -119,7 +119,7 @@ def test_unlabelled_training_rows_are_known_as_such():
         (["0.5", "1.5"], ["0.5", "nan"], {}, r"Row 1 of the validation split has the score 'nan'"),
         ([0.5, 0.5], None, {}, "same score"),
         (["a", "b"], None, {"problem_type": REGRESSION}, r"Row 0 of the train split has the score 'a'"),
-        ([0.5, 1.5], None, {"problem_type": SINGLE_LABEL}, "is a score, not a class"),
+        (["a", "b"], [0.5, 1.5], {}, "is a score, not a class"),
         (["a", "b"], None, {"problem_type": "regresion"}, "is no task"),
         (["a", "b"], None, {"problem_type": MULTI_LABEL}, r"Row 0 .* for labels .* use a list"),
     ],

@@ -41,8 +41,25 @@ def test_several_labels_a_row_are_told_by_the_validation_rows(tokenizer):
     data = load(tokenizer, validation=validation)
     assert data.problem_type == "multi_label_classification" and data.id2label == {0: "pos", 1: "neg"}
     assert data["validation"]["labels"][:] == [[1, 1], [0, 1]] and data["train"]["labels"][0] == [-100, -100]
-    hot = [{"text": "good plot", "label": [1, 1]}, {"text": "bad plot", "label": [0, 1]}]
-    assert load(tokenizer, validation=hot)["validation"]["labels"][:] == [[1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("first, second", [([1, 1], [0, 1]), ([0, 1], [1]), ("[0, 1]", "[1]")])
+def test_lists_of_numbers_beside_names_in_no_order_are_refused(tokenizer, first, second):
+    validation = [{"text": "good plot", "label": first}, {"text": "bad plot", "label": second}]
+    with pytest.raises(ValueError, match="nothing says which number is which"):
+        load(tokenizer, validation=validation)
+    told = load(tokenizer, validation=validation, label_names=["pos", "neg"])
+    assert told["validation"]["labels"][:] == [[1, 1], [0, 1]]
+
+
+def test_texts_of_mappings_name_the_classes_and_wrong_rows_are_told(tokenizer):
+    train = [row | {"soft": str(row["soft"])} for row in TRAIN]
+    assert load(tokenizer, train).id2label == {0: "neg", 1: "pos"}
+    twice = [*train, {"text": "a plot", "soft": '{"pos": 0.5, "neg": 0.4, "pos": 0.1}'}]
+    with pytest.raises(ValueError, match="Row 3 of the train split .* 'pos' comes twice"):
+        load(tokenizer, twice)
+    with pytest.raises(ValueError, match="Row 3 of the train split .* it is missing"):
+        load(tokenizer, [*train, {"text": "a plot", "soft": None}])
 
 
 def test_numbers_beside_names_are_refused(tokenizer):

@@ -64,6 +64,35 @@ def test_a_bad_row_is_named_with_its_value(value, message):
         converted("[0.2, 0.3, 0.5]" if isinstance(value, str) else [0.2, 0.3, 0.5], value)
 
 
+def test_a_mapping_that_python_wrote_is_read_as_json_is():
+    scores = [{"label": "pos", "score": 0.9}, {"label": "neg", "score": 0.1}]
+    for value in ({"pos": 0.9, "neg": 0.1, "neutral": 0.0}, scores):
+        for text in (json.dumps(value), str(value)):
+            assert converted(text) == pytest.approx(np.array([[0.1, PROBABILITY_FLOOR, 0.9]]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('{"pos": 0.9, "neg": 0.05, "pos": 0.1}', "Row 1 .* 'pos' comes twice"),
+        ('[{"label": "neg", "score": 0.9}, {"label": "neg", "score": 0.1}]', "Row 1 .* 'neg' comes twice"),
+        (None, "Row 1 .* it is missing"),
+        (" ", "Row 1 .* it is missing"),
+        ("7", "Row 1 .* it holds no numbers"),
+        ("pos: 0.9", "Row 1 .*"),
+    ],
+)
+def test_a_label_that_comes_twice_and_a_value_that_is_missing_are_named_with_the_row(value, message):
+    with pytest.raises(ValueError, match=message):
+        converted('{"pos": 1.0}', value)
+
+
+def test_a_label_that_comes_twice_in_a_pipeline_s_list_is_refused():
+    twice = [{"label": "neg", "score": 0.9}, {"label": "neg", "score": 0.1}]
+    with pytest.raises(ValueError, match="Row 0 .* 'neg' comes twice"):
+        converted(twice)
+
+
 def test_an_unknown_label_and_a_missing_column_are_named():
     with pytest.raises(ValueError, match="there is no label 'positive'"):
         converted({"positive": 1.0})

@@ -105,7 +105,7 @@ def read_kind(
     fraction = next((value for value in numbers if whole_number(value) is None), None)
     if fraction is not None:
         return LabelKind(REGRESSION, f"{_of_row(fraction, known[fraction])} is not whole")
-    padded = next((value for value in numbers if _is_padded(value)), None)
+    padded = next((value for value in numbers if is_padded(value)), None)
     zeros = "" if padded is None else f", and zeros in front are kept ({padded!r:.40})"
     return LabelKind(SINGLE_LABEL, f"all labels are whole{zeros}", whole=True, padded=padded is not None)
 
@@ -196,7 +196,8 @@ def _are_lists(texts: Mapping[str, int], known: Mapping[Any, int], column: str) 
     return bool(lists) and not others
 
 
-def _is_padded(value: Any) -> bool:
+def is_padded(value: Any) -> bool:
+    """Check whether a value is a text of a whole number with zeros in front."""
     found = _INTEGER.fullmatch(value.strip()) if isinstance(value, str) else None
     return found is not None and len(found[2]) > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from nlpkd.data.columns import INTEGER, MAX_CLASSES
 from nlpkd.data.labels.classes import plain_name, refuse_look_alikes
-from nlpkd.data.labels.kind import is_missing, number_of, read_kind, whole_number
-from nlpkd.tasks import UNLABELLED
+from nlpkd.data.labels.kind import LabelKind, is_missing, number_of, read_kind, whole_number
+from nlpkd.tasks import REGRESSION, UNLABELLED
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,11 @@ def encode_labels(
     """Encode labels as class ids in the column "labels" of every split; the train split settles the names.
 
     Names of a ClassLabel are kept; texts get ids in sorted order; whole numbers 0..C-1 without names stay and are
-    named "LABEL_0"..; others (stars, -1 and 1) get ids in ascending order and their digits as names. Where a model's
-    names are given and the labels are among them, the classes are the model's, and the rows may lack some, or be text
-    that nobody labelled (all of them -100, or all of them missing). A test split whose labels are all hidden (-1 or
-    null, as GLUE has them) is dropped with a warning.
+    named "LABEL_0"..; others (stars, -1 and 1, scores that are asked for as classes) get ids in ascending order and
+    their digits as names. Where a model's names are given and the labels are among them, the classes are the model's,
+    and the rows may lack some, or be text that nobody labelled (all of them -100, or all of them missing); numbers
+    that may be its ids, or count from 1, are refused. A test split whose labels are all hidden (-1 or null, as GLUE
+    has them) is dropped with a warning.
 
     Args:
         splits: the splits, "train" among them.
@@ -57,8 +59,7 @@ def encode_labels(
     rows: dict[str, Sequence[int]] = {split: range(len(data)) for split, data in splits.items()}
     rows |= {} if numbers is None else {"train": numbers}
     kind = read_kind(splits["train"], column, rows["train"], names, one_class=True)
-    integers = kind.whole and not kind.padded
-    values = {split: _label_values(data, rows[split], split, column, integers) for split, data in splits.items()}
+    values = {split: _label_values(data, rows[split], split, column, kind) for split, data in splits.items()}
     if "test" in values and all(is_missing(value) or whole_number(value) == -1 for value in values["test"]):
         logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
         del values["test"]
@@ -75,7 +76,7 @@ def encode_labels(
     _refuse_missing(values, rows, column, kind.whole)
     # The train rows settle names and ids of the classes, or a model that has the same ones.
     every = [value for split in values.values() for value in split]
-    known = None if isinstance(feature, ClassLabel) else _ids_of_a_model(labelled, every, names)
+    known = None if isinstance(feature, ClassLabel) else _ids_of_a_model(labelled, every, names, column)
     partly = known and len(labelled) < len(values["train"])
     if len(set(labelled)) == 1 and not may_lack and not partly:
         raise ValueError(_too_few(column, labelled[0]))
@@ -113,9 +114,13 @@ def _tell_lacking(labels: Sequence[int], names: Sequence[str]) -> None:
 
 
 def _ids_of_a_model(
-    labelled: Sequence[Any], values: Sequence[Any], names: Sequence[str]
+    labelled: Sequence[Any], values: Sequence[Any], names: Sequence[str], column: str
 ) -> tuple[list[str], dict[str, int]] | None:
-    """Find a model's ids for labels that are all among its names, or are ids of it; None where neither is so."""
+    """Find a model's ids for labels that are all among its names, or are ids of it; None where neither is so.
+
+    Raises:
+        ValueError: if they may be ids, or count the classes from 1.
+    """
     if not names:
         return None
     index = {plain_name(name): number for number, name in enumerate(names)}
@@ -125,6 +130,12 @@ def _ids_of_a_model(
         return list(names), _ids_of_names(names) | ids
     # Ids without names are checked against gold labels, not taken for the model's names.
     if all(isinstance(value, int) and 0 <= value < len(names) for value in labelled):
+        if labelled and 0 not in values:
+            raise ValueError(
+                f"The labels of column {column!r} are the numbers {sorted(set(labelled))[:20]}, without 0 and without "
+                f"{len(names)}, and the classes are {list(names)[:20]}: they may be ids from 0 up of some of the "
+                "classes, or count the classes from 1. Write the names of the classes in the column."
+            )
         return [f"LABEL_{number}" for number in range(len(names))], {
             str(number): number for number in range(len(names))
         }
@@ -137,8 +148,8 @@ def _ids_of_names(names: Sequence[str]) -> dict[str, int]:
     return ids | {name: number for number, name in enumerate(names)}
 
 
-def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, integers: bool) -> list[Any]:
-    """Read names or integers: ClassLabel ids by name, booleans as "True", 2.0 as 2; "2" too if `integers`."""
+def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, kind: LabelKind) -> list[Any]:
+    """Read names or numbers: ClassLabel ids by name, booleans as "True", 2.0 as 2; texts of numbers by their kind."""
     if column not in data.column_names:
         raise ValueError(f"The {split} split has no column {column!r}; its columns are {data.column_names}.")
     feature, values = data.features[column], data[column][:]
@@ -151,10 +162,14 @@ def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, i
                     f"0..{feature.num_classes - 1}, the range of its names {feature.names[:20]}."
                 )
         return [feature.names[value] if value is not None and value >= 0 else value for value in values]
-    # Everything else by each value's own type: names, booleans and gaps, whole numbers; scores are no classes.
+    # Everything else by each value's own type: names, booleans and gaps, whole numbers; scores where train has them.
     labels: list[Any] = []
+    integers, scores = kind.whole and not kind.padded, kind.task == REGRESSION
     for row, value in zip(rows, values, strict=True):
-        if isinstance(value, str):
+        score = number_of(value) if scores and whole_number(value) != UNLABELLED else None
+        if score is not None and math.isfinite(score):
+            labels.append(score)
+        elif isinstance(value, str):
             if len(value) > LONGEST_NAME:
                 raise ValueError(
                     f"Label {value!r:.80} (row {row} of the {split} split, column {column!r}) has {len(value)} "
@@ -172,9 +187,9 @@ def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, i
                 "classes of the scores, or set problem_type='regression'."
             )
         else:
-            kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+            told = feature.dtype if isinstance(feature, Value) else type(feature).__name__
             raise ValueError(
-                f"Labels in column {column!r} of the {split} split are {kind}: use strings or integers, one a row."
+                f"Labels in column {column!r} of the {split} split are {told}: use strings or integers, one a row."
             )
     return labels
 
@@ -183,12 +198,14 @@ def _refuse_missing(
     values: Mapping[str, Sequence[Any]], rows: Mapping[str, Sequence[int]], column: str, whole: bool
 ) -> None:
     """Refuse rows without a label, but for train rows that are marked, and held-out rows all of which are."""
-    others = {value for value in values["train"] if isinstance(value, int)} - {-1, UNLABELLED}
-    # -1 is a class beside 1 alone, but beside 0..C-1 it is a label that is missing.
-    hidden: tuple[Any, ...] = () if others and others != set(range(len(others))) else (-1,)
+    numbers = {whole_number(value) for value in values["train"] if whole or isinstance(value, int)}
+    others = {number for number in numbers if number is not None} - {-1, UNLABELLED}
+    # -1 is a class beside 1 alone, and beside others below 0; else it is a label that is missing.
+    signed = others == {1} or min(others, default=0) < 0
+    hidden: set[Any] = set() if signed else {-1, *({"-1"} if whole else ())}
     for split, labels in values.items():
         may = split == "train" or all(str(value) == str(UNLABELLED) for value in labels)
-        marks = hidden if may else (*hidden, UNLABELLED, str(UNLABELLED))
+        marks = hidden if may else {*hidden, UNLABELLED, str(UNLABELLED)}
         for row, value in zip(rows[split], labels, strict=True):
             if value in marks or is_missing(value, whole):
                 raise ValueError(

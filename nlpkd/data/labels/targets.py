@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from datasets import Dataset, DatasetDict
 
-from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.kind import read_kind
 from nlpkd.data.labels.multi_label import encode_multi_label
 from nlpkd.data.labels.regression import encode_scores
@@ -70,8 +69,7 @@ def encode_targets(
         kind = read_kind(splits["train"], column, names=names)
         task, reason = kind.task, kind.reason
     if task == MULTI_LABEL:
-        known = [] if not names or Classes.of(names).is_generic else names
-        encoded, names = encode_multi_label(splits, column, known, column_named)
+        encoded, names = encode_multi_label(splits, column, names, column_named)
         return Targets(encoded, task, list(names), reason)
     if not isinstance(column, str):
         raise ValueError(f"several label columns {list(column)} are a multi-label task, and problem_type is {task!r}")
