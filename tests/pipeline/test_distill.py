@@ -510,7 +510,7 @@ def test_a_run_killed_in_any_stage_ends_as_the_uninterrupted_one(staged, tmp_pat
     killed_in_the_first = tmp_path / "first" / "stage-1"
     (killed_in_the_first / "trainer_state.json").unlink()
     (killed_in_the_first / "model.safetensors").unlink()
-    for name, said in (("first", "Resuming from"), ("second", "The stage in")):
+    for name, said in (("first", "Resuming from"), ("second", "is finished: its model is used")):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             distill(**job | {"baseline": False}, output_dir=tmp_path / name, objectives=two_stages(), **QUICK,
