@@ -70,6 +70,13 @@ def test_a_learning_rate_of_objectives_below_zero_is_refused(config, rate):
     assert config(objective_learning_rate=0).objective_learning_rate == 0
 
 
+@pytest.mark.parametrize("share", [-0.5, 1.0, 1.5, float("nan")])
+def test_a_label_smoothing_of_no_share_below_one_is_refused(config, share):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor must be in \[0, 1\), got"):
+        config(label_smoothing_factor=share)
+    assert config(label_smoothing_factor=0.5).label_smoothing_factor == 0.5
+
+
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
 def test_strategies_that_publish_pickled_state_are_refused(config, strategy):
     with pytest.raises(ValueError, match=f"hub_strategy='{strategy}' would publish pickled state.*'every_save'"):
