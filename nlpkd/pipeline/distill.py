@@ -312,7 +312,7 @@ def _settings(
 def _push(args: DistillationConfig) -> None:
     address = push_student(
         args.output_dir,
-        args.hub_model_id or Path(args.output_dir).resolve().name,
+        args.repository,
         private=args.hub_private_repo,
         token=args.hub_token,
         revision=args.hub_revision,

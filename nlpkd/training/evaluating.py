@@ -195,11 +195,8 @@ class EvaluatingTrainer(ResumableTrainer):
 
     def _aligned(self, rows: Any, split: str) -> Any:
         """Return rows with label ids as the student has them; refuse rows that nobody tokenised."""
-        sets = (
-            {f"{split} set {name}": each for name, each in rows.items()} if isinstance(rows, dict) else {split: rows}
-        )
-        for name, each in sets.items():
-            refuse_no_tokens(visible_columns(each), self.data_collator, name)
+        for name, each in rows.items() if isinstance(rows, dict) else [("", rows)]:
+            refuse_no_tokens(visible_columns(each), self.data_collator, f"{split} set {name}" if name else split)
         return align_labels_to_student(rows, getattr(self.model, "config", None), split, self.classes)
 
     # Batches
