@@ -10,7 +10,7 @@ import pytest
 from datasets import DatasetDict
 from samples import QUIET, raw_rows, tiny_bert
 
-from nlpkd import EvaluationReport, distill
+from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.utils.files import weights_sha256
 
@@ -114,3 +114,15 @@ def test_a_run_that_was_killed_takes_nothing_of_the_one_before_it(other, trainin
         train(folder, tokenizer, **saving, **OTHER[other], kind=Fatal)
     train(folder, tokenizer, **saving, **OTHER[other], resume_from_checkpoint=True)
     assert left_in(folder, OTHER[other].get("seed", 42)) == fresh(other)
+
+
+def test_a_teacher_that_starts_from_another_backbone_is_not_resumed(tokenizer, tmp_path):
+    def teach(seed, **options):
+        given = {"tokenizer": tokenizer, "output_dir": tmp_path, **SETTINGS, "save_strategy": "steps", "save_steps": 1}
+        train_teacher(tiny_bert(seed=seed), ROWS, **given, **options)
+        return weights_sha256(tmp_path)
+
+    found = teach(1)
+    with pytest.raises(ValueError, match="what differs: the student's weights at the start"):
+        teach(2, resume_from_checkpoint=True)
+    assert teach(1, resume_from_checkpoint=True) == found
