@@ -14,10 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub import constants
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import is_tensorboard_available
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from nlpkd.tasks import is_an_error
@@ -203,7 +203,9 @@ class DistillationConfig(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} must be a number, got {value!r}")
+        _check_seeds(self)
         check_ensemble(self.ensemble_average, self.ensemble_weights)
+        _check_schedule(self)
 
     def _check_surroundings(self) -> None:
         """Refuse what is not there, and settings of Trainer that would be unsafe, or lose or block something."""
@@ -318,6 +320,25 @@ def check_ensemble(average: str, weights: Sequence[float] | None) -> None:
         makes_a_mean = False
     if not makes_a_mean:
         raise ValueError(f"ensemble_weights must be >= 0 and not all 0, a number for each teacher, got {weights!r}")
+
+
+def _check_seeds(args: TrainingArguments) -> None:
+    """Refuse seeds that numpy does not take."""
+    for name in ("seed", "data_seed"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < 2**32:
+            raise ValueError(f"{name} must be from 0 to {2**32 - 1}, got {value!r}")
+
+
+def _check_schedule(args: TrainingArguments) -> None:
+    """Make the schedule of the learning rate once, which otherwise nobody reads before the training."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    settings: Any = args.lr_scheduler_kwargs
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 0, 1_000_000, scheduler_specific_kwargs=settings)
+    except (TypeError, ValueError) as error:
+        name = SchedulerType(args.lr_scheduler_type).value
+        raise ValueError(f"lr_scheduler_kwargs={settings!r} do not fit lr_scheduler_type={name!r}: {error}") from error
 
 
 def fast_at_bf16(use_cpu: bool) -> bool:

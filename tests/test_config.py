@@ -142,6 +142,35 @@ def test_settings_below_their_least_value_are_refused(config, name, value):
         config(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["seed", "data_seed"])
+def test_seeds_that_no_generator_takes_are_refused(config, name):
+    for value in (-5, -1, 2**32):
+        with pytest.raises(ValueError, match=f"{name} must be from 0 to 4294967295, got {value}"):
+            config(**{name: value})
+    for value in (0, 2**32 - 1):
+        assert getattr(config(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "told"),
+    [
+        ("linear", {"a": 1}, "unexpected keyword argument 'a'"),
+        ("cosine", '{"num_cycles": "x"}', "'x'"),
+        ("cosine_with_min_lr", None, "min_lr"),
+        ("warmup_stable_decay", {}, "num_decay_steps"),
+    ],
+)
+def test_a_schedule_that_can_t_be_made_is_refused(config, kind, settings, told):
+    with pytest.raises(ValueError, match=f"(?s)lr_scheduler_kwargs=.* do not fit .*'{kind}': .*{told}"):
+        config(lr_scheduler_type=kind, lr_scheduler_kwargs=settings)
+
+
+def test_a_schedule_with_settings_of_its_own_is_taken(config):
+    config(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-6})
+    config(lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": 10})
+    config(lr_scheduler_type="polynomial", lr_scheduler_kwargs={"lr_end": 1e-4}, learning_rate=1e-3)
+
+
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("fsdp", [True, "full_shard", None])
 def test_fsdp_on_the_cpu_is_refused_since_accelerate_would_do_without_it(config, monkeypatch, fsdp, gpu):

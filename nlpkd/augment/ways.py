@@ -102,8 +102,7 @@ WAYS: dict[str, Way] = {
     ),
     "ngrams": Way(
         "Tang et al. (2019), arXiv:1903.12136, section 3.3",
-        "Words masked, and a quarter of the rows cut to a run of 1 to 5 words: for a BiLSTM, a TextCNN or a static "
-        "student.",
+        "Words masked, and a quarter of the rows cut to a run of 1 to 5 words: for a BiLSTM or a TextCNN.",
         _ngrams,
     ),
 }
@@ -111,17 +110,18 @@ WAYS: dict[str, Way] = {
 
 
 def way_for(student: Any) -> str:
-    """Return the way that `"auto"` stands for: n-grams are cut only for students that read words one by one.
+    """Return the way that `"auto"` stands for: n-grams are cut only for students that read words in their order.
 
     Args:
         student: its name, or a config.
 
     Returns:
-        `"ngrams"` for a BiLSTM, a TextCNN and a static student, and `"constituents"` for all others.
+        `"ngrams"` for a BiLSTM and a TextCNN, and `"constituents"` for all others.
     """
     from nlpkd.models.small_models import SMALL_STUDENTS
 
-    kinds = {*SMALL_STUDENTS, *(config.model_type for config, _ in SMALL_STUDENTS.values())}
+    small = {name: config.model_type for name, (config, _) in SMALL_STUDENTS.items() if name != "static"}
+    kinds = {*small, *small.values()}
     named = student if isinstance(student, str) else getattr(student, "model_type", None)
     return "ngrams" if named in kinds else "constituents"
 

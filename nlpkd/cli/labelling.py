@@ -185,14 +185,15 @@ def calibrated(teacher: Any, gold: str, output: Path, given: Mapping[str, Any]) 
         The corrected teacher.
 
     Raises:
-        ValueError: if there is no teacher, or the rows' labels are not its classes.
+        ValueError: if there is no teacher, the rows' labels are not its classes, or their file is the output.
     """
     if teacher is None:
         raise ValueError("--gold corrects the teacher of --question, which is missing")
-    from nlpkd.data.sources import read_splits
+    from nlpkd.data.sources import read_splits, refuse_as_output
     from nlpkd.labelling.calibration import calibrate_teacher
     from nlpkd.labelling.rows import answers_beside
 
+    refuse_as_output(output, gold=gold)
     rows = read_splits(gold)[0]["train"]
     named = {name: given[name] for name in ("text_column", "label_column") if given.get(name)}
     here = {name: value for name, value in named.items() if {*_listed(value)} <= {*rows.column_names}}

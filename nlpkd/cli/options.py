@@ -66,7 +66,7 @@ class Shared:
     ] = None
     dataset_revision: Annotated[str | None, option(DATA, "Branch, tag or commit of a Hub data set.")] = None
     split: Annotated[
-        str | None, option(DATA, "Which split of the data to measure on; test, validation or train if left out.")
+        str | None, option(DATA, "Split of the data to measure on, by its name; test or validation if left out.")
     ] = None
     vocabulary: Annotated[
         str | None,

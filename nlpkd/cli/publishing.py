@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option, typed
-from nlpkd.cli.screen import as_options, show_files, show_report, show_table
+from nlpkd.cli.screen import OF_THE_HUB, OF_TRAINING_ROWS, as_options, reading, show_files, show_report, show_table
 from nlpkd.cli.settings import save_config
 from nlpkd.evaluation.report_text import flat
 
@@ -53,9 +53,9 @@ def compress(
     show_table(header, rows, result.verdict(), explained=details and f"How: {details}.")
     save_config(context, output_dir / "compress.yaml")
     # The rows of --data are those that it was made on.
-    reading = ["--data", "HELD_OUT.csv", *as_options(typed(context, given), *COLUMNS)]
+    rows = ["--data", "HELD_OUT.csv", *as_options(typed(context, given), *reading(*OF_TRAINING_ROWS, *OF_THE_HUB))]
     both = [f"before={model}", f"student={output_dir}"]
-    show_files("The model is", output_dir, ["evaluate", *both, *reading], ["export", output_dir, "--int8", *reading])
+    show_files("The model is", output_dir, ["evaluate", *both, *rows], ["export", output_dir, "--int8", *rows])
 
 
 @command(app, *COLUMNS, "window_stride")
@@ -165,8 +165,8 @@ def try_student(
         pairs = shared["text_pair_column"] is not None
         typer.echo(f"The Space is {make_space(space, student, teacher, private=private, pairs=pairs)}.")
         return
-    reading = {name: value for name, value in arguments(context).items() if name in shared}
-    page = make_trial(student, teacher, data, **reading)
+    read_as = {name: value for name, value in arguments(context).items() if name in shared}
+    page = make_trial(student, teacher, data, **read_as)
     from nlpkd.serving.page import LOCAL
 
     _, address, _ = page.launch(**LOCAL, server_port=port, inbrowser=browser, prevent_thread_lock=True)

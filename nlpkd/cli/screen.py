@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,10 @@ _FILES = {
 _STARTED = time.time() - 1
 """About when this process began; a second less, since a file system's clock may be behind."""
 
-_READING: tuple[str, ...] = ("text_column", "text_pair_column", "label_column", "max_length", "trust_remote_code")
+OF_TRAINING_ROWS = ("soft_label_column", "streaming", "validation_split", "problem_type", "label_names")
+"""What no command that measures takes: there the model settles the task and the names of the labels."""
+
+OF_THE_HUB = ("dataset_config", "dataset_revision")
 
 _WIDTH = 80
 
@@ -226,13 +230,15 @@ def after_distilling(folder: str | Path, given: Mapping[str, Any]) -> list[list[
         Words of `try`, `export` (unless `ship` wrote the files) and `push`.
     """
     teacher, rows = given.get("teacher"), held_out_rows(given)
+    # It shows whole texts.
+    shown = held_out_rows({**given, "window_stride": None})
     if isinstance(teacher, (list, tuple)) and len(teacher) == 1:
         teacher = teacher[0]
     beside = ["--teacher", teacher] if isinstance(teacher, (str, Path)) else []
     # What was shipped is exported already.
     export = [] if given.get("ship") else [["export", folder, "--int8", *rows]]
     return [
-        ["try", folder, *beside, *rows],
+        ["try", folder, *beside, *shown],
         *export,
         ["push", folder, "--repo-id", f"USER/{Path(folder).resolve().name}"],
     ]
@@ -243,12 +249,27 @@ def held_out_rows(given: Mapping[str, Any]) -> list[Any]:
     from nlpkd.data.arguments import DataArguments
 
     given = {name: value for name, value in given.items() if value != getattr(DataArguments, name, None)}
-    source, names = given.get("data") or given.get("test") or given.get("validation"), _READING
+    source, others = given.get("data"), given.get("test") or given.get("validation")
     train = given.get("train")
-    if source is None and isinstance(train, str) and not Path(train).exists() and not given.get("validation_split"):
+    on_the_hub = isinstance(train, str) and not Path(train).exists()
+    if source is None and others is None and on_the_hub and not given.get("validation_split"):
         # A data set of the Hub, which has held-out rows of its own.
-        source, names = train, (*_READING, "dataset_config", "dataset_revision")
+        source = train
+    names = reading(*OF_TRAINING_ROWS, *(OF_THE_HUB if source is None else ()))
+    source = source or others
     return as_options({"data": source}, "data") + as_options(given, *names) if isinstance(source, (str, Path)) else []
+
+
+def reading(*without: str) -> list[str]:
+    """Return the names of the options that say how rows are read.
+
+    Args:
+        *without: those of them that the command has not.
+    """
+    from nlpkd.data.arguments import DataArguments
+
+    names = [*(field.name for field in fields(DataArguments)), "trust_remote_code"]
+    return [name for name in names if name not in without]
 
 
 def as_options(given: Mapping[str, Any], *names: str) -> list[Any]:

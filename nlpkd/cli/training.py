@@ -23,7 +23,7 @@ from nlpkd.cli.options import (
     option,
     typed,
 )
-from nlpkd.cli.screen import after_distilling, as_options, show_files, show_frontier, show_report, show_table
+from nlpkd.cli.screen import after_distilling, as_options, reading, show_files, show_frontier, show_report, show_table
 from nlpkd.cli.settings import TrainingCommand, as_settings, over_file, run_config, training_config, value_of
 
 app = typer.Typer()
@@ -60,7 +60,7 @@ def train_teacher(
     with run_config(context, given):
         result = run(**given)
     show_table(*result.cells(), result.verdict())
-    rows = as_options(typed(context, given), "train", *TRAINED, "trust_remote_code")
+    rows = as_options(typed(context, given), "train", "validation", *reading())
     student = ["--baseline", "--output-dir", output_dir.with_name("student")]
     show_files("The teacher is", output_dir, ["distill", "--teacher", output_dir, *rows, *student])
 
@@ -144,7 +144,7 @@ def distill(
         str | None, option(TRAINING, "A preset of `nlpkd presets`; what suits the student if left out.")
     ] = None,
     baseline: Annotated[bool, option(TRAINING, "Train baselines on gold labels alone too.")] = False,
-    num_seeds: Annotated[int, option(TRAINING, "Seeds to train student and baselines with.")] = 1,
+    num_seeds: Annotated[int, option(TRAINING, "Seeds to train student and baselines with.", min=1)] = 1,
     output_dir: Annotated[Path, option(OUTPUT, "Where student, card and report are saved.")],
     push_to_hub: Annotated[bool, option(OUTPUT, "Push the student at the end.")] = False,
     hub_model_id: Annotated[str | None, option(OUTPUT, "USER/NAME of the repository.")] = None,
@@ -198,7 +198,7 @@ def frontier(
             callback=over_file,
         ),
     ] = None,
-    num_seeds: Annotated[int, option(TRAINING, "Seeds to train each student with.")] = 1,
+    num_seeds: Annotated[int, option(TRAINING, "Seeds to train each student with.", min=1)] = 1,
     max_latency_ms: Annotated[
         float | None, option(OUTPUT, "Pick the best that takes no longer from text to label, at the median.")
     ] = None,
@@ -285,7 +285,7 @@ def tune(
     # A student with what was found, and with the settings that all trials had.
     own = typed(context, given)
     student = ["--student", f"layers:{result.best['layers']}", "--objectives", objectives]
-    words = [*as_options(own, "train", *TRAINED), *as_settings(own | result.best), "--baseline"]
+    words = [*as_options(own, "train", "validation", *reading()), *as_settings(own | result.best), "--baseline"]
     following = ["distill", "--teacher", teacher, *student, *words, "--output-dir", output_dir.with_name("student")]
     show_files("The trials are", output_dir, following)
 

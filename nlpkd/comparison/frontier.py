@@ -26,7 +26,7 @@ from nlpkd.evaluation.benchmark import describe_environment, measure_latency, me
 from nlpkd.evaluation.records import AGREEMENT, Candidate, Interval
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.models.source import ModelSource
-from nlpkd.pipeline.distill import distill
+from nlpkd.pipeline.distill import check_num_seeds, distill
 from nlpkd.pipeline.dry_run import Plan
 from nlpkd.pipeline.roles import Teachers
 from nlpkd.utils.locks import only_run
@@ -121,6 +121,7 @@ def frontier(
     limits, out = Limits(max_latency_ms, max_size_mb, min_retention), Path(output_dir)
     settings = {"teacher": teacher, "train": train, "validation": validation, "test": test, "ship": ship}
     settings |= {"objectives": objectives, **keywords}
+    check_num_seeds(num_seeds)
     with only_run(out):
         made = _students(out, students, only, settings, overrides or {})
 
@@ -159,6 +160,7 @@ def plan_frontier(*arguments: Any, **keywords: Any) -> FrontierPlan:
     given = bound.arguments
     Limits(given["max_latency_ms"], given["max_size_mb"], given["min_retention"])
     only, num_seeds = given["only"], given["num_seeds"]
+    check_num_seeds(num_seeds)
     settings = {name: given[name] for name in _OF_ALL_STUDENTS} | given["keywords"]
     plans: dict[str, Plan | str] = {}
     for student in _students(Path(given["output_dir"]), given["students"], only, settings, given["overrides"] or {}):

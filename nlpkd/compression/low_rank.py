@@ -132,7 +132,10 @@ def _rank(shares: Tensor, rank: int | None, energy: float | None, clip: bool = F
             raise ValueError(f"energy must be between 0 and 1, got {energy}")
         return min(int((shares < energy).sum()) + 1, len(shares))
     if rank is None or rank < 1 or (rank >= len(shares) and not clip):
-        raise ValueError(f"rank={rank} must be at least 1 and below the full rank, {len(shares)}")
+        raise ValueError(
+            "rank (of a student's table its embedding_size) must be at least 1 and below the full rank, "
+            f"{len(shares)}: got {rank}"
+        )
     return min(rank, len(shares))
 
 

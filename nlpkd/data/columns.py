@@ -69,7 +69,7 @@ def find_columns(
     given = _given(available, named)
     free = [name for name in available if name not in given]
     if label is None:
-        unknown = text is None and not any(name.strip().lower() in TEXT_NAMES for name in free)
+        unknown = text is None and not any(_plain(name) in TEXT_NAMES for name in free)
         also = ", and which is the text with text_column (--text-column)" if unknown else ""
         label = _the_one(free, LABEL_NAMES, available, "label", f"label_column (--label-column){also}")
         free.remove(label)
@@ -115,6 +115,19 @@ def find_text_column(available: Sequence[str], text: str | None = None) -> str:
     return text
 
 
+def find_pairs(available: Sequence[str]) -> list[tuple[str, str]]:
+    """Find the columns of well-known pairs by their names, in any case and with blanks around them.
+
+    Args:
+        available: the columns that there are.
+
+    Returns:
+        The two columns of every pair that is there.
+    """
+    couples = [(first, second) for first in available for second in available]
+    return [(first, second) for first, second in couples if (_plain(first), _plain(second)) in PAIRS]
+
+
 def _given(available: Sequence[str], named: Sequence[tuple[str, str | None]]) -> list[str]:
     """Return the columns that are named; refuse what is not there, and one that is named twice."""
     for argument, name in named:
@@ -131,9 +144,9 @@ def _texts(
 ) -> tuple[str, str | None]:
     """Return the columns of the text and of its pair, where they are not named those that are known by their names."""
     if text is None:
-        pairs = [pair for pair in PAIRS if set(pair) <= set(free)] if text_pair is None else []
+        pairs = find_pairs(free) if text_pair is None else []
         if pairs:
-            others = {name for name in free if name.strip().lower() in TEXT_NAMES}.difference(*pairs)
+            others = {name for name in free if _plain(name) in TEXT_NAMES}.difference(*pairs)
             if others or len(pairs) > 1:
                 raise ValueError(
                     f"Several columns could be the text: {sorted(others)} and the pairs {pairs}. The columns are "
@@ -146,8 +159,12 @@ def _texts(
     return text, text_pair
 
 
+def _plain(name: str) -> str:
+    return name.strip().lower()
+
+
 def _the_one(free: Sequence[str], known: frozenset[str], available: Sequence[str], what: str, argument: str) -> str:
-    found = [name for name in free if name.strip().lower() in known]
+    found = [name for name in free if _plain(name) in known]
     if len(found) == 1:
         return found[0]
     problem = f"Several columns could be the {what}: {found}" if found else f"No column is known to be the {what}"

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,9 @@ import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.columns import LABEL_NAMES
+from nlpkd.data.labels.kind import is_missing, whole_number
 from nlpkd.data.readers import SUFFIXES, UNFIT, check_names, read_table, table_of, to_column
 from nlpkd.data.rows import describe_rows
 from nlpkd.utils.files import digest_of
@@ -35,6 +39,42 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+
+
+MEASURED_SPLITS = ("test", "validation", "train")
+"""Where rows are measured on, the first of these that is there."""
+
+
+_HELD_OUT = re.compile(r"(test|validation|valid|val|dev|evaluation|eval)(?![a-z])")
+"""How names begin of splits that are made to measure on, such as "validation_matched"."""
+
+
+@dataclass(frozen=True)
+class MeasuredRows:
+    """The rows to measure on.
+
+    Attributes:
+        splits: the rows and, where there is another split to train on, "train", which settles what their labels mean;
+            without one the rows themselves are "train".
+        key: the rows' name in `splits`.
+        split: their name for the record: "test", "validation" or "train" where they are called so, else their own.
+        name: of the source, for the record.
+    """
+
+    splits: DatasetDict
+    key: str
+    split: str
+    name: str
+
+    @property
+    def rows(self) -> Dataset:
+        """The rows."""
+        return self.splits[self.key]
+
+    @property
+    def source(self) -> Dataset | DatasetDict:
+        """The rows alone, or with those that are trained on."""
+        return self.splits if len(self.splits) > 1 else self.rows
 
 
 def read_splits(
@@ -62,10 +102,6 @@ def read_splits(
         ValueError: a source that is missing, empty, unreadable or of an unknown kind.
         ConnectionError: the Hub can't be reached.
     """
-    if not _is_hub_id(train) and (dataset_config or dataset_revision):
-        raise ValueError(
-            "dataset_config and dataset_revision belong to a Hub dataset, but train is not a Hub id: leave them out."
-        )
     splits = _train_splits(_read(train, dataset_config, dataset_revision))
     for role, source in (("validation", validation), ("test", test)):
         if source is not None:
@@ -82,28 +118,79 @@ def read_splits(
     return DatasetDict({role: _plain(split) for role, split in splits.items()}), ", ".join(names)
 
 
-def rows_without_train(
-    source: Source, roles: Sequence[str], dataset_config: str | None = None, dataset_revision: str | None = None
-) -> tuple[Dataset, str] | None:
-    """Return the rows to measure on of a DatasetDict or Hub dataset that has no split to train on.
+def read_measured_rows(
+    source: Source, wanted: Sequence[str], asked: DataArguments, labelled: bool = True
+) -> MeasuredRows:
+    """Read a source, and choose the split of it to measure on.
 
     Args:
         source: as for `read_splits`.
-        roles: "train", "validation" and "test" in the order in which they are wanted.
-        dataset_config: as for `read_splits`.
-        dataset_revision: likewise.
+        wanted: names of splits, the first that is there is taken; "validation" is called "valid", "val" or "dev" too.
+            Where "train" comes after others, it is taken only where it is all there is, and a single split that is
+            made to measure on by its name, such as "validation_matched", before it.
+        asked: configuration and revision of a Hub dataset, and the label's column.
+        labelled: whether the rows need labels, so that a test split whose labels are hidden is passed over.
 
     Returns:
-        The rows of the first of the roles that is there, and the role; None where there is a split to train on, none
-        of the roles, or a single set.
+        The rows.
+
+    Raises:
+        ValueError: if none of these splits is there, or several could be meant; it says which there are.
+        ConnectionError: the Hub can't be reached.
     """
-    if not (isinstance(source, DatasetDict) or _is_hub_id(source)):
-        return None
-    found = _read(source, dataset_config, dataset_revision)
-    if isinstance(found, Dataset) or not set(SPLIT_NAMES["train"]).isdisjoint(found):
-        return None
-    role = next((role for role in roles if not set(SPLIT_NAMES[role]).isdisjoint(found)), None)
-    return None if role is None else (_one_split(found, role), role)
+    found = _read(source, asked.dataset_config, asked.dataset_revision)
+    splits = {"train": found} if isinstance(found, Dataset) else {str(split): rows for split, rows in found.items()}
+    hidden = _hidden(splits, asked.label_column) if labelled and len(splits) > 1 else []
+    chosen = _choose(sorted(set(splits).difference(hidden)), hidden, wanted, name_of(source))
+    if hidden:
+        logger.warning("Not measured on, since their labels are hidden (-1, null, or no column): %s.", hidden)
+    role = next((role for role, names in SPLIT_NAMES.items() if _plain_name(chosen) in names), None)
+    trained = [split for split in splits if _plain_name(split) in SPLIT_NAMES["train"] and role != "train"]
+    key = (role or "validation") if trained else "train"
+    kept = DatasetDict({"train": splits[min(trained)], key: splits[chosen]}) if trained else splits[chosen]
+    with without_training_words(kept):
+        return MeasuredRows(read_splits(kept)[0], key, role or chosen, name_of(source))
+
+
+def _choose(usable: Sequence[str], hidden: Sequence[str], wanted: Sequence[str], name: str) -> str:
+    """Return the split that is meant."""
+    for place, each in enumerate(wanted):
+        if each in SPLIT_NAMES["train"] and place > 0:
+            continue
+        called = [split for split in usable if split == each]
+        called = called or [split for split in usable if _plain_name(split) in SPLIT_NAMES.get(each, ())]
+        if len(called) == 1:
+            return called[0]
+    lacking = f" ({hidden} without labels)" if hidden else ""
+    if not set(wanted[1:]).intersection(SPLIT_NAMES["train"]):
+        raise ValueError(f"{name} has no split {' or '.join(map(repr, wanted))}, found {list(usable)}{lacking}")
+    if len(usable) == 1 and not hidden:
+        return usable[0]
+    held_out = [split for split in usable if _HELD_OUT.match(_plain_name(split))]
+    if len(held_out) == 1:
+        return held_out[0]
+    raise ValueError(
+        f"Can't tell which split of {name} to measure on: there are {list(usable)}{lacking}. Name one with split= "
+        "(--split), or give its rows alone."
+    )
+
+
+def _hidden(splits: Mapping[str, Dataset], label_column: str | Sequence[str] | None) -> list[str]:
+    """Return the test splits that lack the labels which others have: no column of them, or all are -1 or null."""
+    named = {label_column} if isinstance(label_column, str) else set(label_column or ())
+    columns = {column for rows in splits.values() for column in rows.column_names}
+    labels = named or {column for column in columns if _plain_name(column) in LABEL_NAMES}
+    return [split for split, rows in splits.items() if _plain_name(split).startswith("test") and _lacks(rows, labels)]
+
+
+def _lacks(rows: Dataset, labels: set[str]) -> bool:
+    there = labels.intersection(rows.column_names)
+    values = [value for column in there for value in rows.with_format(None)[column][:]]
+    return bool(labels) and all(is_missing(value) or whole_number(value) == -1 for value in values)
+
+
+def _plain_name(name: str) -> str:
+    return name.strip().lower()
 
 
 def _plain(data: Dataset) -> Dataset:
@@ -156,6 +243,27 @@ def name_of(source: Source) -> str:
     return str(source) if _is_hub_id(source) else Path(source).name
 
 
+def refuse_as_output(output: str | os.PathLike[str], **sources: Source | None) -> None:
+    """Refuse to write a file that rows are read from, by whatever path or link.
+
+    Args:
+        output: the file that would be written.
+        **sources: where the rows are read from, by the names of the arguments that say so.
+
+    Raises:
+        ValueError: if it is one of them.
+    """
+    for name, source in sources.items():
+        if not isinstance(source, (str, os.PathLike)):
+            continue
+        rows, written = Path(source).expanduser(), Path(output)
+        if rows.exists() and written.exists() and rows.samefile(written):
+            raise ValueError(
+                f"{name}={str(source)!r} is the file {str(output)!r}, which would be overwritten: choose another one "
+                "for the output"
+            )
+
+
 def identity_of_source(source: Source) -> str:
     """Tell a source from every other one, so that what was made of it is not taken for another's.
 
@@ -177,6 +285,11 @@ def identity_of_source(source: Source) -> str:
 def _read(
     source: Source, dataset_config: str | None = None, dataset_revision: str | None = None
 ) -> Dataset | DatasetDict:
+    if not _is_hub_id(source) and (dataset_config or dataset_revision):
+        raise ValueError(
+            f"dataset_config and dataset_revision belong to a Hub dataset, but {name_of(source)} is not a Hub id: "
+            "leave them out."
+        )
     if isinstance(source, (Dataset, DatasetDict)):
         return source
     if isinstance(source, pd.DataFrame):
@@ -231,11 +344,12 @@ def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | Non
 
 
 @contextmanager
-def without_training_words(source: Source) -> Iterator[None]:
+def without_training_words(source: Source, labels: Sequence[str] = ()) -> Iterator[None]:
     """Call rows that are measured on "the data" in errors: a single set is read as "train", and nobody trains on it.
 
     Args:
         source: the rows; those of several splits keep the splits' names.
+        labels: of the model that is measured; where rows of one label or score make no task, this is what they lack.
 
     Yields:
         Nothing.
@@ -249,4 +363,8 @@ def without_training_words(source: Source) -> Iterator[None]:
         if isinstance(source, DatasetDict) or (isinstance(source, str) and not Path(source).exists()):
             raise
         told = re.sub(r"(?i)\b(the) train (split|set)\b", r"\1 data", str(error))
-        raise ValueError(re.sub(r"\btrain (rows?)\b", r"\1", told)) from None
+        told = re.sub(r"\btrain (rows?)\b", r"\1", told)
+        if labels:
+            told = told.replace("there is nothing to classify", f"the labels of the model are {list(labels[:20])}")
+            told = told.replace("there is nothing to learn", "that leaves no correlation to measure")
+        raise ValueError(told) from None

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils.logging import tqdm
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import BLANK, LABEL_NAMES, MAX_CLASSES, ROW, Columns, find_columns
+from nlpkd.data.columns import BLANK, MAX_CLASSES, ROW, Columns
 from nlpkd.data.labels import encode_labels
 from nlpkd.data.labels.kind import read_kind
 from nlpkd.data.labels.lengths import UNGROUPED_ABOVE, length_share
@@ -336,30 +336,27 @@ def _examples(path: Path, columns: Columns, first: Mapping[tuple[type, Any], int
     return Dataset(table, info=DatasetInfo(features=features))
 
 
-def columns_of_file(
-    path: str | os.PathLike[str], text: Any, text_pair: Any, label: Any, labels_beside: Sequence[str] = ()
-) -> Columns:
-    """Find the columns of a file by its first row, and of other rows' columns that of labels which the file lacks.
+def column_names(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names of a file's columns: of JSON lines the keys of all rows, since a row may lack some.
 
     Args:
-        path: the file.
-        text: see `nlpkd.data.columns.find_columns`.
-        text_pair: likewise.
-        label: likewise.
-        labels_beside: columns of other rows, one of them their labels'.
+        path: a jsonl, csv, tsv or parquet file.
 
     Returns:
-        The columns.
+        The names, those that `nlpkd.data.readers.read_table` gives.
 
     Raises:
-        ValueError: as `find_columns` does, or if the file has no rows.
+        ValueError: if the file can't be read or has no rows.
     """
-    first = next(stream_rows(path), None)
+    path = Path(path)
+    rows = stream_rows(path)
+    first = next(rows, None)
     if first is None:
         raise ValueError(f"{path} has no rows.")
-    usual = [name for name in labels_beside if name == label or name.strip().lower() in LABEL_NAMES]
-    lacking = [name for name in usual if name not in first]
-    return find_columns([*first, *lacking], text, text_pair, label)
+    if path.suffix.lower() != ".jsonl":
+        return list(first)
+    others = tqdm(rows, desc=f"Reading the columns of {path.name}", disable=None)
+    return list(dict.fromkeys([*first, *(name for row in others for name in row)]))
 
 
 def _grouped(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import Columns, check_texts, find_columns
+from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, tell_other_names
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, hold_out_validation
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
-from nlpkd.data.sources import Source, name_of, read_splits, rows_without_train, without_training_words
-from nlpkd.data.streaming import TextStream, columns_of_file
+from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, read_splits, without_training_words
+from nlpkd.data.streaming import TextStream, column_names
 from nlpkd.data.tokenization import (
     TEACHER_TOKEN_COLUMN,
     TOKEN_COLUMNS,
@@ -55,6 +54,7 @@ class TextClassificationData:
             tokenizer of its own under its columns' prefix, as "teacher_train".
         max_length: the most tokens a row may have, special tokens included.
         name: the source, for the record: a Hub id, files without their directory, or "in-memory data".
+        window_stride: the tokens that the windows of a longer text share; None where it is truncated.
     """
 
     splits: dict[str, Any]
@@ -66,11 +66,18 @@ class TextClassificationData:
     truncated: dict[str, int]
     max_length: int
     name: str
+    window_stride: int | None = None
 
     @property
     def text_columns(self) -> list[str]:
         """The columns of the texts: one, or two of pairs."""
         return [self.text_column] if self.text_pair_column is None else [self.text_column, self.text_pair_column]
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What a record says of how texts were read, by which they are read the same way again."""
+        pairs = self.text_pair_column is not None
+        return {"pairs": pairs, "max_length": self.max_length, "window_stride": self.window_stride}
 
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]
@@ -144,27 +151,29 @@ def load_text_classification(
     own, _ = DataArguments.split_of(load_text_classification, keywords)
     asked = own if data_args is None else data_args
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
-    load = _stream_train if asked.streaming else partial(_load_whole, seed=seed)
-    return tell_other_names(load(train, validation, test, tokenizers, asked), keywords.get("label_names", ()))
+    if asked.streaming:
+        loaded = _stream_train(train, validation, test, tokenizers, asked)
+    else:
+        splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+        loaded = _load_whole(splits, name, tokenizers, asked, seed)
+    return tell_other_names(loaded, keywords.get("label_names", ()))
 
 
 def _load_whole(
-    train: Source,
-    validation: Source | None,
-    test: Source | None,
+    splits: DatasetDict,
+    name: str,
     tokenizers: Sequence[PreTrainedTokenizerBase],
     asked: DataArguments,
     seed: int = 42,
     may_lack: bool = False,
 ) -> TextClassificationData:
-    """Read all splits into memory; `may_lack` is for rows that nothing is trained on."""
-    # Read the splits, and keep the columns that are used.
-    splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+    """Make splits that were read those of a task; `may_lack` is for rows that nothing is trained on."""
+    # Keep the columns that are used.
     named = asked.label_column is not None
     alone = may_lack and list(splits) == ["train"]  # What nothing is trained on is read as "train", and not called so.
     if asked.soft_label_column is not None or asked.label_names:
         splits, asked = add_missing_label_columns(splits, asked)
-    columns = find_columns(splits["train"].column_names, asked.text_column, asked.text_pair_column, asked.label_column)
+    columns = _find_columns(splits["train"].column_names, asked)
     splits = _select_columns(splits, columns, asked.soft_label_column)
     # Settle the task by its labels; soft labels become logits in their order.
     targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack, named)
@@ -205,6 +214,7 @@ def _load_whole(
         truncated=truncated,
         max_length=max_length,
         name=name,
+        window_stride=asked.window_stride,
     )
 
 
@@ -215,7 +225,7 @@ def load_rows_for_model(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: TeacherTokenizers = None,
     data_args: DataArguments | None = None,
-    splits: Sequence[str] = ("test", "validation", "train"),
+    splits: Sequence[str] = MEASURED_SPLITS,
 ) -> tuple[Any, str, TextClassificationData]:
     """Load labelled rows for a model that is there: of its task, with its label ids.
 
@@ -225,31 +235,23 @@ def load_rows_for_model(
         tokenizer: the model's tokenizer.
         teacher_tokenizer: of further models that read the rows, as for `load_text_classification`.
         data_args: how the rows are read; the task and label names are the model's where they are not given.
-        splits: the first one that is there is taken.
+        splits: the first one that is there is taken; see `nlpkd.data.sources.read_measured_rows`.
 
     Returns:
         The split's rows, its name, and all that was loaded.
 
     Raises:
-        ValueError: if the rows can't be read, none of the splits is there, or labels are not the model's.
+        ValueError: if the rows can't be read, none of the splits is there, several could be meant, or labels are not
+            the model's.
     """
     asked = (data_args or DataArguments()).with_labels_of(config)
-    where = (asked.dataset_config, asked.dataset_revision)
-    if (held_out := rows_without_train(data, splits, *where)) is not None:
-        # They are read as a single set, as rows in memory are.
-        rows, role = held_out
-        alone: Any = {"tokenizer": tokenizer, "teacher_tokenizer": teacher_tokenizer, "splits": ["train"]}
-        asked = replace(asked, dataset_config=None, dataset_revision=None)
-        rows, _, loaded = load_rows_for_model(rows, config, data_args=asked, **alone)
-        return rows, role, replace(loaded, name=name_of(data))
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
-    with without_training_words(data):
-        loaded = _load_whole(data, None, None, tokenizers, asked, may_lack=True)
-        split = next((name for name in splits if name in loaded), None)
-        if split is None:
-            raise ValueError(f"{loaded.name} has no split {' or '.join(map(repr, splits))}, found {list(loaded)}")
-        adopt_label_names(config, loaded[split])
-        return align_labels_to_student(loaded[split], config, split), split, loaded
+    measured = read_measured_rows(data, splits, asked)
+    with without_training_words(measured.source, Classes.of(config.id2label).names):
+        loaded = _load_whole(measured.splits, measured.name, tokenizers, asked, may_lack=True)
+        rows = loaded[measured.key]
+        adopt_label_names(config, rows)
+        return align_labels_to_student(rows, config, measured.key), measured.split, loaded
 
 
 def _stream_train(
@@ -273,16 +275,18 @@ def _stream_train(
             "streaming reads a file with one class a row: without soft labels, windows, validation_split and the "
             "Hub; give the validation set as a file of its own"
         )
-    # Read the train file through once, which settles the classes.
-    named = (asked.text_column, asked.text_pair_column, asked.label_column)
+    # Read the train file through, which settles columns and classes.
+    available = column_names(train)
     try:
-        columns = columns_of_file(train, *named)
+        columns = _find_columns(available, asked)
     except ValueError:
         if not asked.label_names or validation is None:
             raise
         # Text that nobody labelled: a teacher names the classes, and the held-out rows their column.
         held_out = read_splits([{"text": ""}], validation)[0]["validation"]
-        columns = columns_of_file(train, *named, labels_beside=held_out.column_names)
+        lacking = [name for name in held_out.column_names if name not in available]
+        usual = [name for name in lacking if name == asked.label_column or name.strip().lower() in LABEL_NAMES]
+        columns = _find_columns([*available, *usual], asked)
         logger.warning("The train rows have no column %r: the teacher alone labels all.", columns.label)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     encode = TextEncoder(columns, tokenizers, max_length)
@@ -319,14 +323,19 @@ def _stream_train(
     )
 
 
-def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
-    """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels."""
-    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
-    used = [*columns.texts, *labels]
+def _find_columns(available: Sequence[str], asked: DataArguments) -> Columns:
+    columns = find_columns(available, asked.text_column, asked.text_pair_column, asked.label_column)
     made = {"labels", "length", *TOKEN_COLUMNS}
     taken = [name for name in sorted(columns.texts) if name in made or TEACHER_TOKEN_COLUMN.fullmatch(name)]
     if taken:
         raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
+    return columns
+
+
+def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
+    """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels."""
+    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
+    used = [*columns.texts, *labels]
     kept = {}
     for split, data in splits.items():
         missing = [column for column in used if column not in data.column_names]

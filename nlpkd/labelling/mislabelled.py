@@ -20,7 +20,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_columns
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.sources import Source, read_splits, without_training_words
+from nlpkd.data.sources import Source, read_splits, refuse_as_output, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.records import percent
@@ -130,12 +130,14 @@ def check_labels(
         What was found.
 
     Raises:
-        ValueError: if the rows do not have one class each, a class has fewer than five rows, or the teacher has other
-            classes.
+        ValueError: if the rows do not have one class each, a class has fewer than five rows, the teacher has other
+            classes, or `output` is the file of the rows.
     """
     output = None if output is None else Path(output)
     if output is not None and output.suffix not in _WRITERS:
         raise ValueError(f"output must be one of {', '.join(_WRITERS)}, got {output}")
+    if output is not None:
+        refuse_as_output(output, data=data)
     names = teacher.classes if isinstance(teacher, LabelingTeacher) else ()
     with without_training_words(data):
         rows = read_splits(data)[0]["train"]

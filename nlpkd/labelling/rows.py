@@ -16,7 +16,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_columns, find_text_column
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.soft_labels import add_missing_label_columns
-from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.sources import Source, read_splits, refuse_as_output
 from nlpkd.labelling.answers import Answer, AnswerFile
 from nlpkd.labelling.budget import Prices
 from nlpkd.teachers.base import LabelingTeacher
@@ -142,13 +142,15 @@ def label_splits(
         The labelled splits, and how they are read: with the teacher's answers as soft labels.
 
     Raises:
-        ValueError: if soft labels, streaming or pairs are asked for too, or the rows can't be labelled.
+        ValueError: if soft labels, streaming or pairs are asked for too, the rows can't be labelled, or the output is
+            one of their files.
     """
     if asked.soft_label_column is not None or asked.streaming or asked.text_pair_column is not None:
         raise ValueError(
             "a teacher that labels texts reads single texts that fit into memory, and gives the soft labels "
             "itself: leave soft_label_column, streaming and text_pair_column out"
         )
+    refuse_as_output(output, train=train, validation=validation, test=test)
     splits, _ = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
     texts: dict[Any, list[str]] = {
         split: texts_to_label(rows, str(split), asked.text_column) for split, rows in splits.items()

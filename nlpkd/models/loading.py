@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, list_repo_files, snapshot_download
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -43,6 +44,9 @@ ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 
 
 _NO_TOKENIZER = "Does it hold config.json and tokenizer.json, as save_pretrained of model and tokenizer write them?"
+
+
+_GIVE = "pass a saved model's folder, or a Hub id (USER/NAME)"
 
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
@@ -98,10 +102,11 @@ def load_classifier(
 
     Raises:
         ValueError: if the name looks like a path and nothing is there, the weights there are damaged or lie outside
-            of it, or the model is larger than any.
+            of it, the model is larger than any, or torch has no such dtype of weights.
         OSError: if the checkpoint can't be had, or has no safetensors file.
     """
-    _check_place(name)
+    _check_dtype(dtype)
+    check_place(name)
     refuse_damaged(Path(name), WEIGHTS)
     # Of an id the Hub is asked for this file alone, before anything that it names.
     with _explained(name, revision, "model"):
@@ -144,7 +149,7 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
         ValueError: if the name looks like a path and nothing is there, an adapter is, or the model is larger than any.
         OSError: if it can't be had.
     """
-    _check_place(name)
+    check_place(name)
     refuse_adapter(Path(name))
     return _load_config(name, revision, trust_remote_code, "config")
 
@@ -176,7 +181,7 @@ def load_tokenizer(
         ValueError: if the name looks like a path and nothing is there, or what is there is damaged or no tokenizer.
         OSError: if it can't be had.
     """
-    _check_place(name)
+    check_place(name)
     refuse_foreign_files(Path(name))
     refuse_damaged(Path(name), TOKENIZER)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
@@ -202,6 +207,12 @@ def _positions_beside(name: str | Path, revision: str | None, trust_remote_code:
         return None
 
 
+def _check_dtype(dtype: Any) -> None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"no model has weights of dtype {dtype!r}: give 'float32', 'bfloat16' or 'float16'")
+
+
 def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None = None) -> Path | None:
     """Find a model's ONNX file, from the Hub with config and tokenizer around it.
 
@@ -217,7 +228,7 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
         ValueError: if the path or the named file does not exist.
         OSError: if the repository can't be had.
     """
-    _check_place(name)
+    check_place(name)
     path = Path(name)
     if path.is_file():
         return path
@@ -248,8 +259,16 @@ def _choose_onnx(folder: Path, names: list[str], file: str | None) -> Path | Non
     return folder / chosen if chosen is not None else None
 
 
-def _check_place(name: str | Path) -> None:
-    """Refuse a path where nothing is, and a folder without any file of a model or tokenizer; an id is the Hub's."""
+def check_place(name: str | Path) -> None:
+    """Refuse what names no model, before the Hub is asked.
+
+    Args:
+        name: a path or Hub id.
+
+    Raises:
+        ValueError: for a path where nothing is, a name that no repository of the Hub can have, and a folder without
+            any file of a model or tokenizer.
+    """
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"a model is named by a path or a Hub id, got {name!r:.80}")
     path = Path(name)
@@ -257,7 +276,7 @@ def _check_place(name: str | Path) -> None:
     if not path.exists() and (
         isinstance(name, Path) or path.is_absolute() or len(path.parts) > 2 or name[:1] in ".~" or beside
     ):
-        raise ValueError(f"there is no folder {str(name)!r}: pass a saved model's folder, or a Hub id (USER/NAME)")
+        raise ValueError(f"there is no folder {str(name)!r}: {_GIVE}")
     if path.is_dir():
         found = sorted(each.name for each in path.iterdir())
         if not any(each == "onnx" or each.endswith(_SAVED) for each in found):
@@ -267,6 +286,12 @@ def _check_place(name: str | Path) -> None:
                 "that should have written it ended, or pass another folder or a Hub id"
             )
     if not path.exists():
+        try:
+            validate_repo_id(str(name))
+        except HFValidationError as error:
+            raise ValueError(
+                f"{str(name)!r} is no folder here, and no name that a repository of the Hub can have: {_GIVE}"
+            ) from error
         limit_hub_requests()
 
 

@@ -17,11 +17,12 @@ import numpy as np
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_text_columns
 from nlpkd.data.rows import has_unlabelled, labelled_rows
-from nlpkd.data.sources import Source, read_splits, rows_without_train, without_training_words
+from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, refuse_as_output
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.serving.cascade import (
+    CASCADE_NAME,
     CERTAINTY,
     CascadeRecord,
     choose_threshold,
@@ -37,7 +38,6 @@ from nlpkd.utils.locks import only_writer
 
 logger = logging.getLogger(__name__)
 
-_SPLITS = ("test", "validation", "train")
 _TIMED_TEXTS = 30
 
 
@@ -77,6 +77,7 @@ def cascade(
     folder, (kind, target) = Path(student), _target(target_agreement, target_accuracy)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: cascade.json is written beside a student on this machine")
+    refuse_as_output(folder / CASCADE_NAME, data=data)
     data_args, _ = DataArguments.split_of(cascade, keywords)
     if data_args.max_length is not None:
         raise ValueError("a cascade reads texts as nlpkd.load does, up to the models' own limit: leave max_length out")
@@ -105,12 +106,8 @@ def cascade(
         gold = [names[number] for number in rows["labels"][:]]
         texts = _texts(rows, loaded.text_columns)
     else:
-        with without_training_words(data):
-            held_out = rows_without_train(data, _SPLITS, data_args.dataset_config, data_args.dataset_revision)
-            if held_out is None:
-                splits = read_splits(data, None, None, data_args.dataset_config, data_args.dataset_revision)[0]
-                held_out = next((splits[name], name) for name in _SPLITS if name in splits)
-        rows, split = held_out
+        measured = read_measured_rows(data, MEASURED_SPLITS, data_args, labelled=False)
+        rows, split = measured.rows, measured.split
         columns = find_text_columns(rows.column_names, data_args.text_column, data_args.text_pair_column)
         for column in columns:
             check_texts(rows, split, column)

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import ask_for_label_names
-from nlpkd.data.sources import Source
+from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
-from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import as_ensemble
@@ -252,8 +252,8 @@ def distill(
     data_args, settings = DataArguments.split_of_training(distill, keywords)
     learning_rate_is_given = args is not None or "learning_rate" in settings
     args = with_preset_settings(_settings(args, output_dir, settings), objectives)
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    check_num_seeds(num_seeds)
+    refuse_as_output(Path(args.output_dir) / JSON_NAME, train=train, validation=validation, test=test)
     with only_run(args.output_dir):
         with phase("Loading teacher, student and rows"):
             job = prepare_job(
@@ -297,6 +297,16 @@ def distill(
             with phase("Pushing the student"):
                 _push(args)
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
+
+
+def check_num_seeds(num_seeds: int) -> None:
+    """Refuse fewer seeds than one.
+
+    Raises:
+        ValueError: it says so.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
 
 
 def _settings(

@@ -121,6 +121,8 @@ def plan_distillation(args: DistillationConfig, *, trainings: int = 1, reported:
     Raises:
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
+    if trainings < 1:
+        raise ValueError(f"trainings (num_seeds of a distillation) must be at least 1, got {trainings}")
     data_args, options = DataArguments.split_keywords(keywords)
     args = with_preset_settings(args, options.get("objectives"))
     return _plan(prepare_job(args, data_args=data_args, **options), args, "student", trainings, reported)

@@ -18,7 +18,7 @@ from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts
-from nlpkd.data.sources import Source
+from nlpkd.data.sources import MEASURED_SPLITS, Source, refuse_as_output
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
@@ -49,9 +49,6 @@ MEASURING = {
     "latency_runs", "seed",
 }  # fmt: skip
 """Arguments of `evaluate_student` that are a caller's: the others are made here."""
-
-
-_MEASURED_SPLITS = ("test", "validation", "train")
 
 
 _ARGUMENTS = ("teacher", "student", "baseline")
@@ -90,7 +87,8 @@ def evaluate(
         examples: how many texts (20 at most) to show on `report.html` on which student and teacher of a single-label
             task disagree most; they stay on this machine, a push leaves them out.
         memory: measure what each model takes while it answers, in a process of its own; see `nlpkd.evaluation.memory`.
-        split: which one to measure on; "test", "validation" or "train", the first that is there, if None.
+        split: the name of the one to measure on. If None "test", else "validation", else the only one that is made to
+            measure on by its name (`test_matched`, `dev`, ...); "train" where there is no other.
         trust_remote_code: run the model repositories' own code.
         show: called with the report as soon as all is measured, before it is saved.
         **keywords: how the rows are read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
@@ -108,6 +106,7 @@ def evaluate(
     if memory:
         check_memory()
     if output_dir is not None:
+        refuse_as_output(Path(output_dir) / JSON_NAME, data=data, held_out=held_out)
         _check_writable(Path(output_dir))
         _refuse_to_replace_a_training(Path(output_dir))
 
@@ -128,7 +127,7 @@ def evaluate(
             tokenizer=tokenizer,
             teacher_tokenizer=[others.get("teacher"), *(each for name, each in others.items() if name != "teacher")],
         )
-        rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else _MEASURED_SPLITS)
+        rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else MEASURED_SPLITS)
         # In their own order, in which every model finds them whatever the student calls them.
         with quiet("nlpkd.data"):
             rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
@@ -136,7 +135,7 @@ def evaluate(
         if held_out is not None:
             # The configuration and the revision are those of `data` alone.
             other_args = replace(data_args, dataset_config=None, dataset_revision=None)
-            fitted, *_ = load(held_out, data_args=other_args, splits=_MEASURED_SPLITS)
+            fitted, *_ = load(held_out, data_args=other_args, splits=MEASURED_SPLITS)
 
     # What is measured, for the record. Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
@@ -152,8 +151,7 @@ def evaluate(
             "revision": revision or data_args.dataset_revision,
             "split": split,
             "evaluated_rows": count_texts(rows),
-            "max_length": loaded.max_length,
-            "window_stride": data_args.window_stride,
+            **loaded.reading,
         },
     }
     if weights:
@@ -301,10 +299,10 @@ def _refuse_to_replace_a_training(folder: Path) -> None:
 
 def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | Path | None) -> None:
     """Refuse to be asked for examples that there can't be."""
-    if output_dir is None or "teacher" not in models:
-        raise ValueError("examples are shown on report.html where a teacher disagrees: give a teacher and output_dir")
     if not 0 < examples <= DISAGREEMENTS:
         raise ValueError(f"examples must lie in 1..{DISAGREEMENTS}, found {examples}")
+    if output_dir is None or "teacher" not in models:
+        raise ValueError("examples are shown on report.html where a teacher disagrees: give a teacher and output_dir")
     if (task := task_of(models["student"].config)) not in (None, SINGLE_LABEL):
         raise ValueError(f"examples are of single-label tasks, and the student's is {task}: leave them out")
     for package in PAGE_PACKAGES:

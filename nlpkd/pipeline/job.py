@@ -331,11 +331,10 @@ class Job:
                 "revision": self.origin["dataset_revision"],
                 "split": split,
                 "evaluated_source": self.origin["evaluated_source"],
-                "pairs": self.data.text_pair_column is not None,
                 "train_rows": count_texts(self.data["train"]),
                 "evaluated_rows": count_texts(self.data[split]),
                 "truncated_rows": self.data.truncated,
-                "max_length": self.data.max_length,
+                **self.data.reading,
             },
         }
 

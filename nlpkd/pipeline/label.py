@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import Source, read_splits, without_training_words
+from nlpkd.data.sources import Source, read_splits, refuse_as_output, without_training_words
 from nlpkd.evaluation.records import METRIC_NAMES, percent
 from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.evaluation.scoring import scoring_of
@@ -93,13 +93,14 @@ def label(
         The output file; of a dry run the plan.
 
     Raises:
-        ValueError: if the source can't be read, the answers that are there are another teacher's, an answer is no
-            distribution (its row is named), or a limit was reached.
+        ValueError: if the source can't be read or is the output, the answers that are there are another teacher's, an
+            answer is no distribution (its row is named), or a limit was reached.
     """
     teacher = _as_teacher(teacher, classes)
     output = Path(output)
     if output.suffix != ".parquet":
         raise ValueError(f"output must be a .parquet file, got {output}")
+    refuse_as_output(output, source=source, test=test)
     priced = Prices(*prices) if isinstance(prices, (tuple, list)) else prices
     limits = Budget(max_requests, max_cost, priced)
     with without_training_words(source):

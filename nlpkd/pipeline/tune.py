@@ -18,7 +18,7 @@ from transformers.integrations import is_optuna_available
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import describe_rows, has_unlabelled, random_access
-from nlpkd.data.sources import Source
+from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.evaluation.report_text import Cells, flat
 from nlpkd.evaluation.scoring import scoring_of
@@ -137,6 +137,7 @@ def tune(
     args = DistillationConfig(str(folder), **{"save_strategy": "no", "eval_strategy": "no"} | settings)
     check_search(search, objectives, layers, n_trials, args)
     args = with_preset_settings(args, objectives)
+    refuse_as_output(folder / TUNING_FILE, train=train, validation=validation)
     with only_run(folder):
         # Teacher, rows and objectives, as for a distillation; the student is each trial's own.
         student = f"layers:{max(layers)}"

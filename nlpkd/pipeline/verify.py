@@ -21,7 +21,7 @@ from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.hub.eval_results import RESULTS_FILES
 from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
-from nlpkd.models.loading import load_config, split_revision
+from nlpkd.models.loading import check_place, load_config, split_revision
 from nlpkd.pipeline.claims import (
     NOT_AGAIN,
     Claim,
@@ -120,15 +120,18 @@ def verify(
         Each claim with its verdict.
 
     Raises:
-        ValueError: without a report, without a quality that it claims, without data to measure on, or for an unknown
-            argument.
+        ValueError: where nothing is at the path, without a report, without a quality that it claims, without data to
+            measure on, or for an unknown argument.
     """
     DataArguments.split_of(verify, keywords, MEASURING, "one of evaluate")
     # What is claimed.
     limit_hub_requests()
     name, commit = split_revision(str(model)) if revision is None else (str(model), revision)
     folder = Path(name)
+    if folder.is_file():
+        raise ValueError(f"{name} is a file: give the folder that a run left, or a Hub id (USER/NAME)")
     if not folder.is_dir():
+        check_place(name if isinstance(model, str) else folder)
         wanted = [*PUSH_ALLOW_PATTERNS, RESULTS_FILES]
         try:
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=wanted))

@@ -67,7 +67,7 @@ def teacher(folder, missing_file) -> tuple[Path, str]:
     process = Command(
         "train-teacher", "--model", "backbone", "--train", "train.tsv", "--validation-split", "0.2",
         "--text-column", "sentence", "--label-column", "verdict", "--output-dir", "teacher",
-        "--num-train-epochs", "10", *QUICK, cwd=folder,
+        "--num-train-epochs", "10", "--window-stride", "4", *QUICK, cwd=folder,
     )  # fmt: skip
     code, out, err = finish(process)
     assert code == 0, err
@@ -98,6 +98,12 @@ def test_train_teacher_saves_a_teacher_and_prints_its_metrics(teacher):
     assert "The teacher is in teacher, with eval_results.json (its metrics)." in printed and "{\n" not in printed
     model = AutoModelForSequenceClassification.from_pretrained(path)
     assert model.config.id2label == {0: "bad", 1: "good"}
+    following = shlex.split(printed.partition("Next:\n")[2])
+    assert following[following.index("distill") :] == [
+        "distill", "--teacher", "teacher", "--train", "train.tsv", "--text-column", "sentence", "--label-column",
+        "verdict", "--max-length", "32", "--window-stride", "4", "--validation-split", "0.2", "--baseline",
+        "--output-dir", "student",
+    ]  # fmt: skip
 
 
 def test_distill_saves_a_student_and_prints_what_the_report_found_and_what_comes_next(student):
@@ -501,6 +507,9 @@ def test_a_wrong_command_is_told_without_loading_torch(arguments, message):
         (["--gradient-checkpointing", "perhaps"], "Truthy value expected: got perhaps"),
         (["--lr-scheduler-type", "x"], "invalid choice: 'x'"),
         (["--learning_rate", "high"], "--learning-rate"),
+        (["--num-seeds", "0", "--dry-run"], "--num-seeds"),
+        (["--seed", "-5"], "seed must be from 0 to"),
+        (["--lr-scheduler-kwargs", '{"a": 1}'], "lr_scheduler_kwargs={'a': 1} do not fit"),
         # The value belongs to the flag before it, which takes none.
         (["--bf16", "--baseline", "False"], "extra argument"),
     ],

@@ -174,3 +174,12 @@ def test_a_log_of_decisions_is_a_training_file(folder):
 def test_options_that_do_not_fit_are_refused(folder, words, told):
     done = run("distill", *words, "--train", "texts.csv", "--output-dir", "student")
     assert told in str(done.exception)
+
+
+def test_gold_rows_are_not_overwritten(folder):
+    raw_rows(40, seed=2).to_parquet("gold.parquet")
+    before = (folder / "gold.parquet").read_bytes()
+    words = ["--question", "teacher.yaml", "--gold", str(folder / "gold.parquet")]
+    done = run("label", "--data", "texts.csv", *words, "--output", "gold.parquet")
+    assert "gold=" in str(done.exception) and "would be overwritten" in str(done.exception)
+    assert (folder / "gold.parquet").read_bytes() == before

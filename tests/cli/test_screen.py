@@ -10,15 +10,19 @@ import shlex
 import struct
 import subprocess
 import termios
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from nlpkd.cli import app
 from nlpkd.cli.screen import (
     after_distilling,
     as_options,
     hide_bars_of_weights,
+    reading,
     show_files,
     show_frontier,
     show_item,
@@ -30,6 +34,7 @@ from nlpkd.cli.screen import (
 from nlpkd.comparison.points import Limits, Point
 from nlpkd.comparison.table import FrontierReport
 from nlpkd.compression.onnx import OnnxRecord
+from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.origin import TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, TemperatureScaling
 from nlpkd.evaluation.report import EvaluationReport
@@ -269,6 +274,29 @@ def test_held_out_rows_are_named_only_where_a_command_line_can(tmp_path, monkeyp
     hub = {"train": "nyu-mll/glue", "dataset_config": "sst2", "teacher": object()}
     assert after_distilling("s", hub)[0] == ["try", "s", "--data", "nyu-mll/glue", "--dataset-config", "sst2"]
     assert as_options({"a_b": 0, "c": True, "d": False, "e": ()}, "a_b", "c", "d", "e") == ["--a-b", 0, "--c"]
+
+
+READ_AS: dict[str, Any] = {
+    "text_column": "t", "text_pair_column": "u", "label_column": ["a", "b"], "soft_label_column": "s",
+    "problem_type": "regression", "label_names": ["x", "y"], "max_length": 8, "window_stride": 2, "streaming": True,
+    "validation_split": 0.2, "dataset_config": "c", "dataset_revision": "r",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(DataArguments)])
+def test_the_next_commands_read_rows_as_the_one_before_wherever_they_have_the_option(name):
+    own = {"label_names", "problem_type", "soft_label_column", "streaming", "validation_split"}
+    for rows in ({"validation": "dev.csv"}, {"test": "user/test", "train": "user/rows"}, {"data": "user/rows"}):
+        of_others = "data" not in rows and name.startswith("dataset_")
+        for command, *words in after_distilling("s", {**rows, name: READ_AS[name]}):
+            known = {each.name for each in typer.main.get_command(app).commands[command].params}
+            repeated = as_options(READ_AS, name)
+            if command != "push" and name in known and not of_others:
+                assert words[-len(repeated) :] == repeated
+            else:
+                assert repeated[0] not in words
+                assert command == "push" or of_others or name in own or (command, name) == ("try", "window_stride")
+    assert name in reading() and name not in reading(name)
 
 
 def test_a_phase_is_a_line_at_its_start_and_one_with_its_time_at_its_end(capsys):

@@ -306,6 +306,12 @@ def test_what_held_out_rows_are_drawn_from_is_the_same_for_all(name, job, tmp_pa
         nlpkd.frontier(**drawn, students=["static"], overrides={"static": {name: 7}}, output_dir=tmp_path)
 
 
+@pytest.mark.parametrize("function", [nlpkd.frontier, plan_frontier])
+def test_no_seeds_are_refused(function, job, tmp_path):
+    with pytest.raises(ValueError, match="num_seeds must be at least 1, got 0"):
+        function(**job, students=["static"], num_seeds=0, output_dir=tmp_path)
+
+
 def test_students_that_were_measured_on_different_rows_are_not_compared(job, tmp_path):
     more = DatasetDict({"train": raw_rows(48, seed=1), "test": raw_rows(9, seed=3)})
     more.save_to_disk(tmp_path / "more")

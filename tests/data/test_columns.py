@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from nlpkd.data.columns import Columns, check_texts, find_columns
+from nlpkd.data.columns import PAIRS, Columns, check_texts, find_columns
 from nlpkd.data.labels import encode_labels
 
 
@@ -41,6 +41,14 @@ def test_columns_are_taken_as_named_or_recognised(available, named, expected):
     assert find_columns(available, **named) == expected
 
 
+@pytest.mark.parametrize("spell", [str.lower, str.title, str.upper, " {} ".format, "{}\t".format])
+@pytest.mark.parametrize("usual", [("text",), *PAIRS])
+def test_texts_and_pairs_are_recognised_in_any_case_any_order_and_with_blanks_around(usual, spell):
+    text, *pair, label = [spell(name) for name in (*usual, "label")]
+    expected = Columns(text, *(pair or [None]), label)
+    assert find_columns(["id", text, *pair, label]) == find_columns([label, *pair, text, "id"]) == expected
+
+
 @pytest.mark.parametrize(
     "available, named, message",
     [
@@ -58,6 +66,7 @@ def test_columns_are_taken_as_named_or_recognised(available, named, expected):
             r"with label_column \(--label-column\), and which is the text with text_column \(--text-column\)",
         ),
         (["text", "premise", "hypothesis", "label"], {}, "text_column"),
+        (["question", "sentence", "Sentence", "label"], {}, "Several columns could be the text.*text_column"),
         (
             ["text", "label"],
             {"text": "body"},

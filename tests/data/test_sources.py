@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer, hub_environment
+from paths import ways_to
 from processes import run as run_program
 
-from nlpkd import load_text_classification
+from nlpkd import cascade, distill, load_text_classification
 from nlpkd.data.readers import LARGEST_FILE, stream_rows
-from nlpkd.data.sources import read_splits
+from nlpkd.data.sources import read_splits, refuse_as_output
+from nlpkd.pipeline.tune import tune
 
 ROWS = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]
 
@@ -198,7 +200,7 @@ def test_a_validation_dict_with_unclear_splits_is_refused():
 
 
 def test_hub_arguments_are_refused_for_local_data():
-    with pytest.raises(ValueError, match="train is not a Hub id"):
+    with pytest.raises(ValueError, match="in-memory data is not a Hub id"):
         read_splits(Dataset.from_list(ROWS), dataset_revision="main")
 
 
@@ -209,7 +211,7 @@ def test_two_revisions_of_a_hub_dataset_are_refused():
 
 READ = """
 import sys
-from nlpkd.data.sources import read_splits
+from nlpkd.data.sources import read_splits, refuse_as_output
 try:
     splits, name = read_splits(sys.argv[1])
     print(name, {split: rows["text"][:] for split, rows in splits.items()})
@@ -279,3 +281,32 @@ def test_texts_that_arrow_keeps_as_views_are_texts(tmp_path, tokenizer):
         rows = read_splits(source)[0]["train"]
         assert rows.to_dict() == words and {str(each.dtype) for each in rows.features.values()} == {"string"}
         assert load_text_classification(source, tokenizer=tokenizer)["train"]["labels"][:2] == [1, 0]
+
+
+def test_a_file_of_rows_is_no_output_by_whatever_path_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, other = (write(tmp_path, name, "text\ngood\n") for name in ("rows.csv", "other.csv"))
+    ways = ways_to(file)
+    for output in ways:
+        for source in [*ways, "~/rows.csv"]:
+            with pytest.raises(ValueError, match="test='.*' is the file '.*', which would be overwritten: choose"):
+                refuse_as_output(output, train=other, test=str(source))
+        refuse_as_output(output, train=other, validation=None, test=ROWS)
+    refuse_as_output(tmp_path / "new.csv", train="user/rows", test=file)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "role"),
+    [(distill, "report.json", "train"), (distill, "report.json", "test"), (tune, "tuning.json", "validation"),
+     (cascade, "cascade.json", "data")],
+)  # fmt: skip
+def test_no_command_writes_its_result_over_the_rows(tmp_path, command, name, role):
+    before = json.dumps(ROWS)
+    file = write(tmp_path, name, before)
+    given: dict = {"teacher": "user/teacher", "output_dir": tmp_path, "train": ROWS}
+    if command is cascade:
+        given = {"teacher": "user/teacher", "student": tmp_path, "target_agreement": 0.9}
+    for path in map(str, ways_to(file)):
+        with pytest.raises(ValueError, match=f"{role}=.* would be overwritten"):
+            command(**given | {role: path})
+    assert file.read_text() == before

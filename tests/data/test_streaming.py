@@ -302,3 +302,37 @@ def test_a_sample_of_a_sorted_file_has_every_class(tokenizer, tmp_path):
     assert Counter(sample["labels"]) == {0: 10, 1: 5} and "input_ids" in sample.column_names
     turned = stream.with_classes(["yes", "no"], [1, 0]).sample(20)
     assert Counter(turned["labels"]) == {1: 10, 0: 5}
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+@pytest.mark.parametrize(
+    "odd",
+    [{"text": "a"}, {"label": "x"}, {"review": "b"}, {"stars": "x"}, {"id": 3}, {"Premise": "a", "hypothesis": "b"}],
+)
+def test_a_row_of_other_keys_means_the_same_wherever_it_is_and_however_the_file_is_read(
+    tmp_path, tokenizer, odd, place
+):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "good", "label": "x"}, {"text": "bad", "label": "y"}] * 3
+    rows.insert(place, odd if odd.keys() & rows[0].keys() else rows[0] | odd)
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    def columns(**asked):
+        try:
+            data = load(path, tokenizer=tokenizer, **asked)
+        except ValueError as error:
+            # Of a row without a text or a label each reader speaks in its own words.
+            return str(error) if "could be the" in str(error) else "refused"
+        return data.text_columns, data.label_column
+
+    named = {"text_column": "text", "label_column": "label"}
+    assert columns(streaming=True) == columns()
+    assert columns(streaming=True, **named) == columns(**named)
+
+
+def test_a_text_column_with_a_name_made_here_is_refused_of_a_stream_too(tmp_path, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"labels": text, "label": text}) for text in ("good", "bad")))
+    for streaming in (True, False):
+        with pytest.raises(ValueError, match="A text column may not be called 'labels'"):
+            load(path, tokenizer=tokenizer, streaming=streaming, text_column="labels", label_column="label")

@@ -306,13 +306,19 @@ def test_rows_for_a_model_that_is_there_take_no_settings_of_training_rows(asked)
     assert DataArguments(max_length=9).with_labels_of(config).label_names == ("neg", "pos")
 
 
+SCORES = {"num_labels": 1, "problem_type": "regression"}
+
+
 @pytest.mark.parametrize(
     "rows, config, said",
     [
         ("text,label\nx y,neg\nx z,\n", {}, "Row 1 of the data has no label"),
         ("text,label\nx y,neg\nx z,odd\n", {}, "label .*odd"),
         ("text,label\nx y,neg\n,pos\n", {}, "of the data has 1 empty texts .row 1"),
-        ("text,label\nx y,2.5\nx z,2.5\n", {"num_labels": 1, "problem_type": "regression"}, "All rows have the same"),
+        ("text,label\nx y,odd\nx z,odd\n", {}, "All rows have the same label 'odd'.*the model are .'neg', 'pos'"),
+        ("text,label\nx y,7\n", {}, "All rows have the same label 7.*the model are .'neg', 'pos'"),
+        ("text,label\nx y,2.5\nx z,2.5\n", SCORES, "All rows have the same score.*no correlation to measure"),
+        ("text,label\nx y,2.5\n", SCORES, "All rows have the same score.*no correlation to measure"),
     ],
 )  # fmt: skip
 def test_errors_of_rows_to_measure_on_do_not_speak_of_training(rows, config, said, tmp_path, tokenizer):
@@ -320,7 +326,7 @@ def test_errors_of_rows_to_measure_on_do_not_speak_of_training(rows, config, sai
     names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}} if not config else config
     with pytest.raises(ValueError, match=f"(?i){said}") as refused:
         load_rows_for_model(tmp_path / "test.csv", tiny_bert(**names).config, tokenizer=tokenizer)
-    assert "train" not in str(refused.value)
+    assert "train" not in str(refused.value) and "nothing to" not in str(refused.value)
 
 
 @pytest.mark.parametrize("names", [["test"], ["dev"], ["validation", "test"]])

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset
+from paths import ways_to
 from samples import raw_rows, tiny_bert
 from typer.testing import CliRunner
 
@@ -146,3 +147,15 @@ def test_labels_that_cannot_be_checked_are_refused(rows, teacher, told):
 def test_other_files_are_refused_before_anything_is_asked(tmp_path):
     with pytest.raises(ValueError, match=r"must be one of .csv, .jsonl, .parquet"):
         check_labels([], output=tmp_path / "wrong.txt")
+
+
+def test_the_rows_that_are_checked_are_not_overwritten(tmp_path):
+    file = tmp_path / "train.csv"
+    Dataset.from_list(planted(60)[0]).to_csv(file)
+    before = file.read_bytes()
+    for path in ways_to(file):
+        with pytest.raises(ValueError, match="would be overwritten"):
+            check_labels(file, output=path)
+        with pytest.raises(ValueError, match="would be overwritten"):
+            check_labels(path, FunctionTeacher(judge, NAMES), output=file)
+    assert file.read_bytes() == before

@@ -93,6 +93,27 @@ def test_a_path_where_nothing_is_there_is_said_to_be_one(load, name):
         load(name)
 
 
+@pytest.mark.parametrize("load", [load_classifier, load_tokenizer, nlpkd.load])
+@pytest.mark.parametrize("name", ["my name", "user/it's", "-student", "a--b", "student.git"])
+def test_a_name_that_no_repository_can_have_is_not_looked_for(load, name):
+    with pytest.raises(ValueError, match=f"'?{name}.? is no folder here, and no name that .* can have: pass a saved"):
+        load(name)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "nn", "", 16, None])
+def test_a_dtype_that_no_weights_have_is_refused(tmp_path, dtype):
+    tiny_bert().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"no model has weights of dtype {dtype!r}: give 'float32', 'bfloat16' or"):
+        load_classifier(tmp_path, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "auto"])
+def test_a_dtype_may_be_named_given_or_left_to_the_checkpoint(tmp_path, dtype):
+    tiny_bert().save_pretrained(tmp_path)
+    found = load_classifier(tmp_path, dtype=dtype)[0].dtype
+    assert found == {"bfloat16": torch.bfloat16, "auto": torch.float32}.get(dtype, dtype)
+
+
 @pytest.mark.parametrize("load, what", [(load_classifier, "model"), (load_tokenizer, "tokenizer")])
 def test_a_hub_that_can_not_be_reached_leads_to_the_demo(load, what):
     with pytest.raises(OSError, match=f"the {what} 'nobody/nothing' can't be had from https://(?s:.*)make demo"):

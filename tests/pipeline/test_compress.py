@@ -130,8 +130,11 @@ def test_what_a_trimmed_vocabulary_costs_is_measured_with_both_tokenizers(saved,
     )
     monkeypatch.chdir(tmp_path)
     command = ["compress", "student", "--method", "trim-vocabulary", "--min-count", "12", "--data", "rows.csv"]
-    made = CliRunner().invoke(app, [*command, "--output-dir", "out", "--max-length", "32"])
+    read_as = ["--max-length", "32", "--window-stride", "2"]
+    made = CliRunner().invoke(app, [*command, "--output-dir", "out", *read_as])
     assert made.exit_code == 0, made.output
+    following = made.output.partition("Next:\n")[2].strip().splitlines()
+    assert len(following) == 2 and all(line.endswith(" ".join(read_as)) for line in following)
     (record,) = json.loads((tmp_path / "out" / "compression.json").read_text())
     assert record["details"]["respelled"] > 0 and record["logits_difference"] > 0
     both = zip(predictions(saved, rows["text"]), predictions(tmp_path / "out", rows["text"]), strict=True)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from paths import ways_to
 from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import distill, label, read_splits
@@ -130,3 +131,16 @@ def test_a_labelling_teacher_beside_other_soft_labels_is_refused(tmp_path, small
             output_dir=tmp_path / "o",
             **QUICK,
         )
+
+
+@pytest.mark.parametrize("role", ["train", "validation", "test"])
+def test_rows_are_not_overwritten_by_those_that_the_teacher_labels(tmp_path, small, role):
+    file = tmp_path / "student/teacher_labels.parquet"
+    file.parent.mkdir()
+    raw_rows(20, seed=1).remove_columns("label").to_parquet(file)
+    before = file.read_bytes()
+    for path in ways_to(file):
+        rows = {"train": raw_rows(20, seed=2).remove_columns("label")} | {role: path}
+        with pytest.raises(ValueError, match=f"{role}=.* would be overwritten"):
+            distill(FunctionTeacher(judge, ["pos", "neg"]), small, **rows, output_dir=file.parent, **QUICK)
+    assert file.read_bytes() == before

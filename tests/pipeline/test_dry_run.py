@@ -96,6 +96,11 @@ def test_a_plan_trains_the_embedding_rows_of_all_text_and_measures_all_held_out_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_of_no_training_is_refused(rows, tmp_path):
+    with pytest.raises(ValueError, match="trainings .* must be at least 1, got 0"):
+        plan_distillation(DistillationConfig(str(tmp_path), **QUICK), teacher=tiny_bert(), train=rows, trainings=0)
+
+
 def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_timed(rows, tokenizer, tmp_path):
     args = DistillationConfig(str(tmp_path), **QUICK | {"resume_from_checkpoint": str(tmp_path / "nowhere")})
     with pytest.raises(ValueError, match="nowhere is no whole checkpoint: nothing is there"):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import DatasetDict
+from paths import ways_to
 from samples import raw_rows, tiny_bert, tiny_report
 
 from nlpkd.evaluation.report import EvaluationReport
@@ -75,6 +77,18 @@ def test_a_report_that_lacks_what_was_to_come_or_is_of_no_training_is_replaced(l
     assert (tmp_path / "report.json").read_bytes() != before
 
 
+def test_rows_are_not_overwritten_by_the_report(given, tmp_path, unmeasured):
+    file = tmp_path / "report.json"
+    raw_rows(20).to_json(file)
+    before = file.read_bytes()
+    for path in map(str, ways_to(file)):
+        with pytest.raises(ValueError, match="data=.* would be overwritten"):
+            evaluate(given["student"], path, output_dir=tmp_path)
+        with pytest.raises(ValueError, match="held_out=.* would be overwritten"):
+            evaluate(**given, held_out=path, output_dir=tmp_path)
+    assert file.read_bytes() == before
+
+
 def test_a_run_that_began_meanwhile_is_waited_for(given, tmp_path, caplog):
     lock = (tmp_path / ".lock").open("w")
 
@@ -119,6 +133,12 @@ def test_a_further_candidate_takes_no_role_that_has_an_argument_of_its_own(role,
     roles = {} if role == "student" else {role: given["student"]}
     with pytest.raises(ValueError, match=rf"further candidates can't be called \['{role}'\]"):
         evaluate(**given, **roles, candidates={role: "another"})
+
+
+@pytest.mark.parametrize("examples", [-1, 21])
+def test_a_number_of_examples_that_can_t_be_is_named_whatever_else_is_missing(given, unmeasured, examples):
+    with pytest.raises(ValueError, match=f"examples must lie in 1..20, found {examples}"):
+        evaluate(**given, examples=examples)
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +207,17 @@ def test_nothing_that_is_said_of_measured_rows_calls_them_training_rows(given, t
     said = caplog.text + capfd.readouterr().err
     assert "data: 1 of 2 rows truncated to 8 tokens" in said and "Tokenising data" in said and "rows: 2\n" in said
     assert "train" not in said.replace(str(given["student"]), "").replace("pretrained", ""), said
+
+
+@pytest.mark.parametrize("names", [["train", "validation_matched", "validation_mismatched"], ["train", "dev", "eval"]])
+def test_rows_of_several_splits_are_measured_as_they_are_alone(names, given, tmp_path):
+    rows = {name: raw_rows(10 + place, seed=place) for place, name in enumerate(names)}
+    for split in names:
+        report = evaluate(given["student"], DatasetDict(rows), split=split, **QUICK)
+        assert report.run.data.split == {"dev": "validation"}.get(split, split)
+        alone = evaluate(given["student"], rows[split], **QUICK)
+        assert report.candidates["student"].quality == alone.candidates["student"].quality
+        assert report.task.rows == len(rows[split])
+    hidden = rows[names[1]].map(lambda _: {"label": -1})
+    splits = DatasetDict({names[0]: rows[names[0]], "test": hidden, names[2]: rows[names[2]]})
+    assert evaluate(given["student"], splits, **QUICK).run.data.split == names[2]

@@ -13,6 +13,7 @@ import pytest
 from chat_models import save_chat_model
 from datasets import Dataset
 from label_server import LabelServer, broken, label_at, right_answer, too_many
+from paths import ways_to
 from processes import server as process_server
 from samples import tiny_bert
 
@@ -278,3 +279,24 @@ def test_answers_that_an_earlier_version_kept_are_called_another_model_s_and_not
 def test_what_cannot_be_labelled_is_refused(tmp_path, rows, settings, told):
     with pytest.raises(ValueError, match=told):
         label(long_or_short, rows, output=tmp_path / "labels.parquet", **settings)
+
+
+@pytest.mark.parametrize("dry_run", [False, True], ids=["", "a dry run"])
+def test_rows_that_are_read_are_not_overwritten(tmp_path, dry_run):
+    file = tmp_path / "rows.parquet"
+    Dataset.from_list(TEXTS).to_parquet(file)
+    before = file.read_bytes()
+    settings = {"classes": ["a", "b"], "dry_run": dry_run}
+    budget = {"budget": 8, "rounds": 2, "student": "nobody/asks"}
+
+    def unasked(texts):
+        raise AssertionError("it was asked")
+
+    for path in ways_to(file):
+        for given in ({}, budget):
+            with pytest.raises(ValueError, match="source=.* would be overwritten"):
+                label(unasked, path, output=file, **settings, **given)
+        with pytest.raises(ValueError, match="test=.* would be overwritten"):
+            label(unasked, TEXTS, output=path, test=file, **settings, **budget)
+    assert file.read_bytes() == before
+    assert not list(tmp_path.glob("*.answers.jsonl"))

@@ -225,9 +225,11 @@ def test_a_search_that_found_nothing_keeps_no_other_from_its_folder(searched, tm
     from nlpkd.pipeline.tune import tune
 
     asked = searched[0] | {"output_dir": tmp_path}
-    # It fails in a trial: this schedule lacks its end.
-    with pytest.raises(ValueError, match="min_lr"):
-        tune(**asked | {"search": {"lr_scheduler_type": ["cosine_with_min_lr"]}})
+    # It fails in a trial: this schedule ends above where it begins.
+    schedule = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.5}}
+    with pytest.raises(ValueError, match="lr_end"):
+        tune(**asked | schedule)
+    assert (tmp_path / "optuna.log").is_file()
     assert len(tune(**asked).trials) == 1
     with pytest.raises(ValueError, match="trials of another search"):
         tune(**asked | {"search": {"learning_rate": (1e-4, 6e-3)}})

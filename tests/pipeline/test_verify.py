@@ -12,15 +12,17 @@ import onnx
 import pytest
 import yaml
 from commands import Command, finish
+from datasets import Dataset
 from hub_server import HubServer, hub_environment
 from huggingface_hub import ModelCard
-from samples import raw_rows, tiny_bert, tiny_report
+from samples import QUIET, raw_rows, tiny_bert, tiny_report
 
 from nlpkd import EvaluationReport
 from nlpkd.evaluation.origin import ModelRecord
 from nlpkd.evaluation.records import Comparison, Interval, SeedSpread
 from nlpkd.hub.model_card import build_model_card
 from nlpkd.pipeline.claims import card_claims
+from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.pipeline.export import export_student
 from nlpkd.pipeline.verify import verify
@@ -82,6 +84,24 @@ def test_an_honest_student_passes_and_its_latency_is_shown_alone(honest, rows):
     assert judged["accuracy"] and judged["ECE"] and judged["parameters"] and judged["MB"] and judged["card: accuracy"]
     assert judged["ms, batch 1, 32 tokens, p50"] is None
     assert f"All {sum(each is not None for each in judged.values())} judged claims hold." in found.to_markdown()
+
+
+@pytest.mark.parametrize("reading", [{"max_length": 8}, {"max_length": 8, "window_stride": 2}], ids=["cut", "windows"])
+def test_a_distilled_student_passes_however_its_texts_were_read(tmp_path, tokenizer, reading):
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    texts = [f"{'bad ' * (number % 7 * 3)}{'good ' * (number % 5 * 3)}film" for number in range(60)]
+    rows = Dataset.from_dict({"text": texts, "label": [["neg", "pos"]["good" in text] for text in texts]})
+    rows.to_json(tmp_path / "rows.jsonl")
+    teacher, data = tiny_bert(2, initializer_range=0.5, **names), str(tmp_path / "rows.jsonl")
+    settings = QUIET | QUICK | {"max_steps": 1, "save_strategy": "no", "teacher_check": "off", "objectives": "hinton"}
+    folder = tmp_path / "student"
+    made = distill(teacher, "layers:1", data, data, tokenizer=tokenizer, teacher_tokenizer=tokenizer,
+                   output_dir=folder, **settings, **reading).report  # fmt: skip
+    again = evaluate(folder, data, **QUICK, **reading)
+    for name, value in {"max_length": 8, "window_stride": None, "pairs": False, **reading}.items():
+        assert getattr(made.run.data, name) == getattr(again.run.data, name) == value
+    found = verify(folder, data, **QUICK)
+    assert found.holds, found.to_markdown()
 
 
 def test_each_wrong_figure_is_named(student, rows):
@@ -265,6 +285,22 @@ def test_without_report_or_data_it_says_what_is_missing(student):
     (student / "report.json").unlink()
     with pytest.raises(ValueError, match=r"no report.json, so it claims nothing"):
         verify(student)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/nosuch", "there is no folder '/nosuch': pass"),
+        ("~/x@v1", "there is no folder '~/x': pass"),
+        ("a/b/c", "there is no folder 'a/b/c': pass"),
+        (Path("nosuch"), "there is no folder 'nosuch': pass"),
+        ("my name", "'my name' is no folder here, and no name"),
+        (Path(__file__), "test_verify.py is a file: give the folder"),
+    ],
+)
+def test_what_is_neither_folder_nor_repository_is_not_looked_for(name, told):
+    with pytest.raises(ValueError, match=told):
+        verify(name)
 
 
 def test_a_published_student_is_verified_at_its_revision(student, rows, tmp_path):
