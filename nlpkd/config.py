@@ -6,11 +6,14 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from huggingface_hub import constants
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import is_tensorboard_available
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -183,10 +186,11 @@ class DistillationConfig(TrainingArguments):
             # Trainer knows of losses alone that less is better.
             self.greater_is_better = not is_an_error(self.metric_for_best_model)
         super().__post_init__()
-        self._check()
+        self._check_values()
+        self._check_surroundings()
 
-    def _check(self) -> None:
-        # Values out of range.
+    def _check_values(self) -> None:
+        """Refuse values out of range."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
@@ -194,15 +198,20 @@ class DistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value >= least):
                 raise ValueError(f"{name} must be >= {least}, got {value!r}")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(f"label_smoothing_factor must be in [0, 1), got {self.label_smoothing_factor!r}")
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         _check_seeds(self)
-        # What is not there, teachers' weights, and the schedule.
-        _check_reporting(self.report_to or [])
         check_ensemble(self.ensemble_average, self.ensemble_weights)
         _check_schedule(self)
-        # Settings of Trainer that would be unsafe, or lose or block something.
+
+    def _check_surroundings(self) -> None:
+        """Refuse what is not there, and settings of Trainer that would be unsafe, or lose or block something."""
+        _check_reporting(self.report_to or [])
+        if self.push_to_hub:
+            _check_push(self.repository)
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise ValueError(
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would publish pickled state: use 'every_save' "
@@ -239,6 +248,11 @@ class DistillationConfig(TrainingArguments):
         """The folder of the teacher's outputs, which trainings on the same rows share."""
         return self.teacher_cache_dir or os.path.join(str(self.output_dir), "teacher_cache")
 
+    @property
+    def repository(self) -> str:
+        """The name of the repository that a run pushes to: `hub_model_id`, or its output directory's name."""
+        return self.hub_model_id or Path(str(self.output_dir)).resolve().name
+
     def choices(self) -> list[str]:
         """List what decides about speed, as it was chosen for this machine or asked for."""
         grouped = self.train_sampling_strategy == "group_by_length"
@@ -255,6 +269,22 @@ def _check_reporting(names: Sequence[str]) -> None:
         raise ValueError(f"report_to must be 'all', 'none' or among {sorted(INTEGRATION_TO_CALLBACK)}, got {unknown}")
     if "tensorboard" in names and not is_tensorboard_available():
         require("tensorboard", extra="tracking")
+
+
+def _check_push(repository: str) -> None:
+    """Refuse a push that can't be, which would be known after the training only."""
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ValueError(
+            f"push_to_hub=True can't push to a repository {repository!r}: set hub_model_id to 'owner/name'; by "
+            f"default it is the name of output_dir ({error})"
+        ) from None
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(
+            "push_to_hub=True, and HF_HUB_OFFLINE is set: unset it, or leave push_to_hub out and push later "
+            "(nlpkd push)"
+        )
 
 
 def _refuse_lost_processes() -> None:

@@ -70,6 +70,13 @@ def test_a_learning_rate_of_objectives_below_zero_is_refused(config, rate):
     assert config(objective_learning_rate=0).objective_learning_rate == 0
 
 
+@pytest.mark.parametrize("share", [-0.5, 1.0, 1.5, float("nan")])
+def test_a_label_smoothing_of_no_share_below_one_is_refused(config, share):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor must be in \[0, 1\), got"):
+        config(label_smoothing_factor=share)
+    assert config(label_smoothing_factor=0.5).label_smoothing_factor == 0.5
+
+
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
 def test_strategies_that_publish_pickled_state_are_refused(config, strategy):
     with pytest.raises(ValueError, match=f"hub_strategy='{strategy}' would publish pickled state.*'every_save'"):
@@ -81,7 +88,23 @@ def test_the_other_strategies_pass(config, strategy):
     assert config(hub_strategy=strategy).hub_strategy == strategy
 
 
-def test_every_field_is_a_flag(tmp_path):
+@pytest.mark.parametrize(
+    ("place", "settings"),
+    [("out", {"hub_model_id": "a/b/c"}), ("out", {"hub_model_id": "my name"}), ("my out", {}), ("out", {})],
+)
+def test_a_push_that_can_not_be_is_refused_before_a_training(place, settings, tmp_path, monkeypatch):
+    # The last one is for want of the Hub alone.
+    possible = (place, settings) == ("out", {})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", possible)
+    said = "HF_HUB_OFFLINE is set: unset it" if possible else "can't push to a repository '.*': set hub_model_id"
+    given = {"output_dir": str(tmp_path / place), "report_to": "none", **settings}
+    with pytest.raises(ValueError, match=said):
+        DistillationConfig(**given, push_to_hub=True)
+    assert DistillationConfig(**given).repository == settings.get("hub_model_id", place)
+
+
+def test_every_field_is_a_flag(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     settings = parsed(
         *["--output_dir", str(tmp_path), "--bf16", "False", "--objective_learning_rate", "1e-3"],
         *["--teacher_check", "warn", "--train_sampling_strategy", "random", "--logging_nan_inf_filter", "True"],

@@ -18,7 +18,8 @@ from nlpkd.hub.push import files_to_push
 from nlpkd.models.loading import load_classifier, load_config, load_tokenizer
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.compress import _earlier_records
-from nlpkd.training.checkpoints import last_whole, resolve_resume_checkpoint
+from nlpkd.training.checkpoints import last_whole
+from nlpkd.training.resuming import resolve_resume_checkpoint
 
 CONTENTS = {
     "empty": b"",

@@ -44,12 +44,16 @@ class CrossEntropyLoss(Objective):
 
     def __init__(self, weight: float = 1.0, class_weights: GivenWeights = None, label_smoothing: float = 0.0):
         super().__init__(weight)
-        if not (are_numbers(label_smoothing) and 0 <= label_smoothing < 1):
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
-        self.label_smoothing = label_smoothing
+        self.smooth_labels(label_smoothing)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)
         self.weigh_classes(class_weights)
+
+    def smooth_labels(self, label_smoothing: float) -> None:
+        """Set the share of the target that is spread evenly over the classes."""
+        if not (are_numbers(label_smoothing) and 0 <= label_smoothing < 1):
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        self.label_smoothing = label_smoothing
 
     def weigh_classes(self, class_weights: GivenWeights) -> None:
         """Set the class weights; those that have names are put in the student's order when it is known."""
@@ -151,6 +155,9 @@ def with_gold_settings(
 
     Returns:
         The objectives; in place of a cross-entropy that takes a setting a copy that has it.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
     applied = []
     for objective in objectives:
@@ -162,7 +169,7 @@ def with_gold_settings(
             if weighted:
                 objective.weigh_classes(class_weights)
             if smoothed:
-                objective.label_smoothing = label_smoothing
+                objective.smooth_labels(label_smoothing)
         applied.append(objective)
     return applied
 

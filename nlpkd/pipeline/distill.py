@@ -28,8 +28,8 @@ from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
-from nlpkd.training.checkpoints import checkpoint_to_resume
 from nlpkd.training.failures import saved_model
+from nlpkd.training.resuming import checkpoint_to_resume
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import phase
 
@@ -322,7 +322,7 @@ def _settings(
 def _push(args: DistillationConfig) -> None:
     address = push_student(
         args.output_dir,
-        args.hub_model_id or Path(args.output_dir).resolve().name,
+        args.repository,
         private=args.hub_private_repo,
         token=args.hub_token,
         revision=args.hub_revision,

@@ -82,7 +82,8 @@ def evaluate(
         baseline: the undistilled baseline, likewise.
         candidates: further models by name, likewise.
         held_out: other labelled rows, to fit each model's temperature on, or the thresholds of a multi-label one.
-        output_dir: where to save `report.json`, `report.md` and, with the extra `report`, `report.html`.
+        output_dir: where to save `report.json`, `report.md` and, with the extra `report`, `report.html`; no folder
+            with the whole report of a training, which says more.
         examples: how many texts (20 at most) to show on `report.html` on which student and teacher of a single-label
             task disagree most; they stay on this machine, a push leaves them out.
         memory: measure what each model takes while it answers, in a process of its own; see `nlpkd.evaluation.memory`.
@@ -107,6 +108,7 @@ def evaluate(
     if output_dir is not None:
         refuse_as_output(Path(output_dir) / JSON_NAME, data=data, held_out=held_out)
         _check_writable(Path(output_dir))
+        _refuse_to_replace_a_training(Path(output_dir))
 
     # The models, and the rows as each of their tokenizers reads them.
     given: dict[str, Any] = {"student": student, "teacher": teacher, "baseline": baseline, **(candidates or {})}
@@ -283,6 +285,16 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"output_dir={str(folder)!r} can't be written to ({error}): choose another folder") from error
+
+
+def _refuse_to_replace_a_training(folder: Path) -> None:
+    """Refuse a folder with the whole report of a training of what is in it, which a new report would replace."""
+    report = EvaluationReport.load_beside(folder)
+    if report is not None and report.run.objectives and not report.run.incomplete:
+        raise ValueError(
+            f"{folder / JSON_NAME} says how the student was trained, and measures {', '.join(report.candidates)}: a "
+            "report of an evaluation would replace it. Choose another output_dir"
+        )
 
 
 def _check_examples(examples: int, models: Mapping[str, Any], output_dir: str | Path | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import PartialState
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.augment.ways import describe_augmentation
@@ -30,18 +30,12 @@ from nlpkd.objectives.presets import Stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.compatibility import align_copied_head
-from nlpkd.training.checkpoints import (
-    checkpoint_to_resume,
-    last_whole,
-    resolve_resume_checkpoint,
-    resumes,
-    resumes_last,
-)
 from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_training
 from nlpkd.training.rehearsal import rows_to_try
+from nlpkd.training.resuming import Training, resumes, resumes_last, train_once
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import atomic_folder_update, explain_damage, numbered_folders, weights_sha256
+from nlpkd.utils.files import atomic_folder_update, numbered_folders, weights_sha256
 from nlpkd.utils.processes import phase
 from nlpkd.utils.provenance import command_line, now
 
@@ -93,11 +87,9 @@ class Job:
         """
         folder = Path(args.output_dir)
         if not resumes(args) and PartialState().is_main_process:
-            # What says that a part of an earlier run is finished: a resume of this one would take it for its own.
-            seeds = numbered_folders(folder, "seed").values()
-            places = [place for each in (folder, *seeds) for place in numbered_folders(each, "stage").values()]
-            for finished in (*(each / JSON_NAME for each in seeds), *(each / TRAINER_STATE_NAME for each in places)):
-                finished.unlink(missing_ok=True)
+            # Reports of an earlier run, perhaps of other rows: a resume of this one would take them for its own.
+            for each in numbered_folders(folder, "seed").values():
+                (each / JSON_NAME).unlink(missing_ok=True)
         # Objectives are trained too: each seed starts with its own.
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
         if num_seeds > 1:
@@ -111,12 +103,10 @@ class Job:
             logger.warning("Seed %d, number %d of %d, in %s.", seed, number, num_seeds, further)
             before = EvaluationReport.load_beside(further) if resumes(args) else None
             # A seed whose measuring failed has a report too, of its student alone.
-            if before is not None and before.candidates.keys() == report.candidates.keys():
-                logger.warning("It is finished: its report is used.")
-                reports.append(before)
-                continue
+            if before is not None and not _is_alike(before, report):
+                before = None
             settings = replace(_beside(args, further), seed=seed, data_seed=None)
-            reports.append(self.run_seed(settings, stages, further / "baseline")[1])
+            reports.append(self.run_seed(settings, stages, further / "baseline", before=before)[1])
         if num_seeds > 1:
             report = replace(report, seeds=aggregate_seeds(reports))
             if PartialState().is_main_process:
@@ -124,7 +114,13 @@ class Job:
         return student, report
 
     def run_seed(
-        self, args: DistillationConfig, stages: Sequence[Stage], baseline_dir: Path, *, page: bool = True
+        self,
+        args: DistillationConfig,
+        stages: Sequence[Stage],
+        baseline_dir: Path,
+        *,
+        page: bool = True,
+        before: EvaluationReport | None = None,
     ) -> tuple[PreTrainedModel, EvaluationReport]:
         """Train stage after stage, the earlier ones in `stage-N/`, and measure with one seed.
 
@@ -133,6 +129,7 @@ class Job:
             stages: with objectives not bound yet.
             baseline_dir: where the baselines go.
             page: whether this report gets a page, where `args` asks for one.
+            before: the report that an earlier run left, which is used where all that it is of was trained then.
 
         Returns:
             The student and its report, both saved in the output directory.
@@ -140,37 +137,40 @@ class Job:
         student = self.make_untrained_student(args.seed)
         ask_for_label_names(student.config, self.data["train"])
         untrained = {name: make(args.seed) for name, make in self.baselines.items()}
-        # The student, stage after stage; only the last one's trainer is kept.
-        rehearsal = partial(partial, self._rehearse, untrained, args, stages)
-        *earlier, last = [replace(args, **stage.settings, push_to_hub=False) for stage in stages]
-        if earlier and resumes_last(args):
-            last = replace(last, resume_from_checkpoint="auto")
-        seconds: list[float | None] = []
-        steps = 0
-        for number, (settings, stage) in enumerate(zip(earlier, stages, strict=False), start=1):
-            settings = _beside(settings, Path(args.output_dir) / f"stage-{number}")
-            if number == 1 and resumes_last(args):
+        settings = []
+        for number, stage in enumerate(stages, start=1):
+            own = replace(args, **stage.settings, push_to_hub=False)
+            if number < len(stages):
+                own = _beside(own, Path(args.output_dir) / f"stage-{number}")
+            if resumes_last(args):
                 # The first training tells whether the job is the one that is resumed.
-                settings = replace(settings, resume_from_checkpoint="True")
-            rehearsed = rehearsal if number == 1 else None
-            student, spent, taken = self._train_stage(student, settings, stage, rehearsed)
-            seconds.append(spent)
-            steps += taken
-        trainer = self.trainer(student, last, stages[-1])
-        if not earlier:
-            trainer.rehearsed_beside = rehearsal(trainer)
-        seconds.append(_train(trainer, last, "the student"))
-        steps += trainer.state.global_step
-        known = [each for each in seconds if each is not None]
-        spent_on = {"student": sum(known) if len(known) == len(seconds) else None}
+                own = replace(own, resume_from_checkpoint="True" if number == 1 else "auto")
+            settings.append(own)
+        # The student, stage after stage; only the last one's trainer is kept.
+        done = []
+        for number, (own, stage) in enumerate(zip(settings, stages, strict=True), start=1):
+            trainer = self.trainer(student, own, stage)
+            if number == 1:
+                trainer.rehearsed_beside = partial(self._rehearse, untrained, args, stages, trainer)
+            of_stage = f", stage-{number}" if number < len(stages) else ""
+            done.append(train_once(trainer, f"the student{of_stage}"))
+            student = trainer.model
+        steps = sum(each.steps for each in done)
+        known = [each.seconds for each in done if each.seconds is not None]
+        spent_on = {"student": sum(known) if len(known) == len(done) else None}
         with self._saved_student(trainer, stages):
             # The baselines, for as long.
             baselines = {}
             for name, model in untrained.items():
                 if self.teacher is not None:
                     align_copied_head(model, self.teacher, trainer.teacher_order)
-                settings = _beside(_altogether(args, [*earlier, last], steps), baseline_dir / name)
-                baselines[name], spent_on[name] = self._train_baseline(model, settings, steps)
+                alone = _beside(_altogether(args, settings, steps), baseline_dir / name)
+                baselines[name], spent = self._train_baseline(model, alone, steps)
+                spent_on[name] = spent.seconds
+                done.append(spent)
+            if before is not None and all(each.finished_before for each in done):
+                logger.warning("It is finished: its report is used.")
+                return trainer.model, before
             # All of them on the same rows.
             return trainer.model, self._measure(trainer, baselines, spent_on, args, stages, page and args.html_report)
 
@@ -183,7 +183,7 @@ class Job:
     def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
         """Make the trainer of a stage."""
         student.config.problem_type = self.data.problem_type  # type: ignore[assignment]
-        return DistillationTrainer(
+        trainer = DistillationTrainer(
             model=student,
             teacher_model=self.teacher,
             args=args,
@@ -193,46 +193,19 @@ class Job:
             processing_class=self.tokenizer,
             teacher_processing_class=self.teacher_tokenizer,
         )
-
-    def _train_stage(
-        self, student: PreTrainedModel, args: DistillationConfig, stage: Stage, rehearsal: Callable[..., Any] | None
-    ) -> tuple[PreTrainedModel, float | None, int]:
-        """Train a stage before the last, or take up what a run that is resumed finished of it.
-
-        Returns:
-            The student, the seconds if they are known, and the steps.
-        """
-        folder = Path(args.output_dir)
-        trainer = self.trainer(student, args, stage)
-        trainer.rehearsed_beside = None if rehearsal is None else rehearsal(trainer)
-        # Written last, so that a stage without it was cut short.
-        history = folder / TRAINER_STATE_NAME
-        finished = resumes(args) and history.exists()
-        if finished and last_whole(folder) is not None:
-            asked = checkpoint_to_resume(args)
-            finished = resolve_resume_checkpoint(asked, args.output_dir, trainer.describe_run()) is not None
-        if finished:
-            logger.warning("The stage in %s is finished: its student is used.", folder)
-            student.load_state_dict(type(student).from_pretrained(folder).state_dict())
-            with explain_damage(history, "delete it, and the stage is trained again"):
-                return student, None, TrainerState.load_from_json(str(history)).global_step
-        seconds = _train(trainer, args, f"the student, {folder.name}")
-        return trainer.model, seconds, trainer.state.global_step
+        # The report names the student that was asked for.
+        trainer.same_start = True
+        return trainer
 
     def _train_baseline(
         self, model: PreTrainedModel, args: DistillationConfig, steps: int
-    ) -> tuple[PreTrainedModel, float | None]:
-        """Train on gold labels alone.
-
-        Returns:
-            The model, and the seconds if they are known.
-        """
+    ) -> tuple[PreTrainedModel, Training]:
+        """Train on gold labels alone."""
         if has_unlabelled(self.data["train"]):
             # As many steps as the student had, though there are fewer rows with labels.
             args = replace(args, max_steps=steps)
         trainer = supervised_trainer(model, args, self.data, self.tokenizer, self.class_weights)
-        seconds = _train(trainer, args, f"the baseline {Path(args.output_dir).name}")
-        return trainer.model, seconds
+        return trainer.model, train_once(trainer, f"the baseline {Path(args.output_dir).name}")
 
     def _measure(
         self,
@@ -383,16 +356,6 @@ def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig], 
     return stages[0] if len(stages) == 1 else replace(args, max_steps=steps)
 
 
-def _train(trainer: DistillationTrainer, args: DistillationConfig, whom: str) -> float | None:
-    """Train and save, the history last; return the seconds, None of a training that was resumed."""
-    checkpoint = checkpoint_to_resume(args)
-    if not checkpoint and trainer.args.should_save:
-        # It says that a training is finished, and this one is not yet.
-        (Path(args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
-    with phase(f"Training {whom}"):
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-    if trainer.args.should_save:
-        with atomic_folder_update(Path(args.output_dir)) as temporary:
-            trainer.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
-    return None if trainer.resumed_checkpoint else result.metrics["train_runtime"]
+def _is_alike(one: EvaluationReport, other: EvaluationReport) -> bool:
+    """Check whether two reports measure the same on the same rows."""
+    return one.candidates.keys() == other.candidates.keys() and one.run.data == other.run.data

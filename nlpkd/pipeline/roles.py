@@ -333,7 +333,7 @@ def supervised_trainer(
         logger.warning("The best checkpoint of a model without a teacher is chosen by %s, not by agreement.", headline)
         args = replace(args, metric_for_best_model=headline, greater_is_better=True)
     model.config.problem_type = data.problem_type  # type: ignore[assignment]
-    return DistillationTrainer(
+    trainer = DistillationTrainer(
         model=model,
         args=args,
         objectives=[CrossEntropyLoss(class_weights=class_weights)],
@@ -341,6 +341,8 @@ def supervised_trainer(
         eval_dataset=data["validation"] if "validation" in data else None,
         processing_class=tokenizer,
     )
+    trainer.same_start = True
+    return trainer
 
 
 def lean_by_default(args: DistillationConfig) -> DistillationConfig:

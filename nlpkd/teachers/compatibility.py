@@ -95,18 +95,37 @@ def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase 
         )
 
 
-def refuse_no_tokens(rows: Any, collate: Any) -> None:
-    """Refuse rows of texts that nobody tokenised, where the collator does nothing but pad, and rows that none pads.
+def refuse_no_tokens(columns: Sequence[str], collate: Any, split: str) -> None:
+    """Refuse rows of texts that nobody tokenised, where the collator does nothing but pad.
+
+    Args:
+        columns: of the rows; none where they are not known.
+        collate: makes a batch of them; transformers' wrapper around a collator is looked into.
+        split: which rows these are, for the error.
+
+    Raises:
+        ValueError: if they have no `input_ids`.
+    """
+    inner = getattr(collate, "data_collator", collate)
+    pads = isinstance(inner, (DistillationCollator, DataCollatorWithPadding))
+    if pads and columns and "input_ids" not in columns:
+        raise ValueError(
+            f"the {split} rows have the columns {list(columns)} and no input_ids: tokenise them, as "
+            "nlpkd.load_text_classification does"
+        )
+
+
+def refuse_unpadded(rows: Any, collate: Any) -> None:
+    """Refuse training rows of several lengths that nothing pads.
 
     Args:
         rows: a data set, or a sample of rows of another kind.
         collate: makes a batch of them; transformers' wrapper around a collator is looked into.
 
     Raises:
-        ValueError: if they have no `input_ids`, or texts of several lengths and no tokenizer to pad them.
+        ValueError: if there is no tokenizer to pad them.
     """
     inner = getattr(collate, "data_collator", collate)
-    pads = isinstance(inner, (DistillationCollator, DataCollatorWithPadding))
     if inner is default_data_collator and "input_ids" in (rows.column_names or ()):
         lengths = {len(ids) for ids in rows["input_ids"][:_READ_ROWS]}
         if len(lengths) > 1:
@@ -114,11 +133,6 @@ def refuse_no_tokens(rows: Any, collate: Any) -> None:
                 f"the training rows have {min(lengths)} to {max(lengths)} tokens, and nothing pads them: pass the "
                 "student's tokenizer (processing_class)"
             )
-    if pads and rows.column_names and "input_ids" not in rows.column_names:
-        raise ValueError(
-            f"the training rows have the columns {rows.column_names} and no input_ids: tokenise them, as "
-            "nlpkd.load_text_classification does"
-        )
 
 
 def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str, split: str = "training") -> None:

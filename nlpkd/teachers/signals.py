@@ -26,9 +26,9 @@ from nlpkd.teachers.compatibility import (
     align_copied_head,
     fit_ensemble,
     label_order,
-    refuse_no_tokens,
     refuse_unknown_padding,
     refuse_unknown_tokens,
+    refuse_unpadded,
     teacher_prefix,
     too_long,
 )
@@ -168,7 +168,7 @@ class TeacherSignals:
         if rows is None:
             return False
         rows = sample_of_classes(rows, checked_rows(getattr(student_config, "num_labels", 1)))
-        refuse_no_tokens(rows, collate)
+        refuse_unpadded(rows, collate)
         self.refuse_unknown_tokens(rows, "training")
         source = self.source(rows.column_names)
         if source is not None:

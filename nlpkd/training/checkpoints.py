@@ -1,4 +1,4 @@
-"""Whole checkpoints: with checksums of their files, and a record of the run, so that only the same run resumes."""
+"""Whole checkpoints: with checksums of their files, and a record of the run that wrote them."""
 
 from __future__ import annotations
 
@@ -8,37 +8,29 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import nn
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import describe_rows
-from nlpkd.evaluation.records import as_type
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import (
-    explain_damage,
     explain_full_disk,
     has_checksums,
     numbered_folders,
-    refuse_damaged,
     write_atomic,
     write_checksums,
 )
 from nlpkd.utils.fingerprints import NO_INFLUENCE, configuration_in_run, hash_value, hash_weights
 from nlpkd.utils.modes import give_usual_modes
-from nlpkd.utils.processes import decided_by_main_process
-from nlpkd.utils.provenance import differences
 
 logger = logging.getLogger(__name__)
 
 RUN_RECORD = "distillation_run.json"
-"""In every checkpoint: what the run's result depends on."""
+"""In every checkpoint, and beside a finished student: what the run's result depends on."""
 
 # How a step's rows are split into micro-batches and processes, logging, evaluation and saving change no result.
 _SETTINGS = (
@@ -51,13 +43,6 @@ _SETTINGS = (
 
 LENGTH = ("num_train_epochs", "max_steps")
 """Settings of a training's length."""
-
-# The state that `Trainer` resumes from, but for what holds entries of any kind. Steps as settings may be 1.0.
-_STATE_TYPES = {
-    name: float if name in ("logging_steps", "eval_steps", "save_steps") else kind
-    for name, kind in get_type_hints(TrainerState).items()
-    if name not in ("log_history", "trial_params", "stateful_callbacks")
-}
 
 
 def last_whole(output_dir: str | Path, record: dict[str, Any] | None = None) -> Path | None:
@@ -74,14 +59,14 @@ def last_whole(output_dir: str | Path, record: dict[str, Any] | None = None) -> 
     for path in reversed(numbered_folders(Path(output_dir), "checkpoint").values()):
         if not has_checksums(path):
             logger.warning("%s was cut short while it was written, and is left out.", path)
-        elif record is None or _is_of(path, record):
+        elif record is None or is_of(path, record):
             return path
         else:
             others.append(path)
     return others[0] if others else None
 
 
-def _record_of(checkpoint: Path) -> dict[str, Any] | None:
+def record_of(checkpoint: Path) -> dict[str, Any] | None:
     """Read which run wrote a checkpoint; None where no run of nlpkd did, or the record is damaged."""
     try:
         found = json.loads((checkpoint / RUN_RECORD).read_text(encoding="utf-8"))
@@ -90,9 +75,11 @@ def _record_of(checkpoint: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _is_of(checkpoint: Path, record: dict[str, Any]) -> bool:
-    theirs = _record_of(checkpoint)
-    return theirs is not None and theirs.get("result") == record.get("result")
+def is_of(checkpoint: Path, record: dict[str, Any]) -> bool:
+    """Check whether a run wrote a checkpoint, of whatever length it was then."""
+    theirs = record_of(checkpoint)
+    compared = ("result", "start") if record.get("same_start") else ("result",)
+    return theirs is not None and all(theirs.get(part) == record.get(part) for part in compared)
 
 
 def has_optimizer(checkpoint: Path) -> bool:
@@ -119,7 +106,7 @@ def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str
         for step, path in found.items()
         if str(path) != resumed
         and any(path.iterdir())
-        and not (_is_of(path, record) if step <= last else _record_of(path) == record)
+        and not (is_of(path, record) if step <= last else record_of(path) == record)
     ]
     if not others:
         return
@@ -144,120 +131,10 @@ def rotate_checkpoints(
     """
     if limit is None or limit <= 0:
         return
-    own = [path for path in numbered_folders(output_dir, "checkpoint").values() if _is_of(path, record)]
+    own = [path for path in numbered_folders(output_dir, "checkpoint").values() if is_of(path, record)]
     stay = {str(best), *map(str, kept), *map(str, own[-1:] if kept else [])}
     for path in [path for path in own if str(path) not in stay][: max(0, len(own) - limit)]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def checkpoint_to_resume(args: DistillationConfig) -> str | bool:
-    """Return what `trainer.train` is to resume from; True only where there is a whole checkpoint."""
-    if not resumes(args):
-        return False
-    if not resumes_last(args):
-        return str(args.resume_from_checkpoint)
-    # Machines may see other folders, and start or resume together.
-    checkpoints = numbered_folders(Path(args.output_dir), "checkpoint").values()
-    found = decided_by_main_process(lambda: any(map(has_checksums, checkpoints)))
-    if not found and PartialState().is_main_process:
-        logger.warning("There is no whole checkpoint in %s yet: starting from the beginning.", args.output_dir)
-    return found
-
-
-def resumes(args: DistillationConfig) -> bool:
-    """Check whether a run goes on from a checkpoint."""
-    return str(args.resume_from_checkpoint).lower() not in ("none", "false")
-
-
-def resumes_last(args: DistillationConfig) -> bool:
-    """Check whether a run goes on from the last checkpoint in its folder, whichever that is."""
-    return str(args.resume_from_checkpoint).lower() == "true"
-
-
-def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str, Any]) -> str | None:
-    """Choose the checkpoint to resume from, the same one on all processes.
-
-    A run may be resumed for another number of epochs or steps: a warning says that the learning rate's schedule
-    follows the new length from there on.
-
-    Args:
-        asked: a path, True for the last whole checkpoint of `output_dir`, `"auto"` for that of this run if there is
-            one, or None (False) for none.
-        output_dir: where the run's checkpoints are.
-        record: of this run, by `describe_run`.
-
-    Returns:
-        The checkpoint's path, None for none.
-
-    Raises:
-        ValueError: if there is no whole checkpoint, a file of it is damaged, or another run wrote it: the files, or
-            what differs, are named.
-    """
-    if not asked:
-        return None
-    chosen = decided_by_main_process(lambda: _matching_checkpoint(Path(output_dir), asked, record))
-    if chosen is None:
-        return None
-    # Every machine must see the folder.
-    seen = gather_object([Path(chosen).is_dir()])
-    if not all(seen):
-        without = [rank for rank, found in enumerate(seen) if not found]
-        raise ValueError(
-            f"the checkpoint {chosen} is on the machine of process 0, and not on that of processes {without}: let "
-            "output_dir be a folder that all machines share, or copy it there"
-        )
-    return chosen
-
-
-def refuse_cut_short(checkpoint: Path) -> None:
-    """Refuse a folder that is no whole checkpoint, or is not there.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if not has_checksums(checkpoint) or not (checkpoint / RUN_RECORD).is_file():
-        raise ValueError(
-            f"{checkpoint} is no whole checkpoint: nothing is there, it was cut short while it was written, or nlpkd "
-            "did not write it. resume_from_checkpoint=True takes the last whole one"
-        )
-
-
-def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> str | None:
-    """Return the checkpoint asked for, if it is whole, undamaged and of the run that `record` describes."""
-    # Which one; "auto" starts anew where there is none of this run.
-    found = last_whole(output_dir, record) if asked in (True, "auto") else Path(str(asked))
-    if asked == "auto" and (found is None or not _is_of(found, record) or not has_optimizer(found)):
-        return None
-    if found is None:
-        raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
-    # Is it whole, and as it was written?
-    refuse_cut_short(found)
-    try:
-        refuse_damaged(found)
-    except ValueError as error:
-        raise ValueError(f"{error}. To go on from the checkpoint before it, delete {found}") from None
-    with explain_damage(found / RUN_RECORD, f"to go on from the checkpoint before it, delete {found}"):
-        told = json.loads((found / RUN_RECORD).read_text(encoding="utf-8"))
-        theirs = {part: dict(told[part]) for part in ("result", "length", "start")}
-    if (history := found / TRAINER_STATE_NAME).is_file():
-        with explain_damage(history, f"to go on from the checkpoint before it, delete {found}"):
-            state = TrainerState.load_from_json(str(history))
-            if not all(isinstance(each, dict) for each in state.log_history):
-                raise ValueError("its log_history is no list of entries")
-            for name, kind in _STATE_TYPES.items():
-                as_type(kind, getattr(state, name))
-    # Is it of this run?
-    if differ := differences(theirs["result"], record["result"], "the checkpoint"):
-        raise ValueError(
-            f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "
-            "leave resume_from_checkpoint out to start anew: its checkpoints are set aside then"
-        )
-    logger.warning("Resuming from %s.", found)
-    for phrase in differences(theirs["length"], record["length"], "the checkpoint"):
-        logger.warning("%s: the learning rate's schedule follows the new length from here on.", phrase)
-    for phrase in differences(theirs["start"], record["start"], "the checkpoint"):
-        logger.warning("The student starts from other weights, which are not used: %s differs.", phrase)
-    return str(found)
 
 
 @contextmanager
@@ -311,6 +188,7 @@ def describe_run(
     *,
     teacher_ran: bool = False,
     own_parts: dict[str, Any] | None = None,
+    same_start: bool = False,
 ) -> dict[str, Any]:
     """Describe all that a training's result depends on.
 
@@ -323,11 +201,12 @@ def describe_run(
         columns: of them, that are read.
         teacher_ran: whether their column of the teacher's logits is what this run's teacher gave beforehand.
         own_parts: what else the user gave, by `describe_own_parts`.
+        same_start: whether a run that starts from other weights is another one.
 
     Returns:
         `"result"`: fingerprints and settings that must be the same in a run that is resumed, by what a refusal calls
         them; `"length"`: epochs and steps, which may change; `"start"`: the student's weights at the start, which a
-        checkpoint replaces.
+        checkpoint replaces; `"same_start"`: whether these must be the same all the same.
     """
     # What the teacher was run for beforehand depends on teacher and rows.
     columns = [name for name in columns if not (teacher_ran and name == TEACHER_LOGITS)]
@@ -338,7 +217,8 @@ def describe_run(
     if args.anchor_weight:
         result |= {"the student's weights at the start": start["hash of the weights"]}
     length = {name: getattr(args, name) for name in LENGTH}
-    return json.loads(json.dumps({"result": result, "length": length, "start": start}, default=str))
+    told = {"result": result, "length": length, "start": start, "same_start": same_start}
+    return json.loads(json.dumps(told, default=str))
 
 
 def describe_lessons(

@@ -16,9 +16,11 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_labels_to_student, classes_of
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.rows import visible_columns
 from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring
 from nlpkd.tasks import UNLABELLED
+from nlpkd.teachers.compatibility import refuse_no_tokens
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.resumable import ResumableTrainer
 from nlpkd.utils.fingerprints import is_foreign
@@ -192,6 +194,9 @@ class EvaluatingTrainer(ResumableTrainer):
         return Classes.of_config(getattr(self.model, "config", None)) or classes_of(self.train_dataset)
 
     def _aligned(self, rows: Any, split: str) -> Any:
+        """Return rows with label ids as the student has them; refuse rows that nobody tokenised."""
+        for name, each in rows.items() if isinstance(rows, dict) else [("", rows)]:
+            refuse_no_tokens(visible_columns(each), self.data_collator, f"{split} set {name}" if name else split)
         return align_labels_to_student(rows, getattr(self.model, "config", None), split, self.classes)
 
     # Batches

@@ -59,11 +59,6 @@ def describe_training(
     return {"seed": args.seed, "objectives": described, "settings": settings}
 
 
-def repository(args: DistillationConfig) -> str:
-    """Return the name of the repository that a training pushes to: `hub_model_id`, or its output directory's name."""
-    return args.hub_model_id or Path(args.output_dir).resolve().name
-
-
 def card_facts(
     language: str | list[str] | None = None,
     license: str | None = None,

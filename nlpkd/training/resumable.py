@@ -21,7 +21,6 @@ from nlpkd.hub.saving import model_update
 from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.training.checkpoints import (
     has_optimizer,
-    resolve_resume_checkpoint,
     rotate_checkpoints,
     set_other_runs_aside,
     write_checkpoint_checksums,
@@ -34,7 +33,8 @@ from nlpkd.training.failures import (
     explain_out_of_memory,
 )
 from nlpkd.training.loss_log import LossAccumulator
-from nlpkd.training.publishing import card_facts, push, push_checkpoint, repository, write_card
+from nlpkd.training.publishing import card_facts, push, push_checkpoint, write_card
+from nlpkd.training.resuming import resolve_resume_checkpoint
 from nlpkd.utils.files import refuse_damaged
 from nlpkd.utils.locks import only_writer
 
@@ -270,7 +270,7 @@ class ResumableTrainer(Trainer):
 
     @property
     def _repository(self) -> str:
-        return self.hub_model_id or repository(self.args)
+        return self.hub_model_id or self.args.repository
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         folder = Path(checkpoint_folder)

@@ -82,6 +82,9 @@ class DistillationTrainer(SearchingTrainer):
     rehearsed_beside: Callable[[Path], None] | None = None
     """What the next training tries too before its first step; see `nlpkd.training.rehearsal.rehearse`."""
 
+    same_start = False
+    """Whether a run that starts from other weights is another one; a checkpoint is resumed from by its path then."""
+
     # Totals are divided by the counts of the whole optimizer step.
     loss_is_scaled_for_ga = True
 
@@ -267,7 +270,7 @@ class DistillationTrainer(SearchingTrainer):
     def describe_run(self) -> dict[str, Any]:
         """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
         rows: Any = (self.train_dataset, self._signature_columns)
-        made: Any = {"teacher_ran": self._teacher_ran, "own_parts": self._own_parts}
+        made: Any = {"teacher_ran": self._teacher_ran, "own_parts": self._own_parts, "same_start": self.same_start}
         return describe_run(self.args, self.model, self.teacher_model, self.objectives, *rows, **made)
 
     # Loss

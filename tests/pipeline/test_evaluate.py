@@ -6,16 +6,18 @@ import copy
 import fcntl
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import DatasetDict
 from paths import ways_to
-from samples import raw_rows, tiny_bert
+from samples import raw_rows, tiny_bert, tiny_report
 
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.saving import save_student
+from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.pipeline import evaluate as module
 from nlpkd.pipeline.evaluate import evaluate
 
@@ -52,6 +54,27 @@ def test_a_folder_that_another_run_writes_to_is_refused_before_anything_is_measu
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another run is writing"):
             evaluate(**given, output_dir=tmp_path)
+
+
+def report_of(folder: Path, **run) -> bytes:
+    """Save a report in a folder as a run leaves it; its bytes."""
+    report = tiny_report()
+    replace(report, run=replace(report.run, **run)).save(folder)
+    return (folder / "report.json").read_bytes()
+
+
+def test_the_whole_report_of_a_training_is_not_replaced(given, tmp_path, unmeasured):
+    before = report_of(tmp_path, objectives=[CrossEntropyLoss().config()])
+    with pytest.raises(ValueError, match=r"report\.json says how the student was trained.*Choose another output_dir"):
+        evaluate(**given, output_dir=tmp_path)
+    assert (tmp_path / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("lacking", [{"objectives": [CrossEntropyLoss().config()], "incomplete": True}, {}])
+def test_a_report_that_lacks_what_was_to_come_or_is_of_no_training_is_replaced(lacking, given, tmp_path):
+    before = report_of(tmp_path, **lacking)
+    evaluate(**given, **QUICK, output_dir=tmp_path)
+    assert (tmp_path / "report.json").read_bytes() != before
 
 
 def test_rows_are_not_overwritten_by_the_report(given, tmp_path, unmeasured):

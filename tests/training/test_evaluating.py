@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import tiny_bert
+from samples import raw_rows, tiny_bert
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from nlpkd import DistillationTrainer
@@ -279,3 +279,31 @@ def test_a_tokenizer_set_up_to_generate_changes_no_evaluation_and_no_kept_logits
                 found.add((round(trainer.evaluate()["eval_loss"], 4), round(taught, 4)))
                 assert trainer.processing_class.padding_side == "right"
     assert len(found) == 1 and left.padding_side == "left"
+
+
+@pytest.mark.parametrize("given", ["at once", "several at once", "to evaluate", "to predict", "assigned"])
+def test_rows_that_nobody_tokenised_are_refused_by_their_name_whenever_they_are_given(
+    given, make_rows, settings, tokenizer
+):
+    raw = raw_rows(8)
+
+    def trainer(evaluated=None):
+        return DistillationTrainer(
+            tiny_bert(), None, settings(), None, make_rows(8), evaluated, processing_class=tokenizer
+        )
+
+    def assigned():
+        later = trainer(make_rows(8))
+        later.eval_dataset = raw
+        later.evaluate()
+
+    ways = {
+        "at once": ("evaluation", lambda: trainer(raw)),
+        "several at once": ("evaluation set own", lambda: trainer({"own": raw})),
+        "to evaluate": ("evaluation", lambda: trainer().evaluate(raw)),
+        "to predict": ("test", lambda: trainer().predict(raw)),
+        "assigned": ("evaluation", assigned),
+    }
+    split, way = ways[given]
+    with pytest.raises(ValueError, match=rf"the {split} rows have the columns \['text', 'label'\] and no input_ids"):
+        way()

@@ -1,0 +1,240 @@
+"""Which checkpoint a training goes on from, and what a run finished before, which the same run takes up."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
+from nlpkd.config import DistillationConfig
+from nlpkd.data.rows import describe_rows
+from nlpkd.evaluation.records import as_type
+from nlpkd.training.checkpoints import RUN_RECORD, has_optimizer, is_of, last_whole, record_of
+from nlpkd.utils.files import (
+    atomic_folder_update,
+    explain_damage,
+    has_checksums,
+    numbered_folders,
+    refuse_damaged,
+    weights_sha256,
+)
+from nlpkd.utils.processes import decided_by_main_process, phase
+from nlpkd.utils.provenance import differences
+
+logger = logging.getLogger(__name__)
+
+# The state that `Trainer` resumes from, but for what holds entries of any kind. Steps as settings may be 1.0.
+_STATE_TYPES = {
+    name: float if name in ("logging_steps", "eval_steps", "save_steps") else kind
+    for name, kind in get_type_hints(TrainerState).items()
+    if name not in ("log_history", "trial_params", "stateful_callbacks")
+}
+
+
+# What decides which checkpoint is the best one
+_CHOICE = (
+    "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+)  # fmt: skip
+
+
+def checkpoint_to_resume(args: DistillationConfig) -> str | bool:
+    """Return what `trainer.train` is to resume from; True only where there is a whole checkpoint."""
+    if not resumes(args):
+        return False
+    if not resumes_last(args):
+        return str(args.resume_from_checkpoint)
+    # Machines may see other folders, and start or resume together.
+    checkpoints = numbered_folders(Path(args.output_dir), "checkpoint").values()
+    found = decided_by_main_process(lambda: any(map(has_checksums, checkpoints)))
+    if not found and PartialState().is_main_process:
+        logger.warning("There is no whole checkpoint in %s yet: starting from the beginning.", args.output_dir)
+    return found
+
+
+def resumes(args: DistillationConfig) -> bool:
+    """Check whether a run goes on from a checkpoint."""
+    return str(args.resume_from_checkpoint).lower() not in ("none", "false")
+
+
+def resumes_last(args: DistillationConfig) -> bool:
+    """Check whether a run goes on from the last checkpoint in its folder, whichever that is."""
+    return str(args.resume_from_checkpoint).lower() == "true"
+
+
+def resumes_own(args: DistillationConfig) -> bool:
+    """Check whether a run goes on from what there is of it in its folder, and not from a checkpoint that is named."""
+    return resumes_last(args) or str(args.resume_from_checkpoint).lower() == "auto"
+
+
+def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str, Any]) -> str | None:
+    """Choose the checkpoint to resume from, the same one on all processes.
+
+    A run may be resumed for another number of epochs or steps: a warning says that the learning rate's schedule
+    follows the new length from there on.
+
+    Args:
+        asked: a path, True for the last whole checkpoint of `output_dir`, `"auto"` for that of this run if there is
+            one, or None (False) for none.
+        output_dir: where the run's checkpoints are.
+        record: of this run, by `describe_run`.
+
+    Returns:
+        The checkpoint's path, None for none.
+
+    Raises:
+        ValueError: if there is no whole checkpoint, a file of it is damaged, or another run wrote it: the files, or
+            what differs, are named.
+    """
+    if not asked:
+        return None
+    chosen = decided_by_main_process(lambda: _matching_checkpoint(Path(output_dir), asked, record))
+    if chosen is None:
+        return None
+    # Every machine must see the folder.
+    seen = gather_object([Path(chosen).is_dir()])
+    if not all(seen):
+        without = [rank for rank, found in enumerate(seen) if not found]
+        raise ValueError(
+            f"the checkpoint {chosen} is on the machine of process 0, and not on that of processes {without}: let "
+            "output_dir be a folder that all machines share, or copy it there"
+        )
+    return chosen
+
+
+def refuse_cut_short(checkpoint: Path) -> None:
+    """Refuse a folder that is no whole checkpoint, or is not there.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not has_checksums(checkpoint) or not (checkpoint / RUN_RECORD).is_file():
+        raise ValueError(
+            f"{checkpoint} is no whole checkpoint: nothing is there, it was cut short while it was written, or nlpkd "
+            "did not write it. resume_from_checkpoint=True takes the last whole one"
+        )
+
+
+def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, Any]) -> str | None:
+    """Return the checkpoint asked for, if it is whole, undamaged and of the run that `record` describes."""
+    # Which one; "auto" starts anew where there is none of this run.
+    found = last_whole(output_dir, record) if asked in (True, "auto") else Path(str(asked))
+    if asked == "auto" and (found is None or not is_of(found, record) or not has_optimizer(found)):
+        return None
+    if found is None:
+        raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
+    # Is it whole, and as it was written?
+    refuse_cut_short(found)
+    try:
+        refuse_damaged(found)
+    except ValueError as error:
+        raise ValueError(f"{error}. To go on from the checkpoint before it, delete {found}") from None
+    with explain_damage(found / RUN_RECORD, f"to go on from the checkpoint before it, delete {found}"):
+        told = json.loads((found / RUN_RECORD).read_text(encoding="utf-8"))
+        theirs = {part: dict(told[part]) for part in ("result", "length", "start")}
+    if (history := found / TRAINER_STATE_NAME).is_file():
+        with explain_damage(history, f"to go on from the checkpoint before it, delete {found}"):
+            state = TrainerState.load_from_json(str(history))
+            if not all(isinstance(each, dict) for each in state.log_history):
+                raise ValueError("its log_history is no list of entries")
+            for name, kind in _STATE_TYPES.items():
+                as_type(kind, getattr(state, name))
+    # Is it of this run?
+    differ = differences(theirs["result"], record["result"], "the checkpoint")
+    # Who names a checkpoint knows which one it is.
+    if record.get("same_start") and asked in (True, "auto") and theirs["start"] != record["start"]:
+        differ.append("the student's weights at the start")
+    if differ:
+        raise ValueError(
+            f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "
+            "leave resume_from_checkpoint out to start anew: its checkpoints are set aside then"
+        )
+    logger.warning("Resuming from %s.", found)
+    for phrase in differences(theirs["length"], record["length"], "the checkpoint"):
+        logger.warning("%s: the learning rate's schedule follows the new length from here on.", phrase)
+    for phrase in differences(theirs["start"], record["start"], "the checkpoint"):
+        logger.warning("The student starts from other weights, which are not used: %s differs.", phrase)
+    return str(found)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training took.
+
+    Attributes:
+        steps: all of them.
+        seconds: None where they are not known, since a part of it was done on an earlier run.
+        finished_before: whether all of it was.
+    """
+
+    steps: int
+    seconds: float | None
+    finished_before: bool = False
+
+
+def train_once(trainer: Any, whom: str) -> Training:
+    """Train and save a model, or take up the one that the very same training left in its folder on a run before.
+
+    Args:
+        trainer: a `DistillationTrainer`.
+        whom: who is trained, for the log.
+
+    Returns:
+        What it took; the trainer has the model and the history.
+
+    Raises:
+        ValueError: if what is resumed is damaged, or another run's.
+    """
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    history = folder / TRAINER_STATE_NAME
+    state = _finished_before(trainer, history) if resumes_own(args) else None
+    if state is not None:
+        logger.warning("The training in %s is finished: its model is used.", folder)
+        trainer.model.load_state_dict(type(trainer.model).from_pretrained(folder).state_dict())
+        trainer.state = state
+        return Training(state.global_step, None, finished_before=True)
+    checkpoint = checkpoint_to_resume(args)
+    if not checkpoint and args.should_save:
+        # It says that a training is finished, and this one is not yet.
+        history.unlink(missing_ok=True)
+    with phase(f"Training {whom}"):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+    if args.should_save:
+        # The last that is written, so that a training without it was cut short.
+        record = _describe_finished(trainer, trainer.run_record)
+        with atomic_folder_update(folder) as temporary:
+            (temporary / RUN_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            trainer.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
+    seconds = None if trainer.resumed_checkpoint else result.metrics["train_runtime"]
+    return Training(trainer.state.global_step, seconds)
+
+
+def _finished_before(trainer: Any, history: Path) -> TrainerState | None:
+    """Return the history of a training that was finished, where it was this very one and its weights are there."""
+    record = _describe_finished(trainer, trainer.describe_run())
+
+    def read() -> TrainerState | None:
+        if not history.is_file() or record_of(history.parent) != record:
+            return None
+        with explain_damage(history, "delete it, and the training is done again"):
+            return TrainerState.load_from_json(str(history))
+
+    return decided_by_main_process(read)
+
+
+def _describe_finished(trainer: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """Describe a run with the weights that are in its folder, and with what the best of them were chosen by."""
+    args, chosen = trainer.args, {}
+    if args.load_best_model_at_end:
+        settings = args.to_dict()
+        chosen = {name: settings[name] for name in _CHOICE}
+        chosen |= describe_rows(trainer.eval_dataset, trainer._signature_columns, "validation")
+    told = record | {"chosen": chosen, "weights": weights_sha256(Path(args.output_dir))}
+    return json.loads(json.dumps(told, default=str))

@@ -1,0 +1,128 @@
+"""Runs of one folder: none takes up what another one left, and a run that goes on ends as if it had not stopped."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import DatasetDict
+from samples import QUIET, raw_rows, tiny_bert
+
+from nlpkd import EvaluationReport, distill, train_teacher
+from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.utils.files import weights_sha256
+
+ROWS = DatasetDict(train=raw_rows(24), validation=raw_rows(16, seed=3))
+SETTINGS = {
+    **QUIET, "teacher_check": "off", "max_steps": 2, "per_device_train_batch_size": 8, "learning_rate": 2e-3,
+}  # fmt: skip
+OTHER = {
+    "nothing": {},
+    "student": {"student": "layers:3,4"},
+    "teacher": {"teacher": 7},
+    "rate": {"rate": 4e-3},
+    "seed": {"seed": 43},
+    "baseline": {"baseline": "same_start"},
+}
+"""What a second run in a folder has otherwise than the first."""
+
+
+class _Killed(KeyboardInterrupt):
+    pass
+
+
+class Fatal(ForwardKLLoss):
+    """The very loss of the last stage, which ends the run before this stage's training is begun."""
+
+    trainings = 0
+
+    @property
+    def name(self):
+        return "forward_kl"
+
+    def bind(self, *configs):
+        super().bind(*configs)
+        type(self).trainings -= 1
+        if type(self).trainings < 0:
+            raise _Killed
+
+
+def train(folder: Path, tokenizer, *, teacher=1, rate=2e-3, kind=ForwardKLLoss, **options):
+    """Train two seeds in two stages each."""
+    stages = [Stage([HiddenStateMSELoss()], learning_rate=rate), Stage([kind()])]
+    given = {"student": "layers:1,2", "num_seeds": 2, "save_strategy": "no", **SETTINGS} | options
+    return distill(
+        tiny_bert(layers=4, seed=teacher), given.pop("student"), ROWS, objectives=stages, output_dir=folder,
+        tokenizer=tokenizer, teacher_tokenizer=tokenizer, **given,
+    )  # fmt: skip
+
+
+def left_in(folder: Path, seed: int = 42) -> dict[str, object]:
+    """What a run leaves: the weights of its students and baselines, and what is said of all its seeds."""
+    places = [folder, folder / f"seed-{seed + 1}"]
+    models = [*places, *(place / "baseline" / "same_start" for place in places)]
+    seeds = EvaluationReport.load(folder).seeds
+    return {str(each.relative_to(folder)): weights_sha256(each) for each in models} | {"seeds": seeds}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory, tokenizer):
+    """What a run leaves in a folder of its own."""
+
+    @functools.cache
+    def run(other: str) -> dict[str, object]:
+        folder = tmp_path_factory.mktemp("fresh")
+        train(folder, tokenizer, **OTHER[other])
+        return left_in(folder, OTHER[other].get("seed", 42))
+
+    return run
+
+
+@pytest.fixture(scope="module", params=["no", "steps"])
+def first(request, tmp_path_factory, tokenizer):
+    """The folder of a first run, with checkpoints or without, and how it saves."""
+    folder = tmp_path_factory.mktemp("first")
+    train(folder, tokenizer, save_strategy=request.param)
+    return folder, {"save_strategy": request.param}
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_a_run_that_goes_on_where_another_one_was_is_refused_or_ends_as_in_a_folder_of_its_own(
+    other, first, fresh, tokenizer, tmp_path
+):
+    earlier, saving = first
+    folder = shutil.copytree(earlier, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    try:
+        train(folder, tokenizer, **saving, **OTHER[other], resume_from_checkpoint=True)
+    except ValueError as error:
+        assert other not in ("nothing", "baseline") and saving["save_strategy"] == "steps"
+        assert "is of another run; what differs: " in str(error)
+        assert left_in(folder) == fresh("nothing"), "what is refused leaves all as it was"
+    else:
+        assert left_in(folder, OTHER[other].get("seed", 42)) == fresh(other)
+
+
+@pytest.mark.parametrize("trainings", [0, 1], ids=["before the last stage", "before the second seed's last stage"])
+@pytest.mark.parametrize("other", ["student", "rate"])
+def test_a_run_that_was_killed_takes_nothing_of_the_one_before_it(other, trainings, first, fresh, tokenizer, tmp_path):
+    earlier, saving = first
+    folder = shutil.copytree(earlier, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    Fatal.trainings = trainings
+    with pytest.raises(_Killed):
+        train(folder, tokenizer, **saving, **OTHER[other], kind=Fatal)
+    train(folder, tokenizer, **saving, **OTHER[other], resume_from_checkpoint=True)
+    assert left_in(folder, OTHER[other].get("seed", 42)) == fresh(other)
+
+
+def test_a_teacher_that_starts_from_another_backbone_is_not_resumed(tokenizer, tmp_path):
+    def teach(seed, **options):
+        given = {"tokenizer": tokenizer, "output_dir": tmp_path, **SETTINGS, "save_strategy": "steps", "save_steps": 1}
+        train_teacher(tiny_bert(seed=seed), ROWS, **given, **options)
+        return weights_sha256(tmp_path)
+
+    found = teach(1)
+    with pytest.raises(ValueError, match="what differs: the student's weights at the start"):
+        teach(2, resume_from_checkpoint=True)
+    assert teach(1, resume_from_checkpoint=True) == found
