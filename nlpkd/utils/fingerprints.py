@@ -149,10 +149,7 @@ class Teller:
             private = key.startswith("_")
             if key in _BOOKKEEPING or (of_library and (private or key in _OF_LIBRARIES)):
                 continue
-            if key == "forward" and (
-                "_original_forward" in vars(holder) or not is_foreign(getattr(value, "func", value))
-            ):
-                # What accelerate wraps around it.
+            if key == "forward" and _is_wrapped_forward(holder, value):
                 continue
             if isinstance(holder, nn.Module) and of_library and not _is_told_of_library(holder, value):
                 continue
