@@ -97,15 +97,19 @@ def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record:
     chosen = decided_by_main_process(lambda: _matching_checkpoint(Path(output_dir), asked, record))
     if chosen is None:
         return None
-    # Every machine must see the folder.
-    seen = gather_object([Path(chosen).is_dir()])
+    _refuse_unseen("checkpoint", Path(chosen))
+    return chosen
+
+
+def _refuse_unseen(kind: str, path: Path) -> None:
+    """Refuse what the first machine alone has, since all go on from it."""
+    seen = gather_object([path.exists()])
     if not all(seen):
         without = [rank for rank, found in enumerate(seen) if not found]
         raise ValueError(
-            f"the checkpoint {chosen} is on the machine of process 0, and not on that of processes {without}: let "
-            "output_dir be a folder that all machines share, or copy it there"
+            f"the {kind} {path} is on the machine of process 0, and not on that of processes {without}: let output_dir "
+            "be a folder that all machines share, or copy it there"
         )
-    return chosen
 
 
 def refuse_cut_short(checkpoint: Path) -> None:
@@ -195,6 +199,7 @@ def train_once(trainer: Any, whom: str) -> Training:
     history = folder / TRAINER_STATE_NAME
     state = _finished_before(trainer, history) if resumes_own(args) else None
     if state is not None:
+        _refuse_unseen("finished training", history)
         logger.warning("The training in %s is finished: its model is used.", folder)
         trainer.model.load_state_dict(type(trainer.model).from_pretrained(folder).state_dict())
         trainer.state = state

@@ -233,16 +233,16 @@ def test_of_a_single_epoch_too_the_teacher_s_outputs_are_kept_for_the_next_stude
 
 def test_students_of_the_best_preset_learn_from_the_text_that_suits_each(job, tmp_path, caplog):
     report = nlpkd.frontier(
-        **job | {"max_steps": -1}, students=["layers:1", "static"], num_train_epochs=1, objectives="best",
+        **job | {"max_steps": -1}, students=["layers:1", "bilstm"], num_train_epochs=1, objectives="best",
         output_dir=tmp_path,
     )  # fmt: skip
     assert not report.failed and caplog.text.count("the teacher's outputs kept with the rows") == 2
     made = {}
-    for name in ("layers-1", "static"):
+    for name in ("layers-1", "bilstm"):
         own = EvaluationReport.load(tmp_path / "students" / name).run
         assert own.settings["augment_copies"] == 10 and own.data.train_rows > 48
         made[name] = own.settings["augment"]
-    assert made == {"layers-1": "constituents", "static": "ngrams"}
+    assert made == {"layers-1": "constituents", "bilstm": "ngrams"}
     assert {path.name for path in tmp_path.glob("teacher_cache*")} == {f"teacher_cache-{way}" for way in made.values()}
 
 

@@ -174,7 +174,6 @@ def test_hidden_labels_of_a_named_class_are_dropped_too():
         (([0, 1], [1, -1]), "Row 1 of the validation split has no label"),
         (([0, 1], [-1, -1]), "Row 0 of the validation split has no label"),
         (([None, None],), "Row 0 of the train split has no label"),
-        (([0.5, 1.0],), "Label 0.5 .row 0 of the train split.*score"),
         (([float("inf"), 1.0],), "Label inf .row 0"),
         (([[0], [1]],), "Labels in column 'y' of the train split are List"),
         (([1, 1, 1],), "All train rows have the same label 1"),

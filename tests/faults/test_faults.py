@@ -25,7 +25,7 @@ from nlpkd.models.loading import load_classifier, load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import Objective
-from nlpkd.training.checkpoints import last_whole
+from nlpkd.training.checkpoints import RUN_RECORD, last_whole
 from nlpkd.training.dataloaders import ROWS
 from nlpkd.utils.files import CHECKSUMS, explain_full_disk, refuse_damaged
 
@@ -73,7 +73,9 @@ def test_a_killed_job_ends_like_the_uninterrupted_one(name, lab, whole, tmp_path
     kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*")}
     code, log = lab.finish(stage, out, resume_from_checkpoint=True)
     assert code == 0, log
-    if step is not None:
+    if name == "evaluation":
+        assert f"The training in {out} is finished: its model is used." in log
+    elif step is not None:
         assert f"Resuming from {out}/checkpoint-{step}." in log
     if "save" in name and "inside" in name and step not in (None, 12):
         assert f"{out}/checkpoint-{step + 2} was cut short" in log
@@ -203,7 +205,7 @@ def test_a_report_that_can_not_be_saved_costs_no_training(lab, whole, tmp_path):
     assert (out / "model.safetensors").read_bytes() == (whole["distillation"] / "model.safetensors").read_bytes()
     (out / "report.json").rmdir()
     code, log = lab.finish("distillation", out, resume_from_checkpoint=True)
-    assert code == 0 and f"Resuming from {out}/checkpoint-12." in log, log
+    assert code == 0 and f"The training in {out} is finished: its model is used." in log, log
     assert jobs.outcome("distillation", out) == jobs.outcome("distillation", whole["distillation"])
 
 
@@ -308,6 +310,8 @@ def test_a_damaged_checkpoint_file_is_named(name, how, whole, tmp_path):
 def test_a_damaged_checkpoint_is_not_trained_on_and_the_one_before_it_serves_once_it_is_deleted(lab, whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole["distillation"], out)
+    # Of a run that was stopped before its student was saved
+    (out / RUN_RECORD).unlink()
     damage(out / "checkpoint-12" / "optimizer.pt", "bit-flipped")
     code, log = lab.finish("distillation", out, resume_from_checkpoint=True)
     assert code == 1 and f"{out}/checkpoint-12/optimizer.pt is damaged" in log

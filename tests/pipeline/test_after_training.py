@@ -27,10 +27,10 @@ ROWS = 40
 class Failing(BertForSequenceClassification):
     """Fails on as many rows as the held-out set has, which neither a training step nor the rehearsal gives it."""
 
-    broken = True
+    _broken = True
 
     def forward(self, input_ids=None, **inputs):
-        if self.broken and len(input_ids) == ROWS and not torch.is_grad_enabled():
+        if self._broken and len(input_ids) == ROWS and not torch.is_grad_enabled():
             raise RuntimeError("this machine's kernel has no such size")
         return super().forward(input_ids=input_ids, **inputs)
 
@@ -116,7 +116,7 @@ def test_with_a_checkpoint_a_resumed_run_is_named_and_trains_nothing_anew(tokeni
         job(tokenizer, tmp_path, teacher=failing(layers=3, seed=1), save_strategy="epoch")
     assert "--resume_from_checkpoint True), which goes on from the last checkpoint" in told(caplog)
     before = (tmp_path / "model.safetensors").read_bytes()
-    monkeypatch.setattr(Failing, "broken", False)
+    monkeypatch.setattr(Failing, "_broken", False)
     mended = {"teacher": failing(layers=3, seed=1), "save_strategy": "epoch"}
     result = job(tokenizer, tmp_path, resume_from_checkpoint=True, **mended)
     assert (tmp_path / "model.safetensors").read_bytes() == before

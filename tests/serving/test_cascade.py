@@ -188,7 +188,8 @@ def test_a_student_of_another_task_is_refused_before_any_row_is_read(models, tok
     ],
 )
 def test_accuracy_is_of_rows_with_one_class_each(models, student, label, message):
-    rows = [{"text": text, "label": label if isinstance(label, list) else 1} for text in sentences(40)[0]]
+    texts = enumerate(sentences(40)[0])
+    rows = [{"text": text, "label": label if isinstance(label, list) else number % 2} for number, text in texts]
     with pytest.raises(ValueError, match=message):
         nlpkd.cascade(student, models / "teacher", [*rows, {"text": "good", "label": label}], target_accuracy=0.5)
     with pytest.raises(ValueError, match="a cascade is of rows with one class each"):
