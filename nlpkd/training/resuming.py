@@ -107,8 +107,8 @@ def _refuse_unseen(kind: str, path: Path) -> None:
     if not all(seen):
         without = [rank for rank, found in enumerate(seen) if not found]
         raise ValueError(
-            f"the {kind} {path} is on the machine of process 0, and not on that of processes {without}: let output_dir "
-            "be a folder that all machines share, or copy it there"
+            f"the {kind} {path} is on the machine of process 0, and not on that of processes {without}: let "
+            "output_dir be a folder that all machines share, or copy it there"
         )
 
 
