@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from scipy.special import logit
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import LABEL_NAMES, PAIRS, TEACHER_LOGITS, TEXT_NAMES
+from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS, TEXT_NAMES, find_pairs
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.kind import is_missing, read_kind, whole_number
 from nlpkd.data.labels.multi_label import number_in_lists
@@ -180,7 +180,7 @@ def _has_texts(train: Dataset, asked: DataArguments) -> bool:
     if asked.text_column is not None:
         return asked.text_column in train.column_names
     plain = {name.strip().lower() for name in train.column_names}
-    return bool(plain & TEXT_NAMES) or any(set(pair) <= set(train.column_names) for pair in PAIRS)
+    return bool(plain & TEXT_NAMES) or bool(find_pairs(train.column_names))
 
 
 def _names_in(rows: Dataset, column: str) -> list[str]:

@@ -7,6 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from nlpkd import load_text_classification
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.soft_labels import _has_texts
 
 SOFT = [{"pos": 0.9, "neg": 0.1}, {"pos": 0.2, "neg": 0.8}, {"pos": 0.5, "neg": 0.5}]
 TRAIN = [{"text": text, "soft": soft} for text, soft in zip(["good film", "bad film", "a film"], SOFT, strict=True)]
@@ -80,3 +82,11 @@ def test_named_classes_whose_training_rows_nobody_labelled_are_read(tokenizer):
     train = train.add_column("label", [-100, -100], feature=ClassLabel(names=["neg", "pos"]))
     data = load_text_classification(DatasetDict(train=train), VALIDATION, tokenizer=tokenizer)
     assert data["train"]["labels"][:] == [-100, -100] and data["validation"]["labels"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("spelt", [str.lower, str.title, str.upper, " {} ".format])
+@pytest.mark.parametrize("names", [("text",), ("question", "sentence"), ("premise", "hypothesis")])
+def test_texts_and_pairs_without_a_label_column_are_recognised_in_any_case(spelt, names):
+    rows = Dataset.from_dict({spelt(name): ["a", "b"] for name in names})
+    assert _has_texts(rows, DataArguments())
+    assert not _has_texts(rows.rename_columns({name: f"{name}s" for name in rows.column_names}), DataArguments())
