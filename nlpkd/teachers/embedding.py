@@ -15,7 +15,6 @@ from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
 from nlpkd.utils.field_types import check_counts
-from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.packages import require
 
 
@@ -61,7 +60,7 @@ class EmbeddingTeacher(LabelingTeacher):
         self.temperature = temperature
         self.batch_size = batch_size
         self._local = LocalModel(model, model_settings)
-        self._vectors: dict[str, np.ndarray] = {}
+        self._vectors: np.ndarray | None = None
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
@@ -113,11 +112,11 @@ class EmbeddingTeacher(LabelingTeacher):
 
     def _class_vectors(self) -> np.ndarray:
         """The unit vector of each class, `(classes, hidden)`, as the model is now."""
-        state = hash_value(self._local.describe())
-        if state not in self._vectors:
+        # Somebody's own encoder may change between two calls.
+        if self._vectors is None or self._encoder is self.model:
             means = np.stack([self._embed(each).mean(axis=0) for each in self.descriptions.values()])
-            self._vectors = {state: means / np.linalg.norm(means, axis=1, keepdims=True)}
-        return self._vectors[state]
+            self._vectors = means / np.linalg.norm(means, axis=1, keepdims=True)
+        return self._vectors
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         return self._encoder.encode(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ class RecordedPasses:
         record: Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]] | None = None,
     ):
         self.run, self.trains, self.others, self.shared = run, trains, others, shared
-        self.record = _GraphPool().record if record is None else record
+        self.record = _PassRecorder().record if record is None else record
         self.failed = False
         self._begin(None)
 
@@ -240,15 +241,16 @@ def _put_together(place: _Place | None, tensors: Sequence[Tensor]) -> Any:
     return CapturedOutput(**parts) if place.kind is CapturedOutput else parts
 
 
-class _GraphPool:
+class _PassRecorder:
     """Records passes of one model in memory that they share, since only one of them is under way at a time."""
 
-    def __init__(self) -> None:
-        self.pool: Any = None
+    @cached_property
+    def pool(self) -> Any:
+        """The memory."""
+        return torch.cuda.graph_pool_handle()
 
     def record(self, module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
+        """Record a module's forward, and its backward where gradients are on."""
         # The passes that warm up draw random numbers, which the training is not to miss.
         drawn = torch.cuda.get_rng_state()
         try:

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class RecordedCalls:
     """
 
     def __init__(self, record: Record | None = None):
-        self.record = _GraphPool().record if record is None else record
+        self.record = _CallRecorder().record if record is None else record
         self.seen: Counter[Hashable] = Counter()
         self.replays: dict[Hashable, Callable[[], Any]] = {}
         self.failed = False
@@ -58,6 +58,7 @@ class RecordedCalls:
             return call()
         self.seen[places] += 1
         if len(self.seen) > _MOST_PLACES:
+            logger.info("Gradients come up in ever other places: no further steps are recorded as CUDA graphs.")
             self.failed = True
         if self.failed or self.seen[places] <= _SEEN_BEFORE:
             return call()
@@ -119,15 +120,16 @@ def recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
             graph.capture_end()
 
 
-class _GraphPool:
+class _CallRecorder:
     """Records calls in memory that they share, since each is done before the next."""
 
-    def __init__(self) -> None:
-        self.pool: Any = None
+    @cached_property
+    def pool(self) -> Any:
+        """The memory."""
+        return torch.cuda.graph_pool_handle()
 
     def record(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
+        """Record a call; see `Record`."""
         graph = torch.cuda.CUDAGraph()
         with recording(graph, self.pool):
             result = call()
