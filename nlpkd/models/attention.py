@@ -42,9 +42,19 @@ class QuickDropout(nn.Dropout):
 
 
 CAPTURING_SDPA = "nlpkd_sdpa"
-"""The attention implementation that records, and that runs the plain products where dropout is a quick one.
+"""The attention implementation that records, and that runs the plain products where these are sooner.
 
-Without either it is sdpa and nothing else."""
+They are with a quick dropout, and in bf16 on the CPU without dropout where there are few scores. Else it is sdpa."""
+
+
+_FEW_SCORES = 2**21
+"""Scores (texts x heads x queries x keys) up to which the plain products in bf16 beat the CPU's fused kernel.
+
+That has a fixed cost for each text and head. More scores than that, 8 MB in float32, leave the processor's caches."""
+
+
+_VECTOR = 16
+"""Keys below which torch's softmax on the CPU goes through the scores one by one."""
 
 
 Wanted = Mapping[str, frozenset[int]]
@@ -105,11 +115,27 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = (query @ key.transpose(-1, -2)).float()
     if mask is not None and mask.dtype == torch.bool:
+        hidden = ~mask
+        scores = scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
         # Rows without any key come out as 0, as they do of sdpa.
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(~mask, 0.0)
+        return _softmax(scores).masked_fill(hidden, 0.0)
     if mask is not None:
         scores = scores + mask
-    return scores.softmax(dim=-1)
+    return _softmax(scores)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Compute the softmax over keys, of few ones beside keys of probability 0 that let the CPU work in vectors."""
+    keys = scores.shape[-1]
+    if scores.device.type != "cpu" or keys >= _VECTOR:
+        return scores.softmax(dim=-1)
+    return F.pad(scores, (0, _VECTOR - keys), value=-torch.inf).softmax(dim=-1)[..., :keys]
+
+
+def _plain_is_sooner(query: Tensor, value: Tensor) -> bool:
+    few = query.shape[:-1].numel() * value.shape[-2] <= _FEW_SCORES
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
+    return few and value.device.type == "cpu" and dtype == torch.bfloat16
 
 
 def _capturing_sdpa(
@@ -133,14 +159,16 @@ def _capturing_sdpa(
         )
     dropping: Any = getattr(module, "dropout", None)
     quick = isinstance(dropping, QuickDropout) and module.training and not biased
+    plain = quick or (not biased and not dropout and _plain_is_sooner(query, value))
     mask, attention = attention_mask, None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if mask is None and causal and (quick or recording is not None):
+    if mask is None and causal and (plain or recording is not None):
         # Without padding a causal model passes no mask: sdpa hides the future by a flag.
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        mask = seen.tril(key.shape[2] - query.shape[2])
     if recording is not None:
         attention = recording.add(query, key, value, mask, scaling)
-    if quick and attention is None:
+    if plain and attention is None:
         attention = attention_probabilities(query, key, mask, scaling)
     if attention is not None:
         # sdpa would compute the same map once more.

@@ -27,9 +27,8 @@ def inference_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.
 
     Returns:
         A copy that shares the weights, but within autocast those of linear layers, which are cast once to its dtype,
-        as autocast would on every batch: without `first_token` the same outputs to the last bit where nothing but
-        matrix products reads these weights. The model itself where it is not transformers' own or can't be copied; an
-        ensemble of such copies.
+        as autocast would on every batch, and that runs nlpkd's attention where it ran sdpa: the same outputs but for
+        rounding. The model itself where it is not transformers' own or can't be copied; an ensemble of such copies.
     """
     if isinstance(model, TeacherEnsemble):
         return model.with_members([inference_copy(member, device_type, first_token) for member in model.members])
@@ -37,9 +36,10 @@ def inference_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.
     casts = torch.is_autocast_enabled(device_type)
     if not isinstance(model, PreTrainedModel):
         return model
-    # transformers' sdpa waits for a GPU in every forward pass, to learn whether the batch has padding.
-    waits = device_type != "cpu" and model.config._attn_implementation == "sdpa"
-    if not (first_token or casts or waits):
+    # transformers' sdpa waits for a GPU in every forward pass, to learn whether the batch has padding; in bf16 on the
+    # CPU the plain products of short texts are sooner.
+    own_attention = model.config._attn_implementation == "sdpa" and (casts or device_type != "cpu")
+    if not (first_token or casts or own_attention):
         return model
     # deepcopy takes what its memo has instead of copying it.
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -57,7 +57,7 @@ def inference_copy(model: nn.Module, device_type: str, first_token: bool) -> nn.
         return model
     if first_token:
         first_token_only(copied)
-    if waits:
+    if own_attention:
         copied.set_attn_implementation(CAPTURING_SDPA)
     return copied
 

@@ -10,6 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.overrides import TorchFunctionMode
 from transformers import (
     AlbertConfig,
+    AttentionInterface,
     BartConfig,
     DebertaV2Config,
     DistilBertConfig,
@@ -23,7 +24,7 @@ from transformers import (
 from transformers import AutoModelForSequenceClassification as Auto
 
 from nlpkd import make_student
-from nlpkd.models.attention import _recording, attention_probabilities
+from nlpkd.models.attention import CAPTURING_SDPA, _recording, attention_probabilities
 from nlpkd.models.capture import Capture
 
 SIZE = {
@@ -126,16 +127,19 @@ def test_gradients_through_a_map_that_is_kept_are_those_of_sdpa(family):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
+class CountSdpa(TorchFunctionMode):
+    """Counts how often torch's own attention is run."""
+
+    found = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.found += func is nn.functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize(("wanted", "calls"), [({}, 3), ({"queries": {2}}, 3), ({"attentions": {1, 3}}, 1)])
 def test_a_map_that_is_wanted_is_computed_once(wanted, calls):
-    class Count(TorchFunctionMode):
-        found = 0
-
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            self.found += func is nn.functional.scaled_dot_product_attention
-            return func(*args, **(kwargs or {}))
-
-    with Count() as count:
+    with CountSdpa() as count:
         capture(tiny_bert(layers=3).eval(), rows(), **wanted)
     assert count.found == calls
 
@@ -215,6 +219,62 @@ def test_a_map_is_the_softmax_of_scaled_scores():
     assert attention_probabilities(query, key, allowed, 0.5)[0, 0, 0].tolist() == [1, 0]
     additive = torch.tensor([[0.0, -1.0], [0.0, 0.0]])
     torch.testing.assert_close(attention_probabilities(query, key, additive, 0.5)[0, 0, 0], torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9, 15, 16, 17, 33])
+def test_maps_of_any_length_are_the_naive_softmax_and_so_are_their_gradients(tokens):
+    generator = torch.Generator().manual_seed(tokens)
+    query, key = torch.randn(2, 2, 3, tokens, 4, generator=generator, dtype=torch.float64)
+    weights = torch.randn(2, 3, tokens, tokens, generator=generator, dtype=torch.float64)
+    seen = torch.rand(2, 1, tokens, tokens, generator=generator) < 0.7
+    seen[..., 0] = True
+    found, expected = query.clone().requires_grad_(), query.clone().requires_grad_()
+    (attention_probabilities(found.float(), key.float(), seen, None) * weights).sum().backward()
+    powers = (expected @ key.transpose(-1, -2) / 2).exp() * seen
+    (powers / powers.sum(-1, keepdim=True) * weights).sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        maps = attention_probabilities(query.float(), key.float(), seen, None)
+    assert maps.shape == seen.expand(2, 3, -1, -1).shape and maps[~seen.expand(2, 3, -1, -1)].abs().sum() == 0
+    torch.testing.assert_close(
+        maps.double(), powers.detach() / powers.detach().sum(-1, keepdim=True), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
+@pytest.mark.parametrize("family", SDPA)
+def test_in_bf16_on_the_cpu_few_scores_are_plain_products_that_give_what_sdpa_gives(family, padded):
+    model, batch = SDPA[family]().eval(), rows(padded)
+    with torch.no_grad():
+        exact = model(**batch).logits
+        with torch.autocast("cpu", torch.bfloat16), CountSdpa() as by_sdpa:
+            usual = model(**batch).logits
+        model.set_attn_implementation(CAPTURING_SDPA)
+        with torch.autocast("cpu", torch.bfloat16), CountSdpa() as count:
+            found = model(**batch).logits
+        with CountSdpa() as in_float32:
+            assert torch.equal(model(**batch).logits, exact)
+        model.set_attn_implementation("eager")
+        with torch.autocast("cpu", torch.bfloat16):
+            eager = model(**batch).logits
+    assert by_sdpa.found == in_float32.found == 3 and count.found == 0
+    # As near to float32 as transformers' own two ways are in bf16.
+    usual_error = max(float((logits - exact).abs().max()) for logits in (usual, eager))
+    assert (found - exact).abs().max() <= 2 * usual_error + 0.01 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("queries", "keys", "by_sdpa"), [(1, 5, 0), (5, 5, 0), (1, 1, 0), (1200, 1200, 1)])
+def test_plain_products_see_what_a_causal_sdpa_sees_and_leave_many_scores_to_it(queries, keys, by_sdpa):
+    generator, module = torch.Generator().manual_seed(0), nn.Module()
+    query, key, value = (torch.randn(1, 2, n, 8, generator=generator).bfloat16() for n in (queries, keys, keys))
+    with CountSdpa() as count:
+        found, _ = AttentionInterface()[CAPTURING_SDPA](module, query, key, value, None, is_causal=True)
+    # A single query is the last token, which sees all.
+    expected = nn.functional.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), is_causal=queries > 1
+    )
+    torch.testing.assert_close(found.float(), expected.transpose(1, 2), rtol=0.05, atol=0.05)
+    assert count.found == by_sdpa
 
 
 def test_maps_are_float32_in_a_bfloat16_model():
