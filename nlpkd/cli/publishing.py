@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option, typed
-from nlpkd.cli.screen import OF_THE_HUB, OF_TRAINING_ROWS, as_options, reading, show_files, show_report, show_table
+from nlpkd.cli.screen import OF_THE_HUB, OF_TRAINING_ROWS, reading, show_files, show_report, show_table
 from nlpkd.cli.settings import save_config
 from nlpkd.evaluation.report_text import flat
+from nlpkd.utils.provenance import as_options
 
 app = typer.Typer()
 

@@ -19,6 +19,7 @@ import typer
 from nlpkd.evaluation import report_text
 from nlpkd.evaluation.records import without_controls
 from nlpkd.evaluation.report import MARKDOWN_NAME, EvaluationReport
+from nlpkd.utils.provenance import as_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -270,17 +271,6 @@ def reading(*without: str) -> list[str]:
 
     names = [*(field.name for field in fields(DataArguments)), "trust_remote_code"]
     return [name for name in names if name not in without]
-
-
-def as_options(given: Mapping[str, Any], *names: str) -> list[Any]:
-    """Return arguments as options of a command line, those that are None or False left out."""
-    words: list[Any] = []
-    for name in names:
-        value = given.get(name)
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            if each is not None and each is not False:
-                words += [f"--{name.replace('_', '-')}"] + ([] if each is True else [each])
-    return words
 
 
 def _program() -> list[str]:

@@ -23,8 +23,9 @@ from nlpkd.cli.options import (
     option,
     typed,
 )
-from nlpkd.cli.screen import after_distilling, as_options, reading, show_files, show_frontier, show_report, show_table
+from nlpkd.cli.screen import after_distilling, reading, show_files, show_frontier, show_report, show_table
 from nlpkd.cli.settings import TrainingCommand, as_settings, over_file, run_config, training_config, value_of
+from nlpkd.utils.provenance import as_options
 
 app = typer.Typer()
 

@@ -79,6 +79,13 @@ class TextClassificationData:
         pairs = self.text_pair_column is not None
         return {"pairs": pairs, "max_length": self.max_length, "window_stride": self.window_stride}
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The fields of `DataArguments` by which further rows of these columns are read in the same way."""
+        columns = {"text_column": self.text_column, "text_pair_column": self.text_pair_column}
+        lengths = {"max_length": self.max_length, "window_stride": self.window_stride}
+        return columns | {"label_column": self.label_column} | lengths
+
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]
 

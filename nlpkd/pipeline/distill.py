@@ -150,8 +150,10 @@ def train_teacher(
             trainer.save_model()
         metrics = {}
         if "validation" in job.data:
-            source = train if validation is None else validation
-            with saved_model(args, "teacher", source), phase("Measuring the teacher"):
+            source, reading = train if validation is None else validation, job.data.arguments
+            if validation is None:
+                reading |= {name: getattr(data_args, name) for name in ("dataset_config", "dataset_revision")}
+            with saved_model(args, "teacher", source, reading), phase("Measuring the teacher"):
                 metrics = trainer.evaluate()
                 trainer.save_metrics("eval", metrics)
     return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir))

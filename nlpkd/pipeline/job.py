@@ -300,7 +300,10 @@ class Job:
             return save_partial_report(trainer.model, rows, self.tokenizer, record, args.output_dir, args.hub_model_id)
 
         teachers = [teacher] if Path(teacher).exists() or hub_id(teacher) else []
-        with saved_model(args, "student", self.origin["measured_source"], teachers, report):
+        source, reading = self.origin["measured_source"], self.data.arguments
+        if self.origin["evaluated_source"] == self.origin["data"]:
+            reading |= {name: self.origin[name] for name in ("dataset_config", "dataset_revision")}
+        with saved_model(args, "student", source, reading, teachers, report):
             yield
 
     def _record(

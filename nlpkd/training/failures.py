@@ -7,7 +7,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nlpkd.utils.files import has_checksums, numbered_folders
 from nlpkd.utils.processes import EXIT_STATUS
+from nlpkd.utils.provenance import as_options
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ def saved_model(
     args: TrainingArguments,
     what: str,
     data: Any,
+    reading: Mapping[str, Any],
     teachers: Sequence[str] = (),
     save_report: Callable[[], bool] | None = None,
 ) -> Iterator[None]:
@@ -136,6 +138,7 @@ def saved_model(
         args: of the training.
         what: `"student"` or `"teacher"`.
         data: the rows to measure it on, as they were given.
+        reading: the arguments that read them.
         teachers: to measure beside it, by path or Hub id.
         save_report: saves what can be said of the model, and returns whether it could.
 
@@ -156,7 +159,8 @@ def saved_model(
             beside = [word for teacher in teachers for word in ("--teacher", teacher)]
             # Rows in memory have no name that a command could read.
             named = str(data) if isinstance(data, (str, Path)) else "DATA"
-            words = ["nlpkd", "evaluate", folder, *beside, "--data", named, "--output-dir", folder]
+            read = as_options(reading, *reading)
+            words = ["nlpkd", "evaluate", folder, *beside, "--data", named, *map(str, read), "--output-dir", folder]
             logger.error(
                 "The %s is trained and saved in %s; what failed came after that.%s Mend it, and "
                 "%smeasure what is there without training: %s",

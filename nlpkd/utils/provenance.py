@@ -52,6 +52,17 @@ _LEAST_TOKEN = 8
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+def as_options(given: Mapping[str, Any], *names: str) -> list[Any]:
+    """Return arguments as options of a command line, those that are None or False left out."""
+    words: list[Any] = []
+    for name in names:
+        value = given.get(name)
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if each is not None and each is not False:
+                words += [f"--{name.replace('_', '-')}"] + ([] if each is True else [each])
+    return words
+
+
 def now() -> str:
     """Return the time for a record, in UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

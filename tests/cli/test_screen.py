@@ -20,7 +20,6 @@ import typer
 from nlpkd.cli import app
 from nlpkd.cli.screen import (
     after_distilling,
-    as_options,
     hide_bars_of_weights,
     reading,
     show_files,
@@ -45,6 +44,7 @@ from nlpkd.pipeline.tune import TuningResult
 from nlpkd.pipeline.verify import Claim, Verification
 from nlpkd.serving.cascade import CascadeRecord
 from nlpkd.utils.processes import duration, phase
+from nlpkd.utils.provenance import as_options
 
 LATENCIES = [Latency(batch, tokens, 2, 1234.567, 2345.678, 3456.789) for batch in (1, 32) for tokens in (16, 128)]
 

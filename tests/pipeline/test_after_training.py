@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import torch
 from datasets import DatasetDict
 from samples import QUIET, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+from typer.testing import CliRunner
 
 from nlpkd import EvaluationReport, distill, train_teacher
-from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.cli import app
 
 QUICK = {
     **QUIET, "rehearsal": True, "save_strategy": "no", "max_steps": 2, "teacher_check": "off",
@@ -81,7 +84,8 @@ def test_a_student_outlives_what_fails_after_its_training(what, tokenizer, tmp_p
     # It is said, with a command that goes on.
     said = told(caplog)
     assert f"The student is trained and saved in {out}; what failed came after that." in said
-    assert f"nlpkd evaluate '{out}' --data DATA --output-dir '{out}'" in said
+    reading = "--text-column text --label-column label --max-length 64"
+    assert f"nlpkd evaluate '{out}' --data DATA {reading} --output-dir '{out}'" in said
     assert "resume_from_checkpoint" not in said, "there is no checkpoint to go on from"
     # And what could be measured is there.
     assert ("What could be measured is in report.json" in said) == (left is not None)
@@ -102,11 +106,15 @@ def test_a_student_outlives_what_fails_after_its_training(what, tokenizer, tmp_p
 
 def test_the_command_that_is_named_makes_the_report_whole(tokenizer, tmp_path, caplog):
     out, data = tmp_path / "out", tmp_path / "dev.csv"
-    raw_rows(ROWS, 1).to_csv(data)
+    renamed = {"text": "what is said", "label": "what it is"}
+    raw_rows(ROWS, 1).rename_columns(renamed).to_csv(data)
+    train = raw_rows(24).rename_columns(renamed)
+    columns = {"text_column": "what is said", "label_column": "what it is"}
     with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises(RuntimeError, match="no such size"):
-        job(tokenizer, out, teacher=failing(layers=3, seed=1), train=raw_rows(24), validation=str(data))
-    assert f"--data {data} --output-dir {out}" in told(caplog)
-    evaluate(out, str(data), output_dir=out, latency_runs=0)
+        job(tokenizer, out, teacher=failing(layers=3, seed=1), train=train, validation=str(data), **columns)
+    command = re.search("nlpkd (evaluate .*)", told(caplog)).group(1)
+    outcome = CliRunner().invoke(app, [*shlex.split(command), "--latency-runs", "0"])
+    assert outcome.exit_code == 0, outcome.output
     report = EvaluationReport.load(out)
     assert report.candidates["student"].quality and not report.run.incomplete
 
