@@ -201,6 +201,20 @@ def describe_rows(rows: Any, columns: Sequence[str], split: str) -> dict[str, An
     return told | {f"the {split} rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
 
 
+def hash_rows(rows: Dataset, columns: Sequence[str]) -> str:
+    """Hash the values of some columns, whatever the columns are called.
+
+    Args:
+        rows: the rows.
+        columns: which ones, in an order that counts.
+
+    Returns:
+        A SHA-256, in hexadecimal digits.
+    """
+    digests = _hash_columns(rows, list(columns))
+    return hashlib.sha256("".join(digests[name] for name in columns).encode()).hexdigest()
+
+
 def _hash_columns(rows: Dataset, columns: list[str]) -> dict[str, str]:
     """Hash the values of columns, however they are stored."""
     digests = {name: hashlib.sha256() for name in columns}

@@ -124,6 +124,7 @@ class DataRecord(OpenRecord):
         pairs: whether a row has two texts.
         train_rows: rows of the training.
         evaluated_rows: rows measured.
+        evaluated_sha256: of their texts and labels.
         truncated_rows: of them by split, those that were cut.
         max_length: longest text in tokens.
         window_stride: tokens that the windows of long texts share.
@@ -138,6 +139,7 @@ class DataRecord(OpenRecord):
     pairs: bool | None = None
     train_rows: int | None = None
     evaluated_rows: int | None = None
+    evaluated_sha256: str | None = None
     truncated_rows: Any = None
     max_length: int | None = None
     window_stride: int | None = None

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
-from nlpkd.data.rows import count_texts, has_unlabelled
+from nlpkd.data.rows import count_texts, has_unlabelled, hash_rows
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -336,6 +336,7 @@ class Job:
                 "evaluated_source": self.origin["evaluated_source"],
                 "train_rows": count_texts(self.data["train"]),
                 "evaluated_rows": count_texts(self.data[split]),
+                "evaluated_sha256": hash_rows(self.data[split], [*self.data.text_columns, "labels"]),
                 "truncated_rows": self.data.truncated,
                 **self.data.reading,
             },

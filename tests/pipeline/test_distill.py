@@ -378,6 +378,16 @@ def test_finished_seeds_are_kept_by_a_resume_and_by_nothing_else(tmp_path, taugh
     again = distill(**job, **QUICK, resume_from_checkpoint=True)
     assert EvaluationReport.load(tmp_path / "seed-43").candidates.keys() == report.candidates.keys()
     assert len(again.report.seeds["student"]["accuracy"].values) == 2
+    # The same number of rows to measure on, in a split of the same name, with one label changed.
+    edited = splits["validation"].map(
+        lambda row, number: {"label": row["label"] if number else 1 - row["label"]}, with_indices=True
+    )
+    finished = (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns
+    other = DatasetDict(splits | {"validation": edited})
+    measured = distill(**job | {"train": other}, **QUICK, resume_from_checkpoint=True)
+    assert (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns != finished
+    rows = {EvaluationReport.load(folder).run.data.evaluated_sha256 for folder in (tmp_path, tmp_path / "seed-43")}
+    assert rows == {measured.report.run.data.evaluated_sha256} and len(rows) == 1
     finished = (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns
     distill(**job, **QUICK)
     assert (tmp_path / "seed-43" / "report.json").stat().st_mtime_ns != finished
