@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -199,6 +200,39 @@ def describe_rows(rows: Any, columns: Sequence[str], split: str) -> dict[str, An
         return told
     read = sorted(set(columns) & set(rows.column_names))
     return told | {f"the {split} rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
+
+
+def count_learned(measured: Dataset, train: Any, columns: Sequence[str]) -> int | None:
+    """Count the texts to measure on that are training texts too, but for case, blanks and Unicode form.
+
+    Args:
+        measured: the rows to measure on; of the windows of a text one counts.
+        train: the training rows.
+        columns: of the texts, one or two.
+
+    Returns:
+        How many; None where the training rows are a stream, which is read once.
+    """
+    if not isinstance(train, Dataset):
+        return None
+    wanted = _plain(measured.with_format("arrow")[:], columns)
+    found = np.zeros(len(wanted), dtype=bool)
+    for table in train.select_columns(list(columns)).with_format("arrow").iter(_HASHED_ROWS):
+        found |= pc.is_in(wanted, value_set=_plain(table, columns)).to_numpy(zero_copy_only=False)
+    if DOCUMENT in measured.column_names:
+        return len(set(np.asarray(measured[DOCUMENT][:])[found]))
+    return int(found.sum())
+
+
+def _plain(table: pa.Table, columns: Sequence[str]) -> pa.Array:
+    """Join the texts of each row, without case and blanks, in one form of Unicode."""
+
+    def plain(name: str) -> pa.Array:
+        texts = pc.fill_null(table.column(name).combine_chunks().cast(pa.large_string()), "")
+        return pc.utf8_lower(pc.utf8_normalize(pc.replace_substring_regex(texts, r"\s+", ""), "NFKC"))
+
+    between = pa.scalar("\n", pa.large_string())
+    return reduce(lambda one, other: pc.binary_join_element_wise(one, other, between), map(plain, columns))
 
 
 def hash_rows(rows: Dataset, columns: Sequence[str]) -> str:

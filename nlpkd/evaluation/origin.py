@@ -124,6 +124,7 @@ class DataRecord(OpenRecord):
         pairs: whether a row has two texts.
         train_rows: rows of the training.
         evaluated_rows: rows measured.
+        learned_rows: of the measured ones, those that are among the training rows too.
         evaluated_sha256: of their texts and labels.
         truncated_rows: of them by split, those that were cut.
         max_length: longest text in tokens.
@@ -139,6 +140,7 @@ class DataRecord(OpenRecord):
     pairs: bool | None = None
     train_rows: int | None = None
     evaluated_rows: int | None = None
+    learned_rows: int | None = None
     evaluated_sha256: str | None = None
     truncated_rows: Any = None
     max_length: int | None = None
@@ -201,6 +203,12 @@ class RunRecord(OpenRecord):
         return super().from_dict({**entry, **parts})
 
     def protocols(self) -> list[str]:
-        """Return how intervals, latency, operations and memory were measured, as far as they were."""
-        recorded = (self.interval_protocol, self.latency_protocol, self.flops_protocol, self.memory_protocol)
+        """Return how intervals, latency, operations and memory were measured, as far as they were, and on what."""
+        learned = None
+        if self.data.learned_rows:
+            learned = (
+                f"Of the {self.data.evaluated_rows} measured texts {self.data.learned_rows} are training texts too, "
+                "but for case and blanks: the figures say more of them than of new texts."
+            )
+        recorded = (self.interval_protocol, self.latency_protocol, self.flops_protocol, self.memory_protocol, learned)
         return [protocol for protocol in recorded if protocol]

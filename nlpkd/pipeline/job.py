@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
-from nlpkd.data.rows import count_texts, has_unlabelled, hash_rows
+from nlpkd.data.rows import count_learned, count_texts, has_unlabelled, hash_rows
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -90,6 +90,12 @@ class Job:
             # Reports of an earlier run, perhaps of other rows: a resume of this one would take them for its own.
             for each in numbered_folders(folder, "seed").values():
                 (each / JSON_NAME).unlink(missing_ok=True)
+        if self._learned:
+            split, count = self._measured_split, self._learned
+            logger.warning(
+                "%d of the %d texts of the %s split, which is measured, are training texts too: what is measured says "
+                "more of them than of new texts.", count, count_texts(self.data[split]), split,
+            )  # fmt: skip
         # Objectives are trained too: each seed starts with its own.
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
         if num_seeds > 1:
@@ -248,9 +254,17 @@ class Job:
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
+    @property
+    def _measured_split(self) -> str:
+        return "test" if "test" in self.data else "validation"
+
+    @cached_property
+    def _learned(self) -> int | None:
+        return count_learned(self.data[self._measured_split], self.data["train"], self.data.text_columns)
+
     def rows_to_measure(self, config: Any) -> tuple[str, Any, Any]:
         """Return the split that is measured, its rows, and others that thresholds or temperatures are fitted on."""
-        split, held_out = "test" if "test" in self.data else "validation", None
+        split, held_out = self._measured_split, None
         if split == "test" and "validation" in self.data and not has_unlabelled(self.data["validation"]):
             held_out = align_labels_to_student(self.data["validation"], config, "validation")
         return split, align_labels_to_student(self.data[split], config, split), held_out
@@ -336,6 +350,7 @@ class Job:
                 "evaluated_source": self.origin["evaluated_source"],
                 "train_rows": count_texts(self.data["train"]),
                 "evaluated_rows": count_texts(self.data[split]),
+                "learned_rows": self._learned,
                 "evaluated_sha256": hash_rows(self.data[split], [*self.data.text_columns, "labels"]),
                 "truncated_rows": self.data.truncated,
                 **self.data.reading,

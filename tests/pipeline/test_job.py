@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 from pathlib import Path
 
@@ -126,3 +127,21 @@ def test_a_teacher_that_starts_from_another_backbone_is_not_resumed(tokenizer, t
     with pytest.raises(ValueError, match="what differs: the student's weights at the start"):
         teach(2, resume_from_checkpoint=True)
     assert teach(1, resume_from_checkpoint=True) == found
+
+
+def test_measured_texts_that_are_learned_from_are_counted_and_said(tokenizer, tmp_path, caplog):
+    train, test = raw_rows(60, 1), raw_rows(20, 7)
+    known = set(train["text"])
+    told = {}
+    for name, rows in (("mixed", test), ("new", test.filter(lambda row: row["text"] not in known))):
+        job = {"teacher": tiny_bert(layers=3, seed=1), "student": tiny_bert()}
+        job |= {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer}
+        job |= {"train": DatasetDict(train=train, validation=rows), "objectives": "hinton", "max_steps": 1}
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="nlpkd"):
+            result = distill(**job, **QUIET, output_dir=tmp_path / name, teacher_check="off", save_strategy="no")
+        said = [record.getMessage() for record in caplog.records if "are training texts too" in record.getMessage()]
+        report = result.report
+        told[name] = (report.run.data.learned_rows, len(said), "are training texts too" in report.to_markdown())
+    count = sum(text in known for text in test["text"])
+    assert 0 < count < 20 and told == {"mixed": (count, 1, True), "new": (0, 0, False)}
