@@ -7,7 +7,7 @@ import hashlib
 import math
 import random
 import string
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,12 +26,21 @@ _PROMPT = (
     "{text}\n\n{question}\n{options}\nAnswer with the letter of the option that fits best ({first} to {last}) only."
 )
 
+# Of an answer that names no class the rest would be a label all the same.
+_LEAST_SHARE = 0.5
+
+# Rounded ones sum to a little more than 1.
+_MOST_PROBABILITY = 1.1
+
+_LIMIT, _OTHER_LIMIT = "max_tokens", "max_completion_tokens"
+
 
 class ChatTeacher(LabelingTeacher):
     """Ask a chat model for the letter of the class that fits a text.
 
     Each letter's probability is read from the log-probabilities of the first token, and divided by their sum over the
     options. Where the server gives none, `votes` answers are drawn, and a class's probability is its share of them.
+    Where less than half of an answer, or of the votes, names a class, that is an error.
     Models prefer some places of a list: the options are asked in `orders` orders, drawn from the text, and the
     probabilities averaged. Needs the `openai` client (the extra `teachers`), which waits after 429
     (Retry-After) and 5xx, and tries again. A redirection is an error, since what is asked is for this server alone.
@@ -83,6 +92,7 @@ class ChatTeacher(LabelingTeacher):
         self.concurrency = concurrency
         self.rows_per_call, self.requests_per_call = 1, orders
         self._api_key = api_key
+        self._limit = _LIMIT
         self._settings = {"timeout": timeout_s, "max_retries": max_retries}
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
@@ -137,31 +147,66 @@ class ChatTeacher(LabelingTeacher):
             prompt = _PROMPT.format(
                 text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
             )
-            found, count = self._by_letter(prompt)
+            shares, count = self._shares(prompt, letters)
             tokens.append(count)
-            weights = np.array([found.get(letter, 0.0) for letter in letters])
-            if not weights.sum() > 0:
-                raise ValueError(f"{self._named} answers with none of the letters {letters} but {dict(found)!r:.300}")
-            total[order] += weights / weights.sum()
+            total[order] += shares
         asked, answered = (None if None in each else sum(each) for each in zip(*tokens, strict=True))
         return (total / self.orders).tolist(), asked, answered
 
-    def _by_letter(self, prompt: str) -> tuple[Mapping[str, float], list[int | None]]:
-        """Return the weight of each first token, spaces and case aside, and the tokens that the server counts."""
-        asked = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
-        asked |= {"logprobs": True, "top_logprobs": 20} if self.votes is None else {"n": self.votes}
-        counted: defaultdict[str, float] = defaultdict(float)
+    def _shares(self, prompt: str, letters: str) -> tuple[np.ndarray, list[int | None]]:
+        """Return each letter's share of the answer to a prompt, and the tokens that the server counts."""
+        reply = self._send(prompt)
         try:
-            reply = self._client.chat.completions.create(**asked, temperature=0.0 if self.votes is None else 1.0)
-            if self.votes is None:
-                log_probabilities = reply.choices[0].logprobs
-                for token in (log_probabilities.content[0].top_logprobs or ()) if log_probabilities else ():
-                    counted[token.token.strip().upper()] += math.exp(token.logprob)
-            else:
-                for choice in reply.choices:
-                    counted[(choice.message.content or "").strip().upper()] += 1
+            found = _first_tokens(reply.choices[0]) if self.votes is None else _votes(reply.choices)
             told = [getattr(reply.usage, each, None) for each in ("prompt_tokens", "completion_tokens")]
-        except (require("openai", "teachers").OpenAIError, *ODD_CONTENT) as error:
+        except ODD_CONTENT:
+            said = without_tokens(repr(reply), self._api_key)
+            raise ValueError(
+                f"{self._named} gives no chat completion: is base_url right, such as http://localhost:8000/v1? It "
+                f"answers {said:.200}"
+            ) from None
+        whole = sum(found.values())
+        if self.votes is None and not 0 < whole <= _MOST_PROBABILITY:
+            raise ValueError(
+                f"{self._named} gives no log-probabilities: ask for votes, such as votes=10 (what it gives "
+                f"sums to {whole:.3g})"
+            )
+        if self.votes is not None and whole != self.votes:
+            raise ValueError(
+                f"{self._named} gives {whole:.0f} answers where votes={self.votes} asks for {self.votes}: if it gives "
+                f"one a request, ask with votes=1 and orders={self.votes}"
+            )
+        weights = np.array([found.get(letter, 0.0) for letter in letters])
+        share = weights.sum() / (self.votes or 1)
+        if not share >= _LEAST_SHARE:
+            said = without_tokens(repr(found), self._api_key)
+            raise ValueError(
+                f"{self._named} answers with the letters {letters} for {share:.2g} of its answers, and at least "
+                f"{_LEAST_SHARE} is needed: it says {said:.300}. A model that thinks aloud first, or refuses, names "
+                "no class"
+            )
+        return weights / weights.sum(), [as_count(each) for each in told]
+
+    def _send(self, prompt: str) -> Any:
+        """Send a prompt, and return what the client reads in the answer."""
+        openai = require("openai", "teachers")
+        asked: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
+        if self.votes is None:
+            asked |= {"logprobs": True, "top_logprobs": 20, "temperature": 0.0}
+        else:
+            asked |= {"n": self.votes, "temperature": 1.0}
+        limit = self._limit
+        try:
+            create = functools.partial(self._client.chat.completions.create, **asked)
+            try:
+                return create(**{limit: 1})
+            except openai.BadRequestError as error:
+                # Models that think call the limit otherwise, and refuse the usual name.
+                if limit == _OTHER_LIMIT or _OTHER_LIMIT not in str(error):
+                    raise
+                self._limit = _OTHER_LIMIT
+                return create(**{_OTHER_LIMIT: 1})
+        except (openai.OpenAIError, *ODD_CONTENT) as error:
             reason, headers = (
                 f"{type(error).__name__}: {error}",
                 getattr(getattr(error, "response", None), "headers", {}),
@@ -169,6 +214,16 @@ class ChatTeacher(LabelingTeacher):
             if "location" in headers:
                 reason += f". It sends on to {headers['location']}, where nothing is sent"
             raise ValueError(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
-        if self.votes is None and not counted:
-            raise ValueError(f"{self._named} gives no log-probabilities: ask for votes, such as votes=10")
-        return counted, [as_count(each) for each in told]
+
+
+def _first_tokens(choice: Any) -> dict[str, float]:
+    """Return the probability of each first token, spaces and case aside; nothing where a server tells none."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for token in (choice.logprobs.content[0].top_logprobs or ()) if choice.logprobs else ():
+        found[token.token.strip().upper()] += math.exp(token.logprob)
+    return dict(found)
+
+
+def _votes(choices: Any) -> dict[str, float]:
+    """Return how often each answer comes, spaces and case aside."""
+    return dict(Counter((choice.message.content or "").strip().upper() for choice in choices))

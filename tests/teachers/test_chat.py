@@ -1,6 +1,8 @@
 """A chat teacher and the real client, against a server whose answers follow from the prompt."""
 
+import json
 import math
+import random
 import re
 
 import numpy as np
@@ -83,8 +85,8 @@ def test_tokens_are_those_that_the_server_counts_if_it_does(usage, kept):
     ("answer", "told"),
     [
         (reply([choice("A")]), "no log-probabilities: ask for votes"),
-        (reply([choice("?", {"Sorry": 0.9})]), "none of the letters ABC"),
-        (reply([]), "gives no answer"),
+        (reply([choice("?", {"Sorry": 0.9})]), "the letters ABC for 0 of its answers"),
+        (reply([choice("A", {"A": 1.0, "B": 1.0})]), "no log-probabilities"),
     ],
 )
 def test_answers_that_name_no_class_are_refused(answer, told):
@@ -92,7 +94,97 @@ def test_answers_that_name_no_class_are_refused(answer, told):
         ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", max_retries=0).probabilities(["a"])
 
 
-@pytest.mark.parametrize("votes", [None, 2])
+def odd_answers(count):
+    """Answers to two classes: which tokens came, each with its share, and the sum of those that name a class."""
+    generator = random.Random(0)
+    for _ in range(count):
+        shares = generator.sample(range(1, 100), 7)
+        share = generator.choice([1e-9, 0.3, 0.49, 0.51, 0.7, 1.0])
+        letters, others = (["A", " a", "b", "B\n"], ["<think>", "I", "**"])
+        named = {each: share * part / sum(shares[:4]) for each, part in zip(letters, shares[:4], strict=True)}
+        rest = {each: (1 - share) * part / sum(shares[4:]) for each, part in zip(others, shares[4:], strict=True)}
+        yield named | {each: part for each, part in rest.items() if part}, share
+
+
+def test_an_answer_is_read_only_where_half_of_it_names_classes():
+    asked = list(odd_answers(60))
+    replies = [reply([choice("?", tokens)]) for tokens, _ in asked]
+    with LabelServer(lambda request: replies.pop(0)) as server:
+        teacher = ChatTeacher("m", "?", ["a", "b"], base_url=server.url, api_key="k", orders=1, max_retries=0)
+        for tokens, share in asked:
+            if share < 0.5:
+                with pytest.raises(ValueError, match="the letters AB for .* of its answers, and at least 0.5"):
+                    teacher.probabilities(["a"])
+                continue
+            by_letter = [(tokens["A"] + tokens[" a"]) / share, (tokens["b"] + tokens["B\n"]) / share]
+            np.testing.assert_allclose(np.sort(teacher.probabilities(["a"])[0]), np.sort(by_letter), atol=1e-5)
+
+
+def test_as_many_votes_as_were_asked_for_must_come_and_half_of_them_name_a_class():
+    told = {
+        "for 0.1 of its answers": ["I"] * 9 + ["A"],
+        "for 0.4 of its answers": ["A"] * 4 + ["I"] * 6,
+        "for 0 of its answers": [None] * 10,
+        "gives 1 answers where votes=10 asks for 10": ["A"],
+        "gives 11 answers": ["A"] * 11,
+        "gives 0 answers": [],
+    }
+    enough = ["A", "a", " a\n", "A ", "A"] + ["I"] * 5
+    replies = [reply([choice(each) for each in answers]) for answers in (*told.values(), enough)]
+    with LabelServer(lambda request: replies.pop(0)) as server:
+        teacher = ChatTeacher("m", "?", ["a", "b"], base_url=server.url, api_key="k", votes=10, orders=1)
+        for message in told:
+            with pytest.raises(ValueError, match=message):
+                teacher.probabilities(["a"])
+        assert sorted(teacher.probabilities(["a"])[0]) == [0, 1]
+
+
+def page(kind, body):
+    return lambda server, handler: server.send(handler, 200, body, Content_Type=kind) or True
+
+
+def test_what_is_no_chat_completion_is_shown_with_the_address():
+    said = {
+        "<html>Log in, ***</html>": page("text/html", b"<html>Log in, theKeyOfThis</html>"),
+        "data: ": page("text/event-stream", b'data: {"choices": []}'),
+        "choices=[]": page("application/json", b'{"choices": []}'),
+        "choices=None": page("application/json", b'{"choices": null}'),
+        "no such route": page("application/json", b'{"error": "no such route"}'),
+        "[1]": page("application/json", b"[1]"),
+        "None": page("application/json", b"null"),
+        "......": page("text/html", b"." * 190 + b"theKeyOfThis"),
+    }
+    with LabelServer(faults=tuple(said.values())) as server:
+        teacher = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="theKeyOfThis", max_retries=0)
+        for start in said:
+            with pytest.raises(ValueError, match="no chat completion: is base_url right") as caught:
+                teacher.answer(["a"])
+            assert f"m at {server.url} " in str(caught.value) and start in str(caught.value)
+            assert "theKey" not in str(caught.value)
+
+
+def test_a_model_that_calls_the_limit_of_tokens_otherwise_is_asked_so_from_then_on():
+    def newer(server, handler):
+        told = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        body = json.dumps({"error": {"message": told}}).encode()
+        server.send(handler, 400, body, Content_Type="application/json")
+        return True
+
+    limits = []
+
+    def answer(request):
+        limits.append([name for name in request if name.startswith("max_")])
+        return biased(request)
+
+    with LabelServer(answer, faults=(newer,)) as server:
+        ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=2).probabilities(["a"])
+        assert limits == [["max_completion_tokens"]] * 2 and len(server.times) == 3
+        server.faults = [newer] * 2
+        with pytest.raises(ValueError, match="gives no answer: BadRequestError.*max_completion_tokens"):
+            ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=1).probabilities(["a"])
+
+
+@pytest.mark.parametrize("votes", [None, 1])
 def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server(votes):
     replies = list(odd_versions(counted({"prompt_tokens": 3, "completion_tokens": 1})))
     told = set()
