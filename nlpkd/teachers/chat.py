@@ -78,7 +78,7 @@ class ChatTeacher(LabelingTeacher):
         self.classes = classes
         if len(self.classes) > len(string.ascii_uppercase):
             raise ValueError(f"give 2 to 26 classes, a letter each, got {len(self.classes)}")
-        check_requests(base_url, timeout_s, max_retries)
+        check_requests(base_url, timeout_s, max_retries, api_key)
         check_counts(orders=orders, votes=1 if votes is None else votes, concurrency=concurrency)
         self.model = model
         self.question = question

@@ -116,8 +116,12 @@ class DecisionTeacher(LabelingTeacher):
                 raise ValueError(f"it answers {list(answers)}")
             row = read_answers(answers, self._questions, self.classes, self.problem_type)
         except ODD_CONTENT as error:
-            told = f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}: {error}"
-            raise ValueError(self._client.without_secrets(told)) from None
+            told = self._client.without_secrets(repr(reply))[:300]
+            raise ValueError(
+                self._client.without_secrets(
+                    f"{self._client.url} must answer {list(self._questions)}, got {told}: {error}"
+                )
+            ) from None
         counts = usage if isinstance(usage, Mapping) else {}
         return row, (counts.get("input_tokens"), counts.get("output_tokens"))
 
