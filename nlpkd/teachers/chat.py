@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import random
 import string
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -49,8 +51,10 @@ class ChatTeacher(LabelingTeacher):
         model: the name that the server has for it.
         question: what is asked about a text, such as "What is it about?".
         classes: names of the classes, 26 at most; or a mapping from them to descriptions.
-        base_url: of the server, such as `http://localhost:8000/v1`; OpenAI's if None.
-        api_key: of the server; the environment's `OPENAI_API_KEY` if None.
+        base_url: of the server, such as `http://localhost:8000/v1`; if None the environment's `OPENAI_BASE_URL`, or
+            OpenAI's where there is none.
+        api_key: of the server. If None, the environment's `OPENAI_API_KEY` where the server is OpenAI's or the
+            environment's, and none for any other server.
         orders: in how many orders the options are given, each a request.
         votes: draw so many answers of each order in place of log-probabilities.
         concurrency: texts that are asked about at the same time.
@@ -78,7 +82,11 @@ class ChatTeacher(LabelingTeacher):
         self.classes = classes
         if len(self.classes) > len(string.ascii_uppercase):
             raise ValueError(f"give 2 to 26 classes, a letter each, got {len(self.classes)}")
-        check_requests(base_url, timeout_s, max_retries, api_key)
+        # The environment's key, organization and project are for the environment's server, and for OpenAI's.
+        self._is_own = base_url is None or _is_openai(base_url)
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        self._api_key = api_key or (os.environ.get("OPENAI_API_KEY") if self._is_own else None) or None
+        check_requests(self.base_url, timeout_s, max_retries, self._api_key)
         check_counts(orders=orders, votes=1 if votes is None else votes, concurrency=concurrency)
         self.model = model
         self.question = question
@@ -86,12 +94,10 @@ class ChatTeacher(LabelingTeacher):
         self.options = [
             f"{name}: {words}" if words else name for name, words in zip(self.classes, described, strict=True)
         ]
-        self.base_url = base_url
         self.orders = orders
         self.votes = votes
         self.concurrency = concurrency
         self.rows_per_call, self.requests_per_call = 1, orders
-        self._api_key = api_key
         self._limit = _LIMIT
         self._settings = {"timeout": timeout_s, "max_retries": max_retries}
 
@@ -132,7 +138,12 @@ class ChatTeacher(LabelingTeacher):
         openai = require("openai", "teachers")
         # What is asked is for this server alone.
         http = openai.DefaultHttpxClient(follow_redirects=False)
-        return openai.OpenAI(base_url=self.base_url, api_key=self._api_key, http_client=http, **self._settings)
+        named = {} if self._is_own else dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
+        # The client wants a key where a server wants none.
+        key = self._api_key if self._is_own else self._api_key or "none"
+        return openai.OpenAI(
+            base_url=self.base_url, api_key=key, http_client=http, default_headers=named, **self._settings
+        )
 
     def _ask(self, text: str) -> tuple[list[float], int | None, int | None]:
         """Return the mean over the orders of each class's probability, and the tokens, None where none are told."""
@@ -213,7 +224,15 @@ class ChatTeacher(LabelingTeacher):
             )
             if "location" in headers:
                 reason += f". It sends on to {headers['location']}, where nothing is sent"
+            if self._api_key is None and getattr(error, "status_code", None) in (401, 403):
+                reason += ". No key was sent, since OPENAI_API_KEY is for OpenAI alone: give api_key"
             raise ValueError(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
+
+
+def _is_openai(url: Any) -> bool:
+    """Check whether an address is one of OpenAI's own."""
+    address = urlsplit(str(url))
+    return address.scheme == "https" and f".{address.hostname}".endswith(".openai.com")
 
 
 def _first_tokens(choice: Any) -> dict[str, float]:

@@ -204,3 +204,72 @@ def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server(vote
 def test_more_classes_than_letters_are_refused():
     with pytest.raises(ValueError, match="2 to 26"):
         ChatTeacher("m", "?", [str(n) for n in range(27)])
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """An environment that has all that the client looks for."""
+    for name, value in {"API_KEY": "keyForOpenAI", "ORG_ID": "org-mine", "PROJECT_ID": "proj-mine"}.items():
+        monkeypatch.setenv(f"OPENAI_{name}", value)
+    return monkeypatch
+
+
+def asked_with(server, **given):
+    """Ask, and return the headers that the server gets."""
+    seen = []
+    server.faults = [lambda _, handler: seen.append(dict(handler.headers.items()))]
+    teacher = ChatTeacher("m", "?", CLASSES, orders=1, max_retries=0, **given)
+    teacher.probabilities(["a"])
+    return teacher, {name.lower(): value for name, value in seen[0].items()}
+
+
+def test_what_the_environment_has_for_openai_goes_to_no_other_server(environment):
+    with LabelServer(biased) as server:
+        _, without = asked_with(server, base_url=server.url)
+        _, keyed = asked_with(server, base_url=server.url, api_key="keyOfServer")
+    assert without["authorization"] == "Bearer none" and keyed["authorization"] == "Bearer keyOfServer"
+    for headers in (without, keyed):
+        assert not {"openai-organization", "openai-project"} & set(headers)
+        assert not {"keyForOpenAI", "org-mine", "proj-mine"} & set(" ".join(headers.values()).split())
+
+
+@pytest.mark.parametrize("url", [None, "https://api.openai.com/v1", "https://eu.api.openai.com/v1/"])
+def test_the_environments_key_is_for_openai(environment, url):
+    client = ChatTeacher("m", "?", CLASSES, base_url=url)._client
+    assert client.auth_headers == {"Authorization": "Bearer keyForOpenAI"} and client.organization == "org-mine"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://api.openai.com/v1", "https://openai.com.example/v1", "https://notopenai.com", "https://api.openai.com@h"],
+)
+def test_what_only_looks_like_openai_gets_no_key(environment, url):
+    assert ChatTeacher("m", "?", CLASSES, base_url=url)._client.api_key == "none"
+
+
+def test_a_server_that_wants_a_key_is_told_how_to_get_one(environment):
+    def refuse(server, handler):
+        server.send(handler, 401, b"who is it?")
+        return True
+
+    with LabelServer(faults=(refuse,)) as server, pytest.raises(ValueError, match="No key was sent.*give api_key"):
+        ChatTeacher("m", "?", CLASSES, base_url=server.url, orders=1).probabilities(["a"])
+
+
+def test_the_environments_server_is_the_one_that_is_named(environment):
+    with LabelServer(biased) as one, LabelServer(biased) as other:
+        environment.setenv("OPENAI_BASE_URL", one.url)
+        first, headers = asked_with(one)
+        assert headers["authorization"] == "Bearer keyForOpenAI"
+        environment.setenv("OPENAI_BASE_URL", other.url)
+        second, _ = asked_with(other)
+        # Who was made for one server goes on asking it.
+        first.probabilities(["b"])
+        assert (len(one.times), len(other.times)) == (2, 1)
+        assert [each.describe()["base_url"] for each in (first, second)] == [one.url, other.url]
+        other.answer = lambda request: None
+        with pytest.raises(ValueError, match=f"m at {other.url} "):
+            second.probabilities(["a"])
+    environment.setenv("OPENAI_BASE_URL", "localhost:8000")
+    with pytest.raises(ValueError, match="starts with http"):
+        ChatTeacher("m", "?", CLASSES)
