@@ -19,8 +19,6 @@ from nlpkd.utils.provenance import without_tokens
 
 logger = logging.getLogger(__name__)
 
-_BUSY = (429, 500, 502, 503, 504)
-
 _BACKOFF_S = 0.5
 
 LONGEST_WAIT_S = 120.0
@@ -45,9 +43,9 @@ _PASSING = (
 class JSONClient:
     """Post JSON to one address, and try again where that may help.
 
-    After 429 and 5xx the server's `Retry-After` is waited for, `LONGEST_WAIT_S` at most. After those without it,
-    dropped connections and answers that are cut short the time doubles with each try. Any other status is an error at
-    once: so is a redirection, since what is posted is for this address alone.
+    After 408, 429 and every 5xx the server's `Retry-After` is waited for, `LONGEST_WAIT_S` at most. After those
+    without it, dropped connections and answers that are cut short the time doubles with each try. Any other status is
+    an error at once: so is a redirection, since what is posted is for this address alone.
 
     Proxies are those of the environment. A key goes before what a `.netrc` has for the server.
 
@@ -91,7 +89,7 @@ class JSONClient:
             wait_s = _BACKOFF_S * 2**attempt
             try:
                 response = self._send(body)
-                if response.status_code not in _BUSY:
+                if not _may_pass(response.status_code):
                     return self._content(response)
                 failure = self._told(response)
                 wait_s = _asked_wait_s(response.headers.get("Retry-After"), wait_s)
@@ -183,6 +181,11 @@ def check_key(api_key: str | None) -> None:
             "api_key must be a text, the key alone: without 'Bearer', blanks, quotes, backslashes and line ends, in "
             "signs of ASCII (what was given is not shown)"
         )
+
+
+def _may_pass(status: int) -> bool:
+    """Check whether a status is a server's or a proxy's that has no time now: it timed out, is busy, or broken."""
+    return status in (408, 429) or status >= 500
 
 
 def _asked_wait_s(header: str | None, otherwise: float) -> float:

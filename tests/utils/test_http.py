@@ -146,6 +146,22 @@ def test_a_busy_server_is_asked_again_whatever_it_says_of_the_time(asked):
     assert len(server.times) == 2 and server.times[1] - server.times[0] < 1.5
 
 
+def test_every_status_that_may_pass_is_asked_again_and_no_other():
+    def answers(status: int):
+        return lambda server, handler: server.send(handler, status, b"busy", Retry_After="0") or True
+
+    with LabelServer(lambda request: {"a": 1}) as server:
+        for status in [*range(400, 420), 429, 451, *range(500, 600)]:
+            server.faults, asked = [answers(status)], len(server.times)
+            client = JSONClient(server.url, max_retries=1)
+            if status in (408, 429) or status >= 500:
+                assert client.post({}) == {"a": 1} and len(server.times) == asked + 2
+            else:
+                with pytest.raises(ValueError, match=f"answers {status}: busy"):
+                    client.post({})
+                assert len(server.times) == asked + 1
+
+
 @pytest.mark.parametrize("asked", ["100000", "inf", formatdate(4e9)])
 def test_a_long_wait_is_told_and_limited(asked, monkeypatch, caplog):
     monkeypatch.setattr(http, "LONGEST_WAIT_S", 0.2)
