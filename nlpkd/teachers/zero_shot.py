@@ -71,6 +71,8 @@ class ZeroShotTeacher(LabelingTeacher):
             raise ValueError(
                 f"the model's labels {pipe.model.config.id2label} name no entailment: set id2label of its config"
             )
+        if self.problem_type == MULTI_LABEL:
+            _contradiction(pipe)
         if pipe.tokenizer.pad_token is None:
             pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
         return pipe
@@ -114,8 +116,7 @@ class ZeroShotTeacher(LabelingTeacher):
                 logits[batch] = pipe.model(**readable(pipe.model, inputs)).logits.float().cpu()
         logits = logits.view(len(texts), len(self.classes), -1)
         if self.problem_type == MULTI_LABEL:
-            contradiction = -1 if pipe.entailment_id == 0 else 0
-            answers = logits[..., [contradiction, pipe.entailment_id]].softmax(-1)[..., 1]
+            answers = logits[..., [_contradiction(pipe), pipe.entailment_id]].softmax(-1)[..., 1]
         else:
             answers = logits[..., pipe.entailment_id].softmax(-1)
         return as_probabilities(answers.numpy(), len(texts), self.classes, self.problem_type)
@@ -129,6 +130,18 @@ class ZeroShotTeacher(LabelingTeacher):
         name = self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", str(self.model))
         question = dict(zip(self.classes, self.hypotheses, strict=True))
         return {"name": str(name), "question": question, "problem_type": self.problem_type} | self._local.describe()
+
+
+def _contradiction(pipe: Any) -> int:
+    """Return the id of the label that contradicts; of two labels it is the one beside entailment."""
+    ids = pipe.model.config.label2id
+    for name, number in ids.items():
+        if name.lower().startswith("contradict") or (len(ids) == 2 and number != pipe.entailment_id):
+            return number
+    raise ValueError(
+        f"the model's labels {list(ids)} name no contradiction, which entailment is compared with where any number of "
+        "labels may hold for a text: set id2label and label2id of its config, or leave multi_label out"
+    )
 
 
 def _read_words(words: Any, name: str) -> str:
