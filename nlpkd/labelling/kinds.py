@@ -34,9 +34,12 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         The mapping.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if it is something else, or can't be read.
     """
-    found = read_yaml(Path(path))
+    try:
+        found = read_yaml(Path(path))
+    except OSError as error:
+        raise ValueError(f"{path}, the file of a question or of a teacher, can't be read: {error.strerror}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} must be a mapping, of a question or of a teacher, got {found!r:.100}")
     return found

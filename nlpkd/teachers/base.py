@@ -191,6 +191,26 @@ class FunctionTeacher(LabelingTeacher):
         return {"name": self.name, "question": {"classes": list(self.classes)}, "problem_type": self.problem_type}
 
 
+def read_words(words: Any, name: str) -> str:
+    """Read what describes a class.
+
+    Args:
+        words: a text or a number; None where there are none.
+        name: of the class.
+
+    Returns:
+        The words; the name where there are none.
+
+    Raises:
+        ValueError: if they are blank, or of another type.
+    """
+    if words is None:
+        return name
+    if not are_numbers(words) and not (isinstance(words, str) and words.strip()):
+        raise ValueError(f"the class {name!r} is described by words, got {words!r:.100}: leave them out for its name")
+    return str(words)
+
+
 def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_type: str) -> np.ndarray:
     """Check that answers are probabilities over the classes.
 

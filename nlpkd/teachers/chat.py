@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nlpkd.data.columns import texts_again
-from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities, read_words
 from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import check_requests
@@ -50,7 +50,7 @@ class ChatTeacher(LabelingTeacher):
     Args:
         model: the name that the server has for it.
         question: what is asked about a text, such as "What is it about?".
-        classes: names of the classes, 26 at most; or a mapping from them to descriptions.
+        classes: names of the classes, 26 at most; or a mapping from them to descriptions, None where there is none.
         base_url: of the server, such as `http://localhost:8000/v1`; if None the environment's `OPENAI_BASE_URL`, or
             OpenAI's where there is none.
         api_key: of the server. If None, the environment's `OPENAI_API_KEY` where the server is OpenAI's or the
@@ -62,14 +62,15 @@ class ChatTeacher(LabelingTeacher):
         max_retries: how often a request is tried again.
 
     Raises:
-        ValueError: for fewer than 2 or more than 26 classes, or an argument that can't be.
+        ValueError: for fewer than 2 or more than 26 classes, a blank question, a class that is described by something
+            else than words, or an argument that can't be.
     """
 
     def __init__(
         self,
         model: str,
         question: str,
-        classes: Sequence[str] | Mapping[str, str],
+        classes: Sequence[str] | Mapping[str, str | None],
         *,
         base_url: str | None = None,
         api_key: str | None = None,
@@ -88,12 +89,12 @@ class ChatTeacher(LabelingTeacher):
         self._api_key = api_key or (os.environ.get("OPENAI_API_KEY") if self._is_own else None) or None
         check_requests(self.base_url, timeout_s, max_retries, self._api_key)
         check_counts(orders=orders, votes=1 if votes is None else votes, concurrency=concurrency)
+        if not (isinstance(question, str) and question.strip()):
+            raise ValueError(f"question must be what is asked about a text, in words, got {question!r:.100}")
         self.model = model
         self.question = question
         described = classes.values() if isinstance(classes, Mapping) else [None] * len(self.classes)
-        self.options = [
-            f"{name}: {words}" if words else name for name, words in zip(self.classes, described, strict=True)
-        ]
+        self.options = [_option(name, words) for name, words in zip(self.classes, described, strict=True)]
         self.orders = orders
         self.votes = votes
         self.concurrency = concurrency
@@ -227,6 +228,12 @@ class ChatTeacher(LabelingTeacher):
             if self._api_key is None and getattr(error, "status_code", None) in (401, 403):
                 reason += ". No key was sent, since OPENAI_API_KEY is for OpenAI alone: give api_key"
             raise ValueError(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
+
+
+def _option(name: str, words: Any) -> str:
+    """Return a class as it stands in the list of options: a line, whatever is in it."""
+    told = name if words is None else f"{name}: {read_words(words, name)}"
+    return " ".join(told.split())
 
 
 def _is_openai(url: Any) -> bool:

@@ -201,6 +201,25 @@ def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server(vote
     assert {3, True} <= told
 
 
+@pytest.mark.parametrize("odd", [["a"], {"x": 1}, {}, "", " \n", True, b"a", object()])
+def test_what_asks_nothing_and_describes_nothing_in_words_is_refused_before_anything_is_asked(odd):
+    with pytest.raises(ValueError, match="the class 'a' is described by words"):
+        ChatTeacher("m", "?", {"a": odd, "b": "words"})
+    for question in (odd, None, 3):
+        with pytest.raises(ValueError, match="question must be what is asked"):
+            ChatTeacher("m", question, ["a", "b"])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x0b", "\x85", "\u2028", "\n\nB. "])
+def test_an_option_is_one_line_whatever_is_in_a_name_or_a_description(end):
+    classes = {f"sport{end}games": f"of{end}teams{end}", f"art{end}": None, "3": 5}
+    asked = []
+    with LabelServer(lambda request: asked.append(request) or reply([choice("A", {"A": 0.9})])) as server:
+        ChatTeacher("m", "?", classes, base_url=server.url, api_key="k", orders=1).answer(["text"])
+    lines = asked[0]["messages"][0]["content"].splitlines()
+    assert [re.match(r"[A-C]\. ", line) is not None for line in lines] == [False] * 3 + [True] * 3 + [False]
+
+
 def test_more_classes_than_letters_are_refused():
     with pytest.raises(ValueError, match="2 to 26"):
         ChatTeacher("m", "?", [str(n) for n in range(27)])
