@@ -50,14 +50,14 @@ def names_a_teacher(written: Mapping[str, Any]) -> bool:
     return isinstance(written.get("teacher"), str)
 
 
-def make_teacher(written: Mapping[str, Any], **defaults: Any) -> LabelingTeacher:
+def make_teacher(written: Mapping[str, Any], **given: Any) -> LabelingTeacher:
     """Make a teacher of what is written down.
 
     Args:
         written: `teacher` is its kind (`decision`, `zero-shot`, `embedding`, `chat`); all else are arguments of its
             class in `nlpkd.teachers`, such as `model`, `question`, `classes`, `descriptions`, `hypothesis_template` or
             `base_url`. An `api_key` that starts with `$` is the name of an environment variable.
-        **defaults: arguments for the kinds that take them, where they are not written down.
+        **given: arguments for the kinds that take them, which go before what is written down, unless they are None.
 
     Returns:
         The teacher.
@@ -81,7 +81,7 @@ def make_teacher(written: Mapping[str, Any], **defaults: Any) -> LabelingTeacher
         arguments["api_key"] = _read_key(arguments["api_key"])
     # Names of classes may be numbers: the teacher reads them.
     check_types({name: each for name, each in arguments.items() if name != "classes"}, get_type_hints(make.__init__))
-    return make(**{name: each for name, each in defaults.items() if name in named} | arguments)
+    return make(**arguments | {name: each for name, each in given.items() if name in named and each is not None})
 
 
 def _read_key(written: Any) -> str:

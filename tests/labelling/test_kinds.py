@@ -29,6 +29,13 @@ def test_each_kind_is_made_of_its_arguments(tmp_path, written):
     assert teacher.concurrency == (3 if written["teacher"] in ("decision", "chat") else 1)
 
 
+@pytest.mark.parametrize("written", [WRITTEN[0], CHAT], ids=lambda written: written["teacher"])
+@pytest.mark.parametrize("in_file", [None, 6])
+@pytest.mark.parametrize("given", [None, 1, 8])
+def test_what_is_given_goes_before_what_is_written_down(written, in_file, given):
+    assert make_teacher(written | {"concurrency": in_file}, concurrency=given).concurrency == (given or in_file or 8)
+
+
 def test_a_null_is_what_is_not_written_and_numbers_are_names():
     teacher = make_teacher(CHAT | {"classes": [1, 2], "orders": None, "base_url": None})
     assert teacher.classes == ("1", "2") and teacher.orders == 2
