@@ -100,6 +100,8 @@ class ChatTeacher(LabelingTeacher):
         self.concurrency = concurrency
         self.rows_per_call, self.requests_per_call = 1, orders
         self._limit = _LIMIT
+        # Answers that were paid for, by text and order, until the text has all of them.
+        self._kept: dict[tuple[str, int], tuple[np.ndarray, list[int | None]]] = {}
         self._settings = {"timeout": timeout_s, "max_retries": max_retries}
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
@@ -152,16 +154,19 @@ class ChatTeacher(LabelingTeacher):
         generator = random.Random(hashlib.sha256(text.encode()).digest())
         total = np.zeros(len(self.classes))
         tokens: list[list[int | None]] = []
-        for _ in range(self.orders):
+        for number in range(self.orders):
             order = generator.sample(range(len(self.classes)), len(self.classes))
             letters = string.ascii_uppercase[: len(order)]
             options = "\n".join(f"{letter}. {self.options[k]}" for letter, k in zip(letters, order, strict=True))
             prompt = _PROMPT.format(
                 text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
             )
-            shares, count = self._shares(prompt, letters)
+            shares, count = self._kept.get((text, number)) or self._shares(prompt, letters)
+            self._kept[text, number] = shares, count
             tokens.append(count)
             total[order] += shares
+        for number in range(self.orders):
+            self._kept.pop((text, number), None)
         asked, answered = (None if None in each else sum(each) for each in zip(*tokens, strict=True))
         return (total / self.orders).tolist(), asked, answered
 

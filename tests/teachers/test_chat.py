@@ -66,6 +66,20 @@ def test_a_busy_server_is_asked_again():
     assert len(server.times) == 3 and server.times[1] - server.times[0] >= 1
 
 
+def test_orders_that_were_answered_are_not_asked_again_where_a_later_one_failed():
+    def wait(server, handler):
+        return False
+
+    with LabelServer(biased, faults=(wait, wait, broken)) as server:
+        teacher = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=3, max_retries=0)
+        with pytest.raises(ValueError, match="gives no answer"):
+            teacher.probabilities(["a"])
+        mended = teacher.probabilities(["a"])
+        assert len(server.times) == 4
+        np.testing.assert_array_equal(teacher.probabilities(["a"]), mended)
+        assert len(server.times) == 7, "who asks once more gets new answers"
+
+
 @pytest.mark.parametrize(
     ("usage", "kept"),
     [
