@@ -86,8 +86,10 @@ class ChatTeacher(LabelingTeacher):
         # The environment's key, organization and project are for the environment's server, and for OpenAI's.
         self._is_own = base_url is None or _is_openai(base_url)
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        self._api_key = api_key or (os.environ.get("OPENAI_API_KEY") if self._is_own else None) or None
-        check_requests(self.base_url, timeout_s, max_retries, self._api_key)
+        if api_key in (None, "") and self._is_own:
+            api_key = os.environ.get("OPENAI_API_KEY")
+        check_requests(self.base_url, timeout_s, max_retries, api_key)
+        self._api_key = api_key or None
         check_counts(orders=orders, votes=1 if votes is None else votes, concurrency=concurrency)
         if not (isinstance(question, str) and question.strip()):
             raise ValueError(f"question must be what is asked about a text, in words, got {question!r:.100}")
