@@ -49,7 +49,9 @@ def label(
     question: Question,
     decision_url: DecisionURL = None,
     gold: Gold = None,
-    concurrency: Annotated[int, option(MODELS, "Requests at the same time to a server.", min=1)] = 8,
+    concurrency: Annotated[
+        int | None, option(MODELS, "Requests at the same time to a server; the file's, or 8, if left out.", min=1)
+    ] = None,
     max_requests: Annotated[
         int | None, option(OUTPUT, "Stop after so many; what was answered is kept.", min=0)
     ] = None,
@@ -206,14 +208,16 @@ def _listed(columns: str | Sequence[str]) -> Sequence[str]:
     return [columns] if isinstance(columns, str) else columns
 
 
-def labelling_teacher(model: str | None, question: Path | None, url: str | None = None, concurrency: int = 8) -> Any:
+def labelling_teacher(
+    model: str | None, question: Path | None, url: str | None = None, concurrency: int | None = None
+) -> Any:
     """Make the teacher that the options name.
 
     Args:
         model: of a decision teacher.
         question: the file of its question, or of a whole teacher.
         url: of a server.
-        concurrency: requests at the same time to it.
+        concurrency: requests at the same time to it; as the file says if None.
 
     Returns:
         A `nlpkd.teachers.LabelingTeacher`, or None where neither model nor question is given.

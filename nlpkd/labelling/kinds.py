@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,6 +12,7 @@ from typing import Any, get_type_hints
 from nlpkd import teachers
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.field_types import check_types
+from nlpkd.utils.http import check_key
 from nlpkd.utils.yaml_files import read_yaml
 
 KINDS = {
@@ -32,9 +34,12 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         The mapping.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if it is something else, or can't be read.
     """
-    found = read_yaml(Path(path))
+    try:
+        found = read_yaml(Path(path))
+    except OSError as error:
+        raise ValueError(f"{path}, the file of a question or of a teacher, can't be read: {error.strerror}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} must be a mapping, of a question or of a teacher, got {found!r:.100}")
     return found
@@ -45,20 +50,20 @@ def names_a_teacher(written: Mapping[str, Any]) -> bool:
     return isinstance(written.get("teacher"), str)
 
 
-def make_teacher(written: Mapping[str, Any], **defaults: Any) -> LabelingTeacher:
+def make_teacher(written: Mapping[str, Any], **given: Any) -> LabelingTeacher:
     """Make a teacher of what is written down.
 
     Args:
         written: `teacher` is its kind (`decision`, `zero-shot`, `embedding`, `chat`); all else are arguments of its
             class in `nlpkd.teachers`, such as `model`, `question`, `classes`, `descriptions`, `hypothesis_template` or
             `base_url`. An `api_key` that starts with `$` is the name of an environment variable.
-        **defaults: arguments for the kinds that take them, where they are not written down.
+        **given: arguments for the kinds that take them, which go before what is written down, unless they are None.
 
     Returns:
         The teacher.
 
     Raises:
-        ValueError: if the kind is unknown, or an argument is unknown, missing or of another type.
+        ValueError: if the kind is unknown, or an argument is unknown, missing or of another type; a key is not shown.
     """
     arguments = {name: value for name, value in written.items() if value is not None}
     kind = arguments.pop("teacher", None)
@@ -72,11 +77,24 @@ def make_teacher(written: Mapping[str, Any], **defaults: Any) -> LabelingTeacher
     needed = [name for name in named if known[name].default is inspect.Parameter.empty]
     if missing := [name for name in needed if name not in arguments]:
         raise ValueError(f"a teacher of the kind {kind} needs {' and '.join(missing)}")
+    if "api_key" in arguments:
+        arguments["api_key"] = _read_key(arguments["api_key"])
     # Names of classes may be numbers: the teacher reads them.
     check_types({name: each for name, each in arguments.items() if name != "classes"}, get_type_hints(make.__init__))
-    key = arguments.get("api_key")
-    if isinstance(key, str) and key.startswith("$"):
-        if not os.environ.get(key[1:]):
-            raise ValueError(f"api_key: {key} is an environment variable that is not set")
-        arguments["api_key"] = os.environ[key[1:]]
-    return make(**{name: each for name, each in defaults.items() if name in named} | arguments)
+    return make(**arguments | {name: each for name, each in given.items() if name in named and each is not None})
+
+
+def _read_key(written: Any) -> str:
+    """Return a key that is written down, or that an environment variable holds."""
+    check_key(written)
+    if not written.startswith("$"):
+        return written
+    if not re.fullmatch(r"\$\w+", written):
+        raise ValueError("api_key: what starts with $ names an environment variable (what was given is not shown)")
+    if not os.environ.get(written[1:]):
+        raise ValueError(f"api_key: {written} is an environment variable that is not set")
+    try:
+        check_key(os.environ[written[1:]])
+    except ValueError as error:
+        raise ValueError(f"the environment variable {written} can't be used: {error}") from None
+    return os.environ[written[1:]]

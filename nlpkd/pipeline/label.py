@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source, read_splits, refuse_as_output, without_training_words
 from nlpkd.evaluation.records import METRIC_NAMES, percent
 from nlpkd.evaluation.report_text import markdown_table
@@ -30,7 +31,7 @@ from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.tasks import MULTI_LABEL
-from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher, batches_by_length
+from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher, batches_by_length, classes_of_function
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.files import write_atomic
 from nlpkd.utils.fingerprints import hash_value
@@ -71,7 +72,8 @@ def label(
         source: the texts: a file, a Hub id or rows in memory; its train split, without a label column.
         output: the parquet file: the source's columns and those of `nlpkd.labelling.rows.with_answers`.
         text_column: the text's column; recognised by its usual names if None.
-        classes: names of the classes, of a function.
+        classes: names of the classes, of a function, in the order of its columns. A bound method of an estimator that
+            has `classes_`, such as scikit-learn's `predict_proba`, has that order, and may not have other names.
         max_requests: stop with an error after so many requests of this run; what was answered is kept.
         max_cost: stop likewise before all answers in the file have cost more than this, those of earlier runs
             included. Before a server has counted a prompt's tokens they are estimated from its letters.
@@ -323,4 +325,15 @@ def _as_teacher(teacher: Any, classes: Sequence[str] | None) -> LabelingTeacher:
             f"teacher must be one of nlpkd.teachers, or a function on a list of texts with classes= beside it; got "
             f"{teacher!r:.100} and classes={classes!r}"
         )
-    return FunctionTeacher(teacher, classes)
+    made, known = FunctionTeacher(teacher, classes), classes_of_function(teacher)
+    if known is not None:
+        # Its columns have an order of their own, whatever that of the names.
+        try:
+            order = known.positions_in(Classes.of(made.classes))
+        except ValueError:
+            raise ValueError(
+                f"classes={list(made.classes)} are not those of {made.name}, whose columns are {known}: give these "
+                "names, in any order"
+            ) from None
+        made.classes = made.classes if order is None else [made.classes[place] for place in order]
+    return made

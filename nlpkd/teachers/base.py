@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nlpkd.data.columns import texts_again
-from nlpkd.data.labels.classes import plain_name
+from nlpkd.data.labels.classes import Classes, plain_name
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.utils.field_types import are_numbers, check_counts
 
@@ -189,6 +189,40 @@ class FunctionTeacher(LabelingTeacher):
     def describe(self) -> dict[str, Any]:
         """Return the function's name and the classes."""
         return {"name": self.name, "question": {"classes": list(self.classes)}, "problem_type": self.problem_type}
+
+
+def classes_of_function(function: Any) -> Classes | None:
+    """Return the classes that a function's columns stand for, where it is bound to an estimator that names them.
+
+    Args:
+        function: such as scikit-learn's `pipeline.predict_proba`, whose columns are in the order of `classes_`, which
+            is sorted.
+
+    Returns:
+        The classes in that order; None where nothing names them.
+    """
+    names = getattr(getattr(function, "__self__", None), "classes_", None)
+    return Classes.of(names.tolist()) if isinstance(names, np.ndarray) and names.ndim == 1 else None
+
+
+def read_words(words: Any, name: str) -> str:
+    """Read what describes a class.
+
+    Args:
+        words: a text or a number; None where there are none.
+        name: of the class.
+
+    Returns:
+        The words; the name where there are none.
+
+    Raises:
+        ValueError: if they are blank, or of another type.
+    """
+    if words is None:
+        return name
+    if not are_numbers(words) and not (isinstance(words, str) and words.strip()):
+        raise ValueError(f"the class {name!r} is described by words, got {words!r:.100}: leave them out for its name")
+    return str(words)
 
 
 def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_type: str) -> np.ndarray:

@@ -24,7 +24,7 @@ from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import formatted_as, is_plain
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
-from nlpkd.teachers.base import as_numbers
+from nlpkd.teachers.base import as_numbers, classes_of_function
 from nlpkd.teachers.checks import looks_like_probabilities
 from nlpkd.teachers.runners import Finish, FunctionRunner, ModelRunner, Runner
 from nlpkd.teachers.shards import ShardFolder
@@ -85,8 +85,8 @@ def cache_teacher_outputs(
 
     Returns:
         The data set with a column `teacher_logits`, float32 of fixed length, which carries the names of the classes
-        where the teacher's mean something, and for each layer k asked for a column `teacher_hidden_states_k` of bytes,
-        memory-mapped.
+        where the teacher's mean something (of `predict_proba` its estimator's `classes_`), and for each layer k asked
+        for a column `teacher_hidden_states_k` of bytes, memory-mapped.
 
     Raises:
         ValueError: if the cache does not belong to this call (what differs is named) or is damaged (the shards are
@@ -126,7 +126,8 @@ def cache_teacher_outputs(
         missing = _missing_shards(folder, state)
         _compute(runner, folder, missing, outputs, order, state)
         state.wait_for_everyone()
-    outputs_by_row = _with_class_names(folder.load(), Classes.of_config(getattr(teacher, "config", None)), order)
+    named = Classes.of_config(getattr(teacher, "config", None)) or classes_of_function(teacher)
+    outputs_by_row = _with_class_names(folder.load(), named, order)
     cached = concatenate_datasets([dataset.with_format(None), outputs_by_row], axis=1)
     return formatted_as(cached, dataset, more=outputs_by_row.column_names)
 

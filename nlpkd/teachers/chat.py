@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import random
 import string
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from nlpkd.data.columns import texts_again
-from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities, read_words
 from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import check_requests
@@ -26,12 +28,21 @@ _PROMPT = (
     "{text}\n\n{question}\n{options}\nAnswer with the letter of the option that fits best ({first} to {last}) only."
 )
 
+# Of an answer that names no class the rest would be a label all the same.
+_LEAST_SHARE = 0.5
+
+# Rounded ones sum to a little more than 1.
+_MOST_PROBABILITY = 1.1
+
+_LIMIT, _OTHER_LIMIT = "max_tokens", "max_completion_tokens"
+
 
 class ChatTeacher(LabelingTeacher):
     """Ask a chat model for the letter of the class that fits a text.
 
     Each letter's probability is read from the log-probabilities of the first token, and divided by their sum over the
     options. Where the server gives none, `votes` answers are drawn, and a class's probability is its share of them.
+    Where less than half of an answer, or of the votes, names a class, that is an error.
     Models prefer some places of a list: the options are asked in `orders` orders, drawn from the text, and the
     probabilities averaged. Needs the `openai` client (the extra `teachers`), which waits after 429
     (Retry-After) and 5xx, and tries again. A redirection is an error, since what is asked is for this server alone.
@@ -39,9 +50,11 @@ class ChatTeacher(LabelingTeacher):
     Args:
         model: the name that the server has for it.
         question: what is asked about a text, such as "What is it about?".
-        classes: names of the classes, 26 at most; or a mapping from them to descriptions.
-        base_url: of the server, such as `http://localhost:8000/v1`; OpenAI's if None.
-        api_key: of the server; the environment's `OPENAI_API_KEY` if None.
+        classes: names of the classes, 26 at most; or a mapping from them to descriptions, None where there is none.
+        base_url: of the server, such as `http://localhost:8000/v1`; if None the environment's `OPENAI_BASE_URL`, or
+            OpenAI's where there is none.
+        api_key: of the server. If None, the environment's `OPENAI_API_KEY` where the server is OpenAI's or the
+            environment's, and none for any other server.
         orders: in how many orders the options are given, each a request.
         votes: draw so many answers of each order in place of log-probabilities.
         concurrency: texts that are asked about at the same time.
@@ -49,14 +62,15 @@ class ChatTeacher(LabelingTeacher):
         max_retries: how often a request is tried again.
 
     Raises:
-        ValueError: for fewer than 2 or more than 26 classes, or an argument that can't be.
+        ValueError: for fewer than 2 or more than 26 classes, a blank question, a class that is described by something
+            else than words, or an argument that can't be.
     """
 
     def __init__(
         self,
         model: str,
         question: str,
-        classes: Sequence[str] | Mapping[str, str],
+        classes: Sequence[str] | Mapping[str, str | None],
         *,
         base_url: str | None = None,
         api_key: str | None = None,
@@ -69,20 +83,27 @@ class ChatTeacher(LabelingTeacher):
         self.classes = classes
         if len(self.classes) > len(string.ascii_uppercase):
             raise ValueError(f"give 2 to 26 classes, a letter each, got {len(self.classes)}")
-        check_requests(base_url, timeout_s, max_retries)
+        # The environment's key, organization and project are for the environment's server, and for OpenAI's.
+        self._is_own = base_url is None or _is_openai(base_url)
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        if api_key in (None, "") and self._is_own:
+            api_key = os.environ.get("OPENAI_API_KEY")
+        check_requests(self.base_url, timeout_s, max_retries, api_key)
+        self._api_key = api_key or None
         check_counts(orders=orders, votes=1 if votes is None else votes, concurrency=concurrency)
+        if not (isinstance(question, str) and question.strip()):
+            raise ValueError(f"question must be what is asked about a text, in words, got {question!r:.100}")
         self.model = model
         self.question = question
         described = classes.values() if isinstance(classes, Mapping) else [None] * len(self.classes)
-        self.options = [
-            f"{name}: {words}" if words else name for name, words in zip(self.classes, described, strict=True)
-        ]
-        self.base_url = base_url
+        self.options = [_option(name, words) for name, words in zip(self.classes, described, strict=True)]
         self.orders = orders
         self.votes = votes
         self.concurrency = concurrency
         self.rows_per_call, self.requests_per_call = 1, orders
-        self._api_key = api_key
+        self._limit = _LIMIT
+        # Answers that were paid for, by text and order, until the text has all of them.
+        self._kept: dict[tuple[str, int], tuple[np.ndarray, list[int | None]]] = {}
         self._settings = {"timeout": timeout_s, "max_retries": max_retries}
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
@@ -122,7 +143,12 @@ class ChatTeacher(LabelingTeacher):
         openai = require("openai", "teachers")
         # What is asked is for this server alone.
         http = openai.DefaultHttpxClient(follow_redirects=False)
-        return openai.OpenAI(base_url=self.base_url, api_key=self._api_key, http_client=http, **self._settings)
+        named = {} if self._is_own else dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
+        # The client wants a key where a server wants none.
+        key = self._api_key if self._is_own else self._api_key or "none"
+        return openai.OpenAI(
+            base_url=self.base_url, api_key=key, http_client=http, default_headers=named, **self._settings
+        )
 
     def _ask(self, text: str) -> tuple[list[float], int | None, int | None]:
         """Return the mean over the orders of each class's probability, and the tokens, None where none are told."""
@@ -130,45 +156,107 @@ class ChatTeacher(LabelingTeacher):
         generator = random.Random(hashlib.sha256(text.encode()).digest())
         total = np.zeros(len(self.classes))
         tokens: list[list[int | None]] = []
-        for _ in range(self.orders):
+        for number in range(self.orders):
             order = generator.sample(range(len(self.classes)), len(self.classes))
             letters = string.ascii_uppercase[: len(order)]
             options = "\n".join(f"{letter}. {self.options[k]}" for letter, k in zip(letters, order, strict=True))
             prompt = _PROMPT.format(
                 text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
             )
-            found, count = self._by_letter(prompt)
+            shares, count = self._kept.get((text, number)) or self._shares(prompt, letters)
+            self._kept[text, number] = shares, count
             tokens.append(count)
-            weights = np.array([found.get(letter, 0.0) for letter in letters])
-            if not weights.sum() > 0:
-                raise ValueError(f"{self._named} answers with none of the letters {letters} but {dict(found)!r:.300}")
-            total[order] += weights / weights.sum()
+            total[order] += shares
+        for number in range(self.orders):
+            self._kept.pop((text, number), None)
         asked, answered = (None if None in each else sum(each) for each in zip(*tokens, strict=True))
         return (total / self.orders).tolist(), asked, answered
 
-    def _by_letter(self, prompt: str) -> tuple[Mapping[str, float], list[int | None]]:
-        """Return the weight of each first token, spaces and case aside, and the tokens that the server counts."""
-        asked = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
-        asked |= {"logprobs": True, "top_logprobs": 20} if self.votes is None else {"n": self.votes}
-        counted: defaultdict[str, float] = defaultdict(float)
+    def _shares(self, prompt: str, letters: str) -> tuple[np.ndarray, list[int | None]]:
+        """Return each letter's share of the answer to a prompt, and the tokens that the server counts."""
+        reply = self._send(prompt)
         try:
-            reply = self._client.chat.completions.create(**asked, temperature=0.0 if self.votes is None else 1.0)
-            if self.votes is None:
-                log_probabilities = reply.choices[0].logprobs
-                for token in (log_probabilities.content[0].top_logprobs or ()) if log_probabilities else ():
-                    counted[token.token.strip().upper()] += math.exp(token.logprob)
-            else:
-                for choice in reply.choices:
-                    counted[(choice.message.content or "").strip().upper()] += 1
+            found = _first_tokens(reply.choices[0]) if self.votes is None else _votes(reply.choices)
             told = [getattr(reply.usage, each, None) for each in ("prompt_tokens", "completion_tokens")]
-        except (require("openai", "teachers").OpenAIError, *ODD_CONTENT) as error:
+        except ODD_CONTENT:
+            said = without_tokens(repr(reply), self._api_key)
+            raise ValueError(
+                f"{self._named} gives no chat completion: is base_url right, such as http://localhost:8000/v1? It "
+                f"answers {said:.200}"
+            ) from None
+        whole = sum(found.values())
+        if self.votes is None and not 0 < whole <= _MOST_PROBABILITY:
+            raise ValueError(
+                f"{self._named} gives no log-probabilities: ask for votes, such as votes=10 (what it gives "
+                f"sums to {whole:.3g})"
+            )
+        if self.votes is not None and whole != self.votes:
+            raise ValueError(
+                f"{self._named} gives {whole:.0f} answers where votes={self.votes} asks for {self.votes}: if it gives "
+                f"one a request, ask with votes=1 and orders={self.votes}"
+            )
+        weights = np.array([found.get(letter, 0.0) for letter in letters])
+        share = weights.sum() / (self.votes or 1)
+        if not share >= _LEAST_SHARE:
+            said = without_tokens(repr(found), self._api_key)
+            raise ValueError(
+                f"{self._named} answers with the letters {letters} for {share:.2g} of its answers, and at least "
+                f"{_LEAST_SHARE} is needed: it says {said:.300}. A model that thinks aloud first, or refuses, names "
+                "no class"
+            )
+        return weights / weights.sum(), [as_count(each) for each in told]
+
+    def _send(self, prompt: str) -> Any:
+        """Send a prompt, and return what the client reads in the answer."""
+        openai = require("openai", "teachers")
+        asked: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
+        if self.votes is None:
+            asked |= {"logprobs": True, "top_logprobs": 20, "temperature": 0.0}
+        else:
+            asked |= {"n": self.votes, "temperature": 1.0}
+        limit = self._limit
+        try:
+            create = functools.partial(self._client.chat.completions.create, **asked)
+            try:
+                return create(**{limit: 1})
+            except openai.BadRequestError as error:
+                # Models that think call the limit otherwise, and refuse the usual name.
+                if limit == _OTHER_LIMIT or _OTHER_LIMIT not in str(error):
+                    raise
+                self._limit = _OTHER_LIMIT
+                return create(**{_OTHER_LIMIT: 1})
+        except (openai.OpenAIError, *ODD_CONTENT) as error:
             reason, headers = (
                 f"{type(error).__name__}: {error}",
                 getattr(getattr(error, "response", None), "headers", {}),
             )
             if "location" in headers:
                 reason += f". It sends on to {headers['location']}, where nothing is sent"
+            if self._api_key is None and getattr(error, "status_code", None) in (401, 403):
+                reason += ". No key was sent, since OPENAI_API_KEY is for OpenAI alone: give api_key"
             raise ValueError(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
-        if self.votes is None and not counted:
-            raise ValueError(f"{self._named} gives no log-probabilities: ask for votes, such as votes=10")
-        return counted, [as_count(each) for each in told]
+
+
+def _option(name: str, words: Any) -> str:
+    """Return a class as it stands in the list of options: a line, whatever is in it."""
+    told = name if words is None else f"{name}: {read_words(words, name)}"
+    return " ".join(told.split())
+
+
+def _is_openai(url: Any) -> bool:
+    """Check whether an address is one of OpenAI's own."""
+    address = urlsplit(str(url))
+    return address.scheme == "https" and f".{address.hostname}".endswith(".openai.com")
+
+
+def _first_tokens(choice: Any) -> dict[str, float]:
+    """Return the probability of each first token, spaces and case aside; nothing where a server tells none."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for token in (choice.logprobs.content[0].top_logprobs or ()) if choice.logprobs else ():
+        found[token.token.strip().upper()] += math.exp(token.logprob)
+    return dict(found)
+
+
+def _votes(choices: Any) -> dict[str, float]:
+    """Return how often each answer comes, spaces and case aside."""
+    return dict(Counter((choice.message.content or "").strip().upper() for choice in choices))

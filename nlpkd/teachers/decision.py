@@ -45,7 +45,7 @@ class DecisionTeacher(LabelingTeacher):
         **pipeline_settings: further arguments of `transformers.pipeline`, such as `tokenizer`, `dtype` or `device`.
 
     Raises:
-        ValueError: if the question is none of these kinds.
+        ValueError: if the question is none of these kinds, or its instructions are blank.
     """
 
     def __init__(
@@ -66,6 +66,10 @@ class DecisionTeacher(LabelingTeacher):
         # As it is sent, and comes back: JSON's names are texts.
         self.question = json.loads(json.dumps(dict(question)))
         self.classes, self.problem_type, self._questions = read_question(self.question)
+        for name, each in self._questions.items():
+            asked = each.get("instructions")
+            if isinstance(asked, str) and not asked.strip():
+                raise ValueError(f"the instructions of {name!r} must say what is asked, or be left out, got {asked!r}")
         self.base_url = base_url
         self.batch_size = batch_size
         self._local = LocalModel(model, pipeline_settings)
@@ -116,8 +120,12 @@ class DecisionTeacher(LabelingTeacher):
                 raise ValueError(f"it answers {list(answers)}")
             row = read_answers(answers, self._questions, self.classes, self.problem_type)
         except ODD_CONTENT as error:
-            told = f"{self._client.url} must answer {list(self._questions)}, got {reply!r:.300}: {error}"
-            raise ValueError(self._client.without_secrets(told)) from None
+            told = self._client.without_secrets(repr(reply))[:300]
+            raise ValueError(
+                self._client.without_secrets(
+                    f"{self._client.url} must answer {list(self._questions)}, got {told}: {error}"
+                )
+            ) from None
         counts = usage if isinstance(usage, Mapping) else {}
         return row, (counts.get("input_tokens"), counts.get("output_tokens"))
 

@@ -15,8 +15,8 @@ from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
-from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length
-from nlpkd.utils.field_types import are_numbers, check_counts
+from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length, read_words
+from nlpkd.utils.field_types import check_counts
 
 
 class ZeroShotTeacher(LabelingTeacher):
@@ -52,7 +52,7 @@ class ZeroShotTeacher(LabelingTeacher):
         self.classes = classes
         check_counts(batch_size=batch_size)
         words = list(classes.values()) if isinstance(classes, Mapping) else [None] * len(self.classes)
-        filled = [_read_words(each, name) for each, name in zip(words, self.classes, strict=True)]
+        filled = [read_words(each, name) for each, name in zip(words, self.classes, strict=True)]
         self.hypotheses = [_fill(hypothesis_template, each) for each in filled]
         if len(set(self.hypotheses)) < len(self.hypotheses):
             raise ValueError(f"each class needs a sentence of its own, got {self.hypotheses}")
@@ -71,6 +71,8 @@ class ZeroShotTeacher(LabelingTeacher):
             raise ValueError(
                 f"the model's labels {pipe.model.config.id2label} name no entailment: set id2label of its config"
             )
+        if self.problem_type == MULTI_LABEL:
+            _contradiction(pipe)
         if pipe.tokenizer.pad_token is None:
             pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
         return pipe
@@ -114,8 +116,7 @@ class ZeroShotTeacher(LabelingTeacher):
                 logits[batch] = pipe.model(**readable(pipe.model, inputs)).logits.float().cpu()
         logits = logits.view(len(texts), len(self.classes), -1)
         if self.problem_type == MULTI_LABEL:
-            contradiction = -1 if pipe.entailment_id == 0 else 0
-            answers = logits[..., [contradiction, pipe.entailment_id]].softmax(-1)[..., 1]
+            answers = logits[..., [_contradiction(pipe), pipe.entailment_id]].softmax(-1)[..., 1]
         else:
             answers = logits[..., pipe.entailment_id].softmax(-1)
         return as_probabilities(answers.numpy(), len(texts), self.classes, self.problem_type)
@@ -131,13 +132,16 @@ class ZeroShotTeacher(LabelingTeacher):
         return {"name": str(name), "question": question, "problem_type": self.problem_type} | self._local.describe()
 
 
-def _read_words(words: Any, name: str) -> str:
-    """Read what describes a class: its name where nothing does."""
-    if words is None:
-        return name
-    if not are_numbers(words) and not (isinstance(words, str) and words.strip()):
-        raise ValueError(f"the class {name!r} is described by words, got {words!r:.100}: leave them out for its name")
-    return str(words)
+def _contradiction(pipe: Any) -> int:
+    """Return the id of the label that contradicts; of two labels it is the one beside entailment."""
+    ids = pipe.model.config.label2id
+    for name, number in ids.items():
+        if name.lower().startswith("contradict") or (len(ids) == 2 and number != pipe.entailment_id):
+            return number
+    raise ValueError(
+        f"the model's labels {list(ids)} name no contradiction, which entailment is compared with where any number of "
+        "labels may hold for a text: set id2label and label2id of its config, or leave multi_label out"
+    )
 
 
 def _fill(template: str, words: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from email.utils import parsedate_to_datetime
@@ -18,14 +19,15 @@ from nlpkd.utils.provenance import without_tokens
 
 logger = logging.getLogger(__name__)
 
-_BUSY = (429, 500, 502, 503, 504)
-
 _BACKOFF_S = 0.5
 
 LONGEST_WAIT_S = 120.0
 """Seconds before a further try at most, whatever the server asks for."""
 
 _LONG_WAIT_S = 10.0
+
+# What a header may hold, and no server or library writes in another way. Signs of ASCII but ", ' and \.
+_KEY = re.compile(r"""[!#-&(-\[\]-~]+""")
 
 # What another try may mend. An answer that is cut short is no JSON.
 _PASSING = (
@@ -41,9 +43,9 @@ _PASSING = (
 class JSONClient:
     """Post JSON to one address, and try again where that may help.
 
-    After 429 and 5xx the server's `Retry-After` is waited for, `LONGEST_WAIT_S` at most. After those without it,
-    dropped connections and answers that are cut short the time doubles with each try. Any other status is an error at
-    once: so is a redirection, since what is posted is for this address alone.
+    After 408, 429 and every 5xx the server's `Retry-After` is waited for, `LONGEST_WAIT_S` at most. After those
+    without it, dropped connections and answers that are cut short the time doubles with each try. Any other status is
+    an error at once: so is a redirection, since what is posted is for this address alone.
 
     Proxies are those of the environment. A key goes before what a `.netrc` has for the server.
 
@@ -54,11 +56,11 @@ class JSONClient:
         max_retries: how often a request is tried again.
 
     Raises:
-        ValueError: if the address or a number can't be one.
+        ValueError: if the address, the key or a number can't be one.
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, max_retries: int = 6):
-        check_requests(url, timeout_s, max_retries)
+        check_requests(url, timeout_s, max_retries, api_key)
         self.url = url
         self.timeout_s = timeout_s
         self.max_retries = max_retries
@@ -87,7 +89,7 @@ class JSONClient:
             wait_s = _BACKOFF_S * 2**attempt
             try:
                 response = self._send(body)
-                if response.status_code not in _BUSY:
+                if not _may_pass(response.status_code):
                     return self._content(response)
                 failure = self._told(response)
                 wait_s = _asked_wait_s(response.headers.get("Retry-After"), wait_s)
@@ -136,7 +138,8 @@ class JSONClient:
             raise ValueError(f"{self.url} gives no JSON that can be read: {type(error).__name__}: {error}") from None
 
     def _told(self, response: requests.Response) -> str:
-        return f"{self.url} answers {response.status_code}: {response.text[:300]}"
+        # A key that is cut is not known.
+        return f"{self.url} answers {response.status_code}: {self.without_secrets(response.text)[:300]}"
 
     def _wait(self, seconds: float, reason: str) -> None:
         if seconds >= _LONG_WAIT_S:
@@ -144,13 +147,14 @@ class JSONClient:
         time.sleep(seconds)
 
 
-def check_requests(url: str | None, timeout_s: float, max_retries: int) -> None:
+def check_requests(url: str | None, timeout_s: float, max_retries: int, api_key: str | None = None) -> None:
     """Refuse settings of requests that can't be.
 
     Args:
         url: of a server, if one is given.
         timeout_s: seconds that a try may take.
         max_retries: how often a request is tried again.
+        api_key: of the server, if one is given.
 
     Raises:
         ValueError: for the first one that can't be; it is named.
@@ -160,6 +164,28 @@ def check_requests(url: str | None, timeout_s: float, max_retries: int) -> None:
     if not (are_numbers(timeout_s) and timeout_s > 0):
         raise ValueError(f"timeout_s must be a number above 0, got {timeout_s!r}")
     check_counts(0, max_retries=max_retries)
+    check_key(api_key)
+
+
+def check_key(api_key: str | None) -> None:
+    """Refuse what is no key alone; libraries would say it in their errors, and in a form that is not known here.
+
+    Args:
+        api_key: of a server, if one is given.
+
+    Raises:
+        ValueError: if it has signs that no key has; they are not shown.
+    """
+    if api_key is not None and not (isinstance(api_key, str) and _KEY.fullmatch(api_key or "-")):
+        raise ValueError(
+            "api_key must be a text, the key alone: without 'Bearer', blanks, quotes, backslashes and line ends, in "
+            "signs of ASCII (what was given is not shown)"
+        )
+
+
+def _may_pass(status: int) -> bool:
+    """Check whether a status is a server's or a proxy's that has no time now: it timed out, is busy, or broken."""
+    return status in (408, 429) or status >= 500
 
 
 def _asked_wait_s(header: str | None, otherwise: float) -> float:

@@ -100,10 +100,12 @@ def without_tokens(text: str, *own: str | None) -> str:
     Returns:
         The text without them.
     """
+    # Known ones before the patterns, which may strike out a part of one, and the longest first for the same reason.
+    known = {form for each in (*own, *_own_secrets()) if each for form in (each, each.strip(), repr(each)[1:-1])}
+    for secret in sorted((each for each in known if len(each) >= _LEAST_TOKEN), key=len, reverse=True):
+        text = text.replace(secret, "***")
     for pattern in _SECRETS:
         text = pattern.sub(lambda found: f"{found[1]}***", text)
-    for secret in sorted({each for each in (*own, *_own_secrets()) if each and len(each) >= _LEAST_TOKEN}, key=len):
-        text = text.replace(secret, "***")
     return text
 
 

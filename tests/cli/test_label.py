@@ -127,6 +127,16 @@ def test_a_file_names_another_kind_of_teacher_and_its_tokens_are_priced(folder):
     assert record["run"]["teacher"]["name"] == "m" and "teacher" in record["candidates"]
 
 
+@pytest.mark.parametrize(("words", "most"), [([], 3), (["--concurrency", "1"], 1), (["--concurrency", "2"], 2)])
+def test_requests_run_side_by_side_as_the_option_says_and_else_as_the_file_says(folder, words, most):
+    (folder / "few.csv").write_text("text\n" + "\n".join(f"good film {number}" for number in range(9)))
+    with LabelServer(chat) as server:
+        server.delay_s = 0.05
+        (folder / "teacher.yaml").write_text(CHAT + f"base_url: {server.url}\nconcurrency: 3\n")
+        done = run("label", "--data", "few.csv", "--question", "teacher.yaml", "--output", "labels.parquet", *words)
+    assert done.exit_code == 0 and min(most, 2) <= server.most_busy <= most
+
+
 def test_one_command_distils_texts_without_labels(folder):
     with LabelServer(judge) as server:
         done = run(

@@ -29,6 +29,13 @@ def test_each_kind_is_made_of_its_arguments(tmp_path, written):
     assert teacher.concurrency == (3 if written["teacher"] in ("decision", "chat") else 1)
 
 
+@pytest.mark.parametrize("written", [WRITTEN[0], CHAT], ids=lambda written: written["teacher"])
+@pytest.mark.parametrize("in_file", [None, 6])
+@pytest.mark.parametrize("given", [None, 1, 8])
+def test_what_is_given_goes_before_what_is_written_down(written, in_file, given):
+    assert make_teacher(written | {"concurrency": in_file}, concurrency=given).concurrency == (given or in_file or 8)
+
+
 def test_a_null_is_what_is_not_written_and_numbers_are_names():
     teacher = make_teacher(CHAT | {"classes": [1, 2], "orders": None, "base_url": None})
     assert teacher.classes == ("1", "2") and teacher.orders == 2
@@ -53,6 +60,10 @@ def test_questions_are_no_teachers_even_where_a_label_is_called_teacher():
         ),
         ({"teacher": "chat", "model": 3, "question": "?", "classes": ["a", "b"]}, "model must be a text"),
         ({"teacher": "chat", "model": "m", "question": None, "classes": ["a", "b"]}, "needs question"),
+        (CHAT | {"question": ""}, "question must be what is asked"),
+        (CHAT | {"question": {"type": "noul"}}, "question must be a text"),
+        (CHAT | {"classes": {"a": ["one", "two"], "b": "three"}}, "the class 'a' is described by words, got"),
+        ({"teacher": "decision", "model": "m", "question": NOUL | {"instructions": " "}}, "must say what is asked"),
         (CHAT | {"base_url": 8000}, "base_url must be a text"),
         (CHAT | {"orders": 1.5}, "orders must be a whole number"),
         (CHAT | {"votes": "3"}, "votes must be a whole number"),
@@ -65,3 +76,9 @@ def test_questions_are_no_teachers_even_where_a_label_is_called_teacher():
 def test_what_makes_no_teacher_is_refused(written, told):
     with pytest.raises(ValueError, match=told):
         make_teacher(written)
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ValueError, match=f"{path}, the file of a question or of a teacher, can't be read: "):
+            read_mapping(path)

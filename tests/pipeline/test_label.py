@@ -1,6 +1,7 @@
 """Labelling: every text asked once, kills survived, errors with their rows."""
 
 import collections
+import copy
 import hashlib
 import json
 import os
@@ -16,6 +17,9 @@ from label_server import LabelServer, broken, label_at, right_answer, too_many
 from paths import ways_to
 from processes import server as process_server
 from samples import tiny_bert
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from nlpkd import label, read_splits
 from nlpkd.labelling.budget import LabelPlan
@@ -51,6 +55,42 @@ def test_a_function_labels_rows_that_have_no_label_column(tmp_path):
     np.testing.assert_allclose(probabilities[:, 0], [0.3, 0.6, 0.3], atol=1e-6)
     label(teacher, rows, output=output, classes=["long", "short"])
     assert len(seen) == 2, "a second run asks nothing"
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """An estimator of 0 and 1, 1 for a text that is good."""
+    texts, classes = ["good film", "great plot", "bad film", "awful plot"] * 5, [1, 1, 0, 0] * 5
+    return make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, classes)
+
+
+@pytest.mark.parametrize("known", [["neg", "pos"], ["pos", "neg"], [0, 1], [3, 7], [False, True]])
+@pytest.mark.parametrize("reversed_order", [False, True])
+def test_columns_of_an_estimator_get_the_names_of_its_classes_in_whatever_order_they_are_given(
+    tmp_path, fitted, known, reversed_order
+):
+    estimator = copy.deepcopy(fitted)
+    # Those that scikit-learn sorted when it was fitted, of other labels.
+    estimator.steps[-1][1].classes_ = np.array(known)
+    given = known[::-1] if reversed_order else known
+    given = list(map(str, given)) if isinstance(known[0], bool) else given
+    rows = [{"text": "good great"}, {"text": "bad awful"}]
+    output = label(estimator.predict_proba, rows, output=tmp_path / "labels.parquet", classes=given)
+    likeliest = [max(each, key=each.get) for each in labelled(output)[0]["probabilities"]]
+    assert likeliest == [str(known[1]), str(known[0])]
+
+
+def test_names_of_an_estimators_numbers_are_in_their_order_and_other_names_are_refused(tmp_path, fitted):
+    given = {"output": tmp_path / "labels.parquet", "classes": ["dislike", "like"]}
+    rows = [{"text": "good great"}]
+    found, _ = labelled(label(fitted.predict_proba, rows, **given))
+    assert found[0]["probabilities"]["like"] > 0.5
+    named = copy.deepcopy(fitted)
+    named.steps[-1][1].classes_ = np.array(["neg", "pos"])
+    with pytest.raises(
+        ValueError, match=r"\['dislike', 'like'\] are not those of .*predict_proba, .* 0: 'neg', 1: 'pos'"
+    ):
+        label(named.predict_proba, rows, **given)
 
 
 def test_answers_that_are_taken_from_a_file_are_counted_and_their_teacher_is_named(tmp_path, caplog):

@@ -26,6 +26,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizer
 from nlpkd import DistillationTrainer, load_text_classification
 from nlpkd.data.collator import pack_states, pad_states
 from nlpkd.data.columns import HIDDEN_STATES
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.objectives import EmbeddingMSELoss, ForwardKLLoss, HiddenStateMSELoss
@@ -517,6 +518,18 @@ def test_a_scikit_learn_pipeline_teaches_by_its_log_probabilities(pipeline, cach
     with pytest.raises(ValueError, match="what differs: the texts"):
         moved = rows.map(lambda row: {"text": row["text"] + " good"})
         cache(pipeline.predict_proba, moved, outputs="probabilities", teacher_name="words 1", order=[1, 0])
+
+
+def test_outputs_of_an_estimator_carry_the_names_of_its_classes_in_their_order(cache, rows):
+    learned = raw_rows(100, 8)
+    names = np.array(["pos", "neg"])[learned["label"][:]]
+    words = make_pipeline(CountVectorizer(), LogisticRegression()).fit(learned["text"][:], names)
+    given = {"outputs": "probabilities", "teacher_name": "words"}
+    for order, expected in ((None, ("neg", "pos")), ([1, 0], ("pos", "neg"))):
+        cached = cache(words.predict_proba, rows, f"cache {order}", order=order, **given)
+        assert Classes.of_feature(cached.features["teacher_logits"]).names == expected
+        logits = words.predict_log_proba(rows["text"][:])[:, order or [0, 1]]
+        np.testing.assert_allclose(logits_of(cached), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_probabilities_of_zero_are_floored(cache, rows):

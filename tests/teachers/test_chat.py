@@ -1,6 +1,8 @@
 """A chat teacher and the real client, against a server whose answers follow from the prompt."""
 
+import json
 import math
+import random
 import re
 
 import numpy as np
@@ -64,6 +66,20 @@ def test_a_busy_server_is_asked_again():
     assert len(server.times) == 3 and server.times[1] - server.times[0] >= 1
 
 
+def test_orders_that_were_answered_are_not_asked_again_where_a_later_one_failed():
+    def wait(server, handler):
+        return False
+
+    with LabelServer(biased, faults=(wait, wait, broken)) as server:
+        teacher = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=3, max_retries=0)
+        with pytest.raises(ValueError, match="gives no answer"):
+            teacher.probabilities(["a"])
+        mended = teacher.probabilities(["a"])
+        assert len(server.times) == 4
+        np.testing.assert_array_equal(teacher.probabilities(["a"]), mended)
+        assert len(server.times) == 7, "who asks once more gets new answers"
+
+
 @pytest.mark.parametrize(
     ("usage", "kept"),
     [
@@ -83,8 +99,8 @@ def test_tokens_are_those_that_the_server_counts_if_it_does(usage, kept):
     ("answer", "told"),
     [
         (reply([choice("A")]), "no log-probabilities: ask for votes"),
-        (reply([choice("?", {"Sorry": 0.9})]), "none of the letters ABC"),
-        (reply([]), "gives no answer"),
+        (reply([choice("?", {"Sorry": 0.9})]), "the letters ABC for 0 of its answers"),
+        (reply([choice("A", {"A": 1.0, "B": 1.0})]), "no log-probabilities"),
     ],
 )
 def test_answers_that_name_no_class_are_refused(answer, told):
@@ -92,7 +108,97 @@ def test_answers_that_name_no_class_are_refused(answer, told):
         ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", max_retries=0).probabilities(["a"])
 
 
-@pytest.mark.parametrize("votes", [None, 2])
+def odd_answers(count):
+    """Answers to two classes: which tokens came, each with its share, and the sum of those that name a class."""
+    generator = random.Random(0)
+    for _ in range(count):
+        shares = generator.sample(range(1, 100), 7)
+        share = generator.choice([1e-9, 0.3, 0.49, 0.51, 0.7, 1.0])
+        letters, others = (["A", " a", "b", "B\n"], ["<think>", "I", "**"])
+        named = {each: share * part / sum(shares[:4]) for each, part in zip(letters, shares[:4], strict=True)}
+        rest = {each: (1 - share) * part / sum(shares[4:]) for each, part in zip(others, shares[4:], strict=True)}
+        yield named | {each: part for each, part in rest.items() if part}, share
+
+
+def test_an_answer_is_read_only_where_half_of_it_names_classes():
+    asked = list(odd_answers(60))
+    replies = [reply([choice("?", tokens)]) for tokens, _ in asked]
+    with LabelServer(lambda request: replies.pop(0)) as server:
+        teacher = ChatTeacher("m", "?", ["a", "b"], base_url=server.url, api_key="k", orders=1, max_retries=0)
+        for tokens, share in asked:
+            if share < 0.5:
+                with pytest.raises(ValueError, match="the letters AB for .* of its answers, and at least 0.5"):
+                    teacher.probabilities(["a"])
+                continue
+            by_letter = [(tokens["A"] + tokens[" a"]) / share, (tokens["b"] + tokens["B\n"]) / share]
+            np.testing.assert_allclose(np.sort(teacher.probabilities(["a"])[0]), np.sort(by_letter), atol=1e-5)
+
+
+def test_as_many_votes_as_were_asked_for_must_come_and_half_of_them_name_a_class():
+    told = {
+        "for 0.1 of its answers": ["I"] * 9 + ["A"],
+        "for 0.4 of its answers": ["A"] * 4 + ["I"] * 6,
+        "for 0 of its answers": [None] * 10,
+        "gives 1 answers where votes=10 asks for 10": ["A"],
+        "gives 11 answers": ["A"] * 11,
+        "gives 0 answers": [],
+    }
+    enough = ["A", "a", " a\n", "A ", "A"] + ["I"] * 5
+    replies = [reply([choice(each) for each in answers]) for answers in (*told.values(), enough)]
+    with LabelServer(lambda request: replies.pop(0)) as server:
+        teacher = ChatTeacher("m", "?", ["a", "b"], base_url=server.url, api_key="k", votes=10, orders=1)
+        for message in told:
+            with pytest.raises(ValueError, match=message):
+                teacher.probabilities(["a"])
+        assert sorted(teacher.probabilities(["a"])[0]) == [0, 1]
+
+
+def page(kind, body):
+    return lambda server, handler: server.send(handler, 200, body, Content_Type=kind) or True
+
+
+def test_what_is_no_chat_completion_is_shown_with_the_address():
+    said = {
+        "<html>Log in, ***</html>": page("text/html", b"<html>Log in, theKeyOfThis</html>"),
+        "data: ": page("text/event-stream", b'data: {"choices": []}'),
+        "choices=[]": page("application/json", b'{"choices": []}'),
+        "choices=None": page("application/json", b'{"choices": null}'),
+        "no such route": page("application/json", b'{"error": "no such route"}'),
+        "[1]": page("application/json", b"[1]"),
+        "None": page("application/json", b"null"),
+        "......": page("text/html", b"." * 190 + b"theKeyOfThis"),
+    }
+    with LabelServer(faults=tuple(said.values())) as server:
+        teacher = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="theKeyOfThis", max_retries=0)
+        for start in said:
+            with pytest.raises(ValueError, match="no chat completion: is base_url right") as caught:
+                teacher.answer(["a"])
+            assert f"m at {server.url} " in str(caught.value) and start in str(caught.value)
+            assert "theKey" not in str(caught.value)
+
+
+def test_a_model_that_calls_the_limit_of_tokens_otherwise_is_asked_so_from_then_on():
+    def newer(server, handler):
+        told = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        body = json.dumps({"error": {"message": told}}).encode()
+        server.send(handler, 400, body, Content_Type="application/json")
+        return True
+
+    limits = []
+
+    def answer(request):
+        limits.append([name for name in request if name.startswith("max_")])
+        return biased(request)
+
+    with LabelServer(answer, faults=(newer,)) as server:
+        ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=2).probabilities(["a"])
+        assert limits == [["max_completion_tokens"]] * 2 and len(server.times) == 3
+        server.faults = [newer] * 2
+        with pytest.raises(ValueError, match="gives no answer: BadRequestError.*max_completion_tokens"):
+            ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=1).probabilities(["a"])
+
+
+@pytest.mark.parametrize("votes", [None, 1])
 def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server(votes):
     replies = list(odd_versions(counted({"prompt_tokens": 3, "completion_tokens": 1})))
     told = set()
@@ -109,6 +215,94 @@ def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server(vote
     assert {3, True} <= told
 
 
+@pytest.mark.parametrize("odd", [["a"], {"x": 1}, {}, "", " \n", True, b"a", object()])
+def test_what_asks_nothing_and_describes_nothing_in_words_is_refused_before_anything_is_asked(odd):
+    with pytest.raises(ValueError, match="the class 'a' is described by words"):
+        ChatTeacher("m", "?", {"a": odd, "b": "words"})
+    for question in (odd, None, 3):
+        with pytest.raises(ValueError, match="question must be what is asked"):
+            ChatTeacher("m", question, ["a", "b"])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x0b", "\x85", "\u2028", "\n\nB. "])
+def test_an_option_is_one_line_whatever_is_in_a_name_or_a_description(end):
+    classes = {f"sport{end}games": f"of{end}teams{end}", f"art{end}": None, "3": 5}
+    asked = []
+    with LabelServer(lambda request: asked.append(request) or reply([choice("A", {"A": 0.9})])) as server:
+        ChatTeacher("m", "?", classes, base_url=server.url, api_key="k", orders=1).answer(["text"])
+    lines = asked[0]["messages"][0]["content"].splitlines()
+    assert [re.match(r"[A-C]\. ", line) is not None for line in lines] == [False] * 3 + [True] * 3 + [False]
+
+
 def test_more_classes_than_letters_are_refused():
     with pytest.raises(ValueError, match="2 to 26"):
         ChatTeacher("m", "?", [str(n) for n in range(27)])
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """An environment that has all that the client looks for."""
+    for name, value in {"API_KEY": "keyForOpenAI", "ORG_ID": "org-mine", "PROJECT_ID": "proj-mine"}.items():
+        monkeypatch.setenv(f"OPENAI_{name}", value)
+    return monkeypatch
+
+
+def asked_with(server, **given):
+    """Ask, and return the headers that the server gets."""
+    seen = []
+    server.faults = [lambda _, handler: seen.append(dict(handler.headers.items()))]
+    teacher = ChatTeacher("m", "?", CLASSES, orders=1, max_retries=0, **given)
+    teacher.probabilities(["a"])
+    return teacher, {name.lower(): value for name, value in seen[0].items()}
+
+
+def test_what_the_environment_has_for_openai_goes_to_no_other_server(environment):
+    with LabelServer(biased) as server:
+        _, without = asked_with(server, base_url=server.url)
+        _, keyed = asked_with(server, base_url=server.url, api_key="keyOfServer")
+    assert without["authorization"] == "Bearer none" and keyed["authorization"] == "Bearer keyOfServer"
+    for headers in (without, keyed):
+        assert not {"openai-organization", "openai-project"} & set(headers)
+        assert not {"keyForOpenAI", "org-mine", "proj-mine"} & set(" ".join(headers.values()).split())
+
+
+@pytest.mark.parametrize("url", [None, "https://api.openai.com/v1", "https://eu.api.openai.com/v1/"])
+def test_the_environments_key_is_for_openai(environment, url):
+    client = ChatTeacher("m", "?", CLASSES, base_url=url)._client
+    assert client.auth_headers == {"Authorization": "Bearer keyForOpenAI"} and client.organization == "org-mine"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://api.openai.com/v1", "https://openai.com.example/v1", "https://notopenai.com", "https://api.openai.com@h"],
+)
+def test_what_only_looks_like_openai_gets_no_key(environment, url):
+    assert ChatTeacher("m", "?", CLASSES, base_url=url)._client.api_key == "none"
+
+
+def test_a_server_that_wants_a_key_is_told_how_to_get_one(environment):
+    def refuse(server, handler):
+        server.send(handler, 401, b"who is it?")
+        return True
+
+    with LabelServer(faults=(refuse,)) as server, pytest.raises(ValueError, match="No key was sent.*give api_key"):
+        ChatTeacher("m", "?", CLASSES, base_url=server.url, orders=1).probabilities(["a"])
+
+
+def test_the_environments_server_is_the_one_that_is_named(environment):
+    with LabelServer(biased) as one, LabelServer(biased) as other:
+        environment.setenv("OPENAI_BASE_URL", one.url)
+        first, headers = asked_with(one)
+        assert headers["authorization"] == "Bearer keyForOpenAI"
+        environment.setenv("OPENAI_BASE_URL", other.url)
+        second, _ = asked_with(other)
+        # Who was made for one server goes on asking it.
+        first.probabilities(["b"])
+        assert (len(one.times), len(other.times)) == (2, 1)
+        assert [each.describe()["base_url"] for each in (first, second)] == [one.url, other.url]
+        other.answer = lambda request: None
+        with pytest.raises(ValueError, match=f"m at {other.url} "):
+            second.probabilities(["a"])
+    environment.setenv("OPENAI_BASE_URL", "localhost:8000")
+    with pytest.raises(ValueError, match="starts with http"):
+        ChatTeacher("m", "?", CLASSES)

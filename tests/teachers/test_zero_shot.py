@@ -1,6 +1,7 @@
 """Zero-shot teachers: the pipeline's own numbers, in batches."""
 
 import copy
+import itertools
 import json
 import threading
 
@@ -41,6 +42,31 @@ def test_a_model_that_names_no_entailment_is_refused(tokenizer):
     model = tiny_bert(num_labels=3)
     with pytest.raises(ValueError, match="name no entailment"):
         ZeroShotTeacher(model, ["good", "bad"], tokenizer=tokenizer).probabilities(["film"])
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(NLI.values())))
+def test_of_several_labels_entailment_is_compared_with_contradiction_wherever_it_stands(tokenizer, names):
+    model, texts = nli_model(dict(enumerate(names))), sentences(6)[0]
+    found = ZeroShotTeacher(model, ["good", "bad"], multi_label=True, tokenizer=tokenizer).probabilities(texts)
+    for row, text in zip(found, texts, strict=True):
+        pairs = tokenizer([text] * 2, ["This example is good.", "This example is bad."], return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**pairs).logits[:, [names.index("contradiction"), names.index("entailment")]]
+        np.testing.assert_allclose(row, logits.softmax(-1)[:, 1], atol=1e-5)
+
+
+def test_of_two_labels_the_one_beside_entailment_contradicts_and_of_more_it_must_be_named(tokenizer):
+    two = {0: "entailment", 1: "not_entailment"}
+    labels = {name: number for number, name in two.items()}
+    model = tiny_bert(num_labels=2, id2label=two, label2id=labels).eval()
+    found = ZeroShotTeacher(model, ["good", "bad"], multi_label=True, tokenizer=tokenizer).probabilities(["film"])
+    with torch.no_grad():
+        expected = model(**tokenizer("film", "This example is good.", return_tensors="pt")).logits.softmax(-1)[0, 0]
+    assert found[0, 0] == pytest.approx(float(expected), abs=1e-5)
+    unnamed = nli_model({0: "LABEL_0", 1: "neutral", 2: "entailment"})
+    ZeroShotTeacher(unnamed, ["good", "bad"], tokenizer=tokenizer).probabilities(["film"])
+    with pytest.raises(ValueError, match="name no contradiction"):
+        ZeroShotTeacher(unnamed, ["good", "bad"], multi_label=True, tokenizer=tokenizer).probabilities(["film"])
 
 
 @pytest.mark.parametrize("classes", [["one"], ["same", "same"], "words"])

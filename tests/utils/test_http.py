@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import string
 import time
 import traceback
 from email.utils import formatdate
@@ -10,6 +12,7 @@ from email.utils import formatdate
 import pytest
 from label_server import LabelServer, too_many
 
+from nlpkd.labelling.kinds import make_teacher
 from nlpkd.teachers import ChatTeacher, DecisionTeacher
 from nlpkd.utils import http
 from nlpkd.utils.http import JSONClient
@@ -50,6 +53,81 @@ def test_no_key_and_no_password_is_in_an_error(ask):
     assert KEY not in told and PASSWORD not in told and "***" in str(caught.value), told
 
 
+def odd_keys(count: int) -> list[str]:
+    """Keys with signs in them, before them and after them that no key has, and those without."""
+    generator = random.Random(0)
+    keys = []
+    for _ in range(count):
+        parts = ["".join(generator.choices(string.ascii_letters + string.digits, k=9)) for _ in range(3)]
+        between = generator.choice(["", "-", "+/", " ", "\n", "'", '"', "\\", "ä", "\t", "€", "&", "$"])
+        before, after = (
+            generator.choice(["", "Bearer ", " ", "'", "$"]),
+            generator.choice(["", "==", "\n", "\r\n", " "]),
+        )
+        keys.append(before + between.join(parts) + after)
+    return keys
+
+
+def written(url: str, key: str):
+    return make_teacher({"teacher": "chat", "model": "m", "question": "?", "classes": ["a", "b"], "base_url": url,
+                         "api_key": key, "max_retries": 0}).answer(["a"])  # fmt: skip
+
+
+def named(url: str, key: str):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEY_OF_TEST", key)
+        return written(url, "$KEY_OF_TEST")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda url, key: JSONClient(url, key, max_retries=0).post({}),
+        lambda url, key: ChatTeacher("m", "?", ["a", "b"], base_url=url, api_key=key, max_retries=0).answer(["a"]),
+        written,
+        named,
+        lambda url, key: written(url, [key]),
+    ],
+)
+def test_of_a_key_of_any_form_nothing_is_said(ask):
+    refused = 0
+    with LabelServer(faults=[echo] * 1000) as server:
+        for key in odd_keys(30):
+            with pytest.raises(ValueError) as caught:
+                ask(server.url, key)
+            told = "".join(traceback.format_exception_only(caught.value))
+            assert caught.value.__cause__ is None and not said_of(key, told), told
+            refused += "401" not in told
+        assert refused + len(server.times) == 30 and refused >= 15
+
+
+def said_of(key: str, told: str) -> list[str]:
+    return [key[start : start + 8] for start in range(len(key) - 7) if key[start : start + 8] in told]
+
+
+@pytest.mark.parametrize(
+    "key", ["abcdefgh\n", "Bearer abcdefgh", "abc def", "'abcdefgh'", "ünïcödé", 12345678, ["a"], 0, " "]
+)
+def test_what_is_no_key_alone_is_refused_before_anything_is_asked(key):
+    for make in (
+        lambda **given: JSONClient("http://localhost:1", **given),
+        lambda **given: DecisionTeacher("m", {"type": "noul"}, base_url="http://localhost:1", **given),
+        lambda **given: ChatTeacher("m", "?", ["a", "b"], **given),
+    ):
+        with pytest.raises(ValueError, match="api_key must be a text, the key alone"):
+            make(api_key=key)
+
+
+def test_a_key_that_an_answer_cuts_is_not_said():
+    def long(server: LabelServer, handler) -> bool:
+        server.send(handler, 400, b"." * 290 + KEY.encode())
+        return True
+
+    with LabelServer(faults=(long,)) as server, pytest.raises(ValueError, match="400") as caught:
+        JSONClient(server.url, KEY).post({})
+    assert not said_of(KEY, str(caught.value))
+
+
 def test_what_is_kept_of_a_teacher_has_no_password_in_it():
     question = {"type": "noul", "instructions": "Good?"}
     url = with_password("http://localhost:1")
@@ -66,6 +144,22 @@ def test_a_busy_server_is_asked_again_whatever_it_says_of_the_time(asked):
     with LabelServer(lambda request: {"a": 1}, faults=(too_many(asked),)) as server:
         assert JSONClient(server.url, max_retries=1).post({}) == {"a": 1}
     assert len(server.times) == 2 and server.times[1] - server.times[0] < 1.5
+
+
+def test_every_status_that_may_pass_is_asked_again_and_no_other():
+    def answers(status: int):
+        return lambda server, handler: server.send(handler, status, b"busy", Retry_After="0") or True
+
+    with LabelServer(lambda request: {"a": 1}) as server:
+        for status in [*range(400, 420), 429, 451, *range(500, 600)]:
+            server.faults, asked = [answers(status)], len(server.times)
+            client = JSONClient(server.url, max_retries=1)
+            if status in (408, 429) or status >= 500:
+                assert client.post({}) == {"a": 1} and len(server.times) == asked + 2
+            else:
+                with pytest.raises(ValueError, match=f"answers {status}: busy"):
+                    client.post({})
+                assert len(server.times) == asked + 1
 
 
 @pytest.mark.parametrize("asked", ["100000", "inf", formatdate(4e9)])

@@ -38,7 +38,7 @@ def test_a_module_is_recorded_as_it_is_started(monkeypatch):
         ('hub_token="with blanks" --seed 1', "hub_token=*** --seed 1"),
         ("the token secretWithoutPrefix is wrong", "the token *** is wrong"),
         ("http://me:p@ss@host/x", "http://***@host/x"),
-        ("by http://me:pa/ss@word1@proxy:3128/", "by http://me:***@proxy:3128/"),
+        ("by http://me:pa/ss@word1@proxy:3128/", "by http://***@proxy:3128/"),
         ("the key is plainKeyOfOpenAI", "the key is ***"),
         ("Incorrect API key provided: sk-abcdefghijklmnopqrst", "Incorrect API key provided: ***"),
         ('{"token": "a b c", "x": 1}', '{"token": ***, "x": 1}'),
@@ -59,3 +59,35 @@ def test_secrets_are_struck_out_of_a_text(text, told, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "plainKeyOfOpenAI")
     monkeypatch.setenv("https_proxy", "http://me:pa/ss@word1@proxy:3128")
     assert without_tokens(text) == told
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "abcd efgh ijkl\n",
+        "Bearer gsk_abcdefghijklmnop\n",
+        "\tabcdefgh\r\n",
+        "abcdefgh'ijkl",
+        "token=abcdefgh ijklmnop",
+        "geheim äöü wort",
+    ],
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_a_secret_of_any_form_is_struck_out_as_a_whole(secret, own, monkeypatch):
+    if not own:
+        monkeypatch.setenv("GROQ_API_KEY", secret)
+    for said in (
+        secret,
+        secret.strip(),
+        repr(secret),
+        f"Bearer {secret}",
+        repr(f"Bearer {secret}"),
+        f"api_key={secret}",
+    ):
+        told = without_tokens(f"Invalid header value {said} of the request", *[secret] * own)
+        assert not any(secret[start : start + 8] in told for start in range(len(secret) - 7)), told
+        assert told.endswith(" of the request"), told
+
+
+def test_of_secrets_in_one_another_nothing_is_left():
+    assert without_tokens("by abcdefgh:ijklmnop", "abcdefgh:ijklmnop", "abcdefgh") == "by ***"
