@@ -14,7 +14,6 @@ from accelerate import PartialState
 from torch import nn
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import describe_rows
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import (
@@ -186,7 +185,6 @@ def describe_run(
     rows: Any,
     columns: Sequence[str],
     *,
-    teacher_ran: bool = False,
     own_parts: dict[str, Any] | None = None,
     same_start: bool = False,
 ) -> dict[str, Any]:
@@ -199,7 +197,6 @@ def describe_run(
         objectives: bound to the two.
         rows: the training rows.
         columns: of them, that are read.
-        teacher_ran: whether their column of the teacher's logits is what this run's teacher gave beforehand.
         own_parts: what else the user gave, by `describe_own_parts`.
         same_start: whether a run that starts from other weights is another one.
 
@@ -208,8 +205,6 @@ def describe_run(
         them; `"length"`: epochs and steps, which may change; `"start"`: the student's weights at the start, which a
         checkpoint replaces; `"same_start"`: whether these must be the same all the same.
     """
-    # What the teacher was run for beforehand depends on teacher and rows.
-    columns = [name for name in columns if not (teacher_ran and name == TEACHER_LOGITS)]
     result = describe_lessons(args, teacher, objectives, rows, columns) | _describe_student(student)
     result |= own_parts or {}
     # Weights at the start, which matter to the end only where they pull

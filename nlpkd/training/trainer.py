@@ -141,9 +141,8 @@ class DistillationTrainer(SearchingTrainer):
             objectives = [] if self.compute_loss_func is not None else default_objectives(taught, task)
         self._given_objectives = list(objectives)
         self._lean = LeanTraining()
-        # Why the teacher is not run once for the next training; None where it is. Whether it ever was.
+        # Why the teacher is not run once for the next training; None where it is.
         self._live_since: str | None = None
-        self._teacher_ran = False
         self._own_parts = describe_own_parts(self.compute_loss_func, self.optimizer, self.optimizer_cls_and_kwargs)
         self._measure_by(scoring_of(task), compute_metrics)
         self.connect(unnamed)
@@ -256,11 +255,12 @@ class DistillationTrainer(SearchingTrainer):
             self.rehearsed_beside = None
         self._live_since = refused_speed_ups(self._parts()).get(CACHED_TEACHER)
         if self._live_since is None:
-            self.train_dataset = self._signals.run_once(self.train_dataset, self.args)
-            self._teacher_ran = True
+            # The column is of this teacher and these rows as they are now: another training finds it on the disk.
+            self._completed = self.train_dataset, self._signals.run_once(self.train_dataset, self.args)
         try:
             yield
         finally:
+            self._completed = None, None
             self._lean.end()
             if not self._sharded:
                 # Accelerate leaves the model's forward in mixed precision, in which it would then be measured.
@@ -270,7 +270,7 @@ class DistillationTrainer(SearchingTrainer):
     def describe_run(self) -> dict[str, Any]:
         """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
         rows: Any = (self.train_dataset, self._signature_columns)
-        made: Any = {"teacher_ran": self._teacher_ran, "own_parts": self._own_parts, "same_start": self.same_start}
+        made: Any = {"own_parts": self._own_parts, "same_start": self.same_start}
         return describe_run(self.args, self.model, self.teacher_model, self.objectives, *rows, **made)
 
     # Loss
@@ -326,7 +326,7 @@ class DistillationTrainer(SearchingTrainer):
         parts = self._parts()
         # The cache was decided on before.
         refused = refused_speed_ups(parts) | {CACHED_TEACHER: self._live_since or ""}
-        choices = [*self.args.choices(), *self._loss.choices(self.model, self._columns)]
+        choices = [*self.args.choices(), *self._loss.choices(self.model, visible_columns(self._rows_to_train))]
         choices += self._lean.begin(parts, refused, getattr(self.processing_class, "all_special_ids", []))
         if self.is_world_process_zero():
             logger.warning("Training with %s.", ", ".join([*choices, *describe_refusals(refused)]))
