@@ -30,6 +30,7 @@ class ExampleObjective(LayerObjective):
 
     needs = frozenset({"hidden_states"})
     settings: ClassVar[tuple[str, ...]] = ("on",)
+    settled = (*LayerObjective.settled, "on")
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
 
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, on: str = "hidden_states"):
@@ -150,6 +151,7 @@ class ContrastiveLoss(ExampleObjective):
 
     citation = "Tian et al. (2020), Contrastive Representation Distillation, arXiv:1910.10699"
     settings = (*ExampleObjective.settings, "temperature", "width")
+    settled = (*ExampleObjective.settled, "width")
     couples_rows = True
 
     def __init__(

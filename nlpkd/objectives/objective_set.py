@@ -134,6 +134,7 @@ class ObjectiveSet(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for objective in self.members:
+                objective.bound_in = None
                 objective.bind(student_config, teacher_config)
                 objective.bound_in = self._binding
 
