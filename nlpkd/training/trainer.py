@@ -31,7 +31,7 @@ from nlpkd.training.checkpoints import describe_own_parts, describe_run
 from nlpkd.training.dataloaders import ROWS
 from nlpkd.training.evaluating import EvaluationLoss
 from nlpkd.training.failures import explain_out_of_memory
-from nlpkd.training.fitted import fitted
+from nlpkd.training.fitted import Fitted, fitted
 from nlpkd.training.loss import DistillationLoss, default_objectives, refuse_other_kinds
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import describe_training, measure_for_card
@@ -189,6 +189,7 @@ class DistillationTrainer(SearchingTrainer):
             raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
         names = self._loss.names + ["anchor"] * (self._anchor is not None)
         self.losses = LossAccumulator(names, self.accelerator, args.device)
+        self._fitted = Fitted.of(self)
 
     @property
     def teacher_order(self) -> list[int] | None:
@@ -244,6 +245,7 @@ class DistillationTrainer(SearchingTrainer):
         if self.model is not None:
             refuse_untrained(as_student(self.model), self.optimizer if self.model_init is None else None)
         self.objectives.refuse_rebound()
+        self._fitted.refuse_changed(self)
         self.follow_assigned_metrics()
         # Other rows may have been assigned since the constructor aligned what it was given.
         self.train_dataset = self._aligned(self.train_dataset, "training")
