@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -223,6 +224,30 @@ class ObjectiveSet(nn.Module):
             {"params": parameters[len(own) :], "lr": args.weighting_learning_rate, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
+
+    def join(self, optimizer: torch.optim.Optimizer, args: DistillationConfig, lr_scheduler: Any = None) -> None:
+        """Give an optimizer the own parameters that are trained, the same ones on all processes, unless it has them.
+
+        Args:
+            optimizer: changed in place.
+            args: see `parameter_groups`.
+            lr_scheduler: of the optimizer where the user made one.
+
+        Raises:
+            ValueError: if there is such a scheduler, which would not know these parameters.
+        """
+        parameters = self.trained()
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not parameters or id(parameters[0]) in known:
+            return
+        if lr_scheduler is not None:
+            raise ValueError(
+                "the objectives have parameters of their own, which a ready-made lr_scheduler does not know: pass "
+                "optimizers=(optimizer, None)"
+            )
+        broadcast([parameter.data for parameter in parameters])
+        for group in self.parameter_groups(args):
+            optimizer.add_param_group(group)
 
     def average_gradients(self, accelerator: Any) -> None:
         """Average the gradients of the own parameters over all processes, in one reduction.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -338,18 +337,7 @@ class DistillationTrainer(SearchingTrainer):
         """Make the optimizer, with groups of their own for the objectives' parameters."""
         optimizer = super().create_optimizer(model)
         self._lean.follow(optimizer)
-        parameters = self.objectives.trained()
-        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not parameters or id(parameters[0]) in known:
-            return optimizer
-        if self.lr_scheduler is not None:
-            raise ValueError(
-                "the objectives have parameters of their own, which a ready-made lr_scheduler does not know: pass "
-                "optimizers=(optimizer, None)"
-            )
-        broadcast([parameter.data for parameter in parameters])
-        for group in self.objectives.parameter_groups(self.args):
-            optimizer.add_param_group(group)
+        self.objectives.join(optimizer, self.args, self.lr_scheduler)
         return optimizer
 
     @staticmethod
@@ -377,6 +365,8 @@ class DistillationTrainer(SearchingTrainer):
         self.objectives.save(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._anchor is not None:
+            self._anchor.hold()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.objectives.load(resume_from_checkpoint)
 
