@@ -57,6 +57,7 @@ class Objective(nn.Module, ABC):
         tasks: the problem types that it is defined for.
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
             of parts of a batch do not add up to the whole's.
+        fewest_rows: of a micro-batch that one that couples rows can relate.
         progress: share of the training that is done, 0 to 1, for schedules; the trainer keeps it.
         bound_in: whose parameters it has, kept by `nlpkd.objectives.objective_set.ObjectiveSet`.
 
@@ -74,6 +75,7 @@ class Objective(nn.Module, ABC):
     teacher_needed: ClassVar[bool] = True
     tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
     couples_rows: bool = False
+    fewest_rows: ClassVar[int] = 2
     task: str = SINGLE_LABEL
     progress: float = 0.0
     bound_in: Any = None
@@ -218,7 +220,7 @@ class LayerObjective(Objective):
         weight: factor of this objective in the sum.
     """
 
-    settled = ("layers",)
+    settled: ClassVar[tuple[str, ...]] = ("layers",)
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0):
         super().__init__(weight)

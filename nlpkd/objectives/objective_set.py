@@ -117,6 +117,27 @@ class ObjectiveSet(nn.Module):
         return [name for name, objective in zip(self.names, self.members, strict=True) if objective.teacher_needed]
 
     @property
+    def couple_rows(self) -> list[str]:
+        """Name the objectives whose value depends on which rows share a micro-batch."""
+        return [name for name, objective in zip(self.names, self.members, strict=True) if objective.couples_rows]
+
+    def refuse_few_rows(self, rows: int) -> None:
+        """Refuse micro-batches of too few rows for the objectives that relate them, which would learn nothing.
+
+        Args:
+            rows: of a micro-batch on one process.
+
+        Raises:
+            ValueError: with the names of these objectives.
+        """
+        fewest = max((objective.fewest_rows for objective in self.members if objective.couples_rows), default=1)
+        if rows < fewest:
+            raise ValueError(
+                f"{', '.join(self.couple_rows)} relate the rows of a micro-batch, and one of {rows} has too few: "
+                f"set per_device_train_batch_size to {fewest} at least, and rather to what memory allows"
+            )
+
+    @property
     def match_tokens(self) -> list[str]:
         """Name the objectives that match token with token."""
         return [name for name, objective in zip(self.names, self.members, strict=True) if objective.matches_tokens]

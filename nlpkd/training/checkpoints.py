@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 RUN_RECORD = "distillation_run.json"
 """In every checkpoint, and beside a finished student: what the run's result depends on."""
 
-# How a step's rows are split into micro-batches and processes, logging, evaluation and saving change no result.
+# Logging, evaluation and saving change no result, nor does how a step's rows are split into micro-batches and
+# processes, but for objectives that relate the rows of a micro-batch.
 _SETTINGS = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
     "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed",
@@ -223,6 +224,8 @@ def describe_lessons(
     settings = args.to_dict()
     result = {name: settings.get(name) for name in _SETTINGS}
     result["rows of an optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if objectives.couple_rows:
+        result |= {"rows of a micro-batch": args.train_batch_size, "processes": args.world_size}
     result |= describe_rows(rows, columns, "training")
     for name, objective in zip(objectives.names, objectives, strict=True):
         result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}

@@ -114,7 +114,8 @@ def _nobody_labelled(labels: np.ndarray) -> bool:
 class EvaluationLoss:
     """The loss of an evaluation: each objective's total over all rows by its count, weighed as at the training's end.
 
-    So it is the same for every size of batches and number of processes.
+    So it is the same for every size of batches and number of processes, but for objectives that relate the rows of a
+    batch (`Objective.couples_rows`), whose value is that of `per_device_eval_batch_size` rows at a time.
 
     Args:
         loss: of the training.

@@ -129,6 +129,7 @@ class DistillationLoss:
         self.recorded = None
         given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
         self.objectives = ObjectiveSet(given, args.weighting)
+        self.objectives.refuse_few_rows(args.train_batch_size)
         # A teacher, where one is needed
         needing = self.objectives.need_teacher
         if teacher is None and needing and columns and TEACHER_LOGITS not in columns:

@@ -232,6 +232,10 @@ class DistillationTrainer(SearchingTrainer):
         columns: Any = self._signature_columns
         self._signature_columns = columns + sorted(extra - set(columns))
 
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        self.objectives.refuse_few_rows(batch_size)
+        super()._update_auto_batch_size(batch_size)
+
     # Training
 
     @contextmanager
