@@ -203,6 +203,7 @@ class DistillationConfig(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} must be a number, got {value!r}")
+        _check_length(self)
         _check_seeds(self)
         check_ensemble(self.ensemble_average, self.ensemble_weights)
         _check_schedule(self)
@@ -320,6 +321,14 @@ def check_ensemble(average: str, weights: Sequence[float] | None) -> None:
         makes_a_mean = False
     if not makes_a_mean:
         raise ValueError(f"ensemble_weights must be >= 0 and not all 0, a number for each teacher, got {weights!r}")
+
+
+def _check_length(args: TrainingArguments) -> None:
+    """Refuse a training of no steps; a `max_steps` of -1 or 0 leaves its length to the epochs."""
+    if args.max_steps < -1:
+        raise ValueError(f"max_steps must be >= 1, or -1 to go by num_train_epochs, got {args.max_steps!r}")
+    if args.max_steps < 1 and args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs must be > 0, got {args.num_train_epochs!r}: nothing would be trained")
 
 
 def _check_seeds(args: TrainingArguments) -> None:

@@ -190,3 +190,18 @@ def test_saving_on_each_machine_is_refused_where_transformers_would_leave_the_we
 def test_a_place_to_report_to_that_nobody_knows_is_refused(report_to, tmp_path):
     with pytest.raises(ValueError, match=r"report_to must be .* got \['nowhere'\]"):
         DistillationConfig(str(tmp_path), report_to=report_to)
+
+
+@pytest.mark.parametrize(
+    "length", [{"num_train_epochs": 0}, {"num_train_epochs": -1.0}, {"num_train_epochs": 0, "max_steps": 0}]
+)
+def test_a_training_of_no_epochs_is_refused_unless_it_goes_by_its_steps(config, length):
+    with pytest.raises(ValueError, match=r"num_train_epochs must be > 0, got .*: nothing would be trained"):
+        config(**length)
+    assert config(**length | {"max_steps": 2}).max_steps == 2
+
+
+def test_a_negative_number_of_steps_is_refused_but_for_that_of_none_given(config):
+    with pytest.raises(ValueError, match="max_steps must be >= 1, or -1 to go by num_train_epochs, got -5"):
+        config(max_steps=-5)
+    assert config(max_steps=-1).max_steps == -1

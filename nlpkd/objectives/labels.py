@@ -140,15 +140,26 @@ class CrossEntropyLoss(Objective):
         return (errors.mean(dim=-1) * labelled).sum()
 
     def _labelled(self, batch: Mapping[str, Any]) -> Tensor:
-        """Check which rows have a gold label: bool `(batch,)`."""
-        labels = labels_of(batch, self)
-        known = ~labels.isnan() if self.task == REGRESSION else labels != UNLABELLED
-        return known.reshape(len(labels), -1).all(dim=1)
+        return labelled_rows(labels_of(batch, self), self.task)
 
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""
         weights = None if self.class_weights is None else self.class_weights.tolist()
         return super().config() | {"class_weights": weights, "label_smoothing": self.label_smoothing}
+
+
+def labelled_rows(labels: Tensor, task: str) -> Tensor:
+    """Check which rows have a gold label.
+
+    Args:
+        labels: `(batch,)`, or `(batch, labels)` of a multi-label task.
+        task: the problem type.
+
+    Returns:
+        bool `(batch,)`.
+    """
+    known = ~labels.isnan() if task == REGRESSION else labels != UNLABELLED
+    return known.reshape(len(labels), -1).all(dim=1)
 
 
 def with_gold_settings(

@@ -252,6 +252,7 @@ class DistillationTrainer(SearchingTrainer):
         self.follow_assigned_metrics()
         # Other rows may have been assigned since the constructor aligned what it was given.
         self.train_dataset = self._aligned(self.train_dataset, "training")
+        self._loss.refuse_untaught(self._columns)
         # The teacher may have been given hooks or other modules since it was last run.
         self._signals.release()
         if self.args.rehearsal and self.model is not None and not self._sharded:
