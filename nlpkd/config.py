@@ -20,7 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from nlpkd.tasks import is_an_error
+from nlpkd.tasks import MERITS, more_is_better
 from nlpkd.utils.field_types import check_field_types
 from nlpkd.utils.packages import require
 
@@ -183,8 +183,7 @@ class DistillationConfig(TrainingArguments):
             # TrainingArguments hands ddp_timeout on to GPUs alone; a group that there is already keeps its own.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
         if self.greater_is_better is None and self.metric_for_best_model is not None:
-            # Trainer knows of losses alone that less is better.
-            self.greater_is_better = not is_an_error(self.metric_for_best_model)
+            self.greater_is_better = _more_is_better(self.metric_for_best_model)
         super().__post_init__()
         self._check_values()
         self._check_surroundings()
@@ -321,6 +320,17 @@ def check_ensemble(average: str, weights: Sequence[float] | None) -> None:
         makes_a_mean = False
     if not makes_a_mean:
         raise ValueError(f"ensemble_weights must be >= 0 and not all 0, a number for each teacher, got {weights!r}")
+
+
+def _more_is_better(metric: str) -> bool:
+    """Tell whether more of a metric is better, where Trainer knows of losses alone that less is."""
+    more = more_is_better(metric)
+    if more is None:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is no metric that nlpkd reports, such as {', '.join(MERITS)} or loss: "
+            "of one of your own say with greater_is_better=True or False whether more of it is better"
+        )
+    return more
 
 
 def _check_length(args: TrainingArguments) -> None:

@@ -138,7 +138,8 @@ BEST = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy
 def test_a_metric_that_no_evaluation_gives_is_refused_before_training(build, make_rows):
     for arguments, said in (
         ({"config": BEST | {"metric_for_best_model": "agreement"}, "teacher": False}, "'agreement' is no metric"),
-        ({"config": BEST | {"metric_for_best_model": "acuracy"}}, "'acuracy' is no metric.*accuracy"),
+        ({"config": BEST | {"metric_for_best_model": "acuracy", "greater_is_better": True}},
+         "'acuracy' is no metric.*accuracy"),
         ({"config": BEST, "rows": make_rows(20).rename_column("labels", "gold"), "objectives": [ForwardKLLoss()]},
          "'loss' is no metric"),
         ({"config": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, "teacher": False,

@@ -600,7 +600,7 @@ class TestEvaluation:
         args = settings(
             output_dir=str(tmp_path / "best"), num_train_epochs=20, learning_rate=0.05, objective_learning_rate=0.05,
             eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="score",
-            rehearsal=False,
+            greater_is_better=True, rehearsal=False,
         )  # fmt: skip
         trainer = DistillationTrainer(
             model=tiny_bert(hidden=8), teacher_model=tiny_bert(layers=4, seed=1), objectives=everything(), args=args,
