@@ -20,7 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from nlpkd.tasks import is_an_error
+from nlpkd.tasks import MERITS, more_is_better
 from nlpkd.utils.field_types import check_field_types
 from nlpkd.utils.packages import require
 
@@ -183,8 +183,7 @@ class DistillationConfig(TrainingArguments):
             # TrainingArguments hands ddp_timeout on to GPUs alone; a group that there is already keeps its own.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
         if self.greater_is_better is None and self.metric_for_best_model is not None:
-            # Trainer knows of losses alone that less is better.
-            self.greater_is_better = not is_an_error(self.metric_for_best_model)
+            self.greater_is_better = _more_is_better(self.metric_for_best_model)
         super().__post_init__()
         self._check_values()
         self._check_surroundings()
@@ -203,6 +202,7 @@ class DistillationConfig(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} must be a number, got {value!r}")
+        _check_length(self)
         _check_seeds(self)
         check_ensemble(self.ensemble_average, self.ensemble_weights)
         _check_schedule(self)
@@ -320,6 +320,25 @@ def check_ensemble(average: str, weights: Sequence[float] | None) -> None:
         makes_a_mean = False
     if not makes_a_mean:
         raise ValueError(f"ensemble_weights must be >= 0 and not all 0, a number for each teacher, got {weights!r}")
+
+
+def _more_is_better(metric: str) -> bool:
+    """Tell whether more of a metric is better, where Trainer knows of losses alone that less is."""
+    more = more_is_better(metric)
+    if more is None:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is no metric that nlpkd reports, such as {', '.join(MERITS)} or loss: "
+            "of one of your own say with greater_is_better=True or False whether more of it is better"
+        )
+    return more
+
+
+def _check_length(args: TrainingArguments) -> None:
+    """Refuse a training of no steps; a `max_steps` of -1 or 0 leaves its length to the epochs."""
+    if args.max_steps < -1:
+        raise ValueError(f"max_steps must be >= 1, or -1 to go by num_train_epochs, got {args.max_steps!r}")
+    if args.max_steps < 1 and args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs must be > 0, got {args.num_train_epochs!r}: nothing would be trained")
 
 
 def _check_seeds(args: TrainingArguments) -> None:

@@ -14,19 +14,28 @@ UNLABELLED = -100
 """The label of a row that nobody labelled: losses and metrics on gold labels leave it out, as torch does."""
 
 
-_ERRORS = ("loss", "expected_calibration_error", "mean_squared_error", "mean_absolute_error")
+_ERRORS = ("expected_calibration_error", "mean_squared_error", "mean_absolute_error")
 
 
-def is_an_error(metric: str) -> bool:
-    """Check whether less of a metric is better, by its name.
+MERITS = (
+    "accuracy", "f1_macro", "f1_micro", "f1_weighted", "matthews_correlation", "pearson", "spearman", "agreement",
+)  # fmt: skip
+"""Metrics of an evaluation of which more is better."""
+
+
+def more_is_better(metric: str) -> bool | None:
+    """Tell whether more of a metric is better, by its name.
 
     Args:
-        metric: a loss or one of `nlpkd.evaluation`, with a prefix (`eval_`) or without.
+        metric: a loss or one of an evaluation's, with a prefix (`eval_`, `eval_SET_`) or without.
 
     Returns:
-        True for losses and errors.
+        False for losses and errors; None for a metric that nlpkd does not report.
     """
-    return metric.endswith(_ERRORS)
+    ending = f"_{metric}"
+    if metric.endswith("loss") or ending.endswith(tuple(f"_{name}" for name in _ERRORS)):
+        return False
+    return True if ending.endswith(tuple(f"_{name}" for name in MERITS)) else None
 
 
 def task_of(config: Any) -> str | None:

@@ -1,11 +1,14 @@
 """Settings: fast where the machine is, and refused where they would do harm."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from nlpkd import DistillationConfig
 from nlpkd.config import fast_at_bf16
+from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, TASKS
 
 
 @pytest.fixture
@@ -190,3 +193,39 @@ def test_saving_on_each_machine_is_refused_where_transformers_would_leave_the_we
 def test_a_place_to_report_to_that_nobody_knows_is_refused(report_to, tmp_path):
     with pytest.raises(ValueError, match=r"report_to must be .* got \['nowhere'\]"):
         DistillationConfig(str(tmp_path), report_to=report_to)
+
+
+@pytest.mark.parametrize(
+    "length", [{"num_train_epochs": 0}, {"num_train_epochs": -1.0}, {"num_train_epochs": 0, "max_steps": 0}]
+)
+def test_a_training_of_no_epochs_is_refused_unless_it_goes_by_its_steps(config, length):
+    with pytest.raises(ValueError, match=r"num_train_epochs must be > 0, got .*: nothing would be trained"):
+        config(**length)
+    assert config(**length | {"max_steps": 2}).max_steps == 2
+
+
+def test_a_negative_number_of_steps_is_refused_but_for_that_of_none_given(config):
+    with pytest.raises(ValueError, match="max_steps must be >= 1, or -1 to go by num_train_epochs, got -5"):
+        config(max_steps=-5)
+    assert config(max_steps=-1).max_steps == -1
+
+
+@pytest.mark.parametrize("metric", ["mse", "eval_rmse", "brier_score", "error_rate", "perplexity", "score", "f1"])
+def test_a_metric_of_ones_own_chooses_the_best_only_with_a_word_on_whether_more_is_better(config, metric):
+    with pytest.raises(ValueError, match=f"{metric!r} is no metric that nlpkd reports.* greater_is_better=True or"):
+        config(metric_for_best_model=metric)
+    for greater in (True, False):
+        assert config(metric_for_best_model=metric, greater_is_better=greater).greater_is_better is greater
+    assert config(metric_for_best_model=f"{metric}_loss").greater_is_better is False
+
+
+@pytest.mark.parametrize("task", [None, *TASKS])
+def test_of_every_metric_of_an_evaluation_it_is_known_whether_more_is_better(config, task):
+    logits = np.array([[2.0, -1.0], [-1.0, 2.0], [0.5, 0.0]])
+    labels = np.array([0, 1, 1])
+    if task == MULTI_LABEL:
+        labels = np.eye(2)[labels]
+    elif task == REGRESSION:
+        logits, labels = logits[:, :1], labels.astype(float)
+    for name in [*scoring_of(task).metrics(logits, labels), "agreement"]:
+        assert config(metric_for_best_model=f"eval_dev_{name}").greater_is_better is ("error" not in name)

@@ -54,25 +54,25 @@ def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
     return kind(**{name: as_type(wanted[name], entry[name]) for name in wanted if name in entry})
 
 
-def as_type(wanted: Any, value: Any) -> Any:
-    """Turn a JSON value into what a field's type says: a record, or a list or mapping of what is in brackets."""
+def as_type(wanted: Any, value: Any, largest: float = LARGEST_NUMBER) -> Any:
+    """Turn a JSON value into what a field's type says, a record too; finite numbers are `largest` at most."""
     inner = get_args(wanted)
     if NoneType in inner:
         kinds = [each for each in inner if each is not NoneType and isinstance(value, get_origin(each) or object)]
-        return None if value is None else as_type((kinds or inner)[-1], value)
+        return None if value is None else as_type((kinds or inner)[-1], value, largest)
     if isinstance(wanted, type) and is_dataclass(wanted):
         return build_record(wanted, value)
     if get_origin(wanted) is list:
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"expected a list, found {value!r:.100}")
-        return [as_type(inner[0], each) for each in value]
+        return [as_type(inner[0], each, largest) for each in value]
     if get_origin(wanted) is dict:
-        return {key: as_type(inner[1], each) for key, each in value.items()}
+        return {key: as_type(inner[1], each, largest) for key, each in value.items()}
     if wanted is float and value is None:
         return math.nan
     if not isinstance(value, _KINDS.get(wanted, object)) or (isinstance(value, bool) and wanted in (int, float)):
         raise TypeError(f"expected {wanted.__name__}, found {value!r:.100}")
-    if isinstance(value, Real) and math.isfinite(value) and abs(float(value)) > LARGEST_NUMBER:
+    if isinstance(value, Real) and math.isfinite(value) and abs(float(value)) > largest:
         raise OverflowError(f"{value!r:.100} is no figure")
     return value
 

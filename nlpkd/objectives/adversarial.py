@@ -37,6 +37,7 @@ class AdversarialLoss(ExampleObjective):
 
     citation = "Xu, Hsu and Huang (2018), Training Shallow and Thin Networks ..., arXiv:1709.00513"
     settings = (*ExampleObjective.settings, "reversal", "width")
+    settled = (*ExampleObjective.settled, "width")
 
     def __init__(
         self,

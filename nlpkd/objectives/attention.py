@@ -48,6 +48,7 @@ class AttentionMSELoss(AttentionObjective):
     needs = frozenset({"attentions"})
     citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
     settings = ("on",)
+    settled = (*AttentionObjective.settled, "on")
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0, on: str = "probabilities"):
         super().__init__(layers, weight)

@@ -52,10 +52,12 @@ class Objective(nn.Module, ABC):
         needs: what it reads, of `KINDS`; settings may narrow it.
         citation: the paper.
         settings: names of the attributes that tell it from others of its class, for `config`.
+        settled: names of those that `bind` builds on, which can't be assigned any more once a trainer called it.
         teacher_needed: whether it reads the teacher's outputs.
         tasks: the problem types that it is defined for.
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
             of parts of a batch do not add up to the whole's.
+        fewest_rows: of a micro-batch that one that couples rows can relate.
         progress: share of the training that is done, 0 to 1, for schedules; the trainer keeps it.
         bound_in: whose parameters it has, kept by `nlpkd.objectives.objective_set.ObjectiveSet`.
 
@@ -69,18 +71,38 @@ class Objective(nn.Module, ABC):
     needs: frozenset[str]
     citation: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...]] = ()
+    settled: ClassVar[tuple[str, ...]] = ()
     teacher_needed: ClassVar[bool] = True
     tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
     couples_rows: bool = False
+    fewest_rows: ClassVar[int] = 2
     task: str = SINGLE_LABEL
     progress: float = 0.0
     bound_in: Any = None
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
+        self.weight = weight
+
+    @property
+    def weight(self) -> float:
+        """Factor of this objective in the sum, >= 0; one that is assigned holds from the next micro-batch on."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
         if not (are_numbers(weight) and 0 <= weight < math.inf):
             raise ValueError(f"{type(self).__name__}: weight must be >= 0 and finite, got {weight!r:.80}")
-        self.weight = weight
+        self._weight = weight
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a setting that student and teacher were bound with."""
+        if name in self.settled and self.bound_in is not None:
+            raise ValueError(
+                f"{type(self).__name__}.{name} was settled when a trainer bound student and teacher, and would not be "
+                f"followed now: make another objective, as again({name}=...) does, and give it to another trainer"
+            )
+        super().__setattr__(name, value)
 
     def again(self, **settings: Any) -> Objective:
         """Make the same objective anew, not bound, with other settings.
@@ -197,6 +219,8 @@ class LayerObjective(Objective):
             `nlpkd.models.layers.map_layers`.
         weight: factor of this objective in the sum.
     """
+
+    settled: ClassVar[tuple[str, ...]] = ("layers",)
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0):
         super().__init__(weight)

@@ -30,6 +30,7 @@ class ExampleObjective(LayerObjective):
 
     needs = frozenset({"hidden_states"})
     settings: ClassVar[tuple[str, ...]] = ("on",)
+    settled: ClassVar[tuple[str, ...]] = (*LayerObjective.settled, "on")
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
 
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, on: str = "hidden_states"):
@@ -116,11 +117,12 @@ class RelationalAngleLoss(ExampleObjective):
 
     citation = "Park et al. (2019), Relational Knowledge Distillation, arXiv:1904.05068"
     couples_rows = True
+    fewest_rows = 3
 
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Multiply the value on this batch by its rows."""
         number = len(student)
-        if number < 3:
+        if number < self.fewest_rows:
             return student.sum() * 0.0
         ours, theirs = (_angles(vectors) for vectors in (student, teacher))
         apart = ~torch.eye(number, dtype=torch.bool, device=student.device)
@@ -150,6 +152,7 @@ class ContrastiveLoss(ExampleObjective):
 
     citation = "Tian et al. (2020), Contrastive Representation Distillation, arXiv:1910.10699"
     settings = (*ExampleObjective.settings, "temperature", "width")
+    settled: ClassVar[tuple[str, ...]] = (*ExampleObjective.settled, "width")
     couples_rows = True
 
     def __init__(

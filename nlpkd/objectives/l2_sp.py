@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,8 @@ class Anchor:
 
     L2-SP (Li, Grandvalet and Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional
     Networks", arXiv:1802.01483, equation 2): a regulariser on parameters, not an objective on outputs. It holds a copy
-    of the starting weights.
+    of the starting weights of what is trained. A frozen parameter is not pulled, and is its own start until it is
+    trained.
 
     Args:
         model: the student at its start.
@@ -20,12 +23,20 @@ class Anchor:
 
     def __init__(self, model: nn.Module, weight: float):
         self.weight = weight
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.start = [parameter.detach().clone() for parameter in self.parameters]
+        self._parameters = list(model.parameters())
+        self._start: dict[int, Tensor] = {}
+        self._keep(parameter for parameter in self._parameters if parameter.requires_grad)
+
+    def _keep(self, parameters: Iterable[Tensor]) -> None:
+        self._start |= {id(each): each.detach().clone() for each in parameters if id(each) not in self._start}
+
+    def hold(self) -> None:
+        """Copy what is frozen too, since its values are about to be replaced by those of a checkpoint."""
+        self._keep(self._parameters)
 
     @torch.no_grad()
     def pull(self, scale: float = 1.0) -> Tensor:
-        """Add the penalty's gradient to the parameters' gradients.
+        """Add the penalty's gradient to the gradients of the parameters that are trained now.
 
         Args:
             scale: what the gradients are multiplied by (fp16's loss scale).
@@ -33,8 +44,10 @@ class Anchor:
         Returns:
             The penalty, a float32 scalar.
         """
-        moved = [now - start for now, start in zip(self.parameters, self.start, strict=True)]
-        for parameter, difference in zip(self.parameters, moved, strict=True):
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        self._keep(trained)
+        moved = [parameter - self._start[id(parameter)] for parameter in trained]
+        for parameter, difference in zip(trained, moved, strict=True):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.add_(difference, alpha=self.weight * scale)

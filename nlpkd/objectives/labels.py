@@ -41,12 +41,22 @@ class CrossEntropyLoss(Objective):
     needs = frozenset({"logits", "labels"})
     teacher_needed = False
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
+    settled = ("class_weights",)
 
     def __init__(self, weight: float = 1.0, class_weights: GivenWeights = None, label_smoothing: float = 0.0):
         super().__init__(weight)
         self.smooth_labels(label_smoothing)
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", None, persistent=False)
+        self._class_weights: Tensor | None
+        self.register_buffer("_class_weights", None, persistent=False)
+        self.weigh_classes(class_weights)
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """One weight a class, in the student's order once it is known; None weighs all alike."""
+        return self._class_weights
+
+    @class_weights.setter
+    def class_weights(self, class_weights: GivenWeights) -> None:
         self.weigh_classes(class_weights)
 
     def smooth_labels(self, label_smoothing: float) -> None:
@@ -57,7 +67,7 @@ class CrossEntropyLoss(Objective):
 
     def weigh_classes(self, class_weights: GivenWeights) -> None:
         """Set the class weights; those that have names are put in the student's order when it is known."""
-        self._given, self.class_weights = class_weights, None
+        self._given, self._class_weights = class_weights, None
         if class_weights is None:
             return
         values = list(class_weights.values()) if isinstance(class_weights, Mapping) else class_weights
@@ -70,7 +80,7 @@ class CrossEntropyLoss(Objective):
                 f"class_weights={class_weights!s:.80}: give one number a class, each at least 0 and not all 0, as a "
                 "list or as a mapping from their names ('balanced' is of distill and train_teacher)"
             )
-        self.class_weights = weights
+        self._class_weights = weights
 
     def again(self, **settings: Any) -> Objective:
         """Make the same anew, with the class weights as they were given; see `Objective.again`."""
@@ -93,10 +103,10 @@ class CrossEntropyLoss(Objective):
             names = list(classes.names)
             if sorted(self._given) != sorted(names):
                 raise ValueError(f"class_weights are of {sorted(self._given)}, and the student's classes are {names}")
-            self.class_weights = torch.tensor([self._given[name] for name in names], dtype=torch.float32)
+            self._class_weights = torch.tensor([self._given[name] for name in names], dtype=torch.float32)
         elif in_order_of := getattr(self._given, "in_order_of", None):
             # Weights that know their classes, as those of loaded data do.
-            self.class_weights = torch.tensor(in_order_of(student_config), dtype=torch.float32)
+            self._class_weights = torch.tensor(in_order_of(student_config), dtype=torch.float32)
         if self.class_weights is not None and labels is not None and len(self.class_weights) != labels:
             raise ValueError(f"got {len(self.class_weights)} class weights for {labels} labels: give one a label")
         if self.task == REGRESSION and (self.class_weights is not None or self.label_smoothing):
@@ -130,15 +140,26 @@ class CrossEntropyLoss(Objective):
         return (errors.mean(dim=-1) * labelled).sum()
 
     def _labelled(self, batch: Mapping[str, Any]) -> Tensor:
-        """Check which rows have a gold label: bool `(batch,)`."""
-        labels = labels_of(batch, self)
-        known = ~labels.isnan() if self.task == REGRESSION else labels != UNLABELLED
-        return known.reshape(len(labels), -1).all(dim=1)
+        return labelled_rows(labels_of(batch, self), self.task)
 
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""
         weights = None if self.class_weights is None else self.class_weights.tolist()
         return super().config() | {"class_weights": weights, "label_smoothing": self.label_smoothing}
+
+
+def labelled_rows(labels: Tensor, task: str) -> Tensor:
+    """Check which rows have a gold label.
+
+    Args:
+        labels: `(batch,)`, or `(batch, labels)` of a multi-label task.
+        task: the problem type.
+
+    Returns:
+        bool `(batch,)`.
+    """
+    known = ~labels.isnan() if task == REGRESSION else labels != UNLABELLED
+    return known.reshape(len(labels), -1).all(dim=1)
 
 
 def with_gold_settings(

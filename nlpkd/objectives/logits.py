@@ -63,7 +63,6 @@ class SoftTargetObjective(Objective):
         if teacher_errors not in TEACHER_ERRORS:
             raise ValueError(f"teacher_errors must be one of {TEACHER_ERRORS}, got {teacher_errors!r}")
         self.temperature = temperature  # type: ignore[assignment]
-        self.couples_rows = self.temperature.couples_rows
         self.standardize = standardize
         self.teacher_errors = teacher_errors
         self.confidence_weighting = confidence_weighting
@@ -78,6 +77,7 @@ class SoftTargetObjective(Objective):
     @temperature.setter
     def temperature(self, value: float | Temperature) -> None:
         self._temperature = as_temperature(value)
+        self.couples_rows = self._temperature.couples_rows
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Refuse options that the task has no meaning for; see `Objective.bind`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -116,6 +117,27 @@ class ObjectiveSet(nn.Module):
         return [name for name, objective in zip(self.names, self.members, strict=True) if objective.teacher_needed]
 
     @property
+    def couple_rows(self) -> list[str]:
+        """Name the objectives whose value depends on which rows share a micro-batch."""
+        return [name for name, objective in zip(self.names, self.members, strict=True) if objective.couples_rows]
+
+    def refuse_few_rows(self, rows: int) -> None:
+        """Refuse micro-batches of too few rows for the objectives that relate them, which would learn nothing.
+
+        Args:
+            rows: of a micro-batch on one process.
+
+        Raises:
+            ValueError: with the names of these objectives.
+        """
+        fewest = max((objective.fewest_rows for objective in self.members if objective.couples_rows), default=1)
+        if rows < fewest:
+            raise ValueError(
+                f"{', '.join(self.couple_rows)} relate the rows of a micro-batch, and one of {rows} has too few: "
+                f"set per_device_train_batch_size to {fewest} at least, and rather to what memory allows"
+            )
+
+    @property
     def match_tokens(self) -> list[str]:
         """Name the objectives that match token with token."""
         return [name for name, objective in zip(self.names, self.members, strict=True) if objective.matches_tokens]
@@ -134,6 +156,7 @@ class ObjectiveSet(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for objective in self.members:
+                objective.bound_in = None
                 objective.bind(student_config, teacher_config)
                 objective.bound_in = self._binding
 
@@ -222,6 +245,30 @@ class ObjectiveSet(nn.Module):
             {"params": parameters[len(own) :], "lr": args.weighting_learning_rate, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
+
+    def join(self, optimizer: torch.optim.Optimizer, args: DistillationConfig, lr_scheduler: Any = None) -> None:
+        """Give an optimizer the own parameters that are trained, the same ones on all processes, unless it has them.
+
+        Args:
+            optimizer: changed in place.
+            args: see `parameter_groups`.
+            lr_scheduler: of the optimizer where the user made one.
+
+        Raises:
+            ValueError: if there is such a scheduler, which would not know these parameters.
+        """
+        parameters = self.trained()
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not parameters or id(parameters[0]) in known:
+            return
+        if lr_scheduler is not None:
+            raise ValueError(
+                "the objectives have parameters of their own, which a ready-made lr_scheduler does not know: pass "
+                "optimizers=(optimizer, None)"
+            )
+        broadcast([parameter.data for parameter in parameters])
+        for group in self.parameter_groups(args):
+            optimizer.add_param_group(group)
 
     def average_gradients(self, accelerator: Any) -> None:
         """Average the gradients of the own parameters over all processes, in one reduction.

@@ -25,7 +25,13 @@ class Weighting(nn.Module):
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__()
         self.gold = [not objective.teacher_needed for objective in objectives]
-        self.base = [objective.weight for objective in objectives]
+        # A list, so that the objectives' parameters are not this module's too.
+        self._weighed = list(objectives)
+
+    @property
+    def base(self) -> list[float]:
+        """The objectives' weights as they are now."""
+        return [objective.weight for objective in self._weighed]
 
     def factors(self, progress: float) -> Tensor | list[float]:
         """Return what each objective is multiplied by, `(objectives,)`.
@@ -103,16 +109,19 @@ class UncertaintyWeighting(Weighting):
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__(objectives)
         self.log_variances = nn.Parameter(torch.zeros(len(objectives)))
-        self.scale: Tensor
-        self.register_buffer("scale", torch.tensor(self.base), persistent=False)
 
     def factors(self, progress: float) -> Tensor:
         """Compute w_i exp(-s_i); see `Weighting.factors`."""
-        return self.scale * (-self.log_variances).exp()
+        return _times(self.base, (-self.log_variances).exp())
 
     def penalty(self, shares: Tensor) -> Tensor:
         """Compute the micro-batch's share of the sum of w_i s_i; see `Weighting.penalty`."""
-        return (self.scale * self.log_variances * shares).sum()
+        return _times(self.base, self.log_variances * shares).sum()
+
+
+def _times(weights: list[float], values: Tensor) -> Tensor:
+    """Multiply values by numbers of the host, without a copy to the device, which would wait for it."""
+    return torch.stack([weight * value for weight, value in zip(weights, values.unbind(), strict=True)])
 
 
 WEIGHTINGS: dict[str, type[Weighting]] = {

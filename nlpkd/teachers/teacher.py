@@ -112,7 +112,9 @@ class LiveTeacher:
 
     def _running(self) -> nn.Module:
         state = [(tensor._version, tensor.device) for tensor in self._parameters]
-        if self._copy is None or state != self._copy_of:
+        if self._copy is None or self.model.training or state != self._copy_of:
+            # Who has the teacher may have set it to train since.
+            self.model.eval()
             self._copy, self._copy_of = inference_copy(self.model, self.device.type, self.first_token), state
         return self._copy
 

@@ -14,7 +14,6 @@ from accelerate import PartialState
 from torch import nn
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import describe_rows
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import (
@@ -32,7 +31,8 @@ logger = logging.getLogger(__name__)
 RUN_RECORD = "distillation_run.json"
 """In every checkpoint, and beside a finished student: what the run's result depends on."""
 
-# How a step's rows are split into micro-batches and processes, logging, evaluation and saving change no result.
+# Logging, evaluation and saving change no result, nor does how a step's rows are split into micro-batches and
+# processes, but for objectives that relate the rows of a micro-batch.
 _SETTINGS = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
     "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed",
@@ -186,7 +186,6 @@ def describe_run(
     rows: Any,
     columns: Sequence[str],
     *,
-    teacher_ran: bool = False,
     own_parts: dict[str, Any] | None = None,
     same_start: bool = False,
 ) -> dict[str, Any]:
@@ -199,7 +198,6 @@ def describe_run(
         objectives: bound to the two.
         rows: the training rows.
         columns: of them, that are read.
-        teacher_ran: whether their column of the teacher's logits is what this run's teacher gave beforehand.
         own_parts: what else the user gave, by `describe_own_parts`.
         same_start: whether a run that starts from other weights is another one.
 
@@ -208,8 +206,6 @@ def describe_run(
         them; `"length"`: epochs and steps, which may change; `"start"`: the student's weights at the start, which a
         checkpoint replaces; `"same_start"`: whether these must be the same all the same.
     """
-    # What the teacher was run for beforehand depends on teacher and rows.
-    columns = [name for name in columns if not (teacher_ran and name == TEACHER_LOGITS)]
     result = describe_lessons(args, teacher, objectives, rows, columns) | _describe_student(student)
     result |= own_parts or {}
     # Weights at the start, which matter to the end only where they pull
@@ -228,6 +224,8 @@ def describe_lessons(
     settings = args.to_dict()
     result = {name: settings.get(name) for name in _SETTINGS}
     result["rows of an optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if objectives.couple_rows:
+        result |= {"rows of a micro-batch": args.train_batch_size, "processes": args.world_size}
     result |= describe_rows(rows, columns, "training")
     for name, objective in zip(objectives.names, objectives, strict=True):
         result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from nlpkd.teachers.compatibility import refuse_no_tokens
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.resumable import ResumableTrainer
 from nlpkd.utils.fingerprints import is_foreign
+from nlpkd.utils.randomness import undrawn
 
 
 class PredictionMetrics:
@@ -113,7 +114,8 @@ def _nobody_labelled(labels: np.ndarray) -> bool:
 class EvaluationLoss:
     """The loss of an evaluation: each objective's total over all rows by its count, weighed as at the training's end.
 
-    So it is the same for every size of batches and number of processes.
+    So it is the same for every size of batches and number of processes, but for objectives that relate the rows of a
+    batch (`Objective.couples_rows`), whose value is that of `per_device_eval_batch_size` rows at a time.
 
     Args:
         loss: of the training.
@@ -219,6 +221,20 @@ class EvaluatingTrainer(ResumableTrainer):
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and has_length(eval_dataset) else None
 
     # Evaluation
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate as `Trainer` does; a training draws the same random numbers with it and without it."""
+        with self._undrawn():
+            return super().evaluate(*arguments, **options)
+
+    def predict(self, *arguments: Any, **options: Any) -> Any:
+        """Predict as `Trainer` does; a training draws the same random numbers with it and without it."""
+        with self._undrawn():
+            return super().predict(*arguments, **options)
+
+    def _undrawn(self) -> AbstractContextManager[None]:
+        """Give a training that goes on its random numbers back: loaders and metrics draw some."""
+        return undrawn(self.args.device) if self.is_in_train else nullcontext()
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -29,10 +29,10 @@ from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
-from nlpkd.objectives.labels import with_gold_settings
+from nlpkd.objectives.labels import labelled_rows, with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
-from nlpkd.tasks import UNLABELLED
+from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.teachers.checks import checked_rows, settle_unnamed_head
 from nlpkd.teachers.compatibility import (
     refuse_no_classifier,
@@ -129,12 +129,11 @@ class DistillationLoss:
         self.recorded = None
         given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
         self.objectives = ObjectiveSet(given, args.weighting)
+        self.objectives.refuse_few_rows(args.train_batch_size)
+        self.task = task_of(getattr(student, "config", None)) or SINGLE_LABEL
         # A teacher, where one is needed
-        needing = self.objectives.need_teacher
-        if teacher is None and needing and columns and TEACHER_LOGITS not in columns:
-            raise ValueError(
-                f"{', '.join(needing)} need a teacher: pass teacher_model, or data with a column {TEACHER_LOGITS!r}"
-            )
+        self.has_teacher = teacher is not None
+        self.refuse_untaught(columns)
         if teacher is not None:
             refuse_shared_weights(student, teacher)
         # Parameters that fit the pair
@@ -160,6 +159,21 @@ class DistillationLoss:
             args.device,
             autocast,
         )
+
+    def refuse_untaught(self, columns: Collection[str]) -> None:
+        """Refuse rows without a teacher's logits where an objective reads them and there is no teacher.
+
+        Args:
+            columns: of the rows, empty if unknown.
+
+        Raises:
+            ValueError: with the names of the objectives.
+        """
+        needing = self.objectives.need_teacher
+        if not self.has_teacher and needing and columns and TEACHER_LOGITS not in columns:
+            raise ValueError(
+                f"{', '.join(needing)} need a teacher: pass teacher_model, or data with a column {TEACHER_LOGITS!r}"
+            )
 
     def check_student(
         self, student: nn.Module, rows: Any, collate: Callable[[list[Any]], Any], unnamed: bool = False
@@ -231,7 +245,9 @@ class DistillationLoss:
         """Count what each part's mean runs over in a collated batch: `(parts,)`."""
         counts = self.objectives.counts(batch) if len(self.objectives) else torch.zeros(0, device=self.device)
         if self.own is not None:
-            counts = torch.cat([counts, (batch["labels"] != UNLABELLED).sum()[None]])
+            if "labels" not in batch:
+                raise ValueError("compute_loss_func is given the labels, and the rows have none: give labelled rows")
+            counts = torch.cat([counts, labelled_rows(batch["labels"], self.task).sum()[None]])
         return counts
 
     def on(
@@ -247,6 +263,7 @@ class DistillationLoss:
         Returns:
             The loss and its parts, as `__call__` returns them, and the student's outputs.
         """
+        self.refuse_untaught(batch.keys())
         teacher = self.signals.outputs(batch) if self.objectives.need_teacher else None
         inputs = {"batch": batch, "teacher": teacher, "counts": counts}
         if self.recorded is not None and counts is not None:

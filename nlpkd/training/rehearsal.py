@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.inference import in_eval_mode
 from nlpkd.utils.files import staging_folder
+from nlpkd.utils.randomness import undrawn
 
 ROWS = 4
 """Rows of a split that are tried: the longest one, that with the highest token, and the first ones."""
@@ -46,7 +46,7 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
     """
     evaluated = trainer.eval_dataset
     sets = evaluated if isinstance(evaluated, dict) else {"": evaluated}
-    with _same_random_numbers(trainer.args.device), _failing_together(), in_eval_mode(trainer.model):
+    with undrawn(trainer.args.device), _failing_together(), in_eval_mode(trainer.model):
         _try_rows(trainer, trainer.train_dataset, "training")
         metrics: dict[str, float] | None = {}
         for name, rows in sets.items():
@@ -179,15 +179,3 @@ def _failing_together() -> Iterator[None]:
         raise failure
     if told := next(filter(None, others), None):
         raise ValueError(told)
-
-
-@contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Restore the generators of Python, numpy and torch, that of this process's device too."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

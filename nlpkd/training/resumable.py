@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
@@ -72,6 +72,8 @@ class ResumableTrainer(Trainer):
         self._open_checkpoint: Path | None = None
         # How many checkpoints a training keeps.
         self._save_total_limit: int | None = None
+        # The training rows, and the same with what one training adds to them, which goes with that training.
+        self._completed: tuple[Any, Any] = (None, None)
         # Pushes that were begun, with the checkpoint of each.
         self._pushes: list[tuple[Future, Path]] = []
 
@@ -106,12 +108,21 @@ class ResumableTrainer(Trainer):
 
     # Batches
 
+    @property
+    def _rows_to_train(self) -> Any:
+        """The training rows, with what this training added to them unless others were assigned since."""
+        rows, completed = self._completed
+        return completed if rows is self.train_dataset else self.train_dataset
+
     def get_train_dataloader(self) -> DataLoader:
         """Make the loader of training batches: length-grouped by `LengthGroupedBatchSampler`, or as `Trainer` does."""
-        args, given = self.args, self.train_dataset
+        args, given = self.args, self._rows_to_train
         stream, order = makes_batches(given), self.args.train_sampling_strategy
-        if not stream and (given is None or not has_length(given) or order == "batch_rebalance"):
+        if given is None:
             return super().get_train_dataloader()
+        if not stream and (not has_length(given) or order == "batch_rebalance"):
+            size, sampler_of = self._train_batch_size, cast(Any, self._get_train_sampler)
+            return self._get_dataloader(given, "Training", size, sampler_of, is_training=True)
         dataset: Any = given
         collate = self.data_collator
         if is_plain(dataset):

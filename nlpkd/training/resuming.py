@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -148,7 +149,8 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
             if not all(isinstance(each, dict) for each in state.log_history):
                 raise ValueError("its log_history is no list of entries")
             for name, kind in _STATE_TYPES.items():
-                as_type(kind, getattr(state, name))
+                # Counts of a training, such as its operations, grow beyond any figure of a report.
+                as_type(kind, getattr(state, name), largest=math.inf)
     # Is it of this run?
     differ = differences(theirs["result"], record["result"], "the checkpoint")
     # Who names a checkpoint knows which one it is.

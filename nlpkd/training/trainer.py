@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +30,7 @@ from nlpkd.training.checkpoints import describe_own_parts, describe_run
 from nlpkd.training.dataloaders import ROWS
 from nlpkd.training.evaluating import EvaluationLoss
 from nlpkd.training.failures import explain_out_of_memory
-from nlpkd.training.fitted import fitted
+from nlpkd.training.fitted import Fitted, fitted
 from nlpkd.training.loss import DistillationLoss, default_objectives, refuse_other_kinds
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import describe_training, measure_for_card
@@ -141,9 +140,8 @@ class DistillationTrainer(SearchingTrainer):
             objectives = [] if self.compute_loss_func is not None else default_objectives(taught, task)
         self._given_objectives = list(objectives)
         self._lean = LeanTraining()
-        # Why the teacher is not run once for the next training; None where it is. Whether it ever was.
+        # Why the teacher is not run once for the next training; None where it is.
         self._live_since: str | None = None
-        self._teacher_ran = False
         self._own_parts = describe_own_parts(self.compute_loss_func, self.optimizer, self.optimizer_cls_and_kwargs)
         self._measure_by(scoring_of(task), compute_metrics)
         self.connect(unnamed)
@@ -190,6 +188,7 @@ class DistillationTrainer(SearchingTrainer):
             raise ValueError("anchor_weight needs whole weights on every process, which DeepSpeed and FSDP split up")
         names = self._loss.names + ["anchor"] * (self._anchor is not None)
         self.losses = LossAccumulator(names, self.accelerator, args.device)
+        self._fitted = Fitted.of(self)
 
     @property
     def teacher_order(self) -> list[int] | None:
@@ -233,6 +232,10 @@ class DistillationTrainer(SearchingTrainer):
         columns: Any = self._signature_columns
         self._signature_columns = columns + sorted(extra - set(columns))
 
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        self.objectives.refuse_few_rows(batch_size)
+        super()._update_auto_batch_size(batch_size)
+
     # Training
 
     @contextmanager
@@ -245,9 +248,11 @@ class DistillationTrainer(SearchingTrainer):
         if self.model is not None:
             refuse_untrained(as_student(self.model), self.optimizer if self.model_init is None else None)
         self.objectives.refuse_rebound()
+        self._fitted.refuse_changed(self)
         self.follow_assigned_metrics()
         # Other rows may have been assigned since the constructor aligned what it was given.
         self.train_dataset = self._aligned(self.train_dataset, "training")
+        self._loss.refuse_untaught(self._columns)
         # The teacher may have been given hooks or other modules since it was last run.
         self._signals.release()
         if self.args.rehearsal and self.model is not None and not self._sharded:
@@ -256,11 +261,12 @@ class DistillationTrainer(SearchingTrainer):
             self.rehearsed_beside = None
         self._live_since = refused_speed_ups(self._parts()).get(CACHED_TEACHER)
         if self._live_since is None:
-            self.train_dataset = self._signals.run_once(self.train_dataset, self.args)
-            self._teacher_ran = True
+            # The column is of this teacher and these rows as they are now: another training finds it on the disk.
+            self._completed = self.train_dataset, self._signals.run_once(self.train_dataset, self.args)
         try:
             yield
         finally:
+            self._completed = None, None
             self._lean.end()
             if not self._sharded:
                 # Accelerate leaves the model's forward in mixed precision, in which it would then be measured.
@@ -270,7 +276,7 @@ class DistillationTrainer(SearchingTrainer):
     def describe_run(self) -> dict[str, Any]:
         """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
         rows: Any = (self.train_dataset, self._signature_columns)
-        made: Any = {"teacher_ran": self._teacher_ran, "own_parts": self._own_parts, "same_start": self.same_start}
+        made: Any = {"own_parts": self._own_parts, "same_start": self.same_start}
         return describe_run(self.args, self.model, self.teacher_model, self.objectives, *rows, **made)
 
     # Loss
@@ -326,7 +332,7 @@ class DistillationTrainer(SearchingTrainer):
         parts = self._parts()
         # The cache was decided on before.
         refused = refused_speed_ups(parts) | {CACHED_TEACHER: self._live_since or ""}
-        choices = [*self.args.choices(), *self._loss.choices(self.model, self._columns)]
+        choices = [*self.args.choices(), *self._loss.choices(self.model, visible_columns(self._rows_to_train))]
         choices += self._lean.begin(parts, refused, getattr(self.processing_class, "all_special_ids", []))
         if self.is_world_process_zero():
             logger.warning("Training with %s.", ", ".join([*choices, *describe_refusals(refused)]))
@@ -336,18 +342,7 @@ class DistillationTrainer(SearchingTrainer):
         """Make the optimizer, with groups of their own for the objectives' parameters."""
         optimizer = super().create_optimizer(model)
         self._lean.follow(optimizer)
-        parameters = self.objectives.trained()
-        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not parameters or id(parameters[0]) in known:
-            return optimizer
-        if self.lr_scheduler is not None:
-            raise ValueError(
-                "the objectives have parameters of their own, which a ready-made lr_scheduler does not know: pass "
-                "optimizers=(optimizer, None)"
-            )
-        broadcast([parameter.data for parameter in parameters])
-        for group in self.objectives.parameter_groups(self.args):
-            optimizer.add_param_group(group)
+        self.objectives.join(optimizer, self.args, self.lr_scheduler)
         return optimizer
 
     @staticmethod
@@ -375,6 +370,8 @@ class DistillationTrainer(SearchingTrainer):
         self.objectives.save(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._anchor is not None:
+            self._anchor.hold()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.objectives.load(resume_from_checkpoint)
 

@@ -127,7 +127,7 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
         "metrics": matched.evaluate(),
         "metrics_of_one_row": matched.evaluate(matched.eval_dataset.select([0])),
         "logs": {name: trainer.state.log_history for name, trainer in trainers.items()},
-        "cached_columns": trainers["cached"].train_dataset.column_names,
+        "teacher_is_cached": Path(trainers["cached"].args.teacher_cache).is_dir(),
         "streamed_rows": [number for batch in streamed.get_train_dataloader() for number in batch[ROWS]],
         "one_row": refusal(lambda: make(rows.select([0]), matching()).train()),
         "auto_find_batch_size": refusal(lambda: make(rows, matching(), auto_find_batch_size=True)),

@@ -87,6 +87,17 @@ def test_the_copy_is_what_runs_and_follows_the_teacher(batch):
     assert seen == [torch.bfloat16] * 2 and torch.equal(teacher.outputs(batch).logits, teacher.outputs(batch).logits)
 
 
+@pytest.mark.parametrize("logits_alone", [True, False])
+def test_a_teacher_that_is_set_to_train_teaches_in_eval_mode_all_the_same(logits_alone, batch):
+    model = tiny_bert(seed=1, hidden_dropout_prob=0.5)
+    wanted = {} if logits_alone else {"hidden_states": frozenset({1})}
+    teacher = LiveTeacher(model, wanted, torch.device("cpu"))
+    expected = model(**batch).logits
+    for _ in range(2):
+        model.train()
+        torch.testing.assert_close(teacher.outputs(batch).logits, expected)
+
+
 def test_a_teacher_that_can_not_be_copied_is_run_as_it_is(batch):
     model = dropping_bert()
     nn.utils.prune.random_unstructured(model.classifier, "weight", amount=0.5)

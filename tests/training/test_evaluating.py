@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import random
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from samples import raw_rows, tiny_bert
-from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers import GPT2Config, GPT2ForSequenceClassification, TrainerCallback
 
 from nlpkd import DistillationTrainer
 from nlpkd.objectives import (
@@ -137,7 +138,8 @@ BEST = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy
 def test_a_metric_that_no_evaluation_gives_is_refused_before_training(build, make_rows):
     for arguments, said in (
         ({"config": BEST | {"metric_for_best_model": "agreement"}, "teacher": False}, "'agreement' is no metric"),
-        ({"config": BEST | {"metric_for_best_model": "acuracy"}}, "'acuracy' is no metric.*accuracy"),
+        ({"config": BEST | {"metric_for_best_model": "acuracy", "greater_is_better": True}},
+         "'acuracy' is no metric.*accuracy"),
         ({"config": BEST, "rows": make_rows(20).rename_column("labels", "gold"), "objectives": [ForwardKLLoss()]},
          "'loss' is no metric"),
         ({"config": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, "teacher": False,
@@ -307,3 +309,41 @@ def test_rows_that_nobody_tokenised_are_refused_by_their_name_whenever_they_are_
     split, way = ways[given]
     with pytest.raises(ValueError, match=rf"the {split} rows have the columns \['text', 'label'\] and no input_ids"):
         way()
+
+
+class Predicts(TrainerCallback):
+    """Has rows predicted after every step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.predict(self.trainer.eval_dataset)
+
+
+def _drawn(prediction):
+    return {"drawn": random.random() + np.random.rand() + float(torch.rand(()))}
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "compute_metrics", "predicts"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 1}, None, False),
+        ({"eval_strategy": "steps", "eval_steps": 1}, _drawn, False),
+        ({"eval_strategy": "epoch", "eval_on_start": True}, None, False),
+        ({}, None, True),
+    ],
+)
+def test_a_training_with_dropout_is_the_same_with_evaluations_and_without(
+    evaluated, compute_metrics, predicts, settings, make_rows, tokenizer
+):
+    def learned(compute_metrics, predicts, **evaluated):
+        trainer = DistillationTrainer(
+            tiny_bert(seed=1, hidden_dropout_prob=0.2), tiny_bert(seed=2),
+            settings(learning_rate=1e-2, lean_training=True, **evaluated), None, make_rows(24),
+            make_rows(10, seed=1), tokenizer, compute_metrics=compute_metrics,
+        )  # fmt: skip
+        if predicts:
+            trainer.add_callback(Predicts())
+            trainer.callback_handler.callbacks[-1].trainer = trainer
+        trainer.train()
+        return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+    assert torch.equal(learned(compute_metrics, predicts, **evaluated), learned(None, False))

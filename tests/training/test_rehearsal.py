@@ -134,8 +134,9 @@ def test_metrics_are_tried_on_all_labels_of_the_set(tokenizer, make_rows, settin
 @pytest.mark.parametrize("best, known", [("f1", False), ("agreement", True), ("eval_loss", True), ("runtime", True)])
 def test_the_metric_that_chooses_the_best_checkpoint_has_to_be_one(best, known, tokenizer, make_rows, settings):
     args = settings(
-        eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model=best
-    )
+        eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model=best,
+        greater_is_better=not best.endswith(("loss", "runtime")),
+    )  # fmt: skip
     if known:
         trained(tokenizer, make_rows(16), make_rows(8, 1), args)
         return

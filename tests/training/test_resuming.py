@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 import pytest
-from samples import tiny_bert
+import torch
+from samples import raw_rows, tiny_bert
 
-from nlpkd import DistillationTrainer
+from nlpkd import DistillationTrainer, load_text_classification
 
 
 @pytest.fixture
@@ -45,3 +46,39 @@ def test_a_checkpoint_takes_the_place_of_the_start_where_it_is_named_or_the_star
     with caplog.at_level(logging.WARNING):
         run(2, same_start).train(resume_from_checkpoint=asked)
     assert "The student starts from other weights, which are not used" in caplog.text
+
+
+def _texts(make_rows, tokenizer, tmp_path, kind):
+    """Rows of one kind that the trainer takes."""
+    if kind == "rows":
+        return make_rows(16)
+    if kind == "rows without a length":
+        return make_rows(16).to_iterable_dataset()
+    file = str(tmp_path / "texts.jsonl")
+    raw_rows(16).to_json(file)
+    return load_text_classification(file, tokenizer=tokenizer, streaming=True)["train"]
+
+
+@pytest.mark.parametrize("operations", [1, 10**18])
+@pytest.mark.parametrize("kind", ["rows", "rows without a length", "stream of a file"])
+def test_a_training_on_rows_of_any_kind_is_resumed_however_many_operations_it_took(
+    kind, operations, settings, make_rows, tokenizer, tmp_path
+):
+    texts = _texts(make_rows, tokenizer, tmp_path, kind)
+    args = settings(save_strategy="steps", save_steps=2, max_steps=4)
+
+    class Counting(DistillationTrainer):
+        def floating_point_ops(self, inputs):
+            return operations
+
+    def trainer():
+        return Counting(tiny_bert(seed=1), None, args, None, texts, processing_class=tokenizer)
+
+    whole = trainer()
+    whole.train()
+    assert whole.state.total_flos == 4 * operations
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert resumed.resumed_checkpoint
+    for theirs, ours in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -600,7 +600,7 @@ class TestEvaluation:
         args = settings(
             output_dir=str(tmp_path / "best"), num_train_epochs=20, learning_rate=0.05, objective_learning_rate=0.05,
             eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="score",
-            rehearsal=False,
+            greater_is_better=True, rehearsal=False,
         )  # fmt: skip
         trainer = DistillationTrainer(
             model=tiny_bert(hidden=8), teacher_model=tiny_bert(layers=4, seed=1), objectives=everything(), args=args,
@@ -735,7 +735,39 @@ def test_a_teacher_of_logits_alone_is_run_once_a_row_and_teaches_the_same(make_r
         train_dataset=make_rows(24), processing_class=tokenizer, args=cached.args,
     )  # fmt: skip
     other.train()
-    assert TEACHER_LOGITS not in other.train_dataset.column_names, "another teacher's cache is not taken"
+    assert "The teacher is run on every batch, since its outputs can't be kept" in caplog.text
+
+
+def _other_weights(trainer):
+    trainer.teacher_model.load_state_dict(tiny_bert(layers=4, seed=9).state_dict())
+
+
+def _a_hook(trainer):
+    trainer.teacher_model.classifier.register_forward_hook(lambda module, inputs, output: output * 3)
+
+
+def _changed_rows(trainer):
+    trainer.train_dataset = trainer.train_dataset.map(lambda row: {"input_ids": row["input_ids"][::-1]})
+
+
+@pytest.mark.parametrize("change", [_other_weights, _a_hook, _changed_rows])
+def test_what_a_teacher_gave_for_one_training_does_not_teach_the_next_one(
+    change, make_rows, settings, tokenizer, tmp_path
+):
+    trained = []
+    for way in ("auto", "off"):
+        rows = make_rows(24)
+        trainer = DistillationTrainer(
+            tiny_bert(), tiny_bert(layers=4, seed=1),
+            settings(cache_teacher=way, num_train_epochs=2, learning_rate=1e-2, output_dir=str(tmp_path / way)),
+            [ForwardKLLoss()], train_dataset=rows, processing_class=tokenizer,
+        )  # fmt: skip
+        trainer.train()
+        assert trainer.train_dataset is rows
+        change(trainer)
+        trainer.train()
+        trained.append(weights(trainer.model))
+    assert differ(*trained) < 1e-5
 
 
 class Greedy(CrossEntropyLoss):
