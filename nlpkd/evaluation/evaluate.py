@@ -42,7 +42,7 @@ from nlpkd.evaluation.records import (
     TemperatureScaling,
 )
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.evaluation.scoring import Scoring, scoring_of
+from nlpkd.evaluation.scoring import Scoring, task_scoring
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import unwrapped
@@ -164,7 +164,7 @@ def evaluate_student(
     if not has_gold and teacher is None and not answers:
         raise ValueError("no row has a gold label, and there is no teacher to agree with: nothing can be measured")
     logits = running.predict(dataset, batch_size) | answers
-    scoring, width = scoring_of(task), logits["student"].shape[1]
+    scoring, width = task_scoring(task, None), logits["student"].shape[1]
     if has_gold:
         scoring.check(labels, width)
     latency, protocol = measured_latency(running, latency_batches, latency_tokens, latency_runs, seed)
@@ -193,7 +193,7 @@ def evaluate_student(
     measured = {}
     for name in [each for each in ("teacher", *models) if each in logits]:
         cut = thresholds.get(name) or running.thresholds(name)
-        measured[name] = _Measured.of(scoring_of(task, cut), logits[name], labels if has_gold else None, resampling)
+        measured[name] = _Measured.of(task_scoring(task, cut), logits[name], labels if has_gold else None, resampling)
 
     # The report.
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
@@ -273,7 +273,8 @@ class _Measured:
 
     def agreement(self, teacher: _Measured) -> Interval:
         """Return the agreement with the teacher and its interval."""
-        agreeing = self.scoring.agreeing(torch.from_numpy(self.logits), torch.from_numpy(teacher.logits)).numpy()
+        own, theirs = torch.from_numpy(self.logits), torch.from_numpy(teacher.logits)
+        agreeing = self.scoring.agreeing(own, theirs, teacher.scoring).numpy()
         resampled = self.scoring.resampled_agreement(agreeing, **self.resampling)
         return _interval(self.scoring.agreement(agreeing), resampled)
 
