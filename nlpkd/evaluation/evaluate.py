@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +78,7 @@ def evaluate_student(
     training_seconds: float | Mapping[str, float] | None = None,
     candidate_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     threshold_dataset: datasets.Dataset | None = None,
+    student_files: Collection[str] = (),
     text_columns: Sequence[str] = (),
     batch_size: int = 64,
     bootstrap_samples: int = 1000,
@@ -115,6 +116,8 @@ def evaluate_student(
         threshold_dataset: other held-out rows, on which every candidate's temperature is fitted
             (`Candidate.temperature_scaling`), or in a multi-label task its thresholds are chosen, one a label by its
             F1 (`RunRecord.thresholds`); without them a model's `config.thresholds` are used, or 0.5.
+        student_files: names of the candidates that are files of the student, such as its ONNX file: they have its
+            config, and decide by the thresholds that are chosen for it.
         text_columns: columns of the rows that hold their texts, one, or two of pairs; with them every model is timed
             from text to label too.
         batch_size: rows a forward pass when predicting.
@@ -141,8 +144,10 @@ def evaluate_student(
     if isinstance(teacher, TeacherEnsemble):
         teacher.task = task or teacher.task
     models = _name_models(student, teacher, baseline, candidates or {})
-    if unknown := set(candidate_tokenizers or {}) - set(models):
-        raise ValueError(f"candidate_tokenizers names {sorted(unknown)}, the candidates are {sorted(models)}")
+    if unknown := {*(candidate_tokenizers or {}), *student_files} - set(models):
+        raise ValueError(
+            f"candidate_tokenizers or student_files names {sorted(unknown)}, the candidates are {sorted(models)}"
+        )
     # Of a student without a config the rows' names are followed.
     classes = Classes.of_config(getattr(student, "config", None)) or classes_of(dataset)
     running = CandidateModels.of(
@@ -178,6 +183,7 @@ def evaluate_student(
         held_out, gold = running.predict(threshold_dataset, batch_size), gold_labels(threshold_dataset)
         scoring.check(gold, width)
         if task == MULTI_LABEL:
+            held_out |= dict.fromkeys(student_files, held_out["student"])
             thresholds = {name: best_thresholds(each, gold) for name, each in held_out.items()}
         else:
             scaling = {name: temperature_scaling(each, gold, logits[name], labels) for name, each in held_out.items()}

@@ -266,7 +266,7 @@ class _Learner:
         )  # fmt: skip
         if "learning_rate" not in settings:
             args = replace(args, learning_rate=job.learning_rate)
-        trainer = job.trainer(job.make_untrained_student(args.seed), args, job.stages[-1])
+        trainer = job.trainer(job.student_to_train(args.seed), args, job.stages[-1])
         trainer.train()
         labels = np.asarray(job.data["validation"]["labels"][:])
         metric = "" if test is None else headline_of(job.data.problem_type, labels)

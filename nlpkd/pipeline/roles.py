@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import telling_names
-from nlpkd.data.labels.classes import Classes, ClassWeights
+from nlpkd.data.labels.classes import Classes, ClassWeights, forget_thresholds
 from nlpkd.data.rows import labelled_rows, random_access
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
@@ -333,6 +333,7 @@ def supervised_trainer(
         logger.warning("The best checkpoint of a model without a teacher is chosen by %s, not by agreement.", headline)
         args = replace(args, metric_for_best_model=headline, greater_is_better=True)
     model.config.problem_type = data.problem_type  # type: ignore[assignment]
+    forget_thresholds(model.config)
     trainer = DistillationTrainer(
         model=model,
         args=args,

@@ -213,6 +213,15 @@ def given_labels(logits: np.ndarray, thresholds: Sequence[float] | None) -> np.n
     return logits > (np.zeros(1) if thresholds is None else logit(np.asarray(thresholds, dtype=np.float64)))
 
 
+def forget_thresholds(config: Any) -> None:
+    """Leave a model that is yet to be trained without thresholds: they were fitted on other scores than it will give.
+
+    Args:
+        config: of the model.
+    """
+    vars(config).pop("thresholds", None)
+
+
 def rename_classes(config: Any, classes: Classes) -> None:
     """Give a model's classes other names, in the order of their ids.
 
