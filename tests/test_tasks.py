@@ -122,8 +122,13 @@ def test_a_shipped_file_is_measured_as_it_is_served(shipped):
         given = [{each["label"] for each in labels} for labels in found]
         quality = shipped.report.candidates[name].quality
         assert quality["accuracy"].value == pytest.approx(np.mean([a == b for a, b in zip(given, gold, strict=True)]))
-    claims = {each.figure: each.holds for each in verify(folder, rows, label_column="tags").claims}
+
+
+def test_what_is_decided_by_thresholds_that_no_config_has_is_not_judged(shipped, tagger):
+    found = verify(shipped.output_dir, tagged(60, 2), teacher=tagger.output_dir, label_column="tags")
+    claims = {each.figure: each.holds for each in found.claims}
     assert claims["macro F1"] and claims[f"{INT8_FILE}: macro F1"]
+    assert claims["teacher: macro F1"] is claims["agreement with the teacher"] is None
 
 
 def test_files_of_a_student_decide_by_its_thresholds_whichever_are_chosen(shipped):

@@ -75,6 +75,7 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     rows, no_teacher = (claimed.task.rows, measured.task.rows or 0), no_teacher or NOT_AGAIN
     counted_alike = claimed.run.flops_protocol == measured.run.flops_protocol
     claims: list[Claim] = []
+    fitted = claimed.run.thresholds
     for name, before in claimed.candidates.items():
         now = measured.candidates.get(name, _UNMEASURED)
         if not counted_alike:
@@ -82,9 +83,11 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
         if name == "teacher":
             # It may have been measured in half precision, which no report says.
             now = replace(now, size_mb=None)
-        if claimed.run.thresholds.get(name) != claimed.run.thresholds.get("student"):
-            # The student's thresholds alone are in a config, by which its files decide too.
+        # The student's thresholds alone are in a config, by which its files decide too.
+        if name in fitted and fitted[name] != fitted["student"]:
             now = replace(now, quality={})
+        if "teacher" in fitted:
+            now = replace(now, agreement=None)
         known = name in measured.candidates or name == "teacher"
         why = no_teacher if known else f"{NOT_AGAIN}: no ONNX file, or no extra export"
         claims += _candidate_claims("" if name == "student" else f"{name}: ", before, now, rows, why)
