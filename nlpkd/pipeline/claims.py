@@ -75,7 +75,9 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     rows, no_teacher = (claimed.task.rows, measured.task.rows or 0), no_teacher or NOT_AGAIN
     counted_alike = claimed.run.flops_protocol == measured.run.flops_protocol
     claims: list[Claim] = []
+    # The student's thresholds alone are in a config, by which its files decide too.
     fitted = claimed.run.thresholds
+    unkept = {name for name, each in fitted.items() if each != fitted["student"]}
     for name, before in claimed.candidates.items():
         now = measured.candidates.get(name, _UNMEASURED)
         if not counted_alike:
@@ -83,10 +85,9 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
         if name == "teacher":
             # It may have been measured in half precision, which no report says.
             now = replace(now, size_mb=None)
-        # The student's thresholds alone are in a config, by which its files decide too.
-        if name in fitted and fitted[name] != fitted["student"]:
+        if name in unkept:
             now = replace(now, quality={})
-        if "teacher" in fitted:
+        if "teacher" in unkept:
             now = replace(now, agreement=None)
         known = name in measured.candidates or name == "teacher"
         why = no_teacher if known else f"{NOT_AGAIN}: no ONNX file, or no extra export"
@@ -96,7 +97,7 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     headline = gold.value if gold else math.nan
     for name, paired in claimed.comparisons.items():
         other = name.removeprefix("student_vs_")
-        again = measured.comparisons.get(name, Comparison({}))
+        again = Comparison({}) if other in unkept else measured.comparisons.get(name, Comparison({}))
         claims += _comparison_claims(other, paired, again, rows, headline)
         claims += _gap_claims(claimed, other, paired)
     for name, spreads in claimed.seeds.items():
