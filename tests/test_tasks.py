@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,16 @@ from samples import QUIET, WORDS, sentences, tiny_bert
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+import nlpkd
 from nlpkd import DistillationTrainer, distill, load_text_classification, make_student, train_teacher
 from nlpkd.augment import unlabelled
 from nlpkd.cli import app
+from nlpkd.compression.int8 import INT8_FILE
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, LogitMSELoss
 from nlpkd.objectives.presets import resolve
+from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.verify import verify
+from nlpkd.serving.classifier import TORCH_FILE
 from nlpkd.tasks import MULTI_LABEL, REGRESSION
 
 QUICK = {
@@ -95,6 +101,57 @@ def test_several_labels_a_row_from_teacher_to_report(tagger, tmp_path):
     assert "labels each on average" in (tmp_path / "report.md").read_text()
     classify = pipeline("text-classification", model=str(tmp_path), top_k=None, device="cpu")
     assert {entry["label"] for entry in classify("good film")[0]} == set(TAGS)
+
+
+@pytest.fixture(scope="module")
+def shipped(tagger, tmp_path_factory):
+    """A student of several labels beside its int8 file."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("shipped")
+    return distill(
+        tagger.output_dir, "layers:1", three(tagged), label_column="tags", output_dir=folder, ship=True,
+        **QUICK | {"num_train_epochs": 1},
+    )  # fmt: skip
+
+
+def test_a_shipped_file_is_measured_as_it_is_served(shipped):
+    folder, rows = Path(shipped.output_dir), tagged(60, 2)
+    gold = [set(tags) for tags in rows["tags"]]
+    for name, file in (("student", TORCH_FILE), (INT8_FILE, INT8_FILE)):
+        found = nlpkd.load(folder, file=file)(rows["text"], decide=True, batch_size=64)
+        given = [{each["label"] for each in labels} for labels in found]
+        quality = shipped.report.candidates[name].quality
+        assert quality["accuracy"].value == pytest.approx(np.mean([a == b for a, b in zip(given, gold, strict=True)]))
+
+
+def test_what_is_decided_by_thresholds_that_no_config_has_is_not_judged(shipped, tagger):
+    found = verify(shipped.output_dir, tagged(60, 2), teacher=tagger.output_dir, label_column="tags")
+    claims = {each.figure: each.holds for each in found.claims}
+    assert claims["macro F1"] and claims[f"{INT8_FILE}: macro F1"]
+    for figure in ("teacher: macro F1", "agreement with the teacher", "student vs teacher: f1 macro difference"):
+        assert claims[figure] is None
+
+
+def test_files_of_a_student_decide_by_its_thresholds_whichever_are_chosen(shipped):
+    folder = Path(shipped.output_dir)
+    report = evaluate(
+        folder, tagged(60, 2), candidates={"int8": folder / INT8_FILE}, held_out=tagged(40, 5), label_column="tags",
+        latency_runs=0, bootstrap_samples=2,
+    )  # fmt: skip
+    assert report.run.thresholds["int8"] == report.run.thresholds["student"]
+
+
+def test_what_was_fitted_before_a_training_is_not_kept_after_it(shipped, tmp_path):
+    assert "thresholds" in shipped.student.config.to_dict()
+    splits = three(tagged)
+    del splits["test"]
+    result = distill(
+        shipped.student, shipped.student, splits, label_column="tags", output_dir=tmp_path, baseline=True,
+        tokenizer=AutoTokenizer.from_pretrained(shipped.output_dir), **QUICK | {"max_steps": 1},
+    )  # fmt: skip
+    assert result.report.run.thresholds == {} and "thresholds" not in result.student.config.to_dict()
+    for config in (tmp_path / "config.json", *tmp_path.glob("baseline/*/config.json")):
+        assert "thresholds" not in json.loads(config.read_text())
 
 
 def test_scores_from_teacher_to_report(scorer, tmp_path):

@@ -22,10 +22,9 @@ from nlpkd.compression.onnx import (
     refuse_another_tokenizer,
     texts_to_compare,
 )
-from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.compression.record import agreement_of
 from nlpkd.models.limits import positions_of
 from nlpkd.models.structure import forward_arguments, matching_tokenizer
-from nlpkd.tasks import task_of
 from nlpkd.utils.links import move_into
 from nlpkd.utils.packages import require
 
@@ -128,11 +127,8 @@ def export_litert(
                 f"the LiteRT file of this {type(model).__name__} gives other logits than PyTorch, off by up to "
                 f"{difference:.3g} on {len(texts)} texts: it was not kept"
             )
-        scoring = scoring_of(task_of(model.config))
-        agreement = scoring.agreement(scoring.agreeing(found, expected).numpy())
-        record = LiteRTRecord(
-            file, path.stat().st_size / 1e6, tokens, inputs, len(texts), difference, float(agreement)
-        )
+        agreement = agreement_of(found, model.config, expected, model.config)
+        record = LiteRTRecord(file, path.stat().st_size / 1e6, tokens, inputs, len(texts), difference, agreement)
         if not (directory / "tokenizer_config.json").is_file():
             matching_tokenizer(untouched, model).save_pretrained(directory)
         move_into(directory, path, Path(file))

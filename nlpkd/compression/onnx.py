@@ -24,15 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.compression.record import agreement_of
 from nlpkd.data.columns import checked_text, values_of
 from nlpkd.data.tokenization import same_tokenizer
-from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.structure import matching_tokenizer, readable
-from nlpkd.tasks import task_of
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 from nlpkd.utils.files import digest_of, explain_damage, weight_files, weights_sha256
 from nlpkd.utils.fingerprints import hash_weights
@@ -303,7 +302,6 @@ def compare_logits(
     The model reads the texts in batches of each of the sizes; the reference, whose logits depend on no other text of
     their batch, in those of the last size alone.
     """
-    scoring = scoring_of(task_of(model.config))
     batches = {
         size: [batch_of(tokenizer, texts[at : at + size], max_length) for at in range(0, len(texts), size)]
         for size in sizes
@@ -315,7 +313,7 @@ def compare_logits(
         if ours.shape != theirs.shape:
             raise RuntimeError(f"the ONNX file gives logits {tuple(ours.shape)}, and not {tuple(theirs.shape)}")
         differences.append((ours - theirs).abs().max().item())
-        agreements.append(scoring.agreement(scoring.agreeing(ours, theirs).numpy()))
+        agreements.append(agreement_of(ours, model.config, theirs, reference.config))
     return float(np.max(differences)), min(agreements), theirs.abs().max().item()
 
 

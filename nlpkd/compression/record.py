@@ -10,13 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.data.labels.classes import thresholds_of
 from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import evaluating
 from nlpkd.models.structure import readable
-from nlpkd.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -125,5 +123,20 @@ def measure_change(
     old = torch.from_numpy(predict_logits(before, dataset, tokenizer))
     rows = dataset if new_dataset is None else new_dataset
     new = torch.from_numpy(predict_logits(after, rows, tokenizer if new_tokenizer is None else new_tokenizer))
-    scoring = scoring_of(task_of(before.config), thresholds_of(before.config))
-    return scoring.agreement(scoring.agreeing(new, old).numpy()), float((new - old).abs().mean())
+    return agreement_of(new, after.config, old, before.config), float((new - old).abs().mean())
+
+
+def agreement_of(logits: torch.Tensor, config: Any, others: torch.Tensor, other_config: Any) -> float:
+    """Measure the agreement of two models with the same labels in the same order, each by its own thresholds.
+
+    Args:
+        logits: of the first, `(rows, labels)`.
+        config: its config.
+        others: the logits of the second.
+        other_config: its config.
+
+    Returns:
+        The share of decisions that are the same; of a regression the correlation of both scores.
+    """
+    scoring = scoring_of(config)
+    return scoring.agreement(scoring.agreeing(logits, others, scoring_of(other_config)).numpy())

@@ -1,4 +1,4 @@
-"""What is fitted on held-out rows: a temperature that mends how sure a classifier is of itself, and thresholds."""
+"""How sure a classifier is of itself, and what is fitted on held-out rows: a temperature that mends it, thresholds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax
 from sklearn.metrics import precision_recall_curve
 
-from nlpkd.evaluation.metrics import calibration_error, f1_of_counts, row_blocks, softmax_confidence
+from nlpkd.evaluation.metrics import (
+    CALIBRATION_BINS,
+    calibration_bins,
+    calibration_error,
+    f1_of_counts,
+    row_blocks,
+    softmax_confidence,
+)
 from nlpkd.evaluation.records import TemperatureScaling
 
 _LOG_BOUNDS = (np.log(0.05), np.log(50.0))
@@ -81,3 +88,18 @@ def best_thresholds(logits: np.ndarray, labels: np.ndarray) -> list[float]:
         lower = below.max() if len(below) else 0.0
         chosen.append(float((thresholds[best] + lower) / 2))
     return chosen
+
+
+def decision_confidence(logits: np.ndarray) -> np.ndarray:
+    """Return max(p, 1 - p) of each decision at 0.5, `(rows, labels)`."""
+    return expit(np.abs(np.asarray(logits, dtype=np.float64)))
+
+
+def gaps_by_bin(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """Sum each row's correctness (0 or 1) minus confidence by confidence bin, at 0.5, `(rows, bins)`."""
+    by_bin = np.zeros((len(logits), CALIBRATION_BINS))
+    for rows in row_blocks(len(logits)):
+        confidence = decision_confidence(logits[rows])
+        places = np.arange(len(confidence))[:, None], calibration_bins(confidence)
+        np.add.at(by_bin[rows], places, ((logits[rows] > 0) == gold[rows]) - confidence)
+    return by_bin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ from nlpkd.evaluation.records import (
     TemperatureScaling,
 )
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.evaluation.scoring import Scoring, scoring_of
+from nlpkd.evaluation.scoring import Scoring, task_scoring
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import unwrapped
@@ -78,6 +78,7 @@ def evaluate_student(
     training_seconds: float | Mapping[str, float] | None = None,
     candidate_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     threshold_dataset: datasets.Dataset | None = None,
+    student_files: Collection[str] = (),
     text_columns: Sequence[str] = (),
     batch_size: int = 64,
     bootstrap_samples: int = 1000,
@@ -115,6 +116,8 @@ def evaluate_student(
         threshold_dataset: other held-out rows, on which every candidate's temperature is fitted
             (`Candidate.temperature_scaling`), or in a multi-label task its thresholds are chosen, one a label by its
             F1 (`RunRecord.thresholds`); without them a model's `config.thresholds` are used, or 0.5.
+        student_files: names of the candidates that are files of the student, such as its ONNX file: they have its
+            config, and decide by the thresholds that are chosen for it.
         text_columns: columns of the rows that hold their texts, one, or two of pairs; with them every model is timed
             from text to label too.
         batch_size: rows a forward pass when predicting.
@@ -141,8 +144,10 @@ def evaluate_student(
     if isinstance(teacher, TeacherEnsemble):
         teacher.task = task or teacher.task
     models = _name_models(student, teacher, baseline, candidates or {})
-    if unknown := set(candidate_tokenizers or {}) - set(models):
-        raise ValueError(f"candidate_tokenizers names {sorted(unknown)}, the candidates are {sorted(models)}")
+    if unknown := {*(candidate_tokenizers or {}), *student_files} - set(models):
+        raise ValueError(
+            f"candidate_tokenizers or student_files names {sorted(unknown)}, the candidates are {sorted(models)}"
+        )
     # Of a student without a config the rows' names are followed.
     classes = Classes.of_config(getattr(student, "config", None)) or classes_of(dataset)
     running = CandidateModels.of(
@@ -164,7 +169,7 @@ def evaluate_student(
     if not has_gold and teacher is None and not answers:
         raise ValueError("no row has a gold label, and there is no teacher to agree with: nothing can be measured")
     logits = running.predict(dataset, batch_size) | answers
-    scoring, width = scoring_of(task), logits["student"].shape[1]
+    scoring, width = task_scoring(task, None), logits["student"].shape[1]
     if has_gold:
         scoring.check(labels, width)
     latency, protocol = measured_latency(running, latency_batches, latency_tokens, latency_runs, seed)
@@ -178,6 +183,7 @@ def evaluate_student(
         held_out, gold = running.predict(threshold_dataset, batch_size), gold_labels(threshold_dataset)
         scoring.check(gold, width)
         if task == MULTI_LABEL:
+            held_out |= dict.fromkeys(student_files, held_out["student"])
             thresholds = {name: best_thresholds(each, gold) for name, each in held_out.items()}
         else:
             scaling = {name: temperature_scaling(each, gold, logits[name], labels) for name, each in held_out.items()}
@@ -193,7 +199,7 @@ def evaluate_student(
     measured = {}
     for name in [each for each in ("teacher", *models) if each in logits]:
         cut = thresholds.get(name) or running.thresholds(name)
-        measured[name] = _Measured.of(scoring_of(task, cut), logits[name], labels if has_gold else None, resampling)
+        measured[name] = _Measured.of(task_scoring(task, cut), logits[name], labels if has_gold else None, resampling)
 
     # The report.
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
@@ -273,7 +279,8 @@ class _Measured:
 
     def agreement(self, teacher: _Measured) -> Interval:
         """Return the agreement with the teacher and its interval."""
-        agreeing = self.scoring.agreeing(torch.from_numpy(self.logits), torch.from_numpy(teacher.logits)).numpy()
+        own, theirs = torch.from_numpy(self.logits), torch.from_numpy(teacher.logits)
+        agreeing = self.scoring.agreeing(own, theirs, teacher.scoring).numpy()
         resampled = self.scoring.resampled_agreement(agreeing, **self.resampling)
         return _interval(self.scoring.agreement(agreeing), resampled)
 

@@ -195,6 +195,22 @@ def bootstrap_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray
         yield np.bincount(generator.integers(rows, size=rows), minlength=rows).astype(np.float64)
 
 
+def weighted_correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> float:
+    """Return the Pearson correlation of rows that occur `weights` times, 0 where one side is constant."""
+    drawn = weights > 0
+    if np.ptp(first[drawn]) == 0 or np.ptp(second[drawn]) == 0:
+        return 0.0
+    total = weights.sum()
+    first, second = first - weights @ first / total, second - weights @ second / total
+    return float(weights @ (first * second) / np.sqrt((weights @ first**2) * (weights @ second**2)))
+
+
+def weighted_ranks(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return each row's mean rank in a resample, `(rows,)`, given its place among the distinct values."""
+    counts = np.bincount(places, weights=weights)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
+
+
 def row_blocks(rows: int) -> Iterator[slice]:
     """Cut rows into blocks, so that what is computed of `(rows, labels)` does not fill the memory at once.
 

@@ -119,8 +119,7 @@ class CandidateModels:
 
     def thresholds(self, name: str) -> list[float] | None:
         """Return a candidate's own thresholds of several labels a row, in the student's label order; None without."""
-        own, order = thresholds_of(getattr(self.models.get(name), "config", None)), self.orders.get(name)
-        return own if own is None or order is None else [own[number] for number in order]
+        return thresholds_of(getattr(self.models.get(name), "config", None), self.orders.get(name))
 
 
 def members_by_name(teacher: nn.Module | None) -> dict[str, nn.Module]:

@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from scipy.sparse import csr_array, hstack
-from scipy.special import expit, logit, softmax
+from scipy.special import softmax
 from scipy.stats import binomtest, pearsonr, rankdata, spearmanr
 from sklearn.metrics import confusion_matrix, mean_absolute_error, mean_squared_error
 from torch import Tensor
 
+from nlpkd.data.labels.classes import given_labels, thresholds_of
+from nlpkd.evaluation.calibration import decision_confidence, gaps_by_bin
 from nlpkd.evaluation.metrics import (
-    CALIBRATION_BINS,
     bootstrap_totals,
     bootstrap_weights,
-    calibration_bins,
     class_metrics,
     classification_metrics,
     common_confusions,
@@ -28,9 +28,11 @@ from nlpkd.evaluation.metrics import (
     resampled_metrics,
     row_blocks,
     softmax_confidence,
+    weighted_correlation,
+    weighted_ranks,
 )
 from nlpkd.evaluation.records import Breakdown, Disagreement
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
 
 HEAVY_IMBALANCE = 5.0
 """How many times as frequent as the rarest class the commonest must be for macro F1 to be the headline."""
@@ -82,8 +84,15 @@ class Scoring(ABC):
         """Measure `metrics` on bootstrap resamples, `(samples,)` each; they depend on seed and rows alone."""
 
     @abstractmethod
-    def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return each row's part in the agreement of two models, float32 `(rows, k)`, of logits `(rows, labels)`."""
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return what a model answers, `(rows, k)`, given its logits `(rows, labels)`."""
+
+    def agreeing(self, student: Tensor, teacher: Tensor, by: Scoring) -> Tensor:
+        """Return each row's part in the agreement of two models, float32 `(rows, k)`, of logits `(rows, labels)`.
+
+        The student decides by this scoring, the teacher by its own, `by`.
+        """
+        return (self.answers(student) == by.answers(teacher)).float()
 
     def agreement(self, agreeing: np.ndarray) -> float:
         """Sum up what `agreeing` gave: the share of decisions that are the same."""
@@ -142,9 +151,9 @@ class SingleLabelScoring(Scoring):
         """See `nlpkd.evaluation.metrics.resampled_metrics`."""
         return resampled_metrics(logits, labels, samples=samples, seed=seed)
 
-    def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Check of each row whether both choose the same class, `(rows, 1)`."""
-        return (student.argmax(dim=-1) == teacher.argmax(dim=-1)).float()[:, None]
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return each row's class, `(rows, 1)`."""
+        return logits.argmax(dim=-1, keepdim=True)
 
     def breakdown(self, logits: np.ndarray, labels: np.ndarray) -> Breakdown:
         """Return confusion matrix, figures by class and reliability."""
@@ -195,9 +204,8 @@ class SingleLabelScoring(Scoring):
 class MultiLabelScoring(Scoring):
     """Any number of labels a row: a label is given where its probability is above its threshold.
 
-    Two models agree by their decisions at 0.5. `accuracy` is the share of rows with every label right; `f1_micro`
-    pools all decisions, `f1_macro` is the mean over labels; the calibration error is that of all decisions at 0.5
-    pooled, by the confidence max(p, 1 - p).
+    `accuracy` is the share of rows with every label right; `f1_micro` pools all decisions, `f1_macro` is the mean over
+    labels; the calibration error is that of all decisions at 0.5 pooled, by the confidence max(p, 1 - p).
 
     Args:
         thresholds: one a label; 0.5 if None.
@@ -206,7 +214,7 @@ class MultiLabelScoring(Scoring):
     problem_type = MULTI_LABEL
 
     def __init__(self, thresholds: Sequence[float] | None = None):
-        self.cut = np.zeros(1) if thresholds is None else logit(np.asarray(thresholds, dtype=np.float64))
+        self.thresholds = thresholds
 
     def check(self, labels: np.ndarray, num_labels: int) -> None:
         """Refuse anything but zeros and ones, `(rows, labels)`; see `Scoring.check`."""
@@ -227,7 +235,7 @@ class MultiLabelScoring(Scoring):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Measure decisions by their counts; labels `(rows, labels)`."""
         logits, labels = known_rows(logits, labels, labels[:, 0] != UNLABELLED)
-        decisions, gold = logits > self.cut, labels == 1
+        decisions, gold = self._given(logits), labels == 1
         # By counts: scikit-learn takes a single label for two classes, yes and no.
         hits, total = ((gold & decisions).sum(axis=0), gold.sum(axis=0) + decisions.sum(axis=0))
         values = {
@@ -235,17 +243,17 @@ class MultiLabelScoring(Scoring):
             "f1_macro": float(f1_of_counts(hits, total).mean()),
             "f1_micro": float(f1_of_counts(hits.sum(), total.sum())),
         }
-        error = np.abs(_gaps_by_bin(logits, gold).sum(axis=0)).sum() / logits.size
+        error = np.abs(gaps_by_bin(logits, gold).sum(axis=0)).sum() / logits.size
         return values | {"expected_calibration_error": float(error)}
 
     def resampled(self, logits: np.ndarray, labels: np.ndarray, *, samples: int, seed: int) -> dict[str, np.ndarray]:
         """Resample each row's counts, whose sums determine every metric."""
         logits, labels = known_rows(logits, labels, labels[:, 0] != UNLABELLED)
         rows, width = logits.shape
-        decisions, gold = logits > self.cut, labels == 1
+        decisions, gold = self._given(logits), labels == 1
         exact = (decisions == gold).all(axis=1, keepdims=True)
         parts = (decisions & gold, decisions, gold, exact)
-        counts = hstack([*(csr_array(part.astype(np.float64)) for part in parts), _gaps_by_bin(logits, gold)], "csr")
+        counts = hstack([*(csr_array(part.astype(np.float64)) for part in parts), gaps_by_bin(logits, gold)], "csr")
         totals = bootstrap_totals(counts, samples, seed)
         hits, given, actual, exact_total, gaps = np.split(totals, [width, 2 * width, 3 * width, 3 * width + 1], axis=1)
         return {
@@ -261,13 +269,16 @@ class MultiLabelScoring(Scoring):
         # Scikit-learn takes a single label for two classes, of which the second is meant.
         meant = [True] if gold.shape[1] == 1 else None
         return Breakdown(
-            per_class=class_metrics(gold, logits > self.cut, labels=meant),
-            reliability=reliability_bins(_decision_confidence(logits).ravel(), ((logits > 0) == gold).ravel()),
+            per_class=class_metrics(gold, self._given(logits), labels=meant),
+            reliability=reliability_bins(decision_confidence(logits).ravel(), ((logits > 0) == gold).ravel()),
         )
 
-    def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Check of each label of each row whether both give it or neither does, `(rows, labels)`."""
-        return ((student > 0) == (teacher > 0)).float()
+    def answers(self, logits: Tensor) -> Tensor:
+        """Check of each label of each row whether it is given, `(rows, labels)`."""
+        return torch.from_numpy(self._given(logits.float().cpu().numpy())).to(logits.device)
+
+    def _given(self, logits: np.ndarray) -> np.ndarray:
+        return given_labels(logits, self.thresholds)
 
 
 class RegressionScoring(Scoring):
@@ -311,9 +322,9 @@ class RegressionScoring(Scoring):
         places = [rankdata(each, method="dense").astype(np.int64) - 1 for each in (scores, labels)]
         pearson, spearman = [], []
         for weights in bootstrap_weights(rows, samples, seed):
-            pearson.append(_weighted_correlation(scores, labels, weights))
-            ranks = [_weighted_ranks(each, weights) for each in places]
-            spearman.append(_weighted_correlation(ranks[0], ranks[1], weights))
+            pearson.append(weighted_correlation(scores, labels, weights))
+            ranks = [weighted_ranks(each, weights) for each in places]
+            spearman.append(weighted_correlation(ranks[0], ranks[1], weights))
         return {
             "pearson": np.array(pearson),
             "spearman": np.array(spearman),
@@ -321,9 +332,13 @@ class RegressionScoring(Scoring):
             "mean_absolute_error": absolute,
         }
 
-    def agreeing(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return each row's score, `(rows, 1)`."""
+        return logits.float()
+
+    def agreeing(self, student: Tensor, teacher: Tensor, by: Scoring) -> Tensor:
         """Return both scores, `(rows, 2)`."""
-        return torch.cat([student, teacher], dim=-1).float()
+        return torch.cat([self.answers(student), by.answers(teacher)], dim=-1)
 
     def agreement(self, agreeing: np.ndarray) -> float:
         """Correlate both scores."""
@@ -333,15 +348,27 @@ class RegressionScoring(Scoring):
         """Correlate both scores on each resample."""
         student, teacher = np.asarray(agreeing, dtype=np.float64).T
         drawn = bootstrap_weights(len(agreeing), samples, seed)
-        return np.array([_weighted_correlation(student, teacher, weights) for weights in drawn])
+        return np.array([weighted_correlation(student, teacher, weights) for weights in drawn])
 
 
-def scoring_of(problem_type: str | None, thresholds: Sequence[float] | None = None) -> Scoring:
+def scoring_of(config: Any) -> Scoring:
+    """Make a model's scoring, by its task and the thresholds of its own; of a single label where no task is said.
+
+    Args:
+        config: of the model, or None.
+
+    Raises:
+        ValueError: if its thresholds are not of its labels.
+    """
+    return task_scoring(task_of(config), thresholds_of(config))
+
+
+def task_scoring(problem_type: str | None, thresholds: Sequence[float] | None) -> Scoring:
     """Make a task's scoring; of a single label where the task is not said.
 
     Args:
         problem_type: the task.
-        thresholds: of a multi-label task, one a label.
+        thresholds: of a multi-label model, one a label in the order of the logits; 0.5 if None.
 
     Returns:
         The scoring.
@@ -351,23 +378,13 @@ def scoring_of(problem_type: str | None, thresholds: Sequence[float] | None = No
     return RegressionScoring() if problem_type == REGRESSION else SingleLabelScoring()
 
 
+def headline_of(problem_type: str | None, labels: np.ndarray) -> str:
+    """Return the name of the metric that a verdict on a task rests on, given the gold labels."""
+    return task_scoring(problem_type, None).headline(labels)
+
+
 def _probabilities(logits: np.ndarray) -> np.ndarray:
     return softmax(np.asarray(logits, dtype=np.float64), axis=1)
-
-
-def _decision_confidence(logits: np.ndarray) -> np.ndarray:
-    """Return max(p, 1 - p) of each decision, `(rows, labels)`."""
-    return expit(np.abs(np.asarray(logits, dtype=np.float64)))
-
-
-def _gaps_by_bin(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Sum each row's correctness (0 or 1) minus confidence by confidence bin, `(rows, bins)`."""
-    by_bin = np.zeros((len(logits), CALIBRATION_BINS))
-    for rows in row_blocks(len(logits)):
-        confidence = _decision_confidence(logits[rows])
-        places = np.arange(len(confidence))[:, None], calibration_bins(confidence)
-        np.add.at(by_bin[rows], places, ((logits[rows] > 0) == gold[rows]) - confidence)
-    return by_bin
 
 
 def _known_scores(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -380,19 +397,3 @@ def _correlation(correlate: Callable[[np.ndarray, np.ndarray], Any], first: np.n
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(correlate(first, second).statistic)
-
-
-def _weighted_correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> float:
-    """Return the Pearson correlation of rows that occur `weights` times, 0 where one side is constant."""
-    drawn = weights > 0
-    if np.ptp(first[drawn]) == 0 or np.ptp(second[drawn]) == 0:
-        return 0.0
-    total = weights.sum()
-    first, second = first - weights @ first / total, second - weights @ second / total
-    return float(weights @ (first * second) / np.sqrt((weights @ first**2) * (weights @ second**2)))
-
-
-def _weighted_ranks(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return each row's mean rank in a resample, `(rows,)`, given its place among the distinct values."""
-    counts = np.bincount(places, weights=weights)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]

@@ -27,6 +27,7 @@ from nlpkd.evaluation.report_text import (
     one_line,
     seeds_cells,
 )
+from nlpkd.tasks import MULTI_LABEL
 from nlpkd.utils.packages import pip_install
 from nlpkd.utils.provenance import without_tokens
 
@@ -219,13 +220,27 @@ def _results(report: EvaluationReport) -> str:
 
 def _usage(report: EvaluationReport, model_name: str) -> str:
     own_kind = (report.run.student.model_type or "").startswith("nlpkd_")
+    several, asked = _has_several_labels(report), _asked(report)
     code = (
         ("import nlpkd  # transformers knows this kind of model from it\n" if own_kind else "")
         + "from transformers import pipeline\n\n"
-        + f'classifier = pipeline("text-classification", model={_quoted(model_name)})\n'
-        + f"print(classifier({_asked(report)}))"
+        + f'classifier = pipeline("text-classification", model={_quoted(model_name)}'
+        + (", top_k=None)\n" if several else ")\n")
     )
-    return f"## How to use it\n\n{code_block(code, 'python')}"
+    if not several:
+        return f"## How to use it\n\n{code_block(f'{code}print(classifier({asked}))', 'python')}"
+    cut, told = "0.5", "0.5"
+    if report.run.thresholds:
+        cut, told = 'classifier.model.config.thresholds[each["label"]]', "its threshold in `config.thresholds`"
+    code += f'print([each for each in classifier([{asked}])[0] if each["score"] > {cut}])'
+    return (
+        f"## How to use it\n\nA text has the labels whose score is above {told}, be they none or all; the figures are "
+        f"of those.\n\n{code_block(code, 'python')}"
+    )
+
+
+def _has_several_labels(report: EvaluationReport) -> bool:
+    return report.task.problem_type == MULTI_LABEL
 
 
 def _asked(report: EvaluationReport) -> str:
@@ -241,7 +256,7 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     code = (
         f"import nlpkd  # {pip_install('export')}\n\n"
         f"classify = nlpkd.load({_quoted(model_name)})\n"
-        f"print(classify({_asked(report)}))"
+        f"print(classify({_asked(report)}{', decide=True' if _has_several_labels(report) else ''}))"
     )
     headline = report.task.headline
     figures = [

@@ -16,6 +16,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nlpkd.config import DistillationConfig
 from nlpkd.objectives.base import Objective, setting_names
+from nlpkd.objectives.temperature import Temperature
 from nlpkd.objectives.weighting import WEIGHTINGS
 
 OBJECTIVES_FILE = "objectives.safetensors"
@@ -120,6 +121,15 @@ class ObjectiveSet(nn.Module):
     def couple_rows(self) -> list[str]:
         """Name the objectives whose value depends on which rows share a micro-batch."""
         return [name for name, objective in zip(self.names, self.members, strict=True) if objective.couples_rows]
+
+    def constants(self) -> str:
+        """Tell what a pass reads of the objectives beside tensors: their weights and settings as they are now."""
+        told: list[Any] = []
+        for objective in self.members:
+            settings = [getattr(objective, name) for name in objective.settings]
+            plain = [each.config() if isinstance(each, Temperature) else each for each in settings]
+            told.append([objective.weight, *(each for each in plain if not isinstance(each, Tensor))])
+        return repr(told)
 
     def refuse_few_rows(self, rows: int) -> None:
         """Refuse micro-batches of too few rows for the objectives that relate them, which would learn nothing.

@@ -75,6 +75,9 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     rows, no_teacher = (claimed.task.rows, measured.task.rows or 0), no_teacher or NOT_AGAIN
     counted_alike = claimed.run.flops_protocol == measured.run.flops_protocol
     claims: list[Claim] = []
+    # The student's thresholds alone are in a config, by which its files decide too.
+    fitted = claimed.run.thresholds
+    unkept = {name for name, each in fitted.items() if each != fitted["student"]}
     for name, before in claimed.candidates.items():
         now = measured.candidates.get(name, _UNMEASURED)
         if not counted_alike:
@@ -82,9 +85,10 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
         if name == "teacher":
             # It may have been measured in half precision, which no report says.
             now = replace(now, size_mb=None)
-        if name != "student" and name in claimed.run.thresholds:
-            # The student's thresholds alone are in a config.
+        if name in unkept:
             now = replace(now, quality={})
+        if "teacher" in unkept:
+            now = replace(now, agreement=None)
         known = name in measured.candidates or name == "teacher"
         why = no_teacher if known else f"{NOT_AGAIN}: no ONNX file, or no extra export"
         claims += _candidate_claims("" if name == "student" else f"{name}: ", before, now, rows, why)
@@ -93,7 +97,7 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     headline = gold.value if gold else math.nan
     for name, paired in claimed.comparisons.items():
         other = name.removeprefix("student_vs_")
-        again = measured.comparisons.get(name, Comparison({}))
+        again = Comparison({}) if other in unkept else measured.comparisons.get(name, Comparison({}))
         claims += _comparison_claims(other, paired, again, rows, headline)
         claims += _gap_claims(claimed, other, paired)
     for name, spreads in claimed.seeds.items():

@@ -30,6 +30,7 @@ from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
 from nlpkd.hub.saving import save_report
 from nlpkd.models.loading import split_revision
+from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.files import weights_sha256
@@ -169,6 +170,7 @@ def evaluate(
             teacher_tokenizer=others.get("teacher"),
             candidate_tokenizers={name: each for name, each in others.items() if name != "teacher"},
             threshold_dataset=fitted,
+            student_files=[name for name in candidates or {} if _folder(given[name]) == _folder(student)],
             text_columns=loaded.text_columns,
             run=run,
             **measuring,
@@ -207,6 +209,11 @@ def _finish(
                         "The report could not be saved in %s. It says:\n\n%s", output_dir, report.to_markdown()
                     )
                 raise
+
+
+def _folder(model: str | Path) -> Path:
+    """Return the folder whose config a model has."""
+    return (model_folder(Path(model)) if Path(model).is_file() else Path(model)).resolve()
 
 
 def _settled_order(student: Path, config: Any, teacher: Mapping[str, Any]) -> list[int] | None:

@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
+from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.data.rows import count_learned, count_texts, has_unlabelled, hash_rows
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers
@@ -140,7 +141,7 @@ class Job:
         Returns:
             The student and its report, both saved in the output directory.
         """
-        student = self.make_untrained_student(args.seed)
+        student = self.student_to_train(args.seed)
         ask_for_label_names(student.config, self.data["train"])
         untrained = {name: make(args.seed) for name, make in self.baselines.items()}
         settings = []
@@ -185,6 +186,12 @@ class Job:
         trainer = self.trainer(self.make_untrained_student(args.seed), args, self.stages[0])
         trainer.save_model()
         return self._measure(trainer, {}, {}, args, self.stages, args.html_report)
+
+    def student_to_train(self, seed: int) -> PreTrainedModel:
+        """Make the student that a training starts from."""
+        student = self.make_untrained_student(seed)
+        forget_thresholds(student.config)
+        return student
 
     def trainer(self, student: PreTrainedModel, args: DistillationConfig, stage: Stage) -> DistillationTrainer:
         """Make the trainer of a stage."""
@@ -241,6 +248,7 @@ class Job:
                     run=self._record(trainer, split, stages, Path(trainer.args.output_dir)),
                     training_seconds={name: known for name, known in seconds.items() if known is not None},
                     threshold_dataset=held_out,
+                    student_files=list(shipped),
                     text_columns=self.data.text_columns,
                     bootstrap_samples=args.bootstrap_samples,
                     latency_runs=args.latency_runs,

@@ -19,7 +19,7 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source, read_splits, refuse_as_output, without_training_words
 from nlpkd.evaluation.records import METRIC_NAMES, percent
 from nlpkd.evaluation.report_text import markdown_table
-from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.evaluation.scoring import headline_of
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.labelling.rounds import RoundFile
@@ -268,10 +268,10 @@ class _Learner:
         )  # fmt: skip
         if "learning_rate" not in settings:
             args = replace(args, learning_rate=job.learning_rate)
-        trainer = job.trainer(job.make_untrained_student(args.seed), args, job.stages[-1])
+        trainer = job.trainer(job.student_to_train(args.seed), args, job.stages[-1])
         trainer.train()
         labels = np.asarray(job.data["validation"]["labels"][:])
-        metric = "" if test is None else scoring_of(job.data.problem_type).headline(labels)
+        metric = "" if test is None else headline_of(job.data.problem_type, labels)
         return cls(trainer, job.tokenizer, job.data.max_length, metric)
 
     def measure(self) -> float:

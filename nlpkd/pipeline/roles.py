@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import telling_names
-from nlpkd.data.labels.classes import Classes, ClassWeights
+from nlpkd.data.labels.classes import Classes, ClassWeights, forget_thresholds
 from nlpkd.data.rows import labelled_rows, random_access
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
-from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.evaluation.scoring import headline_of
 from nlpkd.models.small_models import SmallConfig
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss
@@ -329,10 +329,11 @@ def supervised_trainer(
     if (args.metric_for_best_model or "").removeprefix("eval_") == "agreement":
         # Without a teacher there is nothing to agree with.
         measured = np.asarray(data["validation" if "validation" in data else "train"]["labels"][:])
-        headline = scoring_of(data.problem_type).headline(measured)
+        headline = headline_of(data.problem_type, measured)
         logger.warning("The best checkpoint of a model without a teacher is chosen by %s, not by agreement.", headline)
         args = replace(args, metric_for_best_model=headline, greater_is_better=True)
     model.config.problem_type = data.problem_type  # type: ignore[assignment]
+    forget_thresholds(model.config)
     trainer = DistillationTrainer(
         model=model,
         args=args,

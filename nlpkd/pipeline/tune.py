@@ -21,7 +21,7 @@ from nlpkd.data.rows import describe_rows, has_unlabelled, random_access
 from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.evaluation.report_text import Cells, flat
-from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.evaluation.scoring import headline_of
 from nlpkd.objectives import Objective
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 from nlpkd.objectives.presets import Stage, resolve, with_preset_settings
@@ -149,7 +149,7 @@ def tune(
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         if has_unlabelled(job.data["validation"]):
             raise ValueError("settings are chosen by gold labels, and validation rows have none")
-        metric = scoring_of(job.data.problem_type).headline(np.asarray(job.data["validation"]["labels"][:]))
+        metric = headline_of(job.data.problem_type, np.asarray(job.data["validation"]["labels"][:]))
 
         # What would end the search in a later trial: values of objectives, and the deepest student.
         of_objectives = {name: values for name, values in search.items() if "." in name}

@@ -17,7 +17,7 @@ from scipy.special import betaincinv, softmax
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
 from nlpkd.models.onnx_classifier import OnnxClassifier
-from nlpkd.serving.texts import as_texts
+from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_atomic
 
@@ -31,6 +31,8 @@ CERTAINTY = 0.95
 _LABELS = "id2label"
 
 _STEPS = 50
+
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def choose_threshold(
     first = least if otherwise is None else 1
     held: list[dict[str, float]] = []
     for count in np.unique(np.linspace(first, rows, _STEPS).round().astype(int)):
-        threshold = float(ordered[count - 1])
+        threshold = _threshold_below(ordered[count - 1], ordered)
         answered = confidences >= threshold
         successes = right[answered] if otherwise is None else np.where(answered, right, otherwise)
         low = lower_bound(int(successes.sum()), len(successes), certainty)
@@ -261,6 +263,16 @@ def choose_threshold(
         found = {"threshold": threshold, "answered": float(answered.mean()), "found": float(successes.mean())}
         held.append(found | {"low": low})
     return held
+
+
+def _threshold_below(least_sure: float, confidences: np.ndarray) -> float:
+    """Return a threshold halfway from the least confidence of those to be answered to the next one.
+
+    The last digits of a text's confidence depend on the texts beside it: asked alone it has to stay above.
+    """
+    above = confidences >= least_sure - _ROUNDING
+    least, others = confidences[above].min(), confidences[~above]
+    return float((least + others.max()) / 2 if len(others) else least - _ROUNDING)
 
 
 class Cascade:
@@ -272,13 +284,12 @@ class Cascade:
 
     Args:
         student: the small classifier; takes texts, and the pipeline's `top_k` and `function_to_apply`.
-        fallback: from a list of texts to `(label, probability)` of each.
+        fallback: from a list of texts, and the settings of the call that are in `nlpkd.serving.texts.READING`, to
+            `(label, probability)` of each.
         record: when the small one answers.
     """
 
-    def __init__(
-        self, student: Any, fallback: Callable[[list[Any]], Sequence[tuple[str, float]]], record: CascadeRecord
-    ):
+    def __init__(self, student: Any, fallback: Callable[..., Sequence[tuple[str, float]]], record: CascadeRecord):
         self.student, self.fallback, self.record = student, fallback, record
         self.answered = self.passed_on = 0
 
@@ -288,7 +299,8 @@ class Cascade:
         Args:
             inputs: a text, a pair as `{"text": .., "text_pair": ..}`, or several of either; see
                 `nlpkd.serving.texts.as_texts`.
-            **settings: of the student's pipeline, such as `batch_size`.
+            **settings: of the student's pipeline, such as `batch_size`; those of reading texts, such as `max_length`,
+                are the fallback's too.
 
         Returns:
             `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`. Of no texts an empty list.
@@ -310,7 +322,8 @@ class Cascade:
         ]
         unsure = np.flatnonzero(~sure)
         if len(unsure):
-            told = self.fallback([texts[number] for number in unsure])
+            reading = {name: settings[name] for name in READING if name in settings}
+            told = self.fallback([texts[number] for number in unsure], **reading)
             if strange := {label for label, _ in told} - set(labels):
                 raise ValueError(
                     f"the fallback answers {sorted(strange)[:5]}, and the student's classes are {labels[:20]}"

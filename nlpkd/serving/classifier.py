@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from scipy.special import softmax
 from transformers import TextClassificationPipeline
+from transformers.pipelines.text_classification import ClassificationFunction
 
-from nlpkd.data.labels.classes import Classes, thresholds_of
+from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import readable
 from nlpkd.serving.cascade import Cascade, CascadeRecord, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
-from nlpkd.serving.texts import as_texts
+from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import MULTI_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
 
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 TORCH_FILE = "model.safetensors"
 """The `file` of `load` that stands for PyTorch."""
+
+
+_ANSWERING = ("top_k", "function_to_apply")
 
 
 class TextClassifier(TextClassificationPipeline):
@@ -45,15 +49,18 @@ class TextClassifier(TextClassificationPipeline):
             inputs: a text, a pair as `{"text": .., "text_pair": ..}`, or several of either; see
                 `nlpkd.serving.texts.as_texts`.
             **settings: `top_k`, how many labels (None: all; 1 if left out); `batch_size`; `truncation`, on unless
-                False; `function_to_apply`; and `decide=True` of a multi-label model: the labels whose probability is
-                above their threshold in `config.thresholds`, or 0.5, be they none or all.
+                False, `max_length` and the other settings of the tokenizer in `nlpkd.serving.texts.READING`;
+                `function_to_apply`; and `decide=True` of a multi-label model: the labels whose probability is above
+                their threshold in `config.thresholds`, or 0.5, be they none or all; with `top_k` the most probable of
+                these.
 
         Returns:
             `{"label", "score"}` of each text; with `top_k` or `decide` a list of those, the most probable first. Of no
             texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair, and `decide=True` of a model of another task.
+            ValueError: for what is neither a text nor a pair, settings that there are not or that are out of range,
+                and `decide=True` of a model of another task or beside `function_to_apply`.
         """
         inputs = as_texts(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -86,13 +93,13 @@ class TextClassifier(TextClassificationPipeline):
         self, model_outputs: Any, decide: bool = False, **settings: Any
     ) -> Any:
         """Turn logits into labels and scores; a step of the pipeline."""
-        labels = super().postprocess(model_outputs, **settings)
         if not decide:
-            return labels
+            return super().postprocess(model_outputs, **settings)
         config: Any = self.model.config
-        thresholds = thresholds_of(config) or [0.5] * config.num_labels
-        needed = dict(zip(config.id2label.values(), thresholds, strict=True))
-        return [each for each in labels if each["score"] > needed[each["label"]]]
+        given = given_labels(model_outputs["logits"].float().numpy(), thresholds_of(config))[0]
+        names = {config.id2label[number] for number in given.nonzero()[0]}
+        labels = super().postprocess(model_outputs, **settings | {"top_k": None})
+        return [each for each in labels if each["label"] in names][: settings.get("top_k")]
 
     def check_model_type(self, supported_models: Any) -> None:
         """Take any model: the pipeline's own check knows the classes of transformers alone."""
@@ -103,12 +110,29 @@ class TextClassifier(TextClassificationPipeline):
     def _sanitize_parameters(  # type: ignore[override]
         self, decide: bool = False, **settings: Any
     ) -> Any:
+        if unknown := sorted(settings.keys() - {*_ANSWERING, *READING}):
+            raise ValueError(
+                f"a classifier has no setting {', '.join(unknown)}: there are batch_size, decide, "
+                f"{', '.join((*_ANSWERING, *READING))}"
+            )
+        _check_answering(**{name: settings[name] for name in _ANSWERING if name in settings})
+        if decide and settings.get("function_to_apply") is not None:
+            raise ValueError("decide=True goes by probabilities: leave function_to_apply out")
         if decide and task_of(self.model.config) != MULTI_LABEL:
             raise ValueError(
                 "decide=True gives the labels above their thresholds, and this model's task is another: leave it out"
             )
         preprocess, forward, postprocess = super()._sanitize_parameters(**settings)
         return preprocess, forward, postprocess | ({"decide": True} if decide else {})
+
+
+def _check_answering(top_k: Any = None, function_to_apply: Any = None) -> None:
+    """Refuse a number of labels that can't be, and a function that the pipeline does not know."""
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k must be a whole number from 1 on, or None for all labels; got {top_k!r}")
+    known = [each.name.lower() for each in ClassificationFunction]
+    if isinstance(function_to_apply, str) and function_to_apply.lower() not in known:
+        raise ValueError(f"function_to_apply must be one of {', '.join(known)}, or None; got {function_to_apply!r}")
 
 
 def load(
@@ -200,8 +224,11 @@ class Fallback:
         self.name, self.files = str(teacher), served_files(self._large, Path(teacher))
         self.classes = Classes.of(self._large.model.config.id2label)
 
-    def in_words_of(self, student_config: Any) -> Callable[[list[Any]], list[tuple[str, float]]]:
+    def in_words_of(self, student_config: Any) -> Callable[..., list[tuple[str, float]]]:
         """Make a function from texts to `(label, probability)` of each, the labels by the student's names.
+
+        Settings of reading texts (`nlpkd.serving.texts.READING`) are those of a model's tokenizer: one of
+        `nlpkd.teachers` reads whole texts.
 
         Args:
             student_config: the student's config.
@@ -216,11 +243,11 @@ class Fallback:
             raise ValueError(f"the teacher {self.name} can't answer for the student: {error}") from error
         words = {name: own.names[place] for name, place in zip(self.classes.names, order, strict=True)}
 
-        def ask(texts: list[Any]) -> list[tuple[str, float]]:
+        def ask(texts: list[Any], **reading: Any) -> list[tuple[str, float]]:
             if isinstance(self._teacher, LabelingTeacher):
                 labels, found = list(self.classes.names), self._teacher.probabilities(texts)
             else:
-                labels, logits = scores(self._large, texts, batch_size=self._batch_size)
+                labels, logits = scores(self._large, texts, batch_size=self._batch_size, **reading)
                 found = softmax(logits, axis=-1)
             return [(words[labels[row.argmax()]], float(row.max())) for row in found]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,7 @@ def make_page(
 
     def compare(text: str, second: str) -> list[Any]:
         found = [answer(classify, text, second) for classify in models.values()]
-        told = {_best(scores) for scores, _ in found}
-        agree = "" if len(found) < 2 else "They agree." if len(told) == 1 else "They differ."
+        agree = "" if len(found) < 2 else verdict(models.values(), [scores for scores, _ in found])
         return [agree, *(cell for scores, ms in found for cell in (scores, f"{ms:.2f}"))]
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
@@ -120,6 +119,20 @@ def answer(classify: Callable[..., Any], text: str, second: str = "") -> tuple[d
     return (f"{found[0]['score']:.3f}" if len(found) == 1 else {each["label"]: each["score"] for each in found}), ms
 
 
+def verdict(models: Iterable[Any], answers: Sequence[dict[str, float] | str]) -> str:
+    """Say whether models decide alike on a text: by their likeliest label, or by all that each gives it of several.
+
+    Args:
+        models: as for `make_page`.
+        answers: what `answer` returned of each: labels are the same in any case, of scores the difference is said.
+    """
+    scores = [float(each) for each in answers if isinstance(each, str)]
+    if len(scores) == len(answers):
+        return f"Their scores are {max(scores) - min(scores):.3f} apart."
+    decisions = {_decision(model, found) for model, found in zip(models, answers, strict=True)}
+    return "They agree." if len(decisions) == 1 else "They differ."
+
+
 def differences(report: Mapping[str, Any], texts: Mapping[int, str] | None = None) -> list[list[Any]]:
     """Return the rows of a report on which the student differs most from its teacher, with the columns of `HEADER`.
 
@@ -140,8 +153,19 @@ def differences(report: Mapping[str, Any], texts: Mapping[int, str] | None = Non
     ]
 
 
-def _best(scores: dict[str, float] | str) -> str:
-    return scores if isinstance(scores, str) else max(scores, key=lambda label: scores[label])
+def _decision(model: Any, scores: dict[str, float] | str) -> frozenset[str]:
+    """Return the labels that a model gives a text, in lower case."""
+    config: Any = getattr(getattr(model, "model", None), "config", None)
+    if isinstance(scores, str):
+        given = [scores]
+    elif getattr(config, "problem_type", None) == "multi_label_classification":
+        thresholds = getattr(config, "thresholds", None) or dict.fromkeys(scores, 0.5)
+        if not isinstance(thresholds, Mapping):
+            thresholds = {config.id2label[number]: each for number, each in enumerate(thresholds)}
+        given = [label for label, score in scores.items() if score > thresholds[label]]
+    else:
+        given = [max(scores, key=lambda label: scores[label])]
+    return frozenset(" ".join(label.casefold().split()) for label in given)
 
 
 if __name__ == "__main__":

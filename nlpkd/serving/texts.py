@@ -7,6 +7,13 @@ from typing import Any
 
 from nlpkd.data.columns import HALF, has_half, values_of
 
+READING = (
+    "truncation", "max_length", "add_special_tokens", "padding", "padding_side", "pad_to_multiple_of",
+    "return_token_type_ids", "return_attention_mask",
+)  # fmt: skip
+"""Settings of a call that say how its texts are read; they are the tokenizer's."""
+
+
 _A_TEXT = 'a text is a string, or a pair as {"text": .., "text_pair": ..}'
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.classes import Classes, forget_thresholds, thresholds_of
 from nlpkd.models.loading import load_classifier, load_config
 from nlpkd.models.structure import lacks_head, permute_head, sort_drawn_head
 
@@ -46,13 +46,16 @@ def load_student(
     """
     labels: dict[str, Any] = {}
     order: list[int] | None = None
+    thresholds: list[float] | None = None
     if id2label is not None:
         wanted = Classes.of(id2label)
         labels = {"num_labels": len(wanted), "id2label": wanted.id2label, "label2id": wanted.label2id}
-        own = Classes.of_config(load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code))
+        config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+        own = Classes.of_config(config)
         # A head of other classes, or none, says nothing of the order of these.
         with suppress(ValueError):
             order = None if own is None else wanted.positions_in(own)
+        thresholds = thresholds_of(config, order)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student, missing = load_classifier(
@@ -62,8 +65,11 @@ def load_student(
         logger.warning("Drawn at random, since %s has no such weights that fit: %s.", checkpoint, ", ".join(missing))
     if id2label is not None and (own is None or len(own) != len(wanted) or lacks_head(student, missing)):
         sort_drawn_head(student)
+        forget_thresholds(student.config)
     elif order is not None:
         permute_head(student, order)
+    if thresholds is not None and hasattr(student.config, "thresholds"):
+        student.config.thresholds = dict(zip(wanted.names, thresholds, strict=True))
     return student.train()
 
 

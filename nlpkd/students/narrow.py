@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.models.layers import choose_layers
 from nlpkd.models.structure import HEADS_IN, HEADS_OUT, axes_following, layer_stack, size_name, top_indices
 from nlpkd.students.teacher_layers import renumbered
@@ -83,6 +84,7 @@ def narrow_student(
 
 def _resized(config: Any, sizes: Mapping[str, int]) -> Any:
     resized = copy.deepcopy(config)
+    forget_thresholds(resized)
     for size, value in sizes.items():
         has = getattr(config, size_name(config, size), None)
         if has is None or not 1 <= value <= has:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.models.structure import layer_stack
 
 _NOT_BY_LAYER = {"architectures", "training", "layer_idx", "layer_id", "layer_index", "layer_number"}
@@ -58,7 +59,9 @@ def copy_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
 def _config_of_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
     """Return a config with these layers alone: lists with an entry for each layer are cut as the weights are."""
     depth, cut = config.num_hidden_layers, copy.deepcopy(config)
-    for name, entries in vars(config).items():
+    # Of as many labels as layers these would be cut as well.
+    forget_thresholds(cut)
+    for name, entries in list(vars(cut).items()):
         if isinstance(entries, (list, tuple)) and len(entries) == depth and name not in _NOT_BY_LAYER:
             setattr(cut, name, [entries[layer - 1] for layer in layers])
     if isinstance(getattr(config, "attention_types", None), list):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.prune import heads_of, keep_heads, keep_neurons, measure_importance, neurons
 from nlpkd.data.label_names import align_labels_to_student
+from nlpkd.data.labels.classes import given_labels, thresholds_of
 from nlpkd.data.rows import labelled_rows, makes_batches
 from nlpkd.data.tokenization import TOKEN_COLUMNS
 from nlpkd.evaluation.prediction import predict_logits
@@ -142,5 +143,8 @@ def _sample(teacher: PreTrainedModel, rows: Any, tokenizer: PreTrainedTokenizerB
     rows = rows.shuffle(seed=0).select(range(min(SAMPLED_ROWS, len(rows))))
     rows = rows.select_columns(tokens)
     logits = predict_logits(teacher, rows, tokenizer)
-    answers = (logits > 0).astype(np.float32) if task == MULTI_LABEL else logits.argmax(axis=1)
+    if task == MULTI_LABEL:
+        answers = given_labels(logits, thresholds_of(teacher.config)).astype(np.float32)
+    else:
+        answers = logits.argmax(axis=1)
     return rows.add_column("labels", answers.tolist())

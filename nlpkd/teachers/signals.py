@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.data.rows import sample_of_classes, visible_columns
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher
 from nlpkd.models.attention import Wanted
@@ -130,6 +130,11 @@ class TeacherSignals:
         """The index that a live teacher gives each of the student's labels; None where it is the student's own."""
         order = None if self.live is None else self.live.order
         return None if order is None else order.tolist()
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """The thresholds of a live multi-label teacher, in the student's label order; None where it has none."""
+        return None if self.live is None else thresholds_of(getattr(self.live.model, "config", None), self.order)
 
     def refuse_unknown_tokens(self, rows: Any, split: str) -> None:
         """Refuse rows with token ids that student or teacher has no embedding for."""

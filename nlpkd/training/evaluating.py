@@ -18,7 +18,7 @@ from nlpkd.data.label_names import align_labels_to_student, classes_of
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import visible_columns
 from nlpkd.data.windows import average_windows, one_row_a_document
-from nlpkd.evaluation.scoring import Scoring
+from nlpkd.evaluation.scoring import Scoring, scoring_of, task_scoring
 from nlpkd.tasks import UNLABELLED
 from nlpkd.teachers.compatibility import refuse_no_tokens
 from nlpkd.training.loss import DistillationLoss
@@ -31,7 +31,7 @@ class PredictionMetrics:
     """Metrics of an evaluation, the average over a text's windows as its prediction, and the agreement beside them.
 
     Args:
-        scoring: of the task.
+        scorings: gives those of student and teacher.
         compute_metrics: the user's metrics; those of the task if None.
         preprocess_logits: the user's `preprocess_logits_for_metrics`, if any.
         by_batch: whether metrics are computed batch by batch (`batch_eval_metrics`), of which no text's windows can be
@@ -40,12 +40,12 @@ class PredictionMetrics:
 
     def __init__(
         self,
-        scoring: Scoring,
+        scorings: Callable[[], tuple[Scoring, Scoring]],
         compute_metrics: Callable[..., dict[str, float]] | None,
         preprocess_logits: Callable[..., Any] | None,
         by_batch: bool,
     ):
-        self.scoring, self._by_batch = scoring, by_batch
+        self._scorings, self._by_batch = scorings, by_batch
         self.compute_metrics, self.preprocess_logits = compute_metrics, preprocess_logits
         self._documents: Any = None
 
@@ -58,7 +58,8 @@ class PredictionMetrics:
         """Return the student's logits `(batch, labels)`, and beside them where the teacher's agree, if it is there."""
         if teacher is None or self._by_batch:
             return student
-        return student, self.scoring.agreeing(student, teacher)
+        own, teachers = self._scorings()
+        return student, own.agreeing(student, teacher, teachers)
 
     def preprocess(self, logits: Any, labels: Any) -> Any:
         """Apply the user's preprocessing to the student's logits alone."""
@@ -71,6 +72,7 @@ class PredictionMetrics:
     def __call__(self, prediction: EvalPrediction, **options: Any) -> dict[str, float]:
         """Compute the metrics of an evaluation, with `agreement` where there was a teacher."""
         predictions, labels, agreeing = prediction.predictions, prediction.label_ids, None
+        scoring, _ = self._scorings()
         if not self._by_batch:
             predictions, agreeing = split_agreement(predictions)
         if isinstance(predictions, list) and (self.compute_metrics is None or self._documents is not None):
@@ -81,11 +83,11 @@ class PredictionMetrics:
         if self.compute_metrics is None and _nobody_labelled(np.asarray(labels)):
             metrics = {}
         elif self.compute_metrics is None:
-            metrics = self.scoring.metrics(np.asarray(predictions), np.asarray(labels))
+            metrics = scoring.metrics(np.asarray(predictions), np.asarray(labels))
         else:
             plain = EvalPrediction(predictions, labels, prediction.inputs, prediction.losses)
             metrics = dict(self.compute_metrics(plain, **options))
-        return metrics if agreeing is None else metrics | {"agreement": self.scoring.agreement(agreeing)}
+        return metrics if agreeing is None else metrics | {"agreement": scoring.agreement(agreeing)}
 
 
 def split_agreement(predictions: Any) -> tuple[Any, Any]:
@@ -171,13 +173,18 @@ class EvaluatingTrainer(ResumableTrainer):
 
     _loss: DistillationLoss
 
-    def _measure_by(self, scoring: Scoring, compute_metrics: Callable[..., dict[str, float]] | None) -> None:
+    def _measure_by(self, compute_metrics: Callable[..., dict[str, float]] | None) -> None:
         """Choose the metrics: those of the task, or the user's."""
         by_batch, preprocess = self.args.batch_eval_metrics, self.preprocess_logits_for_metrics
-        self._metrics = PredictionMetrics(scoring, compute_metrics, preprocess, by_batch)
+        self._metrics = PredictionMetrics(self._scorings, compute_metrics, preprocess, by_batch)
         if compute_metrics is not None or not by_batch:
             self.compute_metrics = self._metrics
         self.preprocess_logits_for_metrics = self._metrics.preprocess
+
+    def _scorings(self) -> tuple[Scoring, Scoring]:
+        """Make the scorings of student and teacher, by the thresholds that each has by now."""
+        scoring = scoring_of(getattr(self.model, "config", None))
+        return scoring, task_scoring(scoring.problem_type, self._loss.signals.thresholds)
 
     def follow_assigned_metrics(self) -> None:
         """Take what was assigned to `compute_metrics` or `preprocess_logits_for_metrics` since as the user's own."""
@@ -186,7 +193,7 @@ class EvaluatingTrainer(ResumableTrainer):
             return
         if preprocess == ours.preprocess:
             self.preprocess_logits_for_metrics = ours.preprocess_logits
-        self._measure_by(ours.scoring, ours.compute_metrics if metrics in (ours, None) else metrics)
+        self._measure_by(ours.compute_metrics if metrics in (ours, None) else metrics)
 
     # Classes
 

@@ -19,7 +19,6 @@ from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.label_names import adopt_label_names
 from nlpkd.data.rows import visible_columns
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, with_usual_padding
-from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.structure import as_student, refuse_untrained
 from nlpkd.objectives import Objective
@@ -143,7 +142,7 @@ class DistillationTrainer(SearchingTrainer):
         # Why the teacher is not run once for the next training; None where it is.
         self._live_since: str | None = None
         self._own_parts = describe_own_parts(self.compute_loss_func, self.optimizer, self.optimizer_cls_and_kwargs)
-        self._measure_by(scoring_of(task), compute_metrics)
+        self._measure_by(compute_metrics)
         self.connect(unnamed)
 
     def connect(self, unnamed: bool = False) -> None:

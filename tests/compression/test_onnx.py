@@ -28,6 +28,7 @@ from nlpkd.compression import export_int8, export_onnx, quantize_dynamic
 from nlpkd.models.onnx_classifier import OnnxClassifier, refuse_stale
 from nlpkd.pipeline.export import export_student
 from nlpkd.students.small import small_student
+from nlpkd.tasks import MULTI_LABEL
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -155,6 +156,23 @@ def test_the_record_of_int8_is_what_both_files_say_of_the_texts(exported, tokeni
         agreements.append(np.mean(rows))
     assert record.largest_difference == pytest.approx(largest) and largest > 0
     assert record.agreement == pytest.approx(min(agreements))
+
+
+def test_the_agreement_of_files_is_that_of_what_both_decide_by_the_models_thresholds(tmp_path, tokenizer):
+    model = trained(tiny_bert(1, num_labels=3, problem_type=MULTI_LABEL)).eval()
+    with torch.no_grad():
+        between = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.quantile(0.47, dim=0)
+    # Half of the texts are above a threshold, which is far from 0.5.
+    model.classifier.bias.data += 3.0 - between
+    model.config.thresholds = [torch.tensor(3.0).sigmoid().item()] * 3
+    agreement = quantize_dynamic(model, tokenizer, tmp_path, texts=TEXTS).agreement
+    whole, small = (nlpkd.load(tmp_path, file=f"onnx/{name}.onnx") for name in ("model", "model_int8"))
+    differing = []
+    for size in (1, 3, 32):
+        pairs = zip(whole(TEXTS, decide=True), small(TEXTS, decide=True, batch_size=size), strict=True)
+        sets = [({each["label"] for each in one}, {each["label"] for each in other}) for one, other in pairs]
+        differing.append(sum(len(one ^ other) for one, other in sets))
+    assert 0 < max(differing) and agreement == pytest.approx(1 - max(differing) / (3 * len(TEXTS)))
 
 
 def test_int8_weights_are_bytes_with_a_scale_for_each_column(exported, tmp_path, tokenizer):

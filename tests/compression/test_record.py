@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
-from samples import WORDS
+from samples import WORDS, sentences, tiny_bert
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
@@ -20,6 +22,9 @@ from transformers import (
 )
 
 from nlpkd.compression import factorize_linear, prune_heads, prune_neurons, to_half, trim_vocabulary
+from nlpkd.compression.record import measure_change
+from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.tasks import MULTI_LABEL
 
 VOCABULARY = 5 + len(WORDS)
 
@@ -63,6 +68,20 @@ def t5():
 def xlnet():
     shape = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32}
     return XLNetForSequenceClassification(XLNetConfig(vocab_size=VOCABULARY, **shape))
+
+
+def test_the_change_of_decisions_is_that_by_each_models_own_thresholds(tokenizer):
+    before = tiny_bert(1, num_labels=3, problem_type=MULTI_LABEL, initializer_range=0.5).eval()
+    after = copy.deepcopy(before)
+    rows = Dataset.from_dict(dict(tokenizer(sentences(30)[0])))
+    given = torch.from_numpy(predict_logits(before, rows, tokenizer)).sigmoid()
+    cuts = given.quantile(0.45, dim=0).tolist()
+    for own, others in ((cuts, None), (None, cuts), (cuts, cuts)):
+        after.config.thresholds, before.config.thresholds = own, others
+        decisions = [given > torch.tensor(each or [0.5] * 3) for each in (own, others)]
+        agreement, difference = measure_change(before, after, rows, tokenizer)
+        assert agreement == pytest.approx((decisions[0] == decisions[1]).double().mean().item())
+        assert difference == 0 and (agreement == 1.0) == (own == others)
 
 
 METHODS = {

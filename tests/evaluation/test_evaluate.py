@@ -54,6 +54,17 @@ def bert(names=("neg", "pos"), seed=0, layers=1):
     return BertForSequenceClassification(config)
 
 
+def several_labels(names=("a", "b", "c"), **config):
+    model = bert(names)
+    model.config.update({"problem_type": "multi_label_classification", **config})
+    return model.eval()
+
+
+def reordered_head(model, order):
+    state = model.state_dict()
+    return state | {name: state[name][order] for name in ("classifier.weight", "classifier.bias")}
+
+
 def rows(count=37, seed=0, labels=2, prefix=""):
     generator = np.random.default_rng(seed)
     ids = [generator.integers(5, VOCABULARY, size=generator.integers(3, 30)).tolist() for _ in range(count)]
@@ -240,6 +251,20 @@ def test_a_teacher_with_another_label_order_is_aligned_by_name(tokenizer):
     assert measured == pytest.approx(expected, abs=1e-6)
     same = one_by_one(student, dataset).argmax(axis=1) == reordered.argmax(axis=1)
     assert report.candidates["student"].agreement.value == pytest.approx(same.mean())
+
+
+def test_every_candidate_answers_by_its_own_thresholds_when_agreement_is_measured(tokenizer):
+    student, teacher = several_labels(thresholds={"a": 0.2, "b": 0.5, "c": 0.9}), several_labels(("c", "a", "b"))
+    teacher.load_state_dict(reordered_head(student, [2, 0, 1]))
+    dataset = rows(labels=2).map(lambda row: {"labels": [row["labels"], 1, 0]})
+    quality = {"dataset": dataset, "tokenizer": tokenizer, **QUICK}
+    given = torch.from_numpy(one_by_one(student, dataset)).sigmoid()
+    cuts = torch.tensor([0.2, 0.5, 0.9])
+    agreement = evaluate_student(student, teacher, **quality).candidates["student"].agreement
+    assert 0 < agreement.value < 1
+    assert agreement.value == pytest.approx(((given > cuts) == (given > 0.5)).double().mean().item())
+    teacher.config.thresholds = [0.9, 0.2, 0.5]
+    assert evaluate_student(student, teacher, **quality).candidates["student"].agreement.value == 1.0
 
 
 def test_generic_label_names_go_by_position_unless_an_order_is_given(tokenizer):

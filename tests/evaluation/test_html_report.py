@@ -22,7 +22,7 @@ from samples import raw_rows, tiny_bert
 from nlpkd import EvaluationReport, evaluate_student
 from nlpkd.evaluation.html_report import render_page, save_page, training_curves
 from nlpkd.evaluation.origin import RunRecord
-from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.evaluation.scoring import task_scoring
 from nlpkd.pipeline.evaluate import evaluate, name_models
 
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
@@ -147,7 +147,7 @@ def of_many_classes(report) -> EvaluationReport:
     gold = np.arange(3000) % 1000
     candidates = {}
     for name, predicted in {"student": np.where(gold == 7, 8, gold), "teacher": gold}.items():
-        breakdown = scoring_of(None).breakdown(10.0 * np.eye(1000)[predicted], gold)
+        breakdown = task_scoring(None, None).breakdown(10.0 * np.eye(1000)[predicted], gold)
         candidates[name] = replace(report.candidates[name], breakdown=breakdown)
     task = replace(report.task, labels=[f"class {number}" for number in range(1000)])
     return replace(report, task=task, candidates=candidates, comparisons={})

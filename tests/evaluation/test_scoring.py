@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score
 
 from nlpkd.evaluation.calibration import best_thresholds
-from nlpkd.evaluation.scoring import MultiLabelScoring, scoring_of
+from nlpkd.evaluation.scoring import MultiLabelScoring, task_scoring
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 RANDOM = np.random.default_rng(0)
@@ -26,10 +27,15 @@ def resamples(rows, samples, seed):
     return [generator.integers(rows, size=rows) for _ in range(samples)]
 
 
+def naive_decisions(logits, thresholds):
+    p = 1 / (1 + np.exp(-logits))
+    return np.array([[value > cut for value, cut in zip(row, thresholds, strict=True)] for row in p])
+
+
 def naive_multi_label(logits, gold, thresholds=(0.5, 0.5, 0.5)):
     rows, labels = logits.shape
     p = 1 / (1 + np.exp(-logits))
-    given = np.array([[p[i, j] > thresholds[j] for j in range(labels)] for i in range(rows)])
+    given = naive_decisions(logits, thresholds)
     exact = sum(all(given[i, j] == (gold[i, j] == 1) for j in range(labels)) for i in range(rows)) / rows
     bins = {}
     for i in range(rows):
@@ -57,7 +63,7 @@ def test_multi_label_metrics_and_their_resamples_are_the_naive_ones(thresholds):
 
 
 def test_regression_metrics_and_their_resamples_are_scipy_s():
-    scoring = scoring_of(REGRESSION)
+    scoring = task_scoring(REGRESSION, None)
     measured = scoring.metrics(SCORES, TRUE)
     assert measured["pearson"] == pytest.approx(pearsonr(SCORES[:, 0], TRUE).statistic)
     assert measured["spearman"] == pytest.approx(spearmanr(SCORES[:, 0], TRUE).statistic)
@@ -72,7 +78,7 @@ def test_regression_metrics_and_their_resamples_are_scipy_s():
 
 
 def test_resamples_of_tied_and_constant_scores_are_those_of_the_drawn_rows():
-    scoring, scores, true = scoring_of(REGRESSION), np.round(SCORES[:6]), np.round(TRUE[:6] / 2)
+    scoring, scores, true = task_scoring(REGRESSION, None), np.round(SCORES[:6]), np.round(TRUE[:6] / 2)
     resampled = scoring.resampled(scores, true, samples=200, seed=2)
     for number, rows in enumerate(resamples(6, 200, 2)):
         measured = scoring.metrics(scores[rows], true[rows])
@@ -87,7 +93,7 @@ def test_a_thousand_classes_take_some_kilobytes_a_row(task):
     teacher = RANDOM.normal(size=(rows, classes)).astype(np.float32)
     chosen = RANDOM.integers(classes, size=rows)
     gold = chosen if task == SINGLE_LABEL else np.eye(classes, dtype=np.int8)[chosen]
-    scoring = scoring_of(task, None if task == SINGLE_LABEL else [0.99] * classes)
+    scoring = task_scoring(task, None if task == SINGLE_LABEL else [0.99] * classes)
     tracemalloc.start()
     try:
         scoring.metrics(logits, gold)
@@ -102,7 +108,7 @@ def test_a_thousand_classes_take_some_kilobytes_a_row(task):
 
 
 def test_a_constant_score_correlates_with_nothing_instead_of_nan():
-    assert scoring_of(REGRESSION).metrics(np.ones((4, 1)), np.arange(4.0))["pearson"] == 0.0
+    assert task_scoring(REGRESSION, None).metrics(np.ones((4, 1)), np.arange(4.0))["pearson"] == 0.0
 
 
 def test_unlabelled_rows_are_left_out():
@@ -110,27 +116,36 @@ def test_unlabelled_rows_are_left_out():
     logits = np.concatenate([LOGITS, np.full((2, 3), 9.0)])
     assert MultiLabelScoring().metrics(logits, gold) == pytest.approx(MultiLabelScoring().metrics(LOGITS, GOLD))
     true, scores = np.append(TRUE, np.nan), np.append(SCORES, [[99.0]], axis=0)
-    assert scoring_of(REGRESSION).metrics(scores, true) == pytest.approx(scoring_of(REGRESSION).metrics(SCORES, TRUE))
+    regression = task_scoring(REGRESSION, None)
+    assert regression.metrics(scores, true) == pytest.approx(regression.metrics(SCORES, TRUE))
     with pytest.raises(ValueError, match="no labelled row"):
         MultiLabelScoring().metrics(LOGITS[:2], np.full((2, 3), -100.0))
 
 
 def test_agreement_is_equal_classes_equal_labels_or_correlation_by_task():
     student, teacher = torch.from_numpy(LOGITS), torch.from_numpy(np.roll(LOGITS, 1, axis=0))
-    single = scoring_of(SINGLE_LABEL)
-    rows = single.agreeing(student, teacher).numpy()
+    single = task_scoring(SINGLE_LABEL, None)
+    rows = single.agreeing(student, teacher, single).numpy()
     expected = np.mean([a.argmax() == b.argmax() for a, b in zip(student, teacher, strict=True)])
     assert rows.shape == (40, 1) and single.agreement(rows) == pytest.approx(expected)
-    several = scoring_of(MULTI_LABEL)
-    decisions = several.agreeing(student, teacher).numpy()
+    several = task_scoring(MULTI_LABEL, None)
+    decisions = several.agreeing(student, teacher, several).numpy()
     assert several.agreement(decisions) == pytest.approx(((student > 0) == (teacher > 0)).double().mean().item())
-    regression = scoring_of(REGRESSION)
-    pairs = regression.agreeing(student[:, :1], teacher[:, :1]).numpy()
+    regression = task_scoring(REGRESSION, None)
+    pairs = regression.agreeing(student[:, :1], teacher[:, :1], regression).numpy()
     correlation = pearsonr(student[:, 0], teacher[:, 0]).statistic
     assert pairs.shape == (40, 2) and regression.agreement(pairs) == pytest.approx(correlation, abs=1e-6)
     for scoring, part in ((single, rows), (several, decisions), (regression, pairs)):
         drawn = [scoring.agreement(part[chosen]) for chosen in resamples(40, 4, 9)]
         assert scoring.resampled_agreement(part, samples=4, seed=9) == pytest.approx(drawn, abs=1e-6)
+
+
+def test_each_of_two_models_agrees_by_its_own_thresholds():
+    logits = torch.from_numpy(LOGITS)
+    for own, others in product([None, [0.3, 0.6, 0.9]], [None, [0.7, 0.4, 0.5]]):
+        ours, theirs = MultiLabelScoring(own), MultiLabelScoring(others)
+        given = [naive_decisions(LOGITS, each or (0.5, 0.5, 0.5)) for each in (own, others)]
+        assert (ours.agreeing(logits, logits, theirs).numpy() == (given[0] == given[1])).all()
 
 
 def test_thresholds_give_the_highest_f1_that_any_cut_gives():
@@ -144,11 +159,11 @@ def test_thresholds_give_the_highest_f1_that_any_cut_gives():
 
 
 def test_the_headline_is_macro_f1_where_a_class_is_rare():
-    single = scoring_of(SINGLE_LABEL)
+    single = task_scoring(SINGLE_LABEL, None)
     assert single.headline(np.array([0] * 49 + [1] * 10)) == "accuracy"
     assert single.headline(np.array([0] * 50 + [1] * 10)) == "f1_macro"
-    assert scoring_of(MULTI_LABEL).headline(GOLD) == "f1_macro"
-    assert scoring_of(REGRESSION).headline(TRUE) == "pearson"
+    assert task_scoring(MULTI_LABEL, None).headline(GOLD) == "f1_macro"
+    assert task_scoring(REGRESSION, None).headline(TRUE) == "pearson"
 
 
 @pytest.mark.parametrize(
@@ -160,14 +175,14 @@ def test_the_headline_is_macro_f1_where_a_class_is_rare():
 )  # fmt: skip
 def test_labels_of_another_task_are_refused(task, labels):
     with pytest.raises(ValueError, match="labels must"):
-        scoring_of(task).check(labels, 1 if task == REGRESSION else 3)
+        task_scoring(task, None).check(labels, 1 if task == REGRESSION else 3)
 
 
 def test_a_single_label_has_its_own_f1_and_not_the_mean_of_yes_and_no():
     gold, logits = GOLD[:, :1], LOGITS[:, :1]
     own = f1_score(gold[:, 0], logits[:, 0] > 0)
     assert own != pytest.approx(f1_score(gold[:, 0], logits[:, 0] > 0, average="macro"))
-    scoring = scoring_of(MULTI_LABEL)
+    scoring = task_scoring(MULTI_LABEL, None)
     measured = scoring.metrics(logits, gold)
     assert measured["f1_macro"] == measured["f1_micro"] == pytest.approx(own)
     assert [entry.f1 for entry in scoring.breakdown(logits, gold).per_class] == [pytest.approx(own)]

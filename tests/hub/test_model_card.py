@@ -9,13 +9,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard, metadata_load
+from samples import tiny_bert
 
+from nlpkd.compression import export_onnx
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import WIDGET_TEXTS, build_model_card, public_report
+from nlpkd.tasks import MULTI_LABEL
 
 
 def candidate(accuracy: float) -> Candidate:
@@ -112,6 +117,37 @@ def test_of_several_files_the_card_names_the_one_that_was_measured(tmp_path: Pat
 def test_a_model_of_pairs_is_asked_for_pairs_and_gets_no_widget_of_single_texts(tmp_path: Path) -> None:
     assert "widget" not in metadata(report(data={"name": "pairs.csv", "pairs": True}), tmp_path / "README.md")
     assert 'classifier({"text": "Write' in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("thresholds", "pairs"), [(None, True), ({"a": 0.3, "b": 0.5, "c": 0.7}, False)])
+def test_the_code_of_a_card_gives_the_labels_that_its_figures_are_of(tmp_path, tokenizer, thresholds, pairs):
+    pytest.importorskip("onnxruntime")
+    names = dict(enumerate("abc"))
+    model = tiny_bert(1, num_labels=3, problem_type=MULTI_LABEL, id2label=names, initializer_range=0.9)
+    if thresholds is not None:
+        model.config.thresholds = thresholds
+    export_onnx(model, tokenizer, tmp_path)
+    model.save_pretrained(tmp_path)
+    own = {} if thresholds is None else {"thresholds": {"student": thresholds}}
+    several = replace(
+        report(data={"name": "rows.csv", "pairs": pairs}, **own),
+        task=TaskRecord(MULTI_LABEL, headline="f1_macro", labels=["a", "b", "c"], rows=8),
+    )
+    codes = re.findall(
+        r"```python\n(.*?)```", build_model_card(several, model_name=str(tmp_path), onnx=True).content, re.S
+    )
+    assert len(codes) == 2
+    for words in ("good film", "bad plot", "the film was very bad", "good"):
+        given = tokenizer(words, *[words] * pairs, return_tensors="pt", return_token_type_ids=True)
+        with torch.no_grad():
+            scores = model.eval()(**given).logits[0].sigmoid()
+        cuts = list((thresholds or dict.fromkeys("abc", 0.5)).values())
+        expected = {names[place] for place in range(3) if scores[place] > cuts[place]}
+        for code in codes:
+            printed: list[Any] = []
+            asked = re.sub(r'"Write the [^"]*"', repr(words), code)
+            exec(asked, {"print": printed.append})
+            assert {each["label"] for each in printed[0]} == expected
 
 
 def test_the_base_model_is_the_teacher_or_else_what_the_student_or_its_teacher_began_as(tmp_path: Path) -> None:

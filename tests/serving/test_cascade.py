@@ -80,6 +80,17 @@ def test_the_threshold_is_the_lowest_before_the_first_failure():
     assert [each["answered"] for each in curve] == sorted(each["answered"] for each in curve)
 
 
+@pytest.mark.parametrize("distinct", [400, 20, 1])
+def test_no_threshold_lies_where_the_last_digits_of_a_confidence_decide(distinct):
+    generator = np.random.default_rng(0)
+    confidences = np.resize(generator.uniform(0.5, 1, distinct), 400)
+    computed = [confidences + generator.normal(size=400) * 1e-8 for _ in range(2)]
+    curve = choose_threshold(computed[0], np.ones(400, dtype=bool), None, 0.9)
+    assert curve[-1]["answered"] == 1.0
+    for each in curve:
+        assert ((computed[0] >= each["threshold"]) == (computed[1] >= each["threshold"])).all()
+
+
 @pytest.mark.parametrize("kind", ["agreement", "accuracy"])
 def test_over_200_random_splits_the_target_is_broken_as_rarely_as_promised(kind):
     generator = np.random.default_rng(3)
@@ -123,6 +134,20 @@ def test_a_cascade_answers_with_the_student_where_it_is_sure_and_with_the_teache
     assert both.answered == sum(answer["by"] == "student" for answer in answers)
     assert both.answered + both.passed_on == 60
     assert both(some[0]) == [answers[0]] or both(some[0])[0]["label"] == answers[0]["label"]
+
+
+def test_a_text_that_is_handed_on_is_read_as_the_call_says(models, student):
+    nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    both = nlpkd.load(student, fallback=models / "teacher")
+    both.record = replace(both.record, threshold=1.0)
+    some = [row["text"] for row in texts(20)]
+    for settings in ({"max_length": 4}, {"max_length": 6, "truncation": True}, {"add_special_tokens": False}):
+        answers, expected = both(some, batch_size=7, **settings), nlpkd.load(models / "teacher")(some, **settings)
+        assert all(each.pop("by") == "fallback" for each in answers)
+        assert [each["label"] for each in answers] == [each["label"] for each in expected]
+        scores = [each["score"] for each in answers]
+        assert scores == pytest.approx([each["score"] for each in expected], abs=1e-5)
+    assert scores != pytest.approx([each["score"] for each in both(some)], abs=1e-3)
 
 
 def test_accuracy_counts_whoever_answers(models, student, tmp_path):

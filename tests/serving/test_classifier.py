@@ -139,6 +139,29 @@ def test_a_multi_label_model_decides_by_its_thresholds(several):
     same(classify(TEXTS), reference(TEXTS))
 
 
+def test_of_the_labels_that_are_decided_on_top_k_are_the_most_probable(several):
+    for file in ("model.safetensors", "onnx/model.onnx"):
+        classify = nlpkd.load(several, file=file)
+        decided = classify(TEXTS, decide=True)
+        for top_k in (None, 1, 2, 3):
+            assert classify(TEXTS, decide=True, top_k=top_k) == [found[:top_k] for found in decided]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"threads": 1}, "no setting threads: there are batch_size, decide, top_k"), ({"foo": 1}, "no setting foo"),
+        ({"top_k": -1}, "top_k must be .*got -1"), ({"top_k": 0}, "got 0"), ({"top_k": 1.5}, "got 1.5"),
+        ({"top_k": True}, "got True"), ({"function_to_apply": "foo"}, "one of sigmoid, softmax, none, or None"),
+        ({"decide": True, "function_to_apply": "none"}, "decide=True goes by probabilities"),
+    ],
+)  # fmt: skip
+def test_settings_that_there_are_not_are_refused(several, settings, said):
+    for inputs in (TEXTS[0], TEXTS, iter(TEXTS)):
+        with pytest.raises(ValueError, match=said):
+            nlpkd.load(several)(inputs, **settings)
+
+
 def test_a_regression_gives_the_score_of_a_pair(tmp_path, tokenizer):
     pairs = [tuple(pair.values()) for pair in PAIRS]
     folder = saved(tmp_path, tokenizer, pairs, num_labels=1, problem_type="regression")

@@ -100,6 +100,52 @@ def test_a_browser_shows_both_answers_and_the_rows_where_they_differ_and_asks_no
         page.close()
 
 
+def classifiers(folder: Path, tokenizer, *configs: dict) -> list:
+    """Models of the same weights with other configs."""
+    for place, config in enumerate(configs):
+        tiny_bert(layers=1, initializer_range=0.5, **config).save_pretrained(folder / str(place))
+        tokenizer.save_pretrained(folder / str(place))
+    return [load(folder / str(place)) for place in range(len(configs))]
+
+
+def test_the_page_says_of_classes_whether_both_choose_the_same_whatever_their_case(tmp_path, tokenizer):
+    from nlpkd.serving.page import answer, verdict
+
+    named = [{"id2label": dict(enumerate(names))} for names in (("neg", "pos"), (" NEG", "Pos"), ("pos", "neg"))]
+    same, spelled, turned = classifiers(tmp_path, tokenizer, *named)
+    for text in raw_rows(8)["text"]:
+        first, second, third = (answer(each, text)[0] for each in (same, spelled, turned))
+        assert verdict([same, spelled], [first, second]) == "They agree."
+        assert verdict([same, turned], [first, third]) == "They differ."
+
+
+def test_the_page_says_of_several_labels_whether_both_give_the_same(tmp_path, tokenizer):
+    from nlpkd.serving.page import answer, verdict
+
+    names = {"num_labels": 3, "id2label": dict(enumerate("abc")), "problem_type": "multi_label_classification"}
+    named, unnamed = {"c": 0.0, "b": 0.5, "a": 1.0}, [1.0, 0.5, 0.0]
+    cuts = [{}, {"thresholds": [0.5] * 3}, {"thresholds": named}, {"thresholds": unnamed}]
+    models = classifiers(tmp_path, tokenizer, *(names | each for each in cuts))
+    told = set()
+    for text in raw_rows(20)["text"]:
+        answers = [answer(each, text)[0] for each in models]
+        sets = [{each["label"] for each in model(text, decide=True)} for model in models]
+        for place in range(1, 4):
+            expected = "They agree." if sets[0] == sets[place] else "They differ."
+            assert verdict([models[0], models[place]], [answers[0], answers[place]]) == expected
+            told.add(expected)
+    assert len(told) == 2
+
+
+def test_the_page_says_of_scores_how_far_they_are_apart(tmp_path, tokenizer):
+    from nlpkd.serving.page import answer, verdict
+
+    first, second = classifiers(tmp_path, tokenizer, *[{"num_labels": 1, "problem_type": "regression"}] * 2)
+    second.model.classifier.bias.data += 0.25
+    answers = [answer(each, "a good film")[0] for each in (first, second)]
+    assert verdict([first, second], answers) == "Their scores are 0.250 apart."
+
+
 def test_a_page_listens_on_this_machine_alone_and_tells_nobody(folder, monkeypatch):
     from nlpkd.serving.page import LOCAL
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from datasets import Dataset
 from families import NAMES, SIZE, bert, distilbert, electra, logits_of, modernbert, roberta
 from samples import tiny_bert
 from transformers import (
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from nlpkd import make_student
+from nlpkd.data.labels.classes import thresholds_of
 from nlpkd.students.budget import make_candidates
 from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import KINDS, StudentKind, kind_of
@@ -259,6 +261,29 @@ def test_a_model_without_a_pooler_is_refused_a_fresh_one():
     config = DistilBertConfig(vocab_size=30, dim=16, n_heads=2, n_layers=1, hidden_dim=32)
     with pytest.raises(ValueError, match="DistilBertForSequenceClassification has no pooler"):
         with_fresh_pooler(DistilBertForSequenceClassification(config))
+
+
+WAYS = {
+    "layers": {"layers": 2}, "narrower layers": {"layers": 2, "hidden_size": 8}, "width": {"layers": "width:0.5"},
+    "bilstm": {"layers": "bilstm"}, "static": {"layers": "static", "embeddings": "random"},
+    "factorised": {"layers": 2, "embedding_size": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_student_has_no_thresholds_of_its_teacher(way, tokenizer):
+    teacher = tiny_bert(problem_type="multi_label_classification", thresholds=[0.2, 0.7])
+    rows = Dataset.from_dict({**tokenizer(["a good film", "bad"]), "labels": [[1.0, 0.0], [0.0, 1.0]]})
+    student = make_student(teacher, rows=rows, tokenizer=tokenizer, **WAYS[way])
+    assert student.config.problem_type == teacher.config.problem_type
+    assert "thresholds" not in student.config.to_dict() and teacher.config.thresholds == [0.2, 0.7]
+
+
+def test_a_checkpoint_keeps_its_thresholds_by_the_names_that_it_goes_by(tmp_path):
+    several = {"problem_type": "multi_label_classification", "id2label": {0: "a", 1: "b"}}
+    tiny_bert(**several, thresholds={"a": 0.2, "b": 0.7}).save_pretrained(tmp_path)
+    for names, expected in ((["b", "a"], [0.7, 0.2]), (["A", "B"], [0.2, 0.7]), (["a", "b", "c"], None)):
+        assert thresholds_of(make_student(checkpoint=tmp_path, id2label=names).config) == expected
 
 
 def test_a_kind_of_student_is_an_entry_that_make_student_and_budgets_read():

@@ -214,8 +214,10 @@ def taped(monkeypatch):
     return lambda module, samples: cuda_graphs._Graphs(module, samples, None)
 
 
-def run_steps(record=None, scale: float = 1.0, objectives=None) -> tuple[list[float], list[torch.Tensor], int]:
-    """Train on batches of two shapes; how many passes were recorded is counted too."""
+def run_steps(
+    record=None, scale: float = 1.0, objectives=None, weights=()
+) -> tuple[list[float], list[torch.Tensor], int]:
+    """Train on batches of two shapes, the first objective weighed by step; recorded passes are counted too."""
     torch.manual_seed(0)
     model = tiny_bert(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1).train()
     args = DistillationConfig(output_dir="unused", use_cpu=True, report_to="none")
@@ -230,6 +232,7 @@ def run_steps(record=None, scale: float = 1.0, objectives=None) -> tuple[list[fl
     losses = []
     for step in range(12):
         optimizer.zero_grad()
+        loss.objectives.members[0].weight = dict(weights).get(step, loss.objectives.members[0].weight)
         inputs = batch(3, 8 * (1 + step % 2), seed=step) | {"labels": torch.tensor([0, 1, step % 2])}
         value, _, _ = loss.on(model, inputs, loss.counts(inputs))
         # What a scaler of gradients does
@@ -241,6 +244,21 @@ def run_steps(record=None, scale: float = 1.0, objectives=None) -> tuple[list[fl
         optimizer.step()
         losses.append(value.item())
     return losses, [each.detach() for each in model.parameters()], len(passes.passes)
+
+
+def test_a_weight_that_is_assigned_between_two_steps_holds_from_there_on_in_recorded_passes_too(taped, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "_WARM_UPS", 0)
+
+    def record(module, samples):
+        drawn = torch.get_rng_state()
+        recorded = taped(module, samples)
+        torch.set_rng_state(drawn)
+        return recorded
+
+    weights = [(0, 1.0), (6, 0.0)]
+    usual, found = run_steps(weights=weights), run_steps(record, weights=weights)
+    assert found[:2] != run_steps()[:2] and found[2] == 4
+    assert found[0] == usual[0]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])

@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from samples import raw_rows, tiny_bert
+from scipy.special import expit
 from transformers import GPT2Config, GPT2ForSequenceClassification, TrainerCallback
 
 from nlpkd import DistillationTrainer
+from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.objectives import (
     AttentionMSELoss,
     CrossEntropyLoss,
@@ -34,6 +37,33 @@ def build(make_rows, settings, tokenizer):
         )  # fmt: skip
 
     return build
+
+
+def several_labels(**config):
+    model = tiny_bert(1, num_labels=3, **WIDE)
+    model.config.update({"problem_type": "multi_label_classification", **config})
+    return model
+
+
+@pytest.fixture
+def tagged(make_rows):
+    rows = make_rows(20)
+    labels = [[float(row % 2), 1.0, float(row % 3 == 0)] for row in range(20)]
+    return rows.remove_columns("labels").add_column("labels", labels)
+
+
+def test_an_evaluation_decides_by_the_thresholds_that_student_and_teacher_have(tagged, settings, tokenizer):
+    student, teacher = several_labels(), several_labels()
+    cuts = expit(np.median(predict_logits(student, tagged, tokenizer), axis=0)).tolist()
+    trainer = DistillationTrainer(student, teacher, settings(), None, tagged, tagged, processing_class=tokenizer)
+    for own, others in ((cuts, None), (None, cuts), (cuts, cuts)):
+        student.config.thresholds, teacher.config.thresholds = own, others
+        found = trainer.evaluate()
+        report = evaluate_student(student, teacher, tagged, tokenizer, bootstrap_samples=2, latency_runs=0)
+        measured = report.candidates["student"]
+        assert found["eval_f1_macro"] == pytest.approx(measured.quality["f1_macro"].value)
+        assert found["eval_agreement"] == pytest.approx(measured.agreement.value)
+        assert (found["eval_agreement"] == 1.0) == (own == others)
 
 
 def relabelled(rows, label):

@@ -9,9 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, List, Value
+from scipy.special import logit
 
-from nlpkd.tasks import SINGLE_LABEL
+from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.utils.field_types import are_numbers
 
 # What Unicode shows nothing for (Default_Ignorable_Code_Point), control characters, and the blank of Braille.
@@ -173,17 +175,18 @@ def plain_name(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", visible.casefold()).split())
 
 
-def thresholds_of(config: Any) -> list[float] | None:
+def thresholds_of(config: Any, order: Sequence[int] | None = None) -> list[float] | None:
     """Return the thresholds of a multi-label model in the order of its labels; None where it has none.
 
     Args:
         config: its `thresholds` are a mapping from the labels' names, or a list in the order of their ids.
+        order: the labels to give them of, by their ids; all in their order if None.
 
     Raises:
         ValueError: if they are not of the model's labels.
     """
     given, classes = getattr(config, "thresholds", None), Classes.of_config(config)
-    if given is None or classes is None:
+    if given is None or classes is None or task_of(config) in (SINGLE_LABEL, REGRESSION):
         return None
     values: Any = given.values() if isinstance(given, Mapping) else given
     fit = isinstance(values, Collection) and len(values) == len(classes) and are_numbers(*values)
@@ -193,7 +196,30 @@ def thresholds_of(config: Any) -> list[float] | None:
             f"config.thresholds are {given!r:.80}, and the labels are {list(classes.names)}: give one a label, from 0 "
             "to 1"
         )
-    return [given[name] for name in classes.names] if isinstance(given, Mapping) else list(given)
+    own = [given[name] for name in classes.names] if isinstance(given, Mapping) else list(given)
+    return own if order is None else [own[number] for number in order]
+
+
+def given_labels(logits: np.ndarray, thresholds: Sequence[float] | None) -> np.ndarray:
+    """Decide which labels a multi-label model gives each row: those whose probability is above their threshold.
+
+    Args:
+        logits: `(rows, labels)`.
+        thresholds: of that model, one a label; 0.5 if None.
+
+    Returns:
+        True where a label is given, `(rows, labels)`.
+    """
+    return logits > (np.zeros(1) if thresholds is None else logit(np.asarray(thresholds, dtype=np.float64)))
+
+
+def forget_thresholds(config: Any) -> None:
+    """Leave a model that is yet to be trained without thresholds: they were fitted on other scores than it will give.
+
+    Args:
+        config: of the model.
+    """
+    vars(config).pop("thresholds", None)
 
 
 def rename_classes(config: Any, classes: Classes) -> None:

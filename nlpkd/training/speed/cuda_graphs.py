@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nlpkd.models.capture import CapturedOutput
 from nlpkd.models.structure import foreign_hook
+from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.speed.recorded_steps import (
     RecordedAdamW,
@@ -107,7 +108,8 @@ class RecordedPasses:
     Args:
         run: what a pass does, given the model and its inputs by name; all that goes in and out is made of tensors.
         trains: whether the passes are a student's, with gradients; a teacher's are without.
-        others: a module beside the model whose parameters the pass reads and trains.
+        others: what the pass reads beside the model, parameters that it trains among them; where its settings change,
+            the pass is another one.
         shared: the name of an input that is another recorded pass's output, and is read where it is.
         record: records a module's forward, given sample inputs, and returns what stands for it; by CUDA graphs by
             default.
@@ -117,7 +119,7 @@ class RecordedPasses:
         self,
         run: Callable[[nn.Module, Mapping[str, Any]], Any],
         trains: bool,
-        others: nn.Module | None = None,
+        others: ObjectiveSet | None = None,
         shared: str = "",
         record: Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]] | None = None,
     ):
@@ -151,7 +153,8 @@ class RecordedPasses:
             return None
         if model is not self.model:
             self._begin(model)
-        shape = (str(places), *((value.shape, value.dtype) for value in tensors))
+        constants = "" if self.others is None else self.others.constants()
+        shape = (str(places), constants, *((value.shape, value.dtype) for value in tensors))
         if shape not in self.passes:
             self.seen[shape] += 1
             if self.seen[shape] <= _SEEN_BEFORE or len(self.passes) >= _MOST_SHAPES:
