@@ -7,7 +7,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from nlpkd import DistillationConfig
 from nlpkd.config import fast_at_bf16
-from nlpkd.evaluation.scoring import scoring_of
+from nlpkd.evaluation.scoring import task_scoring
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, TASKS
 
 
@@ -227,5 +227,5 @@ def test_of_every_metric_of_an_evaluation_it_is_known_whether_more_is_better(con
         labels = np.eye(2)[labels]
     elif task == REGRESSION:
         logits, labels = logits[:, :1], labels.astype(float)
-    for name in [*scoring_of(task).metrics(logits, labels), "agreement"]:
+    for name in [*task_scoring(task, None).metrics(logits, labels), "agreement"]:
         assert config(metric_for_best_model=f"eval_dev_{name}").greater_is_better is ("error" not in name)
