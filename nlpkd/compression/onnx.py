@@ -32,7 +32,7 @@ from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.structure import matching_tokenizer, readable
-from nlpkd.tasks import task_of
+from nlpkd.tasks import fill_in_task, task_of
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 from nlpkd.utils.files import digest_of, explain_damage, weight_files, weights_sha256
 from nlpkd.utils.fingerprints import hash_weights
@@ -150,6 +150,7 @@ def export_onnx(
             )
         record = OnnxRecord(FP32_FILE, classifier.size_mb, "PyTorch", len(texts), difference, agreement)
         reference.config.architectures = [type(model).__name__]
+        fill_in_task(reference.config)
         reference.config.save_pretrained(temporary)
         matching_tokenizer(tokenizer, model).save_pretrained(temporary)
         accept(Path(temporary), directory, [record], hash_weights(model))

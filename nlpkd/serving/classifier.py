@@ -19,7 +19,7 @@ from nlpkd.models.structure import readable
 from nlpkd.serving.cascade import Cascade, CascadeRecord, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import as_texts
-from nlpkd.tasks import MULTI_LABEL, task_of
+from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
 from nlpkd.teachers.base import LabelingTeacher
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,10 @@ class TextClassifier(TextClassificationPipeline):
         tokenizer: its tokenizer.
         **settings: of the pipeline; any argument of a call too.
     """
+
+    def __init__(self, model: Any, tokenizer: Any, **settings: Any):
+        fill_in_task(model.config)
+        super().__init__(model=model, tokenizer=tokenizer, **settings)
 
     def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
         """Classify texts.

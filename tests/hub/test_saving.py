@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from samples import QUIET, raw_rows, tiny_bert, tiny_report
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import nlpkd
 from nlpkd.evaluation.records import Interval
@@ -115,13 +116,17 @@ def saved(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def train_another(folder: Path, tokenizer) -> None:
-    rows = nlpkd.load_text_classification(raw_rows(8), tokenizer=tokenizer)
+def trainer_of(model, folder: Path, tokenizer, raw: Dataset) -> nlpkd.DistillationTrainer:
+    rows = nlpkd.load_text_classification(raw, tokenizer=tokenizer)
     args = nlpkd.DistillationConfig(str(folder), max_steps=1, save_strategy="no", eval_strategy="no", **QUIET)
-    trainer = nlpkd.DistillationTrainer(
-        tiny_bert(layers=1, seed=1), args=args, train_dataset=rows["train"], processing_class=tokenizer,
+    return nlpkd.DistillationTrainer(
+        model, args=args, train_dataset=rows["train"], processing_class=tokenizer,
         objectives=[nlpkd.objectives.CrossEntropyLoss()],
     )  # fmt: skip
+
+
+def train_another(folder: Path, tokenizer) -> None:
+    trainer = trainer_of(tiny_bert(layers=1, seed=1), folder, tokenizer, raw_rows(8))
     trainer.train()
     trainer.save_model()
 
@@ -173,3 +178,16 @@ def test_no_card_is_written_of_a_report_of_other_weights(measured: Path) -> None
         with pytest.raises(ValueError, match="measured of other weights than those in"):
             write()
     assert (measured / "README.md").read_bytes() == card
+
+
+SCORES = {"text": ["a film", "a good film"], "label": [0.5, 1.5]}
+
+
+@pytest.mark.parametrize(
+    "save",
+    [save_student, lambda *given: trainer_of(*given, Dataset.from_dict(SCORES)).save_model()],
+    ids=["save_student", "trainer"],
+)
+def test_a_model_of_one_output_is_saved_with_its_task(save, tmp_path: Path, tokenizer) -> None:
+    save(tiny_bert(layers=1, num_labels=1), tmp_path, tokenizer)
+    assert AutoConfig.from_pretrained(tmp_path).problem_type == "regression"

@@ -147,6 +147,20 @@ def test_a_regression_gives_the_score_of_a_pair(tmp_path, tokenizer):
     assert len({each["score"] for each in expected}) > 1
 
 
+def test_one_output_of_a_silent_config_is_a_score_wherever_it_is_read(tmp_path, tokenizer):
+    model = tiny_bert(layers=1, initializer_range=0.5, num_labels=1)
+    model.save_pretrained(tmp_path / "silent")
+    tokenizer.save_pretrained(tmp_path / "silent")
+    export_onnx(model, tokenizer, tmp_path / "silent", texts=TEXTS)
+    rows = Dataset.from_dict({"text": TEXTS, "label": [0.5 + number for number in range(len(TEXTS))]})
+    data = load_text_classification(rows, tokenizer=tokenizer)
+    expected = pytest.approx(predict_logits(model, data["train"], tokenizer)[:, 0], abs=1e-5)
+    for file in ("onnx/model.onnx", "model.safetensors"):
+        assert [each["score"] for each in nlpkd.load(tmp_path / "silent", file=file)(TEXTS)] == expected
+    saved = save_student(model, tmp_path / "saved", tokenizer)
+    assert [each["score"] for each in pipeline("text-classification", model=str(saved))(TEXTS)] == expected
+
+
 LOAD = """
 import json, logging, sys
 from pathlib import Path
