@@ -15,7 +15,11 @@ TEXT_NAMES = frozenset("text sentence review content tweet document comment body
 LABEL_NAMES = frozenset("label labels target class sentiment category stars rating".split())
 
 
-PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+PAIRS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
+    # As nlpkd.load and the pipeline of transformers have them.
+    ("text", "text_pair"),
+)
 
 
 MAX_CLASSES = 1000
@@ -106,10 +110,17 @@ def find_text_column(available: Sequence[str], text: str | None = None) -> str:
         The column.
 
     Raises:
-        ValueError: the named column is missing, or none or several columns could be the text.
+        ValueError: the named column is missing, none or several columns could be the text, or it is one of a pair.
     """
     if text is None:
-        return _the_one(available, TEXT_NAMES, available, "text", "text_column (--text-column)")
+        found = _the_one(available, TEXT_NAMES, available, "text", "text_column (--text-column)")
+        for pair in find_pairs(available):
+            if found in pair:
+                raise ValueError(
+                    f"Single texts are read here, and these rows are pairs ({' and '.join(pair)}): name one text with "
+                    "text_column (--text-column), or leave the other column out."
+                )
+        return found
     if text not in available:
         raise ValueError(f"There is no column {text!r} (text_column); the columns are {list(available)}.")
     return text
