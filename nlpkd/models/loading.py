@@ -26,7 +26,6 @@ from transformers.utils import find_adapter_config_file
 
 from nlpkd.data.tokenization import with_usual_padding
 from nlpkd.models.limits import (
-    LARGEST_SIZES,
     positions_of,
     refuse_adapter,
     refuse_foreign_files,
@@ -175,7 +174,7 @@ def load_tokenizer(
         trust_remote_code: run the repository's own code.
 
     Returns:
-        The tokenizer.
+        The tokenizer; its limit is at most that of the model beside it.
 
     Raises:
         ValueError: if the name looks like a path and nothing is there, or what is there is damaged or no tokenizer.
@@ -190,9 +189,9 @@ def load_tokenizer(
         # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
     refuse_oversized_vocabulary(tokenizer, name)
-    if tokenizer.model_max_length > LARGEST_SIZES["max_position_embeddings"]:
-        # It names no limit: the model's own holds, for this and whatever is saved with the tokenizer.
-        tokenizer.model_max_length = _positions_beside(name, revision, trust_remote_code) or tokenizer.model_max_length
+    # It may name no limit, or that of another model.
+    positions = _positions_beside(name, revision, trust_remote_code)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         # Settings of a wrong type are read with the first text alone.
         tokenizer("text", truncation=True)
@@ -203,7 +202,7 @@ def _positions_beside(name: str | Path, revision: str | None, trust_remote_code:
     """Return the most tokens of the model beside a tokenizer; None where there is no model, or it names no limit."""
     try:
         return positions_of(_load_config(name, revision, trust_remote_code, "config"))
-    except (OSError, ValueError):
+    except (ImportError, OSError, ValueError):
         return None
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data.labels.classes import Classes, plain_name
 from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS
+from nlpkd.models.limits import positions_of
 from nlpkd.utils.fingerprints import is_foreign
 
 logger = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ def readable(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def matching_tokenizer(tokenizer: Any, model: nn.Module) -> Any:
-    """Return a tokenizer that gives of its own accord the segments that a model reads, and none that it can't read.
+    """Return a tokenizer that gives of its own accord what a model reads: its segments, and no token too many.
 
     What is saved beside a model is called by pipelines that know nothing of the model.
 
@@ -239,12 +240,14 @@ def matching_tokenizer(tokenizer: Any, model: nn.Module) -> Any:
         names.remove(SEGMENTS)
     elif SEGMENTS not in names and SEGMENTS in forward_arguments(model) and (_kinds_of_segments(model) or 0) > 1:
         names.append(SEGMENTS)
-    else:
+    own = tokenizer.model_max_length
+    limit = min(own, positions_of(getattr(model, "config", None)) or own)
+    if names == tokenizer.model_input_names and limit == own:
         return tokenizer
     matching = copy.copy(tokenizer)
-    matching.model_input_names = names
+    matching.model_input_names, matching.model_max_length = names, limit
     # What is written to tokenizer_config.json.
-    matching.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": names}
+    matching.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": names, "model_max_length": limit}
     return matching
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from samples import QUIET, raw_rows, tiny_bert, tiny_report
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 
 import nlpkd
 from nlpkd.evaluation.records import Interval
@@ -178,6 +179,16 @@ def test_no_card_is_written_of_a_report_of_other_weights(measured: Path) -> None
         with pytest.raises(ValueError, match="measured of other weights than those in"):
             write()
     assert (measured / "README.md").read_bytes() == card
+
+
+@pytest.mark.parametrize("limit", [65, int(1e30)])
+def test_a_tokenizer_is_saved_with_the_limit_of_the_model_beside_it(limit: int, tmp_path: Path, tokenizer) -> None:
+    larger = copy.deepcopy(tokenizer)
+    larger.model_max_length = limit
+    folder = save_student(tiny_bert(layers=1), tmp_path, larger)
+    answer = pipeline("text-classification", model=str(folder), truncation=True)("good " * 99)
+    assert answer == nlpkd.load(folder)("good " * 99)
+    assert larger.model_max_length == limit
 
 
 SCORES = {"text": ["a film", "a good film"], "label": [0.5, 1.5]}
