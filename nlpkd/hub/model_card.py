@@ -222,7 +222,7 @@ def _usage(report: EvaluationReport, model_name: str) -> str:
     code = (
         ("import nlpkd  # transformers knows this kind of model from it\n" if own_kind else "")
         + "from transformers import pipeline\n\n"
-        + f'classifier = pipeline("text-classification", model={_quoted(model_name)})\n'
+        + f'classifier = pipeline("text-classification", model={_quoted(model_name)}, truncation=True)\n'
         + f"print(classifier({_asked(report)}))"
     )
     return f"## How to use it\n\n{code_block(code, 'python')}"

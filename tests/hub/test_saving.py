@@ -191,6 +191,13 @@ def test_a_tokenizer_is_saved_with_the_limit_of_the_model_beside_it(limit: int, 
     assert larger.model_max_length == limit
 
 
+def test_the_code_of_the_card_classifies_a_text_longer_than_the_model_reads(tmp_path: Path, tokenizer) -> None:
+    folder = save_student(tiny_bert(layers=1), tmp_path, tokenizer)
+    card = build_model_card(tiny_report(), model_name=str(folder)).content
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code.replace("Write the text to classify here.", "good " * 99), {})
+
+
 SCORES = {"text": ["a film", "a good film"], "label": [0.5, 1.5]}
 
 
