@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
-from nlpkd.data.tokenization import with_usual_padding
+from nlpkd.data.tokenization import with_limit, with_usual_padding
 from nlpkd.models.limits import (
     positions_of,
     refuse_adapter,
@@ -189,13 +189,12 @@ def load_tokenizer(
         # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
     refuse_oversized_vocabulary(tokenizer, name)
-    # It may name no limit, or that of another model.
-    positions = _positions_beside(name, revision, trust_remote_code)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         # Settings of a wrong type are read with the first text alone.
         tokenizer("text", truncation=True)
-    return with_usual_padding(tokenizer)
+    # It may name no limit, or that of another model.
+    positions = _positions_beside(name, revision, trust_remote_code)
+    return with_usual_padding(tokenizer if positions is None else with_limit(tokenizer, positions))
 
 
 def _positions_beside(name: str | Path, revision: str | None, trust_remote_code: bool) -> int | None:

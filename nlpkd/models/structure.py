@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data.labels.classes import Classes, plain_name
-from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS
+from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS, with_limit
 from nlpkd.models.limits import positions_of
 from nlpkd.utils.fingerprints import is_foreign
 
@@ -240,14 +240,14 @@ def matching_tokenizer(tokenizer: Any, model: nn.Module) -> Any:
         names.remove(SEGMENTS)
     elif SEGMENTS not in names and SEGMENTS in forward_arguments(model) and (_kinds_of_segments(model) or 0) > 1:
         names.append(SEGMENTS)
-    own = tokenizer.model_max_length
-    limit = min(own, positions_of(getattr(model, "config", None)) or own)
-    if names == tokenizer.model_input_names and limit == own:
-        return tokenizer
-    matching = copy.copy(tokenizer)
-    matching.model_input_names, matching.model_max_length = names, limit
+    positions = positions_of(getattr(model, "config", None))
+    limited = tokenizer if positions is None else with_limit(tokenizer, positions)
+    if names == tokenizer.model_input_names:
+        return limited
+    matching = copy.copy(limited)
+    matching.model_input_names = names
     # What is written to tokenizer_config.json.
-    matching.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": names, "model_max_length": limit}
+    matching.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": names}
     return matching
 
 
