@@ -20,6 +20,7 @@ from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.serving.texts import as_texts
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_atomic
+from nlpkd.utils.fingerprints import Teller
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +191,8 @@ def served_files(student: Any, folder: Path) -> dict[str, str]:
         return {}
     if (folder / TOKENIZER).is_file():
         files[TOKENIZER] = digest_of(folder / TOKENIZER)
+    # What other files say of how it reads: where a text is cut, and on which side.
+    files["tokenizer"] = Teller().tell(student.tokenizer)
     labels = json.dumps(student.model.config.id2label, sort_keys=True)
     return files | {_LABELS: hashlib.sha256(labels.encode()).hexdigest()}
 
