@@ -219,7 +219,8 @@ def values_of(column: Any, wanted: str) -> Iterable[Any]:
         The values; of a generator and of a column on the disk as they are read.
 
     Raises:
-        ValueError: for a single text, a mapping and a table, which would be read by letters and by names.
+        ValueError: for a single text, an array without dimensions too, a mapping and a table, which would be read by
+            letters and by names.
     """
     table = hasattr(column, "columns") or hasattr(column, "column_names") or isinstance(column, Mapping)
     if table:
@@ -231,7 +232,10 @@ def values_of(column: Any, wanted: str) -> Iterable[Any]:
         raise ValueError(f"{wanted}; got {type(column).__name__}")
     # Columns of numpy, pandas and torch, and of arrow, have values of their own, which these turn into Python's.
     as_list = getattr(column, "tolist", None) or getattr(column, "to_pylist", None)
-    return column if as_list is None else as_list()
+    values = column if as_list is None else as_list()
+    if as_list is not None and not isinstance(values, list):
+        raise ValueError(f"{wanted}; got {type(column).__name__} without dimensions: give the value itself (.item())")
+    return values
 
 
 def each_text(texts: Any, name: str) -> Iterator[str]:
