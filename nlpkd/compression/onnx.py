@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data.columns import checked_text, values_of
-from nlpkd.data.tokenization import same_tokenizer
+from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer
 from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
@@ -336,6 +336,7 @@ def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) ->
         return_attention_mask=True,
         return_tensors="pt",
     )
+    refuse_no_tokens(encoded["attention_mask"].sum(dim=1).tolist(), "the texts to compare on")
     return {name: encoded[name] for name in MODEL_INPUTS if name in encoded}
 
 

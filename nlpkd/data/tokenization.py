@@ -157,6 +157,26 @@ def with_limit(tokenizer: PreTrainedTokenizerBase, most: int) -> PreTrainedToken
     return own
 
 
+NO_TOKENS = "is empty for this tokenizer, which makes no token of it: leave it out"
+"""What to say of a text that no model can read."""
+
+
+def refuse_no_tokens(lengths: Sequence[int], what: str) -> None:
+    """Refuse texts that a tokenizer without special tokens, such as GPT-2's, makes nothing of: no model can read them.
+
+    Beside longer texts, padding would be read in their place.
+
+    Args:
+        lengths: tokens of each text.
+        what: they are, for the error.
+
+    Raises:
+        ValueError: if one has none; it names the first one's place.
+    """
+    if empty := [place for place, length in enumerate(lengths) if length == 0]:
+        raise ValueError(f"{what}: text {empty[0]} (the first one is 0) {NO_TOKENS}")
+
+
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Check whether two tokenizers turn every text into the same ids, whatever their classes and paths.
 

@@ -13,6 +13,7 @@ from scipy.special import softmax
 from transformers import TextClassificationPipeline
 
 from nlpkd.data.labels.classes import Classes, thresholds_of
+from nlpkd.data.tokenization import NO_TOKENS
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import readable
@@ -57,7 +58,8 @@ class TextClassifier(TextClassificationPipeline):
             texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair, and `decide=True` of a model of another task.
+            ValueError: for what is neither a text nor a pair, for one without any token, and `decide=True` of a model
+                of another task.
         """
         inputs = as_texts(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -66,7 +68,9 @@ class TextClassifier(TextClassificationPipeline):
             settings = {"top_k": None} | settings
         if isinstance(inputs, str) and not settings and self._one_text is not None:
             model: Any = self.model
-            logits = torch.from_numpy(model.run(self._one_text(inputs)))
+            given = self._one_text(inputs)
+            _refuse_no_tokens(given["input_ids"], inputs)
+            logits = torch.from_numpy(model.run(given))
             return [self.postprocess({"logits": logits}, **self._postprocess_params)]
         return super().__call__(inputs, **settings)
 
@@ -80,7 +84,9 @@ class TextClassifier(TextClassificationPipeline):
     def preprocess(self, inputs: Any, **settings: Any) -> Any:  # type: ignore[override]
         """Tokenise a text, or a pair with its segments, whatever the tokenizer gives; a step of the pipeline."""
         pair = isinstance(inputs, dict) and inputs.get("text_pair") is not None
-        return super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
+        encoded = super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
+        _refuse_no_tokens(encoded["input_ids"], inputs)
+        return encoded
 
     def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
         """Run the model on what it reads; a step of the pipeline."""
@@ -113,6 +119,11 @@ class TextClassifier(TextClassificationPipeline):
             )
         preprocess, forward, postprocess = super()._sanitize_parameters(**settings)
         return preprocess, forward, postprocess | ({"decide": True} if decide else {})
+
+
+def _refuse_no_tokens(ids: Any, text: Any) -> None:
+    if not ids.shape[-1]:
+        raise ValueError(f"the text {text!r:.80} {NO_TOKENS}")
 
 
 def load(

@@ -13,7 +13,10 @@ import yaml
 from datasets import Dataset
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from processes import run as run_program
-from samples import raw_rows, sentences, tiny_bert
+from samples import WORDS, raw_rows, sentences, tiny_bert
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -396,3 +399,38 @@ def test_what_is_measured_is_what_is_served_whatever_segments_the_tokenizer_give
         assert torch.allclose(torch.tensor(found), torch.from_numpy(measured), atol=1e-4), type(classify)
     if not pairs:
         assert on_onnx(TEXTS[0])[0]["score"] == pytest.approx(on_torch(TEXTS[0])[0]["score"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory) -> tuple[Path, PreTrainedTokenizerFast]:
+    """A decoder whose tokenizer adds no special tokens, so that an empty text has none at all."""
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    core = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", model_max_length=64)
+    model, folder = with_segments("gpt2").eval(), tmp_path_factory.mktemp("decoder")
+    save_student(model, folder, tokenizer)
+    export_onnx(model, tokenizer, folder, texts=TEXTS)
+    return folder, tokenizer
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "onnx/model.onnx"])
+@pytest.mark.parametrize("given", ["", [""], [TEXTS[0], "", TEXTS[1]], {"text": "", "text_pair": ""}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 3, "top_k": None}], ids=str)
+def test_a_text_without_any_token_is_refused_alone_and_among_others(given, settings, file, decoder):
+    with pytest.raises(ValueError, match="text .*'' ?.* is empty for this tokenizer, which makes no token of it"):
+        nlpkd.load(decoder[0], file=file)(given, **settings)
+
+
+def test_rows_without_any_token_are_neither_measured_nor_compared(decoder):
+    folder, tokenizer = decoder
+    rows = Dataset.from_dict({"input_ids": [[3], [], [4]], "attention_mask": [[1], [], [1]]})
+    model = with_segments("gpt2").eval()
+    with pytest.raises(ValueError, match="the measured rows: text 1 .the first one is 0. is empty for this tokenizer"):
+        predict_logits(model, rows, tokenizer)
+    with pytest.raises(ValueError, match="the texts to compare on: text 1 .* is empty for this tokenizer"):
+        export_onnx(model, tokenizer, folder, texts=["good", ""])
+
+
+def test_an_empty_text_with_special_tokens_has_an_answer(student):
+    assert nlpkd.load(student)("") == nlpkd.load(student)([""])
