@@ -173,6 +173,23 @@ class CascadeRecord:
         return f"{self.verdict()}\n\n{markdown_table(*self.cells())}"
 
 
+def folder_of_student(name: str | Path) -> Path:
+    """Return the folder of a student that is to be asked first.
+
+    Args:
+        name: as it was given.
+
+    Raises:
+        ValueError: if it is none: a Hub id, or a file.
+    """
+    if not Path(name).is_dir():
+        raise ValueError(
+            f"{name} is no folder, and a cascade is of a student's folder on this machine, with {CASCADE_NAME} in it: "
+            "of a model on the Hub give a copy (hf download USER/NAME --local-dir FOLDER), of an ONNX file the folder"
+        )
+    return Path(name)
+
+
 def served_files(student: Any, folder: Path) -> dict[str, str]:
     """Return the SHA-256 of what a classifier's answers follow from, by name: weights, tokenizer and labels.
 

@@ -17,7 +17,7 @@ from nlpkd.data.tokenization import NO_TOKENS
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import readable
-from nlpkd.serving.cascade import Cascade, CascadeRecord, scores, served_files
+from nlpkd.serving.cascade import Cascade, CascadeRecord, folder_of_student, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import as_texts
 from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
@@ -162,11 +162,12 @@ def load(
     """
     # A cascade: this classifier, and what answers where it is unsure.
     if fallback is not None:
-        record = CascadeRecord.load(Path(name))
-        small = load(name, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
-        record.refuse_other_student(served_files(small, Path(name)), Path(name))
+        folder = folder_of_student(name)
+        record = CascadeRecord.load(folder)
+        small = load(folder, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
+        record.refuse_other_student(served_files(small, folder), folder)
         large = Fallback(fallback, trust_remote_code)
-        record.refuse_other_teacher(large.name, large.files, Path(name))
+        record.refuse_other_teacher(large.name, large.files, folder)
         return Cascade(small, large.in_words_of(small.model.config), record)
     if isinstance(name, str) and revision is None:
         name, revision = split_revision(name)

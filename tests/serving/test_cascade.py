@@ -299,6 +299,17 @@ def test_a_student_that_was_trained_again_is_refused_until_its_threshold_is_chos
     nlpkd.load(own_student, fallback=models / "teacher")
 
 
+@pytest.mark.parametrize("name", ["alice/student", "alice/student@v1", "{folder}/model.safetensors"])
+def test_a_student_that_is_no_folder_is_refused_with_what_can_be_given_instead(models, name):
+    name = name.format(folder=models / "student")
+    for use in (
+        lambda: nlpkd.load(name, fallback=models / "teacher"),
+        lambda: nlpkd.cascade(name, models / "teacher", texts(), target_agreement=0.9),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is no folder, .* give a copy .*, of an ONNX file the folder"):
+            use()
+
+
 def with_other_labels(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "pos", "1": "neg"}}))
