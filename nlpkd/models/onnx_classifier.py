@@ -52,13 +52,15 @@ class OnnxClassifier(nn.Module):
     Raises:
         ImportError: if ONNX Runtime is not installed.
         ValueError: if the file is no ONNX file, needs other inputs, or gives another number of logits than the config
-            has labels.
+            has labels, or there are no threads.
     """
 
     def __init__(self, path: str | Path, config: PreTrainedConfig, *, threads: int | None = None):
         super().__init__()
         self.path = Path(path)
         self.config = config
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads={threads!r} must be a number from 1 on, or None for as many as torch has")
         self.threads = threads or torch.get_num_threads()
         self.session = _session(self.path, self.threads)
         self.inputs = [each.name for each in self.session.get_inputs()]

@@ -124,6 +124,46 @@ def test_int8_is_served_first_then_float_then_pytorch(student, tmp_path):
         nlpkd.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("onnx/model.onnx", {"file": "onnx/model_int8.onnx"}, "is an ONNX file itself: leave file and revision out"),
+        ("onnx/model.onnx", {"revision": "v1"}, "is an ONNX file itself: leave file and revision out"),
+        ("onnx/model.onnx", {"file": "model.safetensors"}, "is a file, and a model is a folder with its config"),
+        ("model.safetensors", {}, "is a file, and a model is a folder with its config: give the folder"),
+        ("", {"revision": "v1"}, "is a folder here, which has no revision 'v1': leave revision out"),
+        ("", {"revision": "v1", "file": "model.safetensors"}, "is a folder here, which has no revision 'v1'"),
+        ("", {"threads": -1}, "threads=-1 must be a number from 1 on"),
+        ("", {"threads": 0}, "threads=0 must be a number from 1 on"),
+        ("", {"threads": "2"}, "threads='2' must be a number from 1 on"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(name, asked, message, student):
+    with pytest.raises(ValueError, match=message):
+        nlpkd.load(student / name, **asked)
+
+
+def test_a_folder_of_onnx_files_may_be_a_link(student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    shutil.move(folder / "onnx", tmp_path / "elsewhere")
+    (folder / "onnx").symlink_to(tmp_path / "elsewhere")
+    assert nlpkd.load(folder).model.path == folder / "onnx/model_int8.onnx"
+    assert nlpkd.load(folder, file="onnx/model.onnx").model.path == folder / "onnx/model.onnx"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "onnx/model.onnx"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [({"0": "neg", "2": "pos"}, "must count from 0 without gaps"), ({"0": "pos", "1": "pos"}, "have the same name")],
+)
+def test_labels_with_gaps_and_equal_ones_are_refused(names, message, file, student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": names}))
+    with pytest.raises(ValueError, match=message):
+        nlpkd.load(folder, file=file)
+
+
 def test_threads_are_those_asked_for_or_torchs(student):
     assert nlpkd.load(student, threads=2).model.session.get_session_options().intra_op_num_threads == 2
     assert nlpkd.load(student).model.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
