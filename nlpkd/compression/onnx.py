@@ -30,7 +30,7 @@ from nlpkd.evaluation.scoring import scoring_of
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
-from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier
+from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, config_sha256
 from nlpkd.models.structure import matching_tokenizer, readable
 from nlpkd.tasks import fill_in_task, task_of
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
@@ -194,7 +194,7 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
 
     Files without a record are other names of one that has it.
 
-    Config and tokenizer that are there stay. Files that were made from other weights are deleted.
+    Config and tokenizer that are there stay. Files that were made from other weights or settings are deleted.
 
     Args:
         staged: a folder inside of `directory`.
@@ -204,8 +204,10 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
     """
     noted, weights = directory / EXPORT_RECORD, weights_sha256(directory)
     refuse_links(directory, noted.parent.name)
-    before = export_record(directory)
-    if (before.get("weights_sha256"), before.get("state_sha256")) != (weights, state_sha256):
+    before, settings = export_record(directory), config_sha256(directory) or config_sha256(staged)
+    # Earlier versions noted no settings.
+    made_of = (before.get("weights_sha256"), before.get("state_sha256"), before.get("config_sha256") or settings)
+    if made_of != (weights, state_sha256, settings):
         for file in before["files"]:
             if PurePosixPath(file).match("onnx/*.onnx"):
                 inside(directory, file).unlink(missing_ok=True)
@@ -213,7 +215,9 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
     made = {record.file: asdict(record) for record in records}
     paths = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*.onnx")}
     files = before["files"] | {name: made.get(name, {}) | {"sha256": digest_of(path)} for name, path in paths.items()}
-    record = {"weights_sha256": weights, "state_sha256": state_sha256, "files": files}
+    record = {
+        "weights_sha256": weights, "state_sha256": state_sha256, "config_sha256": settings, "files": files,
+    }  # fmt: skip
     (staged / EXPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     written = [path for path in staged.rglob("*") if path.is_file()]
     # The record goes last: until then the old one tells files of other weights.
@@ -230,7 +234,7 @@ def export_record(directory: Path) -> dict[str, Any]:
         directory: the model's folder.
 
     Returns:
-        `{"weights_sha256", "state_sha256", "files"}`; no files where nothing was exported.
+        `{"weights_sha256", "state_sha256", "config_sha256", "files"}`; no files where nothing was exported.
     """
     noted = directory / EXPORT_RECORD
     if not noted.is_file():

@@ -16,7 +16,7 @@ from scipy.special import betaincinv, softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
-from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import as_texts
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_atomic
@@ -191,7 +191,7 @@ def folder_of_student(name: str | Path) -> Path:
 
 
 def served_files(student: Any, folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of what a classifier's answers follow from, by name: weights, tokenizer and labels.
+    """Return the SHA-256 of what a classifier's answers follow from, by name: weights, settings, tokenizer and labels.
 
     Args:
         student: a `nlpkd.TextClassifier`.
@@ -206,6 +206,8 @@ def served_files(student: Any, folder: Path) -> dict[str, str]:
         files = weights_sha256(folder)
     if not files:
         return {}
+    if (settings := config_sha256(folder)) is not None:
+        files["config.json"] = settings
     if (folder / TOKENIZER).is_file():
         files[TOKENIZER] = digest_of(folder / TOKENIZER)
     # What other files say of how it reads: where a text is cut, and on which side.

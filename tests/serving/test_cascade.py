@@ -331,8 +331,16 @@ def with_tokenizer_settings(**settings):
 
 
 OTHER_READING = [{"truncation_side": "left"}, {"model_max_length": 8}, {"model_input_names": ["input_ids"]}]
+
+
+def with_other_settings(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+
+
 CHANGES = [
     (with_other_labels, "id2label"),
+    (with_other_settings, "config.json"),
     (with_another_tokenizer, "tokenizer.json, tokenizer"),
     *((with_tokenizer_settings(**settings), "tokenizer") for settings in OTHER_READING),
 ]

@@ -164,6 +164,28 @@ def test_labels_with_gaps_and_equal_ones_are_refused(names, message, file, stude
         nlpkd.load(folder, file=file)
 
 
+def test_onnx_files_are_refused_once_the_config_says_another_computation_and_kept_by_other_words(student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    config = json.loads((folder / "config.json").read_text())
+    words = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}, "thresholds": {"bad": 0.4}}
+    (folder / "config.json").write_text(json.dumps(config | words))
+    assert nlpkd.load(folder)(TEXTS[0])[0]["label"] in ("bad", "good")
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(ValueError, match="made from other settings than .*config.json has: export again"):
+        nlpkd.load(folder)
+    nlpkd.export_student(folder)
+    assert nlpkd.load(folder).model.path == folder / "onnx/model.onnx" and not [*folder.glob("onnx/*int8*")]
+
+
+def test_onnx_files_of_a_version_that_noted_no_settings_are_served_and_kept(student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    record = json.loads((folder / "onnx/export.json").read_text())
+    del record["config_sha256"]
+    (folder / "onnx/export.json").write_text(json.dumps(record))
+    nlpkd.export_student(folder)
+    assert nlpkd.load(folder).model.path == folder / "onnx/model_int8.onnx"
+
+
 def test_threads_are_those_asked_for_or_torchs(student):
     assert nlpkd.load(student, threads=2).model.session.get_session_options().intra_op_num_threads == 2
     assert nlpkd.load(student).model.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
