@@ -49,3 +49,13 @@ def task_of(config: Any) -> str | None:
     """
     only_one = getattr(config, "num_labels", None) == 1
     return getattr(config, "problem_type", None) or (REGRESSION if only_one else None)
+
+
+def fill_in_task(config: Any) -> None:
+    """Write the task of a model with one output into its config, which others take for a probability if it says none.
+
+    Args:
+        config: of a model that is saved or served; None of a module without one.
+    """
+    if task_of(config) == REGRESSION:
+        config.problem_type = REGRESSION

@@ -99,6 +99,11 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def test_each_pipeline_that_a_page_shows_cuts_texts_longer_than_the_model_reads():
+    shown = [code for page in PAGES for code in blocks(page, "python") if 'pipeline("text-classification"' in code]
+    assert len(shown) == 2 and all("truncation=True)" in code for code in shown)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_each_command_of_a_page_is_one_that_nlpkd_takes(page):
     known = typer.main.get_command(app).commands

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from nlpkd.cli.options import COLUMNS, DATA, MODELS, OUTPUT, Rows, arguments, command, option, typed
-from nlpkd.cli.screen import OF_THE_HUB, OF_TRAINING_ROWS, reading, show_files, show_report, show_table
+from nlpkd.cli.screen import (
+    OF_THE_HUB,
+    OF_TRAINING_ROWS,
+    held_out_rows,
+    reading,
+    show_files,
+    show_report,
+    show_table,
+)
 from nlpkd.cli.settings import save_config
 from nlpkd.evaluation.report_text import flat
 from nlpkd.utils.provenance import as_options
@@ -92,11 +100,13 @@ def export(
     3, a file keeps less than --min-retention. With 2 and 3 no file is kept.
     """
     from nlpkd.pipeline.export import RetentionError, export_student
+    from nlpkd.utils.files import weight_files
 
     if min_retention is not None and data is None:
         raise ValueError(f"--min-retention {min_retention} is measured on labelled rows: give --data, or leave it out")
+    given = arguments(context)
     try:
-        result = export_student(**arguments(context))
+        result = export_student(**given)
     except RetentionError as error:
         typer.echo(f"nlpkd: {error}", err=True)
         raise typer.Exit(3) from error
@@ -108,8 +118,12 @@ def export(
     if result.report is not None:
         show_report(result.report, result.verdict())
     save_config(context, result.directory / "export.yaml")
-    push = ["push", result.directory, "--repo-id", f"USER/{result.directory.resolve().name}"]
-    show_files("The ONNX files are", result.directory / "onnx", push)
+    following: list[Any] = ["push", result.directory, "--repo-id", f"USER/{result.directory.resolve().name}"]
+    if not weight_files(result.directory):
+        # A push is of a whole student: in another folder than its own the files can be measured alone.
+        rows = held_out_rows(given) or ["--data", "HELD_OUT.csv"]
+        following = ["evaluate", f"student={result.directory / result.records[-1].file}", *rows]
+    show_files("The ONNX files are", result.directory / "onnx", following)
 
 
 @command(app)

@@ -26,12 +26,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import agreement_of
 from nlpkd.data.columns import checked_text, values_of
-from nlpkd.data.tokenization import same_tokenizer
+from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
-from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier
+from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, config_sha256
 from nlpkd.models.structure import matching_tokenizer, readable
+from nlpkd.tasks import fill_in_task
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 from nlpkd.utils.files import digest_of, explain_damage, weight_files, weights_sha256
 from nlpkd.utils.fingerprints import hash_weights
@@ -149,6 +150,7 @@ def export_onnx(
             )
         record = OnnxRecord(FP32_FILE, classifier.size_mb, "PyTorch", len(texts), difference, agreement)
         reference.config.architectures = [type(model).__name__]
+        fill_in_task(reference.config)
         reference.config.save_pretrained(temporary)
         matching_tokenizer(tokenizer, model).save_pretrained(temporary)
         accept(Path(temporary), directory, [record], hash_weights(model))
@@ -192,7 +194,7 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
 
     Files without a record are other names of one that has it.
 
-    Config and tokenizer that are there stay. Files that were made from other weights are deleted.
+    Config and tokenizer that are there stay. Files that were made from other weights or settings are deleted.
 
     Args:
         staged: a folder inside of `directory`.
@@ -202,8 +204,10 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
     """
     noted, weights = directory / EXPORT_RECORD, weights_sha256(directory)
     refuse_links(directory, noted.parent.name)
-    before = export_record(directory)
-    if (before.get("weights_sha256"), before.get("state_sha256")) != (weights, state_sha256):
+    before, settings = export_record(directory), config_sha256(directory) or config_sha256(staged)
+    # Earlier versions noted no settings.
+    made_of = (before.get("weights_sha256"), before.get("state_sha256"), before.get("config_sha256") or settings)
+    if made_of != (weights, state_sha256, settings):
         for file in before["files"]:
             if PurePosixPath(file).match("onnx/*.onnx"):
                 inside(directory, file).unlink(missing_ok=True)
@@ -211,7 +215,9 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
     made = {record.file: asdict(record) for record in records}
     paths = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*.onnx")}
     files = before["files"] | {name: made.get(name, {}) | {"sha256": digest_of(path)} for name, path in paths.items()}
-    record = {"weights_sha256": weights, "state_sha256": state_sha256, "files": files}
+    record = {
+        "weights_sha256": weights, "state_sha256": state_sha256, "config_sha256": settings, "files": files,
+    }  # fmt: skip
     (staged / EXPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     written = [path for path in staged.rglob("*") if path.is_file()]
     # The record goes last: until then the old one tells files of other weights.
@@ -228,7 +234,7 @@ def export_record(directory: Path) -> dict[str, Any]:
         directory: the model's folder.
 
     Returns:
-        `{"weights_sha256", "state_sha256", "files"}`; no files where nothing was exported.
+        `{"weights_sha256", "state_sha256", "config_sha256", "files"}`; no files where nothing was exported.
     """
     noted = directory / EXPORT_RECORD
     if not noted.is_file():
@@ -333,6 +339,7 @@ def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) ->
         return_attention_mask=True,
         return_tensors="pt",
     )
+    refuse_no_tokens(encoded["attention_mask"].sum(dim=1).tolist(), "the texts to compare on")
     return {name: encoded[name] for name in MODEL_INPUTS if name in encoded}
 
 

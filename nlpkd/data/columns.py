@@ -15,7 +15,11 @@ TEXT_NAMES = frozenset("text sentence review content tweet document comment body
 LABEL_NAMES = frozenset("label labels target class sentiment category stars rating".split())
 
 
-PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+PAIRS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
+    # As nlpkd.load and the pipeline of transformers have them.
+    ("text", "text_pair"),
+)
 
 
 MAX_CLASSES = 1000
@@ -106,10 +110,17 @@ def find_text_column(available: Sequence[str], text: str | None = None) -> str:
         The column.
 
     Raises:
-        ValueError: the named column is missing, or none or several columns could be the text.
+        ValueError: the named column is missing, none or several columns could be the text, or it is one of a pair.
     """
     if text is None:
-        return _the_one(available, TEXT_NAMES, available, "text", "text_column (--text-column)")
+        found = _the_one(available, TEXT_NAMES, available, "text", "text_column (--text-column)")
+        for pair in find_pairs(available):
+            if found in pair:
+                raise ValueError(
+                    f"Single texts are read here, and these rows are pairs ({' and '.join(pair)}): name one text with "
+                    "text_column (--text-column), or leave the other column out."
+                )
+        return found
     if text not in available:
         raise ValueError(f"There is no column {text!r} (text_column); the columns are {list(available)}.")
     return text
@@ -208,7 +219,8 @@ def values_of(column: Any, wanted: str) -> Iterable[Any]:
         The values; of a generator and of a column on the disk as they are read.
 
     Raises:
-        ValueError: for a single text, a mapping and a table, which would be read by letters and by names.
+        ValueError: for a single text, an array without dimensions too, a mapping and a table, which would be read by
+            letters and by names.
     """
     table = hasattr(column, "columns") or hasattr(column, "column_names") or isinstance(column, Mapping)
     if table:
@@ -220,7 +232,10 @@ def values_of(column: Any, wanted: str) -> Iterable[Any]:
         raise ValueError(f"{wanted}; got {type(column).__name__}")
     # Columns of numpy, pandas and torch, and of arrow, have values of their own, which these turn into Python's.
     as_list = getattr(column, "tolist", None) or getattr(column, "to_pylist", None)
-    return column if as_list is None else as_list()
+    values = column if as_list is None else as_list()
+    if as_list is not None and not isinstance(values, list):
+        raise ValueError(f"{wanted}; got {type(column).__name__} without dimensions: give the value itself (.item())")
+    return values
 
 
 def each_text(texts: Any, name: str) -> Iterator[str]:

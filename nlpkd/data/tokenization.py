@@ -140,6 +140,43 @@ def with_usual_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     return own
 
 
+def with_limit(tokenizer: PreTrainedTokenizerBase, most: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that cuts a text at so many tokens, wherever it is loaded once it is saved.
+
+    Args:
+        tokenizer: left as it is.
+        most: tokens of a text, special ones included.
+
+    Returns:
+        The tokenizer where its own limit is no higher, and else a copy of it.
+    """
+    if tokenizer.model_max_length <= most:
+        return tokenizer
+    own = copy.copy(tokenizer)
+    own.model_max_length = most
+    return own
+
+
+NO_TOKENS = "is empty for this tokenizer, which makes no token of it: leave it out"
+"""What to say of a text that no model can read."""
+
+
+def refuse_no_tokens(lengths: Sequence[int], what: str) -> None:
+    """Refuse texts that a tokenizer without special tokens, such as GPT-2's, makes nothing of: no model can read them.
+
+    Beside longer texts, padding would be read in their place.
+
+    Args:
+        lengths: tokens of each text.
+        what: they are, for the error.
+
+    Raises:
+        ValueError: if one has none; it names the first one's place.
+    """
+    if empty := [place for place, length in enumerate(lengths) if length == 0]:
+        raise ValueError(f"{what}: text {empty[0]} (the first one is 0) {NO_TOKENS}")
+
+
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Check whether two tokenizers turn every text into the same ids, whatever their classes and paths.
 
@@ -236,14 +273,17 @@ def resolve_max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokeniz
         The number of tokens, special ones included.
 
     Raises:
-        ValueError: if that is more than the tokenizers' models take, or leaves no room for text.
+        ValueError: if that is more than the tokenizers take, or leaves no room for text.
     """
     limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
     special = max(tokenizer.num_special_tokens_to_add(pair=pairs) for tokenizer in tokenizers)
     if asked is None:
         return int(min(limit, DEFAULT_MAX_LENGTH))
     if asked > limit:
-        raise ValueError(f"max_length={asked} is more than the {int(limit)} tokens that the tokenizers' models take.")
+        raise ValueError(
+            f"max_length={asked} is more than the {int(limit)} tokens that the tokenizers take (model_max_length), "
+            "which are what a model has positions for, or what a student was trained with: lower it."
+        )
     if asked <= special + pairs:
         raise ValueError(f"max_length={asked} leaves no room for text beside {special} special tokens: raise it.")
     return asked

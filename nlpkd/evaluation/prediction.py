@@ -19,7 +19,7 @@ from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.data.rows import list_lengths
-from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher
+from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher, refuse_no_tokens
 from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.benchmark import count_flops, latency_protocol, measure_latency, measure_text_to_label
 from nlpkd.evaluation.records import Latency
@@ -176,7 +176,9 @@ def predict_logits(
         )
     refuse_unknown_tokens(model, dataset, prefix + "input_ids", name, "measured")
     rows = dataset.with_format(None).select_columns(list(columns)).rename_columns(columns)
-    order = np.argsort(-list_lengths(rows, "input_ids"), kind="stable")
+    lengths = list_lengths(rows, "input_ids")
+    refuse_no_tokens(lengths.tolist(), "the measured rows")
+    order = np.argsort(-lengths, kind="stable")
     loader = DataLoader(
         rows, batch_size=batch_size, sampler=order.tolist(), collate_fn=DistillationCollator(tokenizer)
     )

@@ -224,7 +224,7 @@ def _usage(report: EvaluationReport, model_name: str) -> str:
     code = (
         ("import nlpkd  # transformers knows this kind of model from it\n" if own_kind else "")
         + "from transformers import pipeline\n\n"
-        + f'classifier = pipeline("text-classification", model={_quoted(model_name)}'
+        + f'classifier = pipeline("text-classification", model={_quoted(model_name)}, truncation=True'
         + (", top_k=None)\n" if several else ")\n")
     )
     if not several:
@@ -292,14 +292,26 @@ def _objective(entry: Mapping[str, Any]) -> str:
 
 def _measurement(report: EvaluationReport) -> str:
     run = report.run
-    lines = [
-        f"- {escape_markdown(protocol)}" for protocol in (run.interval_protocol, run.latency_protocol) if protocol
-    ]
+    told = (_reading(run.data), run.interval_protocol, run.latency_protocol)
+    lines = [f"- {escape_markdown(protocol)}" for protocol in told if protocol]
     origin = {"Machine": run.machine, "Versions": run.versions, "Seed": run.seed, "Date": run.date}
     lines += [
         f"- {title}: {escape_markdown(flat(value))}" for title, value in origin.items() if value not in (None, "", {})
     ]
     return "## What was measured, and how\n\n" + ("\n".join(lines) or "The protocol was not recorded.")
+
+
+def _reading(data: DataRecord) -> str:
+    """Tell how long texts were read, which those who serve the student may do otherwise."""
+    if data.max_length is None:
+        return ""
+    longer = f"Texts longer than {data.max_length} tokens, special ones included, were cut"
+    if data.window_stride is None:
+        return longer
+    return (
+        f"{longer} into windows that share {data.window_stride}, and the answers for the windows averaged; nlpkd.load "
+        "and pipelines of transformers read the beginning of such a text alone"
+    )
 
 
 def _limits(report: EvaluationReport) -> str:

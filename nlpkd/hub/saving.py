@@ -20,7 +20,7 @@ from nlpkd.evaluation.records import Candidate
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.models.structure import matching_tokenizer
-from nlpkd.tasks import task_of
+from nlpkd.tasks import fill_in_task, task_of
 from nlpkd.utils.files import atomic_model_update, weights_sha256, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
         )
     directory = Path(directory)
     with model_update(directory) as temporary:
+        fill_in_task(getattr(model, "config", None))
         model.save_pretrained(temporary)
         if tokenizer is not None:
             matching_tokenizer(tokenizer, model).save_pretrained(temporary)

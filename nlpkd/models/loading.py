@@ -24,9 +24,8 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
-from nlpkd.data.tokenization import with_usual_padding
+from nlpkd.data.tokenization import with_limit, with_usual_padding
 from nlpkd.models.limits import (
-    LARGEST_SIZES,
     positions_of,
     refuse_adapter,
     refuse_foreign_files,
@@ -106,7 +105,7 @@ def load_classifier(
         OSError: if the checkpoint can't be had, or has no safetensors file.
     """
     _check_dtype(dtype)
-    check_place(name)
+    check_place(name, revision)
     refuse_damaged(Path(name), WEIGHTS)
     # Of an id the Hub is asked for this file alone, before anything that it names.
     with _explained(name, revision, "model"):
@@ -149,7 +148,7 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
         ValueError: if the name looks like a path and nothing is there, an adapter is, or the model is larger than any.
         OSError: if it can't be had.
     """
-    check_place(name)
+    check_place(name, revision)
     refuse_adapter(Path(name))
     return _load_config(name, revision, trust_remote_code, "config")
 
@@ -175,13 +174,13 @@ def load_tokenizer(
         trust_remote_code: run the repository's own code.
 
     Returns:
-        The tokenizer.
+        The tokenizer; its limit is at most that of the model beside it.
 
     Raises:
         ValueError: if the name looks like a path and nothing is there, or what is there is damaged or no tokenizer.
         OSError: if it can't be had.
     """
-    check_place(name)
+    check_place(name, revision)
     refuse_foreign_files(Path(name))
     refuse_damaged(Path(name), TOKENIZER)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
@@ -190,20 +189,19 @@ def load_tokenizer(
         # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
     refuse_oversized_vocabulary(tokenizer, name)
-    if tokenizer.model_max_length > LARGEST_SIZES["max_position_embeddings"]:
-        # It names no limit: the model's own holds, for this and whatever is saved with the tokenizer.
-        tokenizer.model_max_length = _positions_beside(name, revision, trust_remote_code) or tokenizer.model_max_length
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         # Settings of a wrong type are read with the first text alone.
         tokenizer("text", truncation=True)
-    return with_usual_padding(tokenizer)
+    # It may name no limit, or that of another model.
+    positions = _positions_beside(name, revision, trust_remote_code)
+    return with_usual_padding(tokenizer if positions is None else with_limit(tokenizer, positions))
 
 
 def _positions_beside(name: str | Path, revision: str | None, trust_remote_code: bool) -> int | None:
     """Return the most tokens of the model beside a tokenizer; None where there is no model, or it names no limit."""
     try:
         return positions_of(_load_config(name, revision, trust_remote_code, "config"))
-    except (OSError, ValueError):
+    except (ImportError, OSError, ValueError):
         return None
 
 
@@ -225,15 +223,19 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
         The file; None where no `file` was named and there is none.
 
     Raises:
-        ValueError: if the path or the named file does not exist.
+        ValueError: if the path or the named file does not exist, or one is named beside a file.
         OSError: if the repository can't be had.
     """
-    check_place(name)
+    if isinstance(name, (str, os.PathLike)) and Path(name).suffix == ".onnx" and Path(name).is_file():
+        if file is not None or revision is not None:
+            raise ValueError(f"{str(name)!r} is an ONNX file itself: leave file and revision out, or give the folder")
+        return Path(name)
+    check_place(name, revision)
     path = Path(name)
-    if path.is_file():
-        return path
     if path.is_dir():
-        names = [found.relative_to(path).as_posix() for found in path.rglob("*.onnx")]
+        # The folder onnx may be a link, which rglob does not follow.
+        found = {*path.rglob("*.onnx"), *path.glob("onnx/*.onnx")}
+        names = [each.relative_to(path).as_posix() for each in found]
         return _choose_onnx(path, names, file)
     try:
         if constants.HF_HUB_OFFLINE:
@@ -259,19 +261,24 @@ def _choose_onnx(folder: Path, names: list[str], file: str | None) -> Path | Non
     return folder / chosen if chosen is not None else None
 
 
-def check_place(name: str | Path) -> None:
+def check_place(name: str | Path, revision: str | None = None) -> None:
     """Refuse what names no model, before the Hub is asked.
 
     Args:
         name: a path or Hub id.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: for a path where nothing is, a name that no repository of the Hub can have, and a folder without
-            any file of a model or tokenizer.
+        ValueError: for a path where nothing is, or a single file, a name that no repository of the Hub can have, a
+            folder without any file of a model or tokenizer, and a revision of a folder.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"a model is named by a path or a Hub id, got {name!r:.80}")
     path = Path(name)
+    if path.is_file():
+        raise ValueError(f"{str(name)!r} is a file, and a model is a folder with its config: give the folder")
+    if path.exists() and revision is not None:
+        raise ValueError(f"{str(name)!r} is a folder here, which has no revision {revision!r}: leave revision out")
     beside = len(path.parts) == 2 and path.parent.is_dir()
     if not path.exists() and (
         isinstance(name, Path) or path.is_absolute() or len(path.parts) > 2 or name[:1] in ".~" or beside

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.models.loading import load_config, onnx_file
 from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
+from nlpkd.utils.fingerprints import NO_INFLUENCE, hash_value
 from nlpkd.utils.packages import require
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 EXPORT_RECORD = "onnx/export.json"
 """What the ONNX files of a model's folder were made from, and how they compare with it."""
+
+
+_NOT_COMPUTED = NO_INFLUENCE | {"thresholds", "torch_dtype"}
 
 
 # ONNX Runtime 1.31 takes four times as long for the operator that this makes as for a sum and a layer norm.
@@ -52,13 +56,15 @@ class OnnxClassifier(nn.Module):
     Raises:
         ImportError: if ONNX Runtime is not installed.
         ValueError: if the file is no ONNX file, needs other inputs, or gives another number of logits than the config
-            has labels.
+            has labels, or there are no threads.
     """
 
     def __init__(self, path: str | Path, config: PreTrainedConfig, *, threads: int | None = None):
         super().__init__()
         self.path = Path(path)
         self.config = config
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads={threads!r} must be a number from 1 on, or None for as many as torch has")
         self.threads = threads or torch.get_num_threads()
         self.session = _session(self.path, self.threads)
         self.inputs = [each.name for each in self.session.get_inputs()]
@@ -193,15 +199,32 @@ def model_folder(path: Path) -> Path:
     )
 
 
+def config_sha256(folder: Path) -> str | None:
+    """Hash what a folder's config.json says of how its model computes: no names, no task, no thresholds.
+
+    Args:
+        folder: the model's.
+
+    Returns:
+        The hash; None where it has no config.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    with explain_damage(path, "use another copy of the model"):
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+    return hash_value({name: value for name, value in settings.items() if name not in _NOT_COMPUTED})
+
+
 def refuse_stale(folder: Path, *files: Path) -> None:
-    """Refuse ONNX files that were made from other weights than the folder's, or were changed since.
+    """Refuse ONNX files that were made from other weights or settings than the folder's, or were changed since.
 
     Args:
         folder: the model's.
         *files: of it, that are read; those that `onnx/export.json` does not name are passed.
 
     Raises:
-        ValueError: if `onnx/export.json` names other weights, or another hash of a file.
+        ValueError: if `onnx/export.json` names other weights or settings, or another hash of a file.
     """
     noted = folder / EXPORT_RECORD
     if not noted.is_file():
@@ -210,11 +233,18 @@ def refuse_stale(folder: Path, *files: Path) -> None:
     with explain_damage(noted, "delete it and the ONNX files beside it, and export again"):
         record = json.loads(noted.read_text(encoding="utf-8"))
         made_from = dict(record["weights_sha256"])
+        # Earlier versions noted no settings.
+        settings = record.get("config_sha256")
         known = {name: dict(about).get("sha256") for name, about in dict(record["files"]).items()}
     if weights and made_from and made_from != weights:
         raise ValueError(
             f"the ONNX files in {folder / 'onnx'} were made from other weights than those in {folder}: export again "
             f"(`nlpkd export {folder}`), or delete them"
+        )
+    if settings and settings != config_sha256(folder):
+        raise ValueError(
+            f"the ONNX files in {folder / 'onnx'} were made from other settings than {folder / 'config.json'} has: "
+            f"export again (`nlpkd export {folder}`), or undo the change"
         )
     for file in files:
         digest = known.get(f"{file.parent.name}/{file.name}")

@@ -16,7 +16,8 @@ from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data.labels.classes import Classes, plain_name
-from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS
+from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS, with_limit
+from nlpkd.models.limits import positions_of
 from nlpkd.utils.fingerprints import is_foreign
 
 logger = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ def readable(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def matching_tokenizer(tokenizer: Any, model: nn.Module) -> Any:
-    """Return a tokenizer that gives of its own accord the segments that a model reads, and none that it can't read.
+    """Return a tokenizer that gives of its own accord what a model reads: its segments, and no token too many.
 
     What is saved beside a model is called by pipelines that know nothing of the model.
 
@@ -239,9 +240,11 @@ def matching_tokenizer(tokenizer: Any, model: nn.Module) -> Any:
         names.remove(SEGMENTS)
     elif SEGMENTS not in names and SEGMENTS in forward_arguments(model) and (_kinds_of_segments(model) or 0) > 1:
         names.append(SEGMENTS)
-    else:
-        return tokenizer
-    matching = copy.copy(tokenizer)
+    positions = positions_of(getattr(model, "config", None))
+    limited = tokenizer if positions is None else with_limit(tokenizer, positions)
+    if names == tokenizer.model_input_names:
+        return limited
+    matching = copy.copy(limited)
     matching.model_input_names = names
     # What is written to tokenizer_config.json.
     matching.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": names}

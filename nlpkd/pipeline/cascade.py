@@ -27,6 +27,7 @@ from nlpkd.serving.cascade import (
     CascadeRecord,
     choose_threshold,
     confidence,
+    folder_of_student,
     refuse_other_tasks,
     scores,
     served_files,
@@ -74,9 +75,7 @@ def cascade(
         ValueError: if not exactly one target is given, the models have other classes, there are too few rows, or no
             threshold reaches the target.
     """
-    folder, (kind, target) = Path(student), _target(target_agreement, target_accuracy)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: cascade.json is written beside a student on this machine")
+    folder, (kind, target) = folder_of_student(student), _target(target_agreement, target_accuracy)
     refuse_as_output(folder / CASCADE_NAME, data=data)
     data_args, _ = DataArguments.split_of(cascade, keywords)
     if data_args.max_length is not None:

@@ -22,7 +22,7 @@ from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.data.rows import count_learned, count_texts, has_unlabelled, hash_rows
 from nlpkd.data.text_classification import TextClassificationData
-from nlpkd.data.tokenization import TeacherTokenizers
+from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.model_card import hub_id
@@ -203,7 +203,7 @@ class Job:
             objectives=stage.objectives,
             train_dataset=self.data["train"],
             eval_dataset=self.data["validation"] if "validation" in self.data else None,
-            processing_class=self.tokenizer,
+            processing_class=with_limit(self.tokenizer, self.data.max_length),
             teacher_processing_class=self.teacher_tokenizer,
         )
         # The report names the student that was asked for.
@@ -217,7 +217,8 @@ class Job:
         if has_unlabelled(self.data["train"]):
             # As many steps as the student had, though there are fewer rows with labels.
             args = replace(args, max_steps=steps)
-        trainer = supervised_trainer(model, args, self.data, self.tokenizer, self.class_weights)
+        tokenizer = with_limit(self.tokenizer, self.data.max_length)
+        trainer = supervised_trainer(model, args, self.data, tokenizer, self.class_weights)
         return trainer.model, train_once(trainer, f"the baseline {Path(args.output_dir).name}")
 
     def _measure(

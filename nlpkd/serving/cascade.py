@@ -16,10 +16,11 @@ from scipy.special import betaincinv, softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
-from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_atomic
+from nlpkd.utils.fingerprints import Teller
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +175,25 @@ class CascadeRecord:
         return f"{self.verdict()}\n\n{markdown_table(*self.cells())}"
 
 
+def folder_of_student(name: str | Path) -> Path:
+    """Return the folder of a student that is to be asked first.
+
+    Args:
+        name: as it was given.
+
+    Raises:
+        ValueError: if it is none: a Hub id, or a file.
+    """
+    if not Path(name).is_dir():
+        raise ValueError(
+            f"{name} is no folder, and a cascade is of a student's folder on this machine, with {CASCADE_NAME} in it: "
+            "of a model on the Hub give a copy (hf download USER/NAME --local-dir FOLDER), of an ONNX file the folder"
+        )
+    return Path(name)
+
+
 def served_files(student: Any, folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of what a classifier's answers follow from, by name: weights, tokenizer and labels.
+    """Return the SHA-256 of what a classifier's answers follow from, by name: weights, settings, tokenizer and labels.
 
     Args:
         student: a `nlpkd.TextClassifier`.
@@ -190,8 +208,12 @@ def served_files(student: Any, folder: Path) -> dict[str, str]:
         files = weights_sha256(folder)
     if not files:
         return {}
+    if (settings := config_sha256(folder)) is not None:
+        files["config.json"] = settings
     if (folder / TOKENIZER).is_file():
         files[TOKENIZER] = digest_of(folder / TOKENIZER)
+    # What other files say of how it reads: where a text is cut, and on which side.
+    files["tokenizer"] = Teller().tell(student.tokenizer)
     labels = json.dumps(student.model.config.id2label, sort_keys=True)
     return files | {_LABELS: hashlib.sha256(labels.encode()).hexdigest()}
 

@@ -14,13 +14,14 @@ from transformers import TextClassificationPipeline
 from transformers.pipelines.text_classification import ClassificationFunction
 
 from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
+from nlpkd.data.tokenization import NO_TOKENS
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import readable
-from nlpkd.serving.cascade import Cascade, CascadeRecord, scores, served_files
+from nlpkd.serving.cascade import Cascade, CascadeRecord, folder_of_student, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
-from nlpkd.tasks import MULTI_LABEL, task_of
+from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
 from nlpkd.teachers.base import LabelingTeacher
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,13 @@ class TextClassifier(TextClassificationPipeline):
         **settings: of the pipeline; any argument of a call too.
     """
 
+    def __init__(self, model: Any, tokenizer: Any, **settings: Any):
+        classes = Classes.of(model.config.id2label)
+        if len(set(classes.names)) < len(classes):
+            raise ValueError(f"two classes of the model have the same name, {classes}: mend config.id2label")
+        fill_in_task(model.config)
+        super().__init__(model=model, tokenizer=tokenizer, **settings)
+
     def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
         """Classify texts.
 
@@ -59,8 +67,8 @@ class TextClassifier(TextClassificationPipeline):
             texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair, settings that there are not or that are out of range,
-                and `decide=True` of a model of another task or beside `function_to_apply`.
+            ValueError: for what is neither a text nor a pair, a text without any token, settings that there are not or
+                that are out of range, and `decide=True` of a model of another task or beside `function_to_apply`.
         """
         inputs = as_texts(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -69,7 +77,9 @@ class TextClassifier(TextClassificationPipeline):
             settings = {"top_k": None} | settings
         if isinstance(inputs, str) and not settings and self._one_text is not None:
             model: Any = self.model
-            logits = torch.from_numpy(model.run(self._one_text(inputs)))
+            given = self._one_text(inputs)
+            _refuse_no_tokens(given["input_ids"], inputs)
+            logits = torch.from_numpy(model.run(given))
             return [self.postprocess({"logits": logits}, **self._postprocess_params)]
         return super().__call__(inputs, **settings)
 
@@ -83,7 +93,9 @@ class TextClassifier(TextClassificationPipeline):
     def preprocess(self, inputs: Any, **settings: Any) -> Any:  # type: ignore[override]
         """Tokenise a text, or a pair with its segments, whatever the tokenizer gives; a step of the pipeline."""
         pair = isinstance(inputs, dict) and inputs.get("text_pair") is not None
-        return super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
+        encoded = super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
+        _refuse_no_tokens(encoded["input_ids"], inputs)
+        return encoded
 
     def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
         """Run the model on what it reads; a step of the pipeline."""
@@ -135,6 +147,11 @@ def _check_answering(top_k: Any = None, function_to_apply: Any = None) -> None:
         raise ValueError(f"function_to_apply must be one of {', '.join(known)}, or None; got {function_to_apply!r}")
 
 
+def _refuse_no_tokens(ids: Any, text: Any) -> None:
+    if not ids.shape[-1]:
+        raise ValueError(f"the text {text!r:.80} {NO_TOKENS}")
+
+
 def load(
     name: str | Path,
     *,
@@ -171,11 +188,12 @@ def load(
     """
     # A cascade: this classifier, and what answers where it is unsure.
     if fallback is not None:
-        record = CascadeRecord.load(Path(name))
-        small = load(name, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
-        record.refuse_other_student(served_files(small, Path(name)), Path(name))
+        folder = folder_of_student(name)
+        record = CascadeRecord.load(folder)
+        small = load(folder, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
+        record.refuse_other_student(served_files(small, folder), folder)
         large = Fallback(fallback, trust_remote_code)
-        record.refuse_other_teacher(large.name, large.files, Path(name))
+        record.refuse_other_teacher(large.name, large.files, folder)
         return Cascade(small, large.in_words_of(small.model.config), record)
     if isinstance(name, str) and revision is None:
         name, revision = split_revision(name)

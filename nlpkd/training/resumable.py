@@ -19,6 +19,7 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.rows import is_plain, makes_batches
 from nlpkd.hub.saving import model_update
 from nlpkd.models.structure import as_student, matching_tokenizer
+from nlpkd.tasks import fill_in_task
 from nlpkd.training.checkpoints import (
     has_optimizer,
     rotate_checkpoints,
@@ -268,6 +269,7 @@ class ResumableTrainer(Trainer):
         # A checkpoint is made whole by its own checksums.
         as_it_is = folder == self._open_checkpoint or not self.args.should_save
         with nullcontext(folder) if as_it_is else model_update(folder) as target:
+            fill_in_task(getattr(self.model, "config", None))
             super()._save(str(target), state_dict)
             tokenizer: Any = matching_tokenizer(self.processing_class, self.model)
             if tokenizer is not self.processing_class and self.args.should_save:

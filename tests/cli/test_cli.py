@@ -10,6 +10,7 @@ import os
 import pkgutil
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -454,6 +455,20 @@ def test_a_push_lists_what_it_would_send_and_sends_nothing(folder, student):
     assert {"README.md", "config.json", "report.json"} <= set(listed)
     assert not [name for name in listed if "/" in name or name in ("run.yaml", ".lock", "trainer_state.json")]
     assert sorted(path.name for path in (folder / "student").iterdir()) == before
+
+
+@pytest.mark.parametrize(("where", "command", "quick"), [
+    ([], "push", ["--dry-run"]), (["--output-dir", "elsewhere"], "evaluate", ["--latency-runs", "0"]),
+])  # fmt: skip
+def test_what_an_export_says_comes_next_works(where, command, quick, folder, student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "student", "student")
+    rows = ["--data", str(folder / "dev.tsv"), "--label-column", "verdict"]
+    outcome = CliRunner().invoke(app, ["export", "student", *rows, "--min-retention", "0.1", *where])
+    assert outcome.exit_code == 0, outcome.output
+    words = shlex.split(outcome.output.partition("Next:\n")[2])
+    outcome = CliRunner().invoke(app, [*words[words.index(command) :], *quick])
+    assert outcome.exit_code == 0, outcome.output
 
 
 def test_ctrl_c_is_told_from_a_check_that_failed(tmp_path):

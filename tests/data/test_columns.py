@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from nlpkd.data.columns import PAIRS, Columns, check_texts, find_columns
+from nlpkd.data.columns import PAIRS, TEXT_NAMES, Columns, check_texts, find_columns, find_pairs, find_text_column
 from nlpkd.data.labels import encode_labels
+from nlpkd.serving.texts import as_texts
 
 
 def labelled(labels: list, feature=None) -> Dataset:
@@ -34,6 +35,7 @@ def encoded(train: list, validation: list | None = None, test: list | None = Non
         (["text", "review", "label"], {"text": "review"}, Columns("review", None, "label")),
         (["text", "comment"], {"label": "comment"}, Columns("text", None, "comment")),
         (["a", "b", "c"], {"text": "a", "text_pair": "b", "label": "c"}, Columns("a", "b", "c")),
+        (["text", "text_pair", "label"], {"text": "text"}, Columns("text", None, "label")),
         (["text", "context", "label"], {"text_pair": "context"}, Columns("text", "context", "label")),
     ],
 )
@@ -47,6 +49,19 @@ def test_texts_and_pairs_are_recognised_in_any_case_any_order_and_with_blanks_ar
     text, *pair, label = [spell(name) for name in (*usual, "label")]
     expected = Columns(text, *(pair or [None]), label)
     assert find_columns(["id", text, *pair, label]) == find_columns([label, *pair, text, "id"]) == expected
+
+
+@pytest.mark.parametrize("spell", [str.lower, " {} ".format])
+def test_a_pair_that_nlpkd_load_takes_is_a_usual_pair_of_columns(spell):
+    columns = [spell(name) for name in as_texts({"text": "good", "text_pair": "bad"})]
+    assert find_pairs(columns) == [tuple(columns)]
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if TEXT_NAMES.intersection(pair)])
+def test_where_single_texts_are_read_no_text_of_a_pair_is_left_out_unless_one_is_named(pair):
+    with pytest.raises(ValueError, match=rf"these rows are pairs \({' and '.join(pair)}\): name one text"):
+        find_text_column(["id", *pair, "label"])
+    assert find_text_column(["id", *pair, "label"], pair[0]) == pair[0]
 
 
 @pytest.mark.parametrize(

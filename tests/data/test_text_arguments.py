@@ -32,6 +32,7 @@ NO_COLUMNS = {
     "text": TEXTS[0],
     "bytes": b"a good film",
     "number": 3,
+    "array without dimensions": np.array(TEXTS[0]),
     "frame": pd.DataFrame({"text": TEXTS}),
     "table": pa.table({"text": TEXTS}),
     "splits": DatasetDict({"train": ROWS}),

@@ -83,6 +83,8 @@ def test_a_run_on_windows_reports_on_texts(tokenizer, tmp_path):
     result = distill(teacher.output_dir, "layers:1", splits, output_dir=tmp_path / "s", baseline=True, **quick)
     assert result.report.task.rows == result.report.run.data.evaluated_rows == 50
     assert result.report.run.data.train_rows == 120
+    card = (tmp_path / "s/README.md").read_text()
+    assert "longer than 12 tokens" in card and "into windows that share 2" in card
 
 
 @pytest.mark.parametrize(

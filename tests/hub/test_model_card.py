@@ -289,7 +289,7 @@ def test_body_tells_objectives_settings_seeds_protocol_and_citations() -> None:
     spread = {"student": {"accuracy": SeedSpread([0.8, 0.9], 0.85, 0.0707)}}
     content = build_model_card(replace(report(), seeds=spread), model_name="alice/student").content
     for part in (
-        'pipeline("text-classification", model="alice/student")',
+        'pipeline("text-classification", model="alice/student", truncation=True)',
         "- forward_kl: weight 0.5, temperature 2.0",
         "- learning_rate: 8e-05",
         "recipes/sst2.py --seed 7",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from samples import QUIET, raw_rows, tiny_bert, tiny_report
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 
 import nlpkd
 from nlpkd.evaluation.records import Interval
@@ -115,13 +117,17 @@ def saved(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def train_another(folder: Path, tokenizer) -> None:
-    rows = nlpkd.load_text_classification(raw_rows(8), tokenizer=tokenizer)
+def trainer_of(model, folder: Path, tokenizer, raw: Dataset) -> nlpkd.DistillationTrainer:
+    rows = nlpkd.load_text_classification(raw, tokenizer=tokenizer)
     args = nlpkd.DistillationConfig(str(folder), max_steps=1, save_strategy="no", eval_strategy="no", **QUIET)
-    trainer = nlpkd.DistillationTrainer(
-        tiny_bert(layers=1, seed=1), args=args, train_dataset=rows["train"], processing_class=tokenizer,
+    return nlpkd.DistillationTrainer(
+        model, args=args, train_dataset=rows["train"], processing_class=tokenizer,
         objectives=[nlpkd.objectives.CrossEntropyLoss()],
     )  # fmt: skip
+
+
+def train_another(folder: Path, tokenizer) -> None:
+    trainer = trainer_of(tiny_bert(layers=1, seed=1), folder, tokenizer, raw_rows(8))
     trainer.train()
     trainer.save_model()
 
@@ -173,3 +179,33 @@ def test_no_card_is_written_of_a_report_of_other_weights(measured: Path) -> None
         with pytest.raises(ValueError, match="measured of other weights than those in"):
             write()
     assert (measured / "README.md").read_bytes() == card
+
+
+@pytest.mark.parametrize("limit", [65, int(1e30)])
+def test_a_tokenizer_is_saved_with_the_limit_of_the_model_beside_it(limit: int, tmp_path: Path, tokenizer) -> None:
+    larger = copy.deepcopy(tokenizer)
+    larger.model_max_length = limit
+    folder = save_student(tiny_bert(layers=1), tmp_path, larger)
+    answer = pipeline("text-classification", model=str(folder), truncation=True)("good " * 99)
+    assert answer == nlpkd.load(folder)("good " * 99)
+    assert larger.model_max_length == limit
+
+
+def test_the_code_of_the_card_classifies_a_text_longer_than_the_model_reads(tmp_path: Path, tokenizer) -> None:
+    folder = save_student(tiny_bert(layers=1), tmp_path, tokenizer)
+    card = build_model_card(tiny_report(), model_name=str(folder)).content
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code.replace("Write the text to classify here.", "good " * 99), {})
+
+
+SCORES = {"text": ["a film", "a good film"], "label": [0.5, 1.5]}
+
+
+@pytest.mark.parametrize(
+    "save",
+    [save_student, lambda *given: trainer_of(*given, Dataset.from_dict(SCORES)).save_model()],
+    ids=["save_student", "trainer"],
+)
+def test_a_model_of_one_output_is_saved_with_its_task(save, tmp_path: Path, tokenizer) -> None:
+    save(tiny_bert(layers=1, num_labels=1), tmp_path, tokenizer)
+    assert AutoConfig.from_pretrained(tmp_path).problem_type == "regression"

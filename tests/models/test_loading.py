@@ -217,13 +217,14 @@ SIZES = {"vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1, "num_attent
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "mpnet", "electra", "gpt2"])
-def test_a_tokenizer_without_a_limit_has_its_model_s_and_the_model_takes_no_token_more(family, tmp_path, tokenizer):
+@pytest.mark.parametrize("own", [int(1e30), 21], ids=["none", "one_more"])
+def test_a_tokenizer_has_at_most_its_model_s_limit_and_the_model_takes_no_token_more(own, family, tmp_path, tokenizer):
     config = AutoConfig.for_model(family, max_position_embeddings=20, pad_token_id=1, **SIZES)
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    unlimited = copy.deepcopy(tokenizer)
-    unlimited.model_max_length = int(1e30)
+    larger = copy.deepcopy(tokenizer)
+    larger.model_max_length = own
     model.save_pretrained(tmp_path)
-    unlimited.save_pretrained(tmp_path)
+    larger.save_pretrained(tmp_path)
     limit = load_tokenizer(tmp_path).model_max_length
     with torch.no_grad():
         model(torch.full((1, limit), 5))

@@ -20,9 +20,9 @@ from processes import Program
 from safetensors.torch import load_file
 from samples import QUIET, raw_rows, tiny_bert
 from scipy.stats import binomtest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer, pipeline
 
-from nlpkd import EvaluationReport, distill, train_teacher
+from nlpkd import EvaluationReport, distill, load, train_teacher
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline.evaluate import evaluate
@@ -361,6 +361,26 @@ def test_a_failed_push_leaves_everything_on_disk_and_says_how_to_finish(tmp_path
         )  # fmt: skip
     assert len(predict(tmp_path, HELD_OUT)) == len(HELD_OUT)
     assert {"README.md", "report.json", "report.md"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("vocabulary", ["whole", "trim"])
+def test_whoever_reads_the_student_later_cuts_texts_where_the_report_did(vocabulary, tmp_path, taught, splits):
+    quick = QUICK | {"num_train_epochs": 1, "save_strategy": "no"}
+    found = distill(
+        taught.model, "layers:1", splits, tokenizer=taught.tokenizer, output_dir=tmp_path, max_length=4,
+        vocabulary=vocabulary, **quick,
+    )  # fmt: skip
+    rows = splits["validation"]
+    again = evaluate(tmp_path, rows, latency_runs=0, bootstrap_samples=20)
+    assert found.report.run.data.truncated_rows and again.run.data.max_length == 4
+    assert again.candidates["student"].quality == found.report.candidates["student"].quality
+    plain = pipeline("text-classification", model=str(tmp_path), truncation=True)
+    assert plain(rows["text"][:]) == load(tmp_path)(rows["text"][:])
+    gold = [("bad", "good")[label] for label in rows["label"]]
+    right = [each["label"] == label for each, label in zip(plain(rows["text"][:]), gold, strict=True)]
+    assert sum(right) / len(right) == again.candidates["student"].quality["accuracy"].value
+    assert "Texts longer than 4 tokens, special ones included, were cut" in (tmp_path / "README.md").read_text()
+    assert taught.tokenizer.model_max_length == 64
 
 
 def test_finished_seeds_are_kept_by_a_resume_and_by_nothing_else(tmp_path, taught, splits):

@@ -324,6 +324,17 @@ def test_a_student_that_was_trained_again_is_refused_until_its_threshold_is_chos
     nlpkd.load(own_student, fallback=models / "teacher")
 
 
+@pytest.mark.parametrize("name", ["alice/student", "alice/student@v1", "{folder}/model.safetensors"])
+def test_a_student_that_is_no_folder_is_refused_with_what_can_be_given_instead(models, name):
+    name = name.format(folder=models / "student")
+    for use in (
+        lambda: nlpkd.load(name, fallback=models / "teacher"),
+        lambda: nlpkd.cascade(name, models / "teacher", texts(), target_agreement=0.9),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is no folder, .* give a copy .*, of an ONNX file the folder"):
+            use()
+
+
 def with_other_labels(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "pos", "1": "neg"}}))
@@ -336,19 +347,50 @@ def with_another_tokenizer(folder):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-@pytest.mark.parametrize(("change", "what"), [(with_other_labels, "id2label"), (with_another_tokenizer, "tokenizer")])
+def with_tokenizer_settings(**settings):
+    def change(folder):
+        known = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(known | settings))
+
+    return change
+
+
+OTHER_READING = [{"truncation_side": "left"}, {"model_max_length": 8}, {"model_input_names": ["input_ids"]}]
+
+
+def with_other_settings(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+
+
+CHANGES = [
+    (with_other_labels, "id2label"),
+    (with_other_settings, "config.json"),
+    (with_another_tokenizer, "tokenizer.json, tokenizer"),
+    *((with_tokenizer_settings(**settings), "tokenizer") for settings in OTHER_READING),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), CHANGES)
 def test_the_same_weights_with_other_labels_or_tokens_are_another_student(models, own_student, change, what):
     nlpkd.load(own_student, fallback=models / "teacher")
     change(own_student)
-    with pytest.raises(ValueError, match=f"was chosen on {what}.*, has changed since: the threshold promises nothing"):
+    with pytest.raises(ValueError, match=f"chosen on {what}, .*, has changed since: the threshold promises"):
         nlpkd.load(own_student, fallback=models / "teacher")
 
 
-def test_the_same_weights_with_other_tokens_are_another_teacher(models, own_student, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (with_another_tokenizer, "tokenizer.json, tokenizer"),
+        (with_tokenizer_settings(model_max_length=8), "tokenizer"),
+    ],
+)
+def test_the_same_weights_with_other_tokens_are_another_teacher(models, own_student, tmp_path, change, what):
     teacher = shutil.copytree(models / "teacher", tmp_path / "teacher")
     nlpkd.load(own_student, fallback=teacher)
-    with_another_tokenizer(teacher)
-    with pytest.raises(ValueError, match="the fallback .* has another tokenizer.json than that had"):
+    change(teacher)
+    with pytest.raises(ValueError, match=f"the fallback .* has another {what} than that had"):
         nlpkd.load(own_student, fallback=teacher)
 
 

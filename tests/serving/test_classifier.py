@@ -13,7 +13,10 @@ import yaml
 from datasets import Dataset
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from processes import run as run_program
-from samples import raw_rows, sentences, tiny_bert
+from samples import WORDS, raw_rows, sentences, tiny_bert
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -121,6 +124,68 @@ def test_int8_is_served_first_then_float_then_pytorch(student, tmp_path):
         nlpkd.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("onnx/model.onnx", {"file": "onnx/model_int8.onnx"}, "is an ONNX file itself: leave file and revision out"),
+        ("onnx/model.onnx", {"revision": "v1"}, "is an ONNX file itself: leave file and revision out"),
+        ("onnx/model.onnx", {"file": "model.safetensors"}, "is a file, and a model is a folder with its config"),
+        ("model.safetensors", {}, "is a file, and a model is a folder with its config: give the folder"),
+        ("", {"revision": "v1"}, "is a folder here, which has no revision 'v1': leave revision out"),
+        ("", {"revision": "v1", "file": "model.safetensors"}, "is a folder here, which has no revision 'v1'"),
+        ("", {"threads": -1}, "threads=-1 must be a number from 1 on"),
+        ("", {"threads": 0}, "threads=0 must be a number from 1 on"),
+        ("", {"threads": "2"}, "threads='2' must be a number from 1 on"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(name, asked, message, student):
+    with pytest.raises(ValueError, match=message):
+        nlpkd.load(student / name, **asked)
+
+
+def test_a_folder_of_onnx_files_may_be_a_link(student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    shutil.move(folder / "onnx", tmp_path / "elsewhere")
+    (folder / "onnx").symlink_to(tmp_path / "elsewhere")
+    assert nlpkd.load(folder).model.path == folder / "onnx/model_int8.onnx"
+    assert nlpkd.load(folder, file="onnx/model.onnx").model.path == folder / "onnx/model.onnx"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "onnx/model.onnx"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [({"0": "neg", "2": "pos"}, "must count from 0 without gaps"), ({"0": "pos", "1": "pos"}, "have the same name")],
+)
+def test_labels_with_gaps_and_equal_ones_are_refused(names, message, file, student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": names}))
+    with pytest.raises(ValueError, match=message):
+        nlpkd.load(folder, file=file)
+
+
+def test_onnx_files_are_refused_once_the_config_says_another_computation_and_kept_by_other_words(student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    config = json.loads((folder / "config.json").read_text())
+    words = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}, "thresholds": {"bad": 0.4}}
+    (folder / "config.json").write_text(json.dumps(config | words))
+    assert nlpkd.load(folder)(TEXTS[0])[0]["label"] in ("bad", "good")
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(ValueError, match="made from other settings than .*config.json has: export again"):
+        nlpkd.load(folder)
+    nlpkd.export_student(folder)
+    assert nlpkd.load(folder).model.path == folder / "onnx/model.onnx" and not [*folder.glob("onnx/*int8*")]
+
+
+def test_onnx_files_of_a_version_that_noted_no_settings_are_served_and_kept(student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    record = json.loads((folder / "onnx/export.json").read_text())
+    del record["config_sha256"]
+    (folder / "onnx/export.json").write_text(json.dumps(record))
+    nlpkd.export_student(folder)
+    assert nlpkd.load(folder).model.path == folder / "onnx/model_int8.onnx"
+
+
 def test_threads_are_those_asked_for_or_torchs(student):
     assert nlpkd.load(student, threads=2).model.session.get_session_options().intra_op_num_threads == 2
     assert nlpkd.load(student).model.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
@@ -168,6 +233,20 @@ def test_a_regression_gives_the_score_of_a_pair(tmp_path, tokenizer):
     expected = pipeline("text-classification", model=str(folder))(PAIRS)
     same(nlpkd.load(folder)(PAIRS), expected)
     assert len({each["score"] for each in expected}) > 1
+
+
+def test_one_output_of_a_silent_config_is_a_score_wherever_it_is_read(tmp_path, tokenizer):
+    model = tiny_bert(layers=1, initializer_range=0.5, num_labels=1)
+    model.save_pretrained(tmp_path / "silent")
+    tokenizer.save_pretrained(tmp_path / "silent")
+    export_onnx(model, tokenizer, tmp_path / "silent", texts=TEXTS)
+    rows = Dataset.from_dict({"text": TEXTS, "label": [0.5 + number for number in range(len(TEXTS))]})
+    data = load_text_classification(rows, tokenizer=tokenizer)
+    expected = pytest.approx(predict_logits(model, data["train"], tokenizer)[:, 0], abs=1e-5)
+    for file in ("onnx/model.onnx", "model.safetensors"):
+        assert [each["score"] for each in nlpkd.load(tmp_path / "silent", file=file)(TEXTS)] == expected
+    saved = save_student(model, tmp_path / "saved", tokenizer)
+    assert [each["score"] for each in pipeline("text-classification", model=str(saved))(TEXTS)] == expected
 
 
 LOAD = """
@@ -405,3 +484,38 @@ def test_what_is_measured_is_what_is_served_whatever_segments_the_tokenizer_give
         assert torch.allclose(torch.tensor(found), torch.from_numpy(measured), atol=1e-4), type(classify)
     if not pairs:
         assert on_onnx(TEXTS[0])[0]["score"] == pytest.approx(on_torch(TEXTS[0])[0]["score"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory) -> tuple[Path, PreTrainedTokenizerFast]:
+    """A decoder whose tokenizer adds no special tokens, so that an empty text has none at all."""
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    core = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", model_max_length=64)
+    model, folder = with_segments("gpt2").eval(), tmp_path_factory.mktemp("decoder")
+    save_student(model, folder, tokenizer)
+    export_onnx(model, tokenizer, folder, texts=TEXTS)
+    return folder, tokenizer
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "onnx/model.onnx"])
+@pytest.mark.parametrize("given", ["", [""], [TEXTS[0], "", TEXTS[1]], {"text": "", "text_pair": ""}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 3, "top_k": None}], ids=str)
+def test_a_text_without_any_token_is_refused_alone_and_among_others(given, settings, file, decoder):
+    with pytest.raises(ValueError, match="text .*'' ?.* is empty for this tokenizer, which makes no token of it"):
+        nlpkd.load(decoder[0], file=file)(given, **settings)
+
+
+def test_rows_without_any_token_are_neither_measured_nor_compared(decoder):
+    folder, tokenizer = decoder
+    rows = Dataset.from_dict({"input_ids": [[3], [], [4]], "attention_mask": [[1], [], [1]]})
+    model = with_segments("gpt2").eval()
+    with pytest.raises(ValueError, match="the measured rows: text 1 .the first one is 0. is empty for this tokenizer"):
+        predict_logits(model, rows, tokenizer)
+    with pytest.raises(ValueError, match="the texts to compare on: text 1 .* is empty for this tokenizer"):
+        export_onnx(model, tokenizer, folder, texts=["good", ""])
+
+
+def test_an_empty_text_with_special_tokens_has_an_answer(student):
+    assert nlpkd.load(student)("") == nlpkd.load(student)([""])

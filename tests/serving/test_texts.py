@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from datasets import Dataset
 from samples import tiny_bert
 from transformers.pipelines.pt_utils import KeyDataset
@@ -83,6 +84,7 @@ def test_no_texts_have_no_answers(nothing, classify):
         (None, "a text is a string, .*; got NoneType"), (3, "got int"), (b"good", "got bytes"),
         (["good", None], "got NoneType at place 1 of 2"), ([float("nan")], "got float at place 0 of 1"),
         (np.array([1, 2]), "got int at place 0 of 2"), ([("good", "film")], "got tuple at place 0 of 1"),
+        (np.array("good"), "got ndarray without dimensions"), (torch.tensor(5), "got Tensor without dimensions"),
         (pd.DataFrame({"text": TEXTS}), "got DataFrame"), (pa.table({"text": TEXTS}), "got Table"),
         (Dataset.from_dict({"text": TEXTS}), "got Dataset"),
         ({"text": TEXTS}, r"got {'text': \['a good film', "), ({"text": None}, "got {'text': None}"), ({}, "got {}"),
