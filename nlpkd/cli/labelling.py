@@ -147,7 +147,8 @@ def taught_by_answers(given: dict[str, Any], output_dir: Path, dry_run: bool) ->
         ValueError: if they do not fit together.
     """
     from nlpkd.labelling.logs import is_decision_log, read_decisions
-    from nlpkd.labelling.rows import LABELS_NAME, PROBABILITIES
+    from nlpkd.labelling.rows import PROBABILITIES
+    from nlpkd.labelling.splits import LABELS_NAME
 
     options = dict(given)
     own = {name: options.pop(name, None) for name in (*_ASKED, "gold")}

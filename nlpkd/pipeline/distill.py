@@ -24,7 +24,7 @@ from nlpkd.hub.push import push_student
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage, with_preset_settings
-from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
+from nlpkd.pipeline.prepare import prepare_job, prepare_labelled_job, prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
@@ -258,7 +258,8 @@ def distill(
     refuse_as_output(Path(args.output_dir) / JSON_NAME, train=train, validation=validation, test=test)
     with only_run(args.output_dir):
         with phase("Loading teacher, student and rows"):
-            job = prepare_job(
+            prepare: Any = prepare_labelled_job if isinstance(teacher, LabelingTeacher) else prepare_job
+            job = prepare(
                 args,
                 teacher,
                 student,

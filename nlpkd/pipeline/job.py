@@ -72,6 +72,24 @@ class Job:
     ship: bool = False
     learning_rate: float = DistillationConfig.learning_rate
 
+    def check(self, args: DistillationConfig) -> None:
+        """Make student and baselines, and fit them, the rows and the objectives together; nothing is trained.
+
+        Teacher and gold labels are not compared.
+
+        Args:
+            args: the settings.
+
+        Raises:
+            ValueError: if something does not fit, as in `run`.
+        """
+        student = self.make_untrained_student(args.seed)
+        ask_for_label_names(student.config, self.data["train"])
+        for make in self.baselines.values():
+            make(args.seed)
+        for stage in copy.deepcopy(self.stages):
+            self.trainer(student, replace(args, **stage.settings | {"teacher_check": "off"}), stage)
+
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline_dir: Path
     ) -> tuple[PreTrainedModel, EvaluationReport]:

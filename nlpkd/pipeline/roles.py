@@ -44,6 +44,13 @@ _ONE_OUTPUT = (
 )
 
 
+def describe_labeller(teacher: LabelingTeacher) -> dict[str, Any]:
+    """Return what the record says of a teacher that labelled the texts, as `Teachers.describe` does of models."""
+    told = teacher.describe()
+    fitted = {"calibration": told["calibration"]} if "calibration" in told else {}
+    return {"name": str(told["name"]), "revision": None} | fitted
+
+
 @dataclass(frozen=True)
 class Teachers:
     """What the student learns from: one or several fine-tuned models, or a column of soft labels of the data.
@@ -52,13 +59,11 @@ class Teachers:
         models: where the models come from, in order; none where soft labels are learned from.
         tokenizers: theirs.
         soft_label_column: the column, where there are no models.
-        labeller: who filled it, where that happened in this run.
     """
 
     models: Sequence[ModelSource]
     tokenizers: Sequence[PreTrainedTokenizerBase]
     soft_label_column: str | None
-    labeller: LabelingTeacher | None = None
 
     @classmethod
     def of(
@@ -88,10 +93,6 @@ class Teachers:
         described = [each.describe() for each in self.models]
         if len(described) == 1:
             return described[0]
-        if self.labeller is not None:
-            told = self.labeller.describe()
-            fitted = {"calibration": told["calibration"]} if "calibration" in told else {}
-            return {"name": str(told["name"]), "revision": None} | fitted
         if not described:
             return {"name": f"soft labels of the column {self.soft_label_column!r}", "revision": None}
         names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]

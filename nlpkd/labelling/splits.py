@@ -1,0 +1,112 @@
+"""The rows of a distillation whose teacher labels texts: read and checked first, and asked about last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict, Value
+
+from nlpkd.data.arguments import DataArguments
+from nlpkd.data.sources import Source, read_splits, refuse_as_output
+from nlpkd.labelling.rows import PROBABILITIES, answers_beside, save_rows, texts_to_label, with_answers
+from nlpkd.teachers.base import LabelingTeacher
+
+LABELS_NAME = "teacher_labels.parquet"
+"""What a distillation calls its labelled training rows."""
+
+
+@dataclass(frozen=True)
+class RowsToLabel:
+    """The splits that a teacher is to label: those to train on, and those that it is measured on.
+
+    Attributes:
+        teacher: the teacher.
+        splits: the rows.
+        texts: theirs, one list a split.
+        read_as: how they are read once they are labelled: with the teacher's answers as soft labels.
+        output: the parquet file of the training rows; answers of an earlier run with the same file are not asked
+            again.
+    """
+
+    teacher: LabelingTeacher
+    splits: DatasetDict
+    texts: Mapping[str, list[str]]
+    read_as: DataArguments
+    output: Path
+
+    @classmethod
+    def of(
+        cls,
+        teacher: LabelingTeacher,
+        train: Source,
+        validation: Source | None,
+        test: Source | None,
+        output: Path,
+        asked: DataArguments,
+    ) -> RowsToLabel:
+        """Read the rows of a distillation; nothing is asked.
+
+        Args:
+            teacher: the teacher.
+            train: the training rows, which need no label column.
+            validation: the validation rows, with gold labels or without.
+            test: the test rows, likewise.
+            output: the parquet file of the training rows that is to be written.
+            asked: how rows are read.
+
+        Raises:
+            ValueError: if soft labels, streaming or pairs are asked for too, or the task or the classes' names are
+                given, which the teacher says; if the rows can't be labelled, or the output is one of their files.
+        """
+        if asked.soft_label_column is not None or asked.streaming or asked.text_pair_column is not None:
+            raise ValueError(
+                "a teacher that labels texts reads single texts that fit into memory, and gives the soft labels "
+                "itself: leave soft_label_column, streaming and text_pair_column out"
+            )
+        if asked.problem_type is not None or asked.label_names:
+            raise ValueError(
+                f"a teacher that labels texts says the task ({teacher.problem_type}) and the classes "
+                f"({', '.join(teacher.classes[:20])}) itself: leave problem_type and label_names out"
+            )
+        refuse_as_output(output, train=train, validation=validation, test=test)
+        splits, _ = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+        texts = {str(split): texts_to_label(rows, str(split), asked.text_column) for split, rows in splits.items()}
+        read_as = replace(
+            asked,
+            soft_label_column=PROBABILITIES,
+            problem_type=teacher.problem_type,
+            label_names=teacher.classes,
+            dataset_config=None,
+            dataset_revision=None,
+        )
+        return cls(teacher, splits, texts, read_as, output)
+
+    def unanswered(self) -> DatasetDict:
+        """Return the splits as they will be, but for the answers: in their place all classes are equally likely."""
+        names = self.teacher.classes
+        alike = dict.fromkeys(names, 1 / len(names))
+        feature = {name: Value("float32") for name in names}
+
+        def filled(rows: Dataset) -> Dataset:
+            return rows.add_column(PROBABILITIES, [alike] * len(rows), feature=feature)
+
+        return DatasetDict({split: filled(rows) for split, rows in self.splits.items()})
+
+    def answered(self) -> DatasetDict:
+        """Ask the teacher, save the training rows, and return the labelled splits."""
+        answers, state = answers_beside(self.output, self.teacher), PartialState()
+        # One process asks, the others find all answers there.
+        with state.main_process_first():
+            found = {split: answers.ask(each) for split, each in self.texts.items()}
+        labelled = DatasetDict(
+            {
+                split: with_answers(rows, self.texts[str(split)], found[str(split)], self.teacher)
+                for split, rows in self.splits.items()
+            }
+        )
+        if state.is_main_process:
+            save_rows(labelled["train"], self.output)
+        return labelled
