@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from nlpkd.data.columns import find_columns, find_text_column
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
-from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.sources import Source, read_splits, refuse_as_output
 from nlpkd.evaluation.metrics import calibration_error
 from nlpkd.labelling.answers import AnswerFile
+from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.rows import asked_probabilities, texts_to_label
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import Answers, LabelingTeacher
@@ -130,6 +132,98 @@ class CalibratedTeacher(LabelingTeacher):
         return self.teacher.describe() | {"calibration": asdict(self.calibration)}
 
 
+@dataclass(frozen=True)
+class GoldRows:
+    """A few rows with gold labels, read and checked for a teacher that nothing was asked yet.
+
+    Attributes:
+        texts: theirs.
+        labels: class ids `(rows,)` in the order of the teacher's classes, or zeros and ones `(rows, classes)`.
+    """
+
+    texts: list[str]
+    labels: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        teacher: LabelingTeacher,
+        gold: Source,
+        text_column: str | None = None,
+        label_column: str | Sequence[str] | None = None,
+    ) -> GoldRows:
+        """Read the rows; the arguments are those of `calibrate_teacher`.
+
+        Raises:
+            ValueError: for fewer than two rows with a label, labels that are not the teacher's, or where none or
+                several columns could be the label.
+        """
+        rows, labels = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
+        texts = texts_to_label(rows, "gold", text_column)
+        if len(texts) < 2:
+            raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
+        return cls(texts, labels)
+
+    @classmethod
+    def beside(
+        cls,
+        output: Path,
+        teacher: LabelingTeacher,
+        gold: Source,
+        text_column: str | None = None,
+        label_column: str | Sequence[str] | None = None,
+    ) -> GoldRows:
+        """Read rows that come beside others; names of columns hold where these rows have such columns.
+
+        Args:
+            output: a file that is to be written, which must be none of these rows.
+            teacher: the teacher.
+            gold: the rows.
+            text_column: of the other rows.
+            label_column: of the other rows.
+
+        Raises:
+            ValueError: as `of` does; if their file is the output.
+        """
+        refuse_as_output(output, gold=gold)
+        names = {*read_splits(gold)[0]["train"].column_names}
+        labels = [label_column] if isinstance(label_column, str) else label_column or []
+        return cls.of(
+            teacher, gold, text_column if text_column in names else None, label_column if names >= {*labels} else None
+        )
+
+    def fit(
+        self, teacher: LabelingTeacher, answers: AnswerFile | None = None, budget: Budget | None = None
+    ) -> CalibratedTeacher:
+        """Ask the teacher about these rows, and fit its temperature and class priors.
+
+        Args:
+            teacher: the teacher.
+            answers: where its answers are kept; they are not kept if None.
+            budget: the limits.
+
+        Returns:
+            The corrected teacher.
+        """
+        given = _unbounded(asked_probabilities(teacher, self.texts, answers, budget), teacher.problem_type)
+        # Each row measured by what was fitted on others.
+        held_out = np.zeros_like(given)
+        folds = KFold(min(len(self.texts), _MOST_FOLDS), shuffle=True, random_state=0)
+        for fitted, left in folds.split(given):
+            parameters = _fit(given[fitted], self.labels[fitted], teacher.problem_type)
+            held_out[left] = given[left] / parameters[0] + parameters[1]
+        temperature, priors = _fit(given, self.labels, teacher.problem_type)
+        calibration = Calibration(
+            rows=len(self.texts),
+            temperature=temperature,
+            priors=dict(zip(teacher.classes, priors.tolist(), strict=True)),
+            before=TeacherQuality.of(given, self.labels, teacher.problem_type),
+            after=TeacherQuality.of(held_out, self.labels, teacher.problem_type),
+        )
+        logger.warning("%s: %s", teacher.describe()["name"], calibration.to_text())
+        return CalibratedTeacher(teacher, calibration)
+
+
 def calibrate_teacher(
     teacher: LabelingTeacher,
     gold: Source,
@@ -162,26 +256,7 @@ def calibrate_teacher(
         ValueError: for fewer than two rows with a label, labels that are not the teacher's, or where none or several
             columns could be the label.
     """
-    rows, labels = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
-    texts = texts_to_label(rows, "gold", text_column)
-    if len(texts) < 2:
-        raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
-    given = _unbounded(asked_probabilities(teacher, texts, answers), teacher.problem_type)
-    # Each row measured by what was fitted on others.
-    held_out = np.zeros_like(given)
-    for fitted, left in KFold(min(len(texts), _MOST_FOLDS), shuffle=True, random_state=0).split(given):
-        parameters = _fit(given[fitted], labels[fitted], teacher.problem_type)
-        held_out[left] = given[left] / parameters[0] + parameters[1]
-    temperature, priors = _fit(given, labels, teacher.problem_type)
-    calibration = Calibration(
-        rows=len(texts),
-        temperature=temperature,
-        priors=dict(zip(teacher.classes, priors.tolist(), strict=True)),
-        before=TeacherQuality.of(given, labels, teacher.problem_type),
-        after=TeacherQuality.of(held_out, labels, teacher.problem_type),
-    )
-    logger.warning("%s: %s", teacher.describe()["name"], calibration.to_text())
-    return CalibratedTeacher(teacher, calibration)
+    return GoldRows.of(teacher, gold, text_column, label_column).fit(teacher, answers)
 
 
 def _labelled_rows(

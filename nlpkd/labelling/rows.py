@@ -12,7 +12,7 @@ from datasets import Dataset, Value
 
 from nlpkd.data.columns import check_texts, find_text_column
 from nlpkd.labelling.answers import Answer, AnswerFile
-from nlpkd.labelling.budget import Prices
+from nlpkd.labelling.budget import Budget, Prices
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.files import atomic_file
 
@@ -83,6 +83,13 @@ def with_answers(
     return rows
 
 
+def with_equal_probabilities(rows: Dataset, teacher: LabelingTeacher) -> Dataset:
+    """Add what stands in for answers until there are some: all of the teacher's classes are equally likely."""
+    alike = dict.fromkeys(teacher.classes, 1 / len(teacher.classes))
+    feature = {name: Value("float32") for name in teacher.classes}
+    return rows.add_column(PROBABILITIES, [alike] * len(rows), feature=feature)
+
+
 def save_rows(rows: Dataset, output: Path) -> None:
     """Write a parquet file, under a temporary name first."""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -95,16 +102,19 @@ def answers_beside(output: Path, teacher: LabelingTeacher) -> AnswerFile:
     return AnswerFile(output.with_name(output.name + ".answers.jsonl"), teacher)
 
 
-def asked_probabilities(teacher: LabelingTeacher, texts: Sequence[str], answers: AnswerFile | None) -> np.ndarray:
+def asked_probabilities(
+    teacher: LabelingTeacher, texts: Sequence[str], answers: AnswerFile | None, budget: Budget | None = None
+) -> np.ndarray:
     """Ask a teacher for the probabilities of texts, `(texts, classes)`.
 
     Args:
         teacher: the teacher.
         texts: the texts.
         answers: where its answers are kept, and are not asked again; they are not kept if None.
+        budget: the limits, of answers that are kept.
     """
     if answers is None:
         return teacher.answer(texts).probabilities
     # One process asks, the others find all answers there.
     with PartialState().main_process_first():
-        return teacher.adjusted(np.array([each.probabilities for each in answers.ask(texts)]))
+        return teacher.adjusted(np.array([each.probabilities for each in answers.ask(texts, budget)]))

@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict, Value
+from datasets import DatasetDict
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source, read_splits, refuse_as_output
-from nlpkd.labelling.rows import PROBABILITIES, answers_beside, save_rows, texts_to_label, with_answers
+from nlpkd.labelling.budget import Budget
+from nlpkd.labelling.calibration import GoldRows
+from nlpkd.labelling.rows import (
+    PROBABILITIES,
+    answers_beside,
+    save_rows,
+    texts_to_label,
+    with_answers,
+    with_equal_probabilities,
+)
 from nlpkd.teachers.base import LabelingTeacher
 
 LABELS_NAME = "teacher_labels.parquet"
@@ -29,6 +38,8 @@ class RowsToLabel:
         read_as: how they are read once they are labelled: with the teacher's answers as soft labels.
         output: the parquet file of the training rows; answers of an earlier run with the same file are not asked
             again.
+        budget: the limits.
+        gold: a few rows with gold labels, by which the teacher is corrected.
     """
 
     teacher: LabelingTeacher
@@ -36,6 +47,8 @@ class RowsToLabel:
     texts: Mapping[str, list[str]]
     read_as: DataArguments
     output: Path
+    budget: Budget
+    gold: GoldRows | None
 
     @classmethod
     def of(
@@ -46,6 +59,8 @@ class RowsToLabel:
         test: Source | None,
         output: Path,
         asked: DataArguments,
+        budget: Budget | None = None,
+        gold: Source | None = None,
     ) -> RowsToLabel:
         """Read the rows of a distillation; nothing is asked.
 
@@ -56,6 +71,8 @@ class RowsToLabel:
             test: the test rows, likewise.
             output: the parquet file of the training rows that is to be written.
             asked: how rows are read.
+            budget: the limits.
+            gold: a few rows with gold labels, by which the teacher is to be corrected.
 
         Raises:
             ValueError: if soft labels, streaming or pairs are asked for too, or the task or the classes' names are
@@ -82,31 +99,33 @@ class RowsToLabel:
             dataset_config=None,
             dataset_revision=None,
         )
-        return cls(teacher, splits, texts, read_as, output)
+        few = None
+        if gold is not None:
+            few = GoldRows.beside(output, teacher, gold, asked.text_column, asked.label_column)
+        return cls(teacher, splits, texts, read_as, output, budget or Budget(), few)
 
     def unanswered(self) -> DatasetDict:
         """Return the splits as they will be, but for the answers: in their place all classes are equally likely."""
-        names = self.teacher.classes
-        alike = dict.fromkeys(names, 1 / len(names))
-        feature = {name: Value("float32") for name in names}
+        filled = {split: with_equal_probabilities(rows, self.teacher) for split, rows in self.splits.items()}
+        return DatasetDict(filled)
 
-        def filled(rows: Dataset) -> Dataset:
-            return rows.add_column(PROBABILITIES, [alike] * len(rows), feature=feature)
+    def answered(self) -> tuple[DatasetDict, LabelingTeacher]:
+        """Ask the teacher, and save the training rows.
 
-        return DatasetDict({split: filled(rows) for split, rows in self.splits.items()})
-
-    def answered(self) -> DatasetDict:
-        """Ask the teacher, save the training rows, and return the labelled splits."""
+        Returns:
+            The labelled splits, and the teacher; the corrected one where there are gold labels.
+        """
         answers, state = answers_beside(self.output, self.teacher), PartialState()
+        teacher = self.teacher if self.gold is None else self.gold.fit(self.teacher, answers, self.budget)
         # One process asks, the others find all answers there.
         with state.main_process_first():
-            found = {split: answers.ask(each) for split, each in self.texts.items()}
+            found = {split: answers.ask(each, self.budget) for split, each in self.texts.items()}
         labelled = DatasetDict(
             {
-                split: with_answers(rows, self.texts[str(split)], found[str(split)], self.teacher)
+                split: with_answers(rows, self.texts[str(split)], found[str(split)], teacher)
                 for split, rows in self.splits.items()
             }
         )
         if state.is_main_process:
             save_rows(labelled["train"], self.output)
-        return labelled
+        return labelled, teacher

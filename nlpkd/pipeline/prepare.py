@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -26,6 +25,7 @@ from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers
 from nlpkd.hub.model_card import hub_id
+from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.splits import LABELS_NAME, RowsToLabel
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
@@ -40,6 +40,7 @@ from nlpkd.pipeline.roles import (
     can_match,
     describe_labeller,
     is_pretrained,
+    own_tokenizer,
     usual_learning_rate,
     usual_objectives,
     weights_of_classes,
@@ -54,8 +55,6 @@ from nlpkd.teachers.compatibility import refuse_other_task
 from nlpkd.utils.hub_requests import limit_hub_requests
 from nlpkd.utils.packages import require
 from nlpkd.utils.processes import quiet
-
-logger = logging.getLogger(__name__)
 
 
 def prepare_job(
@@ -115,7 +114,7 @@ def prepare_job(
         baseline, learner, teachers.models[0].config() if inherits else None, start=start, backbone=backbone
     )
     if tokenizer is None:
-        tokenizer = teachers.tokenizers[0] if teachers.tokenizers and inherits else _own_tokenizer(learner, teachers)
+        tokenizer = teachers.tokenizers[0] if teachers.tokenizers and inherits else own_tokenizer(learner, teachers)
 
     # The rows, as both read them.
     told, names = asked.problem_type, asked.label_names
@@ -193,6 +192,8 @@ def prepare_labelled_job(
     validation: Source | None = None,
     test: Source | None = None,
     *,
+    budget: Budget | None = None,
+    gold: Source | None = None,
     data_args: DataArguments | None = None,
     **options: Any,
 ) -> Job:
@@ -208,6 +209,8 @@ def prepare_labelled_job(
         train: the training rows, which need no label column.
         validation: the validation rows, with gold labels or without.
         test: the test rows, likewise.
+        budget: the limits of what is asked.
+        gold: a few rows with gold labels, by which the teacher is corrected.
         data_args: how rows are read.
         **options: further ones of `prepare_job`.
 
@@ -222,23 +225,24 @@ def prepare_labelled_job(
     if train is None:
         raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
     refuse_augmentation(args, asked, None)
-    rows = RowsToLabel.of(teacher, train, validation, test, Path(args.output_dir) / LABELS_NAME, asked)
+    output = Path(args.output_dir) / LABELS_NAME
+    rows = RowsToLabel.of(teacher, train, validation, test, output, asked, budget, gold)
     named = dict.fromkeys(name_of(each) for each in (train, validation, test) if each is not None)
 
-    def prepared(splits: DatasetDict) -> Job:
+    def prepared(splits: DatasetDict, teacher: LabelingTeacher) -> Job:
         job = prepare_job(args, None, student, splits, data_args=rows.read_as, **options)
         given = test if "test" in job.data else validation
         measured = train if given is None else given
         told = {"data": ", ".join(named), "evaluated_source": name_of(measured), "measured_source": measured}
         return replace(job, origin=job.origin | told | {"teacher": describe_labeller(teacher)})
 
-    job = prepared(rows.unanswered())
+    job = prepared(rows.unanswered(), teacher)
     with quiet("nlpkd"):
         job.check(args)
     answered = rows.answered()
     # What there is to say of the rows was said when they were first read.
     with quiet("nlpkd"):
-        return prepared(answered)
+        return prepared(*answered)
 
 
 def _backbone_on_the_hub(teachers: Sequence[PreTrainedModel], given: str | Path | None) -> dict[str, str]:
@@ -377,20 +381,6 @@ def _student_maker(
         trust_remote_code=student.trust_remote_code,
         seed=seed,
     )
-
-
-def _own_tokenizer(learner: ModelSource, teachers: Teachers) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that lies where a student was loaded from; of a model that has none there the teacher's."""
-    if not (isinstance(learner.given, PreTrainedModel) and teachers.tokenizers):
-        return learner.tokenizer()
-    try:
-        return learner.tokenizer()
-    except (ValueError, OSError):
-        logger.warning(
-            "There is no tokenizer where the student was loaded from: it reads with the teacher's. If it has another "
-            "one, pass tokenizer=..."
-        )
-        return teachers.tokenizers[0]
 
 
 def _is_made_of_a_teacher(student: Any) -> bool:

@@ -349,3 +349,17 @@ def supervised_trainer(
 def lean_by_default(args: DistillationConfig) -> DistillationConfig:
     """Train leanly without a teacher too, unless refused: a baseline is trained as its student is."""
     return replace(args, lean_training=True) if args.lean_training is None else args
+
+
+def own_tokenizer(learner: ModelSource, teachers: Teachers) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that lies where a student was loaded from; of a model that has none there the teacher's."""
+    if not (isinstance(learner.given, PreTrainedModel) and teachers.tokenizers):
+        return learner.tokenizer()
+    try:
+        return learner.tokenizer()
+    except (ValueError, OSError):
+        logger.warning(
+            "There is no tokenizer where the student was loaded from: it reads with the teacher's. If it has another "
+            "one, pass tokenizer=..."
+        )
+        return teachers.tokenizers[0]
