@@ -6,14 +6,16 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
-from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities
+from nlpkd.teachers.base import Answers, LabelingTeacher, WrongAnswers, as_probabilities
 from nlpkd.utils.files import explain_damage
 from nlpkd.utils.links import open_no_link, refuse_links
 from nlpkd.utils.locks import lock_of
@@ -22,19 +24,32 @@ from nlpkd.utils.provenance import differences
 
 logger = logging.getLogger(__name__)
 
+_MOST_FAILURES = 20
+"""So many texts in a row that are not answered are no matter of these texts any more."""
+
+_MOST_TOLD, _LONGEST = 10, 300
+"""How many refusals are told, and the letters of a reason."""
+
+_SHORTEST = 3
+"""The parts of an answer that are written in any case."""
+
 
 class Answer(NamedTuple):
     """The answer to one text.
 
     Attributes:
-        probabilities: one a class.
+        probabilities: one a class; None where the teacher did not answer this text.
         input_tokens: of its prompt; None where the teacher does not count.
         output_tokens: of its answer.
+        expected_tokens: of both, where they were not counted; files of earlier versions do not have them.
+        refusal: why there is no answer; None where there is one.
     """
 
-    probabilities: list[float]
+    probabilities: list[float] | None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    expected_tokens: list[int] | None = None
+    refusal: str | None = None
 
 
 class AnswerFile:
@@ -101,36 +116,51 @@ class AnswerFile:
         known = self.read()
         return sum(key in known for key in {_key(text) for text in texts})
 
-    def ask(self, texts: Sequence[str], budget: Budget | None = None) -> list[Answer]:
+    def ask(
+        self, texts: Sequence[str], budget: Budget | None = None, names: Sequence[str] | None = None
+    ) -> list[Answer]:
         """Answer all texts: with what is there, and else by asking, each text once.
+
+        What the teacher does not answer, or with no distribution, is kept as a refusal, told at the end, and not asked
+        again.
 
         Args:
             texts: the texts.
             budget: the limits.
+            names: what each text is called in messages; "row" and its number if None.
 
         Returns:
             One answer a text.
 
         Raises:
-            ValueError: if another run is asking, an answer is no distribution (its row is named), or the budget does
-                not suffice; what was answered is kept.
+            ValueError: if another run is asking, the teacher answers none of the texts, or not so many of them in a
+                row that it seems to answer none any more (the first one's row is named), or the budget does not
+                suffice; what was answered is kept.
         """
         known, budget = self.read(), budget or Budget()
+        called = dict(reversed(list(zip(texts, names or [f"row {n}" for n in range(len(texts))], strict=True))))
         if not all(_key(text) in known for text in texts):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with lock_of(self.path.with_name(self.path.name + ".lock"), f"appending to {self.path}"):
                 known = self.read()
-                self._ask_for_missing(texts, known, budget)
+                self._ask_for_missing(dict.fromkeys(texts), called, known, budget)
+        refused = [f"{called[text]} ({known[_key(text)].refusal})" for text in called if known[_key(text)].refusal]
+        if refused:
+            told = "; ".join(refused[::-1][:_MOST_TOLD]) + (" ..." if len(refused) > _MOST_TOLD else "")
+            logger.warning(
+                "The teacher did not answer %d texts, which are left out: %s. They are not asked about again unless "
+                "their lines, those with null, are deleted from %s.", len(refused), told, self.path,
+            )  # fmt: skip
         return [known[_key(text)] for text in texts]
 
-    def _ask_for_missing(self, texts: Sequence[str], known: dict[str, Answer], budget: Budget) -> None:
-        first_row: dict[str, int] = {}
-        for row, text in enumerate(texts):
-            first_row.setdefault(text, row)
-        groups = _groups([text for text in first_row if _key(text) not in known], self.teacher.rows_per_call)
-        spending = _Spending(self.teacher, budget, known, self.requests)
+    def _ask_for_missing(
+        self, texts: Collection[str], called: Mapping[str, str], known: dict[str, Answer], budget: Budget
+    ) -> None:
+        groups = _groups([text for text in texts if _key(text) not in known], self.teacher.rows_per_call)
+        at_hand = {_key(text): text for text in texts}
+        spending = _Spending(self.teacher, budget, known, at_hand, self.requests)
         with sigterm_as_exit(), self._append() as file:
-            asking = _Asking(self.teacher, first_row, spending, file)
+            asking = _Asking(self.teacher, called, spending, file)
             try:
                 asked = asking.ask(groups)
             finally:
@@ -163,11 +193,22 @@ class _Spending:
     expected of it corrects all further expectations.
     """
 
-    def __init__(self, teacher: LabelingTeacher, budget: Budget, known: Mapping[str, Answer], requests: int):
+    def __init__(
+        self, teacher: LabelingTeacher, budget: Budget, known: Mapping[str, Answer], texts: Mapping[str, str],
+        requests: int,
+    ):  # fmt: skip
         self.teacher, self.budget, self.reached = teacher, budget, ""
         self.requests, self.running = requests, 0.0
-        self.spent = self._cost([(each.input_tokens or 0, each.output_tokens or 0) for each in known.values()])
+        self.spent = self._cost([self._tokens(each, texts.get(key)) for key, each in known.items()])
         self.ratios: list[float] = []
+
+    def _tokens(self, answer: Answer, text: str | None) -> tuple[int, int]:
+        """Return what a kept answer took: as it was counted, and else as was expected."""
+        if answer.input_tokens is not None and answer.output_tokens is not None:
+            return answer.input_tokens, answer.output_tokens
+        if answer.expected_tokens is not None:
+            return answer.expected_tokens[0], answer.expected_tokens[1]
+        return (0, 0) if text is None else self.teacher.expected_tokens(text)
 
     def allows(self, group: Sequence[str]) -> bool:
         """Check whether a call stays within the budget, and count it if so."""
@@ -209,7 +250,7 @@ class _Asking:
 
     Args:
         teacher: whom to ask.
-        first_row: of each text, for messages.
+        called: what each text is called in messages.
         spending: counts the calls.
         file: where answers are kept.
 
@@ -217,9 +258,11 @@ class _Asking:
         answers: by the texts' hashes.
     """
 
-    def __init__(self, teacher: LabelingTeacher, first_row: Mapping[str, int], spending: _Spending, file: IO[bytes]):
-        self.teacher, self.first_row, self.spending, self.file = teacher, first_row, spending, file
+    def __init__(self, teacher: LabelingTeacher, called: Mapping[str, str], spending: _Spending, file: IO[bytes]):
+        self.teacher, self.called, self.spending, self.file = teacher, called, spending, file
         self.answers: dict[str, Answer] = {}
+        # Why texts were not answered, until a later answer shows that the teacher is still there.
+        self._failed: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def ask(self, groups: Sequence[list[str]]) -> int:
@@ -232,7 +275,7 @@ class _Asking:
             How many calls were made.
 
         Raises:
-            ValueError: if an answer is no distribution; its row is named.
+            ValueError: if no text is answered, or too many of them in a row are not; the first one is named.
         """
         asked, running = 0, set[Future[None]]()
         with ThreadPoolExecutor(self.teacher.concurrency) as pool:
@@ -249,6 +292,9 @@ class _Asking:
                     asked += 1
                 for call in running:
                     call.result()
+                if self._failed and not self.answers:
+                    raise ValueError(self._first_failure())
+                self._keep_refusals()
             except BaseException:
                 if left := sum(not call.done() for call in running):
                     logger.warning("Stopping: calls under way (%d) are waited for, and their answers kept.", left)
@@ -256,32 +302,74 @@ class _Asking:
         return asked
 
     def _call(self, group: list[str]) -> None:
-        found = None
+        found, failed = None, dict[str, str]()
+        answered_texts = group
         try:
             answered = self.teacher.answer(group)
-            checked = as_probabilities(
-                answered.probabilities, len(group), self.teacher.classes, self.teacher.problem_type
-            )
-            found = replace(answered, probabilities=checked)
+            found = replace(answered, probabilities=self._checked(answered.probabilities, len(group)))
+        except WrongAnswers as error:
+            # The others of the call are right, and may have been paid for.
+            failed = {text: self._why(row) for text, row in zip(group, error.answers, strict=True) if self._why(row)}
+            answered_texts = [text for text in group if text not in failed]
+            right = [row for text, row in zip(group, error.answers, strict=True) if text not in failed]
+            found = Answers(self._checked(right, len(right))) if right else None
         except ValueError as error:
-            where = self.first_row[group[0]]
-            which = f"row {where}" if len(group) == 1 else f"{len(group)} texts from row {where} on"
-            raise ValueError(f"{which} ({group[0]!r:.80}): {error}") from None
+            if len(group) > 1:
+                raise ValueError(
+                    f"{len(group)} texts from {self.called[group[0]]} on ({group[0]!r:.80}): {error}"
+                ) from None
+            failed = {group[0]: str(error)}
         finally:
             with self._lock:
                 self.spending.book(group, found)
                 if found is not None:
-                    self.answers |= _write(self.file, group, found)
+                    self._keep_refusals()
+                    self._keep(answered_texts, found)
+                self._failed |= failed
+                if len(self._failed) >= _MOST_FAILURES:
+                    raise ValueError(f"{self._first_failure()}; and {len(self._failed) - 1} more in a row")
+
+    def _checked(self, probabilities: Any, rows: int) -> np.ndarray:
+        return as_probabilities(probabilities, rows, self.teacher.classes, self.teacher.problem_type)
+
+    def _why(self, answer: np.ndarray) -> str:
+        """Say why an answer is none; nothing if it is one."""
+        try:
+            self._checked([answer], 1)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _first_failure(self) -> str:
+        text, reason = next(iter(self._failed.items()))
+        return f"{self.called[text]} ({text!r:.80}): {reason}"
+
+    def _keep(self, texts: Sequence[str], found: Answers) -> None:
+        """Append answers, which a kill of this process no longer loses."""
+        unknown = [None] * len(texts)
+        parts = (found.probabilities.tolist(), found.input_tokens or unknown, found.output_tokens or unknown)
+        self._write({text: Answer(*each) for text, *each in zip(texts, *parts, strict=True)})
+
+    def _keep_refusals(self) -> None:
+        """Append what was not answered as what the teacher says of these texts."""
+        self._write({text: Answer(None, refusal=f"{reason:.{_LONGEST}}") for text, reason in self._failed.items()})
+        self._failed = {}
+
+    def _write(self, new: Mapping[str, Answer]) -> None:
+        for text, answer in new.items():
+            if answer.input_tokens is None or answer.output_tokens is None:
+                answer = answer._replace(expected_tokens=list(self.teacher.expected_tokens(text)))
+            self.answers[_key(text)] = answer
+            self.file.write(json.dumps([_key(text), *_without_end(answer)]).encode() + b"\n")
+        self.file.flush()
 
 
-def _write(file: IO[bytes], texts: Sequence[str], found: Answers) -> dict[str, Answer]:
-    """Append answers, which a kill of this process no longer loses; return them as `AnswerFile.read` does."""
-    unknown = [None] * len(texts)
-    parts = (found.probabilities.tolist(), found.input_tokens or unknown, found.output_tokens or unknown)
-    new = {_key(text): Answer(*each) for text, *each in zip(texts, *parts, strict=True)}
-    file.write(b"".join(json.dumps([key, *answer]).encode() + b"\n" for key, answer in new.items()))
-    file.flush()
-    return new
+def _without_end(answer: Answer) -> list[Any]:
+    """Return the parts of an answer but for those that are not there at the end."""
+    parts = list(answer)
+    while parts[-1] is None and len(parts) > _SHORTEST:
+        parts.pop()
+    return parts
 
 
 def _groups(texts: Sequence[str], size: int) -> list[list[str]]:
@@ -299,7 +387,13 @@ def _flat(owner: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(answers: Sequence[Answer], teacher: LabelingTeacher) -> None:
     """Refuse kept answers that are no distributions, or whose tokens are no numbers."""
-    if answers:
-        as_probabilities([each.probabilities for each in answers], len(answers), teacher.classes, teacher.problem_type)
-    if wrong := [each for each in answers if not {type(number) for number in each[1:]} <= {int, type(None)}]:
-        raise ValueError(f"no numbers of tokens: {wrong[0]!r:.100}")
+    given = [each.probabilities for each in answers if each.refusal is None]
+    if given:
+        as_probabilities(given, len(given), teacher.classes, teacher.problem_type)
+    for each in answers:
+        expected = [0, 0] if each.expected_tokens is None else each.expected_tokens
+        counts = {type(number) for number in (*each[1:3], *expected)}
+        if not counts <= {int, type(None)} or len(expected) != 2 or None in expected:
+            raise ValueError(f"no numbers of tokens: {each!r:.100}")
+        if each.refusal is not None and (each.probabilities is not None or not isinstance(each.refusal, str)):
+            raise ValueError(f"no reason of a refusal: {each!r:.100}")

@@ -139,10 +139,12 @@ class GoldRows:
     Attributes:
         texts: theirs.
         labels: class ids `(rows,)` in the order of the teacher's classes, or zeros and ones `(rows, classes)`.
+        numbers: of the rows, among those with and without a label.
     """
 
     texts: list[str]
     labels: np.ndarray
+    numbers: list[int]
 
     @classmethod
     def of(
@@ -158,11 +160,11 @@ class GoldRows:
             ValueError: for fewer than two rows with a label, labels that are not the teacher's, or where none or
                 several columns could be the label.
         """
-        rows, labels = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
+        rows, labels, numbers = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
         texts = texts_to_label(rows, "gold", text_column)
         if len(texts) < 2:
             raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
-        return cls(texts, labels)
+        return cls(texts, labels, numbers)
 
     @classmethod
     def beside(
@@ -204,21 +206,29 @@ class GoldRows:
 
         Returns:
             The corrected teacher.
+
+        Raises:
+            ValueError: if it does not answer two of the texts or more, or a limit was reached.
         """
-        given = _unbounded(asked_probabilities(teacher, self.texts, answers, budget), teacher.problem_type)
+        names = [f"row {number} of the gold labels" for number in self.numbers]
+        found = asked_probabilities(teacher, self.texts, answers, budget, names)
+        answered = np.flatnonzero(~np.isnan(found).any(axis=1))
+        if len(answered) < 2:
+            raise ValueError(f"a temperature is fitted on two or more gold labels, and {len(answered)} were answered")
+        given, labels = _unbounded(found[answered], teacher.problem_type), self.labels[answered]
         # Each row measured by what was fitted on others.
         held_out = np.zeros_like(given)
-        folds = KFold(min(len(self.texts), _MOST_FOLDS), shuffle=True, random_state=0)
+        folds = KFold(min(len(given), _MOST_FOLDS), shuffle=True, random_state=0)
         for fitted, left in folds.split(given):
-            parameters = _fit(given[fitted], self.labels[fitted], teacher.problem_type)
+            parameters = _fit(given[fitted], labels[fitted], teacher.problem_type)
             held_out[left] = given[left] / parameters[0] + parameters[1]
-        temperature, priors = _fit(given, self.labels, teacher.problem_type)
+        temperature, priors = _fit(given, labels, teacher.problem_type)
         calibration = Calibration(
-            rows=len(self.texts),
+            rows=len(given),
             temperature=temperature,
             priors=dict(zip(teacher.classes, priors.tolist(), strict=True)),
-            before=TeacherQuality.of(given, self.labels, teacher.problem_type),
-            after=TeacherQuality.of(held_out, self.labels, teacher.problem_type),
+            before=TeacherQuality.of(given, labels, teacher.problem_type),
+            after=TeacherQuality.of(held_out, labels, teacher.problem_type),
         )
         logger.warning("%s: %s", teacher.describe()["name"], calibration.to_text())
         return CalibratedTeacher(teacher, calibration)
@@ -261,8 +271,8 @@ def calibrate_teacher(
 
 def _labelled_rows(
     rows: Dataset, teacher: LabelingTeacher, text_column: str | None, label_column: str | Sequence[str] | None
-) -> tuple[Dataset, np.ndarray]:
-    """Return the rows that have a gold label, and their labels in the order of the teacher's classes.
+) -> tuple[Dataset, np.ndarray, list[int]]:
+    """Return the rows that have a gold label, their labels in the order of the teacher's classes, and their numbers.
 
     Labels are `(rows,)`, or zeros and ones `(rows, classes)`.
     """
@@ -281,10 +291,10 @@ def _labelled_rows(
         )
     order = [places[name.strip().casefold()] for name in targets.names]
     if isinstance(encoded.features["labels"], ClassLabel):
-        return rows, np.array([order[label] for label in labels], dtype=np.int64)
+        return rows, np.array([order[label] for label in labels], dtype=np.int64), known
     found = np.zeros((len(rows), len(teacher.classes)), dtype=np.int64)
     found[:, order] = np.array(labels, dtype=np.int64).reshape(len(rows), len(order))
-    return rows, found
+    return rows, found, known
 
 
 def _unbounded(probabilities: np.ndarray, problem_type: str) -> np.ndarray:

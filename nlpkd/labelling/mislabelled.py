@@ -186,7 +186,11 @@ def check_labels(
     else:
         places = _places(targets.names, Classes.of(teacher.classes), by_name=True)
         answers = None if output is None else answers_beside(output, teacher)
-        found = asked_probabilities(teacher, asked, answers, budget)[:, places]
+        called = [f"row {row}" for row in known]
+        found = asked_probabilities(teacher, asked, answers, budget, called)[:, places]
+        answered = np.flatnonzero(~np.isnan(found).any(axis=1))
+        known, given, found = known[answered], given[answered], found[answered]
+        asked = [asked[place] for place in answered]
     # The rows, with the reason.
     means = {each: float(found[given == each, each].mean()) for each in np.unique(given)}
     listed = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,10 +61,14 @@ def with_answers(
         prices: what tokens cost.
 
     Returns:
-        The rows with `probabilities` (one for each class by its name), `teacher`, `question`, `teacher_input_tokens`
-        and `teacher_output_tokens` (null where the teacher does not count), and with prices `teacher_cost`. A text is
-        paid for once: further rows of the same text have 0 tokens.
+        The rows whose texts were answered, with `probabilities` (one for each class by its name), `teacher`,
+        `question`, `teacher_input_tokens` and `teacher_output_tokens` (null where the teacher does not count), and
+        with prices `teacher_cost`. A text is paid for once: further rows of the same text have 0 tokens.
     """
+    answered = [row for row, answer in enumerate(answers) if answer.probabilities is not None]
+    if len(answered) < len(rows):
+        rows, texts = rows.select(answered), [texts[row] for row in answered]
+        answers = [answers[row] for row in answered]
     described, names = teacher.describe(), teacher.classes
     found = teacher.adjusted(np.array([answer.probabilities for answer in answers])).tolist()
     probabilities = [dict(zip(names, each, strict=True)) for each in found]
@@ -103,18 +108,25 @@ def answers_beside(output: Path, teacher: LabelingTeacher) -> AnswerFile:
 
 
 def asked_probabilities(
-    teacher: LabelingTeacher, texts: Sequence[str], answers: AnswerFile | None, budget: Budget | None = None
+    teacher: LabelingTeacher,
+    texts: Sequence[str],
+    answers: AnswerFile | None,
+    budget: Budget | None = None,
+    names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Ask a teacher for the probabilities of texts, `(texts, classes)`.
+    """Ask a teacher for the probabilities of texts, `(texts, classes)`; not a number of a text that is not answered.
 
     Args:
         teacher: the teacher.
         texts: the texts.
         answers: where its answers are kept, and are not asked again; they are not kept if None.
         budget: the limits, of answers that are kept.
+        names: what the texts are called in messages.
     """
     if answers is None:
         return teacher.answer(texts).probabilities
     # One process asks, the others find all answers there.
     with PartialState().main_process_first():
-        return teacher.adjusted(np.array([each.probabilities for each in answers.ask(texts, budget)]))
+        lacking = [math.nan] * len(teacher.classes)
+        found = [each.probabilities or lacking for each in answers.ask(texts, budget, names)]
+        return teacher.adjusted(np.array(found))

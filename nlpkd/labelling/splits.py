@@ -11,6 +11,7 @@ from datasets import DatasetDict
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source, read_splits, refuse_as_output
+from nlpkd.labelling.answers import Answer, AnswerFile
 from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.calibration import GoldRows
 from nlpkd.labelling.rows import (
@@ -119,7 +120,7 @@ class RowsToLabel:
         teacher = self.teacher if self.gold is None else self.gold.fit(self.teacher, answers, self.budget)
         # One process asks, the others find all answers there.
         with state.main_process_first():
-            found = {split: answers.ask(each, self.budget) for split, each in self.texts.items()}
+            found = {split: self._asked(answers, split) for split in self.texts}
         labelled = DatasetDict(
             {
                 split: with_answers(rows, self.texts[str(split)], found[str(split)], teacher)
@@ -129,3 +130,7 @@ class RowsToLabel:
         if state.is_main_process:
             save_rows(labelled["train"], self.output)
         return labelled, teacher
+
+    def _asked(self, answers: AnswerFile, split: str) -> list[Answer]:
+        names = [f"row {row} of the {split} split" for row in range(len(self.texts[split]))]
+        return answers.ask(self.texts[split], self.budget, names)

@@ -36,7 +36,7 @@ from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.tasks import MULTI_LABEL
-from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher, batches_by_length
+from nlpkd.teachers.base import ROWS_PER_CALL, FunctionTeacher, LabelingTeacher, batches_by_length
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.processes import quiet
@@ -53,6 +53,7 @@ def label(
     output: str | Path,
     text_column: str | None = None,
     classes: Sequence[str] | None = None,
+    rows_per_call: int = ROWS_PER_CALL,
     max_requests: int | None = None,
     max_cost: float | None = None,
     prices: Prices | tuple[float, float] | None = None,
@@ -69,7 +70,8 @@ def label(
     """Label texts with a teacher, and write them with its probabilities: a training file for `nlpkd.distill`.
 
     Each answer is kept in `OUTPUT.answers.jsonl` as it comes. A run that was stopped, killed or failed goes on there,
-    and asks nothing again that has been answered; `output` is written when all rows have answers.
+    and asks nothing again that has been answered; `output` is written when all rows were asked about. Rows that the
+    teacher did not answer are told, and left out.
 
     Args:
         teacher: one of `nlpkd.teachers`, or any function from a list of texts to `(texts, classes)` probabilities. A
@@ -79,6 +81,7 @@ def label(
         output: the parquet file: the source's columns and those of `nlpkd.labelling.rows.with_answers`.
         text_column: the text's column; recognised by its usual names if None.
         classes: names of the classes, of a function.
+        rows_per_call: how many texts a function gets at once. Where it fails, it is asked about all of them again.
         max_requests: stop with an error after so many requests of this run, those for gold rows included; what was
             answered is kept.
         max_cost: stop likewise before all answers in the file have cost more than this, those of earlier runs
@@ -105,10 +108,10 @@ def label(
         The output file; of a dry run the plan.
 
     Raises:
-        ValueError: if the source can't be read or is the output, the answers that are there are another teacher's, an
-            answer is no distribution (its row is named), or a limit was reached.
+        ValueError: if the source can't be read or is the output, the answers that are there are another teacher's, the
+            teacher does not answer (a row is named), or a limit was reached.
     """
-    teacher = _as_teacher(teacher, classes)
+    teacher = _as_teacher(teacher, classes, rows_per_call)
     output = Path(output)
     if output.suffix != ".parquet":
         raise ValueError(f"output must be a .parquet file, got {output}")
@@ -146,11 +149,12 @@ def label(
         logger.warning(told, kept, teacher.describe()["name"], answers.path)
     if few is not None:
         teacher = few.fit(teacher, answers, limits)
-    if buying is not None:
-        chosen = replace(buying, teacher=teacher).buy(limits)
-        rows, texts = rows.select(chosen), [texts[row] for row in chosen]
-    save_rows(with_answers(rows, texts, answers.ask(texts, limits), teacher, limits.prices), output)
-    logger.warning("%d rows labelled by %s: %s", len(rows), teacher.describe()["name"], output)
+    chosen = list(range(len(rows))) if buying is None else replace(buying, teacher=teacher).buy(limits)
+    rows, texts = rows.select(chosen), [texts[row] for row in chosen]
+    found = answers.ask(texts, limits, [f"row {row}" for row in chosen])
+    labelled = with_answers(rows, texts, found, teacher, limits.prices)
+    save_rows(labelled, output)
+    logger.warning("%d rows labelled by %s: %s", len(labelled), teacher.describe()["name"], output)
     return output
 
 
@@ -256,7 +260,7 @@ class Rounds:
                 chosen += picked
                 # Buy them, learn from all so far, and measure.
                 texts = [self.texts[row] for row in chosen]
-                bought = self.answers.ask(texts, limits)
+                bought = self.answers.ask(texts, limits, [f"row {row}" for row in chosen])
                 if self.test is None and number == self.rounds - 1:
                     break
                 labelled = with_answers(self.rows.select(chosen), texts, bought, self.teacher)
@@ -383,7 +387,7 @@ class _Learner:
         return torch.cat(found).numpy()[back], torch.cat(means).numpy()[back]
 
 
-def _as_teacher(teacher: Any, classes: Sequence[str] | None) -> LabelingTeacher:
+def _as_teacher(teacher: Any, classes: Sequence[str] | None, rows_per_call: int) -> LabelingTeacher:
     if isinstance(teacher, LabelingTeacher):
         return teacher
     if not callable(teacher) or classes is None:
@@ -391,4 +395,4 @@ def _as_teacher(teacher: Any, classes: Sequence[str] | None) -> LabelingTeacher:
             f"teacher must be one of nlpkd.teachers, or a function on a list of texts with classes= beside it; got "
             f"{teacher!r:.100} and classes={classes!r}"
         )
-    return FunctionTeacher(teacher, classes)
+    return FunctionTeacher(teacher, classes, rows_per_call=rows_per_call)

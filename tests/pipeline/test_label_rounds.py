@@ -83,6 +83,20 @@ def test_beside_random_both_share_their_first_labels_and_a_stopped_run_goes_on_w
         label(teacher, texts(), **options | {"budget": 30})
 
 
+def test_a_text_that_is_not_answered_is_called_by_its_row_of_the_source_and_does_not_stop_the_rounds(
+    tmp_path, small, caplog
+):  # fmt: skip
+    def judge(given):
+        return [[0.5, 0.5] if text.split()[-1] != "17" else [0.5, 0.7] for text in given]
+
+    rows = [{"text": f"a film {number}"} for number in range(20)]
+    teacher = FunctionTeacher(judge, ["pos", "neg"], rows_per_call=1)
+    output = tmp_path / "labels.parquet"
+    label(teacher, rows, output=output, budget=20, rounds=2, student=small, **QUICK | {"max_steps": 1})
+    assert "row 17 (the answer" in caplog.text
+    assert len(read_splits(output)[0]["train"]) == 19
+
+
 ROUNDS = {"budget": 8, "rounds": 2, **QUICK, "max_steps": 1}
 
 

@@ -12,7 +12,7 @@ from nlpkd.objectives import HiddenStateCosineLoss
 from nlpkd.pipeline.distill import cache_for_distillation
 from nlpkd.pipeline.dry_run import plan_distillation
 from nlpkd.pipeline.tune import tune
-from nlpkd.teachers import DecisionTeacher
+from nlpkd.teachers import DecisionTeacher, FunctionTeacher
 
 QUESTION = {"type": "choice", "instructions": "Is it good?", "criteria": {"neg": None, "pos": None}}
 
@@ -88,6 +88,20 @@ def test_what_asks_no_teacher_refuses_one_before_it_is_asked(tmp_path, small, se
         with pytest.raises(ValueError, match="is one of `nlpkd.distill` alone"):
             run()
     assert not server.times
+
+
+def test_texts_that_are_not_answered_are_told_by_their_split_and_left_out(tmp_path, small, caplog):
+    rows = {"train": raw_rows(12, seed=1).remove_columns("label"), "validation": raw_rows(8, seed=2)}
+    refused = [rows["train"]["text"][3], rows["validation"]["text"][5]]
+
+    def judge(texts):
+        return [[0.5, 0.9 if text in refused else 0.5] for text in texts]
+
+    teacher = FunctionTeacher(judge, ["neg", "pos"])
+    report = distill(teacher, small, **rows, output_dir=tmp_path / "out", objectives="hinton", **QUICK).report
+    assert "row 3 of the train split (" in caplog.text and "row 5 of the validation split (" in caplog.text
+    counts = {split: sum(text not in refused for text in data["text"]) for split, data in rows.items()}
+    assert (report.run.data.train_rows, report.task.rows) == (counts["train"], counts["validation"])
 
 
 def test_what_is_trained_on_are_the_answers_and_each_text_is_asked_about_once(tmp_path, small, server):
