@@ -6,14 +6,15 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
+from nlpkd.labelling.answer import Answer, check_answers, read_answers
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.teachers.base import Answers, LabelingTeacher, WrongAnswers, as_probabilities
 from nlpkd.utils.files import explain_damage
@@ -29,27 +30,6 @@ _MOST_FAILURES = 20
 
 _MOST_TOLD, _LONGEST = 10, 300
 """How many refusals are told, and the letters of a reason."""
-
-_SHORTEST = 3
-"""The parts of an answer that are written in any case."""
-
-
-class Answer(NamedTuple):
-    """The answer to one text.
-
-    Attributes:
-        probabilities: one a class; None where the teacher did not answer this text.
-        input_tokens: of its prompt; None where the teacher does not count.
-        output_tokens: of its answer.
-        expected_tokens: of both, where they were not counted; files of earlier versions do not have them.
-        refusal: why there is no answer; None where there is one.
-    """
-
-    probabilities: list[float] | None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    expected_tokens: list[int] | None = None
-    refusal: str | None = None
 
 
 class AnswerFile:
@@ -67,6 +47,8 @@ class AnswerFile:
         self.path = path
         self.teacher = teacher.asked
         self.requests = 0
+        # What got no answer through this object is asked about by another run.
+        self._refused: set[str] = set()
         described = json.loads(json.dumps(self.teacher.describe()))
         self.owner = {"classes": list(teacher.classes), "teacher": described}
 
@@ -82,8 +64,8 @@ class AnswerFile:
         with explain_damage(self.path, "delete it, and all texts are asked about again; or give another output"):
             owner, *found = map(json.loads, lines) if lines else [self.owner]
             differ = differences(_flat(owner), _flat(self.owner), "the file")
-            answers = {} if differ else {str(key): Answer(*answer) for key, *answer in found}
-            _check(list(answers.values()), self.teacher)
+            answers = {} if differ else read_answers(found)
+            check_answers(list(answers.values()), self.teacher)
         if differ:
             raise ValueError(
                 f"{self.path} holds the answers of another teacher or question, or of other weights of the model, "
@@ -95,7 +77,7 @@ class AnswerFile:
     def plan(self, texts: Sequence[str], prices: Prices | None = None) -> LabelPlan:
         """Count what is left to ask about these texts; nothing is asked."""
         known, distinct = self.read(), dict.fromkeys(texts)
-        left = [text for text in distinct if _key(text) not in known]
+        left = self._open(texts, known)
         calls = len(_groups(left, self.teacher.rows_per_call))
         tokens = [self.teacher.expected_tokens(text) for text in left]
         asked, answered = (sum(each[place] for each in tokens) for place in (0, 1))
@@ -113,21 +95,36 @@ class AnswerFile:
 
     def kept(self, texts: Sequence[str]) -> int:
         """Count the texts that an earlier run has answered, each text once."""
-        known = self.read()
-        return sum(key in known for key in {_key(text) for text in texts})
+        return len({*texts}) - len(self._open(texts, self.read()))
+
+    def _open(self, texts: Sequence[str], known: Mapping[str, Answer], once_more: bool = True) -> list[str]:
+        """Return the texts that are to be asked about, each once."""
+
+        def is_open(key: str) -> bool:
+            each = known.get(key)
+            again = each is not None and each.refusal is not None and not each.twice and key not in self._refused
+            return each is None or (again and once_more)
+
+        return [text for text in dict.fromkeys(texts) if is_open(_key(text))]
 
     def ask(
-        self, texts: Sequence[str], budget: Budget | None = None, names: Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        budget: Budget | None = None,
+        names: Sequence[str] | None = None,
+        *,
+        once_more: bool = True,
     ) -> list[Answer]:
         """Answer all texts: with what is there, and else by asking, each text once.
 
-        What the teacher does not answer, or with no distribution, is kept as a refusal, told at the end, and not asked
-        again.
+        What the teacher does not answer, or with no distribution, is kept as a refusal, and told at the end. The next
+        run asks about it once more, and later ones do not.
 
         Args:
             texts: the texts.
             budget: the limits.
             names: what each text is called in messages; "row" and its number if None.
+            once_more: whether to ask about what an earlier run got no answer to.
 
         Returns:
             One answer a text.
@@ -139,32 +136,34 @@ class AnswerFile:
         """
         known, budget = self.read(), budget or Budget()
         called = dict(reversed(list(zip(texts, names or [f"row {n}" for n in range(len(texts))], strict=True))))
-        if not all(_key(text) in known for text in texts):
+        if self._open(texts, known, once_more):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with lock_of(self.path.with_name(self.path.name + ".lock"), f"appending to {self.path}"):
                 known = self.read()
-                self._ask_for_missing(dict.fromkeys(texts), called, known, budget)
+                self._ask_for_missing(self._open(texts, known, once_more), called, known, budget)
         refused = [f"{called[text]} ({known[_key(text)].refusal})" for text in called if known[_key(text)].refusal]
         if refused:
             told = "; ".join(refused[::-1][:_MOST_TOLD]) + (" ..." if len(refused) > _MOST_TOLD else "")
             logger.warning(
-                "The teacher did not answer %d texts, which are left out: %s. They are not asked about again unless "
-                "their lines, those with null, are deleted from %s.", len(refused), told, self.path,
+                "The teacher did not answer %d texts, which are left out: %s. At most one further run asks about "
+                "them, unless their lines, those with null, are deleted from %s.",
+                len(refused), told, self.path,
             )  # fmt: skip
         return [known[_key(text)] for text in texts]
 
     def _ask_for_missing(
-        self, texts: Collection[str], called: Mapping[str, str], known: dict[str, Answer], budget: Budget
+        self, texts: Sequence[str], called: Mapping[str, str], known: dict[str, Answer], budget: Budget
     ) -> None:
-        groups = _groups([text for text in texts if _key(text) not in known], self.teacher.rows_per_call)
-        at_hand = {_key(text): text for text in texts}
+        groups = _groups(texts, self.teacher.rows_per_call)
+        at_hand = {_key(text): text for text in called}
         spending = _Spending(self.teacher, budget, known, at_hand, self.requests)
         with sigterm_as_exit(), self._append() as file:
-            asking = _Asking(self.teacher, called, spending, file)
+            asking = _Asking(self.teacher, called, known, spending, file)
             try:
                 asked = asking.ask(groups)
             finally:
                 self.requests = spending.requests
+                self._refused |= {key for key, each in asking.answers.items() if each.refusal}
         known |= asking.answers
         if asked < len(groups):
             raise ValueError(
@@ -251,6 +250,7 @@ class _Asking:
     Args:
         teacher: whom to ask.
         called: what each text is called in messages.
+        known: what earlier runs got, answers and refusals.
         spending: counts the calls.
         file: where answers are kept.
 
@@ -258,8 +258,11 @@ class _Asking:
         answers: by the texts' hashes.
     """
 
-    def __init__(self, teacher: LabelingTeacher, called: Mapping[str, str], spending: _Spending, file: IO[bytes]):
-        self.teacher, self.called, self.spending, self.file = teacher, called, spending, file
+    def __init__(
+        self, teacher: LabelingTeacher, called: Mapping[str, str], known: Mapping[str, Answer], spending: _Spending,
+        file: IO[bytes],
+    ):  # fmt: skip
+        self.teacher, self.called, self.known, self.spending, self.file = teacher, called, known, spending, file
         self.answers: dict[str, Answer] = {}
         # Why texts were not answered, until a later answer shows that the teacher is still there.
         self._failed: dict[str, str] = {}
@@ -292,9 +295,9 @@ class _Asking:
                     asked += 1
                 for call in running:
                     call.result()
-                if self._failed and not self.answers:
+                if self._failed and not any(each.refusal is None for each in self.answers.values()):
                     raise ValueError(self._first_failure())
-                self._keep_refusals()
+                self._refuse_failed()
             except BaseException:
                 if left := sum(not call.done() for call in running):
                     logger.warning("Stopping: calls under way (%d) are waited for, and their answers kept.", left)
@@ -323,9 +326,11 @@ class _Asking:
             with self._lock:
                 self.spending.book(group, found)
                 if found is not None:
-                    self._keep_refusals()
+                    self._refuse_failed()
                     self._keep(answered_texts, found)
-                self._failed |= failed
+                again = {text: reason for text, reason in failed.items() if _key(text) in self.known}
+                self._refuse(again)
+                self._failed |= {text: reason for text, reason in failed.items() if text not in again}
                 if len(self._failed) >= _MOST_FAILURES:
                     raise ValueError(f"{self._first_failure()}; and {len(self._failed) - 1} more in a row")
 
@@ -350,26 +355,21 @@ class _Asking:
         parts = (found.probabilities.tolist(), found.input_tokens or unknown, found.output_tokens or unknown)
         self._write({text: Answer(*each) for text, *each in zip(texts, *parts, strict=True)})
 
-    def _keep_refusals(self) -> None:
-        """Append what was not answered as what the teacher says of these texts."""
-        self._write({text: Answer(None, refusal=f"{reason:.{_LONGEST}}") for text, reason in self._failed.items()})
+    def _refuse_failed(self) -> None:
+        self._refuse(self._failed)
         self._failed = {}
+
+    def _refuse(self, failed: Mapping[str, str]) -> None:
+        """Append what was not answered as what the teacher says of these texts."""
+        self._write({text: Answer(None, refusal=f"{reason:.{_LONGEST}}") for text, reason in failed.items()})
 
     def _write(self, new: Mapping[str, Answer]) -> None:
         for text, answer in new.items():
             if answer.input_tokens is None or answer.output_tokens is None:
                 answer = answer._replace(expected_tokens=list(self.teacher.expected_tokens(text)))
             self.answers[_key(text)] = answer
-            self.file.write(json.dumps([_key(text), *_without_end(answer)]).encode() + b"\n")
+            self.file.write(json.dumps([_key(text), *answer.as_line()]).encode() + b"\n")
         self.file.flush()
-
-
-def _without_end(answer: Answer) -> list[Any]:
-    """Return the parts of an answer but for those that are not there at the end."""
-    parts = list(answer)
-    while parts[-1] is None and len(parts) > _SHORTEST:
-        parts.pop()
-    return parts
 
 
 def _groups(texts: Sequence[str], size: int) -> list[list[str]]:
@@ -383,17 +383,3 @@ def _key(text: str) -> str:
 def _flat(owner: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of a teacher and its classes by single names."""
     return {"classes": owner["classes"], **owner["teacher"]}
-
-
-def _check(answers: Sequence[Answer], teacher: LabelingTeacher) -> None:
-    """Refuse kept answers that are no distributions, or whose tokens are no numbers."""
-    given = [each.probabilities for each in answers if each.refusal is None]
-    if given:
-        as_probabilities(given, len(given), teacher.classes, teacher.problem_type)
-    for each in answers:
-        expected = [0, 0] if each.expected_tokens is None else each.expected_tokens
-        counts = {type(number) for number in (*each[1:3], *expected)}
-        if not counts <= {int, type(None)} or len(expected) != 2 or None in expected:
-            raise ValueError(f"no numbers of tokens: {each!r:.100}")
-        if each.refusal is not None and (each.probabilities is not None or not isinstance(each.refusal, str)):
-            raise ValueError(f"no reason of a refusal: {each!r:.100}")

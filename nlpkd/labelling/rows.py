@@ -12,7 +12,8 @@ from accelerate import PartialState
 from datasets import Dataset, Value
 
 from nlpkd.data.columns import check_texts, find_text_column
-from nlpkd.labelling.answers import Answer, AnswerFile
+from nlpkd.labelling.answer import Answer
+from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget, Prices
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.files import atomic_file
@@ -126,7 +127,9 @@ def asked_probabilities(
     if answers is None:
         return teacher.answer(texts).probabilities
     # One process asks, the others find all answers there.
-    with PartialState().main_process_first():
+    state = PartialState()
+    with state.main_process_first():
         lacking = [math.nan] * len(teacher.classes)
-        found = [each.probabilities or lacking for each in answers.ask(texts, budget, names)]
+        asked = answers.ask(texts, budget, names, once_more=state.is_main_process)
+        found = [each.probabilities or lacking for each in asked]
         return teacher.adjusted(np.array(found))

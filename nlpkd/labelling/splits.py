@@ -11,7 +11,8 @@ from datasets import DatasetDict
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source, read_splits, refuse_as_output
-from nlpkd.labelling.answers import Answer, AnswerFile
+from nlpkd.labelling.answer import Answer
+from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.calibration import GoldRows
 from nlpkd.labelling.rows import (
@@ -133,4 +134,4 @@ class RowsToLabel:
 
     def _asked(self, answers: AnswerFile, split: str) -> list[Answer]:
         names = [f"row {row} of the {split} split" for row in range(len(self.texts[split]))]
-        return answers.ask(self.texts[split], self.budget, names)
+        return answers.ask(self.texts[split], self.budget, names, once_more=PartialState().is_main_process)

@@ -142,7 +142,7 @@ def refusing(*texts):
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_texts_that_are_not_answered_are_told_left_out_and_never_asked_about_again(tmp_path, caplog, concurrency):
+def test_texts_that_are_not_answered_are_told_left_out_and_asked_about_by_two_runs_at_most(tmp_path, caplog, concurrency):
     # The first and the last one too.
     refused = [TEXTS[row]["text"] for row in (0, 5, 39)]
     output, answers = tmp_path / "labels.parquet", tmp_path / "labels.parquet.answers.jsonl"
@@ -155,14 +155,39 @@ def test_texts_that_are_not_answered_are_told_left_out_and_never_asked_about_aga
         np.testing.assert_allclose(probabilities[:, 0], [len(text) % 10 / 10 for text in found["text"]], atol=1e-6)
         caplog.clear()
         label(teacher, TEXTS, output=output)
-        assert len(server.times) == len(TEXTS) and "did not answer 3 texts" in caplog.text
+        assert len(server.times) == len(TEXTS) + 3 and "did not answer 3 texts" in caplog.text
+        label(teacher, TEXTS, output=output)
+        assert label(teacher, TEXTS, output=output, dry_run=True).requests == 0
+        assert len(server.times) == len(TEXTS) + 3, "two runs have asked about them"
         # Without their lines they are asked about again.
         server.answer = right_answer
         owner, *kept = answers.read_text().splitlines()
         kept = [line for line in kept if json.loads(line)[1] is not None]
         answers.write_text("\n".join([owner, *kept, ""]))
         label(teacher, TEXTS, output=output)
-    assert len(server.times) == len(TEXTS) + 3 and len(labelled(output)[0]) == len(TEXTS)
+    assert len(server.times) == len(TEXTS) + 6 and len(labelled(output)[0]) == len(TEXTS)
+
+
+def test_a_text_that_a_server_could_not_answer_is_answered_in_the_next_run(tmp_path, caplog):
+    output = tmp_path / "labels.parquet"
+    with LabelServer() as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        label(teacher, TEXTS[:3], output=output)
+        server.faults = [broken]
+        label(teacher, TEXTS[:6], output=output)
+        assert "did not answer 1 texts" in caplog.text and len(labelled(output)[0]) == 5
+        caplog.clear()
+        label(teacher, TEXTS[:6], output=output)
+    assert "did not answer" not in caplog.text and len(labelled(output)[0]) == 6 and len(server.times) == 7
+
+
+def test_more_texts_than_end_a_run_are_passed_where_others_between_them_are_answered(tmp_path):
+    refused = [row["text"] for row in TEXTS if row["id"] % 4]
+    with LabelServer(refusing(*refused)) as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        for asked in (40, 70, 70):
+            output = label(teacher, TEXTS, output=tmp_path / "labels.parquet")
+            assert len(server.times) == asked and len(labelled(output)[0]) == 10
 
 
 def test_a_teacher_that_answers_nothing_stops_the_run_and_nothing_is_kept_against_the_texts(tmp_path):
@@ -193,7 +218,8 @@ def test_the_right_answers_of_a_call_with_a_wrong_one_are_kept(tmp_path, caplog)
 
     for _ in range(2):
         output = label(one_wrong, rows, output=tmp_path / "labels.parquet", classes=["a", "b"])
-        assert len(labelled(output)[0]) == 99 and "row 7 (" in caplog.text and len(seen) == 100
+        assert len(labelled(output)[0]) == 99 and "row 7 (" in caplog.text
+    assert len(seen) == 101
 
 
 @pytest.mark.parametrize(("given", "most"), [({}, 32), ({"rows_per_call": 5}, 5)])
