@@ -142,7 +142,7 @@ def refusing(*texts):
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_texts_that_are_not_answered_are_told_left_out_and_asked_about_by_two_runs_at_most(tmp_path, caplog, concurrency):
+def test_texts_that_are_not_answered_are_left_out_and_asked_about_by_two_runs_at_most(tmp_path, caplog, concurrency):
     # The first and the last one too.
     refused = [TEXTS[row]["text"] for row in (0, 5, 39)]
     output, answers = tmp_path / "labels.parquet", tmp_path / "labels.parquet.answers.jsonl"
