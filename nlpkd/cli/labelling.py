@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nlpkd.cli.options import DATA, MODELS, OUTPUT, Rows, arguments, command, option
+from nlpkd.cli.options import DATA, LIMITS, MODELS, OUTPUT, Rows, arguments, command, option
 
 app = typer.Typer()
 
@@ -40,7 +39,7 @@ Gold = Annotated[
 ]
 
 
-@command(app, "text_column", "label_column")
+@command(app, "text_column", "label_column", *LIMITS)
 def label(
     context: typer.Context,
     *,
@@ -52,21 +51,17 @@ def label(
     concurrency: Annotated[
         int | None, option(MODELS, "Requests at the same time to a server; the file's, or 8, if left out.", min=1)
     ] = None,
-    max_requests: Annotated[
-        int | None, option(OUTPUT, "Stop after so many; what was answered is kept.", min=0)
-    ] = None,
-    max_cost: Annotated[
-        float | None, option(OUTPUT, "Stop before the kept answers have cost more; needs prices.", min=0)
-    ] = None,
-    input_price: Annotated[float | None, option(OUTPUT, "Of a million tokens of the prompts.", min=0)] = None,
-    output_price: Annotated[float | None, option(OUTPUT, "Of a million tokens of the answers.", min=0)] = None,
     budget: Annotated[
         int | None, option(DATA, "Label so many texts only, chosen in rounds by what --student is unsure of.", min=2)
     ] = None,
     select: Annotated[
-        str, option(DATA, "Of a budget: uncertainty, diversity (unsure of, and apart from each other) or random.")
-    ] = "uncertainty",
-    rounds: Annotated[int, option(DATA, "Of a budget: how many rounds.", min=2)] = 5,
+        str | None,
+        option(
+            DATA,
+            "Of a budget: uncertainty (if left out), diversity (unsure of, and apart from each other) or random.",
+        ),
+    ] = None,
+    rounds: Annotated[int | None, option(DATA, "Of a budget: how many rounds; 5 if left out.", min=2)] = None,
     student: Annotated[str | None, option(MODELS, "Of a budget: a path or Hub id; trained after each round.")] = None,
     test: Annotated[str | None, option(DATA, "Of a budget: rows with gold labels, to measure the student on.")] = None,
     against_random: Annotated[
@@ -91,18 +86,13 @@ def label(
     from nlpkd.pipeline.label import label as run
 
     teacher = labelling_teacher(decision_model, question, decision_url, concurrency)
-    if gold is not None and not dry_run:
-        teacher = calibrated(teacher, gold, output, arguments(context))
-    prices = None if input_price is output_price is None else (input_price or 0.0, output_price or 0.0)
-    used = ["data", *_ASKED, "concurrency", "gold", "input_price", "output_price"]
-    # Of --gold, and of a budget's --test.
-    used += ["label_column"] if gold is not None and budget is None else []
+    used = ("data", *_ASKED, "concurrency")
     rest = {name: value for name, value in arguments(context).items() if name not in used}
-    result = run(teacher, data, prices=prices, dry_run=dry_run, **rest)
+    result = run(teacher, data, dry_run=dry_run, **rest)
     typer.echo(result.to_text() if isinstance(result, LabelPlan) else f"The labels are in {result}.")
 
 
-@command(app, "text_column", name="check-labels")
+@command(app, "text_column", *LIMITS, name="check-labels")
 def check_labels(
     context: typer.Context,
     *,
@@ -134,78 +124,47 @@ def check_labels(
     typer.echo(run(data, asked or teacher, **rest).to_text())
 
 
-def taught_by_answers(given: dict[str, Any], output_dir: Path, dry_run: bool) -> dict[str, Any]:
+def taught_by_answers(given: dict[str, Any], dry_run: bool) -> dict[str, Any]:
     """Turn the options on answers of large models into those of a distillation.
 
     Args:
         given: the options of `nlpkd distill`.
-        output_dir: of the distillation, where answers are kept.
         dry_run: whether nothing is to be trained.
 
     Returns:
-        The options, with the teacher that labels the texts, or with the answers that a log of decisions has.
+        The options, with the teacher that labels the texts, or with the answers that logs of decisions have.
 
     Raises:
         ValueError: if they do not fit together.
     """
     from nlpkd.labelling.logs import is_decision_log, read_decisions
-    from nlpkd.labelling.rows import LABELS_NAME, PROBABILITIES
+    from nlpkd.labelling.rows import PROBABILITIES
 
     options = dict(given)
-    own = {name: options.pop(name, None) for name in (*_ASKED, "gold")}
+    own = {name: options.pop(name, None) for name in _ASKED}
+    of_answers = [name for name in ("gold", "max_requests", "max_cost", "prices") if name in options]
     if is_decision_log(options.get("train")):
-        if own.pop("question") is None or any(own.values()) or options.get("teacher"):
+        if own.pop("question") is None or any(own.values()) or of_answers or options.get("teacher"):
             raise ValueError(
                 f"{options['train']} is a log of decisions, whose answers are the teacher: give the name of one of "
-                "its questions as --question, and no other teacher"
+                "its questions as --question, and no other teacher, gold labels or limits"
             )
         name = str(given["question"])
         rows, task = read_decisions(options["train"], name)
-        if is_decision_log(options.get("validation")):
-            options["validation"] = read_decisions(options["validation"], name)[0]
+        for split in ("validation", "test"):
+            if is_decision_log(options.get(split)):
+                options[split] = read_decisions(options[split], name)[0]
         return options | {"train": rows, "soft_label_column": PROBABILITIES, "problem_type": task}
     labeller = labelling_teacher(own["decision_model"], own["question"], own["decision_url"])
-    if labeller is None and own["gold"] is None:
+    if labeller is None and "gold" in of_answers:
+        raise ValueError("--gold corrects the teacher of --question, which is missing")
+    if labeller is None and of_answers:
+        raise ValueError("--max-requests, --max-cost and prices are of the teacher of --question, which is missing")
+    if labeller is None:
         return options
     if options.get("teacher") or dry_run:
         raise ValueError("what --question asks is the teacher, and has a dry run of its own: `nlpkd label --dry-run`")
-    if own["gold"] is not None:
-        labeller = calibrated(labeller, own["gold"], output_dir / LABELS_NAME, options)
     return options | {"teacher": labeller}
-
-
-def calibrated(teacher: Any, gold: str, output: Path, given: Mapping[str, Any]) -> Any:
-    """Fit a teacher's temperature and class priors on a few gold labels, and print what that does.
-
-    Args:
-        teacher: the teacher.
-        gold: a few rows with gold labels.
-        output: the file of labelled rows, beside which the answers are kept.
-        given: the options of the command, whose names of columns hold where these rows have such columns.
-
-    Returns:
-        The corrected teacher.
-
-    Raises:
-        ValueError: if there is no teacher, the rows' labels are not its classes, or their file is the output.
-    """
-    if teacher is None:
-        raise ValueError("--gold corrects the teacher of --question, which is missing")
-    from nlpkd.data.sources import read_splits, refuse_as_output
-    from nlpkd.labelling.calibration import calibrate_teacher
-    from nlpkd.labelling.rows import answers_beside
-
-    refuse_as_output(output, gold=gold)
-    rows = read_splits(gold)[0]["train"]
-    named = {name: given[name] for name in ("text_column", "label_column") if given.get(name)}
-    here = {name: value for name, value in named.items() if {*_listed(value)} <= {*rows.column_names}}
-    corrected = calibrate_teacher(teacher, rows, answers=answers_beside(output, teacher), **here)
-    typer.echo(corrected.calibration.to_text())
-    return corrected
-
-
-def _listed(columns: str | Sequence[str]) -> Sequence[str]:
-    return [columns] if isinstance(columns, str) else columns
 
 
 def labelling_teacher(
@@ -233,6 +192,11 @@ def labelling_teacher(
         raise ValueError("--decision-model and --question belong together: give both")
     from nlpkd.labelling.kinds import make_teacher, names_a_teacher, read_mapping
 
+    if not question.is_file():
+        raise ValueError(
+            f"--question {question} is no file. It is one, unless --train is a log of decisions (.jsonl): there it is "
+            "the name of a question"
+        )
     written = read_mapping(question)
     if names_a_teacher(written):
         if model is not None or url is not None:

@@ -72,6 +72,14 @@ class Shared:
         str | None,
         option(MODELS, '"trim" keeps the embeddings of the training text\'s tokens, as --ship does; "whole" all.'),
     ] = None
+    max_requests: Annotated[
+        int | None, option(OUTPUT, "Of --question: stop after so many; what was answered is kept.", min=0)
+    ] = None
+    max_cost: Annotated[
+        float | None, option(OUTPUT, "Stop before the kept answers have cost more; needs prices.", min=0)
+    ] = None
+    input_price: Annotated[float | None, option(OUTPUT, "Of a million tokens of the prompts.", min=0)] = None
+    output_price: Annotated[float | None, option(OUTPUT, "Of a million tokens of the answers.", min=0)] = None
     teacher_dtype: Annotated[str, option(MODELS, "Of the teacher's weights, such as bfloat16.")] = "float32"
     trust_remote_code: Annotated[bool, option(MODELS, "Run code from the model's repository.")] = False
     num_train_epochs: Annotated[float, option(TRAINING, "Passes over the training rows.")] = 3
@@ -116,6 +124,9 @@ TRAINED = ("validation", "validation_split", *COLUMNS[:-1], "label_names", "prob
 
 SCHEDULE = ("num_train_epochs", "per_device_train_batch_size", "seed", "help_all")
 """Options of every command whose student learns."""
+
+LIMITS = ("max_requests", "max_cost", "input_price", "output_price")
+"""Options of every command that asks a teacher which may be paid for."""
 
 _UNGIVEN = ("config", "dry_run", "help_all")
 
@@ -178,6 +189,9 @@ def arguments(context: typer.Context) -> dict[str, Any]:
     if names and len(names) == 1:
         given["label_names"] = [name.strip() for name in names[0].split(",")]
     given |= context.meta.get(SETTINGS, {})
+    asked, answered = given.pop("input_price", None), given.pop("output_price", None)
+    if (asked, answered) != (None, None):
+        given["prices"] = (asked or 0.0, answered or 0.0)
     return {name: value for name, value in given.items() if value not in (None, [], ())}
 
 

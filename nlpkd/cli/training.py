@@ -12,6 +12,7 @@ import typer
 from nlpkd.cli.labelling import DecisionModel, DecisionURL, Gold, Question, taught_by_answers
 from nlpkd.cli.options import (
     DATA,
+    LIMITS,
     MODELS,
     OUTPUT,
     SCHEDULE,
@@ -103,7 +104,7 @@ def cache(
 
 @command(
     app, *TRAINED, "class_weights", "window_stride", "streaming", "vocabulary", "teacher_dtype", "trust_remote_code",
-    "learning_rate", "resume_from_checkpoint", *SCHEDULE, "dry_run", cls=TrainingCommand,
+    "learning_rate", "resume_from_checkpoint", *LIMITS, *SCHEDULE, "dry_run", cls=TrainingCommand,
 )  # fmt: skip
 def distill(
     context: typer.Context,
@@ -155,7 +156,7 @@ def distill(
 
     nlpkd distill --teacher teacher --student layers:3 --train reviews.csv --validation dev.csv --output-dir student
     """
-    given = taught_by_answers(arguments(context), output_dir, shared["dry_run"])
+    given = taught_by_answers(arguments(context), shared["dry_run"])
     if shared["dry_run"]:
         from nlpkd.pipeline.dry_run import plan_distillation
 

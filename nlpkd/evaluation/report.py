@@ -122,6 +122,10 @@ class EvaluationReport:
             raise ValueError(f"a part of the report is damaged ({error!r:.300}): evaluate again") from error
         return report
 
+    def is_like(self, other: EvaluationReport) -> bool:
+        """Check whether another report measures the same models on the same rows."""
+        return self.candidates.keys() == other.candidates.keys() and self.run.data == other.run.data
+
     def save(self, directory: str | Path) -> Path:
         """Write `report.json` and `report.md`, each replaced as a whole or not at all.
 

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
+import numpy as np
+
+from nlpkd.labelling.answer import Answer, check_answers, read_answers
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
-from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities
+from nlpkd.teachers.base import Answers, LabelingTeacher, WrongAnswers, as_probabilities
 from nlpkd.utils.files import explain_damage
 from nlpkd.utils.links import open_no_link, refuse_links
 from nlpkd.utils.locks import lock_of
@@ -22,19 +25,11 @@ from nlpkd.utils.provenance import differences
 
 logger = logging.getLogger(__name__)
 
+_MOST_FAILURES = 20
+"""So many texts in a row that are not answered are no matter of these texts any more."""
 
-class Answer(NamedTuple):
-    """The answer to one text.
-
-    Attributes:
-        probabilities: one a class.
-        input_tokens: of its prompt; None where the teacher does not count.
-        output_tokens: of its answer.
-    """
-
-    probabilities: list[float]
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+_MOST_TOLD, _LONGEST = 10, 300
+"""How many refusals are told, and the letters of a reason."""
 
 
 class AnswerFile:
@@ -52,6 +47,8 @@ class AnswerFile:
         self.path = path
         self.teacher = teacher.asked
         self.requests = 0
+        # What got no answer through this object is asked about by another run.
+        self._refused: set[str] = set()
         described = json.loads(json.dumps(self.teacher.describe()))
         self.owner = {"classes": list(teacher.classes), "teacher": described}
 
@@ -67,8 +64,8 @@ class AnswerFile:
         with explain_damage(self.path, "delete it, and all texts are asked about again; or give another output"):
             owner, *found = map(json.loads, lines) if lines else [self.owner]
             differ = differences(_flat(owner), _flat(self.owner), "the file")
-            answers = {} if differ else {str(key): Answer(*answer) for key, *answer in found}
-            _check(list(answers.values()), self.teacher)
+            answers = {} if differ else read_answers(found)
+            check_answers(list(answers.values()), self.teacher)
         if differ:
             raise ValueError(
                 f"{self.path} holds the answers of another teacher or question, or of other weights of the model, "
@@ -80,7 +77,7 @@ class AnswerFile:
     def plan(self, texts: Sequence[str], prices: Prices | None = None) -> LabelPlan:
         """Count what is left to ask about these texts; nothing is asked."""
         known, distinct = self.read(), dict.fromkeys(texts)
-        left = [text for text in distinct if _key(text) not in known]
+        left = self._open(texts, known)
         calls = len(_groups(left, self.teacher.rows_per_call))
         tokens = [self.teacher.expected_tokens(text) for text in left]
         asked, answered = (sum(each[place] for each in tokens) for place in (0, 1))
@@ -98,43 +95,75 @@ class AnswerFile:
 
     def kept(self, texts: Sequence[str]) -> int:
         """Count the texts that an earlier run has answered, each text once."""
-        known = self.read()
-        return sum(key in known for key in {_key(text) for text in texts})
+        return len({*texts}) - len(self._open(texts, self.read()))
 
-    def ask(self, texts: Sequence[str], budget: Budget | None = None) -> list[Answer]:
+    def _open(self, texts: Sequence[str], known: Mapping[str, Answer], once_more: bool = True) -> list[str]:
+        """Return the texts that are to be asked about, each once."""
+
+        def is_open(key: str) -> bool:
+            each = known.get(key)
+            again = each is not None and each.refusal is not None and not each.twice and key not in self._refused
+            return each is None or (again and once_more)
+
+        return [text for text in dict.fromkeys(texts) if is_open(_key(text))]
+
+    def ask(
+        self,
+        texts: Sequence[str],
+        budget: Budget | None = None,
+        names: Sequence[str] | None = None,
+        *,
+        once_more: bool = True,
+    ) -> list[Answer]:
         """Answer all texts: with what is there, and else by asking, each text once.
+
+        What the teacher does not answer, or with no distribution, is kept as a refusal, and told at the end. The next
+        run asks about it once more, and later ones do not.
 
         Args:
             texts: the texts.
             budget: the limits.
+            names: what each text is called in messages; "row" and its number if None.
+            once_more: whether to ask about what an earlier run got no answer to.
 
         Returns:
             One answer a text.
 
         Raises:
-            ValueError: if another run is asking, an answer is no distribution (its row is named), or the budget does
-                not suffice; what was answered is kept.
+            ValueError: if another run is asking, the teacher answers none of the texts, or not so many of them in a
+                row that it seems to answer none any more (the first one's row is named), or the budget does not
+                suffice; what was answered is kept.
         """
         known, budget = self.read(), budget or Budget()
-        if not all(_key(text) in known for text in texts):
+        called = dict(reversed(list(zip(texts, names or [f"row {n}" for n in range(len(texts))], strict=True))))
+        if self._open(texts, known, once_more):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with lock_of(self.path.with_name(self.path.name + ".lock"), f"appending to {self.path}"):
                 known = self.read()
-                self._ask_for_missing(texts, known, budget)
+                self._ask_for_missing(self._open(texts, known, once_more), called, known, budget)
+        refused = [f"{called[text]} ({known[_key(text)].refusal})" for text in called if known[_key(text)].refusal]
+        if refused:
+            told = "; ".join(refused[::-1][:_MOST_TOLD]) + (" ..." if len(refused) > _MOST_TOLD else "")
+            logger.warning(
+                "The teacher did not answer %d texts, which are left out: %s. At most one further run asks about "
+                "them, unless their lines, those with null, are deleted from %s.",
+                len(refused), told, self.path,
+            )  # fmt: skip
         return [known[_key(text)] for text in texts]
 
-    def _ask_for_missing(self, texts: Sequence[str], known: dict[str, Answer], budget: Budget) -> None:
-        first_row: dict[str, int] = {}
-        for row, text in enumerate(texts):
-            first_row.setdefault(text, row)
-        groups = _groups([text for text in first_row if _key(text) not in known], self.teacher.rows_per_call)
-        spending = _Spending(self.teacher, budget, known, self.requests)
+    def _ask_for_missing(
+        self, texts: Sequence[str], called: Mapping[str, str], known: dict[str, Answer], budget: Budget
+    ) -> None:
+        groups = _groups(texts, self.teacher.rows_per_call)
+        at_hand = {_key(text): text for text in called}
+        spending = _Spending(self.teacher, budget, known, at_hand, self.requests)
         with sigterm_as_exit(), self._append() as file:
-            asking = _Asking(self.teacher, first_row, spending, file)
+            asking = _Asking(self.teacher, called, known, spending, file)
             try:
                 asked = asking.ask(groups)
             finally:
                 self.requests = spending.requests
+                self._refused |= {key for key, each in asking.answers.items() if each.refusal}
         known |= asking.answers
         if asked < len(groups):
             raise ValueError(
@@ -163,11 +192,22 @@ class _Spending:
     expected of it corrects all further expectations.
     """
 
-    def __init__(self, teacher: LabelingTeacher, budget: Budget, known: Mapping[str, Answer], requests: int):
+    def __init__(
+        self, teacher: LabelingTeacher, budget: Budget, known: Mapping[str, Answer], texts: Mapping[str, str],
+        requests: int,
+    ):  # fmt: skip
         self.teacher, self.budget, self.reached = teacher, budget, ""
         self.requests, self.running = requests, 0.0
-        self.spent = self._cost([(each.input_tokens or 0, each.output_tokens or 0) for each in known.values()])
+        self.spent = self._cost([self._tokens(each, texts.get(key)) for key, each in known.items()])
         self.ratios: list[float] = []
+
+    def _tokens(self, answer: Answer, text: str | None) -> tuple[int, int]:
+        """Return what a kept answer took: as it was counted, and else as was expected."""
+        if answer.input_tokens is not None and answer.output_tokens is not None:
+            return answer.input_tokens, answer.output_tokens
+        if answer.expected_tokens is not None:
+            return answer.expected_tokens[0], answer.expected_tokens[1]
+        return (0, 0) if text is None else self.teacher.expected_tokens(text)
 
     def allows(self, group: Sequence[str]) -> bool:
         """Check whether a call stays within the budget, and count it if so."""
@@ -209,7 +249,8 @@ class _Asking:
 
     Args:
         teacher: whom to ask.
-        first_row: of each text, for messages.
+        called: what each text is called in messages.
+        known: what earlier runs got, answers and refusals.
         spending: counts the calls.
         file: where answers are kept.
 
@@ -217,9 +258,14 @@ class _Asking:
         answers: by the texts' hashes.
     """
 
-    def __init__(self, teacher: LabelingTeacher, first_row: Mapping[str, int], spending: _Spending, file: IO[bytes]):
-        self.teacher, self.first_row, self.spending, self.file = teacher, first_row, spending, file
+    def __init__(
+        self, teacher: LabelingTeacher, called: Mapping[str, str], known: Mapping[str, Answer], spending: _Spending,
+        file: IO[bytes],
+    ):  # fmt: skip
+        self.teacher, self.called, self.known, self.spending, self.file = teacher, called, known, spending, file
         self.answers: dict[str, Answer] = {}
+        # Why texts were not answered, until a later answer shows that the teacher is still there.
+        self._failed: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def ask(self, groups: Sequence[list[str]]) -> int:
@@ -232,7 +278,7 @@ class _Asking:
             How many calls were made.
 
         Raises:
-            ValueError: if an answer is no distribution; its row is named.
+            ValueError: if no text is answered, or too many of them in a row are not; the first one is named.
         """
         asked, running = 0, set[Future[None]]()
         with ThreadPoolExecutor(self.teacher.concurrency) as pool:
@@ -249,6 +295,9 @@ class _Asking:
                     asked += 1
                 for call in running:
                     call.result()
+                if self._failed and not any(each.refusal is None for each in self.answers.values()):
+                    raise ValueError(self._first_failure())
+                self._refuse_failed()
             except BaseException:
                 if left := sum(not call.done() for call in running):
                     logger.warning("Stopping: calls under way (%d) are waited for, and their answers kept.", left)
@@ -256,32 +305,71 @@ class _Asking:
         return asked
 
     def _call(self, group: list[str]) -> None:
-        found = None
+        found, failed = None, dict[str, str]()
+        answered_texts = group
         try:
             answered = self.teacher.answer(group)
-            checked = as_probabilities(
-                answered.probabilities, len(group), self.teacher.classes, self.teacher.problem_type
-            )
-            found = replace(answered, probabilities=checked)
+            found = replace(answered, probabilities=self._checked(answered.probabilities, len(group)))
+        except WrongAnswers as error:
+            # The others of the call are right, and may have been paid for.
+            failed = {text: self._why(row) for text, row in zip(group, error.answers, strict=True) if self._why(row)}
+            answered_texts = [text for text in group if text not in failed]
+            right = [row for text, row in zip(group, error.answers, strict=True) if text not in failed]
+            found = Answers(self._checked(right, len(right))) if right else None
         except ValueError as error:
-            where = self.first_row[group[0]]
-            which = f"row {where}" if len(group) == 1 else f"{len(group)} texts from row {where} on"
-            raise ValueError(f"{which} ({group[0]!r:.80}): {error}") from None
+            if len(group) > 1:
+                raise ValueError(
+                    f"{len(group)} texts from {self.called[group[0]]} on ({group[0]!r:.80}): {error}"
+                ) from None
+            failed = {group[0]: str(error)}
         finally:
             with self._lock:
                 self.spending.book(group, found)
                 if found is not None:
-                    self.answers |= _write(self.file, group, found)
+                    self._refuse_failed()
+                    self._keep(answered_texts, found)
+                again = {text: reason for text, reason in failed.items() if _key(text) in self.known}
+                self._refuse(again)
+                self._failed |= {text: reason for text, reason in failed.items() if text not in again}
+                if len(self._failed) >= _MOST_FAILURES:
+                    raise ValueError(f"{self._first_failure()}; and {len(self._failed) - 1} more in a row")
 
+    def _checked(self, probabilities: Any, rows: int) -> np.ndarray:
+        return as_probabilities(probabilities, rows, self.teacher.classes, self.teacher.problem_type)
 
-def _write(file: IO[bytes], texts: Sequence[str], found: Answers) -> dict[str, Answer]:
-    """Append answers, which a kill of this process no longer loses; return them as `AnswerFile.read` does."""
-    unknown = [None] * len(texts)
-    parts = (found.probabilities.tolist(), found.input_tokens or unknown, found.output_tokens or unknown)
-    new = {_key(text): Answer(*each) for text, *each in zip(texts, *parts, strict=True)}
-    file.write(b"".join(json.dumps([key, *answer]).encode() + b"\n" for key, answer in new.items()))
-    file.flush()
-    return new
+    def _why(self, answer: np.ndarray) -> str:
+        """Say why an answer is none; nothing if it is one."""
+        try:
+            self._checked([answer], 1)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _first_failure(self) -> str:
+        text, reason = next(iter(self._failed.items()))
+        return f"{self.called[text]} ({text!r:.80}): {reason}"
+
+    def _keep(self, texts: Sequence[str], found: Answers) -> None:
+        """Append answers, which a kill of this process no longer loses."""
+        unknown = [None] * len(texts)
+        parts = (found.probabilities.tolist(), found.input_tokens or unknown, found.output_tokens or unknown)
+        self._write({text: Answer(*each) for text, *each in zip(texts, *parts, strict=True)})
+
+    def _refuse_failed(self) -> None:
+        self._refuse(self._failed)
+        self._failed = {}
+
+    def _refuse(self, failed: Mapping[str, str]) -> None:
+        """Append what was not answered as what the teacher says of these texts."""
+        self._write({text: Answer(None, refusal=f"{reason:.{_LONGEST}}") for text, reason in failed.items()})
+
+    def _write(self, new: Mapping[str, Answer]) -> None:
+        for text, answer in new.items():
+            if answer.input_tokens is None or answer.output_tokens is None:
+                answer = answer._replace(expected_tokens=list(self.teacher.expected_tokens(text)))
+            self.answers[_key(text)] = answer
+            self.file.write(json.dumps([_key(text), *answer.as_line()]).encode() + b"\n")
+        self.file.flush()
 
 
 def _groups(texts: Sequence[str], size: int) -> list[list[str]]:
@@ -295,11 +383,3 @@ def _key(text: str) -> str:
 def _flat(owner: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of a teacher and its classes by single names."""
     return {"classes": owner["classes"], **owner["teacher"]}
-
-
-def _check(answers: Sequence[Answer], teacher: LabelingTeacher) -> None:
-    """Refuse kept answers that are no distributions, or whose tokens are no numbers."""
-    if answers:
-        as_probabilities([each.probabilities for each in answers], len(answers), teacher.classes, teacher.problem_type)
-    if wrong := [each for each in answers if not {type(number) for number in each[1:]} <= {int, type(None)}]:
-        raise ValueError(f"no numbers of tokens: {wrong[0]!r:.100}")

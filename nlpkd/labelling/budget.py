@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from nlpkd.utils.field_types import check_field_types
@@ -55,13 +56,32 @@ class Budget:
                 f"limits must be numbers of at least 0, got {self.max_requests} requests and {self.max_cost}"
             )
 
+    @classmethod
+    def of(
+        cls,
+        max_requests: int | None = None,
+        max_cost: float | None = None,
+        prices: Prices | Sequence[float] | None = None,
+    ) -> Budget:
+        """Take limits and prices as the functions of nlpkd take them.
+
+        Args:
+            max_requests: see the attribute.
+            max_cost: likewise.
+            prices: of a million tokens of prompts and of answers.
+
+        Raises:
+            ValueError: if they are no limits and prices.
+        """
+        return cls(max_requests, max_cost, prices if prices is None or isinstance(prices, Prices) else Prices(*prices))
+
 
 @dataclass(frozen=True)
 class LabelPlan:
     """What a labelling will ask.
 
     Attributes:
-        rows: of the source.
+        rows: of the source, and with gold labels.
         texts: that differ; each is asked about once.
         known: of these, how many have been answered by an earlier run.
         calls: of the teacher that are left.

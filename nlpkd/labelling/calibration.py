@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from nlpkd.data.columns import find_columns, find_text_column
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
-from nlpkd.data.sources import Source, read_splits
+from nlpkd.data.sources import Source, read_splits, refuse_as_output
 from nlpkd.evaluation.metrics import calibration_error
 from nlpkd.labelling.answers import AnswerFile
+from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.rows import asked_probabilities, texts_to_label
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import Answers, LabelingTeacher
@@ -130,6 +132,108 @@ class CalibratedTeacher(LabelingTeacher):
         return self.teacher.describe() | {"calibration": asdict(self.calibration)}
 
 
+@dataclass(frozen=True)
+class GoldRows:
+    """A few rows with gold labels, read and checked for a teacher that nothing was asked yet.
+
+    Attributes:
+        texts: theirs.
+        labels: class ids `(rows,)` in the order of the teacher's classes, or zeros and ones `(rows, classes)`.
+        numbers: of the rows, among those with and without a label.
+    """
+
+    texts: list[str]
+    labels: np.ndarray
+    numbers: list[int]
+
+    @classmethod
+    def of(
+        cls,
+        teacher: LabelingTeacher,
+        gold: Source,
+        text_column: str | None = None,
+        label_column: str | Sequence[str] | None = None,
+    ) -> GoldRows:
+        """Read the rows; the arguments are those of `calibrate_teacher`.
+
+        Raises:
+            ValueError: for fewer than two rows with a label, labels that are not the teacher's, or where none or
+                several columns could be the label.
+        """
+        rows, labels, numbers = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
+        texts = texts_to_label(rows, "gold", text_column)
+        if len(texts) < 2:
+            raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
+        return cls(texts, labels, numbers)
+
+    @classmethod
+    def beside(
+        cls,
+        output: Path,
+        teacher: LabelingTeacher,
+        gold: Source,
+        text_column: str | None = None,
+        label_column: str | Sequence[str] | None = None,
+    ) -> GoldRows:
+        """Read rows that come beside others; names of columns hold where these rows have such columns.
+
+        Args:
+            output: a file that is to be written, which must be none of these rows.
+            teacher: the teacher.
+            gold: the rows.
+            text_column: of the other rows.
+            label_column: of the other rows.
+
+        Raises:
+            ValueError: as `of` does; if their file is the output.
+        """
+        refuse_as_output(output, gold=gold)
+        names = {*read_splits(gold)[0]["train"].column_names}
+        labels = [label_column] if isinstance(label_column, str) else label_column or []
+        return cls.of(
+            teacher, gold, text_column if text_column in names else None, label_column if names >= {*labels} else None
+        )
+
+    def fit(
+        self, teacher: LabelingTeacher, answers: AnswerFile | None = None, budget: Budget | None = None
+    ) -> CalibratedTeacher:
+        """Ask the teacher about these rows, and fit its temperature and class priors.
+
+        Args:
+            teacher: the teacher.
+            answers: where its answers are kept; they are not kept if None.
+            budget: the limits.
+
+        Returns:
+            The corrected teacher.
+
+        Raises:
+            ValueError: if it does not answer two of the texts or more, or a limit was reached.
+        """
+        names = [f"row {number} of the gold labels" for number in self.numbers]
+        found = asked_probabilities(teacher, self.texts, answers, budget, names)
+        answered = np.flatnonzero(~np.isnan(found).any(axis=1))
+        if len(answered) < 2:
+            raise ValueError(f"a temperature is fitted on two or more gold labels, and {len(answered)} were answered")
+        given, labels = _unbounded(found[answered], teacher.problem_type), self.labels[answered]
+        # Each row measured by what was fitted on others.
+        held_out = np.zeros_like(given)
+        folds = KFold(min(len(given), _MOST_FOLDS), shuffle=True, random_state=0)
+        for fitted, left in folds.split(given):
+            parameters = _fit(given[fitted], labels[fitted], teacher.problem_type)
+            held_out[left] = given[left] / parameters[0] + parameters[1]
+        temperature, priors = _fit(given, labels, teacher.problem_type)
+        calibration = Calibration(
+            rows=len(given),
+            temperature=temperature,
+            priors=dict(zip(teacher.classes, priors.tolist(), strict=True)),
+            before=TeacherQuality.of(given, labels, teacher.problem_type),
+            after=TeacherQuality.of(held_out, labels, teacher.problem_type),
+        )
+        logger.warning("%s: %s", teacher.describe()["name"], calibration.to_text())
+        return CalibratedTeacher(teacher, calibration)
+
+
 def calibrate_teacher(
     teacher: LabelingTeacher,
     gold: Source,
@@ -162,32 +266,13 @@ def calibrate_teacher(
         ValueError: for fewer than two rows with a label, labels that are not the teacher's, or where none or several
             columns could be the label.
     """
-    rows, labels = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
-    texts = texts_to_label(rows, "gold", text_column)
-    if len(texts) < 2:
-        raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
-    given = _unbounded(asked_probabilities(teacher, texts, answers), teacher.problem_type)
-    # Each row measured by what was fitted on others.
-    held_out = np.zeros_like(given)
-    for fitted, left in KFold(min(len(texts), _MOST_FOLDS), shuffle=True, random_state=0).split(given):
-        parameters = _fit(given[fitted], labels[fitted], teacher.problem_type)
-        held_out[left] = given[left] / parameters[0] + parameters[1]
-    temperature, priors = _fit(given, labels, teacher.problem_type)
-    calibration = Calibration(
-        rows=len(texts),
-        temperature=temperature,
-        priors=dict(zip(teacher.classes, priors.tolist(), strict=True)),
-        before=TeacherQuality.of(given, labels, teacher.problem_type),
-        after=TeacherQuality.of(held_out, labels, teacher.problem_type),
-    )
-    logger.warning("%s: %s", teacher.describe()["name"], calibration.to_text())
-    return CalibratedTeacher(teacher, calibration)
+    return GoldRows.of(teacher, gold, text_column, label_column).fit(teacher, answers)
 
 
 def _labelled_rows(
     rows: Dataset, teacher: LabelingTeacher, text_column: str | None, label_column: str | Sequence[str] | None
-) -> tuple[Dataset, np.ndarray]:
-    """Return the rows that have a gold label, and their labels in the order of the teacher's classes.
+) -> tuple[Dataset, np.ndarray, list[int]]:
+    """Return the rows that have a gold label, their labels in the order of the teacher's classes, and their numbers.
 
     Labels are `(rows,)`, or zeros and ones `(rows, classes)`.
     """
@@ -206,10 +291,10 @@ def _labelled_rows(
         )
     order = [places[name.strip().casefold()] for name in targets.names]
     if isinstance(encoded.features["labels"], ClassLabel):
-        return rows, np.array([order[label] for label in labels], dtype=np.int64)
+        return rows, np.array([order[label] for label in labels], dtype=np.int64), known
     found = np.zeros((len(rows), len(teacher.classes)), dtype=np.int64)
     found[:, order] = np.array(labels, dtype=np.int64).reshape(len(rows), len(order))
-    return rows, found
+    return rows, found, known
 
 
 def _unbounded(probabilities: np.ndarray, problem_type: str) -> np.ndarray:

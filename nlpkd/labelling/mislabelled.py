@@ -25,6 +25,7 @@ from nlpkd.data.sources import Source, read_splits, refuse_as_output, without_tr
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.records import percent
+from nlpkd.labelling.budget import Budget, Prices
 from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, task_of
@@ -115,6 +116,9 @@ def check_labels(
     output: str | Path | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    max_requests: int | None = None,
+    max_cost: float | None = None,
+    prices: Prices | tuple[float, float] | None = None,
     seed: int = 42,
 ) -> LabelCheck:
     """Find the rows that are probably labelled wrongly, one class a row, and write them to a file.
@@ -127,6 +131,10 @@ def check_labels(
         output: a .csv, .jsonl or .parquet file of them.
         text_column: the text's column; recognised by its usual names if None.
         label_column: the label's column, likewise.
+        max_requests: of one of `nlpkd.teachers`, whose answers are kept beside the output: the most requests of this
+            run; see `nlpkd.label`, as for the next two.
+        max_cost: the most that all answers may cost.
+        prices: of a million tokens of prompts and of answers.
         seed: of the folds.
 
     Returns:
@@ -142,6 +150,12 @@ def check_labels(
         raise ValueError(f"output must be one of {', '.join(_WRITERS)}, got {output}")
     if output is not None:
         refuse_as_output(output, data=data)
+    budget = Budget.of(max_requests, max_cost, prices)
+    if budget != Budget() and (output is None or not isinstance(teacher, LabelingTeacher)):
+        raise ValueError(
+            "max_requests, max_cost and prices are of one of nlpkd.teachers whose answers are kept beside the output: "
+            "give both, or leave them out"
+        )
     names = teacher.classes if isinstance(teacher, LabelingTeacher) else ()
     with without_training_words(data):
         rows = read_splits(data)[0]["train"]
@@ -172,7 +186,11 @@ def check_labels(
     else:
         places = _places(targets.names, Classes.of(teacher.classes), by_name=True)
         answers = None if output is None else answers_beside(output, teacher)
-        found = asked_probabilities(teacher, asked, answers)[:, places]
+        called = [f"row {row}" for row in known]
+        found = asked_probabilities(teacher, asked, answers, budget, called)[:, places]
+        answered = np.flatnonzero(~np.isnan(found).any(axis=1))
+        known, given, found = known[answered], given[answered], found[answered]
+        asked = [asked[place] for place in answered]
     # The rows, with the reason.
     means = {each: float(found[given == each, each].mean()) for each in np.unique(given)}
     listed = []

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from nlpkd.evaluation.records import METRIC_NAMES, percent
+from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.tasks import MULTI_LABEL
+from nlpkd.utils.files import write_atomic
 
 SELECTIONS = ("uncertainty", "diversity", "random")
 """By the student's margin; by its margin and a spread over its embeddings; by chance."""
@@ -78,3 +83,27 @@ def labels_saved(curve: Sequence[tuple[int, float]], random: Sequence[tuple[int,
             needed = after if not np.isfinite(low) else before + (after - before) * (goal - low) / (high - low)
             return float(1 - needed / labels)
     return None
+
+
+def save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]], select: str, metric: str) -> None:
+    """Write the curves as JSON and as a table, with what the selection saves against random.
+
+    Args:
+        output: the file of the labels, beside which they are written.
+        curves: points of labels and quality, by the selection's name.
+        select: the selection.
+        metric: what the quality is.
+    """
+    saved = labels_saved(curves[select], curves["random"]) if len(curves) > 1 else None
+    cells = [
+        [str(points[0][0]), *(f"{value:.3f}" for _, value in points)] for points in zip(*curves.values(), strict=True)
+    ]
+    parts = [f"# {METRIC_NAMES.get(metric, metric)} of the student by labels bought"]
+    parts.append(markdown_table(["labels", *curves], cells))
+    if saved is not None:
+        parts.append(f"{select} saves {percent(saved, 0)} of the labels that random needs for its last value.")
+    elif len(curves) > 1:
+        parts.append(f"{select} does not reach the last value of random: it saves nothing.")
+    write_atomic(output.with_name(output.name + ".curve.md"), ("\n\n".join(parts) + "\n").encode())
+    record = {"metric": metric, "curves": curves, "labels_saved": saved}
+    write_atomic(output.with_name(output.name + ".curve.json"), (json.dumps(record, indent=2) + "\n").encode())

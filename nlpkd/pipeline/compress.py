@@ -1,9 +1,10 @@
-"""Compress a saved model: model, tokenizer and record into one folder."""
+"""Compress a saved model: model, tokenizer and record into one folder; or a student before it is trained."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,17 +17,23 @@ from nlpkd.compression.half import to_half
 from nlpkd.compression.low_rank import factorize_embeddings, factorize_linear
 from nlpkd.compression.prune import prune_heads, prune_neurons
 from nlpkd.compression.record import RECORD_NAME, measure_change
-from nlpkd.compression.vocabulary import trim_vocabulary
+from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import texts_of
 from nlpkd.data.sources import Source
-from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
+from nlpkd.data.tokenization import original_ids
 from nlpkd.evaluation.records import format_number, percent
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
+from nlpkd.pipeline.job import Job
+from nlpkd.pipeline.roles import Teachers
 from nlpkd.utils.files import explain_damage, write_atomic
 from nlpkd.utils.locks import only_run
+from nlpkd.utils.processes import quiet
+
+logger = logging.getLogger(__name__)
 
 METHODS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "prune-neurons": prune_neurons,
@@ -146,3 +153,66 @@ def _earlier_records(source: ModelSource) -> list[dict[str, Any]]:
         return []
     with explain_damage(path, "delete it, and the card says nothing of earlier compressions"):
         return [dict(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def with_trimmed_vocabulary(
+    job: Job,
+    whole: PreTrainedModel | None,
+    teachers: Teachers,
+    load: Callable[[PreTrainedTokenizerBase], TextClassificationData],
+    seed: int,
+    *,
+    required: bool,
+) -> Job:
+    """Leave the student the vocabulary of the training split's text, and read the data again with it.
+
+    Args:
+        job: with the whole vocabulary.
+        whole: the teacher that the student is made of; None of a checkpoint.
+        teachers: whose tokenizers read the data too.
+        load: reads the data with a tokenizer.
+        seed: of the student whose vocabulary is looked at.
+        required: whether it is an error where that can't be; else a warning says why.
+
+    Returns:
+        The job with the trimmed vocabulary; the job as it was where that can't be.
+
+    Raises:
+        ValueError: if it is required, and can't be.
+    """
+    make_student = job.make_untrained_student
+    texts = partial(texts_of, columns=job.data.text_columns)
+    try:
+        _, tokenizer, record = trim_vocabulary(whole or make_student(seed), job.tokenizer, texts(job.data["train"]))
+    except ValueError as error:
+        if required:
+            raise
+        logger.warning("The student is shipped with its whole vocabulary: %s", error)
+        return job
+    ids: Any = original_ids(tokenizer, job.tokenizer)
+    more = {"token_ids": ids} if whole else {}
+
+    def trimmed(make: Callable[..., PreTrainedModel]) -> Callable[[int], PreTrainedModel]:
+        """Return a function from a seed to what `make` makes, with fewer tokens."""
+        return lambda seed: trim_embeddings(make(seed, **more), ids)
+
+    held_out = [split for split in ("validation", "test") if split in job.data]
+    lacking = {split: spelled_out(tokenizer, job.tokenizer, texts(job.data[split])) for split in held_out}
+    told = ", ".join(f"{percent(share)} of the tokens of {split}" for split, share in lacking.items())
+    logger.warning("The vocabulary is trimmed to %d tokens; others spell out %s.", len(tokenizer), told)
+    # What there is to say of the rows was said when they were first read.
+    with quiet("nlpkd.data", "nlpkd.augment"):
+        data = load(tokenizer)
+    cut, known = data.truncated, job.data.truncated
+    if longer := {split: cut[split] for split in data if cut.get(split, 0) > known.get(split, 0)}:
+        logger.warning("With the trimmed vocabulary more rows are truncated to %d tokens: %s", data.max_length, longer)
+    student = job.origin["student"] | {"vocabulary": record.details | {"spelled_out": lacking}}
+    return replace(
+        job,
+        tokenizer=tokenizer,
+        teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
+        data=data,
+        origin=job.origin | {"student": student},
+        make_untrained_student=trimmed(make_student),
+        baselines={name: trimmed(make) for name, make in job.baselines.items()},
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.push import push_student
+from nlpkd.labelling.budget import Budget, Prices
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage, with_preset_settings
-from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
+from nlpkd.pipeline.prepare import prepare_job, prepare_labelled_job, prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
@@ -186,6 +188,10 @@ def distill(
     trust_remote_code: bool = False,
     args: DistillationConfig | None = None,
     class_weights: str | Sequence[float] | Mapping[str, float] | None = None,
+    gold: Source | None = None,
+    max_requests: int | None = None,
+    max_cost: float | None = None,
+    prices: Prices | tuple[float, float] | None = None,
     **keywords: Any,
 ) -> DistillResult:
     """Distil a teacher into a student, measure it, and leave student, tokenizer, card and report in one folder.
@@ -239,6 +245,11 @@ def distill(
         class_weights: weights of the gold labels' classes in the cross-entropy: a list in the order of the label ids,
             a mapping from their names, or `"balanced"` for weights that make rare classes count as much as common
             ones.
+        gold: of a teacher that labels texts: a few rows with gold labels, by which it is corrected; see
+            `nlpkd.calibrate_teacher`.
+        max_requests: likewise, the most requests of this run; see `nlpkd.label`, as for the next two.
+        max_cost: the most that all answers may cost.
+        prices: of a million tokens of prompts and of answers.
         **keywords: how the text is read, by the fields of `nlpkd.data.arguments.DataArguments` (`text_column`,
             `label_column`, `max_length`, `validation_split`, ...); and, in place of `args`, single settings, by the
             fields of `DistillationConfig` (`num_train_epochs`, `learning_rate`, ...). Where these name no learning
@@ -256,9 +267,14 @@ def distill(
     args = with_preset_settings(_settings(args, output_dir, settings), objectives)
     check_num_seeds(num_seeds)
     refuse_as_output(Path(args.output_dir) / JSON_NAME, train=train, validation=validation, test=test)
+    prepare: Any = prepare_job
+    if isinstance(teacher, LabelingTeacher):
+        prepare = partial(prepare_labelled_job, budget=Budget.of(max_requests, max_cost, prices), gold=gold)
+    elif any(each is not None for each in (gold, max_requests, max_cost, prices)):
+        raise ValueError("gold, max_requests, max_cost and prices are of a teacher that labels texts: leave them out")
     with only_run(args.output_dir):
         with phase("Loading teacher, student and rows"):
-            job = prepare_job(
+            job = prepare(
                 args,
                 teacher,
                 student,

@@ -20,7 +20,7 @@ from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
-from nlpkd.data.rows import count_learned, count_texts, has_unlabelled, hash_rows
+from nlpkd.data.rows import count_texts, has_unlabelled, hash_rows
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -73,6 +73,24 @@ class Job:
     ship: bool = False
     learning_rate: float = DistillationConfig.learning_rate
 
+    def check(self, args: DistillationConfig) -> None:
+        """Make student and baselines, and fit them, the rows and the objectives together; nothing is trained.
+
+        Teacher and gold labels are not compared.
+
+        Args:
+            args: the settings.
+
+        Raises:
+            ValueError: if something does not fit, as in `run`.
+        """
+        student = self.make_untrained_student(args.seed)
+        ask_for_label_names(student.config, self.data["train"])
+        for make in self.baselines.values():
+            make(args.seed)
+        for stage in copy.deepcopy(self.stages):
+            self.trainer(student, replace(args, **stage.settings | {"teacher_check": "off"}), stage)
+
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline_dir: Path
     ) -> tuple[PreTrainedModel, EvaluationReport]:
@@ -91,12 +109,6 @@ class Job:
             # Reports of an earlier run, perhaps of other rows: a resume of this one would take them for its own.
             for each in numbered_folders(folder, "seed").values():
                 (each / JSON_NAME).unlink(missing_ok=True)
-        if self._learned:
-            split, count = self._measured_split, self._learned
-            logger.warning(
-                "%d of the %d texts of the %s split, which is measured, are training texts too: what is measured says "
-                "more of them than of new texts.", count, count_texts(self.data[split]), split,
-            )  # fmt: skip
         # Objectives are trained too: each seed starts with its own.
         fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
         if num_seeds > 1:
@@ -110,7 +122,7 @@ class Job:
             logger.warning("Seed %d, number %d of %d, in %s.", seed, number, num_seeds, further)
             before = EvaluationReport.load_beside(further) if resumes(args) else None
             # A seed whose measuring failed has a report too, of its student alone.
-            if before is not None and not _is_alike(before, report):
+            if before is not None and not before.is_like(report):
                 before = None
             settings = replace(_beside(args, further), seed=seed, data_seed=None)
             reports.append(self.run_seed(settings, stages, further / "baseline", before=before)[1])
@@ -269,7 +281,7 @@ class Job:
 
     @cached_property
     def _learned(self) -> int | None:
-        return count_learned(self.data[self._measured_split], self.data["train"], self.data.text_columns)
+        return self.data.count_learned(self._measured_split)
 
     def rows_to_measure(self, config: Any) -> tuple[str, Any, Any]:
         """Return the split that is measured, its rows, and others that thresholds or temperatures are fitted on."""
@@ -382,8 +394,3 @@ def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
 def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig], steps: int) -> DistillationConfig:
     """Return settings for a training of one stage that has as many steps as all stages have together."""
     return stages[0] if len(stages) == 1 else replace(args, max_steps=steps)
-
-
-def _is_alike(one: EvaluationReport, other: EvaluationReport) -> bool:
-    """Check whether two reports measure the same on the same rows."""
-    return one.candidates.keys() == other.candidates.keys() and one.run.data == other.run.data

@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from datasets import DatasetDict
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.augment import Augmenter, make_augmenter
 from nlpkd.augment.splits import refuse_augmentation, with_more_text
 from nlpkd.compression.onnx import EXPORT_PACKAGES
-from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_vocabulary
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import name_classes
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import labelled_rows, texts_of
+from nlpkd.data.rows import labelled_rows
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
-from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers, original_ids
-from nlpkd.evaluation.records import percent
+from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers
 from nlpkd.hub.model_card import hub_id
-from nlpkd.labelling.rows import LABELS_NAME, label_splits
+from nlpkd.labelling.budget import Budget
+from nlpkd.labelling.splits import LABELS_NAME, RowsToLabel
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.presets import Stage, resolve
+from nlpkd.pipeline.compress import with_trimmed_vocabulary
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.roles import (
     Teachers,
     baselines_asked_for,
     can_match,
+    describe_labeller,
     is_pretrained,
+    own_tokenizer,
     usual_learning_rate,
     usual_objectives,
     weights_of_classes,
@@ -54,12 +56,10 @@ from nlpkd.utils.hub_requests import limit_hub_requests
 from nlpkd.utils.packages import require
 from nlpkd.utils.processes import quiet
 
-logger = logging.getLogger(__name__)
-
 
 def prepare_job(
     args: DistillationConfig,
-    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | LabelingTeacher | None = None,
+    teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | None = None,
     student: str | int | Sequence[int] | Path | PreTrainedModel | None = None,
     train: Source | None = None,
     validation: Source | None = None,
@@ -83,7 +83,7 @@ def prepare_job(
     class_weights: str | Sequence[float] | Mapping[str, float] | None = None,
     data_args: DataArguments | None = None,
 ) -> Job:
-    """Load what a distillation needs, and refuse what does not fit.
+    """Load what a distillation needs, and refuse what does not fit; see `prepare_labelled_job` too.
 
     The arguments are those of `nlpkd.distill`; `data_args` says how the text is read.
 
@@ -94,21 +94,13 @@ def prepare_job(
         ValueError: if teacher, student, data, objectives or settings do not fit.
     """
     student = name_of_layers(student)
-    _refuse_unfit_options(train, student, vocabulary, ship, embedding_size)
+    _refuse_unfit_options(teacher, train, student, vocabulary, ship, embedding_size)
     limit_hub_requests()
     asked = data_args or DataArguments()
-    refuse_augmentation(args, asked, None if isinstance(teacher, LabelingTeacher) else teacher)
-    source, labeller = train, None
-    named = dict.fromkeys(name_of(each) for each in (train, validation, test) if each is not None)
-    measured_on = {"validation": validation, "test": test}
-    if isinstance(teacher, LabelingTeacher):
-        output = Path(args.output_dir) / LABELS_NAME
-        train, asked = label_splits(teacher, train, validation, test, output, asked)
-        validation, test, labeller, teacher = None, None, teacher, None
+    refuse_augmentation(args, asked, teacher)
 
     # Who teaches, and who learns.
     teachers = Teachers.of(teacher, teacher_tokenizer, teacher_revision, trust_remote_code, asked.soft_label_column)
-    teachers = replace(teachers, labeller=labeller)
     budget = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
     student = _student_asked_for(student, teachers, budget, objectives, embedding_size)
     learner = ModelSource.of(student, student_revision, trust_remote_code)
@@ -122,7 +114,7 @@ def prepare_job(
         baseline, learner, teachers.models[0].config() if inherits else None, start=start, backbone=backbone
     )
     if tokenizer is None:
-        tokenizer = teachers.tokenizers[0] if teachers.tokenizers and inherits else _own_tokenizer(learner, teachers)
+        tokenizer = teachers.tokenizers[0] if teachers.tokenizers and inherits else own_tokenizer(learner, teachers)
 
     # The rows, as both read them.
     told, names = asked.problem_type, asked.label_names
@@ -147,7 +139,7 @@ def prepare_job(
         refuse_other_task(each.config(), data.problem_type)
     if "validation" not in data and "test" not in data:
         raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
-    measured = measured_on["test" if "test" in data else "validation"]
+    measured = test if "test" in data else validation
 
     # The models, the losses, and the job.
     models, beside = load_models(), teachers.tokenizers_beside(tokenizer)
@@ -172,9 +164,9 @@ def prepare_job(
         origin={
             "teacher": teachers.describe(),
             "student": described,
-            "data": data.name if labeller is None else ", ".join(named),
-            "evaluated_source": name_of(source if measured is None else measured),
-            "measured_source": source if measured is None else measured,
+            "data": data.name,
+            "evaluated_source": name_of(train if measured is None else measured),
+            "measured_source": train if measured is None else measured,
             "dataset_config": asked.dataset_config,
             "dataset_revision": asked.dataset_revision,
         },
@@ -189,7 +181,68 @@ def prepare_job(
     if vocabulary == "whole" or (vocabulary is None and not ship):
         return job
     whole = merge_adapter(models[0]) if inherits else None
-    return _with_trimmed_vocabulary(job, whole, teachers, load, args.seed, required=vocabulary == "trim")
+    return with_trimmed_vocabulary(job, whole, teachers, load, args.seed, required=vocabulary == "trim")
+
+
+def prepare_labelled_job(
+    args: DistillationConfig,
+    teacher: LabelingTeacher,
+    student: Any = None,
+    train: Source | None = None,
+    validation: Source | None = None,
+    test: Source | None = None,
+    *,
+    budget: Budget | None = None,
+    gold: Source | None = None,
+    data_args: DataArguments | None = None,
+    **options: Any,
+) -> Job:
+    """Load what a distillation needs, refuse what does not fit, and let the teacher label the rows last of all.
+
+    The whole job is prepared twice: on rows without answers, which shows whatever is to be refused, and on those with
+    the answers.
+
+    Args:
+        args: the settings.
+        teacher: the teacher.
+        student: as for `nlpkd.distill`.
+        train: the training rows, which need no label column.
+        validation: the validation rows, with gold labels or without.
+        test: the test rows, likewise.
+        budget: the limits of what is asked.
+        gold: a few rows with gold labels, by which the teacher is corrected.
+        data_args: how rows are read.
+        **options: further ones of `prepare_job`.
+
+    Returns:
+        The job, whose `run` trains.
+
+    Raises:
+        ValueError: if student, data, objectives or settings do not fit, and then nothing was asked; or if the teacher
+            does not answer.
+    """
+    asked = data_args or DataArguments()
+    if train is None:
+        raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
+    refuse_augmentation(args, asked, None)
+    output = Path(args.output_dir) / LABELS_NAME
+    rows = RowsToLabel.of(teacher, train, validation, test, output, asked, budget, gold)
+    named = dict.fromkeys(name_of(each) for each in (train, validation, test) if each is not None)
+
+    def prepared(splits: DatasetDict, teacher: LabelingTeacher) -> Job:
+        job = prepare_job(args, None, student, splits, data_args=rows.read_as, **options)
+        given = test if "test" in job.data else validation
+        measured = train if given is None else given
+        told = {"data": ", ".join(named), "evaluated_source": name_of(measured), "measured_source": measured}
+        return replace(job, origin=job.origin | told | {"teacher": describe_labeller(teacher)})
+
+    job = prepared(rows.unanswered(), teacher)
+    with quiet("nlpkd"):
+        job.check(args)
+    answered = rows.answered()
+    # What there is to say of the rows was said when they were first read.
+    with quiet("nlpkd"):
+        return prepared(*answered)
 
 
 def _backbone_on_the_hub(teachers: Sequence[PreTrainedModel], given: str | Path | None) -> dict[str, str]:
@@ -255,9 +308,11 @@ def prepare_teacher(
 
 
 def _refuse_unfit_options(
-    train: Any, student: Any, vocabulary: str | None, ship: bool, embedding_size: int | None
+    teacher: Any, train: Any, student: Any, vocabulary: str | None, ship: bool, embedding_size: int | None
 ) -> None:
     """Refuse what can be refused before anything is loaded."""
+    if isinstance(teacher, LabelingTeacher):
+        raise ValueError("a teacher that labels texts is one of `nlpkd.distill` alone: give a fine-tuned classifier")
     if train is None:
         raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
     if embedding_size is not None and not (student is None or _is_made_of_a_teacher(student)):
@@ -326,71 +381,6 @@ def _student_maker(
         trust_remote_code=student.trust_remote_code,
         seed=seed,
     )
-
-
-def _with_trimmed_vocabulary(
-    job: Job,
-    whole: PreTrainedModel | None,
-    teachers: Teachers,
-    load: Callable[[PreTrainedTokenizerBase], TextClassificationData],
-    seed: int,
-    *,
-    required: bool,
-) -> Job:
-    """Leave the student the vocabulary of the training split's text, and read the data again with it.
-
-    `whole` is the teacher that it is made of. Where that can't be and is not required, a warning says why.
-    """
-    make_student = job.make_untrained_student
-    texts = partial(texts_of, columns=job.data.text_columns)
-    try:
-        _, tokenizer, record = trim_vocabulary(whole or make_student(seed), job.tokenizer, texts(job.data["train"]))
-    except ValueError as error:
-        if required:
-            raise
-        logger.warning("The student is shipped with its whole vocabulary: %s", error)
-        return job
-    ids: Any = original_ids(tokenizer, job.tokenizer)
-    more = {"token_ids": ids} if whole else {}
-
-    def trimmed(make: Callable[..., PreTrainedModel]) -> Callable[[int], PreTrainedModel]:
-        """Return a function from a seed to what `make` makes, with fewer tokens."""
-        return lambda seed: trim_embeddings(make(seed, **more), ids)
-
-    held_out = [split for split in ("validation", "test") if split in job.data]
-    lacking = {split: spelled_out(tokenizer, job.tokenizer, texts(job.data[split])) for split in held_out}
-    told = ", ".join(f"{percent(share)} of the tokens of {split}" for split, share in lacking.items())
-    logger.warning("The vocabulary is trimmed to %d tokens; others spell out %s.", len(tokenizer), told)
-    # What there is to say of the rows was said when they were first read.
-    with quiet("nlpkd.data", "nlpkd.augment"):
-        data = load(tokenizer)
-    cut, known = data.truncated, job.data.truncated
-    if longer := {split: cut[split] for split in data if cut.get(split, 0) > known.get(split, 0)}:
-        logger.warning("With the trimmed vocabulary more rows are truncated to %d tokens: %s", data.max_length, longer)
-    student = job.origin["student"] | {"vocabulary": record.details | {"spelled_out": lacking}}
-    return replace(
-        job,
-        tokenizer=tokenizer,
-        teacher_tokenizer=teachers.tokenizers_beside(tokenizer),
-        data=data,
-        origin=job.origin | {"student": student},
-        make_untrained_student=trimmed(make_student),
-        baselines={name: trimmed(make) for name, make in job.baselines.items()},
-    )
-
-
-def _own_tokenizer(learner: ModelSource, teachers: Teachers) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that lies where a student was loaded from; of a model that has none there the teacher's."""
-    if not (isinstance(learner.given, PreTrainedModel) and teachers.tokenizers):
-        return learner.tokenizer()
-    try:
-        return learner.tokenizer()
-    except (ValueError, OSError):
-        logger.warning(
-            "There is no tokenizer where the student was loaded from: it reads with the teacher's. If it has another "
-            "one, pass tokenizer=..."
-        )
-        return teachers.tokenizers[0]
 
 
 def _is_made_of_a_teacher(student: Any) -> bool:

@@ -44,6 +44,13 @@ _ONE_OUTPUT = (
 )
 
 
+def describe_labeller(teacher: LabelingTeacher) -> dict[str, Any]:
+    """Return what the record says of a teacher that labelled the texts, as `Teachers.describe` does of models."""
+    told = teacher.describe()
+    fitted = {"calibration": told["calibration"]} if "calibration" in told else {}
+    return {"name": str(told["name"]), "revision": None} | fitted
+
+
 @dataclass(frozen=True)
 class Teachers:
     """What the student learns from: one or several fine-tuned models, or a column of soft labels of the data.
@@ -52,13 +59,11 @@ class Teachers:
         models: where the models come from, in order; none where soft labels are learned from.
         tokenizers: theirs.
         soft_label_column: the column, where there are no models.
-        labeller: who filled it, where that happened in this run.
     """
 
     models: Sequence[ModelSource]
     tokenizers: Sequence[PreTrainedTokenizerBase]
     soft_label_column: str | None
-    labeller: LabelingTeacher | None = None
 
     @classmethod
     def of(
@@ -88,10 +93,6 @@ class Teachers:
         described = [each.describe() for each in self.models]
         if len(described) == 1:
             return described[0]
-        if self.labeller is not None:
-            told = self.labeller.describe()
-            fitted = {"calibration": told["calibration"]} if "calibration" in told else {}
-            return {"name": str(told["name"]), "revision": None} | fitted
         if not described:
             return {"name": f"soft labels of the column {self.soft_label_column!r}", "revision": None}
         names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
@@ -349,3 +350,17 @@ def supervised_trainer(
 def lean_by_default(args: DistillationConfig) -> DistillationConfig:
     """Train leanly without a teacher too, unless refused: a baseline is trained as its student is."""
     return replace(args, lean_training=True) if args.lean_training is None else args
+
+
+def own_tokenizer(learner: ModelSource, teachers: Teachers) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that lies where a student was loaded from; of a model that has none there the teacher's."""
+    if not (isinstance(learner.given, PreTrainedModel) and teachers.tokenizers):
+        return learner.tokenizer()
+    try:
+        return learner.tokenizer()
+    except (ValueError, OSError):
+        logger.warning(
+            "There is no tokenizer where the student was loaded from: it reads with the teacher's. If it has another "
+            "one, pass tokenizer=..."
+        )
+        return teachers.tokenizers[0]

@@ -25,6 +25,9 @@ _MOST_TOKENS = 10**9
 
 _SAYING = threading.Lock()
 
+ROWS_PER_CALL = 32
+"""How many texts a function gets at once: few enough that little is lost where it fails and was paid for."""
+
 LETTERS_PER_TOKEN = 4
 """About how many letters of English a token has."""
 
@@ -71,6 +74,19 @@ def as_count(told: Any) -> int | None:
 @cache
 def _say_once(message: str) -> None:
     logger.warning(message)
+
+
+class WrongAnswers(ValueError):
+    """Some of a teacher's answers are no probabilities.
+
+    Args:
+        message: what is wrong with the first of them.
+        answers: all of them, `(texts, classes)`.
+    """
+
+    def __init__(self, message: str, answers: np.ndarray):
+        super().__init__(message)
+        self.answers = answers
 
 
 class LabelingTeacher(ABC):
@@ -160,10 +176,14 @@ class FunctionTeacher(LabelingTeacher):
 
     Args:
         function: from a list of texts to `(texts, classes)` probabilities.
-        classes: names of the classes, in the function's order.
+        classes: names of the classes, in the order of its columns. A bound method of an estimator that has `classes_`,
+            such as scikit-learn's `predict_proba`, has that order, and may not have other names.
         name: names the function and its version in the record; another one is another teacher.
         problem_type: `single_label_classification` or `multi_label_classification`.
-        rows_per_call: how many texts it gets at once.
+        rows_per_call: how many texts it gets at once. Where it fails, it is asked about all of them again.
+
+    Raises:
+        ValueError: if the estimator's classes are others.
     """
 
     def __init__(
@@ -172,7 +192,7 @@ class FunctionTeacher(LabelingTeacher):
         classes: Sequence[str],
         name: str | None = None,
         problem_type: str = SINGLE_LABEL,
-        rows_per_call: int = 256,
+        rows_per_call: int = ROWS_PER_CALL,
     ):
         check_counts(rows_per_call=rows_per_call)
         self.function = function
@@ -180,6 +200,16 @@ class FunctionTeacher(LabelingTeacher):
         self.name = name or getattr(function, "__qualname__", type(function).__name__)
         self.problem_type = problem_type
         self.rows_per_call = rows_per_call
+        if (known := classes_of_function(function)) is not None:
+            # Its columns have an order of their own, whatever that of the names.
+            try:
+                order = known.positions_in(Classes.of(self.classes))
+            except ValueError:
+                raise ValueError(
+                    f"classes={list(self.classes)} are not those of {self.name}, whose columns are {known}: give "
+                    "these names, in any order"
+                ) from None
+            self.classes = self.classes if order is None else [self.classes[place] for place in order]
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Call the function; see `LabelingTeacher.probabilities`."""
@@ -250,7 +280,7 @@ def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_ty
         row = int(wrong.argmax())
         answer = dict(zip(classes, found[row].tolist(), strict=True))
         needed = "probabilities" if problem_type == MULTI_LABEL else "probabilities that sum to 1"
-        raise ValueError(f"the answer to text {row} of {rows} must be {needed}, got {answer}")
+        raise WrongAnswers(f"the answer to text {row} of {rows} must be {needed}, got {answer}", found)
     return found.astype(np.float32)
 
 

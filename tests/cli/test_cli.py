@@ -376,7 +376,7 @@ OF_TRAINING_ROWS = {"soft_label_column", "streaming", "validation_split", "probl
 
 FUNCTIONS = {
     "train-teacher": ("nlpkd.pipeline.distill:train_teacher", {"soft_label_column"}),
-    "distill": ("nlpkd.pipeline.distill:distill", {"baseline_dir"}),
+    "distill": ("nlpkd.pipeline.distill:distill", {"baseline_dir", "prices"}),
     # Its objectives are `hinton`, and neither labels nor weights are trained on.
     "cache": ("nlpkd.pipeline.prepare:prepare_job",
               {"objectives", "class_weights", "soft_label_column", "streaming", "test",

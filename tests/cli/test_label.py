@@ -44,7 +44,7 @@ def run(*words):
     return CliRunner().invoke(app, list(words), catch_exceptions=True)
 
 
-def test_texts_are_labelled_after_a_dry_run(folder):
+def test_texts_are_labelled_after_a_dry_run(folder, caplog):
     with LabelServer(judge) as server:
         words = ["label", "--data", "texts.csv", "--decision-model", "m", "--question", "question.yaml"]
         words += ["--decision-url", server.url, "--output", "labels.parquet"]
@@ -54,14 +54,14 @@ def test_texts_are_labelled_after_a_dry_run(folder):
         assert done.exit_code == 0, done.exception
         asked = len(server.times)
         fitted = run(*words, "--gold", "dev.csv")
-        assert fitted.exit_code == 0 and "Fitted on 40 gold labels: temperature" in fitted.output
+        assert fitted.exit_code == 0 and "Fitted on 40 gold labels: temperature" in caplog.text
         assert asked <= len(server.times) <= asked + 40, "the answers that were kept are not asked for again"
     rows = read_splits("labels.parquet")[0]["train"]
     assert len(rows) == 120 and rows[0]["teacher"] == "m"
     assert json.loads(rows[0]["question"])["instructions"] == "Is it good?"
 
 
-def test_columns_are_named_for_the_gold_rows_too(folder):
+def test_columns_are_named_for_the_gold_rows_too(folder, caplog):
     rows = read_splits("dev.csv")[0]["train"]
     rows.rename_column("text", "remark").add_column("class", ["neg"] * len(rows)).to_csv("own.csv")
     read_splits("texts.csv")[0]["train"].rename_column("text", "remark").to_csv("remarks.csv")
@@ -70,9 +70,11 @@ def test_columns_are_named_for_the_gold_rows_too(folder):
         words += ["--output", "labels.parquet", "--text-column", "remark", "--label-column", "label"]
         named = run(*words, "--data", "remarks.csv", "--gold", "own.csv")
         assert named.exit_code == 0, named.exception
-        right = re.search(r"Fitted on 40 gold labels: (.*)", named.output)[0]
+        right = re.search(r"Fitted on 40 gold labels: (.*)", caplog.text)[0]
+        caplog.clear()
         # These rows have other columns, which are recognised.
-        assert right in run(*words, "--data", "remarks.csv", "--gold", "dev.csv").output
+        run(*words, "--data", "remarks.csv", "--gold", "dev.csv")
+        assert right in caplog.text
         without = run(*words[:-2], "--data", "remarks.csv", "--gold", "own.csv")
         assert isinstance(without.exception, ValueError) and "--label-column" in str(without.exception)
 
@@ -163,8 +165,15 @@ def test_a_log_of_decisions_is_a_training_file(folder):
     words += ["--output-dir", "student", "--set", "bf16=False", "--set", "report_to=none"]
     assert "is a log of decisions" in str(run(*words).exception)
     assert "is a log of decisions" in str(run(*words, "--question", "tone", "--teacher", "t").exception)
+    held_out = ["--test" if word == "--validation" else word.replace("dev.csv", "decisions.jsonl") for word in words]
+    done = run(*held_out, "--question", "tone", "--max-steps", "1")
+    assert done.exit_code == 0, done.exception
+    assert json.loads((folder / "student/report.json").read_text())["run"]["data"]["split"] == "test"
     done = run(*words, "--question", "tone")
     assert done.exit_code == 0, done.exception
+    (folder / "decisions.jsonl").rename("decisions.json")
+    renamed = [word.replace("decisions.jsonl", "decisions.json") for word in words]
+    assert "unless --train is a log of decisions (.jsonl)" in str(run(*renamed, "--question", "tone").exception)
     report = json.loads((folder / "student/report.json").read_text())
     assert report["candidates"]["student"]["quality"]["accuracy"]["value"] > 0.8
 
@@ -184,6 +193,81 @@ def test_a_log_of_decisions_is_a_training_file(folder):
 def test_options_that_do_not_fit_are_refused(folder, words, told):
     done = run("distill", *words, "--train", "texts.csv", "--output-dir", "student")
     assert told in str(done.exception)
+
+
+def paid(folder, server, **settings):
+    """The options of a teacher of a server, and of gold rows."""
+    settings = {"base_url": f"{server.url}", "api_key": "k", "max_retries": 0} | settings
+    (folder / "teacher.yaml").write_text(CHAT + yaml.safe_dump(settings))
+    return ["--question", "teacher.yaml", "--gold", "gold.csv"]
+
+
+@pytest.fixture
+def gold(folder):
+    rows = read_splits("dev.csv")[0]["train"]
+    texts = [f"{text} gold {number}" for number, text in enumerate(rows["text"])]
+    rows.remove_columns("text").add_column("text", texts).to_csv("gold.csv")
+
+
+LIMITED = {
+    "label": ["label", "--data", "texts.csv", "--output", "labels.parquet"],
+    "distill": [
+        "distill", "--train", "texts.csv", "--validation", "dev.csv", "--student", "small", "--output-dir", "student",
+        "--objectives", "hinton", "--max-steps", "1", "--max-length", "64", "--set", "report_to=none",
+    ],
+    "check-labels": ["check-labels", "--data", "dev.csv", "--output", "wrong.csv"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", LIMITED)
+def test_all_that_asks_stops_at_the_limits_and_goes_on_behind_them(folder, gold, command):
+    with LabelServer(chat) as server:
+        words = [*LIMITED[command], *paid(folder, server)]
+        words = words[:-2] if command == "check-labels" else words
+        done = run(*words, "--max-requests", "4")
+        assert "max_requests=4 was reached" in str(done.exception) and len(server.times) == 4
+        done = run(*words, "--max-cost", "0.02", "--input-price", "100", "--output-price", "100")
+        assert "max_cost=0.02" in str(done.exception) and len(server.times) == 4, "they have cost more by now"
+        done = run(*words, "--max-requests", "7")
+        assert "max_requests=7 was reached" in str(done.exception) and len(server.times) == 11
+        assert run(*words, "--max-requests", "1000").exit_code == 0
+
+
+def test_a_dry_run_with_gold_rows_counts_what_the_run_asks(folder, gold):
+    with LabelServer(chat) as server:
+        words = [*LIMITED["label"], *paid(folder, server)]
+        planned = run(*words, "--dry-run")
+        assert planned.exit_code == 0 and not server.times
+        assert run(*words).exit_code == 0
+        assert f"requests: {len(server.times)}\n" in planned.output
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "told"),
+    [
+        ("label", ["--output", "labels.csv"], "must be a .parquet file"),
+        ("label", ["--max-cost", "1"], "needs the prices"),
+        ("label", ["--data", "nosuch.csv"], "nosuch.csv"),
+        ("label", ["--select", "random"], "select came without one"),
+        ("label", ["--rounds", "3"], "rounds came without one"),
+        ("distill", ["--max-cost", "1"], "needs the prices"),
+        ("distill", ["--student", "layers:3"], "there is none"),
+        ("distill", ["--gold", "nosuch.csv"], "nosuch.csv"),
+        ("distill", ["--label-names", "neg,pos"], "leave problem_type and label_names out"),
+        ("check-labels", ["--max-cost", "1"], "needs the prices"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_gold_row_is_paid_for(folder, gold, command, wrong, told):
+    with LabelServer(chat) as server:
+        words = [*LIMITED[command], *paid(folder, server)]
+        done = run(*(words[:-2] if command == "check-labels" else words), *wrong)
+    assert told in str(done.exception) and not server.times
+
+
+@pytest.mark.parametrize("command", ["distill", "check-labels"])
+def test_limits_without_a_teacher_that_is_asked_are_refused(folder, command):
+    done = run(*LIMITED[command], "--max-requests", "3")
+    assert isinstance(done.exception, ValueError) and "max" in str(done.exception)
 
 
 def test_gold_rows_are_not_overwritten(folder):

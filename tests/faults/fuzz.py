@@ -26,7 +26,6 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-import numpy as np  # noqa: E402
 import typer  # noqa: E402
 import yaml  # noqa: E402
 from processes import run as run_program  # noqa: E402
@@ -46,7 +45,8 @@ from nlpkd.evaluation.records import Interval  # noqa: E402
 from nlpkd.evaluation.report import EvaluationReport  # noqa: E402
 from nlpkd.hub.model_card import build_model_card, public_report  # noqa: E402
 from nlpkd.hub.saving import renewed_card  # noqa: E402
-from nlpkd.labelling.answers import AnswerFile, _write  # noqa: E402
+from nlpkd.labelling.answer import Answer  # noqa: E402
+from nlpkd.labelling.answers import AnswerFile, _key  # noqa: E402
 from nlpkd.models.loading import load_classifier, load_tokenizer  # noqa: E402
 from nlpkd.models.onnx_classifier import refuse_stale  # noqa: E402
 from nlpkd.models.source import ModelSource  # noqa: E402
@@ -55,7 +55,6 @@ from nlpkd.pipeline.compress import _earlier_records  # noqa: E402
 from nlpkd.pipeline.verify import Verification  # noqa: E402
 from nlpkd.serving.cascade import CascadeRecord  # noqa: E402
 from nlpkd.teachers import DecisionTeacher  # noqa: E402
-from nlpkd.teachers.base import Answers  # noqa: E402
 from nlpkd.teachers.shards import ShardFolder  # noqa: E402
 from nlpkd.training.checkpoints import RUN_RECORD, last_whole  # noqa: E402
 from nlpkd.training.resuming import resolve_resume_checkpoint  # noqa: E402
@@ -156,7 +155,11 @@ def prepare(folder: Path) -> None:
     # Answers as a server would have given them: nobody is asked.
     answers = AnswerFile(folder / "labelled.parquet.answers.jsonl", _judge())
     with answers._append() as file:
-        _write(file, ["good film", "bad film"], Answers(np.array([[0.1, 0.9], [0.8, 0.2]])))
+        for text, answer in (
+            ("good film", Answer([0.1, 0.9], 3, 1)), ("bad film", Answer([0.8, 0.2], expected_tokens=[3, 0])),
+            ("odd film", Answer(None, expected_tokens=[3, 0], refusal="a filter")),
+        ):  # fmt: skip
+            file.write(json.dumps([_key(text), *answer.as_line()]).encode() + b"\n")
 
 
 def _judge() -> DecisionTeacher:

@@ -166,3 +166,17 @@ def test_rows_of_several_labels_without_any_are_left_out():
 def test_gold_labels_of_other_classes_are_refused(gold, told):
     with pytest.raises(ValueError, match=told):
         calibrate_teacher(FunctionTeacher(biased, CLASSES), gold)
+
+
+def test_gold_rows_that_the_teacher_does_not_answer_are_told_and_left_out(tmp_path, caplog):
+    texts, labels = world(40, 0)
+
+    def sometimes(given):
+        return [[7.0, 0, 0] if text == texts[3] else biased([text])[0] for text in given]
+
+    rows = [{"text": "1 1 1", "label": "-100"}, *rows_of(texts, labels)]
+    answers = answers_beside(tmp_path / "labels.parquet", FunctionTeacher(sometimes, CLASSES))
+    found = calibrate_teacher(FunctionTeacher(sometimes, CLASSES), rows, answers=answers).calibration
+    assert "row 4 of the gold labels (" in caplog.text
+    others = [row for number, row in enumerate(rows_of(texts, labels)) if number != 3]
+    assert found == calibrate_teacher(FunctionTeacher(biased, CLASSES), others).calibration

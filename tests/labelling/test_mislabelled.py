@@ -198,3 +198,17 @@ def test_a_classifier_of_another_task_is_refused(tmp_path, tokenizer, settings, 
     rows = [{"text": "good", "label": "neg"}, {"text": "bad", "label": "pos"}]
     with pytest.raises(ValueError, match=f"one class a text, and .* is for {task}"):
         check_labels(rows, tmp_path)
+
+
+def test_rows_that_the_teacher_does_not_answer_are_told_and_not_judged(tmp_path, caplog):
+    rows, _ = planted()
+
+    def sometimes(texts):
+        return [[7.0, 0, 0] if text == rows[5]["text"] else judge([text])[0] for text in texts]
+
+    check = check_labels(rows, FunctionTeacher(sometimes, NAMES), output=tmp_path / "wrong.csv")
+    left = [row for row in rows if row["text"] != rows[5]["text"]]
+    assert check.rows == len(left) and "row 5 (" in caplog.text
+    found = check_labels(left, FunctionTeacher(judge, NAMES))
+    assert [each.text for each in check.found] == [each.text for each in found.found]
+    assert all(rows[each.row]["text"] == each.text for each in check.found)

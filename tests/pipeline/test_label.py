@@ -168,21 +168,137 @@ def test_a_line_cut_short_is_asked_for_again_and_no_other(tmp_path):
     assert seen == [TEXTS[-1]["text"]] and len(labelled(output)[0]) == len(TEXTS)
 
 
-def test_an_answer_that_is_no_distribution_names_its_row_and_the_others_are_kept(tmp_path):
-    def one_wrong(request):
+def refusing(*texts):
+    """Answer, but for some texts, each in another wrong way."""
+
+    def answer(request):
         reply = right_answer(request)
-        if request["state"] == TEXTS[5]["text"]:
-            reply["answers"]["label"]["probabilities"]["sport"] = float("nan")
+        if request["state"] in texts:
+            wrong = [float("nan"), 2.0, None][texts.index(request["state"]) % 3]
+            reply["answers"]["label"]["probabilities"]["sport"] = wrong
         return reply
 
-    with LabelServer(one_wrong) as server:
-        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1)
-        with pytest.raises(ValueError, match=r"row 5 \('xxxxxx5'\).*nan"):
-            label(teacher, TEXTS, output=tmp_path / "labels.parquet")
-        assert not (tmp_path / "labels.parquet").exists()
+    return answer
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_texts_that_are_not_answered_are_left_out_and_asked_about_by_two_runs_at_most(tmp_path, caplog, concurrency):
+    # The first and the last one too.
+    refused = [TEXTS[row]["text"] for row in (0, 5, 39)]
+    output, answers = tmp_path / "labels.parquet", tmp_path / "labels.parquet.answers.jsonl"
+    with LabelServer(refusing(*refused)) as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=concurrency, max_retries=0)
+        label(teacher, [*TEXTS, TEXTS[5]], output=output)
+        assert "did not answer 3 texts" in caplog.text and "row 5 (" in caplog.text and "row 39 (" in caplog.text
+        found, probabilities = labelled(output)
+        assert found["text"][:] == [row["text"] for row in TEXTS if row["text"] not in refused]
+        np.testing.assert_allclose(probabilities[:, 0], [len(text) % 10 / 10 for text in found["text"]], atol=1e-6)
+        caplog.clear()
+        label(teacher, TEXTS, output=output)
+        assert len(server.times) == len(TEXTS) + 3 and "did not answer 3 texts" in caplog.text
+        label(teacher, TEXTS, output=output)
+        assert label(teacher, TEXTS, output=output, dry_run=True).requests == 0
+        assert len(server.times) == len(TEXTS) + 3, "two runs have asked about them"
+        # Without their lines they are asked about again.
         server.answer = right_answer
-        label(teacher, TEXTS, output=tmp_path / "labels.parquet")
-    assert len(server.states) == len(TEXTS) + 1
+        owner, *kept = answers.read_text().splitlines()
+        kept = [line for line in kept if json.loads(line)[1] is not None]
+        answers.write_text("\n".join([owner, *kept, ""]))
+        label(teacher, TEXTS, output=output)
+    assert len(server.times) == len(TEXTS) + 6 and len(labelled(output)[0]) == len(TEXTS)
+
+
+def test_a_text_that_a_server_could_not_answer_is_answered_in_the_next_run(tmp_path, caplog):
+    output = tmp_path / "labels.parquet"
+    with LabelServer() as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        label(teacher, TEXTS[:3], output=output)
+        server.faults = [broken]
+        label(teacher, TEXTS[:6], output=output)
+        assert "did not answer 1 texts" in caplog.text and len(labelled(output)[0]) == 5
+        caplog.clear()
+        label(teacher, TEXTS[:6], output=output)
+    assert "did not answer" not in caplog.text and len(labelled(output)[0]) == 6 and len(server.times) == 7
+
+
+def test_more_texts_than_end_a_run_are_passed_where_others_between_them_are_answered(tmp_path):
+    refused = [row["text"] for row in TEXTS if row["id"] % 4]
+    with LabelServer(refusing(*refused)) as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        for asked in (40, 70, 70):
+            output = label(teacher, TEXTS, output=tmp_path / "labels.parquet")
+            assert len(server.times) == asked and len(labelled(output)[0]) == 10
+
+
+def test_a_teacher_that_answers_nothing_stops_the_run_and_nothing_is_kept_against_the_texts(tmp_path):
+    output = tmp_path / "labels.parquet"
+    with LabelServer(refusing(*(row["text"] for row in TEXTS))) as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        with pytest.raises(ValueError, match=r"row 0 \('xxxx3'\): .*nan"):
+            label(teacher, TEXTS[3:4], output=output)
+        with pytest.raises(ValueError, match="row 0 .* and 19 more in a row"):
+            label(teacher, TEXTS, output=output)
+        asked = len(server.times)
+        # One that answers at first, and then does not.
+        server.answer = refusing(*(row["text"] for row in TEXTS[10:]))
+        with pytest.raises(ValueError, match="row 10 .* and 19 more in a row"):
+            label(teacher, TEXTS, output=output)
+        assert len(server.times) == asked + 30
+        server.answer = right_answer
+        label(teacher, TEXTS, output=output)
+    assert len(labelled(output)[0]) == len(TEXTS)
+
+
+def test_the_right_answers_of_a_call_with_a_wrong_one_are_kept(tmp_path, caplog):
+    seen, rows = [], [{"text": f"text {number}"} for number in range(100)]
+
+    def one_wrong(texts):
+        seen.extend(texts)
+        return [[0.5, 0.6 if text == "text 7" else 0.5] for text in texts]
+
+    for _ in range(2):
+        output = label(one_wrong, rows, output=tmp_path / "labels.parquet", classes=["a", "b"])
+        assert len(labelled(output)[0]) == 99 and "row 7 (" in caplog.text
+    assert len(seen) == 101
+
+
+@pytest.mark.parametrize(("given", "most"), [({}, 32), ({"rows_per_call": 5}, 5)])
+def test_a_function_that_fails_loses_no_more_than_a_call(tmp_path, given, most):
+    seen, rows = [], [{"text": f"text {number}"} for number in range(100)]
+
+    def hangs_up(texts):
+        assert len(texts) <= most
+        for text in texts:
+            if text == "text 71" and len(seen) < 100:
+                raise RuntimeError("hung up")
+            seen.append(text)
+        return [[0.5, 0.5]] * len(texts)
+
+    settings = {"output": tmp_path / "labels.parquet", "classes": ["a", "b"], **given}
+    with pytest.raises(RuntimeError, match="hung up"):
+        label(hangs_up, rows, **settings)
+    paid = len(seen)
+    assert paid == 71
+    kept = len((tmp_path / "labels.parquet.answers.jsonl").read_text().splitlines()) - 1
+    assert paid - kept < most
+
+
+def test_a_cost_that_no_server_counts_is_kept_over_all_runs(tmp_path):
+    with LabelServer() as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1)
+        price = teacher.expected_tokens(TEXTS[0]["text"])[0]
+        output = tmp_path / "a.parquet"
+        for _ in range(3):
+            with pytest.raises(ValueError, match="max_cost"):
+                label(teacher, TEXTS, output=output, prices=(1e6, 0), max_cost=5 * price)
+        assert 3 <= len(server.times) <= 5
+        # Also where an earlier version kept nothing of what was expected.
+        answers = tmp_path / "a.parquet.answers.jsonl"
+        owner, *lines = answers.read_text().splitlines()
+        answers.write_text("\n".join([owner, *(json.dumps(json.loads(line)[:4]) for line in lines), ""]))
+        with pytest.raises(ValueError, match="max_cost"):
+            label(teacher, TEXTS, output=output, prices=(1e6, 0), max_cost=5 * price)
+        assert 3 <= len(server.times) <= 5
 
 
 def test_a_budget_stops_and_a_dry_run_says_what_is_left(tmp_path):

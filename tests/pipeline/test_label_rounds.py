@@ -83,6 +83,20 @@ def test_beside_random_both_share_their_first_labels_and_a_stopped_run_goes_on_w
         label(teacher, texts(), **options | {"budget": 30})
 
 
+def test_a_text_that_is_not_answered_is_called_by_its_row_of_the_source_and_does_not_stop_the_rounds(
+    tmp_path, small, caplog
+):  # fmt: skip
+    def judge(given):
+        return [[0.5, 0.5] if text.split()[-1] != "17" else [0.5, 0.7] for text in given]
+
+    rows = [{"text": f"a film {number}"} for number in range(20)]
+    teacher = FunctionTeacher(judge, ["pos", "neg"], rows_per_call=1)
+    output = tmp_path / "labels.parquet"
+    label(teacher, rows, output=output, budget=20, rounds=2, student=small, **QUICK | {"max_steps": 1})
+    assert "row 17 (the answer" in caplog.text
+    assert len(read_splits(output)[0]["train"]) == 19
+
+
 ROUNDS = {"budget": 8, "rounds": 2, **QUICK, "max_steps": 1}
 
 
@@ -154,12 +168,56 @@ def test_damaged_rounds_end_in_a_line_that_says_what_to_do(in_rounds, small, tmp
         ({"budget": 60, "select": "best"}, "one of uncertainty, diversity, random"),
         ({"budget": 60, "student": None}, "student a model"),
         ({"learning_rate": 1e-3}, "are of a budget"),
+        ({"select": "random"}, "are of a budget"),
+        ({"rounds": 2}, "are of a budget"),
     ],
 )
 def test_budgets_that_do_not_fit_are_refused(tmp_path, options, told):
     teacher, _ = asking()
     with pytest.raises(ValueError, match=told):
         label(teacher, texts(), output=tmp_path / "l.parquet", **{"student": "small"} | options)
+
+
+UNFIT = {
+    "a student": ({"student": "/no/such/student"}, "/no/such/student"),
+    "layers of a teacher": ({"student": "layers:2"}, "there is none"),
+    "no student": ({"student": None}, "student a model"),
+    "a file of test rows": ({"test": "nosuch.csv"}, "nosuch.csv"),
+    "other classes": ({"test": [{"text": "a", "label": "good"}, {"text": "b", "label": "bad"}]}, "of the test split"),
+    "a selection": ({"select": "nonsense"}, "select must be one of"),
+    "a budget": ({"budget": 10**6}, "at most the"),
+    "a random choice that nothing measures": ({"test": None, "against_random": True}, "give test="),
+    "a length": ({"max_length": 5000}, "5000"),
+    "an objective": ({"objectives": "layerwise"}, "teacher"),
+}
+
+
+@pytest.mark.parametrize("dry_run", [False, True], ids=["", "a dry run"])
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_what_does_not_fit_is_refused_before_the_first_round_is_bought(tmp_path, small, unfit, dry_run):
+    teacher, seen = asking()
+    given, told = UNFIT[unfit]
+    given = {"budget": 60, "student": str(small), "test": raw_rows(20, seed=2), "dry_run": dry_run, **QUICK} | given
+    with pytest.raises((ValueError, OSError), match=told):
+        label(teacher, texts(), output=tmp_path / "labels.parquet", **given)
+    assert not seen and not list(tmp_path.glob("*.json*"))
+
+
+def test_a_dry_run_beside_random_plans_no_less_than_is_bought(tmp_path, small):
+    teacher, seen = asking()
+    teacher.rows_per_call = 1
+    given = {
+        "output": tmp_path / "labels.parquet",
+        "budget": 10,
+        "rounds": 2,
+        "student": small,
+        "against_random": True,
+    }
+    given |= {"test": raw_rows(20, seed=2), **QUICK, "max_steps": 1}
+    plan = label(teacher, texts(), dry_run=True, **given)
+    assert not seen and plan.requests == 15
+    label(teacher, texts(), **given)
+    assert 10 <= len(seen) <= plan.requests
 
 
 @pytest.mark.parametrize(("given", "rate"), [({}, 2e-4), ({"learning_rate": 0.01}, 0.01)])

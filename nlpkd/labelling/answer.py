@@ -1,0 +1,77 @@
+"""One answer of a teacher, and its line in a file of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from nlpkd.teachers.base import LabelingTeacher, as_probabilities
+
+_SHORTEST, _LONGEST = 3, 5
+"""How many parts of an answer a line has at least and at most."""
+
+
+class Answer(NamedTuple):
+    """The answer to one text.
+
+    Attributes:
+        probabilities: one a class; None where the teacher did not answer this text.
+        input_tokens: of its prompt; None where the teacher does not count.
+        output_tokens: of its answer.
+        expected_tokens: of both, where they were not counted; files of earlier versions do not have them.
+        refusal: why there is no answer; None where there is one.
+        twice: whether two runs got none, so that no further one asks.
+    """
+
+    probabilities: list[float] | None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    expected_tokens: list[int] | None = None
+    refusal: str | None = None
+    twice: bool = False
+
+    def as_line(self) -> list[Any]:
+        """Return the parts that are written: those that are not there at the end are left out."""
+        parts = list(self[:_LONGEST])
+        while parts[-1] is None and len(parts) > _SHORTEST:
+            parts.pop()
+        return parts
+
+
+def read_answers(lines: Iterable[Any]) -> dict[str, Answer]:
+    """Read the lines of a file of answers, each a text's hash and the parts of an answer.
+
+    Args:
+        lines: the lines; of two with one hash the later one holds.
+
+    Returns:
+        The answers by hash.
+    """
+    found: dict[str, Answer] = {}
+    for key, *parts in lines:
+        answer, before = Answer(*parts[:_LONGEST]), found.get(str(key))
+        twice = answer.refusal is not None and before is not None and before.refusal is not None
+        found[str(key)] = answer._replace(twice=twice)
+    return found
+
+
+def check_answers(answers: Sequence[Answer], teacher: LabelingTeacher) -> None:
+    """Refuse answers that are no distributions, tokens that are no numbers, and refusals without a reason.
+
+    Args:
+        answers: as they were read.
+        teacher: whose they are.
+
+    Raises:
+        ValueError: it names the first one.
+    """
+    given = [each.probabilities for each in answers if each.refusal is None]
+    if given:
+        as_probabilities(given, len(given), teacher.classes, teacher.problem_type)
+    for each in answers:
+        expected = [0, 0] if each.expected_tokens is None else each.expected_tokens
+        counts = {type(number) for number in (each.input_tokens, each.output_tokens, *expected)}
+        if not counts <= {int, type(None)} or len(expected) != 2 or None in expected:
+            raise ValueError(f"no numbers of tokens: {each!r:.100}")
+        if each.refusal is not None and (each.probabilities is not None or not isinstance(each.refusal, str)):
+            raise ValueError(f"no reason of a refusal: {each!r:.100}")
