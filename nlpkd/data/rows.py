@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -19,6 +20,8 @@ from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.streaming import TextStream
 from nlpkd.tasks import UNLABELLED
 from nlpkd.utils.randomness import undrawn
+
+logger = logging.getLogger(__name__)
 
 _HASHED_ROWS = 10_000
 
@@ -202,13 +205,14 @@ def describe_rows(rows: Any, columns: Sequence[str], split: str) -> dict[str, An
     return told | {f"the {split} rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
 
 
-def count_learned(measured: Dataset, train: Any, columns: Sequence[str]) -> int | None:
-    """Count the texts to measure on that are training texts too, but for case, blanks and Unicode form.
+def count_learned(measured: Dataset, train: Any, columns: Sequence[str], split: str) -> int | None:
+    """Count the texts to measure on that are training texts too, but for case, blanks and Unicode form; warn of them.
 
     Args:
         measured: the rows to measure on; of the windows of a text one counts.
         train: the training rows.
         columns: of the texts, one or two.
+        split: what the measured rows are called in the warning.
 
     Returns:
         How many; None where the training rows are a stream, which is read once.
@@ -219,9 +223,12 @@ def count_learned(measured: Dataset, train: Any, columns: Sequence[str]) -> int 
     found = np.zeros(len(wanted), dtype=bool)
     for table in train.select_columns(list(columns)).with_format("arrow").iter(_HASHED_ROWS):
         found |= pc.is_in(wanted, value_set=_plain(table, columns)).to_numpy(zero_copy_only=False)
-    if DOCUMENT in measured.column_names:
-        return len(set(np.asarray(measured[DOCUMENT][:])[found]))
-    return int(found.sum())
+    windows = DOCUMENT in measured.column_names
+    count = len(set(np.asarray(measured[DOCUMENT][:])[found])) if windows else int(found.sum())
+    if count:
+        told = "%d of the %d texts of the %s split are training texts too: figures say more of them than of new texts."
+        logger.warning(told, count, count_texts(measured), split)
+    return count
 
 
 def _plain(table: pa.Table, columns: Sequence[str]) -> pa.Array:

@@ -17,7 +17,7 @@ from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, tell_other_names
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
-from nlpkd.data.rows import class_counts, count_learned, count_texts, hold_out_validation
+from nlpkd.data.rows import class_counts, hold_out_validation
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
 from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, read_splits, without_training_words
 from nlpkd.data.streaming import TextStream, column_names
@@ -85,16 +85,6 @@ class TextClassificationData:
         columns = {"text_column": self.text_column, "text_pair_column": self.text_pair_column}
         lengths = {"max_length": self.max_length, "window_stride": self.window_stride}
         return columns | {"label_column": self.label_column} | lengths
-
-    def count_learned(self, split: str) -> int | None:
-        """Count the texts of a split that are training texts too, and warn if there are any; see `rows.count_learned`."""
-        found = count_learned(self[split], self["train"], self.text_columns)
-        if found:
-            logger.warning(
-                "%d of the %d texts of the %s split are training texts too: what is measured says more of them than of "
-                "new texts.", found, count_texts(self[split]), split,
-            )  # fmt: skip
-        return found
 
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]

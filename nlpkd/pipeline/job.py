@@ -20,7 +20,7 @@ from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
-from nlpkd.data.rows import count_texts, has_unlabelled, hash_rows
+from nlpkd.data.rows import count_learned, count_texts, has_unlabelled, hash_rows
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -281,7 +281,8 @@ class Job:
 
     @cached_property
     def _learned(self) -> int | None:
-        return self.data.count_learned(self._measured_split)
+        split, columns = self._measured_split, self.data.text_columns
+        return count_learned(self.data[split], self.data["train"], columns, split)
 
     def rows_to_measure(self, config: Any) -> tuple[str, Any, Any]:
         """Return the split that is measured, its rows, and others that thresholds or temperatures are fitted on."""

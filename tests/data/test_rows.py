@@ -28,7 +28,7 @@ def texts(*values: str | None) -> Dataset:
     ],
 )
 def test_texts_are_compared_without_case_and_blanks(measured, train, learned):
-    assert count_learned(texts(*measured), texts(*train), ["text"]) == learned
+    assert count_learned(texts(*measured), texts(*train), ["text"], "test") == learned
 
 
 def test_the_order_of_rows_changes_nothing():
@@ -37,18 +37,18 @@ def test_the_order_of_rows_changes_nothing():
     expected = sum(" ".join(text.lower().split()) in known for text in measured["text"])
     assert 0 < expected < 40
     for seed in range(3):
-        assert count_learned(measured.shuffle(seed), train.shuffle(seed + 1), ["text"]) == expected
+        assert count_learned(measured.shuffle(seed), train.shuffle(seed + 1), ["text"], "test") == expected
 
 
 def test_of_pairs_both_texts_must_be_the_same_in_their_order():
     measured = Dataset.from_dict({"one": ["a", "a", "b"], "two": ["b", "c", "a"]})
     train = Dataset.from_dict({"one": ["A"], "two": ["b "]})
-    assert count_learned(measured, train, ["one", "two"]) == 1
+    assert count_learned(measured, train, ["one", "two"], "test") == 1
 
 
 def test_a_text_in_several_windows_counts_once():
     measured = Dataset.from_dict({"text": ["good", "good", "bad"], DOCUMENT: [0, 0, 1]})
-    assert count_learned(measured, texts("good", "good"), ["text"]) == 1
+    assert count_learned(measured, texts("good", "good"), ["text"], "test") == 1
 
 
 def test_a_stream_is_not_read_for_it(tokenizer, tmp_path):
@@ -56,4 +56,4 @@ def test_a_stream_is_not_read_for_it(tokenizer, tmp_path):
         raw_rows(20).to_json(tmp_path / f"{name}.jsonl")
     files = (str(tmp_path / f"{name}.jsonl") for name in ("train", "validation"))
     data = load_text_classification(*files, tokenizer=tokenizer, streaming=True)
-    assert count_learned(data["validation"], data["train"], ["text"]) is None
+    assert count_learned(data["validation"], data["train"], ["text"], "test") is None
