@@ -227,7 +227,7 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(
                 f"auto_find_batch_size=True is for one process, and there are {self.world_size}: one that runs out of "
                 "memory would leave the others waiting. Set per_device_train_batch_size lower, and "
-                "gradient_accumulation_steps higher, which changes no result"
+                "gradient_accumulation_steps higher, which changes no result of objectives on single rows"
             )
         if self.n_gpu > 1:
             raise ValueError(

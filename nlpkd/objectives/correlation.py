@@ -51,8 +51,17 @@ class DISTLoss(Objective):
         super().__init__(weight)
         if not (are_numbers(beta, gamma) and beta >= 0 and gamma >= 0):
             raise ValueError(f"beta and gamma must be >= 0, got {beta!r} and {gamma!r}")
-        self.temperature = as_temperature(temperature)
+        self.temperature = temperature  # type: ignore[assignment]
         self.beta, self.gamma = beta, gamma
+
+    @property
+    def temperature(self) -> Temperature:
+        """What both sides' logits are divided by; a number that is assigned is taken as in the constructor."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | Temperature) -> None:
+        self._temperature = as_temperature(value)
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Warn where there are two classes; see `Objective.bind`."""

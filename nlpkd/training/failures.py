@@ -58,7 +58,8 @@ def explain_out_of_memory(args: TrainingArguments) -> Iterator[None]:
             "even with 1 row: use a smaller student or teacher, or a lower max_length"
             if reached_zero
             else f"with {args.train_batch_size} rows a micro-batch: halve per_device_train_batch_size and double "
-            f"gradient_accumulation_steps, which changes no result{by_itself}, or lower max_length"
+            f"gradient_accumulation_steps, which changes no result of objectives on single rows{by_itself}, or lower "
+            "max_length"
         )
         raise MemoryError(f"memory ran out {advice}") from error
     finally:
