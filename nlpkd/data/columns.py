@@ -16,7 +16,10 @@ LABEL_NAMES = frozenset("label labels target class sentiment category stars rati
 
 
 PAIRS = (
-    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
     # As nlpkd.load and the pipeline of transformers have them.
     ("text", "text_pair"),
 )
@@ -73,7 +76,7 @@ def find_columns(
     given = _given(available, named)
     free = [name for name in available if name not in given]
     if label is None:
-        unknown = text is None and not any(_plain(name) in TEXT_NAMES for name in free)
+        unknown = text is None and not any(usual_form(name) in TEXT_NAMES for name in free)
         also = ", and which is the text with text_column (--text-column)" if unknown else ""
         label = _the_one(free, LABEL_NAMES, available, "label", f"label_column (--label-column){also}")
         free.remove(label)
@@ -136,7 +139,7 @@ def find_pairs(available: Sequence[str]) -> list[tuple[str, str]]:
         The two columns of every pair that is there.
     """
     couples = [(first, second) for first in available for second in available]
-    return [(first, second) for first, second in couples if (_plain(first), _plain(second)) in PAIRS]
+    return [(first, second) for first, second in couples if (usual_form(first), usual_form(second)) in PAIRS]
 
 
 def _given(available: Sequence[str], named: Sequence[tuple[str, str | None]]) -> list[str]:
@@ -157,7 +160,7 @@ def _texts(
     if text is None:
         pairs = find_pairs(free) if text_pair is None else []
         if pairs:
-            others = {name for name in free if _plain(name) in TEXT_NAMES}.difference(*pairs)
+            others = {name for name in free if usual_form(name) in TEXT_NAMES}.difference(*pairs)
             if others or len(pairs) > 1:
                 raise ValueError(
                     f"Several columns could be the text: {sorted(others)} and the pairs {pairs}. The columns are "
@@ -170,12 +173,13 @@ def _texts(
     return text, text_pair
 
 
-def _plain(name: str) -> str:
+def usual_form(name: str) -> str:
+    """Return the name of a column or a split as it is compared with usual ones: in any case, with blanks around it."""
     return name.strip().lower()
 
 
 def _the_one(free: Sequence[str], known: frozenset[str], available: Sequence[str], what: str, argument: str) -> str:
-    found = [name for name in free if _plain(name) in known]
+    found = [name for name in free if usual_form(name) in known]
     if len(found) == 1:
         return found[0]
     problem = f"Several columns could be the {what}: {found}" if found else f"No column is known to be the {what}"

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from scipy.special import logit
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS, TEXT_NAMES, find_pairs
+from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS, TEXT_NAMES, find_pairs, usual_form
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.kind import is_missing, read_kind, whole_number
 from nlpkd.data.labels.multi_label import number_in_lists
@@ -112,14 +112,14 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
     """
     train, column = splits["train"], asked.soft_label_column
     given = [asked.label_column] if isinstance(asked.label_column, str) else list(asked.label_column or ())
-    usual = [name for name in train.column_names if name.strip().lower() in LABEL_NAMES and name != column]
+    usual = [name for name in train.column_names if usual_form(name) in LABEL_NAMES and name != column]
     has_gold = bool(set(given) & set(train.column_names) or (usual and not given))
     soft = column is not None
     if soft and column not in train.column_names:
         return splits, asked
     # What the splits call their labels, and which task these make.
     others = {split: data for split, data in splits.items() if split != "train"}
-    known = [name for data in others.values() for name in data.column_names if name.strip().lower() in LABEL_NAMES]
+    known = [name for data in others.values() for name in data.column_names if usual_form(name) in LABEL_NAMES]
     label = (given or (usual if has_gold else known) or ["label"])[0]
     held_out = {split: data for split, data in others.items() if label in data.column_names}
     if (has_gold and (not soft or len(given) > 1 or len(held_out) == len(others))) or not (soft or held_out):
@@ -179,7 +179,7 @@ def _has_texts(train: Dataset, asked: DataArguments) -> bool:
     """Check whether rows have a column of texts, so that a label's column is all that they lack."""
     if asked.text_column is not None:
         return asked.text_column in train.column_names
-    plain = {name.strip().lower() for name in train.column_names}
+    plain = {usual_form(name) for name in train.column_names}
     return bool(plain & TEXT_NAMES) or bool(find_pairs(train.column_names))
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import LABEL_NAMES
+from nlpkd.data.columns import LABEL_NAMES, usual_form
 from nlpkd.data.labels.kind import is_missing, whole_number
 from nlpkd.data.readers import SUFFIXES, UNFIT, check_names, read_table, table_of, to_column
 from nlpkd.data.rows import describe_rows
@@ -144,8 +144,8 @@ def read_measured_rows(
     chosen = _choose(sorted(set(splits).difference(hidden)), hidden, wanted, name_of(source))
     if hidden:
         logger.warning("Not measured on, since their labels are hidden (-1, null, or no column): %s.", hidden)
-    role = next((role for role, names in SPLIT_NAMES.items() if _plain_name(chosen) in names), None)
-    trained = [split for split in splits if _plain_name(split) in SPLIT_NAMES["train"] and role != "train"]
+    role = next((role for role, names in SPLIT_NAMES.items() if usual_form(chosen) in names), None)
+    trained = [split for split in splits if usual_form(split) in SPLIT_NAMES["train"] and role != "train"]
     key = (role or "validation") if trained else "train"
     kept = DatasetDict({"train": splits[min(trained)], key: splits[chosen]}) if trained else splits[chosen]
     with without_training_words(kept):
@@ -158,7 +158,7 @@ def _choose(usable: Sequence[str], hidden: Sequence[str], wanted: Sequence[str],
         if each in SPLIT_NAMES["train"] and place > 0:
             continue
         called = [split for split in usable if split == each]
-        called = called or [split for split in usable if _plain_name(split) in SPLIT_NAMES.get(each, ())]
+        called = called or [split for split in usable if usual_form(split) in SPLIT_NAMES.get(each, ())]
         if len(called) == 1:
             return called[0]
     lacking = f" ({hidden} without labels)" if hidden else ""
@@ -166,7 +166,7 @@ def _choose(usable: Sequence[str], hidden: Sequence[str], wanted: Sequence[str],
         raise ValueError(f"{name} has no split {' or '.join(map(repr, wanted))}, found {list(usable)}{lacking}")
     if len(usable) == 1 and not hidden:
         return usable[0]
-    held_out = [split for split in usable if _HELD_OUT.match(_plain_name(split))]
+    held_out = [split for split in usable if _HELD_OUT.match(usual_form(split))]
     if len(held_out) == 1:
         return held_out[0]
     raise ValueError(
@@ -179,18 +179,14 @@ def _hidden(splits: Mapping[str, Dataset], label_column: str | Sequence[str] | N
     """Return the test splits that lack the labels which others have: no column of them, or all are -1 or null."""
     named = {label_column} if isinstance(label_column, str) else set(label_column or ())
     columns = {column for rows in splits.values() for column in rows.column_names}
-    labels = named or {column for column in columns if _plain_name(column) in LABEL_NAMES}
-    return [split for split, rows in splits.items() if _plain_name(split).startswith("test") and _lacks(rows, labels)]
+    labels = named or {column for column in columns if usual_form(column) in LABEL_NAMES}
+    return [split for split, rows in splits.items() if usual_form(split).startswith("test") and _lacks(rows, labels)]
 
 
 def _lacks(rows: Dataset, labels: set[str]) -> bool:
     there = labels.intersection(rows.column_names)
     values = [value for column in there for value in rows.with_format(None)[column][:]]
     return bool(labels) and all(is_missing(value) or whole_number(value) == -1 for value in values)
-
-
-def _plain_name(name: str) -> str:
-    return name.strip().lower()
 
 
 def _plain(data: Dataset) -> Dataset:

@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns
+from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns, usual_form
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, tell_other_names
 from nlpkd.data.labels import encode_labels, encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
@@ -292,7 +292,7 @@ def _stream_train(
         # Text that nobody labelled: a teacher names the classes, and the held-out rows their column.
         held_out = read_splits([{"text": ""}], validation)[0]["validation"]
         lacking = [name for name in held_out.column_names if name not in available]
-        usual = [name for name in lacking if name == asked.label_column or name.strip().lower() in LABEL_NAMES]
+        usual = [name for name in lacking if name == asked.label_column or usual_form(name) in LABEL_NAMES]
         columns = _find_columns([*available, *usual], asked)
         logger.warning("The train rows have no column %r: the teacher alone labels all.", columns.label)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)

@@ -214,6 +214,20 @@ def taped(monkeypatch):
     return lambda module, samples: cuda_graphs._Graphs(module, samples, None)
 
 
+@pytest.fixture
+def drawing_alike(taped, monkeypatch):
+    """Record on tapes without drawing numbers; on a GPU those that are drawn meanwhile are given back."""
+    monkeypatch.setattr(cuda_graphs, "_WARM_UPS", 0)
+
+    def record(module, samples):
+        drawn = torch.get_rng_state()
+        recorded = taped(module, samples)
+        torch.set_rng_state(drawn)
+        return recorded
+
+    return record
+
+
 def run_steps(
     record=None, scale: float = 1.0, objectives=None, weights=()
 ) -> tuple[list[float], list[torch.Tensor], int]:
@@ -246,34 +260,16 @@ def run_steps(
     return losses, [each.detach() for each in model.parameters()], len(passes.passes)
 
 
-def test_a_weight_that_is_assigned_between_two_steps_holds_from_there_on_in_recorded_passes_too(taped, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "_WARM_UPS", 0)
-
-    def record(module, samples):
-        drawn = torch.get_rng_state()
-        recorded = taped(module, samples)
-        torch.set_rng_state(drawn)
-        return recorded
-
+def test_a_weight_that_is_assigned_between_two_steps_holds_from_there_on_in_recorded_passes_too(drawing_alike):
     weights = [(0, 1.0), (6, 0.0)]
-    usual, found = run_steps(weights=weights), run_steps(record, weights=weights)
+    usual, found = run_steps(weights=weights), run_steps(drawing_alike, weights=weights)
     assert found[:2] != run_steps()[:2] and found[2] == 4
     assert found[0] == usual[0]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_a_training_on_recorded_passes_is_the_usual_training_to_the_last_bit_dropout_too(taped, scale, monkeypatch):
-    usual = run_steps(scale=scale)
-    # The passes that warm up are not to draw numbers; on a GPU they are given back.
-    monkeypatch.setattr(cuda_graphs, "_WARM_UPS", 0)
-
-    def record(module, samples):
-        drawn = torch.get_rng_state()
-        recorded = taped(module, samples)
-        torch.set_rng_state(drawn)
-        return recorded
-
-    found = run_steps(record, scale)
+def test_a_training_on_recorded_passes_is_the_usual_training_to_the_last_bit_dropout_too(drawing_alike, scale):
+    usual, found = run_steps(scale=scale), run_steps(drawing_alike, scale)
     assert usual[2] == 0 and found[2] == 2
     assert found[0] == usual[0]
     for one, other in zip(found[1], usual[1], strict=True):
