@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nlpkd.objectives.base import Objective
-from nlpkd.objectives.temperature import Temperature, as_temperature
+from nlpkd.objectives.temperature import Temperature, TemperatureSetting
 from nlpkd.tasks import SINGLE_LABEL
 from nlpkd.utils.field_types import are_numbers
 
@@ -39,6 +39,7 @@ class DISTLoss(Objective):
     settings = ("temperature", "beta", "gamma")
     tasks = frozenset({SINGLE_LABEL})
     couples_rows = True
+    temperature = TemperatureSetting()
 
     def __init__(
         self,
@@ -51,17 +52,8 @@ class DISTLoss(Objective):
         super().__init__(weight)
         if not (are_numbers(beta, gamma) and beta >= 0 and gamma >= 0):
             raise ValueError(f"beta and gamma must be >= 0, got {beta!r} and {gamma!r}")
-        self.temperature = temperature  # type: ignore[assignment]
+        self.temperature = temperature
         self.beta, self.gamma = beta, gamma
-
-    @property
-    def temperature(self) -> Temperature:
-        """What both sides' logits are divided by; a number that is assigned is taken as in the constructor."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float | Temperature) -> None:
-        self._temperature = as_temperature(value)
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Warn where there are two classes; see `Objective.bind`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of
-from nlpkd.objectives.temperature import Temperature, as_temperature
+from nlpkd.objectives.temperature import Temperature, TemperatureSetting
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 from nlpkd.utils.field_types import are_numbers
 
@@ -47,6 +47,7 @@ class SoftTargetObjective(Objective):
     """
 
     needs = frozenset({"logits"})
+    temperature = TemperatureSetting()
     settings: ClassVar[tuple[str, ...]] = ("temperature", "standardize", "teacher_errors", "confidence_weighting")
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL})
 
@@ -62,7 +63,7 @@ class SoftTargetObjective(Objective):
         super().__init__(weight)
         if teacher_errors not in TEACHER_ERRORS:
             raise ValueError(f"teacher_errors must be one of {TEACHER_ERRORS}, got {teacher_errors!r}")
-        self.temperature = temperature  # type: ignore[assignment]
+        self.temperature = temperature
         self.standardize = standardize
         self.teacher_errors = teacher_errors
         self.confidence_weighting = confidence_weighting
@@ -70,14 +71,9 @@ class SoftTargetObjective(Objective):
             self.needs = self.needs | {"labels"}
 
     @property
-    def temperature(self) -> Temperature:
-        """T; a number that is set becomes a constant one."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float | Temperature) -> None:
-        self._temperature = as_temperature(value)
-        self.couples_rows = self._temperature.couples_rows
+    def couples_rows(self) -> bool:  # type: ignore[override]
+        """Whether the temperature of a row depends on the rows beside it; see `Objective`."""
+        return self.temperature.couples_rows
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Refuse options that the task has no meaning for; see `Objective.bind`."""

@@ -120,13 +120,14 @@ class FocalTemperature(Temperature):
             return (self.base + self.beta * (distance.mean() - distance)).clamp(min=self.minimum)[:, None]
 
 
-def as_temperature(value: float | Temperature) -> Temperature:
-    """Turn a number into a constant temperature, and pass a `Temperature` through.
+class TemperatureSetting:
+    """An objective's temperature; a number that is assigned becomes a constant one."""
 
-    Raises:
-        ValueError: if the number is not positive.
-    """
-    return value if isinstance(value, Temperature) else ConstantTemperature(value)
+    def __get__(self, objective: Any, kind: Any = None) -> Any:
+        return self if objective is None else objective._temperature
+
+    def __set__(self, objective: Any, value: float | Temperature) -> None:
+        objective._temperature = value if isinstance(value, Temperature) else ConstantTemperature(value)
 
 
 _HIGHEST = 1000.0
