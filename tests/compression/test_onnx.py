@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from transformers import (
     DistilBertForSequenceClassification,
     MPNetConfig,
     MPNetForSequenceClassification,
+    PreTrainedConfig,
 )
 
 import nlpkd
@@ -219,9 +221,34 @@ def test_sums_of_two_products_of_the_portable_form_fit_into_16_bits(exported, tm
     assert record.portable_agreement == np.mean(whole == small)
 
 
-def test_nlpkd_itself_asks_for_sums_that_do_not_saturate(exported):
+def test_sums_of_large_8_bit_products_are_exact(tmp_path):
+    weight = np.full((64, 2), 127, dtype=np.int8)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Cast", ["input_ids"], ["a"], to=onnx.TensorProto.UINT8),
+            onnx.helper.make_node("MatMulInteger", ["a", "w"], ["sums"]),
+            onnx.helper.make_node("Cast", ["sums"], ["logits"], to=onnx.TensorProto.FLOAT),
+        ],
+        "sums",
+        [onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", 64])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    # Of the oldest version that has these operators, which each ONNX Runtime reads.
+    operators = [onnx.helper.make_opsetid("", 13)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=operators, ir_version=8), tmp_path / "m.onnx")
+    classifier = OnnxClassifier(tmp_path / "m.onnx", PreTrainedConfig(num_labels=2))
+    logits = classifier(torch.full((3, 64), 255)).logits
+    assert logits.tolist() == [[64 * 255 * 127.0] * 2] * 3
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="what the processor has is read from /proc/cpuinfo")
+def test_exact_sums_which_take_longer_are_asked_for_on_x86_without_vnni_alone(exported):
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     options = OnnxClassifier.from_pretrained(exported[0]).session.get_session_options()
-    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    without_vnni = "sse4_1" in flags and not flags & {"avx512_vnni", "avx_vnni"}
+    with nullcontext() if without_vnni else pytest.raises(RuntimeError):
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_with_calibration_a_texts_logits_do_not_depend_on_the_texts_beside_it(exported, tmp_path, tokenizer):
