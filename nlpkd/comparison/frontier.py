@@ -187,6 +187,10 @@ def _students(
     teacher, own = settings["teacher"], inspect.signature(distill).parameters
     if not isinstance(teacher, (str, Path)):
         raise ValueError(f"teacher must be a path or a Hub id, got {type(teacher).__name__}: save a model first")
+    if ModelSource.of(teacher).is_onnx:
+        raise ValueError(
+            f"a frontier compares with the teacher in PyTorch, and {str(teacher)!r} is a file: give its folder"
+        )
     _check_overrides(overrides, settings)
     for given in (settings, *overrides.values()):
         for name in _NOT_HERE.keys() & given.keys():

@@ -33,12 +33,12 @@ class ModelSource:
     """Where a model comes from.
 
     Attributes:
-        given: a path, a Hub id, or a model (one in a peft wrapper too); to be measured, an ONNX file.
+        given: a path, a Hub id, or a model (one in a peft wrapper too); to be asked or measured, an ONNX file too.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run the repository's own code.
     """
 
-    given: str | Path | PreTrainedModel
+    given: str | Path | PreTrainedModel | OnnxClassifier
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -85,18 +85,60 @@ class ModelSource:
             return self.given.config
         return load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
-    def teacher(self, dtype: str = "float32") -> PreTrainedModel:
-        """Load the model as a teacher (`nlpkd.load_teacher`); a model is returned as it is."""
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it is an ONNX file, of which only logits can be had."""
+        return isinstance(self.given, OnnxClassifier) or not isinstance(self.given, nn.Module) and _is_onnx(self.given)
+
+    def teacher(self, dtype: str = "float32") -> Any:
+        """Load the model as a teacher (`nlpkd.load_teacher`); a model is returned as it is.
+
+        Raises:
+            ValueError: if another dtype is asked for of a model than it has.
+        """
         if isinstance(self.given, nn.Module):
+            own = str(getattr(self.given, "dtype", dtype)).removeprefix("torch.")
+            if dtype not in ("auto", "float32", own):
+                raise ValueError(
+                    f"teacher_dtype={dtype!r}, and the model that is given has {own}: leave it out, or cast the model"
+                )
             return self.given
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
         return load_teacher(self.given, revision=self.revision, **options)
 
-    def classifier(self) -> PreTrainedModel | OnnxClassifier:
-        """Load the model to be measured: a teacher, or an ONNX file."""
-        if isinstance(self.given, nn.Module) or not _is_onnx(self.given):
-            return self.teacher()
-        return OnnxClassifier.from_pretrained(self.given, trust_remote_code=self.trust_remote_code)
+    def classifier(self, dtype: str = "float32") -> PreTrainedModel | OnnxClassifier:
+        """Load the model to be asked or measured: a teacher, or an ONNX file.
+
+        Raises:
+            ValueError: if a dtype is asked for of an ONNX file.
+        """
+        given: Any = self.given
+        if not self.is_onnx:
+            return self.teacher(dtype)
+        if dtype != "float32":
+            raise ValueError(
+                f"teacher_dtype={dtype!r} is of weights in PyTorch, and {self.describe()['name']} has a precision of "
+                "its own: leave it out"
+            )
+        if isinstance(given, OnnxClassifier):
+            return given
+        return OnnxClassifier.from_pretrained(given, trust_remote_code=self.trust_remote_code)
+
+    def in_pytorch(self, loaded: PreTrainedModel | OnnxClassifier) -> PreTrainedModel:
+        """Return a loaded classifier's weights in PyTorch: of an ONNX file those of the model's folder.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if not isinstance(loaded, OnnxClassifier):
+            return loaded
+        folder = model_folder(loaded.path)
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"a student that is made of its teacher needs the teacher's weights in PyTorch, and {folder} has no "
+                f"*.safetensors beside {loaded.path.name}: put them there, or name a student that is saved already"
+            )
+        return load_teacher(folder, trust_remote_code=self.trust_remote_code)
 
     def refuse_as_output(self, output_dir: str | Path) -> None:
         """Refuse an output folder that what is written would take the model from.
@@ -116,6 +158,8 @@ class ModelSource:
     def describe(self) -> dict[str, Any]:
         """Return name and revision for a record; a path is told from a Hub id by its first character."""
         given = self.given
+        if isinstance(given, OnnxClassifier):
+            given = given.path
         if isinstance(given, nn.Module):
             given = given.config._name_or_path or f"./{type(given).__name__}"
         name = str(given) if not Path(given).exists() or Path(given).is_absolute() else f"./{Path(given)}"

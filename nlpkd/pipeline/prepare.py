@@ -120,11 +120,12 @@ def prepare_job(
     told, names = asked.problem_type, asked.label_names
     asked = teachers.fill_in_task_and_names(asked)
 
-    load_models = cache(lambda: [each.teacher(teacher_dtype) for each in teachers.models])
+    load_models = cache(lambda: [each.classifier(teacher_dtype) for each in teachers.models])
+    parent = cache(lambda: teachers.models[0].in_pytorch(load_models()[0]))
 
     def augmenter() -> Augmenter:
         kind, settings = student if inherits else learner.config(), (args.augment_change, args.augment_model)
-        return make_augmenter(str(args.augment), load_models()[0], teachers.tokenizers[0], kind, *settings)
+        return make_augmenter(str(args.augment), parent(), teachers.tokenizers[0], kind, *settings)
 
     def load(tokenizer: PreTrainedTokenizerBase) -> TextClassificationData:
         beside = teachers.tokenizers_beside(tokenizer)
@@ -147,11 +148,11 @@ def prepare_job(
         objectives = usual_objectives(learner, teachers, same_tokens=beside is None)
     weights = weights_of_classes(class_weights, data)
     options = {"embedding_size": embedding_size, "backbone": backbone, "rows": data["train"], "tokenizer": tokenizer}
-    make: Any = partial(_student_maker, learner, models, data, **options)
+    make: Any = partial(_student_maker, learner, parent() if inherits else None, data, **options)
     described = learner.describe() | {"checkpoint": not inherits}
     if start != "teacher":
         described["start"] = start
-    described |= _backbone_on_the_hub(models if inherits else [], backbone)
+    described |= _backbone_on_the_hub(parent() if inherits else None, backbone)
     job = Job(
         teacher=as_one_teacher(models, args.ensemble_weights, args.ensemble_average) if models else None,
         teacher_tokenizer=beside,
@@ -180,7 +181,7 @@ def prepare_job(
     )
     if vocabulary == "whole" or (vocabulary is None and not ship):
         return job
-    whole = merge_adapter(models[0]) if inherits else None
+    whole = merge_adapter(parent()) if inherits else None
     return with_trimmed_vocabulary(job, whole, teachers, load, args.seed, required=vocabulary == "trim")
 
 
@@ -245,9 +246,9 @@ def prepare_labelled_job(
         return prepared(*answered)
 
 
-def _backbone_on_the_hub(teachers: Sequence[PreTrainedModel], given: str | Path | None) -> dict[str, str]:
-    """Return what a card names where teacher and student are folders: what the first teacher was fine-tuned from."""
-    known = find_backbone(teachers[0].config, given) if teachers else None
+def _backbone_on_the_hub(parent: PreTrainedModel | None, given: str | Path | None) -> dict[str, str]:
+    """Return what a card names where teacher and student are folders: what the parent was fine-tuned from."""
+    known = None if parent is None else find_backbone(parent.config, given)
     return {"backbone": known.name} if known is not None and hub_id(known.name) else {}
 
 
@@ -287,7 +288,7 @@ def prepare_teacher(
     data = name_classes(data, data_args.label_names if data_args else ())
     data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
     weights = weights_of_classes(class_weights, data)
-    load = _student_maker(source, [], data)
+    load = _student_maker(source, None, data)
 
     def make_untrained(seed: int) -> PreTrainedModel:
         """Load the backbone, whose name its config keeps."""
@@ -342,7 +343,7 @@ def _student_asked_for(
     if bounded and not teachers.models:
         raise ValueError("a budget chooses among students of a teacher, and there is none")
     if bounded:
-        teacher = teachers.models[0].teacher("float32")
+        teacher = teachers.models[0].in_pytorch(teachers.models[0].classifier())
 
         def fits(name: str, student_config: Any) -> bool:
             """Check whether the student's objectives can match it with its teachers."""
@@ -360,7 +361,7 @@ def _student_asked_for(
 
 def _student_maker(
     student: ModelSource,
-    teachers: Sequence[PreTrainedModel],
+    parent: PreTrainedModel | None,
     data: TextClassificationData,
     **options: Any,
 ) -> Callable[[int], PreTrainedModel]:
@@ -368,9 +369,9 @@ def _student_maker(
     given: Any = student.given
     if isinstance(given, PreTrainedModel):
         return lambda seed: copy.deepcopy(given)
-    if teachers and _is_made_of_a_teacher(given):
+    if parent is not None:
         trust: dict[str, Any] = {"trust_remote_code": student.trust_remote_code}
-        return lambda seed, **more: make_student(teachers[0], given, seed=seed, **options, **more, **trust)
+        return lambda seed, **more: make_student(parent, given, seed=seed, **options, **more, **trust)
     # A trained head without names is put in the rows' order by the trainer, which has gold labels.
     own = Classes.of_config(student.config())
     unnamed = own is not None and own.is_generic and len(own) == data.num_labels and not is_pretrained(student)

@@ -220,7 +220,8 @@ def usual_objectives(student: ModelSource, teachers: Teachers, same_tokens: bool
         matched with those of a single teacher, token by token. `"hinton"` of all others.
     """
     kind = _kind(student, teachers)
-    if len(teachers.models) != 1 or (kind is not None and kind.objectives == "hinton"):
+    logits_alone = len(teachers.models) != 1 or teachers.models[0].is_onnx
+    if logits_alone or (kind is not None and kind.objectives == "hinton"):
         return "hinton"
     if kind is not None and kind.objectives != "layerwise":
         return kind.objectives
@@ -273,10 +274,12 @@ def can_match(stages: Sequence[Stage], student_config: Any, teachers: Teachers) 
         teachers: who it learns from.
 
     Returns:
-        Whether none of them refuses.
+        Whether none of them refuses, and no teacher that they match is an ONNX file, which has logits alone.
     """
     configs = [each.config() for each in teachers.models]
     wanted = [each for stage in stages for each in stage.objectives if each.needs & FEATURES]
+    if wanted and any(each.is_onnx for each in teachers.models):
+        return False
     try:
         for objective in copy.deepcopy(wanted):
             objective.bind(student_config, configs if len(configs) > 1 else configs[0])

@@ -77,7 +77,8 @@ def cache_teacher_outputs(
         outputs: `"logits"`, or `"probabilities"`, whose logarithm is kept, after raising them to at least
             `PROBABILITY_FLOOR`.
         bf16: run a module in bf16 mixed precision; where the machine is fast at it, if None.
-        batch_tokens: tokens of a module's batch, padding included; 2,048 on a CPU, 16,384 elsewhere.
+        batch_tokens: tokens of a module's batch, padding included; 512 of an ONNX file, 2,048 on a CPU, 16,384
+            elsewhere.
         shard_rows: rows of a shard, and of a function's batch; more, where there would be more than `MOST_SHARDS`
             shards. A cache that is there keeps its own.
         text_columns: what a function reads.

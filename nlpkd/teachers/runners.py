@@ -24,10 +24,11 @@ from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
 from nlpkd.data.tokenization import TEACHER_PREFIX, TOKEN_COLUMNS, with_usual_padding
 from nlpkd.models.capture import Capture
 from nlpkd.models.inference import evaluating, inference_copy
+from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import foreign_hook, is_quantized, unwrapped
 from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
 
-_BATCH_TOKENS = {"cpu": 2048}
+_BATCH_TOKENS = {"cpu": 2048, "onnx": 512}
 
 
 _ACCELERATOR_BATCH_TOKENS = 16384
@@ -138,7 +139,8 @@ class ModelRunner:
         layers: whose hidden states to keep, 0 being the embeddings.
         device: where it runs.
         bf16: run it in bf16 mixed precision.
-        batch_tokens: tokens of a batch, padding included; 2,048 on a CPU, 16,384 elsewhere, if None.
+        batch_tokens: tokens of a batch, padding included; 512 of an ONNX file, 2,048 on a CPU, 16,384 elsewhere, if
+            None.
 
     Raises:
         ValueError: if the tokenizer can't pad, a layer does not exist, the rows lack what the module reads or have
@@ -191,8 +193,10 @@ class ModelRunner:
         # How it is run on them.
         tokenizer = with_usual_padding(tokenizer)
         self.model, self.tokenizer, self.device = model, tokenizer, device
-        self.bf16 = bf16 and not is_quantized(model)
-        self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device.type, _ACCELERATOR_BATCH_TOKENS)
+        of_onnx = isinstance(model, OnnxClassifier)
+        self.bf16 = bf16 and not is_quantized(model) and not of_onnx
+        runs_on = "onnx" if of_onnx else device.type
+        self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(runs_on, _ACCELERATOR_BATCH_TOKENS)
         self.left = tokenizer.padding_side == "left"
         self.padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         columns = [

@@ -352,9 +352,11 @@ def _content(cell: types.CellType) -> Any:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Hash a model's parameters and buffers, those too that no state dict has: names, types, shapes and bytes."""
-    tensors = (dict(model.named_buffers()) | model.state_dict()).items()
-    return _hash_tensors((name, each) for name, each in tensors if isinstance(each, Tensor))
+    """Hash a model's parameters, buffers and extra state, those buffers too that no state dict has."""
+    state = dict(model.named_buffers()) | model.state_dict()
+    tensors = _hash_tensors((name, each) for name, each in state.items() if isinstance(each, Tensor))
+    further = {name: Teller().tell(each) for name, each in state.items() if not isinstance(each, Tensor)}
+    return hash_value([tensors, further]) if further else tensors
 
 
 def hash_tensor(tensor: Tensor) -> str:

@@ -266,6 +266,10 @@ def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
         ({"students": []}, "students must be a list"),
         ({"students": [3]}, "students must be a list"),
         ({"students": ["static"], "teacher": tiny_bert()}, "teacher must be a path.*BertForSequenceClassification"),
+        (
+            {"students": ["static"], "teacher": "a/onnx/model.onnx"},
+            "compares with the teacher in PyTorch.* its folder",
+        ),
         ({"students": ["static"], "window_stride": 4}, "takes no window_stride"),
         ({"students": ["static"], "only": ["bilstm"]}, r"only names \['bilstm'\]"),
         ({"students": ["static"], "overrides": {"bilstm": {}}}, r"overrides names \['bilstm'\]"),

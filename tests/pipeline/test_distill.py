@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -22,9 +23,11 @@ from samples import QUIET, raw_rows, tiny_bert
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer, pipeline
 
-from nlpkd import EvaluationReport, distill, load, train_teacher
+from nlpkd import DistillationConfig, EvaluationReport, OnnxClassifier, distill, load, train_teacher
 from nlpkd.augment import MaskingAndNGrams, augment
+from nlpkd.compression import export_onnx
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.pipeline.distill import cache_for_distillation
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.students.checkpoint import with_fresh_pooler
 
@@ -337,6 +340,62 @@ def test_a_model_s_own_folder_is_no_place_for_what_is_made_of_it(tmp_path, taugh
             job = {"teacher": taught.output_dir, "student": "layers:1"} | of_role[role]
             distill(**job, train=splits, output_dir=out, **QUICK)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory, taught) -> Path:
+    """Whose answers are not those of the weights beside it, so that either shows."""
+    folder = tmp_path_factory.mktemp("exported")
+    other = copy.deepcopy(taught.model)
+    with torch.no_grad():
+        other.classifier.weight.mul_(2.5)
+    export_onnx(other, taught.tokenizer, folder)
+    (folder / "onnx/export.json").unlink()
+    taught.model.save_pretrained(folder)
+    return folder / "onnx/model.onnx"
+
+
+@pytest.mark.parametrize("given", ["file", "object"])
+def test_an_onnx_file_teaches_by_its_logits_a_student_of_the_weights_beside_it(given, tmp_path, onnx_file, splits):
+    teacher = onnx_file if given == "file" else OnnxClassifier.from_pretrained(onnx_file)
+    job = {"teacher": teacher, "student": "layers:2", "train": splits}
+    cached = cache_for_distillation(DistillationConfig(output_dir=tmp_path / "outputs", **QUICK), **job)
+    answers, tokenizer = OnnxClassifier.from_pretrained(onnx_file), AutoTokenizer.from_pretrained(onnx_file.parents[1])
+    own = [answers(**tokenizer(row["text"], return_tensors="pt")).logits[0].tolist() for row in splits["train"]]
+    torch.testing.assert_close(torch.tensor(cached["teacher_logits"][:]), torch.tensor(own))
+    # With a learning rate of next to nothing the student is what it started as.
+    result = distill(**job, output_dir=tmp_path / "student", **QUICK | {"max_steps": 2, "learning_rate": 1e-30})
+    head = load_file(onnx_file.parents[1] / "model.safetensors")["classifier.weight"]
+    assert torch.equal(result.student.classifier.weight, head)
+    assert result.report.run.teacher.name == str(onnx_file)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"teacher_dtype": "bfloat16"}, "teacher_dtype='bfloat16' is of weights in PyTorch, and .*model.onnx"),
+        ({"objectives": "layerwise"}, "of which only logits can be had"),
+    ],
+)
+def test_what_an_onnx_file_does_not_have_is_not_asked_of_it(wrong, message, tmp_path, onnx_file, splits):
+    with pytest.raises(ValueError, match=message):
+        distill(onnx_file, "layers:2", splits, output_dir=tmp_path, **wrong, **QUICK)
+
+
+def test_an_onnx_file_alone_teaches_students_that_are_not_made_of_it(tmp_path, onnx_file, small, splits):
+    folder = shutil.copytree(onnx_file.parents[1], tmp_path / "alone")
+    (folder / "model.safetensors").unlink()
+    job = {"teacher": folder / "onnx/model.onnx", "train": splits, "output_dir": tmp_path / "out", **QUICK}
+    with pytest.raises(
+        ValueError, match="no \\*.safetensors beside model.onnx.* name a student that is saved already"
+    ):
+        distill(student="layers:2", **job)
+    assert distill(student=small, **job | {"max_steps": 2}).report.run.teacher.name == str(folder / "onnx/model.onnx")
+
+
+def test_a_model_that_is_given_keeps_its_dtype(tmp_path, taught, splits):
+    with pytest.raises(ValueError, match="teacher_dtype='bfloat16', and the model that is given has float32"):
+        distill(taught.model, "layers:2", splits, teacher_dtype="bfloat16", output_dir=tmp_path, **QUICK)
 
 
 def test_settings_are_given_once(settings, taught, splits):

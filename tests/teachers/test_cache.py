@@ -24,11 +24,13 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from nlpkd import DistillationTrainer, load_text_classification
+from nlpkd.compression import export_onnx
 from nlpkd.data.collator import pack_states, pad_states
 from nlpkd.data.columns import HIDDEN_STATES
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.objectives import EmbeddingMSELoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.teachers.shards import ShardFolder
@@ -788,6 +790,18 @@ def test_what_changes_no_output_finds_the_outputs_of_before(cache, teacher, rows
     teacher.train().requires_grad_(False)
     teacher.config.use_cache = True
     assert cache(teacher, rows)["teacher_logits"][:] == first["teacher_logits"][:]
+
+
+def test_the_outputs_of_one_onnx_file_are_not_those_of_another(teacher, rows, tokenizer, tmp_path):
+    settings = {"cache_dir": tmp_path / "cache", "shard_rows": 16}
+    for number, model in enumerate((teacher, tiny_bert(layers=3, num_labels=3, seed=2))):
+        export_onnx(model, tokenizer, tmp_path / str(number))
+    first, other = (OnnxClassifier.from_pretrained(tmp_path / str(number)) for number in range(2))
+    kept = cache_teacher_outputs(first, rows, tokenizer, **settings)
+    same = cache_teacher_outputs(OnnxClassifier.from_pretrained(tmp_path / "0"), rows, tokenizer, **settings)
+    assert same["teacher_logits"][:] == kept["teacher_logits"][:]
+    with pytest.raises(ValueError, match="what differs: the teacher's weights"):
+        cache_teacher_outputs(other, rows, tokenizer, **settings)
 
 
 def test_columns_that_no_cache_pads_and_rows_with_a_transform_are_refused_by_name(cache, teacher, rows):

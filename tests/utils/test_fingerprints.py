@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from nlpkd.models.ensemble import TeacherEnsemble
-from nlpkd.utils.fingerprints import Teller, UntoldError, configuration_in_run, hash_configuration
+from nlpkd.utils.fingerprints import Teller, UntoldError, configuration_in_run, hash_configuration, hash_weights
 
 FAMILIES = [bert, distilbert, electra, llama, modernbert, roberta]
 
@@ -157,6 +157,19 @@ def test_whatever_a_module_of_somebodys_own_holds_counts(kind, name):
 def test_a_value_is_told_as_its_copy_is(kind):
     value = HELD[kind](2.0)
     assert Teller().tell(value) == Teller().tell(copy.deepcopy(value))
+
+
+@pytest.mark.parametrize("kind", ["number", "bytes", "tensor", "dictionary"])
+def test_a_modules_extra_state_is_among_its_weights(kind):
+    class Own(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self._kept = HELD[kind](value)
+
+        def get_extra_state(self):
+            return self._kept
+
+    assert hash_weights(Own(1.0)) == hash_weights(Own(1.0)) != hash_weights(Own(2.0))
 
 
 @pytest.mark.parametrize("kind", ["list", "dictionary", "tensor", "array", "closure", "set", "text"])
