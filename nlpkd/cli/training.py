@@ -82,7 +82,7 @@ def cache(
     context: typer.Context,
     *,
     train: Rows,
-    teacher: Annotated[list[str], option(MODELS, "A path or Hub id (id@revision); several: average.")],
+    teacher: Annotated[list[str], option(MODELS, "A path, Hub id (id@revision) or ONNX file; several: average.")],
     student: Annotated[str | None, option(MODELS, "As for distill, which it must be the same as.")] = None,
     output_dir: Annotated[Path, option(OUTPUT, "Where its outputs are kept.")],
     **shared: Any,
@@ -110,7 +110,9 @@ def distill(
     context: typer.Context,
     *,
     train: Rows,
-    teacher: Annotated[list[str] | None, option(MODELS, "A path or Hub id (id@revision); several: average.")] = None,
+    teacher: Annotated[
+        list[str] | None, option(MODELS, "A path, Hub id (id@revision) or ONNX file; several: average.")
+    ] = None,
     student: Annotated[
         str | None,
         option(

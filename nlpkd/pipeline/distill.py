@@ -197,7 +197,7 @@ def distill(
     """Distil a teacher into a student, measure it, and leave student, tokenizer, card and report in one folder.
 
     Args:
-        teacher: a path, a Hub id (`id@revision` too), or a model; a list of them is averaged
+        teacher: a path, a Hub id (`id@revision` too), an ONNX file, or a model; a list of them is averaged
             (`nlpkd.models.ensemble`); one of `nlpkd.teachers`, which labels the
             training texts, so that these need no label column; None where they bring soft labels along.
         student: `"layers:3"`, `"width:0.67"` (which wants `"dynabert"`, or other objectives that need no equal heads)

@@ -49,7 +49,7 @@ class Plan:
     """What a run would take.
 
     Attributes:
-        models: `(name, parameters, MB of float32 weights)` each.
+        models: `(name, parameters, MB)` each, of float32 weights or of an ONNX file.
         rows: training rows.
         steps: optimizer steps of each stage.
         step_ms: mean time of one, stage by stage; the teacher runs on every batch of the probe.
@@ -168,7 +168,9 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
     models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
     place = nearest_existing_folder(Path(args.output_dir))
     return Plan(
-        models=[(name, count_parameters(model), 4e-6 * count_parameters(model)) for name, model in models],
+        models=[
+            (name, count_parameters(model), getattr(model, "size_mb", _float32_mb(model))) for name, model in models
+        ],
         rows=count,
         steps=steps,
         step_ms=step_ms,
@@ -177,9 +179,13 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
         trainings=trainings,
         measuring_s=measuring_s,
         peak_memory_mb=_peak_memory_mb(),
-        disk_mb=trainings * (1 + len(job.baselines)) * _disk_mb(settings, steps, 4e-6 * count_parameters(student)),
+        disk_mb=trainings * (1 + len(job.baselines)) * _disk_mb(settings, steps, _float32_mb(student)),
         free_disk_mb=shutil.disk_usage(place).free / 1e6,
     )
+
+
+def _float32_mb(model: torch.nn.Module) -> float:
+    return 4e-6 * count_parameters(model)
 
 
 class _Timer(TrainerCallback):

@@ -12,6 +12,7 @@ from samples import QUIET, raw_rows, tiny_bert
 from transformers import TrainerCallback
 
 from nlpkd import DistillationConfig
+from nlpkd.compression import export_int8, export_onnx
 from nlpkd.pipeline.dry_run import PROBED_STEPS, Plan, _times, plan_distillation, plan_teacher, typical_first
 from nlpkd.pipeline.prepare import prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
@@ -94,6 +95,18 @@ def test_a_plan_trains_the_embedding_rows_of_all_text_and_measures_all_held_out_
     # Nothing of the probes is told, and nothing of them stays.
     assert not [line for line in caplog.records if re.match("Training with", line.getMessage())]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_says_the_size_of_an_onnx_file_and_of_weights_in_float32(rows, tokenizer, tmp_path):
+    model = tiny_bert()
+    export_onnx(model, tokenizer, tmp_path / "teacher")
+    model.save_pretrained(tmp_path / "teacher")
+    export_int8(tmp_path / "teacher")
+    file = tmp_path / "teacher/onnx/model_int8.onnx"
+    args = DistillationConfig(output_dir=tmp_path / "out", **QUICK, num_train_epochs=3)
+    plan = plan_distillation(args, teacher=file, student="layers:1", train=rows)
+    (_, _, teacher_mb), (_, parameters, student_mb) = plan.models
+    assert teacher_mb == file.stat().st_size / 1e6 and student_mb == pytest.approx(4e-6 * parameters)
 
 
 def test_a_plan_of_no_training_is_refused(rows, tmp_path):
