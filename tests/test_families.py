@@ -131,6 +131,12 @@ REFUSALS = {
 PAIRS = [(a, b) for a in CONFIGS for b in CONFIGS if a == b or b in STUDENTS]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A trainer makes its output folder where the test runs."""
+    monkeypatch.chdir(tmp_path)
+
+
 def trainer_of(teacher, student, *objective, families=("BERT", "BERT"), **settings) -> DistillationTrainer:
     args = DistillationConfig(
         output_dir="unused", **QUIET, save_strategy="no", teacher_check="off",
