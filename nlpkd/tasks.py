@@ -14,6 +14,19 @@ UNLABELLED = -100
 """The label of a row that nobody labelled: losses and metrics on gold labels leave it out, as torch does."""
 
 
+def is_unlabelled(labels: Any) -> Any:
+    """Check of each row whether it has no gold label: it is marked with -100 or NaN, of several labels any of them.
+
+    Args:
+        labels: an array or a tensor of a task's labels, `(rows,)`, or `(rows, labels)`.
+
+    Returns:
+        booleans `(rows,)`, an array or a tensor.
+    """
+    marked = (labels == UNLABELLED) | (labels != labels)
+    return marked if marked.ndim == 1 else marked.any(1)
+
+
 _ERRORS = ("expected_calibration_error", "mean_squared_error", "mean_absolute_error")
 
 

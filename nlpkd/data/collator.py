@@ -109,7 +109,7 @@ class DistillationCollator:
             cells, lists of several lengths, ...
         """
         names = [name for name in table.column_names if name != "length" and not _is_text(table.column(name))]
-        found = {name: _flat(table.column(name)) for name in names}
+        found = {name: flat_numbers(table.column(name)) for name in names}
         tokens = {name: flat for name, flat in found.items() if name in TOKEN_COLUMNS and flat is not None}
         lengths = [each.lengths for each in tokens.values() if each.lengths is not None]
         if (
@@ -194,27 +194,26 @@ def _pads_plainly(tokenizer: PreTrainedTokenizerBase) -> bool:
     return kind.pad is base.pad and kind._pad is base._pad
 
 
-class _Flat(NamedTuple):
+class FlatNumbers(NamedTuple):
     """The numbers of a column one after another.
 
     Attributes:
         values: int64 or float32, `(numbers,)`.
-        lengths: how many each row's list has, `(batch,)`; None where a row has a number and no list.
+        lengths: how many each row's list has, `(rows,)`; None where a row has a number and no list.
     """
 
     values: np.ndarray
     lengths: np.ndarray | None
 
     def stacked(self) -> np.ndarray | None:
-        """Return `(batch,)` or `(batch, length)`; None of lists of several lengths."""
+        """Return `(rows,)` or `(rows, length)`; None of lists of several lengths."""
         if self.lengths is None:
             return self.values
-        if (self.lengths != self.lengths[0]).any():
-            return None
-        return self.values.reshape(len(self.lengths), -1)
+        length = int(self.lengths[0]) if len(self.lengths) else 0
+        return None if (self.lengths != length).any() else self.values.reshape(len(self.lengths), length)
 
 
-def _flat(column: pa.ChunkedArray) -> _Flat | None:
+def flat_numbers(column: pa.ChunkedArray) -> FlatNumbers | None:
     """Return a column's numbers one after another; None where there is anything else in it."""
     kind, lengths = column.type, None
     if column.null_count:
@@ -225,7 +224,9 @@ def _flat(column: pa.ChunkedArray) -> _Flat | None:
     whole = pa.types.is_signed_integer(kind)
     if column.null_count or not (whole or pa.types.is_float32(kind) or pa.types.is_float64(kind)):
         return None
-    return _Flat(column.to_numpy().astype(np.int64 if whole else np.float32), lengths)
+    # What is too large for float32 becomes infinite.
+    with np.errstate(over="ignore"):
+        return FlatNumbers(column.to_numpy().astype(np.int64 if whole else np.float32), lengths)
 
 
 def pack_states(states: Tensor, lengths: Sequence[int], left: bool = False) -> list[bytes]:

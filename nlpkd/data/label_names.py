@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +11,10 @@ import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset, LargeList, List, Value
 
 from nlpkd.data.columns import INTEGER, LABEL_COLUMNS, TEACHER_LOGITS
+from nlpkd.data.labels.checks import refuse_other_labels, with_marks_as_nan
 from nlpkd.data.labels.classes import Classes, plain_name, rename_classes
-from nlpkd.data.rows import RowSample, formatted_as, is_plain, makes_batches, sample_rows
+from nlpkd.data.labels.values import label_values
+from nlpkd.data.rows import formatted_as, is_plain, makes_batches, sample_rows, with_column
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str, classes:
     _orders(rows, student_classes, split)
     # Rows that are no plain data set are looked at here and there.
     whole = makes_batches(rows) or is_plain(rows)
-    seen = sample_rows(rows, _LOOKED_AT) if not whole else rows.with_format(None) if is_plain(rows) else rows
+    seen = rows if whole else sample_rows(rows, _LOOKED_AT)
     column = label_column(seen)
     if column is None and not makes_batches(rows):
         return rows
@@ -191,10 +192,10 @@ def align_labels_to_student(rows: Any, student_config: Any, split: str, classes:
     task = task_of(student_config) or SINGLE_LABEL
     if student_config.num_labels is None:
         raise ValueError("the student's config.id2label is None: name each label, such as {0: 'no', 1: 'yes'}")
-    if column is not None and task == SINGLE_LABEL:
-        _refuse_out_of_range(seen, column, student_config.num_labels, split)
-    elif column is not None:
-        _refuse_other_targets(seen, column, task, student_config.num_labels, split)
+    if column is not None and task == REGRESSION and is_plain(rows):
+        rows = seen = with_marks_as_nan(rows, column)
+    if column is not None:
+        refuse_other_labels(seen, column, task, student_config.num_labels, split)
     if is_plain(rows) and column is not None and rows.features[column] == Value("bool"):
         rows = formatted_as(rows.with_format(None).cast_column(column, Value("int64")), rows)
     return align_rows(rows, student_classes, split)
@@ -232,9 +233,7 @@ def align_rows(rows: Any, classes: Classes | None, split: str) -> Any:
         elif single:
             values = rows.with_format(None)[column][:]
             ids = [order[value] if value in range(len(order)) else value for value in values]
-            feature = ClassLabel(names=list(classes.names))
-            renumbered = rows.with_format(None).remove_columns(column).add_column(column, ids, feature=feature)
-            rows = formatted_as(renumbered, rows)
+            rows = with_column(rows, column, ids, ClassLabel(names=list(classes.names)))
         else:
             rows = _with_permuted_column(rows, column, order, classes)
     return rows
@@ -280,56 +279,5 @@ def _are_zeros_and_ones(rows: Any, num_labels: int) -> bool:
     column = label_column(rows) if isinstance(rows, Dataset) and len(rows) else None
     if column is None or num_labels < 2 or not isinstance(rows.features[column], (List, LargeList)):
         return False
-    values = rows.with_format(None)[column][:]
-    return all(len(row) == num_labels and set(row) <= {0, 1, UNLABELLED} for row in values)
-
-
-def _refuse_out_of_range(dataset: Dataset | RowSample, column: str, num_labels: int, split: str) -> None:
-    plain = dataset[column] if isinstance(dataset, RowSample) else dataset.with_format(None)[column]
-    if isinstance(plain[0], (list, float)):
-        raise ValueError(
-            f"row 0 of the {split} set has label {plain[0]!r:.80} in column {column!r}, which is no class id: cast "
-            "ids to int64 (rows.cast_column), give a 0 or 1 for each label and set "
-            f"config.problem_type={MULTI_LABEL!r}, or load the data with nlpkd.load_text_classification"
-        )
-    values = np.asarray(plain[:])
-    if values.dtype.kind not in "biuf":
-        place, wrong = next((k, each) for k, each in enumerate(plain[:]) if not isinstance(each, (int, float)))
-        raise ValueError(
-            f"row {_number(dataset, place)} of the {split} set has label {wrong!r:.80} in column {column!r}, which is "
-            "no number: load the data with nlpkd.load_text_classification, which numbers names, and give "
-            f"{UNLABELLED} where a row is unlabelled"
-        )
-    bad = np.flatnonzero((values != UNLABELLED) & ((values < 0) | (values >= num_labels)))
-    if bad.size:
-        raise ValueError(
-            f"row {_number(dataset, bad[0])} of the {split} set has label {values[bad[0]]} in column {column!r}; the "
-            f"student has labels 0..{num_labels - 1} ({UNLABELLED}: unlabelled)"
-        )
-
-
-def _refuse_other_targets(dataset: Dataset | RowSample, column: str, task: str, num_labels: int, split: str) -> None:
-    first = np.asarray(dataset[0][column], dtype=object if isinstance(dataset[0][column], str) else None)
-    if task == MULTI_LABEL and first.shape != (num_labels,):
-        raise ValueError(
-            f"the task is {task} with {num_labels} labels, and row 0 of the {split} set has {dataset[0][column]!r} in "
-            f"column {column!r}: give a 0 or 1 for each label, or load with nlpkd.load_text_classification"
-        )
-    if task == REGRESSION and (first.shape or first.dtype.kind not in "fiu"):
-        raise ValueError(
-            f"the task is {task}, and row 0 of the {split} set has {dataset[0][column]!r} in column {column!r}: give "
-            "one score a row, or load with nlpkd.load_text_classification"
-        )
-    if task == REGRESSION:
-        plain = dataset[column][:]
-        wrong = [place for place, score in enumerate(plain) if score is None or abs(score) == math.inf]
-        if wrong:
-            raise ValueError(
-                f"row {_number(dataset, wrong[0])} of the {split} set has score {plain[wrong[0]]} in column "
-                f"{column!r}, which is no finite number: give {UNLABELLED} where a row is unlabelled"
-            )
-
-
-def _number(dataset: Dataset | RowSample, place: int) -> int:
-    """Return the number that a row has among all rows."""
-    return dataset.numbers[place] if isinstance(dataset, RowSample) else int(place)
+    values = label_values(rows, column)
+    return values.ndim == 2 and values.shape[1] == num_labels and bool(np.isin(values, (0, 1, UNLABELLED)).all())

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
+from nlpkd.data.columns import DOCUMENT, RESERVED, TEACHER_LOGITS
+from nlpkd.data.labels.values import label_values
 from nlpkd.data.streaming import TextStream
-from nlpkd.tasks import UNLABELLED
+from nlpkd.tasks import is_unlabelled
 from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,14 @@ def formatted_as(rows: Dataset, other: Dataset, more: Sequence[str] = ()) -> Dat
     columns = None if shown["type"] is None else [*shown["columns"], *more]
     options = shown["format_kwargs"] | {"output_all_columns": shown["output_all_columns"]}
     return rows.with_format(shown["type"], columns=columns, **options)
+
+
+def with_column(rows: Dataset, column: str, values: Any, feature: Any) -> Dataset:
+    """Return rows with other values in a column, in the format that they had."""
+    # Added first, since rows without a column have no length.
+    name = RESERVED + column
+    plain = rows.with_format(None).add_column(name, values, feature=feature).remove_columns(column)
+    return formatted_as(plain.rename_column(name, column), rows)
 
 
 def refuse_splits(rows: Any, name: str, *, mapping: bool = False) -> None:
@@ -304,25 +313,21 @@ def texts_of(rows: Any, columns: Sequence[str]) -> Iterable[str]:
     return rows.raw_texts() if isinstance(rows, TextStream) else (text for name in columns for text in rows[name])
 
 
-def unlabelled_rows(rows: Dataset) -> list[bool]:
+def unlabelled_rows(rows: Dataset) -> np.ndarray:
     """Check of each row whether nobody labelled it, so that the teacher alone does.
 
     Args:
         rows: rows with the column "labels" of any task.
 
     Returns:
-        A flag a row.
+        booleans `(rows,)`.
     """
-    flags = []
-    for value in rows["labels"][:]:
-        first = value[0] if isinstance(value, list) else value
-        flags.append(first == UNLABELLED or first != first)
-    return flags
+    return is_unlabelled(label_values(rows, "labels"))
 
 
 def has_unlabelled(rows: Any) -> bool:
     """Check whether any row has no gold label."""
-    return rows.summary.num_unlabelled > 0 if isinstance(rows, TextStream) else any(unlabelled_rows(rows))
+    return rows.summary.num_unlabelled > 0 if isinstance(rows, TextStream) else bool(unlabelled_rows(rows).any())
 
 
 def labelled_rows(rows: Any) -> Any:
@@ -330,7 +335,7 @@ def labelled_rows(rows: Any) -> Any:
     if isinstance(rows, TextStream):
         return rows.labelled()
     flags = unlabelled_rows(rows)
-    return rows.select([number for number, flag in enumerate(flags) if not flag]) if any(flags) else rows
+    return rows.select(np.flatnonzero(~flags)) if flags.any() else rows
 
 
 def class_counts(rows: Any, names: Sequence[str]) -> list[int]:
@@ -366,7 +371,7 @@ def hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> Da
     train = splits["train"]
     if "validation" in splits:
         raise ValueError("There is a validation split and validation_split too: leave one of them out.")
-    taught = TEACHER_LOGITS in train.column_names and all(unlabelled_rows(train))
+    taught = TEACHER_LOGITS in train.column_names and unlabelled_rows(train).all()
     if has_unlabelled(train) and not taught:
         raise ValueError(
             "validation_split would hold out rows without labels, or rows that others were made from: make the "

@@ -164,7 +164,7 @@ def evaluate_student(
     # Gold labels in the student's order, logits of every model, and latencies.
     dataset = align_rows(dataset, classes, "evaluation")
     labels = gold_labels(dataset)
-    has_gold = not all(unlabelled_rows(dataset))
+    has_gold = not unlabelled_rows(dataset).all()
     answers = teacher_answers(dataset) if teacher is None else {}
     if not has_gold and teacher is None and not answers:
         raise ValueError("no row has a gold label, and there is no teacher to agree with: nothing can be measured")

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
 from nlpkd.evaluation.records import ClassMetrics, ReliabilityBin
-from nlpkd.tasks import UNLABELLED
+from nlpkd.tasks import is_unlabelled
 
 CALIBRATION_BINS = 15
 """Equal-width confidence bins of the calibration error."""
@@ -320,13 +320,12 @@ def f1_of_counts(hits: np.ndarray, given_and_actual: np.ndarray) -> np.ndarray:
     return np.divide(2 * hits, given_and_actual, out=out, where=given_and_actual > 0)
 
 
-def known_rows(logits: np.ndarray, labels: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def known_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Leave out the rows without a label.
 
     Args:
         logits: `(rows, labels)`.
-        labels: one entry a row.
-        known: whether a row has a label, `(rows,)`.
+        labels: `(rows,)`, or `(rows, labels)` of a multi-label task.
 
     Returns:
         Logits and labels of the labelled rows.
@@ -335,6 +334,7 @@ def known_rows(logits: np.ndarray, labels: np.ndarray, known: np.ndarray) -> tup
         ValueError: when no row is left, or a logit is not finite.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
+    known = ~is_unlabelled(labels)
     if not known.all():
         logits, labels = logits[known], labels[known]
     if not len(labels):
@@ -353,7 +353,7 @@ def _labelled_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
         raise ValueError(
             f"expected logits (rows, labels) and labels (rows,), found shapes {logits.shape} and {labels.shape}"
         )
-    logits, labels = known_rows(logits, labels, labels != UNLABELLED)
+    logits, labels = known_rows(logits, labels)
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(
             f"labels must lie in 0..{logits.shape[1] - 1}, found {labels.min()}..{labels.max()}: "

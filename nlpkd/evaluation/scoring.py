@@ -32,7 +32,7 @@ from nlpkd.evaluation.metrics import (
     weighted_ranks,
 )
 from nlpkd.evaluation.records import Breakdown, Disagreement
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled, task_of
 
 HEAVY_IMBALANCE = 5.0
 """How many times as frequent as the rarest class the commonest must be for macro F1 to be the headline."""
@@ -234,7 +234,7 @@ class MultiLabelScoring(Scoring):
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Measure decisions by their counts; labels `(rows, labels)`."""
-        logits, labels = known_rows(logits, labels, labels[:, 0] != UNLABELLED)
+        logits, labels = known_rows(logits, labels)
         decisions, gold = self._given(logits), labels == 1
         # By counts: scikit-learn takes a single label for two classes, yes and no.
         hits, total = ((gold & decisions).sum(axis=0), gold.sum(axis=0) + decisions.sum(axis=0))
@@ -248,7 +248,7 @@ class MultiLabelScoring(Scoring):
 
     def resampled(self, logits: np.ndarray, labels: np.ndarray, *, samples: int, seed: int) -> dict[str, np.ndarray]:
         """Resample each row's counts, whose sums determine every metric."""
-        logits, labels = known_rows(logits, labels, labels[:, 0] != UNLABELLED)
+        logits, labels = known_rows(logits, labels)
         rows, width = logits.shape
         decisions, gold = self._given(logits), labels == 1
         exact = (decisions == gold).all(axis=1, keepdims=True)
@@ -288,10 +288,11 @@ class RegressionScoring(Scoring):
 
     def check(self, labels: np.ndarray, num_labels: int) -> None:
         """Refuse anything but finite numbers `(rows,)`; see `Scoring.check`."""
-        if labels.ndim != 1 or num_labels != 1 or not np.isfinite(labels).all():
+        lacking = int(is_unlabelled(labels).sum())
+        if labels.ndim != 1 or num_labels != 1 or lacking or not np.isfinite(labels).all():
             raise ValueError(
                 "labels must be one score a row (regression), and models have one output; found "
-                f"{labels.dtype} of shape {labels.shape}, and {num_labels} outputs"
+                f"{labels.dtype} of shape {labels.shape}, {lacking} rows without a score, and {num_labels} outputs"
             )
 
     def headline(self, labels: np.ndarray) -> str:
@@ -389,7 +390,7 @@ def _probabilities(logits: np.ndarray) -> np.ndarray:
 
 def _known_scores(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return predicted and gold scores of the labelled rows, float64 `(rows,)` each."""
-    logits, labels = known_rows(logits, labels, ~np.isnan(labels))
+    logits, labels = known_rows(logits, labels)
     return logits[:, 0].astype(np.float64), labels.astype(np.float64)
 
 

@@ -280,7 +280,7 @@ def _labelled_rows(
     column = find_columns(rows.column_names, text, label=label_column).label
     splits = DatasetDict({"train": rows})
     targets = encode_targets(splits, column, teacher.problem_type, teacher.classes, may_lack=True)
-    known = [row for row, lacking in enumerate(unlabelled_rows(targets.splits["train"])) if not lacking]
+    known = np.flatnonzero(~unlabelled_rows(targets.splits["train"])).tolist()
     rows, encoded = rows.select(known), targets.splits["train"].select(known)
     labels = encoded["labels"][:]
     places = {name.strip().casefold(): number for number, name in enumerate(teacher.classes)}

@@ -28,7 +28,7 @@ from nlpkd.evaluation.records import percent
 from nlpkd.labelling.budget import Budget, Prices
 from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
-from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, task_of
+from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, is_unlabelled, task_of
 from nlpkd.teachers.base import LabelingTeacher
 
 FOLDS = 5
@@ -171,7 +171,7 @@ def check_labels(
             "classifier of pairs by its path, leave the teacher out, or name one text as text_column"
         )
     labels = np.array(targets.splits["train"]["labels"][:])
-    known = np.flatnonzero(labels != UNLABELLED)
+    known = np.flatnonzero(~is_unlabelled(labels))
     if not len(known):
         raise ValueError(f"none of the {len(labels)} rows has a label: {columns.label} is {UNLABELLED} in all of them")
     texts = rows.select_columns(columns.texts).select(known)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled
 from nlpkd.utils.field_types import are_numbers
 
 GivenWeights: TypeAlias = Sequence[float] | Mapping[str, float] | None
@@ -22,10 +22,9 @@ class CrossEntropyLoss(Objective):
     """Cross-entropy of the student against the gold labels.
 
     -log p_student(label), mean over labelled rows (weighted by class where `class_weights` are given, as
-    `torch.nn.CrossEntropyLoss` does). Rows with label -100 are left out. Multi-label tasks have the binary
-    cross-entropy of each label, mean over labels and labelled rows (class weights multiply the positive part, as
-    `pos_weight` of `torch.nn.BCEWithLogitsLoss`); regression the squared error, mean over labelled rows, those with
-    NaN left out.
+    `torch.nn.CrossEntropyLoss` does). Rows that `nlpkd.tasks.is_unlabelled` tells are left out. Multi-label tasks have
+    the binary cross-entropy of each label, mean over labels and labelled rows (class weights multiply the positive
+    part, as `pos_weight` of `torch.nn.BCEWithLogitsLoss`); regression the squared error, mean over labelled rows.
 
     Args:
         weight: factor of this objective in the sum.
@@ -140,26 +139,12 @@ class CrossEntropyLoss(Objective):
         return (errors.mean(dim=-1) * labelled).sum()
 
     def _labelled(self, batch: Mapping[str, Any]) -> Tensor:
-        return labelled_rows(labels_of(batch, self), self.task)
+        return ~is_unlabelled(labels_of(batch, self))
 
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""
         weights = None if self.class_weights is None else self.class_weights.tolist()
         return super().config() | {"class_weights": weights, "label_smoothing": self.label_smoothing}
-
-
-def labelled_rows(labels: Tensor, task: str) -> Tensor:
-    """Check which rows have a gold label.
-
-    Args:
-        labels: `(batch,)`, or `(batch, labels)` of a multi-label task.
-        task: the problem type.
-
-    Returns:
-        bool `(batch,)`.
-    """
-    known = ~labels.isnan() if task == REGRESSION else labels != UNLABELLED
-    return known.reshape(len(labels), -1).all(dim=1)
 
 
 def with_gold_settings(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of
 from nlpkd.objectives.temperature import Temperature, TemperatureSetting
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled
 from nlpkd.utils.field_types import are_numbers
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class SoftTargetObjective(Objective):
             weights = teacher.softmax(dim=-1).amax(dim=-1)
         if self.teacher_errors == "skip":
             labels = labels_of(batch, self)
-            weights = weights * ((teacher.argmax(dim=-1) == labels) | (labels == UNLABELLED))
+            weights = weights * ((teacher.argmax(dim=-1) == labels) | is_unlabelled(labels))
         return weights
 
 
@@ -257,7 +257,7 @@ class DecoupledKDLoss(SoftTargetObjective):
     def divergence(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Compare row by row; see `SoftTargetObjective`."""
         labels = labels_of(batch, self)
-        target = torch.where(labels == UNLABELLED, teacher.argmax(dim=-1), labels)
+        target = torch.where(is_unlabelled(labels), teacher.argmax(dim=-1), labels)
         hit = F.one_hot(target, teacher.shape[-1]).bool()
         binary, others = [], []
         for logits in (teacher, student):
@@ -300,7 +300,7 @@ def _z_scores(logits: Tensor) -> Tensor:
 def _shifted(teacher: Tensor, labels: Tensor) -> Tensor:
     """Swap the logits of the first class and of the gold label."""
     first = teacher.argmax(dim=-1)
-    gold = torch.where(labels == UNLABELLED, first, labels)
+    gold = torch.where(is_unlabelled(labels), first, labels)
     index = torch.arange(teacher.shape[-1], device=teacher.device).expand_as(teacher)
     index = index.scatter(1, first[:, None], gold[:, None]).scatter(1, gold[:, None], first[:, None])
     return teacher.gather(1, index)

@@ -20,9 +20,10 @@ from nlpkd.data.labels.order import (
     swapped_classes,
     swapped_labels,
 )
+from nlpkd.data.labels.values import label_values
 from nlpkd.models.inference import evaluating
 from nlpkd.models.structure import classification_head, permute_head
-from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED, task_of
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, is_unlabelled, task_of
 from nlpkd.teachers.teacher import LiveTeacher, Teacher
 from nlpkd.utils.randomness import undrawn
 
@@ -161,8 +162,8 @@ def stratified_sample(labels: Sequence[int] | np.ndarray, rows: int, seed: int) 
     """Choose rows with every label as equally often as the data allow.
 
     Args:
-        labels: gold labels; -100 is passed over. Of those that are no classes (several a row, or scores) rows are
-            chosen evenly, unlabelled ones (-100, NaN) passed over.
+        labels: gold labels; unlabelled rows are passed over. Of those that are no classes (several a row, or scores)
+            rows are chosen evenly.
         rows: how many to choose at the most.
         seed: of the choice.
 
@@ -171,11 +172,9 @@ def stratified_sample(labels: Sequence[int] | np.ndarray, rows: int, seed: int) 
     """
     array = np.asarray(labels)
     shuffled = np.random.default_rng(seed).permutation(len(array))
+    shuffled = shuffled[~is_unlabelled(array)[shuffled]]
     if array.ndim > 1 or array.dtype.kind == "f":
-        first = array.reshape(len(array), -1)[:, 0]
-        known = ~np.isnan(first) & ((first != UNLABELLED) | (array.ndim == 1))
-        return sorted(shuffled[known[shuffled]][:rows].tolist())
-    shuffled = shuffled[array[shuffled] >= 0]
+        return sorted(shuffled[:rows].tolist())
     rank = np.empty(len(shuffled), dtype=int)
     for label in np.unique(array[shuffled]):
         members = array[shuffled] == label
@@ -303,7 +302,7 @@ def _sample_of_labels(dataset: Any, student_config: Any, seed: int) -> tuple[np.
     column, size = label_column(dataset), checked_rows(getattr(student_config, "num_labels", 1))
     if column is None:
         return None, list(range(min(size, len(dataset))))
-    labels = np.asarray(dataset[column][:])
+    labels = label_values(dataset, column)
     if labels.dtype == bool:
         # As they are they would pick rows, not classes.
         labels = labels.astype(np.int64)

@@ -19,6 +19,7 @@ from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import RESERVED, ROW
 from nlpkd.data.label_names import label_column
 from nlpkd.data.labels.lengths import UNGROUPED_ABOVE, length_share
+from nlpkd.data.labels.values import label_values
 from nlpkd.data.rows import is_plain, makes_batches, visible_columns
 from nlpkd.utils.randomness import undrawn
 
@@ -119,7 +120,7 @@ def sampled_loader(
 def _pool_steps(rows: Any, lengths: Sequence[int] | np.ndarray) -> int:
     """Choose of how many steps the rows are grouped by length: of one alone where the length goes with the label."""
     column = label_column(rows) if is_plain(rows) else None
-    share = 0.0 if column is None else length_share(lengths, np.asarray(rows.with_format("numpy")[column][:]))
+    share = 0.0 if column is None else length_share(lengths, label_values(rows, column))
     if share <= UNGROUPED_ABOVE:
         return _STEPS_IN_A_POOL
     logger.warning(

@@ -19,7 +19,7 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import visible_columns
 from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring, scoring_of, task_scoring
-from nlpkd.tasks import UNLABELLED
+from nlpkd.tasks import is_unlabelled
 from nlpkd.teachers.compatibility import refuse_no_tokens
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.resumable import ResumableTrainer
@@ -80,7 +80,7 @@ class PredictionMetrics:
         if self._documents is not None:
             predictions = average_windows(np.asarray(predictions), self._documents)
             labels = one_row_a_document(labels, self._documents)
-        if self.compute_metrics is None and _nobody_labelled(np.asarray(labels)):
+        if self.compute_metrics is None and is_unlabelled(np.asarray(labels)).all():
             metrics = {}
         elif self.compute_metrics is None:
             metrics = scoring.metrics(np.asarray(predictions), np.asarray(labels))
@@ -105,12 +105,6 @@ def split_agreement(predictions: Any) -> tuple[Any, Any]:
         logits, agreeing = zip(*predictions, strict=True)
         return list(logits), np.concatenate(agreeing)
     return predictions, None
-
-
-def _nobody_labelled(labels: np.ndarray) -> bool:
-    """Check whether no row has a gold label; labels are `(rows,)`, or `(rows, labels)` of a multi-label task."""
-    first = labels if labels.ndim == 1 else labels[:, 0]
-    return bool(((first == UNLABELLED) | (first != first)).all())
 
 
 class EvaluationLoss:

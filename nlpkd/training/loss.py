@@ -29,10 +29,10 @@ from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
-from nlpkd.objectives.labels import labelled_rows, with_gold_settings
+from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
-from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.tasks import SINGLE_LABEL, is_unlabelled, task_of
 from nlpkd.teachers.checks import checked_rows, settle_unnamed_head
 from nlpkd.teachers.compatibility import (
     refuse_no_classifier,
@@ -194,7 +194,7 @@ class DistillationLoss:
         if not sample:
             return
         learned = self.objectives.need_teacher or self.own is not None or "labels" not in sample.column_names
-        if not learned and is_plain(rows) and all(unlabelled_rows(rows.with_format(None))):
+        if not learned and is_plain(rows) and unlabelled_rows(rows).all():
             raise ValueError(
                 "no training row has a gold label, and no objective reads a teacher, so nothing would be learned: "
                 "pass teacher_model, or rows with labels"
@@ -247,7 +247,7 @@ class DistillationLoss:
         if self.own is not None:
             if "labels" not in batch:
                 raise ValueError("compute_loss_func is given the labels, and the rows have none: give labelled rows")
-            counts = torch.cat([counts, labelled_rows(batch["labels"], self.task).sum()[None]])
+            counts = torch.cat([counts, (~is_unlabelled(batch["labels"])).sum()[None]])
         return counts
 
     def on(

@@ -190,12 +190,3 @@ def test_a_student_that_is_a_path_is_refused(tmp_path):
 def test_a_label_that_is_no_number_is_named_with_its_row(labels, told):
     with pytest.raises(ValueError, match=told):
         align_labels_to_student(Dataset.from_dict({"labels": labels}), tiny_bert().config, "training")
-
-
-@pytest.mark.parametrize("score", [None, float("inf"), -float("inf")])
-def test_a_score_that_is_not_finite_is_named_with_its_row(score):
-    config = tiny_bert(num_labels=1).config
-    rows = Dataset.from_dict({"labels": [1.5, float("nan"), -100.0, score, score]})
-    with pytest.raises(ValueError, match="row 3 of the training set has score .*, which is no finite number"):
-        align_labels_to_student(rows, config, "training")
-    align_labels_to_student(rows.select(range(3)), config, "training")

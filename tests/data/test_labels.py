@@ -100,7 +100,7 @@ def test_unlabelled_training_rows_are_known_as_such():
         ([0.25, 0.5, -100.0], 3),
     ):  # fmt: skip
         rows = encode_targets(splits(values, values[:1]), "y").splits["train"]
-        assert unlabelled_rows(rows) == [False] * (expected - 1) + [True]
+        assert unlabelled_rows(rows).tolist() == [False] * (expected - 1) + [True]
     labels = encode_targets(splits([0.25, 0.5, -100.0]), "y").splits["train"]["labels"][:]
     assert math.isnan(labels[2])
 

@@ -29,6 +29,8 @@ def test_the_share_of_classes_is_the_squared_correlation_ratio_without_what_chan
 def test_rows_without_a_label_do_not_count():
     assert length_share([1, 1, 3, 3, 90, 70], [0, 0, 1, 1, -100, -100]) == 1
     assert length_share([1, 2], [-100, -100]) == 0
+    several = [[0, 1], [0, 1], [1, 0], [1, 0], [1, -100], [-100, 0], [-100, -100]]
+    assert length_share([1, 1, 3, 3, 90, 70, 5], several) == 1
 
 
 def test_of_several_labels_the_largest_counts_and_of_scores_the_squared_correlation():

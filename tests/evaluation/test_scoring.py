@@ -111,11 +111,30 @@ def test_a_constant_score_correlates_with_nothing_instead_of_nan():
     assert task_scoring(REGRESSION, None).metrics(np.ones((4, 1)), np.arange(4.0))["pearson"] == 0.0
 
 
+@pytest.mark.parametrize("mark", [-100.0, np.nan])
+def test_the_order_of_the_classes_changes_no_metric_of_rows_that_are_marked_in_any_place(mark):
+    gold = GOLD.copy()
+    gold[[0, 7], 1] = gold[[3, 7], 2] = gold[[5], 0] = mark
+    known = ~np.isin(np.arange(40), [0, 3, 5, 7])
+    for order in ([0, 1, 2], [2, 0, 1], [1, 0, 2]):
+        found = MultiLabelScoring().metrics(LOGITS[:, order], gold[:, order])
+        assert found == pytest.approx(MultiLabelScoring().metrics(LOGITS[known], GOLD[known]))
+        drawn = MultiLabelScoring().resampled(LOGITS[:, order], gold[:, order], samples=3, seed=0)
+        same = MultiLabelScoring().resampled(LOGITS[known], GOLD[known], samples=3, seed=0)
+        assert all(drawn[name] == pytest.approx(same[name]) for name in same)
+
+
+@pytest.mark.parametrize("mark", [-100.0, np.nan])
+def test_scores_to_measure_on_are_all_there(mark):
+    with pytest.raises(ValueError, match="one score a row .* 1 rows without a score"):
+        task_scoring(REGRESSION, None).check(np.array([0.5, 1.0, mark]), 1)
+
+
 def test_unlabelled_rows_are_left_out():
     gold = np.concatenate([GOLD, np.full((2, 3), -100.0)])
     logits = np.concatenate([LOGITS, np.full((2, 3), 9.0)])
     assert MultiLabelScoring().metrics(logits, gold) == pytest.approx(MultiLabelScoring().metrics(LOGITS, GOLD))
-    true, scores = np.append(TRUE, np.nan), np.append(SCORES, [[99.0]], axis=0)
+    true, scores = np.append(TRUE, [np.nan, -100.0]), np.append(SCORES, [[99.0], [50.0]], axis=0)
     regression = task_scoring(REGRESSION, None)
     assert regression.metrics(scores, true) == pytest.approx(regression.metrics(SCORES, TRUE))
     with pytest.raises(ValueError, match="no labelled row"):

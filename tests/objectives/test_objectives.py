@@ -135,9 +135,23 @@ def test_multi_label_targets_are_one_yes_and_no_a_label():
     assert bound(LogitMSELoss(), **task)(student, teacher, rows).item() == pytest.approx(mse.item(), rel=1e-5)
 
 
-def test_regression_has_squared_errors_and_leaves_unlabelled_rows_out():
+@pytest.mark.parametrize("mark", [-100.0, float("nan")])
+def test_the_order_of_the_classes_changes_no_loss_of_rows_that_are_marked_in_any_place(mark):
+    gold = torch.tensor([[1.0, 0, 1], [mark, 0, 0], [0, 1, mark], [mark, mark, mark]])
+    task = {"problem_type": "multi_label_classification"}
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        student = SequenceClassifierOutput(logits=outputs(0).logits.detach()[:, order].requires_grad_())
+        loss = bound(CrossEntropyLoss(), **task)(student, None, batch() | {"labels": gold[:, order]})
+        known = torch.nn.BCEWithLogitsLoss()(student.logits[:1], gold[:1, order])
+        assert loss.item() == pytest.approx(known.item(), rel=1e-5)
+        loss.backward()
+        assert not student.logits.grad[1:].any()
+
+
+@pytest.mark.parametrize("mark", [-100.0, float("nan")])
+def test_regression_has_squared_errors_and_leaves_unlabelled_rows_out(mark):
     student, teacher, rows = outputs(0, labels=1), outputs(1, labels=1), batch()
-    rows["labels"] = torch.tensor([0.5, 2.0, -1.0, float("nan")])
+    rows["labels"] = torch.tensor([0.5, 2.0, -1.0, mark])
     gold = bound(CrossEntropyLoss(), labels=1)(student, None, rows)
     reference = torch.nn.MSELoss()(student.logits[:3, 0], rows["labels"][:3])
     assert gold.item() == pytest.approx(reference.item(), rel=1e-5)

@@ -186,7 +186,7 @@ def test_scores_that_nobody_gave_are_refused_and_several_labels_are_answered(mak
     with pytest.raises(ValueError, match="no row has a gold score"):
         make_student(four_heads(num_labels=1), "width:0.5", rows=scores, tokenizer=tokenizer)
     teacher = four_heads(problem_type="multi_label_classification")
-    several = rows.add_column("labels", [[float("nan")] * 2] * 8)
+    several = rows.add_column("labels", [[-100.0] * 2] * 8)
     made = make_student(teacher, "width:0.5", rows=several, tokenizer=tokenizer)
     assert made.config.num_attention_heads == 2 and made.config.problem_type == "multi_label_classification"
 

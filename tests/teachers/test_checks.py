@@ -196,6 +196,8 @@ def test_a_sample_depends_on_the_seed_alone_and_is_drawn_from_everywhere():
 def test_a_sample_of_few_or_no_labelled_rows_is_all_there_is():
     assert stratified_sample([1, -100, 0], 10, seed=0) == [0, 2]
     assert stratified_sample([-100, -100], 10, seed=0) == []
+    assert stratified_sample([0.5, -100.0, np.nan, 2.0], 10, seed=0) == [0, 3]
+    assert stratified_sample([[0, 1], [1, -100], [-100, 1], [np.nan, 0], [1, 0]], 10, seed=0) == [0, 4]
 
 
 @pytest.mark.parametrize(

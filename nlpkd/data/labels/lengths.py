@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nlpkd.tasks import UNLABELLED
+from nlpkd.tasks import is_unlabelled
 
 UNGROUPED_ABOVE = 0.2
 """Share of the lengths' variance that goes with the label, above which batches are drawn from rows of all lengths."""
@@ -30,8 +30,7 @@ def length_share(lengths: Sequence[int] | np.ndarray, labels: Any) -> float:
         A number up to 1; 0 where there are no more rows than classes.
     """
     sizes, gold = np.asarray(lengths, dtype=np.float64), np.asarray(labels)
-    first = gold.reshape(len(gold), -1)[:, 0] if len(gold) else gold
-    known = (first != UNLABELLED) & (first == first)
+    known = ~is_unlabelled(gold)
     sizes, gold = sizes[known], gold[known]
     if len(sizes) < 2 or np.ptp(sizes) == 0:
         return 0.0
