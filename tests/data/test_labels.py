@@ -129,6 +129,28 @@ def test_labels_that_are_no_targets_are_refused_by_row_and_value(values, validat
         encode_targets(splits(values, validation), "y", **asked)
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out", "task"),
+    [
+        ([0, 1], [1, -100], None),
+        (["a", "b"], ["b", "-100"], None),
+        ([["a"], ["b"]], [["a"], ["-100"]], None),
+        ([[0, 1], [1, 1]], [[1, 0], [-100, -100]], None),
+        (["['a']", "['b']"], ["['a']", "-100"], MULTI_LABEL),
+        ([0.5, 2.5], [1.5, -100.0], None),
+        ([1, 5], [2, -100], REGRESSION),
+    ],
+)
+def test_a_row_to_measure_on_that_nobody_labelled_is_refused_and_not_told_to_be_marked_so(train, held_out, task):
+    with pytest.raises(ValueError, match="Row 1 of the validation split has .*-100") as refused:
+        encode_targets(splits(train, held_out), "y", task)
+    assert "mark" not in str(refused.value)
+    told = "mend or remove such rows" if isinstance(held_out[0], float) or task == REGRESSION else "leave them out"
+    assert told in str(refused.value)
+    # Of a row to learn from it is right.
+    encode_targets(splits([*train, held_out[1]], held_out[:1]), "y", task)
+
+
 def test_several_columns_are_no_other_task():
     rows = DatasetDict(train=Dataset.from_dict({"a": [1, 0], "b": [0, 1]}))
     with pytest.raises(ValueError, match=r"several label columns \['a', 'b'\] are a multi-label task"):

@@ -86,6 +86,11 @@ def encode_multi_label(
             if _is_unlabelled(row) and may_lack:
                 targets.append([float(UNLABELLED)] * len(labels.names))
                 continue
+            if _is_unlabelled(row):
+                raise ValueError(
+                    f"Row {number} of the {split} split has no labels ({where}, {UNLABELLED}): give such rows labels, "
+                    "or leave them out."
+                )
             try:
                 places = _places(row, labels, form)
             except ValueError as error:
@@ -124,7 +129,7 @@ def _lists(data: Dataset, split: str, column: str | Sequence[str], named: bool) 
     rows = []
     for number, value in enumerate(values):
         row = parse_list(value) if isinstance(value, str) else value
-        if nobody or (split == "train" and whole_number(value) == UNLABELLED):
+        if nobody or whole_number(value) == UNLABELLED:
             row = [UNLABELLED]
         if not isinstance(row, list):
             raise ValueError(

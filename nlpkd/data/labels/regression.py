@@ -35,12 +35,13 @@ def encode_scores(splits: DatasetDict, column: str) -> DatasetDict:
         scores = []
         for row, value in enumerate(data[column][:]):
             score = math.nan if is_missing(value) else number_of(value)
-            if score == UNLABELLED and split == "train":
+            if score == UNLABELLED:
                 score = math.nan
             if score is None or abs(score) > _LARGEST or (math.isnan(score) and split != "train"):
                 raise ValueError(
-                    f"Row {row} of the {split} split has the score {value!r:.80} (column {column!r}), which is no "
-                    f"finite float32: mend or remove such rows ({UNLABELLED} in train: the teacher alone gives it)."
+                    f"Row {row} of the {split} split has the score {value!r:.80} (column {column!r}), which is "
+                    f"{UNLABELLED} or no finite float32: mend or remove such rows ({UNLABELLED} in train: the teacher "
+                    "alone gives it)."
                 )
             scores.append(score)
         if split == "train" and (unlabelled := sum(map(math.isnan, scores))):

@@ -206,12 +206,14 @@ def _refuse_missing(
     for split, labels in values.items():
         may = split == "train" or all(str(value) == str(UNLABELLED) for value in labels)
         marks = hidden if may else {*hidden, UNLABELLED, str(UNLABELLED)}
+        advice = "give such rows a label, leave them out"
+        if split == "train":
+            advice = f"remove such rows, mark those that the teacher alone labels with {UNLABELLED}"
         for row, value in zip(rows[split], labels, strict=True):
             if value in marks or is_missing(value, whole):
                 raise ValueError(
-                    f"Row {row} of the {split} split has no label (column {column!r}, value {value!r:.80}): remove "
-                    f"such rows, mark those that the teacher alone labels with {UNLABELLED}, or give the class a name "
-                    "if it is one."
+                    f"Row {row} of the {split} split has no label (column {column!r}, value {value!r:.80}): "
+                    f"{advice}, or give the class a name if it is one."
                 )
 
 
