@@ -23,7 +23,7 @@ from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.pipeline.verify import verify
 from nlpkd.serving.classifier import TORCH_FILE
-from nlpkd.tasks import MULTI_LABEL, REGRESSION
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, is_unlabelled
 
 QUICK = {
     **QUIET, "per_device_train_batch_size": 8, "logging_steps": 1,
@@ -168,6 +168,19 @@ def test_scores_from_teacher_to_report(scorer, tmp_path):
     agreement = result.report.candidates["student"].agreement
     assert agreement is not None and agreement.value > 0.8
     assert "Pearson correlation" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, -100, 1], [False, True, False]),
+        ([0.5, -100.0, float("nan")], [False, True, True]),
+        ([[0.0, 1.0], [-100.0, -100.0], [1.0, -100.0], [float("nan"), 0.0]], [False, True, True, True]),
+        ([], []),
+    ],
+)
+def test_a_row_is_unlabelled_by_its_marks_in_any_place_as_array_and_as_tensor(labels, expected):
+    assert is_unlabelled(np.array(labels)).tolist() == is_unlabelled(torch.tensor(labels)).tolist() == expected
 
 
 def test_integers_are_scores_where_the_teacher_gives_scores(scorer, tmp_path):

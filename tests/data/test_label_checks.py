@@ -90,6 +90,13 @@ def test_a_mark_of_an_unlabelled_row_means_to_the_trainer_what_it_means_in_a_fil
     np.testing.assert_equal(given, read)
 
 
+def test_an_empty_cell_of_rows_that_cannot_be_changed_is_refused():
+    rows = [{"labels": each} for each in (0.5, NAN, -100.0, None)]
+    with pytest.raises(ValueError, match="row 3 of the training set has score None .*NaN where a row is unlabelled"):
+        align_labels_to_student(rows, config_of(REGRESSION), "training")
+    assert align_labels_to_student(rows[:3], config_of(REGRESSION), "training") == rows[:3]
+
+
 @pytest.mark.parametrize(("task", "mark"), [(SINGLE_LABEL, -100), (MULTI_LABEL, [-100.0] * 3), (REGRESSION, -100.0)])
 def test_rows_keep_their_format_and_their_labels_beside_unlabelled_ones(task, mark):
     rows = Dataset.from_dict({"labels": with_label(task, mark, 3), "input_ids": [[1]] * 5})
