@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-EXPORT_RECORD = "onnx/export.json"
+ONNX_FOLDER = "onnx"
+"""Where a model's folder has its ONNX files."""
+
+
+EXPORT_RECORD = f"{ONNX_FOLDER}/export.json"
 """What the ONNX files of a model's folder were made from, and how they compare with it."""
 
 
@@ -187,7 +191,8 @@ class OnnxClassifier(nn.Module):
 def model_folder(path: Path) -> Path:
     """Find the folder with an ONNX file's config.
 
-    It is the file's own, or, of `onnx/model.onnx`, the one above, or, of `student.int8.onnx`, `student` beside it.
+    It is the one above of a file in a folder called `onnx`, else the file's own, the one above, or, of
+    `student.int8.onnx`, `student` beside it.
 
     Args:
         path: the file.
@@ -198,8 +203,10 @@ def model_folder(path: Path) -> Path:
     Raises:
         ValueError: if none has a config.json.
     """
-    beside = path.with_name(path.name.partition(".")[0])
-    for folder in (path.parent, path.absolute().parent.parent, beside):
+    beside, above = path.with_name(path.name.partition(".")[0]), path.absolute().parent.parent
+    # What is written beside the ONNX files of a model, such as another model's config, is not what they are of.
+    first = [above] if path.absolute().parent.name == ONNX_FOLDER else []
+    for folder in (*first, path.parent, above, beside):
         if (folder / "config.json").is_file():
             return folder
     raise ValueError(

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
-from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+from nlpkd.models.onnx_classifier import ONNX_FOLDER, OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
 from nlpkd.utils.files import digest_of
 from nlpkd.utils.fingerprints import Teller, UntoldError, hash_configuration, hash_value, hash_weights
@@ -144,14 +144,20 @@ class ModelSource:
         """Refuse an output folder that what is written would take the model from.
 
         Raises:
-            ValueError: if it is the model's own folder, or that of the training whose checkpoint the model is.
+            ValueError: if it is the model's own folder, that of its ONNX files, or that of the training whose
+                checkpoint the model is.
         """
-        name = self.given.config._name_or_path if isinstance(self.given, nn.Module) else self.name
-        folder, output = Path(name).resolve(), Path(output_dir).resolve()
-        is_checkpoint = folder.name.startswith("checkpoint-") and folder.parent == output
-        if name and Path(name).is_dir() and (folder == output or is_checkpoint):
+        given: Any = self.given
+        name = given.config._name_or_path if isinstance(given, nn.Module) else self.name
+        file = given.path if isinstance(given, OnnxClassifier) else Path(given) if self.is_onnx else None
+        places = [] if file is None else [file.parent]
+        if name and Path(name).is_dir():
+            folder = Path(name).resolve()
+            places += [folder, folder / ONNX_FOLDER]
+            places += [folder.parent] if folder.name.startswith("checkpoint-") else []
+        if Path(output_dir).resolve() in {each.resolve() for each in places}:
             raise ValueError(
-                f"output_dir={str(output_dir)!r} is the folder of the model {str(name)!r}, which would be "
+                f"output_dir={str(output_dir)!r} is the folder of the model {str(file or name)!r}, which would be "
                 "overwritten: choose another one"
             )
 
