@@ -148,8 +148,10 @@ class ModelSource:
                 checkpoint the model is.
         """
         given: Any = self.given
-        name = given.config._name_or_path if isinstance(given, nn.Module) else self.name
-        file = given.path if isinstance(given, OnnxClassifier) else Path(given) if self.is_onnx else None
+        in_memory, file = isinstance(given, nn.Module), None
+        name = given.config._name_or_path if in_memory else self.name
+        if self.is_onnx:
+            file = given.path if in_memory else Path(given)
         places = [] if file is None else [file.parent]
         if name and Path(name).is_dir():
             folder = Path(name).resolve()
