@@ -78,6 +78,8 @@ def tiny_onnx(file: Path, seed: int = 0, external: bool = False) -> Path:
     )
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
     beside = {"location": f"{file.name}.data", "size_threshold": 0, "convert_attribute": False}
+    # What is there would be added to.
+    file.with_name(f"{file.name}.data").unlink(missing_ok=True)
     onnx.save_model(model, file, save_as_external_data=external, **beside if external else {})
     return file
 

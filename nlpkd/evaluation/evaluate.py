@@ -47,7 +47,6 @@ from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
-from nlpkd.utils.files import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -314,7 +313,7 @@ def _runtime(model: nn.Module) -> str:
 
 
 def _file_sha256(model: nn.Module | None) -> str | None:
-    return digest_of(model.path) if isinstance(model, OnnxClassifier) else None
+    return model.sha256[model.path.name] if isinstance(model, OnnxClassifier) else None
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,6 +47,8 @@ class OnnxClassifier(nn.Module):
 
     It has no parameters of its own: the weights are in the file. A session fuses what it can as it loads the file.
 
+    What it says of its file holds for what it was loaded from. A copy opens the file again, which must be the same.
+
     Args:
         path: the ONNX file. Its inputs are among `input_ids`, `attention_mask` and `token_type_ids`, int64
             `(batch, seq)`; its first output is logits `(batch, labels)`.
@@ -55,12 +59,14 @@ class OnnxClassifier(nn.Module):
         path: the file.
         config: the config.
         threads: the threads.
+        sha256: of the file by its name, and of external weights, which lie beside it as `model.onnx.data`.
+        size_mb: megabytes (10^6 bytes) of these.
         inputs: names of the inputs that the file has.
 
     Raises:
         ImportError: if ONNX Runtime is not installed.
         ValueError: if the file is no ONNX file, needs other inputs, or gives another number of logits than the config
-            has labels, or there are no threads.
+            has labels, or there are no threads; or it was written to meanwhile.
     """
 
     def __init__(self, path: str | Path, config: PreTrainedConfig, *, threads: int | None = None):
@@ -70,7 +76,7 @@ class OnnxClassifier(nn.Module):
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads={threads!r} must be a number from 1 on, or None for as many as torch has")
         self.threads = threads or torch.get_num_threads()
-        self.session = _session(self.path, self.threads)
+        self.session, self.sha256, self.size_mb = _opened(self.path, self.threads)
         self.inputs = [each.name for each in self.session.get_inputs()]
         if "input_ids" not in self.inputs or set(self.inputs) - set(MODEL_INPUTS):
             raise ValueError(
@@ -122,26 +128,55 @@ class OnnxClassifier(nn.Module):
         """Where it runs; inputs may be elsewhere."""
         return torch.device("cpu")
 
-    @property
-    def size_mb(self) -> float:
-        """Megabytes (10^6 bytes) of the file."""
-        return self.path.stat().st_size / 1e6
-
-    @property
+    @cached_property
     def num_weights(self) -> int:
-        """How many weights the file has; the scales and zero points of an int8 file are among them."""
+        """How many weights the file has; the scales and zero points of an int8 file are among them.
+
+        Raises:
+            ValueError: if the file was changed before anybody asked.
+        """
         onnx = require("onnx")
+        self._refuse_other(_hashes(self.path))
         kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
         graph = onnx.load(self.path, load_external_data=False).graph
         return sum(math.prod(each.dims) for each in graph.initializer if each.data_type in kinds)
 
     def get_extra_state(self) -> Tensor:
-        """Return the SHA-256 of the file, so that a hash of weights tells one file from another.
+        """Return a hash of what the file had, so that a hash of weights tells one file from another.
 
         Returns:
             32 numbers of 8 bits.
         """
-        return torch.frombuffer(bytearray.fromhex(digest_of(self.path)), dtype=torch.uint8)
+        return torch.frombuffer(bytearray.fromhex(hash_value([*self.sha256.values()])), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the hash of a `state_dict` for what it is: the weights can't be set.
+
+        Raises:
+            ValueError: if it is another file's.
+        """
+        if not isinstance(state, Tensor) or not torch.equal(state.cpu(), self.get_extra_state()):
+            raise ValueError(
+                f"the state is of another file than {self.path}, whose weights can't be set: load the other file"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the session, which can't be copied."""
+        return {name: value for name, value in vars(self).items() if name != "session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the file again.
+
+        Raises:
+            ValueError: if it is another one by now.
+        """
+        super().__setstate__(state)
+        self.session, sha256, _ = _opened(self.path, self.threads)
+        self._refuse_other(sha256)
+
+    def _refuse_other(self, sha256: dict[str, str]) -> None:
+        if sha256 != self.sha256:
+            raise ValueError(f"{self.path} was changed since it was loaded: load it again")
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -276,10 +311,33 @@ def _saturates() -> bool:
     return bool(capabilities.get("sse4_1")) and not (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
 
 
-def _session(path: Path, threads: int) -> InferenceSession:
-    onnxruntime = require("onnxruntime")
+def _files(path: Path) -> list[Path]:
+    """List an ONNX file and its external weights."""
     if not path.is_file():
         raise ValueError(f"there is no ONNX file {path}")
+    return [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}[._]data*"))]
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    return {each.name: digest_of(each) for each in _files(path)}
+
+
+def _opened(path: Path, threads: int) -> tuple[InferenceSession, dict[str, str], float]:
+    """Load a file; also return the hashes of what was loaded by name, and its megabytes."""
+    before = _stamps(path)
+    sha256, session = _hashes(path), _session(path, threads)
+    if _stamps(path) != before:
+        raise ValueError(f"{path} was written to while it was loaded: load it again")
+    return session, sha256, sum(size for _, size, _ in before) / 1e6
+
+
+def _stamps(path: Path) -> list[tuple[int, int, int]]:
+    stats = [each.stat() for each in _files(path)]
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
+
+
+def _session(path: Path, threads: int) -> InferenceSession:
+    onnxruntime = require("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -203,7 +203,7 @@ def served_files(student: Any, folder: Path) -> dict[str, str]:
         The hashes; none where its weights lie elsewhere.
     """
     if isinstance(student.model, OnnxClassifier):
-        files = {student.model.path.name: digest_of(student.model.path)}
+        files = dict(student.model.sha256)
     else:
         files = weights_sha256(folder)
     if not files:
