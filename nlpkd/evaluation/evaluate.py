@@ -304,8 +304,9 @@ def _name_models(
 ) -> dict[str, nn.Module]:
     """Put the models in the order of the report."""
     check_candidate_names(further)
-    named = {"teacher": teacher, "student": student, "baseline": baseline, **further}
-    return {name: unwrapped(model, name) for name, model in named.items() if model is not None}
+    named: dict[str, Any] = {"teacher": teacher, "student": student, "baseline": baseline, **further}
+    known = {name: model for name, model in named.items() if model is not None or name == "student"}
+    return {name: unwrapped(model, name) for name, model in known.items()}
 
 
 def _runtime(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import load_config, onnx_file
 from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
 from nlpkd.utils.fingerprints import NO_INFLUENCE, hash_value
@@ -71,6 +72,7 @@ class OnnxClassifier(nn.Module):
 
     def __init__(self, path: str | Path, config: PreTrainedConfig, *, threads: int | None = None):
         super().__init__()
+        refuse_other_than_name(path, "an ONNX file")
         self.path = Path(path)
         self.config = config
         if threads is not None and (not isinstance(threads, int) or threads < 1):

@@ -94,8 +94,10 @@ class ModelSource:
         """Load the model as a teacher (`nlpkd.load_teacher`); a model is returned as it is.
 
         Raises:
-            ValueError: if another dtype is asked for of a model than it has.
+            ValueError: if another dtype is asked for of a model than it has, or it is an ONNX file.
         """
+        if isinstance(self.given, OnnxClassifier):
+            raise ValueError(f"{self.given.path} is an ONNX file, without weights in PyTorch: give the model's folder")
         if isinstance(self.given, nn.Module):
             own = str(getattr(self.given, "dtype", dtype)).removeprefix("torch.")
             if dtype not in ("auto", "float32", own):
