@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from torch.nn.modules.module import register_module_forward_hook
@@ -54,6 +55,33 @@ def looking_at(kind: type, look):
         yield
     finally:
         hook.remove()
+
+
+def tiny_onnx(file: Path, seed: int = 0, external: bool = False) -> Path:
+    """Write an ONNX file whose logits are the sum of two numbers a token; with `external` these lie beside it."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    kinds, make = onnx.TensorProto, onnx.helper
+    table = torch.rand(5 + len(WORDS), 2, generator=torch.Generator().manual_seed(seed)).numpy()
+    graph = make.make_graph(
+        [
+            make.make_node("Gather", ["table", "input_ids"], ["of_tokens"]),
+            make.make_node("ReduceSum", ["of_tokens", "axes"], ["logits"], keepdims=0),
+        ],
+        "sums",
+        [make.make_tensor_value_info("input_ids", kinds.INT64, ["batch", "seq"])],
+        [make.make_tensor_value_info("logits", kinds.FLOAT, ["batch", 2])],
+        [
+            onnx.numpy_helper.from_array(table, "table"),
+            make.make_tensor("axes", kinds.INT64, [1], [1]),
+        ],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+    beside = {"location": f"{file.name}.data", "size_threshold": 0, "convert_attribute": False}
+    # What is there would be added to.
+    file.with_name(f"{file.name}.data").unlink(missing_ok=True)
+    onnx.save_model(model, file, save_as_external_data=external, **beside if external else {})
+    return file
 
 
 def sentences(rows: int, seed: int = 0) -> tuple[list[str], list[int]]:

@@ -25,6 +25,7 @@ from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.benchmark import describe_environment, measure_latency, measure_text_to_label
 from nlpkd.evaluation.records import AGREEMENT, Candidate, Interval
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.distill import check_num_seeds, distill
 from nlpkd.pipeline.dry_run import Plan
@@ -185,8 +186,7 @@ def _students(
 ) -> list[FrontierStudent]:
     """Return the students that are asked for, each with its arguments; refuse those that can't be right."""
     teacher, own = settings["teacher"], inspect.signature(distill).parameters
-    if not isinstance(teacher, (str, Path)):
-        raise ValueError(f"teacher must be a path or a Hub id, got {type(teacher).__name__}: save a model first")
+    refuse_other_than_name(teacher, "the teacher")
     if ModelSource.of(teacher).is_onnx:
         raise ValueError(
             f"a frontier compares with the teacher in PyTorch, and {str(teacher)!r} is a file: give its folder"

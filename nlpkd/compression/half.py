@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.models.reshaped import rebuild
+from nlpkd.models.structure import refuse_other_than_plain
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """The half precisions by the name that `config.dtype` has for them."""
@@ -42,6 +43,7 @@ def to_half(
     Raises:
         ValueError: if the dtype is another, the weights have it already, or one is too large for it.
     """
+    refuse_other_than_plain(model, "model")
     name = str(dtype).removeprefix("torch.")
     if name not in HALVES:
         raise ValueError(f"dtype must be one of {sorted(HALVES)}, got {name!r}")

@@ -26,6 +26,7 @@ from nlpkd.compression.onnx import (
     quietly,
     texts_to_compare,
 )
+from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.utils.links import link_file
@@ -89,6 +90,7 @@ def export_int8(
         ValueError: if there is no `onnx/model.onnx`, or there are no texts.
         RuntimeError: if the file gives logits that are not finite.
     """
+    refuse_other_than_name(directory)
     directory = Path(directory)
     source = OnnxClassifier.from_pretrained(directory, file=FP32_FILE)
     tokenizer = load_tokenizer(directory)

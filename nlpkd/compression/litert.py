@@ -24,7 +24,7 @@ from nlpkd.compression.onnx import (
 )
 from nlpkd.compression.record import agreement_of
 from nlpkd.models.limits import positions_of
-from nlpkd.models.structure import forward_arguments, matching_tokenizer
+from nlpkd.models.structure import forward_arguments, matching_tokenizer, refuse_other_than_plain
 from nlpkd.utils.links import move_into
 from nlpkd.utils.packages import require
 
@@ -90,6 +90,7 @@ def export_litert(
         RuntimeError: if the model can't be converted, or the file gives other logits.
     """
     converter = require("litert_torch", extra="litert")
+    refuse_other_than_plain(model, "model")
     if tokens > (limit := positions_of(model.config) or tokens):
         raise ValueError(f"tokens={tokens} is more than the {limit} that the model takes: lower it")
     # Check the folder, and tokenise the texts as the file will read them.

@@ -15,6 +15,7 @@ from transformers import MobileBertConfig, PreTrainedModel
 
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.models.reshaped import rebuild, reshape_linears
+from nlpkd.models.structure import refuse_other_than_plain
 
 _BERTS = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "camembert": "roberta."}
 """Families that MobileBERT can stand for, and what their encoder's weights are called."""
@@ -52,6 +53,7 @@ def factorize_embeddings(
         ValueError: if not exactly one of rank and energy is given, nothing would get smaller, or no plain checkpoint
             of the family has such a table.
     """
+    refuse_other_than_plain(model, "model")
     kind = model.config.model_type
     if kind not in _BERTS and not _is_free_of_positions(model):
         raise ValueError(_advice(model))
@@ -95,6 +97,7 @@ def factorize_linear(
     Raises:
         ValueError: if not exactly one of rank and energy is given, or no layer would get smaller.
     """
+    refuse_other_than_plain(model, "model")
     weights = model.state_dict()
     shapes: dict[str, list[int]] = {}
     for name, module in model.named_modules():

@@ -31,7 +31,7 @@ from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, config_sha256
-from nlpkd.models.structure import matching_tokenizer, readable
+from nlpkd.models.structure import matching_tokenizer, readable, refuse_other_than_plain
 from nlpkd.tasks import fill_in_task
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 from nlpkd.utils.files import digest_of, explain_damage, weight_files, weights_sha256
@@ -128,6 +128,7 @@ def export_onnx(
     """
     for package in EXPORT_PACKAGES:
         require(package)
+    refuse_other_than_plain(model, "model")
     directory, max_length = Path(directory), most_tokens(max_length, tokenizer, model)
     refuse_another_model(directory, model, tokenizer)
     texts = texts_to_compare(texts, tokenizer, max_length)

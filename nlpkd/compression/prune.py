@@ -24,6 +24,7 @@ from nlpkd.models.structure import (
     HEADS_OUT,
     axes_following,
     forward_arguments,
+    refuse_other_than_plain,
     size_name,
     top_indices,
 )
@@ -66,6 +67,7 @@ def prune_neurons(
         ValueError: if not exactly one size is given, it is not smaller than the model's, no row has a label, or the
             family has no feed-forward layers that follow its config.
     """
+    refuse_other_than_plain(model, "model")
     units = neurons(model)
     count = _count(units.count, "intermediate_size", keep, intermediate_size)
     rows = labelled_rows(dataset)
@@ -118,6 +120,7 @@ def prune_heads(
         ValueError: if not exactly one size is given, it is not smaller than the model's, no row has a label, or the
             family's attention can't have fewer heads.
     """
+    refuse_other_than_plain(model, "model")
     units, total = heads_of(model), model.config.num_attention_heads
     count = _count(total, "heads", keep, heads)
     if count % units.parts:

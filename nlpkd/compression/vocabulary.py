@@ -20,6 +20,7 @@ from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.data.columns import each_text
 from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
 from nlpkd.models.small_models import StaticForSequenceClassification
+from nlpkd.models.structure import refuse_other_than_plain
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -61,6 +62,7 @@ def trim_vocabulary(
             names one that does not exist, or the embedding table is not the model's alone or too short for the
             tokenizer.
     """
+    refuse_other_than_plain(model, "model")
     state = trimmable_state(tokenizer)
     table = _table(model)
     counts = _count(tokenizer, texts)

@@ -273,8 +273,11 @@ def resolve_max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokeniz
         The number of tokens, special ones included.
 
     Raises:
-        ValueError: if that is more than the tokenizers take, or leaves no room for text.
+        ValueError: if that is more than the tokenizers take, or leaves no room for text; for what is no tokenizer.
     """
+    for tokenizer in tokenizers:
+        if not hasattr(tokenizer, "model_max_length"):
+            raise ValueError(f"the tokenizer is {tokenizer!r:.80}: load it first (AutoTokenizer.from_pretrained)")
     limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
     special = max(tokenizer.num_special_tokens_to_add(pair=pairs) for tokenizer in tokenizers)
     if asked is None:

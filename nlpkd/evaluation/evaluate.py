@@ -47,7 +47,6 @@ from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
-from nlpkd.utils.files import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -305,8 +304,9 @@ def _name_models(
 ) -> dict[str, nn.Module]:
     """Put the models in the order of the report."""
     check_candidate_names(further)
-    named = {"teacher": teacher, "student": student, "baseline": baseline, **further}
-    return {name: unwrapped(model, name) for name, model in named.items() if model is not None}
+    named: dict[str, Any] = {"teacher": teacher, "student": student, "baseline": baseline, **further}
+    known = {name: model for name, model in named.items() if model is not None or name == "student"}
+    return {name: unwrapped(model, name) for name, model in known.items()}
 
 
 def _runtime(model: nn.Module) -> str:
@@ -314,7 +314,7 @@ def _runtime(model: nn.Module) -> str:
 
 
 def _file_sha256(model: nn.Module | None) -> str | None:
-    return digest_of(model.path) if isinstance(model, OnnxClassifier) else None
+    return model.sha256[model.path.name] if isinstance(model, OnnxClassifier) else None
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:

@@ -23,6 +23,7 @@ from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
 from nlpkd.hub.eval_results import write_eval_results
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
+from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.students.backbone import without_local_backbone
 from nlpkd.utils.files import NO_SPACE, explain_damage, refuse_damaged, write_atomic
@@ -216,6 +217,7 @@ def _send(api: HfApi, **upload: Any) -> CommitInfo:
 
 
 def _existing(directory: str | Path) -> Path:
+    refuse_other_than_name(directory, "a student")
     if not Path(directory).is_dir():
         raise ValueError(f"{directory} is no directory; give the one a student was saved in")
     return Path(directory)

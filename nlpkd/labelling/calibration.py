@@ -157,9 +157,14 @@ class GoldRows:
         """Read the rows; the arguments are those of `calibrate_teacher`.
 
         Raises:
-            ValueError: for fewer than two rows with a label, labels that are not the teacher's, or where none or
-                several columns could be the label.
+            ValueError: for fewer than two rows with a label, labels that are not the teacher's, where none or several
+                columns could be the label, or if the teacher is none that labels texts.
         """
+        if not isinstance(teacher, LabelingTeacher):
+            raise ValueError(
+                f"teacher must be one of nlpkd.teachers, which label texts, got {teacher!r:.100}: of a fine-tuned "
+                "classifier nlpkd.evaluate fits the temperature, on held_out rows"
+            )
         rows, labels, numbers = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
         texts = texts_to_label(rows, "gold", text_column)
         if len(texts) < 2:
@@ -263,8 +268,8 @@ def calibrate_teacher(
         The corrected teacher; its `calibration` says what was fitted, and how good the teacher was and is.
 
     Raises:
-        ValueError: for fewer than two rows with a label, labels that are not the teacher's, or where none or several
-            columns could be the label.
+        ValueError: for fewer than two rows with a label, labels that are not the teacher's, where none or several
+            columns could be the label, or if the teacher is none that labels texts.
     """
     return GoldRows.of(teacher, gold, text_column, label_column).fit(teacher, answers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ _COUNT_FROM_PADDING = {
     *("xmod", "mpnet", "longformer", "luke", "layoutlmv3", "lilt", "markuplm", "esm"),
 }
 """Families whose first position is behind the padding token's number, so that the places before it are lost."""
+
+
+def refuse_other_than_name(given: Any, role: str = "a model", advice: str = "save a model first") -> None:
+    """Refuse what names no model, such as a model in memory.
+
+    Args:
+        given: what was given for a name.
+        role: what the message calls it.
+        advice: what to do with a model in memory.
+
+    Raises:
+        ValueError: if it is neither a path nor a Hub id.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        raise ValueError(f"{role} is named by a path or a Hub id, got {given!r:.80}: {advice}")
 
 
 def positions_of(config: Any) -> int | None:

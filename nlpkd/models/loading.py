@@ -29,6 +29,7 @@ from nlpkd.models.limits import (
     positions_of,
     refuse_adapter,
     refuse_foreign_files,
+    refuse_other_than_name,
     refuse_oversized_config,
     refuse_oversized_vocabulary,
 )
@@ -272,8 +273,7 @@ def check_place(name: str | Path, revision: str | None = None) -> None:
         ValueError: for a path where nothing is, or a single file, a name that no repository of the Hub can have, a
             folder without any file of a model or tokenizer, and a revision of a folder.
     """
-    if not isinstance(name, (str, os.PathLike)):
-        raise ValueError(f"a model is named by a path or a Hub id, got {name!r:.80}")
+    refuse_other_than_name(name)
     path = Path(name)
     if path.is_file():
         raise ValueError(f"{str(name)!r} is a file, and a model is a folder with its config: give the folder")

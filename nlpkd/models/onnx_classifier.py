@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import load_config, onnx_file
 from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
 from nlpkd.utils.fingerprints import NO_INFLUENCE, hash_value
@@ -25,7 +28,11 @@ if TYPE_CHECKING:
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-EXPORT_RECORD = "onnx/export.json"
+ONNX_FOLDER = "onnx"
+"""Where a model's folder has its ONNX files."""
+
+
+EXPORT_RECORD = f"{ONNX_FOLDER}/export.json"
 """What the ONNX files of a model's folder were made from, and how they compare with it."""
 
 
@@ -41,6 +48,8 @@ class OnnxClassifier(nn.Module):
 
     It has no parameters of its own: the weights are in the file. A session fuses what it can as it loads the file.
 
+    What it says of its file holds for what it was loaded from. A copy opens the file again, which must be the same.
+
     Args:
         path: the ONNX file. Its inputs are among `input_ids`, `attention_mask` and `token_type_ids`, int64
             `(batch, seq)`; its first output is logits `(batch, labels)`.
@@ -51,22 +60,25 @@ class OnnxClassifier(nn.Module):
         path: the file.
         config: the config.
         threads: the threads.
+        sha256: of the file by its name, and of external weights, which lie beside it as `model.onnx.data`.
+        size_mb: megabytes (10^6 bytes) of these.
         inputs: names of the inputs that the file has.
 
     Raises:
         ImportError: if ONNX Runtime is not installed.
         ValueError: if the file is no ONNX file, needs other inputs, or gives another number of logits than the config
-            has labels, or there are no threads.
+            has labels, or there are no threads; or it was written to meanwhile.
     """
 
     def __init__(self, path: str | Path, config: PreTrainedConfig, *, threads: int | None = None):
         super().__init__()
+        refuse_other_than_name(path, "an ONNX file")
         self.path = Path(path)
         self.config = config
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads={threads!r} must be a number from 1 on, or None for as many as torch has")
         self.threads = threads or torch.get_num_threads()
-        self.session = _session(self.path, self.threads)
+        self.session, self.sha256, self.size_mb = _opened(self.path, self.threads)
         self.inputs = [each.name for each in self.session.get_inputs()]
         if "input_ids" not in self.inputs or set(self.inputs) - set(MODEL_INPUTS):
             raise ValueError(
@@ -118,26 +130,55 @@ class OnnxClassifier(nn.Module):
         """Where it runs; inputs may be elsewhere."""
         return torch.device("cpu")
 
-    @property
-    def size_mb(self) -> float:
-        """Megabytes (10^6 bytes) of the file."""
-        return self.path.stat().st_size / 1e6
-
-    @property
+    @cached_property
     def num_weights(self) -> int:
-        """How many weights the file has; the scales and zero points of an int8 file are among them."""
+        """How many weights the file has; the scales and zero points of an int8 file are among them.
+
+        Raises:
+            ValueError: if the file was changed before anybody asked.
+        """
         onnx = require("onnx")
+        self._refuse_other(_hashes(self.path))
         kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
         graph = onnx.load(self.path, load_external_data=False).graph
         return sum(math.prod(each.dims) for each in graph.initializer if each.data_type in kinds)
 
     def get_extra_state(self) -> Tensor:
-        """Return the SHA-256 of the file, so that a hash of weights tells one file from another.
+        """Return a hash of what the file had, so that a hash of weights tells one file from another.
 
         Returns:
             32 numbers of 8 bits.
         """
-        return torch.frombuffer(bytearray.fromhex(digest_of(self.path)), dtype=torch.uint8)
+        return torch.frombuffer(bytearray.fromhex(hash_value([*self.sha256.values()])), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the hash of a `state_dict` for what it is: the weights can't be set.
+
+        Raises:
+            ValueError: if it is another file's.
+        """
+        if not isinstance(state, Tensor) or not torch.equal(state.cpu(), self.get_extra_state()):
+            raise ValueError(
+                f"the state is of another file than {self.path}, whose weights can't be set: load the other file"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the session, which can't be copied."""
+        return {name: value for name, value in vars(self).items() if name != "session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the file again.
+
+        Raises:
+            ValueError: if it is another one by now.
+        """
+        super().__setstate__(state)
+        self.session, sha256, _ = _opened(self.path, self.threads)
+        self._refuse_other(sha256)
+
+    def _refuse_other(self, sha256: dict[str, str]) -> None:
+        if sha256 != self.sha256:
+            raise ValueError(f"{self.path} was changed since it was loaded: load it again")
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -187,7 +228,8 @@ class OnnxClassifier(nn.Module):
 def model_folder(path: Path) -> Path:
     """Find the folder with an ONNX file's config.
 
-    It is the file's own, or, of `onnx/model.onnx`, the one above, or, of `student.int8.onnx`, `student` beside it.
+    It is the one above of a file in a folder called `onnx`, else the file's own, the one above, or, of
+    `student.int8.onnx`, `student` beside it.
 
     Args:
         path: the file.
@@ -198,8 +240,10 @@ def model_folder(path: Path) -> Path:
     Raises:
         ValueError: if none has a config.json.
     """
-    beside = path.with_name(path.name.partition(".")[0])
-    for folder in (path.parent, path.absolute().parent.parent, beside):
+    beside, above = path.with_name(path.name.partition(".")[0]), path.absolute().parent.parent
+    # What is written beside the ONNX files of a model, such as another model's config, is not what they are of.
+    first = [above] if path.absolute().parent.name == ONNX_FOLDER else []
+    for folder in (*first, path.parent, above, beside):
         if (folder / "config.json").is_file():
             return folder
     raise ValueError(
@@ -269,10 +313,33 @@ def _saturates() -> bool:
     return bool(capabilities.get("sse4_1")) and not (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
 
 
-def _session(path: Path, threads: int) -> InferenceSession:
-    onnxruntime = require("onnxruntime")
+def _files(path: Path) -> list[Path]:
+    """List an ONNX file and its external weights."""
     if not path.is_file():
         raise ValueError(f"there is no ONNX file {path}")
+    return [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}[._]data*"))]
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    return {each.name: digest_of(each) for each in _files(path)}
+
+
+def _opened(path: Path, threads: int) -> tuple[InferenceSession, dict[str, str], float]:
+    """Load a file; also return the hashes of what was loaded by name, and its megabytes."""
+    before = _stamps(path)
+    sha256, session = _hashes(path), _session(path, threads)
+    if _stamps(path) != before:
+        raise ValueError(f"{path} was written to while it was loaded: load it again")
+    return session, sha256, sum(size for _, size, _ in before) / 1e6
+
+
+def _stamps(path: Path) -> list[tuple[int, int, int]]:
+    stats = [each.stat() for each in _files(path)]
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
+
+
+def _session(path: Path, threads: int) -> InferenceSession:
+    onnxruntime = require("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
-from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+from nlpkd.models.onnx_classifier import ONNX_FOLDER, OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
 from nlpkd.utils.files import digest_of
 from nlpkd.utils.fingerprints import Teller, UntoldError, hash_configuration, hash_value, hash_weights
@@ -94,8 +94,10 @@ class ModelSource:
         """Load the model as a teacher (`nlpkd.load_teacher`); a model is returned as it is.
 
         Raises:
-            ValueError: if another dtype is asked for of a model than it has.
+            ValueError: if another dtype is asked for of a model than it has, or it is an ONNX file.
         """
+        if isinstance(self.given, OnnxClassifier):
+            raise ValueError(f"{self.given.path} is an ONNX file, without weights in PyTorch: give the model's folder")
         if isinstance(self.given, nn.Module):
             own = str(getattr(self.given, "dtype", dtype)).removeprefix("torch.")
             if dtype not in ("auto", "float32", own):
@@ -144,14 +146,22 @@ class ModelSource:
         """Refuse an output folder that what is written would take the model from.
 
         Raises:
-            ValueError: if it is the model's own folder, or that of the training whose checkpoint the model is.
+            ValueError: if it is the model's own folder, that of its ONNX files, or that of the training whose
+                checkpoint the model is.
         """
-        name = self.given.config._name_or_path if isinstance(self.given, nn.Module) else self.name
-        folder, output = Path(name).resolve(), Path(output_dir).resolve()
-        is_checkpoint = folder.name.startswith("checkpoint-") and folder.parent == output
-        if name and Path(name).is_dir() and (folder == output or is_checkpoint):
+        given: Any = self.given
+        in_memory, file = isinstance(given, nn.Module), None
+        name = given.config._name_or_path if in_memory else self.name
+        if self.is_onnx:
+            file = given.path if in_memory else Path(given)
+        places = [] if file is None else [file.parent]
+        if name and Path(name).is_dir():
+            folder = Path(name).resolve()
+            places += [folder, folder / ONNX_FOLDER]
+            places += [folder.parent] if folder.name.startswith("checkpoint-") else []
+        if Path(output_dir).resolve() in {each.resolve() for each in places}:
             raise ValueError(
-                f"output_dir={str(output_dir)!r} is the folder of the model {str(name)!r}, which would be "
+                f"output_dir={str(output_dir)!r} is the folder of the model {str(file or name)!r}, which would be "
                 "overwritten: choose another one"
             )
 

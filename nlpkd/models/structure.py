@@ -71,6 +71,25 @@ def refuse_other_than_model(model: Any, role: str) -> None:
         )
 
 
+def refuse_other_than_plain(model: Any, role: str, parts: Sequence[str] = ("config", "get_input_embeddings")) -> None:
+    """Refuse what is no model of transformers, whose parts are known by their names.
+
+    Args:
+        model: what was given for one.
+        role: what messages call it.
+        parts: what is needed of it.
+
+    Raises:
+        ValueError: if it is no model, or lacks one of them.
+    """
+    refuse_other_than_model(model, role)
+    if lacking := [name for name in parts if not hasattr(model, name)]:
+        raise ValueError(
+            f"the {role} is a {type(model).__name__}, which has no {lacking[0]}: give a model of transformers (of an "
+            "ONNX file that of its folder: nlpkd.load_teacher)"
+        )
+
+
 def unwrapped(model: nn.Module, role: str, advice: str = "") -> nn.Module:
     """Return the model inside of torch.compile's, `DataParallel`'s or `DistributedDataParallel`'s wrapper, and say so.
 

@@ -29,6 +29,7 @@ from nlpkd.evaluation.records import BASELINES
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.scoring import DISAGREEMENTS
 from nlpkd.hub.saving import save_report
+from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.models.source import ModelSource
@@ -111,9 +112,14 @@ def evaluate(
         _check_writable(Path(output_dir))
         _refuse_to_replace_a_training(Path(output_dir))
 
+    beside = {"teacher": teacher, "baseline": baseline}
+    given: dict[str, Any] = {"student": student} | {name: each for name, each in beside.items() if each is not None}
+    given |= candidates or {}
+    for name, each in given.items():
+        refuse_other_than_name(each, name, "save a model first, or measure it with nlpkd.evaluate_student")
+
     # The models, and the rows as each of their tokenizers reads them.
-    given: dict[str, Any] = {"student": student, "teacher": teacher, "baseline": baseline, **(candidates or {})}
-    sources = {name: ModelSource.of(each, None, trust_remote_code) for name, each in given.items() if each is not None}
+    sources = {name: ModelSource.of(each, None, trust_remote_code) for name, each in given.items()}
     with phase("Loading models and rows"):
         models: dict[str, Any] = {name: source.classifier() for name, source in sources.items()}
         tokenizers = {name: source.tokenizer() for name, source in sources.items()}

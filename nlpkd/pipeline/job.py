@@ -55,6 +55,7 @@ class Job:
         stages: with objectives not bound yet.
         origin: where teacher, student and data come from, for the record.
         make_untrained_student: from a seed to a student.
+        parent: the model in PyTorch that students are made of, of several teachers the first; None where none is.
         class_weights: of the gold labels, in the baselines' objective as in the student's.
         baselines: from a seed to an untrained baseline, by its name (`nlpkd.evaluation.records.BASELINES`).
         ship: export each student to ONNX in 8 bits, and measure that file beside it.
@@ -68,6 +69,7 @@ class Job:
     stages: list[Stage]
     origin: dict[str, Any]
     make_untrained_student: Callable[[int], PreTrainedModel]
+    parent: PreTrainedModel | None = None
     class_weights: Sequence[float] | Mapping[str, float] | None = None
     baselines: Mapping[str, Callable[[int], PreTrainedModel]] = field(default_factory=dict)
     ship: bool = False

@@ -172,6 +172,7 @@ def prepare_job(
             "dataset_revision": asked.dataset_revision,
         },
         make_untrained_student=make(start=start),
+        parent=parent() if inherits else None,
         baselines={
             name: make(start="pretrained" if name == "no_teacher" and inherits else start) for name in baselines
         },

@@ -103,7 +103,7 @@ def tune(
     """Search for learning rate, temperature, weights and depth on held-out rows; nothing of it is a result to report.
 
     Args:
-        teacher: a path, a Hub id (`id@revision` too), or a model.
+        teacher: a path, a Hub id (`id@revision` too), an ONNX file, or a model.
         train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows to choose on; not those that the student is reported on.
         search: for each setting a tuple (low, high) of numbers, by logarithm where high / low >= 10 (integers stay
@@ -154,7 +154,7 @@ def tune(
         # What would end the search in a later trial: values of objectives, and the deepest student.
         of_objectives = {name: values for name, values in search.items() if "." in name}
         _refuse_values(of_objectives, partial(with_settings, job.stages[0].objectives))
-        make_student(job.teacher, max(layers), seed=args.seed)  # type: ignore[arg-type]
+        make_student(job.parent, max(layers), seed=args.seed)
 
         # The search, which goes on where it stopped, with other draws than those it began with.
         storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
@@ -302,7 +302,7 @@ def _train_trial(job: Job, args: DistillationConfig, drawn: Mapping[str, Any], n
         teacher_cache_dir=args.teacher_cache,
         **{name: value for name, value in drawn.items() if name not in ("layers", *of_objectives)},
     )
-    student = make_student(job.teacher, drawn["layers"], seed=args.seed)  # type: ignore[arg-type]
+    student = make_student(job.parent, drawn["layers"], seed=args.seed)
     trainer = job.trainer(student, trial_args, Stage(with_settings(job.stages[0].objectives, of_objectives)))
     trainer.train()
     return trainer.evaluate()

@@ -16,6 +16,7 @@ from scipy.special import betaincinv, softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
+from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import SINGLE_LABEL, task_of
@@ -184,6 +185,7 @@ def folder_of_student(name: str | Path) -> Path:
     Raises:
         ValueError: if it is none: a Hub id, or a file.
     """
+    refuse_other_than_name(name, "a student")
     if not Path(name).is_dir():
         raise ValueError(
             f"{name} is no folder, and a cascade is of a student's folder on this machine, with {CASCADE_NAME} in it: "
@@ -203,7 +205,7 @@ def served_files(student: Any, folder: Path) -> dict[str, str]:
         The hashes; none where its weights lie elsewhere.
     """
     if isinstance(student.model, OnnxClassifier):
-        files = {student.model.path.name: digest_of(student.model.path)}
+        files = dict(student.model.sha256)
     else:
         files = weights_sha256(folder)
     if not files:

@@ -17,7 +17,7 @@ from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
 from nlpkd.data.tokenization import NO_TOKENS
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
-from nlpkd.models.structure import readable
+from nlpkd.models.structure import readable, refuse_other_than_plain
 from nlpkd.serving.cascade import Cascade, CascadeRecord, folder_of_student, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
@@ -44,6 +44,7 @@ class TextClassifier(TextClassificationPipeline):
     """
 
     def __init__(self, model: Any, tokenizer: Any, **settings: Any):
+        refuse_other_than_plain(model, "model", ["config"])
         classes = Classes.of(model.config.id2label)
         if len(set(classes.names)) < len(classes):
             raise ValueError(f"two classes of the model have the same name, {classes}: mend config.id2label")

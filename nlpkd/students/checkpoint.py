@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from nlpkd.data.labels.classes import Classes, forget_thresholds, thresholds_of
 from nlpkd.models.loading import load_classifier, load_config
-from nlpkd.models.structure import lacks_head, permute_head, sort_drawn_head
+from nlpkd.models.structure import lacks_head, permute_head, refuse_other_than_plain, sort_drawn_head
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ def with_fresh_pooler(model: PreTrainedModel, seed: int = 42) -> PreTrainedModel
     Raises:
         ValueError: if it has no pooler.
     """
+    refuse_other_than_plain(model, "backbone", ["config", "base_model"])
     pooler = getattr(model.base_model, "pooler", None)
     if not isinstance(pooler, nn.Module) or not any(True for _ in pooler.parameters()):
         raise ValueError(

@@ -12,7 +12,7 @@ from nlpkd.compression.low_rank import factorize_embeddings
 from nlpkd.compression.vocabulary import trim_vocabulary
 from nlpkd.data.columns import each_text
 from nlpkd.data.tokenization import original_ids
-from nlpkd.models.structure import refuse_other_than_model
+from nlpkd.models.structure import refuse_other_than_plain
 from nlpkd.students.backbone import known_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import load_student
@@ -112,7 +112,7 @@ def make_student(
     texts = _texts_to_keep(vocabulary, tokenizer, texts, rows is not None or (kind is not None and kind.reads_rows))
     _check_source(teacher, layers, checkpoint, limited, embedding_size, shape)
     if teacher is not None:
-        refuse_other_than_model(teacher, "teacher")
+        refuse_other_than_plain(teacher, "teacher", *([["config"]] if checkpoint is not None else []))
     check_start(start, backbone, teacher is not None and checkpoint is None)
     # Choose: the vocabulary will be trimmed, so the budget is of students with a trimmed one.
     if limited:

@@ -14,7 +14,7 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.reshaped import ReshapedForSequenceClassification
 from nlpkd.models.small_models import PROJECTED_WIDTH, SMALL_STUDENTS
-from nlpkd.models.structure import sort_drawn_head
+from nlpkd.models.structure import refuse_other_than_plain, sort_drawn_head
 from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights
 from nlpkd.utils.processes import phase
 
@@ -85,6 +85,7 @@ def small_student(
     given = {"id2label": id2label, "vocab_size": vocab_size, "pad_token_id": pad_token_id}
     shape |= {name: value for name, value in given.items() if value is not None}
     if teacher is not None:
+        refuse_other_than_plain(teacher, "teacher")
         shape = _of_teacher(teacher, embeddings) | shape
     classes = Classes.of(shape.pop("id2label"))
     config = config_class(**shape, id2label=classes.id2label, label2id=classes.label2id)

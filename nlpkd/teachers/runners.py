@@ -204,6 +204,11 @@ class ModelRunner:
             for column in TOKEN_COLUMNS
             if column in self.capture.arguments and prefix + column in dataset.column_names
         ]
+        if "input_ids" not in columns:
+            raise ValueError(
+                f"the forward of the teacher ({type(model).__name__}) takes {sorted(self.capture.arguments)}, and no "
+                "input_ids, which the rows have: name its argument so"
+            )
         rows = dataset.select_columns([prefix + column for column in columns])
         self.rows = rows.rename_columns({prefix + column: column for column in columns}).with_format("arrow")
 

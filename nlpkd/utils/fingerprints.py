@@ -39,6 +39,8 @@ _BOOKKEEPING = {
 _OF_LIBRARIES = {
     # Derived from a config, in an order that another process may not have.
     *("layer_types", "rope_type"),
+    # Of an ONNX file, whose hash is among the weights.
+    *("num_weights", "sha256", "size_mb", "threads"),
     # Changed by running, or by saving.
     *("kwargs", "max_seq_len_cached", "model_card_data", "peft_config", "pooling_mult", "seq_len"),
 }

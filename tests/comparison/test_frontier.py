@@ -265,7 +265,10 @@ def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
         ({"students": "static"}, "students must be a list"),
         ({"students": []}, "students must be a list"),
         ({"students": [3]}, "students must be a list"),
-        ({"students": ["static"], "teacher": tiny_bert()}, "teacher must be a path.*BertForSequenceClassification"),
+        (
+            {"students": ["static"], "teacher": tiny_bert()},
+            "the teacher is named by a path.*BertForSequenceClassification",
+        ),
         (
             {"students": ["static"], "teacher": "a/onnx/model.onnx"},
             "compares with the teacher in PyTorch.* its folder",

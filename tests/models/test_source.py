@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from samples import tiny_bert
+from samples import tiny_bert, tiny_onnx
 
-from nlpkd.models.source import LocalModel, identity_of_model
+from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.source import LocalModel, ModelSource, identity_of_model
 
 
 @pytest.fixture
@@ -92,3 +93,36 @@ def test_what_a_local_model_is_loaded_with_is_told_as_files_and_objects_are_now(
     other_words(other)
     changed = local.describe()
     assert changed["weights"] == told["weights"] and changed["settings"] != told["settings"]
+
+
+@pytest.mark.parametrize("given", ["folder", "file", "name of the file", "ONNX model"])
+def test_nothing_is_written_where_a_model_or_a_file_of_it_is_read(given, folder, tmp_path_factory):
+    file = folder / "onnx" / "model_int8.onnx"
+    file.parent.mkdir()
+    tiny_onnx(file)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "link").symlink_to(file.parent)
+    model = {
+        "folder": lambda: folder,
+        "file": lambda: file,
+        "name of the file": lambda: str(file),
+        "ONNX model": lambda: OnnxClassifier.from_pretrained(file),
+    }[given]()
+    source = ModelSource.of(model)
+    for output in (folder, file.parent, f"{file.parent}/", elsewhere / "link"):
+        with pytest.raises(ValueError, match="is the folder of the model .* would be overwritten"):
+            source.refuse_as_output(output)
+    for output in (folder / "student", file.parent / "student", folder.parent, elsewhere):
+        source.refuse_as_output(output)
+
+
+def test_nothing_is_written_beside_a_file_whose_config_is_elsewhere(folder):
+    for file in (folder / "small" / "model.onnx", folder.parent / f"{folder.name}.int8.onnx"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        source = ModelSource.of(file)
+        assert source.name == folder
+        for output in (folder, file.parent):
+            with pytest.raises(ValueError, match=f"is the folder of the model '{file}'"):
+                source.refuse_as_output(output)
+        file.unlink()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 
 import pytest
 from datasets import DatasetDict
-from samples import QUIET, raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert, tiny_onnx
 from typer.testing import CliRunner
 
 from nlpkd import DistillationTrainer, make_student
 from nlpkd.cli import app
 from nlpkd.cli.training import _searched
+from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 
@@ -70,6 +72,28 @@ def test_a_search_tries_settings_of_run_objectives_and_student_and_goes_on(
         )  # fmt: skip
         trainer.train()
         assert trainer.evaluate()["eval_accuracy"] == trial["value"]
+
+
+@pytest.mark.parametrize("given", ["file", "model", "list"])
+def test_trials_of_an_onnx_file_are_students_of_the_weights_beside_it(
+    given, teacher, splits, tmp_path, make_rows, settings
+):
+    from nlpkd.pipeline.tune import tune
+
+    folder = shutil.copytree(teacher, tmp_path / "teacher")
+    (folder / "onnx").mkdir()
+    file = tiny_onnx(folder / "onnx/model.onnx")
+    onnx = OnnxClassifier.from_pretrained(file)
+    teachers = {"file": file, "model": onnx, "list": [file, teacher]}
+    asked = {"search": {"learning_rate": [1e-3]}, "layers": (2,), "n_trials": 1, "output_dir": tmp_path / "tuning"}
+    found = tune(teachers[given], splits, objectives=[ForwardKLLoss()], **asked, **QUICK)
+    parent = tiny_bert(layers=4, id2label={0: "neg", 1: "pos"})
+    trainer = DistillationTrainer(
+        make_student(parent, 2), {"list": [onnx, parent]}.get(given, onnx), settings(learning_rate=1e-3),
+        [ForwardKLLoss()], make_rows(160, seed=3), make_rows(80, seed=4), student_tokenizer(teacher),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] == found.value
 
 
 @pytest.fixture(scope="module")
