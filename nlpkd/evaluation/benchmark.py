@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.evaluation.records import Latency
 from nlpkd.models.capture import logits_of
+from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.limits import positions_of
 from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
@@ -193,7 +194,8 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
     """Return the size of a model's safetensors file or files, or of its ONNX file.
 
     Args:
-        model: a model, saved to a temporary directory for this; an `OnnxClassifier`; or the directory of a saved one.
+        model: a model, saved to a temporary directory for this; an `OnnxClassifier`; an ensemble, whose members are
+            added up; or the directory of a saved one.
 
     Returns:
         Megabytes (10^6 bytes).
@@ -206,6 +208,8 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
         if not sizes:
             raise ValueError(f"{model} holds no *.safetensors file: give the directory of a saved model")
         return sum(sizes) / 1e6
+    if isinstance(model, TeacherEnsemble):
+        return sum(map(model_size_mb, model.members))
     if isinstance(model, OnnxClassifier):
         return model.size_mb
     with tempfile.TemporaryDirectory() as directory:
@@ -220,11 +224,13 @@ def count_parameters(model: nn.Module) -> int:
     """Count a model's parameters, or the weights in its ONNX file.
 
     Args:
-        model: any module.
+        model: any module; of an ensemble the members are added up.
 
     Returns:
         How many numbers they are.
     """
+    if isinstance(model, TeacherEnsemble):
+        return sum(map(count_parameters, model.members))
     if isinstance(model, OnnxClassifier):
         return model.num_weights
     return sum(parameter.numel() for parameter in model.parameters())

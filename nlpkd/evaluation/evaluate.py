@@ -232,8 +232,8 @@ def evaluate_student(
                 flops=counted_flops(running, name, counted) if latency_runs and name in models else None,
                 temperature_scaling=scaling.get(name),
                 breakdown=_breakdown(name, measured, labels, lengths) if has_gold else Breakdown(),
-                runtime=_runtime(models[name]) if name in models else None,
-                file_sha256=_file_sha256(models.get(name)),
+                runtime=_runtime(running.parts(name)) if name in models else None,
+                file_sha256=_file_sha256(running.parts(name)) if name in models else None,
             )
             for name, own in measured.items()
         },
@@ -309,12 +309,15 @@ def _name_models(
     return {name: unwrapped(model, name) for name, model in named.items() if model is not None}
 
 
-def _runtime(model: nn.Module) -> str:
-    return ONNX_RUNTIME if isinstance(model, OnnxClassifier) else "torch"
+def _runtime(parts: Mapping[str, nn.Module]) -> str:
+    """Return what runs the models of a candidate, of several kinds both."""
+    named = (ONNX_RUNTIME if isinstance(model, OnnxClassifier) else "torch" for model in parts.values())
+    return " and ".join(dict.fromkeys(named))
 
 
-def _file_sha256(model: nn.Module | None) -> str | None:
-    return digest_of(model.path) if isinstance(model, OnnxClassifier) else None
+def _file_sha256(parts: Mapping[str, nn.Module]) -> str | None:
+    """Return the SHA-256 of each ONNX file of a candidate; None without any."""
+    return " ".join(digest_of(model.path) for model in parts.values() if isinstance(model, OnnxClassifier)) or None
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:
