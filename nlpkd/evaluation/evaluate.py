@@ -20,7 +20,7 @@ from nlpkd.data.rows import refuse_other_than_dataset, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
-from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.origin import RunRecord, TaskRecord, retention
 from nlpkd.evaluation.prediction import (
     CandidateModels,
     counted_flops,
@@ -354,13 +354,12 @@ def _compare(measured: Mapping[str, _Measured], name: str, labels: np.ndarray) -
     """Compare the student with another candidate on the same rows, by every metric and a paired test."""
     student, other, teacher = measured["student"], measured[name], measured.get("teacher")
     headline = student.scoring.headline(labels)
-    reference = other.metrics[headline]
     return Comparison(
         differences={
             metric: _interval(value - other.metrics[metric], student.resampled[metric] - other.resampled[metric])
             for metric, value in student.metrics.items()
         },
-        retention=student.metrics[headline] / reference if other is teacher and reference > 0 else None,
+        retention=retention(student.metrics[headline], other.metrics[headline]) if other is teacher else None,
         **(_gap(student, other, teacher, headline) if name == "no_teacher" and teacher is not None else {}),
         **student.scoring.paired_test(student.logits, other.logits, labels),
     )

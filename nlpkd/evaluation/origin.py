@@ -1,4 +1,7 @@
-"""What was measured on and what made the figures: task, run, models and data of an evaluation report."""
+"""What was measured on and what made the figures: task, run, models and data of an evaluation report.
+
+With the task goes the figure that a verdict on it rests on: its name, a candidate's, and the share of another's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
-from nlpkd.evaluation.records import as_type, without_controls
+from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES, Candidate, Interval, as_type, without_controls
 
 Record = TypeVar("Record", bound="OpenRecord")
 
@@ -85,6 +88,44 @@ class TaskRecord(OpenRecord):
     labels_a_row: float | None = None
     score_mean: float | None = None
     score_sd: float | None = None
+
+
+def headline_name(metric: str) -> str:
+    """Return what sentences, tables and charts call a headline metric.
+
+    Args:
+        metric: `TaskRecord.headline`.
+
+    Returns:
+        Its name; an unknown one's own.
+    """
+    return "agreement with the teacher" if metric == AGREEMENT else METRIC_NAMES.get(metric, metric)
+
+
+def headline_figure(candidate: Candidate, metric: str) -> Interval | None:
+    """Return a candidate's headline figure, be it quality or the agreement with the teacher.
+
+    Args:
+        candidate: one of a report.
+        metric: `TaskRecord.headline` of that report.
+
+    Returns:
+        The figure with its interval; None where the candidate has none, such as the teacher's agreement with itself.
+    """
+    return candidate.agreement if metric == AGREEMENT else candidate.quality.get(metric)
+
+
+def retention(value: float, reference: float) -> float | None:
+    """Return the share of a reference's headline figure that another one is.
+
+    Args:
+        value: of the model that is asked about.
+        reference: of the model that it is compared with.
+
+    Returns:
+        The share; None where the reference is not above 0, of which nothing is a share.
+    """
+    return value / reference if reference > 0 else None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord
-from nlpkd.evaluation.records import BASELINES, METRIC_NAMES, ONNX_RUNTIME, Candidate, percent, without_controls
+from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord, headline_figure, headline_name
+from nlpkd.evaluation.records import (
+    BASELINES,
+    ONNX_RUNTIME,
+    Candidate,
+    format_number,
+    percent,
+    without_controls,
+)
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import (
     code_block,
@@ -250,7 +257,10 @@ def _asked(report: EvaluationReport) -> str:
 
 def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     """Explain how ONNX files are run, with what was measured of them."""
-    measured = {name: entry for name, entry in report.candidates.items() if entry.runtime == ONNX_RUNTIME}
+    # The teacher's file is its own.
+    measured = {
+        name: entry for name, entry in report.candidates.items() if entry.runtime == ONNX_RUNTIME and name != "teacher"
+    }
     if not (onnx or measured):
         return ""
     code = (
@@ -260,7 +270,8 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     )
     headline = report.task.headline
     figures = [
-        f"- {escape_markdown(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
+        f"- {escape_markdown(name)}: {headline_name(headline)} {headline_figure(entry, headline) or 'n/a'}, "
+        + f"{format_number(entry.size_mb, '.1f')} MB"
         + "".join(f", {each.p50_ms:.2f} ms at batch {each.batch}" for each in entry.latency[:1])
         + (f", {entry.text_to_label_ms:.2f} ms from text to label" if entry.text_to_label_ms else "")
         for name, entry in measured.items()
