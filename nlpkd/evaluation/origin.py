@@ -166,7 +166,7 @@ class DataRecord(OpenRecord):
         train_rows: rows of the training.
         evaluated_rows: rows measured.
         learned_rows: of the measured ones, those that are among the training rows too.
-        evaluated_sha256: of their texts and labels.
+        evaluated_sha256: of their texts and labels, by the student's ids.
         truncated_rows: of them by split, those that were cut.
         max_length: longest text in tokens.
         window_stride: tokens that the windows of long texts share.
