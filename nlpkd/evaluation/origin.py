@@ -133,7 +133,9 @@ class ModelRecord(OpenRecord):
     """Where a model comes from.
 
     Args:
-        name: Hub id, path, or the kind of a student that was made.
+        name: Hub id, path, or the kind of a student that was made; of several teachers all of them, for readers.
+        folder: of an ONNX file, what the model's folder is called.
+        models: of several teachers the entries of each, which no name is read out of.
         revision: of a Hub id.
         checkpoint: whether a student began as a saved checkpoint.
         layers: of a student.
@@ -143,12 +145,20 @@ class ModelRecord(OpenRecord):
     """
 
     name: str | None = None
+    folder: str | None = None
+    models: list[dict[str, Any]] = field(default_factory=list)
     revision: str | None = None
     checkpoint: bool | None = None
     layers: int | None = None
     model_type: str | None = None
     weights_sha256: dict[str, str] | None = None
     label_order: list[int] | None = None
+
+    def check(self) -> None:
+        """Check the types of the entries, those of each of several teachers too; see `OpenRecord.check`."""
+        super().check()
+        for each in self.models:
+            ModelRecord.from_dict(each).check()
 
 
 @dataclass(frozen=True)

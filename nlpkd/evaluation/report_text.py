@@ -224,6 +224,8 @@ def paired_test_lines(comparisons: Mapping[str, Comparison]) -> list[str]:
 def origin_lines(run: RunRecord) -> list[tuple[str, str]]:
     """Return what made the figures, as names and texts; the command is not among them."""
     recorded = run.to_dict()
+    # Each of several teachers is in their name.
+    recorded.get("teacher", {}).pop("models", None)
     lines = [(key, flat(recorded[key])) for key in _ORIGIN if recorded.get(key) is not None]
     return lines + [("objective", flat(objective)) for objective in run.objectives]
 

@@ -155,7 +155,8 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     optional = {key: value for key, value in optional.items() if value}
     # What the weights come from: what somebody said, the teacher, or what it or the student began as.
     start = run.student.name if run.student.checkpoint else str(run.student.extra.get("backbone") or "")
-    if base := run.base_model or hub_id(run.teacher.name) or hub_id(start):
+    teachers = [name for each in _teachers(run) if (name := hub_id(each.name))]
+    if base := run.base_model or (teachers if len(teachers) > 1 else "".join(teachers)) or hub_id(start):
         optional |= {"base_model": base, "base_model_relation": "finetune"}
     if not run.data.pairs:
         optional["widget"] = [{"text": text} for text in WIDGET_TEXTS]
@@ -207,7 +208,8 @@ def _introduction(report: EvaluationReport, model_name: str) -> str:
     kind = f"a text classifier with {student.layers} layers" if student.layers else "a text classifier"
     told = f" for {len(labels)} labels ({listed(labels)})" if labels else ""
     what = f"**{escape_markdown(model_name)}** is {kind}{told}"
-    source = f"the teacher {_named(teacher)}" if teacher.name else "a larger teacher"
+    teachers = " and ".join(map(_named, _teachers(report.run)))
+    source = f"the teacher{'s' if teacher.models else ''} {teachers}" if teacher.name else "a larger teacher"
     return f"# {escape_markdown(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"
 
 
@@ -378,10 +380,20 @@ def _called(name: str) -> str:
     return one_line(hub_id(name) or PurePosixPath(name).name or name)
 
 
+def _teachers(run: RunRecord) -> list[ModelRecord]:
+    """Return the teacher, or each of several."""
+    return [ModelRecord.from_dict(each) for each in run.teacher.models] or [run.teacher]
+
+
 def _named(part: ModelRecord | DataRecord) -> str:
-    extra = [escape_markdown(part.config)] if isinstance(part, DataRecord) and part.config else []
-    extra += [f"revision {escape_markdown(part.revision)}"] if part.revision else []
-    return escape_markdown(_called(str(part.name))) + (f" ({', '.join(extra)})" if extra else "")
+    called, extra = _called(str(part.name)), []
+    if isinstance(part, DataRecord):
+        extra = [part.config] if part.config else []
+    elif part.folder:
+        # A file is called as many others are.
+        called, extra = part.folder, [called]
+    extra += [f"revision {part.revision}"] if part.revision else []
+    return escape_markdown(called) + (f" ({', '.join(map(escape_markdown, extra))})" if extra else "")
 
 
 def _quoted(model_name: str) -> str:

@@ -255,6 +255,8 @@ def _named_data(about: DataRecord, name: str) -> tuple[str, dict[str, Any]]:
 def _named_teacher(claimed: EvaluationReport, folder: Path, trust_remote_code: bool) -> tuple[str | None, str]:
     """Return the report's teacher, or why it can't be measured again."""
     about = claimed.run.teacher
+    if about.models:
+        return None, f"{NOT_AGAIN}: one teacher is measured, and there are {len(about.models)}"
     name, revision = hub_id(about.name), about.revision
     if name is None:
         return None, f"{NOT_AGAIN}: the teacher, {about.name or 'unnamed'}, is not on the Hub (--teacher)"
