@@ -138,7 +138,7 @@ def prepare(folder: Path) -> None:
         ["compress", "student", "--method", "half", *DATA, "--output-dir", "half"],
         CACHE,
         [*BESIDE[:-1], "eval"],
-        ["cascade", "--student", "student", "--teacher", "teacher", *DATA, "--target-agreement", "0.5"],
+        ["cascade", "--student", "student", "--teacher", "teacher", "--data", "rows.csv", "--target-agreement", "0.5"],
     ]
     for words in jobs:
         done = run_program(["nlpkd", *words], folder, fresh=False)

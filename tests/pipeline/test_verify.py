@@ -191,6 +191,25 @@ def test_as_many_other_rows_are_told_from_the_report_s_and_judged_by_intervals(s
     assert wrong(student, lines[0]) == ["accuracy", "rows"] or wrong(student, lines[0]) == ["rows", "accuracy"]
 
 
+def test_a_report_without_gold_labels_is_verified_by_the_agreement_beside_its_teacher(student, tmp_path):
+    entries = [{"text": row["text"], "label": -100} for row in raw_rows(40, seed=5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    data, teacher = str(tmp_path / "rows.jsonl"), tmp_path / "teacher"
+    shutil.copytree(student, teacher, ignore=shutil.ignore_patterns("report*"))
+    tiny_bert(seed=4, initializer_range=0.5, id2label={0: "neg", 1: "pos"}).save_pretrained(teacher)
+    (student / "README.md").unlink()
+    evaluate(student, data, teacher=teacher, max_length=32, output_dir=student, **QUICK)
+    found = verify(student, data, teacher=teacher, **QUICK)
+    judged = {each.figure: each.holds for each in found.claims}
+    assert found.holds and judged["agreement with the teacher"] and judged["rows"]
+    assert found.quality == ("agreement with the teacher",)
+    report = EvaluationReport.load(student)
+    less = dataclasses.replace(report.candidates["student"], agreement=Interval(0.1, 0.0, 0.2))
+    dataclasses.replace(report, candidates=report.candidates | {"student": less}).save(student)
+    found = verify(student, data, teacher=teacher, **QUICK)
+    assert [each.figure for each in found.claims if each.holds is False] == ["agreement with the teacher"]
+
+
 def test_what_is_not_measured_again_is_named_and_not_judged(student, rows):
     report = EvaluationReport.load(student)
     claimed = report.candidates["student"]
