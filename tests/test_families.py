@@ -41,6 +41,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from nlpkd import DistillationConfig, DistillationTrainer, distill, make_student, objectives
 from nlpkd.evaluation.benchmark import model_size_mb
+from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.models.capture import Capture
 from nlpkd.objectives.base import text_state
@@ -491,3 +492,19 @@ def test_a_teacher_with_a_prompt_of_its_own_teaches_logits_alone(peft):
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
     print(tables(), end="")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_is_measured_and_left_as_it_was(family):
+    model, tokenizer = build(family, 2), tokenizer_of(family)
+    # One parameter asks for no gradient, and none shall ask for one that did not.
+    next(model.parameters()).requires_grad_(False)
+    asking = [parameter.requires_grad for parameter in model.parameters()]
+    texts = {name: tensor.tolist() for name, tensor in ids_of([5] * 4, seed=0).items()}
+    dataset = datasets.Dataset.from_dict({**texts, "labels": [0, 1, 2, 0]})
+    report = evaluate_student(
+        model, None, dataset, tokenizer, bootstrap_samples=2, latency_batches=(1,), latency_tokens=6, latency_runs=1
+    )
+    measured = report.candidates["student"]
+    assert measured.flops > 0 and measured.latency[0].p50_ms > 0 and measured.size_mb > 0
+    assert [parameter.requires_grad for parameter in model.parameters()] == asking and not model.training

@@ -23,6 +23,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.benchmark import describe_environment, measure_latency, measure_text_to_label
+from nlpkd.evaluation.origin import headline_figure, headline_name, retention
 from nlpkd.evaluation.records import AGREEMENT, Candidate, Interval
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.models.limits import refuse_other_than_name
@@ -274,7 +275,7 @@ def _compare(
             text_to_label_ms=text_to_label_ms[name],
             pass_ms=pass_ms[name],
             size_mb=candidate.size_mb or math.nan,
-            retention=mean / reference.value if reference.value > 0 else None,
+            retention=retention(mean, reference.value),
             seeds=seeds or [found.value],
             file=file,
         )
@@ -290,7 +291,10 @@ def _compare(
 
 def _quality(candidate: Candidate, metric: str) -> Interval:
     """Return the headline metric; without gold labels the agreement, which the teacher has with itself."""
-    return candidate.agreement or Interval(1.0, 1.0, 1.0) if metric == AGREEMENT else candidate.quality[metric]
+    figure = headline_figure(candidate, metric)
+    if figure is None and metric != AGREEMENT:
+        raise ValueError(f"a report claims no {headline_name(metric)} of one of its models: measure it again")
+    return figure or Interval(1.0, 1.0, 1.0)
 
 
 def _times_together(models: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from nlpkd.comparison.points import Limits, Point, pareto_front, pick
 from nlpkd.evaluation.html_report import PAGE_NAME, PAGE_PACKAGES, fill_template
-from nlpkd.evaluation.records import METRIC_NAMES, as_type, format_number, percent, strict_json
+from nlpkd.evaluation.origin import headline_name
+from nlpkd.evaluation.records import as_type, format_number, percent, strict_json
 from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, markdown_table, one_line
 from nlpkd.utils.files import explain_damage, write_atomic
 from nlpkd.utils.packages import how_to_install
@@ -69,7 +70,7 @@ class FrontierReport:
     @property
     def metric_name(self) -> str:
         """The metric as sentences have it."""
-        return METRIC_NAMES.get(self.metric, "agreement with the teacher")
+        return headline_name(self.metric)
 
     def verdict(self) -> str:
         """Return in words what the budget picks, or what there is to pick from, and which students failed."""

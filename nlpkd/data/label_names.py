@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, IterableDataset, LargeList, List, Valu
 
 from nlpkd.data.columns import INTEGER, LABEL_COLUMNS, TEACHER_LOGITS
 from nlpkd.data.labels.checks import refuse_other_labels, with_marks_as_nan
-from nlpkd.data.labels.classes import Classes, plain_name, rename_classes
+from nlpkd.data.labels.classes import Classes, rename_classes
 from nlpkd.data.labels.values import label_values
 from nlpkd.data.rows import formatted_as, is_plain, makes_batches, sample_rows, with_column
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, task_of
@@ -101,13 +101,14 @@ def name_classes(loaded: Any, names: Sequence[str]) -> Any:
     """
     if not names:
         return loaded
-    own, wanted = Classes.of(loaded.id2label), Classes.of(names)
+    own = Classes.of(loaded.id2label)
     numbered = own.is_generic or all(map(INTEGER.fullmatch, own.names))
     try:
         if loaded.problem_type == REGRESSION:
             raise ValueError("a score has no classes to name")
-        if "" in wanted.names or len(set(map(plain_name, wanted.names))) < len(wanted):
-            raise ValueError("two classes have the same name, or one has none")
+        wanted = Classes.of(names)
+        if "" in wanted.names:
+            raise ValueError("one of the classes has no name")
         (Classes.of(list(map(str, range(len(own))))) if numbered else own).positions_in(wanted)
     except ValueError as error:
         raise ValueError(f"label_names {list(names)} are not those of the rows: {error}") from None

@@ -186,7 +186,7 @@ def _load_whole(
     targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack, named)
     reason = targets.reason.replace(" of the train split", "") if alone else targets.reason
     _tell_kind(name, columns, targets.problem_type, reason)
-    splits, id2label = targets.splits, dict(enumerate(targets.names))
+    splits, id2label = targets.splits, Classes.of(targets.names).id2label
     if asked.soft_label_column is not None:
         soft, task = asked.soft_label_column, targets.problem_type
         for split in [each for each, data in splits.items() if each == "train" or soft in data.column_names]:
@@ -323,7 +323,7 @@ def _stream_train(
         text_pair_column=columns.text_pair,
         label_column=columns.label,
         problem_type=SINGLE_LABEL,
-        id2label=dict(enumerate(stream.names)),
+        id2label=Classes.of(stream.names).id2label,
         truncated=truncated | cut,
         max_length=max_length,
         name=name,

@@ -10,9 +10,8 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.evaluation.records import Latency
 from nlpkd.models.capture import logits_of
+from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.limits import positions_of
 from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
@@ -72,13 +72,7 @@ def measure_latency(
         ValueError: when a model takes fewer tokens.
     """
     lengths = [tokens] if isinstance(tokens, int) else list(tokens)
-    for name, model in models.items():
-        longest = positions_of(getattr(model, "config", None))
-        if longest is not None and longest < max(lengths):
-            raise ValueError(
-                f"latency_tokens={max(lengths)} is more than the {longest} tokens that the {name} takes: give at most "
-                f"{longest}"
-            )
+    refuse_more_tokens(models, lengths)
     results: dict[str, list[Latency]] = {name: [] for name in models}
     for length, batch in itertools.product(lengths, batches):
         inputs = {
@@ -95,6 +89,25 @@ def measure_latency(
             threads = model.threads if isinstance(model, OnnxClassifier) else torch.get_num_threads()
             results[name].append(Latency(batch, length, threads, *percentiles))
     return results
+
+
+def refuse_more_tokens(models: Mapping[str, nn.Module], lengths: Sequence[int]) -> None:
+    """Refuse to time models on more tokens than they take.
+
+    Args:
+        models: the models by name.
+        lengths: tokens in a sequence.
+
+    Raises:
+        ValueError: when a model takes fewer.
+    """
+    for name, model in models.items():
+        longest = positions_of(getattr(model, "config", None))
+        if longest is not None and longest < max(lengths):
+            raise ValueError(
+                f"latency_tokens={max(lengths)} is more than the {longest} tokens that the {name} takes: give at most "
+                f"{longest}"
+            )
 
 
 def measure_text_to_label(
@@ -165,8 +178,14 @@ def count_flops(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = No
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return None
     inputs = _synthetic_batch(model, tokenizer, 1, tokens, seed=0)
-    # torch has no formula for the fused attention on a CPU: it would count nothing.
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # torch has no formula for the fused attention on a CPU: it would count nothing. Its tracker of modules looks up
+    # the history of each tensor that asks for a gradient and is handed to a module, and a parameter has none.
+    with (
+        _without_gradients(model),
+        evaluating(model),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         model(**inputs)
     return counter.get_total_flops() or None
 
@@ -175,7 +194,8 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
     """Return the size of a model's safetensors file or files, or of its ONNX file.
 
     Args:
-        model: a model, saved to a temporary directory for this; an `OnnxClassifier`; or the directory of a saved one.
+        model: a model, saved to a temporary directory for this; an `OnnxClassifier`; an ensemble, whose members are
+            added up; or the directory of a saved one.
 
     Returns:
         Megabytes (10^6 bytes).
@@ -188,6 +208,8 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
         if not sizes:
             raise ValueError(f"{model} holds no *.safetensors file: give the directory of a saved model")
         return sum(sizes) / 1e6
+    if isinstance(model, TeacherEnsemble):
+        return sum(map(model_size_mb, model.members))
     if isinstance(model, OnnxClassifier):
         return model.size_mb
     with tempfile.TemporaryDirectory() as directory:
@@ -202,11 +224,13 @@ def count_parameters(model: nn.Module) -> int:
     """Count a model's parameters, or the weights in its ONNX file.
 
     Args:
-        model: any module.
+        model: any module; of an ensemble the members are added up.
 
     Returns:
         How many numbers they are.
     """
+    if isinstance(model, TeacherEnsemble):
+        return sum(map(count_parameters, model.members))
     if isinstance(model, OnnxClassifier):
         return model.num_weights
     return sum(parameter.numel() for parameter in model.parameters())
@@ -284,6 +308,19 @@ def _synthetic_batch(
     return {name: tensor for name, tensor in inputs.items() if name in accepted}
 
 
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for a gradient, and afterwards those that did."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
 def _forward_ms(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> float:
     """Time one pass of a model that is `evaluating`."""
     on_gpu = inputs["input_ids"].is_cuda
@@ -330,71 +367,3 @@ def _text_to_label_ms(model: nn.Module, encode: Callable[[Any], Mapping[str, Any
     inputs = {name: torch.tensor(ids, device=device) for name, ids in encode(text).items() if name in accepted}
     logits_of(model(**inputs)).argmax(dim=-1).tolist()
     return (time.perf_counter() - start) * 1e3
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a candidate costs.
-
-    Attributes:
-        name: of the candidate.
-        size_mb: its weights file in 10^6 bytes.
-        latency_ms: median of one forward pass.
-        fits: whether both are within the budget.
-    """
-
-    name: str
-    size_mb: float
-    latency_ms: float
-    fits: bool
-
-
-def choose_within(
-    candidates: Mapping[str, PreTrainedModel],
-    *,
-    max_latency_ms: float | None = None,
-    max_size_mb: float | None = None,
-    batch: int = 1,
-    tokens: int = 32,
-    runs: int = 30,
-) -> tuple[str, list[Measured]]:
-    """Measure candidates, say what each costs, and choose the first that fits.
-
-    Args:
-        candidates: models by name, the most capable first.
-        max_latency_ms: the most that the median forward pass may take on this machine, with torch's threads as set.
-        max_size_mb: the most that the weights file may take, in 10^6 bytes.
-        batch: sequences of a forward pass.
-        tokens: tokens of a sequence.
-        runs: timed passes; see `measure_latency`.
-
-    Returns:
-        The name of the choice, and what was measured of each candidate.
-
-    Raises:
-        ValueError: if there is no budget, or nothing fits; the table is in the message.
-    """
-    limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb}
-    for name, limit in limits.items():
-        if limit is not None and not limit > 0:
-            raise ValueError(f"{name} must be > 0, got {limit}")
-    if all(limit is None for limit in limits.values()):
-        raise ValueError("there is no budget: give max_latency_ms or max_size_mb")
-    times = measure_latency(candidates, batches=(batch,), tokens=tokens, runs=runs)
-    table = []
-    for name, model in candidates.items():
-        size_mb, latency_ms = model_size_mb(model), times[name][0].p50_ms
-        fits = (max_size_mb is None or size_mb <= max_size_mb) and (
-            max_latency_ms is None or latency_ms <= max_latency_ms
-        )
-        table.append(Measured(name, size_mb, latency_ms, fits))
-    shown = "; ".join(f"{row.name} {row.size_mb:.1f} MB {row.latency_ms:.2f} ms" for row in table)
-    asked = " and ".join(f"{name}={limit}" for name, limit in limits.items() if limit is not None)
-    chosen = next((row.name for row in table if row.fits), None)
-    if chosen is None:
-        raise ValueError(
-            f"no candidate fits {asked} (batch {batch}, {tokens} tokens): {shown}. Raise the budget, or trim the "
-            "vocabulary, which makes it smaller"
-        )
-    logger.warning("%s fits %s (batch %d, %d tokens), of: %s.", chosen, asked, batch, tokens, shown)
-    return chosen, table

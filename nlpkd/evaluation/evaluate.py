@@ -20,7 +20,7 @@ from nlpkd.data.rows import refuse_other_than_dataset, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
-from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.origin import RunRecord, TaskRecord, retention
 from nlpkd.evaluation.prediction import (
     CandidateModels,
     counted_flops,
@@ -231,8 +231,8 @@ def evaluate_student(
                 flops=counted_flops(running, name, counted) if latency_runs and name in models else None,
                 temperature_scaling=scaling.get(name),
                 breakdown=_breakdown(name, measured, labels, lengths) if has_gold else Breakdown(),
-                runtime=_runtime(models[name]) if name in models else None,
-                file_sha256=_file_sha256(models.get(name)),
+                runtime=_runtime(running.parts(name)) if name in models else None,
+                file_sha256=_file_sha256(running.parts(name)) if name in models else None,
             )
             for name, own in measured.items()
         },
@@ -309,12 +309,18 @@ def _name_models(
     return {name: unwrapped(model, name) for name, model in known.items()}
 
 
-def _runtime(model: nn.Module) -> str:
-    return ONNX_RUNTIME if isinstance(model, OnnxClassifier) else "torch"
+def _runtime(parts: Mapping[str, nn.Module]) -> str:
+    """Return what runs the models of a candidate, of several kinds both."""
+    named = (ONNX_RUNTIME if isinstance(model, OnnxClassifier) else "torch" for model in parts.values())
+    return " and ".join(dict.fromkeys(named))
 
 
-def _file_sha256(model: nn.Module | None) -> str | None:
-    return model.sha256[model.path.name] if isinstance(model, OnnxClassifier) else None
+def _file_sha256(parts: Mapping[str, nn.Module]) -> str | None:
+    """Return the SHA-256 of each ONNX file of a candidate; None without any."""
+    return (
+        " ".join(model.sha256[model.path.name] for model in parts.values() if isinstance(model, OnnxClassifier))
+        or None
+    )
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:
@@ -351,13 +357,12 @@ def _compare(measured: Mapping[str, _Measured], name: str, labels: np.ndarray) -
     """Compare the student with another candidate on the same rows, by every metric and a paired test."""
     student, other, teacher = measured["student"], measured[name], measured.get("teacher")
     headline = student.scoring.headline(labels)
-    reference = other.metrics[headline]
     return Comparison(
         differences={
             metric: _interval(value - other.metrics[metric], student.resampled[metric] - other.resampled[metric])
             for metric, value in student.metrics.items()
         },
-        retention=student.metrics[headline] / reference if other is teacher and reference > 0 else None,
+        retention=retention(student.metrics[headline], other.metrics[headline]) if other is teacher else None,
         **(_gap(student, other, teacher, headline) if name == "no_teacher" and teacher is not None else {}),
         **student.scoring.paired_test(student.logits, other.logits, labels),
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.evaluation import report_text
-from nlpkd.evaluation.records import METRIC_NAMES, Breakdown, as_type, percent
+from nlpkd.evaluation.origin import headline_figure, headline_name, retention
+from nlpkd.evaluation.records import Breakdown, as_type, format_number, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.utils.files import explain_damage, numbered_folders, write_atomic
 from nlpkd.utils.packages import how_to_install
@@ -195,14 +196,15 @@ def _logged(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, f
 def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
     """Return the few figures to see first: what was kept, and what was saved."""
     student, teacher = report.candidates["student"], report.candidates.get("teacher")
-    headline = report.task.headline
-    tiles = []
-    if headline in student.quality:
-        tiles.append((f"{student.quality[headline].value:.3f}", METRIC_NAMES[headline]))
+    headline, tiles = report.task.headline, []
+    own = headline_figure(student, headline)
+    if own:
+        tiles.append((format_number(own.value), headline_name(headline)))
     if teacher is None:
         return tiles
-    if headline in teacher.quality and (gold := teacher.quality[headline].value) > 0:
-        tiles.append((percent(student.quality[headline].value / gold), f"of the teacher's {METRIC_NAMES[headline]}"))
+    gold = headline_figure(teacher, headline)
+    if own and gold and (kept := retention(own.value, gold.value)) is not None:
+        tiles.append((percent(kept), f"of the teacher's {headline_name(headline)}"))
     if student.text_to_label_ms and teacher.text_to_label_ms:
         faster = teacher.text_to_label_ms / student.text_to_label_ms
         tiles.append((f"{faster:.1f} x", "the teacher's speed, text to label"))
@@ -210,7 +212,7 @@ def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
         tiles.append((f"{teacher.latency[0].p50_ms / student.latency[0].p50_ms:.1f} x", "the teacher's speed"))
     if teacher.size_mb and student.size_mb is not None:
         tiles.append((percent(student.size_mb / teacher.size_mb, 0), "of its size"))
-    if student.agreement:
+    if student.agreement and student.agreement is not own:
         tiles.append((f"{student.agreement.value:.3f}", "agreement with it"))
     return tiles
 
@@ -261,10 +263,10 @@ def _tradeoffs(report: EvaluationReport) -> list[str]:
 
     headline = report.task.headline
     points = [
-        vars(candidate.quality[headline])
+        vars(figure)
         | {"name": name, "size": candidate.size_mb, "latency": candidate.latency, "read": candidate.text_to_label_ms}
         for name, candidate in report.candidates.items()
-        if headline in candidate.quality and candidate.size_mb is not None
+        if (figure := headline_figure(candidate, headline)) and candidate.size_mb is not None
     ]
     drawn: list[str] = []
     if not points:
@@ -274,16 +276,16 @@ def _tradeoffs(report: EvaluationReport) -> list[str]:
             charts.tradeoff(
                 [point | {"cost": point["read"]} for point in points],
                 "ms from text to label, p50 (one text)",
-                METRIC_NAMES[headline],
+                headline_name(headline),
             )
         )
     elif all(point["latency"] for point in points):
         first = points[0]["latency"][0]
         axis = f"ms a pass, p50 (batch {first.batch}, {first.tokens} tokens)"
         timed = [point | {"cost": point["latency"][0].p50_ms} for point in points]
-        drawn.append(charts.tradeoff(timed, axis, METRIC_NAMES[headline]))
+        drawn.append(charts.tradeoff(timed, axis, headline_name(headline)))
     sized = [point | {"cost": point["size"]} for point in points]
-    return [*drawn, charts.tradeoff(sized, "MB on disk", METRIC_NAMES[headline])]
+    return [*drawn, charts.tradeoff(sized, "MB on disk", headline_name(headline))]
 
 
 def _groups(report: EvaluationReport, parts: Mapping[str, Breakdown], labels: Sequence[str]) -> list[str]:
@@ -304,7 +306,7 @@ def _groups(report: EvaluationReport, parts: Mapping[str, Breakdown], labels: Se
     if len(by_length) == len(parts):
         groups = [f"{entry.shortest} to {entry.longest}" for entry in by_length["student"]]
         values = {name: [entry.value for entry in entries] for name, entries in by_length.items()}
-        drawn.append(charts.by_group(groups, values, METRIC_NAMES[report.task.headline]))
+        drawn.append(charts.by_group(groups, values, headline_name(report.task.headline)))
     return drawn
 
 

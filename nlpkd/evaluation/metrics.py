@@ -112,6 +112,10 @@ class ExpectedCalibrationError(InMemoryMetric):
         return {"expected_calibration_error": calibration_error(probabilities.max(axis=1), correct)}
 
 
+IN_SCORES = {"mean_absolute_error", "mean_squared_error"}
+"""Metrics in the unit of the scores, or its square; all others are shares or correlations."""
+
+
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Measure a classifier's logits against gold labels.
 

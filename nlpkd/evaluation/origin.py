@@ -1,4 +1,7 @@
-"""What was measured on and what made the figures: task, run, models and data of an evaluation report."""
+"""What was measured on and what made the figures: task, run, models and data of an evaluation report.
+
+With the task goes the figure that a verdict on it rests on: its name, a candidate's, and the share of another's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
-from nlpkd.evaluation.records import as_type, without_controls
+from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES, Candidate, Interval, as_type, without_controls
 
 Record = TypeVar("Record", bound="OpenRecord")
 
@@ -87,12 +90,52 @@ class TaskRecord(OpenRecord):
     score_sd: float | None = None
 
 
+def headline_name(metric: str) -> str:
+    """Return what sentences, tables and charts call a headline metric.
+
+    Args:
+        metric: `TaskRecord.headline`.
+
+    Returns:
+        Its name; an unknown one's own.
+    """
+    return "agreement with the teacher" if metric == AGREEMENT else METRIC_NAMES.get(metric, metric)
+
+
+def headline_figure(candidate: Candidate, metric: str) -> Interval | None:
+    """Return a candidate's headline figure, be it quality or the agreement with the teacher.
+
+    Args:
+        candidate: one of a report.
+        metric: `TaskRecord.headline` of that report.
+
+    Returns:
+        The figure with its interval; None where the candidate has none, such as the teacher's agreement with itself.
+    """
+    return candidate.agreement if metric == AGREEMENT else candidate.quality.get(metric)
+
+
+def retention(value: float, reference: float) -> float | None:
+    """Return the share of a reference's headline figure that another one is.
+
+    Args:
+        value: of the model that is asked about.
+        reference: of the model that it is compared with.
+
+    Returns:
+        The share; None where the reference is not above 0, of which nothing is a share.
+    """
+    return value / reference if reference > 0 else None
+
+
 @dataclass(frozen=True)
 class ModelRecord(OpenRecord):
     """Where a model comes from.
 
     Args:
-        name: Hub id, path, or the kind of a student that was made.
+        name: Hub id, path, or the kind of a student that was made; of several teachers all of them, for readers.
+        folder: of an ONNX file, what the model's folder is called.
+        models: of several teachers the entries of each, which no name is read out of.
         revision: of a Hub id.
         checkpoint: whether a student began as a saved checkpoint.
         layers: of a student.
@@ -102,12 +145,20 @@ class ModelRecord(OpenRecord):
     """
 
     name: str | None = None
+    folder: str | None = None
+    models: list[dict[str, Any]] = field(default_factory=list)
     revision: str | None = None
     checkpoint: bool | None = None
     layers: int | None = None
     model_type: str | None = None
     weights_sha256: dict[str, str] | None = None
     label_order: list[int] | None = None
+
+    def check(self) -> None:
+        """Check the types of the entries, those of each of several teachers too; see `OpenRecord.check`."""
+        super().check()
+        for each in self.models:
+            ModelRecord.from_dict(each).check()
 
 
 @dataclass(frozen=True)
@@ -125,7 +176,7 @@ class DataRecord(OpenRecord):
         train_rows: rows of the training.
         evaluated_rows: rows measured.
         learned_rows: of the measured ones, those that are among the training rows too.
-        evaluated_sha256: of their texts and labels.
+        evaluated_sha256: of their texts and labels, by the student's ids.
         truncated_rows: of them by split, those that were cut.
         max_length: longest text in tokens.
         window_stride: tokens that the windows of long texts share.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -21,14 +23,25 @@ from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.data.rows import list_lengths
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher, refuse_no_tokens
 from nlpkd.data.windows import average_windows, one_row_a_document
-from nlpkd.evaluation.benchmark import count_flops, latency_protocol, measure_latency, measure_text_to_label
+from nlpkd.evaluation.benchmark import (
+    count_flops,
+    latency_protocol,
+    measure_latency,
+    measure_text_to_label,
+    refuse_more_tokens,
+)
 from nlpkd.evaluation.records import Latency
+from nlpkd.evaluation.report_text import one_line
 from nlpkd.models.capture import logits_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
 from nlpkd.models.structure import forward_arguments
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,10 @@ class CandidateModels:
             found["teacher"] = ensemble.mean(own).cpu().numpy()
         return found
 
+    def parts(self, name: str) -> dict[str, nn.Module]:
+        """Return the models that a candidate consists of, by their names in `alone`."""
+        return members_by_name(self.models[name]) if name == "teacher" else {name: self.models[name]}
+
     def thresholds(self, name: str) -> list[float] | None:
         """Return a candidate's own thresholds of several labels a row, in the student's label order; None without."""
         return thresholds_of(getattr(self.models.get(name), "config", None), self.orders.get(name))
@@ -203,8 +220,12 @@ def measured_latency(
     protocol = latency_protocol(running.alone, tokens, runs)
     if not runs:
         return {}, protocol
-    timing: dict[str, Any] = {"batches": batches, "tokens": tokens, "runs": runs, "seed": seed}
-    measured = measure_latency(running.alone, running.tokenizers, **timing)
+    lengths = [tokens] if isinstance(tokens, int) else list(tokens)
+    refuse_more_tokens(running.alone, lengths)
+    timing: dict[str, Any] = {"batches": batches, "tokens": lengths, "runs": runs, "seed": seed}
+    measured = _if_it_can_be("latency", partial(measure_latency, running.alone, running.tokenizers, **timing))
+    if measured is None:
+        return {}, latency_protocol(running.alone, tokens, 0)
     teacher = running.models.get("teacher")
     if isinstance(teacher, TeacherEnsemble):
         measured["teacher"] = _one_after_another([measured.pop(name) for name in members_by_name(teacher)])
@@ -222,7 +243,13 @@ def measured_text_to_label(
     chosen = rows.with_format(None).select(np.linspace(0, len(rows) - 1, num=min(runs, len(rows)), dtype=int))
     texts = list(zip(*(chosen[column][:] for column in columns), strict=True))
     max_tokens = {name: int(token_lengths(rows, running.prefixes.get(name, "")).max()) for name in running.alone}
-    times = measure_text_to_label(running.alone, running.tokenizers, texts, max_tokens=max_tokens, runs=runs)
+    timing: dict[str, Any] = {"max_tokens": max_tokens, "runs": runs}
+    times = _if_it_can_be(
+        "time from text to label",
+        partial(measure_text_to_label, running.alone, running.tokenizers, texts, **timing),
+    )
+    if times is None:
+        return {}
     if "teacher" in running.models:
         times["teacher"] = sum(times.pop(name) for name in members_by_name(running.models["teacher"]))
     return times
@@ -241,10 +268,25 @@ def _one_after_another(measured: Sequence[Sequence[Latency]]) -> list[Latency]:
     ]
 
 
+def _if_it_can_be(figure: str, measure: Callable[[], T]) -> T | None:
+    """Measure what a report can do without; where that fails, warn, and return None."""
+    try:
+        return measure()
+    except Exception as error:
+        # What runs is the models' own code, which may raise anything.
+        logger.warning("The %s was not measured: %s: %s", figure, type(error).__name__, one_line(error))
+        return None
+
+
 def counted_flops(running: CandidateModels, name: str, tokens: int) -> int | None:
     """Count a candidate's operations, an ensemble's as a sum; None where one of its models can't be counted."""
-    members = members_by_name(running.models["teacher"]) if name == "teacher" else {name: running.models[name]}
-    counts = [count_flops(model, running.tokenizers[own], tokens=tokens) for own, model in members.items()]
+    counts = [
+        _if_it_can_be(
+            f"number of operations of the {own}",
+            partial(count_flops, model, running.tokenizers[own], tokens=tokens),
+        )
+        for own, model in running.parts(name).items()
+    ]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 

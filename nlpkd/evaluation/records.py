@@ -272,8 +272,8 @@ class Candidate:
         memory_mb: 10^6 bytes that answering takes, as `RunRecord.memory_protocol` says; None where not measured.
         temperature_scaling: of `nlpkd.evaluation.calibration`, None where no temperature was fitted.
         breakdown: the quality by class, confidence and length.
-        runtime: what runs it, `"torch"` or `"onnxruntime"`; None in reports that did not record it.
-        file_sha256: of an ONNX file that was measured.
+        runtime: what runs it, `"torch"`, `"onnxruntime"`, or of several teachers both; None where not recorded.
+        file_sha256: of an ONNX file that was measured, of several teachers' files one after another.
     """
 
     quality: dict[str, Interval]

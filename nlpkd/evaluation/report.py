@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.evaluation import report_text
-from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.origin import RunRecord, TaskRecord, headline_figure, headline_name
 from nlpkd.evaluation.records import (
-    AGREEMENT,
-    METRIC_NAMES,
     Candidate,
     Comparison,
     SeedSpread,
@@ -113,9 +111,8 @@ class EvaluationReport:
             report.task.check()
             report.run.check()
             headline, student = report.task.headline, report.candidates["student"]
-            claims = headline in student.quality or (headline == AGREEMENT and student.agreement is not None)
-            if not claims and not report.run.incomplete:
-                raise ValueError(f"the report claims no {METRIC_NAMES.get(headline, headline)} of its student")
+            if headline_figure(student, headline) is None and not report.run.incomplete:
+                raise ValueError(f"the report claims no {headline_name(headline)} of its student")
             # What can't be shown is no report.
             report.to_markdown()
         except (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError) as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from nlpkd.evaluation.origin import RunRecord, TaskRecord
+from nlpkd.evaluation.origin import RunRecord, TaskRecord, headline_figure, headline_name, retention
 from nlpkd.evaluation.records import (
     AGREEMENT,
     BASELINES,
@@ -58,7 +59,7 @@ def short_verdict(task: TaskRecord, candidates: Mapping[str, Candidate], compari
         return opening
     for name, baseline in BASELINES.items():
         if paired := comparisons.get(f"student_vs_{name}"):
-            metric = METRIC_NAMES[task.headline]
+            metric = headline_name(task.headline)
             return f"{opening[:-1]}; against {baseline} its {metric} is {_points(paired, task.headline)}."
     return f"{opening[:-1]}; no undistilled baseline was evaluated, so that the gain of distilling is unknown."
 
@@ -66,20 +67,22 @@ def short_verdict(task: TaskRecord, candidates: Mapping[str, Candidate], compari
 def _kept(task: TaskRecord, candidates: Mapping[str, Candidate]) -> str:
     """Return what the student kept of the teacher, and how much smaller and faster it is."""
     student, teacher = candidates["student"], candidates.get("teacher")
+    figure = headline_figure(student, task.headline)
+    if figure is None:
+        return "The student was not measured."
     if task.headline == AGREEMENT:
         return (
             f"No evaluated row has a gold label, so that agreement with the teacher is all that this report can know: "
-            f"the student and the teacher agree on {student.agreement}. How often either is right is unknown."
+            f"the student and the teacher agree on {figure}. How often either is right is unknown."
         )
-    if task.headline not in student.quality:
-        return "The student was not measured."
-    name, value = METRIC_NAMES[task.headline], student.quality[task.headline].value
+    name, value = headline_name(task.headline), figure.value
+    gold = None if teacher is None else headline_figure(teacher, task.headline)
     if teacher is None:
         article = "an" if name.startswith("a") else "a"
         return f"The student has {article} {name} of {format_number(value)}; no teacher was evaluated beside it."
-    gold = teacher.quality[task.headline].value
-    kept = percent(value / gold if gold else None)
-    told = f"The student keeps {kept} of the teacher's {name} ({format_number(value)} against {format_number(gold)})"
+    reference = math.nan if gold is None else gold.value
+    against = f"({format_number(value)} against {format_number(reference)})"
+    told = f"The student keeps {percent(retention(value, reference))} of the teacher's {name} {against}"
     if teacher.parameters is not None and student.parameters is not None:
         told += f", with {_ratio(teacher.parameters, student.parameters, 'fewer parameters', 'more parameters')}"
     times = _latency(teacher, 1), _latency(student, 1)
@@ -221,6 +224,8 @@ def paired_test_lines(comparisons: Mapping[str, Comparison]) -> list[str]:
 def origin_lines(run: RunRecord) -> list[tuple[str, str]]:
     """Return what made the figures, as names and texts; the command is not among them."""
     recorded = run.to_dict()
+    # Each of several teachers is in their name.
+    recorded.get("teacher", {}).pop("models", None)
     lines = [(key, flat(recorded[key])) for key in _ORIGIN if recorded.get(key) is not None]
     return lines + [("objective", flat(objective)) for objective in run.objectives]
 
@@ -272,7 +277,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def _gain(paired: Comparison, headline: str, baseline: str) -> str:
     """Return what the student has over a baseline, and how much of the gap to the teacher that closes."""
-    metric = METRIC_NAMES[headline]
+    metric = headline_name(headline)
     return f"Against {baseline} its {metric} is {_points(paired, headline)}.{_gap_closed(paired, metric)}"
 
 

@@ -15,8 +15,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from nlpkd.evaluation.origin import DataRecord
-from nlpkd.evaluation.records import METRIC_NAMES
+from nlpkd.evaluation.origin import DataRecord, headline_name
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import evaluated_data, hub_id
 from nlpkd.utils.yaml_files import read_yaml
@@ -55,7 +54,7 @@ def write_eval_results(report: EvaluationReport, folder: Path, repo_id: str, tok
         date=report.run.date,
         source_url=f"{constants.ENDPOINT}/{repo_id}",
         source_name="nlpkd report",
-        notes=METRIC_NAMES[headline],
+        notes=headline_name(headline),
     )
     path = folder / RESULTS_FOLDER / f"{name.rpartition('/')[2]}.yaml"
     path.parent.mkdir(exist_ok=True)

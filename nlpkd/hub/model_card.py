@@ -15,8 +15,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord
-from nlpkd.evaluation.records import BASELINES, METRIC_NAMES, ONNX_RUNTIME, Candidate, percent, without_controls
+from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord, headline_figure, headline_name
+from nlpkd.evaluation.records import (
+    BASELINES,
+    ONNX_RUNTIME,
+    Candidate,
+    format_number,
+    percent,
+    without_controls,
+)
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import (
     code_block,
@@ -148,7 +155,8 @@ def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
     optional = {key: value for key, value in optional.items() if value}
     # What the weights come from: what somebody said, the teacher, or what it or the student began as.
     start = run.student.name if run.student.checkpoint else str(run.student.extra.get("backbone") or "")
-    if base := run.base_model or hub_id(run.teacher.name) or hub_id(start):
+    teachers = [name for each in _teachers(run) if (name := hub_id(each.name))]
+    if base := run.base_model or (teachers if len(teachers) > 1 else "".join(teachers)) or hub_id(start):
         optional |= {"base_model": base, "base_model_relation": "finetune"}
     if not run.data.pairs:
         optional["widget"] = [{"text": text} for text in WIDGET_TEXTS]
@@ -200,7 +208,8 @@ def _introduction(report: EvaluationReport, model_name: str) -> str:
     kind = f"a text classifier with {student.layers} layers" if student.layers else "a text classifier"
     told = f" for {len(labels)} labels ({listed(labels)})" if labels else ""
     what = f"**{escape_markdown(model_name)}** is {kind}{told}"
-    source = f"the teacher {_named(teacher)}" if teacher.name else "a larger teacher"
+    teachers = " and ".join(map(_named, _teachers(report.run)))
+    source = f"the teacher{'s' if teacher.models else ''} {teachers}" if teacher.name else "a larger teacher"
     return f"# {escape_markdown(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"
 
 
@@ -250,7 +259,10 @@ def _asked(report: EvaluationReport) -> str:
 
 def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     """Explain how ONNX files are run, with what was measured of them."""
-    measured = {name: entry for name, entry in report.candidates.items() if entry.runtime == ONNX_RUNTIME}
+    # The teacher's file is its own.
+    measured = {
+        name: entry for name, entry in report.candidates.items() if entry.runtime == ONNX_RUNTIME and name != "teacher"
+    }
     if not (onnx or measured):
         return ""
     code = (
@@ -260,7 +272,8 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     )
     headline = report.task.headline
     figures = [
-        f"- {escape_markdown(name)}: {METRIC_NAMES[headline]} {entry.quality[headline]}, {entry.size_mb:.1f} MB"
+        f"- {escape_markdown(name)}: {headline_name(headline)} {headline_figure(entry, headline) or 'n/a'}, "
+        + f"{format_number(entry.size_mb, '.1f')} MB"
         + "".join(f", {each.p50_ms:.2f} ms at batch {each.batch}" for each in entry.latency[:1])
         + (f", {entry.text_to_label_ms:.2f} ms from text to label" if entry.text_to_label_ms else "")
         for name, entry in measured.items()
@@ -367,10 +380,20 @@ def _called(name: str) -> str:
     return one_line(hub_id(name) or PurePosixPath(name).name or name)
 
 
+def _teachers(run: RunRecord) -> list[ModelRecord]:
+    """Return the teacher, or each of several."""
+    return [ModelRecord.from_dict(each) for each in run.teacher.models] or [run.teacher]
+
+
 def _named(part: ModelRecord | DataRecord) -> str:
-    extra = [escape_markdown(part.config)] if isinstance(part, DataRecord) and part.config else []
-    extra += [f"revision {escape_markdown(part.revision)}"] if part.revision else []
-    return escape_markdown(_called(str(part.name))) + (f" ({', '.join(extra)})" if extra else "")
+    called, extra = _called(str(part.name)), []
+    if isinstance(part, DataRecord):
+        extra = [part.config] if part.config else []
+    elif part.folder:
+        # A file is called as many others are.
+        called, extra = part.folder, [called]
+    extra += [f"revision {part.revision}"] if part.revision else []
+    return escape_markdown(called) + (f" ({', '.join(map(escape_markdown, extra))})" if extra else "")
 
 
 def _quoted(model_name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,14 +167,19 @@ class ModelSource:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Return name and revision for a record; a path is told from a Hub id by its first character."""
+        """Return name, revision and an ONNX file's folder for a record; a path is told by its first character."""
         given = self.given
         if isinstance(given, OnnxClassifier):
             given = given.path
         if isinstance(given, nn.Module):
             given = given.config._name_or_path or f"./{type(given).__name__}"
         name = str(given) if not Path(given).exists() or Path(given).is_absolute() else f"./{Path(given)}"
-        return {"name": name, "revision": self.revision}
+        described = {"name": name, "revision": self.revision}
+        if _is_onnx(given):
+            # One that was loaded with a config of its caller's may have no folder.
+            with suppress(ValueError):
+                described["folder"] = model_folder(Path(given)).resolve().name
+        return described
 
 
 _ELSEWHERE = {

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import ModelCard, parse_eval_result_entries
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from yaml import YAMLError
-
-from nlpkd.evaluation.records import METRIC_NAMES, Candidate, Comparison, Interval, format_number
+from nlpkd.evaluation.metrics import IN_SCORES
+from nlpkd.evaluation.origin import headline_figure, headline_name
+from nlpkd.evaluation.records import (
+    BASELINES,
+    METRIC_NAMES,
+    ONNX_RUNTIME,
+    Breakdown,
+    Candidate,
+    ClassMetrics,
+    Comparison,
+    Interval,
+    format_number,
+)
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.evaluation.report_text import one_line
-from nlpkd.hub.eval_results import RESULTS_FILES, RESULTS_FOLDER
-from nlpkd.hub.model_card import CARD_METRICS
-from nlpkd.utils.files import explain_damage, weights_sha256
-from nlpkd.utils.yaml_files import parse_yaml, read_yaml
+from nlpkd.evaluation.report_text import listed, one_line
+from nlpkd.utils.files import weights_sha256
 
 TOLERANCE = 0.005
-"""How far a metric may lie from its claim on the same rows: other kernels and precisions move single rows."""
+"""How far a share or a correlation may lie from its claim on the same rows: other kernels and precisions move some.
+
+An error in the unit of the scores may lie as far in shares of itself, or a quarter of its interval's half-width.
+"""
 
 
 NOT_AGAIN = "not re-measured"
@@ -64,17 +71,49 @@ def weights_claim(claimed: EvaluationReport, folder: Path) -> Claim:
     return Claim("weights", shown, again, stated == found, "SHA-256 of each file")
 
 
-def rows_claim(stated: int | None, found: int | None, same_data: bool) -> Claim:
-    """Judge the number of rows, where the data are those that the report names."""
+@dataclass(frozen=True)
+class MeasuredRows:
+    """The rows of both measurements.
+
+    Attributes:
+        stated: how many the report names.
+        measured: how many were measured again.
+        known: whether these are the report's, by the SHA-256 of texts and labels; None where one has none.
+    """
+
+    stated: int | None
+    measured: int
+    known: bool | None
+
+    @classmethod
+    def of(cls, claimed: EvaluationReport, measured: EvaluationReport) -> MeasuredRows:
+        """Compare the rows of two reports."""
+        stated, found = (each.run.data.evaluated_sha256 for each in (claimed, measured))
+        known = None if stated is None or found is None else stated == found
+        return cls(claimed.task.rows, measured.task.rows or 0, known)
+
+    @property
+    def same(self) -> bool:
+        """Whether figures of both must be the same: by the SHA-256 of the rows, or else by their number."""
+        return self.stated == self.measured if self.known is None else self.known
+
+
+def rows_claim(claimed: EvaluationReport, measured: EvaluationReport, same_data: bool) -> Claim:
+    """Judge the rows, where they or the data set are those that the report names."""
+    rows = MeasuredRows.of(claimed, measured)
     why = "of the same data set" if same_data else "these rows were given"
-    return Claim("rows", str(stated), str(found), stated == found if same_data else None, why)
+    if rows.known is not None:
+        why = "SHA-256 of texts and labels" if rows.known else "other rows than the report's (SHA-256)"
+    holds = rows.same and rows.stated == rows.measured
+    judged = same_data or rows.known
+    return Claim("rows", str(rows.stated), str(rows.measured), holds if judged else None, why)
 
 
 def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teacher: str) -> list[Claim]:
     """Judge what was measured again; all else the report claims stands beside it, not judged."""
-    rows, no_teacher = (claimed.task.rows, measured.task.rows or 0), no_teacher or NOT_AGAIN
+    rows, no_teacher = MeasuredRows.of(claimed, measured), no_teacher or NOT_AGAIN
     counted_alike = claimed.run.flops_protocol == measured.run.flops_protocol
-    claims: list[Claim] = []
+    claims = _task_claims(claimed, measured, rows)
     # The student's thresholds alone are in a config, by which its files decide too.
     fitted = claimed.run.thresholds
     unkept = {name for name, each in fitted.items() if each != fitted["student"]}
@@ -86,19 +125,20 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
             # It may have been measured in half precision, which no report says.
             now = replace(now, size_mb=None)
         if name in unkept:
-            now = replace(now, quality={})
+            now = replace(now, quality={}, breakdown=Breakdown())
         if "teacher" in unkept:
             now = replace(now, agreement=None)
-        known = name in measured.candidates or name == "teacher"
-        why = no_teacher if known else f"{NOT_AGAIN}: no ONNX file, or no extra export"
-        claims += _candidate_claims("" if name == "student" else f"{name}: ", before, now, rows, why)
-    teacher = measured.candidates.get("teacher")
-    gold = teacher.quality.get(measured.task.headline) if teacher else None
+        why = no_teacher if name in measured.candidates or name == "teacher" else _why_not(name, before)
+        title = "" if name == "student" else f"{name}: "
+        claims += _candidate_claims(title, before, now, rows, why)
+        claims += _part_claims(title, measured.task.labels, before, now, rows, why)
+    teacher, student = (measured.candidates.get(name, _UNMEASURED) for name in ("teacher", "student"))
+    gold = headline_figure(teacher, measured.task.headline)
     headline = gold.value if gold else math.nan
     for name, paired in claimed.comparisons.items():
         other = name.removeprefix("student_vs_")
         again = Comparison({}) if other in unkept else measured.comparisons.get(name, Comparison({}))
-        claims += _comparison_claims(other, paired, again, rows, headline)
+        claims += _comparison_claims(other, paired, again, rows, headline, student.quality)
         claims += _gap_claims(claimed, other, paired)
     for name, spreads in claimed.seeds.items():
         for key, spread in spreads.items():
@@ -108,13 +148,38 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     return claims
 
 
-def _candidate_claims(
-    title: str, before: Candidate, now: Candidate, rows: tuple[int | None, int], why: str
-) -> list[Claim]:
+def _task_claims(claimed: EvaluationReport, measured: EvaluationReport, rows: MeasuredRows) -> list[Claim]:
+    """Judge what the report says of labels and rows; of other rows all of it may differ."""
+    before, now = claimed.task, measured.task
+    names = [list(map(one_line, each.labels)) for each in (before, now)]
+    stated, found = (headline_name(one_line(each.headline)) for each in (before, now))
+    why, alike = "follows from the rows", (names[0] == names[1] if names[0] else None, stated == found)
+    claims = [
+        Claim("labels", listed(names[0]) or "n/a", listed(names[1]), alike[0] if rows.same else None, why),
+        Claim("headline metric", stated, found, alike[1] if rows.same else None, why),
+    ]
+    for key in ("majority_share", "labels_a_row", "score_mean", "score_sd"):
+        value, again = getattr(before, key), getattr(now, key)
+        if value is not None:
+            near = 1e-6 * max(abs(again or 0.0), TOLERANCE) if rows.same else math.inf
+            claim = _figure(key.replace("_", " "), value, again, ".4g", near, why, NOT_AGAIN)
+            claims.append(claim if rows.same else replace(claim, holds=None))
+    return claims
+
+
+def _why_not(name: str, candidate: Candidate) -> str:
+    """Say why a candidate other than student and teacher was not measured again."""
+    if candidate.runtime == ONNX_RUNTIME or name.endswith(".onnx"):
+        return f"{NOT_AGAIN}: no ONNX file, or no extra export"
+    return f"{NOT_AGAIN}: {'the baseline' if name in BASELINES else 'this model'} is not published with the student"
+
+
+def _candidate_claims(title: str, before: Candidate, now: Candidate, rows: MeasuredRows, why: str) -> list[Claim]:
     """Judge one model's figures; `why` says why one was not measured again."""
     claims = [
-        _metric(title + METRIC_NAMES.get(key, key), claim, now.quality.get(key), rows, why)
+        _metric(title + METRIC_NAMES.get(key, key), claim, found, rows, why, unit=found if key in IN_SCORES else None)
         for key, claim in before.quality.items()
+        for found in [now.quality.get(key)]
     ]
     if before.agreement is not None:
         claims.append(_metric(f"{title}agreement with the teacher", before.agreement, now.agreement, rows, why))
@@ -138,8 +203,10 @@ def _candidate_claims(
     if before.text_to_label_ms is not None:
         stated, again = (format_number(each.text_to_label_ms, ".2f") for each in (before, now))
         claims.append(Claim(f"{title}ms from text to label, p50", stated, again, None, "another machine"))
-    temperature = before.temperature_scaling.temperature if before.temperature_scaling else None
-    others = {"memory, MB": before.memory_mb, "training, s": before.training_seconds, "temperature": temperature}
+    fitted = before.temperature_scaling
+    others = {"memory, MB": before.memory_mb, "training, s": before.training_seconds}
+    if fitted:
+        others |= {"temperature": fitted.temperature, "ECE at the temperature": fitted.ece_after}
     return claims + [
         Claim(title + figure, format_number(value), "n/a", None, NOT_AGAIN)
         for figure, value in others.items()
@@ -147,24 +214,63 @@ def _candidate_claims(
     ]
 
 
-def _comparison_claims(
-    other: str, before: Comparison, now: Comparison, rows: tuple[int | None, int], headline: float
+def _part_claims(
+    title: str, labels: list[str], before: Candidate, now: Candidate, rows: MeasuredRows, why: str
 ) -> list[Claim]:
-    """Judge how the student compares with another candidate: both may move, so that twice as much is allowed."""
-    title, allowed, claims = f"student vs {other}", 2 * _allowed(rows[1]), []
+    """Judge what the report says of a model beside the figures of the table: of them the furthest F1 of a class."""
+    claims, parts = [], before.breakdown
+    if before.temperature_scaling:
+        stated, found = before.temperature_scaling.ece_before, now.quality.get("expected_calibration_error")
+        claims.append(bare_value(f"{title}ECE before the temperature", stated, found, rows, why))
+    by_class = list(zip(parts.per_class or [], now.breakdown.per_class or [], strict=False))
+    if parts.per_class is not None and (len(by_class) < len(parts.per_class) or not rows.same):
+        why = "follows from the rows" if by_class else why
+        claims.append(Claim(f"{title}F1 by class", f"{len(parts.per_class)} classes", "n/a", None, why))
+    elif by_class:
+        allowed = [_f1_moves(new, _allowed(rows.measured) * rows.measured) for _, new in by_class]
+        beyond = [
+            abs(old.f1 - new.f1) / most if math.isfinite(old.f1) else -1.0
+            for (old, new), most in zip(by_class, allowed, strict=True)
+        ]
+        at = max(range(len(by_class)), key=beyond.__getitem__)
+        figure = f"{title}F1 of {one_line(labels[at])}, the furthest of {len(by_class)} classes"
+        old, new = by_class[at]
+        claims.append(_figure(figure, old.f1, new.f1, ".3f", allowed[at], f"to {allowed[at]:.3g}", why))
+    if others := [part.replace("_", " ") for part in parts.to_dict() if part != "per_class"]:
+        claims.append(Claim(f"{title}{', '.join(others)}", "in the report", "n/a", None, "parts of the quality"))
+    return claims
+
+
+def _f1_moves(measured: ClassMetrics, rows: float) -> float:
+    """Return how far a class's F1, 2 hits / (its rows + those predicted as it), moves at most with so many rows."""
+    predicted = measured.recall * measured.rows / measured.precision if measured.precision > 0 else 0.0
+    return 2 * rows / max(measured.rows + predicted, 1.0)
+
+
+def _comparison_claims(
+    other: str,
+    before: Comparison,
+    now: Comparison,
+    rows: MeasuredRows,
+    headline: float,
+    quality: Mapping[str, Interval],
+) -> list[Claim]:
+    """Judge how the student, of this quality, compares with another: both may move, so twice as much is allowed."""
+    title, allowed, claims = f"student vs {other}", 2 * _allowed(rows.measured), []
     for key, paired in before.differences.items():
         figure = f"{title}: {key.replace('_', ' ')} difference"
-        claims.append(_metric(figure, paired, now.differences.get(key), rows, NOT_AGAIN, allowed))
+        unit = quality.get(key) if key in IN_SCORES else None
+        claims.append(_metric(figure, paired, now.differences.get(key), rows, NOT_AGAIN, unit=unit, models=2))
     # A count moves with the rows, a share of the teacher's metric with that metric, a p value with all of them.
     figures: dict[str, tuple[str, float | None]] = {
         "mcnemar p": ("mcnemar_p", None),
-        "student only correct": ("student_only_correct", rows[1]),
-        f"{other} only correct": ("other_only_correct", rows[1]),
+        "student only correct": ("student_only_correct", rows.measured),
+        f"{other} only correct": ("other_only_correct", rows.measured),
         "retention": ("retention", 1 / headline if headline > 0 else math.nan),
     }
     for name, (key, scale) in figures.items():
         figure, claim, again = f"{title}: {name}", getattr(before, key), getattr(now, key)
-        if claim is not None and (scale is None or rows[0] != rows[1]):
+        if claim is not None and (scale is None or not rows.same):
             claims.append(Claim(figure, format_number(claim), format_number(again), None, "follows from the rows"))
         elif claim is not None and scale is not None:
             limit = allowed * scale
@@ -195,93 +301,50 @@ def _gap_claims(claimed: EvaluationReport, other: str, paired: Comparison) -> li
     return claims
 
 
-def card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: Path) -> list[Claim]:
-    """Judge the figures of the card's `model-index`."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return []
-    with explain_damage(card, "its metadata can't be checked"):
-        try:
-            # First what the metadata stands for: a few lines can name billions of values.
-            block = REGEX_YAML_BLOCK.search(card.read_text(encoding="utf-8"))
-            metadata = parse_yaml(block[2], card) if block else None
-            results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results or []
-            unread = not results and "model-index" in (metadata or {})
-        except YAMLError as error:
-            raise ValueError(str(error)) from error
-    if unread:
-        return [Claim("card: model-index", "figures", "n/a", None, "it can't be read")]
-    metrics = {_spelling(name): key for key, names in CARD_METRICS.items() for name in (key, *names)}
-    claims, rows = [], (claimed.task.rows, measured.task.rows or 0)
-    for result in results:
-        key = metrics.get(_spelling(result.metric_type))
-        title = f"card: {one_line(METRIC_NAMES[key] if key else result.metric_type)}"
-        found = measured.candidates["student"].quality.get(key or "")
-        if found is None:
-            claims.append(Claim(title, one_line(result.metric_value), "n/a", None, "not measured here"))
-            continue
-        with explain_damage(card, f"the value of {one_line(result.metric_type)} in its metadata is no number"):
-            value = float(result.metric_value)
-        claims.append(_bare_value(title, value, found, rows))
-    return claims
-
-
-def leaderboard_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: Path) -> list[Claim]:
-    """Judge the figures for leaderboards of the Hub that nlpkd wrote: those whose notes name the headline metric."""
-    headline, claims = claimed.task.headline, []
-    for path in sorted(folder.glob(RESULTS_FILES)):
-        title = f"{RESULTS_FOLDER}/{one_line(path.name)}"
-        with explain_damage(path, "its figures can't be checked"):
-            entries = parse_eval_result_entries(read_yaml(path))
-            values = [float(entry.value) for entry in entries if entry.notes == METRIC_NAMES[headline]]
-        found, rows = (
-            measured.candidates["student"].quality.get(headline),
-            (claimed.task.rows, measured.task.rows or 0),
-        )
-        claims += [_bare_value(title, value, found, rows) for value in values]
-    return claims
-
-
-def _bare_value(title: str, value: float, found: Interval | None, rows: tuple[int | None, int]) -> Claim:
-    """Judge a value that was stated without an interval."""
-    return replace(_metric(title, Interval(value, math.nan, math.nan), found, rows), claimed=format_number(value))
-
-
-def _spelling(name: Any) -> str:
-    """Return a metric's name without what spellings of it differ in."""
-    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+def bare_value(
+    title: str, value: float, found: Interval | None, rows: MeasuredRows, missing: str = NOT_AGAIN
+) -> Claim:
+    """Judge a share or a correlation that was stated without an interval."""
+    claim = _metric(title, Interval(value, math.nan, math.nan), found, rows, missing)
+    return replace(claim, claimed=format_number(value))
 
 
 def _metric(
     title: str,
     claim: Interval,
     found: Interval | None,
-    rows: tuple[int | None, int],
+    rows: MeasuredRows,
     missing: str = NOT_AGAIN,
-    allowed: float | None = None,
+    *,
+    unit: Interval | None = None,
+    models: int = 1,
 ) -> Claim:
-    """Judge a value with its interval."""
+    """Judge a value with its interval; `unit` is a measured figure in whose unit it is, None of shares."""
     if found is None:
         return Claim(title, str(claim), "n/a", None, missing)
     if not math.isfinite(claim.value):
         return Claim(title, str(claim), format_number(found.value), None, "no number was claimed")
     if not math.isfinite(found.value):
         return Claim(title, str(claim), format_number(found.value), False, "no number was measured")
-    stated_rows, measured_rows = rows[0] or rows[1], rows[1]
+    measured_rows = rows.measured
+    stated_rows = measured_rows if rows.same else rows.stated or measured_rows
     # The half-width that as many rows as claimed would give; the claim itself may say anything.
     expected = _half_width(found) * math.sqrt(measured_rows / stated_rows)
-    floor = _allowed(min(rows[1], stated_rows))
+    floor = _allowed(min(measured_rows, stated_rows), unit)
     if _is_absurd(claim, expected, floor):
-        why = f"{stated_rows} rows give no such interval: about ± {expected:.3f}"
+        why = f"{stated_rows} rows give no such interval: about ± {expected:.3g}"
         return Claim(title, str(claim), format_number(found.value), False, why)
-    if rows[0] == measured_rows:
-        allowed = allowed or _allowed(measured_rows)
-        why = f"same number of rows, to {allowed:.3f}"
+    if claim.low > found.high or claim.high < found.low:
+        return Claim(title, str(claim), str(found), False, "the intervals have nothing in common")
+    if rows.same:
+        allowed = models * _allowed(measured_rows, unit)
+        why = f"same {'rows' if rows.known else 'number of rows'}, to {allowed:.3g}"
     elif stated_rows < _FEWEST_ROWS:
         return Claim(title, str(claim), str(found), None, f"{stated_rows} rows were measured: too few to tell")
     else:
         allowed = max(floor, math.hypot(_half_width(found), min(_half_width(claim, expected), 1.5 * expected)))
-        why = f"{measured_rows} rows for {rows[0]}: both intervals, to {allowed:.3f}"
+        told = "other rows" if rows.stated == measured_rows else f"{measured_rows} rows for {rows.stated}"
+        why = f"{told}: both intervals, to {allowed:.3g}"
     return Claim(title, str(claim), str(found), abs(claim.value - found.value) <= allowed, why)
 
 
@@ -308,5 +371,8 @@ def _figure(
     return Claim(title, format(claim, spec), format(found, spec), abs(claim - found) <= allowed, why)
 
 
-def _allowed(rows: int) -> float:
-    return max(TOLERANCE, 2 / rows)
+def _allowed(rows: int, unit: Interval | None = None) -> float:
+    """Return how far a figure may lie from its claim on the same rows, in the unit of a measured one or of shares."""
+    if unit is None:
+        return max(TOLERANCE, 2 / rows)
+    return max(TOLERANCE * abs(unit.value), _half_width(unit) / 4)

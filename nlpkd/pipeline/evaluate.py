@@ -17,7 +17,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import count_texts
+from nlpkd.data.rows import count_texts, hash_rows
 from nlpkd.data.sources import MEASURED_SPLITS, Source, refuse_as_output
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
@@ -135,6 +135,7 @@ def evaluate(
             teacher_tokenizer=[others.get("teacher"), *(each for name, each in others.items() if name != "teacher")],
         )
         rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else MEASURED_SPLITS)
+        digest = hash_rows(rows, [*loaded.text_columns, "labels"])
         # In their own order, in which every model finds them whatever the student calls them.
         with quiet("nlpkd.data"):
             rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
@@ -158,6 +159,7 @@ def evaluate(
             "revision": revision or data_args.dataset_revision,
             "split": split,
             "evaluated_rows": count_texts(rows),
+            "evaluated_sha256": digest,
             **loaded.reading,
         },
     }

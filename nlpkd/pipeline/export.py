@@ -18,7 +18,8 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.records import METRIC_NAMES, format_number, percent
+from nlpkd.evaluation.origin import headline_name
+from nlpkd.evaluation.records import format_number, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.models.onnx_classifier import OnnxClassifier
@@ -76,7 +77,7 @@ class ExportResult:
         if self.report is None:
             return "No gate ran: what the files keep of the student's quality is measured with --data alone."
         kept = [f"{record.file} keeps {percent(record.retention)}" for record in self.records]
-        return f"Of the student's {METRIC_NAMES[self.report.task.headline]} in PyTorch {', '.join(kept)}."
+        return f"Of the student's {headline_name(self.report.task.headline)} in PyTorch {', '.join(kept)}."
 
 
 def export_student(

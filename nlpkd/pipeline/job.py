@@ -375,7 +375,9 @@ class Job:
                 "train_rows": count_texts(self.data["train"]),
                 "evaluated_rows": count_texts(self.data[split]),
                 "learned_rows": self._learned,
-                "evaluated_sha256": hash_rows(self.data[split], [*self.data.text_columns, "labels"]),
+                "evaluated_sha256": hash_rows(
+                    self.rows_to_measure(trainer.model.config)[1], [*self.data.text_columns, "labels"]
+                ),
                 "truncated_rows": self.data.truncated,
                 **self.data.reading,
             },

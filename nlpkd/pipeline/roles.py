@@ -89,14 +89,14 @@ class Teachers:
         return cls(models, [known or each.tokenizer() for known, each in pairs], soft_label_column)
 
     def describe(self) -> dict[str, Any]:
-        """Return name and revision for the record; several models, or a column, are described as one."""
+        """Return name and revision for the record; several models are one, with each of them as `models`."""
         described = [each.describe() for each in self.models]
         if len(described) == 1:
             return described[0]
         if not described:
             return {"name": f"soft labels of the column {self.soft_label_column!r}", "revision": None}
         names = [each["name"] + (f"@{each['revision']}" if each["revision"] else "") for each in described]
-        return {"name": " and ".join(names), "revision": None}
+        return {"name": " and ".join(names), "revision": None, "models": described}
 
     def fill_in_task_and_names(self, data: DataArguments) -> DataArguments:
         """Return the data arguments with what the models' configs know: the task, and the first one's label names.

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, parse_eval_result_entries, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from yaml import YAMLError
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source
 from nlpkd.evaluation.benchmark import model_size_mb
-from nlpkd.evaluation.origin import DataRecord
-from nlpkd.evaluation.records import METRIC_NAMES
+from nlpkd.evaluation.origin import DataRecord, headline_figure, headline_name
+from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
-from nlpkd.evaluation.report_text import markdown_table
-from nlpkd.hub.eval_results import RESULTS_FILES
-from nlpkd.hub.model_card import hub_id
+from nlpkd.evaluation.report_text import markdown_table, one_line
+from nlpkd.hub.eval_results import RESULTS_FILES, RESULTS_FOLDER
+from nlpkd.hub.model_card import CARD_METRICS, hub_id
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS
 from nlpkd.models.loading import check_place, load_config, split_revision
 from nlpkd.pipeline.claims import (
     NOT_AGAIN,
     Claim,
-    card_claims,
-    leaderboard_claims,
+    MeasuredRows,
+    bare_value,
     report_claims,
     rows_claim,
     weights_claim,
 )
 from nlpkd.pipeline.evaluate import MEASURING, evaluate
+from nlpkd.utils.files import explain_damage
 from nlpkd.utils.hub_requests import HubUnreachableError, limit_hub_requests
+from nlpkd.utils.yaml_files import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,12 @@ def verify(
 ) -> Verification:
     """Measure a student again and compare with the figures of its `report.json` and its card.
 
-    On as many rows as the report's a metric must come out the same but for 0.005 (or two rows, where that is
-    more); on another number of rows its interval and the measured one must agree: the difference of both values is at
-    most the root of the squared half-widths' sum. A claimed interval that is far wider than what so many rows give is
-    refused. The weights must have the claimed SHA-256, parameters must be equal, the size of the weights to 0.1 MB,
+    On the report's rows, told by the SHA-256 of texts and labels or else by their number, a metric must come out the
+    same but for 0.005 (or two rows, where that is more), an error of scores but for 0.005 of itself (or a quarter of
+    its interval's half-width). On other rows its interval and the measured one must agree: the difference of both
+    values is at most the root of the squared half-widths' sum. A claimed interval that is far wider than what so many
+    rows give is refused, and so is one that has nothing in common with the measured one.
+    The weights must have the claimed SHA-256, parameters must be equal, the size of the weights to 0.1 MB,
     operations to 1 %. Latencies depend on the machine: both are shown, and not judged. Nor is what can't be measured
     again: a baseline, further seeds, a teacher that is not on the Hub.
 
@@ -144,9 +151,10 @@ def verify(
         raise ValueError(f"{name} has no {JSON_NAME}, so it claims nothing that can be measured again")
     claimed = EvaluationReport.load(folder)
     headline = claimed.task.headline
-    if headline not in METRIC_NAMES or headline not in claimed.candidates["student"].quality:
+    known = headline in METRIC_NAMES or headline == AGREEMENT
+    if not known or headline_figure(claimed.candidates["student"], headline) is None:
         raise ValueError(
-            f"the report of {name} claims no {METRIC_NAMES.get(headline, headline)} of its student, which its verdict "
+            f"the report of {name} claims no {headline_name(headline)} of its student, which its verdict "
             "rests on: there is nothing to verify"
         )
     # Measure the same again, on the data and beside the teacher that the report names.
@@ -171,12 +179,61 @@ def verify(
     # Judge every claim.
     claims = [
         weights_claim(claimed, folder),
-        rows_claim(claimed.task.rows, measured.task.rows, same_data=data is None),
+        rows_claim(claimed, measured, same_data=data is None),
         *report_claims(claimed, measured, missing),
         *card_claims(claimed, measured, folder),
         *leaderboard_claims(claimed, measured, folder),
     ]
-    return Verification(name, claims, (METRIC_NAMES[headline],))
+    return Verification(name, claims, (headline_name(headline),))
+
+
+def card_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: Path) -> list[Claim]:
+    """Judge the figures of the card's `model-index`."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    with explain_damage(card, "its metadata can't be checked"):
+        try:
+            # First what the metadata stands for: a few lines can name billions of values.
+            block = REGEX_YAML_BLOCK.search(card.read_text(encoding="utf-8"))
+            metadata = parse_yaml(block[2], card) if block else None
+            results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results or []
+            unread = not results and "model-index" in (metadata or {})
+        except YAMLError as error:
+            raise ValueError(str(error)) from error
+    if unread:
+        return [Claim("card: model-index", "figures", "n/a", None, "it can't be read")]
+    metrics = {_spelling(name): key for key, names in CARD_METRICS.items() for name in (key, *names)}
+    claims, rows = [], MeasuredRows.of(claimed, measured)
+    for result in results:
+        key = metrics.get(_spelling(result.metric_type))
+        title = f"card: {one_line(METRIC_NAMES[key] if key else result.metric_type)}"
+        found = measured.candidates["student"].quality.get(key or "")
+        if found is None:
+            claims.append(Claim(title, one_line(result.metric_value), "n/a", None, "not measured here"))
+            continue
+        with explain_damage(card, f"the value of {one_line(result.metric_type)} in its metadata is no number"):
+            value = float(result.metric_value)
+        claims.append(bare_value(title, value, found, rows))
+    return claims
+
+
+def leaderboard_claims(claimed: EvaluationReport, measured: EvaluationReport, folder: Path) -> list[Claim]:
+    """Judge the figures for leaderboards of the Hub that nlpkd wrote: those whose notes name the headline metric."""
+    headline, claims = claimed.task.headline, []
+    for path in sorted(folder.glob(RESULTS_FILES)):
+        title = f"{RESULTS_FOLDER}/{one_line(path.name)}"
+        with explain_damage(path, "its figures can't be checked"):
+            entries = parse_eval_result_entries(read_yaml(path))
+            values = [float(entry.value) for entry in entries if entry.notes == headline_name(headline)]
+        found, rows = headline_figure(measured.candidates["student"], headline), MeasuredRows.of(claimed, measured)
+        claims += [bare_value(title, value, found, rows) for value in values]
+    return claims
+
+
+def _spelling(name: Any) -> str:
+    """Return a metric's name without what spellings of it differ in."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def _named_data(about: DataRecord, name: str) -> tuple[str, dict[str, Any]]:
@@ -198,6 +255,8 @@ def _named_data(about: DataRecord, name: str) -> tuple[str, dict[str, Any]]:
 def _named_teacher(claimed: EvaluationReport, folder: Path, trust_remote_code: bool) -> tuple[str | None, str]:
     """Return the report's teacher, or why it can't be measured again."""
     about = claimed.run.teacher
+    if about.models:
+        return None, f"{NOT_AGAIN}: one teacher is measured, and there are {len(about.models)}"
     name, revision = hub_id(about.name), about.revision
     if name is None:
         return None, f"{NOT_AGAIN}: the teacher, {about.name or 'unnamed'}, is not on the Hub (--teacher)"

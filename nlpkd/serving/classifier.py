@@ -45,9 +45,8 @@ class TextClassifier(TextClassificationPipeline):
 
     def __init__(self, model: Any, tokenizer: Any, **settings: Any):
         refuse_other_than_plain(model, "model", ["config"])
-        classes = Classes.of(model.config.id2label)
-        if len(set(classes.names)) < len(classes):
-            raise ValueError(f"two classes of the model have the same name, {classes}: mend config.id2label")
+        # Before anything is answered, labels that nobody could tell apart are refused.
+        Classes.of(model.config.id2label)
         fill_in_task(model.config)
         super().__init__(model=model, tokenizer=tokenizer, **settings)
 

@@ -112,7 +112,9 @@ def test_rows_with_names_keep_their_order(tokenizer):
     "names, labels, said",
     [
         (["a", "b", "c"], [0, 1], "different numbers of labels"),
-        (["a", "a"], [0, 1], "two classes have the same name, or one has none"),
+        (["a", "a"], [0, 1], "Two labels .* have the same name, 'a'"),
+        (["a", "A"], [0, 1], "differ only in case"),
+        (["a", ""], [0, 1], "one of the classes has no name"),
         (["a", "b"], ["good", "bad"], "contradict each other"),
         (["a", "b"], [0.5, 1.5], "a score has no classes"),
     ],

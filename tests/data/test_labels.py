@@ -185,3 +185,17 @@ def test_held_out_rows_of_lists_and_scores_are_drawn_evenly(tokenizer):
     data = load_text_classification(rows, tokenizer=tokenizer, label_column="tags", validation_split=0.2)
     assert (len(data["train"]), len(data["validation"])) == (16, 4)
     assert data["validation"].features["labels"] == Classes.of(["a", "b"]).vector_feature
+
+
+@pytest.mark.parametrize("names", [("Neg", "neg"), ("neg", "neg "), ("neg", "neg"), ("good", "\uff47ood")])
+def test_classes_that_nobody_can_tell_apart_are_refused_whoever_names_them(names, tokenizer):
+    told = "Labels .* differ only in case or blanks|Labels .* look alike|Two labels .* have the same name"
+    for make in (Classes.of, lambda names: Classes.of(dict(enumerate(names))), Classes):
+        with pytest.raises(ValueError, match=told):
+            make((*names, "pos"))
+    if len(set(names)) == 2:
+        features = Features({"text": Value("string"), "label": ClassLabel(names=[*names, "pos"])})
+        rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 2]}, features=features)
+        with pytest.raises(ValueError, match=told):
+            load_text_classification(rows, tokenizer=tokenizer)
+    assert Classes.of((names[0], "pos")).names == (names[0], "pos")

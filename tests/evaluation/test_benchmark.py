@@ -11,10 +11,13 @@ from samples import sentences, tiny_bert
 from torch import nn
 
 from nlpkd import EvaluationReport, evaluate_student
+from nlpkd.compression import export_onnx
 from nlpkd.data.text_classification import load_text_classification
-from nlpkd.evaluation.benchmark import measure_text_to_label
+from nlpkd.evaluation.benchmark import count_parameters, measure_text_to_label, model_size_mb
 from nlpkd.evaluation.html_report import render_page
 from nlpkd.hub.model_card import build_model_card
+from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.utils.files import digest_of
 
 TEXTS = sentences(12, seed=5)[0]
 
@@ -90,3 +93,23 @@ def test_rows_without_known_texts_are_not_timed_from_text(make_rows, tokenizer):
     report = evaluate_student(model, None, make_rows(8), tokenizer, bootstrap_samples=5, latency_runs=1)
     assert report.candidates["student"].text_to_label_ms is None
     assert "text to label" not in report.to_markdown() + report.run.latency_protocol
+
+
+def test_an_ensemble_costs_what_its_models_cost_each_by_its_own_kind(make_rows, tokenizer, tmp_path):
+    model = tiny_bert(layers=1, initializer_range=0.5)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    export_onnx(model, tokenizer, tmp_path)
+    file = OnnxClassifier.from_pretrained(tmp_path / "onnx" / "model.onnx")
+    digest, student = digest_of(file.path), tiny_bert(layers=1, seed=1)
+    for teachers, runtime, digests in (
+        ([model, student], "torch", None),
+        ([file, student], "onnxruntime and torch", digest),
+        ([student, file], "torch and onnxruntime", digest),
+        ([file, file], "onnxruntime", f"{digest} {digest}"),
+    ):
+        report = evaluate_student(student, teachers, make_rows(4), tokenizer, bootstrap_samples=2, latency_runs=0)
+        teacher = report.candidates["teacher"]
+        assert teacher.parameters == sum(map(count_parameters, teachers))
+        assert teacher.size_mb == pytest.approx(sum(map(model_size_mb, teachers)))
+        assert (teacher.runtime, teacher.file_sha256) == (runtime, digests)

@@ -462,6 +462,29 @@ def test_operations_are_those_counted_by_hand(tokenizer):
     assert count_flops(Sleeper(), tokenizer, tokens=n) is None
 
 
+def test_what_costs_can_not_be_measured_is_left_out_and_the_rest_is_reported(tokenizer, caplog):
+    class Particular(FixedLogits):
+        """Takes texts of one token alone."""
+
+        def forward(self, input_ids):
+            if input_ids.shape[1] > 1:
+                raise TypeError("one token alone")
+            return super().forward(input_ids)
+
+    model = Particular(np.tile(np.float32([[2.0, 0.0], [0.0, 2.0]]), (30, 1)))
+    timing = {"latency_runs": 1, "latency_batches": (1,), "bootstrap_samples": 5}
+    report = evaluate_student(model, None, fixed_rows([0, 1, 0, 0]), tokenizer, **timing)
+    student = report.candidates["student"]
+    assert student.quality["accuracy"].value == 0.75 and student.size_mb > 0
+    assert student.flops is None and student.latency == []
+    assert "latency was not measured" in report.run.latency_protocol
+    told = [record.getMessage() for record in caplog.records]
+    assert "The latency was not measured: TypeError: one token alone" in told
+    assert "The number of operations of the student was not measured: TypeError: one token alone" in told
+    with pytest.raises(ValueError, match="latency_tokens=60 is more than the 48 tokens that the teacher takes"):
+        evaluate_student(model, bert(), fixed_rows([0, 1]), tokenizer, **timing, latency_tokens=60)
+
+
 def test_recurrent_products_are_not_passed_off_as_counted(tokenizer):
     class Recurrent(FixedLogits):
         def __init__(self):

@@ -50,9 +50,9 @@ from nlpkd.labelling.answers import AnswerFile, _key  # noqa: E402
 from nlpkd.models.loading import load_classifier, load_tokenizer  # noqa: E402
 from nlpkd.models.onnx_classifier import refuse_stale  # noqa: E402
 from nlpkd.models.source import ModelSource  # noqa: E402
-from nlpkd.pipeline.claims import card_claims, report_claims, rows_claim, weights_claim  # noqa: E402
+from nlpkd.pipeline.claims import report_claims, rows_claim, weights_claim  # noqa: E402
 from nlpkd.pipeline.compress import _earlier_records  # noqa: E402
-from nlpkd.pipeline.verify import Verification  # noqa: E402
+from nlpkd.pipeline.verify import Verification, card_claims  # noqa: E402
 from nlpkd.serving.cascade import CascadeRecord  # noqa: E402
 from nlpkd.teachers import DecisionTeacher  # noqa: E402
 from nlpkd.teachers.shards import ShardFolder  # noqa: E402
@@ -138,7 +138,7 @@ def prepare(folder: Path) -> None:
         ["compress", "student", "--method", "half", *DATA, "--output-dir", "half"],
         CACHE,
         [*BESIDE[:-1], "eval"],
-        ["cascade", "--student", "student", "--teacher", "teacher", *DATA, "--target-agreement", "0.5"],
+        ["cascade", "--student", "student", "--teacher", "teacher", "--data", "rows.csv", "--target-agreement", "0.5"],
     ]
     for words in jobs:
         done = run_program(["nlpkd", *words], folder, fresh=False)
@@ -255,7 +255,7 @@ def _report(folder: Path) -> None:
         EvaluationReport.from_dict(shown.to_dict())
         build_model_card(shown, model_name="student").content.encode()
     measured = EvaluationReport.load(folder.parent / "eval")
-    claims = [weights_claim(report, folder), rows_claim(report.task.rows, measured.task.rows, True)]
+    claims = [weights_claim(report, folder), rows_claim(report, measured, same_data=True)]
     Verification("student", [*claims, *report_claims(report, measured, "")]).to_markdown()
 
 

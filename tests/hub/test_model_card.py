@@ -285,6 +285,25 @@ def test_hostile_names_stay_text_in_front_matter_table_code_and_html(tmp_path: P
     assert ModelCard.load(path).data.model_name == 'a" --- b: <u>'
 
 
+@pytest.mark.parametrize("place", ["/home/ann/runs", "./runs", "."])
+def test_each_of_several_teachers_is_named_and_a_file_by_its_folder(place, tmp_path: Path) -> None:
+    files = {"name": f"{place}/big and bold/onnx/model_int8.onnx", "revision": None, "folder": "big and bold"}
+    models = [{"name": f"{place}/t", "revision": None}, {"name": "org/tb", "revision": "v2"}, files]
+    several = {"name": " and ".join(each["name"] or "" for each in models), "revision": None, "models": models}
+    told = build_model_card(report(teacher=several), model_name="alice/student").content
+    assert "from the teachers t and org/tb (revision v2) and big and bold (model_int8.onnx). The" in told
+    assert metadata(report(teacher=several), tmp_path / "README.md")["base_model"] == "org/tb"
+    alone = build_model_card(report(teacher=files), model_name="alice/student").content
+    assert "from the teacher big and bold (model_int8.onnx). The" in alone
+    several["models"] = [models[1], {"name": "org/other"}]
+    assert metadata(report(teacher=several), tmp_path / "README.md")["base_model"] == ["org/tb", "org/other"]
+    # As a report says it that was saved before.
+    old = EvaluationReport.from_dict(report(teacher={"name": "./t and ./tb", "revision": None}).to_dict())
+    assert old.run.teacher.models == [] and build_model_card(old, model_name="alice/student").content
+    with pytest.raises(ValueError, match="damaged"):
+        EvaluationReport.from_dict(report(teacher={"name": "t", "models": [{"name": 3}]}).to_dict())
+
+
 def test_body_tells_objectives_settings_seeds_protocol_and_citations() -> None:
     spread = {"student": {"accuracy": SeedSpread([0.8, 0.9], 0.85, 0.0707)}}
     content = build_model_card(replace(report(), seeds=spread), model_name="alice/student").content

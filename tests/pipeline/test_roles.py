@@ -41,6 +41,20 @@ def taught(tmp_path_factory, backbone) -> Path:
     return train_teacher(backbone, ROWS["train"], output_dir=folder, **QUICK).output_dir
 
 
+def test_each_of_several_teachers_is_recorded_by_itself_and_a_file_with_its_folder(backbone, tokenizer):
+    (backbone / "onnx").mkdir(exist_ok=True)
+    file = backbone / "onnx" / "model_int8.onnx"
+    teachers = Teachers.of([backbone, "org/cats and dogs@v2", file], [tokenizer] * 3, None, False, None)
+    described = teachers.describe()
+    assert described["models"] == [
+        {"name": str(backbone), "revision": None},
+        {"name": "org/cats and dogs", "revision": "v2"},
+        {"name": str(file), "revision": None, "folder": backbone.name},
+    ]
+    assert described["name"] == f"{backbone} and org/cats and dogs@v2 and {file}"
+    assert Teachers.of(file, tokenizer, None, False, None).describe() == described["models"][2]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 

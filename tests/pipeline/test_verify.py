@@ -21,11 +21,10 @@ from nlpkd import EvaluationReport
 from nlpkd.evaluation.origin import ModelRecord
 from nlpkd.evaluation.records import Comparison, Interval, SeedSpread
 from nlpkd.hub.model_card import build_model_card
-from nlpkd.pipeline.claims import card_claims
 from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.pipeline.export import export_student
-from nlpkd.pipeline.verify import verify
+from nlpkd.pipeline.verify import card_claims, verify
 
 QUICK = {"latency_runs": 0, "bootstrap_samples": 50}
 
@@ -69,6 +68,13 @@ def claim(folder: Path, **changes) -> None:
     dataclasses.replace(report, candidates={"student": changed}).save(folder)
 
 
+def forget_hash(folder: Path) -> None:
+    """Make a report one that does not tell its rows from others, as older ones are."""
+    report = EvaluationReport.load(folder)
+    data = dataclasses.replace(report.run.data, evaluated_sha256=None)
+    dataclasses.replace(report, run=dataclasses.replace(report.run, data=data)).save(folder)
+
+
 def wrong(folder: Path, data: Path) -> list[str]:
     found = verify(folder, str(data), **QUICK)
     names = [each.figure for each in found.claims if each.holds is False]
@@ -98,10 +104,26 @@ def test_a_distilled_student_passes_however_its_texts_were_read(tmp_path, tokeni
     made = distill(teacher, "layers:1", data, data, tokenizer=tokenizer, teacher_tokenizer=tokenizer,
                    output_dir=folder, **settings, **reading).report  # fmt: skip
     again = evaluate(folder, data, **QUICK, **reading)
+    assert made.run.data.evaluated_sha256 == again.run.data.evaluated_sha256 is not None
     for name, value in {"max_length": 8, "window_stride": None, "pairs": False, **reading}.items():
         assert getattr(made.run.data, name) == getattr(again.run.data, name) == value
     found = verify(folder, data, **QUICK)
     assert found.holds, found.to_markdown()
+
+
+@pytest.mark.parametrize("order", [("neg", "pos"), ("pos", "neg")])
+def test_the_rows_are_known_again_whatever_order_student_and_rows_have_their_classes_in(tmp_path, tokenizer, order):
+    names = {"id2label": dict(enumerate(order)), "label2id": {name: number for number, name in enumerate(order)}}
+    tiny_bert(1, initializer_range=0.5, **names).save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    write_rows(tmp_path / "rows.jsonl", 40)
+    teacher = tiny_bert(1, initializer_range=0.5, id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1})
+    settings = QUIET | QUICK | {"max_steps": 1, "save_strategy": "no", "teacher_check": "off", "objectives": "hinton"}
+    folder = tmp_path / "student"
+    distill(teacher, tmp_path / "start", raw_rows(40, seed=5), raw_rows(40, seed=5), tokenizer=tokenizer,
+            teacher_tokenizer=tokenizer, output_dir=folder, **settings)  # fmt: skip
+    found = verify(folder, str(tmp_path / "rows.jsonl"), **QUICK)
+    assert found.holds and next(each.holds for each in found.claims if each.figure == "rows"), found.to_markdown()
 
 
 def test_each_wrong_figure_is_named(student, rows):
@@ -146,6 +168,46 @@ def test_other_rows_are_judged_by_the_claimed_interval(student, tmp_path):
     assert accuracy.holds and "40 rows for 60" in accuracy.why
     claim(student, quality={"accuracy": Interval(0.99, 0.98, 1.0)})
     assert "accuracy" in wrong(student, tmp_path / "fewer.jsonl")
+
+
+def test_as_many_other_rows_are_told_from_the_report_s_and_judged_by_intervals(student, tmp_path):
+    lines = (tmp_path / "rows.jsonl", tmp_path / "flipped.jsonl")
+    write_rows(lines[0], 60)
+    flipped = {"neg": "pos", "pos": "neg"}
+    entries = [json.loads(line) for line in lines[0].read_text().splitlines()]
+    lines[1].write_text("\n".join(json.dumps(each | {"label": flipped[each["label"]]}) for each in entries))
+    same, other = (verify(student, str(path), **QUICK) for path in lines)
+    rows, accuracy = ({each.figure: each for each in found.claims} for found in (same, other))
+    assert same.holds and rows["rows"].holds and rows["rows"].why == "SHA-256 of texts and labels"
+    assert "same rows, to" in rows["accuracy"].why
+    other_rows = accuracy["rows"]
+    assert other_rows.holds is None and other_rows.why == "other rows than the report's (SHA-256)"
+    assert "other rows: both intervals" in accuracy["accuracy"].why or accuracy["accuracy"].holds is False
+    assert "same" not in accuracy["accuracy"].why and accuracy["labels"].holds is None
+    # The rows are the report's, and not as many as it says.
+    report = EvaluationReport.load(student)
+    dataclasses.replace(report, task=dataclasses.replace(report.task, rows=2)).save(student)
+    claim(student, quality={"accuracy": Interval(0.99, 0.98, 1.0)})
+    assert wrong(student, lines[0]) == ["accuracy", "rows"] or wrong(student, lines[0]) == ["rows", "accuracy"]
+
+
+def test_a_report_without_gold_labels_is_verified_by_the_agreement_beside_its_teacher(student, tmp_path):
+    entries = [{"text": row["text"], "label": -100} for row in raw_rows(40, seed=5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    data, teacher = str(tmp_path / "rows.jsonl"), tmp_path / "teacher"
+    shutil.copytree(student, teacher, ignore=shutil.ignore_patterns("report*"))
+    tiny_bert(seed=4, initializer_range=0.5, id2label={0: "neg", 1: "pos"}).save_pretrained(teacher)
+    (student / "README.md").unlink()
+    evaluate(student, data, teacher=teacher, max_length=32, output_dir=student, **QUICK)
+    found = verify(student, data, teacher=teacher, **QUICK)
+    judged = {each.figure: each.holds for each in found.claims}
+    assert found.holds and judged["agreement with the teacher"] and judged["rows"]
+    assert found.quality == ("agreement with the teacher",)
+    report = EvaluationReport.load(student)
+    less = dataclasses.replace(report.candidates["student"], agreement=Interval(0.1, 0.0, 0.2))
+    dataclasses.replace(report, candidates=report.candidates | {"student": less}).save(student)
+    found = verify(student, data, teacher=teacher, **QUICK)
+    assert [each.figure for each in found.claims if each.holds is False] == ["agreement with the teacher"]
 
 
 def test_what_is_not_measured_again_is_named_and_not_judged(student, rows):
@@ -216,6 +278,7 @@ def test_a_gap_that_does_not_follow_from_the_reports_own_figures_is_found(studen
 
 
 def test_few_claimed_rows_are_too_few_to_tell(student, rows):
+    forget_hash(student)
     report = EvaluationReport.load(student)
     dataclasses.replace(report, task=dataclasses.replace(report.task, rows=2)).save(student)
     found = {each.figure: each for each in verify(student, str(rows / "test.jsonl"), **QUICK).claims}

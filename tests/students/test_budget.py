@@ -9,9 +9,9 @@ from samples import QUIET, raw_rows, tiny_bert
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 from nlpkd import DistillationConfig, distill, make_student
-from nlpkd.evaluation.benchmark import choose_within, model_size_mb
+from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.pipeline.prepare import prepare_job
-from nlpkd.students.budget import make_candidates, student_within
+from nlpkd.students.budget import choose_within, make_candidates, student_within
 
 
 def test_the_deepest_student_within_the_size_is_chosen_and_the_table_said(caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,10 +34,18 @@ class Classes:
     Attributes:
         names: the name of each id from 0.
         problem_type: the task that they are classes of; None where the holder does not say.
+
+    Raises:
+        ValueError: if a reader could not tell two names apart.
     """
 
     names: tuple[str, ...]
     problem_type: str | None = None
+
+    def __post_init__(self) -> None:
+        refuse_look_alikes(self.names, "one model or data set")
+        if twins := [name for name, times in Counter(self.names).items() if times > 1]:
+            raise ValueError(f"Two labels of one model or data set have the same name, {twins[0]!r:.80}. Rename one.")
 
     @classmethod
     def of(cls, names: Mapping[int, str] | Sequence[str], problem_type: str | None = None) -> Classes:
