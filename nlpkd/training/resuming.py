@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -182,6 +183,16 @@ class Training:
     steps: int
     seconds: float | None
     finished_before: bool = False
+
+    @classmethod
+    def of(cls, parts: Sequence[Training]) -> Training:
+        """Add up what the parts of a training took."""
+        known = [each.seconds for each in parts if each.seconds is not None]
+        return cls(
+            sum(each.steps for each in parts),
+            sum(known) if len(known) == len(parts) else None,
+            all(each.finished_before for each in parts),
+        )
 
 
 def train_once(trainer: Any, whom: str) -> Training:
