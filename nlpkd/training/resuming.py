@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -168,6 +169,22 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
     for phrase in differences(theirs["start"], record["start"], "the checkpoint"):
         logger.warning("The student starts from other weights, which are not used: %s differs.", phrase)
     return str(found)
+
+
+def follow_new_length(lr_scheduler: Any, checkpoint: Path, record: dict[str, Any]) -> None:
+    """Set the learning rates to those of the new length, where a run is resumed for another one.
+
+    What was loaded are the rates of the old length, which the next step would be taken with.
+
+    Args:
+        lr_scheduler: of the run, as it was loaded; only one of `transformers` knows the length.
+        checkpoint: where it was loaded from.
+        record: of this run, by `describe_run`.
+    """
+    if isinstance(lr_scheduler, LambdaLR) and (record_of(checkpoint) or {}).get("length") != record["length"]:
+        # Its last step once more, by the new length
+        lr_scheduler.last_epoch -= 1
+        lr_scheduler.step()
 
 
 @dataclass(frozen=True)
