@@ -58,7 +58,7 @@ class Objective(nn.Module, ABC):
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
             of parts of a batch do not add up to the whole's.
         fewest_rows: of a micro-batch that one that couples rows can relate.
-        progress: share of the training that is done, 0 to 1, for schedules; the trainer keeps it.
+        progress: share of the training that is done before the step, 0 to 1, for schedules; the trainer keeps it.
         bound_in: whose parameters it has, kept by `nlpkd.objectives.objective_set.ObjectiveSet`.
 
     Args:
