@@ -113,6 +113,8 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
         "annealed": make(rows, annealed(), weighting="linear"),
         # Without a smaller last step, one process with two micro-batches has the same ones as two processes.
         "coupled": make(rows.select(range(32)), contrastive()),
+        "random": make(rows, matching(), train_sampling_strategy="random"),
+        "sequential": make(rows, matching(), train_sampling_strategy="sequential"),
         "streamed": make(stream, matching()),
         "cached": make(rows, [CrossEntropyLoss(), ForwardKLLoss()]),
         # Nothing reads the logits, so that the head gets no gradient.
@@ -128,6 +130,10 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
         "metrics_of_one_row": matched.evaluate(matched.eval_dataset.select([0])),
         "logs": {name: trainer.state.log_history for name, trainer in trainers.items()},
         "teacher_is_cached": Path(trainers["cached"].args.teacher_cache).is_dir(),
+        "rows_by_order": {
+            name: [row for batch in trainers[name].get_train_dataloader() for row in batch[ROWS]]
+            for name in ("matching", "random", "sequential")
+        },
         "streamed_rows": [number for batch in streamed.get_train_dataloader() for number in batch[ROWS]],
         "one_row": refusal(lambda: make(rows.select([0]), matching()).train()),
         "auto_find_batch_size": refusal(lambda: make(rows, matching(), auto_find_batch_size=True)),
