@@ -113,8 +113,6 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
         "annealed": make(rows, annealed(), weighting="linear"),
         # Without a smaller last step, one process with two micro-batches has the same ones as two processes.
         "coupled": make(rows.select(range(32)), contrastive()),
-        "random": make(rows, matching(), train_sampling_strategy="random"),
-        "sequential": make(rows, matching(), train_sampling_strategy="sequential"),
         "streamed": make(stream, matching()),
         "cached": make(rows, [CrossEntropyLoss(), ForwardKLLoss()]),
         # Nothing reads the logits, so that the head gets no gradient.
@@ -122,6 +120,9 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
     }
     for trainer in trainers.values():
         trainer.train()
+    for order in ("random", "sequential"):
+        trainers[order] = make(rows, matching(), train_sampling_strategy=order)
+        trainers[order].train()
     matched, streamed = trainers["matching"], trainers["streamed"]
     record = {
         "world_size": matched.args.world_size,
