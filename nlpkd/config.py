@@ -229,6 +229,11 @@ class DistillationConfig(TrainingArguments):
                 "memory would leave the others waiting. Set per_device_train_batch_size lower, and "
                 "gradient_accumulation_steps higher, which changes no result of objectives on single rows"
             )
+        if self.auto_find_batch_size and self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "auto_find_batch_size=True can't be had with train_sampling_strategy='batch_rebalance', which makes "
+                "micro-batches of a step's texts by their tokens: choose another order, or leave it out"
+            )
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible and no launcher is used: run `accelerate launch YOUR_SCRIPT.py`, or "

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.examples import ExampleObjective
-from nlpkd.utils.field_types import are_numbers
+from nlpkd.objectives.limits import A_COUNT, NOT_NEGATIVE
 
 
 class AdversarialLoss(ExampleObjective):
@@ -37,6 +37,7 @@ class AdversarialLoss(ExampleObjective):
 
     citation = "Xu, Hsu and Huang (2018), Training Shallow and Thin Networks ..., arXiv:1709.00513"
     settings = (*ExampleObjective.settings, "reversal", "width")
+    limits = {**ExampleObjective.limits, "reversal": NOT_NEGATIVE, "width": A_COUNT}
     settled = (*ExampleObjective.settled, "width")
 
     def __init__(
@@ -48,8 +49,6 @@ class AdversarialLoss(ExampleObjective):
         width: int = 128,
     ):
         super().__init__(layers, weight, on)
-        if not (are_numbers(reversal, width) and reversal >= 0 and width > 0):
-            raise ValueError(f"reversal must be >= 0 and width > 0, got {reversal!r} and {width!r}")
         self.reversal, self.width = reversal, width
         self.projection: nn.Module = nn.Identity()
         self.discriminator: nn.Module = nn.Identity()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, attention_heads, token_mask
+from nlpkd.objectives.limits import one_of
 
 
 class AttentionObjective(LayerObjective):
@@ -48,15 +49,18 @@ class AttentionMSELoss(AttentionObjective):
     needs = frozenset({"attentions"})
     citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
     settings = ("on",)
+    limits = {**AttentionObjective.limits, "on": one_of("probabilities", "scores")}
     settled = (*AttentionObjective.settled, "on")
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0, on: str = "probabilities"):
         super().__init__(layers, weight)
-        if on not in ("probabilities", "scores"):
-            raise ValueError(f"on must be 'probabilities' or 'scores', got {on!r}")
         self.on = on
-        if on == "scores":
-            self.needs = frozenset({"queries", "keys"})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Need what the maps are made of; see `Objective`."""
+        super().__setattr__(name, value)
+        if name == "on":
+            self.needs = frozenset({"queries", "keys"} if value == "scores" else {"attentions"})
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count pairs of real tokens of the same text."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from nlpkd.models.layers import LayerSpec, map_layers
+from nlpkd.objectives.limits import A_WEIGHT, Limit
 from nlpkd.objectives.temperature import Temperature
 from nlpkd.tasks import SINGLE_LABEL, TASKS, task_of
-from nlpkd.utils.field_types import are_numbers
 
 FEATURES = frozenset({"hidden_states", "attentions", "queries", "keys", "values"})
 """Kinds of output that belong to a layer and to tokens."""
@@ -52,25 +51,27 @@ class Objective(nn.Module, ABC):
         needs: what it reads, of `KINDS`; settings may narrow it.
         citation: the paper.
         settings: names of the attributes that tell it from others of its class, for `config`.
+        limits: which values settings can have, by name; the constructor, `again` and assignments go by them.
         settled: names of those that `bind` builds on, which can't be assigned any more once a trainer called it.
         teacher_needed: whether it reads the teacher's outputs.
         tasks: the problem types that it is defined for.
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
             of parts of a batch do not add up to the whole's.
         fewest_rows: of a micro-batch that one that couples rows can relate.
-        progress: share of the training that is done, 0 to 1, for schedules; the trainer keeps it.
+        progress: share of the training that is done before the step, 0 to 1, for schedules; the trainer keeps it.
         bound_in: whose parameters it has, kept by `nlpkd.objectives.objective_set.ObjectiveSet`.
 
     Args:
         weight: factor of this objective in the sum, >= 0.
 
     Raises:
-        ValueError: if the weight is negative.
+        ValueError: if the weight is negative, as it is if one that can't be had is assigned.
     """
 
     needs: frozenset[str]
     citation: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[Mapping[str, Limit]] = {"weight": A_WEIGHT}
     settled: ClassVar[tuple[str, ...]] = ()
     teacher_needed: ClassVar[bool] = True
     tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
@@ -84,24 +85,19 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.weight = weight
 
-    @property
-    def weight(self) -> float:
-        """Factor of this objective in the sum, >= 0; one that is assigned holds from the next micro-batch on."""
-        return self._weight
-
-    @weight.setter
-    def weight(self, weight: float) -> None:
-        if not (are_numbers(weight) and 0 <= weight < math.inf):
-            raise ValueError(f"{type(self).__name__}: weight must be >= 0 and finite, got {weight!r:.80}")
-        self._weight = weight
-
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse a setting that student and teacher were bound with."""
+        """Refuse a setting that student and teacher were bound with, and a value that a setting can't have.
+
+        What is assigned holds from the next micro-batch on.
+        """
         if name in self.settled and self.bound_in is not None:
             raise ValueError(
                 f"{type(self).__name__}.{name} was settled when a trainer bound student and teacher, and would not be "
                 f"followed now: make another objective, as again({name}=...) does, and give it to another trainer"
             )
+        limit = self.limits.get(name)
+        if limit is not None and not limit.allows(value):
+            raise ValueError(f"{type(self).__name__}: {name} must be {limit.told}, got {value!r:.80}")
         super().__setattr__(name, value)
 
     def again(self, **settings: Any) -> Objective:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from nlpkd.objectives.base import Objective
+from nlpkd.objectives.limits import NOT_NEGATIVE, Limit
 from nlpkd.objectives.temperature import Temperature, TemperatureSetting
 from nlpkd.tasks import SINGLE_LABEL
-from nlpkd.utils.field_types import are_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class DISTLoss(Objective):
     needs = frozenset({"logits"})
     citation = "Huang et al. (2022), Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536"
     settings = ("temperature", "beta", "gamma")
+    limits: ClassVar[Mapping[str, Limit]] = {**Objective.limits, "beta": NOT_NEGATIVE, "gamma": NOT_NEGATIVE}
     tasks = frozenset({SINGLE_LABEL})
     couples_rows = True
     temperature = TemperatureSetting()
@@ -50,8 +51,6 @@ class DISTLoss(Objective):
         gamma: float = 1.0,
     ):
         super().__init__(weight)
-        if not (are_numbers(beta, gamma) and beta >= 0 and gamma >= 0):
-            raise ValueError(f"beta and gamma must be >= 0, got {beta!r} and {gamma!r}")
         self.temperature = temperature
         self.beta, self.gamma = beta, gamma
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, Objective, text_state
+from nlpkd.objectives.limits import A_COUNT, POSITIVE, Limit, one_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from nlpkd.utils.field_types import are_numbers
 
 
 class ExampleObjective(LayerObjective):
@@ -30,15 +30,19 @@ class ExampleObjective(LayerObjective):
 
     needs = frozenset({"hidden_states"})
     settings: ClassVar[tuple[str, ...]] = ("on",)
+    limits: ClassVar[Mapping[str, Limit]] = {**LayerObjective.limits, "on": one_of("hidden_states", "logits")}
     settled: ClassVar[tuple[str, ...]] = (*LayerObjective.settled, "on")
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
 
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, on: str = "hidden_states"):
         super().__init__(layers, weight)
-        if on not in ("hidden_states", "logits"):
-            raise ValueError(f"on must be 'hidden_states' or 'logits', got {on!r}")
         self.on = on
-        self.needs = frozenset({on})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Need what is read alone; see `Objective`."""
+        super().__setattr__(name, value)
+        if name == "on":
+            self.needs = frozenset({value})
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map where states are read; see `Objective.bind`."""
@@ -152,6 +156,7 @@ class ContrastiveLoss(ExampleObjective):
 
     citation = "Tian et al. (2020), Contrastive Representation Distillation, arXiv:1910.10699"
     settings = (*ExampleObjective.settings, "temperature", "width")
+    limits = {**ExampleObjective.limits, "temperature": POSITIVE, "width": A_COUNT}
     settled: ClassVar[tuple[str, ...]] = (*ExampleObjective.settled, "width")
     couples_rows = True
 
@@ -164,8 +169,6 @@ class ContrastiveLoss(ExampleObjective):
         width: int = 128,
     ):
         super().__init__(layers, weight, on)
-        if not (are_numbers(temperature, width) and temperature > 0 and width > 0):
-            raise ValueError(f"temperature and width must be > 0, got {temperature!r} and {width!r}")
         self.temperature, self.width = temperature, width
         self.maps = nn.ModuleList()
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, token_mask
 from nlpkd.objectives.hidden import ProjectedObjective
+from nlpkd.objectives.limits import one_of
 
 
 class FeatureDistributionLoss(LayerObjective):
@@ -37,11 +38,10 @@ class FeatureDistributionLoss(LayerObjective):
     needs = frozenset({"hidden_states"})
     citation = "Huang and Wang (2017), Like What You Like: Neuron Selectivity Transfer, arXiv:1707.01219"
     settings = ("kernel",)
+    limits = {**LayerObjective.limits, "kernel": one_of("polynomial", "linear")}
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0, kernel: str = "polynomial"):
         super().__init__(layers, weight)
-        if kernel not in ("polynomial", "linear"):
-            raise ValueError(f"kernel must be 'polynomial' or 'linear', got {kernel!r}")
         self.kernel = kernel
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:

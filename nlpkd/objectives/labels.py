@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of
+from nlpkd.objectives.limits import Limit, numbers
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled
-from nlpkd.utils.field_types import are_numbers
 
 GivenWeights: TypeAlias = Sequence[float] | Mapping[str, float] | None
 """Class weights in the order of the label ids, or by name."""
@@ -40,11 +40,14 @@ class CrossEntropyLoss(Objective):
     needs = frozenset({"logits", "labels"})
     teacher_needed = False
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
+    limits: ClassVar[Mapping[str, Limit]] = {
+        **Objective.limits, "label_smoothing": numbers(lambda share: 0 <= share < 1, "in [0, 1)"),
+    }  # fmt: skip
     settled = ("class_weights",)
 
     def __init__(self, weight: float = 1.0, class_weights: GivenWeights = None, label_smoothing: float = 0.0):
         super().__init__(weight)
-        self.smooth_labels(label_smoothing)
+        self.label_smoothing = label_smoothing
         self._class_weights: Tensor | None
         self.register_buffer("_class_weights", None, persistent=False)
         self.weigh_classes(class_weights)
@@ -57,12 +60,6 @@ class CrossEntropyLoss(Objective):
     @class_weights.setter
     def class_weights(self, class_weights: GivenWeights) -> None:
         self.weigh_classes(class_weights)
-
-    def smooth_labels(self, label_smoothing: float) -> None:
-        """Set the share of the target that is spread evenly over the classes."""
-        if not (are_numbers(label_smoothing) and 0 <= label_smoothing < 1):
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
-        self.label_smoothing = label_smoothing
 
     def weigh_classes(self, class_weights: GivenWeights) -> None:
         """Set the class weights; those that have names are put in the student's order when it is known."""
@@ -175,7 +172,7 @@ def with_gold_settings(
             if weighted:
                 objective.weigh_classes(class_weights)
             if smoothed:
-                objective.smooth_labels(label_smoothing)
+                objective.label_smoothing = label_smoothing
         applied.append(objective)
     return applied
 
@@ -200,12 +197,13 @@ class TeacherLabelLoss(Objective):
     needs = frozenset({"logits"})
     citation = "Touvron et al. (2021), Training data-efficient image transformers & distillation, arXiv:2012.12877"
     settings = ("threshold",)
+    limits: ClassVar[Mapping[str, Limit]] = {
+        **Objective.limits, "threshold": numbers(lambda least: 0 <= least <= 1, "in [0, 1]"),
+    }  # fmt: skip
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL})
 
     def __init__(self, weight: float = 1.0, threshold: float = 0.0):
         super().__init__(weight)
-        if not (are_numbers(threshold) and 0 <= threshold <= 1):
-            raise ValueError(f"threshold must be in [0, 1], got {threshold!r}")
         self.threshold = threshold
 
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:

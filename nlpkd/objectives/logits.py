@@ -13,14 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of
+from nlpkd.objectives.limits import NOT_NEGATIVE, Limit, numbers, one_of
 from nlpkd.objectives.temperature import Temperature, TemperatureSetting
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled
-from nlpkd.utils.field_types import are_numbers
 
 logger = logging.getLogger(__name__)
-
-
-TEACHER_ERRORS = ("keep", "skip", "shift")
 
 
 class SoftTargetObjective(Objective):
@@ -49,6 +46,7 @@ class SoftTargetObjective(Objective):
     needs = frozenset({"logits"})
     temperature = TemperatureSetting()
     settings: ClassVar[tuple[str, ...]] = ("temperature", "standardize", "teacher_errors", "confidence_weighting")
+    limits: ClassVar[Mapping[str, Limit]] = {**Objective.limits, "teacher_errors": one_of("keep", "skip", "shift")}
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL})
 
     def __init__(
@@ -61,14 +59,16 @@ class SoftTargetObjective(Objective):
         confidence_weighting: bool = False,
     ):
         super().__init__(weight)
-        if teacher_errors not in TEACHER_ERRORS:
-            raise ValueError(f"teacher_errors must be one of {TEACHER_ERRORS}, got {teacher_errors!r}")
         self.temperature = temperature
         self.standardize = standardize
         self.teacher_errors = teacher_errors
         self.confidence_weighting = confidence_weighting
-        if teacher_errors != "keep":
-            self.needs = self.needs | {"labels"}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Need gold labels where the teacher's errors are not kept; see `Objective`."""
+        super().__setattr__(name, value)
+        if name == "teacher_errors":
+            self.needs = type(self).needs | (frozenset() if value == "keep" else {"labels"})
 
     @property
     def couples_rows(self) -> bool:  # type: ignore[override]
@@ -189,15 +189,15 @@ class JSDLoss(SoftTargetObjective):
 
     citation = "Agarwal et al. (2024), On-Policy Distillation of Language Models, arXiv:2306.13649"
     settings = (*SoftTargetObjective.settings, "beta")
+    limits = {
+        **SoftTargetObjective.limits,
+        "beta": numbers(lambda b: 0 < b < 1, "between 0 and 1 (ForwardKLLoss and ReverseKLLoss are its ends)"),
+    }
 
     def __init__(
         self, temperature: float | Temperature = 2.0, weight: float = 1.0, *, beta: float = 0.5, **options: Any
     ):
         super().__init__(temperature, weight, **options)
-        if not (are_numbers(beta) and 0 < beta < 1):
-            raise ValueError(
-                f"beta must be between 0 and 1, got {beta}: use ForwardKLLoss or ReverseKLLoss at the ends"
-            )
         self.beta = beta
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -229,6 +229,7 @@ class DecoupledKDLoss(SoftTargetObjective):
     needs = frozenset({"logits", "labels"})
     citation = "Zhao et al. (2022), Decoupled Knowledge Distillation, arXiv:2203.08679"
     settings = (*SoftTargetObjective.settings, "alpha", "beta")
+    limits = {**SoftTargetObjective.limits, "alpha": NOT_NEGATIVE, "beta": NOT_NEGATIVE}
     tasks = frozenset({SINGLE_LABEL})
 
     def __init__(
@@ -241,8 +242,6 @@ class DecoupledKDLoss(SoftTargetObjective):
         **options: Any,
     ):
         super().__init__(temperature, weight, **options)
-        if not (are_numbers(alpha, beta) and alpha >= 0 and beta >= 0):
-            raise ValueError(f"alpha and beta must be >= 0, got {alpha!r} and {beta!r}")
         self.alpha, self.beta = alpha, beta
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:

@@ -126,9 +126,9 @@ class ObjectiveSet(nn.Module):
         """Tell what a pass reads of the objectives beside tensors: their weights and settings as they are now."""
         told: list[Any] = []
         for objective in self.members:
-            settings = [getattr(objective, name) for name in objective.settings]
+            settings = [getattr(objective, name) for name in (*objective.limits, *objective.settings)]
             plain = [each.config() if isinstance(each, Temperature) else each for each in settings]
-            told.append([objective.weight, *(each for each in plain if not isinstance(each, Tensor))])
+            told.append([each for each in plain if not isinstance(each, Tensor)])
         return repr(told)
 
     def refuse_few_rows(self, rows: int) -> None:

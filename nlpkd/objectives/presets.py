@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from nlpkd.objectives.attention import AttentionKLLoss, AttentionMSELoss
 from nlpkd.objectives.base import Objective
 from nlpkd.objectives.correlation import DISTLoss
 from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, HiddenStateMSELoss, PatientLoss
-from nlpkd.objectives.labels import CrossEntropyLoss
+from nlpkd.objectives.labels import CrossEntropyLoss, GivenWeights
 from nlpkd.objectives.logits import ForwardKLLoss, LogitMSELoss
 from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLoss
 from nlpkd.tasks import REGRESSION
@@ -48,6 +49,11 @@ class Stage:
                 raise ValueError(f"{', '.join(unknown)}: no setting of a stage; take fields of DistillationConfig")
         self.objectives = list(objectives)
         self.settings = settings
+
+
+def of_stage(number: int, stages: int) -> str:
+    """Return what is said beside the name of a model that all but the last of its stages trained."""
+    return f", stage-{number}" if number < stages else ""
 
 
 @dataclass(frozen=True)
@@ -197,3 +203,31 @@ def resolve(objectives: str | Sequence[Objective] | Sequence[Stage], problem_typ
     if any(isinstance(each, Stage) for each in given):
         raise ValueError("objectives mixes stages and objectives: wrap the objectives in a Stage")
     return [Stage(given)]
+
+
+def gold_labels_alone(stages: Sequence[Stage], class_weights: GivenWeights = None) -> list[list[Objective]]:
+    """Leave of each stage the objectives that learn from gold labels without a teacher, with weights that sum to 1.
+
+    Args:
+        stages: with objectives not bound yet, which are left as they are.
+        class_weights: of the cross-entropy that is learned where no stage learns from gold labels.
+
+    Returns:
+        Copies, stage by stage; a stage without such objectives has those of the last stage that has some.
+    """
+    left = [_gold_copies(stage.objectives) for stage in stages]
+    bare: list[Objective] = [CrossEntropyLoss(class_weights=class_weights)]
+    usual = next(filter(None, reversed(left)), bare)
+    return [each or copy.deepcopy(usual) for each in left]
+
+
+def _gold_copies(objectives: Sequence[Objective]) -> list[Objective]:
+    gold = [
+        copy.deepcopy(each)
+        for each in objectives
+        if "labels" in each.needs and not each.teacher_needed and each.weight > 0
+    ]
+    total = sum(each.weight for each in gold)
+    for each in gold:
+        each.weight /= total
+    return gold

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, attention_heads, token_mask
+from nlpkd.objectives.limits import Limit, counts
+
+_HEADS = Limit(lambda heads: heads is None or counts(heads), "a whole number >= 1, or None")
 
 
 class SelfAttentionRelationLoss(LayerObjective):
@@ -37,25 +40,35 @@ class SelfAttentionRelationLoss(LayerObjective):
     needs = frozenset({"queries", "keys", "values"})
     citation = "Wang et al. (2021), MiniLMv2: Multi-Head Self-Attention Relation Distillation, arXiv:2012.15828"
     settings = ("relation_heads",)
+    limits = {**LayerObjective.limits, "relation_heads": _HEADS}
     settled = (*LayerObjective.settled, "relation_heads")
 
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, relation_heads: int | None = None):
         super().__init__(layers, weight)
-        if relation_heads is not None and relation_heads < 1:
-            raise ValueError(f"relation_heads must be at least 1, got {relation_heads}")
-        self.relation_heads = self._asked_heads = relation_heads
+        self.relation_heads = relation_heads
+
+    @property
+    def relation_heads(self) -> int | None:
+        """R; before `bind` as it was asked for."""
+        return self._heads or self._asked_heads
+
+    @relation_heads.setter
+    def relation_heads(self, relation_heads: int | None) -> None:
+        self._asked_heads = relation_heads
+        self._heads: int | None = None
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map and settle the number of relation heads; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         widths = {width for config in (student_config, teacher_config) for width in _widths(config, self.needs)}
         common = math.gcd(*widths)
-        self.relation_heads = self._asked_heads or self.default_heads(student_config, teacher_config, common)
-        if common % self.relation_heads:
+        heads = self._asked_heads or self.default_heads(student_config, teacher_config, common)
+        if common % heads:
             raise ValueError(
-                f"{type(self).__name__}: {self.relation_heads} relation heads do not divide the widths "
+                f"{type(self).__name__}: {heads} relation heads do not divide the widths "
                 f"{sorted(widths)} of {sorted(self.needs)}: choose a divisor of {common}"
             )
+        self._heads = heads
 
     def default_heads(self, student_config: Any, teacher_config: Any, common: int) -> int:
         """Choose the number of relation heads where none was asked for: the most, up to 48, that divides `common`."""

@@ -26,7 +26,7 @@ class Temperature(ABC):
         Args:
             student_logits: `(batch, labels)`.
             teacher_logits: `(batch, labels)`.
-            progress: share of the training that is done, 0 to 1.
+            progress: share of the training that is done before the step, 0 to 1.
 
         Returns:
             A number, or one a row, `(batch, 1)`, without a gradient.
@@ -61,14 +61,16 @@ class ConstantTemperature(Temperature):
 
 @dataclass(frozen=True)
 class LinearTemperature(Temperature):
-    """T moves evenly from `start` to `end` over the training: start + (end - start) * progress.
+    """T moves evenly from `start` towards `end` over the training: start + (end - start) * progress.
+
+    Step k of N, counted from 0, has the progress k / N.
 
     Falling to 1 it is the temperature of annealed distillation (Jafari et al. 2021, "Annealing Knowledge
     Distillation", arXiv:2104.07163, which lets it fall in steps of whole numbers).
 
     Args:
         start: T > 0 at the first step.
-        end: T > 0 at the last step.
+        end: T > 0 that it moves towards, and would have after the last step; evaluations have it.
     """
 
     start: float = 4.0

@@ -61,9 +61,9 @@ class LinearWeighting(Weighting):
     """Weights that move evenly from the teacher to the gold labels: teacher annealing.
 
     w_i * (1 - p) for objectives on the teacher, w_i * p for those on gold labels, p the share of the training that is
-    done: Clark et al. 2019, "BAM! Born-Again Multi-Task Networks for Natural Language Understanding",
-        arXiv:1907.04829,
-    section 3.2, where one target is mixed; here each loss is weighed, which has the same gradient at temperature 1.
+    done before the step, k / N of step k of N: Clark et al. 2019, "BAM! Born-Again Multi-Task Networks for Natural
+    Language Understanding", arXiv:1907.04829, section 3.2, where one target is mixed; here each loss is weighed, which
+    has the same gradient at temperature 1.
 
     Args:
         objectives: what is weighed, of both kinds.

@@ -146,7 +146,7 @@ def train_teacher(
             )
         untrained = job.make_untrained_student(args.seed)
         ask_for_label_names(untrained.config, job.data["train"])
-        trainer = supervised_trainer(untrained, args, job.data, job.tokenizer, job.class_weights)
+        trainer = supervised_trainer(untrained, args, job.data, job.tokenizer, job.stages[0].objectives)
         with phase("Training the teacher"):
             trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
             trainer.save_model()
@@ -228,7 +228,8 @@ def distill(
         objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`). If
             None, what suits the student: `"layerwise"` for layers, and for shapes and checkpoints with a single
             teacher's tokens and number of heads, `"dynabert"` for a share of the width, and `"hinton"` for all others.
-        baseline: train baselines too, on gold labels alone with the student's settings and for as many steps:
+        baseline: train baselines too, on gold labels alone with the student's settings and for as many steps, in as
+            many stages, each with the student's own objectives on gold labels or with the last stage's that has some:
             `"no_teacher"`, the same shape from the pre-trained backbone, is what one has without a teacher;
             `"same_start"`, from the student's own start, is what remains without the losses. True trains both; they
             are one where the student starts from the pre-trained backbone, or from a checkpoint.

@@ -24,7 +24,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.benchmark import count_parameters
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
-from nlpkd.objectives.presets import with_preset_settings
+from nlpkd.objectives.presets import gold_labels_alone, with_preset_settings
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
@@ -152,7 +152,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
     settings = [dataclasses.replace(args, **stage.settings) for stage in job.stages]
     count = len(job.data["train"])
     steps = [_steps(each, count) for each in settings]
-    student = job.make_untrained_student(args.seed)
+    student, gold = job.make_untrained_student(args.seed), gold_labels_alone(job.stages, job.class_weights)[-1]
     # Some steps of each stage and of a baseline, of which nothing is kept, and some held-out rows.
     timing = phase("Timing some steps"), tempfile.TemporaryDirectory(prefix="nlpkd-plan-"), quiet("nlpkd.training")
     with timing[0], timing[1] as folder, timing[2]:
@@ -163,7 +163,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
             step_ms.append(_step_ms(trainer))
         gold_ms = None
         if job.baselines:
-            gold_ms = _step_ms(supervised_trainer(student, short, job.data, job.tokenizer, job.class_weights))
+            gold_ms = _step_ms(supervised_trainer(student, short, job.data, job.tokenizer, gold))
         measuring_s = _measuring_s(job, trainer, settings, steps, reported)
     models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
     place = nearest_existing_folder(Path(args.output_dir))

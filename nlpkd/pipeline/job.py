@@ -27,9 +27,9 @@ from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.saving import renewed_card, save_partial_report, save_report
-from nlpkd.objectives.presets import Stage
+from nlpkd.objectives.presets import Stage, gold_labels_alone, of_stage
 from nlpkd.pipeline.export import ship_student
-from nlpkd.pipeline.roles import supervised_trainer
+from nlpkd.pipeline.roles import train_baseline
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_training
@@ -56,7 +56,7 @@ class Job:
         origin: where teacher, student and data come from, for the record.
         make_untrained_student: from a seed to a student.
         parent: the model in PyTorch that students are made of, of several teachers the first; None where none is.
-        class_weights: of the gold labels, in the baselines' objective as in the student's.
+        class_weights: of the gold labels, in the baselines' objective where the student learns from no gold labels.
         baselines: from a seed to an untrained baseline, by its name (`nlpkd.evaluation.records.BASELINES`).
         ship: export each student to ONNX in 8 bits, and measure that file beside it.
         learning_rate: what suits the student, where the settings name none.
@@ -158,11 +158,11 @@ class Job:
         student = self.student_to_train(args.seed)
         ask_for_label_names(student.config, self.data["train"])
         untrained = {name: make(args.seed) for name, make in self.baselines.items()}
-        settings = []
+        lessons, settings = gold_labels_alone(stages, self.class_weights), []
         for number, stage in enumerate(stages, start=1):
             own = replace(args, **stage.settings, push_to_hub=False)
             if number < len(stages):
-                own = _beside(own, Path(args.output_dir) / f"stage-{number}")
+                own = _beside(own, _stage_folder(Path(args.output_dir), number, len(stages)))
             if resumes_last(args):
                 # The first training tells whether the job is the one that is resumed.
                 own = replace(own, resume_from_checkpoint="True" if number == 1 else "auto")
@@ -173,27 +173,30 @@ class Job:
             trainer = self.trainer(student, own, stage)
             if number == 1:
                 trainer.rehearsed_beside = partial(self._rehearse, untrained, args, stages, trainer)
-            of_stage = f", stage-{number}" if number < len(stages) else ""
-            done.append(train_once(trainer, f"the student{of_stage}"))
+            done.append(train_once(trainer, f"the student{of_stage(number, len(stages))}"))
             student = trainer.model
-        steps = sum(each.steps for each in done)
-        known = [each.seconds for each in done if each.seconds is not None]
-        spent_on = {"student": sum(known) if len(known) == len(done) else None}
+        spent = {"student": Training.of(done)}
+        if has_unlabelled(self.data["train"]):
+            # As many steps for the baselines, though there are fewer rows with labels.
+            settings = [replace(own, max_steps=each.steps) for own, each in zip(settings, done, strict=True)]
         with self._saved_student(trainer, stages):
             # The baselines, for as long.
             baselines = {}
             for name, model in untrained.items():
                 if self.teacher is not None:
                     align_copied_head(model, self.teacher, trainer.teacher_order)
-                alone = _beside(_altogether(args, settings, steps), baseline_dir / name)
-                baselines[name], spent = self._train_baseline(model, alone, steps)
-                spent_on[name] = spent.seconds
-                done.append(spent)
-            if before is not None and all(each.finished_before for each in done):
+                places = [
+                    _stage_folder(baseline_dir / name, number, len(stages)) for number in range(1, len(stages) + 1)
+                ]
+                alone = list(map(_beside, settings, places))
+                tokenizer = with_limit(self.tokenizer, self.data.max_length)
+                baselines[name], spent[name] = train_baseline(model, name, self.data, tokenizer, alone, lessons)
+            if before is not None and all(each.finished_before for each in spent.values()):
                 logger.warning("It is finished: its report is used.")
                 return trainer.model, before
             # All of them on the same rows.
-            return trainer.model, self._measure(trainer, baselines, spent_on, args, stages, page and args.html_report)
+            seconds = {name: each.seconds for name, each in spent.items()}
+            return trainer.model, self._measure(trainer, baselines, seconds, args, stages, page and args.html_report)
 
     def run_untrained(self, args: DistillationConfig) -> EvaluationReport:
         """Save and measure the student as it is made: of a teacher that is shipped, with its vocabulary trimmed."""
@@ -223,17 +226,6 @@ class Job:
         # The report names the student that was asked for.
         trainer.same_start = True
         return trainer
-
-    def _train_baseline(
-        self, model: PreTrainedModel, args: DistillationConfig, steps: int
-    ) -> tuple[PreTrainedModel, Training]:
-        """Train on gold labels alone."""
-        if has_unlabelled(self.data["train"]):
-            # As many steps as the student had, though there are fewer rows with labels.
-            args = replace(args, max_steps=steps)
-        tokenizer = with_limit(self.tokenizer, self.data.max_length)
-        trainer = supervised_trainer(model, args, self.data, tokenizer, self.class_weights)
-        return trainer.model, train_once(trainer, f"the baseline {Path(args.output_dir).name}")
 
     def _measure(
         self,
@@ -396,6 +388,6 @@ def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
     )
 
 
-def _altogether(args: DistillationConfig, stages: Sequence[DistillationConfig], steps: int) -> DistillationConfig:
-    """Return settings for a training of one stage that has as many steps as all stages have together."""
-    return stages[0] if len(stages) == 1 else replace(args, max_steps=steps)
+def _stage_folder(folder: Path, number: int, stages: int) -> Path:
+    """Return where a stage's model goes: the last one's is the one that was asked for."""
+    return folder / f"stage-{number}" if number < stages else folder

@@ -24,13 +24,14 @@ from nlpkd.evaluation.scoring import headline_of
 from nlpkd.models.small_models import SmallConfig
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss
-from nlpkd.objectives.base import FEATURES
-from nlpkd.objectives.presets import Stage, resolve
+from nlpkd.objectives.base import FEATURES, Objective
+from nlpkd.objectives.presets import Stage, of_stage, resolve
 from nlpkd.students.backbone import CONFIG_KEY, find_backbone, known_backbone
 from nlpkd.students.kinds import StudentKind, kind_of
 from nlpkd.students.shapes import SHAPES
 from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.training.resuming import Training, train_once
 from nlpkd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -325,10 +326,10 @@ def supervised_trainer(
     args: DistillationConfig,
     data: TextClassificationData,
     tokenizer: PreTrainedTokenizerBase,
-    class_weights: Sequence[float] | Mapping[str, float] | None = None,
+    objectives: Sequence[Objective],
 ) -> DistillationTrainer:
     """Make a trainer that learns from gold labels alone: of a teacher, or of an undistilled baseline."""
-    # A single objective has no other whose weight could move, and further rows have no gold labels.
+    # There is no teacher whose weight could move against the labels', and further rows have no gold labels.
     args = replace(lean_by_default(args), weighting="fixed", augment=None)
     if (args.metric_for_best_model or "").removeprefix("eval_") == "agreement":
         # Without a teacher there is nothing to agree with.
@@ -341,13 +342,42 @@ def supervised_trainer(
     trainer = DistillationTrainer(
         model=model,
         args=args,
-        objectives=[CrossEntropyLoss(class_weights=class_weights)],
+        objectives=objectives,
         train_dataset=labelled_rows(data["train"]),
         eval_dataset=data["validation"] if "validation" in data else None,
         processing_class=tokenizer,
     )
     trainer.same_start = True
     return trainer
+
+
+def train_baseline(
+    model: PreTrainedModel,
+    name: str,
+    data: TextClassificationData,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Sequence[DistillationConfig],
+    lessons: Sequence[Sequence[Objective]],
+) -> tuple[PreTrainedModel, Training]:
+    """Train on gold labels alone, stage after stage as the student was trained.
+
+    Args:
+        model: the untrained baseline.
+        name: its name.
+        data: whose training rows have labels, if not all of them.
+        tokenizer: the student's.
+        settings: of each stage.
+        lessons: the objectives of each stage, by `nlpkd.objectives.presets.gold_labels_alone`.
+
+    Returns:
+        The baseline, and what it took.
+    """
+    done = []
+    for number, (args, objectives) in enumerate(zip(settings, lessons, strict=True), start=1):
+        trainer = supervised_trainer(model, args, data, tokenizer, objectives)
+        done.append(train_once(trainer, f"the baseline {name}{of_stage(number, len(settings))}"))
+        model = trainer.model
+    return model, Training.of(done)
 
 
 def lean_by_default(args: DistillationConfig) -> DistillationConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader, Dataset, Sampler
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers.trainer_utils import seed_worker
 
 from nlpkd.config import DistillationConfig
@@ -24,7 +25,6 @@ from nlpkd.data.rows import is_plain, makes_batches, visible_columns
 from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
-
 
 ROWS = RESERVED + "rows"
 """Of a batch: a list of integers, which stays on the host."""
@@ -71,7 +71,11 @@ def training_loader(
             pool_steps=_pool_steps(rows, lengths),
         )
         loader = DataLoader(_NumberedRows(rows), batch_sampler=sampler, collate_fn=numbered, **_workers(args))
-    # The rows are shared out already, so Accelerate must not do it again.
+    return _of_this_process(loader, args)
+
+
+def _of_this_process(loader: DataLoader, args: DistillationConfig) -> DataLoader:
+    """Prepare a loader whose rows are shared out already, so that Accelerate must not do it again."""
     return prepare_data_loader(
         loader,
         device=args.device,
@@ -91,7 +95,9 @@ def sampled_loader(
     args: DistillationConfig,
     accelerator: Accelerator,
 ) -> DataLoader:
-    """Make this process's loader of training batches as `Trainer` does, whose rows Accelerate shares out.
+    """Make this process's loader of training batches as `Trainer` does, but for an epoch's end on several processes.
+
+    Accelerate, which shares out the rows for `Trainer`, gives some of them twice there.
 
     Args:
         rows: mappings by position.
@@ -104,17 +110,24 @@ def sampled_loader(
     Returns:
         The loader, whose batches have their rows' numbers in `ROWS`.
     """
-    return accelerator.prepare(
-        DataLoader(
-            _NumberedRows(rows),
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=args.dataloader_drop_last,
-            collate_fn=_NumberedCollator(collate),
-            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-            **_workers(args),
+    seeded = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
+    options: Any = {"collate_fn": _NumberedCollator(collate), "worker_init_fn": seeded, **_workers(args)}
+    if args.world_size > 1 and not args.dataloader_drop_last and type(sampler) in (RandomSampler, SequentialSampler):
+        order: Any = sampler
+        if isinstance(sampler, RandomSampler):
+            # The order that Accelerate gives one process.
+            drawn = sampler.data_source, sampler.replacement, sampler._num_samples, sampler.generator
+            order = SeedableRandomSampler(*drawn, data_seed=accelerator.dataloader_config.data_seed)
+        shared = OrderedBatchSampler(
+            order,
+            batch_size,
+            num_processes=args.world_size,
+            process_index=args.process_index,
+            accumulation_steps=args.gradient_accumulation_steps,
         )
-    )
+        return _of_this_process(DataLoader(_NumberedRows(rows), batch_sampler=shared, **options), args)
+    options |= {"batch_size": batch_size, "drop_last": args.dataloader_drop_last}
+    return accelerator.prepare(DataLoader(_NumberedRows(rows), sampler=sampler, **options))
 
 
 def _pool_steps(rows: Any, lengths: Sequence[int] | np.ndarray) -> int:
@@ -211,29 +224,23 @@ class _NumberedCollator:
 
 
 _READ_ROWS = 100_000
-
-
 _STEPS_IN_A_POOL = 50
 
 
-class LengthGroupedBatchSampler(Sampler[list[int]]):
-    """Micro-batches of texts of similar length, for one process.
+class StepBatchSampler(Sampler[list[int]], ABC):
+    """Micro-batches of one process: the rows of each optimizer step, shared out evenly.
 
-    Each epoch shuffles the rows, sorts pools of `pool_steps` optimizer steps by length, cuts them into steps, and
-    shuffles the steps. The rows of a step depend on seed, epoch, lengths and the global batch only, not on how the
-    step is split into processes and micro-batches; each row comes once an epoch. The last step may be smaller, and is
-    shared out evenly. The full step with the longest text comes first, so that memory runs out at once or not at all.
+    The rows of a step depend on the global batch only, not on how the step is split into processes and micro-batches;
+    each row comes once an epoch. The last step may be smaller.
 
     Args:
-        lengths: number of tokens of every row.
+        rows: how many there are.
         batch_size: rows of a micro-batch on one process.
         num_processes: how many processes train together.
         process_index: which of them this is.
         accumulation_steps: micro-batches of an optimizer step.
-        seed: of the shuffling, the same on every process.
         drop_last: leave out the last step where it is smaller.
         step_rows: rows of an optimizer step, where micro-batches of `batch_size` would not make just so many.
-        pool_steps: of how many optimizer steps the rows are sorted by length together.
 
     Raises:
         ValueError: if there are fewer rows than processes, or no whole step with `drop_last`.
@@ -241,27 +248,20 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int] | np.ndarray,
+        rows: int,
         batch_size: int,
         *,
         num_processes: int = 1,
         process_index: int = 0,
         accumulation_steps: int = 1,
-        seed: int = 42,
         drop_last: bool = False,
         step_rows: int | None = None,
-        pool_steps: int = _STEPS_IN_A_POOL,
     ):
-        self.pool_steps = pool_steps
-        self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.num_processes = num_processes
         self.process_index = process_index
         self.accumulation_steps = accumulation_steps
-        self.seed = seed
-        self.epoch = 0
         self.step_size = step_rows or batch_size * num_processes * accumulation_steps
-        rows = len(self.lengths)
         if rows < num_processes:
             raise ValueError(f"{rows} rows can't be shared out to {num_processes} processes: use fewer processes")
         self.full_steps, self.rest = divmod(rows, self.step_size)
@@ -271,6 +271,61 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.joined = 0 < self.rest < num_processes
         if not self.full_steps and not self.rest:
             raise ValueError(f"{rows} rows make no whole batch of {self.step_size}, and dataloader_drop_last is set")
+
+    @abstractmethod
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is given next."""
+
+    @abstractmethod
+    def steps(self) -> list[np.ndarray]:
+        """List the row numbers of every optimizer step of the epoch, over all processes."""
+
+    def _micro_batches(self, step: np.ndarray) -> list[np.ndarray]:
+        wanted = -(-len(step) // (self.batch_size * self.num_processes))
+        # No micro-batch on any process may be empty, since all processes must take part in every one.
+        count = min(wanted, self.accumulation_steps, len(step) // self.num_processes)
+        return [np.array_split(part, self.num_processes)[self.process_index] for part in np.array_split(step, count)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps():
+            for rows in self._micro_batches(step):
+                yield rows.tolist()
+
+    def __len__(self) -> int:
+        per_step = len(self._micro_batches(np.arange(self.step_size)))
+        last = self.rest + self.joined * self.step_size
+        return (self.full_steps - self.joined) * per_step + (len(self._micro_batches(np.arange(last))) if last else 0)
+
+
+class LengthGroupedBatchSampler(StepBatchSampler):
+    """Micro-batches of texts of similar length, for one process.
+
+    Each epoch shuffles the rows, sorts pools of `pool_steps` optimizer steps by length, cuts them into steps, and
+    shuffles the steps. The rows of a step depend on seed, epoch and lengths too. The full step with the longest text
+    comes first, so that memory runs out at once or not at all.
+
+    Args:
+        lengths: number of tokens of every row.
+        batch_size: rows of a micro-batch on one process.
+        seed: of the shuffling, the same on every process.
+        pool_steps: of how many optimizer steps the rows are sorted by length together.
+        **sharing: how steps are shared out, as `StepBatchSampler` takes it.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        seed: int = 42,
+        pool_steps: int = _STEPS_IN_A_POOL,
+        **sharing: Any,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.seed = seed
+        self.pool_steps = pool_steps
+        self.epoch = 0
+        super().__init__(len(self.lengths), batch_size, **sharing)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order is given next."""
@@ -296,21 +351,30 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     def _by_length(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.argsort(-self.lengths[rows], kind="stable")]
 
-    def _micro_batches(self, step: np.ndarray) -> list[np.ndarray]:
-        wanted = -(-len(step) // (self.batch_size * self.num_processes))
-        # No micro-batch on any process may be empty, since all processes must take part in every one.
-        count = min(wanted, self.accumulation_steps, len(step) // self.num_processes)
-        return [np.array_split(part, self.num_processes)[self.process_index] for part in np.array_split(step, count)]
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps():
-            for rows in self._micro_batches(step):
-                yield rows.tolist()
+class OrderedBatchSampler(StepBatchSampler):
+    """Micro-batches of rows in a given order, for one process.
 
-    def __len__(self) -> int:
-        per_step = len(self._micro_batches(np.arange(self.step_size)))
-        last = self.rest + self.joined * self.step_size
-        return (self.full_steps - self.joined) * per_step + (len(self._micro_batches(np.arange(last))) if last else 0)
+    Args:
+        order: gives the row numbers of an epoch, the same on every process.
+        batch_size: rows of a micro-batch on one process.
+        **sharing: how steps are shared out, as `StepBatchSampler` takes it.
+    """
+
+    def __init__(self, order: Any, batch_size: int, **sharing: Any):
+        self.order = order
+        super().__init__(len(order), batch_size, **sharing)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is given next."""
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def steps(self) -> list[np.ndarray]:
+        """List the row numbers of every optimizer step of the epoch, over all processes."""
+        rows = np.fromiter(self.order, dtype=np.int64)[: self.full_steps * self.step_size + self.rest]
+        steps = self.full_steps - self.joined + (self.rest > 0)
+        return np.split(rows, self.step_size * np.arange(1, steps))
 
 
 def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray | None:

@@ -53,7 +53,8 @@ def explain_out_of_memory(args: TrainingArguments) -> Iterator[None]:
         reached_zero = "No executable batch size found" in str(error)
         if not reached_zero and not should_reduce_batch_size(error):
             raise
-        by_itself = ", let auto_find_batch_size=True do so" if args.world_size == 1 else ""
+        can_be_found = args.world_size == 1 and args.train_sampling_strategy != "batch_rebalance"
+        by_itself = ", let auto_find_batch_size=True do so" if can_be_found else ""
         advice = (
             "even with 1 row: use a smaller student or teacher, or a lower max_length"
             if reached_zero

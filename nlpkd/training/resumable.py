@@ -35,7 +35,7 @@ from nlpkd.training.failures import (
 )
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import card_facts, push, push_checkpoint, write_card
-from nlpkd.training.resuming import resolve_resume_checkpoint
+from nlpkd.training.resuming import follow_new_length, resolve_resume_checkpoint
 from nlpkd.utils.files import refuse_damaged
 from nlpkd.utils.locks import only_writer
 
@@ -274,6 +274,11 @@ class ResumableTrainer(Trainer):
             tokenizer: Any = matching_tokenizer(self.processing_class, self.model)
             if tokenizer is not self.processing_class and self.args.should_save:
                 tokenizer.save_pretrained(target)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            follow_new_length(self.lr_scheduler, Path(checkpoint), self.run_record)
 
     def _load_best_model(self) -> None:
         refuse_damaged(Path(str(self.state.best_model_checkpoint)))

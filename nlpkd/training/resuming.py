@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -169,6 +171,22 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
     return str(found)
 
 
+def follow_new_length(lr_scheduler: Any, checkpoint: Path, record: dict[str, Any]) -> None:
+    """Set the learning rates to those of the new length, where a run is resumed for another one.
+
+    What was loaded are the rates of the old length, which the next step would be taken with.
+
+    Args:
+        lr_scheduler: of the run, as it was loaded; only one of `transformers` knows the length.
+        checkpoint: where it was loaded from.
+        record: of this run, by `describe_run`.
+    """
+    if isinstance(lr_scheduler, LambdaLR) and (record_of(checkpoint) or {}).get("length") != record["length"]:
+        # Its last step once more, by the new length
+        lr_scheduler.last_epoch -= 1
+        lr_scheduler.step()
+
+
 @dataclass(frozen=True)
 class Training:
     """What a training took.
@@ -182,6 +200,16 @@ class Training:
     steps: int
     seconds: float | None
     finished_before: bool = False
+
+    @classmethod
+    def of(cls, parts: Sequence[Training]) -> Training:
+        """Add up what the parts of a training took."""
+        known = [each.seconds for each in parts if each.seconds is not None]
+        return cls(
+            sum(each.steps for each in parts),
+            sum(known) if len(known) == len(parts) else None,
+            all(each.finished_before for each in parts),
+        )
 
 
 def train_once(trainer: Any, whom: str) -> Training:

@@ -178,6 +178,13 @@ def test_processes_share_out_the_rows_of_a_stream(several):
     assert len({row for rows in shares for row in rows}) == sum(map(len, shares)), "a row was read twice"
 
 
+def test_in_every_order_each_row_comes_once_an_epoch(alone, several):
+    for outcome in (alone, several):
+        for order in outcome.records[0]["rows_by_order"]:
+            rows = [row for record in outcome.records for row in record["rows_by_order"][order]]
+            assert sorted(rows) == list(range(TRAIN_ROWS)), order
+
+
 def test_projections_and_student_are_identical_on_all_processes(several):
     first, *others = several.weights
     for other in others:

@@ -120,6 +120,9 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
     }
     for trainer in trainers.values():
         trainer.train()
+    for order in ("random", "sequential"):
+        trainers[order] = make(rows, matching(), train_sampling_strategy=order)
+        trainers[order].train()
     matched, streamed = trainers["matching"], trainers["streamed"]
     record = {
         "world_size": matched.args.world_size,
@@ -128,6 +131,10 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
         "metrics_of_one_row": matched.evaluate(matched.eval_dataset.select([0])),
         "logs": {name: trainer.state.log_history for name, trainer in trainers.items()},
         "teacher_is_cached": Path(trainers["cached"].args.teacher_cache).is_dir(),
+        "rows_by_order": {
+            name: [row for batch in trainers[name].get_train_dataloader() for row in batch[ROWS]]
+            for name in ("matching", "random", "sequential")
+        },
         "streamed_rows": [number for batch in streamed.get_train_dataloader() for number in batch[ROWS]],
         "one_row": refusal(lambda: make(rows.select([0]), matching()).train()),
         "auto_find_batch_size": refusal(lambda: make(rows, matching(), auto_find_batch_size=True)),

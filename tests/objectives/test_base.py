@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from references import batch, bound, outputs
 from samples import tiny_config
 
+from nlpkd import objectives
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
@@ -16,10 +19,12 @@ from nlpkd.objectives import (
     DISTLoss,
     ForwardKLLoss,
     HiddenStateMSELoss,
+    Objective,
     RelationalDistanceLoss,
     ReverseKLLoss,
     SelfAttentionRelationLoss,
 )
+from nlpkd.objectives.base import setting_names
 from nlpkd.objectives.objective_set import ObjectiveSet
 
 SETTLED = [
@@ -63,3 +68,50 @@ def test_class_weights_that_are_assigned_before_are_taken_as_given_ones():
     assert objective.config() == CrossEntropyLoss(class_weights=[1, 5]).config()
     with pytest.raises(ValueError, match="give one number a class"):
         objective.class_weights = "balanced"
+
+
+EVERY_SETTING = [
+    (kind, name)
+    for kind in vars(objectives).values()
+    if isinstance(kind, type) and issubclass(kind, Objective) and not inspect.isabstract(kind)
+    for name in setting_names(kind)
+]
+VALUES = [
+    -1, -0.5, 0, 0.5, 1, 1.0, 2, 2.5, 1e9, float("nan"), float("inf"), None, "1", "skp", "skip", "keep", "scores",
+    "logits", "linear", "last", [1.0], [-1.0], {"a": 1.0},
+]  # fmt: skip
+
+
+def refusal(act, *given, **options):
+    try:
+        act(*given, **options)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY_SETTING)
+def test_a_setting_is_refused_or_followed_alike_by_the_constructor_by_again_and_when_it_is_assigned(kind, name):
+    refusals = 0
+    for value in VALUES:
+        objective, told = kind(), refusal(kind, **{name: value})
+        before = objective.config(), objective.needs
+        assert refusal(objective.again, **{name: value}) == told
+        assert refusal(setattr, objective, name, value) == told
+        if told is None:
+            assert (objective.config(), objective.needs) == ((made := kind(**{name: value})).config(), made.needs)
+        else:
+            assert name in told and (objective.config(), objective.needs) == before
+            refusals += 1
+        if name not in kind.settled and objective.config() != before[0]:
+            # What recorded passes have in them is seen to have changed.
+            assert ObjectiveSet([objective]).constants() != ObjectiveSet([kind()]).constants()
+    # What layers there are is known when student and teacher are.
+    assert refusals or name in ("layers", "standardize", "confidence_weighting")
+
+
+def test_relation_heads_that_are_assigned_before_are_those_that_it_is_bound_with():
+    objective = SelfAttentionRelationLoss()
+    objective.relation_heads = 2
+    assert bound(objective, 4, 12, heads=(2, 3)).relation_heads == 2
+    assert bound(SelfAttentionRelationLoss(), 4, 12, heads=(2, 3)).relation_heads == 4

@@ -316,7 +316,7 @@ def test_a_text_is_no_number_to_an_objective(objective, name):
         (lambda: bound(GramLoss("last")), "name at least two pairs"),
         (lambda: bound(GramLoss("learned")), "name at least two pairs"),
         (lambda: RelationalDistanceLoss(on="tokens"), "on must be"),
-        (lambda: ContrastiveLoss(temperature=0.0), "must be > 0"),
+        (lambda: ContrastiveLoss(temperature=0.0), "temperature must be > 0"),
         (lambda: AdversarialLoss(reversal=-1.0), "reversal must be >= 0"),
         (lambda: resolve("hintom"), "choose one of"),
         (lambda: resolve([]), "at least one"),

@@ -65,7 +65,7 @@ def test_checkpoints_and_evaluations_are_counted_as_a_training_has_them(asked, r
 
     args = DistillationConfig(str(tmp_path), num_train_epochs=2, **QUICK | {"save_strategy": "no"} | asked)
     job = prepare_teacher(args, tiny_bert(), rows["train"], rows["validation"], tokenizer=tokenizer)
-    trainer = supervised_trainer(job.make_untrained_student(1), args, job.data, tokenizer)
+    trainer = supervised_trainer(job.make_untrained_student(1), args, job.data, tokenizer, job.stages[0].objectives)
     trainer.add_callback(Counting())
     trainer.train()
     steps = trainer.state.global_step

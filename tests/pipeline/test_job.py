@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from datasets import DatasetDict
 from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import EvaluationReport, distill, train_teacher
-from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.utils.files import weights_sha256
 
 ROWS = DatasetDict(train=raw_rows(24), validation=raw_rows(16, seed=3))
@@ -145,3 +146,51 @@ def test_measured_texts_that_are_learned_from_are_counted_and_said(tokenizer, tm
         told[name] = (report.run.data.learned_rows, len(said), "are training texts too" in report.to_markdown())
     count = sum(text in known for text in test["text"])
     assert 0 < count < 20 and told == {"mixed": (count, 1, True), "new": (0, 0, False)}
+
+
+WEIGHTS = {"neg": 0.5, "pos": 2.0}
+LESSONS = {
+    "one stage": [CrossEntropyLoss(0.5, class_weights=WEIGHTS, label_smoothing=0.2), ForwardKLLoss()],
+    "stages": [
+        Stage([HiddenStateMSELoss()], num_train_epochs=2, learning_rate=1e-3),
+        Stage(
+            [CrossEntropyLoss(class_weights=WEIGHTS), ForwardKLLoss()],
+            label_smoothing_factor=0.1, per_device_train_batch_size=12, lr_scheduler_type="constant",
+        ),
+    ],
+    "no gold labels": [ForwardKLLoss()],
+}  # fmt: skip
+OF_THE_TEACHER = (
+    "lean_training",
+    "weighting",
+    "the teacher",
+    "forward_kl",
+    "hidden_state_mse",
+    "cross_entropy: weight",
+)
+
+
+def trained_with(folder):
+    """What a training was done with, but for what only a student with a teacher has, its steps and its rates."""
+    record = json.loads((folder / "distillation_run.json").read_text())["result"]
+    state = json.loads((folder / "trainer_state.json").read_text())
+    rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+    kept = {name: value for name, value in record.items() if not name.startswith(OF_THE_TEACHER)}
+    return kept, state["global_step"], rates
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_baseline_has_the_settings_steps_and_gold_objective_of_each_stage_of_its_student(name, tokenizer, tmp_path):
+    distill(
+        tiny_bert(layers=3, seed=1), "layers:2", ROWS, objectives=LESSONS[name], baseline="same_start",
+        output_dir=tmp_path, tokenizer=tokenizer, teacher_tokenizer=tokenizer, teacher_check="off",
+        num_train_epochs=1, per_device_train_batch_size=8, logging_steps=1, save_strategy="no", **QUIET,
+    )  # fmt: skip
+    places = [tmp_path / "stage-1", tmp_path] if name == "stages" else [tmp_path]
+    for place in places:
+        student, *taken = trained_with(place)
+        baseline, *as_many = trained_with(tmp_path / "baseline" / "same_start" / place.relative_to(tmp_path))
+        gold = {name: value for name, value in baseline.items() if name.startswith("cross_entropy")}
+        assert {**baseline, **student} == baseline and {**student, **gold} == baseline and as_many == taken
+        assert gold["cross_entropy: class_weights"] == (None if name == "no gold labels" else [0.5, 2.0])
+    assert gold["cross_entropy: label_smoothing"] == {"one stage": 0.2, "stages": 0.1, "no gold labels": 0.0}[name]

@@ -14,7 +14,7 @@ from nlpkd import DistillationConfig, distill, make_student, train_teacher
 from nlpkd.data.arguments import DataArguments
 from nlpkd.models.loading import load_teacher
 from nlpkd.models.source import ModelSource
-from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.objectives import ForwardKLLoss, Stage
 from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.pipeline.roles import Teachers, usual_learning_rate
@@ -84,15 +84,6 @@ def test_baselines_start_from_the_backbone_and_from_the_student_s_weights_for_ea
         assert equal(weights(folder / "baseline/no_teacher"), pretrained)
         assert equal(weights(folder / "baseline/same_start"), weights(folder))
         assert not equal(weights(folder), pretrained)
-
-
-def test_baselines_take_the_steps_and_the_schedule_of_all_stages(taught, tmp_path):
-    stages = [Stage([HiddenStateMSELoss()], num_train_epochs=1), Stage([ForwardKLLoss()], num_train_epochs=2)]
-    run(taught, tmp_path, baseline=True, objectives=stages)
-    taken = steps(tmp_path / "stage-1")[0] + steps(tmp_path)[0]
-    no_teacher, same_start = (steps(tmp_path / "baseline" / name) for name in ("no_teacher", "same_start"))
-    assert no_teacher[0] == same_start[0] == taken == 9
-    assert no_teacher[1] == same_start[1] and len(no_teacher[1]) == 9
 
 
 def test_a_student_that_starts_pretrained_has_one_baseline_which_is_no_teacher_of_the_other_start(taught, tmp_path):

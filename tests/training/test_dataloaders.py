@@ -6,9 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
 from datasets import Dataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from nlpkd.training.dataloaders import LengthGroupedBatchSampler, row_lengths, training_loader
+from nlpkd.training.dataloaders import LengthGroupedBatchSampler, OrderedBatchSampler, row_lengths, training_loader
 
 
 def lengths_of(rows: int, seed: int = 0) -> list[int]:
@@ -213,3 +216,53 @@ def test_batches_are_of_all_lengths_where_the_length_goes_with_the_label(gap, ex
     # Two halves sorted into 80 batches would have one with both labels.
     assert sum(0 < share < 1 for share in batches) > 60
     assert ("of the variance of the texts' lengths goes with the label" in caplog.text) == bool(gap)
+
+
+def ordered(rows, batch_size, num_processes=1, accumulation_steps=1, **options):
+    """A sampler of each process, in the order that a seed draws."""
+    return [
+        OrderedBatchSampler(
+            SeedableRandomSampler(range(rows), data_seed=7), batch_size, num_processes=num_processes,
+            process_index=process, accumulation_steps=accumulation_steps, **options,
+        )
+        for process in range(num_processes)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows, batch, processes, accumulation", SHAPES)
+def test_in_a_given_order_too_each_row_comes_once_in_the_step_that_it_has_on_one_process(
+    rows, batch, processes, accumulation
+):
+    samplers, size = ordered(rows, batch, processes, accumulation), batch * processes * accumulation
+    steps = [[sorted(step) for step in sampler.steps()] for sampler in samplers]
+    order = list(SeedableRandomSampler(range(rows), data_seed=7))
+    expected = [sorted(order[at : at + size]) for at in range(0, rows, size)]
+    if 0 < rows % size < processes:
+        expected[-2:] = [sorted(sum(expected[-2:], []))]
+    assert steps == [expected] * processes
+    # An order is drawn anew with each pass.
+    batches = [list(sampler) for sampler in samplers]
+    counts = Counter(row for micro_batches in batches for each in micro_batches for row in each)
+    assert counts == Counter(range(rows))
+    assert {len(micro_batches) for micro_batches in batches} == {len(sampler) for sampler in samplers}
+    assert all(each for micro_batches in batches for each in micro_batches)
+
+
+@pytest.mark.parametrize("rows", [32, 35])
+def test_in_a_given_order_the_batches_of_one_process_are_those_of_torch(rows):
+    order = SequentialSampler(range(rows))
+    assert list(OrderedBatchSampler(order, 8)) == list(BatchSampler(order, 8, drop_last=False))
+    assert list(OrderedBatchSampler(order, 8, drop_last=True)) == list(BatchSampler(order, 8, drop_last=True))
+
+
+def test_an_epoch_in_a_drawn_order_goes_on_where_it_stopped():
+    def epoch(skipped):
+        [sampler, _] = ordered(50, 4, 2, 2)
+        loader = prepare_data_loader(DataLoader(range(50), batch_sampler=sampler), num_processes=1, process_index=0)
+        loader = skip_first_batches(loader, skipped) if skipped else loader
+        # As Trainer does it
+        (loader.batch_sampler.batch_sampler if skipped else loader).set_epoch(2)
+        return [batch.tolist() for batch in loader]
+
+    assert epoch(0) != [batch for batch in ordered(50, 4, 2, 2)[0]]
+    assert epoch(3) == epoch(0)[3:]

@@ -203,7 +203,7 @@ def test_a_model_without_a_teacher_is_chosen_by_the_tasks_metric_in_place_of_agr
 
     data = load_text_classification(raw_rows(16), raw_rows(8, seed=1), tokenizer=tokenizer)
     args = settings(**BEST, metric_for_best_model="agreement")
-    trainer = supervised_trainer(tiny_bert(1), args, data, tokenizer)
+    trainer = supervised_trainer(tiny_bert(1), args, data, tokenizer, [CrossEntropyLoss()])
     assert trainer.args.metric_for_best_model in ("accuracy", "f1_macro") and trainer.args.greater_is_better
     trainer.train()
 

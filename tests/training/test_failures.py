@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from nlpkd import DistillationConfig
-from nlpkd.training.failures import explain_lost_process
+from nlpkd.training.failures import explain_lost_process, explain_out_of_memory
 from nlpkd.training.loss_log import LossAccumulator
 
 
@@ -74,3 +74,18 @@ def test_a_lost_connection_is_told_from_other_errors_by_the_words_of_gloo(words,
             raise RuntimeError(words)
     with pytest.raises(RuntimeError, match="size mismatch"), explain_lost_process(args):
         raise RuntimeError("size mismatch")
+
+
+@pytest.mark.parametrize("order", ["group_by_length", "random", "sequential", "batch_rebalance"])
+def test_where_memory_runs_out_smaller_batches_are_advised_to_be_found_where_that_is_taken(order, tmp_path):
+    def args(**options):
+        return DistillationConfig(output_dir=str(tmp_path), train_sampling_strategy=order, **options)
+
+    with pytest.raises(MemoryError) as told, explain_out_of_memory(args()):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+    if "auto_find_batch_size=True" in str(told.value):
+        assert args(auto_find_batch_size=True).auto_find_batch_size
+    else:
+        with pytest.raises(ValueError, match="auto_find_batch_size=True can't be had with .*batch_rebalance"):
+            args(auto_find_batch_size=True)
+    assert ("auto_find_batch_size=True" in str(told.value)) == (order != "batch_rebalance")

@@ -338,7 +338,7 @@ def test_gold_labels_for_a_teacher_or_a_baseline_are_learnt_leanly_unless_refuse
     data = load_text_classification(raw_rows(16), tokenizer=tokenizer)
     student = tiny_bert(hidden_dropout_prob=0.1)
     with WhileTraining(student) as seen:
-        supervised_trainer(student, settings(lean_training=asked), data, tokenizer).train()
+        supervised_trainer(student, settings(lean_training=asked), data, tokenizer, [CrossEntropyLoss()]).train()
     assert seen.quick == lean and seen.whole != lean
 
 

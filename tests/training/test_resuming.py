@@ -9,6 +9,7 @@ import torch
 from samples import raw_rows, tiny_bert
 
 from nlpkd import DistillationTrainer, load_text_classification
+from nlpkd.objectives import HiddenStateMSELoss
 
 
 @pytest.fixture
@@ -82,3 +83,33 @@ def test_a_training_on_rows_of_any_kind_is_resumed_however_many_operations_it_to
     assert resumed.resumed_checkpoint
     for theirs, ours in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("stopped", [2, 4], ids=["unfinished", "finished"])
+def test_a_run_that_is_resumed_for_another_length_has_the_learning_rates_of_that_length(
+    stopped, schedule, settings, make_rows, tokenizer, tmp_path
+):
+    def trained(name, epochs, checkpoint=None):
+        folder = str(tmp_path / name)
+        args = settings(
+            output_dir=folder, save_strategy="steps", save_steps=2, num_train_epochs=epochs, logging_steps=1,
+            lr_scheduler_type=schedule, warmup_steps=0.2, objective_learning_rate=0.01, learning_rate=0.05,
+        )  # fmt: skip
+        used = []
+
+        class Noting(DistillationTrainer):
+            def training_step(self, *given, **options):
+                used.append([group["lr"] for group in self.optimizer.param_groups])
+                return super().training_step(*given, **options)
+
+        models = tiny_bert(hidden=8, seed=1), tiny_bert(layers=3, seed=2)
+        trainer = Noting(*models, args, [HiddenStateMSELoss()], make_rows(16), processing_class=tokenizer)
+        trainer.train(checkpoint and f"{folder}/{checkpoint}")
+        return used
+
+    whole = trained("whole", 4)
+    assert len(whole) == 8 and len(set(whole[1])) == 2
+    trained("first", 2)
+    assert trained("first", 4, f"checkpoint-{stopped}") == whole[stopped:]
+    assert trained("whole", 4, f"checkpoint-{stopped}") == whole[stopped:]
