@@ -21,7 +21,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from nlpkd.tasks import MERITS, more_is_better
-from nlpkd.utils.field_types import check_field_types
+from nlpkd.utils.field_types import check_field_types, check_share
 from nlpkd.utils.packages import require
 
 _CHOICES = {
@@ -41,11 +41,14 @@ _OF_MORE_TYPES = {"fsdp", "resume_from_checkpoint", "dataloader_multiprocessing_
 """What is declared as a text, and taken as a switch or an object too."""
 
 
+_ENDLESS = {"max_grad_norm"}
+"""What may be infinite: then gradients are measured, and not clipped."""
+
+
 _LEAST = {
     "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
     "weight_decay": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1, "bootstrap_samples": 1, "latency_runs": 0, "augment_copies": 1,
-    "augment_change": 0,
 }  # fmt: skip
 
 
@@ -166,7 +169,7 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""
-        check_field_types(self, skipped={*_CHOICES, *_OF_MORE_TYPES})
+        check_field_types(self, skipped={*_CHOICES, *_OF_MORE_TYPES}, endless=_ENDLESS)
         _refuse_lost_processes()
         if not torch.accelerator.is_available():
             # Without it, launched CPU processes each take themselves for the only one.
@@ -197,11 +200,8 @@ class DistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value >= least):
                 raise ValueError(f"{name} must be >= {least}, got {value!r}")
-        if not 0 <= self.label_smoothing_factor < 1:
-            raise ValueError(f"label_smoothing_factor must be in [0, 1), got {self.label_smoothing_factor!r}")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and math.isnan(value):
-                raise ValueError(f"{name} must be a number, got {value!r}")
+        check_share("label_smoothing_factor", self.label_smoothing_factor, none=True)
+        check_share("augment_change", self.augment_change, none=True, whole=True)
         _check_length(self)
         _check_seeds(self)
         check_ensemble(self.ensemble_average, self.ensemble_weights)

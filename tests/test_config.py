@@ -68,14 +68,14 @@ def test_any_other_teacher_check_is_refused(config, check):
 
 @pytest.mark.parametrize("rate", [-1e-3, float("nan")])
 def test_a_learning_rate_of_objectives_below_zero_is_refused(config, rate):
-    with pytest.raises(ValueError, match="objective_learning_rate must be >= 0"):
+    with pytest.raises(ValueError, match="objective_learning_rate must be "):
         config(objective_learning_rate=rate)
     assert config(objective_learning_rate=0).objective_learning_rate == 0
 
 
 @pytest.mark.parametrize("share", [-0.5, 1.0, 1.5, float("nan")])
 def test_a_label_smoothing_of_no_share_below_one_is_refused(config, share):
-    with pytest.raises(ValueError, match=r"label_smoothing_factor must be in \[0, 1\), got"):
+    with pytest.raises(ValueError, match="label_smoothing_factor must be "):
         config(label_smoothing_factor=share)
     assert config(label_smoothing_factor=0.5).label_smoothing_factor == 0.5
 

@@ -1,7 +1,11 @@
-"""The Python of README, guides and notebook runs as it stands, and their commands are ones that nlpkd has."""
+"""The Python of README, guides and notebook runs as it stands, and commands and options are ones that nlpkd has.
+
+Of the commands and options that errors and docstrings name the same holds.
+"""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -18,6 +22,7 @@ from samples import raw_rows, tiny_bert
 
 from nlpkd import DistillationConfig, DistillationTrainer, objectives
 from nlpkd.cli import app
+from nlpkd.cli.settings import TrainingCommand
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import PRESETS
 
@@ -33,6 +38,9 @@ SHORTER = {
 # Options of accelerate, torchrun and shuf, and the word that stands for a field of DistillationConfig.
 OF_OTHERS = {"--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--mixed_precision", "--cpu"}
 OF_OTHERS |= {"--dynamo_backend", "--config_file", "--nproc_per_node", "--field_name", "--random-source"}
+# Of hf.
+OF_OTHERS |= {"--local-dir"}
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 FEW = """
 def few(splits):
     for name in splits:
@@ -124,8 +132,65 @@ def test_each_option_that_a_page_names_is_one_of_a_command_or_a_recipe():
     known = {each.replace("_", "-") for each in known | OF_OTHERS}
     pages = [*PAGES, ROOT / "recipes/README.md", ROOT / "model_cards/README.md"]
     code = "\n".join(part for page in pages for part in re.findall(r"```.*?```|`[^`]+`", page.read_text(), re.DOTALL))
-    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code))
+    named = set(OPTION.findall(code))
     assert {each for each in named if each.replace("_", "-") not in known} == set()
+
+
+def texts_of(module: Path) -> list[str]:
+    """The texts in a module's code, its docstrings among them; X stands for what is filled in."""
+    found, parts = [], set()
+    # From the outside in, so that a text is met before its parts.
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts.update(map(id, node.values))
+            found.append("".join(each.value if isinstance(each, ast.Constant) else "X" for each in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            found.append(node.value)
+    return found
+
+
+def advised(text: str) -> list[list[str]]:
+    """The commands of nlpkd that a text names, each as its words: in backticks, as a paragraph, or "run nlpkd X"."""
+    paragraphs = map(str.strip, re.split(r"\n\s*\n", text))
+    shown = [each for each in paragraphs if " --" in each and "`" not in each]
+    shown += re.findall(r"`+([^`]+)`+", text) + re.findall(r"(?:[Rr]un |\()(nlpkd [a-z][a-z-]*)", text)
+    return [words[1:] for each in shown if (words := each.split())[:1] == ["nlpkd"] and len(words) > 1]
+
+
+def flags_of(command: typer.core.TyperCommand) -> set[str]:
+    """The options of a command with dashes, the fields of `DistillationConfig` where it takes them among them."""
+    own = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
+    taken = [f"--{each.name}" for each in fields(DistillationConfig)] if isinstance(command, TrainingCommand) else []
+    return {flag.replace("_", "-") for flag in (*own, *taken, "--help", "--set")}
+
+
+MODULES = sorted((ROOT / "nlpkd").rglob("*.py"))
+
+
+def test_each_command_that_an_error_a_docstring_or_a_page_names_has_these_options():
+    known = typer.main.get_command(app).commands
+    pages = [*PAGES, ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *(ROOT / "recipes").glob("*.md")]
+    texts = [(page, re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)) for page in pages]
+    texts += [(module, text) for module in MODULES for text in texts_of(module)]
+    wrong, checked = [], set()
+    for place, text in texts:
+        for name, *words in advised(text):
+            flags = {word.split("=")[0].rstrip(".,;)").replace("_", "-") for word in words if word[:2] == "--"}
+            lacking = flags - flags_of(known[name]) if name in known else {name}
+            wrong += [(place.name, name, lacking)] if lacking else []
+            checked.add(name)
+    assert wrong == []
+    assert len(checked) > 12, "few were found"
+
+
+def test_each_option_that_an_error_or_a_docstring_names_is_one_of_a_command():
+    known = {flag for command in typer.main.get_command(app).commands.values() for flag in flags_of(command)}
+    known |= {each.replace("_", "-") for each in OF_OTHERS} | {"--version"}
+    # Names that begin so are variables of style sheets there.
+    modules = [module for module in MODULES if module.name != "charts.py"]
+    named = [(module.name, flag) for module in modules for text in texts_of(module) for flag in OPTION.findall(text)]
+    assert [each for each in named if each[1].replace("_", "-") not in known] == []
+    assert len(named) > 100, "few were found"
 
 
 def test_each_recipe_and_target_that_a_page_names_is_there():

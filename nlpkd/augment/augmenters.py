@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.limits import positions_of
+from nlpkd.utils.field_types import check_share
 from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
 
 LONGEST_TEXT = 512
@@ -62,8 +63,8 @@ class MaskingAndNGrams:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, mask_probability: float = 0.1, ngram_probability: float = 0.25
     ):
-        check_range("mask_probability", mask_probability, 0, 1)
-        check_range("ngram_probability", ngram_probability, 0, 1)
+        check_share("mask_probability", mask_probability, none=True, whole=True)
+        check_share("ngram_probability", ngram_probability, none=True, whole=True)
         self.mask_token = _mask_token(tokenizer)
         self.mask_probability, self.ngram_probability = mask_probability, ngram_probability
 
@@ -106,7 +107,7 @@ class WordReplacement:
             raise ValueError(f"{type(tokenizer).__name__} can't tell where its tokens stand: use a fast tokenizer.")
         self.tokenizer, self.words = tokenizer, _whole_words(tokenizer)
         self.replace_probability, self.top_k, self.max_length = replace_probability, top_k, max_length
-        check_range("replace_probability", replace_probability, 0, 1)
+        check_share("replace_probability", replace_probability, none=True, whole=True)
         check_range("top_k", top_k, 1, len(self.words))
 
     def variants(self, texts: Sequence[str], draws: Draws) -> Iterator[list[str]]:
@@ -166,7 +167,7 @@ class EmbeddingNeighbours(WordReplacement):
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, change: float = 0.3, top_k: int = 15
     ):
-        check_range("change", change, 0, 1)
+        check_share("change", change, none=True, whole=True)
         super().__init__(tokenizer, change, top_k)
         check_range("top_k", top_k, 1, len(self.words) - 1)
         vectors = getattr(model.get_input_embeddings(), "weight", None)

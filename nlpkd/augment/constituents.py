@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from nlpkd.augment.augmenters import Draws, Place, check_range
+from nlpkd.augment.augmenters import Draws, Place
 from nlpkd.data.columns import each_text
+from nlpkd.utils.field_types import check_share
 
 LONGEST_PHRASE = 32
 """The most words of a row that is looked for in others."""
@@ -52,7 +53,7 @@ class ConstituentSwap:
     """
 
     def __init__(self, change: float = 0.3, texts: Iterable[str] = ()):
-        check_range("change", change, 0, 1)
+        check_share("change", change, none=True, whole=True)
         self.change, texts = change, list(dict.fromkeys(each_text(texts, "texts")))
         split = [text.split() for text in texts]
         self._rows = {" ".join(words) for words in split if 0 < len(words) <= LONGEST_PHRASE}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import Enum
@@ -142,7 +142,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         The path.
 
     Raises:
-        typer.BadParameter: for a file that can't be read, of another command, or with unknown options.
+        typer.BadParameter: for a file that can't be read, of another command, with unknown options, or with one twice.
     """
     if path is None:
         return None
@@ -150,14 +150,16 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         content = read_yaml(path)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} can't be read: {' '.join(str(error).split())}") from error
-    content = _options_by_name(content, str(path))
+    known = _parameters(context)
+    content = _options_by_name(content, known, str(path))
     if (command := content.pop("command", context.info_name)) != context.info_name:
         raise typer.BadParameter(f"{path} is of the command {command}, not of {context.info_name}")
     trains = isinstance(context.command, TrainingCommand)
     if trains:
         # Older files keep settings under `set`.
-        content |= _options_by_name(content.pop("set", {}), f"set of {path}")
-    known = _parameters(context)
+        older = _options_by_name(content.pop("set", {}), known, f"set of {path}")
+        _refuse_repeated([*content, *older], known, str(path))
+        content |= older
     settings = {name: value for name, value in content.items() if name not in known}
     if unknown := sorted(settings.keys() - (_fields() if settings and trains else set())):
         raise typer.BadParameter(f"{path} has {unknown}, which {context.info_name} does not take: {sorted(known)}")
@@ -171,10 +173,25 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-def _options_by_name(content: Any, place: str) -> dict[str, Any]:
+def _options_by_name(content: Any, known: Mapping[str, Any], place: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{place} must hold options by name, found {type(content).__name__}")
-    return {str(name).replace("-", "_"): value for name, value in content.items()}
+    _refuse_repeated(content, known, place)
+    return {_plain(name): value for name, value in content.items()}
+
+
+def _plain(name: Any) -> str:
+    return str(name).replace("-", "_")
+
+
+def _refuse_repeated(names: Iterable[Any], known: Mapping[str, Any], place: str) -> None:
+    """Refuse two names of one option: with dashes and with underscores, or its short and its long one."""
+    written: dict[str, Any] = {}
+    for name in names:
+        option = known[_plain(name)].name if _plain(name) in known else _plain(name)
+        if option in written:
+            raise typer.BadParameter(f"{place} has an option twice, as {written[option]!r} and {name!r}: give one")
+        written[option] = name
 
 
 def _fields() -> set[str]:

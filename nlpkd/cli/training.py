@@ -289,7 +289,9 @@ def tune(
     # A student with what was found, and with the settings that all trials had.
     own = typed(context, given)
     student = ["--student", f"layers:{result.best['layers']}", "--objectives", objectives]
-    words = [*as_options(own, "train", "validation", *reading()), *as_settings(own | result.best), "--baseline"]
+    # On the held-out rows the settings were chosen.
+    rows = [*as_options(own, "train", "validation", *reading()), "--test", "TEST.csv"]
+    words = [*rows, *as_settings(own | result.best), "--baseline"]
     following = ["distill", "--teacher", teacher, *student, *words, "--output-dir", output_dir.with_name("student")]
     show_files("The trials are", output_dir, following)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nlpkd.evaluation.records import Interval
+from nlpkd.utils.field_types import are_numbers, check_share
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ class Limits:
     min_retention: float | None = None
 
     def __post_init__(self) -> None:
-        for name, limit in vars(self).items():
-            if limit is not None and not (math.isfinite(limit) and limit > 0):
-                raise ValueError(f"{name} must be above 0, got {limit}")
+        for name in ("max_latency_ms", "max_size_mb"):
+            limit = getattr(self, name)
+            if limit is not None and not (are_numbers(limit) and 0 < limit < math.inf):
+                raise ValueError(f"{name} must be above 0, got {limit!r:.80}")
+        check_share("min_retention", self.min_retention, whole=True)
 
     def allow(self, point: Point) -> bool:
         """Check whether a model is within the budget."""

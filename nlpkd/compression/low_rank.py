@@ -16,6 +16,7 @@ from transformers import MobileBertConfig, PreTrainedModel
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.models.reshaped import rebuild, reshape_linears
 from nlpkd.models.structure import refuse_other_than_plain
+from nlpkd.utils.field_types import check_share
 
 _BERTS = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "camembert": "roberta."}
 """Families that MobileBERT can stand for, and what their encoder's weights are called."""
@@ -131,8 +132,7 @@ def _rank(shares: Tensor, rank: int | None, energy: float | None, clip: bool = F
     if (rank is None) == (energy is None):
         raise ValueError("give either rank or energy, and not both")
     if energy is not None:
-        if not 0 < energy < 1:
-            raise ValueError(f"energy must be between 0 and 1, got {energy}")
+        check_share("energy", energy)
         return min(int((shares < energy).sum()) + 1, len(shares))
     if rank is None or rank < 1 or (rank >= len(shares) and not clip):
         raise ValueError(

@@ -28,6 +28,7 @@ from nlpkd.models.structure import (
     size_name,
     top_indices,
 )
+from nlpkd.utils.field_types import check_share
 
 
 def prune_neurons(
@@ -253,8 +254,7 @@ def keep_heads(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrained
 def _count(width: int, name: str, keep: float | None, asked: int | None) -> int:
     if (keep is None) == (asked is None):
         raise ValueError(f"give either keep (a share) or {name} (a number), and not both")
-    if keep is not None and not 0 < keep < 1:
-        raise ValueError(f"keep must be between 0 and 1, got {keep}")
+    check_share("keep", keep)
     count = max(1, round(width * keep)) if keep is not None else asked
     if count is None or not 1 <= count < width:
         raise ValueError(f"{name}={count} must be at least 1 and fewer than the model's {width}")

@@ -21,6 +21,7 @@ from nlpkd.data.columns import each_text
 from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
 from nlpkd.models.small_models import StaticForSequenceClassification
 from nlpkd.models.structure import refuse_other_than_plain
+from nlpkd.utils.field_types import check_counts
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -59,10 +60,11 @@ def trim_vocabulary(
 
     Raises:
         ValueError: if the tokenizer has no such backend, the texts are no column or have no tokens, `keep_tokens`
-            names one that does not exist, or the embedding table is not the model's alone or too short for the
-            tokenizer.
+            names one that does not exist, `min_count` is below 1, or the embedding table is not the model's alone or
+            too short for the tokenizer.
     """
     refuse_other_than_plain(model, "model")
+    check_counts(min_count=min_count)
     state = trimmable_state(tokenizer)
     table = _table(model)
     counts = _count(tokenizer, texts)

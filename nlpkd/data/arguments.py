@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any
 
 from nlpkd.data.labels.classes import Classes
 from nlpkd.tasks import task_of
-from nlpkd.utils.field_types import check_field_types
+from nlpkd.utils.field_types import check_counts, check_field_types, check_share
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,15 @@ class DataArguments:
     dataset_revision: str | None = None
 
     def __post_init__(self):
-        """Refuse values of another type than their fields have, by a ValueError that names the field."""
+        """Refuse values of another type than their fields have, and shares that are none; the ValueError names one."""
         check_field_types(self)
+        for least, name in ((1, "max_length"), (0, "window_stride")):
+            if getattr(self, name) is not None:
+                check_counts(least, **{name: getattr(self, name)})
+        if isinstance(self.validation_split, Integral):
+            check_counts(validation_split=self.validation_split)
+        else:
+            check_share("validation_split", self.validation_split)
 
     @classmethod
     def split_keywords(cls, keywords: Mapping[str, Any]) -> tuple[DataArguments, dict[str, Any]]:

@@ -379,7 +379,7 @@ def hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> Da
         )
     rows = len(train)
     held_out = round(rows * size) if isinstance(size, float) else size
-    if isinstance(size, bool) or not 0 < held_out < rows or (isinstance(size, float) and not 0 < size < 1):
+    if not 0 < held_out < rows:
         raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
     classed = isinstance(train.features["labels"], ClassLabel) and not taught
     if classed:

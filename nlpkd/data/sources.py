@@ -170,8 +170,8 @@ def _choose(usable: Sequence[str], hidden: Sequence[str], wanted: Sequence[str],
     if len(held_out) == 1:
         return held_out[0]
     raise ValueError(
-        f"Can't tell which split of {name} to measure on: there are {list(usable)}{lacking}. Name one with split= "
-        "(--split), or give its rows alone."
+        f"Can't tell which split of {name} to measure on: there are {list(usable)}{lacking}. Give the rows of "
+        "one alone, or name it with split= where that is taken (by evaluate and verify)."
     )
 
 
@@ -332,8 +332,8 @@ def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | Non
         return load_dataset(repo, dataset_config, revision=named_revision or dataset_revision)
     except ConnectionError as error:
         raise ConnectionError(
-            f"The Hugging Face Hub can't be reached, so the dataset {repo!r} can't be loaded ({error}). Without a "
-            "network: `make demo`, or your own files with --train_file FILE --validation_file FILE."
+            f"The Hugging Face Hub can't be reached, so the dataset {repo!r} can't be loaded ({error}). Try again "
+            "with a network, or give local files."
         ) from error
     except FileNotFoundError as error:
         raise ValueError(f"{repo!r} is neither a file here nor a dataset you can read on the Hub: {error}") from error

@@ -204,7 +204,7 @@ class EvaluationReport:
         if not self.is_of(folder):
             raise ValueError(
                 f"the report was measured of other weights than those in {folder}: measure these (`nlpkd evaluate "
-                f"{folder} --data DATA --output {folder}`), or delete {folder / JSON_NAME}"
+                f"{folder} --data DATA --output-dir {folder}`), or delete {folder / JSON_NAME}"
             )
 
     def verdict(self) -> str:

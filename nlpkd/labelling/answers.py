@@ -17,7 +17,7 @@ import numpy as np
 from nlpkd.labelling.answer import Answer, check_answers, read_answers
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.teachers.base import Answers, LabelingTeacher, WrongAnswers, as_probabilities
-from nlpkd.utils.files import explain_damage
+from nlpkd.utils.files import explain_damage, explain_full_disk
 from nlpkd.utils.links import open_no_link, refuse_links
 from nlpkd.utils.locks import lock_of
 from nlpkd.utils.processes import sigterm_as_exit
@@ -157,7 +157,8 @@ class AnswerFile:
         groups = _groups(texts, self.teacher.rows_per_call)
         at_hand = {_key(text): text for text in called}
         spending = _Spending(self.teacher, budget, known, at_hand, self.requests)
-        with sigterm_as_exit(), self._append() as file:
+        failed = "answers were not kept. Free some space, and run again: those before them are kept"
+        with explain_full_disk(self.path, failed), sigterm_as_exit(), self._append() as file:
             asking = _Asking(self.teacher, called, known, spending, file)
             try:
                 asked = asking.ask(groups)

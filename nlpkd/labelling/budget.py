@@ -22,7 +22,7 @@ class Prices:
     output: float = 0.0
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check_field_types(self, endless=("input", "output"))
         if not (0 <= self.input < math.inf and 0 <= self.output < math.inf):
             raise ValueError(
                 f"prices must be finite and not negative, got {self.input} and {self.output} a million tokens"
@@ -48,7 +48,7 @@ class Budget:
     prices: Prices | None = None
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check_field_types(self, endless=("max_cost",))
         if self.max_cost is not None and self.prices is None:
             raise ValueError(f"max_cost={self.max_cost} needs the prices of tokens: give prices=Prices(input, output)")
         if not ((self.max_requests or 0) >= 0 and (self.max_cost or 0) >= 0):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -30,6 +30,7 @@ from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, is_unlabelled, task_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.files import atomic_file
 
 FOLDS = 5
 
@@ -204,11 +205,12 @@ def check_labels(
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         columns_of_file = {field.name: [getattr(each, field.name) for each in listed] for field in fields(Mislabelled)}
-        _WRITERS[output.suffix](Dataset.from_dict(columns_of_file), output)
+        with atomic_file(output) as file:
+            _WRITERS[output.suffix](Dataset.from_dict(columns_of_file), file)
     return LabelCheck(len(known), listed, output)
 
 
-_WRITERS: Mapping[str, Callable[[Dataset, Path], int]] = {
+_WRITERS: Mapping[str, Callable[[Dataset, BinaryIO], int]] = {
     ".csv": Dataset.to_csv,
     ".jsonl": Dataset.to_json,
     ".parquet": Dataset.to_parquet,

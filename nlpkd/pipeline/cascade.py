@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from nlpkd.serving.cascade import (
 from nlpkd.serving.classifier import Fallback, load
 from nlpkd.tasks import SINGLE_LABEL
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.field_types import check_share
 from nlpkd.utils.locks import only_writer
 
 logger = logging.getLogger(__name__)
@@ -155,8 +155,7 @@ def _target(agreement: float | None, accuracy: float | None) -> tuple[str, float
     if len(chosen) != 1:
         raise ValueError("give either target_agreement or target_accuracy: what the cascade has to keep")
     kind, target = chosen[0]
-    if isinstance(target, bool) or not isinstance(target, Real) or not 0 < target < 1:
-        raise ValueError(f"target_{kind} must be a number above 0 and below 1, got {target!r}")
+    check_share(f"target_{kind}", target)
     return kind, target
 
 

@@ -29,6 +29,7 @@ from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.roles import Teachers
+from nlpkd.utils.field_types import check_counts, check_share
 from nlpkd.utils.files import explain_damage, write_atomic
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import quiet
@@ -122,6 +123,11 @@ def compress(
     own_options = [name for name in known if name not in _GIVEN]
     if unknown := sorted(options.keys() - set(own_options)):
         raise ValueError(f"{method} has no option {', '.join(unknown)}: its options are {', '.join(own_options)}")
+    # The methods check them too, once the model is loaded.
+    for name in ("keep", "energy"):
+        check_share(name, options.get(name))
+    counted = ("intermediate_size", "heads", "rank", "min_count", "max_rows", "batch_size")
+    check_counts(**{name: options[name] for name in counted if options.get(name) is not None})
     # Where the model comes from and goes to.
     source = ModelSource.of(model, None, trust_remote_code)
     source.refuse_as_output(output_dir)

@@ -24,6 +24,7 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import ModelSource
+from nlpkd.utils.field_types import check_share
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import phase
@@ -120,11 +121,13 @@ def export_student(
     Raises:
         RetentionError: if a file keeps less than `min_retention`; none is kept.
         RuntimeError: if the model can't be exported, or a file gives other logits.
-        ValueError: if an argument is unknown, or of an int8 file that is not asked for, student and data do not fit,
-            the student's own metric is not above 0, or another run or export is writing to the folder.
+        ValueError: if an argument is unknown, `min_retention` is no share, an argument is of an int8 file that is not
+            asked for, student and data do not fit, the student's own metric is not above 0, or another run or export
+            is writing to the folder.
         ImportError: if a package of the extra `export` is missing.
     """
     data_args, int8_settings = DataArguments.split_of(export_student, keywords, _OF_INT8, "one of export_int8")
+    check_share("min_retention", min_retention, whole=True)
     source = ModelSource.of(student, revision, trust_remote_code)
     if output_dir is None and not Path(source.name).is_dir():
         raise ValueError(f"{student} is no folder, so the files need one: give output_dir")

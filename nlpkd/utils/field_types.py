@@ -1,7 +1,8 @@
-"""Values of settings held against the types that their fields declare."""
+"""Values of settings held against the types that their fields declare, and numbers against their bounds."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
@@ -10,37 +11,61 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+LARGEST = 2**63 - 1
+"""Of whole numbers: what torch, numpy, and Arrow count with."""
 
-def check_field_types(settings: Any, skipped: Collection[str] = ()) -> None:
+
+def check_field_types(settings: Any, skipped: Collection[str] = (), endless: Collection[str] = ()) -> None:
     """Refuse settings of another type than their fields have, such as the text "False", which counts as true.
 
-    None passes, since defaults are resolved later. So does what is no text, number, switch or list of them.
+    Numbers are finite. None passes, since defaults are resolved later. So does what is no text, number, switch or list
+    of them.
 
     Args:
         settings: an instance of a dataclass.
         skipped: names of fields that are checked elsewhere.
+        endless: names of fields that may be infinite, or whose bounds are checked elsewhere.
 
     Raises:
-        ValueError: if a value has another type; it names the field.
+        ValueError: if a value has another type, or is not finite; it names the field.
     """
     kind: Any = type(settings)
     names = [field.name for field in fields(settings) if field.name not in skipped]
-    check_types({name: getattr(settings, name, None) for name in names}, _hints(kind))
+    check_types({name: getattr(settings, name, None) for name in names}, _hints(kind), endless)
 
 
-def check_types(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], endless: Collection[str] = ()) -> None:
     """Refuse values of other types than their hints, as `check_field_types` does.
 
     Args:
         values: by name.
         hints: by name, of `typing.get_type_hints`.
+        endless: names of those that may be infinite.
 
     Raises:
-        ValueError: if a value has another type; it is named.
+        ValueError: if a value has another type, or is not finite; it is named.
     """
     for name, value in values.items():
         if value is not None and not _fits(value, hints[name]):
             raise ValueError(f"{name} must be {_described(hints[name])}, got {name}={value!r:.80}")
+    check_finite({name: value for name, value in values.items() if name not in endless})
+
+
+def check_finite(values: Mapping[str, Any]) -> None:
+    """Refuse numbers that are not finite, and whole ones that are larger than anything that is counted.
+
+    Args:
+        values: by name; what is no number, and no list of them, passes.
+
+    Raises:
+        ValueError: for the first one; it is named.
+    """
+    for name, value in values.items():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, Integral) and abs(int(each)) > LARGEST:
+                raise ValueError(f"{name} must be at most {LARGEST}, got {name}={value!r:.80}")
+            if isinstance(each, Real) and not math.isfinite(each):
+                raise ValueError(f"{name} must be a finite number, got {name}={value!r:.80}")
 
 
 @cache
@@ -79,7 +104,7 @@ def are_numbers(*values: Any) -> bool:
 
 
 def check_counts(least: int = 1, /, **counts: Any) -> None:
-    """Refuse numbers of things that are not whole, or too small.
+    """Refuse numbers of things that are not whole, too small, or larger than anything that is counted.
 
     Args:
         least: the smallest one.
@@ -89,5 +114,24 @@ def check_counts(least: int = 1, /, **counts: Any) -> None:
         ValueError: for the first one; it is named.
     """
     for name, value in counts.items():
-        if not (_fits(value, int) and value >= least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {name}={value!r:.80}")
+        if not (_fits(value, int) and least <= value <= LARGEST):
+            most = "" if not _fits(value, int) or value < least else f" and at most {LARGEST}"
+            raise ValueError(f"{name} must be a whole number of at least {least}{most}, got {name}={value!r:.80}")
+
+
+def check_share(name: str, value: Any, *, none: bool = False, whole: bool = False) -> None:
+    """Refuse what is no share, such as a percentage.
+
+    Args:
+        name: of the argument.
+        value: its value; None passes.
+        none: whether it may be 0.
+        whole: whether it may be 1.
+
+    Raises:
+        ValueError: if it is no number in these bounds; it is named.
+    """
+    if value is None or (are_numbers(value) and (0 < value < 1 or (none and value == 0) or (whole and value == 1))):
+        return
+    bounds = f"{'of at least' if none else 'above'} 0 and {'at most' if whole else 'below'} 1"
+    raise ValueError(f"{name} must be a share {bounds}, such as 0.98 for 98 %, got {name}={value!r:.80}")

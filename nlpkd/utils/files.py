@@ -96,11 +96,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Yields:
         The file to write to.
+
+    Raises:
+        OSError: if no more fits on the disk.
     """
     # As tempfile.mkstemp does, but with the permissions that a user's files have.
     temporary = path.with_name(f".{path.name.split('.')[0]}.{secrets.token_hex(8)}.tmp")
+    failed = f"{path.name} was not written, and what was there before is as it was. Free some space, and run again"
     try:
-        with temporary.open("xb") as file:
+        with explain_full_disk(path, failed), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -143,12 +147,18 @@ def staging_folder(folder: Path, prefix: str) -> Iterator[Path]:
 
     Yields:
         The new folder, which goes at the end with all that is left in it.
+
+    Raises:
+        OSError: if no more fits on the disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{prefix}*"):
         # It refuses a link, which stays.
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=prefix, ignore_cleanup_errors=True) as temporary:
+    failed = "the new files were not written, and what was there before is as it was. Free some space, and run again"
+    # It looks at what is free before the folder goes.
+    staged = tempfile.TemporaryDirectory(dir=folder, prefix=prefix, ignore_cleanup_errors=True)
+    with staged as temporary, explain_full_disk(folder, failed):
         yield Path(temporary)
 
 
@@ -245,7 +255,7 @@ def explain_full_disk(folder: Path, failed: str) -> Iterator[None]:
     """Turn what libraries raise on a full disk, a spent quota or a limit on file sizes into one plain error.
 
     Args:
-        folder: that is written to.
+        folder: that is written to, or the file.
         failed: what to say of it: what was not written, what is kept, what to do.
 
     Yields:

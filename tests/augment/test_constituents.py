@@ -109,7 +109,7 @@ def test_a_text_without_fitting_constituents_has_no_variants():
         ["two words"] * 3,
         ["thin"] * 3,
     ]
-    with pytest.raises(ValueError, match="change=1.5: give 0 to 1"):
+    with pytest.raises(ValueError, match="change must be a share of at least 0 and at most 1"):
         ConstituentSwap(1.5)
 
 

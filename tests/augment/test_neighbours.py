@@ -76,7 +76,7 @@ def test_the_model_stays_as_it_is(tokenizer):
 
 
 def test_what_does_not_fit_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="change=1.1: give 0 to 1"):
+    with pytest.raises(ValueError, match="change must be a share of at least 0 and at most 1"):
         EmbeddingNeighbours(tiny_bert(), tokenizer, 1.1)
     with pytest.raises(ValueError, match=f"top_k={len(WORDS)}: give 1 to {len(WORDS) - 1}"):
         EmbeddingNeighbours(tiny_bert(), tokenizer, top_k=len(WORDS))

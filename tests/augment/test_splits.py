@@ -146,7 +146,7 @@ def test_a_job_makes_the_rows_and_its_report_says_so(tokenizer, tmp_path, studen
         ({"augment": "masked-lm"}, "needs a masked language model"),
         ({"augment": "auto", "window_stride": 2}, "leave streaming and window_stride out"),
         ({"augment": "auto", "augment_copies": 0}, "augment_copies must be >= 1"),
-        ({"augment": "auto", "augment_change": 1.5}, "give 0 to 1"),
+        ({"augment": "auto", "augment_change": 1.5}, "augment_change must be a share"),
         ({"augment": "auto", "augment_change": "much"}, "augment_change must be a number"),
     ],
 )

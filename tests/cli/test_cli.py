@@ -267,6 +267,11 @@ def test_a_dry_run_of_a_teacher_and_of_a_search_trains_nothing_either(folder, te
         ("train: [a.csv, b.csv]", "train takes a single value, found ['a.csv', 'b.csv']"),
         ("train: {a: b.csv}", "train takes a single value"),
         ("train: a.csv\nseed: 1\ntrain: b.csv", "the key 'train' is there twice"),
+        ("learning-rate: 1\nlearning_rate: 2", "has an option twice, as 'learning-rate' and 'learning_rate'"),
+        ("batch_size: 1\nper-device-train-batch-size: 2", "as 'batch_size' and 'per-device-train-batch-size'"),
+        ("weight-decay: 1\nweight_decay: 2", "has an option twice, as 'weight-decay' and 'weight_decay'"),
+        ("set: {weight-decay: 1, weight_decay: 2}", "has an option twice, as 'weight-decay' and 'weight_decay'"),
+        ("weight-decay: 1\nset: {weight_decay: 2}", "has an option twice, as 'weight_decay' and 'weight_decay'"),
         (None, "can't be read"),
     ],
 )

@@ -81,5 +81,12 @@ def test_a_model_without_a_figure_is_neither_on_the_front_nor_picked():
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["max_latency_ms", "max_size_mb", "min_retention"])
 def test_a_limit_that_is_none_is_refused(name, limit):
-    with pytest.raises(ValueError, match=f"{name} must be above 0"):
+    with pytest.raises(ValueError, match=f"{name} must be .*above 0"):
         Limits(**{name: limit})
+
+
+@pytest.mark.parametrize("percentage", [98, 1.01])
+def test_a_retention_that_is_no_share_is_refused(percentage):
+    with pytest.raises(ValueError, match="min_retention must be a share above 0 and at most 1, such as 0.98 for 98 %"):
+        Limits(min_retention=percentage)
+    assert Limits(min_retention=1.0).min_retention == 1.0

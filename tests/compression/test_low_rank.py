@@ -108,7 +108,7 @@ def test_factorising_an_embedding_table_of_low_rank_keeps_the_logits_in_a_plain_
     [
         (bert, {}, "either rank or energy"),
         (bert, {"rank": 4, "energy": 0.5}, "either rank or energy"),
-        (bert, {"energy": 1.0}, "energy must be between 0 and 1"),
+        (bert, {"energy": 1.0}, "energy must be a share above 0 and below 1"),
         (bert, {"rank": 16}, "its embedding_size. must be at least 1 and below the full rank, 16: got 16"),
         (bert, {"rank": 0}, "its embedding_size. must be at least 1 and below the full rank, 16: got 0"),
         (bert, {"rank": 12}, "a table of 24 x 16 gets no smaller with rank 12"),

@@ -146,7 +146,7 @@ def test_the_model_given_is_left_as_it_is(prune, make_rows, tokenizer):
     [
         (prune_neurons, bert, {}, "either keep"),
         (prune_neurons, bert, {"keep": 0.5, "intermediate_size": 4}, "either keep"),
-        (prune_neurons, bert, {"keep": 1.0}, "keep must be between 0 and 1, got 1.0"),
+        (prune_neurons, bert, {"keep": 1.0}, "keep must be a share above 0 and below 1"),
         (prune_neurons, bert, {"intermediate_size": 32}, "fewer than the model's 32"),
         (prune_heads, bert, {"heads": 2}, "fewer than the model's 2"),
         (prune_heads, llama, {"heads": 1}, "2 heads share keys and values and go together"),

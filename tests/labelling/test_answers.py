@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -89,3 +90,17 @@ def test_odd_counts_of_a_server_are_said_once(tmp_path, caplog):
     with LabelServer(lambda request: right_answer(request) | {"usage": {"input_tokens": -1}}) as server:
         AnswerFile(tmp_path / "answers", DecisionTeacher("m", QUESTION, base_url=server.url)).ask(texts)
     assert caplog.text.count("no number of tokens") == 1
+
+
+def test_answers_that_do_not_fit_on_the_disk_are_told_and_those_before_are_kept(tmp_path):
+    teacher = FunctionTeacher(lambda texts: [[0.25, 0.75]] * len(texts), ["a", "b"], rows_per_call=1)
+    path = tmp_path / "answers.jsonl"
+    AnswerFile(path, teacher).ask(["0"])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 8, before[1]))
+    try:
+        with pytest.raises(OSError, match="answers were not kept. Free some space, and run again.*answers.jsonl"):
+            AnswerFile(path, teacher).ask(["0", "1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(AnswerFile(path, teacher).ask(["0", "1"])) == 2 and len(lines_of(path)) == 2

@@ -316,8 +316,10 @@ def test_held_out_rows_are_needed(teacher, splits, tmp_path):
         tune(teacher, splits["train"], n_trials=1, output_dir=tmp_path, **QUICK)
 
 
-def test_the_command_line_searches(teacher, splits, tmp_path):
+def test_the_command_line_searches_and_proposes_to_report_on_other_rows(teacher, splits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     splits["train"].to_csv(tmp_path / "train.csv")
+    splits["validation"].to_csv(tmp_path / "TEST.csv")
     asked = ["tune", "--teacher", str(teacher), "--train", str(tmp_path / "train.csv"), "--validation-split", "0.25"]
     asked += ["--search", "learning_rate=1e-4..1e-3", "--search", "forward_kl.temperature=1,2,8", "--layers", "1"]
     asked += [
@@ -347,6 +349,7 @@ def test_the_command_line_searches(teacher, splits, tmp_path):
     assert all(
         word in words for word in [*rows, "layers:1", "hinton", str(found["best"]["learning_rate"]), "--use-cpu"]
     )
+    assert words[words.index("--test") + 1] == "TEST.csv"
     planned = CliRunner().invoke(app, [*words, "--dry-run"])
     assert planned.exit_code == 0 and "training rows: 120" in planned.output, planned.output
     wrong = CliRunner().invoke(app, [*asked, "--search", "learning_rate"])

@@ -190,7 +190,7 @@ def test_bad_requests_are_refused_before_anything_runs(models, student, tmp_path
 @pytest.mark.parametrize("target", ["0.9", True, [0.9], math.nan, 1.0])
 @pytest.mark.parametrize("kind", ["target_agreement", "target_accuracy"])
 def test_a_target_is_a_number_between_0_and_1(models, student, kind, target):
-    with pytest.raises(ValueError, match=f"{kind} must be a number above 0 and below 1, got"):
+    with pytest.raises(ValueError, match=f"{kind} must be a share above 0 and below 1, such as"):
         nlpkd.cascade(student, models / "teacher", texts(), **{kind: target})
 
 

@@ -1,5 +1,6 @@
 """Settings of the wrong type are refused by name, whatever takes them."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import get_args, get_type_hints
 
@@ -7,7 +8,7 @@ import pytest
 
 from nlpkd import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.utils.field_types import check_field_types
+from nlpkd.utils.field_types import check_counts, check_field_types, check_share
 
 WRONG = {bool: "False", int: "8", float: "0.1", str: 5}
 SCALARS = [
@@ -52,6 +53,44 @@ def test_what_fits_passes():
     check_field_types(Settings(names="a"))
 
 
-def test_no_setting_is_nan(tmp_path):
-    with pytest.raises(ValueError, match="num_train_epochs must be a number, got nan"):
-        DistillationConfig(str(tmp_path), num_train_epochs=float("nan"))
+FLOATS = [(settings, name) for settings, name, kind in SCALARS if kind == {float} and name != "max_grad_norm"]
+
+
+@pytest.mark.parametrize("endless", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("settings", "name"), FLOATS, ids=[name for _, name in FLOATS])
+def test_no_setting_is_nan_or_infinite(settings, name, endless, tmp_path):
+    folder = {"output_dir": str(tmp_path)} if settings is DistillationConfig else {}
+    with pytest.raises(ValueError, match=f"^{name} must be a finite number, got"):
+        settings(**folder | {name: endless})
+
+
+def test_gradients_may_be_measured_without_being_clipped(tmp_path):
+    assert DistillationConfig(str(tmp_path), max_grad_norm=math.inf).max_grad_norm == math.inf
+
+
+@pytest.mark.parametrize("settings", [{"rows": 2**63}, {"rows": -(2**70)}, {"share": 10**400}])
+def test_a_whole_number_that_nothing_counts_with_is_refused(settings):
+    with pytest.raises(ValueError, match=f"^{next(iter(settings))} must be at most 9223372036854775807"):
+        check_field_types(Settings(**settings))
+    with pytest.raises(ValueError, match="^rows must be a whole number of at least 1 and at most 9223372036854775807"):
+        check_counts(rows=2**63)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, 98, math.nan, math.inf, "0.5", True])
+def test_what_is_no_share_is_refused(value):
+    with pytest.raises(
+        ValueError, match="^keep must be a share above 0 and below 1, such as 0.98 for 98 %, got keep="
+    ):
+        check_share("keep", value)
+    for bounds in ({"none": True}, {"whole": True}, {"none": True, "whole": True}):
+        with pytest.raises(ValueError, match="^keep must be a share "):
+            check_share("keep", value, **bounds)
+
+
+def test_a_share_may_be_nothing_or_the_whole_where_that_means_something():
+    for share, name in ((0, "none"), (1.0, "whole")):
+        check_share("keep", share, **{name: True})
+        with pytest.raises(ValueError, match="^keep must be a share "):
+            check_share("keep", share)
+    check_share("keep", None)
+    check_share("keep", 0.5)

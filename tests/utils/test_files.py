@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import typer
+from datasets import Dataset
 from processes import Program
-from samples import tiny_bert, tiny_report
+from samples import raw_rows, tiny_bert, tiny_report
 
 from nlpkd import DistillationTrainer
+from nlpkd.cli import app
+from nlpkd.cli.settings import save_config
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.saving import save_report, save_student
+from nlpkd.labelling.mislabelled import check_labels
+from nlpkd.labelling.rows import save_rows
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.utils.files import atomic_folder_update, staging_folder, write_atomic
 from nlpkd.utils.links import copy_from_inside, link_file, move_into, refuse_outside
@@ -227,3 +236,48 @@ def test_a_second_name_is_the_same_file_and_a_copy_where_the_disk_has_no_such_na
     link_file(tmp_path / "one", tmp_path / "three")
     assert (tmp_path / "three").read_bytes() == b"content"
     assert not (tmp_path / "three").samefile(tmp_path / "one")
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file grow above so many bytes, which Python is told as it is of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _save_config(folder: Path) -> None:
+    context = typer.Context(typer.main.get_command(app).commands["push"], info_name="push")
+    context.params = {"directory": "x" * 100}
+    save_config(context, folder / "file")
+
+
+WRITERS = {
+    "whole": lambda folder: write_atomic(folder / "file", b"x" * 100),
+    "report": lambda folder: save_report(tiny_report(), folder),
+    "config": _save_config,
+    "rows": lambda folder: save_rows(Dataset.from_dict({"text": ["x" * 100]}), folder / "file"),
+    "wrong labels": lambda folder: check_labels(raw_rows(40), output=folder / "file.csv"),
+    "staged": lambda folder: _stage(folder),
+}
+"""Ways to write files that have nothing of their own to say of a full disk, into a folder."""
+
+
+def _stage(folder: Path) -> None:
+    with staging_folder(folder, ".new-") as staged:
+        (staged / "file").write_bytes(b"x" * 100)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_told_with_what_was_not_written_and_what_to_do(writer: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "file").write_text("before")
+    said = "larger than the limit on file sizes.*not written, and what was there before is as it was. Free some space"
+    with pytest.raises(OSError, match=said) as told, largest_file(16):
+        WRITERS[writer](folder)
+    assert str(told.value.filename).startswith(str(folder))
+    assert {path.name: path.read_text() for path in folder.iterdir() if path.name != ".lock"} == {"file": "before"}
