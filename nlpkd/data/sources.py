@@ -171,7 +171,7 @@ def _choose(usable: Sequence[str], hidden: Sequence[str], wanted: Sequence[str],
         return held_out[0]
     raise ValueError(
         f"Can't tell which split of {name} to measure on: there are {list(usable)}{lacking}. Give the rows of "
-        "one alone, or name it with split= where that is taken (by evaluate and verify)."
+        "one alone; to evaluate or verify, its name as split= will do."
     )
 
 
@@ -332,8 +332,8 @@ def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | Non
         return load_dataset(repo, dataset_config, revision=named_revision or dataset_revision)
     except ConnectionError as error:
         raise ConnectionError(
-            f"The Hugging Face Hub can't be reached, so the dataset {repo!r} can't be loaded ({error}). Try again "
-            "with a network, or give local files."
+            f"The Hugging Face Hub can't be reached, so the dataset {repo!r} can't be loaded ({error}). Without a "
+            "network: `make demo`, or give local files."
         ) from error
     except FileNotFoundError as error:
         raise ValueError(f"{repo!r} is neither a file here nor a dataset you can read on the Hub: {error}") from error

@@ -55,7 +55,7 @@ def test_the_split_is_the_same_in_any_case_and_order_and_what_is_unclear_is_aske
         if expected is not None:
             assert measured(splits(*order))[0] == spell(expected)
             continue
-        with pytest.raises(ValueError, match=r"which split of in-memory data to measure.*split= \(--split\)") as told:
+        with pytest.raises(ValueError, match=r"which split of in-memory data to measure.*its name as split=") as told:
             measured(splits(*order))
         assert all(repr(name) in str(told.value) for name in names)
 

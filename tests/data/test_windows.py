@@ -91,7 +91,7 @@ def test_a_run_on_windows_reports_on_texts(tokenizer, tmp_path):
     ("asked", "message"),
     [
         ({"window_stride": 10}, "window_stride must be from 0 to 9"),
-        ({"window_stride": -1}, "window_stride must be from 0 to 9"),
+        ({"window_stride": -1}, "window_stride must be a whole number of at least 0"),
         ({"window_stride": 2, "text_pair_column": "other"}, "for single texts and one tokenizer"),
     ],
 )
