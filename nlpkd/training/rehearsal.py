@@ -17,7 +17,7 @@ from transformers import EvalPrediction
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.inference import in_eval_mode
-from nlpkd.utils.files import staging_folder
+from nlpkd.utils.files import MODEL_NOT_SAVED, staging_folder
 from nlpkd.utils.randomness import undrawn
 
 ROWS = 4
@@ -54,7 +54,7 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
             metrics = None if found is None or metrics is None else metrics | found
         _check_best_metric(trainer.args, metrics)
         if trainer.is_world_process_zero():
-            with staging_folder(Path(trainer.args.output_dir), _STAGING) as folder:
+            with staging_folder(Path(trainer.args.output_dir), _STAGING, MODEL_NOT_SAVED) as folder:
                 with _named("saving student and tokenizer"):
                     trainer._save(str(folder))
                 if beside is not None:

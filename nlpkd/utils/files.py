@@ -30,6 +30,14 @@ TOKENIZER = "tokenizer.json"
 _SAVING = ".saving-"
 
 
+NOT_WRITTEN = "the new files were not written, and what was there before is as it was. Free some space, and run again"
+"""What a full disk means, where nothing else is said."""
+
+
+MODEL_NOT_SAVED = "the model was not saved, and what was there before is as it was. Free some space, and save again"
+"""What a full disk means where a model is saved."""
+
+
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
@@ -115,11 +123,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def atomic_folder_update(folder: Path) -> Iterator[Path]:
+def atomic_folder_update(folder: Path, failed: str = NOT_WRITTEN) -> Iterator[Path]:
     """Open an empty folder to write to; its files replace those of `folder` once all of them are written.
 
     Args:
         folder: where the files go, made where missing; it must have a single writer.
+        failed: what a full disk means.
 
     Yields:
         The folder to write to.
@@ -127,7 +136,7 @@ def atomic_folder_update(folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: if a folder in it that is written to is a link.
     """
-    with staging_folder(folder, _SAVING) as temporary:
+    with staging_folder(folder, _SAVING, failed) as temporary:
         yield temporary
         # Checksums first: files that a kill leaves of two models are told by them.
         written = [path for path in temporary.rglob("*") if path.is_file()]
@@ -138,12 +147,13 @@ def atomic_folder_update(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def staging_folder(folder: Path, prefix: str) -> Iterator[Path]:
+def staging_folder(folder: Path, prefix: str, failed: str = NOT_WRITTEN) -> Iterator[Path]:
     """Make an empty folder inside of another for what is not accepted yet.
 
     Args:
         folder: the folder, made where missing; it must have a single writer of staging folders with this prefix.
         prefix: of its name; what a killed process left under it goes first.
+        failed: what a full disk means.
 
     Yields:
         The new folder, which goes at the end with all that is left in it.
@@ -155,7 +165,6 @@ def staging_folder(folder: Path, prefix: str) -> Iterator[Path]:
     for left in folder.glob(f"{prefix}*"):
         # It refuses a link, which stays.
         shutil.rmtree(left, ignore_errors=True)
-    failed = "the new files were not written, and what was there before is as it was. Free some space, and run again"
     # It looks at what is free before the folder goes.
     staged = tempfile.TemporaryDirectory(dir=folder, prefix=prefix, ignore_cleanup_errors=True)
     with staged as temporary, explain_full_disk(folder, failed):
@@ -182,8 +191,7 @@ def atomic_model_update(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: if no more fits on the disk.
     """
-    failed = "the model was not saved, and what was there before is as it was. Free some space, and save again"
-    with explain_full_disk(folder, failed), atomic_folder_update(folder) as temporary:
+    with atomic_folder_update(folder, MODEL_NOT_SAVED) as temporary:
         yield temporary
         write_checksums(temporary, WEIGHTS, TOKENIZER)
         names = {path.name for path in temporary.iterdir()}
