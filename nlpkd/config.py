@@ -49,6 +49,8 @@ _LEAST = {
     "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
     "weight_decay": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1, "bootstrap_samples": 1, "latency_runs": 0, "augment_copies": 1,
+    "adam_epsilon": 0, "max_grad_norm": 0, "neftune_noise_alpha": 0, "eval_delay": 0, "eval_accumulation_steps": 1,
+    "dataloader_num_workers": 0, "ddp_timeout": 1,
 }  # fmt: skip
 
 
@@ -200,7 +202,8 @@ class DistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value >= least):
                 raise ValueError(f"{name} must be >= {least}, got {value!r}")
-        check_share("label_smoothing_factor", self.label_smoothing_factor, none=True)
+        for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
+            check_share(name, getattr(self, name), none=True)
         check_share("augment_change", self.augment_change, none=True, whole=True)
         _check_length(self)
         _check_seeds(self)

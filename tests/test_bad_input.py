@@ -335,7 +335,7 @@ case("settings", "a student that is a fraction", "a path, a Hub id or a PreTrain
 case("settings", "a switch that is a text", "push_to_hub must be True or False, got push_to_hub='no'")(
     given(push_to_hub="no")
 )
-case("settings", "no seeds", "num_seeds must be at least 1")(given(num_seeds=0))
+case("settings", "no seeds", "num_seeds must be a whole number of at least 1")(given(num_seeds=0))
 case("settings", "a batch of no rows", "per_device_train_batch_size must be >= 1")(
     given(per_device_train_batch_size=0)
 )

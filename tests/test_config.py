@@ -73,11 +73,13 @@ def test_a_learning_rate_of_objectives_below_zero_is_refused(config, rate):
     assert config(objective_learning_rate=0).objective_learning_rate == 0
 
 
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "adam_beta1", "adam_beta2"])
 @pytest.mark.parametrize("share", [-0.5, 1.0, 1.5, float("nan")])
-def test_a_label_smoothing_of_no_share_below_one_is_refused(config, share):
-    with pytest.raises(ValueError, match="label_smoothing_factor must be "):
-        config(label_smoothing_factor=share)
-    assert config(label_smoothing_factor=0.5).label_smoothing_factor == 0.5
+def test_what_is_a_share_below_one_is_refused_otherwise(config, name, share):
+    with pytest.raises(ValueError, match=f"{name} must be "):
+        config(**{name: share})
+    for fine in (0, 0.5):
+        assert getattr(config(**{name: fine}), name) == fine
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
@@ -138,8 +140,13 @@ def test_fields_of_training_arguments_are_all_there():
 
 
 @pytest.mark.parametrize(
-    "name, value", [("per_device_train_batch_size", 0), ("learning_rate", -1e-3), ("gradient_accumulation_steps", 0)]
-)
+    "name, value",
+    [
+        ("per_device_train_batch_size", 0), ("learning_rate", -1e-3), ("gradient_accumulation_steps", 0),
+        ("adam_epsilon", -1e-8), ("max_grad_norm", -1.0), ("neftune_noise_alpha", -5.0), ("eval_delay", -1),
+        ("eval_accumulation_steps", 0), ("dataloader_num_workers", -1), ("ddp_timeout", 0),
+    ],
+)  # fmt: skip
 def test_settings_below_their_least_value_are_refused(config, name, value):
     with pytest.raises(ValueError, match=f"{name} must be >= "):
         config(**{name: value})

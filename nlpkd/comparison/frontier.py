@@ -123,7 +123,7 @@ def frontier(
     limits, out = Limits(max_latency_ms, max_size_mb, min_retention), Path(output_dir)
     settings = {"teacher": teacher, "train": train, "validation": validation, "test": test, "ship": ship}
     settings |= {"objectives": objectives, **keywords}
-    check_num_seeds(num_seeds)
+    check_num_seeds(num_seeds, keywords.get("seed"))
     with only_run(out):
         made = _students(out, students, only, settings, overrides or {})
 
@@ -162,7 +162,7 @@ def plan_frontier(*arguments: Any, **keywords: Any) -> FrontierPlan:
     given = bound.arguments
     Limits(given["max_latency_ms"], given["max_size_mb"], given["min_retention"])
     only, num_seeds = given["only"], given["num_seeds"]
-    check_num_seeds(num_seeds)
+    check_num_seeds(num_seeds, given["keywords"].get("seed"))
     settings = {name: given[name] for name in _OF_ALL_STUDENTS} | given["keywords"]
     plans: dict[str, Plan | str] = {}
     for student in _students(Path(given["output_dir"]), given["students"], only, settings, given["overrides"] or {}):

@@ -32,6 +32,7 @@ from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.training.failures import saved_model
 from nlpkd.training.resuming import checkpoint_to_resume
+from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import phase
 
@@ -266,7 +267,7 @@ def distill(
     data_args, settings = DataArguments.split_of_training(distill, keywords)
     learning_rate_is_given = args is not None or "learning_rate" in settings
     args = with_preset_settings(_settings(args, output_dir, settings), objectives)
-    check_num_seeds(num_seeds)
+    check_num_seeds(num_seeds, args.seed)
     refuse_as_output(Path(args.output_dir) / JSON_NAME, train=train, validation=validation, test=test)
     prepare: Any = prepare_job
     if isinstance(teacher, LabelingTeacher):
@@ -318,14 +319,23 @@ def distill(
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
 
 
-def check_num_seeds(num_seeds: int) -> None:
-    """Refuse fewer seeds than one.
+def check_num_seeds(num_seeds: int, first: int | None = None) -> None:
+    """Refuse fewer seeds than one, and seeds that no generator takes.
+
+    Args:
+        num_seeds: how many.
+        first: the first one, which the others follow; None is the default.
 
     Raises:
         ValueError: it says so.
     """
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    check_counts(num_seeds=num_seeds)
+    first = DistillationConfig.seed if first is None else first
+    if first + num_seeds > 2**32:
+        raise ValueError(
+            f"num_seeds={num_seeds} from seed={first} upwards go beyond {2**32 - 1}, which is the largest seed: give "
+            "a smaller seed, or fewer of them"
+        )
 
 
 def _settings(

@@ -28,7 +28,7 @@ from nlpkd.objectives.presets import gold_labels_alone, with_preset_settings
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
-from nlpkd.training.dataloaders import LengthGroupedBatchSampler
+from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
 from nlpkd.training.resuming import refuse_cut_short, resumes, resumes_last
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import nearest_existing_folder

@@ -112,13 +112,13 @@ class Job:
             for each in numbered_folders(folder, "seed").values():
                 (each / JSON_NAME).unlink(missing_ok=True)
         # Objectives are trained too: each seed starts with its own.
-        fresh = [copy.deepcopy(self.stages) for _ in range(num_seeds - 1)]
+        fresh = copy.deepcopy(self.stages)
         if num_seeds > 1:
             logger.warning("Seed %d, the first of %d.", args.seed, num_seeds)
             args = replace(args, teacher_cache_dir=args.teacher_cache)
         student, report = self.run_seed(args, self.stages, baseline_dir, page=num_seeds == 1)
         reports = [report]
-        for number, stages in enumerate(fresh, start=2):
+        for number in range(2, num_seeds + 1):
             seed = args.seed + number - 1
             further = folder / f"seed-{seed}"
             logger.warning("Seed %d, number %d of %d, in %s.", seed, number, num_seeds, further)
@@ -127,7 +127,7 @@ class Job:
             if before is not None and not before.is_like(report):
                 before = None
             settings = replace(_beside(args, further), seed=seed, data_seed=None)
-            reports.append(self.run_seed(settings, stages, further / "baseline", before=before)[1])
+            reports.append(self.run_seed(settings, copy.deepcopy(fresh), further / "baseline", before=before)[1])
         if num_seeds > 1:
             report = replace(report, seeds=aggregate_seeds(reports))
             if PartialState().is_main_process:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
@@ -20,13 +20,14 @@ from nlpkd.data.rows import is_plain, makes_batches
 from nlpkd.hub.saving import model_update
 from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.tasks import fill_in_task
+from nlpkd.training.batches.loaders import row_lengths, sampled_loader, training_loader, unsized_loader
+from nlpkd.training.batches.samplers import micro_batches
 from nlpkd.training.checkpoints import (
     has_optimizer,
     rotate_checkpoints,
     set_other_runs_aside,
     write_checkpoint_checksums,
 )
-from nlpkd.training.dataloaders import micro_batches, row_lengths, sampled_loader, training_loader
 from nlpkd.training.failures import (
     SaveOnSigterm,
     explain_ctrl_c,
@@ -121,7 +122,11 @@ class ResumableTrainer(Trainer):
         stream, order = makes_batches(given), self.args.train_sampling_strategy
         if given is None:
             return super().get_train_dataloader()
-        if not stream and (not has_length(given) or order == "batch_rebalance"):
+        unsized = not stream and (isinstance(given, IterableDataset) or not has_length(given))
+        if unsized and args.world_size > 1:
+            collate = self._get_collator_with_removed_columns(self.data_collator, "training")
+            return unsized_loader(given, collate, self._train_batch_size, args)
+        if unsized or (order == "batch_rebalance" and not stream):
             size, sampler_of = self._train_batch_size, cast(Any, self._get_train_sampler)
             return self._get_dataloader(given, "Training", size, sampler_of, is_training=True)
         dataset: Any = given

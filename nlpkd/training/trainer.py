@@ -25,8 +25,8 @@ from nlpkd.objectives import Objective
 from nlpkd.objectives.l2_sp import Anchor
 from nlpkd.objectives.objective_set import with_settings
 from nlpkd.tasks import task_of
+from nlpkd.training.batches.loaders import ROWS
 from nlpkd.training.checkpoints import describe_own_parts, describe_run
-from nlpkd.training.dataloaders import ROWS
 from nlpkd.training.evaluating import EvaluationLoss
 from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.training.fitted import Fitted, fitted

@@ -47,7 +47,7 @@ from nlpkd.data.demo import demo_backbone, load_airline_tweets
 from nlpkd.evaluation.benchmark import describe_environment
 from nlpkd.models.layers import map_layers
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.training.dataloaders import LengthGroupedBatchSampler
+from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
 
 TEMPERATURE = 2.0
 LEARNING_RATE = 8e-5

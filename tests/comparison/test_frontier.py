@@ -315,7 +315,7 @@ def test_what_held_out_rows_are_drawn_from_is_the_same_for_all(name, job, tmp_pa
 
 @pytest.mark.parametrize("function", [nlpkd.frontier, plan_frontier])
 def test_no_seeds_are_refused(function, job, tmp_path):
-    with pytest.raises(ValueError, match="num_seeds must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_seeds must be a whole number of at least 1, got num_seeds=0"):
         function(**job, students=["static"], num_seeds=0, output_dir=tmp_path)
 
 

@@ -7,9 +7,10 @@ from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 from transformers import BertTokenizer
 
 from nlpkd.data.collator import DistillationCollator
-from nlpkd.training.dataloaders import ROWS, LengthGroupedBatchSampler
-from nlpkd.training.dataloaders import _NumberedCollator as Numbered
-from nlpkd.training.dataloaders import _NumberedRows as Rows
+from nlpkd.training.batches.loaders import ROWS
+from nlpkd.training.batches.loaders import _NumberedCollator as Numbered
+from nlpkd.training.batches.loaders import _NumberedRows as Rows
+from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
 
 LENGTHS = [5, 1, 9, 3, 3, 7, 2, 4]
 NUMBERS = range(len(LENGTHS))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import worker
+from datasets import load_from_disk
 from processes import run as run_program
 from processes import warm_python
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 TRAIN_ROWS, VALIDATION_ROWS, GLOBAL_BATCH = 37, 23, 16
 PARTS = ["loss/cross_entropy", "loss/forward_kl", "loss/hidden_state_mse", "loss/attention_mse"]
 # Rows that share a micro-batch are other ones there.
-SPLIT_OTHERWISE = ("coupled.", "streamed.")
+SPLIT_OTHERWISE = ("coupled.", "streamed.", "unsized.")
 # Not bit-equal: other batch shapes pick other kernels, and floats are summed in another order.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 
@@ -176,6 +177,15 @@ def test_processes_share_out_the_rows_of_a_stream(several):
     shares = [record["streamed_rows"] for record in several.records]
     assert {len(rows) for rows in shares} == {TRAIN_ROWS // step * several.records[0]["batch"]}
     assert len({row for rows in shares for row in rows}) == sum(map(len, shares)), "a row was read twice"
+
+
+def test_processes_share_out_rows_without_a_length_and_fill_the_last_batches_up_with_the_first(given, several):
+    rows = load_from_disk(given / "train")["input_ids"][:]
+    batch = several.records[0]["batch"]
+    shares = [record["unsized_rows"] for record in several.records]
+    read = [row for at in range(0, len(shares[0]), batch) for share in shares for row in share[at : at + batch]]
+    assert read == (rows + rows)[: -(-TRAIN_ROWS // (batch * len(shares))) * batch * len(shares)]
+    assert len(several.logged("unsized")) == 5
 
 
 def test_in_every_order_each_row_comes_once_an_epoch(alone, several):

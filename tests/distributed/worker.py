@@ -29,7 +29,7 @@ from nlpkd.objectives import (
     Objective,
     PatientLoss,
 )
-from nlpkd.training.dataloaders import ROWS
+from nlpkd.training.batches.loaders import ROWS
 
 EPOCHS = 3
 
@@ -114,6 +114,8 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
         # Without a smaller last step, one process with two micro-batches has the same ones as two processes.
         "coupled": make(rows.select(range(32)), contrastive()),
         "streamed": make(stream, matching()),
+        # Rows without a length, of which the last batches lack some.
+        "unsized": make(rows.to_iterable_dataset(), matching(), max_steps=5),
         "cached": make(rows, [CrossEntropyLoss(), ForwardKLLoss()]),
         # Nothing reads the logits, so that the head gets no gradient.
         "headless": make(rows, [HiddenStateMSELoss(), AttentionMSELoss()], gradient_checkpointing=True),
@@ -136,6 +138,11 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
             for name in ("matching", "random", "sequential")
         },
         "streamed_rows": [number for batch in streamed.get_train_dataloader() for number in batch[ROWS]],
+        "unsized_rows": [
+            row[mask.bool()].tolist()
+            for batch in trainers["unsized"].get_train_dataloader()
+            for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ],
         "one_row": refusal(lambda: make(rows.select([0]), matching()).train()),
         "auto_find_batch_size": refusal(lambda: make(rows, matching(), auto_find_batch_size=True)),
     }

@@ -25,8 +25,8 @@ from nlpkd.models.loading import load_classifier, load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import Objective
+from nlpkd.training.batches.loaders import ROWS
 from nlpkd.training.checkpoints import RUN_RECORD, last_whole
-from nlpkd.training.dataloaders import ROWS
 from nlpkd.utils.files import CHECKSUMS, explain_full_disk, refuse_damaged
 
 # kill -9

@@ -301,7 +301,7 @@ def test_a_saved_student_measured_again_gives_the_report_s_figures(compared, tau
     [
         ({"validation": None}, "no held-out rows"),
         ({"train": None}, "needs train"),
-        ({"num_seeds": 0}, "num_seeds must be at least 1"),
+        ({"num_seeds": 0}, "num_seeds must be a whole number of at least 1"),
         ({"objectives": "hintom"}, "no preset 'hintom'"),
         ({"student": "layers:9"}, "9 layers"),
         ({"teacher": "nowhere/to/be/found"}, "no folder 'nowhere/to/be/found'"),

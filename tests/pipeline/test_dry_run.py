@@ -16,7 +16,7 @@ from nlpkd.compression import export_int8, export_onnx
 from nlpkd.pipeline.dry_run import PROBED_STEPS, Plan, _times, plan_distillation, plan_teacher, typical_first
 from nlpkd.pipeline.prepare import prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
-from nlpkd.training.dataloaders import LengthGroupedBatchSampler
+from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
 
 QUICK = QUIET | {"per_device_train_batch_size": 4, "teacher_check": "off", "rehearsal": False}
 

@@ -1,0 +1,1 @@
+"""Which rows make a batch of the training, and who loads it."""
