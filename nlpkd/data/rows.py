@@ -214,7 +214,9 @@ def describe_rows(rows: Any, columns: Sequence[str], split: str) -> dict[str, An
     return told | {f"the {split} rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
 
 
-def count_learned(measured: Dataset, train: Any, columns: Sequence[str], split: str) -> int | None:
+def count_learned(
+    measured: Dataset, train: Any, columns: Sequence[str], split: str, learned: str = "training texts"
+) -> int | None:
     """Count the texts to measure on that are training texts too, but for case, blanks and Unicode form; warn of them.
 
     Args:
@@ -222,6 +224,7 @@ def count_learned(measured: Dataset, train: Any, columns: Sequence[str], split: 
         train: the training rows.
         columns: of the texts, one or two.
         split: what the measured rows are called in the warning.
+        learned: what the texts of the training rows are called there.
 
     Returns:
         How many; None where the training rows are a stream, which is read once.
@@ -235,8 +238,8 @@ def count_learned(measured: Dataset, train: Any, columns: Sequence[str], split: 
     windows = DOCUMENT in measured.column_names
     count = len(set(np.asarray(measured[DOCUMENT][:])[found])) if windows else int(found.sum())
     if count:
-        told = "%d of the %d texts of the %s split are training texts too: figures say more of them than of new texts."
-        logger.warning(told, count, count_texts(measured), split)
+        told = "%d of the %d texts of the %s split are %s too: figures say more of them than of new texts."
+        logger.warning(told, count, count_texts(measured), split, learned)
     return count
 
 
