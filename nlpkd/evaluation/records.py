@@ -373,9 +373,8 @@ def without_controls(value: Any) -> Any:
         return {without_controls(key): without_controls(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_controls(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    return _CONTROLS.sub("", value).encode("utf-8", "backslashreplace").decode("utf-8")
+    plain = isinstance(value, str)
+    return _CONTROLS.sub("", value).encode("utf-8", "backslashreplace").decode("utf-8") if plain else value
 
 
 def strict_json(value: Any) -> Any:
@@ -390,8 +389,10 @@ def strict_json(value: Any) -> Any:
 
 
 def format_number(value: float | None, spec: str = ".3f") -> str:
-    """Format a number; "n/a" for None, NaN and infinity."""
-    return "n/a" if value is None or not math.isfinite(value) else format(value, spec)
+    """Format a number; "n/a" for None, NaN and infinity; where the digits would not show one, two that do."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    return format(value, ".2g" if spec == ".3f" and 0 < abs(value) < 0.0005 else spec)
 
 
 def percent(share: float | None, digits: int = 1) -> str:

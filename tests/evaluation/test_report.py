@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
-from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread
+from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, format_number
 from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
 from nlpkd.evaluation.report_text import flat
 
@@ -321,3 +321,17 @@ def test_reading_a_report_needs_the_standard_library_only():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0.12345, "0.123"), (0.0004, "0.0004"), (-0.00012345, "-0.00012"), (1.5e-7, "1.5e-07"), (0.0005, "0.001"),
+        (0.0, "0.000"), (None, "n/a"), (float("nan"), "n/a"),
+    ],
+)  # fmt: skip
+def test_a_figure_that_is_not_zero_is_not_shown_as_zero(value, told):
+    # Errors of scores are of the scores' own size.
+    assert format_number(value) == told
+    if value:
+        assert str(Interval(value, value, value)).startswith(told)
