@@ -20,6 +20,7 @@ from transformers.utils.logging import tqdm
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import DOCUMENT, TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes, thresholds_of
+from nlpkd.data.labels.values import as_numbers
 from nlpkd.data.rows import list_lengths
 from nlpkd.data.tokenization import TEACHER_PREFIX, TeacherTokenizers, column_prefixes, per_teacher, refuse_no_tokens
 from nlpkd.data.windows import average_windows, one_row_a_document
@@ -320,7 +321,7 @@ def gold_labels(dataset: datasets.Dataset) -> np.ndarray:
         raise ValueError("there are no rows to evaluate: give a dataset with at least one")
     if "labels" not in dataset.column_names:
         raise ValueError(f'evaluation needs a column "labels", found {dataset.column_names}: rename the label column')
-    labels = np.asarray(dataset.with_format(None)["labels"][:])
+    labels = as_numbers(dataset.with_format(None)["labels"][:])
     return labels if DOCUMENT not in dataset.column_names else one_row_a_document(labels, dataset[DOCUMENT][:])
 
 

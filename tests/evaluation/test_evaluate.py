@@ -420,6 +420,8 @@ def test_more_tokens_than_positions_are_refused(tokenizer):
         (fixed_rows([0, -100]), r"found -100\.\.0"),
         (fixed_rows([0.5, 1.0]), "one integer a row.*float64"),
         (fixed_rows([[0, 1], [1, 0]]), r"one integer a row.*\(2, 2\)"),
+        (fixed_rows([[0, 1], [1]]), r"one integer a row.*object of shape \(2,\)"),
+        (fixed_rows([0, None]), r"one integer a row.*object of shape \(2,\)"),
     ],
 )
 def test_rows_that_cannot_be_measured_are_refused(dataset, message, tokenizer):
