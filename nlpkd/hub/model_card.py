@@ -322,8 +322,9 @@ def _reading(data: DataRecord) -> str:
     if data.window_stride is None:
         return longer
     return (
-        f"{longer} into windows that share {data.window_stride}, and the answers for the windows averaged; nlpkd.load "
-        "and pipelines of transformers read the beginning of such a text alone"
+        f"{longer} into windows that share {data.window_stride}, and the answers for the windows averaged, as "
+        f"nlpkd.load(..., window_stride={data.window_stride}) does; pipelines of transformers, and nlpkd.load without "
+        "it, read the beginning of such a text alone"
     )
 
 

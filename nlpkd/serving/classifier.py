@@ -12,9 +12,11 @@ import torch
 from scipy.special import softmax
 from transformers import TextClassificationPipeline
 from transformers.pipelines.text_classification import ClassificationFunction
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
 from nlpkd.data.tokenization import NO_TOKENS
+from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import readable, refuse_other_than_plain
@@ -23,6 +25,7 @@ from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.field_types import check_counts
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ TORCH_FILE = "model.safetensors"
 
 
 _ANSWERING = ("top_k", "function_to_apply")
+
+
+_WINDOWS_AT_ONCE = 32
 
 
 class TextClassifier(TextClassificationPipeline):
@@ -58,6 +64,8 @@ class TextClassifier(TextClassificationPipeline):
                 `nlpkd.serving.texts.as_texts`.
             **settings: `top_k`, how many labels (None: all; 1 if left out); `batch_size`; `truncation`, on unless
                 False, `max_length` and the other settings of the tokenizer in `nlpkd.serving.texts.READING`;
+                `window_stride`, by which a longer text is read whole, in windows of `max_length` tokens that share so
+                many, whose logits are averaged as where they are measured (`nlpkd.data.windows`);
                 `function_to_apply`; and `decide=True` of a multi-label model: the labels whose probability is above
                 their threshold in `config.thresholds`, or 0.5, be they none or all; with `top_k` the most probable of
                 these.
@@ -75,6 +83,9 @@ class TextClassifier(TextClassificationPipeline):
             return []
         if settings.get("decide"):
             settings = {"top_k": None} | settings
+        if settings.get("window_stride", self._preprocess_params.get("window_stride")) is not None:
+            # A batch is the windows of a text.
+            settings = settings | {"batch_size": 1}
         if isinstance(inputs, str) and not settings and self._one_text is not None:
             model: Any = self.model
             given = self._one_text(inputs)
@@ -92,14 +103,39 @@ class TextClassifier(TextClassificationPipeline):
 
     def preprocess(self, inputs: Any, **settings: Any) -> Any:  # type: ignore[override]
         """Tokenise a text, or a pair with its segments, whatever the tokenizer gives; a step of the pipeline."""
+        if (stride := settings.pop("window_stride", None)) is not None:
+            return self._windows(inputs, stride, **settings)
         pair = isinstance(inputs, dict) and inputs.get("text_pair") is not None
         encoded = super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
         _refuse_no_tokens(encoded["input_ids"], inputs)
         return encoded
 
-    def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
-        """Run the model on what it reads; a step of the pipeline."""
-        return super()._forward(readable(self.model, model_inputs))
+    def _windows(self, text: Any, stride: int, max_length: int | None = None, **settings: Any) -> Any:
+        """Tokenise a text into windows, the rows of one batch."""
+        tokenizer: Any = self.tokenizer
+        if not isinstance(text, str):
+            raise ValueError(f"window_stride is for single texts, and this is a pair: leave it out; got {text!r:.80}")
+        if others := sorted(settings.items() - {("truncation", True)}):
+            raise ValueError(f"window_stride goes with max_length alone: leave {others[0][0]}={others[0][1]!r} out")
+        max_length = tokenizer.model_max_length if max_length is None else max_length
+        if max_length >= VERY_LARGE_INTEGER:
+            raise ValueError("the tokenizer knows no largest length that windows could have: give max_length")
+        cut = windows_of(tokenizer, "text", max_length, stride)({"text": [text]}, [0])
+        encoded = tokenizer.pad({name: cut[name] for name in tokenizer.model_input_names}, return_tensors="pt")
+        _refuse_no_tokens(encoded["input_ids"], text)
+        return encoded
+
+    def _forward(self, model_inputs: Any, windows: bool = False) -> Any:  # type: ignore[override]
+        """Run the model on what it reads, and average over windows; a step of the pipeline."""
+        given = readable(self.model, model_inputs)
+        if not windows:
+            return super()._forward(given)
+        logits = []
+        for at in range(0, len(given["input_ids"]), _WINDOWS_AT_ONCE):
+            some = {name: each[at : at + _WINDOWS_AT_ONCE] for name, each in given.items()}
+            logits.append(super()._forward(some)["logits"].float().cpu())
+        whole = torch.cat(logits).numpy()
+        return {"logits": torch.from_numpy(average_windows(whole, [0] * len(whole)))}
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: Any, decide: bool = False, **settings: Any
@@ -120,12 +156,12 @@ class TextClassifier(TextClassificationPipeline):
         return f"{type(self).__name__}({type(self.model).__name__} on {self.device})"
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, decide: bool = False, **settings: Any
+        self, decide: bool = False, window_stride: int | None = None, **settings: Any
     ) -> Any:
         if unknown := sorted(settings.keys() - {*_ANSWERING, *READING}):
             raise ValueError(
                 f"a classifier has no setting {', '.join(unknown)}: there are batch_size, decide, "
-                f"{', '.join((*_ANSWERING, *READING))}"
+                f"{', '.join((*_ANSWERING, *READING, 'window_stride'))}"
             )
         _check_answering(**{name: settings[name] for name in _ANSWERING if name in settings})
         if decide and settings.get("function_to_apply") is not None:
@@ -135,6 +171,9 @@ class TextClassifier(TextClassificationPipeline):
                 "decide=True gives the labels above their thresholds, and this model's task is another: leave it out"
             )
         preprocess, forward, postprocess = super()._sanitize_parameters(**settings)
+        if window_stride is not None:
+            check_counts(0, window_stride=window_stride)
+            preprocess, forward = preprocess | {"window_stride": window_stride}, forward | {"windows": True}
         return preprocess, forward, postprocess | ({"decide": True} if decide else {})
 
 
@@ -160,6 +199,7 @@ def load(
     threads: int | None = None,
     trust_remote_code: bool = False,
     fallback: str | Path | LabelingTeacher | None = None,
+    window_stride: int | None = None,
 ) -> Any:
     """Load a classifier to call, with the arguments and answers of `transformers.pipeline("text-classification")`.
 
@@ -174,6 +214,7 @@ def load(
         trust_remote_code: run the repository's own code.
         fallback: what answers where the classifier is unsure, a path, a Hub id or one of `nlpkd.teachers`; the folder
             then has a `cascade.json`, which `nlpkd.cascade` writes.
+        window_stride: read longer texts whole, in windows that share so many tokens, as the setting of a call does.
 
     Returns:
         The classifier, a `TextClassifier`: `classify("a fine film")` is `[{"label": "positive", "score": 0.99}]`. With
@@ -188,6 +229,8 @@ def load(
     """
     # A cascade: this classifier, and what answers where it is unsure.
     if fallback is not None:
+        if window_stride is not None:
+            raise ValueError("a cascade was chosen on texts that are cut: leave window_stride out")
         folder = folder_of_student(name)
         record = CascadeRecord.load(folder)
         small = load(folder, revision=revision, file=file, threads=threads, trust_remote_code=trust_remote_code)
@@ -199,7 +242,7 @@ def load(
         name, revision = split_revision(name)
     # ONNX Runtime, where there is a file for it.
     path = None if file == TORCH_FILE else onnx_file(name, file=file, revision=revision)
-    settings: dict[str, Any] = {"task": "text-classification", "truncation": True}
+    settings: dict[str, Any] = {"task": "text-classification", "truncation": True, "window_stride": window_stride}
     if path is not None:
         classifier = OnnxClassifier.from_pretrained(path, threads=threads, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(model_folder(path), trust_remote_code=trust_remote_code)

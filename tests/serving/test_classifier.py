@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    AutoModelForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -104,6 +105,48 @@ def test_long_texts_are_truncated_unless_told_otherwise(student):
     same(classify(LONG), pipeline("text-classification", model=str(student))(LONG, truncation=True))
     with pytest.raises(RuntimeError, match=r"can't read input_ids of shape \(1, 182\).*truncate"):
         classify(LONG, truncation=False)
+
+
+@pytest.mark.parametrize("file", ["onnx/model.onnx", "model.safetensors"])
+@pytest.mark.parametrize("stride", [0, 3])
+def test_with_a_window_stride_a_long_text_is_read_whole(stride, file, student, tokenizer):
+    model = AutoModelForSequenceClassification.from_pretrained(student).eval()
+    longer = f"bad {LONG} " * 9
+
+    def scores(text: str, size: int) -> dict[str, float]:
+        tokens, at, logits = tokenizer(text, add_special_tokens=False)["input_ids"], 0, []
+        while True:
+            window = [tokenizer.cls_token_id, *tokens[at : at + size - 2], tokenizer.sep_token_id]
+            logits.append(model(torch.tensor([window])).logits.detach())
+            if at + size - 2 >= len(tokens):
+                break
+            at += size - 2 - stride
+        return dict(zip(("neg", "pos"), torch.cat(logits).mean(0).softmax(-1).tolist(), strict=True))
+
+    texts, most = [LONG, TEXTS[0], longer], tokenizer.model_max_length
+    for classify, settings, size in (
+        (nlpkd.load(student, file=file), {"window_stride": stride}, most),
+        (nlpkd.load(student, file=file, window_stride=stride), {}, most),
+        (nlpkd.load(student, file=file), {"window_stride": stride, "max_length": 12, "batch_size": 2}, 12),
+    ):
+        for found, text in zip(classify(texts, top_k=None, **settings), texts, strict=True):
+            assert {each["label"]: each["score"] for each in found} == pytest.approx(scores(text, size), abs=1e-5)
+        assert classify(longer, **settings)[0]["score"] == pytest.approx(max(scores(longer, size).values()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (PAIRS[0], {"window_stride": 2}, "for single texts"),
+        (TEXTS[0], {"window_stride": 30, "max_length": 32}, "window_stride must be from 0 to 29"),
+        (TEXTS[0], {"window_stride": -1}, "window_stride must be a whole number of at least 0"),
+        (TEXTS[0], {"window_stride": 2, "truncation": False}, "leave truncation=False out"),
+        (TEXTS[0], {"window_stride": 2, "padding": True}, "leave padding=True out"),
+    ],
+)
+def test_windows_that_can_not_be_are_refused(text, settings, message, student):
+    with pytest.raises(ValueError, match=message):
+        nlpkd.load(student)(text, **settings)
 
 
 def test_int8_is_served_first_then_float_then_pytorch(student, tmp_path):
