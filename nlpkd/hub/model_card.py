@@ -265,9 +265,10 @@ def _onnx_usage(report: EvaluationReport, model_name: str, onnx: bool) -> str:
     }
     if not (onnx or measured):
         return ""
+    stride = report.run.data.window_stride
     code = (
         f"import nlpkd  # {pip_install('export')}\n\n"
-        f"classify = nlpkd.load({_quoted(model_name)})\n"
+        f"classify = nlpkd.load({_quoted(model_name)}{'' if stride is None else f', window_stride={stride}'})\n"
         f"print(classify({_asked(report)}{', decide=True' if _has_several_labels(report) else ''}))"
     )
     headline = report.task.headline
@@ -298,9 +299,8 @@ def _training(run: RunRecord) -> str:
 
 def _objective(entry: Mapping[str, Any]) -> str:
     settings = flat({key: value for key, value in entry.items() if key not in ("name", "citation")})
-    return f"- {escape_markdown(entry.get('name', 'unnamed'))}" + (
-        f": {escape_markdown(settings)}" if settings else ""
-    )
+    name = escape_markdown(entry.get("name", "unnamed"))
+    return f"- {name}: {escape_markdown(settings)}" if settings else f"- {name}"
 
 
 def _measurement(report: EvaluationReport) -> str:
@@ -322,9 +322,8 @@ def _reading(data: DataRecord) -> str:
     if data.window_stride is None:
         return longer
     return (
-        f"{longer} into windows that share {data.window_stride}, and the answers for the windows averaged, as "
-        f"nlpkd.load(..., window_stride={data.window_stride}) does; pipelines of transformers, and nlpkd.load without "
-        "it, read the beginning of such a text alone"
+        f"{longer} into windows that share {data.window_stride}, and the answers for the windows averaged, as by "
+        f"nlpkd.load(..., window_stride={data.window_stride}); without it the beginning of such a text is read alone"
     )
 
 

@@ -180,6 +180,14 @@ def test_onnx_files_are_told_with_how_to_run_them_and_what_was_measured() -> Non
     assert "- int8: accuracy 0.840 [0.820, 0.860], 1.2 MB, 2.00 ms at batch 1" in usage
 
 
+@pytest.mark.parametrize(("stride", "call"), [(None, 'nlpkd.load("a/b")'), (0, 'nlpkd.load("a/b", window_stride=0)')])
+def test_a_model_that_was_measured_on_windows_is_loaded_to_read_windows(stride, call) -> None:
+    data = {"source": "x", "max_length": 64, "window_stride": stride}
+    card = build_model_card(report(data=data), model_name="a/b", onnx=True).content
+    assert f"classify = {call}" in card
+    assert ("windows that share 0" in card) == (stride == 0)
+
+
 def test_onnx_candidates_are_told_by_what_ran_them_and_not_by_their_names() -> None:
     candidates = report().candidates | {
         "int8": replace(candidate(0.84), runtime="torch"),
