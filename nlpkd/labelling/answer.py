@@ -51,13 +51,15 @@ def read_answers(lines: Iterable[Any]) -> dict[str, Answer]:
         lines: the lines; of two with one hash the later one holds.
 
     Returns:
-        The answers by hash.
+        The answers by hash. What a teacher that has answered no text at all refuses is no matter of the texts.
     """
     found: dict[str, Answer] = {}
     for key, *parts in lines:
         answer, before = Answer(*parts[:_LONGEST]), found.get(str(key))
         twice = answer.refusal is not None and before is not None and before.refusal is not None
         found[str(key)] = answer._replace(twice=twice)
+    if all(each.refusal is not None for each in found.values()):
+        return {key: each._replace(twice=False) for key, each in found.items()}
     return found
 
 

@@ -132,21 +132,38 @@ class AnswerFile:
         Raises:
             ValueError: if another run is asking, the teacher answers none of the texts, or not so many of them in a
                 row that it seems to answer none any more (the first one's row is named), or the budget does not
-                suffice; what was answered is kept.
+                suffice; what was answered is kept, and what was refused too.
         """
         known, budget = self.read(), budget or Budget()
-        called = dict(reversed(list(zip(texts, names or [f"row {n}" for n in range(len(texts))], strict=True))))
+        called: dict[str, str] = {}
+        for text, name in zip(texts, names or [f"row {number}" for number in range(len(texts))], strict=True):
+            called.setdefault(text, name)
         if self._open(texts, known, once_more):
             with self._locked():
                 known = self.read()
                 self._ask_for_missing(self._open(texts, known, once_more), called, known, budget)
-        refused = [f"{called[text]} ({known[key_of(text)].refusal})" for text in called if known[key_of(text)].refusal]
-        if refused:
-            told = "; ".join(refused[::-1][:_MOST_TOLD]) + (" ..." if len(refused) > _MOST_TOLD else "")
-            later = "At most one further run asks about them, unless their lines, those with null, are deleted from"
-            kept = "" if self.path is None else f" {later} {self.path}."
-            logger.warning("The teacher did not answer %d texts, which are left out: %s.%s", len(refused), told, kept)
+        self._tell_refusals({text: why for text in called if (why := known[key_of(text)].refusal)}, called)
         return [known[key_of(text)] for text in texts]
+
+    def _tell_refusals(self, refused: Mapping[str, str], called: Mapping[str, str]) -> None:
+        """Tell which texts have no answer; it is an error where none has one."""
+        if not refused:
+            return
+        if len(refused) == len(called):
+            text, reason = next(iter(refused.items()))
+            kept = (
+                "" if self.path is None else f"; to ask again, delete their lines, those with null, from {self.path}"
+            )
+            raise ValueError(
+                f"{called[text]} ({text!r:.80}): {reason}. The teacher answers none of {len(refused)} texts{kept}"
+            )
+        told = "; ".join([f"{called[text]} ({reason})" for text, reason in refused.items()][:_MOST_TOLD])
+        more = " ..." if len(refused) > _MOST_TOLD else ""
+        later = "At most one further run asks about them, unless their lines, those with null, are deleted from"
+        kept = "" if self.path is None else f" {later} {self.path}."
+        logger.warning(
+            "The teacher did not answer %d texts, which are left out: %s%s.%s", len(refused), told, more, kept
+        )
 
     def _ask_for_missing(
         self, texts: Sequence[str], called: Mapping[str, str], known: dict[str, Answer], budget: Budget
@@ -160,7 +177,7 @@ class AnswerFile:
                 asked = asking.ask(groups)
             finally:
                 self.requests = spending.requests
-                self._refused |= {key for key, each in asking.answers.items() if each.refusal}
+                self._refused |= asking.unanswered
         known |= asking.answers
         if asked < len(groups):
             kept = "" if self.path is None else f". The answers are kept in {self.path}; run again to go on"

@@ -14,6 +14,7 @@ import numpy as np
 from nlpkd.labelling.answer import Answer, key_of
 from nlpkd.labelling.spending import Spending
 from nlpkd.teachers.base import Answers, LabelingTeacher, WrongAnswers, as_probabilities
+from nlpkd.utils.http import NoReply
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Asking:
 
     Attributes:
         answers: by the texts' hashes.
+        unanswered: the hashes of texts that were asked about without an answer.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Asking:
     ):  # fmt: skip
         self.teacher, self.called, self.known, self.spending, self.keep = teacher, called, known, spending, keep
         self.answers: dict[str, Answer] = {}
-        # Why texts were not answered, until a later answer shows that the teacher is still there.
+        self.unanswered: set[str] = set()
+        # Why texts were not answered since the last answer, and those of them that no server replied to.
         self._failed: dict[str, str] = {}
+        self._no_reply: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def ask(self, groups: Sequence[list[str]]) -> int:
@@ -61,7 +65,8 @@ class Asking:
             How many calls were made.
 
         Raises:
-            ValueError: if no text is answered, or too many of them in a row are not; the first one is named.
+            ValueError: if a server replies to no text, or too many of them in a row are not answered; the first one
+                is named.
         """
         asked, running = 0, set[Future[None]]()
         with ThreadPoolExecutor(self.teacher.concurrency) as pool:
@@ -78,9 +83,10 @@ class Asking:
                     asked += 1
                 for call in running:
                     call.result()
-                if self._failed and not any(each.refusal is None for each in self.answers.values()):
-                    raise ValueError(self._first_failure())
-                self._refuse_failed()
+                # What an earlier run got no answer to either is no matter of the server.
+                new = {text: reason for text, reason in self._no_reply.items() if key_of(text) not in self.known}
+                if new and not any(each.refusal is None for each in self.answers.values()):
+                    raise ValueError(self._first(new))
             except BaseException:
                 if left := sum(not call.done() for call in running):
                     logger.warning("Stopping: calls under way (%d) are waited for, and their answers kept.", left)
@@ -88,7 +94,7 @@ class Asking:
         return asked
 
     def _call(self, group: list[str]) -> None:
-        found, failed = None, dict[str, str]()
+        found, failed, no_reply = None, dict[str, str](), dict[str, str]()
         answered_texts = group
         try:
             answered = self.teacher.answer(group)
@@ -104,18 +110,39 @@ class Asking:
                 raise ValueError(
                     f"{len(group)} texts from {self.called[group[0]]} on ({group[0]!r:.80}): {error}"
                 ) from None
-            failed = {group[0]: str(error)}
+            if isinstance(error, NoReply):
+                no_reply = {group[0]: str(error)}
+            else:
+                failed = {group[0]: str(error)}
         finally:
             with self._lock:
                 self.spending.book(group, found)
                 if found is not None:
-                    self._refuse_failed()
+                    self._server_is_there()
                     self._keep(answered_texts, found)
-                again = {text: reason for text, reason in failed.items() if key_of(text) in self.known}
-                self._refuse(again)
-                self._failed |= {text: reason for text, reason in failed.items() if text not in again}
-                if len(self._failed) >= _MOST_FAILURES:
-                    raise ValueError(f"{self._first_failure()}; and {len(self._failed) - 1} more in a row")
+                self._count_failures(failed, no_reply)
+
+    def _server_is_there(self) -> None:
+        """Note that what got no reply before was a matter of these texts."""
+        self._refuse({text: reason for text, reason in self._no_reply.items() if key_of(text) in self.known})
+        self._failed, self._no_reply = {}, {}
+
+    def _count_failures(self, refused: Mapping[str, str], no_reply: Mapping[str, str]) -> None:
+        """Keep why texts were not answered, and end the run where there are too many in a row.
+
+        A text's first failure is kept whatever it was, since one more run asks about it. The second one is the last:
+        no server that is away can make it. What is refused for the second time was passed by a run, and ends none.
+        """
+        keys = {text: key_of(text) for text in [*refused, *no_reply]}
+        known = {text for text, key in keys.items() if key in self.known}
+        self.unanswered |= {*keys.values()}
+        self._refuse(refused)
+        self._refuse({text: reason for text, reason in no_reply.items() if text not in known})
+        self._no_reply |= no_reply
+        self._failed |= no_reply
+        self._failed |= {text: reason for text, reason in refused.items() if text not in known}
+        if len(self._failed) >= _MOST_FAILURES:
+            raise ValueError(f"{self._first(self._failed)}; and {len(self._failed) - 1} more in a row")
 
     def _checked(self, probabilities: Any, rows: int) -> np.ndarray:
         return as_probabilities(probabilities, rows, self.teacher.classes, self.teacher.problem_type)
@@ -128,8 +155,8 @@ class Asking:
             return str(error)
         return ""
 
-    def _first_failure(self) -> str:
-        text, reason = next(iter(self._failed.items()))
+    def _first(self, failed: Mapping[str, str]) -> str:
+        text, reason = next(iter(failed.items()))
         return f"{self.called[text]} ({text!r:.80}): {reason}"
 
     def _keep(self, texts: Sequence[str], found: Answers) -> None:
@@ -137,10 +164,6 @@ class Asking:
         unknown = [None] * len(texts)
         parts = (found.probabilities.tolist(), found.input_tokens or unknown, found.output_tokens or unknown)
         self._write({text: Answer(*each) for text, *each in zip(texts, *parts, strict=True)})
-
-    def _refuse_failed(self) -> None:
-        self._refuse(self._failed)
-        self._failed = {}
 
     def _refuse(self, failed: Mapping[str, str]) -> None:
         """Append what was not answered as what the teacher says of these texts."""

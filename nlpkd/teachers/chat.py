@@ -20,7 +20,7 @@ from nlpkd.data.columns import texts_again
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities, read_words
 from nlpkd.utils.field_types import check_counts
 from nlpkd.utils.files import ODD_CONTENT
-from nlpkd.utils.http import check_requests
+from nlpkd.utils.http import REFUSALS, NoReply, check_requests
 from nlpkd.utils.packages import require
 from nlpkd.utils.provenance import without_tokens
 
@@ -232,9 +232,11 @@ class ChatTeacher(LabelingTeacher):
             )
             if "location" in headers:
                 reason += f". It sends on to {headers['location']}, where nothing is sent"
-            if self._api_key is None and getattr(error, "status_code", None) in (401, 403):
+            status = getattr(error, "status_code", None)
+            if self._api_key is None and status in (401, 403):
                 reason += ". No key was sent, since OPENAI_API_KEY is for OpenAI alone: give api_key"
-            raise ValueError(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
+            kind = ValueError if status in REFUSALS else NoReply
+            raise kind(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
 
 
 def _option(name: str, words: Any) -> str:

@@ -29,6 +29,9 @@ _LONG_WAIT_S = 10.0
 # What a header may hold, and no server or library writes in another way. Signs of ASCII but ", ' and \.
 _KEY = re.compile(r"""[!#-&(-\[\]-~]+""")
 
+REFUSALS = frozenset({400, 413, 422, 451})
+"""Statuses that are of what was asked, and of no other request."""
+
 # What another try may mend. An answer that is cut short is no JSON.
 _PASSING = (
     requests.exceptions.ConnectionError,
@@ -38,6 +41,10 @@ _PASSING = (
     requests.exceptions.JSONDecodeError,
     TimeoutError,
 )
+
+
+class NoReply(ValueError):
+    """A server gives no answer, whatever it is asked: it is not there, busy or broken, or lets nobody in."""
 
 
 class JSONClient:
@@ -71,14 +78,15 @@ class JSONClient:
         """Post a body and return the answer's JSON.
 
         Raises:
-            ValueError: if the request is refused, or there is no whole answer after all tries; neither the key nor a
-                password of the address is in it.
+            ValueError: if the request is refused; neither the key nor a password of the address is in it.
+            NoReply: likewise, if there is no whole answer after all tries.
         """
         try:
             return self._post(body)
         except ValueError as error:
             # The error of a library, in its chain, would say the key or the password again.
-            raise ValueError(self.without_secrets(str(error))) from None
+            kind = NoReply if isinstance(error, NoReply) else ValueError
+            raise kind(self.without_secrets(str(error))) from None
 
     def without_secrets(self, text: str) -> str:
         """Strike the key, and what else must not be said, out of a text."""
@@ -97,10 +105,10 @@ class JSONClient:
                 is_json = isinstance(error, requests.exceptions.JSONDecodeError)
                 failure = f"{self.url} {'gives no whole JSON' if is_json else 'does not answer'}: {error}"
             except requests.exceptions.RequestException as error:
-                raise ValueError(f"{self.url} can't be asked: {error}") from error
+                raise NoReply(f"{self.url} can't be asked: {error}") from error
             if attempt < self.max_retries:
                 self._wait(min(wait_s, LONGEST_WAIT_S), failure)
-        raise ValueError(f"{failure} (tries: {self.max_retries + 1})")
+        raise NoReply(f"{failure} (tries: {self.max_retries + 1})")
 
     def _send(self, body: Any) -> requests.Response:
         if not hasattr(self._local, "session"):
@@ -124,12 +132,14 @@ class JSONClient:
     def _content(self, response: requests.Response) -> Any:
         """Return an answer's JSON."""
         if response.is_redirect:
-            raise ValueError(
+            raise NoReply(
                 f"{self.url} answers {response.status_code} and sends on to "
                 f"{response.headers['Location']}, where nothing is sent: if that is the server, give its address"
             )
-        if not 200 <= response.status_code < 300:
+        if response.status_code in REFUSALS:
             raise ValueError(self._told(response))
+        if not 200 <= response.status_code < 300:
+            raise NoReply(self._told(response))
         try:
             return response.json()
         except requests.exceptions.JSONDecodeError:

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from nlpkd import calibrate_teacher, check_labels
+from nlpkd import calibrate_teacher, check_labels, label
 from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.teachers import FunctionTeacher
 
 CLASSES = ["pos", "neg"]
+GOLD = [("good", "pos"), ("poor", "neg")]
 
 
 class Picky:
@@ -50,3 +51,11 @@ def test_a_door_without_a_file_of_answers_leaves_out_what_is_refused_and_pays_on
 def test_a_teacher_that_refuses_everything_is_an_error_that_names_a_row():
     with pytest.raises(ValueError, match=r"row 0 \('a'\): content_filter"):
         asked_probabilities(Picky("ab").teacher(), ["a", "b"], None)
+
+
+def test_rows_of_which_none_is_answered_are_an_error_in_every_run_also_beside_gold_rows(tmp_path):
+    gold = [{"text": f"{word} {number}", "label": name} for number in range(3) for word, name in GOLD]
+    for _ in range(4):
+        with pytest.raises(ValueError, match=r"row 0 \('a'\): content_filter. The teacher answers none of 2 texts"):
+            label(Picky("ab").teacher(), [{"text": "a"}, {"text": "b"}], output=tmp_path / "a.parquet", gold=gold)
+    assert not (tmp_path / "a.parquet").exists()

@@ -1,6 +1,7 @@
 """Labelling: every text asked once, kills survived, errors with their rows."""
 
 import collections
+import contextlib
 import copy
 import hashlib
 import json
@@ -230,21 +231,63 @@ def test_more_texts_than_end_a_run_are_passed_where_others_between_them_are_answ
             assert len(server.times) == asked and len(labelled(output)[0]) == 10
 
 
-def test_a_teacher_that_answers_nothing_stops_the_run_and_nothing_is_kept_against_the_texts(tmp_path):
+def test_a_teacher_that_answers_nothing_stops_each_run_and_nothing_is_held_against_the_texts(tmp_path):
     output = tmp_path / "labels.parquet"
     with LabelServer(refusing(*(row["text"] for row in TEXTS))) as server:
         teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
-        with pytest.raises(ValueError, match=r"row 0 \('xxxx3'\): .*nan"):
-            label(teacher, TEXTS[3:4], output=output)
-        with pytest.raises(ValueError, match="row 0 .* and 19 more in a row"):
-            label(teacher, TEXTS, output=output)
-        asked = len(server.times)
-        # One that answers at first, and then does not.
-        server.answer = refusing(*(row["text"] for row in TEXTS[10:]))
-        with pytest.raises(ValueError, match="row 10 .* and 19 more in a row"):
-            label(teacher, TEXTS, output=output)
-        assert len(server.times) == asked + 30
+        for _ in range(3):
+            with pytest.raises(ValueError, match=r"row 0 \('xxxx3'\): .*nan.*none of 1 texts.*answers.jsonl"):
+                label(teacher, TEXTS[3:4], output=output)
+        for told in ("row 0 .* and 19 more in a row", "row 0 .* none of 30 texts"):
+            with pytest.raises(ValueError, match=told):
+                label(teacher, TEXTS[:30], output=output)
         server.answer = right_answer
+        label(teacher, TEXTS, output=output)
+    assert len(labelled(output)[0]) == len(TEXTS)
+
+
+@pytest.mark.parametrize("answered_first", [True, False])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_refused_texts_beside_each_other_are_passed_and_no_text_is_asked_about_three_times(
+    tmp_path, answered_first, concurrency
+):
+    # What ends two runs, with one text before all of them or behind.
+    good = TEXTS[0] if answered_first else TEXTS[-1]
+    refused = [row["text"] for row in TEXTS if row is not good]
+    output = tmp_path / "labels.parquet"
+    with LabelServer(refusing(*refused)) as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=concurrency, max_retries=0)
+        for _ in range(2):
+            with contextlib.suppress(ValueError):
+                label(teacher, TEXTS, output=output)
+        for _ in range(2):
+            assert labelled(label(teacher, TEXTS, output=output))[0]["text"][:] == [good["text"]]
+            asked = len(server.states)
+        assert label(teacher, TEXTS, output=output) and len(server.states) == asked
+        assert max(collections.Counter(server.states).values()) <= (2 if answered_first else 3)
+
+
+def test_a_refused_text_that_is_added_to_labelled_rows_is_left_out(tmp_path):
+    with LabelServer(refusing("new")) as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        label(teacher, TEXTS[:3], output=tmp_path / "labels.parquet")
+        for asked in (4, 5, 5):
+            output = label(teacher, [*TEXTS[:3], {"text": "new", "id": 3}], output=tmp_path / "labels.parquet")
+            assert len(labelled(output)[0]) == 3 and len(server.times) == asked
+
+
+def test_a_server_that_is_away_ends_the_run_and_holds_nothing_against_texts_that_it_once_failed_on(tmp_path):
+    output = tmp_path / "labels.parquet"
+    with LabelServer() as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        label(teacher, TEXTS[:3], output=output)
+        server.faults = [broken] * 7
+        with pytest.raises(ValueError, match=r"row 3 \('xxxx3'\): .*500"):
+            label(teacher, TEXTS[:10], output=output)
+        for _ in range(2):
+            server.faults = [broken] * 20
+            with pytest.raises(ValueError, match="row 3 .*500.* and 19 more in a row"):
+                label(teacher, TEXTS, output=output)
         label(teacher, TEXTS, output=output)
     assert len(labelled(output)[0]) == len(TEXTS)
 

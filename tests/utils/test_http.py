@@ -15,7 +15,7 @@ from label_server import LabelServer, too_many
 from nlpkd.labelling.kinds import make_teacher
 from nlpkd.teachers import ChatTeacher, DecisionTeacher
 from nlpkd.utils import http
-from nlpkd.utils.http import JSONClient
+from nlpkd.utils.http import JSONClient, NoReply
 
 KEY, PASSWORD = "plainKeyOfThisServer", "passOfThisUser"
 
@@ -37,6 +37,10 @@ def with_password(url: str) -> str:
 
 def decide(url: str) -> None:
     DecisionTeacher("judge", {"type": "noul", "instructions": "Good?"}, base_url=url, api_key=KEY).probabilities(["a"])
+
+
+def decide_once(url: str) -> None:
+    DecisionTeacher("judge", {"type": "noul"}, base_url=url, max_retries=0).probabilities(["a"])
 
 
 def chat(url: str) -> None:
@@ -160,6 +164,18 @@ def test_every_status_that_may_pass_is_asked_again_and_no_other():
                 with pytest.raises(ValueError, match=f"answers {status}: busy"):
                     client.post({})
                 assert len(server.times) == asked + 1
+
+
+@pytest.mark.parametrize("ask", [lambda url: JSONClient(url, KEY, max_retries=0).post({}), decide_once, chat])
+def test_a_status_of_one_request_alone_is_told_from_a_server_that_does_not_reply(ask):
+    with LabelServer(lambda request: {}) as server:
+        for status in (400, 401, 403, 404, 413, 422, 429, 451, 500, 503):
+            server.faults = [lambda server, handler, status=status: server.send(handler, status, b"no") or True]
+            with pytest.raises(ValueError, match=str(status)) as caught:
+                ask(server.url)
+            assert isinstance(caught.value, NoReply) == (status not in (400, 413, 422, 451)), status
+    with pytest.raises(NoReply):
+        ask(server.url)
 
 
 @pytest.mark.parametrize("asked", ["100000", "inf", formatdate(4e9)])
