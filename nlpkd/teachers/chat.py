@@ -28,6 +28,9 @@ _PROMPT = (
     "{text}\n\n{question}\n{options}\nAnswer with the letter of the option that fits best ({first} to {last}) only."
 )
 
+# Without I, with which a model that refuses begins.
+_LETTERS = string.ascii_uppercase.replace("I", "")
+
 # Of an answer that names no class the rest would be a label all the same.
 _LEAST_SHARE = 0.5
 
@@ -50,7 +53,7 @@ class ChatTeacher(LabelingTeacher):
     Args:
         model: the name that the server has for it.
         question: what is asked about a text, such as "What is it about?".
-        classes: names of the classes, 26 at most; or a mapping from them to descriptions, None where there is none.
+        classes: names of the classes, 25 at most; or a mapping from them to descriptions, None where there is none.
         base_url: of the server, such as `http://localhost:8000/v1`; if None the environment's `OPENAI_BASE_URL`, or
             OpenAI's where there is none.
         api_key: of the server. If None, the environment's `OPENAI_API_KEY` where the server is OpenAI's or the
@@ -62,7 +65,7 @@ class ChatTeacher(LabelingTeacher):
         max_retries: how often a request is tried again.
 
     Raises:
-        ValueError: for fewer than 2 or more than 26 classes, a blank question, a class that is described by something
+        ValueError: for fewer than 2 or more than 25 classes, a blank question, a class that is described by something
             else than words, or an argument that can't be.
     """
 
@@ -81,8 +84,8 @@ class ChatTeacher(LabelingTeacher):
         max_retries: int = 6,
     ):
         self.classes = classes
-        if len(self.classes) > len(string.ascii_uppercase):
-            raise ValueError(f"give 2 to 26 classes, a letter each, got {len(self.classes)}")
+        if len(self.classes) > len(_LETTERS):
+            raise ValueError(f"give 2 to {len(_LETTERS)} classes, a letter each, got {len(self.classes)}")
         # The environment's key, organization and project are for the environment's server, and for OpenAI's.
         self._is_own = base_url is None or _is_openai(base_url)
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
@@ -129,10 +132,13 @@ class ChatTeacher(LabelingTeacher):
     def describe(self) -> dict[str, Any]:
         """Return model, question and server, and how it is asked."""
         question = {"instructions": self.question, "options": self.options}
-        return {
+        told = {
             "name": self.model, "question": question, "base_url": without_tokens(self.base_url or "") or None,
             "orders": self.orders, "votes": self.votes,
         }  # fmt: skip
+        # Earlier versions asked with the alphabet, which differs from I on.
+        letters = _LETTERS[: len(self.classes)]
+        return told if string.ascii_uppercase.startswith(letters) else told | {"letters": letters}
 
     @property
     def _named(self) -> str:
@@ -158,7 +164,7 @@ class ChatTeacher(LabelingTeacher):
         tokens: list[list[int | None]] = []
         for number in range(self.orders):
             order = generator.sample(range(len(self.classes)), len(self.classes))
-            letters = string.ascii_uppercase[: len(order)]
+            letters = _LETTERS[: len(order)]
             options = "\n".join(f"{letter}. {self.options[k]}" for letter, k in zip(letters, order, strict=True))
             prompt = _PROMPT.format(
                 text=text, question=self.question, options=options, first=letters[0], last=letters[-1]
@@ -184,8 +190,8 @@ class ChatTeacher(LabelingTeacher):
                 f"{self._named} gives no chat completion: is base_url right, such as http://localhost:8000/v1? It "
                 f"answers {said:.200}"
             ) from None
-        whole = sum(found.values())
-        if self.votes is None and not 0 < whole <= _MOST_PROBABILITY:
+        whole = 0.0 if found is None else sum(found.values())
+        if found is None or (self.votes is None and not whole <= _MOST_PROBABILITY):
             raise ValueError(
                 f"{self._named} gives no log-probabilities: ask for votes, such as votes=10 (what it gives "
                 f"sums to {whole:.3g})"
@@ -251,10 +257,16 @@ def _is_openai(url: Any) -> bool:
     return address.scheme == "https" and f".{address.hostname}".endswith(".openai.com")
 
 
-def _first_tokens(choice: Any) -> dict[str, float]:
-    """Return the probability of each first token, spaces and case aside; nothing where a server tells none."""
+def _first_tokens(choice: Any) -> dict[str, float] | None:
+    """Return the probability of each first token, spaces and case aside; None where a server tells none.
+
+    An answer without any token, as a filter leaves it, has none.
+    """
+    content = choice.logprobs.content if choice.logprobs else None
+    if content is None or (content and not content[0].top_logprobs):
+        return None
     found: defaultdict[str, float] = defaultdict(float)
-    for token in (choice.logprobs.content[0].top_logprobs or ()) if choice.logprobs else ():
+    for token in content[0].top_logprobs if content else ():
         found[token.token.strip().upper()] += math.exp(token.logprob)
     return dict(found)
 

@@ -101,6 +101,8 @@ def test_tokens_are_those_that_the_server_counts_if_it_does(usage, kept):
         (reply([choice("A")]), "no log-probabilities: ask for votes"),
         (reply([choice("?", {"Sorry": 0.9})]), "the letters ABC for 0 of its answers"),
         (reply([choice("A", {"A": 1.0, "B": 1.0})]), "no log-probabilities"),
+        (reply([choice("") | {"logprobs": {"content": []}}]), "the letters ABC for 0 of its answers"),
+        (reply([choice("A") | {"logprobs": {"content": None}}]), "no log-probabilities: ask for votes"),
     ],
 )
 def test_answers_that_name_no_class_are_refused(answer, told):
@@ -235,8 +237,24 @@ def test_an_option_is_one_line_whatever_is_in_a_name_or_a_description(end):
 
 
 def test_more_classes_than_letters_are_refused():
-    with pytest.raises(ValueError, match="2 to 26"):
-        ChatTeacher("m", "?", [str(n) for n in range(27)])
+    ChatTeacher("m", "?", [str(n) for n in range(25)])
+    with pytest.raises(ValueError, match="2 to 25"):
+        ChatTeacher("m", "?", [str(n) for n in range(26)])
+
+
+@pytest.mark.parametrize("votes", [None, 3])
+@pytest.mark.parametrize("count", [2, 8, 9, 25])
+def test_a_refusal_in_the_first_person_names_no_class_however_many_there_are(count, votes):
+    answer = reply([choice(" I", {" I": 0.98, "A": 0.01})] * (votes or 1))
+    with LabelServer(lambda request: answer) as server:
+        teacher = ChatTeacher("m", "?", [str(n) for n in range(count)], base_url=server.url, orders=1, votes=votes)
+        with pytest.raises(ValueError, match="A model that thinks aloud first, or refuses, names no class"):
+            teacher.probabilities(["a"])
+
+
+def test_answers_to_the_alphabet_of_earlier_versions_are_taken_where_the_letters_are_the_same():
+    of_count = {count: ChatTeacher("m", "?", [str(n) for n in range(count)]).describe() for count in (8, 9)}
+    assert "letters" not in of_count[8] and of_count[9]["letters"] == "ABCDEFGHJ"
 
 
 @pytest.fixture
