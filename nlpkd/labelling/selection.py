@@ -66,6 +66,22 @@ def select_texts(select: str, count: int, sureness: np.ndarray, embeddings: np.n
     return candidates[chosen].tolist()
 
 
+def labels_for(curve: Sequence[tuple[int, float]], goal: float) -> float | None:
+    """Compute how many labels a quality takes.
+
+    Args:
+        curve: labels bought and quality.
+        goal: the quality.
+
+    Returns:
+        Where the curve first reaches it; between two points it is a straight line. None where it does not.
+    """
+    for (before, low), (after, high) in zip([(0, -np.inf), *curve], curve, strict=False):
+        if high >= goal:
+            return float(after if not np.isfinite(low) else before + (after - before) * (goal - low) / (high - low))
+    return None
+
+
 def labels_saved(curve: Sequence[tuple[int, float]], random: Sequence[tuple[int, float]]) -> float | None:
     """Compute the share of labels that a selection saves.
 
@@ -74,15 +90,11 @@ def labels_saved(curve: Sequence[tuple[int, float]], random: Sequence[tuple[int,
         random: likewise, of a random choice.
 
     Returns:
-        1 - labels that the selection needs for the quality that random has at its end / labels of random; between
-        two points it is a straight line. None where the selection does not reach it.
+        1 - labels that the selection needs / labels that random needs for the quality that random has at its end;
+        below 0 where the selection needs more. None where it does not reach this quality.
     """
-    labels, goal = random[-1]
-    for (before, low), (after, high) in zip([(0, -np.inf), *curve], curve, strict=False):
-        if high >= goal:
-            needed = after if not np.isfinite(low) else before + (after - before) * (goal - low) / (high - low)
-            return float(1 - needed / labels)
-    return None
+    needed, by_chance = (labels_for(each, random[-1][1]) for each in (curve, random))
+    return None if needed is None or by_chance is None else 1 - needed / by_chance
 
 
 def save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]], select: str, metric: str) -> None:
@@ -95,13 +107,16 @@ def save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]],
         metric: what the quality is.
     """
     saved = labels_saved(curves[select], curves["random"]) if len(curves) > 1 else None
-    cells = [
-        [str(points[0][0]), *(f"{value:.3f}" for _, value in points)] for points in zip(*curves.values(), strict=True)
-    ]
+    cells = []
+    for points in zip(*curves.values(), strict=True):
+        # Two numbers where the teacher did not answer as many texts of both.
+        bought = " / ".join(dict.fromkeys(str(labels) for labels, _ in points))
+        cells.append([bought, *(f"{value:.3f}" for _, value in points)])
     parts = [f"# {METRIC_NAMES.get(metric, metric)} of the student by labels bought"]
     parts.append(markdown_table(["labels", *curves], cells))
     if saved is not None:
-        parts.append(f"{select} saves {percent(saved, 0)} of the labels that random needs for its last value.")
+        does, share = ("saves", saved) if saved >= 0 else ("needs", 1 - saved)
+        parts.append(f"{select} {does} {percent(share, 0)} of the labels that random needs for its last value.")
     elif len(curves) > 1:
         parts.append(f"{select} does not reach the last value of random: it saves nothing.")
     write_atomic(output.with_name(output.name + ".curve.md"), ("\n\n".join(parts) + "\n").encode())

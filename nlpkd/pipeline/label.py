@@ -267,7 +267,7 @@ class Rounds:
                 labelled = with_answers(self.rows.select(chosen), texts, bought, self.teacher)
                 learner = _Learner.of(self.student, labelled, self.test, self.output, self.teacher, **self.settings)
                 if self.test is not None:
-                    curves.setdefault(kind, []).append((len(chosen), learner.measure()))
+                    curves.setdefault(kind, []).append((len(labelled), learner.measure()))
             if kind == self.select:
                 result = chosen
         if learner is not None and self.test is not None:

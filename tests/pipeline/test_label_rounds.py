@@ -75,7 +75,7 @@ def test_beside_random_both_share_their_first_labels_and_a_stopped_run_goes_on_w
     assert len(seen) == len(set(seen)) <= 60
     assert len(read_splits(output)[0]["train"]) == 40
     told = (tmp_path / "labels.parquet.curve.md").read_text()
-    assert "| labels | uncertainty | random |" in told and ("saves" in told)
+    assert "| labels | uncertainty | random |" in told and ("that random needs" in told or "saves nothing" in told)
     asked = len(seen)
     label(teacher, texts(), **options)
     assert len(seen) == asked
@@ -83,7 +83,7 @@ def test_beside_random_both_share_their_first_labels_and_a_stopped_run_goes_on_w
         label(teacher, texts(), **options | {"budget": 30})
 
 
-def test_a_text_that_is_not_answered_is_called_by_its_row_of_the_source_and_does_not_stop_the_rounds(
+def test_a_text_that_is_not_answered_is_called_by_its_row_of_the_source_and_is_no_label_that_was_bought(
     tmp_path, small, caplog
 ):  # fmt: skip
     def judge(given):
@@ -92,9 +92,12 @@ def test_a_text_that_is_not_answered_is_called_by_its_row_of_the_source_and_does
     rows = [{"text": f"a film {number}"} for number in range(20)]
     teacher = FunctionTeacher(judge, ["pos", "neg"], rows_per_call=1)
     output = tmp_path / "labels.parquet"
-    label(teacher, rows, output=output, budget=20, rounds=2, student=small, **QUICK | {"max_steps": 1})
+    quick = QUICK | {"max_steps": 1, "test": raw_rows(10, seed=2)}
+    label(teacher, rows, output=output, budget=20, rounds=2, student=small, **quick)
     assert "row 17 (the answer" in caplog.text
     assert len(read_splits(output)[0]["train"]) == 19
+    curve = json.loads((tmp_path / "labels.parquet.curve.json").read_text())["curves"]["uncertainty"]
+    assert curve[0][0] in (9, 10) and curve[1][0] == 19
 
 
 ROUNDS = {"budget": 8, "rounds": 2, **QUICK, "max_steps": 1}
