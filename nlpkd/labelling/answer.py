@@ -19,7 +19,7 @@ class Answer(NamedTuple):
         probabilities: one a class; None where the teacher did not answer this text.
         input_tokens: of its prompt; None where the teacher does not count.
         output_tokens: of its answer.
-        expected_tokens: of both, where they were not counted; files of earlier versions do not have them.
+        expected_tokens: of both, as they were expected; files of earlier versions may not have them.
         refusal: why there is no answer; None where there is one.
         twice: whether two runs got none, so that no further one asks.
     """

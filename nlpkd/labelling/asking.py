@@ -170,10 +170,9 @@ class Asking:
         self._write({text: Answer(None, refusal=f"{reason:.{_LONGEST}}") for text, reason in failed.items()})
 
     def _write(self, new: Mapping[str, Answer]) -> None:
-        counted = {}
-        for text, answer in new.items():
-            if answer.input_tokens is None or answer.output_tokens is None:
-                answer = answer._replace(expected_tokens=list(self.teacher.expected_tokens(text)))
-            counted[key_of(text)] = answer
-        self.answers |= counted
-        self.keep(counted)
+        kept = {
+            key_of(text): answer._replace(expected_tokens=list(self.teacher.expected_tokens(text)))
+            for text, answer in new.items()
+        }
+        self.answers |= kept
+        self.keep(kept)

@@ -13,8 +13,8 @@ class Spending:
     """Requests and cost of a run, as they are known so far.
 
     A call is allowed where what was spent, what the running calls are expected to cost and what it is expected to cost
-    itself stay within the budget. Once calls have been counted, the largest ratio of what one has cost to what was
-    expected of it corrects all further expectations.
+    itself stay within the budget. Once calls have been counted, by this run or an earlier one, the largest ratio of
+    what one has cost to what was expected of it corrects all further expectations.
     """
 
     def __init__(
@@ -23,16 +23,21 @@ class Spending:
     ):  # fmt: skip
         self.teacher, self.budget, self.reached = teacher, budget, ""
         self.requests, self.running = requests, 0.0
-        self.spent = self._cost([self._tokens(each, texts.get(key)) for key, each in known.items()])
-        self.ratios: list[float] = []
+        self.spent, self.ratios = 0.0, list[float]()
+        for key, each in known.items():
+            expected = self._expected(each, texts.get(key))
+            self._count(self._cost([expected]), self._cost([_counted(each) or expected]))
 
-    def _tokens(self, answer: Answer, text: str | None) -> tuple[int, int]:
-        """Return what a kept answer took: as it was counted, and else as was expected."""
-        if answer.input_tokens is not None and answer.output_tokens is not None:
-            return answer.input_tokens, answer.output_tokens
+    def _expected(self, answer: Answer, text: str | None) -> tuple[int, int]:
+        """Return what was expected of a kept answer; nothing where nobody knows."""
         if answer.expected_tokens is not None:
             return answer.expected_tokens[0], answer.expected_tokens[1]
         return (0, 0) if text is None else self.teacher.expected_tokens(text)
+
+    def _count(self, expected: float, cost: float) -> None:
+        self.spent += cost
+        if expected:
+            self.ratios.append(cost / expected)
 
     def allows(self, group: Sequence[str]) -> bool:
         """Check whether a call stays within the budget, and count it if so."""
@@ -54,9 +59,7 @@ class Spending:
         self.running -= expected
         if found is not None and found.input_tokens is not None and found.output_tokens is not None:
             cost = self._cost(list(zip(found.input_tokens, found.output_tokens, strict=True)))
-        self.spent += cost
-        if expected:
-            self.ratios.append(cost / expected)
+        self._count(expected, cost)
 
     def _expect(self, group: Sequence[str]) -> float:
         return self._cost([self.teacher.expected_tokens(text) for text in group]) if self.budget.prices else 0.0
@@ -64,3 +67,10 @@ class Spending:
     def _cost(self, tokens: Sequence[tuple[int, int]]) -> float:
         prices = self.budget.prices or Prices()
         return sum(prices.cost(*each) for each in tokens)
+
+
+def _counted(answer: Answer) -> tuple[int, int] | None:
+    """Return the tokens that a server counted for a kept answer, if it did."""
+    if answer.input_tokens is None or answer.output_tokens is None:
+        return None
+    return answer.input_tokens, answer.output_tokens

@@ -390,6 +390,28 @@ def test_a_cost_is_not_exceeded_over_all_runs_and_every_row_has_its_own(tmp_path
         label(teacher, rows, output=output, max_cost=3)
 
 
+@pytest.mark.parametrize("kept", [4, 3], ids=["", "without what was expected, as earlier versions kept it"])
+def test_a_further_run_goes_beyond_the_cost_no_more_than_the_first(tmp_path, kept):
+    def dear(request):
+        return right_answer(request) | {"usage": {"input_tokens": 1000, "output_tokens": 0}}
+
+    options = {"output": tmp_path / "a.parquet", "prices": (1e6, 0.0), "max_cost": 5500}
+    answers = tmp_path / "a.parquet.answers.jsonl"
+    with LabelServer(dear) as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1)
+        for _ in range(3):
+            with pytest.raises(ValueError, match="max_cost=5500 .*was reached"):
+                label(teacher, TEXTS, **options)
+            assert len(server.times) == 5
+            owner, *lines = answers.read_text().splitlines()
+            answers.write_text("\n".join([owner, *(json.dumps(json.loads(line)[: 1 + kept]) for line in lines), ""]))
+        if kept == 4:
+            # Of other texts too.
+            with pytest.raises(ValueError, match="max_cost"):
+                label(teacher, [{"text": "another"}], **options)
+            assert len(server.times) == 5
+
+
 def test_a_teacher_that_does_not_count_is_held_to_what_it_is_expected_to_cost(tmp_path):
     with LabelServer() as server:
         teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1)
