@@ -28,7 +28,8 @@ PROBABILITY_FLOOR = 1e-6
 """Smaller probabilities are raised to this before the logarithm is taken."""
 
 
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
+"""By so much a probability may be above 1, or the sum of a text's probabilities beside it."""
 
 
 def add_soft_labels(
@@ -72,7 +73,7 @@ def add_soft_labels(
                 return {TEACHER_LOGITS: [_finite(float(value))]}
             if problem_type == MULTI_LABEL:
                 probabilities = _numbers(value, ids)
-                if probabilities.max() > 1:
+                if probabilities.max() > 1 + ROUNDING:
                     raise ValueError("its numbers must be probabilities")
                 bounded = np.clip(probabilities, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
                 return {TEACHER_LOGITS: logit(bounded).tolist()}
@@ -221,7 +222,7 @@ def _probabilities(value: Any, ids: Mapping[str, int]) -> np.ndarray:
     if not total > 0:
         raise ValueError("its numbers must not all be 0")
     free = [number for name, number in ids.items() if named is not None and name not in named]
-    if free and total < 1 - _ROUNDING:
+    if free and total < 1 - ROUNDING:
         numbers[free] = (1 - total) / len(free)
     return numbers / numbers.sum()
 

@@ -14,12 +14,11 @@ import numpy as np
 
 from nlpkd.data.columns import texts_again
 from nlpkd.data.labels.classes import Classes, plain_name
+from nlpkd.data.soft_labels import ROUNDING
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.utils.field_types import are_numbers, check_counts
 
 logger = logging.getLogger(__name__)
-
-_ROUNDING = 1e-3
 
 _MOST_TOKENS = 10**9
 
@@ -265,7 +264,7 @@ def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_ty
         problem_type: in a single-label task each row sums to 1, up to 1e-3.
 
     Returns:
-        Float32 `(rows, classes)`.
+        Float32 `(rows, classes)`, 1 at most: what is above it by 1e-3 or less was rounded.
 
     Raises:
         ValueError: if they are not; the first wrong row is named.
@@ -273,15 +272,15 @@ def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_ty
     found = as_numbers(answers)
     if found.shape != (rows, len(classes)):
         raise ValueError(f"a teacher must answer {rows} texts with {(rows, len(classes))} numbers, got {found.shape}")
-    wrong = ~np.isfinite(found).all(axis=1) | (found < 0).any(axis=1) | (found > 1 + _ROUNDING).any(axis=1)
+    wrong = ~np.isfinite(found).all(axis=1) | (found < 0).any(axis=1) | (found > 1 + ROUNDING).any(axis=1)
     if problem_type != MULTI_LABEL:
-        wrong |= ~(np.abs(found.sum(axis=1) - 1) <= _ROUNDING)
+        wrong |= ~(np.abs(found.sum(axis=1) - 1) <= ROUNDING)
     if wrong.any():
         row = int(wrong.argmax())
         answer = dict(zip(classes, found[row].tolist(), strict=True))
         needed = "probabilities" if problem_type == MULTI_LABEL else "probabilities that sum to 1"
         raise WrongAnswers(f"the answer to text {row} of {rows} must be {needed}, got {answer}", found)
-    return found.astype(np.float32)
+    return np.minimum(found, 1).astype(np.float32)
 
 
 def as_numbers(given: Any) -> np.ndarray:

@@ -4,7 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 
+from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.soft_labels import add_soft_labels
 from nlpkd.teachers import ChatTeacher, DecisionTeacher, EmbeddingTeacher, FunctionTeacher, ZeroShotTeacher
 from nlpkd.teachers.base import as_probabilities
 
@@ -80,6 +83,25 @@ HALVES = torch.full((2, 2), 0.5)
 )
 def test_probabilities_are_read_from_whatever_holds_numbers(given):
     np.testing.assert_array_equal(as_probabilities(given, 2, ["a", "b"], "single_label_classification"), 0.5)
+
+
+@pytest.mark.parametrize("task", ["single_label_classification", "multi_label_classification"])
+@pytest.mark.parametrize("above", [0, 1e-7, 1e-4, 9e-4])
+def test_what_is_taken_for_probabilities_is_taken_by_the_training_too(task, above):
+    given = [[1 + above, 0.0], [0.0, 1 + above]]
+    found = as_probabilities(given, 2, ["a", "b"], task)
+    assert found.max() == 1
+    # As it was answered, too: earlier versions kept it so.
+    for values in (found.tolist(), given):
+        rows = add_soft_labels(Dataset.from_dict({"p": values}), "p", {0: "a", 1: "b"}, problem_type=task)
+        np.testing.assert_array_equal(np.argmax(rows[TEACHER_LOGITS], axis=1), [0, 1])
+
+
+@pytest.mark.parametrize("task", ["single_label_classification", "multi_label_classification"])
+def test_what_is_above_one_by_more_than_rounding_is_no_probability(task):
+    for above in (2e-3, 1.0):
+        with pytest.raises(ValueError, match="must be probabilities"):
+            as_probabilities([[1 + above, 0.0]], 1, ["a", "b"], task)
 
 
 @pytest.mark.parametrize(
