@@ -31,13 +31,13 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        The mapping.
+        The mapping; numbers that may be names of classes are texts where 010 is written, or 1_000, or 1.50.
 
     Raises:
         ValueError: if it is something else, or can't be read.
     """
     try:
-        found = read_yaml(Path(path))
+        found = read_yaml(Path(path), of_names=True)
     except OSError as error:
         raise ValueError(f"{path}, the file of a question or of a teacher, can't be read: {error.strerror}") from None
     if not isinstance(found, dict):

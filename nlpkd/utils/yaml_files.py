@@ -12,7 +12,9 @@ LARGEST_YAML = 100_000
 """Values of a file of options; by references within it some lines can stand for billions."""
 
 
-_BOOL = "tag:yaml.org,2002:bool"
+_BOOL, _TEXT, _DATE = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "str", "timestamp"))
+
+_NUMBERS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,11 +42,30 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
-def read_yaml(path: Path) -> Any:
+class _NameLoader(_Loader):
+    """A loader to which 010, 1_000 and 1.50 are words wherever they may be names, since 8, 1000 and 1.5 are others."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        """Read a node; the values of the outermost mapping are settings, all else are names or what describes them."""
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        is_setting = self.depth == 1 and isinstance(parent, yaml.MappingNode) and index is not None
+        changes = node.tag in _NUMBERS and str(yaml.safe_load(node.value)) != node.value
+        if not is_setting and (changes or node.tag == _DATE):
+            node.tag = _TEXT
+        return node
+
+
+def read_yaml(path: Path, *, of_names: bool = False) -> Any:
     """Read a YAML file.
 
     Args:
         path: the file.
+        of_names: whether numbers and dates within lists and inner mappings, and those that are keys, may be names:
+            dates are texts then, and numbers where they are written otherwise than Python writes them.
 
     Returns:
         Its content.
@@ -58,15 +79,16 @@ def read_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
-    return parse_yaml(text, path)
+    return parse_yaml(text, path, of_names=of_names)
 
 
-def parse_yaml(text: str, path: Path) -> Any:
+def parse_yaml(text: str, path: Path, *, of_names: bool = False) -> Any:
     """Parse YAML that a file holds, as `read_yaml` does.
 
     Args:
         text: the YAML.
         path: the file, for messages.
+        of_names: as for `read_yaml`.
 
     Returns:
         Its content.
@@ -75,7 +97,7 @@ def parse_yaml(text: str, path: Path) -> Any:
         ValueError: as for `read_yaml`.
     """
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506
+        content = yaml.load(text, Loader=_NameLoader if of_names else _Loader)  # noqa: S506
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     left, values = [content], 0

@@ -41,6 +41,26 @@ def test_a_null_is_what_is_not_written_and_numbers_are_names():
     assert teacher.classes == ("1", "2") and teacher.orders == 2
 
 
+NAMES = ["010", "1_000", "1:30", "0x1F", "+5", "1.50", "1e3", "1.0e3", ".5", "2024-01-01", "7", "-3", "2.5", "yes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_in_a_file_is_as_it_is_written_wherever_it_stands(tmp_path, name):
+    chat = "teacher: chat\nmodel: m\nquestion: '?'\ntimeout_s: 1_0\nclasses:"
+    files = {
+        "list": f"{chat} [{name}, other]",
+        "block": f"{chat}\n- {name}\n- other",
+        "mapping": f"{chat} {{{name}: , other: {name}}}",
+        "descriptions": f"teacher: embedding\nmodel: m\ndescriptions:\n  {name}: words\n  other: others",
+        "options": f"{{teacher: decision, model: m, question: {{type: choice, criteria: {{{name}: a, other: b}}}}}}",
+    }
+    for kind, text in files.items():
+        (tmp_path / "teacher.yaml").write_text(text)
+        assert make_teacher(read_mapping(tmp_path / "teacher.yaml")).classes == (name, "other"), kind
+    (tmp_path / "teacher.yaml").write_text(f"{name}: {{type: noul}}\nother: {{type: noul}}")
+    assert [*map(str, read_mapping(tmp_path / "teacher.yaml"))] == [name, "other"]
+
+
 def test_questions_are_no_teachers_even_where_a_label_is_called_teacher():
     assert not names_a_teacher(NOUL) and not names_a_teacher({"teacher": NOUL, "pupil": NOUL})
 
