@@ -50,22 +50,24 @@ def names_a_teacher(written: Mapping[str, Any]) -> bool:
     return isinstance(written.get("teacher"), str)
 
 
-def make_teacher(written: Mapping[str, Any], **given: Any) -> LabelingTeacher:
+def make_teacher(written: Mapping[str, Any], concurrency: int | None = None) -> LabelingTeacher:
     """Make a teacher of what is written down.
 
     Args:
         written: `teacher` is its kind (`decision`, `zero-shot`, `embedding`, `chat`); all else are arguments of its
             class in `nlpkd.teachers`, such as `model`, `question`, `classes`, `descriptions`, `hypothesis_template` or
             `base_url`. An `api_key` that starts with `$` is the name of an environment variable.
-        **given: arguments for the kinds that take them, which go before what is written down, unless they are None.
+        concurrency: requests at the same time to a server, which goes before what is written down.
 
     Returns:
         The teacher.
 
     Raises:
-        ValueError: if the kind is unknown, or an argument is unknown, missing or of another type; a key is not shown.
+        ValueError: if the kind is unknown, an argument is unknown, missing or of another type (a key is not shown), or
+            a teacher without a server is to be asked several things at the same time.
     """
-    arguments = {name: value for name, value in written.items() if value is not None}
+    asked = written if concurrency is None else {**written, "concurrency": concurrency}
+    arguments = {name: value for name, value in asked.items() if value is not None}
     kind = arguments.pop("teacher", None)
     if kind not in KINDS:
         raise ValueError(f"teacher: {kind!r} is no kind of teacher; it is one of {', '.join(KINDS)}")
@@ -81,7 +83,12 @@ def make_teacher(written: Mapping[str, Any], **given: Any) -> LabelingTeacher:
         arguments["api_key"] = _read_key(arguments["api_key"])
     # Names of classes may be numbers: the teacher reads them.
     check_types({name: each for name, each in arguments.items() if name != "classes"}, get_type_hints(make.__init__))
-    return make(**arguments | {name: each for name, each in given.items() if name in named and each is not None})
+    teacher = make(**arguments)
+    if teacher.concurrency != (told := arguments.get("concurrency", teacher.concurrency)):
+        raise ValueError(
+            f"concurrency={told} is of a server, and this teacher has none: leave it out, or give base_url"
+        )
+    return teacher
 
 
 def _read_key(written: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
@@ -36,9 +37,9 @@ from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.tasks import MULTI_LABEL
-from nlpkd.teachers.base import ROWS_PER_CALL, FunctionTeacher, LabelingTeacher, batches_by_length
+from nlpkd.teachers.base import LabelingTeacher, as_teacher, batches_by_length
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
-from nlpkd.utils.fingerprints import hash_value
+from nlpkd.utils.fingerprints import hash_tokenizer, hash_value
 from nlpkd.utils.processes import quiet
 
 __all__ = ["LabelPlan", "label"]
@@ -53,7 +54,7 @@ def label(
     output: str | Path,
     text_column: str | None = None,
     classes: Sequence[str] | None = None,
-    rows_per_call: int = ROWS_PER_CALL,
+    rows_per_call: int | None = None,
     max_requests: int | None = None,
     max_cost: float | None = None,
     prices: Prices | tuple[float, float] | None = None,
@@ -63,6 +64,7 @@ def label(
     select: str | None = None,
     rounds: int | None = None,
     student: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     test: Source | None = None,
     against_random: bool = False,
     **keywords: Any,
@@ -82,7 +84,8 @@ def label(
         text_column: the text's column; recognised by its usual names if None.
         classes: names of the classes, of a function, in the order of its columns. A bound method of an estimator that
             has `classes_`, such as scikit-learn's `predict_proba`, has that order, and may not have other names.
-        rows_per_call: how many texts a function gets at once. Where it fails, it is asked about all of them again.
+        rows_per_call: how many texts a function gets at once; 32 if None. Where it fails, it is asked about all of
+            them again.
         max_requests: stop with an error after so many requests of this run, those for gold rows included; what was
             answered is kept.
         max_cost: stop likewise before all answers in the file have cost more than this, those of earlier runs
@@ -98,6 +101,7 @@ def label(
             `nlpkd.labelling.selection.select_texts`.
         rounds: of a budget, how many; 5 if None.
         student: of a budget, as for `nlpkd.distill`: a path, a Hub id or a model.
+        tokenizer: of a budget, the student's; needed for a model that was not loaded by a name.
         test: of a budget, rows with gold labels on which the student is measured after each round.
         against_random: of a budget with `test`, measure a random choice of as many rows too, whose labels are bought
             as well.
@@ -110,9 +114,9 @@ def label(
 
     Raises:
         ValueError: if the source can't be read or is the output, the answers that are there are another teacher's, the
-            teacher does not answer (a row is named), or a limit was reached.
+            teacher does not answer (a row is named), a limit was reached, or arguments do not fit together.
     """
-    teacher = _as_teacher(teacher, classes, rows_per_call)
+    teacher = as_teacher(teacher, classes, rows_per_call)
     output = Path(output)
     if output.suffix != ".parquet":
         raise ValueError(f"output must be a .parquet file, got {output}")
@@ -125,6 +129,7 @@ def label(
     if gold is not None:
         few = GoldRows.beside(output, teacher, gold, text_column, keywords.get("label_column"))
     answers = answers_beside(output, teacher)
+    keywords |= {} if tokenizer is None else {"tokenizer": tokenizer}
     of_a_budget = {"select": select, "rounds": rounds, "student": student, "test": test}
     of_a_budget |= {"against_random": against_random or None, **keywords}
     if budget is None and few is not None:
@@ -292,15 +297,17 @@ def _describe_rounds(
 ) -> dict[str, Any]:
     """Describe what the rows that rounds choose depend on: the texts, the teacher, the student and its training."""
     data_args, args, _ = _training(output, objectives, **keywords)
+    tokenizer = keywords.get("tokenizer")
     lessons = ObjectiveSet(with_settings(resolve(objectives)[-1].objectives, {}), args.weighting)
     told = {"teacher": hash_value(answers.owner), "student": str(ModelSource.of(student).describe()["name"])}
     told |= {f"the student's {name}": value for name, value in identity_of_model(student).items()}
+    told |= {} if tokenizer is None else {"the student's tokenizer": hash_tokenizer(tokenizer)}
     told |= asdict(data_args) | {name: getattr(args, name) for name in LENGTH}
     return told | describe_lessons(args, None, lessons, Dataset.from_dict({"text": list(texts)}), ["text"])
 
 
 def _training(
-    output: Path, objectives: Any = "hinton", **keywords: Any
+    output: Path, objectives: Any = "hinton", tokenizer: Any = None, **keywords: Any
 ) -> tuple[DataArguments, DistillationConfig, set[str]]:
     """Return how a round's student reads text and is trained, and the names of the settings that are given.
 
@@ -318,7 +325,7 @@ def _training(
 
 def _round_of(
     student: Any, labelled: Dataset, test: Source | None, output: Path, teacher: LabelingTeacher,
-    objectives: Any = "hinton", **keywords: Any,
+    objectives: Any = "hinton", tokenizer: Any = None, **keywords: Any,
 ) -> tuple[Job, DistillationConfig]:  # fmt: skip
     """Prepare a round's training, for 100 steps or three epochs, whichever is more, unless the settings say otherwise.
 
@@ -332,7 +339,8 @@ def _round_of(
     if not {"num_train_epochs", "max_steps"} & settings:
         args = replace(args, max_steps=max(100, 3 * len(labelled) // args.per_device_train_batch_size))
     held_out = {"validation": labelled} if test is None else {"test": test}
-    job = prepare_job(args, None, student, labelled, objectives=objectives, data_args=data_args, **held_out)
+    given = {"objectives": objectives, "tokenizer": tokenizer, "data_args": data_args, **held_out}
+    job = prepare_job(args, None, student, labelled, **given)
     if "learning_rate" not in settings:
         args = replace(args, learning_rate=job.learning_rate)
     return job, args
@@ -386,14 +394,3 @@ class _Learner:
                 means.append(((output.hidden_states[-1].float() * mask).sum(1) / mask.sum(1)).cpu())
         back = np.argsort(order)
         return torch.cat(found).numpy()[back], torch.cat(means).numpy()[back]
-
-
-def _as_teacher(teacher: Any, classes: Sequence[str] | None, rows_per_call: int) -> LabelingTeacher:
-    if isinstance(teacher, LabelingTeacher):
-        return teacher
-    if not callable(teacher) or classes is None:
-        raise ValueError(
-            f"teacher must be one of nlpkd.teachers, or a function on a list of texts with classes= beside it; got "
-            f"{teacher!r:.100} and classes={classes!r}"
-        )
-    return FunctionTeacher(teacher, classes, rows_per_call=rows_per_call)

@@ -220,6 +220,38 @@ class FunctionTeacher(LabelingTeacher):
         return {"name": self.name, "question": {"classes": list(self.classes)}, "problem_type": self.problem_type}
 
 
+def as_teacher(
+    teacher: Any, classes: Sequence[str] | None = None, rows_per_call: int | None = None
+) -> LabelingTeacher:
+    """Make a teacher of what may be a function.
+
+    Args:
+        teacher: one of `nlpkd.teachers`, or a function on a list of texts.
+        classes: of a function, its classes.
+        rows_per_call: of a function, how many texts it gets at once; 32 if None.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        ValueError: if it is neither, a function comes without classes, or one of `nlpkd.teachers`, which has its own,
+            with them.
+    """
+    if isinstance(teacher, LabelingTeacher):
+        if classes is not None or rows_per_call is not None:
+            raise ValueError(
+                f"classes and rows_per_call are of a function, and a {type(teacher).__name__} has its own (classes="
+                f"{list(teacher.classes)[:20]}, rows_per_call={teacher.rows_per_call}): leave them out here"
+            )
+        return teacher
+    if not callable(teacher) or classes is None:
+        raise ValueError(
+            f"teacher must be one of nlpkd.teachers, or a function on a list of texts with classes= beside it; got "
+            f"{teacher!r:.100} and classes={classes!r}"
+        )
+    return FunctionTeacher(teacher, classes, rows_per_call=ROWS_PER_CALL if rows_per_call is None else rows_per_call)
+
+
 def classes_of_function(function: Any) -> Classes | None:
     """Return the classes that a function's columns stand for, where it is bound to an estimator that names them.
 

@@ -22,11 +22,19 @@ def test_each_kind_is_made_of_its_arguments(tmp_path, written):
     (tmp_path / "teacher.yaml").write_text(json.dumps(written))
     read = read_mapping(tmp_path / "teacher.yaml")
     assert read == written and names_a_teacher(read)
-    teacher = make_teacher(read, concurrency=3)
+    on_a_server = written["teacher"] in ("decision", "chat")
+    teacher = make_teacher(read, concurrency=3 if on_a_server else None)
     made = getattr(teachers, KINDS[written["teacher"]])
     direct = made(**{name: value for name, value in written.items() if name != "teacher"})
     assert type(teacher) is made and teacher.describe() == direct.describe() and teacher.classes == direct.classes
-    assert teacher.concurrency == (3 if written["teacher"] in ("decision", "chat") else 1)
+    assert teacher.concurrency == (3 if on_a_server else 1)
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("written", [*WRITTEN[1:3], WRITTEN[0] | {"base_url": None}])
+def test_a_teacher_without_a_server_is_not_asked_several_things_at_the_same_time(written, in_file):
+    with pytest.raises(ValueError, match="concurrency=4 is of a server|has no 'concurrency'"):
+        make_teacher(written | ({"concurrency": 4} if in_file else {}), None if in_file else 4)
 
 
 @pytest.mark.parametrize("written", [WRITTEN[0], CHAT], ids=lambda written: written["teacher"])

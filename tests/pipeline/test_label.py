@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 
 from nlpkd import label, read_splits
 from nlpkd.labelling.budget import LabelPlan
-from nlpkd.teachers import DecisionTeacher, EmbeddingTeacher, ZeroShotTeacher
+from nlpkd.teachers import DecisionTeacher, EmbeddingTeacher, FunctionTeacher, ZeroShotTeacher
 
 QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": None, "art": None}}
 KILLS = int(os.environ.get("NLPKD_TEST_KILLS", "3"))
@@ -500,6 +500,14 @@ def test_answers_that_an_earlier_version_kept_are_called_another_model_s_and_not
 def test_what_cannot_be_labelled_is_refused(tmp_path, rows, settings, told):
     with pytest.raises(ValueError, match=told):
         label(long_or_short, rows, output=tmp_path / "labels.parquet", **settings)
+
+
+@pytest.mark.parametrize("given", [{"classes": ["b", "a"]}, {"classes": ["a", "b"]}, {"rows_per_call": 32}], ids=repr)
+def test_what_is_of_a_function_is_refused_beside_a_teacher_that_has_its_own(tmp_path, given):
+    teacher = FunctionTeacher(long_or_short, ["a", "b"], rows_per_call=1)
+    with pytest.raises(ValueError, match="of a function, and a FunctionTeacher has its own .*rows_per_call=1"):
+        label(teacher, TEXTS, output=tmp_path / "labels.parquet", **given)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dry_run", [False, True], ids=["", "a dry run"])

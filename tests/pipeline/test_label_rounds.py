@@ -100,6 +100,22 @@ def test_a_text_that_is_not_answered_is_called_by_its_row_of_the_source_and_is_n
     assert curve[0][0] in (9, 10) and curve[1][0] == 19
 
 
+def test_a_model_in_memory_with_its_tokenizer_is_a_student_of_rounds_as_its_folder_is(tmp_path, small, tokenizer):
+    chosen = []
+    for student, given in [(str(small), {}), *[(tiny_bert(), {"tokenizer": tokenizer})] * 2]:
+        teacher, seen = asking()
+        output = tmp_path / f"{len(given)}.parquet"
+        label(teacher, texts()[:40], output=output, student=student, **given, **ROUNDS)
+        chosen.append(read_splits(output)[0]["train"]["text"][:])
+        asked = len(seen)
+    assert chosen[0] == chosen[1] == chosen[2] and asked == 0
+    cased = type(tokenizer)(vocab=tokenizer.get_vocab(), do_lower_case=False, model_max_length=64)
+    with pytest.raises(ValueError, match="student's tokenizer"):
+        label(asking()[0], texts()[:40], output=output, student=student, tokenizer=cased, **ROUNDS)
+    with pytest.raises(ValueError, match="tokenizer came without"):
+        label(asking()[0], texts()[:40], output=tmp_path / "a.parquet", tokenizer=tokenizer)
+
+
 ROUNDS = {"budget": 8, "rounds": 2, **QUICK, "max_steps": 1}
 
 
