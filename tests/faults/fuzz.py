@@ -154,7 +154,7 @@ def prepare(folder: Path) -> None:
     job.write_text(json.dumps({"asked": {"seed": 42}, "finished": 1, "error": None}))
     # Answers as a server would have given them: nobody is asked.
     answers = AnswerFile(folder / "labelled.parquet.answers.jsonl", _judge())
-    with answers._append() as file:
+    with answers._append(answers.path) as file:
         for text, answer in (
             ("good film", Answer([0.1, 0.9], 3, 1)), ("bad film", Answer([0.8, 0.2], expected_tokens=[3, 0])),
             ("odd film", Answer(None, expected_tokens=[3, 0], refusal="a filter")),
