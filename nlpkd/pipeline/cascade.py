@@ -22,9 +22,7 @@ from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.serving.cascade import (
     CASCADE_NAME,
-    CERTAINTY,
     CascadeRecord,
-    choose_threshold,
     confidence,
     folder_of_student,
     refuse_other_tasks,
@@ -32,6 +30,7 @@ from nlpkd.serving.cascade import (
     served_files,
 )
 from nlpkd.serving.classifier import Fallback, load
+from nlpkd.serving.threshold import CERTAINTY, candidates, choose_threshold, refuse_too_few_rows
 from nlpkd.tasks import SINGLE_LABEL
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.field_types import check_share
@@ -111,6 +110,7 @@ def cascade(
         for column in columns:
             check_texts(rows, split, column)
         texts = _texts(rows, columns)
+    refuse_too_few_rows(len(texts), target)
     if isinstance(teacher, LabelingTeacher) and not isinstance(texts[0], str):
         raise ValueError(f"{large.name} labels single texts, and the rows are pairs of texts")
 
@@ -129,11 +129,14 @@ def cascade(
     # The threshold, and the time that it saves
     curve = choose_threshold(confidences, right, otherwise, target)
     if not curve:
-        best, whose = (right, "all texts") if otherwise is None else (otherwise, "the teacher")
-        reached = f"{percent(best.mean(), 2)} of {whose}"
+        strictest = next(candidates(confidences, right, otherwise, target, CERTAINTY))
+        best, whose = (right, "all texts") if otherwise is None else (otherwise, "the teacher alone")
         raise ValueError(
-            f"no threshold has {kind} >= {percent(target, 2)} with {percent(CERTAINTY, 0)} certainty on "
-            f"{len(texts):,} rows, where it is {reached} alone: lower the target, give more rows, or a better student"
+            f"no threshold could be shown to have {kind} >= {percent(target, 2)} with {percent(CERTAINTY, 0)} "
+            f"certainty on {len(texts):,} rows: they are tried from the strictest on until one fails, and already the "
+            f"first, which has the student answer {percent(strictest['answered'])}, has {kind} "
+            f"{percent(strictest['found'], 2)}, at least {percent(strictest['low'], 2)} ({percent(best.mean(), 2)} of "
+            f"{whose}). Lower the target, give more rows, or a better student"
         )
     chosen = curve[-1]
     record = CascadeRecord(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, softmax
+from scipy.special import softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
@@ -28,13 +27,7 @@ logger = logging.getLogger(__name__)
 CASCADE_NAME = "cascade.json"
 """The file beside a student that says when it answers by itself."""
 
-CERTAINTY = 0.95
-
 _LABELS = "id2label"
-
-_STEPS = 50
-
-_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -223,80 +216,6 @@ def served_files(student: Any, folder: Path) -> dict[str, str]:
 def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Return the largest probability of each row at a temperature, `(rows, classes)` into `(rows,)`."""
     return softmax(logits / temperature, axis=-1).max(axis=-1)
-
-
-def lower_bound(successes: int, trials: int, certainty: float = CERTAINTY) -> float:
-    """Return the one-sided exact bound of Clopper and Pearson (1934) on a share; 0.0 of no trials."""
-    if successes == 0:
-        return 0.0
-    return float(betaincinv(successes, trials - successes + 1, 1 - certainty))
-
-
-def fewest_rows(target: float, certainty: float = CERTAINTY) -> int:
-    """Return how many answered rows can show a target with one failure among them."""
-    rows = math.ceil(math.log(1 - certainty) / math.log(target)) if target < 1 else 0
-    while target < 1 and lower_bound(rows - 1, rows, certainty) < target:
-        rows += 1
-    return rows
-
-
-def choose_threshold(
-    confidences: np.ndarray,
-    right: np.ndarray,
-    otherwise: np.ndarray | None,
-    target: float,
-    certainty: float = CERTAINTY,
-) -> list[dict[str, float]]:
-    """Find the lowest threshold at which a target holds.
-
-    Candidates are tested from the strictest on, each at the whole level, until one fails: fixed-sequence testing, as
-    in Angelopoulos et al. (2021), "Learn then Test", arXiv:2110.01052. Which shares of the rows are candidates is
-    settled by the confidences alone, before anything is known of right and wrong.
-
-    Args:
-        confidences: of the student, `(rows,)`.
-        right: whether its answer is as it should be, `(rows,)`.
-        otherwise: whether the answer of the large model is, `(rows,)`, where the target is on all rows; None where it
-            is on the rows that the student answers.
-        target: the least share.
-        certainty: one minus the level of each test.
-
-    Returns:
-        The candidates that hold, the strictest first, as `CascadeRecord.curve` has them; none if the first fails.
-
-    Raises:
-        ValueError: if there are too few rows to show the target.
-    """
-    rows = len(confidences)
-    least = fewest_rows(target, certainty)
-    if rows < least or target >= 1:
-        raise ValueError(
-            f"a target of {percent(target, 2)} with {percent(certainty, 0)} certainty needs at least "
-            f"{least or 'infinitely many'} rows, and there are {rows}: give more rows, or a lower target"
-        )
-    ordered = np.sort(confidences)[::-1]
-    first = least if otherwise is None else 1
-    held: list[dict[str, float]] = []
-    for count in np.unique(np.linspace(first, rows, _STEPS).round().astype(int)):
-        threshold = _threshold_below(ordered[count - 1], ordered)
-        answered = confidences >= threshold
-        successes = right[answered] if otherwise is None else np.where(answered, right, otherwise)
-        low = lower_bound(int(successes.sum()), len(successes), certainty)
-        if low < target:
-            break
-        found = {"threshold": threshold, "answered": float(answered.mean()), "found": float(successes.mean())}
-        held.append(found | {"low": low})
-    return held
-
-
-def _threshold_below(least_sure: float, confidences: np.ndarray) -> float:
-    """Return a threshold halfway from the least confidence of those to be answered to the next one.
-
-    The last digits of a text's confidence depend on the texts beside it: asked alone it has to stay above.
-    """
-    above = confidences >= least_sure - _ROUNDING
-    least, others = confidences[above].min(), confidences[~above]
-    return float((least + others.max()) / 2 if len(others) else least - _ROUNDING)
 
 
 class Cascade:

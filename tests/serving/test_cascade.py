@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from samples import raw_rows, sentences, tiny_bert
-from scipy.stats import beta
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import nlpkd
 from nlpkd.cli import app
-from nlpkd.serving.cascade import CASCADE_NAME, choose_threshold, fewest_rows, lower_bound
+from nlpkd.serving.cascade import CASCADE_NAME
 from nlpkd.teachers import FunctionTeacher
 
 NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
@@ -51,71 +50,6 @@ def renamed(folder, names):
 
 def texts(rows: int = 400) -> list[dict]:
     return [{"text": text} for text in sentences(rows, seed=7)[0]]
-
-
-def test_the_bound_is_the_beta_quantile_and_without_failures_a_root():
-    assert lower_bound(96, 100) == pytest.approx(beta.ppf(0.05, 96, 5))
-    assert lower_bound(149, 149) == pytest.approx(0.05 ** (1 / 149))
-    assert lower_bound(0, 50) == 0 == lower_bound(0, 0)
-
-
-@pytest.mark.parametrize("target", [0.8, 0.95, 0.98])
-def test_the_fewest_rows_show_the_target_with_one_failure_and_one_row_less_does_not(target):
-    rows = fewest_rows(target)
-    assert beta.ppf(0.05, rows - 1, 2) >= target > beta.ppf(0.05, rows - 2, 2)
-
-
-def test_the_threshold_is_the_lowest_before_the_first_failure():
-    generator = np.random.default_rng(0)
-    confidences = generator.uniform(0.5, 1, 2000)
-    right = generator.uniform(size=2000) < confidences
-    curve = choose_threshold(confidences, right, None, 0.9)
-    assert curve
-    for each in curve:
-        answered = confidences >= each["threshold"]
-        assert each["answered"] == pytest.approx(answered.mean())
-        assert each["found"] == pytest.approx(right[answered].mean())
-        assert each["low"] == pytest.approx(beta.ppf(0.05, right[answered].sum(), (~right[answered]).sum() + 1))
-        assert each["low"] >= 0.9
-    assert [each["answered"] for each in curve] == sorted(each["answered"] for each in curve)
-
-
-@pytest.mark.parametrize("distinct", [400, 20, 1])
-def test_no_threshold_lies_where_the_last_digits_of_a_confidence_decide(distinct):
-    generator = np.random.default_rng(0)
-    confidences = np.resize(generator.uniform(0.5, 1, distinct), 400)
-    computed = [confidences + generator.normal(size=400) * 1e-8 for _ in range(2)]
-    curve = choose_threshold(computed[0], np.ones(400, dtype=bool), None, 0.9)
-    assert curve[-1]["answered"] == 1.0
-    for each in curve:
-        assert ((computed[0] >= each["threshold"]) == (computed[1] >= each["threshold"])).all()
-
-
-@pytest.mark.parametrize("kind", ["agreement", "accuracy"])
-def test_over_200_random_splits_the_target_is_broken_as_rarely_as_promised(kind):
-    generator = np.random.default_rng(3)
-    confidences = generator.uniform(0.5, 1, 100_000)
-    right = generator.uniform(size=100_000) < confidences
-    teacher = generator.uniform(size=100_000) < 0.97
-    broken = chosen = 0
-    for _ in range(200):
-        rows = generator.integers(100_000, size=600)
-        otherwise = None if kind == "agreement" else teacher
-        curve = choose_threshold(confidences[rows], right[rows], None if otherwise is None else otherwise[rows], 0.9)
-        if curve:
-            chosen += 1
-            answered = confidences >= curve[-1]["threshold"]
-            truth = right[answered] if otherwise is None else np.where(answered, right, otherwise)
-            broken += truth.mean() < 0.9
-    assert chosen >= 100
-    assert broken <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05 * 0.95)
-
-
-def test_too_few_rows_and_impossible_targets_are_refused():
-    confidences, right = np.full(20, 0.9), np.ones(20, dtype=bool)
-    with pytest.raises(ValueError, match=r"at least 236 rows, and there are 20"):
-        choose_threshold(confidences, right, None, 0.98)
-    assert choose_threshold(np.full(300, 0.9), np.zeros(300, dtype=bool), None, 0.98) == []
 
 
 def test_a_cascade_answers_with_the_student_where_it_is_sure_and_with_the_teacher_elsewhere(models, student):
@@ -156,8 +90,35 @@ def test_accuracy_counts_whoever_answers(models, student, tmp_path):
     record = nlpkd.cascade(student, models / "teacher", labelled, target_accuracy=0.95)
     assert record.kind == "accuracy" and record.low >= 0.95
     wrong = [row | {"label": {"neg": "pos", "pos": "neg"}[row["label"]]} for row in labelled]
-    with pytest.raises(ValueError, match=r"no threshold has accuracy >= 95.00 %.*0.00 % of the teacher alone"):
+    with pytest.raises(ValueError, match=r"no threshold .* to have accuracy >= 95.00 %.*0.00 % of the teacher alone"):
         nlpkd.cascade(student, models / "teacher", wrong, target_accuracy=0.95)
+
+
+def test_a_target_that_is_not_shown_is_told_with_what_the_strictest_threshold_gives(models, student):
+    some = [row["text"] for row in texts()]
+    mine = {text: answer["label"] for text, answer in zip(some, nlpkd.load(student)(some), strict=True)}
+
+    def contrary(asked):
+        return [[1.0, 0.0] if mine[text] == "pos" else [0.0, 1.0] for text in asked]
+
+    contradicting = FunctionTeacher(contrary, ["neg", "pos"], name="contrary")
+    with pytest.raises(ValueError, match=r"no threshold .* already the first, .* answer \d.* has agreement 0\.00 %"):
+        nlpkd.cascade(student, contradicting, texts(), target_agreement=0.9)
+
+
+def test_too_few_rows_are_refused_before_the_teacher_is_asked(student):
+    asked = []
+
+    def counted(some):
+        asked.extend(some)
+        return [[1.0, 0.0]] * len(some)
+
+    teacher = FunctionTeacher(counted, ["neg", "pos"], name="counted")
+    labelled = [row | {"label": "pos"} for row in texts(30)]
+    for target in ("target_agreement", "target_accuracy"):
+        with pytest.raises(ValueError, match="needs at least 236 rows, and there are 30"):
+            nlpkd.cascade(student, teacher, labelled, **{target: 0.98})
+    assert not asked
 
 
 def test_a_labelling_teacher_answers_too_by_the_names_of_its_classes(student):
