@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,11 @@ class Answer(NamedTuple):
         while parts[-1] is None and len(parts) > _SHORTEST:
             parts.pop()
         return parts
+
+
+def key_of(text: str) -> str:
+    """Return the hash by which the answer to a text is kept."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def read_answers(lines: Iterable[Any]) -> dict[str, Answer]:

@@ -115,21 +115,30 @@ def asked_probabilities(
     budget: Budget | None = None,
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Ask a teacher for the probabilities of texts, `(texts, classes)`; not a number of a text that is not answered.
+    """Ask a teacher for the probabilities of texts, each text once.
 
     Args:
         teacher: the teacher.
         texts: the texts.
         answers: where its answers are kept, and are not asked again; they are not kept if None.
-        budget: the limits, of answers that are kept.
+        budget: the limits.
         names: what the texts are called in messages.
+
+    Returns:
+        `(texts, classes)`; not a number of a text that is not answered, which is told.
+
+    Raises:
+        ValueError: as `AnswerFile.ask` does.
     """
+    lacking = [math.nan] * len(teacher.classes)
+
+    def ask(kept: AnswerFile, once_more: bool = True) -> np.ndarray:
+        asked = kept.ask(texts, budget, names, once_more=once_more)
+        return teacher.adjusted(np.array([each.probabilities or lacking for each in asked]))
+
     if answers is None:
-        return teacher.answer(texts).probabilities
+        return ask(AnswerFile(None, teacher))
     # One process asks, the others find all answers there.
     state = PartialState()
     with state.main_process_first():
-        lacking = [math.nan] * len(teacher.classes)
-        asked = answers.ask(texts, budget, names, once_more=state.is_main_process)
-        found = [each.probabilities or lacking for each in asked]
-        return teacher.adjusted(np.array(found))
+        return ask(answers, state.is_main_process)

@@ -45,8 +45,8 @@ from nlpkd.evaluation.records import Interval  # noqa: E402
 from nlpkd.evaluation.report import EvaluationReport  # noqa: E402
 from nlpkd.hub.model_card import build_model_card, public_report  # noqa: E402
 from nlpkd.hub.saving import renewed_card  # noqa: E402
-from nlpkd.labelling.answer import Answer  # noqa: E402
-from nlpkd.labelling.answers import AnswerFile, _key  # noqa: E402
+from nlpkd.labelling.answer import Answer, key_of  # noqa: E402
+from nlpkd.labelling.answers import AnswerFile  # noqa: E402
 from nlpkd.models.loading import load_classifier, load_tokenizer  # noqa: E402
 from nlpkd.models.onnx_classifier import refuse_stale  # noqa: E402
 from nlpkd.models.source import ModelSource  # noqa: E402
@@ -159,7 +159,7 @@ def prepare(folder: Path) -> None:
             ("good film", Answer([0.1, 0.9], 3, 1)), ("bad film", Answer([0.8, 0.2], expected_tokens=[3, 0])),
             ("odd film", Answer(None, expected_tokens=[3, 0], refusal="a filter")),
         ):  # fmt: skip
-            file.write(json.dumps([_key(text), *answer.as_line()]).encode() + b"\n")
+            file.write(json.dumps([key_of(text), *answer.as_line()]).encode() + b"\n")
 
 
 def _judge() -> DecisionTeacher:

@@ -1,0 +1,156 @@
+"""Calls of a teacher side by side, each of which keeps its own answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nlpkd.labelling.answer import Answer, key_of
+from nlpkd.labelling.spending import Spending
+from nlpkd.teachers.base import Answers, LabelingTeacher, WrongAnswers, as_probabilities
+
+logger = logging.getLogger(__name__)
+
+_MOST_FAILURES = 20
+"""So many texts in a row that are not answered are no matter of these texts any more."""
+
+_LONGEST = 300
+"""The letters of a reason."""
+
+
+class Asking:
+    """Calls of a teacher side by side, each of which keeps its own answers.
+
+    What ends the run, Ctrl-C too, comes to the thread that starts the calls. Those that run are waited for, and what
+    they answer, which may have been paid for, is kept.
+
+    Args:
+        teacher: whom to ask.
+        called: what each text is called in messages.
+        known: what earlier runs got, answers and refusals.
+        spending: counts the calls.
+        keep: keeps answers by the texts' hashes.
+
+    Attributes:
+        answers: by the texts' hashes.
+    """
+
+    def __init__(
+        self, teacher: LabelingTeacher, called: Mapping[str, str], known: Mapping[str, Answer], spending: Spending,
+        keep: Callable[[Mapping[str, Answer]], None],
+    ):  # fmt: skip
+        self.teacher, self.called, self.known, self.spending, self.keep = teacher, called, known, spending, keep
+        self.answers: dict[str, Answer] = {}
+        # Why texts were not answered, until a later answer shows that the teacher is still there.
+        self._failed: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, groups: Sequence[list[str]]) -> int:
+        """Ask about groups of texts, no more than `teacher.concurrency` at a time, until the budget is spent.
+
+        Args:
+            groups: the texts of each call.
+
+        Returns:
+            How many calls were made.
+
+        Raises:
+            ValueError: if no text is answered, or too many of them in a row are not; the first one is named.
+        """
+        asked, running = 0, set[Future[None]]()
+        with ThreadPoolExecutor(self.teacher.concurrency) as pool:
+            try:
+                for group in groups:
+                    while len(running) >= self.teacher.concurrency:
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        for call in done:
+                            call.result()
+                    with self._lock:
+                        if not self.spending.allows(group):
+                            break
+                    running.add(pool.submit(self._call, group))
+                    asked += 1
+                for call in running:
+                    call.result()
+                if self._failed and not any(each.refusal is None for each in self.answers.values()):
+                    raise ValueError(self._first_failure())
+                self._refuse_failed()
+            except BaseException:
+                if left := sum(not call.done() for call in running):
+                    logger.warning("Stopping: calls under way (%d) are waited for, and their answers kept.", left)
+                raise
+        return asked
+
+    def _call(self, group: list[str]) -> None:
+        found, failed = None, dict[str, str]()
+        answered_texts = group
+        try:
+            answered = self.teacher.answer(group)
+            found = replace(answered, probabilities=self._checked(answered.probabilities, len(group)))
+        except WrongAnswers as error:
+            # The others of the call are right, and may have been paid for.
+            failed = {text: self._why(row) for text, row in zip(group, error.answers, strict=True) if self._why(row)}
+            answered_texts = [text for text in group if text not in failed]
+            right = [row for text, row in zip(group, error.answers, strict=True) if text not in failed]
+            found = Answers(self._checked(right, len(right))) if right else None
+        except ValueError as error:
+            if len(group) > 1:
+                raise ValueError(
+                    f"{len(group)} texts from {self.called[group[0]]} on ({group[0]!r:.80}): {error}"
+                ) from None
+            failed = {group[0]: str(error)}
+        finally:
+            with self._lock:
+                self.spending.book(group, found)
+                if found is not None:
+                    self._refuse_failed()
+                    self._keep(answered_texts, found)
+                again = {text: reason for text, reason in failed.items() if key_of(text) in self.known}
+                self._refuse(again)
+                self._failed |= {text: reason for text, reason in failed.items() if text not in again}
+                if len(self._failed) >= _MOST_FAILURES:
+                    raise ValueError(f"{self._first_failure()}; and {len(self._failed) - 1} more in a row")
+
+    def _checked(self, probabilities: Any, rows: int) -> np.ndarray:
+        return as_probabilities(probabilities, rows, self.teacher.classes, self.teacher.problem_type)
+
+    def _why(self, answer: np.ndarray) -> str:
+        """Say why an answer is none; nothing if it is one."""
+        try:
+            self._checked([answer], 1)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _first_failure(self) -> str:
+        text, reason = next(iter(self._failed.items()))
+        return f"{self.called[text]} ({text!r:.80}): {reason}"
+
+    def _keep(self, texts: Sequence[str], found: Answers) -> None:
+        """Append answers, which a kill of this process no longer loses."""
+        unknown = [None] * len(texts)
+        parts = (found.probabilities.tolist(), found.input_tokens or unknown, found.output_tokens or unknown)
+        self._write({text: Answer(*each) for text, *each in zip(texts, *parts, strict=True)})
+
+    def _refuse_failed(self) -> None:
+        self._refuse(self._failed)
+        self._failed = {}
+
+    def _refuse(self, failed: Mapping[str, str]) -> None:
+        """Append what was not answered as what the teacher says of these texts."""
+        self._write({text: Answer(None, refusal=f"{reason:.{_LONGEST}}") for text, reason in failed.items()})
+
+    def _write(self, new: Mapping[str, Answer]) -> None:
+        counted = {}
+        for text, answer in new.items():
+            if answer.input_tokens is None or answer.output_tokens is None:
+                answer = answer._replace(expected_tokens=list(self.teacher.expected_tokens(text)))
+            counted[key_of(text)] = answer
+        self.answers |= counted
+        self.keep(counted)
