@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ _ANSWERING = ("top_k", "function_to_apply")
 
 
 _WINDOWS_AT_ONCE = 32
+
+_READING_NOW = threading.Lock()
+"""Held while a text is tokenised: a call leaves its truncation in the tokenizer, where another thread would find it."""
 
 
 class TextClassifier(TextClassificationPipeline):
@@ -99,14 +103,16 @@ class TextClassifier(TextClassificationPipeline):
         """Tokenises one text for ONNX Runtime; None where the pipeline has to."""
         if not isinstance(self.model, OnnxClassifier) or self._preprocess_params != {"truncation": True}:
             return None
-        return one_text(self.tokenizer, self.model.inputs)
+        with _READING_NOW:
+            return one_text(self.tokenizer, self.model.inputs)
 
     def preprocess(self, inputs: Any, **settings: Any) -> Any:  # type: ignore[override]
         """Tokenise a text, or a pair with its segments, whatever the tokenizer gives; a step of the pipeline."""
         if (stride := settings.pop("window_stride", None)) is not None:
             return self._windows(inputs, stride, **settings)
         pair = isinstance(inputs, dict) and inputs.get("text_pair") is not None
-        encoded = super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
+        with _READING_NOW:
+            encoded = super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
         _refuse_no_tokens(encoded["input_ids"], inputs)
         return encoded
 
@@ -120,7 +126,8 @@ class TextClassifier(TextClassificationPipeline):
         max_length = tokenizer.model_max_length if max_length is None else max_length
         if max_length >= VERY_LARGE_INTEGER:
             raise ValueError("the tokenizer knows no largest length that windows could have: give max_length")
-        cut = windows_of(tokenizer, "text", max_length, stride)({"text": [text]}, [0])
+        with _READING_NOW:
+            cut = windows_of(tokenizer, "text", max_length, stride)({"text": [text]}, [0])
         encoded = tokenizer.pad({name: cut[name] for name in tokenizer.model_input_names}, return_tensors="pt")
         _refuse_no_tokens(encoded["input_ids"], text)
         return encoded
