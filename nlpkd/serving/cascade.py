@@ -224,17 +224,20 @@ class Cascade:
     Attributes:
         answered: how many texts the small one has answered.
         passed_on: how many it has handed on.
+        refused: how many of these the large one has not answered.
 
     Args:
         student: the small classifier; takes texts, and the pipeline's `top_k` and `function_to_apply`.
         fallback: from a list of texts, and the settings of the call that are in `nlpkd.serving.texts.READING`, to
-            `(label, probability)` of each.
+            `(label, probability)` of each, or None of what it does not answer.
         record: when the small one answers.
     """
 
-    def __init__(self, student: Any, fallback: Callable[..., Sequence[tuple[str, float]]], record: CascadeRecord):
+    def __init__(
+        self, student: Any, fallback: Callable[..., Sequence[tuple[str, float] | None]], record: CascadeRecord
+    ):
         self.student, self.fallback, self.record = student, fallback, record
-        self.answered = self.passed_on = 0
+        self.answered = self.passed_on = self.refused = 0
 
     def __call__(self, inputs: Any, **settings: Any) -> list[dict[str, Any]]:
         """Classify texts.
@@ -246,10 +249,12 @@ class Cascade:
                 are the fallback's too.
 
         Returns:
-            `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`. Of no texts an empty list.
+            `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`, or `"refused"` where the
+            student answers although it is unsure, since the fallback does not. Of no texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair, and settings that the cascade fixes.
+            ValueError: for what is neither a text nor a pair, settings that the cascade fixes, and a fallback that
+                answers none of the texts which are handed on.
         """
         if fixed := sorted({"top_k", "function_to_apply"} & settings.keys()):
             raise ValueError(f"a cascade gives one answer a text, with its probability: leave {', '.join(fixed)} out")
@@ -267,12 +272,16 @@ class Cascade:
         if len(unsure):
             reading = {name: settings[name] for name in READING if name in settings}
             told = self.fallback([texts[number] for number in unsure], **reading)
-            if strange := {label for label, _ in told} - set(labels):
+            if strange := {each[0] for each in told if each is not None} - set(labels):
                 raise ValueError(
                     f"the fallback answers {sorted(strange)[:5]}, and the student's classes are {labels[:20]}"
                 )
-            for number, (label, score) in zip(unsure, told, strict=True):
-                answers[number] = {"label": label, "score": float(score), "by": "fallback"}
+            for number, each in zip(unsure, told, strict=True):
+                if each is None:
+                    answers[number]["by"] = "refused"
+                else:
+                    answers[number] = {"label": each[0], "score": float(each[1]), "by": "fallback"}
+            self.refused += sum(each is None for each in told)
         self.answered += int(sure.sum())
         self.passed_on += len(unsure)
         return answers

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from samples import raw_rows, sentences, tiny_bert
 from transformers import AutoModelForSequenceClassification
@@ -16,6 +17,7 @@ import nlpkd
 from nlpkd.cli import app
 from nlpkd.serving.cascade import CASCADE_NAME
 from nlpkd.teachers import FunctionTeacher
+from nlpkd.teachers.base import LabelingTeacher
 
 NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
 
@@ -226,6 +228,71 @@ def test_what_is_served_is_as_often_right_as_was_found(models, student, names, t
     # A text whose probability is the threshold itself may fall on either side, read in another batch.
     assert record.curve[0]["found"] == pytest.approx(np.mean(right), abs=0.01)
     assert 0 < both.passed_on
+
+
+class Paid(LabelingTeacher):
+    """A teacher that costs money, one text a call, and refuses some texts."""
+
+    rows_per_call = 1
+
+    def __init__(self, name="paid", refuses=()):
+        self.classes, self.name, self.refuses, self.asked_about = ["pos", "neg"], name, set(refuses), []
+
+    def probabilities(self, texts):
+        self.asked_about += texts
+        if self.refuses & {*texts}:
+            raise ValueError("content_filter")
+        return np.array([[0.9, 0.1]] * len(texts), dtype=np.float32)
+
+    def describe(self):
+        return {"name": self.name, "question": "good?"}
+
+
+@pytest.fixture
+def sure_student(models, tokenizer, tmp_path):
+    """A student that always answers what `Paid` does."""
+    model = tiny_bert(layers=1, **NAMES)
+    model.classifier.bias.data += torch.tensor([0.0, 5.0])
+    model.save_pretrained(tmp_path / "sure")
+    tokenizer.save_pretrained(tmp_path / "sure")
+    return tmp_path / "sure"
+
+
+@pytest.mark.parametrize("target", ["target_agreement", "target_accuracy"])
+def test_a_teacher_is_paid_once_a_text_whatever_it_refuses_and_whatever_the_threshold(sure_student, caplog, target):
+    some = [f"{text} {number}" for number, text in enumerate(sentences(60)[0])]
+    rows = [{"text": text, "label": "pos"} for text in [*some, *some]]
+    teacher = Paid(refuses=some[3:5])
+    record = nlpkd.cascade(sure_student, teacher, rows, **{target: 0.9})
+    assert (record.rows, record.answered, record.found) == (116, 1.0, 1.0)
+    assert sorted(teacher.asked_about) == sorted(some) and "row 3 (content_filter)" in caplog.text
+    # Another run asks about what was refused alone, another teacher about all.
+    for other, asked in ((Paid(refuses=some[3:5]), some[3:5]), (Paid(), []), (Paid("new"), some)):
+        nlpkd.cascade(sure_student, other, rows, **{target: 0.95})
+        assert sorted(other.asked_about) == sorted(asked)
+
+
+def test_what_a_function_answered_is_not_taken_for_the_answers_of_another_of_its_name(models, student):
+    for share in (1.0, 0.0):
+        found = [[share, 1 - share]] * 400
+        rule = FunctionTeacher(lambda some, found=found: found[: len(some)], ["pos", "neg"], name="rule")
+        labelled = [row | {"label": "pos" if share else "neg"} for row in texts()]
+        record = nlpkd.cascade(student, rule, labelled, target_accuracy=0.4)
+        assert record.curve[0]["found"] > 0.98
+
+
+def test_a_text_that_the_fallback_refuses_costs_no_other_its_answer(models, student):
+    nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    some = [f"{text} {number}" for number, text in enumerate(sentences(5)[0])]
+    teacher = Paid(refuses=some[2:3])
+    both = nlpkd.load(student, fallback=teacher)
+    both.record = replace(both.record, threshold=1.0)
+    answers = both([*some, some[0]])
+    assert [each["by"] for each in answers] == ["fallback", "fallback", "refused", *["fallback"] * 3]
+    assert answers[2]["label"] == nlpkd.load(student)(some[2])[0]["label"]
+    assert sorted(teacher.asked_about) == sorted(some) and (both.passed_on, both.refused) == (6, 1)
+    with pytest.raises(ValueError, match="content_filter"):
+        both(some[2])
 
 
 def test_a_labelling_teacher_s_answers_are_in_the_student_s_words(models, student):
