@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.augment.words import word_spans
 from nlpkd.models.limits import positions_of
 from nlpkd.utils.field_types import check_share
 from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
@@ -47,9 +48,10 @@ class MaskingAndNGrams:
     """Words masked, and n-grams cut out.
 
     Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", arXiv:1903.12136,
-    section 3.3: each word (what stands between blanks) is masked with a probability; then, with another, only a run of
+    section 3.3: each word (`nlpkd.augment.words`) is masked with a probability; then, with another, only a run of
     1 to 5 words is kept. Their replacement of words by others of the same part of speech is left out, as it needs a
-    tagger; both texts of a pair change, where they change one, the other or both in turns.
+    tagger; both texts of a pair change, where they change one, the other or both in turns. A text of which no word
+    would be left stays as it is.
 
     Args:
         tokenizer: the teacher's, for its mask token.
@@ -71,16 +73,24 @@ class MaskingAndNGrams:
     def variants(self, texts: Sequence[str], draws: Draws) -> Iterator[list[str]]:
         """Mask and cut; see `Augmenter.variants`."""
         for text, generators in zip(texts, draws, strict=True):
-            yield [self._variant(text.split(), generator) for generator in generators]
+            words = word_spans(text)
+            yield [self._variant(text, words, generator) for generator in generators]
 
-    def _variant(self, words: list[str], generator: np.random.Generator) -> str:
+    def _variant(self, text: str, words: Sequence[Place], generator: np.random.Generator) -> str:
         masked = generator.random(len(words)) < self.mask_probability
-        words = [self.mask_token if hidden else word for word, hidden in zip(words, masked, strict=True)]
+        first, size = 0, len(words)
         if generator.random() < self.ngram_probability:
             size = min(int(generator.integers(1, LONGEST_NGRAM + 1)), len(words))
-            start = int(generator.integers(len(words) - size + 1))
-            words = words[start : start + size]
-        return " ".join(words)
+            first = int(generator.integers(len(words) - size + 1))
+        if masked[first : first + size].all():
+            return text
+        made = ""
+        for place in range(first, first + size):
+            start, end = words[place]
+            # Where no blank is, none comes.
+            apart = place > first and words[place - 1][1] < start
+            made += (" " if apart else "") + (self.mask_token if masked[place] else text[start:end])
+        return made
 
     def fingerprint(self) -> str:
         """Return the settings; see `Augmenter.fingerprint`."""
@@ -184,7 +194,7 @@ class EmbeddingNeighbours(WordReplacement):
     def _plan(self, text: str, tokens: Mapping[int, int], generator: np.random.Generator) -> dict[int, int]:
         # The token of unknown words has no neighbours.
         known = [token for token, number in tokens.items() if number in self._row]
-        count = math.floor(self.replace_probability * len(text.split()) + 0.5)
+        count = math.floor(self.replace_probability * len(word_spans(text)) + 0.5)
         chosen = generator.permutation(known)[: max(1, count) if self.replace_probability else 0].tolist()
         return dict(zip(chosen, generator.integers(self.top_k, size=len(chosen)).tolist(), strict=True))
 

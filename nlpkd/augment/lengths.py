@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from datasets import Dataset
 
+from nlpkd.augment.words import words_of
 from nlpkd.data.columns import each_text
 from nlpkd.data.rows import refuse_other_than_dataset
 
@@ -41,12 +42,12 @@ def follow_lengths(rows: Dataset, texts: Iterable[str], columns: Sequence[str], 
     """
     refuse_other_than_dataset(rows, "rows")
     names = list(each_text(columns, "columns"))
-    wanted = np.array([len(text.split()) for text in each_text(texts, "texts") if text.strip()])
+    wanted = np.array([len(words_of(text)) for text in each_text(texts, "texts") if text.strip()])
     if not len(wanted):
         raise ValueError("there are no texts whose lengths could be followed: give some")
     found = np.zeros(len(rows), dtype=int)
     for column in names:
-        found += np.array([len(text.split()) for text in rows[column]], dtype=int)
+        found += np.array([len(words_of(text)) for text in rows[column]], dtype=int)
     # Equal quantiles are one edge, so that no bin is empty of texts.
     edges = np.unique(np.quantile(wanted, np.arange(1, BINS) / BINS))
     shares = np.bincount(np.searchsorted(edges, wanted), minlength=len(edges) + 1) / len(wanted)

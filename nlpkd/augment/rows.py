@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 128
 
 
-VERSION = 2
+VERSION = 3
 """Raise it whenever other rows would come of the same settings, so that rows on disk are made anew."""
 
 
@@ -131,7 +131,8 @@ def variants_of(
             yield from zip(*texts_of_row, strict=True)
 
     settings = repr((augmenter.fingerprint(), copies, seed))
-    return _new_rows(data, variants, data, names, exclude, settings, cache_dir)
+    advice = "raise copies or the share that is changed, or take an augmenter that finds more to change in such texts"
+    return _new_rows(data, variants, data, names, exclude, settings, cache_dir, advice)
 
 
 def unlabelled(
@@ -171,7 +172,8 @@ def unlabelled(
 
     marks = _marks(like, columns)
     source = _read_again(texts, "texts")
-    return _marked(_new_rows(source, filled, like, columns.texts, exclude, "unlabelled", cache_dir), like, marks)
+    made = _new_rows(source, filled, like, columns.texts, exclude, "unlabelled", cache_dir, "give other texts")
+    return _marked(made, like, marks)
 
 
 def _new_rows(
@@ -182,6 +184,7 @@ def _new_rows(
     exclude: Sequence[Texts],
     settings: str,
     cache_dir: str | Path | None,
+    advice: str,
 ) -> Dataset:
     """Write what `make` makes of the source's rows and is neither in the data nor like what is excluded."""
     features = Features({name: data.features[name] for name in names})
@@ -196,18 +199,22 @@ def _new_rows(
             known.update(map(_key, rows) if place > 0 else ())
 
     def new() -> Iterator[dict[str, str]]:
-        before = len(known)
+        before, nearly, made = len(known), 0, 0
         near = NearDuplicates(row for texts in excluded for rows in _chunks(texts, names) for row in rows)
         for rows in _chunks(source, names):
             for row in make(rows):
-                key = _key(row)
-                if key not in known and row not in near:
-                    known.add(key)
-                    yield dict(zip(names, row, strict=True))
+                made, key = made + 1, _key(row)
+                if key in known:
+                    continue
+                if row in near:
+                    nearly += 1
+                    continue
+                known.add(key)
+                yield dict(zip(names, row, strict=True))
         if len(known) == before:
             raise ValueError(
-                f"Nothing new came of {len(source)} rows: all of it is in the train rows or excluded. Raise copies or "
-                "the augmenter's probabilities, or give other texts."
+                f"Nothing new came of {len(source)} rows: of {made:,} texts, {made - nearly:,} are in the train rows "
+                f"or excluded, and {nearly:,} nearly equal what is excluded. To have new ones, {advice}."
             )
 
     try:

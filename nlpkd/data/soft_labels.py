@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -240,6 +240,8 @@ def _numbers(value: Any, ids: Mapping[str, int]) -> np.ndarray:
         value = _parsed(value)
         if not isinstance(value, Collection):
             raise ValueError("it holds no numbers")
+        if isinstance(value, Set):
+            raise ValueError("a set has no order")
         if len(value) != len(ids):
             raise ValueError(f"it has {len(value)} numbers for {len(ids)} labels")
         numbers[:] = list(value)
@@ -267,9 +269,14 @@ def _parsed(value: Any) -> Any:
         return json.loads(value, object_pairs_hook=_without_twins)
     except json.JSONDecodeError as error:
         try:
-            return ast.literal_eval(value.strip())
+            tree = ast.parse(value.strip(), mode="eval")
+            read = ast.literal_eval(tree)
         except (ValueError, SyntaxError, MemoryError):
             raise error from None
+        for part in ast.walk(tree):
+            if isinstance(part, ast.Dict):
+                _without_twins([(ast.literal_eval(key), None) for key in part.keys if key is not None])
+        return read
 
 
 def _without_twins(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:

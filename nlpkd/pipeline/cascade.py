@@ -20,11 +20,11 @@ from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, refu
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.labelling.answers import AnswerFile
+from nlpkd.labelling.rows import answers_beside
 from nlpkd.serving.cascade import (
     CASCADE_NAME,
-    CERTAINTY,
     CascadeRecord,
-    choose_threshold,
     confidence,
     folder_of_student,
     refuse_other_tasks,
@@ -32,9 +32,11 @@ from nlpkd.serving.cascade import (
     served_files,
 )
 from nlpkd.serving.classifier import Fallback, load
+from nlpkd.serving.threshold import CERTAINTY, candidates, choose_threshold, refuse_too_few_rows
 from nlpkd.tasks import SINGLE_LABEL
-from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher
 from nlpkd.utils.field_types import check_share
+from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.locks import only_writer
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,9 @@ def cascade(
 ) -> CascadeRecord:
     """Choose the least probability at which a student answers by itself, on rows that it did not learn from.
 
-    Writes `cascade.json` beside the student; `nlpkd.load(student, fallback=teacher)` then answers by it.
+    Writes `cascade.json` beside the student; `nlpkd.load(student, fallback=teacher)` then answers by it. What one of
+    `nlpkd.teachers` answers is kept beside it too, and is not asked for again; of a function it is not, since nothing
+    tells whether it is still the same. Rows that the teacher does not answer are told, and left out.
 
     Args:
         student: the student's folder.
@@ -86,7 +90,7 @@ def cascade(
         )
     small = load(folder, trust_remote_code=trust_remote_code)
     refuse_other_tasks(small.model.config)
-    large = Fallback(teacher, trust_remote_code, batch_size)
+    large = Fallback(teacher, trust_remote_code, batch_size, _answers_of(teacher, folder))
     asked = large.in_words_of(small.model.config)
 
     # The rows, with gold labels where the target is on them
@@ -111,29 +115,35 @@ def cascade(
         for column in columns:
             check_texts(rows, split, column)
         texts = _texts(rows, columns)
+    refuse_too_few_rows(len(texts), target)
     if isinstance(teacher, LabelingTeacher) and not isinstance(texts[0], str):
         raise ValueError(f"{large.name} labels single texts, and the rows are pairs of texts")
 
     # What both answer
+    told = asked(texts)
+    answered = [row for row, each in enumerate(told) if each is not None]
+    texts, theirs = [texts[row] for row in answered], np.array([each[0] for each in told if each is not None])
     labels, logits = scores(small, texts, batch_size=batch_size)
-    ours = [labels[number] for number in logits.argmax(axis=-1)]
-    theirs = [label for label, _ in asked(texts)]
+    ours = np.array(labels)[logits.argmax(axis=-1)]
     temperature = _fitted_temperature(folder)
     confidences = confidence(logits, temperature)
     if kind == "agreement":
-        right, otherwise = np.array([a == b for a, b in zip(ours, theirs, strict=True)]), None
+        right, otherwise = ours == theirs, None
     else:
-        right = np.array([a == b for a, b in zip(ours, gold, strict=True)])
-        otherwise = np.array([a == b for a, b in zip(theirs, gold, strict=True)])
+        known = np.array(gold)[answered]
+        right, otherwise = ours == known, theirs == known
 
     # The threshold, and the time that it saves
     curve = choose_threshold(confidences, right, otherwise, target)
     if not curve:
-        best, whose = (right, "all texts") if otherwise is None else (otherwise, "the teacher")
-        reached = f"{percent(best.mean(), 2)} of {whose}"
+        strictest = next(candidates(confidences, right, otherwise, target, CERTAINTY))
+        best, whose = (right, "all texts") if otherwise is None else (otherwise, "the teacher alone")
         raise ValueError(
-            f"no threshold has {kind} >= {percent(target, 2)} with {percent(CERTAINTY, 0)} certainty on "
-            f"{len(texts):,} rows, where it is {reached} alone: lower the target, give more rows, or a better student"
+            f"no threshold could be shown to have {kind} >= {percent(target, 2)} with {percent(CERTAINTY, 0)} "
+            f"certainty on {len(texts):,} rows: they are tried from the strictest on until one fails, and already the "
+            f"first, which has the student answer {percent(strictest['answered'])}, has {kind} "
+            f"{percent(strictest['found'], 2)}, at least {percent(strictest['low'], 2)} ({percent(best.mean(), 2)} of "
+            f"{whose}). Lower the target, give more rows, or a better student"
         )
     chosen = curve[-1]
     record = CascadeRecord(
@@ -157,6 +167,14 @@ def _target(agreement: float | None, accuracy: float | None) -> tuple[str, float
     kind, target = chosen[0]
     check_share(f"target_{kind}", target)
     return kind, target
+
+
+def _answers_of(teacher: str | Path | LabelingTeacher, folder: Path) -> AnswerFile | None:
+    """Return the file beside a student for what a teacher answers, one a teacher; None where nothing is kept."""
+    if not isinstance(teacher, LabelingTeacher) or isinstance(teacher.asked, FunctionTeacher):
+        return None
+    told = hash_value(AnswerFile(None, teacher).owner)
+    return answers_beside(folder / f"{CASCADE_NAME}.{told[:8]}", teacher)
 
 
 def _texts(rows: Any, columns: list[str]) -> list[Any]:

@@ -318,6 +318,5 @@ def _suggest(trial: Any, name: str, values: Sequence[Any]) -> Any:
     if isinstance(values, list):
         return trial.suggest_categorical(name, values)
     low, high = values
-    if isinstance(low, int) and isinstance(high, int):
-        return trial.suggest_int(name, low, high)
-    return trial.suggest_float(name, low, high, log=low > 0 and high / low >= 10)
+    suggest = trial.suggest_int if isinstance(low, int) and isinstance(high, int) else trial.suggest_float
+    return suggest(name, low, high, log=low > 0 and high / low >= 10)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, softmax
+from scipy.special import softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
@@ -28,13 +27,7 @@ logger = logging.getLogger(__name__)
 CASCADE_NAME = "cascade.json"
 """The file beside a student that says when it answers by itself."""
 
-CERTAINTY = 0.95
-
 _LABELS = "id2label"
-
-_STEPS = 50
-
-_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -225,97 +218,26 @@ def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
     return softmax(logits / temperature, axis=-1).max(axis=-1)
 
 
-def lower_bound(successes: int, trials: int, certainty: float = CERTAINTY) -> float:
-    """Return the one-sided exact bound of Clopper and Pearson (1934) on a share; 0.0 of no trials."""
-    if successes == 0:
-        return 0.0
-    return float(betaincinv(successes, trials - successes + 1, 1 - certainty))
-
-
-def fewest_rows(target: float, certainty: float = CERTAINTY) -> int:
-    """Return how many answered rows can show a target with one failure among them."""
-    rows = math.ceil(math.log(1 - certainty) / math.log(target)) if target < 1 else 0
-    while target < 1 and lower_bound(rows - 1, rows, certainty) < target:
-        rows += 1
-    return rows
-
-
-def choose_threshold(
-    confidences: np.ndarray,
-    right: np.ndarray,
-    otherwise: np.ndarray | None,
-    target: float,
-    certainty: float = CERTAINTY,
-) -> list[dict[str, float]]:
-    """Find the lowest threshold at which a target holds.
-
-    Candidates are tested from the strictest on, each at the whole level, until one fails: fixed-sequence testing, as
-    in Angelopoulos et al. (2021), "Learn then Test", arXiv:2110.01052. Which shares of the rows are candidates is
-    settled by the confidences alone, before anything is known of right and wrong.
-
-    Args:
-        confidences: of the student, `(rows,)`.
-        right: whether its answer is as it should be, `(rows,)`.
-        otherwise: whether the answer of the large model is, `(rows,)`, where the target is on all rows; None where it
-            is on the rows that the student answers.
-        target: the least share.
-        certainty: one minus the level of each test.
-
-    Returns:
-        The candidates that hold, the strictest first, as `CascadeRecord.curve` has them; none if the first fails.
-
-    Raises:
-        ValueError: if there are too few rows to show the target.
-    """
-    rows = len(confidences)
-    least = fewest_rows(target, certainty)
-    if rows < least or target >= 1:
-        raise ValueError(
-            f"a target of {percent(target, 2)} with {percent(certainty, 0)} certainty needs at least "
-            f"{least or 'infinitely many'} rows, and there are {rows}: give more rows, or a lower target"
-        )
-    ordered = np.sort(confidences)[::-1]
-    first = least if otherwise is None else 1
-    held: list[dict[str, float]] = []
-    for count in np.unique(np.linspace(first, rows, _STEPS).round().astype(int)):
-        threshold = _threshold_below(ordered[count - 1], ordered)
-        answered = confidences >= threshold
-        successes = right[answered] if otherwise is None else np.where(answered, right, otherwise)
-        low = lower_bound(int(successes.sum()), len(successes), certainty)
-        if low < target:
-            break
-        found = {"threshold": threshold, "answered": float(answered.mean()), "found": float(successes.mean())}
-        held.append(found | {"low": low})
-    return held
-
-
-def _threshold_below(least_sure: float, confidences: np.ndarray) -> float:
-    """Return a threshold halfway from the least confidence of those to be answered to the next one.
-
-    The last digits of a text's confidence depend on the texts beside it: asked alone it has to stay above.
-    """
-    above = confidences >= least_sure - _ROUNDING
-    least, others = confidences[above].min(), confidences[~above]
-    return float((least + others.max()) / 2 if len(others) else least - _ROUNDING)
-
-
 class Cascade:
     """A small classifier that hands texts on to a large one where it is unsure.
 
     Attributes:
         answered: how many texts the small one has answered.
         passed_on: how many it has handed on.
+        refused: how many of these the large one has not answered.
 
     Args:
         student: the small classifier; takes texts, and the pipeline's `top_k` and `function_to_apply`.
         fallback: from a list of texts, and the settings of the call that are in `nlpkd.serving.texts.READING`, to
-            `(label, probability)` of each.
+            `(label, probability)` of each, or None of what it does not answer.
         record: when the small one answers.
     """
 
-    def __init__(self, student: Any, fallback: Callable[..., Sequence[tuple[str, float]]], record: CascadeRecord):
+    def __init__(
+        self, student: Any, fallback: Callable[..., Sequence[tuple[str, float] | None]], record: CascadeRecord
+    ):
         self.student, self.fallback, self.record = student, fallback, record
-        self.answered = self.passed_on = 0
+        self.answered = self.passed_on = self.refused = 0
 
     def __call__(self, inputs: Any, **settings: Any) -> list[dict[str, Any]]:
         """Classify texts.
@@ -327,10 +249,12 @@ class Cascade:
                 are the fallback's too.
 
         Returns:
-            `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`. Of no texts an empty list.
+            `{"label", "score", "by"}` of each text; `by` is `"student"` or `"fallback"`, or `"refused"` where the
+            student answers although it is unsure, since the fallback does not. Of no texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair, and settings that the cascade fixes.
+            ValueError: for what is neither a text nor a pair, settings that the cascade fixes, and a fallback that
+                answers none of the texts which are handed on.
         """
         if fixed := sorted({"top_k", "function_to_apply"} & settings.keys()):
             raise ValueError(f"a cascade gives one answer a text, with its probability: leave {', '.join(fixed)} out")
@@ -348,12 +272,16 @@ class Cascade:
         if len(unsure):
             reading = {name: settings[name] for name in READING if name in settings}
             told = self.fallback([texts[number] for number in unsure], **reading)
-            if strange := {label for label, _ in told} - set(labels):
+            if strange := {each[0] for each in told if each is not None} - set(labels):
                 raise ValueError(
                     f"the fallback answers {sorted(strange)[:5]}, and the student's classes are {labels[:20]}"
                 )
-            for number, (label, score) in zip(unsure, told, strict=True):
-                answers[number] = {"label": label, "score": float(score), "by": "fallback"}
+            for number, each in zip(unsure, told, strict=True):
+                if each is None:
+                    answers[number]["by"] = "refused"
+                else:
+                    answers[number] = {"label": each[0], "score": float(each[1]), "by": "fallback"}
+            self.refused += sum(each is None for each in told)
         self.answered += int(sure.sum())
         self.passed_on += len(unsure)
         return answers

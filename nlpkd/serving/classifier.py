@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.special import softmax
 from transformers import TextClassificationPipeline
@@ -17,6 +19,8 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
 from nlpkd.data.tokenization import NO_TOKENS
 from nlpkd.data.windows import average_windows, windows_of
+from nlpkd.labelling.answers import AnswerFile
+from nlpkd.labelling.rows import asked_probabilities
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import readable, refuse_other_than_plain
@@ -38,6 +42,9 @@ _ANSWERING = ("top_k", "function_to_apply")
 
 
 _WINDOWS_AT_ONCE = 32
+
+_READING_NOW = threading.Lock()
+"""Held while a text is tokenised: a call leaves its truncation in the tokenizer, where another thread finds it."""
 
 
 class TextClassifier(TextClassificationPipeline):
@@ -99,14 +106,16 @@ class TextClassifier(TextClassificationPipeline):
         """Tokenises one text for ONNX Runtime; None where the pipeline has to."""
         if not isinstance(self.model, OnnxClassifier) or self._preprocess_params != {"truncation": True}:
             return None
-        return one_text(self.tokenizer, self.model.inputs)
+        with _READING_NOW:
+            return one_text(self.tokenizer, self.model.inputs)
 
     def preprocess(self, inputs: Any, **settings: Any) -> Any:  # type: ignore[override]
         """Tokenise a text, or a pair with its segments, whatever the tokenizer gives; a step of the pipeline."""
         if (stride := settings.pop("window_stride", None)) is not None:
             return self._windows(inputs, stride, **settings)
         pair = isinstance(inputs, dict) and inputs.get("text_pair") is not None
-        encoded = super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
+        with _READING_NOW:
+            encoded = super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
         _refuse_no_tokens(encoded["input_ids"], inputs)
         return encoded
 
@@ -120,7 +129,8 @@ class TextClassifier(TextClassificationPipeline):
         max_length = tokenizer.model_max_length if max_length is None else max_length
         if max_length >= VERY_LARGE_INTEGER:
             raise ValueError("the tokenizer knows no largest length that windows could have: give max_length")
-        cut = windows_of(tokenizer, "text", max_length, stride)({"text": [text]}, [0])
+        with _READING_NOW:
+            cut = windows_of(tokenizer, "text", max_length, stride)({"text": [text]}, [0])
         encoded = tokenizer.pad({name: cut[name] for name in tokenizer.model_input_names}, return_tensors="pt")
         _refuse_no_tokens(encoded["input_ids"], text)
         return encoded
@@ -268,6 +278,8 @@ class Fallback:
         teacher: a path, a Hub id or one of `nlpkd.teachers`.
         trust_remote_code: run the repository's own code.
         batch_size: texts at once.
+        answers: where the answers of one of `nlpkd.teachers` are kept, and are not asked for again; they are not kept
+            if None.
 
     Attributes:
         name: of the teacher.
@@ -275,8 +287,14 @@ class Fallback:
         classes: its classes.
     """
 
-    def __init__(self, teacher: str | Path | LabelingTeacher, trust_remote_code: bool = False, batch_size: int = 32):
-        self._teacher, self._batch_size = teacher, batch_size
+    def __init__(
+        self,
+        teacher: str | Path | LabelingTeacher,
+        trust_remote_code: bool = False,
+        batch_size: int = 32,
+        answers: AnswerFile | None = None,
+    ):
+        self._teacher, self._batch_size, self._answers = teacher, batch_size, answers
         self.files: dict[str, str] = {}
         if isinstance(teacher, LabelingTeacher):
             self.name, self.classes = str(teacher.describe()["name"]), Classes.of(teacher.classes)
@@ -285,11 +303,12 @@ class Fallback:
         self.name, self.files = str(teacher), served_files(self._large, Path(teacher))
         self.classes = Classes.of(self._large.model.config.id2label)
 
-    def in_words_of(self, student_config: Any) -> Callable[..., list[tuple[str, float]]]:
+    def in_words_of(self, student_config: Any) -> Callable[..., list[tuple[str, float] | None]]:
         """Make a function from texts to `(label, probability)` of each, the labels by the student's names.
 
-        Settings of reading texts (`nlpkd.serving.texts.READING`) are those of a model's tokenizer: one of
-        `nlpkd.teachers` reads whole texts.
+        One of `nlpkd.teachers` is asked about each text once. What it does not answer is None, and told; that it
+        answers none of the texts is an error. Settings of reading texts (`nlpkd.serving.texts.READING`) are those of a
+        model's tokenizer: one of `nlpkd.teachers` reads whole texts.
 
         Args:
             student_config: the student's config.
@@ -304,12 +323,16 @@ class Fallback:
             raise ValueError(f"the teacher {self.name} can't answer for the student: {error}") from error
         words = {name: own.names[place] for name, place in zip(self.classes.names, order, strict=True)}
 
-        def ask(texts: list[Any], **reading: Any) -> list[tuple[str, float]]:
+        def ask(texts: list[Any], **reading: Any) -> list[tuple[str, float] | None]:
             if isinstance(self._teacher, LabelingTeacher):
-                labels, found = list(self.classes.names), self._teacher.probabilities(texts)
+                labels, found = list(self.classes.names), asked_probabilities(self._teacher, texts, self._answers)
             else:
                 labels, logits = scores(self._large, texts, batch_size=self._batch_size, **reading)
                 found = softmax(logits, axis=-1)
-            return [(words[labels[row.argmax()]], float(row.max())) for row in found]
+            lacking = np.isnan(found).any(axis=-1)
+            return [
+                None if none else (words[labels[row.argmax()]], float(row.max()))
+                for row, none in zip(found, lacking, strict=True)
+            ]
 
         return ask

@@ -17,7 +17,7 @@ HEADER = ("row", "text", "gold", "teacher", "student")
 """The columns of the rows on which student and teacher differ."""
 
 MODELS_NAME = "models.json"
-"""The file of a Space that says which models it asks."""
+"""The file of a Space that says which models it asks, and what it calls their labels."""
 
 EXAMPLE = "The parcel came on Tuesday, and everything was in it."
 
@@ -45,7 +45,8 @@ def make_page(
     """Make a page that asks each model about a text, and shows their answers side by side.
 
     Args:
-        models: text-classification pipelines, or functions like them, by the name that the page shows.
+        models: text-classification pipelines, by the name that the page shows; they call the same labels alike, see
+            `name_labels`.
         rows: rows on which they differ, each with the columns of `HEADER`.
         title: of the page.
         pairs: whether a text has a second one beside it.
@@ -88,22 +89,44 @@ def make_page(
 
 
 def make_space_page(folder: Path) -> gradio.Blocks:
-    """Make the page of a Space, as its `models.json` says: `{"models": {role: [id, revision]}, "pairs": bool}`."""
+    """Make the page of a Space, as its `models.json` says.
+
+    Args:
+        folder: with that file: `{"models": {role: [id, revision]}, "labels": {role: [name, ..]}, "pairs": bool}`.
+
+    Returns:
+        The page.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
     from transformers import pipeline
 
     about = json.loads((folder / MODELS_NAME).read_text(encoding="utf-8"))
-    models = {
-        f"{role}: {name}": pipeline("text-classification", model=name, revision=revision, truncation=True)
-        for role, (name, revision) in about["models"].items()
-    }
+    models = {}
+    for role, (name, revision) in about["models"].items():
+        classify = pipeline("text-classification", model=name, revision=revision, truncation=True)
+        name_labels(classify, about["labels"][role])
+        models[f"{role}: {name}"] = classify
     name, revision = about["models"]["student"]
     try:
         report = json.loads(Path(hf_hub_download(name, "report.json", revision=revision)).read_text(encoding="utf-8"))
     except EntryNotFoundError:
         report = None
     return make_page(models, differences(report) if report else (), title=f"Try {name}", pairs=about["pairs"])
+
+
+def name_labels(classify: Any, names: Sequence[str]) -> None:
+    """Give a pipeline's labels other names, so that what it answers can be compared with what others answer.
+
+    Args:
+        classify: a text-classification pipeline; it answers with these names from then on.
+        names: one a label, in the order of their ids.
+    """
+    config = classify.model.config
+    if isinstance(thresholds := getattr(config, "thresholds", None), Mapping):
+        config.thresholds = [thresholds[config.id2label[number]] for number in range(len(names))]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def answer(classify: Callable[..., Any], text: str, second: str = "") -> tuple[dict[str, float] | str, float]:
@@ -124,7 +147,7 @@ def verdict(models: Iterable[Any], answers: Sequence[dict[str, float] | str]) ->
 
     Args:
         models: as for `make_page`.
-        answers: what `answer` returned of each: labels are the same in any case, of scores the difference is said.
+        answers: what `answer` returned of each; of scores the difference is said.
     """
     scores = [float(each) for each in answers if isinstance(each, str)]
     if len(scores) == len(answers):
@@ -154,7 +177,7 @@ def differences(report: Mapping[str, Any], texts: Mapping[int, str] | None = Non
 
 
 def _decision(model: Any, scores: dict[str, float] | str) -> frozenset[str]:
-    """Return the labels that a model gives a text, in lower case."""
+    """Return the labels that a model gives a text."""
     config: Any = getattr(getattr(model, "model", None), "config", None)
     if isinstance(scores, str):
         given = [scores]
@@ -165,7 +188,7 @@ def _decision(model: Any, scores: dict[str, float] | str) -> frozenset[str]:
         given = [label for label, score in scores.items() if score > thresholds[label]]
     else:
         given = [max(scores, key=lambda label: scores[label])]
-    return frozenset(" ".join(label.casefold().split()) for label in given)
+    return frozenset(given)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.models.loading import load_config, split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.serving.classifier import load
+from nlpkd.tasks import task_of
 from nlpkd.utils.packages import require
 
 
@@ -44,13 +47,17 @@ def make_trial(
         A `gradio.Blocks`; `launch(**nlpkd.serving.page.LOCAL)` opens it.
 
     Raises:
-        ValueError: if a model can't be loaded, data is given and there is no report, or they are other rows.
+        ValueError: if a model can't be loaded, both have other classes, data is given and there is no report, or they
+            are other rows.
         ImportError: without the extra `try`.
     """
     page = _page()
     data_args, _ = DataArguments.split_of(make_trial, keywords)
     named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
-    models = {f"{role}: {name}": load(name, trust_remote_code=trust_remote_code) for role, name in named.items()}
+    loaded = {role: load(name, trust_remote_code=trust_remote_code) for role, name in named.items()}
+    for role, names in _shared_names({role: each.model.config for role, each in loaded.items()}).items():
+        page.name_labels(loaded[role], names)
+    models = {f"{role}: {named[role]}": each for role, each in loaded.items()}
     report = _report_of(student)
     if report is None and data is not None:
         raise ValueError(f"{student} has no {JSON_NAME}, which says on which rows it differs: leave data out")
@@ -87,12 +94,13 @@ def make_space(
         The address of the Space.
 
     Raises:
-        ValueError: if a model is no Hub id, or one that transformers alone can't load.
+        ValueError: if a model is no Hub id, or one that transformers alone can't load, or both have other classes.
         OSError: if a model is not on the Hub.
     """
     # Models that a Space can load.
     page = _page()
     named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    configs = {}
     for role, name in named.items():
         if Path(name).exists():
             raise ValueError(
@@ -100,9 +108,11 @@ def make_space(
                 "give its id"
             )
         known, revision = split_revision(name)
-        kind = load_config(known, revision=revision).model_type
+        configs[role] = load_config(known, revision=revision)
+        kind = configs[role].model_type
         if kind.startswith("nlpkd_"):
             raise ValueError(f"the {role} {name} is of the kind {kind}, which a Space without nlpkd can't load")
+    labels = _shared_names(configs)
     # What the Space says of itself.
     models = {role: split_revision(name) for role, name in named.items()}
     about = {
@@ -118,7 +128,8 @@ def make_space(
     with tempfile.TemporaryDirectory(prefix="nlpkd-space-") as folder:
         staged = Path(folder)
         shutil.copy(page.__file__, staged / "app.py")
-        (staged / page.MODELS_NAME).write_text(json.dumps({"models": models, "pairs": pairs}), encoding="utf-8")
+        asked = {"models": models, "labels": labels, "pairs": pairs}
+        (staged / page.MODELS_NAME).write_text(json.dumps(asked), encoding="utf-8")
         (staged / "requirements.txt").write_text("".join(needed), encoding="utf-8")
         text = f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\nType a text, and see what {links} answer.\n"
         (staged / "README.md").write_text(text, encoding="utf-8")
@@ -132,6 +143,28 @@ def _page() -> Any:
     from nlpkd.serving import page
 
     return page
+
+
+def _shared_names(configs: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what a page calls the labels of each model, in the order of its ids: the student's names.
+
+    Args:
+        configs: the models' by their roles, the student's among them.
+
+    Raises:
+        ValueError: if one has other classes than the student.
+    """
+    own = Classes.of(configs["student"].id2label, task_of(configs["student"]))
+    names = {}
+    for role, config in configs.items():
+        try:
+            order = Classes.of(config.id2label, task_of(config)).positions_in(own) or range(len(own))
+        except ValueError as error:
+            raise ValueError(
+                f"a page compares models of the same classes, and the {role}'s are others: {error}"
+            ) from error
+        names[role] = [own.names[place] for place in order]
+    return names
 
 
 def _report_of(student: str | Path) -> EvaluationReport | None:

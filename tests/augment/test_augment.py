@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from nlpkd.augment import UNLABELLED, MaskedLanguageModel, MaskingAndNGrams, augment, unlabelled
+from nlpkd.augment.words import words_of
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, ",", "!", "##s", "[unused0]"]
 
@@ -203,15 +204,49 @@ def test_the_shares_of_replaced_masked_and_cut_rows_are_those_asked_for(language
     assert changes and abs(changed / len(changes) / 2000 - 0.4) < 0.03
 
 
-def test_masking_changes_no_word_at_probability_0_and_every_word_at_1(tokens):
+def test_masking_changes_no_word_at_probability_0_and_leaves_a_text_of_which_nothing_would_be_left(tokens):
     assert next(MaskingAndNGrams(tokens, 0, 0).variants(["a b  c"], draws(1, 3))) == ["a b c"] * 3
-    assert next(MaskingAndNGrams(tokens, 1, 0).variants(["a b"], draws(1, 3))) == ["[MASK] [MASK]"] * 3
+    assert next(MaskingAndNGrams(tokens, 1, 0).variants(["a b"], draws(1, 3))) == ["a b"] * 3
     assert all(
         len(text.split()) < 6 for text in next(MaskingAndNGrams(tokens, 0, 1).variants(["a " * 9], draws(1, 9)))
     )
 
 
 # What is kept
+
+
+SIGNS = ["这部电影非常好看，我很喜欢", "服务态度很差，等了两个小时", "หนังเรื่องนี้ดีมาก", "この映画はとても面白かった。"]
+
+
+def test_texts_without_blanks_are_masked_and_cut_by_their_signs_and_joined_without_blanks(tokens):
+    generators = draws(len(SIGNS), 200)
+    masked = list(MaskingAndNGrams(tokens, 0.3, 0.0).variants(SIGNS, generators))
+    for text, variants in zip(SIGNS, masked, strict=True):
+        shares = [variant.count("[MASK]") / len(words_of(text)) for variant in variants]
+        assert np.mean(shares) == pytest.approx(0.3, abs=0.05)
+        assert not [variant for variant in variants if " " in variant]
+    for text, variants in zip(SIGNS, MaskingAndNGrams(tokens, 0.0, 1.0).variants(SIGNS, generators), strict=True):
+        assert {len(words_of(variant)) for variant in variants} == {1, 2, 3, 4, 5}
+        assert all(variant in text for variant in variants)
+
+
+def test_no_variant_is_masks_alone(tokens):
+    texts = ["good", "good film", *SIGNS]
+    for variants in MaskingAndNGrams(tokens, 0.6, 0.5).variants(texts, draws(len(texts), 100)):
+        assert all(variant.replace("[MASK]", "").strip() for variant in variants)
+
+
+def test_texts_of_which_nothing_new_comes_are_told_with_what_helps(make):
+    class Same:
+        def variants(self, texts, draws):
+            return ([text] * len(some) for text, some in zip(texts, draws, strict=True))
+
+        def fingerprint(self):
+            return "same"
+
+    rows = Dataset.from_dict({"text": SIGNS, "label": [0, 1, 0, 1]})
+    with pytest.raises(ValueError, match="of 8 texts, 8 are in the train rows .* that finds more to change"):
+        make(rows, Same(), copies=2)
 
 
 def test_rows_have_the_text_the_mark_and_the_features_of_the_source(make):

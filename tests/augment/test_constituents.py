@@ -48,6 +48,9 @@ def test_rows_that_a_text_contains_are_its_constituents():
         ("one clause alone", set()),
         ("and", set()),
         ("...", set()),
+        ("服务态度很差，等了两个小时。", {"服务态度很差", "等了两个小时"}),
+        ("बहुत अच्छी फिल्म, मजेदार कहानी", {"बहुत अच्छी फिल्म", "मजेदार कहानी"}),
+        ("หนังดีมาก ดนตรีเพราะ (มาก)", {"หนังดีมาก ดนตรีเพราะ", "มาก"}),
     ],
 )
 def test_punctuation_and_conjunctions_cut_clauses(text, clauses):
@@ -97,6 +100,26 @@ def test_the_share_of_words_that_go_and_come_is_bounded():
             assert allowed.issuperset(variants)
             changed += sum(variant != text for variant in variants)
     assert changed > 100
+
+
+def test_of_texts_without_blanks_the_share_is_one_of_their_signs():
+    rows = [
+        "服务态度很差，等了两个小时，房间不干净",
+        "位置方便，早餐很好，下次还会来",
+        "价格太贵了，非常不值得，不会再来",
+    ]
+    swap = ConstituentSwap(0.3, rows)
+    clauses = {clause for row in rows for clause in row.split("，")}
+    for text, variants in zip(rows, swap.variants(rows, draws(3, 40)), strict=True):
+        fitting = {clause for clause in clauses if 0.1 * len(text) <= len(clause) <= 0.5 * len(text)}
+        allowed = {
+            "，".join([*parts[:place], clause, *parts[place + 1 :]])
+            for parts in [text.split("，")]
+            for place, gone in enumerate(parts)
+            if gone in fitting
+            for clause in fitting
+        }
+        assert len(set(variants)) > 3 and allowed.issuperset(variants)
 
 
 def test_the_order_of_rows_changes_nothing():

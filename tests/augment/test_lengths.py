@@ -51,6 +51,11 @@ def test_the_length_of_a_pair_is_that_of_both_texts():
     assert follow_lengths(rows, ["w w w w", "w w w w"], ["a", "b"])["a"][:] == ["w", "w w w"]
 
 
+def test_the_length_of_a_text_without_blanks_is_its_number_of_signs():
+    rows = Dataset.from_dict({"text": ["好", "很好看", "非常好看的电影", "服务态度很差等了两个小时"]})
+    assert follow_lengths(rows, ["不好看", "太贵了"] * 5, ["text"])["text"][:] == ["很好看"]
+
+
 def test_texts_that_are_no_use_are_refused():
     with pytest.raises(ValueError, match="there are no texts whose lengths"):
         follow_lengths(of_lengths([3]), [" "], ["text"])

@@ -50,6 +50,17 @@ def test_the_share_of_replaced_words_is_the_one_asked_for(tokenizer, change):
             assert not any(new and word not in WORDS for new, word in zip(changed, words, strict=True))
 
 
+@pytest.mark.parametrize("change", [0.1, 0.3, 1.0])
+def test_of_texts_without_blanks_the_share_is_one_of_their_signs(change):
+    text = "这部电影非常好看我很喜欢演员的表演"
+    tokens = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *text])
+    signs = BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
+    augmenter = EmbeddingNeighbours(tiny_bert(vocab_size=len(signs)), signs, change, top_k=3)
+    for variant in next(augmenter.variants([text], draws(1, 20))):
+        changed = sum(new != old for new, old in zip(variant, text, strict=True))
+        assert changed == int(change * len(text) + 0.5)
+
+
 def test_variants_depend_neither_on_batches_nor_on_the_texts_beside(tokenizer):
     texts = raw_rows(12, seed=3)["text"][:]
     augmenter = EmbeddingNeighbours(tiny_bert(), tokenizer, top_k=5)

@@ -61,7 +61,8 @@ def run_nlpkd(arguments: argparse.Namespace) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     import nlpkd
-    from nlpkd.serving.cascade import choose_threshold, confidence, scores
+    from nlpkd.serving.cascade import confidence, scores
+    from nlpkd.serving.threshold import choose_threshold
 
     labels, parts = read(arguments.answers)
     texts, probabilities, decisions = parts["pool"]

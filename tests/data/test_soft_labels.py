@@ -75,7 +75,10 @@ def test_a_mapping_that_python_wrote_is_read_as_json_is():
     ("value", "message"),
     [
         ('{"pos": 0.9, "neg": 0.05, "pos": 0.1}', "Row 1 .* 'pos' comes twice"),
+        ("{'pos': 0.9, 'neg': 0.05, 'pos': 0.1}", "Row 1 .* 'pos' comes twice"),
         ('[{"label": "neg", "score": 0.9}, {"label": "neg", "score": 0.1}]', "Row 1 .* 'neg' comes twice"),
+        ("[{'label': 'neg', 'score': 0.9, 'score': 0.1}]", "Row 1 .* 'score' comes twice"),
+        ("{0.5, 0.2, 0.3}", "Row 1 .* a set has no order"),
         (None, "Row 1 .* it is missing"),
         (" ", "Row 1 .* it is missing"),
         ("7", "Row 1 .* it holds no numbers"),

@@ -137,6 +137,19 @@ def test_a_labelling_teacher_is_matched_by_name_to_classes_in_any_order_and_spel
     assert [each.row for each in found] == [each.row for each in usual]
 
 
+@pytest.mark.parametrize("classes", [["LABEL_0", "LABEL_1", "LABEL_2"], ["2", "0", "1"]])
+def test_a_labelling_teacher_is_matched_to_the_same_names_whatever_they_are(classes):
+    rows, _ = planted()
+    usual = check_labels(rows, FunctionTeacher(judge, NAMES)).found
+    words = dict(zip(NAMES, classes, strict=True))
+    for some in (rows, [row for row in rows if row["label"] != NAMES[1]]):
+        named = [row | {"label": words[row["label"]]} for row in some]
+        found = check_labels(named, FunctionTeacher(judge, classes)).found
+        assert found and all(each.label in classes for each in found)
+        if some is rows:
+            assert [each.row for each in found] == [each.row for each in usual]
+
+
 def test_the_command_writes_the_rows_and_says_how_many(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows, wrong = planted()

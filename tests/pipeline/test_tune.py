@@ -74,6 +74,21 @@ def test_a_search_tries_settings_of_run_objectives_and_student_and_goes_on(
         assert trainer.evaluate()["eval_accuracy"] == trial["value"]
 
 
+@pytest.mark.parametrize("kind", [int, float])
+def test_numbers_of_a_wide_range_are_drawn_by_logarithm_and_stay_of_their_kind(kind):
+    import optuna
+
+    from nlpkd.pipeline.tune import _draw
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    search = {"wide": (kind(1), kind(1000)), "narrow": (kind(100), kind(900)), "with 0": (kind(0), kind(1000))}
+    drawn = [_draw(study.ask(), search, [1])[0] for _ in range(300)]
+    assert {type(each[name]) for each in drawn for name in search} == {kind}
+    below = {name: sum(each[name] <= 100 for each in drawn) / 300 for name in search}
+    assert below["wide"] == pytest.approx(2 / 3, abs=0.1) and below["with 0"] == pytest.approx(0.1, abs=0.05)
+    assert below["narrow"] < 0.05
+
+
 @pytest.mark.parametrize("given", ["file", "model", "list"])
 def test_trials_of_an_onnx_file_are_students_of_the_weights_beside_it(
     given, teacher, splits, tmp_path, make_rows, settings

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from samples import raw_rows, sentences, tiny_bert
-from scipy.stats import beta
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import nlpkd
 from nlpkd.cli import app
-from nlpkd.serving.cascade import CASCADE_NAME, choose_threshold, fewest_rows, lower_bound
+from nlpkd.serving.cascade import CASCADE_NAME
 from nlpkd.teachers import FunctionTeacher
+from nlpkd.teachers.base import LabelingTeacher
 
 NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
 
@@ -51,71 +52,6 @@ def renamed(folder, names):
 
 def texts(rows: int = 400) -> list[dict]:
     return [{"text": text} for text in sentences(rows, seed=7)[0]]
-
-
-def test_the_bound_is_the_beta_quantile_and_without_failures_a_root():
-    assert lower_bound(96, 100) == pytest.approx(beta.ppf(0.05, 96, 5))
-    assert lower_bound(149, 149) == pytest.approx(0.05 ** (1 / 149))
-    assert lower_bound(0, 50) == 0 == lower_bound(0, 0)
-
-
-@pytest.mark.parametrize("target", [0.8, 0.95, 0.98])
-def test_the_fewest_rows_show_the_target_with_one_failure_and_one_row_less_does_not(target):
-    rows = fewest_rows(target)
-    assert beta.ppf(0.05, rows - 1, 2) >= target > beta.ppf(0.05, rows - 2, 2)
-
-
-def test_the_threshold_is_the_lowest_before_the_first_failure():
-    generator = np.random.default_rng(0)
-    confidences = generator.uniform(0.5, 1, 2000)
-    right = generator.uniform(size=2000) < confidences
-    curve = choose_threshold(confidences, right, None, 0.9)
-    assert curve
-    for each in curve:
-        answered = confidences >= each["threshold"]
-        assert each["answered"] == pytest.approx(answered.mean())
-        assert each["found"] == pytest.approx(right[answered].mean())
-        assert each["low"] == pytest.approx(beta.ppf(0.05, right[answered].sum(), (~right[answered]).sum() + 1))
-        assert each["low"] >= 0.9
-    assert [each["answered"] for each in curve] == sorted(each["answered"] for each in curve)
-
-
-@pytest.mark.parametrize("distinct", [400, 20, 1])
-def test_no_threshold_lies_where_the_last_digits_of_a_confidence_decide(distinct):
-    generator = np.random.default_rng(0)
-    confidences = np.resize(generator.uniform(0.5, 1, distinct), 400)
-    computed = [confidences + generator.normal(size=400) * 1e-8 for _ in range(2)]
-    curve = choose_threshold(computed[0], np.ones(400, dtype=bool), None, 0.9)
-    assert curve[-1]["answered"] == 1.0
-    for each in curve:
-        assert ((computed[0] >= each["threshold"]) == (computed[1] >= each["threshold"])).all()
-
-
-@pytest.mark.parametrize("kind", ["agreement", "accuracy"])
-def test_over_200_random_splits_the_target_is_broken_as_rarely_as_promised(kind):
-    generator = np.random.default_rng(3)
-    confidences = generator.uniform(0.5, 1, 100_000)
-    right = generator.uniform(size=100_000) < confidences
-    teacher = generator.uniform(size=100_000) < 0.97
-    broken = chosen = 0
-    for _ in range(200):
-        rows = generator.integers(100_000, size=600)
-        otherwise = None if kind == "agreement" else teacher
-        curve = choose_threshold(confidences[rows], right[rows], None if otherwise is None else otherwise[rows], 0.9)
-        if curve:
-            chosen += 1
-            answered = confidences >= curve[-1]["threshold"]
-            truth = right[answered] if otherwise is None else np.where(answered, right, otherwise)
-            broken += truth.mean() < 0.9
-    assert chosen >= 100
-    assert broken <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05 * 0.95)
-
-
-def test_too_few_rows_and_impossible_targets_are_refused():
-    confidences, right = np.full(20, 0.9), np.ones(20, dtype=bool)
-    with pytest.raises(ValueError, match=r"at least 236 rows, and there are 20"):
-        choose_threshold(confidences, right, None, 0.98)
-    assert choose_threshold(np.full(300, 0.9), np.zeros(300, dtype=bool), None, 0.98) == []
 
 
 def test_a_cascade_answers_with_the_student_where_it_is_sure_and_with_the_teacher_elsewhere(models, student):
@@ -156,8 +92,35 @@ def test_accuracy_counts_whoever_answers(models, student, tmp_path):
     record = nlpkd.cascade(student, models / "teacher", labelled, target_accuracy=0.95)
     assert record.kind == "accuracy" and record.low >= 0.95
     wrong = [row | {"label": {"neg": "pos", "pos": "neg"}[row["label"]]} for row in labelled]
-    with pytest.raises(ValueError, match=r"no threshold has accuracy >= 95.00 %.*0.00 % of the teacher alone"):
+    with pytest.raises(ValueError, match=r"no threshold .* to have accuracy >= 95.00 %.*0.00 % of the teacher alone"):
         nlpkd.cascade(student, models / "teacher", wrong, target_accuracy=0.95)
+
+
+def test_a_target_that_is_not_shown_is_told_with_what_the_strictest_threshold_gives(models, student):
+    some = [row["text"] for row in texts()]
+    mine = {text: answer["label"] for text, answer in zip(some, nlpkd.load(student)(some), strict=True)}
+
+    def contrary(asked):
+        return [[1.0, 0.0] if mine[text] == "pos" else [0.0, 1.0] for text in asked]
+
+    contradicting = FunctionTeacher(contrary, ["neg", "pos"], name="contrary")
+    with pytest.raises(ValueError, match=r"no threshold .* already the first, .* answer \d.* has agreement 0\.00 %"):
+        nlpkd.cascade(student, contradicting, texts(), target_agreement=0.9)
+
+
+def test_too_few_rows_are_refused_before_the_teacher_is_asked(student):
+    asked = []
+
+    def counted(some):
+        asked.extend(some)
+        return [[1.0, 0.0]] * len(some)
+
+    teacher = FunctionTeacher(counted, ["neg", "pos"], name="counted")
+    labelled = [row | {"label": "pos"} for row in texts(30)]
+    for target in ("target_agreement", "target_accuracy"):
+        with pytest.raises(ValueError, match="needs at least 236 rows, and there are 30"):
+            nlpkd.cascade(student, teacher, labelled, **{target: 0.98})
+    assert not asked
 
 
 def test_a_labelling_teacher_answers_too_by_the_names_of_its_classes(student):
@@ -265,6 +228,71 @@ def test_what_is_served_is_as_often_right_as_was_found(models, student, names, t
     # A text whose probability is the threshold itself may fall on either side, read in another batch.
     assert record.curve[0]["found"] == pytest.approx(np.mean(right), abs=0.01)
     assert 0 < both.passed_on
+
+
+class Paid(LabelingTeacher):
+    """A teacher that costs money, one text a call, and refuses some texts."""
+
+    rows_per_call = 1
+
+    def __init__(self, name="paid", refuses=()):
+        self.classes, self.name, self.refuses, self.asked_about = ["pos", "neg"], name, set(refuses), []
+
+    def probabilities(self, texts):
+        self.asked_about += texts
+        if self.refuses & {*texts}:
+            raise ValueError("content_filter")
+        return np.array([[0.9, 0.1]] * len(texts), dtype=np.float32)
+
+    def describe(self):
+        return {"name": self.name, "question": "good?"}
+
+
+@pytest.fixture
+def sure_student(models, tokenizer, tmp_path):
+    """A student that always answers what `Paid` does."""
+    model = tiny_bert(layers=1, **NAMES)
+    model.classifier.bias.data += torch.tensor([0.0, 5.0])
+    model.save_pretrained(tmp_path / "sure")
+    tokenizer.save_pretrained(tmp_path / "sure")
+    return tmp_path / "sure"
+
+
+@pytest.mark.parametrize("target", ["target_agreement", "target_accuracy"])
+def test_a_teacher_is_paid_once_a_text_whatever_it_refuses_and_whatever_the_threshold(sure_student, caplog, target):
+    some = [f"{text} {number}" for number, text in enumerate(sentences(60)[0])]
+    rows = [{"text": text, "label": "pos"} for text in [*some, *some]]
+    teacher = Paid(refuses=some[3:5])
+    record = nlpkd.cascade(sure_student, teacher, rows, **{target: 0.9})
+    assert (record.rows, record.answered, record.found) == (116, 1.0, 1.0)
+    assert sorted(teacher.asked_about) == sorted(some) and "row 3 (content_filter)" in caplog.text
+    # Another run asks about what was refused alone, another teacher about all.
+    for other, asked in ((Paid(refuses=some[3:5]), some[3:5]), (Paid(), []), (Paid("new"), some)):
+        nlpkd.cascade(sure_student, other, rows, **{target: 0.95})
+        assert sorted(other.asked_about) == sorted(asked)
+
+
+def test_what_a_function_answered_is_not_taken_for_the_answers_of_another_of_its_name(models, student):
+    for share in (1.0, 0.0):
+        found = [[share, 1 - share]] * 400
+        rule = FunctionTeacher(lambda some, found=found: found[: len(some)], ["pos", "neg"], name="rule")
+        labelled = [row | {"label": "pos" if share else "neg"} for row in texts()]
+        record = nlpkd.cascade(student, rule, labelled, target_accuracy=0.4)
+        assert record.curve[0]["found"] > 0.98
+
+
+def test_a_text_that_the_fallback_refuses_costs_no_other_its_answer(models, student):
+    nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    some = [f"{text} {number}" for number, text in enumerate(sentences(5)[0])]
+    teacher = Paid(refuses=some[2:3])
+    both = nlpkd.load(student, fallback=teacher)
+    both.record = replace(both.record, threshold=1.0)
+    answers = both([*some, some[0]])
+    assert [each["by"] for each in answers] == ["fallback", "fallback", "refused", *["fallback"] * 3]
+    assert answers[2]["label"] == nlpkd.load(student)(some[2])[0]["label"]
+    assert sorted(teacher.asked_about) == sorted(some) and (both.passed_on, both.refused) == (6, 1)
+    with pytest.raises(ValueError, match="content_filter"):
+        both(some[2])
 
 
 def test_a_labelling_teacher_s_answers_are_in_the_student_s_words(models, student):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,28 @@ def test_with_a_window_stride_a_long_text_is_read_whole(stride, file, student, t
 def test_windows_that_can_not_be_are_refused(text, settings, message, student):
     with pytest.raises(ValueError, match=message):
         nlpkd.load(student)(text, **settings)
+
+
+@pytest.fixture
+def hasty_threads():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_threads_that_read_differently_have_their_own_answers(student, hasty_threads):
+    ways = [{"max_length": 4}, {"max_length": 16}, {"truncation": True}, {"max_length": 16, "window_stride": 4}, {}]
+    answered = [nlpkd.load(student)(LONG, **way)[0]["score"] for way in ways]
+    classify = nlpkd.load(student)
+
+    def answers(place):
+        return [classify(LONG, **ways[place])[0]["score"] for _ in range(40)]
+
+    with ThreadPoolExecutor(len(ways)) as pool:
+        for expected, found in zip(answered, pool.map(answers, range(len(ways))), strict=True):
+            assert found == pytest.approx([expected] * 40, abs=1e-5)
+    assert len({round(each, 4) for each in answered}) == 4
 
 
 def test_int8_is_served_first_then_float_then_pytorch(student, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import socket
 import time
 from importlib.util import find_spec
@@ -100,23 +101,57 @@ def test_a_browser_shows_both_answers_and_the_rows_where_they_differ_and_asks_no
         page.close()
 
 
-def classifiers(folder: Path, tokenizer, *configs: dict) -> list:
+def saved(folder: Path, tokenizer, *configs: dict) -> list[Path]:
     """Models of the same weights with other configs."""
-    for place, config in enumerate(configs):
-        tiny_bert(layers=1, initializer_range=0.5, **config).save_pretrained(folder / str(place))
-        tokenizer.save_pretrained(folder / str(place))
-    return [load(folder / str(place)) for place in range(len(configs))]
+    folders = [folder / str(place) for place in range(len(configs))]
+    for path, config in zip(folders, configs, strict=True):
+        tiny_bert(layers=1, initializer_range=0.5, **config).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return folders
 
 
-def test_the_page_says_of_classes_whether_both_choose_the_same_whatever_their_case(tmp_path, tokenizer):
-    from nlpkd.serving.page import answer, verdict
+def told_of(page, texts: list[str]) -> list[list]:
+    """What a page shows of each text: whether its models agree, then answer and time of each."""
+    compare = next(each.fn for each in page.fns.values() if getattr(each.fn, "__name__", "") == "compare")
+    return [compare(text, "") for text in texts]
 
-    named = [{"id2label": dict(enumerate(names))} for names in (("neg", "pos"), (" NEG", "Pos"), ("pos", "neg"))]
-    same, spelled, turned = classifiers(tmp_path, tokenizer, *named)
-    for text in raw_rows(8)["text"]:
-        first, second, third = (answer(each, text)[0] for each in (same, spelled, turned))
-        assert verdict([same, spelled], [first, second]) == "They agree."
-        assert verdict([same, turned], [first, third]) == "They differ."
+
+def classifiers(folder: Path, tokenizer, *configs: dict) -> list:
+    return [load(path) for path in saved(folder, tokenizer, *configs)]
+
+
+ONE_CLASS = {"num_labels": 2}
+SEVERAL = {"num_labels": 2, "problem_type": "multi_label_classification"}
+CUT = SEVERAL | {"thresholds": (0.6, 0.4)}
+
+
+@pytest.mark.parametrize("others", [(" NEG", "Pos"), ("LABEL_0", "LABEL_1"), ("0", "1"), ("pos", "neg")])
+@pytest.mark.parametrize("task", [ONE_CLASS, SEVERAL, CUT], ids=["one", "many", "cut"])
+def test_a_page_says_of_labels_that_are_spelled_otherwise_what_it_says_of_the_same_names(
+    tmp_path, tokenizer, task, others
+):
+    texts, names = raw_rows(8)["text"][:], ("neg", "pos")
+    turned = others == ("pos", "neg")
+
+    def config(called):
+        cuts = {"thresholds": dict(zip(called, task["thresholds"], strict=True))} if "thresholds" in task else {}
+        return task | cuts | {"id2label": dict(enumerate(called))}
+
+    student, teacher = saved(tmp_path, tokenizer, config(names), config(others))
+    shown = told_of(make_trial(student, teacher), texts)
+    for agree, mine, _, theirs, _ in shown:
+        assert set(theirs) == set(names)
+        expected = dict(zip(names, [mine["pos"], mine["neg"]], strict=True)) if turned else mine
+        assert theirs == pytest.approx(expected)
+        assert turned or agree == "They agree."
+    assert not turned or task != ONE_CLASS or {row[0] for row in shown} == {"They differ."}
+
+
+def test_models_of_other_classes_are_not_compared(tmp_path, tokenizer):
+    named = [{"id2label": dict(enumerate(names))} for names in (("neg", "pos"), ("sport", "news"))]
+    student, teacher = saved(tmp_path, tokenizer, *named)
+    with pytest.raises(ValueError, match="the same classes, and the teacher's are others: label names contradict"):
+        make_trial(student, teacher)
 
 
 def test_the_page_says_of_several_labels_whether_both_give_the_same(tmp_path, tokenizer):
@@ -184,17 +219,25 @@ parts = {each["props"].get("elem_id"): each["props"] for each in page.get_config
 print(parts["answer-0"]["label"], parts["answer-1"]["label"], sep="\\n")
 rows = parts["rows"]["samples"]
 print(len(rows), "rows", "with" if any(row[1] for row in rows) else "without", "texts")
+compare = next(each.fn for each in page.fns.values() if getattr(each.fn, "__name__", "") == "compare")
+print(*(sorted(answer) for answer in compare("good", "")[1::2]), sep="\\n")
 """
 
 
 def test_the_space_has_the_page_without_texts_and_needs_no_nlpkd(folder, tmp_path):
+    # A teacher that does not say what its classes are called.
+    teacher = shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    unnamed = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (teacher / "config.json").write_text(json.dumps(config | unnamed))
     with HubServer() as hub:
-        for name in ("student", "teacher"):
-            hub.add_repo(f"alice/{name}", folder / name)
+        hub.add_repo("alice/student", folder / "student")
+        hub.add_repo("alice/teacher", teacher)
         environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN)
         done = run_program(["-c", MAKE_AND_RUN], tmp_path, environment)
         files = hub.files("alice/page", repo_type="space")
     said = f"{hub.url}/spaces/alice/page\nstudent: alice/student\nteacher: alice/teacher\n20 rows without texts\n"
+    said += "['<b>neg</b>', 'pos']\n" * 2
     assert done.stdout == said, done.stderr
     assert set(files) == {".gitattributes", "README.md", "app.py", "models.json", "requirements.txt"}
     about = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
