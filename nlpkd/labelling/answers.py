@@ -27,6 +27,10 @@ _MOST_TOLD = 10
 """How many refusals are told."""
 
 
+class NoneAnswered(ValueError):
+    """A teacher that is there refuses all texts that it is asked about."""
+
+
 class AnswerFile:
     """Answers of one teacher, a line of JSON each, after a first line that says whose they are.
 
@@ -130,9 +134,10 @@ class AnswerFile:
             One answer a text.
 
         Raises:
-            ValueError: if another run is asking, the teacher answers none of the texts, or not so many of them in a
-                row that it seems to answer none any more (the first one's row is named), or the budget does not
-                suffice; what was answered is kept, and what was refused too.
+            NoneAnswered: if the teacher refuses all of the texts.
+            ValueError: if another run is asking, the teacher can't be had, or does not answer so many texts in a row
+                that it seems to answer none any more (the first one's row is named), or the budget does not suffice;
+                what was answered is kept, and what was refused too.
         """
         known, budget = self.read(), budget or Budget()
         called: dict[str, str] = {}
@@ -154,7 +159,7 @@ class AnswerFile:
             kept = (
                 "" if self.path is None else f"; to ask again, delete their lines, those with null, from {self.path}"
             )
-            raise ValueError(
+            raise NoneAnswered(
                 f"{called[text]} ({text!r:.80}): {reason}. The teacher answers none of {len(refused)} texts{kept}"
             )
         told = "; ".join([f"{called[text]} ({reason})" for text, reason in refused.items()][:_MOST_TOLD])

@@ -15,6 +15,7 @@ from scipy.special import softmax
 
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report_text import Cells, markdown_table
+from nlpkd.labelling.answers import NoneAnswered
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import READING, as_texts
@@ -253,8 +254,8 @@ class Cascade:
             student answers although it is unsure, since the fallback does not. Of no texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair, settings that the cascade fixes, and a fallback that
-                answers none of the texts which are handed on.
+            ValueError: for what is neither a text nor a pair, settings that the cascade fixes, and a fallback whose
+                server does not reply.
         """
         if fixed := sorted({"top_k", "function_to_apply"} & settings.keys()):
             raise ValueError(f"a cascade gives one answer a text, with its probability: leave {', '.join(fixed)} out")
@@ -271,7 +272,11 @@ class Cascade:
         unsure = np.flatnonzero(~sure)
         if len(unsure):
             reading = {name: settings[name] for name in READING if name in settings}
-            told = self.fallback([texts[number] for number in unsure], **reading)
+            told: Sequence[tuple[str, float] | None] = [None] * len(unsure)
+            try:
+                told = self.fallback([texts[number] for number in unsure], **reading)
+            except NoneAnswered as refusal:
+                logger.warning("%s", refusal)
             if strange := {each[0] for each in told if each is not None} - set(labels):
                 raise ValueError(
                     f"the fallback answers {sorted(strange)[:5]}, and the student's classes are {labels[:20]}"

@@ -18,6 +18,7 @@ from nlpkd.cli import app
 from nlpkd.serving.cascade import CASCADE_NAME
 from nlpkd.teachers import FunctionTeacher
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.http import NoReply
 
 NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
 
@@ -237,8 +238,11 @@ class Paid(LabelingTeacher):
 
     def __init__(self, name="paid", refuses=()):
         self.classes, self.name, self.refuses, self.asked_about = ["pos", "neg"], name, set(refuses), []
+        self.away = False
 
     def probabilities(self, texts):
+        if self.away:
+            raise NoReply("nobody is there")
         self.asked_about += texts
         if self.refuses & {*texts}:
             raise ValueError("content_filter")
@@ -291,8 +295,10 @@ def test_a_text_that_the_fallback_refuses_costs_no_other_its_answer(models, stud
     assert [each["by"] for each in answers] == ["fallback", "fallback", "refused", *["fallback"] * 3]
     assert answers[2]["label"] == nlpkd.load(student)(some[2])[0]["label"]
     assert sorted(teacher.asked_about) == sorted(some) and (both.passed_on, both.refused) == (6, 1)
-    with pytest.raises(ValueError, match="content_filter"):
-        both(some[2])
+    assert both(some[2]) == answers[2:3], "a text alone has the answer that it has among others"
+    teacher.away = True
+    with pytest.raises(ValueError, match="nobody is there"):
+        both(some[0])
 
 
 def test_a_labelling_teacher_s_answers_are_in_the_student_s_words(models, student):
