@@ -242,6 +242,11 @@ class DistillationConfig(TrainingArguments):
                 "memory would leave the others waiting. Set per_device_train_batch_size lower, and "
                 "gradient_accumulation_steps higher, which changes no result of objectives on single rows"
             )
+        if self.eval_use_gather_object and self.world_size > 1:
+            raise ValueError(
+                "eval_use_gather_object=True would give metrics a list with the arrays of each process, and not the "
+                f"rows in their order, on {self.world_size} processes: leave it out"
+            )
         if self.auto_find_batch_size and self.train_sampling_strategy == "batch_rebalance":
             raise ValueError(
                 "auto_find_batch_size=True can't be had with train_sampling_strategy='batch_rebalance', which makes "
