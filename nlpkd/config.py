@@ -21,7 +21,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from nlpkd.tasks import MERITS, more_is_better
-from nlpkd.utils.field_types import check_field_types, check_share
+from nlpkd.utils.field_types import check_field_types, check_share, refuse_none
 from nlpkd.utils.packages import require
 
 _CHOICES = {
@@ -43,6 +43,10 @@ _OF_MORE_TYPES = {"fsdp", "resume_from_checkpoint", "dataloader_multiprocessing_
 
 _ENDLESS = {"max_grad_norm"}
 """What may be infinite: then gradients are measured, and not clipped."""
+
+
+_RESOLVED = {"output_dir", "debug", "use_cpu"}
+"""What TrainingArguments resolves where it is None."""
 
 
 _LEAST = {
@@ -172,6 +176,7 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""
         check_field_types(self, skipped={*_CHOICES, *_OF_MORE_TYPES}, endless=_ENDLESS)
+        refuse_none(self, skipped={*_CHOICES, *_RESOLVED})
         _refuse_lost_processes()
         if not torch.accelerator.is_available():
             # Without it, launched CPU processes each take themselves for the only one.
@@ -220,6 +225,11 @@ class DistillationConfig(TrainingArguments):
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would publish pickled state: use 'every_save' "
                 "or 'end'"
             )
+        if self.label_names is not None and list(self.label_names) != ["labels"]:
+            raise ValueError(
+                f"label_names={self.label_names!r} can't be had: labels are those of the column 'labels'. Rename the "
+                "column of yours, or leave label_names out"
+            )
         if self.save_on_each_node:
             raise ValueError(
                 "save_on_each_node=True would leave checkpoints without weights on all machines but the first, since "
@@ -231,6 +241,11 @@ class DistillationConfig(TrainingArguments):
                 f"auto_find_batch_size=True is for one process, and there are {self.world_size}: one that runs out of "
                 "memory would leave the others waiting. Set per_device_train_batch_size lower, and "
                 "gradient_accumulation_steps higher, which changes no result of objectives on single rows"
+            )
+        if self.eval_use_gather_object and self.world_size > 1:
+            raise ValueError(
+                "eval_use_gather_object=True would give metrics a list with the arrays of each process, and not the "
+                f"rows in their order, on {self.world_size} processes: leave it out"
             )
         if self.auto_find_batch_size and self.train_sampling_strategy == "batch_rebalance":
             raise ValueError(

@@ -1,5 +1,8 @@
 """Settings: fast where the machine is, and refused where they would do harm."""
 
+from dataclasses import fields
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 import torch
@@ -189,6 +192,32 @@ def test_fsdp_on_the_cpu_is_refused_since_accelerate_would_do_without_it(config,
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
     with pytest.raises(ValueError, match="FSDP was asked for, and training is on the CPU"):
         config(fsdp=fsdp, use_cpu=gpu)
+
+
+NUMBERS = [
+    field.name
+    for field in fields(DistillationConfig)
+    if get_type_hints(DistillationConfig)[field.name] in (int, float)
+]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "train_sampling_strategy", "length_column_name", "include_for_metrics"])
+def test_none_is_refused_where_it_is_no_value_of_a_setting(config, name):
+    """Trainer takes it, and ends at the first step that reads it."""
+    with pytest.raises(ValueError, match=f"^{name} must be .*{name}=None: leave it out for "):
+        config(**{name: None})
+
+
+def test_none_is_taken_where_it_is_a_value_or_a_switch_that_is_off(config):
+    settings = config(objective_learning_rate=None, eval_steps=None, lean_training=None, load_best_model_at_end=None)
+    assert not settings.load_best_model_at_end
+
+
+@pytest.mark.parametrize("names", [["labels", "input_ids"], ["label"], []])
+def test_other_labels_than_those_of_the_column_labels_are_refused(config, names):
+    with pytest.raises(ValueError, match="label_names=.* can't be had: labels are those of the column 'labels'"):
+        config(label_names=names)
+    assert config(label_names=["labels"]).label_names == ["labels"]
 
 
 def test_saving_on_each_machine_is_refused_where_transformers_would_leave_the_weights_out(config):

@@ -195,9 +195,9 @@ def _refuse_repeated(names: Iterable[Any], known: Mapping[str, Any], place: str)
 
 
 def _fields() -> set[str]:
-    from nlpkd.config import DistillationConfig
+    from nlpkd.data.arguments import training_settings
 
-    return set(DistillationConfig.__dataclass_fields__)
+    return training_settings()
 
 
 def _parameters(context: typer.Context) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def training_config(given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         given: the arguments by name.
 
     Returns:
-        The `DistillationConfig`, and the arguments that are no fields of it.
+        The `DistillationConfig`, and the arguments that are no settings of a training.
     """
     from nlpkd.config import DistillationConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nlpkd.augment.ways import AUTO, way_for
 from nlpkd.config import DistillationConfig
-from nlpkd.data.arguments import DataArguments
+from nlpkd.data.arguments import DataArguments, training_settings
 from nlpkd.data.sources import identity_of_source
 from nlpkd.hub.saving import CARD_NAME
 from nlpkd.models.source import identity_of_model
@@ -116,13 +116,13 @@ class FrontierStudent:
     def plan(self, num_seeds: int) -> Plan:
         """Plan its training with so many seeds."""
         args = self._settings()
-        options = self.arguments.keys() - vars(args).keys() - {"baseline_dir"}
+        options = self.arguments.keys() - training_settings() - {"baseline_dir"}
         return plan_distillation(
             args, trainings=num_seeds, student=self.name, **{name: self.arguments[name] for name in options}
         )
 
     def _settings(self) -> DistillationConfig:
-        of_training = {each.name for each in fields(DistillationConfig)} & self.arguments.keys()
+        of_training = training_settings() & self.arguments.keys()
         return DistillationConfig(str(self.folder), **{name: self.arguments[name] for name in of_training})
 
     def _cache(self, shared: Path) -> Path:
@@ -150,8 +150,7 @@ def _identity(argument: str, value: Any) -> Any:
 def _ship_teacher(teacher: str | Path, **keywords: Any) -> None:
     """Make the teacher smaller as it is, its vocabulary trimmed or whole, and measure that beside it."""
     data_args, keywords = DataArguments.split_keywords(keywords)
-    names = {each.name for each in fields(DistillationConfig) if not each.name.startswith("augment")}
-    names -= {"resume_from_checkpoint"}
+    names = {name for name in training_settings() if not name.startswith("augment")} - {"resume_from_checkpoint"}
     args = DistillationConfig(**{name: value for name, value in keywords.items() if name in names})
     wanted = ("train", "validation", "test", "ship", "vocabulary", "teacher_dtype", "trust_remote_code")
     options = {name: keywords[name] for name in wanted if name in keywords}

@@ -91,10 +91,7 @@ class DataArguments:
         Raises:
             ValueError: for a keyword that is neither; it says which ones were probably meant.
         """
-        from nlpkd.config import DistillationConfig
-
-        known = {field.name for field in fields(DistillationConfig)}
-        return cls.split_of(function, keywords, known, "a setting of a training")
+        return cls.split_of(function, keywords, training_settings(), "a setting of a training")
 
     @classmethod
     def split_of(
@@ -147,3 +144,10 @@ class DataArguments:
             problem_type=self.problem_type or task_of(config),
             label_names=self.label_names or Classes.of(config.id2label).names,
         )
+
+
+def training_settings() -> set[str]:
+    """Name the settings of a training, by which `DistillationConfig` has them; `label_names` say how text is read."""
+    from nlpkd.config import DistillationConfig
+
+    return {field.name for field in fields(DistillationConfig)} - {field.name for field in fields(DataArguments)}

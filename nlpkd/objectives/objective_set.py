@@ -257,7 +257,7 @@ class ObjectiveSet(nn.Module):
         return [group for group in groups if group["params"]]
 
     def join(self, optimizer: torch.optim.Optimizer, args: DistillationConfig, lr_scheduler: Any = None) -> None:
-        """Give an optimizer the own parameters that are trained, the same ones on all processes, unless it has them.
+        """Give an optimizer those own parameters that are trained and that it lacks, the same on all processes.
 
         Args:
             optimizer: changed in place.
@@ -269,7 +269,7 @@ class ObjectiveSet(nn.Module):
         """
         parameters = self.trained()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not parameters or id(parameters[0]) in known:
+        if all(id(parameter) in known for parameter in parameters):
             return
         if lr_scheduler is not None:
             raise ValueError(
@@ -278,7 +278,8 @@ class ObjectiveSet(nn.Module):
             )
         broadcast([parameter.data for parameter in parameters])
         for group in self.parameter_groups(args):
-            optimizer.add_param_group(group)
+            if missing := [parameter for parameter in group["params"] if id(parameter) not in known]:
+                optimizer.add_param_group(group | {"params": missing})
 
     def average_gradients(self, accelerator: Any) -> None:
         """Average the gradients of the own parameters over all processes, in one reduction.

@@ -7,14 +7,17 @@ import logging
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from torch import nn
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import has_length
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.rows import describe_rows
+from nlpkd.data.rows import describe_rows, makes_batches
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.utils.files import (
     explain_full_disk,
@@ -31,8 +34,7 @@ logger = logging.getLogger(__name__)
 RUN_RECORD = "distillation_run.json"
 """In every checkpoint, and beside a finished student: what the run's result depends on."""
 
-# Logging, evaluation and saving change no result, nor does how a step's rows are split into micro-batches and
-# processes, but for objectives that relate the rows of a micro-batch.
+# In every record.
 _SETTINGS = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
     "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed",
@@ -40,6 +42,33 @@ _SETTINGS = (
     "objective_learning_rate", "weighting", "weighting_learning_rate", "anchor_weight", "ensemble_average",
     "ensemble_weights", "lean_training",
 )  # fmt: skip
+
+# Logging, evaluation, saving and pushing change no result, nor do kernels, memory and machines, but for rounding. Nor
+# does how a step's rows are split into micro-batches and processes, but for objectives that relate the rows of a
+# micro-batch. Label smoothing and further rows are told of with the objectives and the rows. All other settings are in
+# the record where they are not the default.
+_WITHOUT_INFLUENCE = frozenset({
+    "output_dir", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
+    "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "debug",
+    "skip_memory_metrics", "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay",
+    "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches",
+    "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "label_names",
+    "bf16_full_eval", "fp16_full_eval", "save_only_model", "save_strategy", "save_steps", "save_on_each_node",
+    "save_total_limit", "enable_jit_checkpoint", "load_best_model_at_end", "metric_for_best_model",
+    "greater_is_better", "resume_from_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint",
+    "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+    "tf32", "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
+    "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps", "full_determinism", "use_cpu",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "remove_unused_columns", "local_rank", "parallelism_config", "fsdp",
+    "fsdp_config", "deepspeed", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_static_graph", "ddp_backend", "ddp_timeout", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "average_tokens_across_devices", "auto_find_batch_size", "label_smoothing_factor", "teacher_check",
+    "cache_teacher", "teacher_cache_dir", "compact_embeddings", "cuda_graphs", "rehearsal", "bootstrap_samples",
+    "latency_runs", "html_report", "augment", "augment_copies", "augment_change", "augment_texts", "augment_model",
+})  # fmt: skip
 
 LENGTH = ("num_train_epochs", "max_steps")
 """Settings of a training's length."""
@@ -222,17 +251,37 @@ def describe_lessons(
 ) -> dict[str, Any]:
     """Describe what a training's result depends on beside its student and its length; see `describe_run`."""
     settings = args.to_dict()
-    result = {name: settings.get(name) for name in _SETTINGS}
+    result = {name: settings.get(name) for name in _SETTINGS} | _other_settings(settings)
     result["rows of an optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if objectives.couple_rows:
         result |= {"rows of a micro-batch": args.train_batch_size, "processes": args.world_size}
-    result |= describe_rows(rows, columns, "training")
+    if not makes_batches(rows) and not has_length(rows) and args.dataloader_num_workers > 1:
+        # They share such rows out among themselves.
+        result["dataloader_num_workers"] = args.dataloader_num_workers
+    result |= describe_rows(rows, [*columns, *_ordered_by(args)], "training")
     for name, objective in zip(objectives.names, objectives, strict=True):
         result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}
     if teacher is not None and objectives.need_teacher:
         result |= {"the teacher's weights": hash_weights(teacher)}
         result |= {"the teacher's configuration": configuration_in_run(teacher)}
     return result
+
+
+def _other_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what is set otherwise than by default, of the settings that no record needs to have."""
+    usual = {field.name: field.default for field in fields(DistillationConfig)} | {"accelerator_config": {}}
+    plain = AcceleratorConfig().to_dict()
+    sharing = settings["accelerator_config"].items()
+    given = settings | {"accelerator_config": {name: value for name, value in sharing if value != plain.get(name)}}
+    names = usual.keys() - {*_SETTINGS, *LENGTH, *_WITHOUT_INFLUENCE}
+    return {name: given[name] for name in sorted(names) if given[name] != usual[name]}
+
+
+def _ordered_by(args: DistillationConfig) -> list[str]:
+    """Name the column that the order of rows goes by, if there is one; see `nlpkd.training.batches.loaders`."""
+    name, order = args.length_column_name, args.train_sampling_strategy
+    kept = order == "batch_rebalance" and not args.remove_unused_columns
+    return [name] if kept or (order == "group_by_length" and name != "length") else []
 
 
 def _describe_student(model: Any) -> dict[str, Any]:

@@ -257,13 +257,18 @@ class EvaluatingTrainer(ResumableTrainer):
         logits = self._metrics.with_agreement(student.logits.detach(), None if teacher is None else teacher.logits)
         return loss, logits, labels
 
+    @property
+    def _has_own_loss(self) -> bool:
+        """Whether a subclass of the user's says what the loss of an evaluation is, batch by batch."""
+        return is_foreign(type(self).compute_loss) or is_foreign(type(self).prediction_step)
+
     def _add_to_loss(self, student: Any, teacher: Any, inputs: dict[str, Any]) -> Tensor:
         """Add a batch to the evaluation's loss, without the rows that fill up the last batch of several processes."""
         state, rows = self.accelerator.gradient_state, len(student.logits)
         real = rows
         if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
             real = min(max(state.remainder - self.args.process_index * rows, 0), rows)
-        if real == rows or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if real == rows or self.is_fsdp_enabled or self.is_deepspeed_enabled or self._has_own_loss:
             return self._evaluation.add(student, teacher, inputs)
         if real:
             # By the model itself, since the other processes may have no such rows.
@@ -293,6 +298,7 @@ class EvaluatingTrainer(ResumableTrainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        if (loss := self._evaluation.value()) is not None and output.metrics is not None:
+        loss = None if self._has_own_loss else self._evaluation.value()
+        if loss is not None and output.metrics is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = loss
         return output._replace(predictions=split_agreement(output.predictions)[0])

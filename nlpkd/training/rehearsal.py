@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, recursively_apply
 from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
+from torch import Tensor
 from transformers import EvalPrediction
+from transformers.trainer_pt_utils import EvalLoopContainer
 
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.inference import in_eval_mode
 from nlpkd.utils.files import MODEL_NOT_SAVED, staging_folder
+from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.randomness import undrawn
 
 ROWS = 4
@@ -52,7 +55,7 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
         for name, rows in sets.items():
             found = None if rows is None else _try_evaluation(trainer, rows, name)
             metrics = None if found is None or metrics is None else metrics | found
-        _check_best_metric(trainer.args, metrics)
+        _check_best_metric(trainer.args, None if _others_add_metrics(trainer) else metrics)
         if trainer.is_world_process_zero():
             with staging_folder(Path(trainer.args.output_dir), _STAGING, MODEL_NOT_SAVED) as folder:
                 with _named("saving student and tokenizer"):
@@ -88,7 +91,10 @@ def rows_to_try(rows: Any) -> Any:
 
 def _try_rows(trainer: Any, rows: Any, split: str) -> tuple[Any, Any, Any, Any]:
     """Run some rows as the training or an evaluation would; return them, the loss, the predictions and the labels."""
-    few = None if rows is None else rows_to_try(rows)
+    training = split == "training"
+    loader = trainer.get_train_dataloader if training else trainer.get_eval_dataloader
+    # Which batches a loader of the user's makes of them, it alone knows.
+    few = None if rows is None or is_foreign(loader) else rows_to_try(rows)
     if few is None:
         return None, None, None, None
     trainer._signals.refuse_unknown_tokens(rows, split)
@@ -98,11 +104,12 @@ def _try_rows(trainer: Any, rows: Any, split: str) -> tuple[Any, Any, Any, Any]:
         if not isinstance(few, Dataset):
             collate = trainer._get_collator_with_removed_columns(collate, split)
         batch = collate([kept[number] for number in range(len(kept))])
-        if split == "training":
+        if training:
             with torch.no_grad():
                 loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
             return few, loss, None, None
-        return few, *trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+        loss_alone = trainer.args.prediction_loss_only or trainer.compute_metrics is None
+        return few, *trainer.prediction_step(trainer.model, batch, prediction_loss_only=loss_alone)
 
 
 def _try_evaluation(trainer: Any, rows: Any, name: str) -> dict[str, float] | None:
@@ -115,27 +122,48 @@ def _try_evaluation(trainer: Any, rows: Any, name: str) -> dict[str, float] | No
     times = dict.fromkeys((prefix + each for each in _TIMES), 0.0)
     metrics = times if loss is None else times | {f"{prefix}loss": float(loss)}
     args, compute = trainer.args, trainer.compute_metrics
-    if compute is None or labels is None:
+    if compute is None or logits is None or labels is None:
         return metrics
-    column = label_column(rows)
-    if args.batch_eval_metrics or args.include_for_metrics or not isinstance(rows, Dataset) or column is None:
+    every = _all_labels(rows, labels)
+    own_outputs = is_foreign(trainer.prediction_step)
+    if args.batch_eval_metrics or args.include_for_metrics or every is None or own_outputs:
         return None
     with _named(f"the metrics of the {split} rows"):
-        if trainer.preprocess_logits_for_metrics is not None:
-            logits = trainer.preprocess_logits_for_metrics(logits, labels)
-        # All labels, each beside the prediction for one of the rows that were tried.
-        places = np.arange(len(rows)) % len(few)
-        predictions = _at(logits, places)
         trainer._metrics.begin(rows)
-        found = compute(EvalPrediction(predictions, np.asarray(rows.with_format(None)[column][:])))
+        found = compute(_gathered(trainer, logits, len(few), every))
     return metrics | {prefix + str(key).removeprefix(prefix): value for key, value in found.items()}
 
 
-def _at(values: Any, places: np.ndarray) -> Any:
-    """Take the predictions at some places, of each part of a tuple."""
-    if isinstance(values, (tuple, list)):
-        return tuple(_at(each, places) for each in values)
-    return values.float().cpu().numpy()[places]
+def _all_labels(rows: Any, some: Any) -> Tensor | None:
+    """Return the labels of all rows as batches have those of some; None where the column does not tell them."""
+    column = label_column(rows) if isinstance(rows, Dataset) else None
+    if column is None or not isinstance(some, Tensor):
+        return None
+    labels = np.asarray(rows.with_format(None)[column][:])
+    if labels.dtype.kind not in "biuf" or labels.shape[1:] != some.shape[1:]:
+        return None
+    return torch.as_tensor(labels).to(some)
+
+
+def _gathered(trainer: Any, logits: Any, count: int, labels: Tensor) -> EvalPrediction:
+    """Gather all labels as an evaluation does, each beside the logits of one of the `count` rows that were tried."""
+    args, preprocess = trainer.args, trainer.preprocess_logits_for_metrics
+    joined = args.eval_do_concat_batches
+    predictions, answers = (EvalLoopContainer(joined, padding_index=-100) for _ in range(2))
+    size = len(labels) if joined else args.eval_batch_size * args.world_size
+    for numbers in torch.arange(len(labels), device=labels.device).split(size):
+        outputs, batch = recursively_apply(lambda each: each[numbers % count], logits), labels[numbers]  # noqa: B023
+        predictions.add(outputs if preprocess is None else preprocess(outputs, batch))
+        answers.add(batch)
+    return EvalPrediction(predictions.get_arrays(), answers.get_arrays())
+
+
+def _others_add_metrics(trainer: Any) -> bool:
+    """Check whether somebody's own method or callback gets an evaluation's metrics, and may add to them."""
+    kinds = [type(each) for each in trainer.callback_handler.callbacks]
+    methods = [getattr(trainer, name) for name in ("evaluate", "evaluation_loop", "_evaluate", "log")]
+    events = [getattr(kind, name, kind) for kind in kinds for name in ("on_evaluate", "on_log")]
+    return any(map(is_foreign, [*methods, *events]))
 
 
 def _check_best_metric(args: Any, metrics: Mapping[str, float] | None) -> None:
@@ -145,8 +173,9 @@ def _check_best_metric(args: Any, metrics: Mapping[str, float] | None) -> None:
         return
     if (best if best.startswith("eval_") else f"eval_{best}") not in metrics:
         names = sorted(name.removeprefix("eval_") for name in metrics)
+        why = ", with prediction_loss_only=True" if args.prediction_loss_only else ""
         raise ValueError(
-            f"metric_for_best_model={best!r} is no metric of an evaluation here: choose one of {', '.join(names)}"
+            f"metric_for_best_model={best!r} is no metric of an evaluation here{why}: choose one of {', '.join(names)}"
         )
 
 

@@ -340,9 +340,15 @@ class DistillationTrainer(SearchingTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with groups of their own for the objectives' parameters."""
         optimizer = super().create_optimizer(model)
-        self._lean.follow(optimizer)
         self.objectives.join(optimizer, self.args, self.lr_scheduler)
         return optimizer
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        # Called between optimizer and schedule, and no hook for users: `create_optimizer` may be one's own.
+        if training and self.optimizer is not None:
+            self.objectives.join(self.optimizer, self.args, self.lr_scheduler)
+            self._lean.follow(self.optimizer)
+        return super()._wrap_model(model, training, dataloader)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from numbers import Integral, Real
 from types import UnionType
@@ -32,6 +32,27 @@ def check_field_types(settings: Any, skipped: Collection[str] = (), endless: Col
     kind: Any = type(settings)
     names = [field.name for field in fields(settings) if field.name not in skipped]
     check_types({name: getattr(settings, name, None) for name in names}, _hints(kind), endless)
+
+
+def refuse_none(settings: Any, skipped: Collection[str] = ()) -> None:
+    """Refuse None where neither a field's type nor its default is it; a switch that is None is off.
+
+    Args:
+        settings: an instance of a dataclass.
+        skipped: names of fields that are resolved or checked elsewhere.
+
+    Raises:
+        ValueError: for the first such field; it is named, with its default.
+    """
+    kind: Any = type(settings)
+    for field in fields(settings):
+        hint = _hints(kind)[field.name]
+        default: Any = field.default if field.default_factory is MISSING else field.default_factory()
+        free = field.name in skipped or default is None or {bool, type(None)} & {hint, *get_args(hint)}
+        if not free and getattr(settings, field.name) is None:
+            raise ValueError(
+                f"{field.name} must be {_described(hint)}, got {field.name}=None: leave it out for {default!r}"
+            )
 
 
 def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], endless: Collection[str] = ()) -> None:

@@ -82,3 +82,13 @@ def test_rows_whose_classes_are_named_otherwise_are_other_rows(tmp_path):
     student(tmp_path / "out", train=raw_rows(9))
     with pytest.raises(ValueError, match="was made otherwise: train"):
         student(tmp_path / "out", train=raw_rows(9, names=("pos", "neg")))
+
+
+def test_a_plan_reads_the_labels_by_the_names_that_are_given(tmp_path, tokenizer):
+    """`TrainingArguments` has a `label_names` too, which names columns."""
+    model(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    given = {"teacher": str(tmp_path / "teacher"), "train": raw_rows(9, seed=1), "label_names": ["cold", "hot"]}
+    planned = FrontierStudent.of("layers:1", tmp_path / "out", given, {"report_to": "none"})
+    with pytest.raises(ValueError, match="are not those of the rows"):
+        planned.plan(1)

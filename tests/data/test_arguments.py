@@ -1,12 +1,13 @@
 """A keyword that a function does not have is refused by name, before anything is loaded."""
 
 import inspect
+from dataclasses import fields
 
 import pytest
 
 import nlpkd
 from nlpkd.compression import compress
-from nlpkd.data.arguments import DataArguments
+from nlpkd.data.arguments import DataArguments, training_settings
 from nlpkd.pipeline.export import export_student
 from nlpkd.pipeline.tune import tune
 from nlpkd.pipeline.verify import verify
@@ -67,3 +68,8 @@ def test_known_keywords_are_separated():
         {"seed": 3},
     )
     assert DataArguments.split_of(nlpkd.cascade, {}) == (DataArguments(), {})
+
+
+def test_no_name_is_both_a_setting_of_a_training_and_of_how_text_is_read():
+    assert "learning_rate" in training_settings()
+    assert not training_settings() & {field.name for field in fields(DataArguments)}

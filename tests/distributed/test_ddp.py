@@ -245,6 +245,15 @@ def test_a_batch_size_is_found_by_one_process_only(alone, several):
         assert f"for one process, and there are {len(several.records)}" in record["auto_find_batch_size"]
 
 
+def test_predictions_are_gathered_as_objects_by_one_process_only(alone, several):
+    assert alone.records[0]["eval_use_gather_object"] is None
+    for record in several.records:
+        assert (
+            f"of each process, and not the rows in their order, on {len(several.records)}"
+            in (record["eval_use_gather_object"])
+        )
+
+
 def test_fewer_rows_than_processes_are_refused_on_all_of_them(alone, several):
     assert alone.records[0]["one_row"] is None
     for record in several.records:

@@ -145,6 +145,7 @@ def run(given: Path, out: Path, batch: int, accumulation: int) -> None:
         ],
         "one_row": refusal(lambda: make(rows.select([0]), matching()).train()),
         "auto_find_batch_size": refusal(lambda: make(rows, matching(), auto_find_batch_size=True)),
+        "eval_use_gather_object": refusal(lambda: make(rows, matching(), eval_use_gather_object=True).evaluate()),
     }
     rank = matched.args.process_index
     weights = {key: tensor for name, trainer in trainers.items() for key, tensor in parts(trainer, name).items()}

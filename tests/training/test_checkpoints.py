@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
 from samples import tiny_bert
 
-from nlpkd import DistillationTrainer, cache_teacher_outputs, make_student
+from nlpkd import DistillationConfig, DistillationTrainer, cache_teacher_outputs, make_student
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
+from nlpkd.training.checkpoints import _SETTINGS, _WITHOUT_INFLUENCE, LENGTH
 
 
 @pytest.fixture
@@ -17,11 +19,12 @@ def run(settings, make_rows, tokenizer, tmp_path):
     """Make a trainer of the same run but for what is given."""
     teacher = tiny_bert(4, seed=1)
 
-    def make(**given):
+    def make(config=None, **given):
         given = {"model": make_student(teacher, 2), "train_dataset": make_rows(32)} | given
+        config = {"output_dir": str(tmp_path / "run"), "save_strategy": "steps", "save_steps": 2} | (config or {})
         return DistillationTrainer(
             teacher_model=teacher,
-            args=settings(output_dir=str(tmp_path / "run"), save_strategy="steps", save_steps=2),
+            args=settings(**config),
             objectives=[CrossEntropyLoss(), ForwardKLLoss()],
             processing_class=tokenizer,
             **given,
@@ -107,3 +110,78 @@ def test_logits_that_came_with_the_rows_are_part_of_a_run(run, make_rows, tokeni
     with pytest.raises(ValueError, match="what differs: the training rows' teacher_logits"):
         run(train_dataset=kept(tiny_bert(4, seed=2), "other")).train(resume_from_checkpoint=True)
     run(train_dataset=ours).train(resume_from_checkpoint=True)
+
+
+def sized(rows, factor=7):
+    return rows.add_column("size", [factor * number % len(rows) for number in range(len(rows))])
+
+
+def order(trainer):
+    """The texts in the order in which an epoch has them."""
+    torch.manual_seed(0)
+    batches = [batch["input_ids"] for batch in trainer.get_train_dataloader()]
+    return [[token for token in text if token] for batch in batches for text in batch.tolist()]
+
+
+ORDERED = {
+    "length_column_name": {"length_column_name": "size"},
+    "accelerator_config": {"accelerator_config": {"use_seedable_sampler": False}},
+    "seed": {"seed": 7},
+    "data_seed": {"data_seed": 7},
+    "dataloader_drop_last": {"dataloader_drop_last": True, "per_device_train_batch_size": 7},
+    "train_sampling_strategy": {"train_sampling_strategy": "sequential"},
+}
+KINDS = {
+    "group_by_length": {"length_column_name", "seed", "data_seed", "dataloader_drop_last", "train_sampling_strategy"},
+    "batch_rebalance": {"dataloader_drop_last", "train_sampling_strategy"},
+    "random": {"accelerator_config", "data_seed", "dataloader_drop_last", "train_sampling_strategy"},
+}
+"""What changes the order here, where torch's own seed is set beside it."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_changes_the_order_of_rows_is_part_of_a_run(kind, run, make_rows):
+    usual, rows = {"train_sampling_strategy": kind, "gradient_accumulation_steps": 2}, sized(make_rows(32))
+    plain = run(usual, train_dataset=rows)
+    record, texts = plain.describe_run()["result"], order(plain)
+    assert order(run(usual, train_dataset=rows)) == texts
+    changed = set()
+    for name, config in ORDERED.items():
+        other = run(usual | config, train_dataset=rows)
+        if order(other) != texts:
+            changed.add(name)
+            assert other.describe_run()["result"] != record, name
+    assert changed == KINDS[kind]
+
+
+def test_a_run_whose_rows_would_come_in_another_order_is_not_resumed(run, make_rows, tmp_path):
+    rows = sized(make_rows(32))
+    run(train_dataset=rows).train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    for config, said in (
+        ({"length_column_name": "size"}, "length_column_name .None in the checkpoint, size here."),
+        (ORDERED["accelerator_config"], "accelerator_config .None in the checkpoint, {'use_seedable_sampler': False}"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(config, train_dataset=rows).train(resume_from_checkpoint=True)
+    by_size = {"length_column_name": "size"}
+    first, second = (run(by_size, train_dataset=sized(make_rows(32), factor)) for factor in (7, 5))
+    told = [trainer.describe_run()["result"]["the training rows' size"] for trainer in (first, second)]
+    assert told[0] != told[1], "the numbers that the order goes by count, though nothing else reads them"
+
+
+def test_workers_count_where_they_share_out_rows_without_a_length(run, make_rows):
+    told = {}
+    for name, rows in (("sized", make_rows(32)), ("unsized", make_rows(32).to_iterable_dataset(2))):
+        for workers in (0, 2):
+            config = {"dataloader_num_workers": workers, "max_steps": 2}
+            told[name, workers] = run(config, train_dataset=rows).describe_run()["result"]
+    assert told["sized", 0] == told["sized", 2] and told["unsized", 0] != told["unsized", 2]
+
+
+def test_the_record_of_usual_settings_has_no_more_of_them_than_in_earlier_versions(run):
+    """So that their checkpoints are resumed from."""
+    told = run().describe_run()["result"].keys() & {field.name for field in fields(DistillationConfig)}
+    assert told == set(_SETTINGS)
+    assert not _WITHOUT_INFLUENCE & {*_SETTINGS, *LENGTH}
+    assert {*_SETTINGS, *LENGTH, *_WITHOUT_INFLUENCE} <= {field.name for field in fields(DistillationConfig)}

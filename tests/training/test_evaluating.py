@@ -144,6 +144,23 @@ def test_a_loss_of_ones_own_is_the_evaluations_too(build):
     assert own.evaluate()["eval_loss"] == pytest.approx(once)
 
 
+def test_the_loss_that_an_own_step_of_the_evaluation_returns_is_the_evaluations(build):
+    class Own(DistillationTrainer):
+        def prediction_step(self, *arguments, **options):
+            _, logits, labels = super().prediction_step(*arguments, **options)
+            return torch.tensor(7.0), logits, labels
+
+    class Unlabelled(DistillationTrainer):
+        def prediction_step(self, *arguments, **options):
+            return None, *super().prediction_step(*arguments, **options)[1:]
+
+    config = {"per_device_eval_batch_size": 8}
+    found = build(kind=Own, config=config).evaluate()
+    assert found["eval_loss"] == 7.0
+    assert found["eval_accuracy"] == build(config=config).evaluate()["eval_accuracy"]
+    assert "eval_loss" not in build(kind=Unlabelled, config=config).evaluate()
+
+
 def test_batches_that_are_not_joined_give_the_same_metrics_and_their_logits_alone(build):
     seen = []
 

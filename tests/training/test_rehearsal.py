@@ -45,9 +45,10 @@ def trained(tokenizer, rows, held_out, args, **options):
     settings = {"teacher_model": tiny_bert(seed=1), "objectives": [ForwardKLLoss()]} | options
     model = settings.pop("model", None) or tiny_bert()
     try:
-        trainer = DistillationTrainer(
+        callbacks = [steps, *settings.pop("callbacks", [])]
+        trainer = settings.pop("kind", DistillationTrainer)(
             model, args=args, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer,
-            callbacks=[steps], **settings,
+            callbacks=callbacks, **settings,
         )  # fmt: skip
         trainer.train()
     except Exception as error:
@@ -129,6 +130,111 @@ def test_metrics_are_tried_on_all_labels_of_the_set(tokenizer, make_rows, settin
     held_out = make_rows(30, 1)
     trained(tokenizer, make_rows(16), held_out, settings(), compute_metrics=count)
     assert seen == [((30, 2), held_out["labels"][:])]
+
+
+def shape_of(values):
+    """What metrics may depend on beside the numbers: kinds, dtypes, and how the arrays lie in each other."""
+    if isinstance(values, dict):
+        return {name: shape_of(each) for name, each in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values), [shape_of(each) for each in values]
+    return type(values), values.dtype, values.shape
+
+
+PREPROCESSED = {
+    "logits": None,
+    "classes": lambda logits, labels: logits.argmax(-1),
+    "half": lambda logits, labels: logits.half(),
+    "tuple": lambda logits, labels: (logits.argmax(-1), logits),
+    "list": lambda logits, labels: [logits.argmax(-1), logits],
+    "dict": lambda logits, labels: {"right": logits.argmax(-1) == labels, "nested": (logits,)},
+}
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("kind", PREPROCESSED)
+def test_metrics_get_the_same_in_the_rehearsal_as_in_an_evaluation(kind, joined, tokenizer, make_rows, settings):
+    seen = []
+
+    def metrics(prediction):
+        labels = prediction.label_ids if joined else np.concatenate(prediction.label_ids)
+        seen.append((shape_of(prediction.predictions), shape_of(prediction.label_ids), labels.tolist()))
+        return {"own": 1.0}
+
+    args = settings(eval_strategy="epoch", eval_do_concat_batches=joined, per_device_eval_batch_size=8)
+    trained(
+        tokenizer, make_rows(8), make_rows(20, 1), args,
+        compute_metrics=metrics, preprocess_logits_for_metrics=PREPROCESSED[kind],
+    )  # fmt: skip
+    rehearsed, evaluated = seen
+    assert rehearsed == evaluated
+
+
+class Cost(TrainerCallback):
+    def on_evaluate(self, args, state, control, metrics, **given):
+        metrics["eval_cost"] = 1.0
+
+
+class LogsCost(TrainerCallback):
+    def on_log(self, args, state, control, logs, **given):
+        logs["eval_cost"] = 1.0
+
+
+class Evaluates(DistillationTrainer):
+    def evaluate(self, *arguments, **options):
+        return super().evaluate(*arguments, **options) | {"eval_cost": 1.0}
+
+
+class Loops(DistillationTrainer):
+    def evaluation_loop(self, *arguments, **options):
+        output = super().evaluation_loop(*arguments, **options)
+        output.metrics["eval_cost"] = 1.0
+        return output
+
+
+class OwnLabels(DistillationTrainer):
+    def prediction_step(self, *arguments, **options):
+        loss, logits, labels = super().prediction_step(*arguments, **options)
+        return loss, logits, (labels, labels)
+
+
+class OwnBatches(DistillationTrainer):
+    """Batches of its own, which the rows in `eval_dataset` would not make."""
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return super().get_eval_dataloader(self.train_dataset)
+
+
+BY_COST = {
+    "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
+    "metric_for_best_model": "cost", "greater_is_better": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("who", [Cost(), LogsCost(), Evaluates, Loops])
+def test_a_metric_that_somebody_adds_to_an_evaluation_chooses_the_best(who, tokenizer, make_rows, settings):
+    given = {"kind": who} if isinstance(who, type) else {"callbacks": [who]}
+    assert trained(tokenizer, make_rows(8), make_rows(8, 1), settings(**BY_COST), **given).state.best_metric == 1.0
+
+
+@pytest.mark.parametrize("kind", [OwnLabels, OwnBatches])
+def test_what_a_subclass_makes_of_an_evaluation_is_not_guessed(kind, tokenizer, make_rows, settings):
+    def metrics(prediction):
+        both = prediction.label_ids
+        return {"cost": float(isinstance(both, tuple) or len(both) == 16)}
+
+    rows = make_rows(8, 1) if kind is OwnLabels else long_rows(tokenizer)
+    run = trained(tokenizer, make_rows(16), rows, settings(**BY_COST), kind=kind, compute_metrics=metrics)
+    assert run.state.best_metric == 1.0
+
+
+def test_a_metric_that_prediction_loss_only_leaves_out_is_named_before_the_first_step(tokenizer, make_rows, settings):
+    args = settings(prediction_loss_only=True, **BY_COST | {"metric_for_best_model": "accuracy"})
+    with pytest.raises(ValueError, match="'accuracy' is no metric.*with prediction_loss_only=True") as raised:
+        trained(tokenizer, make_rows(16), make_rows(8, 1), args)
+    assert raised.value.steps == 0
+    loss = settings(prediction_loss_only=True, **BY_COST | {"metric_for_best_model": "loss"})
+    assert trained(tokenizer, make_rows(16), make_rows(8, 1), loss).state.best_metric is not None
 
 
 @pytest.mark.parametrize("best, known", [("f1", False), ("agreement", True), ("eval_loss", True), ("runtime", True)])

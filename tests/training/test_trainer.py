@@ -659,6 +659,29 @@ class TestArgumentsOfTrainer:
         trainer.train()
         assert differ(weights(trainer.objectives), before) > 0
 
+    @pytest.mark.parametrize("known", ["none", "projections", "all"])
+    def test_own_create_optimizer_trains_projections_and_weights_too(self, known, make_rows, settings, tokenizer):
+        class Own(DistillationTrainer):
+            def create_optimizer(self, model=None):
+                own = {
+                    "none": [],
+                    "projections": self.objectives.objectives.parameters(),
+                    "all": self.objectives.trained(),
+                }
+                self.optimizer = torch.optim.SGD([*self.model.parameters(), *own[known]], lr=0.1)
+                return self.optimizer
+
+        trainer = Own(
+            model=tiny_bert(hidden=8), teacher_model=tiny_bert(layers=4, seed=1), objectives=everything(),
+            train_dataset=make_rows(16), processing_class=tokenizer, args=settings(weighting="uncertainty"),
+        )  # fmt: skip
+        before = weights(trainer.objectives)
+        trainer.train()
+        after = weights(trainer.objectives)
+        assert all(differ({name: after[name]}, {name: before[name]}) > 0 for name in before)
+        given = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+        assert len(given) == len({id(parameter) for parameter in given})
+
     def test_activation_checkpointing_changes_no_loss(self, make_rows, settings, tokenizer):
         runs = []
         for checkpointing in (False, True):

@@ -8,7 +8,7 @@ import pytest
 
 from nlpkd import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.utils.field_types import check_counts, check_field_types, check_share
+from nlpkd.utils.field_types import check_counts, check_field_types, check_share, refuse_none
 
 WRONG = {bool: "False", int: "8", float: "0.1", str: 5}
 SCALARS = [
@@ -45,6 +45,14 @@ class Settings:
 def test_other_numbers_and_lists_of_other_things_are_refused(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be "):
         check_field_types(Settings(**wrong))
+
+
+@pytest.mark.parametrize(("name", "told"), [("rows", "a whole number.*leave it out for 1"), ("share", "a number")])
+def test_none_is_no_number(name, told):
+    with pytest.raises(ValueError, match=f"{name} must be {told}"):
+        refuse_none(Settings(**{name: None}))
+    refuse_none(Settings(**{name: None}), skipped={name})
+    refuse_none(Settings(switch=None, names=None))
 
 
 def test_what_fits_passes():
