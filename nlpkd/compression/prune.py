@@ -290,7 +290,8 @@ def measure_importance(
         For each kind the importance by layer, `(units,)`.
 
     Raises:
-        ValueError: if no row has a label, or the model does not keep the texts of a batch apart.
+        ValueError: if no row has a label, the model does not keep the texts of a batch apart, or its loss does not
+            depend on all layers.
     """
     rows = labelled_rows(dataset)
     if not len(rows):
@@ -329,7 +330,11 @@ def measure_importance(
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name in accepted}
         # The loss is a mean over rows that do not know of each other, so each row's gradient is its own.
         loss = probe(**inputs).loss * len(batch["labels"])
-        for reader, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
+        gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True)
+        for reader, gradient in zip(masks, gradients, strict=True):
+            if gradient is None:
+                advice = "take layers of the teacher, or another kind of student"
+                raise ValueError(f"the loss of {type(model).__name__} does not depend on its {reader}: {advice}")
             sums[reader] += gradient.squeeze(1).float().abs().sum(dim=0)
     means = {reader: total / len(chosen) for reader, total in sums.items()}
     return [
