@@ -123,7 +123,7 @@ def _refuse_other_weights(teacher: PreTrainedModel, config: Any) -> None:
     Raises:
         ValueError: if it gives others, or can't be turned at all.
     """
-    config, pad = config_of_layers(config, [1]), config.pad_token_id or 0
+    config, pad = config_of_layers(config, [1]), getattr(config, "pad_token_id", None) or 0
     if hasattr(config, "vocab_size"):
         config.vocab_size = min(config.vocab_size, max(_TRIED_VOCABULARY, pad + 1))
     ids = torch.tensor([[token for token in range(_TRIED_TOKENS + 1) if token != pad]])
