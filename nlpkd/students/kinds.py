@@ -129,8 +129,8 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def all_depths(teacher: PreTrainedModel) -> list[str]:
-    """Name the students of every number of a teacher's layers, the deepest first."""
-    return [f"layers:{count}" for count in range(teacher.config.num_hidden_layers, 0, -1)]
+    """Name the students of every number of a teacher's layers, the deepest first; none of one without layers."""
+    return [f"layers:{count}" for count in range(getattr(teacher.config, "num_hidden_layers", 0), 0, -1)]
 
 
 KINDS = [

@@ -71,7 +71,9 @@ def narrow_student(
     """
     if initialization not in ("slice", "svd", "random"):
         raise ValueError(f"initialization must be 'svd', 'slice' or 'random', got {initialization!r}")
-    depth = teacher.config.num_hidden_layers
+    depth = getattr(teacher.config, "num_hidden_layers", 0)
+    if not depth:
+        raise ValueError(f"{type(teacher).__name__} has no layers to make narrower: choose a checkpoint")
     chosen = choose_layers(depth if layers is None else layers, depth)
     sizes = {
         "hidden_size": hidden_size,

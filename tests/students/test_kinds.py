@@ -17,7 +17,7 @@ FAMILIES = {
     "esm": {"pad_token_id": 1, "mask_token_id": 4},
     "fnet": {},
     "funnel": {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1]},
-    "lilt": {},
+    "lilt": {"hidden_size": 24},
     "longformer": {"attention_window": 4},
     "perceiver": {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2,
                   "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
