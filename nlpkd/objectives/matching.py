@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from nlpkd.models.capture import Capture
-from nlpkd.models.inference import in_eval_mode, placement
+from nlpkd.models.inference import placement
 from nlpkd.models.structure import without_adapter
 from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.presets import resolve
@@ -33,7 +34,7 @@ def shows_layers(models: Iterable[nn.Module], preset: str) -> bool:
 
     Returns:
         False where a family's layers are not shown as transformers' encoders show theirs. True too of models whose
-        weights are not in this process, which can't be tried.
+        weights are not in this process, or that can't be copied, which can't be tried.
     """
     kinds = {kind for stage in resolve(preset) for each in stage.objectives for kind in each.needs & FEATURES}
     # Of weights that are loaded by one process alone the others could not say.
@@ -41,24 +42,27 @@ def shows_layers(models: Iterable[nn.Module], preset: str) -> bool:
 
 
 def _shows(model: nn.Module, kinds: Iterable[str]) -> bool:
-    inner: Any = without_adapter(model)
-    if any(each.is_meta or hasattr(each, "ds_id") for each in inner.parameters()):
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(each.is_meta or hasattr(each, "ds_id") for each in tensors):
         return True
-    device, implementation = placement(inner)[0], inner.config._attn_implementation
     try:
-        with undrawn(device), in_eval_mode(model), torch.no_grad():
-            layers = frozenset(range(1, inner.config.num_hidden_layers + 1))
-            capture = Capture(model, dict.fromkeys(kinds, layers), "model")
+        # A copy of the modules, not of the weights, since BigBird's attention stays what a short text made of it.
+        tried = copy.deepcopy(model, {id(each): each for each in tensors}).eval()
+    except Exception:
+        # Modules of one's own raise whatever they like.
+        return True
+    config: Any = without_adapter(model).config
+    try:
+        with undrawn(placement(model)[0]), torch.no_grad():
+            layers = frozenset(range(1, config.num_hidden_layers + 1))
+            capture = Capture(tried, dict.fromkeys(kinds, layers), "model")
             for length in _LENGTHS:
-                ids = _text(inner.config, length).to(device)
-                capture(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+                ids = _text(config, length).to(placement(model)[0])
+                capture(tried, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, RuntimeError, ValueError):
         return False
-    finally:
-        if inner.config._attn_implementation != implementation:
-            inner.set_attn_implementation(implementation)
     return True
 
 

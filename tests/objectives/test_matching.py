@@ -10,6 +10,8 @@ from samples import tiny_bert
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
     CanineConfig,
     CanineForSequenceClassification,
     FalconConfig,
@@ -82,7 +84,11 @@ def test_what_is_said_of_a_family_is_what_a_padded_batch_gives(family, preset, k
     assert shows_layers([model], "hinton")
 
 
-@pytest.mark.parametrize("family", [bert, longformer, yoso], ids=lambda family: family.__name__)
+def bigbird():
+    return BigBirdForSequenceClassification(BigBirdConfig(**SIZE, attention_type="block_sparse"))
+
+
+@pytest.mark.parametrize("family", [bert, longformer, yoso, bigbird], ids=lambda family: family.__name__)
 def test_a_model_that_was_tried_is_as_it_was(family):
     model = make(family).train()
     model.dropout = torch.nn.Dropout(0.5).eval()
@@ -92,6 +98,7 @@ def test_a_model_that_was_tried_is_as_it_was(family):
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
     assert model.config._attn_implementation == before.config._attn_implementation
     assert model.config.to_dict() == before.config.to_dict()
+    assert repr(model) == repr(before)
     assert [each.training for each in model.modules()] == [each.training for each in before.modules()]
     for (name, tensor), other in zip(model.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(tensor, other) and tensor.requires_grad and tensor.grad is None, name
