@@ -290,7 +290,7 @@ def measure_importance(
         For each kind the importance by layer, `(units,)`.
 
     Raises:
-        ValueError: if no row has a label, or the model does not keep the texts of a batch apart.
+        ValueError: if no row has a label, or the model does not keep the texts of a batch apart or use all its layers.
     """
     rows = labelled_rows(dataset)
     if not len(rows):
@@ -329,8 +329,10 @@ def measure_importance(
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name in accepted}
         # The loss is a mean over rows that do not know of each other, so each row's gradient is its own.
         loss = probe(**inputs).loss * len(batch["labels"])
-        for reader, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
-            sums[reader] += gradient.squeeze(1).float().abs().sum(dim=0)
+        for reader, slope in zip(masks, torch.autograd.grad(loss, [*masks.values()], allow_unused=True), strict=True):
+            if slope is None:
+                raise ValueError(f"the loss of {type(model).__name__} doesn't depend on {reader}: take layers of it")
+            sums[reader] += slope.squeeze(1).float().abs().sum(dim=0)
     means = {reader: total / len(chosen) for reader, total in sums.items()}
     return [
         {layer: means[reader].view(units.count, units.parts).sum(dim=1) for layer, reader in units.readers.items()}

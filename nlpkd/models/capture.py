@@ -21,7 +21,9 @@ _TAKES_LAYERS = Version(transformers.__version__) >= Version("5.23")
 """Whether `output_hidden_states` may be a list of layers."""
 
 
-_OTHER_LAYERS = "this family does not show its layers as transformers' encoders do; use objectives on logits"
+_OTHER_LAYERS = (
+    "this family does not show its layers as transformers' encoders do; use objectives on logits (the preset 'hinton')"
+)
 
 
 @dataclass

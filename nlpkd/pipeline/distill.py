@@ -228,7 +228,8 @@ def distill(
             `train_teacher` does.
         objectives: a preset's name (`nlpkd.objectives.PRESETS`), objectives, or stages (`nlpkd.objectives.Stage`). If
             None, what suits the student: `"layerwise"` for layers, and for shapes and checkpoints with a single
-            teacher's tokens and number of heads, `"dynabert"` for a share of the width, and `"hinton"` for all others.
+            teacher's tokens and number of heads, `"dynabert"` for a share of the width, and `"hinton"` for all others
+            and for families that do not show their layers.
         baseline: train baselines too, on gold labels alone with the student's settings and for as many steps, in as
             many stages, each with the student's own objectives on gold labels or with the last stage's that has some:
             `"no_teacher"`, the same shape from the pre-trained backbone, is what one has without a teacher;

@@ -31,6 +31,7 @@ from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.labels import with_gold_settings
+from nlpkd.objectives.matching import shows_layers
 from nlpkd.objectives.presets import Stage, resolve
 from nlpkd.pipeline.compress import with_trimmed_vocabulary
 from nlpkd.pipeline.job import Job
@@ -144,11 +145,18 @@ def prepare_job(
 
     # The models, the losses, and the job.
     models, beside = load_models(), teachers.tokenizers_beside(tokenizer)
-    if objectives is None:
-        objectives = usual_objectives(learner, teachers, same_tokens=beside is None)
-    weights = weights_of_classes(class_weights, data)
     options = {"embedding_size": embedding_size, "backbone": backbone, "rows": data["train"], "tokenizer": tokenizer}
     make: Any = partial(_student_maker, learner, parent() if inherits else None, data, **options)
+
+    def shown(preset: str) -> bool:
+        """Check whether both models show the layers that a preset matches."""
+        same_family = inherits or learner.config().model_type == models[0].config.model_type
+        with quiet("nlpkd"):
+            return shows_layers([models[0], *([] if same_family else [make()(args.seed)])], preset)
+
+    if objectives is None:
+        objectives = usual_objectives(learner, teachers, beside is None, shown)
+    weights = weights_of_classes(class_weights, data)
     described = learner.describe() | {"checkpoint": not inherits}
     if start != "teacher":
         described["start"] = start
@@ -345,10 +353,11 @@ def _student_asked_for(
         raise ValueError("a budget chooses among students of a teacher, and there is none")
     if bounded:
         teacher = teachers.models[0].in_pytorch(teachers.models[0].classifier())
+        shown = cache(partial(shows_layers, [teacher]))
 
         def fits(name: str, student_config: Any) -> bool:
             """Check whether the student's objectives can match it with its teachers."""
-            usual = usual_objectives(ModelSource.of(name), teachers, same_tokens=True)
+            usual = usual_objectives(ModelSource.of(name), teachers, True, shown)
             return can_match(resolve(usual if objectives is None else objectives), student_config, teachers)
 
         return student_within(teacher, **budget, embedding_size=embedding_size, fits=fits)

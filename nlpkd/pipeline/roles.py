@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,26 +208,25 @@ def is_pretrained(student: ModelSource) -> bool:
     return not hasattr(config, CONFIG_KEY) and not any("SequenceClassification" in name for name in architectures)
 
 
-def usual_objectives(student: ModelSource, teachers: Teachers, same_tokens: bool) -> str:
+def usual_objectives(student: ModelSource, teachers: Teachers, same_tokens: bool, shown: Callable[[str], bool]) -> str:
     """Name the preset that a student is trained with where nobody names another.
 
     Args:
         student: as it was asked for.
         teachers: who it learns from.
         same_tokens: whether it reads their tokens, so that one of its tokens is one of theirs.
+        shown: checks whether both show the layers that a preset matches; see `shows_layers`.
 
     Returns:
         `"dynabert"` of a share of the teacher's width. `"layerwise"` of a student with layers where these can be
         matched with those of a single teacher, token by token. `"hinton"` of all others.
     """
     kind = _kind(student, teachers)
-    logits_alone = len(teachers.models) != 1 or teachers.models[0].is_onnx
-    if logits_alone or (kind is not None and kind.objectives == "hinton"):
+    usual = "layerwise" if kind is None else kind.objectives
+    if len(teachers.models) != 1 or teachers.models[0].is_onnx or usual == "hinton":
         return "hinton"
-    if kind is not None and kind.objectives != "layerwise":
-        return kind.objectives
-    matched = same_tokens and can_match(resolve("layerwise"), _config(student, teachers), teachers)
-    return "layerwise" if matched else "hinton"
+    matched = usual != "layerwise" or (same_tokens and can_match(resolve(usual), _config(student, teachers), teachers))
+    return usual if matched and shown(usual) else "hinton"
 
 
 def usual_learning_rate(student: ModelSource, teachers: Teachers) -> float:

@@ -156,7 +156,7 @@ def make_candidates(
     candidates = {name: model for name, model in candidates.items() if fits(name, model.config)}
     if not candidates:
         unmatched = "there is no student of this teacher that the objectives can match: use objectives on logits"
-        raise ValueError(reasons.get(depths[0], unmatched))
+        raise ValueError(next((reasons[name] for name in depths[:1] or reasons if name in reasons), unmatched))
     return dict(sorted(candidates.items(), key=lambda each: _weights_in_use(each[1]), reverse=True))
 
 

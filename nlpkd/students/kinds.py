@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.layers import choose_layers
@@ -23,6 +24,10 @@ from nlpkd.students.shapes import SHAPES
 from nlpkd.students.small import small_student
 from nlpkd.students.teacher_layers import copy_layers
 from nlpkd.students.width import has_fewer_heads, share_of_width, width_student
+
+_OTHER_FAMILY = (AttributeError, AssertionError, RuntimeError)
+"""What a family's code raises where it is not like the others; NotImplementedError is a RuntimeError."""
+
 
 _WIDTHS = {"hidden_size", "intermediate_size", "num_attention_heads", "initialization"}
 
@@ -124,8 +129,8 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def all_depths(teacher: PreTrainedModel) -> list[str]:
-    """Name the students of every number of a teacher's layers, the deepest first."""
-    return [f"layers:{count}" for count in range(teacher.config.num_hidden_layers, 0, -1)]
+    """Name the students of every number of a teacher's layers, the deepest first; none of one without layers."""
+    return [f"layers:{count}" for count in range(getattr(teacher.config, "num_hidden_layers", 0), 0, -1)]
 
 
 KINDS = [
@@ -237,7 +242,16 @@ def build_student(
         shape |= {"rows": rows, "tokenizer": tokenizer, "token_ids": token_ids, "fine_tuned": teacher}
     if teacher is not None and backbone is not None:
         teacher = load_pretrained(merge_adapter(teacher), backbone, seed=seed, trust_remote_code=trust_remote_code)
-    student = kind.build(teacher, layers, id2label=id2label, seed=seed, **shape)
+    try:
+        student = kind.build(teacher, layers, id2label=id2label, seed=seed, **shape)
+    except torch.OutOfMemoryError:
+        raise
+    except _OTHER_FAMILY as error:
+        # The code of families differs in ways that no check knows beforehand.
+        raise ValueError(
+            f"a {type(teacher).__name__} can't be made into {layers!r} ({type(error).__name__}: {error!s:.200}): try "
+            "another kind of student, such as 'layers:3' without widths or 'bilstm', or a checkpoint"
+        ) from error
     # A student of some layers was not fine-tuned from the whole backbone.
     vars(student.config).pop(CONFIG_KEY, None)
     return student

@@ -10,16 +10,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.models.layers import choose_layers
 from nlpkd.models.structure import HEADS_IN, HEADS_OUT, axes_following, layer_stack, size_name, top_indices
-from nlpkd.students.teacher_layers import renumbered
+from nlpkd.students.teacher_layers import config_of_layers, renumbered
 
 _Tag = tuple[str, str]
 """What an axis of a weight runs over, and the layer that it belongs to, "" for all of them."""
 
 
 _STREAM, _POOLED, _TABLE = ("stream", ""), ("pooled", ""), ("table", "")
+
+
+_TRIED_TOKENS = 8
+"""Tokens of the text on which a family's weights are tried."""
+
+
+_TRIED_VOCABULARY = 64
+"""Rows of the embedding table of the model on which they are."""
 
 
 def narrow_student(
@@ -60,11 +67,13 @@ def narrow_student(
         A float32 model in train mode that shares no memory with the teacher.
 
     Raises:
-        ValueError: if a size is larger than the teacher's, or the family's weights are not known.
+        ValueError: if a size is larger than the teacher's, or the family's weights are not known, which is tried.
     """
     if initialization not in ("slice", "svd", "random"):
         raise ValueError(f"initialization must be 'svd', 'slice' or 'random', got {initialization!r}")
-    depth = teacher.config.num_hidden_layers
+    depth = getattr(teacher.config, "num_hidden_layers", 0)
+    if not depth:
+        raise ValueError(f"{type(teacher).__name__} has no layers to make narrower: choose a checkpoint")
     chosen = choose_layers(depth if layers is None else layers, depth)
     sizes = {
         "hidden_size": hidden_size,
@@ -72,8 +81,10 @@ def narrow_student(
         "num_attention_heads": num_attention_heads,
         "embedding_size": embedding_size,
     }
-    config = _resized(teacher.config, {name: size for name, size in sizes.items() if size is not None})
-    config.num_hidden_layers = len(chosen)
+    config = config_of_layers(teacher.config, chosen)
+    config = _resized(config, {name: size for name, size in sizes.items() if size is not None})
+    if initialization != "random":
+        _refuse_other_weights(teacher, config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student = type(teacher)(config).float()
@@ -84,7 +95,6 @@ def narrow_student(
 
 def _resized(config: Any, sizes: Mapping[str, int]) -> Any:
     resized = copy.deepcopy(config)
-    forget_thresholds(resized)
     for size, value in sizes.items():
         has = getattr(config, size_name(config, size), None)
         if has is None or not 1 <= value <= has:
@@ -100,6 +110,55 @@ def _resized(config: Any, sizes: Mapping[str, int]) -> Any:
             f"hidden_size={resized.hidden_size} is no multiple of num_attention_heads={resized.num_attention_heads}"
         )
     return resized
+
+
+def _refuse_other_weights(teacher: PreTrainedModel, config: Any) -> None:
+    """Refuse a family that has weights of another meaning than their names and shapes tell.
+
+    It is tried on a model of the student's widths with one layer and random weights. Turned at its full width, that
+    gives the same logits as before if each weight was turned as the family reads it.
+
+    Args:
+        teacher: of the family.
+        config: the student's.
+
+    Raises:
+        ValueError: if it gives others, or can't be turned at all.
+    """
+    config, pad = config_of_layers(config, [1]), getattr(config, "pad_token_id", None) or 0
+    if hasattr(config, "vocab_size"):
+        config.vocab_size = min(config.vocab_size, max(_TRIED_VOCABULARY, pad + 1))
+    ids = torch.tensor([[token for token in range(_TRIED_TOKENS + 1) if token != pad]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        tried = type(teacher)(config).float().eval()
+        for parameter in tried.parameters():
+            # The scale of a layer norm stays 1: others can't be turned exactly.
+            if parameter.ndim > 1 or not (parameter == 1).all():
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        try:
+            expected = tried(**inputs).logits
+        except RuntimeError:
+            # Some Nystromformers read texts of one length alone.
+            return
+    turned = copy.deepcopy(tried)
+    try:
+        _copy_narrowed(turned, tried, [1], "svd")
+        with torch.no_grad():
+            found = turned(**inputs).logits
+    except RuntimeError as error:
+        raise _other_weights(teacher, error) from error
+    difference = (expected - found).abs().max().item()
+    if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
+        raise _other_weights(teacher, f"turned at its full width its logits are {difference:.1g} off")
+
+
+def _other_weights(teacher: PreTrainedModel, found: object) -> ValueError:
+    return ValueError(
+        f"{type(teacher).__name__} has weights of another meaning than those of BERT's relatives ({found!s:.100}): "
+        "take layers of the teacher without widths, or a checkpoint"
+    )
 
 
 def _copy_narrowed(
@@ -118,7 +177,10 @@ def _copy_narrowed(
                 rows = tensor.movedim(axis, 0).double()
                 grams[tag] = grams.get(tag, torch.zeros(())) + rows @ rows.T
     kept, gain = _projections(grams, student, teacher, tags, initialization)
-    norms = {f"{name}.weight" for name, module in student.named_modules() if isinstance(module, nn.LayerNorm)}
+    # I-BERT has a class of its own for it.
+    norms = {
+        f"{name}.weight" for name, module in student.named_modules() if type(module).__name__.endswith("LayerNorm")
+    }
     for name, parameter in student.named_parameters():
         tensor = weights[name]
         for axis, tag in enumerate(tags[name]):
@@ -136,11 +198,14 @@ def _copy_narrowed(
 def _tags(teacher: PreTrainedModel, prefix: str) -> dict[str, list[_Tag | None]]:
     """Find what each axis of each parameter runs over, by changing one size of the config after the other."""
     config = teacher.config
-    hidden = axes_following(teacher, hidden_size=config.hidden_size + config.num_attention_heads)
-    inner = axes_following(teacher, intermediate_size=getattr(config, size_name(config, "intermediate_size")) + 1)
     table = {}
-    if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
-        table = axes_following(teacher, embedding_size=config.embedding_size + 1)
+    try:
+        hidden = axes_following(teacher, hidden_size=config.hidden_size + config.num_attention_heads)
+        inner = axes_following(teacher, intermediate_size=getattr(config, size_name(config, "intermediate_size")) + 1)
+        if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
+            table = axes_following(teacher, embedding_size=config.embedding_size + 1)
+    except (AttributeError, ValueError) as error:
+        raise _other_weights(teacher, error) from error
     tags: dict[str, list[_Tag | None]] = {}
     heads = 0
     for name, tensor in teacher.named_parameters():

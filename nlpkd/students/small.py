@@ -14,7 +14,7 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.reshaped import ReshapedForSequenceClassification
 from nlpkd.models.small_models import PROJECTED_WIDTH, SMALL_STUDENTS
-from nlpkd.models.structure import refuse_other_than_plain, sort_drawn_head
+from nlpkd.models.structure import input_table, refuse_other_than_plain, sort_drawn_head
 from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights
 from nlpkd.utils.processes import phase
 
@@ -125,7 +125,18 @@ def _of_teacher(teacher: PreTrainedModel, embeddings: str) -> dict[str, Any]:
 
 
 def _table(model: PreTrainedModel) -> Any:
-    return model.get_input_embeddings().weight
+    """Return a model's embedding table.
+
+    Raises:
+        ValueError: if it has none with a row for each token.
+    """
+    table = getattr(input_table(model), "weight", None)
+    if table is None:
+        raise ValueError(
+            f"{type(model).__name__} has no table with a vector for each token, and a small student reads tokens by "
+            "one: choose layers of the teacher, or a checkpoint with a tokenizer of its own"
+        )
+    return table
 
 
 _kept: dict[str, Tensor] = {}

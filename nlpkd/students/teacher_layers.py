@@ -11,8 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.models.structure import layer_stack
 
-_NOT_BY_LAYER = {"architectures", "training", "layer_idx", "layer_id", "layer_index", "layer_number"}
-"""Lists of a config that may have as many entries as there are layers, and what a module keeps of its place."""
+_NOT_BY_LAYER = {"architectures", "training", "layer_idx", "layer_id", "layer_index", "layer_number", "seed"}
+"""Lists of a config that may have as many entries as there are layers, and what a module keeps of its place.
+
+BigBird's seed is the layer's number, by which random blocks are drawn."""
 
 
 def copy_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -36,28 +38,60 @@ def copy_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
             "those of a plain student: merge the adapter first (peft's merge_and_unload), or pass a checkpoint instead"
         )
     # The config of a model that is shallower.
-    config = _config_of_layers(teacher.config, layers)
+    config = config_of_layers(teacher.config, layers)
     # The weights by their new names, and a model that takes them.
     shared = getattr(config, "num_hidden_groups", None) == 1
-    weights = teacher.state_dict()
+    weights, prefix = teacher.state_dict(), "" if shared else layer_stack(teacher)
     if not shared:
-        weights = renumbered(weights, layer_stack(teacher), layers)
+        weights = renumbered(weights, prefix, layers)
     with torch.random.fork_rng():
         student = type(teacher)(config).float()
-    if differing := sorted(weights.keys() ^ student.state_dict().keys()):
+    _refuse_other_parts(teacher, weights, student.state_dict(), layers)
+    student.load_state_dict(weights)
+    if not shared:
+        _refuse_other_settings(teacher, student, prefix, layers)
+    return student.to(teacher.device).train()
+
+
+def _refuse_other_parts(
+    teacher: PreTrainedModel,
+    weights: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    layers: Sequence[int],
+) -> None:
+    """Refuse layers whose weights are not those, by name and shape, that a model of so many layers has.
+
+    Raises:
+        ValueError: with the names of what differs.
+    """
+    if differing := sorted(weights.keys() ^ expected.keys()):
         raise ValueError(
             f"layers {list(layers)} of {type(teacher).__name__} make no model of its kind, since its layers differ in "
             f"their parts ({', '.join(differing)}): try layers that start with 1, as in 'layers:1,3,5', or a "
             "checkpoint"
         )
-    student.load_state_dict(weights)
-    if not shared:
-        _refuse_other_settings(teacher, student, layers)
-    return student.to(teacher.device).train()
+    if other := sorted(name for name, tensor in weights.items() if tensor.shape != expected[name].shape):
+        name = other[0]
+        raise ValueError(
+            f"layers {list(layers)} of {type(teacher).__name__} make no model of its kind, since weights beside its "
+            f"layers depend on how many there are ({name} is {tuple(weights[name].shape)}, and of {len(layers)} "
+            f"layers {tuple(expected[name].shape)}): choose 'width:0.67', 'bilstm' or a checkpoint"
+        )
 
 
-def _config_of_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """Return a config with these layers alone: lists with an entry for each layer are cut as the weights are."""
+def config_of_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    """Return a copy of a config for some layers: lists with an entry for each layer are cut as the weights are.
+
+    Args:
+        config: of a model, whose thresholds are left out.
+        layers: the layers by number, counted from 1, in ascending order.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: if the family has no plain number of layers.
+    """
     depth, cut = config.num_hidden_layers, copy.deepcopy(config)
     # Of as many labels as layers these would be cut as well.
     forget_thresholds(cut)
@@ -77,13 +111,15 @@ def _config_of_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTra
     return cut
 
 
-def _refuse_other_settings(teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequence[int]) -> None:
+def _refuse_other_settings(
+    teacher: PreTrainedModel, student: PreTrainedModel, prefix: str, layers: Sequence[int]
+) -> None:
     """Refuse a student whose layers are set up in another way than the teacher's of which they have the weights.
 
     Raises:
         ValueError: if a number, flag or word differs that a module of a layer keeps; which layer it is does not count.
     """
-    ours, theirs = ([*model.get_submodule(layer_stack(model)[:-1]).children()] for model in (student, teacher))
+    ours, theirs = ([*model.get_submodule(prefix[:-1]).children()] for model in (student, teacher))
     for layer, copied in zip(layers, ours, strict=True):
         original = theirs[layer - 1]
         for name, module in copied.named_modules():

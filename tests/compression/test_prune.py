@@ -22,6 +22,8 @@ from samples import tiny_bert
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
+    CanineConfig,
+    CanineForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
     MPNetConfig,
@@ -174,3 +176,12 @@ def test_rows_without_labels_are_refused(make_rows, tokenizer):
     rows = rows.remove_columns("labels").add_column("labels", [-100] * 8)
     with pytest.raises(ValueError, match="no gold labels"):
         prune_neurons(tiny_bert(), rows, tokenizer, keep=0.5)
+
+
+@pytest.mark.parametrize("prune", [prune_heads, prune_neurons])
+def test_layers_that_the_loss_does_not_depend_on_are_named(prune, make_rows, tokenizer):
+    """CANINE's last layer gives a state for each character, which its classifier does not read."""
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = CanineForSequenceClassification(CanineConfig(**size, num_hash_buckets=32, max_position_embeddings=64))
+    with pytest.raises(ValueError, match=r"doesn't depend on canine.final_char_encoder.*: take layers"):
+        prune(model, make_rows(4), tokenizer, keep=0.5)

@@ -8,10 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from samples import QUIET, WORDS, raw_rows, tiny_bert
-from transformers import AutoModel, BertTokenizer, PerceiverConfig
+from transformers import (
+    AutoModel,
+    BertTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+    PerceiverConfig,
+    SqueezeBertConfig,
+    SqueezeBertForSequenceClassification,
+)
 
 from nlpkd import DistillationConfig, distill, make_student, train_teacher
 from nlpkd.data.arguments import DataArguments
+from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.models.loading import load_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import ForwardKLLoss, Stage
@@ -168,6 +177,37 @@ def test_without_objectives_a_checkpoint_s_layers_are_matched_where_they_can_be(
     tiny_bert(heads=heads).base_model.save_pretrained(tmp_path)
     own.save_pretrained(tmp_path)
     assert objectives_of(taught, tmp_path, tmp_path / "out") == wanted
+
+
+@pytest.fixture(scope="module")
+def squeezebert(tmp_path_factory, tokenizer) -> Path:
+    """A family whose attention maps are scores."""
+    folder = tmp_path_factory.mktemp("squeezebert")
+    size = tiny_bert().config.to_dict() | {"embedding_size": 16, "id2label": dict(enumerate(NAMES))}
+    own = {name: value for name, value in size.items() if name not in ("model_type", "architectures", "label2id")}
+    SqueezeBertForSequenceClassification(SqueezeBertConfig(**own)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("budget", [False, True])
+def test_without_objectives_a_family_that_does_not_show_its_layers_is_trained_on_logits(budget, squeezebert, tmp_path):
+    size = model_size_mb(make_student(load_teacher(squeezebert), "layers:1"))
+    asked = {"student": None, "max_size_mb": size} if budget else {"student": "layers:1"}
+    result = run(squeezebert, tmp_path, objectives=None, max_steps=1, **asked)
+    assert result.student.config.model_type == "squeezebert"
+    told = [each["class"] for each in result.report.run.to_dict()["objectives"]]
+    assert told == [type(each).__name__ for each in resolve("hinton")[0].objectives]
+
+
+def test_without_objectives_a_checkpoint_of_another_family_is_tried_too(squeezebert, taught, tmp_path, tokenizer):
+    wanted = {name: [[repr(each) for each in stage.objectives] for stage in resolve(name)]
+              for name in ("hinton", "layerwise")}  # fmt: skip
+    assert objectives_of(taught, squeezebert, tmp_path / "a") == wanted["hinton"]
+    size = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "vocab_size": 5 + len(WORDS)}
+    DistilBertModel(DistilBertConfig(**size, max_position_embeddings=64)).save_pretrained(tmp_path / "distilbert")
+    tokenizer.save_pretrained(tmp_path / "distilbert")
+    assert objectives_of(taught, tmp_path / "distilbert", tmp_path / "b") == wanted["layerwise"]
 
 
 def test_without_objectives_a_model_in_hand_and_soft_labels_get_what_they_can_use(taught, tmp_path, tokenizer):

@@ -6,7 +6,12 @@ import math
 
 import pytest
 from samples import QUIET, raw_rows, tiny_bert
-from transformers import ModernBertConfig, ModernBertForSequenceClassification
+from transformers import (
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PerceiverConfig,
+    PerceiverForSequenceClassification,
+)
 
 from nlpkd import DistillationConfig, distill, make_student
 from nlpkd.evaluation.benchmark import model_size_mb
@@ -104,6 +109,16 @@ def test_depths_that_make_no_student_are_left_out_and_said(caplog):
         == "layers:4"
     )
     assert "No student can be made of layers:" in caplog.text and "try layers that start with 1" in caplog.text
+
+
+def test_a_teacher_without_layers_has_a_budget_of_small_students_or_a_word_on_what_it_lacks():
+    found = make_candidates(make_student(tiny_bert(), "static"), None, lambda name, config: True)
+    assert set(found) == {"bilstm", "textcnn", "static"}
+    size = {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 1}
+    heads = {"num_self_attention_heads": 2, "num_cross_attention_heads": 2}
+    perceiver = PerceiverForSequenceClassification(PerceiverConfig(**size, **heads))
+    with pytest.raises(ValueError, match="PerceiverForSequenceClassification has no layers to make narrower: choose"):
+        make_student(perceiver, max_size_mb=1.0)
 
 
 def test_a_distillation_takes_a_budget_in_place_of_a_student(tokenizer, tmp_path):

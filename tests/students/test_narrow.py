@@ -7,7 +7,17 @@ import torch
 from families import NAMES, SIZE, bert, distilbert, electra, logits_of, modernbert, roberta
 from samples import QUIET, WORDS, raw_rows, tiny_bert
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    IBertConfig,
+    IBertForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    NystromformerConfig,
+    NystromformerForSequenceClassification,
+)
 
 from nlpkd import distill, make_student
 from nlpkd.students import SHAPES
@@ -280,3 +290,44 @@ def test_families_whose_weights_are_not_known_are_refused():
         narrow_student(modernbert(), hidden_size=8)
     with pytest.raises(ValueError, match="relative_attention_bias.*keep the number of heads"):
         narrow_student(mpnet(), hidden_size=8, num_attention_heads=1)
+
+
+@pytest.mark.parametrize("widths", [{}, {"hidden_size": 8}, {"intermediate_size": 8}, {"num_attention_heads": 1}])
+def test_a_family_with_weights_of_another_meaning_is_refused_for_what_its_logits_say(widths):
+    """A Longformer's first token has queries, keys and values of its own, by names that BERT has not."""
+    teacher = LongformerForSequenceClassification(LongformerConfig(**SIZE, attention_window=4, **NAMES))
+    state = torch.random.get_rng_state()
+    for initialization in ("slice", "svd"):
+        with pytest.raises(ValueError, match=r"weights of another meaning .*logits are .* off.*: take layers"):
+            narrow_student(teacher, layers=2, **widths, initialization=initialization)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    # Its shape alone needs no weights; a list of the config has an entry for each layer.
+    shape = narrow_student(teacher, layers=2, **widths, initialization="random")
+    assert shape.config.attention_window == [4, 4]
+
+
+def test_an_ibert_is_narrowed_as_the_roberta_that_it_is():
+    """Its layer norms are of a class of its own."""
+    torch.manual_seed(0)
+    teacher = IBertForSequenceClassification(IBertConfig(**SIZE, max_position_embeddings=40, pad_token_id=1, **NAMES))
+    twin = roberta()
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.normal_()
+            teacher.get_parameter(name.replace("roberta.", "ibert.")).copy_(parameter)
+    narrow, expected = (narrow_student(each, layers=3, **NARROW) for each in (teacher, twin))
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(narrow.get_parameter(name.replace("roberta.", "ibert.")), parameter), name
+
+
+def test_a_family_that_reads_texts_of_one_length_alone_is_narrowed_untried():
+    config = NystromformerConfig(
+        **SIZE, max_position_embeddings=40, segment_means_seq_len=32, num_landmarks=8, **NAMES
+    )
+    student = narrow_student(NystromformerForSequenceClassification(config), hidden_size=8)
+    assert student.config.hidden_size == 8
+
+
+def test_the_pad_token_may_be_the_last_of_a_large_vocabulary():
+    student = narrow_student(tiny_bert(vocab_size=100, pad_token_id=99), hidden_size=8)
+    assert student.bert.embeddings.word_embeddings.weight.shape == (100, 8)

@@ -8,8 +8,12 @@ from samples import raw_rows, tiny_bert
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
+    CanineConfig,
+    CanineForSequenceClassification,
     FunnelConfig,
     FunnelForSequenceClassification,
+    PerceiverConfig,
+    PerceiverForSequenceClassification,
     T5Config,
     T5ForSequenceClassification,
 )
@@ -170,3 +174,21 @@ def test_a_family_that_can_not_read_single_tokens_is_refused_by_name(tokenizer):
 def test_a_tokenizer_of_another_teacher_is_refused(tokenizer):
     with pytest.raises(ValueError, match="special tokens beyond the 3 of the teacher"):
         token_vectors(tiny_bert(vocab_size=3), tokenizer, 4)
+
+
+def canine():
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return CanineForSequenceClassification(CanineConfig(**size, num_hash_buckets=32))
+
+
+def perceiver():
+    size = {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 1}
+    heads = {"num_self_attention_heads": 2, "num_cross_attention_heads": 2}
+    return PerceiverForSequenceClassification(PerceiverConfig(**size, **heads))
+
+
+@pytest.mark.parametrize("family", [canine, perceiver])
+@pytest.mark.parametrize("kind", ["bilstm", "textcnn", "static"])
+def test_a_teacher_without_a_vector_for_each_token_is_refused_by_name(family, kind):
+    with pytest.raises(ValueError, match="Classification has no table with a vector for each token.*choose"):
+        small_student(kind, family())
