@@ -122,6 +122,11 @@ class Capture:
                 f"the objectives need {sorted(self.wanted)} of the {role}, and {type(model).__name__} is no "
                 "transformers PreTrainedModel, of which only logits can be had: use objectives on logits"
             )
+        if inner.config.is_encoder_decoder:
+            raise ValueError(
+                f"the objectives need {sorted(self.wanted)} of the {role}, and {type(inner).__name__} has an encoder "
+                "and a decoder, which show no single stack of layers: use objectives on logits (the preset 'hinton')"
+            )
         self.depth = inner.config.num_hidden_layers
         if "hidden_states" in self.wanted:
             # Older versions keep all states for the time of the forward pass; what nobody wants is dropped after it.
@@ -225,7 +230,7 @@ class Capture:
             captured.pooled_index = self._pooled_index(inputs)
         if "output_attentions" in self.options:
             wanted = self.wanted["attentions"]
-            maps = before.maps or outputs.attentions or ()
+            maps = before.maps or getattr(outputs, "attentions", None) or ()
             captured.attentions = tuple(m if k in wanted else None for k, m in enumerate(maps, start=1))
         self._check(captured, inputs)
         return captured
