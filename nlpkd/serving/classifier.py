@@ -19,6 +19,7 @@ from nlpkd.data.tokenization import NO_TOKENS
 from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+from nlpkd.models.padding import reads_padding, refuse_unknown_padding
 from nlpkd.models.structure import readable, refuse_other_than_plain
 from nlpkd.serving.cascade import Cascade, CascadeRecord, folder_of_student, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
@@ -76,7 +77,8 @@ class TextClassifier(TextClassificationPipeline):
 
         Raises:
             ValueError: for what is neither a text nor a pair, a text without any token, settings that there are not or
-                that are out of range, and `decide=True` of a model of another task or beside `function_to_apply`.
+                that are out of range, `decide=True` of a model of another task or beside `function_to_apply`, and a
+                batch of several texts whose padding the model would take for text.
         """
         inputs = as_texts(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -92,6 +94,9 @@ class TextClassifier(TextClassificationPipeline):
             _refuse_no_tokens(given["input_ids"], inputs)
             logits = torch.from_numpy(model.run(given))
             return [self.postprocess({"logits": logits}, **self._postprocess_params)]
+        if reads_padding(self.model):
+            # Each text as it is read alone.
+            settings = settings | {"batch_size": 1}
         return super().__call__(inputs, **settings)
 
     @functools.cached_property
@@ -128,6 +133,7 @@ class TextClassifier(TextClassificationPipeline):
     def _forward(self, model_inputs: Any, windows: bool = False) -> Any:  # type: ignore[override]
         """Run the model on what it reads, and average over windows; a step of the pipeline."""
         given = readable(self.model, model_inputs)
+        refuse_unknown_padding(self.model, self.tokenizer, "model", len(given["input_ids"]))
         if not windows:
             return super()._forward(given)
         logits = []
