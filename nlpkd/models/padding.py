@@ -9,8 +9,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from nlpkd.data.tokenization import refuse_paths, with_usual_padding
 
-_READ_PADDING = {"canine", "convbert", "fnet", "funnel", "nystromformer", "perceiver", "reformer", "yoso"}
-"""Families that mix a text with the padding beside it, whatever the attention mask says."""
+_READ_PADDING = {"convbert", "fnet", "nystromformer", "perceiver", "reformer", "yoso"}
+"""Families that mix a text with the padding beside it, whatever the attention mask says, and read one without too.
+
+CANINE and Funnel, which pool tokens, mix them likewise, and can't read the shortest texts without padding."""
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -42,7 +44,7 @@ def reads_padding(model: nn.Module) -> bool:
         model: a classifier, or its ONNX file.
 
     Returns:
-        Whether its family is one of those.
+        Whether its family is one of those, and reads any text without padding.
     """
     config = getattr(model, "config", None)
     return getattr(getattr(config, "base_config", None) or config, "model_type", None) in _READ_PADDING
