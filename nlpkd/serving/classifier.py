@@ -126,7 +126,8 @@ class TextClassifier(TextClassificationPipeline):
         if max_length >= VERY_LARGE_INTEGER:
             raise ValueError("the tokenizer knows no largest length that windows could have: give max_length")
         cut = windows_of(tokenizer, "text", max_length, stride)({"text": [text]}, [0])
-        encoded = tokenizer.pad({name: cut[name] for name in tokenizer.model_input_names}, return_tensors="pt")
+        columns = {name: cut[name] for name in tokenizer.model_input_names}
+        encoded = tokenizer.pad(columns, return_attention_mask=True, return_tensors="pt")
         _refuse_no_tokens(encoded["input_ids"], text)
         return encoded
 
@@ -136,9 +137,11 @@ class TextClassifier(TextClassificationPipeline):
         refuse_unknown_padding(self.model, self.tokenizer, "model", len(given["input_ids"]))
         if not windows:
             return super()._forward(given)
-        logits = []
-        for at in range(0, len(given["input_ids"]), _WINDOWS_AT_ONCE):
-            some = {name: each[at : at + _WINDOWS_AT_ONCE] for name, each in given.items()}
+        # A window beside which padding would be read is read alone, without it.
+        alone, mask, logits = reads_padding(self.model), model_inputs["attention_mask"].bool(), []
+        step = 1 if alone else _WINDOWS_AT_ONCE
+        for at in range(0, len(mask), step):
+            some = {name: each[at : at + step, mask[at] if alone else slice(None)] for name, each in given.items()}
             logits.append(super()._forward(some)["logits"].float().cpu())
         whole = torch.cat(logits).numpy()
         return {"logits": torch.from_numpy(average_windows(whole, [0] * len(whole)))}

@@ -15,6 +15,7 @@ from nlpkd.models.capture import Capture
 from nlpkd.models.padding import is_causal, reads_padding, refuse_unknown_padding
 from nlpkd.models.structure import forward_arguments, readable
 from nlpkd.objectives.base import text_state
+from nlpkd.teachers import ZeroShotTeacher
 
 SIZE = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -149,6 +150,9 @@ DOORS = {
     "cached": lambda model, rows, tokenizer, folder: cache_teacher_outputs(model, rows, tokenizer, cache_dir=folder),
     "pruned": lambda model, rows, tokenizer, folder: prune_neurons(model, rows, tokenizer, keep=0.5),
     "exported": lambda model, rows, tokenizer, folder: export_onnx(model, tokenizer, folder, texts=TEXTS),
+    "asked": lambda model, rows, tokenizer, folder: ZeroShotTeacher(
+        model, ["good", "bad"], tokenizer=tokenizer
+    ).probabilities(TEXTS),
 }
 
 
@@ -157,7 +161,8 @@ DOORS = {
 def test_every_door_refuses_a_decoder_that_would_take_padding_for_text(door, padding, rows, tokenizer, tmp_path):
     if door == "exported":
         pytest.importorskip("onnxruntime")
-    model = model_of("llama")
+    names = {"contradiction": 0, "entailment": 1}
+    model = model_of("llama", label2id=names, id2label={number: name for name, number in names.items()})
     model.config.pad_token_id = padding
     with pytest.raises(ValueError, match=f"classifies by the last token .* pad_token_id {padding} and the tokenizer"):
         DOORS[door](model, rows, tokenizer, tmp_path / "new")
@@ -200,6 +205,20 @@ def test_a_text_is_measured_and_served_as_it_is_alone_whatever_is_beside_it(fami
         answers = classifier(TEXTS, batch_size=size, top_k=None)
         scores = [[score for _, score in sorted((one["label"], one["score"]) for one in each)] for each in answers]
         torch.testing.assert_close(torch.tensor(scores), expected.softmax(dim=-1), rtol=0, atol=1e-5)
+
+
+def test_the_last_window_of_a_long_text_is_read_without_padding(tokenizer):
+    model, text = model_of("fnet"), " ".join(TEXTS)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    windows = [[2, *ids[at : at + 6], 3] for at in range(0, len(ids), 6)]
+    assert len(windows) > 2 and len(windows[-1]) < 8
+    expected = alone(model, Dataset.from_dict({"input_ids": windows})).mean(dim=0)
+    classifier = TextClassifier(model=model, tokenizer=tokenizer, truncation=True)
+    found = classifier(text, window_stride=0, max_length=8, top_k=None, function_to_apply="none")
+    by_label = {each["label"]: each["score"] for each in found}
+    assert by_label == pytest.approx(
+        dict(zip(model.config.id2label.values(), expected.tolist(), strict=True)), abs=1e-5
+    )
 
 
 def test_the_file_of_a_family_that_reads_padding_is_compared_on_the_same_padding(tokenizer, tmp_path):
