@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import agreement_of
 from nlpkd.data.columns import checked_text, values_of
-from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer
+from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer, with_usual_padding
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
@@ -334,7 +334,7 @@ def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) -> dict[str, Tensor]:
     """Tokenise as `nlpkd.data` does: a pair has segments, whatever the tokenizer gives of its own accord."""
-    encoded = tokenizer(
+    encoded = with_usual_padding(tokenizer)(
         list(texts),
         padding=True,
         truncation=True,

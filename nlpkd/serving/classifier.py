@@ -15,7 +15,7 @@ from transformers.pipelines.text_classification import ClassificationFunction
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
-from nlpkd.data.tokenization import NO_TOKENS
+from nlpkd.data.tokenization import NO_TOKENS, with_usual_padding
 from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
@@ -55,7 +55,7 @@ class TextClassifier(TextClassificationPipeline):
         # Before anything is answered, labels that nobody could tell apart are refused.
         Classes.of(model.config.id2label)
         fill_in_task(model.config)
-        super().__init__(model=model, tokenizer=tokenizer, **settings)
+        super().__init__(model=model, tokenizer=with_usual_padding(tokenizer), **settings)
 
     def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
         """Classify texts.

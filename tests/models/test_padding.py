@@ -177,6 +177,18 @@ def test_a_decoder_without_a_padding_token_answers_texts_one_at_a_time(rows, tok
     assert [each["label"] for each in answers] == [f"LABEL_{label}" for label in expected.argmax(dim=1)]
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_tokenizer_that_was_set_up_to_generate_text_pads_as_classifiers_read(family, rows, tokenizer, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model, left = model_of(family), copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    expected = alone(model, rows).softmax(dim=-1).amax(dim=-1).tolist()
+    answers = TextClassifier(model=model, tokenizer=left)(TEXTS, batch_size=4)
+    assert [each["score"] for each in answers] == pytest.approx(expected, abs=1e-5)
+    assert export_onnx(model, left, tmp_path, texts=TEXTS).largest_difference < 1e-4
+    assert left.padding_side == "left"
+
+
 # Families that read padding whatever the mask says
 
 
