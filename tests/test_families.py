@@ -44,9 +44,9 @@ from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.models.capture import Capture
+from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.objectives.base import text_state
 from nlpkd.students.budget import student_within
-from nlpkd.teachers.compatibility import refuse_unknown_padding
 from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
 from nlpkd.utils.fingerprints import hash_configuration
 

@@ -26,11 +26,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import agreement_of
 from nlpkd.data.columns import checked_text, values_of
-from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer
+from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer, with_usual_padding
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, config_sha256
+from nlpkd.models.padding import reads_padding, refuse_unknown_padding
 from nlpkd.models.structure import matching_tokenizer, readable, refuse_other_than_plain
 from nlpkd.tasks import fill_in_task
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
@@ -307,7 +308,7 @@ def compare_logits(
     """Return the largest difference of two models' logits, their least agreement, and the largest logit.
 
     The model reads the texts in batches of each of the sizes; the reference, whose logits depend on no other text of
-    their batch, in those of the last size alone.
+    their batch, in those of the last size alone. Where they do, it reads what the model reads.
     """
     batches = {
         size: [batch_of(tokenizer, texts[at : at + size], max_length) for at in range(0, len(texts), size)]
@@ -317,6 +318,8 @@ def compare_logits(
     differences, agreements = [], []
     for size in sizes:
         ours = torch.cat([_logits(model, batch) for batch in batches[size]])
+        if reads_padding(reference):
+            theirs = torch.cat([_logits(reference, batch) for batch in batches[size]])
         if ours.shape != theirs.shape:
             raise RuntimeError(f"the ONNX file gives logits {tuple(ours.shape)}, and not {tuple(theirs.shape)}")
         differences.append((ours - theirs).abs().max().item())
@@ -331,7 +334,7 @@ def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def batch_of(tokenizer: PreTrainedTokenizerBase, texts: Any, max_length: int) -> dict[str, Tensor]:
     """Tokenise as `nlpkd.data` does: a pair has segments, whatever the tokenizer gives of its own accord."""
-    encoded = tokenizer(
+    encoded = with_usual_padding(tokenizer)(
         list(texts),
         padding=True,
         truncation=True,
@@ -352,7 +355,8 @@ def most_tokens(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: An
 def refuse_another_tokenizer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts, max_length: int
 ) -> None:
-    """Refuse a tokenizer that gives texts ids which the model has no embedding for."""
+    """Refuse a tokenizer that gives texts ids which the model has no embedding for, or whose padding it would read."""
+    refuse_unknown_padding(model, tokenizer, "student")
     ids = batch_of(tokenizer, texts, max_length)["input_ids"].tolist()
     refuse_unknown_tokens(model, Dataset.from_dict({"input_ids": ids}), "input_ids", "student", "compared")
 

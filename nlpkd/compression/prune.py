@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.rows import labelled_rows
+from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.models.reshaped import rebuild, reshape_linears
 from nlpkd.models.structure import (
     HEADS_IN,
@@ -290,8 +291,10 @@ def measure_importance(
         For each kind the importance by layer, `(units,)`.
 
     Raises:
-        ValueError: if no row has a label, or the model does not keep the texts of a batch apart or use all its layers.
+        ValueError: if no row has a label, or the model does not keep the texts of a batch apart, would take padding for
+            text, or does not use all its layers.
     """
+    refuse_unknown_padding(model, tokenizer, "model", batch_size)
     rows = labelled_rows(dataset)
     if not len(rows):
         raise ValueError("the rows have no gold labels, and importance is measured by the loss: give labelled rows")

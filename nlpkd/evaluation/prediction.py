@@ -37,6 +37,7 @@ from nlpkd.models.capture import logits_of
 from nlpkd.models.ensemble import TeacherEnsemble, as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
+from nlpkd.models.padding import reads_padding, refuse_unknown_padding
 from nlpkd.models.structure import forward_arguments
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 
@@ -170,7 +171,8 @@ def predict_logits(
         model: a `PreTrainedModel`, or a module that returns logits, first of a tuple or by that name too.
         dataset: tokenised rows; of their columns the model is given those its `forward` names.
         tokenizer: pads the rows.
-        batch_size: rows a forward pass, of similar lengths.
+        batch_size: rows a forward pass, of similar lengths; of equal ones where a model reads the padding beside a
+            text (`nlpkd.models.padding.reads_padding`), so that each row is read as it is alone.
         prefix: what the names of the columns to read start with, `"teacher_"` for a teacher's own.
         name: of the model, for errors.
 
@@ -179,7 +181,7 @@ def predict_logits(
 
     Raises:
         ValueError: when there is no row, no `input_ids` column that the model takes, or an id in it that the model
-            has no embedding for.
+            has no embedding for, or when the model would take padding for text.
     """
     if not len(dataset):
         raise ValueError("there are no rows to predict: give a dataset with at least one")
@@ -192,14 +194,13 @@ def predict_logits(
             f"the model's forward must take input_ids, read from the column {prefix}input_ids: found arguments "
             f"{sorted(accepted)} and columns {dataset.column_names}; tokenise the dataset first"
         )
+    refuse_unknown_padding(model, tokenizer, name, min(batch_size, len(dataset)))
     refuse_unknown_tokens(model, dataset, prefix + "input_ids", name, "measured")
     rows = dataset.with_format(None).select_columns(list(columns)).rename_columns(columns)
     lengths = list_lengths(rows, "input_ids")
     refuse_no_tokens(lengths.tolist(), "the measured rows")
-    order = np.argsort(-lengths, kind="stable")
-    loader = DataLoader(
-        rows, batch_size=batch_size, sampler=order.tolist(), collate_fn=DistillationCollator(tokenizer)
-    )
+    batches = _batches(lengths, batch_size, reads_padding(model))
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=DistillationCollator(tokenizer))  # type: ignore[arg-type]
     device, _ = placement(model)
     logits = np.empty((0, 0), dtype=np.float32)
     with evaluating(model):
@@ -209,9 +210,16 @@ def predict_logits(
             answers = logits_of(running(**inputs)).float().cpu().numpy()
             if number == 0:
                 # Of many rows and classes there is room for them once.
-                logits = np.empty((len(order), *answers.shape[1:]), dtype=np.float32)
-            logits[order[number * batch_size :][:batch_size]] = answers
+                logits = np.empty((len(rows), *answers.shape[1:]), dtype=np.float32)
+            logits[batches[number]] = answers
     return logits
+
+
+def _batches(lengths: np.ndarray, batch_size: int, equal: bool) -> list[list[int]]:
+    """Cut rows into batches, the longest first; `equal`: of rows of one length each."""
+    order = np.argsort(-lengths, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1) if equal else [order]
+    return [group[at : at + batch_size].tolist() for group in groups for at in range(0, len(group), batch_size)]
 
 
 def measured_latency(

@@ -15,7 +15,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from transformers import PreTrainedModel
 
 from nlpkd.models.attention import _RECORDED, CAPTURING_SDPA, Wanted, _BeforeDropout, _record
-from nlpkd.models.structure import forward_arguments, is_causal, required_arguments, without_adapter
+from nlpkd.models.padding import reads_last_token
+from nlpkd.models.structure import forward_arguments, required_arguments, without_adapter
 
 _TAKES_LAYERS = Version(transformers.__version__) >= Version("5.23")
 """Whether `output_hidden_states` may be a list of layers."""
@@ -37,7 +38,8 @@ class CapturedOutput:
         queries: entry k - 1 is layer k, `(batch, heads, seq, head)`.
         keys: as `queries`.
         values: as `queries`.
-        pooled_index: the token that stands for each text, `(batch,)`: of a decoder the last real one. None: the first.
+        pooled_index: the token that stands for each text, `(batch,)`: of decoders and XLNet the last real one; None:
+            the first.
     """
 
     logits: Tensor
@@ -105,7 +107,7 @@ class Capture:
         self.arguments = {name for name in names if "label" not in name}
         self.depth: int | None = None
         self._known_maps = False
-        self.causal = is_causal(inner)
+        self.reads_last = reads_last_token(inner)
         self.recorded: Callable[[nn.Module, Mapping[str, Any]], CapturedOutput | None] | None = None
         # Keys and values of all layers are kept for a next token, which a classifier never asks for.
         self.options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
@@ -123,6 +125,11 @@ class Capture:
             raise ValueError(
                 f"the objectives need {sorted(self.wanted)} of the {role}, and {type(model).__name__} is no "
                 "transformers PreTrainedModel, of which only logits can be had: use objectives on logits"
+            )
+        if inner.config.is_encoder_decoder:
+            raise ValueError(
+                f"the objectives need {sorted(self.wanted)} of the {role}, and {type(inner).__name__} has an encoder "
+                "and a decoder, which show no single stack of layers: use objectives on logits (the preset 'hinton')"
             )
         self.depth = inner.config.num_hidden_layers
         if "hidden_states" in self.wanted:
@@ -178,11 +185,11 @@ class Capture:
             )
 
     def pooled_index(self, batch: Mapping[str, Any]) -> Tensor | None:
-        """Find the token that stands for each text, `(batch,)`: a decoder's last real one; None: the first."""
+        """Find the token that stands for each text, `(batch,)`: the last real one, or None for the first."""
         return self._pooled_index(self.inputs(batch))
 
     def _pooled_index(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        if not self.causal:
+        if not self.reads_last:
             return None
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
         return (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
@@ -227,7 +234,7 @@ class Capture:
             captured.pooled_index = self._pooled_index(inputs)
         if "output_attentions" in self.options:
             wanted = self.wanted["attentions"]
-            maps = before.maps or outputs.attentions or ()
+            maps = before.maps or getattr(outputs, "attentions", None) or ()
             captured.attentions = tuple(m if k in wanted else None for k, m in enumerate(maps, start=1))
         self._check(captured, inputs)
         return captured

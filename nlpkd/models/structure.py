@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.data.labels.classes import Classes, plain_name
 from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS, with_limit
 from nlpkd.models.limits import positions_of
+from nlpkd.models.padding import is_causal
 from nlpkd.utils.fingerprints import is_foreign
 
 logger = logging.getLogger(__name__)
@@ -175,11 +176,6 @@ def foreign_hook(model: nn.Module, but: Container[nn.Module] = ()) -> str | None
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             return name
     return None
-
-
-def is_causal(model: nn.Module) -> bool:
-    """Check whether a token sees only those before it, so that a text's last token alone has read it all."""
-    return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
 def input_table(model: Any) -> nn.Module | None:

@@ -282,7 +282,7 @@ def token_mask(batch: Mapping[str, Any]) -> Tensor:
 
 
 def text_state(outputs: Any, states: Tensor) -> Tensor:
-    """Pick the state of the token that stands for each text: the first, or a decoder's last real one.
+    """Pick the state of the token that stands for each text: the first, or the last real one of decoders and XLNet.
 
     Args:
         outputs: of the model that the states are of; its `pooled_index` names the tokens, `(batch,)`.

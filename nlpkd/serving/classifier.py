@@ -17,12 +17,13 @@ from transformers.pipelines.text_classification import ClassificationFunction
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
-from nlpkd.data.tokenization import NO_TOKENS
+from nlpkd.data.tokenization import NO_TOKENS, with_usual_padding
 from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.rows import asked_probabilities
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
+from nlpkd.models.padding import reads_padding, refuse_unknown_padding
 from nlpkd.models.structure import readable, refuse_other_than_plain
 from nlpkd.serving.cascade import Cascade, CascadeRecord, folder_of_student, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
@@ -61,7 +62,7 @@ class TextClassifier(TextClassificationPipeline):
         # Before anything is answered, labels that nobody could tell apart are refused.
         Classes.of(model.config.id2label)
         fill_in_task(model.config)
-        super().__init__(model=model, tokenizer=tokenizer, **settings)
+        super().__init__(model=model, tokenizer=with_usual_padding(tokenizer), **settings)
 
     def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
         """Classify texts.
@@ -83,7 +84,8 @@ class TextClassifier(TextClassificationPipeline):
 
         Raises:
             ValueError: for what is neither a text nor a pair, a text without any token, settings that there are not or
-                that are out of range, and `decide=True` of a model of another task or beside `function_to_apply`.
+                that are out of range, `decide=True` of a model of another task or beside `function_to_apply`, and a
+                batch of several texts whose padding the model would take for text.
         """
         inputs = as_texts(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -99,6 +101,9 @@ class TextClassifier(TextClassificationPipeline):
             _refuse_no_tokens(given["input_ids"], inputs)
             logits = torch.from_numpy(model.run(given))
             return [self.postprocess({"logits": logits}, **self._postprocess_params)]
+        if reads_padding(self.model):
+            # Each text as it is read alone.
+            settings = settings | {"batch_size": 1}
         return super().__call__(inputs, **settings)
 
     @functools.cached_property
@@ -131,18 +136,22 @@ class TextClassifier(TextClassificationPipeline):
             raise ValueError("the tokenizer knows no largest length that windows could have: give max_length")
         with _READING_NOW:
             cut = windows_of(tokenizer, "text", max_length, stride)({"text": [text]}, [0])
-        encoded = tokenizer.pad({name: cut[name] for name in tokenizer.model_input_names}, return_tensors="pt")
+        columns = {name: cut[name] for name in tokenizer.model_input_names}
+        encoded = tokenizer.pad(columns, return_attention_mask=True, return_tensors="pt")
         _refuse_no_tokens(encoded["input_ids"], text)
         return encoded
 
     def _forward(self, model_inputs: Any, windows: bool = False) -> Any:  # type: ignore[override]
         """Run the model on what it reads, and average over windows; a step of the pipeline."""
         given = readable(self.model, model_inputs)
+        refuse_unknown_padding(self.model, self.tokenizer, "model", len(given["input_ids"]))
         if not windows:
             return super()._forward(given)
-        logits = []
-        for at in range(0, len(given["input_ids"]), _WINDOWS_AT_ONCE):
-            some = {name: each[at : at + _WINDOWS_AT_ONCE] for name, each in given.items()}
+        # A window beside which padding would be read is read alone, without it.
+        alone, mask, logits = reads_padding(self.model), model_inputs["attention_mask"].bool(), []
+        step = 1 if alone else _WINDOWS_AT_ONCE
+        for at in range(0, len(mask), step):
+            some = {name: each[at : at + step, mask[at] if alone else slice(None)] for name, each in given.items()}
             logits.append(super()._forward(some)["logits"].float().cpu())
         whole = torch.cat(logits).numpy()
         return {"logits": torch.from_numpy(average_windows(whole, [0] * len(whole)))}

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase, default_data_collator
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.labels.classes import Classes
@@ -24,7 +24,8 @@ from nlpkd.models.inference import evaluating
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
-from nlpkd.models.structure import classification_head, input_table, is_causal, permute_head
+from nlpkd.models.padding import refuse_unknown_padding
+from nlpkd.models.structure import classification_head, input_table, permute_head
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teachers.checks import looks_like_probabilities
 from nlpkd.utils.randomness import undrawn
@@ -68,30 +69,6 @@ def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
         raise ValueError(
             f"student and teacher share {len(shared)} tensors ({shared[0]}, ...): training one would change the "
             "other. Make the student with nlpkd.make_student(teacher, layers=...), which copies"
-        )
-
-
-def refuse_unknown_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, role: str) -> None:
-    """Refuse a decoder that can't tell a text's last token, from which it classifies, from padding.
-
-    Args:
-        model: the model; one that is no decoder, or has no config, is passed.
-        tokenizer: what pads its texts, or None where that is not known.
-        role: `"student"` or `"teacher"`, for the error.
-
-    Raises:
-        ValueError: if its config has no padding token, or another one than the tokenizer.
-    """
-    config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig) or not is_causal(model):
-        return
-    padding = config.get_text_config().pad_token_id
-    used = None if tokenizer is None else tokenizer.pad_token_id
-    if padding is None or used not in (None, padding):
-        raise ValueError(
-            f"the {role} classifies by the last token that is no padding, its config has pad_token_id {padding} and "
-            f"the tokenizer {used}: set config.pad_token_id = tokenizer.pad_token_id of the {role}, the tokenizer "
-            "being the one that it was fine-tuned with"
         )
 
 

@@ -23,8 +23,10 @@ from nlpkd.data.collator import pack_states, pad_flat
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
 from nlpkd.data.tokenization import TEACHER_PREFIX, TOKEN_COLUMNS, with_usual_padding
 from nlpkd.models.capture import Capture
+from nlpkd.models.ensemble import as_ensemble
 from nlpkd.models.inference import evaluating, inference_copy
 from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.models.structure import foreign_hook, is_quantized, unwrapped
 from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
 
@@ -143,8 +145,8 @@ class ModelRunner:
             None.
 
     Raises:
-        ValueError: if the tokenizer can't pad, a layer does not exist, the rows lack what the module reads or have
-            further columns that it reads, or it has hooks of somebody's own.
+        ValueError: if the tokenizer can't pad or its padding would be read, a layer does not exist, the rows lack what
+            the module reads or have further columns that it reads, or it has hooks of somebody's own.
     """
 
     def __init__(
@@ -191,6 +193,8 @@ class ModelRunner:
                 "(cache_teacher='off')"
             )
         # How it is run on them.
+        for member in as_ensemble(model).members:
+            refuse_unknown_padding(member, tokenizer, "teacher")
         tokenizer = with_usual_padding(tokenizer)
         self.model, self.tokenizer, self.device = model, tokenizer, device
         of_onnx = isinstance(model, OnnxClassifier)

@@ -20,13 +20,13 @@ from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher
 from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.teachers.checks import check_kept_logits, check_teacher_on_gold_labels, checked_rows
 from nlpkd.teachers.compatibility import (
     align_copied_head,
     fit_ensemble,
     label_order,
-    refuse_unknown_padding,
     refuse_unknown_tokens,
     refuse_unpadded,
     teacher_prefix,

@@ -12,6 +12,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 from nlpkd.data.columns import texts_again
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import named_in_errors
+from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
@@ -75,6 +76,7 @@ class ZeroShotTeacher(LabelingTeacher):
             _contradiction(pipe)
         if pipe.tokenizer.pad_token is None:
             pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
+        refuse_unknown_padding(pipe.model, pipe.tokenizer, "teacher", self.batch_size)
         return pipe
 
     def _most_tokens(self) -> int | None:

@@ -20,11 +20,12 @@ from transformers import (
     ModernBertConfig,
     MPNetConfig,
     RobertaConfig,
+    T5Config,
 )
 from transformers import AutoModelForSequenceClassification as Auto
 
 from nlpkd import make_student
-from nlpkd.models.attention import CAPTURING_SDPA, _recording, attention_probabilities
+from nlpkd.models.attention import CAPTURING_SDPA, _record, _recording, attention_probabilities
 from nlpkd.models.capture import Capture
 
 SIZE = {
@@ -418,22 +419,49 @@ def test_eager_attention_gives_no_queries_keys_or_values(kind):
         capture(model, rows(), **{kind: {1}})
 
 
-def test_a_decoder_beside_the_encoder_is_refused_and_not_counted_as_more_layers():
-    config = BartConfig(
-        vocab_size=30, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0, bos_token_id=2,
-        eos_token_id=3, decoder_start_token_id=2, forced_eos_token_id=3,
-    )  # fmt: skip
+SEQUENCES = {
+    "bart": lambda: build(
+        BartConfig(
+            vocab_size=30, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0, bos_token_id=2,
+            eos_token_id=3, decoder_start_token_id=2, forced_eos_token_id=3, num_labels=2,
+        )
+    ),
+    "t5": lambda: build(
+        T5Config(
+            vocab_size=30, d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8, eos_token_id=3, pad_token_id=0,
+            decoder_start_token_id=0,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["attentions", "hidden_states", "queries"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", SEQUENCES)
+def test_layers_of_an_encoder_with_a_decoder_are_refused_with_advice_that_helps(family, attention, kind):
+    model = SEQUENCES[family]()
+    model.set_attn_implementation(attention)
+    with pytest.raises(ValueError, match=f"need .'{kind}'. .*has an encoder and a decoder.*use objectives on logits"):
+        capture(model, rows(), **{kind: {1}})
     batch = rows(padded=False)
     batch["input_ids"][:, -1] = 3
-    with pytest.raises(RuntimeError, match="of 2 were asked for attentions, and the model gave 6"):
-        capture(build(config), batch, attentions={1})
+    assert capture(model, batch).logits.shape == (len(batch["input_ids"]), 2)
 
 
-def test_attention_outside_of_the_interface_is_refused_and_not_empty():
+def test_a_position_bias_is_refused_where_attention_is_recorded():
+    states = torch.zeros(1, 2, 3, 4)
+    with _record({"attentions": frozenset({1})}, at_once=True), pytest.raises(ValueError, match="a position bias"):
+        AttentionInterface()[CAPTURING_SDPA](nn.Identity(), states, states, states, None, position_bias=states)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_outside_of_the_interface_is_refused_and_not_empty(attention):
     class Silent(type(tiny_bert())):
         def forward(self, input_ids, **kwargs):
             return {"logits": torch.zeros(len(input_ids), 2)}
 
+    model = Silent(tiny_bert().config)
+    model.set_attn_implementation(attention)
     with pytest.raises(RuntimeError, match="were asked for attentions, and the model gave 0"):
-        capture(Silent(tiny_bert().config), rows(), attentions={1})
+        capture(model, rows(), attentions={1})

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from nlpkd import OnnxClassifier, distill, load_text_classification, make_student
 from nlpkd.compression.onnx import export_onnx
-from nlpkd.models.first_token import first_token_only
+from nlpkd.models.inference import first_token_only
 from nlpkd.students.backbone import CONFIG_KEY, without_local_backbone
 from nlpkd.students.budget import make_candidates
 from nlpkd.students.small import small_student

@@ -26,7 +26,7 @@ from nlpkd.data.collator import DistillationCollator
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
 from nlpkd.models.capture import Capture
-from nlpkd.models.first_token import first_token_only, reads_first_token
+from nlpkd.models.inference import first_token_only, reads_first_token
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.teachers.teacher import LiveTeacher

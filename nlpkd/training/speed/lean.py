@@ -17,7 +17,7 @@ from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.rows import is_plain, visible_columns
 from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
-from nlpkd.models.first_token import first_token_only, reads_first_token
+from nlpkd.models.inference import first_token_only, reads_first_token
 from nlpkd.models.structure import foreign_hook, without_adapter
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.speed.compact_embeddings import CompactTraining, compact_training, has_own_table
