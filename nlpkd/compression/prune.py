@@ -291,8 +291,8 @@ def measure_importance(
         For each kind the importance by layer, `(units,)`.
 
     Raises:
-        ValueError: if no row has a label, or the model does not keep the texts of a batch apart, would take padding for
-            text, or does not use all its layers.
+        ValueError: if no row has a label, or the model does not keep the texts of a batch apart, would take padding
+            for text, or does not use all its layers.
     """
     refuse_unknown_padding(model, tokenizer, "model", batch_size)
     rows = labelled_rows(dataset)
