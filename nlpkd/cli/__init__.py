@@ -62,6 +62,10 @@ def main() -> None:
     What a user can mend has exit status 2. Any other error has `UNFORESEEN`, and its traceback is kept in a file.
     Neither errors nor warnings have tokens or control characters in them, whatever a server or a file said.
     """
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        # A daemon may have closed them. What is opened next would be taken for one of them.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A letter that a terminal can't show, or a path that is no UTF-8, must not end what was measured.
         if isinstance(stream, io.TextIOWrapper):

@@ -19,7 +19,7 @@ import typer
 from nlpkd.evaluation import report_text
 from nlpkd.evaluation.records import without_controls
 from nlpkd.evaluation.report import MARKDOWN_NAME, EvaluationReport
-from nlpkd.utils.provenance import as_options
+from nlpkd.utils.provenance import as_command, as_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -215,7 +215,7 @@ def show_files(what: str, folder: str | Path, *following: Sequence[Any]) -> None
     beside = f", with {', '.join(written)}" if written else ""
     console.print(f"\n{what} in {without_controls(str(folder))}{beside}.")
     if following:
-        commands = [shlex.join([*_program(), *map(str, words)]) for words in following]
+        commands = [f"{shlex.join(_program())} {as_command(*words)}" for words in following]
         typer.echo("\nNext:\n" + "\n".join(f"  {command}" for command in commands))
 
 

@@ -6,11 +6,9 @@ import copy
 import json
 import math
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -22,6 +20,7 @@ from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of,
 from nlpkd.models.small_models import StaticForSequenceClassification
 from nlpkd.models.structure import refuse_other_than_plain
 from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.files import temporary_folder
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -244,11 +243,11 @@ def _rebuilt(
     """Make the trimmed tokenizer as it will be loaded: from its files."""
     wanted = trimmed_state(state, ids)
     place = {old: new for new, old in enumerate(ids)}
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         tokenizer.save_pretrained(folder)
-        whole = Path(folder) / "tokenizer.json"
+        whole = folder / "tokenizer.json"
         whole.write_text(json.dumps(wanted, ensure_ascii=False), encoding="utf-8")
-        settings = Path(folder) / "tokenizer_config.json"
+        settings = folder / "tokenizer_config.json"
         config = json.loads(settings.read_text(encoding="utf-8"))
         if decoder := config.get("added_tokens_decoder"):
             config["added_tokens_decoder"] = {str(place[int(number)]): token for number, token in decoder.items()}

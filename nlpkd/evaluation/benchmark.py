@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +30,7 @@ from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.limits import positions_of
 from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.structure import forward_arguments
+from nlpkd.utils.files import temporary_folder
 from nlpkd.utils.packages import installed_version
 
 logger = logging.getLogger(__name__)
@@ -212,11 +212,11 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
         return sum(map(model_size_mb, model.members))
     if isinstance(model, OnnxClassifier):
         return model.size_mb
-    with tempfile.TemporaryDirectory() as directory:
+    with temporary_folder() as directory:
         if isinstance(model, PreTrainedModel):
             model.save_pretrained(directory)
         else:
-            save_model(model, str(Path(directory) / "model.safetensors"))
+            save_model(model, str(directory / "model.safetensors"))
         return model_size_mb(directory)
 
 

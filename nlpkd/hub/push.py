@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,11 @@ from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.students.backbone import without_local_backbone
-from nlpkd.utils.files import NO_SPACE, explain_damage, refuse_damaged, write_atomic
+from nlpkd.utils.files import NO_SPACE, explain_damage, refuse_damaged, temporary_folder, write_atomic
 from nlpkd.utils.hub_requests import NOT_THE_HUB, HubTimeoutError, HubUnreachableError, limit_hub_requests
 from nlpkd.utils.links import copy_from_inside, inside, refuse_outside
 from nlpkd.utils.locks import only_writer_if_any
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.provenance import as_command, without_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +114,9 @@ def push_student(
         try:
             if (card := _new_card(directory, repo_id)) is not None:
                 write_atomic(directory / CARD_NAME, card.encode())
-            with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as staging:
-                report = _stage(directory, Path(staging))
-                return _upload(api, Path(staging), report, repo_id, private, revision, commit_message, create_pr)
+            with temporary_folder() as staging:
+                report = _stage(directory, staging)
+                return _upload(api, staging, report, repo_id, private, revision, commit_message, create_pr)
         except (HTTPError, OSError, _NotSentError) as error:
             secret = token or get_token()
             reason = without_tokens(_why(error, repo_id, api))
@@ -149,8 +147,7 @@ def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
     directory = _existing(directory)
     validate_repo_id(repo_id)
     _check_student(directory)
-    with tempfile.TemporaryDirectory(prefix="nlpkd-push-") as folder:
-        staging = Path(folder)
+    with temporary_folder() as staging:
         report = _stage(directory, staging)
         if report is not None:
             write_eval_results(report, staging, repo_id)
@@ -162,10 +159,10 @@ def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
 
 def _command(directory: Path, repo_id: str, private: bool | None, revision: str | None, create_pr: bool) -> str:
     """Write the command that does the same push; a token is no part of it."""
-    words = ["nlpkd", "push", str(directory), "--repo-id", repo_id]
+    words: list[Any] = ["nlpkd", "push", directory, "--repo-id", repo_id]
     words += [] if private is None else ["--private" if private else "--no-private"]
     words += [] if revision is None else ["--revision", revision]
-    return shlex.join(words + (["--create-pr"] if create_pr else []))
+    return as_command(*words, *(["--create-pr"] if create_pr else []))
 
 
 def _upload(

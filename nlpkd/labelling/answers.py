@@ -15,7 +15,7 @@ from nlpkd.labelling.asking import Asking
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.labelling.spending import Spending
 from nlpkd.teachers.base import LabelingTeacher
-from nlpkd.utils.files import explain_damage, explain_full_disk
+from nlpkd.utils.files import cut_torn_line, explain_damage, explain_full_disk
 from nlpkd.utils.links import open_no_link, refuse_links
 from nlpkd.utils.locks import lock_of
 from nlpkd.utils.processes import sigterm_as_exit
@@ -219,10 +219,7 @@ class AnswerFile:
         """Open the file for further answers, behind its last whole line; it must be no link."""
         refuse_links(path.parent, path.name)
         file = open(path, "a+b", opener=open_no_link)  # noqa: SIM115
-        file.seek(0)
-        end = file.read().rfind(b"\n") + 1
-        file.truncate(end)
-        if end == 0:
+        if cut_torn_line(file) == 0:
             file.write(json.dumps(self.owner).encode() + b"\n")
             file.flush()
         return file

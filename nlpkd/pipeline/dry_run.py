@@ -7,7 +7,6 @@ import math
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
 from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
 from nlpkd.training.resuming import refuse_cut_short, resumes, resumes_last
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import nearest_existing_folder
+from nlpkd.utils.files import nearest_existing_folder, temporary_folder
 from nlpkd.utils.processes import phase, quiet
 
 PROBED_STEPS = 8
@@ -154,11 +153,11 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
     steps = [_steps(each, count) for each in settings]
     student, gold = job.make_untrained_student(args.seed), gold_labels_alone(job.stages, job.class_weights)[-1]
     # Some steps of each stage and of a baseline, of which nothing is kept, and some held-out rows.
-    timing = phase("Timing some steps"), tempfile.TemporaryDirectory(prefix="nlpkd-plan-"), quiet("nlpkd.training")
+    timing = phase("Timing some steps"), temporary_folder(), quiet("nlpkd.training")
     with timing[0], timing[1] as folder, timing[2]:
         step_ms = []
         for each, stage in zip(settings, job.stages, strict=True):
-            short = _short(each, folder)
+            short = _short(each, str(folder))
             trainer = job.trainer(job.make_untrained_student(args.seed), short, stage)
             step_ms.append(_step_ms(trainer))
         gold_ms = None

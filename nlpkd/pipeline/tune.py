@@ -29,7 +29,7 @@ from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
-from nlpkd.utils.files import write_atomic
+from nlpkd.utils.files import cut_torn_line, explain_damage, explain_full_disk, write_atomic
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.packages import how_to_install
 from nlpkd.utils.processes import decided_by_main_process
@@ -38,6 +38,8 @@ from nlpkd.utils.provenance import differences
 TUNING_FILE = "tuning.json"
 
 STUDY_FILE = "optuna.log"
+
+_NOT_KEPT = "a trial was not kept. Free some space, and run again: those before it are kept"
 """The trials, with what they are of."""
 
 _STUDY = "nlpkd"
@@ -157,24 +159,32 @@ def tune(
         make_student(job.parent, max(layers), seed=args.seed)
 
         # The search, which goes on where it stopped, with other draws than those it began with.
-        storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
+        journal = folder / STUDY_FILE
         asked = _describe_search(job, args, search, layers)
-        decided_by_main_process(partial(_begin_or_go_on, storage, asked, folder))
+        decided_by_main_process(partial(_cut_torn_line, journal))
+        with explain_damage(journal, "delete it, and the search begins anew"):
+            storage = JournalStorage(JournalFileBackend(str(journal)))
+        keeping = partial(explain_full_disk, journal, _NOT_KEPT)
+        with keeping():
+            decided_by_main_process(partial(_begin_or_go_on, storage, asked, folder))
         study = optuna.load_study(study_name=_STUDY, storage=storage)
         study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
         done = len([trial for trial in study.trials if trial.value is not None])
         for _ in range(done, n_trials):
             # The main process draws, all train, and it keeps the result.
-            trial = study.ask() if PartialState().is_main_process else None
+            with keeping():
+                trial = study.ask() if PartialState().is_main_process else None
             try:
-                drawn, number = decided_by_main_process(partial(_draw, trial, search, layers))
+                with keeping():
+                    drawn, number = decided_by_main_process(partial(_draw, trial, search, layers))
                 value = _train_trial(job, args, drawn, number)[f"eval_{metric}"]
             except Exception:
                 if trial is not None:
                     study.tell(trial, state=TrialState.FAIL)
                 raise
             if trial is not None:
-                study.tell(trial, value)
+                with keeping():
+                    study.tell(trial, value)
         PartialState().wait_for_everyone()
         trials = [trial.params | {"value": trial.value} for trial in study.trials]
         result = TuningResult(study.best_trial.params, metric, study.best_value, trials)
@@ -291,6 +301,12 @@ def _begin_or_go_on(storage: Any, asked: dict[str, Any], folder: Path) -> None:
         )
     if differ := differences(kept, asked, "the folder"):
         raise ValueError(f"{folder} has the trials of another search: {'; '.join(differ)}. Choose another output_dir")
+
+
+def _cut_torn_line(journal: Path) -> None:
+    if journal.exists():
+        with journal.open("r+b") as file:
+            cut_torn_line(file)
 
 
 def _train_trial(job: Job, args: DistillationConfig, drawn: Mapping[str, Any], number: int) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ from nlpkd.models.loading import load_config, split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.serving.classifier import load
 from nlpkd.tasks import task_of
+from nlpkd.utils.files import temporary_folder
 from nlpkd.utils.packages import require
 
 
@@ -125,8 +125,7 @@ def make_space(
     # Write its files, and send them.
     api = HfApi(token=token)
     url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="nlpkd-space-") as folder:
-        staged = Path(folder)
+    with temporary_folder() as staged:
         shutil.copy(page.__file__, staged / "app.py")
         asked = {"models": models, "labels": labels, "pairs": pairs}
         (staged / page.MODELS_NAME).write_text(json.dumps(asked), encoding="utf-8")

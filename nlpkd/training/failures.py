@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import signal
 import threading
 import time
@@ -20,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nlpkd.utils.files import has_checksums, numbered_folders
 from nlpkd.utils.processes import EXIT_STATUS
-from nlpkd.utils.provenance import as_options
+from nlpkd.utils.provenance import as_command, as_options
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +161,7 @@ def saved_model(
             # Rows in memory have no name that a command could read.
             named = str(data) if isinstance(data, (str, Path)) else "DATA"
             read = as_options(reading, *reading)
-            words = ["nlpkd", "evaluate", folder, *beside, "--data", named, *map(str, read), "--output-dir", folder]
+            words = ["nlpkd", "evaluate", folder, *beside, "--data", named, *read, "--output-dir", folder]
             logger.error(
                 "The %s is trained and saved in %s; what failed came after that.%s Mend it, and "
                 "%smeasure what is there without training: %s",
@@ -170,7 +169,7 @@ def saved_model(
                 folder,
                 kept,
                 _RESUME if whole else "",
-                shlex.join(words),
+                as_command(*words),
             )
         raise
 

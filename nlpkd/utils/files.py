@@ -274,10 +274,55 @@ def explain_full_disk(folder: Path, failed: str) -> Iterator[None]:
     """
     try:
         yield
+    except FullTemporaryFolder:
+        raise
     except Exception as error:
         if (number := full_disk(error, folder)) is None:
             raise
         raise OSError(number, f"{NO_SPACE[number]}: {failed}", str(folder)) from error
+
+
+class FullTemporaryFolder(OSError):
+    """The disk of a temporary folder is full, whatever else was being written."""
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder that is gone afterwards.
+
+    Yields:
+        The folder.
+
+    Raises:
+        FullTemporaryFolder: if what is written into it does not fit.
+    """
+    with tempfile.TemporaryDirectory(prefix="nlpkd-") as name:
+        try:
+            yield Path(name)
+        except Exception as error:
+            elsewhere = getattr(error, "filename", None)
+            number = full_disk(error, Path(name))
+            if number is None or (elsewhere is not None and not Path(os.fsdecode(elsewhere)).is_relative_to(name)):
+                raise
+            place = tempfile.gettempdir()
+            told = f"{NO_SPACE[number]}: temporary files go to {place}. Free some space there, or set TMPDIR"
+            raise FullTemporaryFolder(number, f"{told} to a folder of another disk", name) from error
+
+
+def cut_torn_line(file: BinaryIO) -> int:
+    """Cut off what a kill or a full disk left of a last line.
+
+    Args:
+        file: open for reading and writing; its end is where it is read and written next.
+
+    Returns:
+        The bytes that stay.
+    """
+    file.seek(0)
+    end = file.read().rfind(b"\n") + 1
+    file.truncate(end)
+    file.seek(end)
+    return end
 
 
 def full_disk(error: BaseException, folder: Path) -> int | None:

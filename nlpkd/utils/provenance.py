@@ -63,6 +63,22 @@ def as_options(given: Mapping[str, Any], *names: str) -> list[Any]:
     return words
 
 
+def as_command(*words: Any) -> str:
+    """Return words as a line that a shell takes as it stands.
+
+    Args:
+        *words: command, arguments and options, in this order.
+
+    Returns:
+        The line; an argument that begins like an option, such as a folder "-x", is "./-x".
+    """
+    told, count = [str(word) for word in words], 0
+    while count < len(told) and not told[count].startswith("--"):
+        told[count] = f"./{told[count]}" if told[count].startswith("-") else told[count]
+        count += 1
+    return shlex.join(told)
+
+
 def now() -> str:
     """Return the time for a record, in UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -609,6 +609,28 @@ def test_the_module_is_the_command_and_tells_its_version():
     assert said["--version"] == f"nlpkd {importlib.metadata.version('nlpkd')}\n"
 
 
+TELLING = """import sys
+from nlpkd.cli import app, main
+from nlpkd.cli.screen import show_item
+
+@app.command()
+def tell():
+    show_item("name", " text")
+
+sys.argv = ["nlpkd", "tell"]
+main()
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_daemon_s_closed_streams_end_no_command(closed, tmp_path):
+    (tmp_path / "tell.py").write_text(TELLING)
+    command = f"exec {sys.executable} {tmp_path}/tell.py {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("" if ">&- " in f"{closed} " and closed != "2>&-" else "name text\n")
+
+
 def test_help_needs_neither_torch_nor_transformers():
     for words in (["--help"], ["distill", "--help"], ["evaluate", "--help"], ["--version"]):
         script = f"import sys; sys.argv = ['nlpkd', *{words}]\nfrom nlpkd.cli import main\ntry: main()\nfinally: "

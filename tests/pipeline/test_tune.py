@@ -182,6 +182,20 @@ def test_trials_that_do_not_say_what_they_are_of_are_refused(searched, tmp_path)
         tune(**searched[0] | {"output_dir": tmp_path})
 
 
+def test_a_search_goes_on_after_a_line_that_a_full_disk_cut_and_names_a_file_that_is_damaged(searched, tmp_path):
+    from nlpkd.pipeline.tune import STUDY_FILE, tune
+
+    asked, result = searched
+    folder = shutil.copytree(asked["output_dir"], tmp_path / "copy")
+    journal = folder / STUDY_FILE
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 4, "worker_')
+    assert tune(**asked | {"output_dir": folder}) == result and journal.read_bytes().startswith(whole)
+    journal.write_bytes(b'{"op_code": 4\n' + whole)
+    with pytest.raises(ValueError, match=f"{STUDY_FILE} is damaged .*delete it, and the search begins anew"):
+        tune(**asked | {"output_dir": folder})
+
+
 def test_the_task_is_the_teachers(tokenizer, tmp_path):
     from nlpkd.pipeline.tune import tune
 

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,14 @@ from nlpkd.hub.saving import save_report, save_student
 from nlpkd.labelling.mislabelled import check_labels
 from nlpkd.labelling.rows import save_rows
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.utils.files import atomic_folder_update, staging_folder, write_atomic
+from nlpkd.utils.files import (
+    atomic_folder_update,
+    cut_torn_line,
+    explain_full_disk,
+    staging_folder,
+    temporary_folder,
+    write_atomic,
+)
 from nlpkd.utils.links import copy_from_inside, link_file, move_into, refuse_outside
 from nlpkd.utils.locks import lock_of, only_writer
 
@@ -281,3 +289,22 @@ def test_a_full_disk_is_told_with_what_was_not_written_and_what_to_do(writer: st
         WRITERS[writer](folder)
     assert str(told.value.filename).startswith(str(folder))
     assert {path.name: path.read_text() for path in folder.iterdir() if path.name != ".lock"} == {"file": "before"}
+
+
+def test_a_full_temporary_folder_is_told_as_one_wherever_else_something_was_to_be_written(tmp_path: Path) -> None:
+    said = f"larger than the limit on file sizes.*temporary files go to {tempfile.gettempdir()}.*set TMPDIR"
+    with pytest.raises(OSError, match=said), largest_file(16), explain_full_disk(tmp_path, "the model is lost"):
+        with temporary_folder() as folder:
+            (folder / "file").write_bytes(b"x" * 100)
+    assert not folder.exists()
+    with pytest.raises(OSError, match="not written"), largest_file(16), temporary_folder():
+        write_atomic(tmp_path / "file", b"x" * 100)
+
+
+@pytest.mark.parametrize(("left", "stays"), [(b"one\ntwo\nthr", b"one\ntwo\n"), (b"one\n", b"one\n"), (b"on", b"")])
+def test_what_a_kill_left_of_a_line_is_cut_off(left: bytes, stays: bytes, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(left)
+    with open(tmp_path / "lines", "r+b") as file:
+        assert cut_torn_line(file) == len(stays)
+        file.write(b"further\n")
+    assert (tmp_path / "lines").read_bytes() == stays + b"further\n"

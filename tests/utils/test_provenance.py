@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from nlpkd.utils.provenance import command_line, without_tokens
+from nlpkd.utils.provenance import as_command, command_line, without_tokens
 
 
 def test_folders_and_tokens_are_left_out(monkeypatch):
@@ -91,3 +91,8 @@ def test_a_secret_of_any_form_is_struck_out_as_a_whole(secret, own, monkeypatch)
 
 def test_of_secrets_in_one_another_nothing_is_left():
     assert without_tokens("by abcdefgh:ijklmnop", "abcdefgh:ijklmnop", "abcdefgh") == "by ***"
+
+
+def test_an_argument_that_begins_like_an_option_is_an_argument_in_a_command():
+    assert as_command("export", "-x", "--data", "-d.csv", "--int8") == "export ./-x --data -d.csv --int8"
+    assert as_command("export", "a b", "--data", "c") == "export 'a b' --data c"
