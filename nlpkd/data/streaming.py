@@ -209,9 +209,11 @@ class TextStream(IterableDataset):
             rows: how many in all, rounded up to as many of each class.
 
         Returns:
-            The rows, none of them without a label.
+            The rows, none of them without a label; of a file without labels the first rows.
         """
         share, counts = -(-rows // len(self.names)), self.summary.class_counts
+        if not any(counts.values()):
+            return self.head(rows)
         left = {number: min(share, counts[name]) for number, name in enumerate(self.names)}
         chosen: list[Mapping[str, Any]] = []
         wanted, file = sum(left.values()), self._rows_of_file()

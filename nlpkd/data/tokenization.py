@@ -305,10 +305,14 @@ class TextEncoder:
 
     def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
         """Return the rows' token columns, truncated, and `length`, the student's."""
+        texts = [batch[name] for name in self.names]
+        if not texts[0]:
+            # Tokenizers take no batch without texts; of a text they make the same columns.
+            return {column: [] for column in self({name: [""] for name in self.names})}
         made: dict[str, list] = {}
         for prefix, tokenizer in self.tokenizers.items():
             encoded = tokenizer(
-                *(batch[name] for name in self.names),
+                *texts,
                 truncation=True,
                 max_length=self.max_length,
                 return_token_type_ids=self.segments,
@@ -320,6 +324,8 @@ class TextEncoder:
     def truncated(self, batch: Mapping[str, list]) -> dict[str, int]:
         """Count the rows that lose tokens, by the prefix of the tokenizer's columns."""
         texts = [batch[name] for name in self.names]
+        if not texts[0]:
+            return dict.fromkeys(self.tokenizers, 0)
         return {
             prefix: sum(len(ids) > self.max_length for ids in tokenizer(*texts, verbose=False)["input_ids"])
             for prefix, tokenizer in self.tokenizers.items()
