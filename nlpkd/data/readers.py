@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import ClassLabel, Features
 
-from nlpkd.data.columns import HALF, has_half
+from nlpkd.data.columns import BLANK, HALF, has_half
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -88,6 +88,29 @@ def read_table(path: str | os.PathLike[str]) -> pa.Table:
         raise ValueError(f"{path} is empty.")
     is_array = suffix == ".json" and content.startswith(b"[")
     return table_of(_json_array(path, content) if is_array else list(_json_lines(path)), path)
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Read plain text, a text a line; lines of blanks are passed over.
+
+    Args:
+        path: a txt file.
+
+    Returns:
+        The texts.
+
+    Raises:
+        ValueError: a file that is missing, not UTF-8, or without any text.
+    """
+    path = _existing_file(path, (".txt",))
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            texts = [line.rstrip("\n") for line in lines if not BLANK.fullmatch(line)]
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    if not texts:
+        raise ValueError(f"{path} is empty.")
+    return texts
 
 
 def class_names(path: str | os.PathLike[str], column: str) -> list[str] | None:
@@ -175,14 +198,14 @@ def check_names(names: Sequence[str], source: Path | str) -> None:
         raise ValueError(f"{source} has a column whose name, {odd[0]!r:.80}, holds {HALF}.")
 
 
-def _existing_file(path: str | os.PathLike[str]) -> Path:
+def _existing_file(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder: pass a file in it, or datasets.load_from_disk(...) where save_to_disk made it."
         )
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"Unknown file type {path.suffix!r} of {path}: use one of {', '.join(SUFFIXES)}.")
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"Unknown file type {path.suffix!r} of {path}: use one of {', '.join(suffixes)}.")
     if not path.is_file():
         raise ValueError(f"File not found: {path} (from {Path.cwd()}).")
     return path
