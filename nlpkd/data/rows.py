@@ -360,6 +360,8 @@ def class_counts(rows: Any, names: Sequence[str]) -> list[int]:
 def hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
     """Move a part of the training rows to a validation set, stratified by class where there are classes.
 
+    Of a rare class neither part need have a row: a warning says so.
+
     Args:
         splits: without a validation set.
         size: a share of the rows, or their number.
@@ -393,5 +395,17 @@ def hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> Da
                 f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
                 f"{rarest} of them of the rarest class. Give more rows, or a validation set."
             )
-    parts = train.train_test_split(held_out, stratify_by_column="labels" if classed else None, seed=seed)
-    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
+    drawn = train.train_test_split(held_out, stratify_by_column="labels" if classed else None, seed=seed)
+    parts = {"train": drawn["train"], "validation": drawn["test"]}
+    for split, part in parts.items() if classed else ():
+        _tell_left_out(part, set(classes), split, size)
+    return DatasetDict({**splits, **parts})
+
+
+def _tell_left_out(part: Dataset, classes: set[int], split: str, size: float | int) -> None:
+    """Warn of classes that a part of the rows has no row of."""
+    names = part.features["labels"].names
+    if lacking := [names[number] for number in sorted(classes.difference(part["labels"][:]))]:
+        listed = ", ".join(map(repr, lacking[:10])) + (", .." if len(lacking) > 10 else "")
+        told = "validation_split=%r leaves the %s split no row of %d of the %d classes: %s. Give a validation set."
+        logger.warning(told, size, split, len(lacking), len(classes), listed)
