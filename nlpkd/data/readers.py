@@ -147,9 +147,8 @@ def table_of(rows: Sequence[Any], source: Path | str) -> pa.Table:
         if not isinstance(row, dict):
             raise ValueError(f"Row {number} of {source} is a {type(row).__name__}, not an object like {{'text': ..}}.")
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: to_column([row.get(name) for row in rows], name, source) for name in names}
-    check_names(list(columns), source)
-    return pa.table(columns)
+    check_names(list(names), source)
+    return pa.table({name: to_column([row.get(name) for row in rows], name, source) for name in names})
 
 
 def to_column(values: Sequence[Any], name: str, source: Path | str, rows: Iterable[int] | None = None) -> pa.Array:
@@ -180,15 +179,17 @@ def to_column(values: Sequence[Any], name: str, source: Path | str, rows: Iterab
 
 
 def check_names(names: Sequence[str], source: Path | str) -> None:
-    """Refuse columns whose names repeat or can't be written.
+    """Refuse columns whose names are no texts, repeat or can't be written.
 
     Args:
         names: of the columns.
         source: where they are from, for the error.
 
     Raises:
-        ValueError: two columns of one name, a NUL byte in a name, or half of a character.
+        ValueError: a name that is no text, two columns of one name, a NUL byte in a name, or half of a character.
     """
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"{source} has columns whose names are no texts: {odd[:5]!r:.80}. Rename them.")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{source} has columns with the same name: {repeated}. Rename them.")

@@ -200,24 +200,29 @@ def _train_splits(data: Dataset | DatasetDict) -> dict[str, Dataset]:
     if isinstance(data, Dataset):
         return {"train": data}
     splits = {}
-    for role, names in SPLIT_NAMES.items():
-        found = [name for name in names if name in data]
+    for role in SPLIT_NAMES:
+        found = _called(data, role)
         if len(found) > 1:
             raise ValueError(f"Several splits could be the {role} split: {found}. Keep one in the DatasetDict.")
         if found:
             splits[role] = data[found[0]]
     if "train" not in splits:
         raise ValueError(f"There is no 'train' split; found {sorted(data)}. Pass the split you want as train=.")
-    unused = sorted(set(data) - {name for names in SPLIT_NAMES.values() for name in names})
+    unused = sorted(set(data).difference(*(_called(data, role) for role in SPLIT_NAMES)))
     if unused:
         logger.warning("Splits not used: %s. Pass one as validation= or test= if you need it.", ", ".join(unused))
     return splits
 
 
+def _called(data: DatasetDict, role: str) -> list[str]:
+    """Return the splits that have a role by their names, in any case."""
+    return [split for split in data if usual_form(str(split)) in SPLIT_NAMES[role]]
+
+
 def _one_split(data: Dataset | DatasetDict, role: str) -> Dataset:
     if isinstance(data, Dataset):
         return data
-    found = [name for name in SPLIT_NAMES[role] if name in data] or list(data)
+    found = _called(data, role) or list(data)
     if len(found) != 1:
         raise ValueError(f"Can't tell which split is the {role} split: {sorted(data)}. Pass one Dataset as {role}=.")
     return data[found[0]]

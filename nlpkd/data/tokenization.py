@@ -14,7 +14,7 @@ import pyarrow.compute
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from nlpkd.data.columns import Columns
+from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS, Columns
 from nlpkd.utils.fingerprints import tokenizer_state
 
 
@@ -118,6 +118,13 @@ TeacherTokenizers = PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase |
 
 
 TEACHER_TOKEN_COLUMN = re.compile(rf"({TEACHER_PREFIX}(?:\d+_)?)(?:{'|'.join(TOKEN_COLUMNS)})")
+
+
+def is_made_here(name: str) -> bool:
+    """Check whether rows get a column of this name beside their texts: of labels, tokens or a teacher's outputs."""
+    outputs = name == TEACHER_LOGITS or name.startswith(HIDDEN_STATES.format(""))
+    tokens = name in TOKEN_COLUMNS or TEACHER_TOKEN_COLUMN.fullmatch(name) is not None
+    return outputs or tokens or name in ("labels", "length")
 
 
 def with_usual_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

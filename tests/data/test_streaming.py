@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from samples import QUIET, raw_rows, sentences, tiny_bert
 
 from nlpkd import DistillationTrainer, distill, load_text_classification, make_student
-from nlpkd.data.columns import Columns
+from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS, Columns
 from nlpkd.data.readers import stream_rows
 from nlpkd.data.sources import read_splits
 from nlpkd.data.streaming import TextStream
@@ -360,9 +360,13 @@ def test_a_row_of_other_keys_means_the_same_wherever_it_is_and_however_the_file_
     assert columns(streaming=True, **named) == columns(**named)
 
 
-def test_a_text_column_with_a_name_made_here_is_refused_of_a_stream_too(tmp_path, tokenizer):
+@pytest.mark.parametrize(
+    "name",
+    ["labels", "length", "input_ids", "teacher_2_input_ids", TEACHER_LOGITS, HIDDEN_STATES.format(3)],
+)
+def test_a_text_column_with_a_name_made_here_is_refused_of_a_stream_too(tmp_path, tokenizer, name):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"labels": text, "label": text}) for text in ("good", "bad")))
+    path.write_text("\n".join(json.dumps({name: text, "label": text}) for text in ("good", "bad")))
     for streaming in (True, False):
-        with pytest.raises(ValueError, match="A text column may not be called 'labels'"):
-            load(path, tokenizer=tokenizer, streaming=streaming, text_column="labels", label_column="label")
+        with pytest.raises(ValueError, match=f"A text column may not be called '{name}'"):
+            load(path, tokenizer=tokenizer, streaming=streaming, text_column=name, label_column="label")
