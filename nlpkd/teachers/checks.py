@@ -33,6 +33,10 @@ _COMPARED_ROWS = 64
 """Rows on which logits that are kept with the rows are held against the teacher's."""
 
 
+_FEWEST_ROWS = 8
+"""From so many rows on a teacher that is wrong on a single one correlates with gold labels above chance."""
+
+
 def check_teacher(
     logits: np.ndarray,
     labels: np.ndarray,
@@ -68,16 +72,13 @@ def check_teacher(
     swapped = swapped_classes(predictions, labels, own, best)
     margin = np.inf if only_sure else 2 * np.sqrt(0.25 / rows)
     used = own if order is not None else _fitting_order(own, best, accuracy, margin, swapped, names, rows)
-    # How often the most frequent label would be right.
-    majority = np.bincount(labels, minlength=num_labels).max() / rows
-    needed = min(majority + 2 * np.sqrt(majority * (1 - majority) / rows), 1.0)
-    if (accuracy(used) >= needed and accuracy(used) > majority) or _recalls_classes(predictions, labels, used):
+    if _knows_classes(predictions, labels, used):
         return used, None if order is None else _of_teacher(describe_swapped(swapped, own, best, names, rows))
     problem = (
         f"the teacher gets {100 * accuracy(used):.1f} % of {rows} gold labels right, no better than always answering "
-        f"the most frequent one ({100 * majority:.1f} %)"
+        f"the most frequent one ({100 * np.bincount(labels).max() / rows:.1f} %)"
     )
-    if order is not None and accuracy(best) >= needed:
+    if order is not None and _knows_classes(predictions, labels, best):
         problem += _describe_fit(best, names, f"{100 * accuracy(best):.1f} %")
     return used, problem
 
@@ -189,12 +190,37 @@ def looks_like_probabilities(logits: np.ndarray) -> bool:
     )
 
 
-def _recalls_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> bool:
-    """Check whether the mean recall is above 1 / classes by two standard errors (1/2 / sqrt(n) each at most)."""
+def _knows_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> bool:
+    """Check whether predictions beat the most frequent label, or the mean recall of a constant answer.
+
+    Each by two standard errors; that recall is 1 / classes, with an error of 1/2 / sqrt(n) at most for each class.
+    """
     right, (classes, counts) = predictions == np.asarray(order)[labels], np.unique(labels, return_counts=True)
+    majority = counts.max() / len(labels)
+    if len(classes) < 2:
+        return False
+    if right.mean() >= majority + 2 * np.sqrt(majority * (1 - majority) / len(labels)):
+        return True
     recall = np.mean([right[labels == label].mean() for label in classes])
-    error = np.sqrt((0.25 / counts).sum()) / len(classes)
-    return len(classes) > 1 and bool(recall - 1 / len(classes) > 2 * error)
+    return bool(recall - 1 / len(classes) > 2 * np.sqrt((0.25 / counts).sum()) / len(classes))
+
+
+def can_tell(labels: np.ndarray, problem_type: str | None) -> bool:
+    """Check whether gold labels could tell a good teacher: one that is wrong on a single row must pass the check.
+
+    Args:
+        labels: gold labels of a sample, as the task has them.
+        problem_type: the task; None is one class a row.
+
+    Returns:
+        False for a few rows, and for rows that are all of one class, or nearly so.
+    """
+    if problem_type not in (None, SINGLE_LABEL):
+        return len(labels) >= _FEWEST_ROWS and bool((np.ptp(labels, axis=0) > 0).any())
+    classes, counts = np.unique(labels, return_counts=True)
+    wrong_once = labels.copy()
+    wrong_once[np.argmax(labels == classes[counts.argmin()])] = -1
+    return _knows_classes(wrong_once, labels, range(int(labels.max()) + 1))
 
 
 def checked_rows(num_labels: int) -> int:
@@ -222,7 +248,8 @@ def check_teacher_on_gold_labels(
         batch_size: rows of a batch.
         device: where batches go.
         student_config: for the number and names of labels.
-        check: `"error"`, `"warn"` or `"off"`, which still settles an order that names do not tell.
+        check: `"error"`, `"warn"` or `"off"`, which still settles an order that names do not tell; so do gold labels
+            that can't tell a good teacher, see `can_tell`.
         seed: of the sample.
 
     Raises:
@@ -233,6 +260,11 @@ def check_teacher_on_gold_labels(
     labels, sample = _sample_of_labels(dataset, student_config, seed)
     if not sample:
         return
+    task = task_of(student_config)
+    if labels is not None and check != "off" and not can_tell(labels[sample], task):
+        told = "The teacher is not checked: its answers to %d gold labels, few or nearly all the same, tell nothing."
+        logger.warning(told, len(sample))
+        check = "off"
     for member in teacher.members():
         who = f"{member.name}: " if member.name else ""
 
@@ -250,8 +282,7 @@ def check_teacher_on_gold_labels(
         # Whether that is better than chance, and in which label order.
         given = None if movable else list(range(logits.shape[1]))
         names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
-        checked = _check_of(task_of(student_config))
-        order, problem = checked(logits, labels[sample], given, names, only_sure=check == "off")
+        order, problem = _check_of(task)(logits, labels[sample], given, names, only_sure=check == "off")
         if problem is not None and check == "error":
             raise ValueError(
                 f"{who}{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'"
