@@ -15,8 +15,10 @@ from nlpkd.data.label_names import label_column
 from nlpkd.data.labels.order import (
     best_assignment,
     best_order,
+    can_tell,
     correlations,
     describe_swapped,
+    knows_classes,
     swapped_classes,
     swapped_labels,
 )
@@ -31,10 +33,6 @@ logger = logging.getLogger(__name__)
 
 _COMPARED_ROWS = 64
 """Rows on which logits that are kept with the rows are held against the teacher's."""
-
-
-_FEWEST_ROWS = 8
-"""From so many rows on a teacher that is wrong on a single one correlates with gold labels above chance."""
 
 
 def check_teacher(
@@ -72,13 +70,13 @@ def check_teacher(
     swapped = swapped_classes(predictions, labels, own, best)
     margin = np.inf if only_sure else 2 * np.sqrt(0.25 / rows)
     used = own if order is not None else _fitting_order(own, best, accuracy, margin, swapped, names, rows)
-    if _knows_classes(predictions, labels, used):
+    if knows_classes(predictions, labels, used):
         return used, None if order is None else _of_teacher(describe_swapped(swapped, own, best, names, rows))
     problem = (
         f"the teacher gets {100 * accuracy(used):.1f} % of {rows} gold labels right, no better than always answering "
         f"the most frequent one ({100 * np.bincount(labels).max() / rows:.1f} %)"
     )
-    if order is not None and _knows_classes(predictions, labels, best):
+    if order is not None and knows_classes(predictions, labels, best):
         problem += _describe_fit(best, names, f"{100 * accuracy(best):.1f} %")
     return used, problem
 
@@ -190,39 +188,6 @@ def looks_like_probabilities(logits: np.ndarray) -> bool:
     )
 
 
-def _knows_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> bool:
-    """Check whether predictions beat the most frequent label, or the mean recall of a constant answer.
-
-    Each by two standard errors; that recall is 1 / classes, with an error of 1/2 / sqrt(n) at most for each class.
-    """
-    right, (classes, counts) = predictions == np.asarray(order)[labels], np.unique(labels, return_counts=True)
-    majority = counts.max() / len(labels)
-    if len(classes) < 2:
-        return False
-    if right.mean() >= majority + 2 * np.sqrt(majority * (1 - majority) / len(labels)):
-        return True
-    recall = np.mean([right[labels == label].mean() for label in classes])
-    return bool(recall - 1 / len(classes) > 2 * np.sqrt((0.25 / counts).sum()) / len(classes))
-
-
-def can_tell(labels: np.ndarray, problem_type: str | None) -> bool:
-    """Check whether gold labels could tell a good teacher: one that is wrong on a single row must pass the check.
-
-    Args:
-        labels: gold labels of a sample, as the task has them.
-        problem_type: the task; None is one class a row.
-
-    Returns:
-        False for a few rows, and for rows that are all of one class, or nearly so.
-    """
-    if problem_type not in (None, SINGLE_LABEL):
-        return len(labels) >= _FEWEST_ROWS and bool((np.ptp(labels, axis=0) > 0).any())
-    classes, counts = np.unique(labels, return_counts=True)
-    wrong_once = labels.copy()
-    wrong_once[np.argmax(labels == classes[counts.argmin()])] = -1
-    return _knows_classes(wrong_once, labels, range(int(labels.max()) + 1))
-
-
 def checked_rows(num_labels: int) -> int:
     """Return how many gold labels a teacher is compared with: enough to tell two swapped classes of many."""
     return min(max(256, 10 * num_labels), 5000)
@@ -249,7 +214,7 @@ def check_teacher_on_gold_labels(
         device: where batches go.
         student_config: for the number and names of labels.
         check: `"error"`, `"warn"` or `"off"`, which still settles an order that names do not tell; so do gold labels
-            that can't tell a good teacher, see `can_tell`.
+            that can't tell a good teacher, see `nlpkd.data.labels.order.can_tell`.
         seed: of the sample.
 
     Raises:

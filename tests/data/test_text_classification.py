@@ -212,7 +212,7 @@ def test_a_part_that_lacks_a_class_is_told(size, caplog):
     rows = [{"text": f"a {number}", "label": "a" if number > 1 else "b"} for number in range(200)]
     data = load(Dataset.from_list(rows), validation_split=size)
     for split in ("train", "validation"):
-        told = f"leaves the {split} split no row of 1 of the 2 classes: 'b'" in caplog.text
+        told = f"1 of the 2 classes have no {split} row: 'b'" in caplog.text
         assert told is (set(data[split]["labels"][:]) == {0})
 
 

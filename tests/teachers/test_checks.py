@@ -9,10 +9,9 @@ from samples import raw_rows, tiny_bert
 
 from nlpkd import DistillationTrainer
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.labels.order import best_order
+from nlpkd.data.labels.order import best_order, can_tell
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from nlpkd.teachers.checks import (
-    can_tell,
     check_correlated,
     check_teacher,
     checked_rows,
