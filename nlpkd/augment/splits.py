@@ -19,7 +19,7 @@ from nlpkd.augment.ways import check_way
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import Columns, find_text_column
-from nlpkd.data.readers import read_lines
+from nlpkd.data.files.readers import read_lines
 from nlpkd.data.sources import read_splits
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TextEncoder

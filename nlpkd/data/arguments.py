@@ -61,6 +61,13 @@ class DataArguments:
         else:
             check_share("validation_split", self.validation_split)
 
+    @property
+    def named_columns(self) -> list[str]:
+        """The columns that are named."""
+        labels = [self.label_column] if isinstance(self.label_column, str) else list(self.label_column or ())
+        named = [self.text_column, self.text_pair_column, self.soft_label_column, *labels]
+        return [name for name in named if name is not None]
+
     @classmethod
     def split_keywords(cls, keywords: Mapping[str, Any]) -> tuple[DataArguments, dict[str, Any]]:
         """Separate the keywords that are fields of this class from the others.

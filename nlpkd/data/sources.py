@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
-import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, usual_form
+from nlpkd.data.files.readers import SUFFIXES, read_table
+from nlpkd.data.files.tables import check_names, dataset_of, table_of, table_of_frame
 from nlpkd.data.labels.kind import is_missing, whole_number
-from nlpkd.data.readers import SUFFIXES, UNFIT, check_names, read_table, table_of, to_column
 from nlpkd.data.rows import describe_rows
 from nlpkd.utils.files import digest_of
 from nlpkd.utils.fingerprints import hash_value
@@ -83,6 +83,7 @@ def read_splits(
     test: Source | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
+    named: Collection[str] = (),
 ) -> tuple[DatasetDict, str]:
     """Read the sources of up to three splits.
 
@@ -94,6 +95,8 @@ def read_splits(
         test: the test rows, the same kinds; wins over what ``train`` brings.
         dataset_config: the configuration of the Hub dataset that ``train`` names.
         dataset_revision: the branch, tag or commit of the Hub dataset that ``train`` names.
+        named: columns that somebody names. Of others, but for usual names of texts and labels, one that can't be
+            read is left out with a warning.
 
     Returns:
         The splits, untouched, under "train", "validation" and "test", and a name for the record.
@@ -102,10 +105,10 @@ def read_splits(
         ValueError: a source that is missing, empty, unreadable or of an unknown kind.
         ConnectionError: the Hub can't be reached.
     """
-    splits = _train_splits(_read(train, dataset_config, dataset_revision))
+    splits = _train_splits(_read(train, dataset_config, dataset_revision, named))
     for role, source in (("validation", validation), ("test", test)):
         if source is not None:
-            splits[role] = _one_split(_read(source), role)
+            splits[role] = _one_split(_read(source, named=named), role)
     for role, split in splits.items():
         if len(split) == 0:
             raise ValueError(f"The {role} split has no rows: check its source.")
@@ -138,7 +141,7 @@ def read_measured_rows(
         ValueError: if none of these splits is there, or several could be meant; it says which there are.
         ConnectionError: the Hub can't be reached.
     """
-    found = _read(source, asked.dataset_config, asked.dataset_revision)
+    found = _read(source, asked.dataset_config, asked.dataset_revision, asked.named_columns)
     splits = {"train": found} if isinstance(found, Dataset) else {str(split): rows for split, rows in found.items()}
     hidden = _hidden(splits, asked.label_column) if labelled and len(splits) > 1 else []
     chosen = _choose(sorted(set(splits).difference(hidden)), hidden, wanted, name_of(source))
@@ -284,7 +287,10 @@ def identity_of_source(source: Source) -> str:
 
 
 def _read(
-    source: Source, dataset_config: str | None = None, dataset_revision: str | None = None
+    source: Source,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    named: Collection[str] = (),
 ) -> Dataset | DatasetDict:
     if not _is_hub_id(source) and (dataset_config or dataset_revision):
         raise ValueError(
@@ -294,9 +300,9 @@ def _read(
     if isinstance(source, (Dataset, DatasetDict)):
         return source
     if isinstance(source, pd.DataFrame):
-        return _from_frame(source)
+        return _from_frame(source, named)
     if isinstance(source, (list, tuple)):
-        return Dataset(table_of(list(source), "the list"))
+        return dataset_of(table_of(list(source), "the list", named), "the list", named)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
             f"Can't read data from a {type(source).__name__}: pass a path, a Hub id, a Dataset, a DatasetDict, a "
@@ -304,10 +310,10 @@ def _read(
         )
     if _is_hub_id(source):
         return _from_hub(str(source), dataset_config, dataset_revision)
-    return Dataset(read_table(source))
+    return dataset_of(read_table(source, named), str(source), named)
 
 
-def _from_frame(frame: pd.DataFrame) -> Dataset:
+def _from_frame(frame: pd.DataFrame, named: Collection[str]) -> Dataset:
     repeated = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
     if repeated or not all(isinstance(name, str) for name in frame.columns):
         raise ValueError(
@@ -315,14 +321,7 @@ def _from_frame(frame: pd.DataFrame) -> Dataset:
             "frame.columns = [...]."
         )
     check_names(list(frame.columns), "The DataFrame")
-    try:
-        return Dataset(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata())
-    except (*UNFIT, pa.ArrowException, TypeError) as error:
-        for name, column in frame.items():
-            to_column(column.astype(object).where(column.notna(), None).tolist(), str(name), "the DataFrame")
-        raise ValueError(
-            f"The DataFrame can't be read: {' '.join(map(str, error.args))}: make it one type."
-        ) from error
+    return dataset_of(table_of_frame(frame, named), "the DataFrame", named)
 
 
 def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | None) -> DatasetDict:

@@ -19,10 +19,11 @@ from transformers.utils.logging import tqdm
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import BLANK, MAX_CLASSES, ROW, Columns
+from nlpkd.data.files.readers import class_names, stream_rows
+from nlpkd.data.files.tables import to_column
 from nlpkd.data.labels import encode_labels
 from nlpkd.data.labels.kind import read_kind
 from nlpkd.data.labels.lengths import UNGROUPED_ABOVE, length_share
-from nlpkd.data.readers import class_names, stream_rows, to_column
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED
 
 BUFFER_ROWS = 10_000
@@ -345,7 +346,7 @@ def column_names(path: str | os.PathLike[str]) -> list[str]:
         path: a jsonl, csv, tsv or parquet file.
 
     Returns:
-        The names, those that `nlpkd.data.readers.read_table` gives.
+        The names, those that `nlpkd.data.files.readers.read_table` gives.
 
     Raises:
         ValueError: if the file can't be read or has no rows.

@@ -160,7 +160,8 @@ def load_text_classification(
     if asked.streaming:
         loaded = _stream_train(train, validation, test, tokenizers, asked)
     else:
-        splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+        hub = asked.dataset_config, asked.dataset_revision
+        splits, name = read_splits(train, validation, test, *hub, asked.named_columns)
         loaded = _load_whole(splits, name, tokenizers, asked, seed)
     return tell_other_names(loaded, keywords.get("label_names", ()))
 

@@ -17,7 +17,7 @@ from paths import ways_to
 from processes import run as run_program
 
 from nlpkd import cascade, distill, load_text_classification
-from nlpkd.data.readers import LARGEST_FILE, stream_rows
+from nlpkd.data.files.readers import LARGEST_FILE, stream_rows
 from nlpkd.data.sources import read_splits, refuse_as_output
 from nlpkd.pipeline.tune import tune
 

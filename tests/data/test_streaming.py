@@ -17,7 +17,7 @@ from samples import QUIET, raw_rows, sentences, tiny_bert
 
 from nlpkd import DistillationTrainer, distill, load_text_classification, make_student
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS, Columns
-from nlpkd.data.readers import stream_rows
+from nlpkd.data.files.readers import stream_rows
 from nlpkd.data.sources import read_splits
 from nlpkd.data.streaming import TextStream
 from nlpkd.data.text_classification import load_text_classification as load
