@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, usual_form
 from nlpkd.data.files.readers import SUFFIXES, read_table
-from nlpkd.data.files.tables import check_names, dataset_of, table_of, table_of_frame
+from nlpkd.data.files.tables import MayRead, check_names, dataset_of, table_of, table_of_frame
 from nlpkd.data.labels.kind import is_missing, whole_number
 from nlpkd.data.rows import describe_rows
 from nlpkd.utils.files import digest_of
@@ -32,6 +32,9 @@ Rows: TypeAlias = Dataset | pd.DataFrame | Sequence[Mapping[str, Any]]
 
 
 Source: TypeAlias = str | os.PathLike[str] | DatasetDict | Rows
+
+
+_MAY_READ = DataArguments().may_read
 
 
 SPLIT_NAMES = {
@@ -83,7 +86,7 @@ def read_splits(
     test: Source | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
-    named: Collection[str] = (),
+    may_read: MayRead = _MAY_READ,
 ) -> tuple[DatasetDict, str]:
     """Read the sources of up to three splits.
 
@@ -95,8 +98,8 @@ def read_splits(
         test: the test rows, the same kinds; wins over what ``train`` brings.
         dataset_config: the configuration of the Hub dataset that ``train`` names.
         dataset_revision: the branch, tag or commit of the Hub dataset that ``train`` names.
-        named: columns that somebody names. Of others, but for usual names of texts and labels, one that can't be
-            read is left out with a warning.
+        may_read: whether a column of a name may be one that is read; of usual names by default. Another one that no
+            data set can hold is left out with a warning.
 
     Returns:
         The splits, untouched, under "train", "validation" and "test", and a name for the record.
@@ -105,10 +108,10 @@ def read_splits(
         ValueError: a source that is missing, empty, unreadable or of an unknown kind.
         ConnectionError: the Hub can't be reached.
     """
-    splits = _train_splits(_read(train, dataset_config, dataset_revision, named))
+    splits = _train_splits(_read(train, dataset_config, dataset_revision, may_read))
     for role, source in (("validation", validation), ("test", test)):
         if source is not None:
-            splits[role] = _one_split(_read(source, named=named), role)
+            splits[role] = _one_split(_read(source, may_read=may_read), role)
     for role, split in splits.items():
         if len(split) == 0:
             raise ValueError(f"The {role} split has no rows: check its source.")
@@ -141,7 +144,7 @@ def read_measured_rows(
         ValueError: if none of these splits is there, or several could be meant; it says which there are.
         ConnectionError: the Hub can't be reached.
     """
-    found = _read(source, asked.dataset_config, asked.dataset_revision, asked.named_columns)
+    found = _read(source, asked.dataset_config, asked.dataset_revision, asked.may_read)
     splits = {"train": found} if isinstance(found, Dataset) else {str(split): rows for split, rows in found.items()}
     hidden = _hidden(splits, asked.label_column) if labelled and len(splits) > 1 else []
     chosen = _choose(sorted(set(splits).difference(hidden)), hidden, wanted, name_of(source))
@@ -290,7 +293,7 @@ def _read(
     source: Source,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
-    named: Collection[str] = (),
+    may_read: MayRead = _MAY_READ,
 ) -> Dataset | DatasetDict:
     if not _is_hub_id(source) and (dataset_config or dataset_revision):
         raise ValueError(
@@ -300,9 +303,9 @@ def _read(
     if isinstance(source, (Dataset, DatasetDict)):
         return source
     if isinstance(source, pd.DataFrame):
-        return _from_frame(source, named)
+        return _from_frame(source, may_read)
     if isinstance(source, (list, tuple)):
-        return dataset_of(table_of(list(source), "the list", named), "the list", named)
+        return dataset_of(table_of(list(source), "the list", may_read), "the list", may_read)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
             f"Can't read data from a {type(source).__name__}: pass a path, a Hub id, a Dataset, a DatasetDict, a "
@@ -310,10 +313,10 @@ def _read(
         )
     if _is_hub_id(source):
         return _from_hub(str(source), dataset_config, dataset_revision)
-    return dataset_of(read_table(source, named), str(source), named)
+    return dataset_of(read_table(source, may_read), str(source), may_read)
 
 
-def _from_frame(frame: pd.DataFrame, named: Collection[str]) -> Dataset:
+def _from_frame(frame: pd.DataFrame, may_read: MayRead) -> Dataset:
     repeated = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
     if repeated or not all(isinstance(name, str) for name in frame.columns):
         raise ValueError(
@@ -321,7 +324,7 @@ def _from_frame(frame: pd.DataFrame, named: Collection[str]) -> Dataset:
             "frame.columns = [...]."
         )
     check_names(list(frame.columns), "The DataFrame")
-    return dataset_of(table_of_frame(frame, named), "the DataFrame", named)
+    return dataset_of(table_of_frame(frame, may_read), "the DataFrame", may_read)
 
 
 def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | None) -> DatasetDict:

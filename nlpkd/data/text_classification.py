@@ -161,7 +161,7 @@ def load_text_classification(
         loaded = _stream_train(train, validation, test, tokenizers, asked)
     else:
         hub = asked.dataset_config, asked.dataset_revision
-        splits, name = read_splits(train, validation, test, *hub, asked.named_columns)
+        splits, name = read_splits(train, validation, test, *hub, asked.may_read)
         loaded = _load_whole(splits, name, tokenizers, asked, seed)
     return tell_other_names(loaded, keywords.get("label_names", ()))
 

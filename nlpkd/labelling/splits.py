@@ -93,7 +93,7 @@ class RowsToLabel:
             )
         refuse_as_output(output, train=train, validation=validation, test=test)
         hub = asked.dataset_config, asked.dataset_revision
-        splits, _ = read_splits(train, validation, test, *hub, asked.named_columns)
+        splits, _ = read_splits(train, validation, test, *hub, asked.may_read)
         texts = {str(split): texts_to_label(rows, str(split), asked.text_column) for split, rows in splits.items()}
         read_as = replace(
             asked,

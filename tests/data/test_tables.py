@@ -81,6 +81,18 @@ def test_a_column_that_may_be_meant_by_its_usual_name_is_refused_with_its_reason
             read_splits(source)
 
 
+def test_a_column_of_a_usual_name_is_left_out_where_others_are_named(tokenizer):
+    rows = [
+        {"mail": text, "spam": label, "text": odd, "rating": odd}
+        for text, label, odd in zip(*WORDS.values(), [1, "q2"] * 3, strict=True)
+    ]
+    data = load_text_classification(rows, tokenizer=tokenizer, text_column="mail", label_column="spam")
+    assert data["train"]["mail"][:] == WORDS["text"] and data["train"]["labels"][:] == [1, 0] * 3
+    for named in ({"text_column": "mail"}, {"label_column": "spam"}):
+        with pytest.raises(ValueError, match="its values mix"):
+            load_text_classification(rows, tokenizer=tokenizer, **named)
+
+
 def test_rows_that_hold_nothing_else_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="Column 'odd' of the list: .*its values mix"):
         read_splits([{"odd": 1}, {"odd": "a"}])

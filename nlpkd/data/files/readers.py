@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.parquet
 from datasets import ClassLabel
 
 from nlpkd.data.columns import BLANK, HALF
-from nlpkd.data.files.tables import check_names, feature_of, table_of
+from nlpkd.data.files.tables import MayRead, check_names, feature_of, table_of
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -59,13 +59,13 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     return _rows_of_cells(path)
 
 
-def read_table(path: str | os.PathLike[str], named: Collection[str] = ()) -> pa.Table:
+def read_table(path: str | os.PathLike[str], may_read: MayRead) -> pa.Table:
     """Read a file whole. Every cell of a csv or tsv file is a text, so that no "NA" turns into a missing value.
 
     Args:
         path: a csv, tsv (quotes are plain characters, as GLUE has them), json (an array, or a line a row), jsonl or
             parquet file.
-        named: columns that somebody names; see `nlpkd.data.files.tables.held_columns`.
+        may_read: see `nlpkd.data.files.tables.held_columns`.
 
     Returns:
         The columns; a key that a JSON row lacks is null there.
@@ -85,7 +85,7 @@ def read_table(path: str | os.PathLike[str], named: Collection[str] = ()) -> pa.
     if not content:
         raise ValueError(f"{path} is empty.")
     is_array = suffix == ".json" and content.startswith(b"[")
-    return table_of(_json_array(path, content) if is_array else list(_json_lines(path)), path, named)
+    return table_of(_json_array(path, content) if is_array else list(_json_lines(path)), path, may_read)
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, Features
 
-from nlpkd.data.columns import HALF, LABEL_NAMES, PAIRS, TEXT_NAMES, has_half, usual_form
+from nlpkd.data.columns import HALF, has_half
 
 logger = logging.getLogger(__name__)
 
@@ -21,28 +21,29 @@ UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError)
 """What Arrow raises of a value that it can't hold."""
 
 
-_USUAL_NAMES = TEXT_NAMES.union(LABEL_NAMES, *PAIRS)
+MayRead: TypeAlias = Callable[[str], bool]
+"""Whether a column of a name may be one that is read."""
 
 
-def held_columns(make: Mapping[str, Callable[[], Any]], named: Collection[str]) -> dict[str, Any]:
-    """Make columns, and leave out those that can't be made, with a warning, where no text and no label is meant.
+def held_columns(make: Mapping[str, Callable[[], Any]], may_read: MayRead) -> dict[str, Any]:
+    """Make columns, and leave out those that can't be made and that nothing reads, with a warning.
 
     Args:
         make: makes each column, by its name; a ValueError says why it can't be made.
-        named: columns that somebody names; usual names of texts and labels may be meant too.
+        may_read: whether a column of a name may be one that is read.
 
     Returns:
         What was made, by name.
 
     Raises:
-        ValueError: for a column that may be meant, and where no column is left.
+        ValueError: for a column that may be read, and where no column is left.
     """
     made, refused = {}, dict[str, ValueError]()
     for name, column in make.items():
         try:
             made[name] = column()
         except ValueError as error:
-            if name in named or usual_form(name) in _USUAL_NAMES:
+            if may_read(name):
                 raise
             refused[name] = error
     if refused and not made:
@@ -52,22 +53,22 @@ def held_columns(make: Mapping[str, Callable[[], Any]], named: Collection[str]) 
     return made
 
 
-def dataset_of(table: pa.Table, source: Path | str, named: Collection[str] = ()) -> Dataset:
+def dataset_of(table: pa.Table, source: Path | str, may_read: MayRead) -> Dataset:
     """Make a data set of a table.
 
     Args:
         table: the columns.
         source: where they are from, for errors.
-        named: columns that somebody names; see `held_columns`.
+        may_read: see `held_columns`.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: if a column that may be meant is of a type that no data set can hold.
+        ValueError: if a column that may be read is of a type that no data set can hold.
     """
     make = {name: partial(feature_of, table.schema, name, source) for name in table.column_names}
-    return Dataset(table.select(list(held_columns(make, named))))
+    return Dataset(table.select(list(held_columns(make, may_read))))
 
 
 def feature_of(schema: pa.Schema, name: str, source: Path | str) -> Any:
@@ -94,21 +95,21 @@ def feature_of(schema: pa.Schema, name: str, source: Path | str) -> Any:
         ) from error
 
 
-def table_of_frame(frame: pd.DataFrame, named: Collection[str] = ()) -> pa.Table:
+def table_of_frame(frame: pd.DataFrame, may_read: MayRead) -> pa.Table:
     """Turn a DataFrame into columns, without its index.
 
     Args:
         frame: its columns are called by different texts.
-        named: columns that somebody names; see `held_columns`.
+        may_read: see `held_columns`.
 
     Returns:
         The columns.
 
     Raises:
-        ValueError: if a column that may be meant can't be made; see `to_column`.
+        ValueError: if a column that may be read can't be made; see `to_column`.
     """
     make = {str(name): partial(_column_of_frame, frame, str(name)) for name in frame.columns}
-    return pa.table(held_columns(make, named))
+    return pa.table(held_columns(make, may_read))
 
 
 def _column_of_frame(frame: pd.DataFrame, name: str) -> pa.ChunkedArray:
@@ -122,19 +123,19 @@ def _column_of_frame(frame: pd.DataFrame, name: str) -> pa.ChunkedArray:
         ) from error
 
 
-def table_of(rows: Sequence[Any], source: Path | str, named: Collection[str] = ()) -> pa.Table:
+def table_of(rows: Sequence[Any], source: Path | str, may_read: MayRead) -> pa.Table:
     """Turn rows, each a dict, into columns; a key that a row lacks is null there.
 
     Args:
         rows: the rows.
         source: where they are from, for errors.
-        named: columns that somebody names; see `held_columns`.
+        may_read: see `held_columns`.
 
     Returns:
         The columns.
 
     Raises:
-        ValueError: if a row is no dict, or a column that may be meant can't be made; see `to_column`.
+        ValueError: if a row is no dict, or a column that may be read can't be made; see `to_column`.
     """
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -142,7 +143,7 @@ def table_of(rows: Sequence[Any], source: Path | str, named: Collection[str] = (
     names = dict.fromkeys(name for row in rows for name in row)
     check_names(list(names), source)
     make = {name: partial(to_column, [row.get(name) for row in rows], name, source) for name in names}
-    return pa.table(held_columns(make, named))
+    return pa.table(held_columns(make, may_read))
 
 
 def to_column(values: Sequence[Any], name: str, source: Path | str, rows: Iterable[int] | None = None) -> pa.Array:
