@@ -31,9 +31,9 @@ from nlpkd import load_text_classification
 from nlpkd.cli import app
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import ROW, Columns, find_columns
+from nlpkd.data.files.readers import stream_rows
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.readers import stream_rows
 from nlpkd.data.sources import read_splits
 from nlpkd.data.streaming import TextStream
 from nlpkd.data.tokenization import TextEncoder

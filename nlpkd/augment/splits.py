@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.augment.augmenters import Augmenter
@@ -19,6 +19,7 @@ from nlpkd.augment.ways import check_way
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import Columns, find_text_column
+from nlpkd.data.files.readers import read_lines
 from nlpkd.data.sources import read_splits
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TextEncoder
@@ -81,12 +82,14 @@ def with_more_text(
     """
     if args.augment is None:
         return data
+    # What can't be read is refused before the variants are made.
+    like = None if args.augment_texts is None else read_texts(args.augment_texts)
     # Variants of the training rows' texts, as long as other texts are where these are given.
     train, names = data["train"], data.text_columns
     others = [data[split] for split in data if split != "train"]
     made = variants_of(train, augmenter(), names, copies=args.augment_copies, seed=args.seed, exclude=others)
-    if args.augment_texts is not None:
-        made = follow_lengths(made, read_texts(args.augment_texts), names, args.seed)
+    if like is not None:
+        made = follow_lengths(made, like, names, args.seed)
     # The columns of tokenised rows, with the mark that a row without a label has in this task.
     encode = TextEncoder(Columns(data.text_column, data.text_pair_column, "labels"), tokenizers, data.max_length)
     tokenised = made.map(encode, batched=True, desc="Tokenising more text")
@@ -112,11 +115,9 @@ def read_texts(source: str) -> Sequence[str]:
         The texts.
 
     Raises:
-        ValueError: if nothing is there, or no column is known to be the text.
+        ValueError: if nothing is there, it can't be read, or no column is known to be the text.
     """
     if Path(source).suffix.lower() == ".txt":
-        if not Path(source).is_file():
-            raise ValueError(f"There is no file {source}.")
-        return Dataset.from_text(source)["text"][:]
+        return read_lines(source)
     rows = read_splits(source)[0]["train"]
     return rows[find_text_column(rows.column_names)][:]

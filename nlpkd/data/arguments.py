@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
+from nlpkd.data.columns import LABEL_NAMES, PAIRS, TEXT_NAMES, usual_form
 from nlpkd.data.labels.classes import Classes
 from nlpkd.tasks import task_of
 from nlpkd.utils.field_types import check_counts, check_field_types, check_share
@@ -60,6 +61,13 @@ class DataArguments:
             check_counts(validation_split=self.validation_split)
         else:
             check_share("validation_split", self.validation_split)
+
+    def may_read(self, column: str) -> bool:
+        """Check whether a column may be one that is read: it is named, or has a usual name of what is not named."""
+        labels = [self.label_column] if isinstance(self.label_column, str) else list(self.label_column or ())
+        named = {self.text_column, self.text_pair_column, self.soft_label_column, *labels}
+        texts = TEXT_NAMES.union(*PAIRS) if self.text_column is None else frozenset()
+        return column in named or usual_form(column) in (texts if labels else texts | LABEL_NAMES)
 
     @classmethod
     def split_keywords(cls, keywords: Mapping[str, Any]) -> tuple[DataArguments, dict[str, Any]]:

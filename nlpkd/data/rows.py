@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from nlpkd.data.columns import DOCUMENT, RESERVED, TEACHER_LOGITS
+from nlpkd.data.labels.single_label import tell_lacking
 from nlpkd.data.labels.values import label_values
 from nlpkd.data.streaming import TextStream
 from nlpkd.tasks import is_unlabelled
@@ -366,7 +367,7 @@ def hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> Da
         seed: of the draw.
 
     Returns:
-        The splits, with a validation set.
+        The splits, with a validation set. A warning names rare classes that a part has no row of.
 
     Raises:
         ValueError: if there is a validation set, the size leaves nothing, or rows without labels would be held out.
@@ -380,18 +381,20 @@ def hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> Da
             "validation_split would hold out rows without labels, or rows that others were made from: make the "
             "validation set first, and pass it as validation."
         )
-    rows = len(train)
+    rows, classed = len(train), isinstance(train.features["labels"], ClassLabel) and not taught
     held_out = round(rows * size) if isinstance(size, float) else size
     if not 0 < held_out < rows:
         raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
-    classed = isinstance(train.features["labels"], ClassLabel) and not taught
     if classed:
         classes = Counter(train["labels"][:])
-        rarest = min(classes.values())
-        if rarest < 2 or min(held_out, rows - held_out) < len(classes):
+        if min(classes.values()) < 2 or min(held_out, rows - held_out) < len(classes):
             raise ValueError(
                 f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
-                f"{rarest} of them of the rarest class. Give more rows, or a validation set."
+                f"{min(classes.values())} of them of the rarest class. Give more rows, or a validation set."
             )
-    parts = train.train_test_split(held_out, stratify_by_column="labels" if classed else None, seed=seed)
-    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
+    drawn = train.train_test_split(held_out, stratify_by_column="labels" if classed else None, seed=seed)
+    parts = {"train": drawn["train"], "validation": drawn["test"]}
+    for split, part in parts.items() if classed else ():
+        if classes.keys() > set(part["labels"][:]):
+            tell_lacking(part["labels"][:], part.features["labels"].names, split)
+    return DatasetDict({**splits, **parts})

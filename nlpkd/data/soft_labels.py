@@ -16,7 +16,7 @@ from scipy.special import logit
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS, TEXT_NAMES, find_pairs, usual_form
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.labels.kind import is_missing, read_kind, whole_number
+from nlpkd.data.labels.kind import is_missing, parse_list, read_kind, whole_number
 from nlpkd.data.labels.multi_label import number_in_lists
 from nlpkd.data.labels.targets import read_task
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
@@ -42,11 +42,11 @@ def add_soft_labels(
     """Turn a column of soft labels into the column `teacher_logits`, which a trainer takes for a teacher.
 
     A row's value is a list with a number for each label in the order of the ids, a mapping from label names to
-    numbers, or a list of `{"label": .., "score": ..}` as a transformers pipeline gives; each also as a text of JSON or
-    Python. Numbers are probabilities or votes: they are divided by their sum, except that of probabilities which sum
-    to less than 1 (the top k of an API) the rest is spread evenly over the labels that are not named. The logits are
-    the logarithms, of at least 1e-6. Of a multi-label task the numbers are probabilities, one a label (0 for a label
-    that is not named), and the logits log(p / (1 - p)); of a regression the value is the score.
+    numbers, or a list of `{"label": .., "score": ..}` as a transformers pipeline gives; each also as a text of JSON,
+    Python or numpy. Numbers are probabilities or votes: they are divided by their sum, except that of probabilities
+    which sum to less than 1 (the top k of an API) the rest is spread evenly over the labels that are not named. The
+    logits are the logarithms, of at least 1e-6. Of a multi-label task the numbers are probabilities, one a label (0
+    for a label that is not named), and the logits log(p / (1 - p)); of a regression the value is the score.
 
     Args:
         rows: the rows.
@@ -262,7 +262,7 @@ def _named(value: Any) -> dict[str, Any] | None:
 
 
 def _parsed(value: Any) -> Any:
-    """Read a text of a list or a mapping, as JSON or Python write it; anything else as it is."""
+    """Read a text of a list or a mapping, as JSON, Python or numpy write it; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -272,7 +272,10 @@ def _parsed(value: Any) -> Any:
             tree = ast.parse(value.strip(), mode="eval")
             read = ast.literal_eval(tree)
         except (ValueError, SyntaxError, MemoryError):
-            raise error from None
+            found = parse_list(value)
+            if found is None:
+                raise error from None
+            return found
         for part in ast.walk(tree):
             if isinstance(part, ast.Dict):
                 _without_twins([(ast.literal_eval(key), None) for key in part.keys if key is not None])

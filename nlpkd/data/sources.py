@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
-import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, usual_form
+from nlpkd.data.files.readers import SUFFIXES, read_table
+from nlpkd.data.files.tables import MayRead, check_names, dataset_of, table_of, table_of_frame
 from nlpkd.data.labels.kind import is_missing, whole_number
-from nlpkd.data.readers import SUFFIXES, UNFIT, check_names, read_table, table_of, to_column
 from nlpkd.data.rows import describe_rows
 from nlpkd.utils.files import digest_of
 from nlpkd.utils.fingerprints import hash_value
@@ -32,6 +32,9 @@ Rows: TypeAlias = Dataset | pd.DataFrame | Sequence[Mapping[str, Any]]
 
 
 Source: TypeAlias = str | os.PathLike[str] | DatasetDict | Rows
+
+
+_MAY_READ = DataArguments().may_read
 
 
 SPLIT_NAMES = {
@@ -83,6 +86,7 @@ def read_splits(
     test: Source | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
+    may_read: MayRead = _MAY_READ,
 ) -> tuple[DatasetDict, str]:
     """Read the sources of up to three splits.
 
@@ -94,6 +98,8 @@ def read_splits(
         test: the test rows, the same kinds; wins over what ``train`` brings.
         dataset_config: the configuration of the Hub dataset that ``train`` names.
         dataset_revision: the branch, tag or commit of the Hub dataset that ``train`` names.
+        may_read: whether a column of a name may be one that is read; of usual names by default. Another one that no
+            data set can hold is left out with a warning.
 
     Returns:
         The splits, untouched, under "train", "validation" and "test", and a name for the record.
@@ -102,10 +108,10 @@ def read_splits(
         ValueError: a source that is missing, empty, unreadable or of an unknown kind.
         ConnectionError: the Hub can't be reached.
     """
-    splits = _train_splits(_read(train, dataset_config, dataset_revision))
+    splits = _train_splits(_read(train, dataset_config, dataset_revision, may_read))
     for role, source in (("validation", validation), ("test", test)):
         if source is not None:
-            splits[role] = _one_split(_read(source), role)
+            splits[role] = _one_split(_read(source, may_read=may_read), role)
     for role, split in splits.items():
         if len(split) == 0:
             raise ValueError(f"The {role} split has no rows: check its source.")
@@ -138,7 +144,7 @@ def read_measured_rows(
         ValueError: if none of these splits is there, or several could be meant; it says which there are.
         ConnectionError: the Hub can't be reached.
     """
-    found = _read(source, asked.dataset_config, asked.dataset_revision)
+    found = _read(source, asked.dataset_config, asked.dataset_revision, asked.may_read)
     splits = {"train": found} if isinstance(found, Dataset) else {str(split): rows for split, rows in found.items()}
     hidden = _hidden(splits, asked.label_column) if labelled and len(splits) > 1 else []
     chosen = _choose(sorted(set(splits).difference(hidden)), hidden, wanted, name_of(source))
@@ -200,24 +206,29 @@ def _train_splits(data: Dataset | DatasetDict) -> dict[str, Dataset]:
     if isinstance(data, Dataset):
         return {"train": data}
     splits = {}
-    for role, names in SPLIT_NAMES.items():
-        found = [name for name in names if name in data]
+    for role in SPLIT_NAMES:
+        found = _called(data, role)
         if len(found) > 1:
             raise ValueError(f"Several splits could be the {role} split: {found}. Keep one in the DatasetDict.")
         if found:
             splits[role] = data[found[0]]
     if "train" not in splits:
         raise ValueError(f"There is no 'train' split; found {sorted(data)}. Pass the split you want as train=.")
-    unused = sorted(set(data) - {name for names in SPLIT_NAMES.values() for name in names})
+    unused = sorted(set(data).difference(*(_called(data, role) for role in SPLIT_NAMES)))
     if unused:
         logger.warning("Splits not used: %s. Pass one as validation= or test= if you need it.", ", ".join(unused))
     return splits
 
 
+def _called(data: DatasetDict, role: str) -> list[str]:
+    """Return the splits that have a role by their names, in any case."""
+    return [split for split in data if usual_form(str(split)) in SPLIT_NAMES[role]]
+
+
 def _one_split(data: Dataset | DatasetDict, role: str) -> Dataset:
     if isinstance(data, Dataset):
         return data
-    found = [name for name in SPLIT_NAMES[role] if name in data] or list(data)
+    found = _called(data, role) or list(data)
     if len(found) != 1:
         raise ValueError(f"Can't tell which split is the {role} split: {sorted(data)}. Pass one Dataset as {role}=.")
     return data[found[0]]
@@ -279,7 +290,10 @@ def identity_of_source(source: Source) -> str:
 
 
 def _read(
-    source: Source, dataset_config: str | None = None, dataset_revision: str | None = None
+    source: Source,
+    dataset_config: str | None = None,
+    dataset_revision: str | None = None,
+    may_read: MayRead = _MAY_READ,
 ) -> Dataset | DatasetDict:
     if not _is_hub_id(source) and (dataset_config or dataset_revision):
         raise ValueError(
@@ -289,9 +303,9 @@ def _read(
     if isinstance(source, (Dataset, DatasetDict)):
         return source
     if isinstance(source, pd.DataFrame):
-        return _from_frame(source)
+        return _from_frame(source, may_read)
     if isinstance(source, (list, tuple)):
-        return Dataset(table_of(list(source), "the list"))
+        return dataset_of(table_of(list(source), "the list", may_read), "the list", may_read)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
             f"Can't read data from a {type(source).__name__}: pass a path, a Hub id, a Dataset, a DatasetDict, a "
@@ -299,10 +313,10 @@ def _read(
         )
     if _is_hub_id(source):
         return _from_hub(str(source), dataset_config, dataset_revision)
-    return Dataset(read_table(source))
+    return dataset_of(read_table(source, may_read), str(source), may_read)
 
 
-def _from_frame(frame: pd.DataFrame) -> Dataset:
+def _from_frame(frame: pd.DataFrame, may_read: MayRead) -> Dataset:
     repeated = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
     if repeated or not all(isinstance(name, str) for name in frame.columns):
         raise ValueError(
@@ -310,14 +324,7 @@ def _from_frame(frame: pd.DataFrame) -> Dataset:
             "frame.columns = [...]."
         )
     check_names(list(frame.columns), "The DataFrame")
-    try:
-        return Dataset(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata())
-    except (*UNFIT, pa.ArrowException, TypeError) as error:
-        for name, column in frame.items():
-            to_column(column.astype(object).where(column.notna(), None).tolist(), str(name), "the DataFrame")
-        raise ValueError(
-            f"The DataFrame can't be read: {' '.join(map(str, error.args))}: make it one type."
-        ) from error
+    return dataset_of(table_of_frame(frame, may_read), "the DataFrame", may_read)
 
 
 def _from_hub(name: str, dataset_config: str | None, dataset_revision: str | None) -> DatasetDict:

@@ -19,10 +19,11 @@ from transformers.utils.logging import tqdm
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import BLANK, MAX_CLASSES, ROW, Columns
+from nlpkd.data.files.readers import class_names, stream_rows
+from nlpkd.data.files.tables import to_column
 from nlpkd.data.labels import encode_labels
 from nlpkd.data.labels.kind import read_kind
 from nlpkd.data.labels.lengths import UNGROUPED_ABOVE, length_share
-from nlpkd.data.readers import class_names, stream_rows, to_column
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED
 
 BUFFER_ROWS = 10_000
@@ -209,9 +210,11 @@ class TextStream(IterableDataset):
             rows: how many in all, rounded up to as many of each class.
 
         Returns:
-            The rows, none of them without a label.
+            The rows, none of them without a label; of a file without labels the first rows.
         """
         share, counts = -(-rows // len(self.names)), self.summary.class_counts
+        if not any(counts.values()):
+            return self.head(rows)
         left = {number: min(share, counts[name]) for number, name in enumerate(self.names)}
         chosen: list[Mapping[str, Any]] = []
         wanted, file = sum(left.values()), self._rows_of_file()
@@ -343,7 +346,7 @@ def column_names(path: str | os.PathLike[str]) -> list[str]:
         path: a jsonl, csv, tsv or parquet file.
 
     Returns:
-        The names, those that `nlpkd.data.readers.read_table` gives.
+        The names, those that `nlpkd.data.files.readers.read_table` gives.
 
     Raises:
         ValueError: if the file can't be read or has no rows.

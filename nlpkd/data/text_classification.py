@@ -22,10 +22,9 @@ from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
 from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, read_splits, without_training_words
 from nlpkd.data.streaming import TextStream, column_names
 from nlpkd.data.tokenization import (
-    TEACHER_TOKEN_COLUMN,
-    TOKEN_COLUMNS,
     TeacherTokenizers,
     TextEncoder,
+    is_made_here,
     known_tokenizers,
     resolve_max_length,
 )
@@ -161,7 +160,8 @@ def load_text_classification(
     if asked.streaming:
         loaded = _stream_train(train, validation, test, tokenizers, asked)
     else:
-        splits, name = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+        hub = asked.dataset_config, asked.dataset_revision
+        splits, name = read_splits(train, validation, test, *hub, asked.may_read)
         loaded = _load_whole(splits, name, tokenizers, asked, seed)
     return tell_other_names(loaded, keywords.get("label_names", ()))
 
@@ -332,8 +332,7 @@ def _stream_train(
 
 def _find_columns(available: Sequence[str], asked: DataArguments) -> Columns:
     columns = find_columns(available, asked.text_column, asked.text_pair_column, asked.label_column)
-    made = {"labels", "length", *TOKEN_COLUMNS}
-    taken = [name for name in sorted(columns.texts) if name in made or TEACHER_TOKEN_COLUMN.fullmatch(name)]
+    taken = sorted(filter(is_made_here, columns.texts))
     if taken:
         raise ValueError(f"A text column may not be called {taken[0]!r}, the name of a column made here: rename it.")
     return columns

@@ -14,7 +14,7 @@ import pyarrow.compute
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from nlpkd.data.columns import Columns
+from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS, Columns
 from nlpkd.utils.fingerprints import tokenizer_state
 
 
@@ -118,6 +118,13 @@ TeacherTokenizers = PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase |
 
 
 TEACHER_TOKEN_COLUMN = re.compile(rf"({TEACHER_PREFIX}(?:\d+_)?)(?:{'|'.join(TOKEN_COLUMNS)})")
+
+
+def is_made_here(name: str) -> bool:
+    """Check whether rows get a column of this name beside their texts: of labels, tokens or a teacher's outputs."""
+    outputs = name == TEACHER_LOGITS or name.startswith(HIDDEN_STATES.format(""))
+    tokens = name in TOKEN_COLUMNS or TEACHER_TOKEN_COLUMN.fullmatch(name) is not None
+    return outputs or tokens or name in ("labels", "length")
 
 
 def with_usual_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -305,10 +312,14 @@ class TextEncoder:
 
     def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
         """Return the rows' token columns, truncated, and `length`, the student's."""
+        texts = [batch[name] for name in self.names]
+        if not texts[0]:
+            # Tokenizers take no batch without texts; of a text they make the same columns.
+            return {column: [] for column in self({name: [""] for name in self.names})}
         made: dict[str, list] = {}
         for prefix, tokenizer in self.tokenizers.items():
             encoded = tokenizer(
-                *(batch[name] for name in self.names),
+                *texts,
                 truncation=True,
                 max_length=self.max_length,
                 return_token_type_ids=self.segments,
@@ -320,6 +331,8 @@ class TextEncoder:
     def truncated(self, batch: Mapping[str, list]) -> dict[str, int]:
         """Count the rows that lose tokens, by the prefix of the tokenizer's columns."""
         texts = [batch[name] for name in self.names]
+        if not texts[0]:
+            return dict.fromkeys(self.tokenizers, 0)
         return {
             prefix: sum(len(ids) > self.max_length for ids in tokenizer(*texts, verbose=False)["input_ids"])
             for prefix, tokenizer in self.tokenizers.items()

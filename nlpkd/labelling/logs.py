@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset, Value
 
-from nlpkd.data.readers import stream_rows
+from nlpkd.data.files.readers import stream_rows
 from nlpkd.labelling.rows import PROBABILITIES
 from nlpkd.teachers.base import as_probabilities
 from nlpkd.teachers.decision import read_answers, read_question

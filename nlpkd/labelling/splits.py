@@ -92,7 +92,8 @@ class RowsToLabel:
                 f"({', '.join(teacher.classes[:20])}) itself: leave problem_type and label_names out"
             )
         refuse_as_output(output, train=train, validation=validation, test=test)
-        splits, _ = read_splits(train, validation, test, asked.dataset_config, asked.dataset_revision)
+        hub = asked.dataset_config, asked.dataset_revision
+        splits, _ = read_splits(train, validation, test, *hub, asked.may_read)
         texts = {str(split): texts_to_label(rows, str(split), asked.text_column) for split, rows in splits.items()}
         read_as = replace(
             asked,

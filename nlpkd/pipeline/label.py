@@ -123,7 +123,7 @@ def label(
     refuse_as_output(output, source=source, test=test)
     limits = Budget.of(max_requests, max_cost, prices)
     with without_training_words(source):
-        rows = read_splits(source)[0]["train"]
+        rows = read_splits(source, may_read=DataArguments(text_column=text_column).may_read)[0]["train"]
         texts = texts_to_label(rows, "train", text_column)
     few = None
     if gold is not None:

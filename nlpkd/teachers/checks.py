@@ -15,8 +15,10 @@ from nlpkd.data.label_names import label_column
 from nlpkd.data.labels.order import (
     best_assignment,
     best_order,
+    can_tell,
     correlations,
     describe_swapped,
+    knows_classes,
     swapped_classes,
     swapped_labels,
 )
@@ -68,16 +70,13 @@ def check_teacher(
     swapped = swapped_classes(predictions, labels, own, best)
     margin = np.inf if only_sure else 2 * np.sqrt(0.25 / rows)
     used = own if order is not None else _fitting_order(own, best, accuracy, margin, swapped, names, rows)
-    # How often the most frequent label would be right.
-    majority = np.bincount(labels, minlength=num_labels).max() / rows
-    needed = min(majority + 2 * np.sqrt(majority * (1 - majority) / rows), 1.0)
-    if (accuracy(used) >= needed and accuracy(used) > majority) or _recalls_classes(predictions, labels, used):
+    if knows_classes(predictions, labels, used):
         return used, None if order is None else _of_teacher(describe_swapped(swapped, own, best, names, rows))
     problem = (
         f"the teacher gets {100 * accuracy(used):.1f} % of {rows} gold labels right, no better than always answering "
-        f"the most frequent one ({100 * majority:.1f} %)"
+        f"the most frequent one ({100 * np.bincount(labels).max() / rows:.1f} %)"
     )
-    if order is not None and accuracy(best) >= needed:
+    if order is not None and knows_classes(predictions, labels, best):
         problem += _describe_fit(best, names, f"{100 * accuracy(best):.1f} %")
     return used, problem
 
@@ -189,14 +188,6 @@ def looks_like_probabilities(logits: np.ndarray) -> bool:
     )
 
 
-def _recalls_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> bool:
-    """Check whether the mean recall is above 1 / classes by two standard errors (1/2 / sqrt(n) each at most)."""
-    right, (classes, counts) = predictions == np.asarray(order)[labels], np.unique(labels, return_counts=True)
-    recall = np.mean([right[labels == label].mean() for label in classes])
-    error = np.sqrt((0.25 / counts).sum()) / len(classes)
-    return len(classes) > 1 and bool(recall - 1 / len(classes) > 2 * error)
-
-
 def checked_rows(num_labels: int) -> int:
     """Return how many gold labels a teacher is compared with: enough to tell two swapped classes of many."""
     return min(max(256, 10 * num_labels), 5000)
@@ -222,7 +213,8 @@ def check_teacher_on_gold_labels(
         batch_size: rows of a batch.
         device: where batches go.
         student_config: for the number and names of labels.
-        check: `"error"`, `"warn"` or `"off"`, which still settles an order that names do not tell.
+        check: `"error"`, `"warn"` or `"off"`, which still settles an order that names do not tell; so do gold labels
+            that can't tell a good teacher, see `nlpkd.data.labels.order.can_tell`.
         seed: of the sample.
 
     Raises:
@@ -233,6 +225,11 @@ def check_teacher_on_gold_labels(
     labels, sample = _sample_of_labels(dataset, student_config, seed)
     if not sample:
         return
+    task = task_of(student_config)
+    if labels is not None and check != "off" and not can_tell(labels[sample], task):
+        told = "The teacher is not checked: its answers to %d gold labels, few or nearly all the same, tell nothing."
+        logger.warning(told, len(sample))
+        check = "off"
     for member in teacher.members():
         who = f"{member.name}: " if member.name else ""
 
@@ -250,8 +247,7 @@ def check_teacher_on_gold_labels(
         # Whether that is better than chance, and in which label order.
         given = None if movable else list(range(logits.shape[1]))
         names = student_config.id2label if student_config is not None else {k: str(k) for k in range(logits.shape[1])}
-        checked = _check_of(task_of(student_config))
-        order, problem = checked(logits, labels[sample], given, names, only_sure=check == "off")
+        order, problem = _check_of(task)(logits, labels[sample], given, names, only_sure=check == "off")
         if problem is not None and check == "error":
             raise ValueError(
                 f"{who}{problem}. Check teacher, tokenizer and label order, or set teacher_check='warn' or 'off'"

@@ -114,8 +114,24 @@ def test_rows_follow_the_lengths_of_texts_that_need_no_label(settings, tokenizer
         for name in ("texts.txt", "texts.csv")
     ]
     assert made[0] == made[1] and {len(text.split()) for text in made[0]} == {3}
-    with pytest.raises(ValueError, match="There is no file"):
-        read_texts(str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [(None, "File not found"), (b"", "is empty"), (b" \n\n", "is empty"), (b"caf\xe9\n", r"byte 3\)")],
+)
+def test_a_text_file_that_can_t_be_read_is_refused_in_plain_words(tmp_path, content, message):
+    path = tmp_path / "texts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_texts(str(path))
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_a_text_file_is_read_a_text_a_line_without_a_byte_order_mark(tmp_path, start):
+    (tmp_path / "texts.txt").write_bytes(start + "a café\r\n\n b\u0085c".encode())
+    assert read_texts(str(tmp_path / "texts.txt")) == ["a café", " b\u0085c"]
 
 
 QUICK = {**QUIET, "max_steps": 3, "per_device_train_batch_size": 8, "teacher_check": "off"}

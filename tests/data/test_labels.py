@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
@@ -178,6 +179,18 @@ def test_the_task_is_said_in_one_line(tokenizer, caplog):
     assert load_text_classification(rare, tokenizer=tokenizer).class_weights == pytest.approx([8 / 12, 8 / 4])
     with pytest.raises(ValueError, match="classes are balanced in single-label tasks"):
         _ = data.class_weights
+
+
+@pytest.mark.parametrize("word", ["", " ", "nan", "N/A", "NA", "null", "None"])
+def test_a_word_for_a_missing_score_is_a_row_that_the_teacher_scores(word, tokenizer, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"text,score\ngood,0.5\nbad,1.5\na,{word}\n")
+    for source in (path, pd.read_csv(path, keep_default_na=False)):
+        data = load_text_classification(source, tokenizer=tokenizer, label_column="score")
+        assert data.problem_type == REGRESSION and data["train"]["labels"][:2] == [0.5, 1.5]
+        assert math.isnan(data["train"]["labels"][2])
+    with pytest.raises(ValueError, match="Row 2 of the validation split has the score"):
+        load_text_classification(path, path, tokenizer=tokenizer, label_column="score")
 
 
 def test_held_out_rows_of_lists_and_scores_are_drawn_evenly(tokenizer):

@@ -64,6 +64,11 @@ def test_a_bad_row_is_named_with_its_value(value, message):
         converted("[0.2, 0.3, 0.5]" if isinstance(value, str) else [0.2, 0.3, 0.5], value)
 
 
+@pytest.mark.parametrize("values", [[0.7, 0.2, 0.1], [1.0, 0.0, 0.0], [7, 2, 1], [1e-3, 0.999, 1e-8]])
+def test_a_list_that_numpy_wrote_is_read_as_json_is(values):
+    np.testing.assert_allclose(converted(str(np.array(values))), converted(json.dumps(values)), rtol=1e-6)
+
+
 def test_a_mapping_that_python_wrote_is_read_as_json_is():
     scores = [{"label": "pos", "score": 0.9}, {"label": "neg", "score": 0.1}]
     for value in ({"pos": 0.9, "neg": 0.1, "neutral": 0.0}, scores):

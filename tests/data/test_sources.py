@@ -17,7 +17,7 @@ from paths import ways_to
 from processes import run as run_program
 
 from nlpkd import cascade, distill, load_text_classification
-from nlpkd.data.readers import LARGEST_FILE, stream_rows
+from nlpkd.data.files.readers import LARGEST_FILE, stream_rows
 from nlpkd.data.sources import read_splits, refuse_as_output
 from nlpkd.pipeline.tune import tune
 
@@ -310,3 +310,22 @@ def test_no_command_writes_its_result_over_the_rows(tmp_path, command, name, rol
         with pytest.raises(ValueError, match=f"{role}=.* would be overwritten"):
             command(**given | {role: path})
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize("names", [(1, "label"), (None, "text"), (("a", 1), "label")])
+def test_names_of_columns_that_are_no_texts_are_refused_in_plain_words(names):
+    with pytest.raises(ValueError, match=r"the list has columns whose names are no texts: \[.*\]. Rename them"):
+        read_splits([dict.fromkeys(names, "good"), {"text": "good"}])
+
+
+@pytest.mark.parametrize("spell", [str.upper, str.title, lambda name: f" {name} "])
+def test_splits_have_their_roles_by_their_names_in_any_case(spell):
+    splits = {
+        role: Dataset.from_list([row]) for role, row in zip(("train", "dev", "test"), [*ROWS, ROWS[0]], strict=True)
+    }
+    spelt = DatasetDict({spell(role): rows for role, rows in splits.items()})
+    found = {role: rows.to_list() for role, rows in read_splits(spelt)[0].items()}
+    assert found == {"train": [ROWS[0]], "validation": [ROWS[1]], "test": [ROWS[0]]}
+    assert read_splits(ROWS, validation=spelt)[0]["validation"].to_list() == splits["dev"].to_list()
+    with pytest.raises(ValueError, match="Several splits could be the test split"):
+        read_splits(DatasetDict({**splits, "Test": splits["test"]}))

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from samples import QUIET, raw_rows, sentences, tiny_bert
 
 from nlpkd import DistillationTrainer, distill, load_text_classification, make_student
-from nlpkd.data.columns import Columns
-from nlpkd.data.readers import stream_rows
+from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS, Columns
+from nlpkd.data.files.readers import stream_rows
 from nlpkd.data.sources import read_splits
 from nlpkd.data.streaming import TextStream
 from nlpkd.data.text_classification import load_text_classification as load
@@ -285,6 +285,19 @@ def test_a_whole_job_on_a_stream(tmp_path, tokenizer):
     assert load_file(tmp_path / "out" / "model.safetensors")
 
 
+@pytest.mark.parametrize("label", [{}, {"label": "-100"}])
+def test_the_teacher_alone_labels_a_stream_without_labels(tmp_path, tokenizer, label):
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps({"text": text} | label) + "\n" for text in sentences(40, 0)[0]))
+    tiny_bert(2, **NAMES).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    result = distill(
+        tmp_path / "teacher", "layers:1", str(train), str(write(tmp_path / "held.jsonl", 60, seed=1)), streaming=True,
+        objectives="hinton", output_dir=tmp_path / "out", **QUIET, num_train_epochs=1, save_strategy="no",
+    )  # fmt: skip
+    assert result.report.run.data.train_rows == 40
+
+
 def test_labels_of_other_splits_are_those_of_the_stream(tmp_path, tokenizer):
     train = write(tmp_path / "train.jsonl", 40)
     with pytest.raises(ValueError, match="is not a label of the train split"):
@@ -302,6 +315,23 @@ def test_a_sample_of_a_sorted_file_has_every_class(tokenizer, tmp_path):
     assert Counter(sample["labels"]) == {0: 10, 1: 5} and "input_ids" in sample.column_names
     turned = stream.with_classes(["yes", "no"], [1, 0]).sample(20)
     assert Counter(turned["labels"]) == {1: 10, 0: 5}
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 2])
+def test_a_sample_of_few_or_no_labels_has_rows_to_look_at(tokenizer, tmp_path, labelled):
+    path = tmp_path / "rows.jsonl"
+    labels = ["yes", "no"][:labelled] + [-100] * 9
+    path.write_text("".join(json.dumps({"text": "bad film", "label": str(label)}) + "\n" for label in labels))
+    held_out = [{"text": "good film", "label": name} for name in ("no", "yes")]
+    asked = {"streaming": True, "label_names": ["no", "yes"]}
+    stream = load_text_classification(path, held_out, tokenizer=tokenizer, **asked)["train"]
+    assert stream.sample(4)["labels"][:] == ([1, 0][:labelled] or [-100] * 4)
+
+
+def test_no_texts_have_the_columns_of_some_and_lose_no_tokens(stream):
+    some, none = ({"text": texts} for texts in (["a film"], []))
+    assert stream.encode(none) == {column: [] for column in stream.encode(some)}
+    assert stream.encode.truncated(none) == {"": 0}
 
 
 @pytest.mark.parametrize("place", [0, 3, 6])
@@ -330,9 +360,13 @@ def test_a_row_of_other_keys_means_the_same_wherever_it_is_and_however_the_file_
     assert columns(streaming=True, **named) == columns(**named)
 
 
-def test_a_text_column_with_a_name_made_here_is_refused_of_a_stream_too(tmp_path, tokenizer):
+@pytest.mark.parametrize(
+    "name",
+    ["labels", "length", "input_ids", "teacher_2_input_ids", TEACHER_LOGITS, HIDDEN_STATES.format(3)],
+)
+def test_a_text_column_with_a_name_made_here_is_refused_of_a_stream_too(tmp_path, tokenizer, name):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"labels": text, "label": text}) for text in ("good", "bad")))
+    path.write_text("\n".join(json.dumps({name: text, "label": text}) for text in ("good", "bad")))
     for streaming in (True, False):
-        with pytest.raises(ValueError, match="A text column may not be called 'labels'"):
-            load(path, tokenizer=tokenizer, streaming=streaming, text_column="labels", label_column="label")
+        with pytest.raises(ValueError, match=f"A text column may not be called '{name}'"):
+            load(path, tokenizer=tokenizer, streaming=streaming, text_column=name, label_column="label")

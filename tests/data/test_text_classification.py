@@ -207,6 +207,15 @@ def test_a_class_of_one_row_can_not_be_split():
         load(rows, validation_split=2)
 
 
+@pytest.mark.parametrize("size", [0.1, 0.9, 0.5])
+def test_a_part_that_lacks_a_class_is_told(size, caplog):
+    rows = [{"text": f"a {number}", "label": "a" if number > 1 else "b"} for number in range(200)]
+    data = load(Dataset.from_list(rows), validation_split=size)
+    for split in ("train", "validation"):
+        told = f"1 of the 2 classes have no {split} row: 'b'" in caplog.text
+        assert told is (set(data[split]["labels"][:]) == {0})
+
+
 def test_a_validation_set_and_a_validation_split_contradict_each_other():
     with pytest.raises(ValueError, match="leave one of them out"):
         load(reviews(), reviews(2), validation_split=0.5)

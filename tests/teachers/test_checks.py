@@ -4,10 +4,13 @@ import logging
 
 import numpy as np
 import pytest
-from samples import raw_rows
+from datasets import Dataset
+from samples import raw_rows, tiny_bert
 
+from nlpkd import DistillationTrainer
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.labels.order import best_order
+from nlpkd.data.labels.order import best_order, can_tell
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from nlpkd.teachers.checks import (
     check_correlated,
     check_teacher,
@@ -167,6 +170,68 @@ def test_a_constant_teacher_is_no_reason_to_change_the_order():
     labels = np.array([0] * 20 + [1] * 80)
     logits = logits_for(np.zeros(100, int), 2)
     assert check_teacher(logits, labels, None, {0: "a", 1: "b"}, only_sure=True)[0] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("counts", "tells"),
+    [
+        ([1], False),
+        ([40], False),
+        ([0, 40], False),
+        ([1, 1], False),
+        ([2, 1], False),
+        ([2, 2], False),
+        ([4, 4], True),
+        ([99, 1], False),
+        ([95, 5], True),
+        ([1] * 10, True),
+        ([20, 20, 1], True),
+    ],
+)
+def test_gold_labels_tell_where_a_teacher_that_is_wrong_once_passes(counts, tells):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    assert can_tell(labels, SINGLE_LABEL) is tells
+    names = {k: str(k) for k in range(len(counts) + 1)}
+    for wrong in range(len(labels)) if tells else ():
+        predictions = labels.copy()
+        predictions[wrong] = len(counts)
+        assert check_teacher(logits_for(predictions, len(names)), labels, list(names), names)[1] is None
+    for constant in range(len(counts)) if tells else ():
+        logits = logits_for(np.full(len(labels), constant), len(names))
+        assert check_teacher(logits, labels, list(names), names)[1] is not None
+
+
+def test_scores_and_labels_of_several_tell_where_a_correlation_can_be_above_chance():
+    for task, columns in ((REGRESSION, 1), (MULTI_LABEL, 2)):
+        for rows, tells in ((1, False), (4, False), (7, False), (8, True), (40, True)):
+            labels = np.tile(np.arange(rows)[:, None] % 2, columns).astype(float)
+            assert can_tell(labels, task) is tells
+            assert can_tell(np.ones_like(labels), task) is False
+        wrong_once = labels[:8].copy()
+        wrong_once[0] = 1 - wrong_once[0]
+        assert check_correlated(wrong_once, labels[:8], list(range(columns)), {0: "a", 1: "b"})[1] is None
+
+
+FEW = {
+    "one class": ([1] * 40, {}),
+    "two rows": ([0, 1] + [-100] * 9, {}),
+    "one row of a class": ([0] * 60 + [1], {}),
+    "four scores": ([1.0, 2.0, 4.0, 8.0], {"num_labels": 1, "problem_type": REGRESSION}),
+    "several labels": ([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], {"problem_type": MULTI_LABEL}),
+}
+
+
+@pytest.mark.parametrize(("labels", "config"), FEW.values(), ids=FEW)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_teacher_is_not_judged_by_gold_labels_that_tell_nothing(labels, config, seed, settings, tokenizer, caplog):
+    texts = raw_rows(len(labels))["text"]
+    rows = Dataset.from_dict({**tokenizer(texts[:]), "labels": labels})
+    DistillationTrainer(
+        tiny_bert(1, **config), tiny_bert(1, seed=seed, **config), settings(teacher_check="error"), train_dataset=rows,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    said = [record.getMessage() for record in caplog.records if "is not checked" in record.getMessage()]
+    assert len(said) == 1 and "gold labels" in said[0]
 
 
 def test_two_swapped_labels_of_several_a_row_are_found():

@@ -115,7 +115,7 @@ def is_missing(value: Any, whole: bool = False) -> bool:
 
     Args:
         value: of a column of labels.
-        whole: whether the labels are whole numbers, of which none is called "NA".
+        whole: whether the labels are numbers, of which none is called "NA".
     """
     if isinstance(value, str):
         return BLANK.fullmatch(value) is not None or (whole and value.strip().casefold() in MISSING_WORDS)

@@ -9,9 +9,13 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
-from nlpkd.tasks import MULTI_LABEL, REGRESSION
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 _FEWEST_ROWS = 30
+
+
+_FEWEST_CORRELATED = 8
+"""From so many rows on a model that is wrong on a single one correlates with gold labels above chance."""
 
 
 def best_order(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> list[int]:
@@ -109,6 +113,44 @@ def swapped_labels(table: np.ndarray, rows: int, order: Sequence[int], best: Seq
         gain = [table[label, best[label]] - table[label, order[label]] for label in group]
         groups += [group] if min(gain) > 0 and np.mean(gain) > 3 * np.sqrt(2 / rows) else []
     return groups
+
+
+def knows_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> bool:
+    """Check whether predictions beat the most frequent label, or the mean recall of a constant answer.
+
+    Each by two standard errors; that recall is 1 / classes, with an error of 1/2 / sqrt(n) at most for each class.
+
+    Args:
+        predictions: predicted indices, `(rows,)`.
+        labels: gold labels, `(rows,)`.
+        order: index of each label in the model's output.
+    """
+    right, (classes, counts) = predictions == np.asarray(order)[labels], np.unique(labels, return_counts=True)
+    majority = counts.max() / len(labels)
+    if len(classes) < 2:
+        return False
+    if right.mean() >= majority + 2 * np.sqrt(majority * (1 - majority) / len(labels)):
+        return True
+    recall = np.mean([right[labels == label].mean() for label in classes])
+    return bool(recall - 1 / len(classes) > 2 * np.sqrt((0.25 / counts).sum()) / len(classes))
+
+
+def can_tell(labels: np.ndarray, problem_type: str | None) -> bool:
+    """Check whether gold labels could tell a good teacher: one that is wrong on a single row must pass the check.
+
+    Args:
+        labels: gold labels of a sample, as the task has them.
+        problem_type: the task; None is one class a row.
+
+    Returns:
+        False for a few rows, and for rows that are all of one class, or nearly so.
+    """
+    if problem_type not in (None, SINGLE_LABEL):
+        return len(labels) >= _FEWEST_CORRELATED and bool((np.ptp(labels, axis=0) > 0).any())
+    classes, counts = np.unique(labels, return_counts=True)
+    wrong_once = labels.copy()
+    wrong_once[np.argmax(labels == classes[counts.argmin()])] = -1
+    return knows_classes(wrong_once, labels, range(int(labels.max()) + 1))
 
 
 def describe_swapped(

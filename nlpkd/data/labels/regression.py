@@ -18,7 +18,7 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 def encode_scores(splits: DatasetDict, column: str) -> DatasetDict:
-    """Read scores: numbers, or texts of numbers; training rows of NaN, without a value and of -100 are unlabelled.
+    """Read scores: numbers, or texts of numbers; training rows of NaN, of -100 and without a value are unlabelled.
 
     Args:
         splits: the splits, "train" among them.
@@ -34,7 +34,7 @@ def encode_scores(splits: DatasetDict, column: str) -> DatasetDict:
     for split, data in splits.items():
         scores = []
         for row, value in enumerate(data[column][:]):
-            score = math.nan if is_missing(value) else number_of(value)
+            score = math.nan if is_missing(value, whole=True) else number_of(value)
             if score == UNLABELLED:
                 score = math.nan
             if score is None or abs(score) > _LARGEST or (math.isnan(score) and split != "train"):

@@ -102,15 +102,22 @@ def encode_labels(
         data = splits[split].remove_columns(column)
         encoded[split] = data.add_column("labels", [ids[str(value)] for value in labels], feature=shared)
     if labelled and not may_lack:
-        _tell_lacking(encoded["train"]["labels"][:], names)
+        tell_lacking(encoded["train"]["labels"][:], names, "train")
     return DatasetDict(encoded), shared
 
 
-def _tell_lacking(labels: Sequence[int], names: Sequence[str]) -> None:
+def tell_lacking(labels: Sequence[int], names: Sequence[str], split: str) -> None:
+    """Warn of classes that no row of a split has.
+
+    Args:
+        labels: ids of the rows' classes.
+        names: of all classes by id.
+        split: what the rows are called.
+    """
     lacking = sorted(set(range(len(names))).difference(labels))
     if lacking:
         listed = ", ".join(repr(names[number]) for number in lacking[:10]) + (", .." if len(lacking) > 10 else "")
-        logger.warning("%d of the %d classes have no train row: %s.", len(lacking), len(names), listed)
+        logger.warning("%d of the %d classes have no %s row: %s.", len(lacking), len(names), split, listed)
 
 
 def _ids_of_a_model(

@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,19 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
-from datasets import ClassLabel, Features
+from datasets import ClassLabel
 
-from nlpkd.data.columns import HALF, has_half
+from nlpkd.data.columns import BLANK, HALF
+from nlpkd.data.files.tables import MayRead, check_names, feature_of, table_of
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 LARGEST_FILE = 2**31 - 2
 """Bytes of a csv or tsv file that can be read whole, and letters of a cell: Arrow counts them in 32 bits."""
-
-
-UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError)
-"""What Arrow raises of a value that it can't hold."""
 
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -62,12 +59,13 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     return _rows_of_cells(path)
 
 
-def read_table(path: str | os.PathLike[str]) -> pa.Table:
+def read_table(path: str | os.PathLike[str], may_read: MayRead) -> pa.Table:
     """Read a file whole. Every cell of a csv or tsv file is a text, so that no "NA" turns into a missing value.
 
     Args:
         path: a csv, tsv (quotes are plain characters, as GLUE has them), json (an array, or a line a row), jsonl or
             parquet file.
+        may_read: see `nlpkd.data.files.tables.held_columns`.
 
     Returns:
         The columns; a key that a JSON row lacks is null there.
@@ -87,7 +85,30 @@ def read_table(path: str | os.PathLike[str]) -> pa.Table:
     if not content:
         raise ValueError(f"{path} is empty.")
     is_array = suffix == ".json" and content.startswith(b"[")
-    return table_of(_json_array(path, content) if is_array else list(_json_lines(path)), path)
+    return table_of(_json_array(path, content) if is_array else list(_json_lines(path)), path, may_read)
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Read plain text, a text a line; lines of blanks are passed over.
+
+    Args:
+        path: a txt file.
+
+    Returns:
+        The texts.
+
+    Raises:
+        ValueError: a file that is missing, not UTF-8, or without any text.
+    """
+    path = _existing_file(path, (".txt",))
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            texts = [line.rstrip("\n") for line in lines if not BLANK.fullmatch(line)]
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    if not texts:
+        raise ValueError(f"{path} is empty.")
+    return texts
 
 
 def class_names(path: str | os.PathLike[str], column: str) -> list[str] | None:
@@ -99,90 +120,26 @@ def class_names(path: str | os.PathLike[str], column: str) -> list[str] | None:
 
     Returns:
         The names by id, or None where the file has none.
+
+    Raises:
+        ValueError: if the column is of a type that no data set can hold.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() != ".parquet":
         return None
-    feature = Features.from_arrow_schema(pa.parquet.read_schema(path)).get(column)
+    schema = pa.parquet.read_schema(path)
+    feature = feature_of(schema, column, path) if column in schema.names else None
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
-def table_of(rows: Sequence[Any], source: Path | str) -> pa.Table:
-    """Turn rows, each a dict, into columns; a key that a row lacks is null there.
-
-    Args:
-        rows: the rows.
-        source: where they are from, for errors.
-
-    Returns:
-        The columns.
-
-    Raises:
-        ValueError: if a row is no dict, or a column can't be made; see `to_column`.
-    """
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"Row {number} of {source} is a {type(row).__name__}, not an object like {{'text': ..}}.")
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: to_column([row.get(name) for row in rows], name, source) for name in names}
-    check_names(list(columns), source)
-    return pa.table(columns)
-
-
-def to_column(values: Sequence[Any], name: str, source: Path | str, rows: Iterable[int] | None = None) -> pa.Array:
-    """Turn values into a column of one type.
-
-    Args:
-        values: of the column.
-        name: its name, for the error.
-        source: where it is from, for the error.
-        rows: the values' rows there; 0, 1, ... if None.
-
-    Returns:
-        The column.
-
-    Raises:
-        ValueError: if the values differ in kind, or one can't be held; the row is named.
-    """
-    try:
-        return pa.array(values)
-    except UNFIT as error:
-        missing = [isinstance(value, float) and value != value for value in values]
-        if any(missing):
-            # Rows that pandas hands out have NaN for a text that is missing.
-            known = [None if gone else value for value, gone in zip(values, missing, strict=True)]
-            return to_column(known, name, source, rows)
-        numbered = dict(zip(range(len(values)) if rows is None else rows, values, strict=True))
-        raise ValueError(f"Column {name!r} of {source}: {_odd_value(numbered) or error}") from error
-
-
-def check_names(names: Sequence[str], source: Path | str) -> None:
-    """Refuse columns whose names repeat or can't be written.
-
-    Args:
-        names: of the columns.
-        source: where they are from, for the error.
-
-    Raises:
-        ValueError: two columns of one name, a NUL byte in a name, or half of a character.
-    """
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{source} has columns with the same name: {repeated}. Rename them.")
-    if odd := [name for name in names if "\0" in name]:
-        raise ValueError(f"{source} has columns with a NUL byte in their name: {odd}. Is it a text file? Rename them.")
-    if odd := [name for name in names if has_half(name)]:
-        raise ValueError(f"{source} has a column whose name, {odd[0]!r:.80}, holds {HALF}.")
-
-
-def _existing_file(path: str | os.PathLike[str]) -> Path:
+def _existing_file(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder: pass a file in it, or datasets.load_from_disk(...) where save_to_disk made it."
         )
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"Unknown file type {path.suffix!r} of {path}: use one of {', '.join(SUFFIXES)}.")
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"Unknown file type {path.suffix!r} of {path}: use one of {', '.join(suffixes)}.")
     if not path.is_file():
         raise ValueError(f"File not found: {path} (from {Path.cwd()}).")
     return path
@@ -336,31 +293,3 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         check_names(file.schema_arrow.names, path)
         for batch in file.iter_batches(batch_size=1000):
             yield from batch.to_pylist()
-
-
-# Values that no column holds
-
-
-def _odd_value(values: Mapping[int, Any]) -> str | None:
-    """Describe the first value, of those by row, that no column can hold, or whose kind differs from those before."""
-    kinds: dict[str, int] = {}
-    for row, value in values.items():
-        if isinstance(value, str) and has_half(value):
-            return f"row {row} holds {HALF}; found {value!r:.80}."
-        try:
-            pa.array([value])
-        except UNFIT as error:
-            return f"row {row} holds {_shortened(value)}, which no column can: {error}."
-        if value is not None:
-            kinds.setdefault(type(value).__name__, row)
-    if len(kinds) > 1:
-        found = " and ".join(f"{kind} (row {row})" for kind, row in kinds.items())
-        return f"its values mix {found}: make them one type."
-    return None
-
-
-def _shortened(value: Any) -> str:
-    try:
-        return f"{value!r:.80}"
-    except ValueError:
-        return "an integer of thousands of digits"

@@ -1,0 +1,1 @@
+"""Files of rows, and the tables and data sets that are made of them."""
