@@ -114,9 +114,9 @@ class Objective(nn.Module, ABC):
 
     @property
     def name(self) -> str:
-        """The name in logs and records: `ForwardKLLoss` is `forward_kl`."""
+        """The name in logs and records: `ForwardKLLoss` is `forward_kl`; the class's own where no word is left."""
         words = re.findall(r"[A-Z]+(?=[A-Z][a-z]|$)|[A-Z][a-z0-9]*", type(self).__name__.removesuffix("Loss"))
-        return "_".join(words).lower()
+        return "_".join(words).lower() or type(self).__name__
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve layers, build projections, and refuse what can't match.
@@ -180,6 +180,24 @@ class Objective(nn.Module, ABC):
         about = {"name": self.name, "class": type(self).__name__, "weight": self.weight, "citation": self.citation}
         values = {name: getattr(self, name) for name in self.settings}
         return about | {name: v.config() if isinstance(v, Temperature) else v for name, v in values.items()}
+
+
+def refuse_other_objectives(objectives: Any) -> None:
+    """Refuse what is no list of objectives, such as a preset's name, a single objective or a class.
+
+    Args:
+        objectives: what was given in their place.
+
+    Raises:
+        ValueError: with what to give instead.
+    """
+    several = isinstance(objectives, (list, tuple, nn.ModuleList))
+    if not several or not all(isinstance(each, Objective) for each in objectives):
+        raise ValueError(
+            f"objectives must be a list of objectives, such as [CrossEntropyLoss(), ForwardKLLoss()], got "
+            f"{objectives!r:.80}: of a preset give resolve('hinton')[0].objectives (nlpkd.objectives.presets), or to "
+            "distill its name alone"
+        )
 
 
 def setting_names(kind: type) -> list[str]:

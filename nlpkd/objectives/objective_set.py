@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,17 @@ from nlpkd.objectives.weighting import WEIGHTINGS
 OBJECTIVES_FILE = "objectives.safetensors"
 """Beside each checkpoint: the objectives' own parameters, such as projections."""
 
+_OTHER_PARTS = ("anchor", "compute_loss_func")
+"""What a trainer logs beside the objectives, by name."""
+
 
 def names_of(objectives: Sequence[Objective]) -> list[str]:
-    """Name objectives as logs do: `forward_kl`, a second one of the same class `forward_kl_2`."""
+    """Name objectives as logs do: `forward_kl`, a second one of the same name `forward_kl_2`; none comes twice."""
     names: list[str] = []
     for objective in objectives:
-        number = 1 + sum(type(other) is type(objective) for other in objectives[: len(names)])
-        names.append(objective.name if number == 1 else f"{objective.name}_{number}")
+        further = (f"{objective.name}_{number}" for number in count(2))
+        free = (name for name in chain([objective.name], further) if name not in (*names, *_OTHER_PARTS))
+        names.append(next(free))
     return names
 
 

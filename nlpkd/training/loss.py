@@ -29,6 +29,7 @@ from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives.base import refuse_other_objectives
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
@@ -63,12 +64,7 @@ def refuse_other_kinds(
     """
     refuse_paths(tokenizer)
     if objectives is not None:
-        several = objectives if isinstance(objectives, (list, tuple, nn.ModuleList)) else [objectives]
-        if several is not objectives or not all(isinstance(each, Objective) for each in several):
-            raise ValueError(
-                f"objectives must be a list of objectives, such as [CrossEntropyLoss(), ForwardKLLoss()], got "
-                f"{objectives!r:.80}: of a preset give resolve('hinton')[0].objectives (nlpkd.objectives.presets)"
-            )
+        refuse_other_objectives(objectives)
     refuse_splits(rows, "train_dataset")
     refuse_splits(evaluation_rows, "eval_dataset", mapping=True)
     if augment is not None and not (is_plain(rows) and "labels" in rows.column_names and has_unlabelled(rows)):
