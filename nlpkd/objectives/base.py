@@ -108,8 +108,17 @@ class Objective(nn.Module, ABC):
 
         Returns:
             The objective, which shares nothing with this one.
+
+        Raises:
+            ValueError: if an argument of its constructor is no attribute of it.
         """
-        kept = {name: copy.deepcopy(getattr(self, name)) for name in setting_names(type(self)) if name not in settings}
+        names = [name for name in setting_names(type(self)) if name not in settings]
+        if missing := [name for name in names if not hasattr(self, name)]:
+            raise ValueError(
+                f"{type(self).__name__} can't be made again: its constructor takes {', '.join(missing)}, and it has "
+                "no attribute of that name. Keep each argument under its own name"
+            )
+        kept = {name: copy.deepcopy(getattr(self, name)) for name in names}
         return type(self)(**kept, **settings)
 
     @property
@@ -180,24 +189,6 @@ class Objective(nn.Module, ABC):
         about = {"name": self.name, "class": type(self).__name__, "weight": self.weight, "citation": self.citation}
         values = {name: getattr(self, name) for name in self.settings}
         return about | {name: v.config() if isinstance(v, Temperature) else v for name, v in values.items()}
-
-
-def refuse_other_objectives(objectives: Any) -> None:
-    """Refuse what is no list of objectives, such as a preset's name, a single objective or a class.
-
-    Args:
-        objectives: what was given in their place.
-
-    Raises:
-        ValueError: with what to give instead.
-    """
-    several = isinstance(objectives, (list, tuple, nn.ModuleList))
-    if not several or not all(isinstance(each, Objective) for each in objectives):
-        raise ValueError(
-            f"objectives must be a list of objectives, such as [CrossEntropyLoss(), ForwardKLLoss()], got "
-            f"{objectives!r:.80}: of a preset give resolve('hinton')[0].objectives (nlpkd.objectives.presets), or to "
-            "distill its name alone"
-        )
 
 
 def setting_names(kind: type) -> list[str]:

@@ -17,6 +17,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nlpkd.config import DistillationConfig
 from nlpkd.objectives.base import Objective, setting_names
+from nlpkd.objectives.contract import refuse_broken_bound
 from nlpkd.objectives.temperature import Temperature
 from nlpkd.objectives.weighting import WEIGHTINGS
 
@@ -173,6 +174,7 @@ class ObjectiveSet(nn.Module):
             for objective in self.members:
                 objective.bound_in = None
                 objective.bind(student_config, teacher_config)
+                refuse_broken_bound(objective, student_config, teacher_config)
                 objective.bound_in = self._binding
 
     def refuse_rebound(self) -> None:
@@ -195,7 +197,7 @@ class ObjectiveSet(nn.Module):
         for objective in self.members:
             for joined, wanted in zip((student, teacher), objective.required_layers(), strict=True):
                 for kind, layers in wanted.items():
-                    joined[kind] |= layers
+                    joined[kind] |= frozenset(layers)
         return dict(student), dict(teacher)
 
     def counts(self, batch: Mapping[str, Any]) -> Tensor:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nlpkd.objectives.attention import AttentionKLLoss, AttentionMSELoss
-from nlpkd.objectives.base import Objective, refuse_other_objectives
+from nlpkd.objectives.base import Objective
+from nlpkd.objectives.contract import refuse_other_objectives
 from nlpkd.objectives.correlation import DISTLoss
 from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, HiddenStateMSELoss, PatientLoss
 from nlpkd.objectives.labels import CrossEntropyLoss, GivenWeights

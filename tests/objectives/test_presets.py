@@ -38,7 +38,7 @@ def test_a_stage_takes_a_list_of_objectives_alone(given):
         Stage(given)
 
 
-@pytest.mark.parametrize("given", [*OTHERS[1:], {"a": ForwardKLLoss()}, Stage([ForwardKLLoss()])], ids=repr)
+@pytest.mark.parametrize("given", [*OTHERS[1:], {"a": ForwardKLLoss()}], ids=repr)
 def test_what_is_neither_a_preset_nor_a_list_of_objectives_or_stages_is_refused(given):
     with pytest.raises(ValueError, match="^objectives"):
         resolve(given)
