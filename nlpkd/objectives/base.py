@@ -108,15 +108,24 @@ class Objective(nn.Module, ABC):
 
         Returns:
             The objective, which shares nothing with this one.
+
+        Raises:
+            ValueError: if an argument of its constructor is no attribute of it.
         """
-        kept = {name: copy.deepcopy(getattr(self, name)) for name in setting_names(type(self)) if name not in settings}
+        names = [name for name in setting_names(type(self)) if name not in settings]
+        if missing := [name for name in names if not hasattr(self, name)]:
+            raise ValueError(
+                f"{type(self).__name__} can't be made again: its constructor takes {', '.join(missing)}, and it has "
+                "no attribute of that name. Keep each argument under its own name"
+            )
+        kept = {name: copy.deepcopy(getattr(self, name)) for name in names}
         return type(self)(**kept, **settings)
 
     @property
     def name(self) -> str:
-        """The name in logs and records: `ForwardKLLoss` is `forward_kl`."""
+        """The name in logs and records: `ForwardKLLoss` is `forward_kl`; the class's own where no word is left."""
         words = re.findall(r"[A-Z]+(?=[A-Z][a-z]|$)|[A-Z][a-z0-9]*", type(self).__name__.removesuffix("Loss"))
-        return "_".join(words).lower()
+        return "_".join(words).lower() or type(self).__name__
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve layers, build projections, and refuse what can't match.

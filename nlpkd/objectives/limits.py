@@ -37,6 +37,7 @@ def counts(value: Any) -> bool:
     return isinstance(value, Integral) and int(value) >= 1
 
 
+A_SWITCH = Limit(lambda value: isinstance(value, bool), "True or False")
 POSITIVE = numbers(lambda value: value > 0, "> 0")
 NOT_NEGATIVE = numbers(lambda value: value >= 0, ">= 0")
 A_COUNT = Limit(counts, "a whole number >= 1")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of
-from nlpkd.objectives.limits import NOT_NEGATIVE, Limit, numbers, one_of
+from nlpkd.objectives.limits import A_SWITCH, NOT_NEGATIVE, Limit, numbers, one_of
 from nlpkd.objectives.temperature import Temperature, TemperatureSetting
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled
 
@@ -46,7 +46,12 @@ class SoftTargetObjective(Objective):
     needs = frozenset({"logits"})
     temperature = TemperatureSetting()
     settings: ClassVar[tuple[str, ...]] = ("temperature", "standardize", "teacher_errors", "confidence_weighting")
-    limits: ClassVar[Mapping[str, Limit]] = {**Objective.limits, "teacher_errors": one_of("keep", "skip", "shift")}
+    limits: ClassVar[Mapping[str, Limit]] = {
+        **Objective.limits,
+        "standardize": A_SWITCH,
+        "teacher_errors": one_of("keep", "skip", "shift"),
+        "confidence_weighting": A_SWITCH,
+    }
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL})
 
     def __init__(

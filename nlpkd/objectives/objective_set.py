@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,24 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nlpkd.config import DistillationConfig
 from nlpkd.objectives.base import Objective, setting_names
+from nlpkd.objectives.contract import refuse_broken_bound
 from nlpkd.objectives.temperature import Temperature
 from nlpkd.objectives.weighting import WEIGHTINGS
 
 OBJECTIVES_FILE = "objectives.safetensors"
 """Beside each checkpoint: the objectives' own parameters, such as projections."""
 
+_OTHER_PARTS = ("anchor", "compute_loss_func")
+"""What a trainer logs beside the objectives, by name."""
+
 
 def names_of(objectives: Sequence[Objective]) -> list[str]:
-    """Name objectives as logs do: `forward_kl`, a second one of the same class `forward_kl_2`."""
+    """Name objectives as logs do: `forward_kl`, a second one of the same name `forward_kl_2`; none comes twice."""
     names: list[str] = []
     for objective in objectives:
-        number = 1 + sum(type(other) is type(objective) for other in objectives[: len(names)])
-        names.append(objective.name if number == 1 else f"{objective.name}_{number}")
+        further = (f"{objective.name}_{number}" for number in count(2))
+        free = (name for name in chain([objective.name], further) if name not in (*names, *_OTHER_PARTS))
+        names.append(next(free))
     return names
 
 
@@ -168,6 +174,7 @@ class ObjectiveSet(nn.Module):
             for objective in self.members:
                 objective.bound_in = None
                 objective.bind(student_config, teacher_config)
+                refuse_broken_bound(objective, student_config, teacher_config)
                 objective.bound_in = self._binding
 
     def refuse_rebound(self) -> None:
@@ -190,7 +197,7 @@ class ObjectiveSet(nn.Module):
         for objective in self.members:
             for joined, wanted in zip((student, teacher), objective.required_layers(), strict=True):
                 for kind, layers in wanted.items():
-                    joined[kind] |= layers
+                    joined[kind] |= frozenset(layers)
         return dict(student), dict(teacher)
 
     def counts(self, batch: Mapping[str, Any]) -> Tensor:

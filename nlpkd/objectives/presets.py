@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlpkd.objectives.attention import AttentionKLLoss, AttentionMSELoss
 from nlpkd.objectives.base import Objective
+from nlpkd.objectives.contract import refuse_other_objectives
 from nlpkd.objectives.correlation import DISTLoss
 from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, HiddenStateMSELoss, PatientLoss
 from nlpkd.objectives.labels import CrossEntropyLoss, GivenWeights
@@ -33,10 +34,12 @@ class Stage:
             `learning_rate`.
 
     Raises:
-        ValueError: if there are no objectives, or a setting is unknown or belongs to the whole run.
+        ValueError: if there are no objectives, or others than those, or a setting is unknown or belongs to the whole
+            run.
     """
 
     def __init__(self, objectives: Sequence[Objective], **settings: Any):
+        refuse_other_objectives(objectives)
         if not objectives:
             raise ValueError("a stage has no objectives: give at least one, such as [ForwardKLLoss()]")
         if settings:
@@ -181,7 +184,7 @@ def resolve(objectives: str | Sequence[Objective] | Sequence[Stage], problem_typ
         Stages with fresh, unbound objectives for a name; with the same instances otherwise.
 
     Raises:
-        ValueError: if there is no such preset, or the list is empty or mixed.
+        ValueError: if there is no such preset, or the list is empty, mixed, or of something else.
     """
     if isinstance(objectives, str):
         if objectives not in PRESETS:
@@ -193,7 +196,7 @@ def resolve(objectives: str | Sequence[Objective] | Sequence[Stage], problem_typ
                 for each in stage.objectives
             ]
         return stages
-    if not isinstance(objectives, Iterable):
+    if not isinstance(objectives, Iterable) or isinstance(objectives, Mapping):
         raise ValueError(f"objectives={objectives!r:.80}: give a preset's name, or a list")
     given: list[Any] = list(objectives)
     if not given:

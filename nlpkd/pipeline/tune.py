@@ -264,7 +264,7 @@ def _describe_search(
     job: Job, args: DistillationConfig, search: Mapping[str, Sequence[Any]], layers: Sequence[int]
 ) -> dict[str, Any]:
     """Describe all that the trials' values depend on, as JSON can hold it."""
-    objectives = ObjectiveSet(job.stages[0].objectives, args.weighting)
+    objectives = ObjectiveSet(with_settings(job.stages[0].objectives, {}), args.weighting)
     train, held_out = job.data["train"], job.data["validation"]
     told = {"layers": list(layers)} | {
         f"search of {name}": list(values) if isinstance(values, tuple) else {"one of": values}

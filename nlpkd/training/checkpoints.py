@@ -18,7 +18,9 @@ from transformers.trainer_utils import has_length
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.rows import describe_rows, makes_batches
+from nlpkd.objectives.base import Objective, setting_names
 from nlpkd.objectives.objective_set import ObjectiveSet
+from nlpkd.objectives.temperature import Temperature
 from nlpkd.utils.files import (
     explain_full_disk,
     has_checksums,
@@ -26,7 +28,15 @@ from nlpkd.utils.files import (
     write_atomic,
     write_checksums,
 )
-from nlpkd.utils.fingerprints import NO_INFLUENCE, configuration_in_run, hash_value, hash_weights
+from nlpkd.utils.fingerprints import (
+    NO_INFLUENCE,
+    Teller,
+    hash_configuration,
+    hash_value,
+    hash_weights,
+    is_foreign,
+    told_in_run,
+)
 from nlpkd.utils.modes import give_usual_modes
 
 logger = logging.getLogger(__name__)
@@ -69,6 +79,9 @@ _WITHOUT_INFLUENCE = frozenset({
     "cache_teacher", "teacher_cache_dir", "compact_embeddings", "cuda_graphs", "rehearsal", "bootstrap_samples",
     "latency_runs", "html_report", "augment", "augment_copies", "augment_change", "augment_texts", "augment_model",
 })  # fmt: skip
+
+_OF_TRAINER = frozenset({"bound_in", "progress", "task"})
+"""Attributes of an objective that a trainer sets."""
 
 LENGTH = ("num_train_epochs", "max_steps")
 """Settings of a training's length."""
@@ -261,10 +274,26 @@ def describe_lessons(
     result |= describe_rows(rows, [*columns, *_ordered_by(args)], "training")
     for name, objective in zip(objectives.names, objectives, strict=True):
         result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}
+        result |= {f"{name}: {part}": told_in_run(_tell_own, each) for part, each in _own_parts_of(objective).items()}
     if teacher is not None and objectives.need_teacher:
         result |= {"the teacher's weights": hash_weights(teacher)}
-        result |= {"the teacher's configuration": configuration_in_run(teacher)}
+        result |= {"the teacher's configuration": told_in_run(hash_configuration, teacher)}
     return result
+
+
+def _own_parts_of(objective: Objective) -> dict[str, Any]:
+    """Return what of an objective is somebody's own: its result depends on more than the settings that it names."""
+    parts = {"code": objective, "code of its temperature": getattr(objective, "temperature", None)}
+    known = (Objective, Temperature)
+    return {name: each for name, each in parts.items() if isinstance(each, known) and is_foreign(type(each))}
+
+
+def _tell_own(part: Objective | Temperature) -> str:
+    """Hash the code of an objective or a temperature, and the attributes that it was made with."""
+    teller, names = Teller(), setting_names(type(part))
+    given = {name: teller.tell(getattr(part, name)) for name in names if hasattr(part, name)}
+    held = {name: told for name, told in teller.attributes(part) if name not in _OF_TRAINER}
+    return hash_value([teller.code(type(part)), given, held])
 
 
 def _other_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +329,8 @@ def describe_own_parts(loss_function: Any, optimizer: Any, optimizer_class: tupl
     """Describe what a user gave to a trainer beside settings, models and rows.
 
     Args:
-        loss_function: `compute_loss_func` of `Trainer`, by its name: its code is not looked at.
+        loss_function: `compute_loss_func` of `Trainer`, by its name; what is somebody's own also by its code, and by
+            all that it names or holds.
         optimizer: a ready-made optimizer, by its class and the settings of its groups.
         optimizer_class: `optimizer_cls_and_kwargs` of `Trainer`.
 
@@ -310,6 +340,8 @@ def describe_own_parts(loss_function: Any, optimizer: Any, optimizer_class: tupl
     told: dict[str, Any] = {}
     if loss_function is not None:
         told["the loss function"] = _name_of(loss_function)
+        if is_foreign(loss_function):
+            told["the loss function's code"] = told_in_run(Teller().tell, loss_function)
     if optimizer is not None:
         groups = getattr(optimizer, "param_groups", [])
         rest = [

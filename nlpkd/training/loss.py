@@ -27,8 +27,9 @@ from nlpkd.data.rows import (
 from nlpkd.data.tokenization import TeacherTokenizers, refuse_paths
 from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
-from nlpkd.models.inference import placement
+from nlpkd.models.inference import in_eval_mode, placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives.contract import refuse_no_scalars, refuse_other_objectives
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
@@ -40,6 +41,7 @@ from nlpkd.teachers.compatibility import (
     refuse_shared_weights,
 )
 from nlpkd.teachers.signals import TeacherSignals
+from nlpkd.utils.fingerprints import is_foreign
 
 _TRIED_ROWS = 8
 """Rows of the batch that a student is tried on."""
@@ -63,12 +65,7 @@ def refuse_other_kinds(
     """
     refuse_paths(tokenizer)
     if objectives is not None:
-        several = objectives if isinstance(objectives, (list, tuple, nn.ModuleList)) else [objectives]
-        if several is not objectives or not all(isinstance(each, Objective) for each in several):
-            raise ValueError(
-                f"objectives must be a list of objectives, such as [CrossEntropyLoss(), ForwardKLLoss()], got "
-                f"{objectives!r:.80}: of a preset give resolve('hinton')[0].objectives (nlpkd.objectives.presets)"
-            )
+        refuse_other_objectives(objectives)
     refuse_splits(rows, "train_dataset")
     refuse_splits(evaluation_rows, "eval_dataset", mapping=True)
     if augment is not None and not (is_plain(rows) and "labels" in rows.column_names and has_unlabelled(rows)):
@@ -188,7 +185,8 @@ class DistillationLoss:
                 its head, see `nlpkd.teachers.checks.settle_unnamed_head`.
 
         Raises:
-            ValueError: see `nlpkd.teachers.compatibility.refuse_no_classifier`.
+            ValueError: see `nlpkd.teachers.compatibility.refuse_no_classifier`; or if an objective of somebody's own
+                gives something else than a number.
         """
         sample = None if rows is None else sample_rows(random_access(rows, _TRIED_ROWS), _TRIED_ROWS)
         if not sample:
@@ -212,6 +210,12 @@ class DistillationLoss:
         except (RuntimeError, IndexError) as error:
             told = self.signals.too_long(rows, "training")
             raise (ValueError(told) if told else error) from error
+        if own := [objective for objective in self.objectives if is_foreign(type(objective))]:
+            teacher = self.signals.outputs(batch) if self.objectives.need_teacher else None
+            with in_eval_mode(student):
+                outputs = self.student(student, batch)
+            for objective in own:
+                refuse_no_scalars(objective, outputs, teacher, batch)
         if unnamed:
             some = sample_of_classes(rows, checked_rows(labels or 1))
             run = partial(self.student, student)

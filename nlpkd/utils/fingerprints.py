@@ -11,7 +11,7 @@ import secrets
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -84,10 +84,10 @@ def hash_configuration(model: nn.Module) -> str:
         ) from None
 
 
-def configuration_in_run(model: nn.Module) -> str:
-    """Hash a model's configuration; of one that can't be told, say so in words that no other run has."""
+def told_in_run(tell: Callable[[Any], str], value: Any) -> str:
+    """Tell a value, such as by `hash_configuration`; of one that can't be told, say so in words of no other run."""
     try:
-        return hash_configuration(model)
+        return tell(value)
     except UntoldError as error:
         return f"of run {secrets.token_hex(8)}: {error}"
 

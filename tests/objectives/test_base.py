@@ -26,6 +26,7 @@ from nlpkd.objectives import (
 )
 from nlpkd.objectives.base import setting_names
 from nlpkd.objectives.objective_set import ObjectiveSet
+from nlpkd.objectives.temperature import TemperatureSetting
 
 SETTLED = [
     (CrossEntropyLoss, "class_weights", [1.0, 5.0]),
@@ -77,8 +78,8 @@ EVERY_SETTING = [
     for name in setting_names(kind)
 ]
 VALUES = [
-    -1, -0.5, 0, 0.5, 1, 1.0, 2, 2.5, 1e9, float("nan"), float("inf"), None, "1", "skp", "skip", "keep", "scores",
-    "logits", "linear", "last", [1.0], [-1.0], {"a": 1.0},
+    True, -1, -0.5, 0, 0.5, 1, 1.0, 2, 2.5, 1e9, float("nan"), float("inf"), None, "1", "skp", "skip", "keep",
+    "scores", "logits", "linear", "last", [1.0], [-1.0], {"a": 1.0},
 ]  # fmt: skip
 
 
@@ -107,7 +108,20 @@ def test_a_setting_is_refused_or_followed_alike_by_the_constructor_by_again_and_
             # What recorded passes have in them is seen to have changed.
             assert ObjectiveSet([objective]).constants() != ObjectiveSet([kind()]).constants()
     # What layers there are is known when student and teacher are.
-    assert refusals or name in ("layers", "standardize", "confidence_weighting")
+    assert refusals or name == "layers"
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in EVERY_SETTING}, key=lambda kind: kind.__name__))
+def test_every_setting_that_a_run_records_has_a_limit(kind):
+    bounded = {name for name in kind.settings if isinstance(getattr(kind, name, None), TemperatureSetting)}
+    assert set(kind.settings) <= bounded | kind.limits.keys()
+
+
+@pytest.mark.parametrize("value", ["False", "no", "", 0, 1, 0.0, None])
+@pytest.mark.parametrize("name", ["standardize", "confidence_weighting"])
+def test_what_is_not_true_or_false_is_no_switch(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be True or False, got"):
+        ForwardKLLoss(**{name: value})
 
 
 def test_relation_heads_that_are_assigned_before_are_those_that_it_is_bound_with():

@@ -15,6 +15,7 @@ from nlpkd.objectives import (
     RelationalAngleLoss,
     RelationalDistanceLoss,
 )
+from nlpkd.objectives.objective_set import ObjectiveSet, names_of, with_settings
 
 
 @pytest.fixture
@@ -45,6 +46,51 @@ def test_micro_batches_of_too_few_rows_to_relate_are_refused(make, fewest, train
 
 def test_other_objectives_take_single_rows(trainer):
     trainer(ForwardKLLoss(), per_device_train_batch_size=1)
+
+
+class CrossEntropy(CrossEntropyLoss):
+    """Called what the library's is called in logs."""
+
+
+class lower_case_loss(ForwardKLLoss):  # noqa: N801
+    """Has no word that begins with a capital letter."""
+
+
+class Loss(ForwardKLLoss):
+    """Has no word but the one that is left out."""
+
+
+class AnchorLoss(ForwardKLLoss):
+    """Called what the pull towards the start is called."""
+
+
+SAME_NAMES = [
+    [CrossEntropyLoss(0.5), CrossEntropy(3.0)],
+    [CrossEntropy(), CrossEntropyLoss(), CrossEntropy()],
+    [lower_case_loss(), Loss(), lower_case_loss()],
+    [AnchorLoss(), ForwardKLLoss()],
+]
+
+
+@pytest.mark.parametrize("objectives", SAME_NAMES)
+def test_every_objective_has_a_name_of_its_own_in_logs_and_settings(objectives, trainer):
+    names = names_of(objectives)
+    assert all(names) and len({*names, "anchor", "compute_loss_func"}) == len(objectives) + 2
+    weights = [float(number) for number, _ in enumerate(names, start=2)]
+    changed = with_settings(objectives, {f"{name}.weight": each for name, each in zip(names, weights, strict=True)})
+    assert [(type(each), each.weight) for each in changed] == [
+        (type(each), weight) for each, weight in zip(objectives, weights, strict=True)
+    ]
+    assert list(ObjectiveSet(changed).factors().values()) == weights
+
+
+def test_a_run_is_not_resumed_with_another_weight_of_one_of_two_objectives_that_share_a_name(trainer):
+    saved = {"save_strategy": "steps", "save_steps": 2}
+    trainer(CrossEntropy(0.1), **saved).train()
+    other = trainer(CrossEntropy(0.1), **saved)
+    other._loss.objectives[0].weight = 0.5
+    with pytest.raises(ValueError, match="what differs: cross_entropy: weight"):
+        other.train(resume_from_checkpoint=True)
 
 
 class Greedy(ContrastiveLoss):

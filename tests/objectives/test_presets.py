@@ -1,10 +1,11 @@
 """What is left of stages without their teacher."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Objective, Stage
-from nlpkd.objectives.presets import gold_labels_alone
+from nlpkd.objectives.presets import gold_labels_alone, resolve
 
 
 class Margin(Objective):
@@ -26,6 +27,21 @@ def test_what_is_left_of_an_objective_on_gold_labels_is_a_copy_and_weights_sum_t
         assert left[0].label_smoothing == 0.1
     assert len({id(each) for each in [*given, *first, *second]}) == 8
     assert [each.weight for each in given] == [0.5, 1.0, 1.5, 0.0]
+
+
+OTHERS = ["hinton", ["hinton"], ForwardKLLoss(), ForwardKLLoss, [ForwardKLLoss], [ForwardKLLoss(), None], 3, None]
+
+
+@pytest.mark.parametrize("given", OTHERS, ids=repr)
+def test_a_stage_takes_a_list_of_objectives_alone(given):
+    with pytest.raises(ValueError, match="objectives must be a list of objectives"):
+        Stage(given)
+
+
+@pytest.mark.parametrize("given", [*OTHERS[1:], {"a": ForwardKLLoss()}], ids=repr)
+def test_what_is_neither_a_preset_nor_a_list_of_objectives_or_stages_is_refused(given):
+    with pytest.raises(ValueError, match="^objectives"):
+        resolve(given)
 
 
 def test_where_nothing_learns_from_gold_labels_the_cross_entropy_has_the_class_weights_of_the_run():

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields
+import threading
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import pytest
 import torch
 from samples import tiny_bert
 
 from nlpkd import DistillationConfig, DistillationTrainer, cache_teacher_outputs, make_student
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
+from nlpkd.objectives import (
+    ContrastiveLoss,
+    CrossEntropyLoss,
+    ForwardKLLoss,
+    LinearTemperature,
+    Objective,
+    Temperature,
+)
 from nlpkd.training.checkpoints import _SETTINGS, _WITHOUT_INFLUENCE, LENGTH
 
 
@@ -25,9 +34,8 @@ def run(settings, make_rows, tokenizer, tmp_path):
         return DistillationTrainer(
             teacher_model=teacher,
             args=settings(**config),
-            objectives=[CrossEntropyLoss(), ForwardKLLoss()],
             processing_class=tokenizer,
-            **given,
+            **{"objectives": [CrossEntropyLoss(), ForwardKLLoss()]} | given,
         )
 
     make.teacher = teacher
@@ -90,6 +98,111 @@ def test_another_run_is_not_resumed(first, second, differing, run, tmp_path):
     with pytest.raises(ValueError, match=f"is of another run; what differs: {differing}"):
         run(**OWN[second](run)).train(resume_from_checkpoint=True)
     run(**OWN[first](run)).train(resume_from_checkpoint=True)
+
+
+class Margin(Objective):
+    """Has numbers that no settings name."""
+
+    needs = frozenset({"logits"})
+
+    def __init__(self, weight=1.0, margin=0.0, centre=None):
+        super().__init__(weight)
+        self.other = margin
+        self.register_buffer("centre", torch.zeros(2) if centre is None else centre)
+        self.calls = 0
+
+    def total(self, student, teacher, batch):
+        return (student.logits - teacher.logits - self.centre - self.other).square().sum()
+
+
+class Smaller(Margin):
+    """The same by another code."""
+
+    def total(self, student, teacher, batch):
+        return super().total(student, teacher, batch) / 2
+
+
+Smaller.__name__, Smaller.__qualname__ = Margin.__name__, Margin.__qualname__
+
+
+@dataclass(frozen=True)
+class Rising(Temperature):
+    """A temperature of one's own."""
+
+    slope: ClassVar[float] = 1.0
+
+    def __call__(self, student_logits, teacher_logits, progress):
+        return 1.0 + self.slope * progress
+
+
+class Steeper(Rising):
+    """The same by another code."""
+
+    slope = 2.0
+
+
+Steeper.__name__, Steeper.__qualname__ = Rising.__name__, Rising.__qualname__
+
+
+class Loss:
+    """A loss function that holds a number."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, outputs, labels, num_items_in_batch=None):
+        return self.factor * outputs.logits.square().sum()
+
+
+def scaled(factor):
+    def loss(outputs, labels, num_items_in_batch=None):
+        return factor * outputs.logits.square().sum()
+
+    return loss
+
+
+OF_ONES_OWN = {
+    "an objective": lambda: {"objectives": [Margin()]},
+    "another margin": lambda: {"objectives": [Margin(margin=50.0)]},
+    "another centre": lambda: {"objectives": [Margin(centre=torch.ones(2))]},
+    "other code": lambda: {"objectives": [Smaller()]},
+    "a temperature": lambda: {"objectives": [ForwardKLLoss(Rising())]},
+    "another temperature": lambda: {"objectives": [ForwardKLLoss(Steeper())]},
+    "a loss": lambda: {"compute_loss_func": Loss(1.0)},
+    "another loss": lambda: {"compute_loss_func": Loss(2.0)},
+    "a closure": lambda: {"compute_loss_func": scaled(1.0)},
+    "another closure": lambda: {"compute_loss_func": scaled(2.0)},
+}
+
+
+def test_code_and_numbers_of_objectives_and_losses_of_ones_own_are_part_of_a_run(run):
+    first, second = ({name: run(**own()).describe_run()["result"] for name, own in OF_ONES_OWN.items()} for _ in "12")
+    for name, record in first.items():
+        assert [other for other, theirs in second.items() if theirs == record] == [name]
+
+
+def test_a_run_is_resumed_with_the_same_objective_of_ones_own_alone(run, tmp_path):
+    run(objectives=[Margin()]).train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    with pytest.raises(ValueError, match="is of another run; what differs: margin: code"):
+        run(objectives=[Margin(margin=50.0)]).train(resume_from_checkpoint=True)
+    trainer = run(objectives=[Margin()])
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize(("name", "resumed"), [("lock", False), ("_lock", True)])
+def test_an_objective_that_holds_what_nothing_tells_is_resumed_with_where_that_is_private(name, resumed, run):
+    records = []
+    for _ in range(2):
+        setattr(objective := Margin(), name, threading.Lock())
+        records.append(run(objectives=[objective]).describe_run()["result"]["margin: code"])
+    assert (records[0] == records[1]) == resumed and ("lock" in records[0]) != resumed
+
+
+def test_the_librarys_objectives_are_told_by_their_settings_alone(run):
+    given = [CrossEntropyLoss(), ForwardKLLoss(LinearTemperature()), ContrastiveLoss()]
+    assert not [name for name in run(objectives=given).describe_run()["result"] if ": code" in name]
 
 
 def test_a_run_with_its_own_optimizer_is_resumed_by_the_trainer_that_began_it(run, tmp_path):

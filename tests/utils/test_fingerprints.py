@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from nlpkd.models.ensemble import TeacherEnsemble
-from nlpkd.utils.fingerprints import Teller, UntoldError, configuration_in_run, hash_configuration, hash_weights
+from nlpkd.utils.fingerprints import Teller, UntoldError, hash_configuration, hash_weights, told_in_run
 
 FAMILIES = [bert, distilbert, electra, llama, modernbert, roberta]
 
@@ -207,7 +207,7 @@ def test_what_nothing_tells_apart_is_refused_by_name_unless_it_is_private(value)
     with pytest.raises(UntoldError, match=r"answers owe to 0\.held: .*(lock|generator).* begins with _"):
         hash_configuration(nn.Sequential(Odd(held=value)))
     assert hash_configuration(Odd(_held=value)) == hash_configuration(Odd())
-    runs = [configuration_in_run(Odd(held=value)) for _ in range(2)]
+    runs = [told_in_run(hash_configuration, Odd(held=value)) for _ in range(2)]
     assert runs[0] != runs[1] and "owe to Odd.held" in runs[0]
 
 
