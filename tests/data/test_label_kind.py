@@ -346,3 +346,23 @@ def test_what_no_column_can_hold_is_named(tokenizer):
     for labels in ([1j, 2j], pd.arrays.SparseArray([1, 0])):
         with pytest.raises(ValueError, match="label"):
             load_text_classification(pd.DataFrame({"text": ["x", "y"], "label": labels}), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("labels", [["3,5", "4,0", "2,5"], ["50%", "10%", "100 %"], ["\u20ac 3", "\u20ac 4", "high"]])
+def test_classes_that_a_reader_takes_for_numbers_are_told(tmp_path, tokenizer, labels, caplog):
+    path = write(tmp_path / "rows.csv", labels)
+    for more in ({}, {"streaming": True}):
+        caplog.clear()
+        assert load_text_classification(path, tokenizer=tokenizer, **more).num_labels == 3
+        assert f"holds one class a row: label {labels[0]!r} (row 0 of the train split) is no number" in caplog.text
+    caplog.clear()
+    load_text_classification(rows_of(["pos", "neg", "class 3"]), tokenizer=tokenizer)
+    assert "is no number" not in caplog.text
+
+
+@pytest.mark.parametrize("labels", [["1", "1.0", "other"], ["7", "007", "other"], ["01", "1", "2"]])
+def test_one_number_in_two_spellings_is_never_two_classes(tmp_path, tokenizer, labels):
+    path = write(tmp_path / "rows.csv", labels * 2)
+    for more in ({}, {"streaming": True}):
+        with pytest.raises(ValueError, match="are the same number: write it one way"):
+            load_text_classification(path, tokenizer=tokenizer, **more)

@@ -240,8 +240,8 @@ def _settle_classes(labels: Sequence[Any], column: str) -> tuple[list[str], dict
     if isinstance(classes[0], str):
         refuse_look_alikes(classes, f"column {column!r}")
         numbers = [whole_number(name) for name in classes]
-        if None not in numbers and len(set(numbers)) < len(classes):
-            twins = [name for name, number in zip(classes, numbers, strict=True) if numbers.count(number) > 1]
+        pairs = zip(classes, numbers, strict=True)
+        if twins := [name for name, number in pairs if number is not None and numbers.count(number) > 1]:
             raise ValueError(f"Labels {twins[:2]} of column {column!r} are the same number: write it one way.")
         names = classes
     elif classes == list(range(len(classes))):
