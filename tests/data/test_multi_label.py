@@ -169,5 +169,5 @@ def test_a_few_large_numbers_are_no_ids_and_are_refused_before_anything_is_made_
     with pytest.raises(ValueError, match="(?i)is this the column of the labels") as told:
         encode_targets(splits_of(rows, rows), "label", column_named=named)
     assert ("ids up to 1000000000000, of which only 2 occur" in str(told.value)) is named
-    many = [{"text": "good", "label": [number]} for number in range(0, 1200, 2)]
-    assert len(encode_targets(splits_of(many, many), "label", column_named=True).names) == 1199
+    many = [{"text": "good", "label": list(range(start, 1200, 10))} for start in range(5)]
+    assert len(encode_targets(splits_of(many, many), "label", column_named=True).names) == 1195

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from nlpkd.data.columns import INTEGER, MAX_CLASSES
+from nlpkd.data.columns import MAX_CLASSES
 from nlpkd.data.labels.classes import plain_name, refuse_look_alikes
 from nlpkd.data.labels.kind import LabelKind, is_missing, number_of, read_kind, whole_number
 from nlpkd.tasks import REGRESSION, UNLABELLED
@@ -34,10 +34,11 @@ def encode_labels(
 
     Names of a ClassLabel are kept; texts get ids in sorted order; whole numbers 0..C-1 without names stay and are
     named "LABEL_0"..; others (stars, -1 and 1, scores that are asked for as classes) get ids in ascending order and
-    their digits as names. Where a model's names are given and the labels are among them, the classes are the model's,
-    and the rows may lack some, or be text that nobody labelled (all of them -100, or all of them missing); numbers
-    that may be its ids, or count from 1, are refused. A test split whose labels are all hidden (-1 or null, as GLUE
-    has them) is dropped with a warning where the rows are to train on.
+    their digits as names. Other splits may have the ids of a ClassLabel or of a model in place of names, where no name
+    is a number in any spelling. Where a model's names are given and the labels are among them, the classes are the
+    model's, and the rows may lack some, or be text that nobody labelled (all of them -100, or all of them missing).
+    Numbers that may be ids, or count from 1, are refused. A test split whose labels are all hidden (-1 or null, as
+    GLUE has them) is dropped with a warning where the rows are to train on.
 
     Args:
         splits: the splits, "train" among them.
@@ -81,6 +82,7 @@ def encode_labels(
     partly = known and len(labelled) < len(values["train"])
     if len(set(labelled)) == 1 and not may_lack and not partly:
         raise ValueError(_too_few(column, labelled[0]))
+    ordered = isinstance(feature, ClassLabel) or known is not None
     if isinstance(feature, ClassLabel):
         names, ids = feature.names, _ids_of_names(feature.names)
     elif known:
@@ -96,9 +98,15 @@ def encode_labels(
         for row, value in zip(rows[split], labels, strict=True):
             if str(value) not in ids:
                 refuse_look_alikes([*names, str(value)], f"column {column!r} (row {row} of the {split} split)")
+                advice = "."
+                if whole_number(value) is not None and not ordered and not _has_numbers(names):
+                    advice = (
+                        ": nothing says which number is which. Write the names, or give label_names in the order of "
+                        "the numbers."
+                    )
                 raise ValueError(
                     f"Label {value!r:.80} (row {row} of the {split} split, column {column!r}) is not a label of the "
-                    f"train split, which has {list(names)[:20]}."
+                    f"train split, which has {list(names)[:20]}{advice}"
                 )
         data = splits[split].remove_columns(column)
         encoded[split] = data.add_column("labels", [ids[str(value)] for value in labels], feature=shared)
@@ -144,9 +152,13 @@ def _ids_of_a_model(
 
 
 def _ids_of_names(names: Sequence[str]) -> dict[str, int]:
-    """Map names to ids, and the ids' digits too where no name is made of digits."""
-    ids = {str(number): number for number in range(len(names))} if not any(map(INTEGER.fullmatch, names)) else {}
+    """Map names in an order that is known to ids, and the ids' digits too where no name is a number itself."""
+    ids = {str(number): number for number in range(len(names))} if not _has_numbers(names) else {}
     return ids | {name: number for number, name in enumerate(names)}
+
+
+def _has_numbers(names: Sequence[str]) -> bool:
+    return any(number_of(name) is not None for name in names)
 
 
 def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, kind: LabelKind) -> list[Any]:
@@ -248,7 +260,11 @@ def _settle_classes(labels: Sequence[Any], column: str) -> tuple[list[str], dict
         names = [f"LABEL_{value}" for value in classes]
     else:
         names = [str(value) for value in classes]
-    return names, {str(value): number for number, value in enumerate(classes)} | _ids_of_names(names)
+    if names == ["False", "True"]:
+        return names, _ids_of_names(names)
+    # Names that were merely sorted have no order that ids could count in.
+    ids = {str(value): number for number, value in enumerate(classes)}
+    return names, ids | {name: number for number, name in enumerate(names)}
 
 
 def _too_few(column: str, value: object) -> str:
