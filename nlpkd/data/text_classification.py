@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns, usual_form
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, tell_other_names
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, name_classes, tell_other_names
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, hold_out_validation
@@ -251,11 +251,13 @@ def load_rows_for_model(
         ValueError: if the rows can't be read, none of the splits is there, several could be meant, or labels are not
             the model's.
     """
-    asked = (data_args or DataArguments()).with_labels_of(config)
+    given = data_args or DataArguments()
+    asked = given.with_labels_of(config)
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
     measured = read_measured_rows(data, splits, asked)
     with without_training_words(measured.source, Classes.of(config.id2label).names):
         loaded = _load_whole(measured.splits, measured.name, tokenizers, asked, may_lack=True)
+        loaded = name_classes(loaded, given.label_names, may_lack=True)
         rows = loaded[measured.key]
         adopt_label_names(config, rows)
         return align_labels_to_student(rows, config, measured.key), measured.split, loaded

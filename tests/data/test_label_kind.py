@@ -15,6 +15,7 @@ from nlpkd import DistillationTrainer, distill, load_text_classification
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import RESERVED
 from nlpkd.data.labels import read_task
+from nlpkd.data.labels.classes import NamesOfModel
 from nlpkd.data.labels.kind import number_of, parse_list, whole_number
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -221,8 +222,10 @@ def test_text_that_nobody_labelled_has_the_classes_of_a_named_teacher(tmp_path, 
         load_text_classification(tmp_path / "texts.jsonl", validation, tokenizer=tokenizer, streaming=True)
     with pytest.raises(ValueError, match="name the classes of the teacher"):
         load_text_classification(rows_of([-100, -100]), validation, tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="nothing says which number is which"):
-        load_text_classification([{"text": "good"}], rows_of(["1", "0"]), tokenizer=tokenizer, label_names=names)
+    with pytest.raises(ValueError, match="the teacher has the classes .*nothing says which number is which"):
+        load_text_classification(
+            [{"text": "good"}], rows_of(["1", "0"]), tokenizer=tokenizer, label_names=NamesOfModel(names)
+        )
     for unlabelled in (-100, None, "-100", ""):
         several = load_text_classification(
             rows_of([unlabelled] * 2), rows_of([["warm"], []]), tokenizer=tokenizer, label_names=names,

@@ -107,3 +107,10 @@ def test_ids_are_never_read_beside_a_name_that_is_a_number_in_any_spelling(names
 
 def test_true_and_false_are_1_and_0_in_every_split():
     assert held_out([True, False], [0, 1]) == held_out(["True", "False"], ["0", "1"]) == [0, 1]
+
+
+def test_held_out_ids_that_may_count_from_1_are_refused_beside_names_too():
+    for train, names in (([0, 1, 2], NAMES), (NAMES, NAMES), ([-100, -100], NAMES)):
+        assert held_out(train, [0, 2], names) == [0, 2]
+        with pytest.raises(ValueError, match=r"the numbers \[1, 2\], .* or count the classes from 1. Write the names"):
+            held_out(train, [1, 2], names)

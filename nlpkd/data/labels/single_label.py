@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value
@@ -95,24 +95,33 @@ def encode_labels(
     shared = ClassLabel(names=list(names))
     encoded = {}
     for split, labels in values.items():
-        for row, value in zip(rows[split], labels, strict=True):
-            if str(value) not in ids:
-                refuse_look_alikes([*names, str(value)], f"column {column!r} (row {row} of the {split} split)")
-                advice = "."
-                if whole_number(value) is not None and not ordered and not _has_numbers(names):
-                    advice = (
-                        ": nothing says which number is which. Write the names, or give label_names in the order of "
-                        "the numbers."
-                    )
-                raise ValueError(
-                    f"Label {value!r:.80} (row {row} of the {split} split, column {column!r}) is not a label of the "
-                    f"train split, which has {list(names)[:20]}{advice}"
-                )
+        unknown = next((row for row, value in enumerate(labels) if str(value) not in ids), None)
+        if unknown is not None:
+            _refuse_unknown(
+                labels[unknown], f"row {rows[split][unknown]} of the {split} split", column, names, ordered
+            )
         data = splits[split].remove_columns(column)
         encoded[split] = data.add_column("labels", [ids[str(value)] for value in labels], feature=shared)
+    counted = {whole_number(value) for value in every if str(value) not in names} - {None, UNLABELLED}
+    if ordered and counted and 0 not in counted:
+        _refuse_counted(counted, names, column)
     if labelled and not may_lack:
         _tell_lacking(encoded["train"]["labels"][:], names)
     return DatasetDict(encoded), shared
+
+
+def _refuse_unknown(value: Any, where: str, column: str, names: Sequence[str], ordered: bool) -> None:
+    """Refuse a label that train has not; `ordered` where something says the order of the names."""
+    refuse_look_alikes([*names, str(value)], f"column {column!r} ({where})")
+    advice = "."
+    if whole_number(value) is not None and not ordered and not _has_numbers(names):
+        advice = (
+            ": nothing says which number is which. Write the names, or give label_names in the order of the numbers."
+        )
+    raise ValueError(
+        f"Label {value!r:.80} ({where}, column {column!r}) is not a label of the train split, which has "
+        f"{list(names)[:20]}{advice}"
+    )
 
 
 def _tell_lacking(labels: Sequence[int], names: Sequence[str]) -> None:
@@ -140,15 +149,19 @@ def _ids_of_a_model(
     # Ids without names are checked against gold labels, not taken for the model's names.
     if all(isinstance(value, int) and 0 <= value < len(names) for value in labelled):
         if labelled and 0 not in values:
-            raise ValueError(
-                f"The labels of column {column!r} are the numbers {sorted(set(labelled))[:20]}, without 0 and without "
-                f"{len(names)}, and the classes are {list(names)[:20]}: they may be ids from 0 up of some of the "
-                "classes, or count the classes from 1. Write the names of the classes in the column."
-            )
+            _refuse_counted(set(labelled), names, column)
         return [f"LABEL_{number}" for number in range(len(names))], {
             str(number): number for number in range(len(names))
         }
     return None
+
+
+def _refuse_counted(numbers: Collection[Any], names: Sequence[str], column: str) -> None:
+    raise ValueError(
+        f"The labels of column {column!r} are the numbers {sorted(numbers)[:20]}, without 0 and without {len(names)}, "
+        f"and the classes are {list(names)[:20]}: they may be ids from 0 up of some of the classes, or count the "
+        "classes from 1. Write the names of the classes in the column."
+    )
 
 
 def _ids_of_names(names: Sequence[str]) -> dict[str, int]:
