@@ -10,7 +10,7 @@ from numbers import Integral
 from typing import Any
 
 from nlpkd.data.columns import LABEL_NAMES, PAIRS, TEXT_NAMES, usual_form
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.classes import Classes, NamesOfModel
 from nlpkd.tasks import task_of
 from nlpkd.utils.field_types import check_counts, check_field_types, check_share
 
@@ -26,8 +26,8 @@ class DataArguments:
         soft_label_column: the training rows' column of soft labels, of an API or of voting people, which become the
             teacher's logits; see `nlpkd.data.soft_labels`.
         problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.data.labels.encode_targets`.
-        label_names: the labels in the order of their ids, as a model has them; rows may lack some of them. `distill`
-            and `train_teacher` name labels that are numbers by them too.
+        label_names: the labels in the order of their ids, as a model has them; rows may lack some of them. `distill`,
+            `train_teacher` and functions that measure a model name labels that are numbers by them too.
         max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
         window_stride: cut longer texts into windows of max_length tokens that share so many with the one before, each
             a row with its text's label; what is measured is a text's average. Longer texts are truncated if None.
@@ -150,7 +150,7 @@ class DataArguments:
         return replace(
             self,
             problem_type=self.problem_type or task_of(config),
-            label_names=self.label_names or Classes.of(config.id2label).names,
+            label_names=self.label_names or NamesOfModel(Classes.of(config.id2label).names),
         )
 
 

@@ -86,12 +86,13 @@ def adopt_label_names(student_config: Any, *datasets: Any) -> bool:
     return took
 
 
-def name_classes(loaded: Any, names: Sequence[str]) -> Any:
+def name_classes(loaded: Any, names: Sequence[str], may_lack: bool = False) -> Any:
     """Name the classes of rows whose labels are numbers, as their user does.
 
     Args:
         loaded: a `TextClassificationData`.
         names: of the classes in the order of their numbers; none pass it through.
+        may_lack: whether rows that have names themselves may lack some of these, as rows to measure on may.
 
     Returns:
         It with these names; rows that have names themselves keep their order, and must have the same ones.
@@ -109,7 +110,11 @@ def name_classes(loaded: Any, names: Sequence[str]) -> Any:
         wanted = Classes.of(names)
         if "" in wanted.names:
             raise ValueError("one of the classes has no name")
-        (Classes.of(list(map(str, range(len(own))))) if numbered else own).positions_in(wanted)
+        known = Classes.of(list(map(str, range(len(own))))) if numbered else own
+        if may_lack and not numbered:
+            wanted.positions_of(known)
+        else:
+            known.positions_in(wanted)
     except ValueError as error:
         raise ValueError(f"label_names {list(names)} are not those of the rows: {error}") from None
     if not numbered:

@@ -15,7 +15,7 @@ from scipy.special import logit
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS, TEXT_NAMES, find_pairs, usual_form
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.classes import Classes, NamesOfModel
 from nlpkd.data.labels.kind import is_missing, parse_list, read_kind, whole_number
 from nlpkd.data.labels.multi_label import number_in_lists
 from nlpkd.data.labels.targets import read_task
@@ -102,14 +102,14 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
 
     Args:
         splits: as they were read.
-        asked: how they are read, with a `soft_label_column` or a teacher's `label_names`.
+        asked: how they are read, with a `soft_label_column` or `label_names`.
 
     Returns:
         Both, unchanged where all rows have a label column, and without soft labels where no held-out rows have one.
 
     Raises:
-        ValueError: if the soft labels name no classes, or gold labels of other splits are numbers where these have
-            names.
+        ValueError: if the soft labels name no classes, or gold labels of other splits are numbers where these, or a
+            teacher, have names.
     """
     train, column = splits["train"], asked.soft_label_column
     given = [asked.label_column] if isinstance(asked.label_column, str) else list(asked.label_column or ())
@@ -144,7 +144,8 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
             )
         names = list(asked.label_names) or _names_in(train, str(column))
         ordered = bool(asked.label_names) or Classes.of_feature(train.features[column]) is not None
-        if task == SINGLE_LABEL or not ordered:
+        by_user = bool(asked.label_names) and not isinstance(asked.label_names, NamesOfModel)
+        if not by_user and (task == SINGLE_LABEL or not ordered):
             _refuse_numbers(held_out, label, task, names, "soft labels have" if soft else "teacher has")
         feature = List(Value("int64")) if several else ClassLabel(names=names)
         splits = DatasetDict({**splits, "train": unlabelled(train, feature)})

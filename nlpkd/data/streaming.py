@@ -6,7 +6,7 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,16 +52,16 @@ class FileSummary:
         ids: class id of each label, as the file writes it; -100 where a row has none.
         names: names of the classes by id.
         truncated: rows that lose tokens, by the prefix of the tokenizer's columns.
-        examples: a row of each label as the file writes it, with the file's own class names.
         reason: why the labels are classes; empty where the values were not asked.
+        held_out: the splits that are read whole, with the file's class ids in the column "labels".
     """
 
     rows_by_label: Mapping[Any, int]
     ids: Mapping[Any, int]
     names: list[str]
     truncated: Mapping[str, int]
-    examples: Dataset
     reason: str = ""
+    held_out: DatasetDict = field(default_factory=DatasetDict)
 
     @property
     def num_rows(self) -> int:
@@ -133,10 +133,16 @@ class TextStream(IterableDataset):
 
     @classmethod
     def from_file(
-        cls, path: str | os.PathLike[str], columns: Columns, encode: Encoder, asked: DataArguments | None = None
+        cls,
+        path: str | os.PathLike[str],
+        columns: Columns,
+        encode: Encoder,
+        asked: DataArguments | None = None,
+        held_out: Mapping[str, Dataset] | None = None,
     ) -> TextStream:
         """Read a file through once, and make a stream of it; see `summarize_file`."""
-        return cls(path, columns, encode, summarize_file(Path(path), columns, encode, asked or DataArguments()))
+        summary = summarize_file(Path(path), columns, encode, asked or DataArguments(), held_out or {})
+        return cls(path, columns, encode, summary)
 
     @property
     def names(self) -> list[str]:
@@ -247,7 +253,9 @@ class TextStream(IterableDataset):
         return tokens | {"labels": [self._label_of(row) for row in rows], ROW: [row[ROW] for row in rows]}
 
 
-def summarize_file(path: Path, columns: Columns, encode: Encoder, asked: DataArguments) -> FileSummary:
+def summarize_file(
+    path: Path, columns: Columns, encode: Encoder, asked: DataArguments, held_out: Mapping[str, Dataset]
+) -> FileSummary:
     """Read a file through: check every row, count its label, and settle the classes.
 
     Args:
@@ -255,6 +263,8 @@ def summarize_file(path: Path, columns: Columns, encode: Encoder, asked: DataArg
         columns: of texts and label.
         encode: tells how many rows lose tokens.
         asked: whether the task and the label's column are named, and a model's label names.
+        held_out: the other splits, whose labels settle the classes together with the file's, as those of splits that
+            are all read whole do.
 
     Returns:
         What the file holds.
@@ -293,7 +303,7 @@ def summarize_file(path: Path, columns: Columns, encode: Encoder, asked: DataArg
             found = kind.reason[0].upper() + kind.reason[1:]
             raise ValueError(f"{found}, and a stream has one class a row: read the file whole, without streaming")
         encoded, feature = encode_labels(
-            DatasetDict(train=examples),
+            DatasetDict(train=examples, **held_out),
             columns.label,
             numbers,
             labelled_rows,
@@ -302,9 +312,9 @@ def summarize_file(path: Path, columns: Columns, encode: Encoder, asked: DataArg
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    ids = dict(zip(examples[columns.label], encoded["train"]["labels"], strict=True))
+    ids = dict(zip(examples[columns.label], encoded.pop("train")["labels"], strict=True))
     reason = kind.reason if asked.problem_type is None else ""
-    return FileSummary(rows_by_label, ids, list(feature.names), truncated, examples, reason)
+    return FileSummary(rows_by_label, ids, list(feature.names), truncated, reason, encoded)
 
 
 def _checked_label(path: Path, columns: Columns, number: int, row: Mapping[str, Any]) -> Any:

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns, usual_form
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, tell_other_names
-from nlpkd.data.labels import encode_labels, encode_targets
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, name_classes, tell_other_names
+from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, hold_out_validation
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
@@ -181,7 +181,7 @@ def _load_whole(
     if asked.soft_label_column is not None or asked.label_names:
         splits, asked = add_missing_label_columns(splits, asked)
     columns = _find_columns(splits["train"].column_names, asked)
-    splits = _select_columns(splits, columns, asked.soft_label_column)
+    splits = _select_columns(splits, columns, asked.soft_label_column, may_hide=not may_lack)
     # Settle the task by its labels; soft labels become logits in their order.
     targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack, named)
     reason = targets.reason.replace(" of the train split", "") if alone else targets.reason
@@ -251,11 +251,13 @@ def load_rows_for_model(
         ValueError: if the rows can't be read, none of the splits is there, several could be meant, or labels are not
             the model's.
     """
-    asked = (data_args or DataArguments()).with_labels_of(config)
+    given = data_args or DataArguments()
+    asked = given.with_labels_of(config)
     tokenizers = [tokenizer, *known_tokenizers(teacher_tokenizer)]
     measured = read_measured_rows(data, splits, asked)
     with without_training_words(measured.source, Classes.of(config.id2label).names):
         loaded = _load_whole(measured.splits, measured.name, tokenizers, asked, may_lack=True)
+        loaded = name_classes(loaded, given.label_names, may_lack=True)
         rows = loaded[measured.key]
         adopt_label_names(config, rows)
         return align_labels_to_student(rows, config, measured.key), measured.split, loaded
@@ -282,33 +284,29 @@ def _stream_train(
             "streaming reads a file with one class a row: without soft labels, windows, validation_split and the "
             "Hub; give the validation set as a file of its own"
         )
-    # Read the train file through, which settles columns and classes.
+    # The columns; the other splits are read whole.
     available = column_names(train)
+    splits, name = read_splits([{"text": ""}], validation, test, may_read=asked.may_read)[0], Path(train).name
+    del splits["train"]
     try:
         columns = _find_columns(available, asked)
     except ValueError:
         if not asked.label_names or validation is None:
             raise
         # Text that nobody labelled: a teacher names the classes, and the held-out rows their column.
-        held_out = read_splits([{"text": ""}], validation)[0]["validation"]
-        lacking = [name for name in held_out.column_names if name not in available]
-        usual = [name for name in lacking if name == asked.label_column or usual_form(name) in LABEL_NAMES]
+        lacking = [column for column in splits["validation"].column_names if column not in available]
+        usual = [column for column in lacking if column == asked.label_column or usual_form(column) in LABEL_NAMES]
         columns = _find_columns([*available, *usual], asked)
         logger.warning("The train rows have no column %r: the teacher alone labels all.", columns.label)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     encode = TextEncoder(columns, tokenizers, max_length)
-    stream = TextStream.from_file(train, columns, encode, asked)
-    _tell_kind(Path(train).name, columns, SINGLE_LABEL, stream.summary.reason)
+    # Read the train file through; its labels, together with the other splits', settle the classes.
+    stream = TextStream.from_file(train, columns, encode, asked, _select_columns(splits, columns))
+    _tell_kind(name, columns, SINGLE_LABEL, stream.summary.reason)
     truncated = _report_truncated(stream.summary.truncated, "train", len(stream), max_length, "train")
-    # Read the other splits; a row of each class stands in for train, by which their labels are settled.
-    splits, _ = read_splits(stream.summary.examples, validation, test)
-    splits, _ = encode_labels(
-        _select_columns(splits, columns, None), str(columns.label), names=stream.names, may_lack=True
-    )
-    del splits["train"]
+    splits = stream.summary.held_out
     _check_all_texts(splits, columns)
     held_out, cut = _tokenise(splits, encode)
-    name = Path(train).name
     logger.warning(
         "%s: %s, %d rows as a stream, labels %r (%s)",
         name,
@@ -338,14 +336,19 @@ def _find_columns(available: Sequence[str], asked: DataArguments) -> Columns:
     return columns
 
 
-def _select_columns(splits: DatasetDict, columns: Columns, soft_label_column: str | None) -> DatasetDict:
-    """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels."""
+def _select_columns(
+    splits: DatasetDict, columns: Columns, soft_label_column: str | None = None, may_hide: bool = True
+) -> DatasetDict:
+    """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels.
+
+    A test split without labels is left out where it may hide them: where it is not what is measured on.
+    """
     labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
     used = [*columns.texts, *labels]
     kept = {}
     for split, data in splits.items():
         missing = [column for column in used if column not in data.column_names]
-        hidden = split == "test" and missing == labels
+        hidden = may_hide and split == "test" and missing == labels
         if missing and not hidden:
             raise ValueError(f"The {split} split has no column {missing[0]!r}; its columns are {data.column_names}.")
         if hidden:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import telling_names
-from nlpkd.data.labels.classes import Classes, ClassWeights, forget_thresholds
+from nlpkd.data.labels.classes import Classes, ClassWeights, NamesOfModel, forget_thresholds
 from nlpkd.data.rows import labelled_rows, random_access
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
@@ -113,7 +113,7 @@ class Teachers:
         return replace(
             data,
             problem_type=data.problem_type or next(iter(tasks), None),
-            label_names=data.label_names or (telling_names(configs[0].id2label) if configs else ()),
+            label_names=data.label_names or NamesOfModel(telling_names(configs[0].id2label) if configs else ()),
         )
 
     def _has_one_output(self, told: str | None) -> bool:

@@ -15,6 +15,7 @@ from nlpkd import DistillationTrainer, distill, load_text_classification
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.columns import RESERVED
 from nlpkd.data.labels import read_task
+from nlpkd.data.labels.classes import NamesOfModel
 from nlpkd.data.labels.kind import number_of, parse_list, whole_number
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -221,8 +222,10 @@ def test_text_that_nobody_labelled_has_the_classes_of_a_named_teacher(tmp_path, 
         load_text_classification(tmp_path / "texts.jsonl", validation, tokenizer=tokenizer, streaming=True)
     with pytest.raises(ValueError, match="name the classes of the teacher"):
         load_text_classification(rows_of([-100, -100]), validation, tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="nothing says which number is which"):
-        load_text_classification([{"text": "good"}], rows_of(["1", "0"]), tokenizer=tokenizer, label_names=names)
+    with pytest.raises(ValueError, match="the teacher has the classes .*nothing says which number is which"):
+        load_text_classification(
+            [{"text": "good"}], rows_of(["1", "0"]), tokenizer=tokenizer, label_names=NamesOfModel(names)
+        )
     for unlabelled in (-100, None, "-100", ""):
         several = load_text_classification(
             rows_of([unlabelled] * 2), rows_of([["warm"], []]), tokenizer=tokenizer, label_names=names,
@@ -346,3 +349,23 @@ def test_what_no_column_can_hold_is_named(tokenizer):
     for labels in ([1j, 2j], pd.arrays.SparseArray([1, 0])):
         with pytest.raises(ValueError, match="label"):
             load_text_classification(pd.DataFrame({"text": ["x", "y"], "label": labels}), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("labels", [["3,5", "4,0", "2,5"], ["50%", "10%", "100 %"], ["\u20ac 3", "\u20ac 4", "high"]])
+def test_classes_that_a_reader_takes_for_numbers_are_told(tmp_path, tokenizer, labels, caplog):
+    path = write(tmp_path / "rows.csv", labels)
+    for more in ({}, {"streaming": True}):
+        caplog.clear()
+        assert load_text_classification(path, tokenizer=tokenizer, **more).num_labels == 3
+        assert f"holds one class a row: label {labels[0]!r} (row 0 of the train split) is no number" in caplog.text
+    caplog.clear()
+    load_text_classification(rows_of(["pos", "neg", "class 3"]), tokenizer=tokenizer)
+    assert "is no number" not in caplog.text
+
+
+@pytest.mark.parametrize("labels", [["1", "1.0", "other"], ["7", "007", "other"], ["01", "1", "2"]])
+def test_one_number_in_two_spellings_is_never_two_classes(tmp_path, tokenizer, labels):
+    path = write(tmp_path / "rows.csv", labels * 2)
+    for more in ({}, {"streaming": True}):
+        with pytest.raises(ValueError, match="are the same number: write it one way"):
+            load_text_classification(path, tokenizer=tokenizer, **more)

@@ -19,6 +19,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names, name_classes
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.pipeline.prepare import prepare_job
 
@@ -192,3 +193,49 @@ def test_a_student_that_is_a_path_is_refused(tmp_path):
 def test_a_label_that_is_no_number_is_named_with_its_row(labels, told):
     with pytest.raises(ValueError, match=told):
         align_labels_to_student(Dataset.from_dict({"labels": labels}), tiny_bert().config, "training")
+
+
+def test_a_user_s_names_mean_the_same_as_these_names_in_the_column_where_a_model_is_measured(tokenizer):
+    ids = Dataset.from_dict(raw_rows(12, seed=2).to_dict())
+    several = {"problem_type": "multi_label_classification"}
+    for names in (["neg", "pos"], ["pos", "neg"]):
+        written = raw_rows(12, seed=2, names=names)
+        lists = [{"text": row["text"], "label": [names[row["label"]]]} for row in ids]
+        numbers = [{"text": row["text"], "label": [row["label"]]} for row in ids]
+        stars = ids.map(lambda row: {"label": row["label"] + 1})
+        for config, named, counted in (
+            ({}, written, ids), (NAMED, written, ids), (NAMED, written, stars), (NAMED | several, lists, numbers)
+        ):  # fmt: skip
+            read = []
+            for rows, more in ((named, ()), (counted, names)):
+                asked = DataArguments(label_names=more)
+                model = tiny_bert(**config).config
+                found, _, _ = load_rows_for_model(rows, model, tokenizer=tokenizer, data_args=asked)
+                read.append((found["labels"][:], model.id2label))
+            assert read[0][0] == read[1][0]
+            assert read[1][1] == (dict(enumerate(names)) if not config else NAMED["id2label"])
+
+
+def test_rows_to_measure_on_may_lack_some_of_the_names_and_have_no_others(tokenizer):
+    names = ["neg", "mixed", "pos"]
+    model = tiny_bert(num_labels=3, id2label=dict(enumerate(names)), label2id={"neg": 0, "mixed": 1, "pos": 2}).config
+    rows = raw_rows(8, names=("neg", "pos"))
+    found, _, _ = load_rows_for_model(rows, model, tokenizer=tokenizer, data_args=DataArguments(label_names=names))
+    assert set(found["labels"][:]) == {0, 2}
+    with pytest.raises(ValueError, match="label_names .* are not those of the rows"):
+        load_rows_for_model(
+            rows, model, tokenizer=tokenizer, data_args=DataArguments(label_names=["cold", "hot", "mild"])
+        )
+
+
+def test_texts_that_nobody_labelled_are_measured_by_the_user_s_names_whatever_the_teacher_s_order(tmp_path, tokenizer):
+    train = [{"text": text} for text in raw_rows(12)["text"]]
+    held_out = raw_rows(12, seed=3)
+    for names in (["neg", "pos"], ["pos", "neg"]):
+        job = prepare_job(
+            DistillationConfig(output_dir=str(tmp_path), **QUICK), tiny_bert(**NAMED), "layers:1", train,
+            held_out.to_list(), tokenizer=tokenizer, teacher_tokenizer=tokenizer,
+            data_args=DataArguments(label_names=names),
+        )  # fmt: skip
+        rows = align_labels_to_student(job.data["validation"], tiny_bert(**NAMED).config, "validation")
+        assert rows["labels"][:] == [["neg", "pos"].index(names[label]) for label in held_out["label"]]

@@ -161,3 +161,13 @@ def test_zeros_and_ones_of_another_length_and_unknown_ids_are_refused(wrong):
         splits = splits_of(rows_of(train), [{"text": "good", "label": wrong}])
         with pytest.raises(ValueError, match="Row 0 of the validation split .*use a 0 or 1 for each of the 3 labels"):
             encode_targets(splits, "label", MULTI_LABEL, NAMES)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_few_large_numbers_are_no_ids_and_are_refused_before_anything_is_made_of_them(named):
+    rows = [{"text": "good", "label": [10**12]}, {"text": "bad", "label": [7]}]
+    with pytest.raises(ValueError, match="(?i)is this the column of the labels") as told:
+        encode_targets(splits_of(rows, rows), "label", column_named=named)
+    assert ("ids up to 1000000000000, of which only 2 occur" in str(told.value)) is named
+    many = [{"text": "good", "label": list(range(start, 1200, 10))} for start in range(5)]
+    assert len(encode_targets(splits_of(many, many), "label", column_named=True).names) == 1195

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from nlpkd import load_text_classification
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.labels.classes import NamesOfModel
 from nlpkd.data.soft_labels import _has_texts
 
 SOFT = [{"pos": 0.9, "neg": 0.1}, {"pos": 0.2, "neg": 0.8}, {"pos": 0.5, "neg": 0.5}]
@@ -90,3 +91,15 @@ def test_texts_and_pairs_without_a_label_column_are_recognised_in_any_case(spelt
     rows = Dataset.from_dict({spelt(name): ["a", "b"] for name in names})
     assert _has_texts(rows, DataArguments())
     assert not _has_texts(rows.rename_columns({name: f"{name}s" for name in rows.column_names}), DataArguments())
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_ids_beside_texts_that_nobody_labelled_count_in_the_order_of_the_user_s_names_alone(tokenizer, soft):
+    train = TRAIN if soft else [{"text": row["text"]} for row in TRAIN]
+    validation = [{"text": "good plot", "label": "0"}, {"text": "bad plot", "label": "1"}]
+    asked = {"tokenizer": tokenizer, "soft_label_column": "soft" if soft else None}
+    for names in (["pos", "neg"], ["neg", "pos"]):
+        data = load_text_classification(train, validation, label_names=names, **asked)
+        assert list(data.id2label.values()) == names and data["validation"]["labels"][:] == [0, 1]
+        with pytest.raises(ValueError, match="nothing says which number is which"):
+            load_text_classification(train, validation, label_names=NamesOfModel(names), **asked)

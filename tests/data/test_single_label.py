@@ -75,3 +75,42 @@ def test_scores_that_are_asked_for_as_classes_are_the_same_from_every_source(tmp
         assert data.id2label == {0: "1.0", 1: "2.5", 2: "10.5"} and data["train"]["labels"][:] == [2, 0, 1, 0]
     with pytest.raises(ValueError, match="Label inf .* is a score, not a class"):
         load_text_classification(rows_of([0.5, float("inf")]), tokenizer=tokenizer, problem_type=SINGLE_LABEL)
+
+
+def held_out(train, validation, names=()):
+    splits = DatasetDict(train=Dataset.from_list(rows_of(train)), validation=Dataset.from_list(rows_of(validation)))
+    if names and isinstance(train[0], int):
+        splits["train"] = splits["train"].cast_column("label", ClassLabel(names=names))
+    return encode_targets(splits, "label", SINGLE_LABEL, names).splits["validation"]["labels"][:]
+
+
+@pytest.mark.parametrize("validation", [[0, 1], ["0", "1"], ["1", "0"], [1.0, 0.0]])
+def test_ids_mean_names_only_where_something_says_their_order(validation, tmp_path, tokenizer):
+    ids = [int(float(label)) for label in validation]
+    with pytest.raises(ValueError, match="nothing says which number is which. Write the names, or give label_names"):
+        held_out(["real", "fake"], validation)
+    assert held_out(["real", "fake"], validation, ["real", "fake"]) == ids
+    assert held_out([0, 1], validation, ["real", "fake"]) == ids
+    path = tmp_path / "rows.csv"
+    pd.DataFrame(rows_of(["real", "fake"])).to_csv(path, index=False)
+    with pytest.raises(ValueError, match="nothing says which number is which. Write the names, or give label_names"):
+        load_text_classification(path, rows_of(validation), tokenizer=tokenizer, streaming=True)
+
+
+@pytest.mark.parametrize("names", [["01", "02", "03"], ["1.0", "2.0", "other"], ["1e0", "2e0"], ["+1", "2", "a"]])
+def test_ids_are_never_read_beside_a_name_that_is_a_number_in_any_spelling(names):
+    for train, given in ((names, ()), (names, names), (list(range(len(names))), names)):
+        for validation in (["0", "1"], ["0"]):
+            with pytest.raises(ValueError, match="is not a label of the train split"):
+                held_out(train, validation, given)
+
+
+def test_true_and_false_are_1_and_0_in_every_split():
+    assert held_out([True, False], [0, 1]) == held_out(["True", "False"], ["0", "1"]) == [0, 1]
+
+
+def test_held_out_ids_that_may_count_from_1_are_refused_beside_names_too():
+    for train, names in (([0, 1, 2], NAMES), (NAMES, NAMES), ([-100, -100], NAMES)):
+        assert held_out(train, [0, 2], names) == [0, 2]
+        with pytest.raises(ValueError, match=r"the numbers \[1, 2\], .* or count the classes from 1. Write the names"):
+            held_out(train, [1, 2], names)

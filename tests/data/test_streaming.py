@@ -370,3 +370,28 @@ def test_a_text_column_with_a_name_made_here_is_refused_of_a_stream_too(tmp_path
     for streaming in (True, False):
         with pytest.raises(ValueError, match=f"A text column may not be called '{name}'"):
             load(path, tokenizer=tokenizer, streaming=streaming, text_column=name, label_column="label")
+
+
+FORMS = {
+    "names": ["pos", "neg", "neu"], "another case": ["Pos", "NEG", "neu "], "ids": [0, 1, 2], "stars": [1, 2, 3],
+    "LABEL": ["LABEL_0", "LABEL_1", "LABEL_2"], "label": ["label_0", "label_1", "label_2"], "some ids": [1, 2, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [(), ("neg", "neu", "pos"), ("LABEL_0", "LABEL_1", "LABEL_2")], ids=len)
+@pytest.mark.parametrize("train", FORMS)
+def test_a_held_out_split_means_the_same_beside_a_stream_and_beside_rows_in_memory(tmp_path, tokenizer, train, names):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "good film", "label": label} for label in FORMS[train]]
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    def read(labels, **asked):
+        held_out = [{"text": "good", "label": label} for label in labels]
+        try:
+            data = load(path, held_out, tokenizer=tokenizer, label_names=names, **asked)
+        except ValueError:
+            return "refused"
+        return data.id2label, data["validation"]["labels"][:]
+
+    for labels in FORMS.values():
+        assert read(labels, streaming=True) == read(labels), labels

@@ -349,3 +349,20 @@ def test_splits_that_are_not_for_training_are_measured_on_as_the_rows_alone_are(
     assert (loaded.text_columns, loaded.id2label) == (expected.text_columns, expected.id2label)
     with pytest.raises(ValueError, match="There is no 'train' split"):
         load_text_classification(split, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "test, said",
+    [
+        ({"label": ["neg", "pos"]}, "The test split has no column 'stars'; its columns are"),
+        ({"label": ["neg", "pos"], "stars": [-1, -1]}, "Row 0 of the test split has no label"),
+        ({"label": ["neg", "pos"], "stars": [None, None]}, "Row 0 of the test split has no label"),
+    ],
+)
+def test_a_test_split_that_is_measured_on_is_never_left_out(test, said, tokenizer):
+    config = tiny_bert(id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1}).config
+    train = Dataset.from_dict({"text": ["good", "bad"], "stars": ["pos", "neg"]})
+    rows = DatasetDict(train=train, test=Dataset.from_dict({"text": ["good film", "bad film"]} | test))
+    for asked in ({}, {"splits": ["test"]}):
+        with pytest.raises(ValueError, match=said):
+            load_rows_for_model(rows, config, tokenizer=tokenizer, **asked)

@@ -178,6 +178,10 @@ class Classes:
         return all(_NUMBERED.fullmatch(name) for name in self.names)
 
 
+class NamesOfModel(tuple[str, ...]):
+    """Names of a model's classes, whose order gold labels check; names that a user gives say what ids mean."""
+
+
 def plain_name(name: str) -> str:
     """Reduce a name to what a reader sees of it: without case, invisible characters, blanks and Unicode's forms."""
     visible = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name))

@@ -29,6 +29,9 @@ _NUMBER = re.compile(
 _INTEGER = re.compile(r"([+-]?)(0*)(\d{1,100}?)(?:\.0*)?", re.ASCII)
 
 
+_FIGURES = re.compile(r"\W*\d[\d\W]*")
+
+
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[+-]?\d+\.?\d*(?:e[+-]?\d+)?|True|False)"""
 
 
@@ -97,8 +100,9 @@ def read_kind(
     numbers = {value: number_of(value) for value in known if value not in words}
     odd = next((value for value, number in numbers.items() if number is None), None)
     if odd is not None or not numbers:
-        # Where none is a number there is nothing that could be meant otherwise.
-        plain = odd is not None and all(number is None for number in numbers.values())
+        # Where none is a number, or only digits and signs, there is nothing that could be meant otherwise.
+        plain = odd is not None and not any(_FIGURES.fullmatch(str(value)) for value in numbers)
+        plain = plain and all(number is None for number in numbers.values())
         told = "no row has a label" if odd is None else f"{_of_row(odd, known[odd])} is no number"
         reason = "" if plain else told
         return LabelKind(SINGLE_LABEL, reason)

@@ -16,6 +16,10 @@ NAMES, IDS, ZEROS_AND_ONES = "names", "ids", "zeros and ones"
 """How a split's lists tell their labels."""
 
 
+_IDS_PER_LABEL = 10
+"""Of many ids from 0 up at least one in so many occurs, or they are no ids."""
+
+
 class _Labels:
     """The labels of a task.
 
@@ -66,12 +70,9 @@ def encode_multi_label(
     where = f"column {column!r}" if isinstance(column, str) else f"columns {list(column)}"
     # Every row's labels as a list, however they are written, and what the train rows and the names say of them.
     read = {split: _lists(data, split, column, bool(names)) for split, data in splits.items()}
-    labels = _settle_labels(splits["train"], read["train"], column, names, where)
-    if len(labels.names) > MAX_CLASSES and not column_named:
-        raise ValueError(
-            f"There are {len(labels.names)} different labels ({where}): is this the column of the labels? Name it "
-            "with label_column."
-        )
+    labels = _settle_labels(splits["train"], read["train"], column, names, where, column_named)
+    if not column_named:
+        _refuse_many(len(labels.names), where)
     # Zeros and ones, in the order of the names.
     encoded, train_form = {}, None
     for split in sorted(read, key="train".__ne__):
@@ -155,8 +156,21 @@ def _names_of_feature(data: Dataset, column: str) -> list[str] | None:
     return list(inner.names) if isinstance(inner, ClassLabel) else None
 
 
+def _refuse_many(count: int, where: str) -> None:
+    if count > MAX_CLASSES:
+        raise ValueError(
+            f"There are {count} different labels ({where}): is this the column of the labels? Name it with "
+            "label_column."
+        )
+
+
 def _settle_labels(
-    train: Dataset, rows: Sequence[list[Any]], column: str | Sequence[str], names: Sequence[str], where: str
+    train: Dataset,
+    rows: Sequence[list[Any]],
+    column: str | Sequence[str],
+    names: Sequence[str],
+    where: str,
+    column_named: bool,
 ) -> _Labels:
     """Settle which labels there are and what ids mean: by a `ClassLabel`, by names that are given, or by the rows."""
     rows = [row for row in rows if not _is_unlabelled(row)]
@@ -167,7 +181,7 @@ def _settle_labels(
     found = {each for row in rows for each in row if isinstance(each, str)}
     refuse_look_alikes(sorted(found), where)
     if not given and ordered is None:
-        return _own_labels(rows, len(names), where)
+        return _own_labels(rows, len(names), where, column_named)
     labels = _Labels(given or list(ordered or ()), ordered or given, bool(given))
     rows = _numbers_as_such(rows, labels.names)
     own = {each for row in rows for each in row if isinstance(each, str)} if isinstance(column, str) else set(column)
@@ -176,7 +190,7 @@ def _settle_labels(
     return labels
 
 
-def _own_labels(rows: Sequence[list[Any]], count: int, where: str) -> _Labels:
+def _own_labels(rows: Sequence[list[Any]], count: int, where: str, column_named: bool) -> _Labels:
     """Settle the labels of lists that nothing names: numbered ones LABEL_0, ..., others in sorted order."""
     numbers = _numbers_as_such(rows, ())
     values = {each for row in numbers for each in row}
@@ -187,7 +201,16 @@ def _own_labels(rows: Sequence[list[Any]], count: int, where: str) -> _Labels:
     elif all(isinstance(each, int) and each >= 0 for each in values) and (
         not texts or max(values) < max(count, len(values))
     ):
-        own = [f"LABEL_{number}" for number in range(max(count, max(values) + 1))]
+        largest = max(values)
+        if not column_named:
+            _refuse_many(largest + 1, where)
+        if largest >= max(MAX_CLASSES, _IDS_PER_LABEL * len(values)):
+            raise ValueError(
+                f"The labels of the train split ({where}) are ids up to {largest}, of which only {len(values)} occur: "
+                "ids count the labels from 0. Is this the column of the labels? Write their names as texts, or give "
+                "label_names."
+            )
+        own = [f"LABEL_{number}" for number in range(max(count, largest + 1))]
     else:
         _form_of(rows, _Labels([], None), None, f"train split ({where})")
         return _Labels(sorted({each for row in rows for each in row}), None)

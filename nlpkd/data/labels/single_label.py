@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from nlpkd.data.columns import INTEGER, MAX_CLASSES
+from nlpkd.data.columns import MAX_CLASSES
 from nlpkd.data.labels.classes import plain_name, refuse_look_alikes
 from nlpkd.data.labels.kind import LabelKind, is_missing, number_of, read_kind, whole_number
 from nlpkd.tasks import REGRESSION, UNLABELLED
@@ -34,10 +34,11 @@ def encode_labels(
 
     Names of a ClassLabel are kept; texts get ids in sorted order; whole numbers 0..C-1 without names stay and are
     named "LABEL_0"..; others (stars, -1 and 1, scores that are asked for as classes) get ids in ascending order and
-    their digits as names. Where a model's names are given and the labels are among them, the classes are the model's,
-    and the rows may lack some, or be text that nobody labelled (all of them -100, or all of them missing); numbers
-    that may be its ids, or count from 1, are refused. A test split whose labels are all hidden (-1 or null, as GLUE
-    has them) is dropped with a warning.
+    their digits as names. Other splits may have the ids of a ClassLabel or of a model in place of names, where no name
+    is a number in any spelling. Where a model's names are given and the labels are among them, the classes are the
+    model's, and the rows may lack some, or be text that nobody labelled (all of them -100, or all of them missing).
+    Numbers that may be ids, or count from 1, are refused. A test split whose labels are all hidden (-1 or null, as
+    GLUE has them) is dropped with a warning where the rows are to train on.
 
     Args:
         splits: the splits, "train" among them.
@@ -60,7 +61,8 @@ def encode_labels(
     rows |= {} if numbers is None else {"train": numbers}
     kind = read_kind(splits["train"], column, rows["train"], names, one_class=True)
     values = {split: _label_values(data, rows[split], split, column, kind) for split, data in splits.items()}
-    if "test" in values and all(is_missing(value) or whole_number(value) == -1 for value in values["test"]):
+    hides = not may_lack and "test" in values
+    if hides and all(is_missing(value) or whole_number(value) == -1 for value in values["test"]):
         logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
         del values["test"]
     if names and all(map(is_missing, values["train"])):
@@ -80,6 +82,7 @@ def encode_labels(
     partly = known and len(labelled) < len(values["train"])
     if len(set(labelled)) == 1 and not may_lack and not partly:
         raise ValueError(_too_few(column, labelled[0]))
+    ordered = isinstance(feature, ClassLabel) or known is not None
     if isinstance(feature, ClassLabel):
         names, ids = feature.names, _ids_of_names(feature.names)
     elif known:
@@ -92,18 +95,33 @@ def encode_labels(
     shared = ClassLabel(names=list(names))
     encoded = {}
     for split, labels in values.items():
-        for row, value in zip(rows[split], labels, strict=True):
-            if str(value) not in ids:
-                refuse_look_alikes([*names, str(value)], f"column {column!r} (row {row} of the {split} split)")
-                raise ValueError(
-                    f"Label {value!r:.80} (row {row} of the {split} split, column {column!r}) is not a label of the "
-                    f"train split, which has {list(names)[:20]}."
-                )
+        unknown = next((row for row, value in enumerate(labels) if str(value) not in ids), None)
+        if unknown is not None:
+            _refuse_unknown(
+                labels[unknown], f"row {rows[split][unknown]} of the {split} split", column, names, ordered
+            )
         data = splits[split].remove_columns(column)
         encoded[split] = data.add_column("labels", [ids[str(value)] for value in labels], feature=shared)
+    counted = {whole_number(value) for value in every if str(value) not in names} - {None, UNLABELLED}
+    if ordered and counted and 0 not in counted:
+        _refuse_counted(counted, names, column)
     if labelled and not may_lack:
         tell_lacking(encoded["train"]["labels"][:], names, "train")
     return DatasetDict(encoded), shared
+
+
+def _refuse_unknown(value: Any, where: str, column: str, names: Sequence[str], ordered: bool) -> None:
+    """Refuse a label that train has not; `ordered` where something says the order of the names."""
+    refuse_look_alikes([*names, str(value)], f"column {column!r} ({where})")
+    advice = "."
+    if whole_number(value) is not None and not ordered and not _has_numbers(names):
+        advice = (
+            ": nothing says which number is which. Write the names, or give label_names in the order of the numbers."
+        )
+    raise ValueError(
+        f"Label {value!r:.80} ({where}, column {column!r}) is not a label of the train split, which has "
+        f"{list(names)[:20]}{advice}"
+    )
 
 
 def tell_lacking(labels: Sequence[int], names: Sequence[str], split: str) -> None:
@@ -138,21 +156,29 @@ def _ids_of_a_model(
     # Ids without names are checked against gold labels, not taken for the model's names.
     if all(isinstance(value, int) and 0 <= value < len(names) for value in labelled):
         if labelled and 0 not in values:
-            raise ValueError(
-                f"The labels of column {column!r} are the numbers {sorted(set(labelled))[:20]}, without 0 and without "
-                f"{len(names)}, and the classes are {list(names)[:20]}: they may be ids from 0 up of some of the "
-                "classes, or count the classes from 1. Write the names of the classes in the column."
-            )
+            _refuse_counted(set(labelled), names, column)
         return [f"LABEL_{number}" for number in range(len(names))], {
             str(number): number for number in range(len(names))
         }
     return None
 
 
+def _refuse_counted(numbers: Collection[Any], names: Sequence[str], column: str) -> None:
+    raise ValueError(
+        f"The labels of column {column!r} are the numbers {sorted(numbers)[:20]}, without 0 and without {len(names)}, "
+        f"and the classes are {list(names)[:20]}: they may be ids from 0 up of some of the classes, or count the "
+        "classes from 1. Write the names of the classes in the column."
+    )
+
+
 def _ids_of_names(names: Sequence[str]) -> dict[str, int]:
-    """Map names to ids, and the ids' digits too where no name is made of digits."""
-    ids = {str(number): number for number in range(len(names))} if not any(map(INTEGER.fullmatch, names)) else {}
+    """Map names in an order that is known to ids, and the ids' digits too where no name is a number itself."""
+    ids = {str(number): number for number in range(len(names))} if not _has_numbers(names) else {}
     return ids | {name: number for number, name in enumerate(names)}
+
+
+def _has_numbers(names: Sequence[str]) -> bool:
+    return any(number_of(name) is not None for name in names)
 
 
 def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, kind: LabelKind) -> list[Any]:
@@ -246,15 +272,19 @@ def _settle_classes(labels: Sequence[Any], column: str) -> tuple[list[str], dict
     if isinstance(classes[0], str):
         refuse_look_alikes(classes, f"column {column!r}")
         numbers = [whole_number(name) for name in classes]
-        if None not in numbers and len(set(numbers)) < len(classes):
-            twins = [name for name, number in zip(classes, numbers, strict=True) if numbers.count(number) > 1]
+        pairs = zip(classes, numbers, strict=True)
+        if twins := [name for name, number in pairs if number is not None and numbers.count(number) > 1]:
             raise ValueError(f"Labels {twins[:2]} of column {column!r} are the same number: write it one way.")
         names = classes
     elif classes == list(range(len(classes))):
         names = [f"LABEL_{value}" for value in classes]
     else:
         names = [str(value) for value in classes]
-    return names, {str(value): number for number, value in enumerate(classes)} | _ids_of_names(names)
+    if names == ["False", "True"]:
+        return names, _ids_of_names(names)
+    # Names that were merely sorted have no order that ids could count in.
+    ids = {str(value): number for number, value in enumerate(classes)}
+    return names, ids | {name: number for number, name in enumerate(names)}
 
 
 def _too_few(column: str, value: object) -> str:
