@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nlpkd.utils.field_types import plain_arguments
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -153,6 +155,7 @@ def describe_augmentation(args: DistillationConfig, student: Any) -> dict[str, A
     return given | {"augment": way_for(student) if args.augment == AUTO else args.augment}
 
 
+@plain_arguments
 def make_augmenter(
     way: str,
     teacher: PreTrainedModel,

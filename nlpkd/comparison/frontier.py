@@ -31,6 +31,7 @@ from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.distill import check_num_seeds, distill
 from nlpkd.pipeline.dry_run import Plan
 from nlpkd.pipeline.roles import Teachers
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import command_line, now
 
@@ -66,6 +67,7 @@ _SHARED = (
 """Arguments that no student has of its own: all are measured on the same rows beside the same teacher."""
 
 
+@plain_arguments
 def frontier(
     teacher: str | Path,
     train: Source,

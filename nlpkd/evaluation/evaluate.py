@@ -47,6 +47,7 @@ from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
+from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ _FLOPS_PROTOCOL = (
 )
 
 
+@plain_arguments
 def evaluate_student(
     student: nn.Module,
     teacher: nn.Module | Sequence[nn.Module] | None = None,

@@ -29,7 +29,7 @@ from nlpkd.hub.saving import save_student
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.roles import Teachers
-from nlpkd.utils.field_types import check_counts, check_share
+from nlpkd.utils.field_types import check_counts, check_share, plain_arguments
 from nlpkd.utils.files import explain_damage, write_atomic
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import quiet
@@ -87,6 +87,7 @@ class CompressResult:
         )
 
 
+@plain_arguments
 def compress(
     model: str | Path,
     method: str,

@@ -30,7 +30,7 @@ from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
 from nlpkd.teachers.base import LabelingTeacher
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import check_counts, plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class TextClassifier(TextClassificationPipeline):
         **settings: of the pipeline; any argument of a call too.
     """
 
+    @plain_arguments
     def __init__(self, model: Any, tokenizer: Any, **settings: Any):
         refuse_other_than_plain(model, "model", ["config"])
         # Before anything is answered, labels that nobody could tell apart are refused.
@@ -64,6 +65,7 @@ class TextClassifier(TextClassificationPipeline):
         fill_in_task(model.config)
         super().__init__(model=model, tokenizer=with_usual_padding(tokenizer), **settings)
 
+    @plain_arguments
     def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
         """Classify texts.
 
@@ -210,6 +212,7 @@ def _refuse_no_tokens(ids: Any, text: Any) -> None:
         raise ValueError(f"the text {text!r:.80} {NO_TOKENS}")
 
 
+@plain_arguments
 def load(
     name: str | Path,
     *,
