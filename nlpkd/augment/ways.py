@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
+COPIES = 5
+"""Variants of each row, where neither the settings nor a preset say how many."""
+
+
 @dataclass(frozen=True)
 class Way:
     """A named way of making more text.
@@ -141,6 +145,15 @@ def check_way(way: str) -> None:
         raise ValueError(f"there is no way {way!r} to augment: choose one of {sorted(WAYS)}, or {AUTO!r}")
 
 
+def copies_of(args: DistillationConfig) -> int:
+    """Return how many variants are drawn of each row.
+
+    Args:
+        args: the settings, with those of the preset.
+    """
+    return COPIES if args.augment_copies is None else args.augment_copies
+
+
 def describe_augmentation(args: DistillationConfig, student: Any) -> dict[str, Any]:
     """Return the settings of more text for a record.
 
@@ -152,7 +165,8 @@ def describe_augmentation(args: DistillationConfig, student: Any) -> dict[str, A
         Those that are set, with the way that `"auto"` stood for.
     """
     given = {name: value for name, value in vars(args).items() if name.startswith("augment") and value is not None}
-    return given | {"augment": way_for(student) if args.augment == AUTO else args.augment}
+    way = way_for(student) if args.augment == AUTO else args.augment
+    return given | {"augment": way, "augment_copies": copies_of(args)}
 
 
 @plain_arguments
