@@ -24,13 +24,14 @@ def plain_numbers(value: Any) -> Any:
     """Return a setting with Python's numbers for numpy's, which no JSON and few checks of types know.
 
     Args:
-        value: a number, a list, tuple or array of them, or a mapping to these; anything else stays what it is.
+        value: a number, a list, tuple or array of them, or a mapping to these or to such mappings; anything else
+            stays what it is.
 
     Returns:
         The same in Python's types; an array becomes a list.
     """
     if type(value) is dict:
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: plain_numbers(each) for name, each in value.items()}
     return _plain(value)
 
 

@@ -150,8 +150,8 @@ def test_a_number_of_numpy_is_held_against_bounds_as_any_other(tmp_path):
 def test_plain_numbers_leave_all_else_as_it_is():
     rows = [{"text": "good", "label": np.int64(1)}]
     assert plain_numbers(rows)[0] is rows[0]
-    found = plain_numbers({"a": (np.int64(1), [np.float64(2)]), "b": np.array([[1, 2]]), "c": None, "d": "text"})
-    assert repr(found) == "{'a': (1, [2.0]), 'b': [[1, 2]], 'c': None, 'd': 'text'}"
+    found = plain_numbers({"a": (np.int64(1), [np.float64(2)]), "b": np.array([[1, 2]]), "c": {"d": np.int64(3)}})
+    assert repr(found) == "{'a': (1, [2.0]), 'b': [[1, 2]], 'c': {'d': 3}}"
 
 
 def takes_numbers(function) -> bool:
