@@ -30,7 +30,7 @@ from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
 from nlpkd.teachers.base import LabelingTeacher
-from nlpkd.utils.field_types import check_counts, plain_arguments
+from nlpkd.utils.field_types import check_counts, plain_arguments, plain_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,6 @@ class TextClassifier(TextClassificationPipeline):
         fill_in_task(model.config)
         super().__init__(model=model, tokenizer=with_usual_padding(tokenizer), **settings)
 
-    @plain_arguments
     def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
         """Classify texts.
 
@@ -89,7 +88,7 @@ class TextClassifier(TextClassificationPipeline):
                 that are out of range, `decide=True` of a model of another task or beside `function_to_apply`, and a
                 batch of several texts whose padding the model would take for text.
         """
-        inputs = as_texts(inputs)
+        inputs, settings = as_texts(inputs), plain_numbers(settings)
         if isinstance(inputs, list) and not inputs:
             return []
         if settings.get("decide"):

@@ -160,7 +160,7 @@ def takes_numbers(function) -> bool:
     return any(options) or re.search(r"\b(int|float)\b", hints) is not None
 
 
-PUBLIC = {"tune": tune, "TextClassifier.__call__": nlpkd.TextClassifier.__call__} | {
+PUBLIC = {"tune": tune} | {
     name: found.__init__ if inspect.isclass(found) else found
     for module in (nlpkd, compression, teachers, augment)
     for name in module.__all__
