@@ -111,8 +111,10 @@ class DistillationConfig(TrainingArguments):
             `nlpkd.models.ensemble`.
         ensemble_weights: weights of several teachers, one a teacher; equal ones if None. Only their ratios count.
         augment: `distill` makes further rows for the teacher to label, in a way of `nlpkd.augment.WAYS`, or in the one
-            that fits the kind of student (`"auto"`). None makes none.
-        augment_copies: how many variants are drawn of each row; those that are not new are dropped.
+            that fits the kind of student (`"auto"`). None makes none, unless the preset does (`"best"`, which is
+            `"soft_targets"` with augmentation).
+        augment_copies: how many variants are drawn of each row; those that are not new are dropped. If None, as many
+            as the preset says, or else 5.
         augment_change: about which share of a text's words a variant changes.
         augment_texts: a file of unlabelled text, whose lengths the further rows then follow.
         augment_model: path or Hub id of the masked language model of `augment="masked-lm"`.
@@ -168,7 +170,7 @@ class DistillationConfig(TrainingArguments):
     augment: str | None = _setting(
         None, "Make more rows for the teacher to label: auto, constituents, neighbours, masked-lm, masking or ngrams."
     )
-    augment_copies: int = _setting(5, "Variants drawn of each row.")
+    augment_copies: int | None = _setting(None, "Variants drawn of each row; by default the preset's number, or 5.")
     augment_change: float = _setting(0.3, "About which share of a text's words a variant changes.")
     augment_texts: str | None = _setting(None, "Unlabelled text whose lengths the further rows follow.")
     augment_model: str | None = _setting(None, "Masked language model of --augment masked-lm: a path or Hub id.")

@@ -29,6 +29,7 @@ from nlpkd import (
 )
 from nlpkd.augment import WAYS, MaskingAndNGrams, augment, follow_lengths, make_augmenter, unlabelled
 from nlpkd.augment.splits import read_texts
+from nlpkd.augment.ways import copies_of
 from nlpkd.objectives import (
     PRESETS,
     AdversarialLoss,
@@ -125,7 +126,7 @@ def with_more_text(method: str, rows, every, teacher, tokenizer, data, compariso
     else:
         masked_lm = args.augment_model if way == "masked-lm" else None
         augmenter = make_augmenter(way, teacher, tokenizer, change=args.augment_change, masked_lm=masked_lm)
-        more = augment(raw, augmenter, copies=args.augment_copies, exclude=known)
+        more = augment(raw, augmenter, copies=copies_of(args), exclude=known)
         if args.augment_texts is not None:
             more = follow_lengths(more, read_texts(args.augment_texts), texts)
     text = load_text_classification(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.augment.words import word_spans
 from nlpkd.models.limits import positions_of
-from nlpkd.utils.field_types import check_share
+from nlpkd.utils.field_types import check_share, plain_arguments
 from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
 
 LONGEST_TEXT = 512
@@ -62,6 +62,7 @@ class MaskingAndNGrams:
         ValueError: a tokenizer without a mask token, or a probability outside [0, 1].
     """
 
+    @plain_arguments
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, mask_probability: float = 0.1, ngram_probability: float = 0.25
     ):
@@ -174,6 +175,7 @@ class EmbeddingNeighbours(WordReplacement):
             outside [0, 1], or as many neighbours as words.
     """
 
+    @plain_arguments
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, change: float = 0.3, top_k: int = 15
     ):
@@ -237,6 +239,7 @@ class MaskedLanguageModel(WordReplacement):
             offsets, a probability outside [0, 1], more candidates than words, or a batch without texts.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: PreTrainedModel,

@@ -13,7 +13,7 @@ import numpy as np
 from nlpkd.augment.augmenters import Draws, Place
 from nlpkd.augment.words import word_spans, words_of
 from nlpkd.data.columns import each_text
-from nlpkd.utils.field_types import check_share
+from nlpkd.utils.field_types import check_share, plain_arguments
 
 LONGEST_PHRASE = 32
 """The most words of a row that is looked for in others."""
@@ -51,6 +51,7 @@ class ConstituentSwap:
         ValueError: a share outside [0, 1].
     """
 
+    @plain_arguments
     def __init__(self, change: float = 0.3, texts: Iterable[str] = ()):
         check_share("change", change, none=True, whole=True)
         self.change, texts = change, list(dict.fromkeys(each_text(texts, "texts")))

@@ -11,6 +11,7 @@ from datasets import Dataset
 from nlpkd.augment.words import words_of
 from nlpkd.data.columns import each_text
 from nlpkd.data.rows import refuse_other_than_dataset
+from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ BINS = 20
 FILLED = 0.9
 
 
+@plain_arguments
 def follow_lengths(rows: Dataset, texts: Iterable[str], columns: Sequence[str], seed: int = 42) -> Dataset:
     """Draw rows whose lengths are spread as those of other texts, such as unlabelled text of the field.
 

@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+from nlpkd.utils.field_types import plain_arguments
+
 Row: TypeAlias = tuple[str, ...]
 
 
@@ -61,6 +63,7 @@ class NearDuplicates:
         threshold: the similarity from which on two texts are nearly equal.
     """
 
+    @plain_arguments
     def __init__(self, rows: Iterable[Sequence[str]], threshold: float = THRESHOLD):
         self.threshold = threshold
         self._rows = list(dict.fromkeys(tuple(map(plain, row)) for row in rows))

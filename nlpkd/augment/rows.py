@@ -19,6 +19,7 @@ from nlpkd.data.columns import Columns, check_texts, checked_text, find_columns,
 from nlpkd.data.labels import read_task
 from nlpkd.data.rows import refuse_other_than_dataset
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED
+from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ VERSION = 3
 Texts: TypeAlias = Dataset | Sequence[str]
 
 
+@plain_arguments
 def augment(
     data: Dataset,
     augmenter: Augmenter,

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from nlpkd.augment.augmenters import Augmenter
 from nlpkd.augment.lengths import follow_lengths
 from nlpkd.augment.rows import variants_of
-from nlpkd.augment.ways import check_way
+from nlpkd.augment.ways import check_way, copies_of
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import Columns, find_text_column
@@ -87,7 +87,7 @@ def with_more_text(
     # Variants of the training rows' texts, as long as other texts are where these are given.
     train, names = data["train"], data.text_columns
     others = [data[split] for split in data if split != "train"]
-    made = variants_of(train, augmenter(), names, copies=args.augment_copies, seed=args.seed, exclude=others)
+    made = variants_of(train, augmenter(), names, copies=copies_of(args), seed=args.seed, exclude=others)
     if like is not None:
         made = follow_lengths(made, like, names, args.seed)
     # The columns of tokenised rows, with the mark that a row without a label has in this task.

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nlpkd.utils.field_types import plain_arguments
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from nlpkd.config import DistillationConfig
 
 AUTO = "auto"
+
+
+COPIES = 5
+"""Variants of each row, where neither the settings nor a preset say how many."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,15 @@ def check_way(way: str) -> None:
         raise ValueError(f"there is no way {way!r} to augment: choose one of {sorted(WAYS)}, or {AUTO!r}")
 
 
+def copies_of(args: DistillationConfig) -> int:
+    """Return how many variants are drawn of each row.
+
+    Args:
+        args: the settings, with those of the preset.
+    """
+    return COPIES if args.augment_copies is None else args.augment_copies
+
+
 def describe_augmentation(args: DistillationConfig, student: Any) -> dict[str, Any]:
     """Return the settings of more text for a record.
 
@@ -150,9 +165,11 @@ def describe_augmentation(args: DistillationConfig, student: Any) -> dict[str, A
         Those that are set, with the way that `"auto"` stood for.
     """
     given = {name: value for name, value in vars(args).items() if name.startswith("augment") and value is not None}
-    return given | {"augment": way_for(student) if args.augment == AUTO else args.augment}
+    way = way_for(student) if args.augment == AUTO else args.augment
+    return given | {"augment": way, "augment_copies": copies_of(args)}
 
 
+@plain_arguments
 def make_augmenter(
     way: str,
     teacher: PreTrainedModel,

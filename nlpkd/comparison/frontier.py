@@ -31,6 +31,7 @@ from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.distill import check_num_seeds, distill
 from nlpkd.pipeline.dry_run import Plan
 from nlpkd.pipeline.roles import Teachers
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import command_line, now
 
@@ -66,6 +67,7 @@ _SHARED = (
 """Arguments that no student has of its own: all are measured on the same rows beside the same teacher."""
 
 
+@plain_arguments
 def frontier(
     teacher: str | Path,
     train: Source,
@@ -236,6 +238,8 @@ def _folders(out: Path, students: Sequence[str], only: Sequence[str], overrides:
     """Return each student's folder; refuse names that are not among the students."""
     if isinstance(students, str) or not students or not all(isinstance(name, str) for name in students):
         raise ValueError(f"students must be a list of names, such as ['layers:3', 'static'], got {students!r}")
+    if not isinstance(only, (list, tuple)):
+        raise ValueError(f"only must be a list of students, such as ['layers:3'], got {only!r:.80}")
     for given, names in {"only": only, "overrides": overrides}.items():
         if unknown := sorted(set(names) - set(students)):
             raise ValueError(f"{given} names {unknown}, and the students are {list(students)}")

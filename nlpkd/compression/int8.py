@@ -29,6 +29,7 @@ from nlpkd.compression.onnx import (
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.links import link_file
 from nlpkd.utils.packages import require
 
@@ -49,6 +50,7 @@ _TABLES = {"Gather", "EmbedLayerNormalization"}
 _STATIC_KINDS = {"MatMul", "Gather"}
 
 
+@plain_arguments
 def export_int8(
     directory: str | Path,
     *,
@@ -125,6 +127,7 @@ def export_int8(
     return record
 
 
+@plain_arguments
 def quantize_dynamic(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -25,6 +25,7 @@ from nlpkd.compression.onnx import (
 from nlpkd.compression.record import agreement_of
 from nlpkd.models.limits import positions_of
 from nlpkd.models.structure import forward_arguments, matching_tokenizer, refuse_other_than_plain
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.links import move_into
 from nlpkd.utils.packages import require
 
@@ -57,6 +58,7 @@ class LiteRTRecord:
     agreement: float
 
 
+@plain_arguments
 def export_litert(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -16,12 +16,13 @@ from transformers import MobileBertConfig, PreTrainedModel
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.models.reshaped import rebuild, reshape_linears
 from nlpkd.models.structure import refuse_other_than_plain
-from nlpkd.utils.field_types import check_share
+from nlpkd.utils.field_types import check_share, plain_arguments
 
 _BERTS = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "camembert": "roberta."}
 """Families that MobileBERT can stand for, and what their encoder's weights are called."""
 
 
+@plain_arguments
 def factorize_embeddings(
     model: PreTrainedModel, *, rank: int | None = None, energy: float | None = None, dataset: Dataset | None = None
 ) -> tuple[PreTrainedModel, CompressionRecord]:
@@ -77,6 +78,7 @@ def factorize_embeddings(
     return smaller, record_of("factorize_embeddings", paper, model, smaller, **details)
 
 
+@plain_arguments
 def factorize_linear(
     model: PreTrainedModel, *, rank: int | None = None, energy: float | None = None
 ) -> tuple[PreTrainedModel, CompressionRecord]:

@@ -35,6 +35,7 @@ from nlpkd.models.padding import reads_padding, refuse_unknown_padding
 from nlpkd.models.structure import matching_tokenizer, readable, refuse_other_than_plain
 from nlpkd.tasks import fill_in_task
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import digest_of, explain_damage, weight_files, weights_sha256
 from nlpkd.utils.fingerprints import hash_weights
 from nlpkd.utils.links import inside, move_into, refuse_links
@@ -97,6 +98,7 @@ class OnnxRecord:
     portable_agreement: float | None = None
 
 
+@plain_arguments
 def export_onnx(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

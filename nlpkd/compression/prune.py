@@ -29,9 +29,10 @@ from nlpkd.models.structure import (
     size_name,
     top_indices,
 )
-from nlpkd.utils.field_types import check_share
+from nlpkd.utils.field_types import check_share, plain_arguments
 
 
+@plain_arguments
 def prune_neurons(
     model: PreTrainedModel,
     dataset: Dataset,
@@ -75,11 +76,11 @@ def prune_neurons(
     rows = labelled_rows(dataset)
     (importance,) = measure_importance(model, [units], rows, tokenizer, max_rows=max_rows, batch_size=batch_size)
     smaller = keep_neurons(model, {layer: top_indices(values, count) for layer, values in importance.items()})
-    paper = "Molchanov et al. 2017, arXiv:1611.06440"
     details = {"intermediate_size": [units.count, count], "rows": min(max_rows, len(rows))}
-    return smaller, record_of("prune_neurons", paper, model, smaller, **details)
+    return smaller, record_of("prune_neurons", "Molchanov et al. 2017, arXiv:1611.06440", model, smaller, **details)
 
 
+@plain_arguments
 def prune_heads(
     model: PreTrainedModel,
     dataset: Dataset,
@@ -131,9 +132,8 @@ def prune_heads(
     (importance,) = measure_importance(model, [units], rows, tokenizer, max_rows=max_rows, batch_size=batch_size)
     kept = {layer: top_indices(values, count // units.parts) for layer, values in importance.items()}
     smaller = keep_heads(model, kept)
-    paper = "Michel et al. 2019, arXiv:1905.10650"
     details = {"heads": [total, count], "rows": min(max_rows, len(rows))}
-    return smaller, record_of("prune_heads", paper, model, smaller, **details)
+    return smaller, record_of("prune_heads", "Michel et al. 2019, arXiv:1905.10650", model, smaller, **details)
 
 
 @dataclass(frozen=True)

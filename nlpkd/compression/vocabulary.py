@@ -19,7 +19,7 @@ from nlpkd.data.columns import each_text
 from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
 from nlpkd.models.small_models import StaticForSequenceClassification
 from nlpkd.models.structure import refuse_other_than_plain
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.files import temporary_folder
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -28,6 +28,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _ROWS = 1000
 
 
+@plain_arguments
 def trim_vocabulary(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -30,6 +30,7 @@ from nlpkd.data.tokenization import (
 )
 from nlpkd.data.windows import cut_into_windows
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class TextClassificationData:
         return ClassWeights((sum(rows) / (len(rows) * each) for each in rows), Classes.of(names))
 
 
+@plain_arguments
 def load_text_classification(
     train: Source,
     validation: Source | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,7 @@ from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
+from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ _FLOPS_PROTOCOL = (
 )
 
 
+@plain_arguments
 def evaluate_student(
     student: nn.Module,
     teacher: nn.Module | Sequence[nn.Module] | None = None,
@@ -284,15 +286,17 @@ class _Measured:
         return _interval(self.scoring.agreement(agreeing), resampled)
 
 
-def check_candidate_names(further: Iterable[str]) -> None:
-    """Refuse further candidates that have the name of a model with an argument of its own.
+def check_candidate_names(further: Mapping[str, Any]) -> None:
+    """Refuse further candidates without names, or with the name of a model with an argument of its own.
 
     Args:
-        further: their names.
+        further: the candidates by name.
 
     Raises:
-        ValueError: if one is called so.
+        ValueError: if they are no mapping, or one is called so.
     """
+    if not isinstance(further, Mapping):
+        raise ValueError(f"candidates must be models by name, such as {{'int8': model}}, got {further!r:.80}")
     if taken := {"teacher", "student", "baseline"} & set(further):
         raise ValueError(
             f"further candidates can't be called {sorted(taken)}: these names have arguments of their own"

@@ -30,6 +30,7 @@ from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, is_unlabelled, task_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import atomic_file
 
 FOLDS = 5
@@ -110,6 +111,7 @@ def probably_wrong(labels: np.ndarray, probabilities: np.ndarray) -> list[int]:
     return suspects[np.argsort(own[suspects], kind="stable")[:count]].tolist()
 
 
+@plain_arguments
 def check_labels(
     data: Source,
     teacher: LabelingTeacher | str | Path | None = None,

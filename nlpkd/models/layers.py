@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 LayerSpec = str | Sequence[tuple[int, int]]
 """`"uniform"`, `"last"`, `"first"`, `"learned"`, `"1:2,2:4"`, or explicit `(student layer, teacher layer)` pairs."""
@@ -41,7 +42,7 @@ def choose_layers(layers: int | Sequence[int], depth: int) -> list[int]:
         ValueError: if a layer is no whole number or does not exist, or they are not in order.
     """
     numbers = layers if isinstance(layers, Sequence) else [layers]
-    if any(isinstance(number, bool) or not isinstance(number, Integral) for number in numbers):
+    if not _are_whole(numbers):
         raise ValueError(f"layers must be a whole number or a list of whole numbers, got {layers!r:.80}")
     if not isinstance(layers, Sequence):
         return uniform_layers(layers, depth)
@@ -67,13 +68,18 @@ def map_layers(spec: LayerSpec, student_depth: int, teacher_depth: int) -> list[
     Raises:
         ValueError: if the specification is unknown, empty, or names a layer that a model does not have.
     """
+    pairs: list[tuple[int, int]] | None
     if isinstance(spec, str):
         pairs = _named(spec, student_depth, teacher_depth)
     else:
         try:
-            pairs = [(int(student), int(teacher)) for student, teacher in spec]
+            pairs = [(student, teacher) for student, teacher in spec]
         except (TypeError, ValueError):
-            raise ValueError(f"layers={spec!r} is not a list of (student layer, teacher layer) pairs") from None
+            pairs = None
+        if pairs is None or not _are_whole([number for pair in pairs for number in pair]):
+            raise ValueError(
+                f"layers={spec!r:.80} is not a list of (student layer, teacher layer) pairs of whole numbers"
+            )
     if not pairs:
         raise ValueError("a layer map needs at least one (student layer, teacher layer) pair, got none")
     for student, teacher in pairs:
@@ -83,6 +89,10 @@ def map_layers(spec: LayerSpec, student_depth: int, teacher_depth: int) -> list[
                 f"the teacher 1..{teacher_depth} (0 is the embedding output)"
             )
     return pairs
+
+
+def _are_whole(numbers: Sequence[Any]) -> bool:
+    return all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers)
 
 
 def _named(spec: str, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:

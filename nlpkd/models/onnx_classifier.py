@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import load_config, onnx_file
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
 from nlpkd.utils.fingerprints import NO_INFLUENCE, hash_value
 from nlpkd.utils.packages import require
@@ -70,6 +71,7 @@ class OnnxClassifier(nn.Module):
             has labels, or there are no threads; or it was written to meanwhile.
     """
 
+    @plain_arguments
     def __init__(self, path: str | Path, config: PreTrainedConfig, *, threads: int | None = None):
         super().__init__()
         refuse_other_than_name(path, "an ONNX file")

@@ -16,6 +16,7 @@ from nlpkd.models.layers import LayerSpec, map_layers
 from nlpkd.objectives.limits import A_WEIGHT, Limit
 from nlpkd.objectives.temperature import Temperature
 from nlpkd.tasks import SINGLE_LABEL, TASKS, task_of
+from nlpkd.utils.field_types import plain_numbers
 
 FEATURES = frozenset({"hidden_states", "attentions", "queries", "keys", "values"})
 """Kinds of output that belong to a layer and to tokens."""
@@ -88,8 +89,10 @@ class Objective(nn.Module, ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a setting that student and teacher were bound with, and a value that a setting can't have.
 
-        What is assigned holds from the next micro-batch on.
+        What is assigned holds from the next micro-batch on. Numbers of numpy become Python's.
         """
+        if name in (*self.settled, *self.settings, *self.limits):
+            value = plain_numbers(value)
         if name in self.settled and self.bound_in is not None:
             raise ValueError(
                 f"{type(self).__name__}.{name} was settled when a trainer bound student and teacher, and would not be "

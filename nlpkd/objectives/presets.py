@@ -67,7 +67,7 @@ class Preset:
         paper: where it comes from.
         differs: where it is not the paper's, and why.
         stages: makes its stages, with fresh objectives.
-        settings: fields of `DistillationConfig` that belong to it, for a run that leaves them at their defaults.
+        settings: fields of `DistillationConfig` that belong to it, where the run does not name them (None).
     """
 
     paper: str
@@ -160,15 +160,14 @@ def with_preset_settings(args: DistillationConfig, objectives: Any) -> Distillat
     """Return the settings of a run with those that belong to its preset.
 
     Args:
-        args: the settings; those that differ from their defaults stay.
+        args: the settings; those that were named, and so are not None, stay.
         objectives: as for `resolve`; None and objectives bring no settings.
 
     Returns:
         The settings themselves where the preset has none.
     """
     own = PRESETS[objectives].settings if isinstance(objectives, str) and objectives in PRESETS else {}
-    defaults = {each.name: each.default for each in dataclasses.fields(args)}
-    left = {name: value for name, value in own.items() if getattr(args, name) == defaults[name]}
+    left = {name: value for name, value in own.items() if getattr(args, name) is None}
     return dataclasses.replace(args, **left) if left else args
 
 

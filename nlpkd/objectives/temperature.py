@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlpkd.utils.field_types import are_numbers
+from nlpkd.utils.field_types import are_numbers, plain_fields
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,9 @@ class Temperature(ABC):
 
     couples_rows = False
     scheduled = False
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
     @abstractmethod
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float | Tensor:
@@ -48,6 +51,7 @@ class ConstantTemperature(Temperature):
     value: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self.value)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float:
@@ -78,6 +82,7 @@ class LinearTemperature(Temperature):
     scheduled = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self.start)
         _require_positive(self.end)
 
@@ -108,6 +113,7 @@ class FocalTemperature(Temperature):
     couples_rows = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self.base)
         _require_positive(self.gamma)
         _require_positive(self.minimum)

@@ -35,7 +35,7 @@ from nlpkd.serving.classifier import Fallback, load
 from nlpkd.serving.threshold import CERTAINTY, candidates, choose_threshold, refuse_too_few_rows
 from nlpkd.tasks import SINGLE_LABEL
 from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher
-from nlpkd.utils.field_types import check_share
+from nlpkd.utils.field_types import check_share, plain_arguments
 from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.locks import only_writer
 
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _TIMED_TEXTS = 30
 
 
+@plain_arguments
 def cascade(
     student: str | Path,
     teacher: str | Path | LabelingTeacher,

@@ -26,10 +26,11 @@ from nlpkd.data.tokenization import original_ids
 from nlpkd.evaluation.records import format_number, percent
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.saving import save_student
+from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.roles import Teachers
-from nlpkd.utils.field_types import check_counts, check_share
+from nlpkd.utils.field_types import check_counts, check_share, plain_arguments
 from nlpkd.utils.files import explain_damage, write_atomic
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import quiet
@@ -87,6 +88,7 @@ class CompressResult:
         )
 
 
+@plain_arguments
 def compress(
     model: str | Path,
     method: str,
@@ -117,6 +119,7 @@ def compress(
     """
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
+    refuse_other_than_name(model, advice="save it first, or call a method of nlpkd.compression on it")
     data_args, options = DataArguments.split_keywords(keywords)
     function = METHODS[method]
     known = inspect.signature(function).parameters.keys()

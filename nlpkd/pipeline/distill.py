@@ -32,7 +32,7 @@ from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.training.failures import saved_model
 from nlpkd.training.resuming import checkpoint_to_resume
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import phase
 
@@ -89,6 +89,7 @@ class DistillResult:
     output_dir: Path
 
 
+@plain_arguments
 def train_teacher(
     model: str | Path | PreTrainedModel,
     train: Source,
@@ -162,6 +163,7 @@ def train_teacher(
     return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir))
 
 
+@plain_arguments
 def distill(
     teacher: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel] | LabelingTeacher | None = None,
     student: str | int | Sequence[int] | Path | PreTrainedModel | None = None,
@@ -203,9 +205,8 @@ def distill(
             training texts, so that these need no label column; None where they bring soft labels along.
         student: `"layers:3"`, `"width:0.67"` (which wants `"dynabert"`, or other objectives that need no equal heads)
             or a shape such as `"tinybert-4l-312"` (of the teacher, of several the first; see `make_student`),
-            `"bilstm"`, `"textcnn"` or `"static"` (which want objectives on logits), a path, a Hub
-            id (`id@revision` too), or a model; layers go by numbers too, as in `make_student`. None is `"layers:3"`,
-            or what fits the budget.
+            `"bilstm"`, `"textcnn"` or `"static"` (which want objectives on logits), a path, a Hub id (`id@revision`
+            too), a model, or layers by number, as in `make_student`. None is `"layers:3"`, or what fits the budget.
         train: labelled text; see `nlpkd.load_text_classification`.
         validation: held-out rows; measured in the report where there is no test set.
         test: rows that nothing was chosen on, measured in the report.

@@ -34,6 +34,7 @@ from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import weights_sha256
 from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
 from nlpkd.utils.packages import require
@@ -59,6 +60,7 @@ _ARGUMENTS = ("teacher", "student", "baseline")
 _ROLES = ("teacher", "student", *BASELINES)
 
 
+@plain_arguments
 def evaluate(
     student: str | Path,
     data: Source,

@@ -24,7 +24,7 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import ModelSource
-from nlpkd.utils.field_types import check_share
+from nlpkd.utils.field_types import check_share, plain_arguments
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import phase
@@ -81,6 +81,7 @@ class ExportResult:
         return f"Of the student's {headline_name(self.report.task.headline)} in PyTorch {', '.join(kept)}."
 
 
+@plain_arguments
 def export_student(
     student: str | Path,
     *,

@@ -39,6 +39,7 @@ from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import LabelingTeacher, as_teacher, batches_by_length
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.fingerprints import hash_tokenizer, hash_value
 from nlpkd.utils.processes import quiet
 
@@ -47,6 +48,7 @@ __all__ = ["LabelPlan", "label"]
 logger = logging.getLogger(__name__)
 
 
+@plain_arguments
 def label(
     teacher: LabelingTeacher | Callable[[list[str]], Any],
     source: Source,

@@ -29,6 +29,7 @@ from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import cut_torn_line, explain_damage, explain_full_disk, write_atomic
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.packages import how_to_install
@@ -90,6 +91,7 @@ class TuningResult:
         )
 
 
+@plain_arguments
 def tune(
     teacher: str | Path | PreTrainedModel,
     train: Source,

@@ -30,7 +30,7 @@ from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
 from nlpkd.teachers.base import LabelingTeacher
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import check_counts, plain_arguments, plain_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class TextClassifier(TextClassificationPipeline):
         **settings: of the pipeline; any argument of a call too.
     """
 
+    @plain_arguments
     def __init__(self, model: Any, tokenizer: Any, **settings: Any):
         refuse_other_than_plain(model, "model", ["config"])
         # Before anything is answered, labels that nobody could tell apart are refused.
@@ -87,7 +88,7 @@ class TextClassifier(TextClassificationPipeline):
                 that are out of range, `decide=True` of a model of another task or beside `function_to_apply`, and a
                 batch of several texts whose padding the model would take for text.
         """
-        inputs = as_texts(inputs)
+        inputs, settings = as_texts(inputs), plain_numbers(settings)
         if isinstance(inputs, list) and not inputs:
             return []
         if settings.get("decide"):
@@ -210,6 +211,7 @@ def _refuse_no_tokens(ids: Any, text: Any) -> None:
         raise ValueError(f"the text {text!r:.80} {NO_TOKENS}")
 
 
+@plain_arguments
 def load(
     name: str | Path,
     *,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from nlpkd.data.labels.classes import Classes, forget_thresholds, thresholds_of
 from nlpkd.models.loading import load_classifier, load_config
 from nlpkd.models.structure import lacks_head, permute_head, refuse_other_than_plain, sort_drawn_head
+from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def load_student(
     return student.train()
 
 
+@plain_arguments
 def with_fresh_pooler(model: PreTrainedModel, seed: int = 42) -> PreTrainedModel:
     """Draw a backbone's pooler anew, as `from_config` would: weights from N(0, initializer_range^2), biases 0.
 

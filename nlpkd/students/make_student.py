@@ -17,6 +17,7 @@ from nlpkd.students.backbone import known_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.checkpoint import load_student
 from nlpkd.students.kinds import build_student, kind_of, merge_adapter
+from nlpkd.utils.field_types import plain_arguments
 
 
 @overload
@@ -39,6 +40,7 @@ def make_student(
 ) -> PreTrainedModel: ...
 
 
+@plain_arguments
 def make_student(
     teacher: PreTrainedModel | None = None,
     layers: int | str | Sequence[int] | None = None,

@@ -15,6 +15,7 @@ from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.reshaped import ReshapedForSequenceClassification
 from nlpkd.models.small_models import PROJECTED_WIDTH, SMALL_STUDENTS
 from nlpkd.models.structure import input_table, refuse_other_than_plain, sort_drawn_head
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights
 from nlpkd.utils.processes import phase
 
@@ -25,6 +26,7 @@ CONTEXTUAL_WIDTH = 256
 _TOKENS_AT_ONCE = 512
 
 
+@plain_arguments
 def small_student(
     kind: str,
     teacher: PreTrainedModel | None = None,

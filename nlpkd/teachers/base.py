@@ -16,7 +16,7 @@ from nlpkd.data.columns import texts_again
 from nlpkd.data.labels.classes import Classes, plain_name
 from nlpkd.data.soft_labels import ROUNDING
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
-from nlpkd.utils.field_types import are_numbers, check_counts
+from nlpkd.utils.field_types import are_numbers, check_counts, plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +185,7 @@ class FunctionTeacher(LabelingTeacher):
         ValueError: if the estimator's classes are others.
     """
 
+    @plain_arguments
     def __init__(
         self,
         function: Callable[[list[str]], Any],

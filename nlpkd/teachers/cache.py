@@ -28,6 +28,7 @@ from nlpkd.teachers.base import as_numbers, classes_of_function
 from nlpkd.teachers.checks import looks_like_probabilities
 from nlpkd.teachers.runners import Finish, FunctionRunner, ModelRunner, Runner
 from nlpkd.teachers.shards import ShardFolder
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.locks import only_writer_if_any
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ SHARD_ROWS = 4096
 _SHARD_BYTES = 256e6
 
 
+@plain_arguments
 def cache_teacher_outputs(
     teacher: nn.Module | Callable[..., Any],
     dataset: Dataset,

@@ -18,7 +18,7 @@ import numpy as np
 
 from nlpkd.data.columns import texts_again
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities, read_words
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import REFUSALS, NoReply, check_requests
 from nlpkd.utils.packages import require
@@ -69,6 +69,7 @@ class ChatTeacher(LabelingTeacher):
             else than words, or an argument that can't be.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: str,

@@ -15,7 +15,7 @@ from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import JSONClient
 from nlpkd.utils.provenance import without_tokens
@@ -48,6 +48,7 @@ class DecisionTeacher(LabelingTeacher):
         ValueError: if the question is none of these kinds, or its instructions are blank.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: Any,

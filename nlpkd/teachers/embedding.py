@@ -14,7 +14,7 @@ from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.packages import require
 
 
@@ -36,6 +36,7 @@ class EmbeddingTeacher(LabelingTeacher):
         ValueError: for fewer than two classes, a class without a description, or a temperature that is not positive.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: Any,

@@ -17,7 +17,7 @@ from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length, read_words
-from nlpkd.utils.field_types import check_counts
+from nlpkd.utils.field_types import check_counts, plain_arguments
 
 
 class ZeroShotTeacher(LabelingTeacher):
@@ -40,6 +40,7 @@ class ZeroShotTeacher(LabelingTeacher):
             `{}`.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: Any,

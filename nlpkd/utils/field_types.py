@@ -4,22 +4,72 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
-from functools import cache
+from functools import cache, wraps
 from numbers import Integral, Real
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 LARGEST = 2**63 - 1
 """Of whole numbers: what torch, numpy, and Arrow count with."""
+
+
+def plain_numbers(value: Any) -> Any:
+    """Return a setting with Python's numbers for numpy's, which no JSON and few checks of types know.
+
+    Args:
+        value: a number, a list, tuple or array of them, or a mapping to these or to such mappings; anything else
+            stays what it is.
+
+    Returns:
+        The same in Python's types; an array becomes a list.
+    """
+    if type(value) is dict:
+        return {name: plain_numbers(each) for name, each in value.items()}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    # Not into mappings of a list, which are rows.
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+
+
+def plain_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let a function of the user's settings take numpy's numbers as Python's; see `plain_numbers`."""
+
+    @wraps(function)
+    def with_plain_arguments(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        plain_keywords: Any = {name: plain_numbers(value) for name, value in keywords.items()}
+        return function(*map(plain_numbers, args), **plain_keywords)
+
+    return with_plain_arguments
+
+
+def plain_fields(settings: Any) -> None:
+    """Turn numpy's numbers in the fields of settings into Python's; see `plain_numbers`.
+
+    Args:
+        settings: an instance of a dataclass, changed in place even where it is frozen: its `__post_init__` calls this.
+    """
+    for field in fields(settings):
+        object.__setattr__(settings, field.name, plain_numbers(getattr(settings, field.name, None)))
 
 
 def check_field_types(settings: Any, skipped: Collection[str] = (), endless: Collection[str] = ()) -> None:
     """Refuse settings of another type than their fields have, such as the text "False", which counts as true.
 
     Numbers are finite. None passes, since defaults are resolved later. So does what is no text, number, switch or list
-    of them.
+    of them. Numbers of numpy become Python's.
 
     Args:
         settings: an instance of a dataclass.
@@ -29,6 +79,7 @@ def check_field_types(settings: Any, skipped: Collection[str] = (), endless: Col
     Raises:
         ValueError: if a value has another type, or is not finite; it names the field.
     """
+    plain_fields(settings)
     kind: Any = type(settings)
     names = [field.name for field in fields(settings) if field.name not in skipped]
     check_types({name: getattr(settings, name, None) for name in names}, _hints(kind), endless)

@@ -31,6 +31,12 @@ def longer(settings, data, tokenizer, *others, **given):
     return with_more_text(data, args, make, [tokenizer, *others])
 
 
+def test_five_variants_are_drawn_where_nothing_says_how_many(settings, tokenizer):
+    data = load_text_classification(raw_rows(20, seed=5), tokenizer=tokenizer)
+    five, usual = (longer(settings, data, tokenizer, augment_copies=copies)["train"] for copies in (5, None))
+    assert usual.to_list() == five.to_list() and len(five) > 3 * 20
+
+
 def rows_of(kind: str) -> tuple[dict, dict]:
     columns = {
         "classes": {"label": [number % 2 for number in range(40)]},

@@ -275,6 +275,7 @@ def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
         ),
         ({"students": ["static"], "window_stride": 4}, "takes no window_stride"),
         ({"students": ["static"], "only": ["bilstm"]}, r"only names \['bilstm'\]"),
+        ({"students": ["layers:1"], "only": "layers:1"}, "only must be a list of students.*got 'layers:1'"),
         ({"students": ["static"], "overrides": {"bilstm": {}}}, r"overrides names \['bilstm'\]"),
         ({"students": ["static"], "overrides": {"static": 3}}, "must be settings by name, found 3"),
         ({"students": ["layers:1", "layers-1"]}, "one folder"),

@@ -65,6 +65,11 @@ def test_minus_one_beside_one_and_beside_others_below_0_is_a_class(labels):
     assert ids(labels, ()) == list(range(len(labels)))
 
 
+@pytest.mark.parametrize("labels", [[-1.5, -1.0, 1.0], [-1.0, 0.5, 1.5], ["-1", "0.5", "1.5"], [-1.0, 0.0, 0.5]])
+def test_minus_one_beside_scores_that_are_asked_for_as_classes_is_a_class(labels):
+    assert ids(labels, ()) == [0, 1, 2]
+
+
 def test_scores_that_are_asked_for_as_classes_are_the_same_from_every_source(tmp_path, tokenizer):
     frame = pd.DataFrame(rows_of([10.5, 1.0, 2.5, 1.0]))
     frame.to_csv(tmp_path / "rows.csv", index=False)

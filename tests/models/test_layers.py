@@ -64,6 +64,12 @@ def test_a_layer_that_a_model_lacks_is_refused_with_both_depths(pair):
         map_layers([pair], 3, 6)
 
 
+@pytest.mark.parametrize("pairs", [[(1.7, 2.9)], [(1.0, 2.0)], [("1", "2")], [(True, 2)], [(1,)], [(1, 2, 3)], [1], 3])
+def test_a_map_of_anything_but_pairs_of_whole_numbers_is_refused(pairs):
+    with pytest.raises(ValueError, match="is not a list of .* pairs of whole numbers"):
+        map_layers(pairs, 3, 6)
+
+
 def test_an_empty_map_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         map_layers([], 3, 6)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 
+import numpy as np
 import pytest
 import torch
 from references import batch, bound, outputs
@@ -13,12 +16,15 @@ from nlpkd import objectives
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
+    ConstantTemperature,
     ContrastiveLoss,
     CrossEntropyLoss,
     DecoupledKDLoss,
     DISTLoss,
+    FocalTemperature,
     ForwardKLLoss,
     HiddenStateMSELoss,
+    LinearTemperature,
     Objective,
     RelationalDistanceLoss,
     ReverseKLLoss,
@@ -122,6 +128,35 @@ def test_every_setting_that_a_run_records_has_a_limit(kind):
 def test_what_is_not_true_or_false_is_no_switch(name, value):
     with pytest.raises(ValueError, match=f"{name} must be True or False, got"):
         ForwardKLLoss(**{name: value})
+
+
+OF_NUMPY = [
+    (True, np.bool_(True)), (2, np.int64(2)), (0.5, np.float32(0.5)), (2.5, np.float64(2.5)),
+    ([1.0, 2.0], np.array([1.0, 2.0])), ([[1, 2], [2, 4]], np.array([[1, 2], [2, 4]])),
+    ({"a": 1.5}, {"a": np.float32(1.5)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY_SETTING)
+def test_a_number_of_numpy_is_taken_as_pythons(kind, name):
+    for value, of_numpy in OF_NUMPY:
+        told = refusal(kind, **{name: value})
+        assert (refusal(kind, **{name: of_numpy}) is None) == (told is None)
+        if told is None:
+            assigned, made = kind(), kind(**{name: of_numpy})
+            setattr(assigned, name, of_numpy)
+            expected = json.dumps(kind(**{name: value}).config())
+            assert json.dumps(made.config()) == json.dumps(assigned.config()) == expected
+
+
+@pytest.mark.parametrize("kind", [ConstantTemperature, LinearTemperature, FocalTemperature])
+def test_a_temperature_of_numpys_numbers_is_one_of_pythons(kind):
+    count = len(dataclasses.fields(kind))
+    assert repr(kind(*[np.float32(2)] * count)) == repr(kind(*[2.0] * count))
+
+
+def test_layers_are_bound_by_an_array_of_pairs():
+    assert bound(HiddenStateMSELoss(layers=np.array([[1, 2], [2, 3]]))).pairs == [(1, 2), (2, 3)]
 
 
 def test_relation_heads_that_are_assigned_before_are_those_that_it_is_bound_with():

@@ -502,16 +502,20 @@ def test_presets_bind_name_their_paper_and_say_where_they_differ(name):
         ObjectiveSet(stage.objectives).bind(tiny_bert(layers=2).config, tiny_bert(layers=4).config, seed=0)
 
 
-def test_a_preset_brings_settings_that_a_run_leaves_at_their_defaults(tmp_path):
+def test_a_preset_brings_settings_that_a_run_does_not_name(tmp_path):
     plain = DistillationConfig(tmp_path)
     best = with_preset_settings(plain, "best")
     assert (best.augment, best.augment_copies) == ("auto", 10) and plain.augment is None
-    own = with_preset_settings(DistillationConfig(tmp_path, augment="neighbours", augment_copies=2), "best")
-    assert (own.augment, own.augment_copies) == ("neighbours", 2)
+    for copies in range(1, 12):
+        own = with_preset_settings(DistillationConfig(tmp_path, augment_copies=copies), "best")
+        assert (own.augment, own.augment_copies) == ("auto", copies)
+    own = with_preset_settings(DistillationConfig(tmp_path, augment="neighbours"), "best")
+    assert (own.augment, own.augment_copies) == ("neighbours", 10)
     for other in (*(name for name in PRESETS if name != "best"), None, [ForwardKLLoss()], "unknown"):
         assert with_preset_settings(plain, other) is plain
-    known = {field.name for field in dataclasses.fields(DistillationConfig)}
-    assert all(preset.settings.keys() <= known for preset in PRESETS.values())
+    # Only None tells what was not named from what was named and is the default.
+    defaults = {field.name: field.default for field in dataclasses.fields(DistillationConfig)}
+    assert {defaults[name] for preset in PRESETS.values() for name in preset.settings} == {None}
 
 
 def test_a_stage_takes_settings_of_a_run_and_no_others():

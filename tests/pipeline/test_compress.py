@@ -182,6 +182,12 @@ def test_what_is_no_method_or_option_is_refused(method, options, message, saved,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_in_memory_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match="(?s)a model is named by a path.*save it first, or call a method"):
+        compress(tiny_bert(), "half", tmp_path / "missing.csv", output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def smaller_ones(tokenizer, rows) -> dict:
     """One compression of each kind, of a trained model."""
     return {

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict, concatenate_datasets
@@ -26,7 +27,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from nlpkd import DistillationConfig, EvaluationReport, OnnxClassifier, distill, load, train_teacher
 from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.compression import export_onnx
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.evaluation.report import JSON_NAME
+from nlpkd.objectives import CrossEntropyLoss, DISTLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline.distill import cache_for_distillation
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.students.checkpoint import with_fresh_pooler
@@ -163,6 +165,19 @@ def test_what_an_earlier_run_finished_in_a_folder_is_not_taken_by_a_resume_of_a_
     with pytest.raises(KeyboardInterrupt):
         distill(tiny_bert(layers=4), "layers:2", rows, objectives=[Stage([Killed()]), stages[1]], **given)
     assert left == [[False, False]]
+
+
+def test_a_job_of_numpys_numbers_is_done_and_recorded(tmp_path, taught, splits):
+    numbers = {
+        "max_steps": 1, "num_train_epochs": 1, "num_seeds": 1, "max_length": 8, "window_stride": 2, "seed": 3,
+        "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 0.5, "weight_decay": 0.5,
+    }  # fmt: skip
+    given = {name: (np.int64 if isinstance(value, int) else np.float32)(value) for name, value in numbers.items()}
+    objectives = [DISTLoss(temperature=np.float32(2)), HiddenStateMSELoss(weight=np.float32(0.5))]
+    job = {"train": splits, "output_dir": tmp_path, "objectives": objectives, "ship": np.bool_(False)}
+    report = distill(taught.output_dir, np.int64(2), **job, **QUIET | {"save_strategy": "no"} | given).report
+    settings = json.loads((tmp_path / JSON_NAME).read_text())["run"]["settings"]
+    assert settings["learning_rate"] == 0.5 and report.run.objectives[0]["temperature"] == 2.0
 
 
 def test_the_best_preset_is_soft_targets_on_the_rows_and_ten_variants_of_each(tmp_path, taught, splits):

@@ -135,6 +135,12 @@ def test_a_further_candidate_takes_no_role_that_has_an_argument_of_its_own(role,
         evaluate(**given, **roles, candidates={role: "another"})
 
 
+@pytest.mark.parametrize("candidates", [["another"], "another", [("another", "model")]])
+def test_further_candidates_have_names(candidates, given, unmeasured):
+    with pytest.raises(ValueError, match="candidates must be models by name"):
+        evaluate(**given, candidates=candidates)
+
+
 @pytest.mark.parametrize("examples", [-1, 21])
 def test_a_number_of_examples_that_can_t_be_is_named_whatever_else_is_missing(given, unmeasured, examples):
     with pytest.raises(ValueError, match=f"examples must lie in 1..20, found {examples}"):

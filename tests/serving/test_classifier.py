@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -148,6 +149,12 @@ def test_with_a_window_stride_a_long_text_is_read_whole(stride, file, student, t
 def test_windows_that_can_not_be_are_refused(text, settings, message, student):
     with pytest.raises(ValueError, match=message):
         nlpkd.load(student)(text, **settings)
+
+
+def test_settings_of_numpys_numbers_are_taken(student):
+    classify = nlpkd.load(student, threads=np.int64(1), window_stride=np.int64(2))
+    expected = nlpkd.load(student, threads=1, window_stride=2)(TEXTS, top_k=2, max_length=8)
+    assert classify(TEXTS, top_k=np.int64(2), max_length=np.int64(8), batch_size=np.int64(2)) == expected
 
 
 @pytest.fixture

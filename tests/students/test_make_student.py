@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -28,6 +29,19 @@ STACKS = {
     bert: "bert.encoder.layer", distilbert: "distilbert.transformer.layer", roberta: "roberta.encoder.layer",
     electra: "electra.encoder.layer", modernbert: "model.layers",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("student", "sizes"),
+    [
+        (np.int64(2), {"hidden_size": np.int64(8)}), (np.array([2, 4]), {"embedding_size": np.int64(4)}),
+        ("bilstm", {"hidden_size": np.int64(4)}), ("textcnn", {"num_filters": np.int64(5)}),
+    ],
+)  # fmt: skip
+def test_a_student_of_numpys_sizes_is_saved(student, sizes, tmp_path):
+    make_student(tiny_bert(layers=4), student, seed=np.int64(1), **sizes).save_pretrained(tmp_path)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
+    assert {name: getattr(saved, name) for name in sizes} == sizes
 
 
 @pytest.mark.parametrize(

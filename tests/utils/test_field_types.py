@@ -1,14 +1,27 @@
 """Settings of the wrong type are refused by name, whatever takes them."""
 
+import inspect
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 
-from nlpkd import DistillationConfig
+import nlpkd
+from nlpkd import DistillationConfig, augment, compression, teachers
 from nlpkd.data.arguments import DataArguments
-from nlpkd.utils.field_types import check_counts, check_field_types, check_share, refuse_none
+from nlpkd.labelling.budget import Prices
+from nlpkd.pipeline.tune import tune
+from nlpkd.utils.field_types import (
+    check_counts,
+    check_field_types,
+    check_share,
+    plain_arguments,
+    plain_numbers,
+    refuse_none,
+)
 
 WRONG = {bool: "False", int: "8", float: "0.1", str: 5}
 SCALARS = [
@@ -102,3 +115,65 @@ def test_a_share_may_be_nothing_or_the_whole_where_that_means_something():
             check_share("keep", share)
     check_share("keep", None)
     check_share("keep", 0.5)
+
+
+OF_NUMPY = {bool: np.bool_, int: np.int64, float: np.float32}
+
+
+def test_numbers_of_numpy_in_settings_become_pythons(tmp_path):
+    usual = DistillationConfig(str(tmp_path))
+    numbers = {
+        field.name: getattr(usual, field.name)
+        for field in fields(usual)
+        if field.init and type(getattr(usual, field.name)) in OF_NUMPY
+    }
+    given = {name: OF_NUMPY[type(value)](value) for name, value in numbers.items()}
+    settings = DistillationConfig(str(tmp_path), ensemble_weights=np.array([0.5, 1.0]), **given)
+    assert len(numbers) > 50 and settings.ensemble_weights == [0.5, 1.0]
+    assert {name: type(getattr(settings, name)) for name in numbers} == {
+        name: type(value) for name, value in numbers.items()
+    }
+    settings.to_json_string()
+
+
+def test_numbers_of_numpy_become_pythons_where_settings_are_frozen():
+    assert repr(DataArguments(max_length=np.int64(8), validation_split=np.float64(0.5)).max_length) == "8"
+    assert repr(Prices(np.float64(1), np.float64(2))) == "Prices(input=1.0, output=2.0)"
+
+
+def test_a_number_of_numpy_is_held_against_bounds_as_any_other(tmp_path):
+    for settings in ({"learning_rate": np.float32(-1)}, {"seed": np.int64(-1)}, {"max_grad_norm": np.float32(-1)}):
+        with pytest.raises(ValueError, match=f"^{next(iter(settings))} must be .*, got -1"):
+            DistillationConfig(str(tmp_path), **settings)
+
+
+def test_plain_numbers_leave_all_else_as_it_is():
+    rows = [{"text": "good", "label": np.int64(1)}]
+    assert plain_numbers(rows)[0] is rows[0]
+    found = plain_numbers({"a": (np.int64(1), [np.float64(2)]), "b": np.array([[1, 2]]), "c": {"d": np.int64(3)}})
+    assert repr(found) == "{'a': (1, [2.0]), 'b': [[1, 2]], 'c': {'d': 3}}"
+
+
+def takes_numbers(function) -> bool:
+    hints = " ".join(str(hint) for name, hint in inspect.get_annotations(function).items() if name != "return")
+    options = [each.kind is each.VAR_KEYWORD for each in inspect.signature(function).parameters.values()]
+    return any(options) or re.search(r"\b(int|float)\b", hints) is not None
+
+
+PUBLIC = {"tune": tune} | {
+    name: found.__init__ if inspect.isclass(found) else found
+    for module in (nlpkd, compression, teachers, augment)
+    for name in module.__all__
+    # Their numbers are in the config; texts by their rows.
+    if name not in ("DistillationTrainer", "save_report")
+    for found in [getattr(module, name)]
+    if callable(found)
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_function_of_numbers_takes_those_of_numpy(name):
+    function = inspect.unwrap(PUBLIC[name])
+    ours = inspect.isfunction(function) and function.__code__.co_filename.startswith(str(nlpkd.__path__[0]))
+    if ours and takes_numbers(function):
+        assert PUBLIC[name].__code__ is plain_arguments(function).__code__

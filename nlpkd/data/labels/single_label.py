@@ -75,7 +75,7 @@ def encode_labels(
             f"No train row has a label (column {column!r}), and the labels settle what the classes are: label some, "
             "name the classes of the teacher (config.id2label), or give label_names."
         )
-    _refuse_missing(values, rows, column, kind.whole)
+    _refuse_missing(values, rows, column, kind)
     # The train rows settle names and ids of the classes, or a model that has the same ones.
     every = [value for split in values.values() for value in split]
     known = None if isinstance(feature, ClassLabel) else _ids_of_a_model(labelled, every, names, column)
@@ -228,14 +228,14 @@ def _label_values(data: Dataset, rows: Sequence[int], split: str, column: str, k
 
 
 def _refuse_missing(
-    values: Mapping[str, Sequence[Any]], rows: Mapping[str, Sequence[int]], column: str, whole: bool
+    values: Mapping[str, Sequence[Any]], rows: Mapping[str, Sequence[int]], column: str, kind: LabelKind
 ) -> None:
     """Refuse rows without a label, but for train rows that are marked, and held-out rows all of which are."""
-    numbers = {whole_number(value) for value in values["train"] if whole or isinstance(value, int)}
+    numbers = {whole_number(value) for value in values["train"] if kind.whole or isinstance(value, int)}
     others = {number for number in numbers if number is not None} - {-1, UNLABELLED}
-    # -1 is a class beside 1 alone, and beside others below 0; else it is a label that is missing.
-    signed = others == {1} or min(others, default=0) < 0
-    hidden: set[Any] = set() if signed else {-1, *({"-1"} if whole else ())}
+    # -1 is a class beside 1 alone, and beside others below 0 or with a fraction; else it is a label that is missing.
+    a_class = others == {1} or min(others, default=0) < 0 or kind.task == REGRESSION
+    hidden: set[Any] = set() if a_class else {-1, *({"-1"} if kind.whole else ())}
     for split, labels in values.items():
         may = split == "train" or all(str(value) == str(UNLABELLED) for value in labels)
         marks = hidden if may else {*hidden, UNLABELLED, str(UNLABELLED)}
@@ -243,7 +243,7 @@ def _refuse_missing(
         if split == "train":
             advice = f"remove such rows, mark those that the teacher alone labels with {UNLABELLED}"
         for row, value in zip(rows[split], labels, strict=True):
-            if value in marks or is_missing(value, whole):
+            if value in marks or is_missing(value, kind.whole):
                 raise ValueError(
                     f"Row {row} of the {split} split has no label (column {column!r}, value {value!r:.80}): "
                     f"{advice}, or give the class a name if it is one."
