@@ -141,6 +141,8 @@ class ModelRecord(OpenRecord):
         layers: of a student.
         model_type: of transformers.
         weights_sha256: of each of a measured student's weight files, by name.
+        files_sha256: of the candidates that are files of the student, by candidate: of each file, by its path in the
+            student's folder.
         label_order: of a teacher, its index of each of the student's labels, where it is not the same.
     """
 
@@ -152,6 +154,7 @@ class ModelRecord(OpenRecord):
     layers: int | None = None
     model_type: str | None = None
     weights_sha256: dict[str, str] | None = None
+    files_sha256: dict[str, dict[str, str]] | None = None
     label_order: list[int] | None = None
 
     def check(self) -> None:

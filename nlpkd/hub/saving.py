@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from nlpkd.compression.record import RECORD_NAME
@@ -99,6 +100,29 @@ def model_update(folder: Path) -> Iterator[Path]:
     # The report goes last: it tells that the others are of other weights.
     for name in (PAGE_NAME, MARKDOWN_NAME, JSON_NAME):
         (folder / name).unlink(missing_ok=True)
+
+
+def forget_stale_files(folder: Path) -> None:
+    """Take out of a folder's report, page and card what was measured of files that are other ones by now.
+
+    Args:
+        folder: the student's.
+    """
+    if not (folder / JSON_NAME).is_file():
+        return
+    report = EvaluationReport.load(folder)
+    kept = report.without_stale(folder)
+    gone = sorted(report.candidates.keys() - kept.candidates.keys())
+    if not gone:
+        return
+    logger.warning(
+        "The report in %s was of another %s: these figures are taken out. To measure the new file: nlpkd evaluate",
+        folder,
+        ", ".join(gone),
+    )
+    card, page = folder / CARD_NAME, (folder / PAGE_NAME).is_file()
+    name = ModelCard.load(card).data.model_name if _is_ours(card) else None
+    save_report(kept, folder, name, card=_is_ours(card), page=page)
 
 
 def _is_ours(card: Path) -> bool:
