@@ -221,6 +221,7 @@ class RunRecord(OpenRecord):
         latency_protocol: how latencies were measured.
         flops_protocol: how operations were counted.
         memory_protocol: how memory was measured.
+        measurement_sha256: of all that the figures depend on beside the student and its baselines.
         incomplete: whether measuring failed, so that the report lacks what was to come.
         base_model: for the card's metadata.
         license: likewise.
@@ -243,6 +244,7 @@ class RunRecord(OpenRecord):
     latency_protocol: str | None = None
     flops_protocol: str | None = None
     memory_protocol: str | None = None
+    measurement_sha256: str | None = None
     incomplete: bool | None = None
     base_model: str | None = None
     license: str | None = None

@@ -121,8 +121,10 @@ class EvaluationReport:
         return report
 
     def is_like(self, other: EvaluationReport) -> bool:
-        """Check whether another report measures the same models on the same rows."""
-        return self.candidates.keys() == other.candidates.keys() and self.run.data == other.run.data
+        """Check whether another report is of the same kinds of models, and both say that they measure them alike."""
+        measured = self.run.measurement_sha256
+        alike = measured is not None and measured == other.run.measurement_sha256
+        return alike and self.candidates.keys() == other.candidates.keys() and self.run.data == other.run.data
 
     def save(self, directory: str | Path) -> Path:
         """Write `report.json` and `report.md`, each replaced as a whole or not at all.

@@ -32,7 +32,7 @@ from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import train_baseline
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
-from nlpkd.training.publishing import describe_training
+from nlpkd.training.publishing import describe_training, measurement_sha256
 from nlpkd.training.rehearsal import rows_to_try
 from nlpkd.training.resuming import Training, resumes, resumes_last, train_once
 from nlpkd.training.trainer import DistillationTrainer
@@ -124,7 +124,7 @@ class Job:
             logger.warning("Seed %d, number %d of %d, in %s.", seed, number, num_seeds, further)
             before = EvaluationReport.load_beside(further) if resumes(args) else None
             # A seed whose measuring failed has a report too, of its student alone.
-            if before is not None and not before.is_like(report):
+            if before is not None and not (before.is_like(report) and before.is_of_all(further)):
                 before = None
             settings = replace(_beside(args, further), seed=seed, data_seed=None)
             reports.append(self.run_seed(settings, copy.deepcopy(fresh), further / "baseline", before=before)[1])
@@ -243,6 +243,11 @@ class Job:
             given = (trainer.model, self.tokenizer, args.output_dir, rows, self.data)
             shipped = ship_student(*given) if self.ship else {}
             measured = [*(["teacher"] if self.teacher is not None else []), *baselines, *shipped]
+            how: dict[str, Any] = {"bootstrap_samples": args.bootstrap_samples, "latency_runs": args.latency_runs}
+            made_by = self._record(trainer, split, stages, Path(trainer.args.output_dir))
+            made_by["measurement_sha256"] = measurement_sha256(
+                {"measured": rows, "held-out": held_out}, self.teacher, how | {"order": trainer.teacher_order}
+            )
             with phase(f"Measuring {', '.join(['student', *measured])}"):
                 report = evaluate_student(
                     trainer.model,
@@ -252,14 +257,13 @@ class Job:
                     candidates={**baselines, **shipped},
                     teacher_tokenizer=self.teacher_tokenizer,
                     teacher_order=trainer.teacher_order,
-                    run=self._record(trainer, split, stages, Path(trainer.args.output_dir)),
+                    run=made_by,
                     training_seconds={name: known for name, known in seconds.items() if known is not None},
                     threshold_dataset=held_out,
                     student_files=list(shipped),
                     text_columns=self.data.text_columns,
-                    bootstrap_samples=args.bootstrap_samples,
-                    latency_runs=args.latency_runs,
                     seed=args.seed,
+                    **how,
                 )
                 if chosen := report.run.thresholds:
                     trainer.model.config.thresholds = dict(chosen["student"])
