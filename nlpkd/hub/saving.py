@@ -63,6 +63,23 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
     return directory
 
 
+def keep_student(model: Any, directory: str | Path, tokenizer: Any, sha256: Mapping[str, str] | None = None) -> None:
+    """Save a student again where its folder has no weights any more, or others than it was saved with.
+
+    Args:
+        model: The student.
+        directory: Where it was saved.
+        tokenizer: Its tokenizer.
+        sha256: Of its weights there, by `weights_sha256`; None where any will do.
+    """
+    found = weights_sha256(Path(directory))
+    if found and sha256 in (None, found):
+        return
+    what = "has other weights than were saved there" if found else "has lost the weights that were saved there"
+    logger.warning("%s %s: the student is saved again.", directory, what)
+    save_student(model, directory, tokenizer)
+
+
 @contextmanager
 def model_update(folder: Path) -> Iterator[Path]:
     """Replace the files of a model as `atomic_model_update` does, and take away what was told of other weights.
@@ -150,8 +167,14 @@ def save_report(
         page: write report.html; False takes away the one of an earlier report.
         logs: the folder of the training whose curves the page shows; `directory` if None.
         texts: texts of the page's examples, by row number.
+
+    Raises:
+        ValueError: if there is to be a card, and the report is of other weights than the folder's; nothing is written.
+        OSError: if the disk is full.
     """
     directory = Path(directory)
+    if card:
+        report.refuse_other_weights(directory)
     report.save(directory)
     if page:
         save_page(report, directory, curves=training_curves(logs or directory), texts=texts)

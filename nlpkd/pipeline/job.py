@@ -26,7 +26,7 @@ from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.model_card import hub_id
-from nlpkd.hub.saving import renewed_card, save_partial_report, save_report
+from nlpkd.hub.saving import keep_student, renewed_card, save_partial_report, save_report
 from nlpkd.objectives.presets import Stage, gold_labels_alone, of_stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import train_baseline
@@ -240,6 +240,8 @@ class Job:
         split, rows, held_out = self.rows_to_measure(trainer.model.config)
         report = None
         if PartialState().is_main_process:
+            kept = (trainer.model, args.output_dir, trainer.processing_class)
+            keep_student(*kept)
             given = (trainer.model, self.tokenizer, args.output_dir, rows, self.data)
             shipped = ship_student(*given) if self.ship else {}
             measured = [*(["teacher"] if self.teacher is not None else []), *baselines, *shipped]
@@ -265,6 +267,7 @@ class Job:
                     seed=args.seed,
                     **how,
                 )
+                keep_student(*kept, report.run.student.weights_sha256)
                 if chosen := report.run.thresholds:
                     trainer.model.config.thresholds = dict(chosen["student"])
                     with atomic_folder_update(Path(args.output_dir)) as temporary:
@@ -326,9 +329,12 @@ class Job:
 
         def report() -> bool:
             history, written = (Path(args.output_dir) / name for name in (TRAINER_STATE_NAME, JSON_NAME))
-            if written.is_file() and written.stat().st_mtime_ns > history.stat().st_mtime_ns:
+            if written.is_file() and (
+                not history.is_file() or written.stat().st_mtime_ns > history.stat().st_mtime_ns
+            ):
                 # It was written after this training, and is whole: the card failed.
                 return True
+            keep_student(trainer.model, args.output_dir, trainer.processing_class)
             split, rows, _ = self.rows_to_measure(trainer.model.config)
             record = self._record(trainer, split, stages, Path(args.output_dir))
             return save_partial_report(trainer.model, rows, self.tokenizer, record, args.output_dir, args.hub_model_id)
@@ -353,6 +359,7 @@ class Job:
         if trainer.args.augment is not None:
             record["settings"] |= describe_augmentation(trainer.args, trainer.model.config)
         order = {"label_order": trainer.teacher_order} if trainer.teacher_order else {}
+        rows = self.rows_to_measure(trainer.model.config)[1]
         return record | {
             "command": command_line(),
             "date": now(),
@@ -371,9 +378,7 @@ class Job:
                 "train_rows": count_texts(self.data["train"]),
                 "evaluated_rows": count_texts(self.data[split]),
                 "learned_rows": self._learned,
-                "evaluated_sha256": hash_rows(
-                    self.rows_to_measure(trainer.model.config)[1], [*self.data.text_columns, "labels"]
-                ),
+                "evaluated_sha256": hash_rows(rows, [*self.data.text_columns, "labels"]),
                 "truncated_rows": self.data.truncated,
                 **self.data.reading,
             },

@@ -175,10 +175,14 @@ def test_a_report_of_another_tool_stays(content: str, measured: Path, tokenizer)
 def test_no_card_is_written_of_a_report_of_other_weights(measured: Path) -> None:
     report, card = EvaluationReport.load(measured), (measured / "README.md").read_bytes()
     tiny_bert(layers=1, seed=1).save_pretrained(measured)
+    (measured / "report.json").unlink()
     for write in (lambda: renewed_card(report, measured, "student"), lambda: save_report(report, measured)):
         with pytest.raises(ValueError, match="measured of other weights than those in"):
             write()
-    assert (measured / "README.md").read_bytes() == card
+    assert (measured / "README.md").read_bytes() == card and not (measured / "report.json").exists()
+    with pytest.raises(ValueError, match="measured of other weights than those in"):
+        save_report(report, measured.with_name("nowhere"))
+    assert not measured.with_name("nowhere").exists()
 
 
 @pytest.mark.parametrize("limit", [65, int(1e30)])
