@@ -328,10 +328,8 @@ class Job:
         args, teacher = trainer.args, self.origin["teacher"]["name"]
 
         def report() -> bool:
-            history, written = (Path(args.output_dir) / name for name in (TRAINER_STATE_NAME, JSON_NAME))
-            if written.is_file() and (
-                not history.is_file() or written.stat().st_mtime_ns > history.stat().st_mtime_ns
-            ):
+            state, written = (Path(args.output_dir) / name for name in (TRAINER_STATE_NAME, JSON_NAME))
+            if written.is_file() and (not state.is_file() or written.stat().st_mtime_ns > state.stat().st_mtime_ns):
                 # It was written after this training, and is whole: the card failed.
                 return True
             keep_student(trainer.model, args.output_dir, trainer.processing_class)
