@@ -21,7 +21,7 @@ from nlpkd.evaluation.records import (
     without_controls,
 )
 from nlpkd.evaluation.report_text import code_block, escape_markdown, markdown_table
-from nlpkd.utils.files import digest_of, weights_sha256, write_atomic
+from nlpkd.utils.files import digest_of, weights_sha256, write_together
 from nlpkd.utils.links import inside
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ JSON_NAME = "report.json"
 
 
 MARKDOWN_NAME = "report.md"
+
+
+PAGE_NAME = "report.html"
 
 
 @dataclass(frozen=True)
@@ -126,19 +129,26 @@ class EvaluationReport:
         alike = measured is not None and measured == other.run.measurement_sha256
         return alike and self.candidates.keys() == other.candidates.keys() and self.run.data == other.run.data
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `report.json` and `report.md`, each replaced as a whole or not at all.
+    def save(self, directory: str | Path, page: str | None = None) -> Path:
+        """Write `report.json` and `report.md`, and a page as `report.html`: all of them are replaced, or none.
 
         Args:
             directory: where to, made if missing.
+            page: by `nlpkd.evaluation.html_report.make_page`; None takes away the one of an earlier report.
 
         Returns:
             The path of the JSON file.
+
+        Raises:
+            OSError: if the disk is full.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / MARKDOWN_NAME, self.to_markdown().encode(errors="backslashreplace"))
-        write_atomic(directory / JSON_NAME, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+        files = {} if page is None else {PAGE_NAME: page.encode(errors="backslashreplace")}
+        files[MARKDOWN_NAME] = self.to_markdown().encode(errors="backslashreplace")
+        files[JSON_NAME] = (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode()
+        write_together(directory, files)
+        if page is None:
+            (directory / PAGE_NAME).unlink(missing_ok=True)
         return directory / JSON_NAME
 
     @classmethod

@@ -18,8 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_NAME
 
 from nlpkd.compression.record import RECORD_NAME
-from nlpkd.evaluation.html_report import PAGE_NAME
-from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
 from nlpkd.hub.eval_results import write_eval_results
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report

@@ -15,10 +15,10 @@ from nlpkd.compression.record import RECORD_NAME
 from nlpkd.data.labels.classes import Classes
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.html_report import PAGE_NAME, save_page, training_curves
+from nlpkd.evaluation.html_report import make_page, training_curves
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate
-from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.models.structure import matching_tokenizer
 from nlpkd.tasks import fill_in_task, task_of
@@ -164,7 +164,7 @@ def save_report(
         directory: the student's folder, or any other for a report without a card.
         model_name: the card's; the folder's own name if None.
         card: write README.md, unless somebody wrote or edited the one that is there.
-        page: write report.html; False takes away the one of an earlier report.
+        page: write report.html, all three files of a report or none; False takes away the one of an earlier report.
         logs: the folder of the training whose curves the page shows; `directory` if None.
         texts: texts of the page's examples, by row number.
 
@@ -175,16 +175,17 @@ def save_report(
     directory = Path(directory)
     if card:
         report.refuse_other_weights(directory)
-    report.save(directory)
-    if page:
-        save_page(report, directory, curves=training_curves(logs or directory), texts=texts)
-    else:
-        (directory / PAGE_NAME).unlink(missing_ok=True)
+    text = None
+    try:
+        text = make_page(report, curves=training_curves(logs or directory), texts=texts) if page else None
+    finally:
+        # A page that can't be made costs no figures.
+        report.save(directory, text)
     if not card:
         return
-    text = renewed_card(report, directory, model_name or directory.resolve().name)
-    if text is not None:
-        write_atomic(directory / CARD_NAME, text.encode())
+    written = renewed_card(report, directory, model_name or directory.resolve().name)
+    if written is not None:
+        write_atomic(directory / CARD_NAME, written.encode())
     else:
         logger.warning(
             "%s is kept as it is: this version of nlpkd did not write it, or somebody edited it. Its figures may be "

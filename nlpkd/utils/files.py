@@ -10,8 +10,8 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,6 +90,29 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a file as a whole or not at all, as `atomic_file` does."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write several files of a folder, all of them or none: they get their names once all are on the disk.
+
+    Args:
+        folder: the folder, made where missing.
+        files: their content by name, in the order in which they get their names.
+
+    Raises:
+        OSError: if no more fits on the disk, or a folder has one of the names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+    with explain_full_disk(folder, NOT_WRITTEN), ExitStack() as begun:
+        # The one that is begun last gets its name first.
+        for name, data in reversed([*files.items()]):
+            file = begun.enter_context(atomic_file(folder / name))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager

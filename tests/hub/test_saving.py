@@ -213,3 +213,18 @@ SCORES = {"text": ["a film", "a good film"], "label": [0.5, 1.5]}
 def test_a_model_of_one_output_is_saved_with_its_task(save, tmp_path: Path, tokenizer) -> None:
     save(tiny_bert(layers=1, num_labels=1), tmp_path, tokenizer)
     assert AutoConfig.from_pretrained(tmp_path).problem_type == "regression"
+
+
+def test_a_report_of_which_there_is_no_page_has_no_older_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("figures of another measurement")
+    save_report(tiny_report(), tmp_path, page=False)
+    assert not (tmp_path / "report.html").exists()
+    (tmp_path / "report.html").write_text("figures of another measurement")
+    tiny_report().save(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_can_not_be_made_costs_no_figures(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        save_report(tiny_report(), tmp_path, logs=7)
+    assert EvaluationReport.load(tmp_path) == tiny_report()
