@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from nlpkd.config import fast_at_bf16
 from nlpkd.evaluation.report_text import one_line
-from nlpkd.utils.files import nearest_existing_folder
+from nlpkd.utils.full_disk import nearest_existing_folder
 from nlpkd.utils.hub_requests import NOT_THE_HUB, HubUnreachableError, limit_hub_requests
 from nlpkd.utils.packages import installed_version, pip_install, requirements, unmet
 from nlpkd.utils.provenance import without_tokens

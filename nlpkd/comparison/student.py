@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.augment.ways import AUTO, way_for
+from nlpkd.compression.int8 import INT8_FILE
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments, training_settings
 from nlpkd.data.sources import identity_of_source
+from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.saving import CARD_NAME
 from nlpkd.models.source import identity_of_model
 from nlpkd.objectives.presets import with_preset_settings
@@ -20,7 +22,7 @@ from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan, plan_distillation
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.kinds import kind_of
-from nlpkd.utils.files import explain_damage, write_atomic
+from nlpkd.utils.files import explain_damage, weight_files, write_atomic
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import differences, without_tokens
 
@@ -52,7 +54,7 @@ class FrontierStudent:
         arguments: of `nlpkd.distill`.
         asked: the same as JSON can hold it, files, models and rows by their content; also a student that is a model.
         started: whether it was begun with these arguments.
-        finished: how many seeds are finished.
+        finished: how many seeds are finished; none where the folder has something else than what was measured.
         error: why it failed, if it did.
         own_rows: whether it learns from other rows than the other students.
     """
@@ -82,12 +84,27 @@ class FrontierStudent:
             before, finished, error = dict(state["asked"]), int(state["finished"]), state["error"]
         differ = differences(before, student.asked, str(path))
         if not differ:
-            student.started, student.finished, student.error = True, finished, error
+            student.started, student.error = True, error
+            student.finished = finished if student.is_whole() else 0
+            if finished and not student.finished:
+                logger.warning(
+                    "%s in %s is not the one that was finished and measured: it is made again.", name, folder
+                )
         elif finished:
             raise ValueError(
                 f"{name} is finished, and was made otherwise: {'; '.join(differ)}. Choose another output_dir"
             )
         return student
+
+    def is_whole(self) -> bool:
+        """Check whether its folder has a report, and all that this measured: the weights, and the file to deploy."""
+        try:
+            report = EvaluationReport.load(self.folder)
+        except (OSError, ValueError) as error:
+            logger.warning("%s", error)
+            return False
+        deployed = INT8_FILE if self.arguments.get("ship") else "student"
+        return deployed in report.candidates and bool(weight_files(self.folder)) and report.is_of_all(self.folder)
 
     def is_made(self, only: Sequence[str]) -> bool:
         """Check whether there is something to make of it, and it is among those that are made now."""

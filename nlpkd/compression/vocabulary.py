@@ -20,7 +20,7 @@ from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of,
 from nlpkd.models.small_models import StaticForSequenceClassification
 from nlpkd.models.structure import refuse_other_than_plain
 from nlpkd.utils.field_types import check_counts, plain_arguments
-from nlpkd.utils.files import temporary_folder
+from nlpkd.utils.full_disk import temporary_folder
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

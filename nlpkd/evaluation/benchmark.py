@@ -30,7 +30,7 @@ from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.limits import positions_of
 from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.structure import forward_arguments
-from nlpkd.utils.files import temporary_folder
+from nlpkd.utils.full_disk import temporary_folder
 from nlpkd.utils.packages import installed_version
 
 logger = logging.getLogger(__name__)

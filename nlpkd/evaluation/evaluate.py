@@ -44,7 +44,7 @@ from nlpkd.evaluation.records import (
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import Scoring, task_scoring
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.models.onnx_classifier import ONNX_FOLDER, OnnxClassifier
 from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
 from nlpkd.utils.field_types import plain_arguments
@@ -212,6 +212,7 @@ def evaluate_student(
         **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
         "thresholds": {name: dict(zip(names, each, strict=True)) for name, each in thresholds.items()},
     }
+    told = _with_files(run or {}, {name: models[name] for name in ("student", *student_files)})
     return EvaluationReport(
         task=TaskRecord(
             problem_type=scoring.problem_type,
@@ -220,7 +221,7 @@ def evaluate_student(
             rows=len(labels),
             **(scoring.describe(labels) if has_gold else {}),
         ),
-        run=RunRecord.from_dict({key: value for key, value in made_by.items() if value} | dict(run or {})),
+        run=RunRecord.from_dict({key: value for key, value in made_by.items() if value} | told),
         candidates={
             name: Candidate(
                 quality=own.intervals(),
@@ -325,6 +326,16 @@ def _file_sha256(parts: Mapping[str, nn.Module]) -> str | None:
         " ".join(model.sha256[model.path.name] for model in parts.values() if isinstance(model, OnnxClassifier))
         or None
     )
+
+
+def _with_files(run: Mapping[str, Any], models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Add to what made the student the SHA-256 of its files in the folder `onnx`, by candidate and path."""
+    found = {
+        name: {f"{ONNX_FOLDER}/{file}": digest for file, digest in model.sha256.items()}
+        for name, model in models.items()
+        if isinstance(model, OnnxClassifier) and model.path.absolute().parent.name == ONNX_FOLDER
+    }
+    return {**run, "student": {**run.get("student", {}), "files_sha256": found}} if found else dict(run)
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:

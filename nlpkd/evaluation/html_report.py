@@ -14,8 +14,8 @@ from typing import Any
 from nlpkd.evaluation import report_text
 from nlpkd.evaluation.origin import headline_figure, headline_name, retention
 from nlpkd.evaluation.records import Breakdown, as_type, format_number, percent
-from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.utils.files import explain_damage, numbered_folders, write_atomic
+from nlpkd.evaluation.report import PAGE_NAME, EvaluationReport
+from nlpkd.utils.files import explain_damage, numbered_folders
 from nlpkd.utils.packages import how_to_install
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 PAGE_PACKAGES = ("matplotlib", "jinja2")
 """What the extra `report` installs."""
-
-
-PAGE_NAME = "report.html"
 
 
 _CLASSES_SHOWN = 40
@@ -156,31 +153,23 @@ def render_page(
     )
 
 
-def save_page(
-    report: EvaluationReport,
-    directory: str | Path,
-    *,
-    curves: Sequence[Curves] = (),
-    texts: Mapping[int, str] | None = None,
-) -> Path | None:
-    """Write `report.html`, replaced as a whole or not at all; without the extra `report` say that it is skipped.
+def make_page(
+    report: EvaluationReport, *, curves: Sequence[Curves] = (), texts: Mapping[int, str] | None = None
+) -> str | None:
+    """Write a report as an HTML page, as `render_page` does; without the extra `report` say that it is skipped.
 
     Args:
         report: what was measured.
-        directory: where to, made if missing.
         curves: as for `render_page`.
         texts: likewise.
 
     Returns:
-        The page's path, None where it was skipped.
+        The page, None where it was skipped.
     """
     if any(find_spec(module) is None for module in PAGE_PACKAGES):
         logger.warning("%s is skipped, its charts need the extra `report`: %s", PAGE_NAME, how_to_install("report"))
         return None
-    path = Path(directory) / PAGE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, render_page(report, curves=curves, texts=texts).encode(errors="backslashreplace"))
-    return path
+    return render_page(report, curves=curves, texts=texts)
 
 
 def _logged(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:

@@ -141,6 +141,8 @@ class ModelRecord(OpenRecord):
         layers: of a student.
         model_type: of transformers.
         weights_sha256: of each of a measured student's weight files, by name.
+        files_sha256: of the candidates that are files of the student, by candidate: of each file, by its path in the
+            student's folder.
         label_order: of a teacher, its index of each of the student's labels, where it is not the same.
     """
 
@@ -152,6 +154,7 @@ class ModelRecord(OpenRecord):
     layers: int | None = None
     model_type: str | None = None
     weights_sha256: dict[str, str] | None = None
+    files_sha256: dict[str, dict[str, str]] | None = None
     label_order: list[int] | None = None
 
     def check(self) -> None:
@@ -218,6 +221,7 @@ class RunRecord(OpenRecord):
         latency_protocol: how latencies were measured.
         flops_protocol: how operations were counted.
         memory_protocol: how memory was measured.
+        measurement_sha256: of all that the figures depend on beside the student and its baselines.
         incomplete: whether measuring failed, so that the report lacks what was to come.
         base_model: for the card's metadata.
         license: likewise.
@@ -240,6 +244,7 @@ class RunRecord(OpenRecord):
     latency_protocol: str | None = None
     flops_protocol: str | None = None
     memory_protocol: str | None = None
+    measurement_sha256: str | None = None
     incomplete: bool | None = None
     base_model: str | None = None
     license: str | None = None

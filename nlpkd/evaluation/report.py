@@ -6,8 +6,8 @@ import json
 import logging
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nlpkd.evaluation import report_text
@@ -21,7 +21,8 @@ from nlpkd.evaluation.records import (
     without_controls,
 )
 from nlpkd.evaluation.report_text import code_block, escape_markdown, markdown_table
-from nlpkd.utils.files import weights_sha256, write_atomic
+from nlpkd.utils.files import digest_of, weights_sha256, write_together
+from nlpkd.utils.links import inside
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ JSON_NAME = "report.json"
 
 
 MARKDOWN_NAME = "report.md"
+
+
+PAGE_NAME = "report.html"
 
 
 @dataclass(frozen=True)
@@ -120,22 +124,31 @@ class EvaluationReport:
         return report
 
     def is_like(self, other: EvaluationReport) -> bool:
-        """Check whether another report measures the same models on the same rows."""
-        return self.candidates.keys() == other.candidates.keys() and self.run.data == other.run.data
+        """Check whether another report is of the same kinds of models, and both say that they measure them alike."""
+        measured = self.run.measurement_sha256
+        alike = measured is not None and measured == other.run.measurement_sha256
+        return alike and self.candidates.keys() == other.candidates.keys() and self.run.data == other.run.data
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `report.json` and `report.md`, each replaced as a whole or not at all.
+    def save(self, directory: str | Path, page: str | None = None) -> Path:
+        """Write `report.json` and `report.md`, and a page as `report.html`: all of them are replaced, or none.
 
         Args:
             directory: where to, made if missing.
+            page: by `nlpkd.evaluation.html_report.make_page`; None takes away the one of an earlier report.
 
         Returns:
             The path of the JSON file.
+
+        Raises:
+            OSError: if the disk is full.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / MARKDOWN_NAME, self.to_markdown().encode(errors="backslashreplace"))
-        write_atomic(directory / JSON_NAME, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+        files = {} if page is None else {PAGE_NAME: page.encode(errors="backslashreplace")}
+        files[MARKDOWN_NAME] = self.to_markdown().encode(errors="backslashreplace")
+        files[JSON_NAME] = (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode()
+        write_together(directory, files)
+        if page is None:
+            (directory / PAGE_NAME).unlink(missing_ok=True)
         return directory / JSON_NAME
 
     @classmethod
@@ -167,7 +180,7 @@ class EvaluationReport:
             folder: the model's.
 
         Returns:
-            The report; None without one, or, with a warning, where it is of other weights than the folder's.
+            The report; None without one, or, with a warning, where it is of other weights or files than the folder's.
 
         Raises:
             ValueError: when its `report.json` is not a report of this schema.
@@ -177,35 +190,95 @@ class EvaluationReport:
         report = cls.load(folder)
         if report.is_of(folder):
             return report
-        logger.warning("%s is not used: it was measured of other weights than those beside it.", folder / JSON_NAME)
+        told = "%s is not used: it was measured of other weights or files than those beside it."
+        logger.warning(told, folder / JSON_NAME)
         return None
 
     def is_of(self, folder: Path) -> bool:
-        """Check whether it was measured of the weights in a folder.
+        """Check whether it was measured of the weights and the files in a folder.
 
         Args:
             folder: a model's.
 
         Returns:
-            False where it names other weights; True where it names none, or the folder has none.
+            False where it names other weights or another file; what it does not name or the folder lacks is passed.
         """
-        stated, found = self.run.student.weights_sha256, weights_sha256(folder)
-        return not (stated and found) or stated == found
+        found = weights_sha256(folder)
+        return (not found or self._names(found)) and not self._stale(folder, missing=False)
+
+    def is_of_all(self, folder: Path) -> bool:
+        """Check whether all weights and files that it names are in a folder, and no others in their place."""
+        return self._names(weights_sha256(folder)) and not self._stale(folder, missing=True)
 
     def refuse_other_weights(self, folder: Path) -> None:
-        """Refuse to say what was measured of other weights than those in a folder.
+        """Refuse to say what was measured of other weights or files than those in a folder.
 
         Args:
             folder: a model's.
 
         Raises:
-            ValueError: if it names other weights.
+            ValueError: if it names others, or such as are not there.
         """
-        if not self.is_of(folder):
+        if not self._names(weights_sha256(folder)):
             raise ValueError(
                 f"the report was measured of other weights than those in {folder}: measure these (`nlpkd evaluate "
                 f"{folder} --data DATA --output-dir {folder}`), or delete {folder / JSON_NAME}"
             )
+        if stale := self._stale(folder, missing=True):
+            raise ValueError(
+                f"the report has figures of {', '.join(sorted(stale))}, and that file is another one in {folder} by "
+                f"now, or is not there: `nlpkd export {folder}` takes them out, or delete {folder / JSON_NAME}"
+            )
+
+    def without_stale(self, folder: Path) -> EvaluationReport:
+        """Leave out what was measured of files that are other ones in a folder by now, or are not there.
+
+        Args:
+            folder: the model's.
+
+        Returns:
+            A report of the others; itself where there are none.
+        """
+        stale = self._stale(folder, missing=True) - {"student"}
+        if not stale:
+            return self
+
+        def kept(entries: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: entry for name, entry in entries.items() if _other(name) not in stale}
+
+        student = replace(self.run.student, files_sha256=kept(self._own_files()) or None)
+        return replace(
+            self,
+            run=replace(self.run, student=student, thresholds=kept(self.run.thresholds)),
+            candidates=kept(self.candidates),
+            comparisons=kept(self.comparisons),
+            seeds=kept(self.seeds),
+        )
+
+    def _names(self, weights: dict[str, str]) -> bool:
+        """Check whether it was measured of these weights, as far as it says."""
+        return not self.run.student.weights_sha256 or self.run.student.weights_sha256 == weights
+
+    def _stale(self, folder: Path, *, missing: bool) -> set[str]:
+        """Name the candidates whose files are other ones in a folder by now, or, if `missing` is set, not there."""
+        stale = set()
+        for name, files in self._own_files().items():
+            for file, digest in files.items():
+                path = inside(folder, file)
+                if digest_of(path) != digest if path.is_file() else missing:
+                    stale.add(name)
+        return stale
+
+    def _own_files(self) -> dict[str, dict[str, str]]:
+        """Return the SHA-256 of each of the student's files that were measured, by candidate and path."""
+        if self.run.student.files_sha256 is not None:
+            return self.run.student.files_sha256
+        # Earlier versions noted no paths, but called what is shipped by its own.
+        return {
+            name: {name: candidate.file_sha256}
+            for name, candidate in self.candidates.items()
+            if candidate.file_sha256 and PurePosixPath(name).match("onnx/*.onnx")
+        }
 
     def verdict(self) -> str:
         """Return in two sentences what the student kept and saved, and whether distilling paid.

@@ -16,15 +16,15 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_NAME
 
 from nlpkd.compression.record import RECORD_NAME
-from nlpkd.evaluation.html_report import PAGE_NAME
-from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
 from nlpkd.hub.eval_results import write_eval_results
 from nlpkd.hub.model_card import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
 from nlpkd.students.backbone import without_local_backbone
-from nlpkd.utils.files import NO_SPACE, explain_damage, refuse_damaged, temporary_folder, write_atomic
+from nlpkd.utils.files import explain_damage, refuse_damaged, write_atomic
+from nlpkd.utils.full_disk import NO_SPACE, temporary_folder
 from nlpkd.utils.hub_requests import NOT_THE_HUB, HubTimeoutError, HubUnreachableError, limit_hub_requests
 from nlpkd.utils.links import copy_from_inside, inside, refuse_outside
 from nlpkd.utils.locks import only_writer_if_any

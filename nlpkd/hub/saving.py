@@ -8,16 +8,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from nlpkd.compression.record import RECORD_NAME
 from nlpkd.data.labels.classes import Classes
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.html_report import PAGE_NAME, save_page, training_curves
+from nlpkd.evaluation.html_report import make_page, training_curves
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate
-from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, EvaluationReport
+from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.models.structure import matching_tokenizer
 from nlpkd.tasks import fill_in_task, task_of
@@ -62,6 +63,23 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
     return directory
 
 
+def keep_student(model: Any, directory: str | Path, tokenizer: Any, sha256: Mapping[str, str] | None = None) -> None:
+    """Save a student again where its folder has no weights any more, or others than it was saved with.
+
+    Args:
+        model: The student.
+        directory: Where it was saved.
+        tokenizer: Its tokenizer.
+        sha256: Of its weights there, by `weights_sha256`; None where any will do.
+    """
+    found = weights_sha256(Path(directory))
+    if found and sha256 in (None, found):
+        return
+    what = "has other weights than were saved there" if found else "has lost the weights that were saved there"
+    logger.warning("%s %s: the student is saved again.", directory, what)
+    save_student(model, directory, tokenizer)
+
+
 @contextmanager
 def model_update(folder: Path) -> Iterator[Path]:
     """Replace the files of a model as `atomic_model_update` does, and take away what was told of other weights.
@@ -101,6 +119,29 @@ def model_update(folder: Path) -> Iterator[Path]:
         (folder / name).unlink(missing_ok=True)
 
 
+def forget_stale_files(folder: Path) -> None:
+    """Take out of a folder's report, page and card what was measured of files that are other ones by now.
+
+    Args:
+        folder: the student's.
+    """
+    if not (folder / JSON_NAME).is_file():
+        return
+    report = EvaluationReport.load(folder)
+    kept = report.without_stale(folder)
+    gone = sorted(report.candidates.keys() - kept.candidates.keys())
+    if not gone:
+        return
+    logger.warning(
+        "The report in %s was of another %s: these figures are taken out. To measure the new file: nlpkd evaluate",
+        folder,
+        ", ".join(gone),
+    )
+    card, page = folder / CARD_NAME, (folder / PAGE_NAME).is_file()
+    name = ModelCard.load(card).data.model_name if _is_ours(card) else None
+    save_report(kept, folder, name, card=_is_ours(card), page=page)
+
+
 def _is_ours(card: Path) -> bool:
     """Check whether a card is there that nobody wrote or edited."""
     return card.is_file() and is_generated(card.read_text(encoding="utf-8", errors="replace"))
@@ -123,21 +164,28 @@ def save_report(
         directory: the student's folder, or any other for a report without a card.
         model_name: the card's; the folder's own name if None.
         card: write README.md, unless somebody wrote or edited the one that is there.
-        page: write report.html; False takes away the one of an earlier report.
+        page: write report.html, all three files of a report or none; False takes away the one of an earlier report.
         logs: the folder of the training whose curves the page shows; `directory` if None.
         texts: texts of the page's examples, by row number.
+
+    Raises:
+        ValueError: if there is to be a card, and the report is of other weights than the folder's; nothing is written.
+        OSError: if the disk is full.
     """
     directory = Path(directory)
-    report.save(directory)
-    if page:
-        save_page(report, directory, curves=training_curves(logs or directory), texts=texts)
-    else:
-        (directory / PAGE_NAME).unlink(missing_ok=True)
+    if card:
+        report.refuse_other_weights(directory)
+    text = None
+    try:
+        text = make_page(report, curves=training_curves(logs or directory), texts=texts) if page else None
+    finally:
+        # A page that can't be made costs no figures.
+        report.save(directory, text)
     if not card:
         return
-    text = renewed_card(report, directory, model_name or directory.resolve().name)
-    if text is not None:
-        write_atomic(directory / CARD_NAME, text.encode())
+    written = renewed_card(report, directory, model_name or directory.resolve().name)
+    if written is not None:
+        write_atomic(directory / CARD_NAME, written.encode())
     else:
         logger.warning(
             "%s is kept as it is: this version of nlpkd did not write it, or somebody edited it. Its figures may be "

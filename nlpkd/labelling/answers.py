@@ -15,7 +15,8 @@ from nlpkd.labelling.asking import Asking
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.labelling.spending import Spending
 from nlpkd.teachers.base import LabelingTeacher
-from nlpkd.utils.files import cut_torn_line, explain_damage, explain_full_disk
+from nlpkd.utils.files import cut_torn_line, explain_damage
+from nlpkd.utils.full_disk import explain_full_disk
 from nlpkd.utils.links import open_no_link, refuse_links
 from nlpkd.utils.locks import lock_of
 from nlpkd.utils.processes import sigterm_as_exit

@@ -30,7 +30,7 @@ from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
 from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
 from nlpkd.training.resuming import refuse_cut_short, resumes, resumes_last
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import nearest_existing_folder, temporary_folder
+from nlpkd.utils.full_disk import nearest_existing_folder, temporary_folder
 from nlpkd.utils.processes import phase, quiet
 
 PROBED_STEPS = 8

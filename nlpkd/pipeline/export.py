@@ -22,6 +22,7 @@ from nlpkd.evaluation.origin import headline_name
 from nlpkd.evaluation.records import format_number, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import Cells
+from nlpkd.hub.saving import forget_stale_files
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import ModelSource
 from nlpkd.utils.field_types import check_share, plain_arguments
@@ -168,6 +169,8 @@ def export_student(
             kept = _retention(report, min_retention)
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records, export_record(staged)["state_sha256"])
+        if PartialState().is_main_process:
+            forget_stale_files(directory)
     return ExportResult(directory, records, report)
 
 

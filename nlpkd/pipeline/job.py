@@ -26,13 +26,13 @@ from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.model_card import hub_id
-from nlpkd.hub.saving import renewed_card, save_partial_report, save_report
+from nlpkd.hub.saving import keep_student, renewed_card, save_partial_report, save_report
 from nlpkd.objectives.presets import Stage, gold_labels_alone, of_stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import train_baseline
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
-from nlpkd.training.publishing import describe_training
+from nlpkd.training.publishing import describe_training, measurement_sha256
 from nlpkd.training.rehearsal import rows_to_try
 from nlpkd.training.resuming import Training, resumes, resumes_last, train_once
 from nlpkd.training.trainer import DistillationTrainer
@@ -124,7 +124,7 @@ class Job:
             logger.warning("Seed %d, number %d of %d, in %s.", seed, number, num_seeds, further)
             before = EvaluationReport.load_beside(further) if resumes(args) else None
             # A seed whose measuring failed has a report too, of its student alone.
-            if before is not None and not before.is_like(report):
+            if before is not None and not (before.is_like(report) and before.is_of_all(further)):
                 before = None
             settings = replace(_beside(args, further), seed=seed, data_seed=None)
             reports.append(self.run_seed(settings, copy.deepcopy(fresh), further / "baseline", before=before)[1])
@@ -240,9 +240,16 @@ class Job:
         split, rows, held_out = self.rows_to_measure(trainer.model.config)
         report = None
         if PartialState().is_main_process:
+            kept = (trainer.model, args.output_dir, trainer.processing_class)
+            keep_student(*kept)
             given = (trainer.model, self.tokenizer, args.output_dir, rows, self.data)
             shipped = ship_student(*given) if self.ship else {}
             measured = [*(["teacher"] if self.teacher is not None else []), *baselines, *shipped]
+            how: dict[str, Any] = {"bootstrap_samples": args.bootstrap_samples, "latency_runs": args.latency_runs}
+            made_by = self._record(trainer, split, stages, Path(trainer.args.output_dir))
+            made_by["measurement_sha256"] = measurement_sha256(
+                {"measured": rows, "held-out": held_out}, self.teacher, how | {"order": trainer.teacher_order}
+            )
             with phase(f"Measuring {', '.join(['student', *measured])}"):
                 report = evaluate_student(
                     trainer.model,
@@ -252,15 +259,15 @@ class Job:
                     candidates={**baselines, **shipped},
                     teacher_tokenizer=self.teacher_tokenizer,
                     teacher_order=trainer.teacher_order,
-                    run=self._record(trainer, split, stages, Path(trainer.args.output_dir)),
+                    run=made_by,
                     training_seconds={name: known for name, known in seconds.items() if known is not None},
                     threshold_dataset=held_out,
                     student_files=list(shipped),
                     text_columns=self.data.text_columns,
-                    bootstrap_samples=args.bootstrap_samples,
-                    latency_runs=args.latency_runs,
                     seed=args.seed,
+                    **how,
                 )
+                keep_student(*kept, report.run.student.weights_sha256)
                 if chosen := report.run.thresholds:
                     trainer.model.config.thresholds = dict(chosen["student"])
                     with atomic_folder_update(Path(args.output_dir)) as temporary:
@@ -321,10 +328,11 @@ class Job:
         args, teacher = trainer.args, self.origin["teacher"]["name"]
 
         def report() -> bool:
-            history, written = (Path(args.output_dir) / name for name in (TRAINER_STATE_NAME, JSON_NAME))
-            if written.is_file() and written.stat().st_mtime_ns > history.stat().st_mtime_ns:
+            state, written = (Path(args.output_dir) / name for name in (TRAINER_STATE_NAME, JSON_NAME))
+            if written.is_file() and (not state.is_file() or written.stat().st_mtime_ns > state.stat().st_mtime_ns):
                 # It was written after this training, and is whole: the card failed.
                 return True
+            keep_student(trainer.model, args.output_dir, trainer.processing_class)
             split, rows, _ = self.rows_to_measure(trainer.model.config)
             record = self._record(trainer, split, stages, Path(args.output_dir))
             return save_partial_report(trainer.model, rows, self.tokenizer, record, args.output_dir, args.hub_model_id)
@@ -349,6 +357,7 @@ class Job:
         if trainer.args.augment is not None:
             record["settings"] |= describe_augmentation(trainer.args, trainer.model.config)
         order = {"label_order": trainer.teacher_order} if trainer.teacher_order else {}
+        rows = self.rows_to_measure(trainer.model.config)[1]
         return record | {
             "command": command_line(),
             "date": now(),
@@ -367,9 +376,7 @@ class Job:
                 "train_rows": count_texts(self.data["train"]),
                 "evaluated_rows": count_texts(self.data[split]),
                 "learned_rows": self._learned,
-                "evaluated_sha256": hash_rows(
-                    self.rows_to_measure(trainer.model.config)[1], [*self.data.text_columns, "labels"]
-                ),
+                "evaluated_sha256": hash_rows(rows, [*self.data.text_columns, "labels"]),
                 "truncated_rows": self.data.truncated,
                 **self.data.reading,
             },

@@ -30,7 +30,8 @@ from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import cut_torn_line, explain_damage, explain_full_disk, write_atomic
+from nlpkd.utils.files import cut_torn_line, explain_damage, write_atomic
+from nlpkd.utils.full_disk import explain_full_disk
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.packages import how_to_install
 from nlpkd.utils.processes import decided_by_main_process

@@ -22,7 +22,7 @@ from nlpkd.models.loading import load_config, split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.serving.classifier import load
 from nlpkd.tasks import task_of
-from nlpkd.utils.files import temporary_folder
+from nlpkd.utils.full_disk import temporary_folder
 from nlpkd.utils.packages import require
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from nlpkd.utils.files import digest_of, explain_damage, explain_full_disk, write_atomic
+from nlpkd.utils.files import digest_of, explain_damage, write_atomic
+from nlpkd.utils.full_disk import explain_full_disk
 from nlpkd.utils.provenance import differences
 
 SCHEMA = 1

@@ -21,13 +21,7 @@ from nlpkd.data.rows import describe_rows, makes_batches
 from nlpkd.objectives.base import Objective, setting_names
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.temperature import Temperature
-from nlpkd.utils.files import (
-    explain_full_disk,
-    has_checksums,
-    numbered_folders,
-    write_atomic,
-    write_checksums,
-)
+from nlpkd.utils.files import has_checksums, numbered_folders, write_atomic, write_checksums
 from nlpkd.utils.fingerprints import (
     NO_INFLUENCE,
     Teller,
@@ -37,7 +31,8 @@ from nlpkd.utils.fingerprints import (
     is_foreign,
     told_in_run,
 )
-from nlpkd.utils.modes import give_usual_modes
+from nlpkd.utils.full_disk import explain_full_disk
+from nlpkd.utils.links import give_usual_modes
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +81,12 @@ _OF_TRAINER = frozenset({"bound_in", "progress", "task"})
 LENGTH = ("num_train_epochs", "max_steps")
 """Settings of a training's length."""
 
+# They decide which checkpoint is the best one, and when a training stops early.
+_CHOICE = (
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps",
+    "eval_delay", "save_strategy", "save_steps",
+)  # fmt: skip
+
 
 def last_whole(output_dir: str | Path, record: dict[str, Any] | None = None) -> Path | None:
     """Find the last checkpoint that was written to the end.
@@ -121,7 +122,15 @@ def is_of(checkpoint: Path, record: dict[str, Any]) -> bool:
     """Check whether a run wrote a checkpoint, of whatever length it was then."""
     theirs = record_of(checkpoint)
     compared = ("result", "start") if record.get("same_start") else ("result",)
-    return theirs is not None and all(theirs.get(part) == record.get(part) for part in compared)
+    if theirs is None or not chooses_alike(theirs, record):
+        return False
+    return all(theirs.get(part) == record.get(part) for part in compared)
+
+
+def chooses_alike(theirs: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Check whether two runs choose the best checkpoint by the same figures, where both choose one."""
+    ours = record.get("chosen")
+    return ours is None or theirs.get("chosen") in (None, ours)
 
 
 def has_optimizer(checkpoint: Path) -> bool:
@@ -230,6 +239,8 @@ def describe_run(
     *,
     own_parts: dict[str, Any] | None = None,
     same_start: bool = False,
+    held_out: Any = None,
+    metrics: Any = None,
 ) -> dict[str, Any]:
     """Describe all that a training's result depends on.
 
@@ -242,11 +253,14 @@ def describe_run(
         columns: of them, that are read.
         own_parts: what else the user gave, by `describe_own_parts`.
         same_start: whether a run that starts from other weights is another one.
+        held_out: the rows of its evaluations, several by name.
+        metrics: of the user's own, by the function's name: its code is not looked at.
 
     Returns:
         `"result"`: fingerprints and settings that must be the same in a run that is resumed, by what a refusal calls
         them; `"length"`: epochs and steps, which may change; `"start"`: the student's weights at the start, which a
-        checkpoint replaces; `"same_start"`: whether these must be the same all the same.
+        checkpoint replaces; `"same_start"`: whether these must be the same all the same; `"chosen"`, of a run that
+        goes by its evaluations: what their figures depend on, likewise.
     """
     result = describe_lessons(args, teacher, objectives, rows, columns) | _describe_student(student)
     result |= own_parts or {}
@@ -256,7 +270,18 @@ def describe_run(
         result |= {"the student's weights at the start": start["hash of the weights"]}
     length = {name: getattr(args, name) for name in LENGTH}
     told = {"result": result, "length": length, "start": start, "same_start": same_start}
+    if args.metric_for_best_model is not None and args.eval_strategy != "no":
+        told["chosen"] = _describe_choice(args, held_out, columns, metrics)
     return json.loads(json.dumps(told, default=str))
+
+
+def _describe_choice(args: DistillationConfig, held_out: Any, columns: Sequence[str], metrics: Any) -> dict[str, Any]:
+    """Describe what decides which checkpoint is the best one."""
+    settings = args.to_dict()
+    told = {name: settings[name] for name in _CHOICE}
+    for name, rows in held_out.items() if isinstance(held_out, dict) else [("validation", held_out)]:
+        told |= describe_rows(rows, columns, name)
+    return told if metrics is None else told | {"the metrics' function": _name_of(metrics)}
 
 
 def describe_lessons(

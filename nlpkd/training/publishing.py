@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from transformers import SchedulerType
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import label_column
+from nlpkd.data.rows import describe_rows
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import hub_id
@@ -24,6 +25,7 @@ from nlpkd.hub.push import push_student
 from nlpkd.hub.saving import save_report
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.objectives.objective_set import ObjectiveSet
+from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights, told_in_run
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,23 @@ def describe_training(
     settings["mixed_precision"] = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     described = [objective.config() for objective in objectives]
     return {"seed": args.seed, "objectives": described, "settings": settings}
+
+
+def measurement_sha256(splits: Mapping[str, Any], teacher: nn.Module | None, settings: Mapping[str, Any]) -> str:
+    """Hash all that figures depend on beside the student and its baselines: others are measured otherwise.
+
+    Args:
+        splits: the rows that are measured, and those that thresholds and temperatures are fitted on, each with all of
+            its columns; None for what is not there.
+        teacher: that is measured beside them, and agreed with.
+        settings: how it is measured, the order that the teacher gives the labels included.
+
+    Returns:
+        A SHA-256, in hexadecimal digits.
+    """
+    rows = {name: describe_rows(each, each.column_names, name) for name, each in splits.items() if each is not None}
+    told = None if teacher is None else [hash_weights(teacher), told_in_run(hash_configuration, teacher)]
+    return hash_value({"rows": rows, "teacher": told, "settings": dict(settings)})
 
 
 def card_facts(

@@ -19,8 +19,9 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.inference import in_eval_mode
-from nlpkd.utils.files import MODEL_NOT_SAVED, staging_folder
+from nlpkd.utils.files import staging_folder
 from nlpkd.utils.fingerprints import is_foreign
+from nlpkd.utils.full_disk import MODEL_NOT_SAVED
 from nlpkd.utils.randomness import undrawn
 
 ROWS = 4

@@ -17,9 +17,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.rows import describe_rows
 from nlpkd.evaluation.records import as_type
-from nlpkd.training.checkpoints import RUN_RECORD, has_optimizer, is_of, last_whole, record_of
+from nlpkd.training.checkpoints import RUN_RECORD, chooses_alike, has_optimizer, is_of, last_whole, record_of
 from nlpkd.utils.files import (
     atomic_folder_update,
     explain_damage,
@@ -39,12 +38,6 @@ _STATE_TYPES = {
     for name, kind in get_type_hints(TrainerState).items()
     if name not in ("log_history", "trial_params", "stateful_callbacks")
 }
-
-
-# What decides which checkpoint is the best one
-_CHOICE = (
-    "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
-)  # fmt: skip
 
 
 def checkpoint_to_resume(args: DistillationConfig) -> str | bool:
@@ -136,39 +129,56 @@ def _matching_checkpoint(output_dir: Path, asked: str | bool, record: dict[str, 
         return None
     if found is None:
         raise ValueError(f"there is no whole checkpoint in {output_dir}: leave resume_from_checkpoint out")
-    # Is it whole, and as it was written?
+    # Is it whole, as it was written, and of this run?
     refuse_cut_short(found)
-    try:
-        refuse_damaged(found)
-    except ValueError as error:
-        raise ValueError(f"{error}. To go on from the checkpoint before it, delete {found}") from None
-    with explain_damage(found / RUN_RECORD, f"to go on from the checkpoint before it, delete {found}"):
-        told = json.loads((found / RUN_RECORD).read_text(encoding="utf-8"))
-        theirs = {part: dict(told[part]) for part in ("result", "length", "start")}
-    if (history := found / TRAINER_STATE_NAME).is_file():
-        with explain_damage(history, f"to go on from the checkpoint before it, delete {found}"):
-            state = TrainerState.load_from_json(str(history))
-            if not all(isinstance(each, dict) for each in state.log_history):
-                raise ValueError("its log_history is no list of entries")
-            for name, kind in _STATE_TYPES.items():
-                # Counts of a training, such as its operations, grow beyond any figure of a report.
-                as_type(kind, getattr(state, name), largest=math.inf)
-    # Is it of this run?
+    theirs, best = _read_checkpoint(found)
     differ = differences(theirs["result"], record["result"], "the checkpoint")
     # Who names a checkpoint knows which one it is.
     if record.get("same_start") and asked in (True, "auto") and theirs["start"] != record["start"]:
         differ.append("the student's weights at the start")
+    if not chooses_alike(theirs, record):
+        differ += differences(theirs["chosen"], record["chosen"], "the checkpoint")
     if differ:
         raise ValueError(
             f"{found} is of another run; what differs: {'; '.join(differ)}. Resume with the settings of that run, or "
             "leave resume_from_checkpoint out to start anew: its checkpoints are set aside then"
         )
     logger.warning("Resuming from %s.", found)
+    if best is not None and "chosen" in record and "chosen" not in theirs:
+        logger.warning(
+            "%s does not say which rows its best metric (%g) was measured on, since an earlier version of nlpkd wrote "
+            "it: it is taken for one of these rows, and of this metric.",
+            found,
+            best,
+        )
     for phrase in differences(theirs["length"], record["length"], "the checkpoint"):
         logger.warning("%s: the learning rate's schedule follows the new length from here on.", phrase)
     for phrase in differences(theirs["start"], record["start"], "the checkpoint"):
         logger.warning("The student starts from other weights, which are not used: %s differs.", phrase)
     return str(found)
+
+
+def _read_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], float | None]:
+    """Read a whole checkpoint's record and its best metric so far, after all that is resumed from is checked."""
+    advice = f"go on from the checkpoint before it, delete {checkpoint}"
+    try:
+        refuse_damaged(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{error}. To {advice}") from None
+    with explain_damage(checkpoint / RUN_RECORD, f"to {advice}"):
+        told = json.loads((checkpoint / RUN_RECORD).read_text(encoding="utf-8"))
+        # Earlier versions noted nothing of how the best checkpoint is chosen.
+        theirs = {part: dict(told[part]) for part in ("result", "length", "start", *({"chosen"} & told.keys()))}
+    if not (history := checkpoint / TRAINER_STATE_NAME).is_file():
+        return theirs, None
+    with explain_damage(history, f"to {advice}"):
+        state = TrainerState.load_from_json(str(history))
+        if not all(isinstance(each, dict) for each in state.log_history):
+            raise ValueError("its log_history is no list of entries")
+        for name, kind in _STATE_TYPES.items():
+            # Counts of a training, such as its operations, grow beyond any figure of a report.
+            as_type(kind, getattr(state, name), largest=math.inf)
+    return theirs, state.best_metric
 
 
 def follow_new_length(lr_scheduler: Any, checkpoint: Path, record: dict[str, Any]) -> None:
@@ -265,11 +275,6 @@ def _finished_before(trainer: Any, history: Path) -> TrainerState | None:
 
 
 def _describe_finished(trainer: Any, record: dict[str, Any]) -> dict[str, Any]:
-    """Describe a run with the weights that are in its folder, and with what the best of them were chosen by."""
-    args, chosen = trainer.args, {}
-    if args.load_best_model_at_end:
-        settings = args.to_dict()
-        chosen = {name: settings[name] for name in _CHOICE}
-        chosen |= describe_rows(trainer.eval_dataset, trainer._signature_columns, "validation")
-    told = record | {"chosen": chosen, "weights": weights_sha256(Path(args.output_dir))}
+    """Describe a run with the weights that are in its folder."""
+    told = {"chosen": {}, **record, "weights": weights_sha256(Path(trainer.args.output_dir))}
     return json.loads(json.dumps(told, default=str))

@@ -66,8 +66,7 @@ class DistillationTrainer(SearchingTrainer):
         processing_class: the student's tokenizer.
         teacher_processing_class: the teacher's, where it is another one; the data then have `teacher_input_ids`, ...
             Where the student's is a trimmed form of it, objectives that match token with token give the teacher the
-            student's tokens.
-            Of several teachers a list, with None where it is the student's.
+            student's tokens. Of several teachers a list, with None where it is the student's.
         data_collator: `nlpkd.data.collator.DistillationCollator` by default.
         compute_metrics: those of the task by default (`nlpkd.evaluation.scoring`); the agreement with the teacher is
             added either way.
@@ -275,7 +274,8 @@ class DistillationTrainer(SearchingTrainer):
     def describe_run(self) -> dict[str, Any]:
         """Describe what the result depends on; see `nlpkd.training.checkpoints.describe_run`."""
         rows: Any = (self.train_dataset, self._signature_columns)
-        made: Any = {"own_parts": self._own_parts, "same_start": self.same_start}
+        made: Any = {"own_parts": self._own_parts, "same_start": self.same_start, "held_out": self.eval_dataset}
+        made["metrics"] = self._metrics.compute_metrics
         return describe_run(self.args, self.model, self.teacher_model, self.objectives, *rows, **made)
 
     # Loss

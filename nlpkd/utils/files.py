@@ -1,4 +1,4 @@
-"""Files that are complete or not there, checked by checksums; a full disk is one plain error."""
+"""Files that are complete or not there, checked by checksums."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from nlpkd.utils.full_disk import MODEL_NOT_SAVED, NOT_WRITTEN, explain_full_disk
 from nlpkd.utils.links import inside, move_into
 
 CHECKSUMS = "checksums.json"
@@ -30,30 +31,11 @@ TOKENIZER = "tokenizer.json"
 _SAVING = ".saving-"
 
 
-NOT_WRITTEN = "the new files were not written, and what was there before is as it was. Free some space, and run again"
-"""What a full disk means, where nothing else is said."""
-
-
-MODEL_NOT_SAVED = "the model was not saved, and what was there before is as it was. Free some space, and save again"
-"""What a full disk means where a model is saved."""
-
-
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
-
-
-NO_SPACE = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is spent",
-    errno.EFBIG: "a file would be larger than the limit on file sizes (ulimit -f)",
-}
-"""Errors of writing that have one cause: no more fits. What to say of each."""
 
 
 ODD_CONTENT = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
 """What reading raises where a file or a server holds something else than was expected."""
-
-
-_FULL_BYTES = 1 << 16
 
 
 # Without leading zeros, so that a number has one folder.
@@ -90,6 +72,29 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a file as a whole or not at all, as `atomic_file` does."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write several files of a folder, all of them or none: they get their names once all are on the disk.
+
+    Args:
+        folder: the folder, made where missing.
+        files: their content by name, in the order in which they get their names.
+
+    Raises:
+        OSError: if no more fits on the disk, or a folder has one of the names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+    with explain_full_disk(folder, NOT_WRITTEN), ExitStack() as begun:
+        # The one that is begun last gets its name first.
+        for name, data in reversed([*files.items()]):
+            file = begun.enter_context(atomic_file(folder / name))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager
@@ -258,57 +263,6 @@ def _damage(path: Path, bytes: int, sha256: str) -> str | None:
     return None if digest_of(path) == sha256 else f"{path} is damaged: its checksum is another one"
 
 
-@contextmanager
-def explain_full_disk(folder: Path, failed: str) -> Iterator[None]:
-    """Turn what libraries raise on a full disk, a spent quota or a limit on file sizes into one plain error.
-
-    Args:
-        folder: that is written to, or the file.
-        failed: what to say of it: what was not written, what is kept, what to do.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        OSError: with the number of what is full, one of `NO_SPACE`.
-    """
-    try:
-        yield
-    except FullTemporaryFolder:
-        raise
-    except Exception as error:
-        if (number := full_disk(error, folder)) is None:
-            raise
-        raise OSError(number, f"{NO_SPACE[number]}: {failed}", str(folder)) from error
-
-
-class FullTemporaryFolder(OSError):
-    """The disk of a temporary folder is full, whatever else was being written."""
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Make a folder that is gone afterwards.
-
-    Yields:
-        The folder.
-
-    Raises:
-        FullTemporaryFolder: if what is written into it does not fit.
-    """
-    with tempfile.TemporaryDirectory(prefix="nlpkd-") as name:
-        try:
-            yield Path(name)
-        except Exception as error:
-            elsewhere = getattr(error, "filename", None)
-            number = full_disk(error, Path(name))
-            if number is None or (elsewhere is not None and not Path(os.fsdecode(elsewhere)).is_relative_to(name)):
-                raise
-            place = tempfile.gettempdir()
-            told = f"{NO_SPACE[number]}: temporary files go to {place}. Free some space there, or set TMPDIR"
-            raise FullTemporaryFolder(number, f"{told} to a folder of another disk", name) from error
-
-
 def cut_torn_line(file: BinaryIO) -> int:
     """Cut off what a kill or a full disk left of a last line.
 
@@ -323,33 +277,6 @@ def cut_torn_line(file: BinaryIO) -> int:
     file.truncate(end)
     file.seek(end)
     return end
-
-
-def full_disk(error: BaseException, folder: Path) -> int | None:
-    """Find out whether an error says that no more can be written.
-
-    Args:
-        error: of any library.
-        folder: that was written to.
-
-    Returns:
-        What is full, one of `NO_SPACE`; None where it is another error.
-    """
-    if isinstance(error, OSError):
-        return error.errno if error.errno in NO_SPACE else None
-    # safetensors and tokenizers put the number into words.
-    told = re.search(r"os error (\d+)", str(error))
-    if told is not None:
-        return int(told[1]) if int(told[1]) in NO_SPACE else None
-    if shutil.disk_usage(nearest_existing_folder(folder)).free < _FULL_BYTES:
-        return errno.ENOSPC
-    # torch's writer of zip files says nothing of the cause.
-    if not any(word in str(error) for word in ("inline_container", "iostream error")):
-        return None
-    import resource  # There is none on Windows, which has no such limit either.
-
-    limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
-    return errno.EFBIG if limited else errno.EDQUOT
 
 
 @contextmanager
@@ -384,16 +311,3 @@ def numbered_folders(folder: Path, prefix: str) -> dict[int, Path]:
     """
     found = [(match[1], path) for path in folder.glob(f"{prefix}-*") if (match := NUMBERED.fullmatch(path.name))]
     return {int(number): path for number, path in sorted(found, key=lambda each: int(each[0])) if path.is_dir()}
-
-
-def nearest_existing_folder(folder: Path) -> Path:
-    """Find what exists already of a folder's path.
-
-    Args:
-        folder: perhaps not made yet.
-
-    Returns:
-        The folder itself, or its nearest parent that exists.
-    """
-    folder = folder.resolve()
-    return next(path for path in (folder, *folder.parents) if path.exists())

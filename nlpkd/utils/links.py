@@ -1,13 +1,13 @@
-"""Links that lead somewhere else, and names that do: nothing foreign is written, read or sent because of them."""
+"""Links and names that lead somewhere else, because of which nothing foreign is written, read or sent; permissions."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-
-from nlpkd.utils.modes import usual_mode
 
 
 def refuse_links(folder: Path, *names: str | Path) -> None:
@@ -133,3 +133,21 @@ def copy_from_inside(folder: Path, name: str, target: Path) -> None:
 def open_no_link(path: str, flags: int) -> int:
     """Open a file that must be no link, as an `opener` of `open`; Windows has no such flag, and seldom links."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def usual_mode(folder: Path) -> int:
+    """Return the permissions that a new file has in a folder, by the user's umask and the folder's own rules."""
+    # A file that is made tells it; to read the umask is to change it, for all threads.
+    probe = folder / f".mode.{secrets.token_hex(8)}.tmp"
+    probe.touch(exist_ok=False)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Give all files in a folder the permissions that a new file has there: safetensors makes its files 0600."""
+    mode = usual_mode(folder)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)

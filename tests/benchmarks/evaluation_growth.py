@@ -63,7 +63,7 @@ def measured(rows: int, classes: int) -> dict[str, float]:
     from transformers import BertTokenizer
 
     from nlpkd import EvaluationReport, evaluate_student, load_text_classification
-    from nlpkd.evaluation.html_report import save_page
+    from nlpkd.evaluation.html_report import make_page
     from nlpkd.models.small_models import StaticConfig, StaticForSequenceClassification
 
     torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def measured(rows: int, classes: int) -> dict[str, float]:
         report.save(folder)
         EvaluationReport.load(folder)
         took("report")
-        save_page(report, folder)
+        report.save(folder, make_page(report))
         took("page")
         sizes = {file: (Path(folder) / file).stat().st_size for file in FILES}
     return seconds | sizes | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}

@@ -9,6 +9,7 @@ from io import StringIO
 import pytest
 from datasets import DatasetDict
 from processes import Program
+from safetensors.torch import load_file, save_file
 from samples import raw_rows, tiny_bert
 from typer.testing import CliRunner
 
@@ -257,6 +258,23 @@ def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
     assert point.quality.value == pytest.approx(spread.mean)
     assert point.quality.high - point.quality.value == pytest.approx(first.high - first.value)
     assert "sd over seeds" in report.to_markdown()
+
+
+def test_a_finished_student_whose_weights_or_report_are_lost_is_made_again(job, tmp_path):
+    asked = job | {"students": ["static"], "output_dir": tmp_path}
+    before = nlpkd.frontier(**asked)
+    folder = tmp_path / "students/static"
+    weights = (folder / "model.safetensors").read_bytes()
+
+    def replace_weights():
+        state = {name: tensor + 1 for name, tensor in load_file(folder / "model.safetensors").items()}
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+    for lose in (replace_weights, (folder / "report.json").unlink):
+        lose()
+        again = nlpkd.frontier(**asked)
+        assert [point.quality for point in again.points] == [point.quality for point in before.points]
+        assert (folder / "model.safetensors").read_bytes() == weights and (folder / "report.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from datasets import DatasetDict
-from samples import raw_rows, tiny_bert
+from samples import raw_rows, tiny_bert, tiny_report
 
 from nlpkd.comparison.student import FrontierStudent
+from nlpkd.compression.int8 import INT8_FILE
+from nlpkd.utils.files import digest_of, weights_sha256
 
 
 def model(folder, seed=0, names=("neg", "pos")):
@@ -28,6 +32,20 @@ def rows(path, seed=1):
     raw_rows(9, seed=seed).to_csv(path)
 
 
+def leave_measured(folder):
+    """Weights, a file to deploy, and a report of both."""
+    (folder / "onnx").mkdir()
+    (folder / "model.safetensors").write_text("weights")
+    (folder / INT8_FILE).write_text("int8")
+    report = tiny_report()
+    named = {
+        "weights_sha256": weights_sha256(folder),
+        "files_sha256": {INT8_FILE: {INT8_FILE: digest_of(folder / INT8_FILE)}},
+    }
+    candidates = report.candidates | {INT8_FILE: report.candidates["student"]}
+    replace(report, run=report.run.updated({"student": named}), candidates=candidates).save(folder)
+
+
 # Of each argument that names something: what is there, and how it changes under its name.
 NAMED = {
     "teacher": (model, lambda path: model(path, seed=2)), "teacher's names": (model, named_otherwise),
@@ -42,6 +60,8 @@ def student(folder, name="layers:1", finished=1, **own):
     """A student as a frontier finds it, and what it leaves once so many seeds are finished."""
     found = FrontierStudent.of(name, folder, {"teacher": "org/teacher", "train": "org/rows"}, own)
     folder.mkdir(exist_ok=True)
+    if not (folder / "report.json").exists():
+        leave_measured(folder)
     (folder / "job.json").write_text(json.dumps({"asked": found.asked, "finished": finished, "error": None}))
     return found
 
@@ -92,3 +112,27 @@ def test_a_plan_reads_the_labels_by_the_names_that_are_given(tmp_path, tokenizer
     planned = FrontierStudent.of("layers:1", tmp_path / "out", given, {"report_to": "none"})
     with pytest.raises(ValueError, match="are not those of the rows"):
         planned.plan(1)
+
+
+LOST = {
+    "the report": lambda folder: (folder / "report.json").unlink(),
+    "a whole report": lambda folder: (folder / "report.json").write_text("{"),
+    "the weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "these weights": lambda folder: (folder / "model.safetensors").write_text("another model's"),
+    "the file": lambda folder: (folder / INT8_FILE).unlink(),
+    "this file": lambda folder: (folder / INT8_FILE).write_text("another export"),
+    "the file's figures": lambda folder: tiny_report().save(folder),
+    "all": lambda folder: [path.unlink() for path in folder.rglob("*") if path.is_file() and path.name != "job.json"],
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_student_without_what_was_measured_is_not_finished(tmp_path, lost, caplog):
+    student(tmp_path / "out", ship=True)
+    assert student(tmp_path / "out", ship=True).finished == 1
+    LOST[lost](tmp_path / "out")
+    with caplog.at_level(logging.WARNING, logger="nlpkd"):
+        found = FrontierStudent.of(
+            "layers:1", tmp_path / "out", {"teacher": "org/teacher", "train": "org/rows"}, {"ship": True}
+        )
+    assert (found.started, found.finished) == (True, 0) and "it is made again" in caplog.text

@@ -20,7 +20,7 @@ from processes import run as run_program
 from samples import raw_rows, tiny_bert
 
 from nlpkd import EvaluationReport, evaluate_student
-from nlpkd.evaluation.html_report import render_page, save_page, training_curves
+from nlpkd.evaluation.html_report import make_page, render_page, training_curves
 from nlpkd.evaluation.origin import RunRecord
 from nlpkd.evaluation.scoring import task_scoring
 from nlpkd.pipeline.evaluate import evaluate, name_models
@@ -162,23 +162,24 @@ def test_a_page_of_many_classes_shows_the_confusions_that_matter(of_many_classes
     assert "and 980 more" in of_many_classes.to_markdown() and "class 20" not in of_many_classes.to_markdown()
 
 
-def test_a_page_is_replaced_as_a_whole(alone, tmp_path, monkeypatch):
-    path = save_page(alone, tmp_path / "new")
-    before = path.read_text(encoding="utf-8")
-    assert path == tmp_path / "new" / "report.html" and before.startswith("<!doctype html>")
+def test_a_page_is_replaced_as_a_whole_with_its_report(alone, tmp_path, monkeypatch):
+    folder = tmp_path / "new"
+    alone.save(folder, make_page(alone))
+    before = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert before.keys() == {"report.html", "report.json", "report.md"}
+    assert before["report.html"].startswith("<!doctype html>")
     monkeypatch.setattr(os, "replace", lambda *names: (_ for _ in ()).throw(OSError("no space left")))
+    other = replace(alone, run=RunRecord())
     with pytest.raises(OSError, match="no space"):
-        save_page(replace(alone, run=RunRecord()), tmp_path / "new")
-    assert path.read_text(encoding="utf-8") == before
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.html"]
+        other.save(folder, make_page(other))
+    assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == before
 
 
 def test_without_the_extra_the_page_is_skipped_and_said_so(report, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("nlpkd.evaluation.html_report.find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
-        assert save_page(report, tmp_path) is None
+        assert make_page(report) is None
     assert "report.html is skipped" in caplog.text and "nlpkd[report]" in caplog.text
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_backslash_in_a_candidate_s_name_is_drawn_as_it_is(alone):
@@ -235,7 +236,7 @@ def test_a_real_browser_shows_it_without_errors_or_network(page, of_many_classes
             browser.show(390, scheme)
             colours.append(browser.evaluate("getComputedStyle(document.querySelector('svg text')).fill"))
         assert colours[0] != colours[1]
-        save_page(of_many_classes, tmp_path / "many")
+        of_many_classes.save(tmp_path / "many", make_page(of_many_classes))
         browser.open(f"file://{tmp_path / 'many' / 'report.html'}")
         assert browser.evaluate(CUT) == [] and browser.evaluate("document.querySelectorAll('svg').length") > 2
         problems = [event for event in browser.events if event.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")]  # fmt: skip  # noqa: E501

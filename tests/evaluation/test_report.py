@@ -11,6 +11,7 @@ from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, format_number
 from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
 from nlpkd.evaluation.report_text import flat
+from nlpkd.utils.files import digest_of
 
 
 def candidate(accuracy, parameters, p50_ms, agreement=None):
@@ -335,3 +336,67 @@ def test_a_figure_that_is_not_zero_is_not_shown_as_zero(value, told):
     assert format_number(value) == told
     if value:
         assert str(Interval(value, value, value)).startswith(told)
+
+
+@pytest.fixture
+def shipped(report, tmp_path):
+    """A report of a folder's weights and of two files in it, one of them an earlier version's way."""
+
+    def make(named):
+        (tmp_path / "onnx").mkdir(exist_ok=True)
+        for name in ("model.safetensors", "onnx/model.onnx", "onnx/model_int8.onnx", "onnx/model_int8.onnx.data"):
+            (tmp_path / name).write_text(name)
+        sha256 = {path.relative_to(tmp_path).as_posix(): digest_of(path) for path in tmp_path.rglob("*.*")}
+        student = {"weights_sha256": {"model.safetensors": sha256["model.safetensors"]}}
+        if named:
+            of_int8 = {name: digest for name, digest in sha256.items() if "int8" in name}
+            student["files_sha256"] = {"onnx/model_int8.onnx": of_int8}
+        candidates = report.candidates | {
+            "onnx/model_int8.onnx": replace(
+                candidate(0.87, 11_000_000, 1.0), file_sha256=sha256["onnx/model_int8.onnx"]
+            ),
+            "another model's file": replace(candidate(0.87, 1, 1.0), file_sha256="0" * 64),
+        }
+        run = report.run.updated({"student": student, "thresholds": {"onnx/model_int8.onnx": {"neg": 0.5}}})
+        return replace(report, candidates=candidates, run=run)
+
+    return make
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by path", "as earlier versions did"])
+@pytest.mark.parametrize("change", ["other", "gone"])
+def test_a_report_is_of_the_files_that_were_measured_not_of_others_in_their_place(named, change, shipped, tmp_path):
+    told = shipped(named)
+    assert told.is_of(tmp_path) and told.is_of_all(tmp_path) and told.without_stale(tmp_path) is told
+    told.refuse_other_weights(tmp_path)
+    (tmp_path / "onnx/model.onnx").write_text("one that was not measured")
+    assert told.is_of_all(tmp_path)
+    file = tmp_path / "onnx/model_int8.onnx"
+    file.unlink() if change == "gone" else file.write_text("another one")
+    assert told.is_of(tmp_path) == (change == "gone") and not told.is_of_all(tmp_path)
+    with pytest.raises(ValueError, match="has figures of onnx/model_int8.onnx, and that file is another one"):
+        told.refuse_other_weights(tmp_path)
+    kept = told.without_stale(tmp_path)
+    assert kept.is_of_all(tmp_path) and EvaluationReport.from_dict(kept.to_dict()) == kept
+    assert told.candidates.keys() - kept.candidates.keys() == {"onnx/model_int8.onnx"} and not kept.run.thresholds
+
+
+def test_weights_that_lie_beside_a_file_are_part_of_it(shipped, tmp_path):
+    told = shipped(True)
+    (tmp_path / "onnx/model_int8.onnx.data").write_text("other weights")
+    assert not told.is_of(tmp_path) and "onnx/model_int8.onnx" not in told.without_stale(tmp_path).candidates
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/dev/zero"])
+def test_a_report_that_names_files_elsewhere_is_refused(name, report, tmp_path):
+    foreign = replace(report, run=report.run.updated({"student": {"files_sha256": {"student": {name: "0"}}}}))
+    with pytest.raises(ValueError, match="outside of it"):
+        foreign.is_of(tmp_path)
+
+
+def test_without_its_weights_a_folder_is_not_all_that_was_measured(shipped, tmp_path):
+    told = shipped(True)
+    (tmp_path / "model.safetensors").unlink()
+    assert told.is_of(tmp_path) and not told.is_of_all(tmp_path)
+    with pytest.raises(ValueError, match="measured of other weights"):
+        told.refuse_other_weights(tmp_path)

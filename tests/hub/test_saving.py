@@ -175,10 +175,14 @@ def test_a_report_of_another_tool_stays(content: str, measured: Path, tokenizer)
 def test_no_card_is_written_of_a_report_of_other_weights(measured: Path) -> None:
     report, card = EvaluationReport.load(measured), (measured / "README.md").read_bytes()
     tiny_bert(layers=1, seed=1).save_pretrained(measured)
+    (measured / "report.json").unlink()
     for write in (lambda: renewed_card(report, measured, "student"), lambda: save_report(report, measured)):
         with pytest.raises(ValueError, match="measured of other weights than those in"):
             write()
-    assert (measured / "README.md").read_bytes() == card
+    assert (measured / "README.md").read_bytes() == card and not (measured / "report.json").exists()
+    with pytest.raises(ValueError, match="measured of other weights than those in"):
+        save_report(report, measured.with_name("nowhere"))
+    assert not measured.with_name("nowhere").exists()
 
 
 @pytest.mark.parametrize("limit", [65, int(1e30)])
@@ -209,3 +213,18 @@ SCORES = {"text": ["a film", "a good film"], "label": [0.5, 1.5]}
 def test_a_model_of_one_output_is_saved_with_its_task(save, tmp_path: Path, tokenizer) -> None:
     save(tiny_bert(layers=1, num_labels=1), tmp_path, tokenizer)
     assert AutoConfig.from_pretrained(tmp_path).problem_type == "regression"
+
+
+def test_a_report_of_which_there_is_no_page_has_no_older_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("figures of another measurement")
+    save_report(tiny_report(), tmp_path, page=False)
+    assert not (tmp_path / "report.html").exists()
+    (tmp_path / "report.html").write_text("figures of another measurement")
+    tiny_report().save(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_can_not_be_made_costs_no_figures(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        save_report(tiny_report(), tmp_path, logs=7)
+    assert EvaluationReport.load(tmp_path) == tiny_report()

@@ -7,8 +7,11 @@ import logging
 import re
 import resource
 import shlex
+import shutil
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from typer.testing import CliRunner
 
 from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.cli import app
+from nlpkd.utils.files import weights_sha256
 
 QUICK = {
     **QUIET, "rehearsal": True, "save_strategy": "no", "max_steps": 2, "teacher_check": "off",
@@ -171,3 +175,38 @@ def test_a_hub_that_refuses_costs_nothing(tokenizer, tmp_path, hub, monkeypatch)
     assert "push" in str(raised.value)
     assert set(EvaluationReport.load(tmp_path).candidates) == {"student", "teacher"}
     assert (tmp_path / "README.md").is_file() and (tmp_path / "model.safetensors").is_file()
+
+
+class Clumsy(BertForSequenceClassification):
+    """Does something to a folder as soon as it is measured, that is, on as many rows as the held-out set has."""
+
+    accident: ClassVar = None
+
+    def forward(self, input_ids=None, **inputs):
+        if type(self).accident is not None and len(input_ids) == ROWS and not torch.is_grad_enabled():
+            type(self).accident, accident = None, type(self).accident
+            accident()
+        return super().forward(input_ids=input_ids, **inputs)
+
+
+ACCIDENTS = {
+    "the folder is deleted": shutil.rmtree,
+    "the weights are deleted": lambda out: (out / "model.safetensors").unlink(),
+    "other weights are put there": lambda out: tiny_bert(seed=9).save_pretrained(out),
+}
+
+
+@pytest.mark.parametrize("what", ACCIDENTS)
+def test_a_report_lies_beside_the_student_that_was_measured_whatever_happened_meanwhile(what, tokenizer, tmp_path):
+    out, plain = tmp_path / "out", tiny_bert(layers=3, seed=1)
+    teacher = Clumsy(plain.config)
+    teacher.load_state_dict(plain.state_dict())
+    Clumsy.accident = partial(ACCIDENTS[what], out)
+    found = job(tokenizer, out, teacher=teacher)
+    assert Clumsy.accident is None, "it happened"
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    for name, weight in found.student.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight.cpu())
+    report = EvaluationReport.load(out)
+    assert report.run.student.weights_sha256 == weights_sha256(out) != {} and (out / "README.md").is_file()
+    assert len(AutoTokenizer.from_pretrained(out)) == len(tokenizer)

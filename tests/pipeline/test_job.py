@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,58 @@ def test_a_baseline_has_the_settings_steps_and_gold_objective_of_each_stage_of_i
         assert {**baseline, **student} == baseline and {**student, **gold} == baseline and as_many == taken
         assert gold["cross_entropy: class_weights"] == (None if name == "no gold labels" else [0.5, 2.0])
     assert gold["cross_entropy: label_smoothing"] == {"one stage": 0.2, "stages": 0.1, "no gold labels": 0.0}[name]
+
+
+def with_another_last_layer(teacher):
+    """The student is made of the layers before it."""
+    for weight in teacher.bert.encoder.layer[-1].parameters():
+        weight.data = weight.data.flip(0)
+    return teacher
+
+
+HELD_OUT = DatasetDict(train=raw_rows(24), validation=raw_rows(16, seed=3), test=raw_rows(20, seed=4))
+MEASURED_OTHERWISE = {
+    "measured texts": {"train": DatasetDict(HELD_OUT | {"test": raw_rows(20, seed=5)})},
+    "labels that temperatures are fitted on": {"train": DatasetDict(HELD_OUT | {"validation": raw_rows(16, seed=6)})},
+    "resamples": {"bootstrap_samples": 7},
+    "teacher that is measured alone": {"teacher": with_another_last_layer(tiny_bert(layers=4, seed=1))},
+}
+
+
+def learn(folder, tokenizer, **options):
+    """Train two seeds on gold labels alone."""
+    given = {"teacher": tiny_bert(layers=4, seed=1), "train": HELD_OUT, "bootstrap_samples": 5, **options}
+    distill(
+        given.pop("teacher"), "layers:1,2", given.pop("train"), objectives=[CrossEntropyLoss()], num_seeds=2,
+        output_dir=folder, tokenizer=tokenizer, teacher_tokenizer=tokenizer, save_strategy="no",
+        **SETTINGS | {"latency_runs": 0} | given,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("learned")
+    learn(folder, tokenizer)
+    return folder
+
+
+def measured(folder):
+    """What is said of the second seed's models, but for what differs between two runs of the same."""
+    candidates = EvaluationReport.load(folder / "seed-43").candidates
+    return {name: replace(each, training_seconds=None) for name, each in candidates.items()}
+
+
+@pytest.mark.parametrize("other", MEASURED_OTHERWISE)
+def test_a_finished_seed_has_the_figures_of_a_run_in_a_folder_of_its_own(other, learned, tokenizer, tmp_path):
+    given = MEASURED_OTHERWISE[other]
+    folder = shutil.copytree(learned, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    learn(folder, tokenizer, **given, resume_from_checkpoint=True)
+    learn(tmp_path / "fresh", tokenizer, **given)
+    assert measured(folder) == measured(tmp_path / "fresh") != measured(learned)
+
+
+def test_a_finished_seed_that_would_be_measured_alike_keeps_its_report(learned, tokenizer, tmp_path):
+    folder = shutil.copytree(learned, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    written = (folder / "seed-43" / "report.json").stat().st_mtime_ns
+    learn(folder, tokenizer, resume_from_checkpoint=True)
+    assert (folder / "seed-43" / "report.json").stat().st_mtime_ns == written

@@ -1,12 +1,13 @@
-"""`trainer.push_to_hub()` and pushes while training, over real HTTP to a server on loopback."""
+"""What a training leaves for readers: its measurement, its card, and pushes over real HTTP to a server on loopback."""
 
 import pytest
 import yaml
 from hub_server import WRITE_TOKEN, hub_environment
 from paths import TESTS
 from processes import run as run_program
+from samples import tiny_bert
 
-from nlpkd.training.publishing import card_facts
+from nlpkd.training.publishing import card_facts, measurement_sha256
 
 SCRIPT = f"""
 import sys
@@ -108,3 +109,18 @@ def test_the_trainer_pushes_while_training_and_at_the_end_and_never_a_pickle(hub
 def test_what_a_card_cannot_say_is_refused_with_advice(arguments, said):
     with pytest.raises(ValueError, match=said):
         card_facts(**arguments)
+
+
+def test_each_part_of_a_measurement_counts(make_rows):
+    rows, held_out = make_rows(8), make_rows(6, seed=1)
+
+    def hashed(measured=rows, fitted=held_out, seed=1, **settings):
+        teacher = None if seed is None else tiny_bert(layers=1, seed=seed)
+        return measurement_sha256({"measured": measured, "held-out": fitted}, teacher, {"latency_runs": 0} | settings)
+
+    found = [
+        hashed(), hashed(make_rows(8, seed=2)), hashed(rows.remove_columns("text")), hashed(fitted=None),
+        hashed(fitted=make_rows(6, seed=2)), hashed(rows, rows), hashed(held_out, rows), hashed(seed=2),
+        hashed(seed=None), hashed(latency_runs=1),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found) and hashed() == found[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 
 import pytest
 import torch
-from samples import raw_rows, tiny_bert
+from samples import QUIET, raw_rows, tiny_bert
 
-from nlpkd import DistillationTrainer, load_text_classification
+from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
 from nlpkd.objectives import HiddenStateMSELoss
+from nlpkd.utils.files import write_checksums
 
 
 @pytest.fixture
@@ -113,3 +116,116 @@ def test_a_run_that_is_resumed_for_another_length_has_the_learning_rates_of_that
     trained("first", 2)
     assert trained("first", 4, f"checkpoint-{stopped}") == whole[stopped:]
     assert trained("whole", 4, f"checkpoint-{stopped}") == whole[stopped:]
+
+
+BEST = {
+    "load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 1,
+    "save_strategy": "steps", "save_steps": 1,
+}  # fmt: skip
+
+
+class _OwnRows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, at):
+        return self.rows[at]
+
+
+def _as_they_are(rows, seed):
+    return rows(8, seed=seed)
+
+
+def _by_name(rows, seed):
+    return {"easy": rows(8, seed=5), "hard": rows(8, seed=seed)}
+
+
+def ones(prediction):
+    return {"accuracy": 1.0}
+
+
+CHOOSING = {
+    "metric": (
+        {"metric_for_best_model": "accuracy"},
+        {},
+        "metric_for_best_model .(hard_)?loss in the checkpoint",
+    ),
+    "direction": ({"greater_is_better": True}, {}, "greater_is_better .False in the checkpoint, True here"),
+    "times": ({"eval_delay": 1}, {}, "eval_delay .0 in the checkpoint, 1 here"),
+    "rows": ({}, {"seed": 4}, "the (validation|hard) rows' "),
+    "function": ({}, {"compute_metrics": ones}, "the metrics' function .None in the checkpoint, ones here"),
+}
+"""What else the best checkpoint may be chosen by, and what a refusal says."""
+
+
+@pytest.fixture(scope="module", params=[_as_they_are, _by_name])
+def choosing(request, make_rows, tokenizer, tmp_path_factory):
+    """Make a trainer whose best checkpoint is chosen, in a folder with the first checkpoint of such a run."""
+    first = tmp_path_factory.mktemp("first") / "run"
+
+    def make(folder, config=None, *, seed=3, held_out=request.param, **options):
+        best = BEST | (config or {})
+        if held_out is _by_name and best["metric_for_best_model"]:
+            best["metric_for_best_model"] = f"hard_{best['metric_for_best_model']}"
+        args = DistillationConfig(output_dir=str(folder), max_steps=2, per_device_train_batch_size=8, **QUIET, **best)
+        return DistillationTrainer(
+            tiny_bert(seed=1), None, args, None, make_rows(16), held_out(make_rows, seed), tokenizer, **options
+        )
+
+    make(first).train()
+    shutil.rmtree(first / "checkpoint-2")
+
+    def copy(folder, *given, **options):
+        shutil.copytree(first, folder, ignore=shutil.ignore_patterns(".lock"))
+        return make(folder, *given, **options)
+
+    return copy
+
+
+@pytest.mark.parametrize("other", CHOOSING)
+def test_a_run_whose_best_checkpoint_is_chosen_by_other_figures_is_another_run(other, choosing, tmp_path):
+    config, options, said = CHOOSING[other]
+    with pytest.raises(ValueError, match=f"is of another run; what differs: .*{said}"):
+        choosing(tmp_path / "refused", config, **options).train(resume_from_checkpoint=True)
+    anew = choosing(tmp_path / "anew", config, **options)
+    anew.train(resume_from_checkpoint="auto")
+    assert anew.resumed_checkpoint is None
+    assert str(anew.state.best_model_checkpoint).startswith(str(tmp_path / "anew" / "checkpoint-"))
+
+
+def test_a_run_whose_best_checkpoint_is_chosen_by_the_same_figures_goes_on(choosing, tmp_path, caplog):
+    again = choosing(tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        again.train(resume_from_checkpoint=True)
+    assert again.resumed_checkpoint and "its best metric" not in caplog.text
+
+
+def test_figures_count_only_where_the_best_checkpoint_is_chosen_by_them(choosing, tmp_path):
+    last = choosing(tmp_path / "run", {"load_best_model_at_end": False, "metric_for_best_model": None}, seed=4)
+    last.train(resume_from_checkpoint=True)
+    assert last.resumed_checkpoint and "chosen" not in last.run_record
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_and_what_it_lacks_is_said(choosing, tmp_path, caplog):
+    trainer = choosing(tmp_path / "run", seed=4)
+    noted = tmp_path / "run" / "checkpoint-1" / "distillation_run.json"
+    record = json.loads(noted.read_text())
+    record.pop("chosen", None)
+    noted.write_text(json.dumps(record))
+    (noted.parent / "checksums.json").unlink()
+    write_checksums(noted.parent)
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.resumed_checkpoint and "does not say which rows its best metric" in caplog.text
+
+
+def test_a_run_judged_by_rows_of_a_user_s_own_class_goes_on(choosing, tmp_path):
+    first = choosing(tmp_path / "run", held_out=lambda rows, seed: _OwnRows(rows(8, seed=seed)))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-1")
+    first.train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    first.train(resume_from_checkpoint=True)
+    assert first.resumed_checkpoint

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,14 @@ from samples import raw_rows, tiny_bert, tiny_report
 from nlpkd import DistillationTrainer
 from nlpkd.cli import app
 from nlpkd.cli.settings import save_config
+from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.saving import save_report, save_student
 from nlpkd.labelling.mislabelled import check_labels
 from nlpkd.labelling.rows import save_rows
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.utils.files import (
-    atomic_folder_update,
-    cut_torn_line,
-    explain_full_disk,
-    staging_folder,
-    temporary_folder,
-    write_atomic,
-)
+from nlpkd.utils.files import atomic_folder_update, cut_torn_line, staging_folder, write_atomic, write_together
+from nlpkd.utils.full_disk import explain_full_disk, temporary_folder
 from nlpkd.utils.links import copy_from_inside, link_file, move_into, refuse_outside
 from nlpkd.utils.locks import lock_of, only_writer
 
@@ -308,3 +304,41 @@ def test_what_a_kill_left_of_a_line_is_cut_off(left: bytes, stays: bytes, tmp_pa
         assert cut_torn_line(file) == len(stays)
         file.write(b"further\n")
     assert (tmp_path / "lines").read_bytes() == stays + b"further\n"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("large", ["a", "b", "c"])
+def test_files_that_belong_together_are_all_written_or_none(large: str, tmp_path: Path) -> None:
+    before = dict.fromkeys("abc", "before")
+    write_together(tmp_path / "new", {name: text.encode() for name, text in before.items()})
+    assert contents(tmp_path / "new") == before
+    after = {name: b"x" * (20_000 if name == large else 10) for name in "abc"}
+    with pytest.raises(OSError, match="the new files were not written, and what was there before"), largest_file(1000):
+        write_together(tmp_path / "new", after)
+    (tmp_path / "new" / large).unlink()
+    (tmp_path / "new" / large).mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_together(tmp_path / "new", after)
+    del before[large]
+    assert contents(tmp_path / "new") == before and len(list((tmp_path / "new").iterdir())) == 3
+
+
+@pytest.mark.parametrize("fitting", [0, 1, 2])
+def test_the_three_files_of_a_report_are_of_one_measurement_where_the_disk_is_full(fitting, tmp_path: Path) -> None:
+    for package in PAGE_PACKAGES:
+        pytest.importorskip(package, reason="needs the extra `report`")
+    report = tiny_report()
+    save_report(report, tmp_path, card=False)
+    before = contents(tmp_path)
+    sizes = [16, *sorted(len(text.encode()) + 99 for text in before.values())]
+    assert before.keys() == {"report.json", "report.md", "report.html"} and sizes[-1] > 2 * sizes[2]
+    other = replace(report, run=report.run.updated({"seed": 7}))
+    with (
+        pytest.raises(OSError, match="what was there before is as it was"),
+        largest_file(sizes[fitting]),
+    ):
+        save_report(other, tmp_path, card=False)
+    assert contents(tmp_path) == before

@@ -1,0 +1,56 @@
+"""An export into a student's folder leaves no figures of the file that was there before."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from samples import raw_rows, tiny_bert
+
+from nlpkd import EvaluationReport
+from nlpkd.hub.push import files_to_push
+from nlpkd.hub.saving import save_report, save_student
+from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.export import export_student
+
+INT8 = "onnx/model_int8.onnx"
+
+
+@pytest.fixture(scope="module")
+def measured(tokenizer, tmp_path_factory):
+    """A student with a report of it and of its int8 file, under a name of its own, and a card."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    folder = save_student(
+        tiny_bert(layers=1, initializer_range=0.5), tmp_path_factory.mktemp("out") / "student", tokenizer
+    )
+    export_student(folder, int8=True)
+    report = evaluate(folder, raw_rows(20), candidates={"small": folder / INT8}, latency_runs=0, bootstrap_samples=10)
+    save_report(report, folder, "alice/student")
+    return folder
+
+
+def test_a_file_in_the_place_of_one_that_was_measured_takes_its_figures_away(measured, caplog):
+    before = EvaluationReport.load(measured)
+    assert before.run.student.files_sha256.keys() == {"small"} and "small" in (measured / "README.md").read_text()
+    export_student(measured)
+    assert EvaluationReport.load(measured) == before, "the same file has the same figures"
+    assert INT8 in files_to_push(measured, "alice/student")
+    with caplog.at_level(logging.WARNING, logger="nlpkd"):
+        export_student(measured, int8=True, portable=True, embeddings=False)
+    assert "was of another small: these figures are taken out" in caplog.text
+    after = EvaluationReport.load(measured)
+    assert after.candidates == {"student": before.candidates["student"]}
+    for name in ("report.md", "README.md"):
+        assert "small" not in (measured / name).read_text()
+    assert 'model="alice/student"' in (measured / "README.md").read_text()
+    assert INT8 in files_to_push(measured, "alice/student")
+
+
+def test_a_measured_file_that_was_replaced_by_hand_is_not_pushed(measured):
+    report = evaluate(
+        measured, raw_rows(20), candidates={"small": measured / INT8}, latency_runs=0, bootstrap_samples=10
+    )
+    save_report(report, measured)
+    (measured / INT8).unlink()
+    with pytest.raises(ValueError, match="has figures of small, and that file is another one"):
+        files_to_push(measured, "alice/student")
