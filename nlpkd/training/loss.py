@@ -42,6 +42,7 @@ from nlpkd.teachers.compatibility import (
 )
 from nlpkd.teachers.signals import TeacherSignals
 from nlpkd.utils.fingerprints import is_foreign
+from nlpkd.utils.randomness import undrawn
 
 _TRIED_ROWS = 8
 """Rows of the batch that a student is tried on."""
@@ -212,10 +213,10 @@ class DistillationLoss:
             raise (ValueError(told) if told else error) from error
         if own := [objective for objective in self.objectives if is_foreign(type(objective))]:
             teacher = self.signals.outputs(batch) if self.objectives.need_teacher else None
-            with in_eval_mode(student):
+            with undrawn(device), torch.no_grad(), in_eval_mode(student):
                 outputs = self.student(student, batch)
-            for objective in own:
-                refuse_no_scalars(objective, outputs, teacher, batch)
+                for objective in own:
+                    refuse_no_scalars(objective, outputs, teacher, batch)
         if unnamed:
             some = sample_of_classes(rows, checked_rows(labels or 1))
             run = partial(self.student, student)

@@ -177,3 +177,20 @@ def test_an_objective_that_can_not_be_made_again_says_which_argument_it_does_not
     with pytest.raises(ValueError, match="Renames can't be made again: its constructor takes margin, and it has no"):
         with_settings([Renames(), ForwardKLLoss()], {"forward_kl.temperature": 3.0})
     assert Renames().again(margin=3.0).other == 3.0
+
+
+class Noisy(Gap):
+    def total(self, student, teacher, batch):
+        return super().total(student, teacher, batch) * torch.rand(())
+
+
+def test_trying_an_objective_draws_none_of_the_training_s_random_numbers(settings, make_rows, tokenizer):
+    states = []
+    for objective in (Gap(), Noisy()):
+        torch.manual_seed(0)
+        DistillationTrainer(
+            tiny_bert(layers=2), tiny_bert(layers=4), settings(teacher_check="off"), [objective], make_rows(16), None,
+            tokenizer,
+        )  # fmt: skip
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
