@@ -42,7 +42,6 @@ from nlpkd.teachers.compatibility import (
 )
 from nlpkd.teachers.signals import TeacherSignals
 from nlpkd.utils.fingerprints import is_foreign
-from nlpkd.utils.randomness import undrawn
 
 _TRIED_ROWS = 8
 """Rows of the batch that a student is tried on."""
@@ -213,7 +212,7 @@ class DistillationLoss:
             raise (ValueError(told) if told else error) from error
         if own := [objective for objective in self.objectives if is_foreign(type(objective))]:
             teacher = self.signals.outputs(batch) if self.objectives.need_teacher else None
-            with undrawn(device), torch.no_grad(), in_eval_mode(student):
+            with torch.no_grad(), in_eval_mode(student):
                 outputs = self.student(student, batch)
                 for objective in own:
                     refuse_no_scalars(objective, outputs, teacher, batch)
