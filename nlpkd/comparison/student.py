@@ -88,7 +88,10 @@ class FrontierStudent:
             student.finished = finished if student.is_whole() else 0
             if finished and not student.finished:
                 logger.warning(
-                    "%s in %s is not the one that was finished and measured: it is made again.", name, folder
+                    "%s in %s is not the one that was finished and measured: it is made again. Export and compress "
+                    "students of a frontier into other folders (output_dir).",
+                    name,
+                    folder,
                 )
         elif finished:
             raise ValueError(

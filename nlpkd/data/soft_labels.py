@@ -173,7 +173,8 @@ def _refuse_numbers(splits: Mapping[str, Dataset], column: str, task: str, names
         if number is not None:
             raise ValueError(
                 f"the labels of the {split} split (column {column!r}) are numbers, such as {number}, and the {whose} "
-                f"the classes {names}: nothing says which number is which. Write the names in the column"
+                f"the classes {names}: nothing says which number is which. Write the names in the column, or give "
+                "label_names in the order of the numbers"
             )
 
 

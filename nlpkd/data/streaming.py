@@ -311,7 +311,8 @@ def summarize_file(
             column_named=asked.label_column is not None,
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        # The label of a held-out row may be what is wrong.
+        raise ValueError(str(error) if held_out else f"{path}: {error}") from None
     ids = dict(zip(examples[columns.label], encoded.pop("train")["labels"], strict=True))
     reason = kind.reason if asked.problem_type is None else ""
     return FileSummary(rows_by_label, ids, list(feature.names), truncated, reason, encoded)

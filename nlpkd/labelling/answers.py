@@ -178,7 +178,7 @@ class AnswerFile:
         at_hand = {key_of(text): text for text in called}
         spending = Spending(self.teacher, budget, known, at_hand, self.requests)
         with sigterm_as_exit(), self._keeping() as keep:
-            asking = Asking(self.teacher, called, known, spending, keep)
+            asking = Asking(self.teacher, called, known, spending, keep, kept=self.path is not None)
             try:
                 asked = asking.ask(groups)
             finally:

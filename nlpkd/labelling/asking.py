@@ -37,6 +37,7 @@ class Asking:
         known: what earlier runs got, answers and refusals.
         spending: counts the calls.
         keep: keeps answers by the texts' hashes.
+        kept: whether a further run finds them.
 
     Attributes:
         answers: by the texts' hashes.
@@ -45,9 +46,10 @@ class Asking:
 
     def __init__(
         self, teacher: LabelingTeacher, called: Mapping[str, str], known: Mapping[str, Answer], spending: Spending,
-        keep: Callable[[Mapping[str, Answer]], None],
+        keep: Callable[[Mapping[str, Answer]], None], kept: bool = True,
     ):  # fmt: skip
         self.teacher, self.called, self.known, self.spending, self.keep = teacher, called, known, spending, keep
+        self.kept = kept
         self.answers: dict[str, Answer] = {}
         self.unanswered: set[str] = set()
         # Why texts were not answered since the last answer, and those of them that no server replied to.
@@ -69,6 +71,15 @@ class Asking:
                 is named.
         """
         asked, running = 0, set[Future[None]]()
+        if self.teacher.concurrency == 1 and not self.kept:
+            # In the caller's thread, where a function may have what it needs: nothing is lost of a call that is cut.
+            for group in groups:
+                if not self.spending.allows(group):
+                    break
+                self._call(group)
+                asked += 1
+            self._refuse_no_reply()
+            return asked
         with ThreadPoolExecutor(self.teacher.concurrency) as pool:
             try:
                 for group in groups:
@@ -83,15 +94,18 @@ class Asking:
                     asked += 1
                 for call in running:
                     call.result()
-                # What an earlier run got no answer to either is no matter of the server.
-                new = {text: reason for text, reason in self._no_reply.items() if key_of(text) not in self.known}
-                if new and not any(each.refusal is None for each in self.answers.values()):
-                    raise ValueError(self._first(new))
+                self._refuse_no_reply()
             except BaseException:
                 if left := sum(not call.done() for call in running):
                     logger.warning("Stopping: calls under way (%d) are waited for, and their answers kept.", left)
                 raise
         return asked
+
+    def _refuse_no_reply(self) -> None:
+        """End a run in which a server replied to no text; what an earlier run got no answer to is no matter of it."""
+        new = {text: reason for text, reason in self._no_reply.items() if key_of(text) not in self.known}
+        if new and not any(each.refusal is None for each in self.answers.values()):
+            raise ValueError(self._first(new))
 
     def _call(self, group: list[str]) -> None:
         found, failed, no_reply = None, dict[str, str](), dict[str, str]()
@@ -140,7 +154,8 @@ class Asking:
         self._refuse({text: reason for text, reason in no_reply.items() if text not in known})
         self._no_reply |= no_reply
         self._failed |= no_reply
-        self._failed |= {text: reason for text, reason in refused.items() if text not in known}
+        # A run that is ended goes on behind what was refused, if it finds that.
+        self._failed |= {text: reason for text, reason in refused.items() if text not in known and self.kept}
         if len(self._failed) >= _MOST_FAILURES:
             raise ValueError(f"{self._first(self._failed)}; and {len(self._failed) - 1} more in a row")
 

@@ -69,6 +69,8 @@ def _shows(model: nn.Module, kinds: Iterable[str]) -> bool:
 def _text(config: Any, length: int) -> torch.Tensor:
     """Return the ids of a text without padding, `(1, length)`, that ends as decoders want it to."""
     pad, end = (getattr(config, name, None) for name in ("pad_token_id", "eos_token_id"))
-    known = min(_TOKENS, getattr(config, "vocab_size", _TOKENS))
-    words = [token for token in range(known) if token not in (pad, end)]
-    return torch.tensor([[*words[: length - 1], end if isinstance(end, int) else words[-1]]])
+    size = getattr(config, "vocab_size", _TOKENS)
+    words = [token for token in range(min(_TOKENS, size)) if token not in (pad, end)]
+    # The default of a family's config may lie beyond a vocabulary of one's own.
+    last = end if isinstance(end, int) and 0 <= end < size else words[-1]
+    return torch.tensor([[*words[: length - 1], last]])

@@ -308,7 +308,7 @@ def describe_lessons(
 
 def _own_parts_of(objective: Objective) -> dict[str, Any]:
     """Return what of an objective is somebody's own: its result depends on more than the settings that it names."""
-    parts = {"code": objective, "code of its temperature": getattr(objective, "temperature", None)}
+    parts = {"code or attributes": objective, "code of its temperature": getattr(objective, "temperature", None)}
     known = (Objective, Temperature)
     return {name: each for name, each in parts.items() if isinstance(each, known) and is_foreign(type(each))}
 

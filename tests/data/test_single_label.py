@@ -9,6 +9,7 @@ from samples import tiny_bert
 
 from nlpkd import load_text_classification
 from nlpkd.data.labels import encode_targets
+from nlpkd.data.labels.classes import NamesOfModel
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.tasks import SINGLE_LABEL
 
@@ -115,7 +116,10 @@ def test_true_and_false_are_1_and_0_in_every_split():
 
 
 def test_held_out_ids_that_may_count_from_1_are_refused_beside_names_too():
-    for train, names in (([0, 1, 2], NAMES), (NAMES, NAMES), ([-100, -100], NAMES)):
+    model = NamesOfModel(NAMES)
+    for train, names in (([0, 1, 2], model), (NAMES, model), ([-100, -100], model)):
         assert held_out(train, [0, 2], names) == [0, 2]
+        # A user says that they count in the order of the names.
+        assert held_out(train, [1, 2], NAMES) == [1, 2]
         with pytest.raises(ValueError, match=r"the numbers \[1, 2\], .* or count the classes from 1. Write the names"):
             held_out(train, [1, 2], names)

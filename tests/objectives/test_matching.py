@@ -16,6 +16,8 @@ from transformers import (
     CanineForSequenceClassification,
     FalconConfig,
     FalconForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LongformerConfig,
     LongformerForSequenceClassification,
     SqueezeBertConfig,
@@ -111,3 +113,10 @@ def test_weights_that_are_not_here_are_not_tried():
 
 def test_a_vocabulary_of_few_tokens_is_enough():
     assert shows_layers([tiny_bert(vocab_size=5)], "layerwise")
+
+
+def test_an_end_token_beyond_the_vocabulary_hides_no_layers():
+    # GPT-2's config has the end token of GPT-2's own vocabulary where nobody names another one.
+    config = GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=32, num_labels=2, pad_token_id=0)
+    assert config.eos_token_id >= config.vocab_size
+    assert shows_layers([GPT2ForSequenceClassification(config)], "layerwise")

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -299,6 +300,30 @@ def test_a_text_that_the_fallback_refuses_costs_no_other_its_answer(models, stud
     teacher.away = True
     with pytest.raises(ValueError, match="nobody is there"):
         both(some[0])
+
+
+def test_however_many_texts_a_fallback_refuses_the_student_answers_them(models, student):
+    nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    some = [f"{text} {number}" for number, text in enumerate(sentences(60)[0])]
+    teacher = Paid(refuses=some[20:50])
+    both = nlpkd.load(student, fallback=teacher)
+    both.record = replace(both.record, threshold=1.0)
+    assert [each["by"] for each in both(some)] == ["fallback"] * 20 + ["refused"] * 30 + ["fallback"] * 10
+    assert sorted(teacher.asked_about) == sorted(some)
+
+
+def test_a_function_answers_in_the_thread_that_asks(models, student):
+    nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    threads = set()
+
+    def rule(some):
+        threads.add(threading.get_ident())
+        return [[0.9, 0.1]] * len(some)
+
+    both = nlpkd.load(student, fallback=FunctionTeacher(rule, ["pos", "neg"]))
+    both.record = replace(both.record, threshold=1.0)
+    both([row["text"] for row in texts(4)])
+    assert threads == {threading.get_ident()}
 
 
 def test_a_labelling_teacher_s_answers_are_in_the_student_s_words(models, student):

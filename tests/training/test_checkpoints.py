@@ -184,7 +184,7 @@ def test_code_and_numbers_of_objectives_and_losses_of_ones_own_are_part_of_a_run
 def test_a_run_is_resumed_with_the_same_objective_of_ones_own_alone(run, tmp_path):
     run(objectives=[Margin()]).train()
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    with pytest.raises(ValueError, match="is of another run; what differs: margin: code"):
+    with pytest.raises(ValueError, match="is of another run; what differs: margin: code or attributes"):
         run(objectives=[Margin(margin=50.0)]).train(resume_from_checkpoint=True)
     trainer = run(objectives=[Margin()])
     trainer.train(resume_from_checkpoint=True)
@@ -196,7 +196,7 @@ def test_an_objective_that_holds_what_nothing_tells_is_resumed_with_where_that_i
     records = []
     for _ in range(2):
         setattr(objective := Margin(), name, threading.Lock())
-        records.append(run(objectives=[objective]).describe_run()["result"]["margin: code"])
+        records.append(run(objectives=[objective]).describe_run()["result"]["margin: code or attributes"])
     assert (records[0] == records[1]) == resumed and ("lock" in records[0]) != resumed
 
 

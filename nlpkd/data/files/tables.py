@@ -142,8 +142,11 @@ def table_of(rows: Sequence[Any], source: Path | str, may_read: MayRead) -> pa.T
             raise ValueError(f"Row {number} of {source} is a {type(row).__name__}, not an object like {{'text': ..}}.")
     names = dict.fromkeys(name for row in rows for name in row)
     check_names(list(names), source)
-    make = {name: partial(to_column, [row.get(name) for row in rows], name, source) for name in names}
-    return pa.table(held_columns(make, may_read))
+
+    def column(name: str) -> pa.Array:
+        return to_column([row.get(name) for row in rows], name, source)
+
+    return pa.table(held_columns({name: partial(column, name) for name in names}, may_read))
 
 
 def to_column(values: Sequence[Any], name: str, source: Path | str, rows: Iterable[int] | None = None) -> pa.Array:

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from nlpkd.data.columns import MAX_CLASSES
-from nlpkd.data.labels.classes import plain_name, refuse_look_alikes
+from nlpkd.data.labels.classes import NamesOfModel, plain_name, refuse_look_alikes
 from nlpkd.data.labels.kind import LabelKind, is_missing, number_of, read_kind, whole_number
 from nlpkd.tasks import REGRESSION, UNLABELLED
 
@@ -83,6 +83,7 @@ def encode_labels(
     if len(set(labelled)) == 1 and not may_lack and not partly:
         raise ValueError(_too_few(column, labelled[0]))
     ordered = isinstance(feature, ClassLabel) or known is not None
+    named_by_user = bool(names) and not isinstance(names, NamesOfModel)
     if isinstance(feature, ClassLabel):
         names, ids = feature.names, _ids_of_names(feature.names)
     elif known:
@@ -103,7 +104,7 @@ def encode_labels(
         data = splits[split].remove_columns(column)
         encoded[split] = data.add_column("labels", [ids[str(value)] for value in labels], feature=shared)
     counted = {whole_number(value) for value in every if str(value) not in names} - {None, UNLABELLED}
-    if ordered and counted and 0 not in counted:
+    if ordered and not named_by_user and counted and 0 not in counted:
         _refuse_counted(counted, names, column)
     if labelled and not may_lack:
         tell_lacking(encoded["train"]["labels"][:], names, "train")
