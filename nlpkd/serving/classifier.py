@@ -63,6 +63,8 @@ class TextClassifier(TextClassificationPipeline):
         # Before anything is answered, labels that nobody could tell apart are refused.
         Classes.of(model.config.id2label)
         fill_in_task(model.config)
+        # Whether several texts may be read at once, which one alone need not know.
+        self._padding_is_known = False
         super().__init__(model=model, tokenizer=with_usual_padding(tokenizer), **settings)
 
     def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
@@ -145,7 +147,9 @@ class TextClassifier(TextClassificationPipeline):
     def _forward(self, model_inputs: Any, windows: bool = False) -> Any:  # type: ignore[override]
         """Run the model on what it reads, and average over windows; a step of the pipeline."""
         given = readable(self.model, model_inputs)
-        refuse_unknown_padding(self.model, self.tokenizer, "model", len(given["input_ids"]))
+        if len(given["input_ids"]) > 1 and not self._padding_is_known:
+            refuse_unknown_padding(self.model, self.tokenizer, "model")
+            self._padding_is_known = True
         if not windows:
             return super()._forward(given)
         # A window beside which padding would be read is read alone, without it.
