@@ -26,8 +26,8 @@ class DataArguments:
         soft_label_column: the training rows' column of soft labels, of an API or of voting people, which become the
             teacher's logits; see `nlpkd.data.soft_labels`.
         problem_type: the task, where labels (and teacher) should not say it; see `nlpkd.data.labels.encode_targets`.
-        label_names: the labels in the order of their ids, as a model has them; rows may lack some of them. `distill`,
-            `train_teacher` and functions that measure a model name labels that are numbers by them too.
+        label_names: the labels in the order of their ids, as a model has them; rows may lack some of them. Labels
+            that are numbers get these names.
         max_length: the most tokens of a row; the tokenizers' own limit, 512 at most, if None.
         window_stride: cut longer texts into windows of max_length tokens that share so many with the one before, each
             a row with its text's label; what is measured is a text's average. Longer texts are truncated if None.

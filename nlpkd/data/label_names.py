@@ -102,8 +102,7 @@ def name_classes(loaded: Any, names: Sequence[str], may_lack: bool = False) -> A
     """
     if not names:
         return loaded
-    own = Classes.of(loaded.id2label)
-    numbered = own.is_generic or all(map(INTEGER.fullmatch, own.names))
+    own, numbered = Classes.of(loaded.id2label), _are_numbers(loaded)
     try:
         if loaded.problem_type == REGRESSION:
             raise ValueError("a score has no classes to name")
@@ -123,22 +122,32 @@ def name_classes(loaded: Any, names: Sequence[str], may_lack: bool = False) -> A
     return replace(loaded, splits=splits, id2label=wanted.id2label)
 
 
-def tell_other_names(loaded: Any, names: Sequence[str]) -> Any:
-    """Warn where rows have other classes than the names that their user gave, and keep their own.
+def name_numbers(loaded: Any, names: Sequence[str]) -> Any:
+    """Name the classes of rows whose labels are numbers; warn where rows have other names, and keep these.
 
     Args:
         loaded: a `TextClassificationData`.
-        names: of the classes; none, or rows without names, pass in silence.
+        names: of the classes in the order of their numbers; none pass it through, and so do scores.
 
     Returns:
-        What was loaded.
+        It with these names, or as it is.
+
+    Raises:
+        ValueError: if there are more or fewer classes than names, or two have one name.
     """
-    if names and loaded.problem_type != REGRESSION and not Classes.of(loaded.id2label).is_generic:
+    if names and loaded.problem_type != REGRESSION:
+        if _are_numbers(loaded):
+            return name_classes(loaded, names)
         try:
             Classes.of(names).positions_of(Classes.of(loaded.id2label))
         except ValueError as error:
             logger.warning("label_names %s are not those of the rows, which keep their own: %s.", list(names), error)
     return loaded
+
+
+def _are_numbers(loaded: Any) -> bool:
+    own = Classes.of(loaded.id2label)
+    return own.is_generic or all(map(INTEGER.fullmatch, own.names))
 
 
 def _renamed(rows: Any, classes: Classes) -> Any:

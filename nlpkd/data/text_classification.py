@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns, usual_form
-from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, name_classes, tell_other_names
+from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, name_classes, name_numbers
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.rows import class_counts, hold_out_validation
@@ -165,7 +165,7 @@ def load_text_classification(
         hub = asked.dataset_config, asked.dataset_revision
         splits, name = read_splits(train, validation, test, *hub, asked.may_read)
         loaded = _load_whole(splits, name, tokenizers, asked, seed)
-    return tell_other_names(loaded, keywords.get("label_names", ()))
+    return name_numbers(loaded, keywords.get("label_names", ()))
 
 
 def _load_whole(

@@ -104,6 +104,18 @@ def test_soft_labels_and_streams_are_named_with_the_gold_labels(tmp_path, tokeni
     assert named["train"].head(8)["labels"][:] == stream["train"].head(8)["labels"][:]
 
 
+@pytest.mark.parametrize("more", [{}, {"streaming": True}], ids=["whole", "stream"])
+def test_rows_are_loaded_with_the_names_that_their_user_gives(more, tokenizer, tmp_path):
+    rows = [{"text": text, "label": row % 2} for row, text in enumerate(raw_rows(4)["text"])]
+    Dataset.from_list(rows).to_csv(tmp_path / "rows.csv")
+    given = {"validation": tmp_path / "rows.csv", "tokenizer": tokenizer} | more
+    loaded = load_text_classification(tmp_path / "rows.csv", label_names=NAMES, **given)
+    assert loaded.id2label == dict(enumerate(NAMES))
+    assert loaded["validation"].features["labels"].names == NAMES and loaded["validation"]["labels"] == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="different numbers of labels"):
+        load_text_classification(tmp_path / "rows.csv", label_names=["one"], **given)
+
+
 def test_rows_with_names_keep_their_order(tokenizer):
     loaded = load_text_classification(raw_rows(4, names=("positive", "negative")), tokenizer=tokenizer)
     assert name_classes(loaded, NAMES) is loaded and name_classes(loaded, ()) is loaded
