@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from scipy.stats import t
@@ -17,7 +18,9 @@ VALIDATION: dict[str, Any] = {"aliases": ["--validation_file", "--validation-fil
 TEST: dict[str, Any] = {"aliases": ["--test_file", "--test-file"]}
 """Further names of a recipe's fields, as metadata of `dataclasses.field`."""
 
-TEACHERS_OWN: dict[str, Any] = {"augment": None, "augment_texts": None, "augment_model": None}
+TEACHERS_OWN: dict[str, Any] = {
+    field.name: field.default for field in fields(DistillationConfig) if field.name.startswith("augment")
+}
 """Settings of a teacher beside its student's: it learns from gold labels, which further rows lack."""
 
 

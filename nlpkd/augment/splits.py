@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,12 @@ def refuse_augmentation(args: DistillationConfig, data_args: DataArguments, teac
         ValueError: if the rows can't be made or labelled.
     """
     if args.augment is None:
-        if args.augment_texts is not None or args.augment_model is not None:
-            raise ValueError("augment_texts and augment_model say how rows are made: name a way as augment, or 'auto'")
+        defaults = {field.name: field.default for field in fields(args) if field.name.startswith("augment_")}
+        idle = [name for name, default in defaults.items() if getattr(args, name) != default]
+        if idle:
+            raise ValueError(
+                f"{' and '.join(idle)} say how rows are made, and nothing makes any: name a way as augment, or 'auto'"
+            )
         return
     check_way(args.augment)
     if teacher is None:

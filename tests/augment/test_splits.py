@@ -164,7 +164,8 @@ def test_a_job_makes_the_rows_and_its_report_says_so(tokenizer, tmp_path, studen
     "given, message",
     [
         ({"augment": "swap"}, "there is no way 'swap'"),
-        ({"augment_model": "x"}, "name a way as augment, or 'auto'"),
+        ({"augment_model": "x"}, "augment_model say how rows are made, .* name a way as augment, or 'auto'"),
+        ({"augment_copies": 3, "augment_change": 0.2}, "augment_copies and augment_change say how rows are made"),
         ({"augment": "masked-lm"}, "needs a masked language model"),
         ({"augment": "auto", "window_stride": 2}, "leave streaming and window_stride out"),
         ({"augment": "auto", "augment_copies": 0}, "augment_copies must be >= 1"),
