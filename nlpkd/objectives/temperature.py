@@ -117,8 +117,8 @@ class FocalTemperature(Temperature):
         _require_positive(self.base)
         _require_positive(self.gamma)
         _require_positive(self.minimum)
-        if not self.beta >= 0:
-            raise ValueError(f"beta must be >= 0, got {self.beta}")
+        if not (are_numbers(self.beta) and 0 <= self.beta <= _HIGHEST):
+            raise ValueError(f"beta must be >= 0 and at most {_HIGHEST:g}, got {self.beta!r:.80}")
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> Tensor:
         """Compare student and teacher; see `Temperature`."""

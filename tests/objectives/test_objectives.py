@@ -291,6 +291,8 @@ def test_a_text_is_no_number_to_an_objective(objective, name):
         (lambda: ForwardKLLoss(temperature=1e6), "at most 1000.*LogitMSELoss"),
         (lambda: LinearTemperature(2.0, 0.0), "temperature must be > 0"),
         (lambda: FocalTemperature(beta=-1.0), "beta must be >= 0"),
+        (lambda: FocalTemperature(beta=float("inf")), "beta must be >= 0"),
+        (lambda: FocalTemperature(beta="1"), "beta must be >= 0"),
         (lambda: ForwardKLLoss(weight=-1), "weight must be >= 0"),
         (lambda: ForwardKLLoss(teacher_errors="fix"), "teacher_errors must be one of"),
         (lambda: bound(ForwardKLLoss(teacher_errors="skip"), problem_type="multi_label_classification"), "drop them"),
