@@ -21,6 +21,7 @@ from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.labelling.answers import AnswerFile
+from nlpkd.labelling.budget import Budget, Prices
 from nlpkd.labelling.rows import answers_beside
 from nlpkd.serving.cascade import (
     CASCADE_NAME,
@@ -54,6 +55,9 @@ def cascade(
     target_accuracy: float | None = None,
     batch_size: int = 32,
     trust_remote_code: bool = False,
+    max_requests: int | None = None,
+    max_cost: float | None = None,
+    prices: Prices | tuple[float, float] | None = None,
     **keywords: Any,
 ) -> CascadeRecord:
     """Choose the least probability at which a student answers by itself, on rows that it did not learn from.
@@ -70,6 +74,10 @@ def cascade(
         target_accuracy: the least share of all texts whose answer is right, whoever gives it.
         batch_size: texts at once.
         trust_remote_code: run the model repositories' own code.
+        max_requests: of one of `nlpkd.teachers` whose answers are kept: the most requests of this run; see
+            `nlpkd.label`, as for the next two. Where they do not suffice, a further run goes on with what was kept.
+        max_cost: the most that all answers may cost.
+        prices: of a million tokens of prompts and of answers.
         **keywords: how the rows are read: fields of `nlpkd.data.arguments.DataArguments`, such as `text_column`; no
             `max_length`, since texts are read as `nlpkd.load` reads them.
 
@@ -77,8 +85,8 @@ def cascade(
         The threshold and what it gives.
 
     Raises:
-        ValueError: if not exactly one target is given, the models have other classes, there are too few rows, or no
-            threshold reaches the target.
+        ValueError: if not exactly one target is given, the models have other classes, there are too few rows, a limit
+            was reached before all rows were answered, or no threshold reaches the target.
     """
     folder, (kind, target) = folder_of_student(student), _target(target_agreement, target_accuracy)
     refuse_as_output(folder / CASCADE_NAME, data=data)
@@ -89,9 +97,15 @@ def cascade(
         raise ValueError(
             f"a cascade is of rows with one class each, and problem_type is {data_args.problem_type!r}: leave it out"
         )
+    budget, answers = Budget.of(max_requests, max_cost, prices), _answers_of(teacher, folder)
+    if budget != Budget() and answers is None:
+        raise ValueError(
+            "max_requests, max_cost and prices are of one of nlpkd.teachers whose answers are kept, and those of a "
+            "model or a function are not: leave them out"
+        )
     small = load(folder, trust_remote_code=trust_remote_code)
     refuse_other_tasks(small.model.config)
-    large = Fallback(teacher, trust_remote_code, batch_size, _answers_of(teacher, folder))
+    large = Fallback(teacher, trust_remote_code, batch_size, answers, budget)
     asked = large.in_words_of(small.model.config)
 
     # The rows, with gold labels where the target is on them

@@ -20,6 +20,7 @@ from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
 from nlpkd.data.tokenization import NO_TOKENS, with_usual_padding
 from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.labelling.answers import AnswerFile
+from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.rows import asked_probabilities
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
@@ -295,6 +296,7 @@ class Fallback:
         batch_size: texts at once.
         answers: where the answers of one of `nlpkd.teachers` are kept, and are not asked for again; they are not kept
             if None.
+        budget: the limits of asking one of `nlpkd.teachers`.
 
     Attributes:
         name: of the teacher.
@@ -308,8 +310,9 @@ class Fallback:
         trust_remote_code: bool = False,
         batch_size: int = 32,
         answers: AnswerFile | None = None,
+        budget: Budget | None = None,
     ):
-        self._teacher, self._batch_size, self._answers = teacher, batch_size, answers
+        self._teacher, self._batch_size, self._answers, self._budget = teacher, batch_size, answers, budget
         self.files: dict[str, str] = {}
         if isinstance(teacher, LabelingTeacher):
             self.name, self.classes = str(teacher.describe()["name"]), Classes.of(teacher.classes)
@@ -340,7 +343,8 @@ class Fallback:
 
         def ask(texts: list[Any], **reading: Any) -> list[tuple[str, float] | None]:
             if isinstance(self._teacher, LabelingTeacher):
-                labels, found = list(self.classes.names), asked_probabilities(self._teacher, texts, self._answers)
+                labels = list(self.classes.names)
+                found = asked_probabilities(self._teacher, texts, self._answers, self._budget)
             else:
                 labels, logits = scores(self._large, texts, batch_size=self._batch_size, **reading)
                 found = softmax(logits, axis=-1)

@@ -277,6 +277,17 @@ def test_a_teacher_is_paid_once_a_text_whatever_it_refuses_and_whatever_the_thre
         assert sorted(other.asked_about) == sorted(asked)
 
 
+def test_a_limit_ends_a_run_and_the_next_one_goes_on_with_what_was_paid(models, sure_student):
+    some = [f"{text} {number}" for number, text in enumerate(sentences(60)[0])]
+    rows, first, second = [{"text": text, "label": "pos"} for text in some], Paid(), Paid()
+    with pytest.raises(ValueError, match="max_requests=20 was reached.* run again to go on"):
+        nlpkd.cascade(sure_student, first, rows, target_agreement=0.9, max_requests=20)
+    nlpkd.cascade(sure_student, second, rows, target_agreement=0.9, max_requests=40)
+    assert (first.asked_about, second.asked_about) == (some[:20], some[20:])
+    with pytest.raises(ValueError, match="those of a model or a function are not: leave them out"):
+        nlpkd.cascade(sure_student, models / "teacher", rows, target_agreement=0.9, max_requests=40)
+
+
 def test_what_a_function_answered_is_not_taken_for_the_answers_of_another_of_its_name(models, student):
     for share in (1.0, 0.0):
         found = [[share, 1 - share]] * 400
