@@ -10,26 +10,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nlpkd.augment.augmenters import Augmenter, Draws, EmbeddingNeighbours, MaskedLanguageModel, MaskingAndNGrams
+    from nlpkd.augment.augmenters import Augmenter, EmbeddingNeighbours, MaskedLanguageModel, MaskingAndNGrams
     from nlpkd.augment.constituents import ConstituentSwap
     from nlpkd.augment.lengths import follow_lengths
-    from nlpkd.augment.near_duplicates import NearDuplicates, Row
-    from nlpkd.augment.rows import VERSION, Texts, augment, unlabelled
+    from nlpkd.augment.near_duplicates import NearDuplicates
+    from nlpkd.augment.rows import augment, unlabelled
     from nlpkd.augment.ways import WAYS, make_augmenter
     from nlpkd.tasks import UNLABELLED
 
 _HOMES = {
     "Augmenter": "nlpkd.augment.augmenters",
     "ConstituentSwap": "nlpkd.augment.constituents",
-    "Draws": "nlpkd.augment.augmenters",
     "EmbeddingNeighbours": "nlpkd.augment.augmenters",
     "MaskedLanguageModel": "nlpkd.augment.augmenters",
     "MaskingAndNGrams": "nlpkd.augment.augmenters",
     "NearDuplicates": "nlpkd.augment.near_duplicates",
-    "Row": "nlpkd.augment.near_duplicates",
-    "Texts": "nlpkd.augment.rows",
     "UNLABELLED": "nlpkd.tasks",
-    "VERSION": "nlpkd.augment.rows",
     "WAYS": "nlpkd.augment.ways",
     "augment": "nlpkd.augment.rows",
     "follow_lengths": "nlpkd.augment.lengths",
@@ -39,17 +35,13 @@ _HOMES = {
 
 __all__ = [
     "UNLABELLED",
-    "VERSION",
     "WAYS",
     "Augmenter",
     "ConstituentSwap",
-    "Draws",
     "EmbeddingNeighbours",
     "MaskedLanguageModel",
     "MaskingAndNGrams",
     "NearDuplicates",
-    "Row",
-    "Texts",
     "augment",
     "follow_lengths",
     "make_augmenter",

@@ -134,7 +134,7 @@ def show_verification(verification: Verification) -> None:
         typer.echo(verification.to_markdown())
         return
     title = f"Claims of {verification.model}"
-    show_table(*verification.cells(), verification.conclusion(), title=title, folded=5)
+    show_table(*verification.cells(), verification.verdict(), title=title, folded=5)
 
 
 def show_table(

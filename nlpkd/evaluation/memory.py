@@ -13,29 +13,21 @@ from typing import Any
 
 from nlpkd.evaluation.report import EvaluationReport
 
+_BATCH, _TOKENS = 32, 32
+
 _PROTOCOL = (
-    "memory: what loading a model and forward passes over {batch} sequences of {tokens} random ordinary tokens (fewer "
-    "where a model takes fewer) add to the peak resident memory of a process of its own, in which another small model "
+    f"memory: what loading a model and forward passes over {_BATCH} sequences of {_TOKENS} random ordinary tokens "
+    "(fewer where a model takes fewer) add to the peak resident memory of a process of its own, in which another small model "
     "has run before; rows of a table that no token needs are not read"
 )
 
 
-def add_memory(
-    report: EvaluationReport,
-    sources: Mapping[str, Any],
-    *,
-    batch: int = 32,
-    tokens: int = 32,
-    threads: int | None = None,
-) -> EvaluationReport:
+def add_memory(report: EvaluationReport, sources: Mapping[str, Any]) -> EvaluationReport:
     """Measure each candidate's memory, one after another.
 
     Args:
         report: of the candidates.
         sources: their `nlpkd.models.source.ModelSource`s by name: paths, Hub ids or ONNX files.
-        batch: sequences of the forward pass.
-        tokens: of each sequence.
-        threads: that it runs on; this process's if None.
 
     Returns:
         The report with every candidate's `memory_mb`.
@@ -47,10 +39,10 @@ def add_memory(
     check_memory()
     import torch
 
-    threads = threads or torch.get_num_threads()
+    threads = torch.get_num_threads()
     measured = {}
     for name, source in sources.items():
-        asked = asdict(source) | {"given": str(source.given), "batch": batch, "tokens": tokens, "threads": threads}
+        asked = asdict(source) | {"given": str(source.given), "threads": threads}
         command = [sys.executable, "-m", "nlpkd.evaluation.memory", json.dumps(asked)]
         # Without the working directory, whose modules would go before the library's.
         paths = os.pathsep.join(path for path in sys.path if path)
@@ -63,7 +55,7 @@ def add_memory(
                 "leave the memory out"
             )
         measured[name] = json.loads(done.stdout.splitlines()[-1])
-    run = replace(report.run, memory_protocol=_PROTOCOL.format(batch=batch, tokens=tokens))
+    run = replace(report.run, memory_protocol=_PROTOCOL)
     candidates = {
         name: replace(candidate, memory_mb=measured.get(name)) for name, candidate in report.candidates.items()
     }
@@ -83,7 +75,7 @@ def check_memory() -> None:
 def main() -> None:
     """Load the model that `add_memory` asks for, run it, and print the megabytes (10^6 bytes) that this took."""
     asked = json.loads(sys.argv[1])
-    batch, most_tokens, threads = (asked.pop(name) for name in ("batch", "tokens", "threads"))
+    threads = asked.pop("threads")
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -95,7 +87,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     source = ModelSource(**asked)
     tokenizer, config = source.tokenizer(), source.config()
-    tokens = min(most_tokens, positions_of(config) or most_tokens)
+    tokens = min(_TOKENS, positions_of(config) or _TOKENS)
     if asked["given"].endswith(".onnx"):
         require("onnxruntime")
     small = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
@@ -104,7 +96,7 @@ def main() -> None:
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_bytes()
     model: Any = source.classifier()
-    measure_latency({"model": model}, {"model": tokenizer}, batches=[batch], tokens=tokens, runs=1)
+    measure_latency({"model": model}, {"model": tokenizer}, batches=[_BATCH], tokens=tokens, runs=1)
     sys.stdout.write(f"{(_peak_bytes() - before) / 1e6}\n")
 
 

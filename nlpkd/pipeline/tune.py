@@ -40,9 +40,9 @@ from nlpkd.utils.provenance import differences
 TUNING_FILE = "tuning.json"
 
 STUDY_FILE = "optuna.log"
+"""The trials, with what they are of."""
 
 _NOT_KEPT = "a trial was not kept. Free some space, and run again: those before it are kept"
-"""The trials, with what they are of."""
 
 _STUDY = "nlpkd"
 

@@ -68,7 +68,7 @@ class Verification:
         rows = [[each.figure, each.claimed, each.measured, words[each.holds], each.why] for each in self.claims]
         return ["figure", "claimed", "measured", "verdict", "because"], rows
 
-    def conclusion(self) -> str:
+    def verdict(self) -> str:
         """Say in words how many claims hold."""
         wrong = [claim.figure for claim in self.claims if claim.holds is False]
         judged = len(self._judged())
@@ -87,7 +87,7 @@ class Verification:
         Returns:
             A Markdown document.
         """
-        return f"# Claims of {self.model}\n\n{markdown_table(*self.cells())}\n\n{self.conclusion()}\n"
+        return f"# Claims of {self.model}\n\n{markdown_table(*self.cells())}\n\n{self.verdict()}\n"
 
 
 def verify(
