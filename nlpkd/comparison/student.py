@@ -22,7 +22,7 @@ from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan, plan_distillation
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.kinds import kind_of
-from nlpkd.utils.files import explain_damage, weight_files, write_atomic
+from nlpkd.utils.files import explain_damage, weight_files, write_json
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import differences, without_tokens
 
@@ -156,7 +156,7 @@ class FrontierStudent:
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {"asked": self.asked, "finished": self.finished, "error": self.error}
-        write_atomic(self.folder / _STATE, (json.dumps(state, indent=2) + "\n").encode())
+        write_json(self.folder / _STATE, state)
 
 
 def _identity(argument: str, value: Any) -> Any:

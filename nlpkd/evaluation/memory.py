@@ -17,8 +17,8 @@ _BATCH, _TOKENS = 32, 32
 
 _PROTOCOL = (
     f"memory: what loading a model and forward passes over {_BATCH} sequences of {_TOKENS} random ordinary tokens "
-    "(fewer where a model takes fewer) add to the peak resident memory of a process of its own, in which another small model "
-    "has run before; rows of a table that no token needs are not read"
+    "(fewer where a model takes fewer) add to the peak resident memory of a process of its own, in which another "
+    "small model has run before; rows of a table that no token needs are not read"
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from nlpkd.evaluation.records import METRIC_NAMES, percent
 from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.tasks import MULTI_LABEL
-from nlpkd.utils.files import write_atomic
+from nlpkd.utils.files import write_atomic, write_json
 
 SELECTIONS = ("uncertainty", "diversity", "random")
 """By the student's margin; by its margin and a spread over its embeddings; by chance."""
@@ -121,4 +120,4 @@ def save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]],
         parts.append(f"{select} does not reach the last value of random: it saves nothing.")
     write_atomic(output.with_name(output.name + ".curve.md"), ("\n\n".join(parts) + "\n").encode())
     record = {"metric": metric, "curves": curves, "labels_saved": saved}
-    write_atomic(output.with_name(output.name + ".curve.json"), (json.dumps(record, indent=2) + "\n").encode())
+    write_json(output.with_name(output.name + ".curve.json"), record)

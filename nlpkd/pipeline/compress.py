@@ -31,7 +31,7 @@ from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.roles import Teachers
 from nlpkd.utils.field_types import check_counts, check_share, plain_arguments
-from nlpkd.utils.files import explain_damage, write_atomic
+from nlpkd.utils.files import explain_damage, write_json
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import quiet
 
@@ -151,7 +151,7 @@ def compress(
         # Save model, tokenizer and record.
         records = [*_earlier_records(source), asdict(record)]
         save_student(after, output_dir, tokenizer)
-        write_atomic(Path(output_dir) / RECORD_NAME, (json.dumps(records, indent=2) + "\n").encode())
+        write_json(Path(output_dir) / RECORD_NAME, records)
     return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
 
 

@@ -30,7 +30,7 @@ from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.make_student import make_student
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import cut_torn_line, explain_damage, write_atomic
+from nlpkd.utils.files import cut_torn_line, explain_damage, write_json
 from nlpkd.utils.full_disk import explain_full_disk
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.packages import how_to_install
@@ -192,7 +192,7 @@ def tune(
         trials = [trial.params | {"value": trial.value} for trial in study.trials]
         result = TuningResult(study.best_trial.params, metric, study.best_value, trials)
         if PartialState().is_main_process:
-            write_atomic(folder / TUNING_FILE, (json.dumps(asdict(result), indent=2) + "\n").encode())
+            write_json(folder / TUNING_FILE, asdict(result))
         return result
 
 

@@ -20,7 +20,7 @@ from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import SINGLE_LABEL, task_of
-from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_atomic
+from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_json
 from nlpkd.utils.fingerprints import Teller
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class CascadeRecord:
     def save(self, folder: Path) -> Path:
         """Write the record beside the student, and return its path."""
         path = folder / CASCADE_NAME
-        write_atomic(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_json(path, asdict(self))
         return path
 
     @classmethod

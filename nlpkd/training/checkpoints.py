@@ -21,7 +21,7 @@ from nlpkd.data.rows import describe_rows, makes_batches
 from nlpkd.objectives.base import Objective, setting_names
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.temperature import Temperature
-from nlpkd.utils.files import has_checksums, numbered_folders, write_atomic, write_checksums
+from nlpkd.utils.files import has_checksums, numbered_folders, write_checksums, write_json
 from nlpkd.utils.fingerprints import (
     NO_INFLUENCE,
     Teller,
@@ -216,7 +216,7 @@ def write_checkpoint_checksums(folder: Path, record: dict[str, Any], should_save
         with explain_full_disk(folder, failed):
             # The record comes first: a folder that was cut short tells whose it is.
             if should_save:
-                write_atomic(folder / RUN_RECORD, (json.dumps(record, indent=2) + "\n").encode())
+                write_json(folder / RUN_RECORD, record)
             yield
             # The checksums come last, when all processes have written: a folder without them was cut short.
             PartialState().wait_for_everyone()

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED, NOT_WRITTEN, explain_full_disk
 from nlpkd.utils.links import inside, move_into
@@ -72,6 +72,11 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a file as a whole or not at all, as `atomic_file` does."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as a JSON file that people can read, as a whole or not at all."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -220,7 +225,7 @@ def write_checksums(folder: Path, *patterns: str) -> None:
             os.fsync(file.fileno())
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": digest_of(path)}
-    write_atomic(folder / CHECKSUMS, (json.dumps({"files": files}, indent=2) + "\n").encode())
+    write_json(folder / CHECKSUMS, {"files": files})
 
 
 def has_checksums(folder: Path) -> bool:
