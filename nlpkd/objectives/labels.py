@@ -184,7 +184,9 @@ class TeacherLabelLoss(Objective):
     than `threshold` add 0. The "hard-label distillation" of Touvron et al. 2021, "Training data-efficient image
     transformers and distillation through attention", arXiv:2012.12877, section 4; with a threshold, the pseudo-labels
     of FixMatch (Sohn et al. 2020, arXiv:2001.07685, equation 4, where the mean is over all rows too). Multi-label
-    tasks have the binary form, mean over labels, with a decision and a confidence for each label.
+    tasks have the binary form, mean over labels, with a decision and a confidence for each label: a teacher with
+    `config.thresholds` gives the labels above them, as `load(...)(text, decide=True)` and reports do. Several teachers
+    together, and columns kept without their teacher, have the threshold 0.5.
 
     Args:
         weight: factor of this objective in the sum.
@@ -210,8 +212,10 @@ class TeacherLabelLoss(Objective):
         """Sum over rows; both logits `(batch, labels)`."""
         ours, theirs = student.logits.float(), teacher.logits.float()
         if self.task == MULTI_LABEL:
-            sure = (theirs.abs().sigmoid() >= self.threshold).float()
-            errors = F.binary_cross_entropy_with_logits(ours, (theirs > 0).float(), reduction="none")
+            least = getattr(teacher, "least_logits", None)
+            given = theirs > (0.0 if least is None else least)
+            sure = torch.where(given, theirs, -theirs).sigmoid() >= self.threshold
+            errors = F.binary_cross_entropy_with_logits(ours, given.float(), reduction="none")
             return (errors * sure).mean(dim=-1).sum()
         confidence, decision = theirs.softmax(dim=-1).max(dim=-1)
         errors = F.cross_entropy(ours, decision, reduction="none")
