@@ -172,8 +172,7 @@ class ObjectiveSet(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for objective in self.members:
-                objective.bound_in = None
-                objective.bind(student_config, teacher_config)
+                objective.bind_anew(student_config, teacher_config)
                 refuse_broken_bound(objective, student_config, teacher_config)
                 objective.bound_in = self._binding
 

@@ -213,7 +213,7 @@ def test_relations_compare_other_widths_and_other_heads():
     for objective in (SelfAttentionRelationLoss(), ValueRelationLoss(), RelationalDistanceLoss(), ContrastiveLoss()):
         value = bound(objective, 4, 12, heads=(2, 3))(student, teacher, batch())
         assert torch.isfinite(value) and value > 0
-    assert bound(SelfAttentionRelationLoss(), 4, 12, heads=(2, 3)).relation_heads == 4
+    assert bound(SelfAttentionRelationLoss(), 4, 12, heads=(2, 3)).heads == 4
 
 
 def test_hidden_states_of_another_width_are_projected_one_matrix_a_pair():
