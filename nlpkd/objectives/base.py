@@ -60,6 +60,7 @@ class Objective(nn.Module, ABC):
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
             of parts of a batch do not add up to the whole's.
         fewest_rows: of a micro-batch that one that couples rows can relate.
+        num_labels: how many logits a row has, where rows or classes tell it of a student without a config.
         progress: share of the training that is done before the step, 0 to 1, for schedules; the trainer keeps it.
         bound_in: whose parameters it has, kept by `nlpkd.objectives.objective_set.ObjectiveSet`.
         before_bound: arguments of the constructor whose attributes `bind` replaced, as they were before.
@@ -81,6 +82,7 @@ class Objective(nn.Module, ABC):
     couples_rows: bool = False
     fewest_rows: ClassVar[int] = 2
     task: str = SINGLE_LABEL
+    num_labels: int | None = None
     progress: float = 0.0
     bound_in: Any = None
     before_bound: Mapping[str, Any] = MappingProxyType({})

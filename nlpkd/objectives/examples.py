@@ -62,10 +62,24 @@ class ExampleObjective(LayerObjective):
         return super().required_layers() if self.on == "hidden_states" else ({}, {})
 
     def widths(self, student_config: Any, teacher_config: Any) -> tuple[int, int]:
-        """Return the widths of the vectors of student and teacher."""
-        if self.on == "logits":
-            return student_config.num_labels, student_config.num_labels
-        return student_config.hidden_size, teacher_config.hidden_size
+        """Return the widths of the vectors of student and teacher.
+
+        Raises:
+            ValueError: if nothing says how many logits there are.
+        """
+        if self.on == "hidden_states":
+            return student_config.hidden_size, teacher_config.hidden_size
+        # The teacher's logits are in the student's order, so there are as many.
+        teachers = teacher_config if isinstance(teacher_config, list) else [teacher_config]
+        labels = [getattr(config, "num_labels", None) for config in (student_config, *teachers)]
+        number = next(filter(None, [*labels, self.num_labels]), None)
+        if number is None:
+            raise ValueError(
+                f"{type(self).__name__}(on='logits') is built for a number of labels, which neither a config of "
+                "student or teacher nor the rows tell: give rows whose labels have names (ClassLabel), or use "
+                "RelationalDistanceLoss(on='logits'), which needs no number"
+            )
+        return number, number
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Read the vectors and hand them to `relate`."""

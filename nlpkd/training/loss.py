@@ -23,6 +23,7 @@ from nlpkd.data.rows import (
     sample_of_classes,
     sample_rows,
     unlabelled_rows,
+    visible_columns,
 )
 from nlpkd.data.tokenization import TeacherTokenizers, refuse_paths
 from nlpkd.models.capture import Capture, CapturedOutput
@@ -98,7 +99,7 @@ class DistillationLoss:
         args: the settings.
         tokenizer: the student's.
         teacher_tokenizer: the teacher's where it is another one; of an ensemble a list.
-        columns: of the training data, empty if unknown.
+        rows: the training rows, of any kind; None where there are none.
         classes: the student's, in the order of its logits; None where nothing names them.
         autocast: makes the context that the teacher runs in.
 
@@ -116,7 +117,7 @@ class DistillationLoss:
         *,
         tokenizer: PreTrainedTokenizerBase | None,
         teacher_tokenizer: TeacherTokenizers,
-        columns: Sequence[str],
+        rows: Any,
         classes: Classes | None,
         autocast: Callable[[], AbstractContextManager],
     ):
@@ -129,6 +130,7 @@ class DistillationLoss:
         self.objectives.refuse_few_rows(args.train_batch_size)
         self.task = task_of(getattr(student, "config", None)) or SINGLE_LABEL
         # A teacher, where one is needed
+        columns = visible_columns(rows)
         self.has_teacher = teacher is not None
         self.refuse_untaught(columns)
         if teacher is not None:
@@ -137,6 +139,8 @@ class DistillationLoss:
         theirs: Any = getattr(teacher, "config", None)
         if isinstance(teacher, TeacherEnsemble):
             theirs = [getattr(member, "config", None) for member in teacher.members]
+        for objective in self.objectives:
+            objective.num_labels = None if hasattr(student, "config") else _told_labels(rows, columns, classes)
         self.objectives.bind(getattr(student, "config", None), theirs, args.seed)
         self.objectives.to(args.device)
         # Both models give the layers that the objectives read.
@@ -319,3 +323,10 @@ class DistillationLoss:
             parts.append(self.own(outputs, batch.get("labels"), num_items_in_batch=counts[-1]))
             loss = loss + parts[-1]
         return loss, torch.stack(parts)
+
+
+def _told_labels(rows: Any, columns: Collection[str], classes: Classes | None) -> int | None:
+    """Count the labels by a teacher's logits that are kept with the rows, or by the names of the classes."""
+    if TEACHER_LOGITS in columns and (first := sample_rows(random_access(rows, 1), 1)):
+        return len(first[0][TEACHER_LOGITS])
+    return None if classes is None else len(classes)

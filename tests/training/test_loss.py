@@ -7,12 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from references import bound
+from datasets import ClassLabel
+from references import REFERENCES, bound
 from samples import tiny_bert
+from torch import nn
 
 from nlpkd import DistillationTrainer
 from nlpkd.models.capture import CapturedOutput
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, TeacherLabelLoss
+from nlpkd.objectives import (
+    AdversarialLoss,
+    ContrastiveLoss,
+    CrossEntropyLoss,
+    ForwardKLLoss,
+    TeacherLabelLoss,
+)
+from nlpkd.objectives.examples import ExampleObjective
 
 
 class Counts:
@@ -71,6 +80,50 @@ def test_rows_without_a_teachers_logits_that_are_assigned_are_refused_where_ther
     trainer.train_dataset = kind(rows)
     with pytest.raises(ValueError, match="forward_kl need a teacher: pass teacher_model, or data with a column"):
         trainer.train()
+
+
+class Bag(nn.Module):
+    """A student that is no transformers model, and has no config."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.EmbeddingBag(50, 2)
+
+    def forward(self, input_ids):
+        return self.table(input_ids)
+
+
+ON_LOGITS = [
+    kind() if kind().needs <= {"logits", "labels"} else kind(on="logits")
+    for kind in REFERENCES
+    if kind().needs <= {"logits", "labels"} or issubclass(kind, ExampleObjective)
+]
+
+
+@pytest.mark.parametrize("objective", ON_LOGITS, ids=lambda objective: objective.name)
+@pytest.mark.parametrize("taught", ["a model", "any module", "several", "kept logits"])
+def test_a_student_that_is_any_module_learns_by_every_objective_on_logits(
+    objective, taught, settings, make_rows, tokenizer
+):
+    rows, student, teacher = make_rows(8), Bag(), tiny_bert(1)
+    if taught == "any module":
+        teacher = Bag()
+        rows = rows.cast_column("labels", ClassLabel(names=["neg", "pos"]))
+    if taught == "several":
+        teacher = [tiny_bert(1), tiny_bert(1, seed=1)]
+    if taught == "kept logits":
+        rows, teacher = rows.add_column("teacher_logits", torch.randn(8, 2).tolist()), None
+    args = settings(max_steps=1, teacher_check="off")
+    before = student.table.weight.detach().clone()
+    made = DistillationTrainer(student, teacher, args, [objective.again()], rows, processing_class=tokenizer)
+    made.train()
+    assert not torch.equal(student.table.weight, before)
+
+
+@pytest.mark.parametrize("kind", [ContrastiveLoss, AdversarialLoss])
+def test_an_objective_that_must_know_the_number_of_labels_says_so_where_no_config_tells_it(kind):
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\(on='logits'\) is built for a number of labels, which"):
+        kind(on="logits").bind(None, None)
 
 
 CUTS = {"a": 0.2, "b": 0.5, "c": 0.9}
