@@ -100,7 +100,7 @@ class SoftTargetObjective(Objective):
         ours, theirs = student.logits.float(), teacher.logits.float()
         if self.teacher_errors == "shift":
             theirs = _shifted(theirs, labels_of(batch, self))
-        temperature = self.temperature(ours, theirs, self.progress)
+        temperature = self.temperature.of(ours, theirs, self.progress)
         scores = [_z_scores(logits) if self.standardize else logits for logits in (ours, theirs)]
         per_row = self.divergence(scores[0] / temperature, scores[1] / temperature, batch)  # (batch,)
         if isinstance(temperature, Tensor):

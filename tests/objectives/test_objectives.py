@@ -6,6 +6,7 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from references import LAYERS, MASK, REFERENCES, batch, bound, changed, doubled, outputs, tensors
@@ -35,11 +36,13 @@ from nlpkd.objectives import (
     SelfAttentionRelationLoss,
     Stage,
     TeacherLabelLoss,
+    Temperature,
     ValueRelationLoss,
 )
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import PRESETS, resolve, with_preset_settings
+from nlpkd.objectives.temperature import TemperatureSetting
 
 CASES = [
     pytest.param(make, naive, id=f"{kind.__name__}-{number}")
@@ -108,6 +111,54 @@ def test_gradient_of_soft_targets_keeps_its_size_when_the_temperature_rises(kind
         kind(temperature=temperature)(student, teacher, batch()).backward()
         norms.append(student.logits.grad.norm().item())
     assert max(norms) / min(norms) < 1.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Temperature):
+    """A temperature of one's own that is whatever it is told to be."""
+
+    value: object = None
+
+    def __call__(self, student_logits, teacher_logits, progress):
+        return self.value(student_logits) if callable(self.value) else self.value
+
+
+SOFTENED = [kind for kind in REFERENCES if isinstance(getattr(kind, "temperature", None), TemperatureSetting)]
+
+
+@pytest.mark.parametrize("kind", SOFTENED)
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, "2", -2.0, 0, math.inf, math.nan, True, np.float32(-1), [2.0], np.full((4, 1), 2.0),
+        lambda logits: torch.full((4,), 2.0), lambda logits: torch.full((4, 3), 2.0),
+        lambda logits: torch.full((3, 1), 2.0), lambda logits: torch.tensor([[1.0], [2.0], [0.0], [2.0]]),
+        lambda logits: torch.full((4, 1), math.nan),
+    ],
+)  # fmt: skip
+def test_a_temperature_of_ones_own_that_is_none_is_refused_by_name(kind, value):
+    with pytest.raises(ValueError, match=r"^Given must give a temperature .*\(4, 1\) for these 4 rows. It gave"):
+        bound(kind(Given(value))).total(outputs(0), outputs(1), batch())
+
+
+@pytest.mark.parametrize("kind", SOFTENED)
+@pytest.mark.parametrize(
+    "value",
+    [
+        2, np.float32(2.0), np.int64(2), lambda logits: torch.tensor(2.0), lambda logits: torch.full((4, 1), 2.0),
+        # With a gradient, which is not followed.
+        lambda logits: 2.0 + 0.0 * logits[:, :1], lambda logits: 2.0 + logits[:, :1] - logits[:, :1].detach(),
+    ],
+)  # fmt: skip
+def test_a_temperature_of_ones_own_is_a_number_or_one_a_row_and_has_no_gradient(kind, value):
+    values, gradients = [], []
+    for temperature in (Given(value), 2.0):
+        student = outputs(0)
+        total = bound(kind(temperature)).total(student, outputs(1), batch())
+        values.append(total.detach())
+        gradients.append(torch.autograd.grad(total, student.logits)[0])
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_linear_temperature_follows_the_progress_of_training():
