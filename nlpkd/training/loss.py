@@ -31,6 +31,7 @@ from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import in_eval_mode, placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.contract import refuse_no_scalars, refuse_other_objectives
+from nlpkd.objectives.idle import refuse_no_weight, tell_idle_smoothing
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
@@ -128,6 +129,9 @@ class DistillationLoss:
         given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
         self.objectives = ObjectiveSet(given, args.weighting)
         self.objectives.refuse_few_rows(args.train_batch_size)
+        if own is None:
+            refuse_no_weight(self.objectives.members)
+        tell_idle_smoothing(self.objectives.members, args.label_smoothing_factor)
         self.task = task_of(getattr(student, "config", None)) or SINGLE_LABEL
         # A teacher, where one is needed
         columns = visible_columns(rows)
