@@ -210,9 +210,9 @@ class Objective(nn.Module, ABC):
         """
 
     def forward(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Compute the mean of this objective over one batch, unweighted: a float32 scalar."""
+        """Compute the mean of this objective over one batch, unweighted: a float32 scalar, 0 of nothing."""
         count = self.count(batch)
-        return self.total(student, teacher, batch) / torch.where(count == 0, torch.ones_like(count), count)
+        return self.total(student, teacher, batch) / torch.where(count == 0, torch.inf, count)
 
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""

@@ -89,6 +89,10 @@ class ExampleObjective(LayerObjective):
             vectors.append(outputs.logits if on_logits else text_state(outputs, outputs.hidden_states[layer]))
         return self.relate(vectors[0].float(), vectors[1].float())
 
+    def config(self) -> dict[str, Any]:
+        """Describe this objective for the run record and the card; it has no layers where it reads logits."""
+        return super().config() | ({} if self.on == "hidden_states" else {"layers": None})
+
     @abstractmethod
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Sum over rows, of vectors `(batch, width)`: a float32 scalar."""

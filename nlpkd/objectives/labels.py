@@ -50,6 +50,7 @@ class CrossEntropyLoss(Objective):
         self.label_smoothing = label_smoothing
         self._class_weights: Tensor | None
         self.register_buffer("_class_weights", None, persistent=False)
+        self._given: GivenWeights = None
         self.weigh_classes(class_weights)
 
     @property
@@ -63,20 +64,22 @@ class CrossEntropyLoss(Objective):
 
     def weigh_classes(self, class_weights: GivenWeights) -> None:
         """Set the class weights; those that have names are put in the student's order when it is known."""
-        self._given, self._class_weights = class_weights, None
         if class_weights is None:
+            self._given, self._class_weights = None, None
             return
+        names = list(class_weights) if isinstance(class_weights, Mapping) else []
         values = list(class_weights.values()) if isinstance(class_weights, Mapping) else class_weights
         try:
             weights = torch.as_tensor(values, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
             weights = torch.empty(0)
-        if weights.ndim != 1 or not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
+        fit = weights.ndim == 1 and weights.isfinite().all() and (weights >= 0).all() and weights.any()
+        if not fit or not all(isinstance(name, str) for name in names):
             raise ValueError(
                 f"class_weights={class_weights!s:.80}: give one number a class, each at least 0 and not all 0, as a "
                 "list or as a mapping from their names ('balanced' is of distill and train_teacher)"
             )
-        self._class_weights = weights
+        self._given, self._class_weights = class_weights, weights
 
     def again(self, **settings: Any) -> Objective:
         """Make the same anew, with the class weights as they were given; see `Objective.again`."""

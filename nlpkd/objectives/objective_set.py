@@ -210,12 +210,12 @@ class ObjectiveSet(nn.Module):
             student: the student's outputs.
             teacher: the teacher's, or None.
             batch: the collated batch.
-            counts: what to divide each total by, `(objectives,)`; 0 counts as 1, since the total is 0 too.
+            counts: what to divide each total by, `(objectives,)`; a mean over nothing is 0, whatever the total.
 
         Returns:
             A float32 scalar an objective.
         """
-        counts = torch.where(counts == 0, torch.ones_like(counts), counts)
+        counts = torch.where(counts == 0, torch.inf, counts)
         totals = [objective.total(student, teacher, batch) for objective in self.members]
         return [total / count for total, count in zip(totals, counts, strict=True)]
 

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd import objectives
 from nlpkd.config import DistillationConfig
+from nlpkd.models.capture import CapturedOutput
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
@@ -39,6 +40,7 @@ from nlpkd.objectives import (
     Temperature,
     ValueRelationLoss,
 )
+from nlpkd.objectives.examples import ExampleObjective
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import PRESETS, resolve, with_preset_settings
@@ -383,11 +385,50 @@ def test_bad_settings_are_refused(make, message):
 
 
 @pytest.mark.parametrize(
-    "weights", [[1, -1], [0, 0], [1, float("nan")], [1, float("inf")], "balanced", ["1", "x"], 2, {"a": "x"}, [[1, 2]]]
-)
+    "weights",
+    [
+        [1, -1], [0, 0], [1, float("nan")], [1, float("inf")], "balanced", ["1", "x"], 2, {"a": "x"}, [[1, 2]],
+        {0: 1, "b": 2}, {0: 1, 1: 2}, {None: 1, "b": 2},
+    ],
+)  # fmt: skip
 def test_class_weights_that_weigh_no_class_are_refused_when_they_are_given(weights):
     with pytest.raises(ValueError, match="class_weights=.*each at least 0 and not all 0"):
         CrossEntropyLoss(class_weights=weights)
+    kept = CrossEntropyLoss(class_weights={"a": 1, "b": 2})
+    with pytest.raises(ValueError, match="class_weights=.*each at least 0 and not all 0"):
+        kept.class_weights = weights
+    assert kept.again().config() == kept.config() and kept.class_weights.tolist() == [1, 2]
+
+
+def test_a_mean_over_nothing_is_0_and_teaches_nothing():
+    gold = bound(CrossEntropyLoss(class_weights=[0.0, 1.0, 1.0], label_smoothing=0.3))
+    given, rows = outputs(0), batch() | {"labels": torch.zeros(4, dtype=torch.long)}
+    assert gold.count(rows) == 0 and gold.total(given, None, rows) > 0
+    together = ObjectiveSet([gold])
+    values = [gold(given, None, rows), *together.parts(given, None, rows, together.counts(rows))]
+    for value in values:
+        [gradient] = torch.autograd.grad(value, given.logits)
+        assert value.item() == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_micro_batches_of_classes_without_weight_are_part_of_a_step_that_has_others(weighting):
+    gold = bound(CrossEntropyLoss(class_weights=[0.0, 1.0, 2.0], label_smoothing=0.3))
+    given, rows = outputs(0), batch() | {"labels": torch.tensor([0, 0, 1, 2])}
+    together = ObjectiveSet([gold], weighting)
+    counts = together.counts(rows)
+    halves = [
+        together.parts(CapturedOutput(given.logits[part]), None, {"labels": rows["labels"][part]}, counts)[0]
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    torch.testing.assert_close(sum(halves), gold(given, None, rows))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in REFERENCES if issubclass(kind, ExampleObjective)])
+def test_the_record_of_an_objective_names_layers_where_it_reads_some(kind):
+    assert bound(kind()).config()["layers"] == [[3, 3]]
+    for objective in (kind(on="logits"), bound(kind(on="logits"))):
+        assert (objective.config()["layers"], objective.config()["on"]) == (None, "logits")
 
 
 @pytest.mark.parametrize("objective", [CrossEntropyLoss(), DecoupledKDLoss(), ForwardKLLoss(teacher_errors="shift")])
