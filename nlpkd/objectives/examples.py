@@ -28,7 +28,6 @@ class ExampleObjective(LayerObjective):
         ValueError: if `on` is neither.
     """
 
-    needs = frozenset({"hidden_states"})
     settings: ClassVar[tuple[str, ...]] = ("on",)
     limits: ClassVar[Mapping[str, Limit]] = {**LayerObjective.limits, "on": one_of("hidden_states", "logits")}
     settled: ClassVar[tuple[str, ...]] = (*LayerObjective.settled, "on")
@@ -38,11 +37,10 @@ class ExampleObjective(LayerObjective):
         super().__init__(layers, weight)
         self.on = on
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Need what is read alone; see `Objective`."""
-        super().__setattr__(name, value)
-        if name == "on":
-            self.needs = frozenset({value})
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What is read alone; see `Objective`."""
+        return frozenset({self.on})
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map where states are read; see `Objective.bind`."""
