@@ -211,14 +211,18 @@ class Objective(nn.Module, ABC):
 
     def forward(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Compute the mean of this objective over one batch, unweighted: a float32 scalar, 0 of nothing."""
-        count = self.count(batch)
-        return self.total(student, teacher, batch) / torch.where(count == 0, torch.inf, count)
+        return self.total(student, teacher, batch) / divisors(self.count(batch))
 
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""
         about = {"name": self.name, "class": type(self).__name__, "weight": self.weight, "citation": self.citation}
         values = {name: getattr(self, name) for name in self.settings}
         return about | {name: v.config() if isinstance(v, Temperature) else v for name, v in values.items()}
+
+
+def divisors(counts: Tensor) -> Tensor:
+    """Return what totals are divided by: their counts, and infinity for 0, since a mean over nothing is 0."""
+    return torch.where(counts == 0, torch.full_like(counts, torch.inf, dtype=torch.float32), counts)
 
 
 def setting_names(kind: type) -> list[str]:

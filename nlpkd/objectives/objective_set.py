@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nlpkd.config import DistillationConfig
-from nlpkd.objectives.base import Objective, setting_names
+from nlpkd.objectives.base import Objective, divisors, setting_names
 from nlpkd.objectives.contract import refuse_broken_bound
 from nlpkd.objectives.temperature import Temperature
 from nlpkd.objectives.weighting import WEIGHTINGS
@@ -215,9 +215,8 @@ class ObjectiveSet(nn.Module):
         Returns:
             A float32 scalar an objective.
         """
-        counts = torch.where(counts == 0, torch.inf, counts)
         totals = [objective.total(student, teacher, batch) for objective in self.members]
-        return [total / count for total, count in zip(totals, counts, strict=True)]
+        return [total / count for total, count in zip(totals, divisors(counts), strict=True)]
 
     def weigh(self, parts: Iterable[Tensor], batch: Mapping[str, Any], counts: Tensor) -> Tensor | float:
         """Sum the parts by weight.

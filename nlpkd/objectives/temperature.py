@@ -54,13 +54,13 @@ class Temperature(ABC):
         rows = len(student_logits)
         if isinstance(found, Tensor):
             found = found.detach()
-            # One of the library's is in range, and a GPU that is being recorded can't be asked.
-            trusted = type(self) is FocalTemperature or (found.is_cuda and torch.cuda.is_current_stream_capturing())
-            fits = found.shape in ((), (rows, 1)) and (trusted or bool((found.isfinite() & (found > 0)).all()))
+            # The library's own is in range, and a GPU would be waited for.
+            known = type(self) is FocalTemperature
+            fits = found.shape in ((), (rows, 1)) and (known or bool((found.isfinite() & (found > 0)).all()))
         else:
             fits = are_numbers(found) and 0 < found < math.inf
         if not fits:
-            kind = f"a tensor {tuple(found.shape)} of {found}" if isinstance(found, Tensor) else f"{found!r}"
+            kind = f"a tensor {tuple(found.shape)} of {found.tolist()}" if isinstance(found, Tensor) else f"{found!r}"
             raise ValueError(
                 f"{type(self).__name__} must give a temperature above 0: a number, or a tensor with one a row, "
                 f"{(rows, 1)} for these {rows} rows. It gave {kind:.80}"

@@ -405,7 +405,9 @@ def test_a_mean_over_nothing_is_0_and_teaches_nothing():
     given, rows = outputs(0), batch() | {"labels": torch.zeros(4, dtype=torch.long)}
     assert gold.count(rows) == 0 and gold.total(given, None, rows) > 0
     together = ObjectiveSet([gold])
-    values = [gold(given, None, rows), *together.parts(given, None, rows, together.counts(rows))]
+    counts = together.counts(rows)
+    values = [gold(given, None, rows)]
+    values += [together.parts(given, None, rows, each)[0] for each in (counts, counts.long(), counts.double())]
     for value in values:
         [gradient] = torch.autograd.grad(value, given.logits)
         assert value.item() == 0 and not gradient.any()
