@@ -143,9 +143,11 @@ class DistillationLoss:
         theirs: Any = getattr(teacher, "config", None)
         if isinstance(teacher, TeacherEnsemble):
             theirs = [getattr(member, "config", None) for member in teacher.members]
+        config = getattr(student, "config", None)
+        told = _told_labels(rows, columns, classes) if config is None else None
         for objective in self.objectives:
-            objective.num_labels = None if hasattr(student, "config") else _told_labels(rows, columns, classes)
-        self.objectives.bind(getattr(student, "config", None), theirs, args.seed)
+            objective.num_labels = told
+        self.objectives.bind(config, theirs, args.seed)
         self.objectives.to(args.device)
         # Both models give the layers that the objectives read.
         student_layers, teacher_layers = self.objectives.required_layers()
