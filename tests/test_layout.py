@@ -125,7 +125,7 @@ def test_an_objective_says_what_it_takes_needs_and_comes_from(objective):
         assert re.search(rf"^    (\*\*)?{name}: ", description, re.MULTILINE), (
             f"{objective.__name__} does not explain {name}"
         )
-    assert objective.needs and objective.needs <= objectives.base.KINDS
+    assert objective().needs and objective().needs <= objectives.base.KINDS
     assert objective.citation or objective is objectives.CrossEntropyLoss
 
 

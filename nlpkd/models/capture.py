@@ -40,6 +40,8 @@ class CapturedOutput:
         values: as `queries`.
         pooled_index: the token that stands for each text, `(batch,)`: of decoders and XLNet the last real one; None:
             the first.
+        least_logits: of a multi-label teacher that decides by thresholds of its own, what the logit of a label that it
+            gives is above, `(labels,)`; None: 0.
     """
 
     logits: Tensor
@@ -49,6 +51,7 @@ class CapturedOutput:
     keys: tuple[Tensor | None, ...] | None = None
     values: tuple[Tensor | None, ...] | None = None
     pooled_index: Tensor | None = None
+    least_logits: Tensor | None = None
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -46,7 +46,6 @@ class AttentionMSELoss(AttentionObjective):
         ValueError: if `on` is neither.
     """
 
-    needs = frozenset({"attentions"})
     citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
     settings = ("on",)
     limits = {**AttentionObjective.limits, "on": one_of("probabilities", "scores")}
@@ -56,11 +55,10 @@ class AttentionMSELoss(AttentionObjective):
         super().__init__(layers, weight)
         self.on = on
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Need what the maps are made of; see `Objective`."""
-        super().__setattr__(name, value)
-        if name == "on":
-            self.needs = frozenset({"queries", "keys"} if value == "scores" else {"attentions"})
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What the maps are made of; see `Objective`."""
+        return frozenset({"queries", "keys"} if self.on == "scores" else {"attentions"})
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Count pairs of real tokens of the same text."""

@@ -7,6 +7,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -59,8 +60,10 @@ class Objective(nn.Module, ABC):
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
             of parts of a batch do not add up to the whole's.
         fewest_rows: of a micro-batch that one that couples rows can relate.
+        num_labels: how many logits a row has, where rows or classes tell it of a student without a config.
         progress: share of the training that is done before the step, 0 to 1, for schedules; the trainer keeps it.
         bound_in: whose parameters it has, kept by `nlpkd.objectives.objective_set.ObjectiveSet`.
+        before_bound: arguments of the constructor whose attributes `bind` replaced, as they were before.
 
     Args:
         weight: factor of this objective in the sum, >= 0.
@@ -79,8 +82,10 @@ class Objective(nn.Module, ABC):
     couples_rows: bool = False
     fewest_rows: ClassVar[int] = 2
     task: str = SINGLE_LABEL
+    num_labels: int | None = None
     progress: float = 0.0
     bound_in: Any = None
+    before_bound: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
@@ -102,12 +107,15 @@ class Objective(nn.Module, ABC):
         if limit is not None and not limit.allows(value):
             raise ValueError(f"{type(self).__name__}: {name} must be {limit.told}, got {value!r:.80}")
         super().__setattr__(name, value)
+        if name in self.before_bound:
+            self.before_bound = {each: before for each, before in self.before_bound.items() if each != name}
 
     def again(self, **settings: Any) -> Objective:
         """Make the same objective anew, not bound, with other settings.
 
         Args:
-            **settings: arguments of the constructor to change; the others are the attributes of their names.
+            **settings: arguments of the constructor to change; the others are the attributes of their names, without
+                what `bind` made of them.
 
         Returns:
             The objective, which shares nothing with this one.
@@ -121,8 +129,9 @@ class Objective(nn.Module, ABC):
                 f"{type(self).__name__} can't be made again: its constructor takes {', '.join(missing)}, and it has "
                 "no attribute of that name. Keep each argument under its own name"
             )
-        kept = {name: copy.deepcopy(getattr(self, name)) for name in names}
-        return type(self)(**kept, **settings)
+        kept = {name: getattr(self, name) for name in names}
+        kept |= {name: value for name, value in self.before_bound.items() if name in names}
+        return type(self)(**copy.deepcopy(kept), **settings)
 
     @property
     def name(self) -> str:
@@ -148,6 +157,24 @@ class Objective(nn.Module, ABC):
             raise ValueError(
                 f"{type(self).__name__} is for {' or '.join(sorted(self.tasks))}, the task is {self.task!r}"
             )
+
+    def bind_anew(self, student_config: Any, teacher_config: Any) -> None:
+        """Bind as if for the first time: what an earlier `bind` made of the constructor's arguments is undone before.
+
+        Args:
+            student_config: see `bind`.
+            teacher_config: likewise.
+
+        Raises:
+            ValueError: see `bind`.
+        """
+        self.bound_in = None
+        for name, value in self.before_bound.items():
+            setattr(self, name, value)
+        arguments = setting_names(type(self))
+        given = {name: value for name, value in vars(self).items() if name in arguments}
+        self.bind(student_config, teacher_config)
+        self.before_bound = {name: value for name, value in given.items() if vars(self).get(name) is not value}
 
     @property
     def scheduled(self) -> bool:
@@ -183,15 +210,19 @@ class Objective(nn.Module, ABC):
         """
 
     def forward(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Compute the mean of this objective over one batch, unweighted: a float32 scalar."""
-        count = self.count(batch)
-        return self.total(student, teacher, batch) / torch.where(count == 0, torch.ones_like(count), count)
+        """Compute the mean of this objective over one batch, unweighted: a float32 scalar, 0 of nothing."""
+        return self.total(student, teacher, batch) / divisors(self.count(batch))
 
     def config(self) -> dict[str, Any]:
         """Describe this objective for the run record and the card."""
         about = {"name": self.name, "class": type(self).__name__, "weight": self.weight, "citation": self.citation}
         values = {name: getattr(self, name) for name in self.settings}
         return about | {name: v.config() if isinstance(v, Temperature) else v for name, v in values.items()}
+
+
+def divisors(counts: Tensor) -> Tensor:
+    """Return what totals are divided by: their counts, and infinity for 0, since a mean over nothing is 0."""
+    return torch.where(counts == 0, torch.full_like(counts, torch.inf, dtype=torch.float32), counts)
 
 
 def setting_names(kind: type) -> list[str]:

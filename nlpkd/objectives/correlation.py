@@ -66,7 +66,7 @@ class DISTLoss(Objective):
     def total(self, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Multiply the value on this batch by its rows; both logits `(batch, labels)`."""
         ours, theirs = student.logits.float(), teacher.logits.float()
-        temperature = self.temperature(ours, theirs, self.progress)
+        temperature = self.temperature.of(ours, theirs, self.progress)
         ours, theirs = ((logits / temperature).softmax(dim=-1) for logits in (ours, theirs))
         # The gradient's size is held independent of T by the batch's mean T where each row has its own.
         factor = temperature**2 if isinstance(temperature, float | int) else temperature.square().mean()

@@ -28,7 +28,6 @@ class ExampleObjective(LayerObjective):
         ValueError: if `on` is neither.
     """
 
-    needs = frozenset({"hidden_states"})
     settings: ClassVar[tuple[str, ...]] = ("on",)
     limits: ClassVar[Mapping[str, Limit]] = {**LayerObjective.limits, "on": one_of("hidden_states", "logits")}
     settled: ClassVar[tuple[str, ...]] = (*LayerObjective.settled, "on")
@@ -38,11 +37,10 @@ class ExampleObjective(LayerObjective):
         super().__init__(layers, weight)
         self.on = on
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Need what is read alone; see `Objective`."""
-        super().__setattr__(name, value)
-        if name == "on":
-            self.needs = frozenset({value})
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What is read alone; see `Objective`."""
+        return frozenset({self.on})
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map where states are read; see `Objective.bind`."""
@@ -62,10 +60,24 @@ class ExampleObjective(LayerObjective):
         return super().required_layers() if self.on == "hidden_states" else ({}, {})
 
     def widths(self, student_config: Any, teacher_config: Any) -> tuple[int, int]:
-        """Return the widths of the vectors of student and teacher."""
-        if self.on == "logits":
-            return student_config.num_labels, student_config.num_labels
-        return student_config.hidden_size, teacher_config.hidden_size
+        """Return the widths of the vectors of student and teacher.
+
+        Raises:
+            ValueError: if nothing says how many logits there are.
+        """
+        if self.on == "hidden_states":
+            return student_config.hidden_size, teacher_config.hidden_size
+        # The teacher's logits are in the student's order, so there are as many.
+        teachers = teacher_config if isinstance(teacher_config, list) else [teacher_config]
+        labels = [getattr(config, "num_labels", None) for config in (student_config, *teachers)]
+        number = next(filter(None, [*labels, self.num_labels]), None)
+        if number is None:
+            raise ValueError(
+                f"{type(self).__name__}(on='logits') is built for a number of labels, which neither a config of "
+                "student or teacher nor the rows tell: give rows whose labels have names (ClassLabel), or use "
+                "RelationalDistanceLoss(on='logits'), which needs no number"
+            )
+        return number, number
 
     def compare(self, position: int, student: Any, teacher: Any, batch: Mapping[str, Any]) -> Tensor:
         """Read the vectors and hand them to `relate`."""
@@ -74,6 +86,10 @@ class ExampleObjective(LayerObjective):
             on_logits = self.on == "logits"
             vectors.append(outputs.logits if on_logits else text_state(outputs, outputs.hidden_states[layer]))
         return self.relate(vectors[0].float(), vectors[1].float())
+
+    def config(self) -> dict[str, Any]:
+        """Describe this objective for the run record and the card; it has no layers where it reads logits."""
+        return super().config() | ({} if self.on == "hidden_states" else {"layers": None})
 
     @abstractmethod
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class CrossEntropyLoss(Objective):
         self.label_smoothing = label_smoothing
         self._class_weights: Tensor | None
         self.register_buffer("_class_weights", None, persistent=False)
+        self._given: GivenWeights = None
         self.weigh_classes(class_weights)
 
     @property
@@ -63,20 +64,22 @@ class CrossEntropyLoss(Objective):
 
     def weigh_classes(self, class_weights: GivenWeights) -> None:
         """Set the class weights; those that have names are put in the student's order when it is known."""
-        self._given, self._class_weights = class_weights, None
         if class_weights is None:
+            self._given, self._class_weights = None, None
             return
+        names = list(class_weights) if isinstance(class_weights, Mapping) else []
         values = list(class_weights.values()) if isinstance(class_weights, Mapping) else class_weights
         try:
             weights = torch.as_tensor(values, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
             weights = torch.empty(0)
-        if weights.ndim != 1 or not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
+        fit = weights.ndim == 1 and weights.isfinite().all() and (weights >= 0).all() and weights.any()
+        if not fit or not all(isinstance(name, str) for name in names):
             raise ValueError(
                 f"class_weights={class_weights!s:.80}: give one number a class, each at least 0 and not all 0, as a "
                 "list or as a mapping from their names ('balanced' is of distill and train_teacher)"
             )
-        self._class_weights = weights
+        self._given, self._class_weights = class_weights, weights
 
     def again(self, **settings: Any) -> Objective:
         """Make the same anew, with the class weights as they were given; see `Objective.again`."""
@@ -184,7 +187,9 @@ class TeacherLabelLoss(Objective):
     than `threshold` add 0. The "hard-label distillation" of Touvron et al. 2021, "Training data-efficient image
     transformers and distillation through attention", arXiv:2012.12877, section 4; with a threshold, the pseudo-labels
     of FixMatch (Sohn et al. 2020, arXiv:2001.07685, equation 4, where the mean is over all rows too). Multi-label
-    tasks have the binary form, mean over labels, with a decision and a confidence for each label.
+    tasks have the binary form, mean over labels, with a decision and a confidence for each label: a teacher with
+    `config.thresholds` gives the labels above them, as `load(...)(text, decide=True)` and reports do. Several teachers
+    together, and columns kept without their teacher, have the threshold 0.5.
 
     Args:
         weight: factor of this objective in the sum.
@@ -210,8 +215,10 @@ class TeacherLabelLoss(Objective):
         """Sum over rows; both logits `(batch, labels)`."""
         ours, theirs = student.logits.float(), teacher.logits.float()
         if self.task == MULTI_LABEL:
-            sure = (theirs.abs().sigmoid() >= self.threshold).float()
-            errors = F.binary_cross_entropy_with_logits(ours, (theirs > 0).float(), reduction="none")
+            least = getattr(teacher, "least_logits", None)
+            given = theirs > (0.0 if least is None else least)
+            sure = torch.where(given, theirs, -theirs).sigmoid() >= self.threshold
+            errors = F.binary_cross_entropy_with_logits(ours, given.float(), reduction="none")
             return (errors * sure).mean(dim=-1).sum()
         confidence, decision = theirs.softmax(dim=-1).max(dim=-1)
         errors = F.cross_entropy(ours, decision, reduction="none")

@@ -37,7 +37,8 @@ class SoftTargetObjective(Objective):
             `"skip"` counts the row as 0, `"shift"` swaps the teacher's logits of the two classes (the probability
             shift of Wen, Lai and Qian 2019, "Preparing Lessons: Improve Knowledge Distillation with Better
             Supervision", arXiv:1911.07471). Unlabelled rows are kept.
-        confidence_weighting: multiply each row by the teacher's highest probability (at T = 1).
+        confidence_weighting: multiply each row by the teacher's highest probability (at T = 1); in multi-label tasks
+            by the mean over labels of the probability of yes or no, whichever is likelier.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -100,7 +101,7 @@ class SoftTargetObjective(Objective):
         ours, theirs = student.logits.float(), teacher.logits.float()
         if self.teacher_errors == "shift":
             theirs = _shifted(theirs, labels_of(batch, self))
-        temperature = self.temperature(ours, theirs, self.progress)
+        temperature = self.temperature.of(ours, theirs, self.progress)
         scores = [_z_scores(logits) if self.standardize else logits for logits in (ours, theirs)]
         per_row = self.divergence(scores[0] / temperature, scores[1] / temperature, batch)  # (batch,)
         if isinstance(temperature, Tensor):

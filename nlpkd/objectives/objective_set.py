@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nlpkd.config import DistillationConfig
-from nlpkd.objectives.base import Objective, setting_names
+from nlpkd.objectives.base import Objective, divisors, setting_names
 from nlpkd.objectives.contract import refuse_broken_bound
 from nlpkd.objectives.temperature import Temperature
 from nlpkd.objectives.weighting import WEIGHTINGS
@@ -172,8 +172,7 @@ class ObjectiveSet(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for objective in self.members:
-                objective.bound_in = None
-                objective.bind(student_config, teacher_config)
+                objective.bind_anew(student_config, teacher_config)
                 refuse_broken_bound(objective, student_config, teacher_config)
                 objective.bound_in = self._binding
 
@@ -211,14 +210,13 @@ class ObjectiveSet(nn.Module):
             student: the student's outputs.
             teacher: the teacher's, or None.
             batch: the collated batch.
-            counts: what to divide each total by, `(objectives,)`; 0 counts as 1, since the total is 0 too.
+            counts: what to divide each total by, `(objectives,)`; a mean over nothing is 0, whatever the total.
 
         Returns:
             A float32 scalar an objective.
         """
-        counts = torch.where(counts == 0, torch.ones_like(counts), counts)
         totals = [objective.total(student, teacher, batch) for objective in self.members]
-        return [total / count for total, count in zip(totals, counts, strict=True)]
+        return [total / count for total, count in zip(totals, divisors(counts), strict=True)]
 
     def weigh(self, parts: Iterable[Tensor], batch: Mapping[str, Any], counts: Tensor) -> Tensor | float:
         """Sum the parts by weight.

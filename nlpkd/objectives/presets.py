@@ -13,7 +13,8 @@ from nlpkd.objectives.base import Objective
 from nlpkd.objectives.contract import refuse_other_objectives
 from nlpkd.objectives.correlation import DISTLoss
 from nlpkd.objectives.hidden import EmbeddingMSELoss, HiddenStateCosineLoss, HiddenStateMSELoss, PatientLoss
-from nlpkd.objectives.labels import CrossEntropyLoss, GivenWeights
+from nlpkd.objectives.idle import refuse_idle_class_weights
+from nlpkd.objectives.labels import CrossEntropyLoss, GivenWeights, with_gold_settings
 from nlpkd.objectives.logits import ForwardKLLoss, LogitMSELoss
 from nlpkd.objectives.relation import SelfAttentionRelationLoss, ValueRelationLoss
 from nlpkd.tasks import REGRESSION
@@ -205,6 +206,26 @@ def resolve(objectives: str | Sequence[Objective] | Sequence[Stage], problem_typ
     if any(isinstance(each, Stage) for each in given):
         raise ValueError("objectives mixes stages and objectives: wrap the objectives in a Stage")
     return [Stage(given)]
+
+
+def with_class_weights(stages: Sequence[Stage], class_weights: GivenWeights, baselines: bool) -> list[Stage]:
+    """Give the class weights of a run to the cross-entropies that have none of their own.
+
+    Args:
+        stages: with objectives not bound yet, which are left as they are.
+        class_weights: as `distill` takes them; None changes nothing.
+        baselines: whether baselines are trained too, on gold labels alone.
+
+    Returns:
+        The stages, with copies of those objectives.
+
+    Raises:
+        ValueError: if nothing that is trained takes the weights.
+    """
+    alone = gold_labels_alone(stages) if baselines else []
+    lists = [*(stage.objectives for stage in stages), *alone]
+    refuse_idle_class_weights([each for objectives in lists for each in objectives], class_weights)
+    return [Stage(with_gold_settings(stage.objectives, class_weights), **stage.settings) for stage in stages]
 
 
 def gold_labels_alone(stages: Sequence[Stage], class_weights: GivenWeights = None) -> list[list[Objective]]:

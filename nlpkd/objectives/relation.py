@@ -46,29 +46,20 @@ class SelfAttentionRelationLoss(LayerObjective):
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, relation_heads: int | None = None):
         super().__init__(layers, weight)
         self.relation_heads = relation_heads
-
-    @property
-    def relation_heads(self) -> int | None:
-        """R; before `bind` as it was asked for."""
-        return self._heads or self._asked_heads
-
-    @relation_heads.setter
-    def relation_heads(self, relation_heads: int | None) -> None:
-        self._asked_heads = relation_heads
-        self._heads: int | None = None
+        self.heads: int | None = None
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Resolve the layer map and settle the number of relation heads; see `Objective.bind`."""
         super().bind(student_config, teacher_config)
         widths = {width for config in (student_config, teacher_config) for width in _widths(config, self.needs)}
         common = math.gcd(*widths)
-        heads = self._asked_heads or self.default_heads(student_config, teacher_config, common)
+        heads = self.relation_heads or self.default_heads(student_config, teacher_config, common)
         if common % heads:
             raise ValueError(
                 f"{type(self).__name__}: {heads} relation heads do not divide the widths "
                 f"{sorted(widths)} of {sorted(self.needs)}: choose a divisor of {common}"
             )
-        self._heads = heads
+        self.heads = heads
 
     def default_heads(self, student_config: Any, teacher_config: Any, common: int) -> int:
         """Choose the number of relation heads where none was asked for: the most, up to 48, that divides `common`."""
@@ -93,15 +84,19 @@ class SelfAttentionRelationLoss(LayerObjective):
     def _relation(self, heads: Tensor, mask: Tensor) -> Tensor:
         """Compute the log of the relation among the tokens of vectors `(batch, heads, seq, head)`."""
         joined = heads.transpose(1, 2).flatten(2)  # (batch, seq, width)
-        if self.relation_heads is not None and joined.shape[-1] % self.relation_heads:
+        if self.heads is not None and joined.shape[-1] % self.heads:
             # Some families' attention has another width than the config's hidden size says, as MobileBERT's.
             raise ValueError(
-                f"{type(self).__name__}: {self.relation_heads} relation heads do not divide a width of "
+                f"{type(self).__name__}: {self.heads} relation heads do not divide a width of "
                 f"{joined.shape[-1]}: choose relation_heads that divides it"
             )
-        cut = joined.unflatten(2, (self.relation_heads, -1)).transpose(1, 2)  # (batch, R, seq, width / R)
+        cut = joined.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (batch, R, seq, width / R)
         scores = (cut @ cut.transpose(-1, -2)).float() * cut.shape[-1] ** -0.5
         return scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min).log_softmax(dim=-1)
+
+    def config(self) -> dict[str, Any]:
+        """Describe this objective for the run record and the card, with the number of heads once it is settled."""
+        return super().config() | {"relation_heads": self.heads or self.relation_heads}
 
 
 class ValueRelationLoss(SelfAttentionRelationLoss):

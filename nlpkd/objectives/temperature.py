@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlpkd.utils.field_types import are_numbers, plain_fields
+from nlpkd.utils.field_types import are_numbers, plain_fields, plain_numbers
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,39 @@ class Temperature(ABC):
             progress: share of the training that is done before the step, 0 to 1.
 
         Returns:
-            A number, or one a row, `(batch, 1)`, without a gradient.
+            A number, or one a row, `(batch, 1)`: finite, above 0. Its gradient is not followed.
         """
+
+    def of(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> float | Tensor:
+        """Return the temperature as the contract of `__call__` has it, whoever wrote that.
+
+        Args:
+            student_logits: see `__call__`, as for the other arguments.
+            teacher_logits: `(batch, labels)`.
+            progress: share of the training that is done before the step.
+
+        Returns:
+            A number, or one a row, `(batch, 1)`, without a gradient.
+
+        Raises:
+            ValueError: if it is neither, or not above 0.
+        """
+        found = plain_numbers(self(student_logits, teacher_logits, progress))
+        rows = len(student_logits)
+        if isinstance(found, Tensor):
+            found = found.detach()
+            # The library's own is in range, and a GPU would be waited for.
+            known = type(self) is FocalTemperature
+            fits = found.shape in ((), (rows, 1)) and (known or bool((found.isfinite() & (found > 0)).all()))
+        else:
+            fits = are_numbers(found) and 0 < found < math.inf
+        if not fits:
+            kind = f"a tensor {tuple(found.shape)} of {found.tolist()}" if isinstance(found, Tensor) else f"{found!r}"
+            raise ValueError(
+                f"{type(self).__name__} must give a temperature above 0: a number, or a tensor with one a row, "
+                f"{(rows, 1)} for these {rows} rows. It gave {kind:.80}"
+            )
+        return found
 
     def config(self) -> dict[str, Any]:
         """Describe this temperature for the run record."""

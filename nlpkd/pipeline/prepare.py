@@ -30,9 +30,8 @@ from nlpkd.labelling.splits import LABELS_NAME, RowsToLabel
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import CrossEntropyLoss, Objective
-from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.matching import shows_layers
-from nlpkd.objectives.presets import Stage, resolve
+from nlpkd.objectives.presets import Stage, resolve, with_class_weights
 from nlpkd.pipeline.compress import with_trimmed_vocabulary
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.roles import (
@@ -166,10 +165,7 @@ def prepare_job(
         teacher_tokenizer=beside,
         tokenizer=tokenizer,
         data=data,
-        stages=[
-            Stage(with_gold_settings(stage.objectives, weights), **stage.settings)
-            for stage in resolve(objectives, data.problem_type)
-        ],
+        stages=with_class_weights(resolve(objectives, data.problem_type), weights, bool(baselines)),
         origin={
             "teacher": teachers.describe(),
             "student": described,

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
-from nlpkd.data.labels.classes import Classes, thresholds_of
+from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import sample_of_classes, visible_columns
 from nlpkd.data.tokenization import TeacherTokenizers, original_ids, per_teacher
 from nlpkd.models.attention import Wanted
@@ -113,9 +113,12 @@ class TeacherSignals:
         return "the teacher's outputs kept with the rows" if kept else "the teacher run on every batch"
 
     def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput | None:
-        """Return the teacher's outputs for a collated batch; None without a teacher."""
+        """Return the teacher's outputs for a collated batch, kept or not; None without a teacher."""
         source = self.source(batch)
-        return None if source is None else source.outputs(batch)
+        captured = None if source is None else source.outputs(batch)
+        if captured is not None and self.live is not None:
+            captured.least_logits = self.live.least_logits
+        return captured
 
     @property
     def columns(self) -> set[str]:
@@ -134,7 +137,7 @@ class TeacherSignals:
     @property
     def thresholds(self) -> list[float] | None:
         """The thresholds of a live multi-label teacher, in the student's label order; None where it has none."""
-        return None if self.live is None else thresholds_of(getattr(self.live.model, "config", None), self.order)
+        return None if self.live is None else self.live.thresholds
 
     def refuse_unknown_tokens(self, rows: Any, split: str) -> None:
         """Refuse rows with token ids that student or teacher has no embedding for."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nlpkd.data.columns import HIDDEN_STATES, TEACHER_LOGITS
+from nlpkd.data.labels.classes import least_logits, thresholds_of
 from nlpkd.models.attention import Wanted
 from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
@@ -93,6 +95,20 @@ class LiveTeacher:
         """Set the label order; the identity costs nothing."""
         identity = order is None or list(order) == list(range(len(order)))
         self.order = None if identity else torch.tensor(order, device=self.device)
+        vars(self).pop("least_logits", None)
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """The thresholds of a multi-label teacher, in the student's label order; None where it has none."""
+        order = None if self.order is None else self.order.tolist()
+        return thresholds_of(getattr(self.model, "config", None), order)
+
+    @cached_property
+    def least_logits(self) -> Tensor | None:
+        """What the logit of a label that the teacher gives is above, `(labels,)`; None where it has no thresholds."""
+        # Kept where the batches are, so that no step waits for a copy.
+        own = self.thresholds
+        return None if own is None else torch.tensor(least_logits(own), dtype=torch.float32, device=self.device)
 
     def outputs(self, batch: Mapping[str, Any]) -> CapturedOutput:
         """Run the teacher; see `Teacher.outputs`."""
@@ -106,7 +122,8 @@ class LiveTeacher:
         return captured
 
     def release(self) -> None:
-        """Drop the copy that is run in the teacher's place; the next batch makes it again."""
+        """Drop the copy that is run in the teacher's place, and its thresholds; the next batch makes them again."""
+        vars(self).pop("least_logits", None)
         self._copy: nn.Module | None = None
         self._copy_of: list[tuple[int, torch.device]] = []
 

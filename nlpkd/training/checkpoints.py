@@ -75,7 +75,7 @@ _WITHOUT_INFLUENCE = frozenset({
     "latency_runs", "html_report", "augment", "augment_copies", "augment_change", "augment_texts", "augment_model",
 })  # fmt: skip
 
-_OF_TRAINER = frozenset({"bound_in", "progress", "task"})
+_OF_TRAINER = frozenset({"before_bound", "bound_in", "num_labels", "progress", "task"})
 """Attributes of an objective that a trainer sets."""
 
 LENGTH = ("num_train_epochs", "max_steps")

@@ -23,6 +23,7 @@ from nlpkd.data.rows import (
     sample_of_classes,
     sample_rows,
     unlabelled_rows,
+    visible_columns,
 )
 from nlpkd.data.tokenization import TeacherTokenizers, refuse_paths
 from nlpkd.models.capture import Capture, CapturedOutput
@@ -30,6 +31,7 @@ from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import in_eval_mode, placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.contract import refuse_no_scalars, refuse_other_objectives
+from nlpkd.objectives.idle import refuse_no_weight, tell_idle_smoothing
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
@@ -98,7 +100,7 @@ class DistillationLoss:
         args: the settings.
         tokenizer: the student's.
         teacher_tokenizer: the teacher's where it is another one; of an ensemble a list.
-        columns: of the training data, empty if unknown.
+        rows: the training rows, of any kind; None where there are none.
         classes: the student's, in the order of its logits; None where nothing names them.
         autocast: makes the context that the teacher runs in.
 
@@ -116,7 +118,7 @@ class DistillationLoss:
         *,
         tokenizer: PreTrainedTokenizerBase | None,
         teacher_tokenizer: TeacherTokenizers,
-        columns: Sequence[str],
+        rows: Any,
         classes: Classes | None,
         autocast: Callable[[], AbstractContextManager],
     ):
@@ -127,8 +129,12 @@ class DistillationLoss:
         given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
         self.objectives = ObjectiveSet(given, args.weighting)
         self.objectives.refuse_few_rows(args.train_batch_size)
+        if own is None:
+            refuse_no_weight(self.objectives.members)
+        tell_idle_smoothing(self.objectives.members, args.label_smoothing_factor)
         self.task = task_of(getattr(student, "config", None)) or SINGLE_LABEL
         # A teacher, where one is needed
+        columns = visible_columns(rows)
         self.has_teacher = teacher is not None
         self.refuse_untaught(columns)
         if teacher is not None:
@@ -137,7 +143,11 @@ class DistillationLoss:
         theirs: Any = getattr(teacher, "config", None)
         if isinstance(teacher, TeacherEnsemble):
             theirs = [getattr(member, "config", None) for member in teacher.members]
-        self.objectives.bind(getattr(student, "config", None), theirs, args.seed)
+        config = getattr(student, "config", None)
+        told = _told_labels(rows, columns, classes) if config is None else None
+        for objective in self.objectives:
+            objective.num_labels = told
+        self.objectives.bind(config, theirs, args.seed)
         self.objectives.to(args.device)
         # Both models give the layers that the objectives read.
         student_layers, teacher_layers = self.objectives.required_layers()
@@ -319,3 +329,10 @@ class DistillationLoss:
             parts.append(self.own(outputs, batch.get("labels"), num_items_in_batch=counts[-1]))
             loss = loss + parts[-1]
         return loss, torch.stack(parts)
+
+
+def _told_labels(rows: Any, columns: Collection[str], classes: Classes | None) -> int | None:
+    """Count the labels by a teacher's logits that are kept with the rows, or by the names of the classes."""
+    if TEACHER_LOGITS in columns and (first := sample_rows(random_access(rows, 1), 1)):
+        return len(first[0][TEACHER_LOGITS])
+    return None if classes is None else len(classes)

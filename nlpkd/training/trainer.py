@@ -164,7 +164,7 @@ class DistillationTrainer(SearchingTrainer):
             args,
             tokenizer=self.processing_class,
             teacher_tokenizer=self.teacher_processing_class,
-            columns=self._columns,
+            rows=self.train_dataset,
             classes=self.classes,
             autocast=self.accelerator.autocast,
         )

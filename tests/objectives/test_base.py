@@ -162,5 +162,57 @@ def test_layers_are_bound_by_an_array_of_pairs():
 def test_relation_heads_that_are_assigned_before_are_those_that_it_is_bound_with():
     objective = SelfAttentionRelationLoss()
     objective.relation_heads = 2
-    assert bound(objective, 4, 12, heads=(2, 3)).relation_heads == 2
-    assert bound(SelfAttentionRelationLoss(), 4, 12, heads=(2, 3)).relation_heads == 4
+    assert bound(objective, 4, 12, heads=(2, 3)).config()["relation_heads"] == 2
+    assert bound(SelfAttentionRelationLoss(), 4, 12, heads=(2, 3)).config()["relation_heads"] == 4
+
+
+class Resolves(ForwardKLLoss):
+    """One's own, whose `bind` keeps what it found under an argument's name."""
+
+    settings = (*ForwardKLLoss.settings, "margin")
+
+    def __init__(self, temperature=2.0, weight=1.0, *, margin=None):
+        super().__init__(temperature, weight)
+        self.margin = margin
+
+    def bind(self, student_config, teacher_config):
+        super().bind(student_config, teacher_config)
+        self.margin = student_config.hidden_size if self.margin is None else self.margin
+
+
+def bound_to(objective, pair):
+    """What is recorded of an objective that is bound to a pair, and the shapes of its own parameters."""
+    ObjectiveSet([objective]).bind(*pair, seed=0)
+    return objective.config(), {name: tensor.shape for name, tensor in objective.state_dict().items()}
+
+
+def pair_of(layers, hidden, names):
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return tiny_config(layers, hidden, **named), tiny_config(2 * layers, 48, **named)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *sorted({kind for kind, _ in EVERY_SETTING}, key=lambda kind: kind.__name__),
+        lambda: HiddenStateMSELoss(layers="learned"),
+        lambda: CrossEntropyLoss(class_weights={"pos": 3.0, "neg": 1.0}),
+        Resolves,
+    ],
+)
+def test_what_is_made_or_bound_again_keeps_nothing_of_the_pair_that_it_was_bound_to(make):
+    first, second = pair_of(2, 48, ("neg", "pos")), pair_of(3, 36, ("pos", "neg"))
+    objective, fresh = make(), bound_to(make(), second)
+    bound_to(objective, first)
+    assert bound_to(objective.again(), second) == fresh
+    assert bound_to(objective.again(weight=2.0).again(weight=1.0), second) == fresh
+    assert bound_to(objective, second) == fresh and bound_to(objective.again(), first) == bound_to(make(), first)
+
+
+def test_a_setting_that_is_assigned_is_kept_by_what_is_made_again():
+    objective = Resolves()
+    objective.temperature = 4.0
+    bound_to(objective, pair_of(2, 48, ("neg", "pos")))
+    objective.weight, objective.margin = 0.5, 7
+    again = objective.again()
+    assert (again.temperature.value, again.weight, again.margin) == (4.0, 0.5, 7)

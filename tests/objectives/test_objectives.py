@@ -6,6 +6,7 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from references import LAYERS, MASK, REFERENCES, batch, bound, changed, doubled, outputs, tensors
@@ -14,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd import objectives
 from nlpkd.config import DistillationConfig
+from nlpkd.models.capture import CapturedOutput
 from nlpkd.objectives import (
     AdversarialLoss,
     AttentionMSELoss,
@@ -35,11 +37,14 @@ from nlpkd.objectives import (
     SelfAttentionRelationLoss,
     Stage,
     TeacherLabelLoss,
+    Temperature,
     ValueRelationLoss,
 )
+from nlpkd.objectives.examples import ExampleObjective
 from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import PRESETS, resolve, with_preset_settings
+from nlpkd.objectives.temperature import TemperatureSetting
 
 CASES = [
     pytest.param(make, naive, id=f"{kind.__name__}-{number}")
@@ -108,6 +113,54 @@ def test_gradient_of_soft_targets_keeps_its_size_when_the_temperature_rises(kind
         kind(temperature=temperature)(student, teacher, batch()).backward()
         norms.append(student.logits.grad.norm().item())
     assert max(norms) / min(norms) < 1.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Temperature):
+    """A temperature of one's own that is whatever it is told to be."""
+
+    value: object = None
+
+    def __call__(self, student_logits, teacher_logits, progress):
+        return self.value(student_logits) if callable(self.value) else self.value
+
+
+SOFTENED = [kind for kind in REFERENCES if isinstance(getattr(kind, "temperature", None), TemperatureSetting)]
+
+
+@pytest.mark.parametrize("kind", SOFTENED)
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, "2", -2.0, 0, math.inf, math.nan, True, np.float32(-1), [2.0], np.full((4, 1), 2.0),
+        lambda logits: torch.full((4,), 2.0), lambda logits: torch.full((4, 3), 2.0),
+        lambda logits: torch.full((3, 1), 2.0), lambda logits: torch.tensor([[1.0], [2.0], [0.0], [2.0]]),
+        lambda logits: torch.full((4, 1), math.nan),
+    ],
+)  # fmt: skip
+def test_a_temperature_of_ones_own_that_is_none_is_refused_by_name(kind, value):
+    with pytest.raises(ValueError, match=r"^Given must give a temperature .*\(4, 1\) for these 4 rows. It gave"):
+        bound(kind(Given(value))).total(outputs(0), outputs(1), batch())
+
+
+@pytest.mark.parametrize("kind", SOFTENED)
+@pytest.mark.parametrize(
+    "value",
+    [
+        2, np.float32(2.0), np.int64(2), lambda logits: torch.tensor(2.0), lambda logits: torch.full((4, 1), 2.0),
+        # With a gradient, which is not followed.
+        lambda logits: 2.0 + 0.0 * logits[:, :1], lambda logits: 2.0 + logits[:, :1] - logits[:, :1].detach(),
+    ],
+)  # fmt: skip
+def test_a_temperature_of_ones_own_is_a_number_or_one_a_row_and_has_no_gradient(kind, value):
+    values, gradients = [], []
+    for temperature in (Given(value), 2.0):
+        student = outputs(0)
+        total = bound(kind(temperature)).total(student, outputs(1), batch())
+        values.append(total.detach())
+        gradients.append(torch.autograd.grad(total, student.logits)[0])
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_linear_temperature_follows_the_progress_of_training():
@@ -213,7 +266,7 @@ def test_relations_compare_other_widths_and_other_heads():
     for objective in (SelfAttentionRelationLoss(), ValueRelationLoss(), RelationalDistanceLoss(), ContrastiveLoss()):
         value = bound(objective, 4, 12, heads=(2, 3))(student, teacher, batch())
         assert torch.isfinite(value) and value > 0
-    assert bound(SelfAttentionRelationLoss(), 4, 12, heads=(2, 3)).relation_heads == 4
+    assert bound(SelfAttentionRelationLoss(), 4, 12, heads=(2, 3)).heads == 4
 
 
 def test_hidden_states_of_another_width_are_projected_one_matrix_a_pair():
@@ -332,11 +385,52 @@ def test_bad_settings_are_refused(make, message):
 
 
 @pytest.mark.parametrize(
-    "weights", [[1, -1], [0, 0], [1, float("nan")], [1, float("inf")], "balanced", ["1", "x"], 2, {"a": "x"}, [[1, 2]]]
-)
+    "weights",
+    [
+        [1, -1], [0, 0], [1, float("nan")], [1, float("inf")], "balanced", ["1", "x"], 2, {"a": "x"}, [[1, 2]],
+        {0: 1, "b": 2}, {0: 1, 1: 2}, {None: 1, "b": 2},
+    ],
+)  # fmt: skip
 def test_class_weights_that_weigh_no_class_are_refused_when_they_are_given(weights):
     with pytest.raises(ValueError, match="class_weights=.*each at least 0 and not all 0"):
         CrossEntropyLoss(class_weights=weights)
+    kept = CrossEntropyLoss(class_weights={"a": 1, "b": 2})
+    with pytest.raises(ValueError, match="class_weights=.*each at least 0 and not all 0"):
+        kept.class_weights = weights
+    assert kept.again().config() == kept.config() and kept.class_weights.tolist() == [1, 2]
+
+
+def test_a_mean_over_nothing_is_0_and_teaches_nothing():
+    gold = bound(CrossEntropyLoss(class_weights=[0.0, 1.0, 1.0], label_smoothing=0.3))
+    given, rows = outputs(0), batch() | {"labels": torch.zeros(4, dtype=torch.long)}
+    assert gold.count(rows) == 0 and gold.total(given, None, rows) > 0
+    together = ObjectiveSet([gold])
+    counts = together.counts(rows)
+    values = [gold(given, None, rows)]
+    values += [together.parts(given, None, rows, each)[0] for each in (counts, counts.long(), counts.double())]
+    for value in values:
+        [gradient] = torch.autograd.grad(value, given.logits)
+        assert value.item() == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_micro_batches_of_classes_without_weight_are_part_of_a_step_that_has_others(weighting):
+    gold = bound(CrossEntropyLoss(class_weights=[0.0, 1.0, 2.0], label_smoothing=0.3))
+    given, rows = outputs(0), batch() | {"labels": torch.tensor([0, 0, 1, 2])}
+    together = ObjectiveSet([gold], weighting)
+    counts = together.counts(rows)
+    halves = [
+        together.parts(CapturedOutput(given.logits[part]), None, {"labels": rows["labels"][part]}, counts)[0]
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    torch.testing.assert_close(sum(halves), gold(given, None, rows))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in REFERENCES if issubclass(kind, ExampleObjective)])
+def test_the_record_of_an_objective_names_layers_where_it_reads_some(kind):
+    assert bound(kind()).config()["layers"] == [[3, 3]]
+    for objective in (kind(on="logits"), bound(kind(on="logits"))):
+        assert (objective.config()["layers"], objective.config()["on"]) == (None, "logits")
 
 
 @pytest.mark.parametrize("objective", [CrossEntropyLoss(), DecoupledKDLoss(), ForwardKLLoss(teacher_errors="shift")])

@@ -237,7 +237,7 @@ def run_steps(
     args = DistillationConfig(output_dir="unused", use_cpu=True, report_to="none")
     loss = DistillationLoss(
         model, None, objectives or [CrossEntropyLoss(), CrossEntropyLoss(weight=0.5)], None, args, tokenizer=None,
-        teacher_tokenizer=None, columns=[], classes=None, autocast=nullcontext,
+        teacher_tokenizer=None, rows=None, classes=None, autocast=nullcontext,
     )  # fmt: skip
     passes = RecordedPasses(loss.run, trains=True, others=loss.objectives, shared="teacher", record=record)
     if record is not None:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel
+from references import REFERENCES, bound
 from samples import tiny_bert
+from torch import nn
 
 from nlpkd import DistillationTrainer
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
+from nlpkd.models.capture import CapturedOutput
+from nlpkd.objectives import (
+    AdversarialLoss,
+    ContrastiveLoss,
+    CrossEntropyLoss,
+    ForwardKLLoss,
+    TeacherLabelLoss,
+)
+from nlpkd.objectives.examples import ExampleObjective
 
 
 class Counts:
@@ -68,3 +80,114 @@ def test_rows_without_a_teachers_logits_that_are_assigned_are_refused_where_ther
     trainer.train_dataset = kind(rows)
     with pytest.raises(ValueError, match="forward_kl need a teacher: pass teacher_model, or data with a column"):
         trainer.train()
+
+
+class Bag(nn.Module):
+    """A student that is no transformers model, and has no config."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.EmbeddingBag(50, 2)
+
+    def forward(self, input_ids):
+        return self.table(input_ids)
+
+
+ON_LOGITS = [
+    kind() if kind().needs <= {"logits", "labels"} else kind(on="logits")
+    for kind in REFERENCES
+    if kind().needs <= {"logits", "labels"} or issubclass(kind, ExampleObjective)
+]
+
+
+@pytest.mark.parametrize("objective", ON_LOGITS, ids=lambda objective: objective.name)
+@pytest.mark.parametrize("taught", ["a model", "any module", "several", "kept logits"])
+def test_a_student_that_is_any_module_learns_by_every_objective_on_logits(
+    objective, taught, settings, make_rows, tokenizer
+):
+    rows, student, teacher = make_rows(8), Bag(), tiny_bert(1)
+    if taught == "any module":
+        teacher = Bag()
+        rows = rows.cast_column("labels", ClassLabel(names=["neg", "pos"]))
+    if taught == "several":
+        teacher = [tiny_bert(1), tiny_bert(1, seed=1)]
+    if taught == "kept logits":
+        rows, teacher = rows.add_column("teacher_logits", torch.randn(8, 2).tolist()), None
+    args = settings(max_steps=1, teacher_check="off")
+    before = student.table.weight.detach().clone()
+    made = DistillationTrainer(student, teacher, args, [objective.again()], rows, processing_class=tokenizer)
+    made.train()
+    assert not torch.equal(student.table.weight, before)
+
+
+@pytest.mark.parametrize("kind", [ContrastiveLoss, AdversarialLoss])
+def test_an_objective_that_must_know_the_number_of_labels_says_so_where_no_config_tells_it(kind):
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\(on='logits'\) is built for a number of labels, which"):
+        kind(on="logits").bind(None, None)
+
+
+CUTS = {"a": 0.2, "b": 0.5, "c": 0.9}
+
+
+def of_three_labels(names="abc", seed=1, **config):
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    task = {"num_labels": 3, "problem_type": "multi_label_classification", "initializer_range": 2.0}
+    return tiny_bert(1, seed=seed, **named, **task, **config)
+
+
+def learned_decisions(trainer, batch):
+    """Which labels the objective wants a student to give that is undecided: its gradient lets their logits rise."""
+    teacher = trainer._signals.outputs(batch)
+    student = CapturedOutput(logits=torch.zeros_like(teacher.logits, requires_grad=True))
+    trainer.objectives[0].total(student, teacher, batch).backward()
+    return student.logits.grad < 0, teacher.logits
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("teachers", "cuts"),
+    [
+        (lambda: of_three_labels(thresholds=CUTS), [0.2, 0.5, 0.9]),
+        (lambda: of_three_labels("cab", thresholds=[0.9, 0.2, 0.5]), [0.2, 0.5, 0.9]),
+        (lambda: of_three_labels(), [0.5] * 3),
+        (lambda: [of_three_labels(thresholds=CUTS), of_three_labels(seed=2, thresholds=CUTS)], [0.5] * 3),
+    ],
+)
+def test_a_teachers_decisions_are_learned_by_the_thresholds_that_its_agreement_goes_by(
+    kept, teachers, cuts, settings, make_rows, tokenizer
+):
+    rows = make_rows(16).remove_columns("labels").add_column("labels", [[1.0, 0.0, float(n % 2)] for n in range(16)])
+    args = settings(teacher_check="off")
+    if kept:
+        rows = rows.add_column("teacher_logits", torch.randn(16, 3).mul(2).tolist())
+    trainer = DistillationTrainer(
+        of_three_labels(seed=3), teachers(), args, [TeacherLabelLoss()], rows, rows, processing_class=tokenizer
+    )
+    batch = trainer.data_collator([rows[number] for number in range(16)])
+    given, logits = learned_decisions(trainer, batch)
+    assert torch.equal(given, logits.double().sigmoid() > torch.tensor(cuts, dtype=torch.float64))
+    agreeing = trainer._scorings()
+    student = torch.where(given, 50.0, -50.0)
+    assert np.asarray(agreeing[0].agreeing(student, logits, agreeing[1])).all()
+
+
+def test_thresholds_that_a_teacher_is_given_later_are_those_that_are_learned(settings, make_rows, tokenizer):
+    rows = make_rows(16).remove_columns("labels").add_column("labels", [[1.0, 0.0, float(n % 2)] for n in range(16)])
+    teacher, args = of_three_labels(), settings(teacher_check="off", max_steps=1, cache_teacher="off")
+    trainer = DistillationTrainer(
+        of_three_labels(seed=3), teacher, args, [TeacherLabelLoss()], rows, processing_class=tokenizer
+    )
+    teacher.config.thresholds = [1.0, 0.0, 1.0]
+    trainer.train()
+    batch = trainer.data_collator([rows[number] for number in range(16)])
+    assert learned_decisions(trainer, batch)[0].tolist() == [[False, True, False]] * 16
+
+
+def test_a_teacher_must_give_its_decision_the_probability_that_is_asked_for():
+    objective = bound(TeacherLabelLoss(threshold=0.6), problem_type="multi_label_classification")
+    # Probabilities of 0.3, 0.3 and 0.9: no, yes by its own threshold, no by its own threshold.
+    logits = torch.tensor([[0.3, 0.3, 0.9]]).logit()
+    teacher = CapturedOutput(logits=logits, least_logits=torch.tensor([0.5, 0.2, 0.95]).logit())
+    student = CapturedOutput(logits=torch.zeros_like(logits, requires_grad=True))
+    objective.total(student, teacher, {"labels": torch.zeros(1, 3)}).backward()
+    assert student.logits.grad.tolist() == [[pytest.approx(0.5 / 3), 0.0, 0.0]]

@@ -223,7 +223,12 @@ def given_labels(logits: np.ndarray, thresholds: Sequence[float] | None) -> np.n
     Returns:
         True where a label is given, `(rows, labels)`.
     """
-    return logits > (np.zeros(1) if thresholds is None else logit(np.asarray(thresholds, dtype=np.float64)))
+    return logits > (np.zeros(1) if thresholds is None else least_logits(thresholds))
+
+
+def least_logits(thresholds: Sequence[float]) -> np.ndarray:
+    """Return what each label's logit must be above where a model gives labels by thresholds: float64 `(labels,)`."""
+    return logit(np.asarray(thresholds, dtype=np.float64))
 
 
 def forget_thresholds(config: Any) -> None:
