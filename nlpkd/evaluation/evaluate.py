@@ -21,6 +21,7 @@ from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
 from nlpkd.evaluation.figures.intervals import INTERVAL_PROTOCOL, interval_of, settled_seed
+from nlpkd.evaluation.figures.names import check_candidate_names
 from nlpkd.evaluation.origin import RunRecord, TaskRecord, retention
 from nlpkd.evaluation.prediction import (
     CandidateModels,
@@ -282,23 +283,6 @@ class _Measured:
         agreeing = self.scoring.agreeing(own, theirs, teacher.scoring).numpy()
         resampled = self.scoring.resampled_agreement(agreeing, **self.resampling)
         return interval_of(self.scoring.agreement(agreeing), resampled)
-
-
-def check_candidate_names(further: Mapping[str, Any]) -> None:
-    """Refuse further candidates without names, or with the name of a model with an argument of its own.
-
-    Args:
-        further: the candidates by name.
-
-    Raises:
-        ValueError: if they are no mapping, or one is called so.
-    """
-    if not isinstance(further, Mapping):
-        raise ValueError(f"candidates must be models by name, such as {{'int8': model}}, got {further!r:.80}")
-    if taken := {"teacher", "student", "baseline"} & set(further):
-        raise ValueError(
-            f"further candidates can't be called {sorted(taken)}: these names have arguments of their own"
-        )
 
 
 def _name_models(

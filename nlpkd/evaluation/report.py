@@ -295,7 +295,7 @@ class EvaluationReport:
         Returns:
             The table, ending without a newline; of several lengths it has the latency of the first.
         """
-        return markdown_table(*report_text.candidate_cells(self._escaped()))
+        return markdown_table(*report_text.candidate_cells(self.candidates, escape_markdown))
 
     def to_markdown(self) -> str:
         """Write the report for a reader: verdict, table, seeds, tests, protocol, and what made it.
@@ -307,9 +307,9 @@ class EvaluationReport:
         task = escape_markdown(report_text.task_sentence(self.task))
         parts = ["# Evaluation report", self.verdict(), task, self.table()]
         if self.seeds:
-            seeds = {escape_markdown(name): spreads for name, spreads in self.seeds.items()}
-            parts += ["## Over several seeds, mean ± sample sd", markdown_table(*report_text.seeds_cells(seeds))]
-        if grid := report_text.latency_cells(self._escaped()):
+            cells = report_text.seeds_cells(self.seeds, escape_markdown)
+            parts += ["## Over several seeds, mean ± sample sd", markdown_table(*cells)]
+        if grid := report_text.latency_cells(self.candidates, escape_markdown):
             parts += ["## Latency, p50 / p95 / p99 ms", markdown_table(*grid)]
         if fitted := report_text.temperature_lines(self.candidates):
             parts += ["## Temperature scaling", _bullets(fitted)]
@@ -321,10 +321,6 @@ class EvaluationReport:
         parts.append(_bullets(f"{name}: {text}" for name, text in report_text.origin_lines(self.run)))
         parts.append(code_block(self.run.command) if self.run.command else "The command was not recorded.")
         return "\n\n".join(parts) + "\n"
-
-    def _escaped(self) -> dict[str, Candidate]:
-        """Return the candidates by names that Markdown shows as they are."""
-        return {escape_markdown(name): candidate for name, candidate in self.candidates.items()}
 
 
 def aggregate_seeds(reports: Sequence[EvaluationReport]) -> dict[str, dict[str, SeedSpread]]:
