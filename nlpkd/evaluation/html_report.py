@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.evaluation import report_text
+from nlpkd.evaluation.figures.reading import as_type
 from nlpkd.evaluation.origin import headline_figure, headline_name, retention
-from nlpkd.evaluation.records import Breakdown, as_type, format_number, percent
+from nlpkd.evaluation.records import Breakdown, format_number, percent
 from nlpkd.evaluation.report import PAGE_NAME, EvaluationReport
 from nlpkd.utils.files import explain_damage, numbered_folders
 from nlpkd.utils.packages import how_to_install

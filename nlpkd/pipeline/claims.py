@@ -116,7 +116,7 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     claims = _task_claims(claimed, measured, rows)
     # The student's thresholds alone are in a config, by which its files decide too.
     fitted = claimed.run.thresholds
-    unkept = {name for name, each in fitted.items() if each != fitted["student"]}
+    unkept = {name for name, each in fitted.items() if each != fitted.get("student")}
     for name, before in claimed.candidates.items():
         now = measured.candidates.get(name, _UNMEASURED)
         if not counted_alike:
@@ -222,11 +222,15 @@ def _part_claims(
     if before.temperature_scaling:
         stated, found = before.temperature_scaling.ece_before, now.quality.get("expected_calibration_error")
         claims.append(bare_value(f"{title}ECE before the temperature", stated, found, rows, why))
-    by_class = list(zip(parts.per_class or [], now.breakdown.per_class or [], strict=False))
-    if parts.per_class is not None and (len(by_class) < len(parts.per_class) or not rows.same):
-        why = "follows from the rows" if by_class else why
-        claims.append(Claim(f"{title}F1 by class", f"{len(parts.per_class)} classes", "n/a", None, why))
-    elif by_class:
+    classes, again = parts.per_class or [], now.breakdown.per_class or []
+    if classes and again and len(classes) != len(again):
+        counts = f"{len(classes)} classes", f"{len(again)} classes"
+        claims.append(Claim(f"{title}F1 by class", *counts, False, "as many as the model has"))
+    elif classes and not (again and rows.same):
+        why = "follows from the rows" if again else why
+        claims.append(Claim(f"{title}F1 by class", f"{len(classes)} classes", "n/a", None, why))
+    elif classes:
+        by_class = list(zip(classes, again, strict=True))
         allowed = [_f1_moves(new, _allowed(rows.measured) * rows.measured) for _, new in by_class]
         beyond = [
             abs(old.f1 - new.f1) / most if math.isfinite(old.f1) else -1.0

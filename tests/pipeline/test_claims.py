@@ -158,6 +158,14 @@ def test_intervals_that_have_nothing_in_common_never_hold(report):
     ]
 
 
+def test_figures_of_another_number_of_classes_than_were_measured_hold_nothing(report):
+    student = report.candidates["student"]
+    longer = dataclasses.replace(student.breakdown, per_class=3 * student.breakdown.per_class)
+    claimed = report.candidates | {"student": dataclasses.replace(student, breakdown=longer)}
+    claims = report_claims(dataclasses.replace(report, candidates=claimed), report, "")
+    assert wrong(claims) == ["F1 by class"]
+
+
 @pytest.mark.parametrize("measured_rows", [9_000, 3_000, 90_000])
 def test_an_interval_beside_its_value_as_earlier_versions_made_it_holds(report, measured_rows):
     # Of 3,000 classes with 3 rows each; more rows of a class bring the low end of the interval nearer.
