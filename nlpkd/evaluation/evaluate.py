@@ -339,7 +339,8 @@ def _per_length(own: _Measured, labels: np.ndarray, lengths: np.ndarray) -> list
     measured = []
     for group in np.unique(groups):
         rows = groups == group
-        value = own.scoring.metrics(own.logits[rows], labels[rows])[headline]
+        known = own.scoring.can_tell(labels[rows])
+        value = own.scoring.metrics(own.logits[rows], labels[rows])[headline] if known else None
         measured.append(LengthGroup(int(lengths[rows].min()), int(lengths[rows].max()), int(rows.sum()), value))
     return measured
 

@@ -288,6 +288,12 @@ def mean_f1(hits: np.ndarray, given_and_actual: np.ndarray) -> np.ndarray:
     return np.divide(total, occurring, out=np.full(occurring.shape, np.nan), where=occurring > 0)
 
 
+def f1_by_labels(hits: np.ndarray, given_and_actual: np.ndarray) -> dict[str, np.ndarray]:
+    """Return macro and micro F1 of the counts of `mean_f1`, NaN where no label occurs."""
+    pooled = (each.sum(axis=-1, keepdims=True) for each in (hits, given_and_actual))
+    return {"f1_macro": mean_f1(hits, given_and_actual), "f1_micro": mean_f1(*pooled)}
+
+
 def known_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Leave out the rows without a label.
 

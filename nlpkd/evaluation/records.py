@@ -142,13 +142,13 @@ class LengthGroup:
         shortest: tokens of the shortest text.
         longest: tokens of the longest one.
         rows: number of texts.
-        value: the metric on them.
+        value: the metric on them, None where it says nothing of them, such as a correlation of one.
     """
 
     shortest: int
     longest: int
     rows: int
-    value: float
+    value: float | None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from nlpkd.evaluation.metrics import (
     class_metrics,
     classification_metrics,
     common_confusions,
+    f1_by_labels,
     known_rows,
-    mean_f1,
     reliability_bins,
     resampled_metrics,
     row_blocks,
@@ -67,6 +67,10 @@ class Scoring(ABC):
     @abstractmethod
     def headline(self, labels: np.ndarray) -> str:
         """Return the name of the metric that a verdict rests on, given the gold labels."""
+
+    def can_tell(self, labels: np.ndarray) -> bool:
+        """Check whether the headline metric says anything of rows, given their gold labels."""
+        return True
 
     @abstractmethod
     def describe(self, labels: np.ndarray) -> dict[str, Any]:
@@ -226,6 +230,10 @@ class MultiLabelScoring(Scoring):
         """Choose macro F1."""
         return "f1_macro"
 
+    def can_tell(self, labels: np.ndarray) -> bool:
+        """Check whether any row has a label."""
+        return bool((labels == 1).any())
+
     def describe(self, labels: np.ndarray) -> dict[str, Any]:
         """Return how many labels a row has."""
         return {"labels_a_row": float(labels.sum(axis=1).mean())}
@@ -235,10 +243,10 @@ class MultiLabelScoring(Scoring):
         logits, labels = known_rows(logits, labels)
         decisions, gold = self._given(logits), labels == 1
         # By counts: scikit-learn takes a single label for two classes, yes and no.
-        hits, total = ((gold & decisions).sum(axis=0), gold.sum(axis=0) + decisions.sum(axis=0))
+        hits, total = (gold & decisions).sum(axis=0), gold.sum(axis=0) + decisions.sum(axis=0)
         values = {
             "accuracy": float((decisions == gold).all(axis=1).mean()),
-            **{name: float(np.nan_to_num(value)) for name, value in _f1_of_counts(hits, total).items()},
+            **{name: float(np.nan_to_num(value)) for name, value in f1_by_labels(hits, total).items()},
         }
         error = np.abs(gaps_by_bin(logits, gold).sum(axis=0)).sum() / logits.size
         return values | {"expected_calibration_error": float(error)}
@@ -255,7 +263,7 @@ class MultiLabelScoring(Scoring):
         hits, given, actual, exact_total, gaps = np.split(totals, [width, 2 * width, 3 * width, 3 * width + 1], axis=1)
         return {
             "accuracy": exact_total[:, 0] / rows,
-            **_f1_of_counts(hits, given + actual),
+            **f1_by_labels(hits, given + actual),
             "expected_calibration_error": np.abs(gaps).sum(axis=1) / logits.size,
         }
 
@@ -294,6 +302,10 @@ class RegressionScoring(Scoring):
     def headline(self, labels: np.ndarray) -> str:
         """Choose the Pearson correlation."""
         return "pearson"
+
+    def can_tell(self, labels: np.ndarray) -> bool:
+        """Check whether rows differ in their scores."""
+        return bool(np.ptp(labels) > 0)
 
     def describe(self, labels: np.ndarray) -> dict[str, Any]:
         """Return mean and standard deviation of the scores."""
@@ -369,12 +381,6 @@ def task_scoring(problem_type: str | None, thresholds: Sequence[float] | None) -
 def headline_of(problem_type: str | None, labels: np.ndarray) -> str:
     """Return the name of the metric that a verdict on a task rests on, given the gold labels."""
     return task_scoring(problem_type, None).headline(labels)
-
-
-def _f1_of_counts(hits: np.ndarray, total: np.ndarray) -> dict[str, np.ndarray]:
-    """Return macro and micro F1 of counts by label `(.., labels)`, NaN where no label occurs."""
-    pooled = (each.sum(axis=-1, keepdims=True) for each in (hits, total))
-    return {"f1_macro": mean_f1(hits, total), "f1_micro": mean_f1(*pooled)}
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

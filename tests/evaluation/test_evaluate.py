@@ -542,6 +542,26 @@ def test_lengths_are_grouped_in_quarters(tokenizer):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "told"),
+    [
+        # Texts of 1, 2, 3 and 4 tokens: the longest is one alone, those of 3 have one score, or no label.
+        ("regression", [0.1, 0.9, 0.2, 0.8, 0.5, 0.5, 1.0], [True, True, False, False]),
+        ("multi_label_classification", [[1.0], [1.0], [1.0], [0.0], [0.0], [0.0], [1.0]], [True, True, False, True]),
+    ],
+)
+def test_a_group_of_which_the_metric_says_nothing_has_no_value(tokenizer, problem_type, labels, told):
+    ids = [[row] + [0] * (length - 1) for row, length in enumerate([1, 1, 2, 2, 3, 3, 4])]
+    model = FixedLogits(np.linspace(0.1, 1.0, 7)[:, None].tolist())
+    model.config = BertConfig(num_labels=1, problem_type=problem_type)
+    dataset = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    report = evaluate_student(model, None, dataset, tokenizer, **QUICK)
+    groups = report.candidates["student"].breakdown.per_length
+    assert [each.value is not None for each in groups] == told
+    again = EvaluationReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again.candidates["student"].breakdown.per_length == groups
+
+
 def test_disagreements_are_ordered_by_total_variation(tokenizer):
     def logits(*probabilities):
         return FixedLogits(np.log(np.array([[p, 1 - p] for p in probabilities], dtype=np.float32)).tolist())
