@@ -23,6 +23,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.benchmark import describe_environment, measure_latency, measure_text_to_label
+from nlpkd.evaluation.figures.intervals import moved_to
 from nlpkd.evaluation.origin import headline_figure, headline_name, retention
 from nlpkd.evaluation.records import AGREEMENT, Candidate, Interval
 from nlpkd.evaluation.report import EvaluationReport
@@ -272,10 +273,9 @@ def _compare(
     def point(name: str, candidate: Candidate, seeds: list[float], file: str) -> Point:
         found = _quality(candidate, metric)
         mean = statistics.fmean(seeds or [found.value])
-        shift = mean - found.value
         return Point(
             name=name,
-            quality=Interval(mean, found.low + shift, found.high + shift),
+            quality=moved_to(found, mean, metric, first.task.problem_type),
             text_to_label_ms=text_to_label_ms[name],
             pass_ms=pass_ms[name],
             size_mb=candidate.size_mb or math.nan,

@@ -126,10 +126,12 @@ def _place_labels(axes: Axes, points: Sequence[Point], areas: dict[str, float], 
     taken = [_box_of(axes, point, radii[point.name]) for point in points]
     taken += [_box_of_interval(axes, point) for point in points]
     taken += [box for line in axes.get_lines() if line.get_linestyle() in ("--", ":") for box in _boxes_of_line(line)]
+    called = [point.name for point in points]
+    names = dict(zip(called, shortened(called, 28), strict=True))
     # The crowded ones last would find nothing free: from the right, where names are longest.
     for point in sorted(points, key=lambda each: -each.text_to_label_ms):
         chosen = point == picked
-        text = f"{shortened(point.name, 28)}{' (picked)' if chosen else ''}\n{point.size_mb:.1f} MB"
+        text = f"{names[point.name]}{' (picked)' if chosen else ''}\n{point.size_mb:.1f} MB"
         label = axes.annotate(
             text, (point.text_to_label_ms, point.quality.value), textcoords="offset points", xytext=(0, 0),
             fontsize=10, fontweight="bold" if chosen else "normal", color=INK, ha="center", va="center", zorder=5,

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from nlpkd.comparison.points import Limits, Point, pareto_front, pick
+from nlpkd.evaluation.figures.reading import as_type
 from nlpkd.evaluation.html_report import PAGE_PACKAGES, fill_template
 from nlpkd.evaluation.origin import headline_name
-from nlpkd.evaluation.records import as_type, format_number, percent, strict_json
+from nlpkd.evaluation.records import format_number, percent, strict_json
 from nlpkd.evaluation.report import PAGE_NAME
 from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, markdown_table, one_line
 from nlpkd.utils.files import explain_damage, write_atomic

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,7 +88,12 @@ MARKERS = "oDs^vPX*"
 _CLASSES_NAMED = 20
 
 
-_NAME_LENGTH = 18
+NAME_LENGTH = 18
+"""Letters of a name at a tick."""
+
+
+TITLE_LENGTH = 40
+"""Letters of a chart's title."""
 
 
 def tradeoff(points: Sequence[Mapping[str, Any]], cost: str, quality: str) -> str:
@@ -125,12 +130,12 @@ def curves(values: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
         The SVG elements.
     """
     drawn = []
-    for name, points in values.items():
+    for title, (name, points) in zip(shortened(list(values), TITLE_LENGTH), values.items(), strict=True):
         with chart_axes() as axes:
             steps, numbers = zip(*points, strict=True)
             marker = "o" if len(points) < 10 else None
             axes.plot(steps, numbers, color=colour(0), linewidth=1.6, marker=marker, markersize=4)
-            axes.set_title(shortened(name, 40), fontsize=10, y=1.0)
+            axes.set_title(title, fontsize=10, y=1.0)
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             told = f"{name} over {len(points)} logged steps, from {numbers[0]:.4g} to {numbers[-1]:.4g}"
@@ -138,11 +143,12 @@ def curves(values: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
     return drawn
 
 
-def confusion(name: str, number: int, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+def confusion(name: str, title: str, number: int, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """Draw a confusion matrix: a row a gold label, a column a predicted one, shaded by the row's shares.
 
     Args:
         name: the candidate.
+        title: how the chart calls it.
         number: its place, for its colour.
         matrix: rows of gold labels by predicted labels.
         labels: their names.
@@ -163,20 +169,21 @@ def confusion(name: str, number: int, matrix: Sequence[Sequence[int]], labels: S
                         color=INK, fontsize=10 if classes <= 5 else 7,
                     )  # fmt: skip
         places = [place + 0.5 for place in range(classes)] if classes <= _CLASSES_NAMED else []
-        shown = [shortened(label) for label in labels[: len(places)]]
+        shown = shortened(labels[: len(places)])
         axes.set_xticks(places, shown, rotation=0 if classes <= 3 else 60, ha="center" if classes <= 3 else "right")
         axes.set_yticks(places, shown)
         axes.set(xlim=(0, classes), ylim=(classes, 0), aspect="equal", xlabel="predicted", ylabel="gold")
-        axes.set_title(shortened(name, 40), fontsize=10, y=1.0)
+        axes.set_title(title, fontsize=10, y=1.0)
         right = sum(row[place] for place, row in enumerate(matrix))
         return to_svg(axes, f"confusion matrix of {name}: {right} of {sum(map(sum, matrix))} rows on the diagonal")
 
 
-def reliability(name: str, number: int, bins: Sequence[ReliabilityBin]) -> str:
+def reliability(name: str, title: str, number: int, bins: Sequence[ReliabilityBin]) -> str:
     """Draw a reliability diagram: accuracy by confidence, larger points for more rows.
 
     Args:
         name: the candidate.
+        title: how the chart calls it.
         number: its place, for its colour.
         bins: of its decisions.
 
@@ -192,16 +199,16 @@ def reliability(name: str, number: int, bins: Sequence[ReliabilityBin]) -> str:
         axes.scatter(confidence, accuracy, s=sizes, color=colour(number), zorder=3)
         axes.set(xlim=(min(0.45, min(confidence) - 0.05), 1.03), ylim=(-0.03, 1.05))
         axes.set(xlabel="confidence", ylabel="accuracy")
-        axes.set_title(shortened(name, 40), fontsize=10, y=1.0)
+        axes.set_title(title, fontsize=10, y=1.0)
         return to_svg(axes, f"reliability diagram of {name}, {len(bins)} bins")
 
 
-def by_group(groups: Sequence[str], values: Mapping[str, Sequence[float]], axis: str) -> str:
+def by_group(groups: Sequence[str], values: Mapping[str, Sequence[float | None]], axis: str) -> str:
     """Draw a value of each candidate in each group, a line a group.
 
     Args:
         groups: their names, from the top down.
-        values: one value a group by candidate, in the page's order.
+        values: one value a group by candidate, in the page's order; None is not drawn.
         axis: what the values are.
 
     Returns:
@@ -211,9 +218,10 @@ def by_group(groups: Sequence[str], values: Mapping[str, Sequence[float]], axis:
     with chart_axes((_SIZE_INCHES[0], height), named=True) as axes:
         offsets = [0.12 * (place - (len(values) - 1) / 2) for place in range(len(values))]
         for number, (own, offset) in enumerate(zip(values.values(), offsets, strict=True)):
-            places = [place + offset for place in range(len(groups))]
-            axes.scatter(own, places, s=34, color=colour(number), marker=MARKERS[number % SERIES])
-        axes.set_yticks(range(len(groups)), [shortened(group) for group in groups])
+            known = {place + offset: value for place, value in enumerate(own) if value is not None}
+            drawn = list(known.values()), list(known)
+            axes.scatter(*drawn, s=34, color=colour(number), marker=MARKERS[number % SERIES])
+        axes.set_yticks(range(len(groups)), shortened(groups))
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.set_xlabel(axis)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -257,9 +265,8 @@ def to_svg(axes: Axes, description: str) -> str:
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r' id="(?!m|p|C)[^"]*"', "", drawing)
-    for stand_in, variable in _VARIABLES.items():
-        drawing = drawing.replace(stand_in, f"var({variable})")
+    drawing = _in_tags(drawing, r' id="(?!m|p|C)[^"]*"', lambda _: "")
+    drawing = _recoloured(drawing, {stand_in: f"var({variable})" for stand_in, variable in _VARIABLES.items()})
     label = html.escape(description, quote=True)
     # By a function: in a template a backslash of somebody's name would be an escape.
     return re.sub(
@@ -280,8 +287,7 @@ def standalone(drawing: str, title: str) -> str:
         The SVG file.
     """
     # Plain colours first: not every program that shows an SVG knows variables, or asks for the scheme.
-    for variable, value in LIGHT.items():
-        drawing = drawing.replace(f"var({variable})", value)
+    drawing = _recoloured(drawing, {f"var({variable})": value for variable, value in LIGHT.items()})
     dark = "".join(
         f'[style*="{part}: {value}"] {{ {part}: {DARK[variable]} !important }} '
         for variable, value in LIGHT.items()
@@ -300,7 +306,34 @@ def colour(number: int) -> str:
     return f"#0202{number % SERIES:02x}"
 
 
-def shortened(text: str, length: int = _NAME_LENGTH) -> str:
-    """Return a text as one line of at most `length` characters."""
+def shortened(texts: Sequence[str], length: int = NAME_LENGTH) -> list[str]:
+    """Cut texts in their middle, so that each is one line of at most so many letters.
+
+    Args:
+        texts: names of one chart.
+        length: of the longest that is shown.
+
+    Returns:
+        As many texts, no two of them the same: they are numbered where cutting makes two of them one.
+    """
+    shown = [_cut(text, length) for text in texts]
+    if len(set(shown)) == len(shown):
+        return shown
+    return [(tag := f"{number}. ") + _cut(text, length - len(tag)) for number, text in enumerate(texts, start=1)]
+
+
+def _cut(text: str, length: int) -> str:
     line = " ".join(str(text).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
+    end = (length - 1) // 2
+    return line if len(line) <= length else f"{line[: length - 1 - end]}…{line[-end:]}"
+
+
+def _in_tags(drawing: str, pattern: str, change: Callable[[re.Match[str]], str]) -> str:
+    """Change what is found in the tags of a drawing; what stands between them is text, and stays as it is."""
+    return re.sub(r"<[a-zA-Z][^>]*>", lambda tag: re.sub(pattern, change, tag[0]), drawing)
+
+
+def _recoloured(drawing: str, colours: Mapping[str, str]) -> str:
+    """Replace colours in the style of each element."""
+    known = re.compile("|".join(map(re.escape, colours)))
+    return _in_tags(drawing, r' style="[^"]*"', lambda style: known.sub(lambda each: colours[each[0]], style[0]))

@@ -20,6 +20,8 @@ from nlpkd.data.rows import refuse_other_than_dataset, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
+from nlpkd.evaluation.figures.intervals import INTERVAL_PROTOCOL, interval_of, settled_seed
+from nlpkd.evaluation.figures.names import check_candidate_names
 from nlpkd.evaluation.origin import RunRecord, TaskRecord, retention
 from nlpkd.evaluation.prediction import (
     CandidateModels,
@@ -52,12 +54,6 @@ from nlpkd.utils.field_types import plain_arguments
 logger = logging.getLogger(__name__)
 
 
-_INTERVAL_PROTOCOL = (
-    "95 % intervals: percentile bootstrap over the {rows:,} rows, {samples:,} resamples, seed {seed}, the same "
-    "resamples for every candidate; resampling inflates a calibration error, so that its interval lies high"
-)
-
-
 _FLOPS_PROTOCOL = (
     "FLOPs: one forward pass over one sequence of {tokens} tokens, matrix products alone, a multiply and an add are "
     "two (torch.utils.flop_counter)"
@@ -86,7 +82,7 @@ def evaluate_student(
     latency_batches: Sequence[int] = (1, 32),
     latency_tokens: int | Sequence[int] = 32,
     latency_runs: int = 30,
-    seed: int = 42,
+    seed: int | None = 42,
 ) -> EvaluationReport:
     """Measure a student, its teacher, its undistilled baseline and any further models on the same rows.
 
@@ -126,7 +122,8 @@ def evaluate_student(
         latency_batches: batch sizes to time.
         latency_tokens: tokens a sequence to time, or several lengths; operations are counted at the first.
         latency_runs: timed passes a batch size and length; 0 skips the timing, and the counting of operations.
-        seed: seed of the resamples and of the timed tokens.
+        seed: seed of the resamples, the same for all models, and of the timed tokens; None draws one, which the
+            report names.
 
     Returns:
         The report.
@@ -141,6 +138,7 @@ def evaluate_student(
     refuse_other_than_dataset(dataset, "dataset")
     if threshold_dataset is not None:
         refuse_other_than_dataset(threshold_dataset, "threshold_dataset")
+    seed = settled_seed(seed)
     teacher, task = as_one_teacher(teacher), task_of(getattr(student, "config", None))
     if isinstance(teacher, TeacherEnsemble):
         teacher.task = task or teacher.task
@@ -207,7 +205,7 @@ def evaluate_student(
     seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
     made_by = {
         **describe_environment(),
-        "interval_protocol": _INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
+        "interval_protocol": INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
         "latency_protocol": protocol + (TEXT_PROTOCOL if text_to_label_ms else ""),
         **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
         "thresholds": {name: dict(zip(names, each, strict=True)) for name, each in thresholds.items()},
@@ -277,31 +275,14 @@ class _Measured:
 
     def intervals(self) -> dict[str, Interval]:
         """Return every metric with its interval."""
-        return {metric: _interval(value, self.resampled[metric]) for metric, value in self.metrics.items()}
+        return {metric: interval_of(value, self.resampled[metric]) for metric, value in self.metrics.items()}
 
     def agreement(self, teacher: _Measured) -> Interval:
         """Return the agreement with the teacher and its interval."""
         own, theirs = torch.from_numpy(self.logits), torch.from_numpy(teacher.logits)
         agreeing = self.scoring.agreeing(own, theirs, teacher.scoring).numpy()
         resampled = self.scoring.resampled_agreement(agreeing, **self.resampling)
-        return _interval(self.scoring.agreement(agreeing), resampled)
-
-
-def check_candidate_names(further: Mapping[str, Any]) -> None:
-    """Refuse further candidates without names, or with the name of a model with an argument of its own.
-
-    Args:
-        further: the candidates by name.
-
-    Raises:
-        ValueError: if they are no mapping, or one is called so.
-    """
-    if not isinstance(further, Mapping):
-        raise ValueError(f"candidates must be models by name, such as {{'int8': model}}, got {further!r:.80}")
-    if taken := {"teacher", "student", "baseline"} & set(further):
-        raise ValueError(
-            f"further candidates can't be called {sorted(taken)}: these names have arguments of their own"
-        )
+        return interval_of(self.scoring.agreement(agreeing), resampled)
 
 
 def _name_models(
@@ -358,14 +339,10 @@ def _per_length(own: _Measured, labels: np.ndarray, lengths: np.ndarray) -> list
     measured = []
     for group in np.unique(groups):
         rows = groups == group
-        value = own.scoring.metrics(own.logits[rows], labels[rows])[headline]
+        known = own.scoring.can_tell(labels[rows])
+        value = own.scoring.metrics(own.logits[rows], labels[rows])[headline] if known else None
         measured.append(LengthGroup(int(lengths[rows].min()), int(lengths[rows].max()), int(rows.sum()), value))
     return measured
-
-
-def _interval(value: float, resampled: np.ndarray) -> Interval:
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(float(value), float(low), float(high))
 
 
 def _compare(measured: Mapping[str, _Measured], name: str, labels: np.ndarray) -> Comparison:
@@ -374,7 +351,7 @@ def _compare(measured: Mapping[str, _Measured], name: str, labels: np.ndarray) -
     headline = student.scoring.headline(labels)
     return Comparison(
         differences={
-            metric: _interval(value - other.metrics[metric], student.resampled[metric] - other.resampled[metric])
+            metric: interval_of(value - other.metrics[metric], student.resampled[metric] - other.resampled[metric])
             for metric, value in student.metrics.items()
         },
         retention=retention(student.metrics[headline], other.metrics[headline]) if other is teacher else None,
@@ -389,11 +366,11 @@ def _gap(student: _Measured, other: _Measured, teacher: _Measured, metric: str) 
     There is a gap to close where the paired 95 % interval of the difference lies above 0.
     """
     gaps = teacher.resampled[metric] - other.resampled[metric]
-    gap = _interval(teacher.metrics[metric] - other.metrics[metric], gaps)
+    gap = interval_of(teacher.metrics[metric] - other.metrics[metric], gaps)
     if not gap.low > 0:
         return {"gap": gap}
     # Few resamples have no gap, and no share of it either.
     known = gaps > 0
     gained = (student.resampled[metric] - other.resampled[metric])[known]
     share = (student.metrics[metric] - other.metrics[metric]) / gap.value
-    return {"gap": gap, "gap_closed": _interval(share, gained / gaps[known])}
+    return {"gap": gap, "gap_closed": interval_of(share, gained / gaps[known])}

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nlpkd.evaluation import report_text
+from nlpkd.evaluation.figures.reading import as_type
 from nlpkd.evaluation.origin import headline_figure, headline_name, retention
-from nlpkd.evaluation.records import Breakdown, as_type, format_number, percent
+from nlpkd.evaluation.records import Breakdown, format_number, percent
 from nlpkd.evaluation.report import PAGE_NAME, EvaluationReport
 from nlpkd.utils.files import explain_damage, numbered_folders
 from nlpkd.utils.packages import how_to_install
@@ -208,12 +209,13 @@ def _tiles(report: EvaluationReport) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Section:
-    """Charts under one title; a legend where colours tell candidates."""
+    """Charts under one title; a legend where colours tell candidates, and a table with what ticks cut short."""
 
     title: str
     note: str
     charts: list[str]
     legend: bool = False
+    table: report_text.Cells | None = None
 
 
 def _chart_sections(report: EvaluationReport, curves: Sequence[Curves]) -> list[_Section]:
@@ -223,11 +225,12 @@ def _chart_sections(report: EvaluationReport, curves: Sequence[Curves]) -> list[
     labels = [str(label) for label in report.task.labels]
     parts = {name: candidate.breakdown for name, candidate in report.candidates.items()}
     confusions, reliabilities = [], []
-    for number, (name, own) in enumerate(parts.items()):
+    titles = charts.shortened(list(parts), charts.TITLE_LENGTH)
+    for number, (title, (name, own)) in enumerate(zip(titles, parts.items(), strict=True)):
         if own.confusion is not None:
-            confusions.append(charts.confusion(name, number, own.confusion, labels))
+            confusions.append(charts.confusion(name, title, number, own.confusion, labels))
         if own.reliability:
-            reliabilities.append(charts.reliability(name, number, own.reliability))
+            reliabilities.append(charts.reliability(name, title, number, own.reliability))
     trainings = [
         _Section(f"Training, {each.title}" if each.title else "Training", _TRAINING, charts.curves(each.values))
         for each in curves
@@ -242,6 +245,7 @@ def _chart_sections(report: EvaluationReport, curves: Sequence[Curves]) -> list[
             _GROUPS + (_MANY_CLASSES if len(labels) > _CLASSES_SHOWN else ""),
             _groups(report, parts, labels),
             True,
+            _class_cells(parts, labels),
         ),
     ]
     return [section for section in sections if section.charts]
@@ -282,21 +286,42 @@ def _groups(report: EvaluationReport, parts: Mapping[str, Breakdown], labels: Se
     from nlpkd.evaluation import charts
 
     drawn = []
-    by_class = {name: own.per_class for name, own in parts.items() if own.per_class is not None}
-    if by_class and len(by_class) == len(parts):
-        shown = list(range(len(labels)))
-        if len(labels) > _CLASSES_SHOWN:
-            # Of no rows there is nothing to be told.
-            known = [place for place in shown if by_class["student"][place].rows]
-            shown = sorted(known, key=lambda place: by_class["student"][place].f1)[:_WORST_CLASSES]
-        scores = {name: [classes[place].f1 for place in shown] for name, classes in by_class.items()}
+    if shown := _classes_shown(parts):
+        scores = {name: [own.per_class[place].f1 for place in shown] for name, own in parts.items() if own.per_class}
         drawn.append(charts.by_group([labels[place] for place in shown], scores, "F1"))
     by_length = {name: own.per_length for name, own in parts.items() if own.per_length}
     if len(by_length) == len(parts):
         groups = [f"{entry.shortest} to {entry.longest}" for entry in by_length["student"]]
         values = {name: [entry.value for entry in entries] for name, entries in by_length.items()}
-        drawn.append(charts.by_group(groups, values, headline_name(report.task.headline)))
+        if any(value is not None for own in values.values() for value in own):
+            drawn.append(charts.by_group(groups, values, headline_name(report.task.headline)))
     return drawn
+
+
+def _classes_shown(parts: Mapping[str, Breakdown]) -> list[int]:
+    """Return the classes whose F1 is shown, of many the student's worst; none where a candidate has no figures."""
+    if not all(own.per_class for own in parts.values()):
+        return []
+    classes = parts["student"].per_class or []
+    if len(classes) <= _CLASSES_SHOWN:
+        return list(range(len(classes)))
+    # Of no rows there is nothing to be told.
+    known = [place for place, each in enumerate(classes) if each.rows]
+    return sorted(known, key=lambda place: classes[place].f1)[:_WORST_CLASSES]
+
+
+def _class_cells(parts: Mapping[str, Breakdown], labels: Sequence[str]) -> report_text.Cells | None:
+    """Return the F1 of the shown classes as a table, which has their names in full."""
+    rows = [
+        [
+            str(number),
+            labels[place],
+            format_number((parts["student"].per_class or [])[place].rows, ",.0f"),
+            *(format_number(own.per_class[place].f1) for own in parts.values() if own.per_class),
+        ]
+        for number, place in enumerate(_classes_shown(parts), start=1)
+    ]
+    return (["", "class", "rows", *parts], rows) if rows else None
 
 
 def _confusions(report: EvaluationReport) -> list[tuple[str, str, str, str]]:

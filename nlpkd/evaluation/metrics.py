@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
+from nlpkd.evaluation.figures.intervals import bootstrap_totals
 from nlpkd.evaluation.records import ClassMetrics, ReliabilityBin
 from nlpkd.tasks import is_unlabelled
 
@@ -163,58 +164,6 @@ def resampled_metrics(
     return _metrics_of_counts(bootstrap_totals(_row_counts(logits, labels), samples, seed), rows, classes)
 
 
-def bootstrap_totals(counts: np.ndarray | csr_array, samples: int, seed: int) -> np.ndarray:
-    """Sum each resample's counts.
-
-    Args:
-        counts: `(rows, k)`.
-        samples: how many resamples.
-        seed: of the draw.
-
-    Returns:
-        The sums `(samples, k)`.
-    """
-    columns, rows = counts.T, counts.shape[0]
-    return np.stack([columns @ weights for weights in bootstrap_weights(rows, samples, seed)])
-
-
-def bootstrap_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw rows with replacement, as many as there are, again and again, and count how often each was drawn.
-
-    Args:
-        rows: how many rows there are.
-        samples: how many resamples.
-        seed: of the draw.
-
-    Yields:
-        Counts as floats, `(rows,)`.
-
-    Raises:
-        ValueError: when `samples` is below 1.
-    """
-    if samples < 1:
-        raise ValueError(f"a bootstrap needs at least 1 resample, found samples={samples}")
-    generator = np.random.default_rng(seed)
-    for _ in range(samples):
-        yield np.bincount(generator.integers(rows, size=rows), minlength=rows).astype(np.float64)
-
-
-def weighted_correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> float:
-    """Return the Pearson correlation of rows that occur `weights` times, 0 where one side is constant."""
-    drawn = weights > 0
-    if np.ptp(first[drawn]) == 0 or np.ptp(second[drawn]) == 0:
-        return 0.0
-    total = weights.sum()
-    first, second = first - weights @ first / total, second - weights @ second / total
-    return float(weights @ (first * second) / np.sqrt((weights @ first**2) * (weights @ second**2)))
-
-
-def weighted_ranks(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return each row's mean rank in a resample, `(rows,)`, given its place among the distinct values."""
-    counts = np.bincount(places, weights=weights)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
-
-
 def row_blocks(rows: int) -> Iterator[slice]:
     """Cut rows into blocks, so that what is computed of `(rows, labels)` does not fill the memory at once.
 
@@ -324,6 +273,27 @@ def f1_of_counts(hits: np.ndarray, given_and_actual: np.ndarray) -> np.ndarray:
     return np.divide(2 * hits, given_and_actual, out=out, where=given_and_actual > 0)
 
 
+def mean_f1(hits: np.ndarray, given_and_actual: np.ndarray) -> np.ndarray:
+    """Return the mean F1 of the labels that occur, as scikit-learn does with `zero_division=nan`.
+
+    Args:
+        hits: how often each label is given and right, `(.., labels)`.
+        given_and_actual: how often it is given, and how often it is right to give it, together.
+
+    Returns:
+        Means `(..,)`, NaN where no label occurs.
+    """
+    occurring = np.asarray((given_and_actual > 0).sum(axis=-1))
+    total = f1_of_counts(hits, given_and_actual).sum(axis=-1)
+    return np.divide(total, occurring, out=np.full(occurring.shape, np.nan), where=occurring > 0)
+
+
+def f1_by_labels(hits: np.ndarray, given_and_actual: np.ndarray) -> dict[str, np.ndarray]:
+    """Return macro and micro F1 of the counts of `mean_f1`, NaN where no label occurs."""
+    pooled = (each.sum(axis=-1, keepdims=True) for each in (hits, given_and_actual))
+    return {"f1_macro": mean_f1(hits, given_and_actual), "f1_micro": mean_f1(*pooled)}
+
+
 def known_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Leave out the rows without a label.
 
@@ -389,7 +359,7 @@ def _metrics_of_counts(totals: np.ndarray, rows: int, classes: int) -> dict[str,
     spread = np.sqrt((rows**2 - (actual**2).sum(axis=1)) * (rows**2 - (predicted**2).sum(axis=1)))
     return {
         "accuracy": hits / rows,
-        "f1_macro": f1.sum(axis=1) / (actual + predicted > 0).sum(axis=1),
+        "f1_macro": mean_f1(correct, actual + predicted),
         "f1_weighted": (f1 * actual).sum(axis=1) / rows,
         "matthews_correlation": np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0),
         "expected_calibration_error": np.abs(gaps).sum(axis=1) / rows,

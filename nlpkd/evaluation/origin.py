@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
-from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES, Candidate, Interval, as_type, without_controls
+from nlpkd.evaluation.figures.reading import as_type, within
+from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES, Candidate, Interval, without_controls
 
 Record = TypeVar("Record", bound="OpenRecord")
 
@@ -55,10 +56,11 @@ class OpenRecord:
         """
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            if isinstance(value, OpenRecord):
-                value.check()
-            else:
-                as_type(kind, value)
+            with within(name):
+                if isinstance(value, OpenRecord):
+                    value.check()
+                else:
+                    as_type(kind, value)
 
     def updated(self: Record, entries: Mapping[str, Any]) -> Record:
         """Return the record with further or other entries."""

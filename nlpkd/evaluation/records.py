@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
-from numbers import Integral, Real
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-T = TypeVar("T")
+from nlpkd.evaluation.figures.reading import build_record
 
 # C0 and C1 but for tabs and line feeds, and what turns the direction of writing round.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -26,55 +24,6 @@ METRIC_NAMES = {
     "mean_absolute_error": "MAE",
 }
 """Metrics that tables show, and what they are called there."""
-
-
-LARGEST_NUMBER = 1e18
-"""Above any figure of a report: whoever divides or draws a larger one runs over."""
-
-
-_KINDS: dict[Any, type] = {int: Integral, float: Real, str: str, bool: bool}
-
-
-def build_record(kind: type[T], entry: Mapping[str, Any]) -> T:
-    """Build a record and the records in it from parsed JSON, by the types of the fields.
-
-    Args:
-        kind: the record's dataclass.
-        entry: values by the names of its fields; other keys are left out. Where a number is expected, null is NaN.
-
-    Returns:
-        The record.
-
-    Raises:
-        TypeError: when the entry is no mapping, or lacks a field.
-    """
-    if not isinstance(entry, Mapping):
-        raise TypeError(f"expected an object with the entries of {kind.__name__}, found {entry!r}")
-    wanted = get_type_hints(kind)
-    return kind(**{name: as_type(wanted[name], entry[name]) for name in wanted if name in entry})
-
-
-def as_type(wanted: Any, value: Any, largest: float = LARGEST_NUMBER) -> Any:
-    """Turn a JSON value into what a field's type says, a record too; finite numbers are `largest` at most."""
-    inner = get_args(wanted)
-    if NoneType in inner:
-        kinds = [each for each in inner if each is not NoneType and isinstance(value, get_origin(each) or object)]
-        return None if value is None else as_type((kinds or inner)[-1], value, largest)
-    if isinstance(wanted, type) and is_dataclass(wanted):
-        return build_record(wanted, value)
-    if get_origin(wanted) is list:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError(f"expected a list, found {value!r:.100}")
-        return [as_type(inner[0], each, largest) for each in value]
-    if get_origin(wanted) is dict:
-        return {key: as_type(inner[1], each, largest) for key, each in value.items()}
-    if wanted is float and value is None:
-        return math.nan
-    if not isinstance(value, _KINDS.get(wanted, object)) or (isinstance(value, bool) and wanted in (int, float)):
-        raise TypeError(f"expected {wanted.__name__}, found {value!r:.100}")
-    if isinstance(value, Real) and math.isfinite(value) and abs(float(value)) > largest:
-        raise OverflowError(f"{value!r:.100} is no figure")
-    return value
 
 
 AGREEMENT = "agreement"
@@ -193,13 +142,13 @@ class LengthGroup:
         shortest: tokens of the shortest text.
         longest: tokens of the longest one.
         rows: number of texts.
-        value: the metric on them.
+        value: the metric on them, None where it says nothing of them, such as a correlation of one.
     """
 
     shortest: int
     longest: int
     rows: int
-    value: float
+    value: float | None
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nlpkd.evaluation import report_text
+from nlpkd.evaluation.figures.damage import check_parts, check_thresholds
+from nlpkd.evaluation.figures.reading import as_type, within
 from nlpkd.evaluation.origin import RunRecord, TaskRecord, headline_figure, headline_name
 from nlpkd.evaluation.records import (
     Candidate,
     Comparison,
     SeedSpread,
-    build_record,
     strict_json,
     without_controls,
 )
@@ -87,7 +88,8 @@ class EvaluationReport:
             The report.
 
         Raises:
-            ValueError: when it is not a report, or one of another schema.
+            ValueError: when it is not a report, one of another schema, or one with a part that is not as it must be,
+                or does not fit the others; the part is named.
         """
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
@@ -98,22 +100,27 @@ class EvaluationReport:
         if "student" not in data["candidates"]:
             raise ValueError(f'the report has no candidate "student", found {sorted(data["candidates"])}')
         # Names in a report of the Hub are a stranger's.
-        data = without_controls(data)
+        plain = without_controls(data)
+        if len(plain["candidates"]) < len(data["candidates"]):
+            raise ValueError(f"candidates of the report are called alike, found {ascii(sorted(data['candidates']))}")
         try:
-            report = cls(
-                task=TaskRecord.from_dict(data["task"]),
-                run=RunRecord.from_dict(data["run"]),
-                candidates={name: build_record(Candidate, entry) for name, entry in data["candidates"].items()},
-                comparisons={
-                    name: Comparison.from_dict(entry, _other(name)) for name, entry in data["comparisons"].items()
-                },
-                seeds={
-                    name: {metric: build_record(SeedSpread, each) for metric, each in spreads.items()}
-                    for name, spreads in (data.get("seeds") or {}).items()
-                },
-            )
-            report.task.check()
-            report.run.check()
+            with within("task"):
+                task = TaskRecord.from_dict(plain["task"])
+                task.check()
+            with within("run"):
+                run = RunRecord.from_dict(plain["run"])
+                run.check()
+            with within("candidates"):
+                candidates = as_type(dict[str, Candidate], plain["candidates"])
+            with within("seeds"):
+                seeds = as_type(dict[str, dict[str, SeedSpread]], plain.get("seeds") or {})
+            comparisons = {}
+            for name, entry in plain["comparisons"].items():
+                with within(f"comparisons: {name}"):
+                    comparisons[name] = Comparison.from_dict(entry, _other(name))
+            report = cls(task, run, candidates, comparisons, seeds)
+            check_parts(task, candidates, {"run: thresholds": run.thresholds, "seeds": seeds})
+            check_thresholds(run.thresholds, len(set(task.labels)))
             headline, student = report.task.headline, report.candidates["student"]
             if headline_figure(student, headline) is None and not report.run.incomplete:
                 raise ValueError(f"the report claims no {headline_name(headline)} of its student")
@@ -295,7 +302,7 @@ class EvaluationReport:
         Returns:
             The table, ending without a newline; of several lengths it has the latency of the first.
         """
-        return markdown_table(*report_text.candidate_cells(self._escaped()))
+        return markdown_table(*report_text.candidate_cells(self.candidates, escape_markdown))
 
     def to_markdown(self) -> str:
         """Write the report for a reader: verdict, table, seeds, tests, protocol, and what made it.
@@ -307,9 +314,9 @@ class EvaluationReport:
         task = escape_markdown(report_text.task_sentence(self.task))
         parts = ["# Evaluation report", self.verdict(), task, self.table()]
         if self.seeds:
-            seeds = {escape_markdown(name): spreads for name, spreads in self.seeds.items()}
-            parts += ["## Over several seeds, mean ± sample sd", markdown_table(*report_text.seeds_cells(seeds))]
-        if grid := report_text.latency_cells(self._escaped()):
+            cells = report_text.seeds_cells(self.seeds, escape_markdown)
+            parts += ["## Over several seeds, mean ± sample sd", markdown_table(*cells)]
+        if grid := report_text.latency_cells(self.candidates, escape_markdown):
             parts += ["## Latency, p50 / p95 / p99 ms", markdown_table(*grid)]
         if fitted := report_text.temperature_lines(self.candidates):
             parts += ["## Temperature scaling", _bullets(fitted)]
@@ -321,10 +328,6 @@ class EvaluationReport:
         parts.append(_bullets(f"{name}: {text}" for name, text in report_text.origin_lines(self.run)))
         parts.append(code_block(self.run.command) if self.run.command else "The command was not recorded.")
         return "\n\n".join(parts) + "\n"
-
-    def _escaped(self) -> dict[str, Candidate]:
-        """Return the candidates by names that Markdown shows as they are."""
-        return {escape_markdown(name): candidate for name, candidate in self.candidates.items()}
 
 
 def aggregate_seeds(reports: Sequence[EvaluationReport]) -> dict[str, dict[str, SeedSpread]]:

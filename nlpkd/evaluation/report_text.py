@@ -115,8 +115,8 @@ def listed(labels: Sequence[Any]) -> str:
     return ", ".join(map(str, labels[:LABELS_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
 
 
-def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:
-    """Return the table of candidates, a row each; of several lengths it has the latency of the first."""
+def candidate_cells(candidates: Mapping[str, Candidate], shown: Callable[[str], str] = str) -> Cells:
+    """Return the table of candidates, a row each, as `shown`; of several lengths it has the latency of the first."""
     measured = candidates.values()
     metrics = _metrics_shown(candidate.quality for candidate in measured)
     batches = sorted({entry.batch for candidate in measured for entry in candidate.latency})
@@ -133,7 +133,7 @@ def candidate_cells(candidates: Mapping[str, Candidate]) -> Cells:
     header += ["training s"] if timed else []
     rows = [
         [
-            name,
+            shown(name),
             *(str(candidate.quality[key]) if key in candidate.quality else "n/a" for key in metrics),
             str(candidate.agreement) if candidate.agreement else "n/a",
             format_number(candidate.parameters, ","),
@@ -175,8 +175,8 @@ def seeds_sentence(task: TaskRecord, seeds: Mapping[str, Mapping[str, SeedSpread
     return f"Over several seeds, mean ± sample sd: {', '.join(told)}."
 
 
-def latency_cells(candidates: Mapping[str, Candidate]) -> Cells | None:
-    """Return p50 / p95 / p99 in ms by batch size and length, a column a candidate; None for a single length."""
+def latency_cells(candidates: Mapping[str, Candidate], shown: Callable[[str], str] = str) -> Cells | None:
+    """Return p50 / p95 / p99 in ms by batch size and length, a column a candidate, as `shown`; None for one length."""
     timed = {name: candidate.latency for name, candidate in candidates.items() if candidate.latency}
     grid = list(dict.fromkeys((entry.batch, entry.tokens) for entries in timed.values() for entry in entries))
     if len({tokens for _, tokens in grid}) < 2:
@@ -186,16 +186,16 @@ def latency_cells(candidates: Mapping[str, Candidate]) -> Cells | None:
         [str(batch), str(tokens), *(_percentiles(entries.get((batch, tokens))) for entries in by_name)]
         for batch, tokens in grid
     ]
-    return ["batch", "tokens", *timed], rows
+    return ["batch", "tokens", *map(shown, timed)], rows
 
 
-def seeds_cells(seeds: Mapping[str, Mapping[str, SeedSpread]]) -> Cells:
-    """Return mean ± sample standard deviation of each metric, a row a candidate."""
+def seeds_cells(seeds: Mapping[str, Mapping[str, SeedSpread]], shown: Callable[[str], str] = str) -> Cells:
+    """Return mean ± sample standard deviation of each metric, a row a candidate, as `shown`."""
     metrics = _metrics_shown(seeds.values()) | {"agreement": "agreement"}
     if any("gap_closed" in spreads for spreads in seeds.values()):
         metrics["gap_closed"] = "share of the gap closed"
     rows = [
-        [name, *(_spread(spreads[key]) if key in spreads else "n/a" for key in metrics)]
+        [shown(name), *(_spread(spreads[key]) if key in spreads else "n/a" for key in metrics)]
         for name, spreads in seeds.items()
     ]
     return ["candidate", *metrics.values()], rows

@@ -10,26 +10,23 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, hstack
 from scipy.special import softmax
-from scipy.stats import binomtest, pearsonr, rankdata, spearmanr
+from scipy.stats import binomtest, pearsonr, spearmanr
 from sklearn.metrics import confusion_matrix, mean_absolute_error, mean_squared_error
 from torch import Tensor
 
 from nlpkd.data.labels.classes import given_labels, thresholds_of
 from nlpkd.evaluation.calibration import decision_confidence, gaps_by_bin
+from nlpkd.evaluation.figures.intervals import bootstrap_totals, resampled_correlation
 from nlpkd.evaluation.metrics import (
-    bootstrap_totals,
-    bootstrap_weights,
     class_metrics,
     classification_metrics,
     common_confusions,
-    f1_of_counts,
+    f1_by_labels,
     known_rows,
     reliability_bins,
     resampled_metrics,
     row_blocks,
     softmax_confidence,
-    weighted_correlation,
-    weighted_ranks,
 )
 from nlpkd.evaluation.records import Breakdown, Disagreement
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled, task_of
@@ -70,6 +67,10 @@ class Scoring(ABC):
     @abstractmethod
     def headline(self, labels: np.ndarray) -> str:
         """Return the name of the metric that a verdict rests on, given the gold labels."""
+
+    def can_tell(self, labels: np.ndarray) -> bool:
+        """Check whether the headline metric says anything of rows, given their gold labels."""
+        return True
 
     @abstractmethod
     def describe(self, labels: np.ndarray) -> dict[str, Any]:
@@ -205,7 +206,8 @@ class MultiLabelScoring(Scoring):
     """Any number of labels a row: a label is given where its probability is above its threshold.
 
     `accuracy` is the share of rows with every label right; `f1_micro` pools all decisions, `f1_macro` is the mean over
-    labels; the calibration error is that of all decisions at 0.5 pooled, by the confidence max(p, 1 - p).
+    the labels that occur, in gold or as given; both are 0 of rows where none does, and such resamples are left out.
+    The calibration error is that of all decisions at 0.5 pooled, by the confidence max(p, 1 - p).
 
     Args:
         thresholds: one a label; 0.5 if None.
@@ -228,6 +230,10 @@ class MultiLabelScoring(Scoring):
         """Choose macro F1."""
         return "f1_macro"
 
+    def can_tell(self, labels: np.ndarray) -> bool:
+        """Check whether any row has a label."""
+        return bool((labels == 1).any())
+
     def describe(self, labels: np.ndarray) -> dict[str, Any]:
         """Return how many labels a row has."""
         return {"labels_a_row": float(labels.sum(axis=1).mean())}
@@ -237,11 +243,10 @@ class MultiLabelScoring(Scoring):
         logits, labels = known_rows(logits, labels)
         decisions, gold = self._given(logits), labels == 1
         # By counts: scikit-learn takes a single label for two classes, yes and no.
-        hits, total = ((gold & decisions).sum(axis=0), gold.sum(axis=0) + decisions.sum(axis=0))
+        hits, total = (gold & decisions).sum(axis=0), gold.sum(axis=0) + decisions.sum(axis=0)
         values = {
             "accuracy": float((decisions == gold).all(axis=1).mean()),
-            "f1_macro": float(f1_of_counts(hits, total).mean()),
-            "f1_micro": float(f1_of_counts(hits.sum(), total.sum())),
+            **{name: float(np.nan_to_num(value)) for name, value in f1_by_labels(hits, total).items()},
         }
         error = np.abs(gaps_by_bin(logits, gold).sum(axis=0)).sum() / logits.size
         return values | {"expected_calibration_error": float(error)}
@@ -258,8 +263,7 @@ class MultiLabelScoring(Scoring):
         hits, given, actual, exact_total, gaps = np.split(totals, [width, 2 * width, 3 * width, 3 * width + 1], axis=1)
         return {
             "accuracy": exact_total[:, 0] / rows,
-            "f1_macro": f1_of_counts(hits, given + actual).mean(axis=1),
-            "f1_micro": f1_of_counts(hits.sum(axis=1), (given + actual).sum(axis=1)),
+            **f1_by_labels(hits, given + actual),
             "expected_calibration_error": np.abs(gaps).sum(axis=1) / logits.size,
         }
 
@@ -299,6 +303,10 @@ class RegressionScoring(Scoring):
         """Choose the Pearson correlation."""
         return "pearson"
 
+    def can_tell(self, labels: np.ndarray) -> bool:
+        """Check whether rows differ in their scores."""
+        return bool(np.ptp(labels) > 0)
+
     def describe(self, labels: np.ndarray) -> dict[str, Any]:
         """Return mean and standard deviation of the scores."""
         return {"score_mean": float(labels.mean()), "score_sd": float(labels.std())}
@@ -316,19 +324,11 @@ class RegressionScoring(Scoring):
     def resampled(self, logits: np.ndarray, labels: np.ndarray, *, samples: int, seed: int) -> dict[str, np.ndarray]:
         """Measure every resample by how often it holds each row."""
         scores, labels = _known_scores(logits, labels)
-        rows = len(labels)
         errors = np.stack([(scores - labels) ** 2, np.abs(scores - labels)], axis=1)
-        squared, absolute = bootstrap_totals(errors, samples, seed).T / rows
-        # The same score has the same place in the order of every resample.
-        places = [rankdata(each, method="dense").astype(np.int64) - 1 for each in (scores, labels)]
-        pearson, spearman = [], []
-        for weights in bootstrap_weights(rows, samples, seed):
-            pearson.append(weighted_correlation(scores, labels, weights))
-            ranks = [weighted_ranks(each, weights) for each in places]
-            spearman.append(weighted_correlation(ranks[0], ranks[1], weights))
+        squared, absolute = bootstrap_totals(errors, samples, seed).T / len(labels)
         return {
-            "pearson": np.array(pearson),
-            "spearman": np.array(spearman),
+            "pearson": resampled_correlation(scores, labels, samples=samples, seed=seed),
+            "spearman": resampled_correlation(scores, labels, samples=samples, seed=seed, ranked=True),
             "mean_squared_error": squared,
             "mean_absolute_error": absolute,
         }
@@ -348,8 +348,7 @@ class RegressionScoring(Scoring):
     def resampled_agreement(self, agreeing: np.ndarray, *, samples: int, seed: int) -> np.ndarray:
         """Correlate both scores on each resample."""
         student, teacher = np.asarray(agreeing, dtype=np.float64).T
-        drawn = bootstrap_weights(len(agreeing), samples, seed)
-        return np.array([weighted_correlation(student, teacher, weights) for weights in drawn])
+        return resampled_correlation(student, teacher, samples=samples, seed=seed)
 
 
 def scoring_of(config: Any) -> Scoring:

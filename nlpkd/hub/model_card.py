@@ -15,14 +15,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, TaskRecord, headline_figure, headline_name
+from nlpkd.evaluation.origin import DataRecord, ModelRecord, RunRecord, headline_figure, headline_name
 from nlpkd.evaluation.records import (
     BASELINES,
     ONNX_RUNTIME,
     Candidate,
     format_number,
     percent,
-    without_controls,
 )
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import (
@@ -34,9 +33,9 @@ from nlpkd.evaluation.report_text import (
     one_line,
     seeds_cells,
 )
+from nlpkd.hub.public_report import public_report
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.utils.packages import pip_install
-from nlpkd.utils.provenance import without_tokens
 
 CARD_METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
@@ -56,16 +55,6 @@ WIDGET_TEXTS = (
 
 
 _DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
-
-
-# How a path begins that leads to a place of its own: a file URL or none, then ~, a drive, a slash, or any way up.
-_START = r"""(?:file://(?:localhost)?)?(?:~[\w.-]*[/\\]|[A-Za-z]:[/\\]|/|\\\\|(?:[^\s"'=,:(\[/\\]+[/\\])*\.\.[/\\])"""
-
-
-_QUOTED_PATH = re.compile(rf"""(["']){_START}(?:[^"'/\\\n]+[/\\])*([^"'/\\\n]+)[/\\]?\1""")
-
-
-_PATH = re.compile(rf"""(?<![^\s"'=,:(\[]){_START}(?:[^\s"'/\\]+[/\\])*([^\s"'/\\]+)[/\\]?""")
 
 
 # The last line of a card that nobody edited, with the SHA-256 of all that stands before it.
@@ -118,33 +107,6 @@ def is_generated(text: str) -> bool:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def public_report(report: EvaluationReport) -> EvaluationReport:
-    """Take out of a report what belongs to the machine it was made on.
-
-    Args:
-        report: The report as it was saved.
-
-    Returns:
-        The same report, each absolute path reduced to `./` and its last part, access tokens and control characters
-        struck out.
-    """
-    report = replace(report, task=TaskRecord.from_dict(without_controls(report.task.to_dict())))
-    candidates = {_without_paths(name): candidate for name, candidate in report.candidates.items()}
-    seeds = {_without_paths(name): spreads for name, spreads in report.seeds.items()}
-    run = RunRecord.from_dict(_without_paths(report.run.to_dict()))
-    return replace(report, run=run, candidates=candidates, seeds=seeds)
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {_without_paths(key): _without_paths(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_paths(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    return _PATH.sub(r"./\1", _QUOTED_PATH.sub(r"\1./\2\1", without_tokens(without_controls(value))))
 
 
 def _metadata(report: EvaluationReport, model_name: str) -> ModelCardData:
@@ -222,8 +184,8 @@ def _results(report: EvaluationReport) -> str:
     commonest = f"; {percent(share)} of them have the commonest label" if share is not None else ""
     parts = ["## Results", report.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
     if report.seeds:
-        seeds = {escape_markdown(name): spreads for name, spreads in report.seeds.items()}
-        parts += ["Over several seeds, mean ± sample standard deviation:", markdown_table(*seeds_cells(seeds))]
+        cells = seeds_cells(report.seeds, escape_markdown)
+        parts += ["Over several seeds, mean ± sample standard deviation:", markdown_table(*cells)]
     return "\n\n".join(parts)
 
 

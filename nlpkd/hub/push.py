@@ -18,7 +18,7 @@ from transformers import CONFIG_NAME
 from nlpkd.compression.record import RECORD_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
 from nlpkd.hub.eval_results import write_eval_results
-from nlpkd.hub.model_card import public_report
+from nlpkd.hub.public_report import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale

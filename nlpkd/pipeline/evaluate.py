@@ -22,7 +22,8 @@ from nlpkd.data.sources import MEASURED_SPLITS, Source, refuse_as_output
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
-from nlpkd.evaluation.evaluate import check_candidate_names, evaluate_student
+from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.figures.names import check_candidate_names
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
 from nlpkd.evaluation.memory import add_memory, check_memory
 from nlpkd.evaluation.records import BASELINES

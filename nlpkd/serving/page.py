@@ -133,13 +133,15 @@ def answer(classify: Callable[..., Any], text: str, second: str = "") -> tuple[d
     """Ask a model about a text, or about a pair where there is a second one.
 
     Returns:
-        The probability of each label, or a score as text where the model has no more than one; and the milliseconds.
+        The probability of each label, or the score of a regression as text; and the milliseconds.
     """
     start = time.perf_counter()
     found = classify({"text": text, "text_pair": second} if second else text, top_k=None)
     ms = (time.perf_counter() - start) * 1e3
     found = found[0] if found and isinstance(found[0], list) else found
-    return (f"{found[0]['score']:.3f}" if len(found) == 1 else {each["label"]: each["score"] for each in found}), ms
+    # A model of several labels may know a single one.
+    scored = len(found) == 1 and not _gives_several(classify)
+    return (f"{found[0]['score']:.3f}" if scored else {each["label"]: each["score"] for each in found}), ms
 
 
 def verdict(models: Iterable[Any], answers: Sequence[dict[str, float] | str]) -> str:
@@ -178,10 +180,10 @@ def differences(report: Mapping[str, Any], texts: Mapping[int, str] | None = Non
 
 def _decision(model: Any, scores: dict[str, float] | str) -> frozenset[str]:
     """Return the labels that a model gives a text."""
-    config: Any = getattr(getattr(model, "model", None), "config", None)
     if isinstance(scores, str):
         given = [scores]
-    elif getattr(config, "problem_type", None) == "multi_label_classification":
+    elif _gives_several(model):
+        config = _config(model)
         thresholds = getattr(config, "thresholds", None) or dict.fromkeys(scores, 0.5)
         if not isinstance(thresholds, Mapping):
             thresholds = {config.id2label[number]: each for number, each in enumerate(thresholds)}
@@ -189,6 +191,15 @@ def _decision(model: Any, scores: dict[str, float] | str) -> frozenset[str]:
     else:
         given = [max(scores, key=lambda label: scores[label])]
     return frozenset(given)
+
+
+def _config(model: Any) -> Any:
+    return getattr(getattr(model, "model", None), "config", None)
+
+
+def _gives_several(model: Any) -> bool:
+    """Check whether a model gives a text any number of its labels."""
+    return getattr(_config(model), "problem_type", None) == "multi_label_classification"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
-from nlpkd.evaluation.records import as_type
+from nlpkd.evaluation.figures.reading import as_type
 from nlpkd.training.checkpoints import RUN_RECORD, chooses_alike, has_optimizer, is_of, last_whole, record_of
 from nlpkd.utils.files import (
     atomic_folder_update,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -19,6 +20,7 @@ from nlpkd.cli import app
 from nlpkd.comparison.frontier import REFERENCE, plan_frontier
 from nlpkd.comparison.points import Limits, pick
 from nlpkd.comparison.table import FrontierReport
+from nlpkd.evaluation.records import Interval, SeedSpread
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.pipeline.dry_run import Plan
 
@@ -258,6 +260,14 @@ def test_further_seeds_are_averaged_and_the_first_one_is_deployed(resumed, job):
     assert point.quality.value == pytest.approx(spread.mean)
     assert point.quality.high - point.quality.value == pytest.approx(first.high - first.value)
     assert "sd over seeds" in report.to_markdown()
+    # A first seed below the mean, close to the best that there is.
+    student = replace(own.candidates["student"], quality={"accuracy": Interval(0.9, 0.84, 0.98)})
+    seeds = {"student": {"accuracy": SeedSpread([0.9, 1.0], 0.95, 0.07)}}
+    replace(own, candidates=own.candidates | {"student": student}, seeds=seeds).save(
+        report.output_dir / "students/static"
+    )
+    again = nlpkd.frontier(**job, students=["static"], num_seeds=2, output_dir=before.output_dir)
+    assert again.points[1].quality == Interval(0.95, pytest.approx(0.89), 1.0)
 
 
 def test_a_finished_student_whose_weights_or_report_are_lost_is_made_again(job, tmp_path):

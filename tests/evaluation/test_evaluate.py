@@ -502,6 +502,21 @@ def test_a_latency_grid_has_an_entry_a_batch_and_length(tokenizer):
     assert all(entry.p50_ms <= entry.p95_ms <= entry.p99_ms for entry in timed)
 
 
+def test_without_a_seed_all_models_still_have_the_same_resamples_and_the_report_names_their_seed(tokenizer):
+    labels = [row % 2 for row in range(60)]
+    table = np.random.default_rng(0).normal(size=(60, 2)).tolist()
+    asked = {"baseline": FixedLogits(table), **QUICK}
+
+    def measured(seed):
+        return evaluate_student(FixedLogits(table), None, fixed_rows(labels), tokenizer, seed=seed, **asked)
+
+    report = measured(None)
+    for difference in report.comparisons["student_vs_baseline"].differences.values():
+        assert difference == Interval(0.0, 0.0, 0.0)
+    drawn = int(report.run.interval_protocol.split("seed ")[1].split(",")[0])
+    assert measured(drawn).candidates == report.candidates
+
+
 def test_breakdowns_follow_hand_arithmetic(tokenizer):
     labels = [0, 0, 0, 1, 1, 2]
     table = np.full((6, 3), -20.0, dtype=np.float32)
@@ -525,6 +540,26 @@ def test_lengths_are_grouped_in_quarters(tokenizer):
     assert [(each.shortest, each.longest, each.rows, each.value) for each in groups] == [
         (1, 2, 3, 1.0), (3, 3, 1, 0.0), (5, 6, 2, 1.0), (8, 9, 2, 0.0)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "told"),
+    [
+        # Texts of 1, 2, 3 and 4 tokens: the longest is one alone, those of 3 have one score, or no label.
+        ("regression", [0.1, 0.9, 0.2, 0.8, 0.5, 0.5, 1.0], [True, True, False, False]),
+        ("multi_label_classification", [[1.0], [1.0], [1.0], [0.0], [0.0], [0.0], [1.0]], [True, True, False, True]),
+    ],
+)
+def test_a_group_of_which_the_metric_says_nothing_has_no_value(tokenizer, problem_type, labels, told):
+    ids = [[row] + [0] * (length - 1) for row, length in enumerate([1, 1, 2, 2, 3, 3, 4])]
+    model = FixedLogits(np.linspace(0.1, 1.0, 7)[:, None].tolist())
+    model.config = BertConfig(num_labels=1, problem_type=problem_type)
+    dataset = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    report = evaluate_student(model, None, dataset, tokenizer, **QUICK)
+    groups = report.candidates["student"].breakdown.per_length
+    assert [each.value is not None for each in groups] == told
+    again = EvaluationReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again.candidates["student"].breakdown.per_length == groups
 
 
 def test_disagreements_are_ordered_by_total_variation(tokenizer):

@@ -22,6 +22,7 @@ from samples import raw_rows, tiny_bert
 from nlpkd import EvaluationReport, evaluate_student
 from nlpkd.evaluation.html_report import make_page, render_page, training_curves
 from nlpkd.evaluation.origin import RunRecord
+from nlpkd.evaluation.records import Breakdown
 from nlpkd.evaluation.scoring import task_scoring
 from nlpkd.pipeline.evaluate import evaluate, name_models
 
@@ -157,9 +158,21 @@ def test_a_page_of_many_classes_shows_the_confusions_that_matter(of_many_classes
     page = render_page(of_many_classes)
     assert len(page) < 250_000
     assert "<td>class 7</td><td>class 8</td><td>3</td><td>100.0 %</td>" in page
-    assert page.count("<td>class ") == 2, "no other class is confused"
+    confused = page.partition("commonest confusions")[2]
+    assert confused.count("<td>class ") == 2, "no other class is confused"
     assert "class 18, class 19 and 980 more" in page and "20 with the student&#39;s lowest F1" in page
     assert "and 980 more" in of_many_classes.to_markdown() and "class 20" not in of_many_classes.to_markdown()
+
+
+def test_names_that_a_chart_cuts_are_in_full_in_a_table(report):
+    names = [f"customer_service_{number}_of_all_our_parcels" for number in range(30)]
+    student, entry = report.candidates["student"], report.candidates["student"].breakdown.per_class[0]
+    candidate = replace(student, breakdown=Breakdown(per_class=[replace(entry, f1=n / 30) for n in range(30)]))
+    page = render_page(
+        replace(report, task=replace(report.task, labels=names), candidates={"student": candidate}, comparisons={})
+    )
+    rows = re.findall(r"<tr><td>(\d+)</td><td>([^<]*)</td><td>[^<]*</td><td>([^<]*)</td></tr>", page)
+    assert rows == [(str(n + 1), name, f"{n / 30:.3f}") for n, name in enumerate(names)]
 
 
 def test_a_page_is_replaced_as_a_whole_with_its_report(alone, tmp_path, monkeypatch):

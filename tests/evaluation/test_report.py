@@ -218,7 +218,7 @@ def test_json_of_before_comes_back_as_it_was(report):
     }
     data["candidates"]["student"]["breakdown"] = {
         "disagreements": [],
-        "per_class": [{"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "rows": 2.0}],
+        "per_class": 2 * [{"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "rows": 2.0}],
     }
     del data["candidates"]["student"]["latency"][0]["p99_ms"]
     data["comparisons"]["student_vs_teacher"]["retention"] = None

@@ -62,6 +62,33 @@ def test_multi_label_metrics_and_their_resamples_are_the_naive_ones(thresholds):
         assert {name: values[number] for name, values in resampled.items()} == pytest.approx(expected)
 
 
+def test_f1_of_several_labels_leaves_out_what_occurs_nowhere_of_all_rows_as_of_each_resample():
+    gold = np.zeros((30, 5))
+    gold[np.arange(30), np.repeat([0, 1, 2, 3], [22, 6, 1, 1])] = 1
+    logits = np.where(RANDOM.random(gold.shape) < 0.1, -1.0, 1.0) * np.where(gold == 1, 3.0, -3.0)
+    logits[:, 4] = -3.0
+    scoring = MultiLabelScoring()
+    resampled = scoring.resampled(logits, gold, samples=60, seed=5)
+    lacking = 0
+    for number, rows in enumerate(resamples(30, 60, 5)):
+        drawn, given = gold[rows], logits[rows] > 0
+        expected = {each: f1_score(drawn, given, average=each, zero_division=np.nan) for each in ("macro", "micro")}
+        measured = scoring.metrics(logits[rows], drawn)
+        for each, value in expected.items():
+            assert resampled[f"f1_{each}"][number] == pytest.approx(value)
+            assert measured[f"f1_{each}"] == pytest.approx(value)
+        lacking += not (drawn[:, 2:4] == 1).any(axis=0).all()
+    assert lacking > 10, "many resamples lack a label"
+
+
+def test_rows_without_any_label_have_an_f1_of_0_and_no_resample_has_one():
+    logits, gold = np.full((4, 2), -1.0), np.zeros((4, 2))
+    measured = MultiLabelScoring().metrics(logits, gold)
+    resampled = MultiLabelScoring().resampled(logits, gold, samples=3, seed=0)
+    for name in ("f1_macro", "f1_micro"):
+        assert measured[name] == 0.0 and np.isnan(resampled[name]).all()
+
+
 def test_regression_metrics_and_their_resamples_are_scipy_s():
     scoring = task_scoring(REGRESSION, None)
     measured = scoring.metrics(SCORES, TRUE)

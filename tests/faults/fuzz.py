@@ -43,7 +43,8 @@ from nlpkd.evaluation import charts  # noqa: E402
 from nlpkd.evaluation.html_report import training_curves  # noqa: E402
 from nlpkd.evaluation.records import Interval  # noqa: E402
 from nlpkd.evaluation.report import EvaluationReport  # noqa: E402
-from nlpkd.hub.model_card import build_model_card, public_report  # noqa: E402
+from nlpkd.hub.model_card import build_model_card  # noqa: E402
+from nlpkd.hub.public_report import public_report  # noqa: E402
 from nlpkd.hub.saving import renewed_card  # noqa: E402
 from nlpkd.labelling.answer import Answer, key_of  # noqa: E402
 from nlpkd.labelling.answers import AnswerFile  # noqa: E402

@@ -19,7 +19,8 @@ from nlpkd.compression import export_onnx
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.hub.model_card import WIDGET_TEXTS, build_model_card, public_report
+from nlpkd.hub.model_card import WIDGET_TEXTS, build_model_card
+from nlpkd.hub.public_report import public_report
 from nlpkd.tasks import MULTI_LABEL
 
 
@@ -243,7 +244,9 @@ def test_a_path_is_taken_out_however_it_is_written_and_other_words_stay() -> Non
     }
     clean = public_report(report(settings={"values": list(paths), "keys": {path: 1 for path in paths}}))
     assert clean.run.settings["values"] == list(paths.values())
-    assert set(clean.run.settings["keys"]) == set(paths.values())
+    # None is lost where several are called alike.
+    keys = clean.run.settings["keys"]
+    assert len(keys) == len(paths) and {key.partition(" (")[0] for key in keys} == set(paths.values())
     plain = ["https://x.org/a/b", "s3://bucket/a", "p50 / p95, 3 rows/s", "layers:3", "12:30:05", "runs/out", "and/or"]
     assert public_report(report(settings=plain)).run.settings == plain
 

@@ -158,6 +158,30 @@ def test_intervals_that_have_nothing_in_common_never_hold(report):
     ]
 
 
+def test_figures_of_another_number_of_classes_than_were_measured_hold_nothing(report):
+    student = report.candidates["student"]
+    longer = dataclasses.replace(student.breakdown, per_class=3 * student.breakdown.per_class)
+    claimed = report.candidates | {"student": dataclasses.replace(student, breakdown=longer)}
+    claims = report_claims(dataclasses.replace(report, candidates=claimed), report, "")
+    assert wrong(claims) == ["F1 by class"]
+
+
+@pytest.mark.parametrize("measured_rows", [9_000, 3_000, 90_000])
+def test_an_interval_beside_its_value_as_earlier_versions_made_it_holds(report, measured_rows):
+    # Of 3,000 classes with 3 rows each; more rows of a class bring the low end of the interval nearer.
+    ends, found = (0.638, 0.658), Interval(0.69, 0.69 - 0.052 * 9_000 / measured_rows, 0.69)
+
+    def of(f1: Interval, rows: int) -> EvaluationReport:
+        student = dataclasses.replace(report.candidates["student"], quality={"f1_macro": f1})
+        task = dataclasses.replace(report.task, rows=rows)
+        return dataclasses.replace(report, task=task, candidates={"student": student}, comparisons={})
+
+    claims = report_claims(of(Interval(0.69, *ends), 9_000), of(found, measured_rows), "")
+    assert {each.figure: each.holds for each in claims}["macro F1"] is True
+    far = report_claims(of(Interval(0.69, 0.3, 0.32), 9_000), of(found, measured_rows), "")
+    assert {each.figure: each.holds for each in far}["macro F1"] is False
+
+
 def test_why_a_model_was_not_measured_again_is_said_of_its_kind(report):
     alone = dataclasses.replace(report, candidates={"student": report.candidates["student"]})
     why = {each.figure: each.why for each in report_claims(report, alone, "not re-measured: the teacher is away")}

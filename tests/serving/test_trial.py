@@ -181,6 +181,19 @@ def test_the_page_says_of_scores_how_far_they_are_apart(tmp_path, tokenizer):
     assert verdict([first, second], answers) == "Their scores are 0.250 apart."
 
 
+def test_a_single_label_is_given_or_not_and_is_no_score(tmp_path, tokenizer):
+    from nlpkd.serving.page import answer, verdict
+
+    one = {"num_labels": 1, "problem_type": "multi_label_classification"}
+    first, second = classifiers(tmp_path, tokenizer, *[one] * 2)
+    for bias, expected in ((0.0, "They agree."), (20.0, "They differ.")):
+        first.model.classifier.bias.data.fill_(-10.0)
+        second.model.classifier.bias.data.fill_(bias - 10.0)
+        answers = [answer(each, "a good film")[0] for each in (first, second)]
+        assert all(isinstance(each, dict) and len(each) == 1 for each in answers)
+        assert verdict([first, second], answers) == expected
+
+
 def test_a_page_listens_on_this_machine_alone_and_tells_nobody(folder, monkeypatch):
     from nlpkd.serving.page import LOCAL
 
