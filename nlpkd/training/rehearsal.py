@@ -127,7 +127,7 @@ def _try_evaluation(trainer: Any, rows: Any, name: str) -> dict[str, float] | No
         return metrics
     every = _all_labels(rows, labels)
     own_outputs = is_foreign(trainer.prediction_step)
-    if args.batch_eval_metrics or args.include_for_metrics or every is None or own_outputs:
+    if trainer._metrics.sums_up or args.include_for_metrics or every is None or own_outputs:
         return None
     with _named(f"the metrics of the {split} rows"):
         trainer._metrics.begin(rows)
