@@ -23,6 +23,7 @@ from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring, scoring_of, task_scoring
 from nlpkd.tasks import is_unlabelled
 from nlpkd.teachers.compatibility import refuse_no_tokens
+from nlpkd.training.best import refuse_unkept
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.resumable import ResumableTrainer
 from nlpkd.utils.fingerprints import is_foreign
@@ -330,4 +331,6 @@ class EvaluatingTrainer(ResumableTrainer):
         loss = None if self._has_own_loss else self._evaluation.value()
         if loss is not None and output.metrics is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = loss
+        if self.is_in_train:
+            refuse_unkept(output.metrics or {}, self.args)
         return output._replace(predictions=split_agreement(output.predictions)[0])
