@@ -22,14 +22,13 @@ from transformers.training_args import OptimizerNames
 
 from nlpkd.tasks import MERITS, more_is_better
 from nlpkd.utils.field_types import check_field_types, check_share, refuse_none
-from nlpkd.utils.packages import require
+from nlpkd.utils.packages import refuse_missing_optimizer, require
 
 _CHOICES = {
     "teacher_check": ("error", "warn", "off"),
     "cache_teacher": ("auto", "off"),
     "weighting": ("fixed", "linear", "uncertainty"),
 }
-
 
 ENSEMBLE_AVERAGES = ("probabilities", "logits")
 
@@ -220,6 +219,7 @@ class DistillationConfig(TrainingArguments):
     def _check_surroundings(self) -> None:
         """Refuse what is not there, and settings of Trainer that would be unsafe, or lose or block something."""
         _check_reporting(self.report_to or [])
+        refuse_missing_optimizer(self)
         if self.push_to_hub:
             _check_push(self.repository)
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):

@@ -6,7 +6,9 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from samples import tiny_bert
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from nlpkd import DistillationConfig
 from nlpkd.config import fast_at_bf16
@@ -229,6 +231,28 @@ def test_saving_on_each_machine_is_refused_where_transformers_would_leave_the_we
 def test_a_place_to_report_to_that_nobody_knows_is_refused(report_to, tmp_path):
     with pytest.raises(ValueError, match=r"report_to must be .* got \['nowhere'\]"):
         DistillationConfig(str(tmp_path), report_to=report_to)
+
+
+def test_an_optimizer_is_refused_where_trainer_could_not_make_it(config):
+    """Those of packages that are installed are taken; of the others all are known before a run begins."""
+    refused, model = set(), tiny_bert(layers=1)
+    for name in (each.value for each in OptimizerNames):
+        plain = TrainingArguments(report_to="none", optim=name, optim_target_modules=["query"])
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(plain, model)
+        except (ImportError, ValueError):
+            refused.add(name)
+            with pytest.raises(ValueError, match=f"optim='{name}' can't be had here .*choose another optimizer"):
+                config(optim=name)
+        else:
+            assert config(optim=name).optim == name
+    assert "adamw_torch_xla" in refused and not {"adamw_torch", "adamw_torch_fused", "sgd", "adafactor"} & refused
+
+
+def test_settings_that_an_optimizer_does_not_take_are_refused(config):
+    with pytest.raises(ValueError, match="optim='adagrad' with optim_args='lr_decay' can't be had here"):
+        config(optim="adagrad", optim_args="lr_decay")
+    assert config(optim="adagrad", optim_args="lr_decay=0.1").optim == "adagrad"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from nlpkd.labelling.answer import Answer, check_answers, key_of, read_answers
 from nlpkd.labelling.asking import Asking
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.labelling.spending import Spending
-from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.teachers.base import LabelingTeacher, tell_cut
 from nlpkd.utils.files import cut_torn_line, explain_damage
 from nlpkd.utils.full_disk import explain_full_disk
 from nlpkd.utils.links import open_no_link, refuse_links
@@ -183,6 +183,7 @@ class AnswerFile:
                 asked = asking.ask(groups)
             finally:
                 self.requests = spending.requests
+                tell_cut(asking.cut, len(asking.answers), asking.most_tokens)
                 self._refused |= asking.unanswered
         known |= asking.answers
         if asked < len(groups):

@@ -42,6 +42,8 @@ class Asking:
     Attributes:
         answers: by the texts' hashes.
         unanswered: the hashes of texts that were asked about without an answer.
+        cut: how many of the texts that were answered lost tokens; see `Answers`, as for the next one.
+        most_tokens: that the teacher reads of a text.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Asking:
         self.kept = kept
         self.answers: dict[str, Answer] = {}
         self.unanswered: set[str] = set()
+        self.cut = 0
+        self.most_tokens: int | None = None
         # Why texts were not answered since the last answer, and those of them that no server replied to.
         self._failed: dict[str, str] = {}
         self._no_reply: dict[str, str] = {}
@@ -132,6 +136,7 @@ class Asking:
             with self._lock:
                 self.spending.book(group, found)
                 if found is not None:
+                    self.cut, self.most_tokens = self.cut + found.cut, found.most_tokens
                     self._server_is_there()
                     self._keep(answered_texts, found)
                 self._count_failures(failed, no_reply)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +116,12 @@ class CalibratedTeacher(LabelingTeacher):
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Ask, and correct; see `LabelingTeacher.probabilities`."""
-        return self.answer(texts).probabilities
+        return self.adjusted(self.asked.probabilities(texts))
 
     def answer(self, texts: Sequence[str]) -> Answers:
         """Ask, and correct; see `LabelingTeacher.answer`."""
         found = self.asked.answer(texts)
-        return Answers(self.adjusted(found.probabilities), found.input_tokens, found.output_tokens)
+        return replace(found, probabilities=self.adjusted(found.probabilities))
 
     def expected_tokens(self, text: str) -> tuple[int, int]:
         """Estimate what the teacher takes; see `LabelingTeacher.expected_tokens`."""

@@ -67,9 +67,13 @@ class TeacherResult:
     def verdict(self) -> str:
         """Return in words how good it is."""
         header, rows = self.cells()
-        if not rows:
-            return "The teacher was not measured, since there are no held-out rows."
-        return f"On the held-out rows the teacher's {header[0]} is {rows[0][0]}."
+        loss = self.metrics.get("eval_loss")
+        if rows:
+            return f"On the held-out rows the teacher's {header[0]} is {rows[0][0]}."
+        if loss is not None:
+            return f"On the held-out rows only the teacher's loss was measured: {format_number(loss)}."
+        why = "the held-out rows have no gold labels" if self.metrics else "there are no held-out rows"
+        return f"The teacher was not measured, since {why}."
 
 
 @dataclass(frozen=True)
@@ -351,13 +355,8 @@ def _settings(
 
 
 def _push(args: DistillationConfig) -> None:
-    address = push_student(
-        args.output_dir,
-        args.repository,
-        private=args.hub_private_repo,
-        token=args.hub_token,
-        revision=args.hub_revision,
-    )
+    options: Any = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
+    address = push_student(args.output_dir, args.repository, **options)
     logger.warning("Pushed to %s.", address)
 
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -40,11 +40,15 @@ class Answers:
         input_tokens: of each text's prompts; None where the teacher does not count them, or gives what is no number
             of tokens.
         output_tokens: of each text's answers, likewise.
+        cut: how many of the texts lost tokens, since the teacher reads no more than `most_tokens` of a text.
+        most_tokens: None where it cuts none, or nobody knows.
     """
 
     probabilities: np.ndarray
     input_tokens: list[int] | None = None
     output_tokens: list[int] | None = None
+    cut: int = field(default=0, kw_only=True)
+    most_tokens: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("input_tokens", "output_tokens"):
@@ -73,6 +77,22 @@ def as_count(told: Any) -> int | None:
 @cache
 def _say_once(message: str) -> None:
     logger.warning(message)
+
+
+def tell_cut(cut: int, texts: int, most_tokens: int | None) -> None:
+    """Tell how many texts a teacher labelled by a part of them, if any.
+
+    Args:
+        cut: as in `Answers`.
+        texts: how many it was asked about.
+        most_tokens: as in `Answers`.
+    """
+    if cut:
+        logger.warning(
+            "%d of %d texts were cut to the %s tokens that the teacher reads, and are labelled by what is left of "
+            "them. A student that reads more of a text learns labels of another one: give shorter texts, lower its "
+            "max_length, or take a teacher that reads more.", cut, texts, most_tokens,
+        )  # fmt: skip
 
 
 class WrongAnswers(ValueError):
@@ -139,13 +159,15 @@ class LabelingTeacher(ABC):
         """
 
     def answer(self, texts: Sequence[str]) -> Answers:
-        """Label texts, and count their tokens where the teacher knows them.
+        """Label texts, and count their tokens, and the texts that were cut, where the teacher knows them.
+
+        `probabilities` tells how many were cut; of this it is told by who asks.
 
         Args:
             texts: the texts.
 
         Returns:
-            The probabilities and the tokens.
+            The probabilities and the counts.
 
         Raises:
             ValueError: if an answer is no distribution over the classes.

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
+from transformers import PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
-from nlpkd.teachers.base import LabelingTeacher, as_probabilities
+from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities, tell_cut
 from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.packages import require
 
@@ -66,8 +68,16 @@ class EmbeddingTeacher(LabelingTeacher):
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
         texts = texts_again(texts, "texts")
+        found = self.answer(texts)
+        tell_cut(found.cut, len(texts), found.most_tokens)
+        return found.probabilities
+
+    def answer(self, texts: Sequence[str]) -> Answers:
+        """Compare each text with each class, and count those that the encoder cuts; see `LabelingTeacher.answer`."""
+        texts = texts_again(texts, "texts")
         answers = softmax(self._similarities(texts) / self.temperature, axis=1)
-        return as_probabilities(answers, len(texts), self.classes, self.problem_type)
+        found = as_probabilities(answers, len(texts), self.classes, self.problem_type)
+        return Answers(found, cut=self._count_cut(texts), most_tokens=self._most_tokens)
 
     def fit_temperature(self, texts: Sequence[str], confidence: float = 0.8) -> EmbeddingTeacher:
         """Set the temperature at which the likeliest class of a text has this probability on average.
@@ -110,6 +120,22 @@ class EmbeddingTeacher(LabelingTeacher):
         kind = require("sentence_transformers", "teachers").SentenceTransformer
         with named_in_errors(self.model):
             return self.model if isinstance(self.model, kind) else kind(str(self.model), **self._local.settings)
+
+    @property
+    def _most_tokens(self) -> int | None:
+        """How many tokens of a text the encoder reads; None where it names no limit."""
+        limit = getattr(self._encoder[0], "max_seq_length", None)
+        return None if limit is None or limit >= LARGE_INTEGER else int(limit)
+
+    def _count_cut(self, texts: Sequence[str]) -> int:
+        """Count the texts that have more tokens than the encoder reads, with the words that it puts before each."""
+        encoder, limit = self._encoder, self._most_tokens
+        tokenizer = getattr(encoder[0], "tokenizer", None)
+        if limit is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
+            return 0
+        prompt = encoder.prompts.get(encoder.default_prompt_name) or ""
+        ids = tokenizer([prompt + text for text in texts], truncation=False, verbose=False)["input_ids"]
+        return sum(len(each) > limit for each in ids)
 
     def _class_vectors(self) -> np.ndarray:
         """The unit vector of each class, `(classes, hidden)`, as the model is now."""

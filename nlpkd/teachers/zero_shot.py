@@ -16,7 +16,15 @@ from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
-from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length, read_words
+from nlpkd.teachers.base import (
+    LETTERS_PER_TOKEN,
+    Answers,
+    LabelingTeacher,
+    as_probabilities,
+    batches_by_length,
+    read_words,
+    tell_cut,
+)
 from nlpkd.utils.field_types import check_counts, plain_arguments
 
 
@@ -96,6 +104,13 @@ class ZeroShotTeacher(LabelingTeacher):
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
+        texts = texts_again(texts, "texts")
+        found = self.answer(texts)
+        tell_cut(found.cut, len(texts), found.most_tokens)
+        return found.probabilities
+
+    def answer(self, texts: Sequence[str]) -> Answers:
+        """Compare each text with each class, and count those that were cut; see `LabelingTeacher.answer`."""
         import torch
 
         texts = texts_again(texts, "texts")
@@ -109,6 +124,7 @@ class ZeroShotTeacher(LabelingTeacher):
             truncation=False if limit is None else "only_first",
             max_length=limit,
         )
+        cut = self._count_cut(pairs, [len(ids) for ids in encoded["input_ids"]], limit)
         names = [name for name in pipe.tokenizer.model_input_names if name in encoded]
         logits = torch.zeros(len(pairs), pipe.model.config.num_labels)
         # The model reads them in batches of similar length.
@@ -122,7 +138,18 @@ class ZeroShotTeacher(LabelingTeacher):
             answers = logits[..., [_contradiction(pipe), pipe.entailment_id]].softmax(-1)[..., 1]
         else:
             answers = logits[..., pipe.entailment_id].softmax(-1)
-        return as_probabilities(answers.numpy(), len(texts), self.classes, self.problem_type)
+        found = as_probabilities(answers.numpy(), len(texts), self.classes, self.problem_type)
+        return Answers(found, cut=cut, most_tokens=limit)
+
+    def _count_cut(self, pairs: Sequence[tuple[str, str]], lengths: Sequence[int], limit: int | None) -> int:
+        """Count the texts that lost tokens in a pair, of the pairs' lengths once they were cut."""
+        full = [number for number, length in enumerate(lengths) if length == limit]
+        if limit is None or not full:
+            return 0
+        columns = ([pairs[number][place] for number in full] for place in (0, 1))
+        whole = self._pipeline.tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
+        cut = {number // len(self.hypotheses) for number, ids in zip(full, whole, strict=True) if len(ids) > limit}
+        return len(cut)
 
     def expected_tokens(self, text: str) -> tuple[int, int]:
         """Estimate the tokens of a text's pairs; see `LabelingTeacher.expected_tokens`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EvalPrediction
+from transformers.trainer_pt_utils import nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from nlpkd.data.columns import DOCUMENT
@@ -21,6 +23,7 @@ from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring, scoring_of, task_scoring
 from nlpkd.tasks import is_unlabelled
 from nlpkd.teachers.compatibility import refuse_no_tokens
+from nlpkd.training.best import refuse_unkept
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.resumable import ResumableTrainer
 from nlpkd.utils.fingerprints import is_foreign
@@ -34,8 +37,11 @@ class PredictionMetrics:
         scorings: gives those of student and teacher.
         compute_metrics: the user's metrics; those of the task if None.
         preprocess_logits: the user's `preprocess_logits_for_metrics`, if any.
-        by_batch: whether metrics are computed batch by batch (`batch_eval_metrics`), of which no text's windows can be
-            averaged and no agreement be summed up.
+        by_batch: whether the user's metrics are computed batch by batch (`batch_eval_metrics`), in which no text's
+            windows can be averaged. Those of the task, and the agreement, are computed of all batches at the end.
+
+    Raises:
+        ValueError: if the user's metrics can't be computed batch by batch.
     """
 
     def __init__(
@@ -45,18 +51,28 @@ class PredictionMetrics:
         preprocess_logits: Callable[..., Any] | None,
         by_batch: bool,
     ):
-        self._scorings, self._by_batch = scorings, by_batch
         self.compute_metrics, self.preprocess_logits = compute_metrics, preprocess_logits
+        self.sums_up = by_batch and compute_metrics is not None
+        """Whether the user's metrics get one batch after the other, and tell their result at the last one."""
+        if self.sums_up and "compute_result" not in inspect.signature(compute_metrics).parameters:  # type: ignore[arg-type]
+            raise ValueError(
+                "batch_eval_metrics=True calls compute_metrics for each batch, with compute_result=True at the last "
+                "one, and this compute_metrics has no argument compute_result: give it one, or leave "
+                "batch_eval_metrics out"
+            )
+        self._scorings = scorings
         self._documents: Any = None
+        self._batches: list[Any] = []
 
     def begin(self, rows: Any) -> None:
-        """Remember which text each row of an evaluation set is a window of."""
-        windows = not self._by_batch and DOCUMENT in (getattr(rows, "column_names", None) or ())
+        """Remember which text each row of an evaluation set is a window of, and forget the batches before."""
+        windows = not self.sums_up and DOCUMENT in (getattr(rows, "column_names", None) or ())
         self._documents = rows[DOCUMENT][:] if windows else None
+        self._batches = []
 
     def with_agreement(self, student: Tensor, teacher: Tensor | None) -> Any:
         """Return the student's logits `(batch, labels)`, and beside them where the teacher's agree, if it is there."""
-        if teacher is None or self._by_batch:
+        if teacher is None:
             return student
         own, teachers = self._scorings()
         return student, own.agreeing(student, teacher, teachers)
@@ -70,11 +86,22 @@ class PredictionMetrics:
         return self.preprocess_logits(logits, labels)
 
     def __call__(self, prediction: EvalPrediction, **options: Any) -> dict[str, float]:
-        """Compute the metrics of an evaluation, with `agreement` where there was a teacher."""
-        predictions, labels, agreeing = prediction.predictions, prediction.label_ids, None
+        """Compute the metrics of an evaluation, with `agreement` where there was a teacher.
+
+        Args:
+            prediction: of all rows; of a batch where `options` has `compute_result`.
+            **options: as Trainer gives them to the user's metrics. Of batches the last one's result alone counts.
+        """
+        by_batch, last = "compute_result" in options, options.get("compute_result", True)
+        predictions: Any = prediction.predictions
+        labels: Any = prediction.label_ids
         scoring, _ = self._scorings()
-        if not self._by_batch:
-            predictions, agreeing = split_agreement(predictions)
+        if by_batch and self.compute_metrics is None:
+            self._batches.append(nested_numpify((predictions, labels)))
+            if not last:
+                return {}
+            predictions, labels = map(list, zip(*self._batches, strict=True))
+        predictions, agreeing = split_agreement(predictions)
         if isinstance(predictions, list) and (self.compute_metrics is None or self._documents is not None):
             predictions, labels = np.concatenate(predictions), np.concatenate(labels)
         if self._documents is not None:
@@ -86,7 +113,11 @@ class PredictionMetrics:
             metrics = scoring.metrics(np.asarray(predictions), np.asarray(labels))
         else:
             plain = EvalPrediction(predictions, labels, prediction.inputs, prediction.losses)
-            metrics = dict(self.compute_metrics(plain, **options))
+            found = self.compute_metrics(plain, **options)
+            if by_batch and agreeing is not None:
+                self._batches.append(nested_numpify(agreeing))
+                agreeing = np.concatenate(self._batches) if last else None
+            metrics = {} if by_batch and (found is None or not last) else dict(found)
         return metrics if agreeing is None else metrics | {"agreement": scoring.agreement(agreeing)}
 
 
@@ -171,8 +202,7 @@ class EvaluatingTrainer(ResumableTrainer):
         """Choose the metrics: those of the task, or the user's."""
         by_batch, preprocess = self.args.batch_eval_metrics, self.preprocess_logits_for_metrics
         self._metrics = PredictionMetrics(self._scorings, compute_metrics, preprocess, by_batch)
-        if compute_metrics is not None or not by_batch:
-            self.compute_metrics = self._metrics
+        self.compute_metrics = self._metrics
         self.preprocess_logits_for_metrics = self._metrics.preprocess
 
     def _scorings(self) -> tuple[Scoring, Scoring]:
@@ -301,4 +331,6 @@ class EvaluatingTrainer(ResumableTrainer):
         loss = None if self._has_own_loss else self._evaluation.value()
         if loss is not None and output.metrics is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = loss
+        if self.is_in_train:
+            refuse_unkept(output.metrics or {}, self.args)
         return output._replace(predictions=split_agreement(output.predictions)[0])

@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.inference import in_eval_mode
+from nlpkd.training.best import refuse_no_number, refuse_unkept
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED
@@ -127,11 +128,12 @@ def _try_evaluation(trainer: Any, rows: Any, name: str) -> dict[str, float] | No
         return metrics
     every = _all_labels(rows, labels)
     own_outputs = is_foreign(trainer.prediction_step)
-    if args.batch_eval_metrics or args.include_for_metrics or every is None or own_outputs:
+    if trainer._metrics.sums_up or args.include_for_metrics or every is None or own_outputs:
         return None
     with _named(f"the metrics of the {split} rows"):
         trainer._metrics.begin(rows)
         found = compute(_gathered(trainer, logits, len(few), every))
+        refuse_unkept(found, args)
     return metrics | {prefix + str(key).removeprefix(prefix): value for key, value in found.items()}
 
 
@@ -168,16 +170,18 @@ def _others_add_metrics(trainer: Any) -> bool:
 
 
 def _check_best_metric(args: Any, metrics: Mapping[str, float] | None) -> None:
-    """Refuse to choose the best checkpoint by a metric that there will not be."""
+    """Refuse to choose the best checkpoint by a metric that there will not be, or that is no number."""
     best = args.metric_for_best_model
     if best is None or not metrics or str(args.eval_strategy) in ("no", "IntervalStrategy.NO"):
         return
-    if (best if best.startswith("eval_") else f"eval_{best}") not in metrics:
+    full_name = f"eval_{best.removeprefix('eval_')}"
+    if full_name not in metrics:
         names = sorted(name.removeprefix("eval_") for name in metrics)
         why = ", with prediction_loss_only=True" if args.prediction_loss_only else ""
         raise ValueError(
             f"metric_for_best_model={best!r} is no metric of an evaluation here{why}: choose one of {', '.join(names)}"
         )
+    refuse_no_number(best, metrics[full_name])
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.tasks import fill_in_task
 from nlpkd.training.batches.loaders import row_lengths, sampled_loader, training_loader, unsized_loader
 from nlpkd.training.batches.samplers import micro_batches
+from nlpkd.training.best import tell_no_number, tell_none_chosen
 from nlpkd.training.checkpoints import (
     has_optimizer,
     rotate_checkpoints,
@@ -201,7 +202,9 @@ class ResumableTrainer(Trainer):
             self.losses.restart()
             with self.prepared(), explain_out_of_memory(args), explain_lost_process(args), explain_ctrl_c(args):
                 with self._interruption.listening(), self._rotating_own_checkpoints(run_dir):
-                    return super().train(checkpoint, trial, *arguments, **options)
+                    output = super().train(checkpoint, trial, *arguments, **options)
+            tell_none_chosen(args, self.state)
+            return output
 
     @contextmanager
     def _rotating_own_checkpoints(self, run_dir: Path) -> Iterator[None]:
@@ -284,6 +287,10 @@ class ResumableTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             follow_new_length(self.lr_scheduler, Path(checkpoint), self.run_record)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        tell_no_number(self.args, self.state, metrics)
+        return super()._determine_best_metric(metrics, trial)
 
     def _load_best_model(self) -> None:
         refuse_damaged(Path(str(self.state.best_model_checkpoint)))

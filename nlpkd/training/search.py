@@ -36,17 +36,20 @@ def search_arguments(
         hp_space: as of `Trainer`; None is its own space.
         compute_objective: likewise; its direction is `"minimize"` unless given, as of `Trainer`.
         n_trials: likewise.
-        direction: that of the metric if None.
+        direction: that of the metric if None; it needs to be given for a `compute_objective` of which more is better.
         **others: likewise.
+
+    Raises:
+        ValueError: if the direction is not that of the metric which the search goes by without `compute_objective`.
     """
     if compute_objective is not None:
         direction = direction or "minimize"
     elif args.metric_for_best_model is not None:
         compute_objective = _Metric([args.metric_for_best_model.removeprefix("eval_")])
-        direction = direction or ("maximize" if args.greater_is_better else "minimize")
+        direction = _own_direction(compute_objective, "maximize" if args.greater_is_better else "minimize", direction)
     else:
         compute_objective = _Metric([_HEADLINES.get(task_of(config) or "", "accuracy"), "agreement"])
-        direction = direction or "maximize"
+        direction = _own_direction(compute_objective, "maximize", direction)
 
     def space(trial: Any) -> dict[str, Any]:
         """Draw the arguments, and keep the settings of objectives."""
@@ -73,6 +76,18 @@ class _Metric:
             f"a search needs {' or '.join(map(repr, self.names))} to compare its trials by, and an evaluation here "
             f"gives {', '.join(sorted(metrics))}: set metric_for_best_model, or pass compute_objective and direction"
         )
+
+
+def _own_direction(metric: _Metric, own: str, given: Any) -> Any:
+    """Return the direction of a metric, as it was given if it was; refuse the other one."""
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    # Optuna has names for them too.
+    if given is not None and {str(getattr(each, "name", each)).lower() for each in listed} != {own}:
+        raise ValueError(
+            f"direction={given!r} would take the worst trial, since the search goes by {' or '.join(metric.names)}, "
+            f"which is to {own}: leave direction out, or pass compute_objective with a direction of its own"
+        )
+    return given or own
 
 
 class SearchingTrainer(EvaluatingTrainer):

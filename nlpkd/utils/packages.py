@@ -78,3 +78,32 @@ def require(package: str, extra: str = "export") -> Any:
         return import_module(package)
     except ImportError as error:
         raise ImportError(f"{package} is missing ({error}): {how_to_install(extra)}") from error
+
+
+_OF_A_MODEL = ("galore", "apollo", "lomo")
+"""Optimizers that are made for a model's own modules."""
+
+
+def refuse_missing_optimizer(args: Any) -> None:
+    """Refuse an optimizer that can't be had, which `Trainer` would know when it makes it.
+
+    Args:
+        args: `TrainingArguments`, with the optimizer in `optim` and its settings in `optim_args`.
+
+    Raises:
+        ValueError: if its package is not installed, or it does not take its settings.
+    """
+    from transformers import Trainer
+    from transformers.training_args import OptimizerNames
+
+    name = OptimizerNames(args.optim).value
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, TypeError, ValueError) as error:
+        # Without a model the others can't be made, and that their package is missing is said first.
+        if isinstance(error, ImportError) or not any(part in name for part in _OF_A_MODEL):
+            settings = f" with optim_args={args.optim_args!r}" if args.optim_args else ""
+            raise ValueError(
+                f"optim={name!r}{settings} can't be had here ({error}): mend that, or choose another optimizer, such "
+                "as 'adamw_torch'"
+            ) from error

@@ -161,10 +161,13 @@ CURVE = [{"answered": 0.8123, "found": 0.98123, "low": 0.97, "threshold": 0.9123
         (TeacherResult(None, None, {"eval_loss": 0.5, "eval_accuracy": 0.8412, "eval_f1_macro": 0.75}, Path()),
          "0.841 0.750", "On the held-out rows the teacher's accuracy is 0.841."),
         (TeacherResult(None, None, {}, Path()), "", "The teacher was not measured, since there are no held-out rows."),
+        (TeacherResult(None, None, {"eval_loss": 0.5}, Path()), "", "only the teacher's loss was measured: 0.500."),
+        (TeacherResult(None, None, {"eval_runtime": 1.0}, Path()), "", "since the held-out rows have no gold labels."),
         (CascadeRecord(0.9, 1.0, "agreement", 0.98, 0.95, 0.985, 0.981, 0.8, 872, "t", 1.2, 9.3, CURVE, {}),
          "81.2 % 98.12 % 97.00 % 0.9123", "The student answers 80.0 % of 872 texts itself,"),
     ],
-    ids=["compress", "export", "tune", "train-teacher", "train-teacher-unmeasured", "cascade"],
+    ids=["compress", "export", "tune", "train-teacher", "train-teacher-unmeasured", "train-teacher-loss",
+         "train-teacher-unlabelled", "cascade"],
 )  # fmt: skip
 def test_what_a_command_found_fits_a_terminal_of_80_columns_and_ends_with_its_verdict(found, row, verdict):
     shown = without_styles(on_a_terminal(lambda: show_table(*found.cells(), found.verdict()), 80))

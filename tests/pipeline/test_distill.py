@@ -131,6 +131,22 @@ def test_a_teacher_from_a_model_and_a_dataset(tmp_path, tokenizer):
     assert not result.model.training
 
 
+MEASURED = {
+    "at once": ({}, "On the held-out rows the teacher's accuracy is 0."),
+    "by batch": ({"batch_eval_metrics": True}, "On the held-out rows the teacher's accuracy is 0."),
+    "the loss": ({"prediction_loss_only": True}, "On the held-out rows only the teacher's loss was measured: 0."),
+}
+
+
+@pytest.mark.parametrize("how", MEASURED)
+def test_a_teacher_that_was_measured_is_said_to_be(how, tmp_path, tokenizer):
+    options, told = MEASURED[how]
+    given = {"tokenizer": tokenizer, "output_dir": tmp_path, "max_steps": 1, **QUICK, **options}
+    result = train_teacher(tiny_bert(layers=1), raw_rows(24), raw_rows(8, seed=9), **given)
+    assert result.verdict().startswith(told)
+    assert f"{result.metrics['eval_loss']:.3f}" in result.verdict() or how != "the loss"
+
+
 def test_a_teacher_starts_from_a_fresh_pooler_where_asked(tmp_path, tokenizer):
     given, still = tiny_bert(), QUICK | {"learning_rate": 0.0, "max_steps": 1, "seed": 5, "fresh_pooler": True}
     result = train_teacher(given, raw_rows(24), tokenizer=tokenizer, output_dir=tmp_path, **still)

@@ -53,6 +53,22 @@ def encoder_folder(tmp_path_factory):
     return folder
 
 
+def test_texts_that_the_encoder_cuts_are_counted_and_told(encoder_folder, caplog):
+    encoder = SentenceTransformer(str(encoder_folder))
+    encoder.max_seq_length = 16
+    teacher = EmbeddingTeacher(encoder, CLASSES)
+    # With the two special tokens the first one fills the limit, and is whole.
+    texts = ["good " * 14, "good " * 15, "good " * 15 + "bad " * 50, "good"]
+    found = teacher.answer(texts)
+    assert (found.cut, found.most_tokens) == (2, 16) and caplog.messages == []
+    np.testing.assert_array_equal(teacher.probabilities(texts), found.probabilities)
+    assert len(caplog.messages) == 1 and "2 of 4 texts were cut to the 16 tokens that" in caplog.messages[0]
+    caplog.clear()
+    assert teacher.probabilities(texts[:1]).shape == (1, 2) and caplog.messages == []
+    encoder.prompts, encoder.default_prompt_name = {"query": "about "}, "query"
+    assert teacher.answer(texts).cut == 3
+
+
 SETTINGS = [
     {"truncate_dim": 4}, {"prompts": {"query": "about sport: "}}, {"prompts": {"query": "about money: "}},
     {"prompts": {"query": "about money: "}, "default_prompt_name": "query"},

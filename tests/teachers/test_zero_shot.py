@@ -38,6 +38,29 @@ def test_answers_are_those_of_the_pipeline(tokenizer, multi_label, id2label):
     assert teacher.classes == ("a", "b", "c") and np.ptp(found, axis=0).max() > 0.01
 
 
+def test_texts_that_lose_tokens_beside_a_sentence_are_counted_and_told(tokenizer, tmp_path, caplog):
+    model = nli_model(NLI)
+    teacher = ZeroShotTeacher(model, {"a": "good", "b": "very very bad film"}, tokenizer=tokenizer, batch_size=8)
+    room = model.config.max_position_embeddings - max(
+        len(tokenizer("", each)["input_ids"]) for each in teacher.hypotheses
+    )
+    texts = [" ".join(["good"] * count) for count in (3, room, room + 1, room + 3, 80)]
+    found = teacher.answer(texts)
+    assert (found.cut, found.most_tokens) == (3, 64) and caplog.messages == []
+    np.testing.assert_array_equal(teacher.probabilities(texts), found.probabilities)
+    (told,) = caplog.messages
+    assert "3 of 5 texts were cut to the 64 tokens that the teacher reads" in told
+    # It is told once of all calls, and not again of answers that are kept.
+    caplog.clear()
+    teacher.rows_per_call = 2
+    for answers in (AnswerFile(None, teacher), kept := AnswerFile(tmp_path / "kept.jsonl", teacher)):
+        answers.ask(texts)
+        assert caplog.messages == [told]
+        caplog.clear()
+    kept.ask(texts)
+    assert caplog.messages == []
+
+
 def test_a_model_that_names_no_entailment_is_refused(tokenizer):
     model = tiny_bert(num_labels=3)
     with pytest.raises(ValueError, match="name no entailment"):

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 from samples import raw_rows, tiny_bert
 from scipy.special import expit
-from transformers import GPT2Config, GPT2ForSequenceClassification, TrainerCallback
+from transformers import GPT2Config, GPT2ForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from nlpkd import DistillationTrainer
+from nlpkd.data.columns import DOCUMENT
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.objectives import (
@@ -282,6 +283,52 @@ def test_metrics_that_are_assigned_to_a_trainer_are_its_own(build):
     assert trainer.evaluate()["eval_first"] == pytest.approx(2 * found["eval_first"])
     trainer.train()
     assert "eval_first" in trainer.evaluate()
+
+
+class SumsUp:
+    """Metrics that add batches up and tell a result at the last one alone, as transformers documents it."""
+
+    def __init__(self):
+        self.right = self.rows = 0
+
+    def __call__(self, prediction, compute_result=False):
+        self.right += int((prediction.predictions.argmax(-1) == prediction.label_ids).sum())
+        self.rows += len(prediction.label_ids)
+        return {"right": self.right / self.rows, "rows": self.rows} if compute_result else None
+
+
+BY_BATCH = {"batch_eval_metrics": True, "per_device_eval_batch_size": 8}
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_metrics_that_add_batches_up_give_what_they_give_in_trainer(teacher, build, make_rows, tmp_path):
+    rows = make_rows(20)
+    trainer = build([CrossEntropyLoss()], rows, teacher, config=BY_BATCH, compute_metrics=SumsUp())
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **BY_BATCH)
+    plain = Trainer(trainer.model, args, trainer.data_collator, None, rows, compute_metrics=SumsUp())
+    found, expected = trainer.evaluate(), plain.evaluate()
+    assert found["eval_rows"] == expected["eval_rows"] == 20 and found["eval_right"] == expected["eval_right"]
+    if teacher:
+        assert found["eval_agreement"] == build(rows=rows).evaluate()["eval_agreement"]
+
+
+@pytest.mark.parametrize("kind", ["teacher", "alone", "windows", "preprocessed"])
+def test_the_tasks_metrics_are_the_same_batch_by_batch(kind, build, make_rows):
+    rows = make_rows(20).add_column(DOCUMENT, [number // 2 for number in range(20)]) if kind == "windows" else None
+    more = {"preprocess_logits_for_metrics": lambda logits, labels: -logits} if kind == "preprocessed" else {}
+    whole, batches = (
+        build([CrossEntropyLoss()], rows, kind != "alone", config=config, **more) for config in ({}, BY_BATCH)
+    )
+    for _ in range(2):
+        found, expected = batches.evaluate(), whole.evaluate()
+        names = {name for name in expected if not name.endswith(("time", "second"))}
+        assert "eval_accuracy" in names and ("eval_agreement" in names) == (kind != "alone")
+        assert {name: found[name] for name in names} == pytest.approx({name: expected[name] for name in names})
+
+
+def test_metrics_that_do_not_add_batches_up_are_refused_before_training(build):
+    with pytest.raises(ValueError, match="compute_metrics has no argument compute_result"):
+        build(config=BY_BATCH, compute_metrics=lambda prediction: {"own": 1.0})
 
 
 @pytest.mark.parametrize("name", ["teacher_model", "teacher_processing_class", "objectives"])

@@ -228,6 +228,34 @@ def test_what_a_subclass_makes_of_an_evaluation_is_not_guessed(kind, tokenizer, 
     assert run.state.best_metric == 1.0
 
 
+NO_NUMBERS = {
+    "array": {"own": np.array([1.0, 2.0])},
+    "tensor": {"own": torch.tensor([1.0, 2.0])},
+    "nested": {"cost": 1.0, "own": {"each": np.array([1.0, 2.0])}},
+    "set": {"cost": 1.0, "own": {1.0}},
+    "best": {"cost": {"each": 1.0}},
+    "best as a list": {"cost": [1.0, 2.0]},
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_metrics_that_are_no_numbers_are_named_before_the_first_step(kind, tokenizer, make_rows, settings):
+    said = "the metric 'own' is no number that" if "own" in NO_NUMBERS[kind] else "'cost' must be a number"
+    given = {"compute_metrics": lambda prediction: {"cost": 1.0} | NO_NUMBERS[kind]}
+    with pytest.raises(ValueError, match=said) as raised:
+        trained(tokenizer, make_rows(16), make_rows(8, 1), settings(**BY_COST), **given)
+    assert raised.value.steps == 0
+
+
+def test_metrics_that_a_checkpoint_can_hold_are_taken(tokenizer, make_rows, settings):
+    numbers = {"cost": np.float32(1), "half": torch.tensor(0.5), "word": "good", "each": {"bad": np.float64(0.5)}}
+    run = trained(tokenizer, make_rows(8), make_rows(8, 1), settings(**BY_COST), compute_metrics=lambda p: numbers)
+    assert run.state.best_metric == 1.0
+    arrays = {"cost": 1.0, "own": np.array([1.0, 2.0])}
+    args = settings(eval_strategy="epoch", save_strategy="no")
+    trained(tokenizer, make_rows(8), make_rows(8, 1), args, compute_metrics=lambda p: arrays)
+
+
 def test_a_metric_that_prediction_loss_only_leaves_out_is_named_before_the_first_step(tokenizer, make_rows, settings):
     args = settings(prediction_loss_only=True, **BY_COST | {"metric_for_best_model": "accuracy"})
     with pytest.raises(ValueError, match="'accuracy' is no metric.*with prediction_loss_only=True") as raised:

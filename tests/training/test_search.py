@@ -48,10 +48,33 @@ def test_a_search_goes_by_the_metric_for_the_best_model_in_its_own_direction(met
 
 
 def test_a_goal_and_a_direction_that_are_given_hold(settings, make_rows, tokenizer):
-    rate, value = by_rate(searcher(settings, make_rows, tokenizer), direction="minimize")
-    assert rate == RATES[0] and value < 0.8
     own = {"compute_objective": lambda metrics: -metrics["eval_accuracy"]}
     assert by_rate(searcher(settings, make_rows, tokenizer), **own)[0] == RATES[1]
+    worst = {"compute_objective": lambda metrics: metrics["eval_accuracy"], "direction": "minimize"}
+    assert by_rate(searcher(settings, make_rows, tokenizer), **worst)[0] == RATES[0]
+
+
+GOALS = {
+    "accuracy": ({}, "maximize"),
+    "f1_macro": ({"metric_for_best_model": "f1_macro"}, "maximize"),
+    "loss": ({"metric_for_best_model": "eval_loss"}, "minimize"),
+    "cost": ({"metric_for_best_model": "cost", "greater_is_better": False}, "minimize"),
+}
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_a_direction_that_would_take_the_worst_trial_is_refused(goal, settings):
+    import optuna
+
+    config, own = GOALS[goal]
+    args, (wrong,) = settings(**config), {"maximize", "minimize"} - {own}
+    named = optuna.study.StudyDirection
+    for other in (wrong, [wrong], named[wrong.upper()]):
+        with pytest.raises(ValueError, match=f"would take the worst trial, since .* by {goal}.* is to {own}: leave"):
+            search_arguments(args, None, {}, direction=other)
+    for same in (own, [own], named[own.upper()]):
+        assert search_arguments(args, None, {}, direction=same)["direction"] == same
+    assert search_arguments(args, None, {})["direction"] == own
 
 
 def test_metrics_of_ones_own_without_a_known_name_are_no_goal(settings, make_rows, tokenizer):
