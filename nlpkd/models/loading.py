@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from nlpkd.data.labels.classes import settle_classes
 from nlpkd.data.tokenization import with_limit, with_usual_padding
 from nlpkd.models.limits import (
     positions_of,
@@ -131,6 +132,7 @@ def load_classifier(
     if info["mismatched_keys"] and not ignore_mismatched_sizes:
         shapes = (f"{each} is {tuple(found)} and not {tuple(told)}" for each, found, told in info["mismatched_keys"])
         raise ValueError(f"the weights in {str(name)!r} have other shapes than its config says: {', '.join(shapes)}")
+    settle_classes(model.config)
     return model, sorted({*info["missing_keys"], *(parameter for parameter, *_ in info["mismatched_keys"])})
 
 
@@ -161,6 +163,7 @@ def _load_config(name: str | Path, revision: str | None, trust_remote_code: bool
     with _explained(name, revision, what):
         config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
     refuse_oversized_config(config, name)
+    settle_classes(config)
     return config
 
 

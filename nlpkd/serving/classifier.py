@@ -16,7 +16,7 @@ from transformers import TextClassificationPipeline
 from transformers.pipelines.text_classification import ClassificationFunction
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
+from nlpkd.data.labels.classes import Classes, complete_config, given_labels, thresholds_of
 from nlpkd.data.tokenization import NO_TOKENS, with_usual_padding
 from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.labelling.answers import AnswerFile
@@ -29,7 +29,7 @@ from nlpkd.models.structure import readable, refuse_other_than_plain
 from nlpkd.serving.cascade import Cascade, CascadeRecord, folder_of_student, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
-from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
+from nlpkd.tasks import MULTI_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.field_types import check_counts, plain_arguments, plain_numbers
 
@@ -63,7 +63,7 @@ class TextClassifier(TextClassificationPipeline):
         refuse_other_than_plain(model, "model", ["config"])
         # Before anything is answered, labels that nobody could tell apart are refused.
         Classes.of(model.config.id2label)
-        fill_in_task(model.config)
+        complete_config(model.config)
         # Whether several texts may be read at once, which one alone need not know.
         self._padding_is_known = False
         super().__init__(model=model, tokenizer=with_usual_padding(tokenizer), **settings)

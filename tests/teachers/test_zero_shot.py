@@ -55,6 +55,21 @@ def test_of_several_labels_entailment_is_compared_with_contradiction_wherever_it
         np.testing.assert_allclose(row, logits.softmax(-1)[:, 1], atol=1e-5)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize(
+    "label2id",
+    [{"contradiction": 2, "entailment": 0}, {"contradiction": "0", "entailment": "2"}, {}],
+)
+def test_the_label_that_entails_goes_by_id2label_whatever_label2id_says(tokenizer, multi_label, label2id, tmp_path):
+    model, settings = nli_model(NLI), {"multi_label": multi_label, "tokenizer": tokenizer}
+    expected = ZeroShotTeacher(model, ["good", "bad"], **settings).probabilities(["good film", "bad plot"])
+    model.config.label2id = label2id
+    model.save_pretrained(tmp_path)
+    for given in (model, str(tmp_path)):
+        found = ZeroShotTeacher(given, ["good", "bad"], **settings).probabilities(["good film", "bad plot"])
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_of_two_labels_the_one_beside_entailment_contradicts_and_of_more_it_must_be_named(tokenizer):
     two = {0: "entailment", 1: "not_entailment"}
     labels = {name: number for number, name in two.items()}
