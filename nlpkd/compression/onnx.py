@@ -69,8 +69,10 @@ _DRAWN_TEXTS = 64
 _TAKE_A_READY_MASK = {"albert", "bert", "distilbert", "electra", "mobilebert", "mpnet", "roberta", "xlm-roberta"}
 
 
-# What save_pretrained writes of its own accord, and what Trainer sets.
-_NOT_THE_MODELS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "use_cache"}
+# What save_pretrained writes of its own accord, what Trainer sets, and what follows from id2label.
+_NOT_THE_MODELS = {
+    "transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "use_cache", "label2id",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from nlpkd.models.limits import (
     refuse_other_than_name,
     refuse_oversized_config,
     refuse_oversized_vocabulary,
+    refuse_unreadable_labels,
 )
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
 from nlpkd.utils.hub_requests import limit_hub_requests
@@ -158,6 +159,7 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
 
 def _load_config(name: str | Path, revision: str | None, trust_remote_code: bool, what: str) -> PreTrainedConfig:
     refuse_foreign_files(Path(name))
+    refuse_unreadable_labels(Path(name))
     if (Path(name) / "adapter_config.json").is_file():
         require("peft", extra="peft")
     with _explained(name, revision, what):
@@ -186,6 +188,7 @@ def load_tokenizer(
     """
     check_place(name, revision)
     refuse_foreign_files(Path(name))
+    refuse_unreadable_labels(Path(name))
     refuse_damaged(Path(name), TOKENIZER)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
