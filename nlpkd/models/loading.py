@@ -200,8 +200,7 @@ def load_tokenizer(
         # Settings of a wrong type are read with the first text alone.
         tokenizer("text", truncation=True)
     # It may name no limit, or that of another model.
-    positions = _positions_beside(name, revision, trust_remote_code)
-    return with_usual_padding(tokenizer if positions is None else with_limit(tokenizer, positions))
+    return with_usual_padding(with_limit(tokenizer, _positions_beside(name, revision, trust_remote_code)))
 
 
 def _positions_beside(name: str | Path, revision: str | None, trust_remote_code: bool) -> int | None:

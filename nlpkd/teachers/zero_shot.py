@@ -18,6 +18,7 @@ from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, LabelingTeacher, as_probabilities, batches_by_length, read_words
+from nlpkd.teachers.compatibility import refuse_unknown_token
 from nlpkd.utils.field_types import check_counts, plain_arguments
 
 
@@ -109,6 +110,8 @@ class ZeroShotTeacher(LabelingTeacher):
             truncation=False if limit is None else "only_first",
             max_length=limit,
         )
+        highest = max((max(ids, default=0) for ids in encoded["input_ids"]), default=0)
+        refuse_unknown_token(pipe.model, highest, "teacher", "the texts have")
         names = [name for name in pipe.tokenizer.model_input_names if name in encoded]
         logits = torch.zeros(len(pairs), pipe.model.config.num_labels)
         # The model reads them in batches of similar length.

@@ -186,3 +186,14 @@ def test_a_model_that_is_changed_after_it_was_described_is_described_anew(tokeni
     with torch.no_grad():
         model.classifier.bias += 1
     assert teacher.describe() != before
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused(tokenizer):
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["@USER"])
+    teacher = ZeroShotTeacher(nli_model(NLI), ["good", "bad"], tokenizer=more)
+    assert teacher.probabilities(["a film"]).shape == (1, 2)
+    with pytest.raises(
+        ValueError, match=f"of {len(tokenizer)} tokens, and the texts have token {len(tokenizer)}: load"
+    ):
+        teacher.probabilities(["a film", "@USER film"])
