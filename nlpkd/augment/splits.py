@@ -20,7 +20,7 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import Columns, find_text_column
 from nlpkd.data.files.readers import read_lines
-from nlpkd.data.sources import read_splits
+from nlpkd.data.one_split import read_one_split
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TextEncoder
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, UNLABELLED
@@ -123,5 +123,5 @@ def read_texts(source: str) -> Sequence[str]:
     """
     if Path(source).suffix.lower() == ".txt":
         return read_lines(source)
-    rows = read_splits(source)[0]["train"]
+    rows, _ = read_one_split(source)
     return rows[find_text_column(rows.column_names)][:]

@@ -104,6 +104,7 @@ def check_labels(
     question: Question = None,
     decision_url: DecisionURL = None,
     label_column: Annotated[str | None, option(DATA, "Column of the label; recognised by common names.")] = None,
+    split: Annotated[str | None, option(DATA, "Split of the data to check, by its name; train if left out.")] = None,
     output: Annotated[Path, option(OUTPUT, "The .csv, .jsonl or .parquet file of the rows that are probably wrong.")],
     **shared: Any,
 ) -> None:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import agreement_of
 from nlpkd.data.columns import checked_text, values_of
+from nlpkd.data.labels.classes import complete_config
 from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer, with_usual_padding
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
@@ -33,7 +34,6 @@ from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, config_sha256
 from nlpkd.models.padding import reads_padding, refuse_unknown_padding
 from nlpkd.models.structure import matching_tokenizer, readable, refuse_other_than_plain
-from nlpkd.tasks import fill_in_task
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import digest_of, explain_damage, weight_files, weights_sha256
@@ -69,8 +69,10 @@ _DRAWN_TEXTS = 64
 _TAKE_A_READY_MASK = {"albert", "bert", "distilbert", "electra", "mobilebert", "mpnet", "roberta", "xlm-roberta"}
 
 
-# What save_pretrained writes of its own accord, and what Trainer sets.
-_NOT_THE_MODELS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "use_cache"}
+# What save_pretrained writes of its own accord, what Trainer sets, and what follows from id2label.
+_NOT_THE_MODELS = {
+    "transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "use_cache", "label2id",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def export_onnx(
             )
         record = OnnxRecord(FP32_FILE, classifier.size_mb, "PyTorch", len(texts), difference, agreement)
         reference.config.architectures = [type(model).__name__]
-        fill_in_task(reference.config)
+        complete_config(reference.config)
         reference.config.save_pretrained(temporary)
         matching_tokenizer(tokenizer, model).save_pretrained(temporary)
         accept(Path(temporary), directory, [record], hash_weights(model))

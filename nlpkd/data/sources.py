@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,10 +14,9 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.columns import LABEL_NAMES, usual_form
+from nlpkd.data.columns import usual_form
 from nlpkd.data.files.readers import SUFFIXES, read_table
 from nlpkd.data.files.tables import MayRead, check_names, dataset_of, table_of, table_of_frame
-from nlpkd.data.labels.kind import is_missing, whole_number
 from nlpkd.data.rows import describe_rows
 from nlpkd.utils.files import digest_of
 from nlpkd.utils.fingerprints import hash_value
@@ -34,7 +32,8 @@ Rows: TypeAlias = Dataset | pd.DataFrame | Sequence[Mapping[str, Any]]
 Source: TypeAlias = str | os.PathLike[str] | DatasetDict | Rows
 
 
-_MAY_READ = DataArguments().may_read
+MAY_READ = DataArguments().may_read
+"""Which columns may be read where nobody names one: those of usual names."""
 
 
 SPLIT_NAMES = {
@@ -48,45 +47,13 @@ MEASURED_SPLITS = ("test", "validation", "train")
 """Where rows are measured on, the first of these that is there."""
 
 
-_HELD_OUT = re.compile(r"(test|validation|valid|val|dev|evaluation|eval)(?![a-z])")
-"""How names begin of splits that are made to measure on, such as "validation_matched"."""
-
-
-@dataclass(frozen=True)
-class MeasuredRows:
-    """The rows to measure on.
-
-    Attributes:
-        splits: the rows and, where there is another split to train on, "train", which settles what their labels mean;
-            without one the rows themselves are "train".
-        key: the rows' name in `splits`.
-        split: their name for the record: "test", "validation" or "train" where they are called so, else their own.
-        name: of the source, for the record.
-    """
-
-    splits: DatasetDict
-    key: str
-    split: str
-    name: str
-
-    @property
-    def rows(self) -> Dataset:
-        """The rows."""
-        return self.splits[self.key]
-
-    @property
-    def source(self) -> Dataset | DatasetDict:
-        """The rows alone, or with those that are trained on."""
-        return self.splits if len(self.splits) > 1 else self.rows
-
-
 def read_splits(
     train: Source,
     validation: Source | None = None,
     test: Source | None = None,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
-    may_read: MayRead = _MAY_READ,
+    may_read: MayRead = MAY_READ,
 ) -> tuple[DatasetDict, str]:
     """Read the sources of up to three splits.
 
@@ -108,10 +75,10 @@ def read_splits(
         ValueError: a source that is missing, empty, unreadable or of an unknown kind.
         ConnectionError: the Hub can't be reached.
     """
-    splits = _train_splits(_read(train, dataset_config, dataset_revision, may_read))
+    splits = _train_splits(read_source(train, dataset_config, dataset_revision, may_read))
     for role, source in (("validation", validation), ("test", test)):
         if source is not None:
-            splits[role] = _one_split(_read(source, may_read=may_read), role)
+            splits[role] = _one_split(read_source(source, may_read=may_read), role)
     for role, split in splits.items():
         if len(split) == 0:
             raise ValueError(f"The {role} split has no rows: check its source.")
@@ -122,77 +89,6 @@ def read_splits(
             )
     names = dict.fromkeys(name_of(source) for source in (train, validation, test) if source is not None)
     return DatasetDict({role: _plain(split) for role, split in splits.items()}), ", ".join(names)
-
-
-def read_measured_rows(
-    source: Source, wanted: Sequence[str], asked: DataArguments, labelled: bool = True
-) -> MeasuredRows:
-    """Read a source, and choose the split of it to measure on.
-
-    Args:
-        source: as for `read_splits`.
-        wanted: names of splits, the first that is there is taken; "validation" is called "valid", "val" or "dev" too.
-            Where "train" comes after others, it is taken only where it is all there is, and a single split that is
-            made to measure on by its name, such as "validation_matched", before it.
-        asked: configuration and revision of a Hub dataset, and the label's column.
-        labelled: whether the rows need labels, so that a test split whose labels are hidden is passed over.
-
-    Returns:
-        The rows.
-
-    Raises:
-        ValueError: if none of these splits is there, or several could be meant; it says which there are.
-        ConnectionError: the Hub can't be reached.
-    """
-    found = _read(source, asked.dataset_config, asked.dataset_revision, asked.may_read)
-    splits = {"train": found} if isinstance(found, Dataset) else {str(split): rows for split, rows in found.items()}
-    hidden = _hidden(splits, asked.label_column) if labelled and len(splits) > 1 else []
-    chosen = _choose(sorted(set(splits).difference(hidden)), hidden, wanted, name_of(source))
-    if hidden:
-        logger.warning("Not measured on, since their labels are hidden (-1, null, or no column): %s.", hidden)
-    role = next((role for role, names in SPLIT_NAMES.items() if usual_form(chosen) in names), None)
-    trained = [split for split in splits if usual_form(split) in SPLIT_NAMES["train"] and role != "train"]
-    key = (role or "validation") if trained else "train"
-    kept = DatasetDict({"train": splits[min(trained)], key: splits[chosen]}) if trained else splits[chosen]
-    with without_training_words(kept):
-        return MeasuredRows(read_splits(kept)[0], key, role or chosen, name_of(source))
-
-
-def _choose(usable: Sequence[str], hidden: Sequence[str], wanted: Sequence[str], name: str) -> str:
-    """Return the split that is meant."""
-    for place, each in enumerate(wanted):
-        if each in SPLIT_NAMES["train"] and place > 0:
-            continue
-        called = [split for split in usable if split == each]
-        called = called or [split for split in usable if usual_form(split) in SPLIT_NAMES.get(each, ())]
-        if len(called) == 1:
-            return called[0]
-    lacking = f" ({hidden} without labels)" if hidden else ""
-    if not set(wanted[1:]).intersection(SPLIT_NAMES["train"]):
-        raise ValueError(f"{name} has no split {' or '.join(map(repr, wanted))}, found {list(usable)}{lacking}")
-    if len(usable) == 1 and not hidden:
-        return usable[0]
-    held_out = [split for split in usable if _HELD_OUT.match(usual_form(split))]
-    if len(held_out) == 1:
-        return held_out[0]
-    raise ValueError(
-        f"Can't tell which split of {name} to measure on: there are {list(usable)}{lacking}. Give the rows of "
-        "one alone; to evaluate or verify, its name as split= will do."
-    )
-
-
-def _hidden(splits: Mapping[str, Dataset], label_column: str | Sequence[str] | None) -> list[str]:
-    """Return the test splits that lack the labels which others have: no column of them, or all are -1 or null."""
-    named = {label_column} if isinstance(label_column, str) else set(label_column or ())
-    columns = {column for rows in splits.values() for column in rows.column_names}
-    labels = named or {column for column in columns if usual_form(column) in LABEL_NAMES}
-    return [split for split, rows in splits.items() if usual_form(split).startswith("test") and _lacks(rows, labels)]
-
-
-def _lacks(rows: Dataset, labels: set[str]) -> bool:
-    there = labels.intersection(rows.column_names)
-    values = [value for column in there for value in rows.with_format(None)[column][:]]
-    return bool(labels) and all(is_missing(value) or whole_number(value) == -1 for value in values)
 
 
 def _plain(data: Dataset) -> Dataset:
@@ -282,19 +178,34 @@ def identity_of_source(source: Source) -> str:
     """
     if isinstance(source, (str, os.PathLike)):
         return digest_of(Path(source)) if Path(source).is_file() else str(source)
-    found = _read(source)
+    found = read_source(source)
     splits = found if isinstance(found, DatasetDict) else {"": found}
     return hash_value(
         {role: [str(rows.features), describe_rows(rows, rows.column_names, role)] for role, rows in splits.items()}
     )
 
 
-def _read(
+def read_source(
     source: Source,
     dataset_config: str | None = None,
     dataset_revision: str | None = None,
-    may_read: MayRead = _MAY_READ,
+    may_read: MayRead = MAY_READ,
 ) -> Dataset | DatasetDict:
+    """Read a source as it is: one set of rows, or splits by their own names.
+
+    Args:
+        source: as for `read_splits`, like all others.
+        dataset_config: likewise.
+        dataset_revision: likewise.
+        may_read: likewise.
+
+    Returns:
+        The rows, untouched.
+
+    Raises:
+        ValueError: a source that is missing, unreadable or of an unknown kind.
+        ConnectionError: the Hub can't be reached.
+    """
     if not _is_hub_id(source) and (dataset_config or dataset_revision):
         raise ValueError(
             f"dataset_config and dataset_revision belong to a Hub dataset, but {name_of(source)} is not a Hub id: "

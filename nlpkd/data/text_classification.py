@@ -17,17 +17,12 @@ from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns, 
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, name_classes, name_numbers
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
+from nlpkd.data.one_split import read_measured_rows
 from nlpkd.data.rows import class_counts, hold_out_validation
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
-from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, read_splits, without_training_words
+from nlpkd.data.sources import MEASURED_SPLITS, Source, read_splits, without_training_words
 from nlpkd.data.streaming import TextStream, column_names
-from nlpkd.data.tokenization import (
-    TeacherTokenizers,
-    TextEncoder,
-    is_made_here,
-    known_tokenizers,
-    resolve_max_length,
-)
+from nlpkd.data.tokenization import TeacherTokenizers, TextEncoder, is_made_here, known_tokenizers, resolve_max_length
 from nlpkd.data.windows import cut_into_windows
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from nlpkd.utils.field_types import plain_arguments

@@ -147,17 +147,17 @@ def with_usual_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     return own
 
 
-def with_limit(tokenizer: PreTrainedTokenizerBase, most: int) -> PreTrainedTokenizerBase:
+def with_limit(tokenizer: PreTrainedTokenizerBase, most: int | None) -> PreTrainedTokenizerBase:
     """Return a tokenizer that cuts a text at so many tokens, wherever it is loaded once it is saved.
 
     Args:
         tokenizer: left as it is.
-        most: tokens of a text, special ones included.
+        most: tokens of a text, special ones included; None where there is no limit.
 
     Returns:
         The tokenizer where its own limit is no higher, and else a copy of it.
     """
-    if tokenizer.model_max_length <= most:
+    if most is None or tokenizer.model_max_length <= most:
         return tokenizer
     own = copy.copy(tokenizer)
     own.model_max_length = most
@@ -268,13 +268,16 @@ def known_tokenizers(tokenizers: TeacherTokenizers) -> list[PreTrainedTokenizerB
     return [tokenizer for tokenizer in several if tokenizer is not None]
 
 
-def resolve_max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase], pairs: bool) -> int:
+def resolve_max_length(
+    asked: int | None, tokenizers: Sequence[PreTrainedTokenizerBase], pairs: bool, *, special_tokens: bool = True
+) -> int:
     """Return the most tokens of a row.
 
     Args:
         asked: by the user; None for the tokenizers' own limit, 512 at most.
         tokenizers: the student's and the teachers'.
         pairs: whether rows are pairs of texts.
+        special_tokens: whether they get special tokens.
 
     Returns:
         The number of tokens, special ones included.
@@ -286,7 +289,7 @@ def resolve_max_length(asked: int | None, tokenizers: Sequence[PreTrainedTokeniz
         if not hasattr(tokenizer, "model_max_length"):
             raise ValueError(f"the tokenizer is {tokenizer!r:.80}: load it first (AutoTokenizer.from_pretrained)")
     limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
-    special = max(tokenizer.num_special_tokens_to_add(pair=pairs) for tokenizer in tokenizers)
+    special = max(tokenizer.num_special_tokens_to_add(pair=pairs) * special_tokens for tokenizer in tokenizers)
     if asked is None:
         return int(min(limit, DEFAULT_MAX_LENGTH))
     if asked > limit:

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from nlpkd.compression.record import RECORD_NAME
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.classes import Classes, complete_config
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import make_page, training_curves
@@ -21,7 +21,7 @@ from nlpkd.evaluation.records import Candidate
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.models.structure import matching_tokenizer
-from nlpkd.tasks import fill_in_task, task_of
+from nlpkd.tasks import task_of
 from nlpkd.utils.files import atomic_model_update, weights_sha256, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
         )
     directory = Path(directory)
     with model_update(directory) as temporary:
-        fill_in_task(getattr(model, "config", None))
+        complete_config(getattr(model, "config", None))
         model.save_pretrained(temporary)
         if tokenizer is not None:
             matching_tokenizer(tokenizer, model).save_pretrained(temporary)

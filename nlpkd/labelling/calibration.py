@@ -16,9 +16,10 @@ from sklearn.model_selection import KFold
 
 from nlpkd.data.columns import find_columns, find_text_column
 from nlpkd.data.labels import encode_targets
+from nlpkd.data.one_split import read_one_split
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
-from nlpkd.data.sources import Source, read_splits, refuse_as_output
+from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.evaluation.metrics import calibration_error
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget
@@ -165,7 +166,7 @@ class GoldRows:
                 f"teacher must be one of nlpkd.teachers, which label texts, got {teacher!r:.100}: of a fine-tuned "
                 "classifier nlpkd.evaluate fits the temperature, on held_out rows"
             )
-        rows, labels, numbers = _labelled_rows(read_splits(gold)[0]["train"], teacher, text_column, label_column)
+        rows, labels, numbers = _labelled_rows(read_one_split(gold)[0], teacher, text_column, label_column)
         texts = texts_to_label(rows, "gold", text_column)
         if len(texts) < 2:
             raise ValueError(f"a temperature is fitted on two or more gold labels, got {len(texts)}")
@@ -193,10 +194,11 @@ class GoldRows:
             ValueError: as `of` does; if their file is the output.
         """
         refuse_as_output(output, gold=gold)
-        names = {*read_splits(gold)[0]["train"].column_names}
+        rows, _ = read_one_split(gold)
+        names = {*rows.column_names}
         labels = [label_column] if isinstance(label_column, str) else label_column or []
         return cls.of(
-            teacher, gold, text_column if text_column in names else None, label_column if names >= {*labels} else None
+            teacher, rows, text_column if text_column in names else None, label_column if names >= {*labels} else None
         )
 
     def fit(

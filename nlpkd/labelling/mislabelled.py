@@ -21,7 +21,8 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_columns
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.sources import Source, read_splits, refuse_as_output, without_training_words
+from nlpkd.data.one_split import read_one_split
+from nlpkd.data.sources import Source, refuse_as_output, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.records import percent
@@ -69,18 +70,20 @@ class LabelCheck:
         rows: that were checked.
         found: those with a label that is probably wrong, the likeliest first.
         output: the file with them, None where none was asked for.
+        split: of the data that was checked; None where it has no splits.
     """
 
     rows: int
     found: list[Mislabelled]
     output: Path | None = None
+    split: str | None = None
 
     def to_text(self) -> str:
         """Return how many there are, and which labels are taken for which."""
         taken = Counter((each.label, each.proposed_label) for each in self.found)
-        lines = [
-            f"{len(self.found):,} of {self.rows:,} labels ({percent(len(self.found) / self.rows)}) are probably wrong."
-        ]
+        share = percent(len(self.found) / self.rows)
+        where = f" of the split {self.split!r}" if self.split else ""
+        lines = [f"{len(self.found):,} of {self.rows:,} labels{where} ({share}) are probably wrong."]
         lines += [f"{count:,} of {label!r} are rather {other!r}." for (label, other), count in taken.most_common()]
         return "\n".join(lines + ([f"They are in {self.output}."] if self.output else []))
 
@@ -119,6 +122,7 @@ def check_labels(
     output: str | Path | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    split: str | None = None,
     max_requests: int | None = None,
     max_cost: float | None = None,
     prices: Prices | tuple[float, float] | None = None,
@@ -134,6 +138,8 @@ def check_labels(
         output: a .csv, .jsonl or .parquet file of them.
         text_column: the text's column; recognised by its usual names if None.
         label_column: the label's column, likewise.
+        split: of the data, the one to check, by its name. If None "train", or the only one that there is; a warning
+            names the others, which are not checked.
         max_requests: of one of `nlpkd.teachers`, whose answers are kept beside the output: the most requests of this
             run; see `nlpkd.label`, as for the next two.
         max_cost: the most that all answers may cost.
@@ -145,8 +151,9 @@ def check_labels(
 
     Raises:
         ValueError: if the rows do not have one class each, no row has a label, the teacher has other classes or
-            another task, or reads single texts where these are pairs; if `output` is the file of the rows; without a
-            teacher, if a class has fewer than five rows, or too few rows have words.
+            another task, or reads single texts where these are pairs; if there is no such split, or several could be
+            meant; if `output` is the file of the rows; without a teacher, if a class has fewer than five rows, or too
+            few rows have words.
     """
     output = None if output is None else Path(output)
     if output is not None and output.suffix not in _WRITERS:
@@ -160,8 +167,8 @@ def check_labels(
             "give both, or leave them out"
         )
     names = teacher.classes if isinstance(teacher, LabelingTeacher) else ()
-    with without_training_words(data):
-        rows = read_splits(data)[0]["train"]
+    rows, split = read_one_split(data, split, how="give its name as split=")
+    with without_training_words(rows):
         columns = find_columns(rows.column_names, text_column, None, label_column)
         for column in columns.texts:
             check_texts(rows, "train", column)
@@ -209,7 +216,7 @@ def check_labels(
         columns_of_file = {field.name: [getattr(each, field.name) for each in listed] for field in fields(Mislabelled)}
         with atomic_file(output) as file:
             _WRITERS[output.suffix](Dataset.from_dict(columns_of_file), file)
-    return LabelCheck(len(known), listed, output)
+    return LabelCheck(len(known), listed, output, split)
 
 
 _WRITERS: Mapping[str, Callable[[Dataset, BinaryIO], int]] = {

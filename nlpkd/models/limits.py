@@ -126,6 +126,30 @@ def refuse_foreign_files(folder: Path) -> None:
         inside(folder, file)
 
 
+def refuse_unreadable_labels(folder: Path) -> None:
+    """Refuse a folder whose config.json does not have the labels' names by their ids, as transformers reads them.
+
+    Args:
+        folder: a model's folder; anything else is passed, and so is a config that is no JSON.
+
+    Raises:
+        ValueError: if `id2label` is a list, or its ids are no numbers.
+    """
+    path = folder / "config.json"
+    try:
+        names = dict(json.loads(path.read_text(encoding="utf-8"))).get("id2label")
+    except (OSError, RecursionError, TypeError, ValueError):
+        return
+    by_id = isinstance(names, dict) and all(number.isdecimal() for number in names)
+    if names is not None and not by_id:
+        listed = isinstance(names, list) and len(names) <= 20
+        right = dict(enumerate(names)) if listed else {0: "negative", 1: "positive"}  # type: ignore[arg-type]
+        raise ValueError(
+            f"{path} has the id2label {names!r:.200}, and a model's labels are named by their ids: write "
+            f"{json.dumps(right, ensure_ascii=False)}{'' if listed else ', with your own names'}"
+        )
+
+
 def refuse_adapter(folder: Path) -> None:
     """Refuse a folder whose adapter would have transformers load another model than the one that lies there.
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from nlpkd.data.labels.classes import settle_classes
 from nlpkd.data.tokenization import with_limit, with_usual_padding
 from nlpkd.models.limits import (
     positions_of,
@@ -32,6 +33,7 @@ from nlpkd.models.limits import (
     refuse_other_than_name,
     refuse_oversized_config,
     refuse_oversized_vocabulary,
+    refuse_unreadable_labels,
 )
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
 from nlpkd.utils.hub_requests import limit_hub_requests
@@ -131,6 +133,7 @@ def load_classifier(
     if info["mismatched_keys"] and not ignore_mismatched_sizes:
         shapes = (f"{each} is {tuple(found)} and not {tuple(told)}" for each, found, told in info["mismatched_keys"])
         raise ValueError(f"the weights in {str(name)!r} have other shapes than its config says: {', '.join(shapes)}")
+    settle_classes(model.config)
     return model, sorted({*info["missing_keys"], *(parameter for parameter, *_ in info["mismatched_keys"])})
 
 
@@ -156,11 +159,13 @@ def load_config(name: str | Path, *, revision: str | None = None, trust_remote_c
 
 def _load_config(name: str | Path, revision: str | None, trust_remote_code: bool, what: str) -> PreTrainedConfig:
     refuse_foreign_files(Path(name))
+    refuse_unreadable_labels(Path(name))
     if (Path(name) / "adapter_config.json").is_file():
         require("peft", extra="peft")
     with _explained(name, revision, what):
         config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
     refuse_oversized_config(config, name)
+    settle_classes(config)
     return config
 
 
@@ -183,6 +188,7 @@ def load_tokenizer(
     """
     check_place(name, revision)
     refuse_foreign_files(Path(name))
+    refuse_unreadable_labels(Path(name))
     refuse_damaged(Path(name), TOKENIZER)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
@@ -194,8 +200,7 @@ def load_tokenizer(
         # Settings of a wrong type are read with the first text alone.
         tokenizer("text", truncation=True)
     # It may name no limit, or that of another model.
-    positions = _positions_beside(name, revision, trust_remote_code)
-    return with_usual_padding(tokenizer if positions is None else with_limit(tokenizer, positions))
+    return with_usual_padding(with_limit(tokenizer, _positions_beside(name, revision, trust_remote_code)))
 
 
 def _positions_beside(name: str | Path, revision: str | None, trust_remote_code: bool) -> int | None:

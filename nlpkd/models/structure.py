@@ -255,8 +255,7 @@ def matching_tokenizer(tokenizer: Any, model: nn.Module) -> Any:
         names.remove(SEGMENTS)
     elif SEGMENTS not in names and SEGMENTS in forward_arguments(model) and (_kinds_of_segments(model) or 0) > 1:
         names.append(SEGMENTS)
-    positions = positions_of(getattr(model, "config", None))
-    limited = tokenizer if positions is None else with_limit(tokenizer, positions)
+    limited = with_limit(tokenizer, positions_of(getattr(model, "config", None)))
     if names == tokenizer.model_input_names:
         return limited
     matching = copy.copy(limited)

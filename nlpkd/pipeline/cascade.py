@@ -15,8 +15,9 @@ import numpy as np
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_text_columns
+from nlpkd.data.one_split import read_measured_rows
 from nlpkd.data.rows import has_unlabelled, labelled_rows
-from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, refuse_as_output
+from nlpkd.data.sources import MEASURED_SPLITS, Source, refuse_as_output
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import Source, read_splits, refuse_as_output, without_training_words
+from nlpkd.data.one_split import read_one_split
+from nlpkd.data.sources import Source, refuse_as_output, without_training_words
 from nlpkd.evaluation.scoring import headline_of
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget, LabelPlan, Prices
@@ -124,8 +125,8 @@ def label(
         raise ValueError(f"output must be a .parquet file, got {output}")
     refuse_as_output(output, source=source, test=test)
     limits = Budget.of(max_requests, max_cost, prices)
-    with without_training_words(source):
-        rows = read_splits(source, may_read=DataArguments(text_column=text_column).may_read)[0]["train"]
+    rows, _ = read_one_split(source, may_read=DataArguments(text_column=text_column).may_read)
+    with without_training_words(rows):
         texts = texts_to_label(rows, "train", text_column)
     few = None
     if gold is not None:

@@ -16,12 +16,13 @@ from transformers import TextClassificationPipeline
 from transformers.pipelines.text_classification import ClassificationFunction
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
-from nlpkd.data.tokenization import NO_TOKENS, with_usual_padding
+from nlpkd.data.labels.classes import Classes, complete_config, given_labels, thresholds_of
+from nlpkd.data.tokenization import NO_TOKENS, resolve_max_length, with_limit, with_usual_padding
 from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.rows import asked_probabilities
+from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.padding import reads_padding, refuse_unknown_padding
@@ -29,8 +30,9 @@ from nlpkd.models.structure import readable, refuse_other_than_plain
 from nlpkd.serving.cascade import Cascade, CascadeRecord, folder_of_student, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
-from nlpkd.tasks import MULTI_LABEL, fill_in_task, task_of
+from nlpkd.tasks import MULTI_LABEL, task_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.teachers.compatibility import refuse_unknown_token
 from nlpkd.utils.field_types import check_counts, plain_arguments, plain_numbers
 
 logger = logging.getLogger(__name__)
@@ -63,10 +65,14 @@ class TextClassifier(TextClassificationPipeline):
         refuse_other_than_plain(model, "model", ["config"])
         # Before anything is answered, labels that nobody could tell apart are refused.
         Classes.of(model.config.id2label)
-        fill_in_task(model.config)
+        complete_config(model.config)
+        # What is no tokenizer has no limit.
+        _check_max_length(tokenizer, None)
+        limited = with_limit(tokenizer, positions_of(model.config))
+        _check_max_length(limited, settings.get("max_length"))
         # Whether several texts may be read at once, which one alone need not know.
         self._padding_is_known = False
-        super().__init__(model=model, tokenizer=with_usual_padding(tokenizer), **settings)
+        super().__init__(model=model, tokenizer=with_usual_padding(limited), **settings)
 
     def __call__(self, inputs: Any, **settings: Any) -> list[Any]:  # type: ignore[override]
         """Classify texts.
@@ -87,9 +93,10 @@ class TextClassifier(TextClassificationPipeline):
             texts an empty list.
 
         Raises:
-            ValueError: for what is neither a text nor a pair, a text without any token, settings that there are not or
-                that are out of range, `decide=True` of a model of another task or beside `function_to_apply`, and a
-                batch of several texts whose padding the model would take for text.
+            ValueError: for what is neither a text nor a pair, a text without any token, with more of them than the
+                model has positions for where none is cut, or with one that it has no embedding for; settings that
+                there are not or that are out of range, `decide=True` of a model of another task or beside
+                `function_to_apply`, and a batch of several texts whose padding the model would take for text.
         """
         inputs, settings = as_texts(inputs), plain_numbers(settings)
         if isinstance(inputs, list) and not inputs:
@@ -102,7 +109,7 @@ class TextClassifier(TextClassificationPipeline):
         if isinstance(inputs, str) and not settings and self._one_text is not None:
             model: Any = self.model
             given = self._one_text(inputs)
-            _refuse_no_tokens(given["input_ids"], inputs)
+            self._refuse_unreadable(given["input_ids"], inputs)
             logits = torch.from_numpy(model.run(given))
             return [self.postprocess({"logits": logits}, **self._postprocess_params)]
         if reads_padding(self.model):
@@ -120,12 +127,15 @@ class TextClassifier(TextClassificationPipeline):
 
     def preprocess(self, inputs: Any, **settings: Any) -> Any:  # type: ignore[override]
         """Tokenise a text, or a pair with its segments, whatever the tokenizer gives; a step of the pipeline."""
+        pair = isinstance(inputs, dict) and inputs.get("text_pair") is not None
+        _check_max_length(
+            self.tokenizer, settings.get("max_length"), pair, special_tokens=settings.get("add_special_tokens", True)
+        )
         if (stride := settings.pop("window_stride", None)) is not None:
             return self._windows(inputs, stride, **settings)
-        pair = isinstance(inputs, dict) and inputs.get("text_pair") is not None
         with _READING_NOW:
             encoded = super().preprocess(inputs, **({"return_token_type_ids": True} if pair else {}) | settings)
-        _refuse_no_tokens(encoded["input_ids"], inputs)
+        self._refuse_unreadable(encoded["input_ids"], inputs)
         return encoded
 
     def _windows(self, text: Any, stride: int, max_length: int | None = None, **settings: Any) -> Any:
@@ -142,8 +152,20 @@ class TextClassifier(TextClassificationPipeline):
             cut = windows_of(tokenizer, "text", max_length, stride)({"text": [text]}, [0])
         columns = {name: cut[name] for name in tokenizer.model_input_names}
         encoded = tokenizer.pad(columns, return_attention_mask=True, return_tensors="pt")
-        _refuse_no_tokens(encoded["input_ids"], text)
+        self._refuse_unreadable(encoded["input_ids"], text)
         return encoded
+
+    def _refuse_unreadable(self, ids: Any, text: Any) -> None:
+        """Refuse a text of no tokens, of more than the model has positions for, or of one without an embedding."""
+        positions, tokens = positions_of(self.model.config), ids.shape[-1]
+        if not tokens:
+            raise ValueError(f"the text {text!r:.80} {NO_TOKENS}")
+        if positions is not None and tokens > positions:
+            raise ValueError(
+                f"the model has {positions} positions, and the text {text!r:.80} has {tokens} tokens: let it be "
+                "cut (leave truncation out), or read it in windows (window_stride)"
+            )
+        refuse_unknown_token(self.model, int(ids.max()), "model", f"the text {text!r:.80} has")
 
     def _forward(self, model_inputs: Any, windows: bool = False) -> Any:  # type: ignore[override]
         """Run the model on what it reads, and average over windows; a step of the pipeline."""
@@ -202,6 +224,13 @@ class TextClassifier(TextClassificationPipeline):
         return preprocess, forward, postprocess | ({"decide": True} if decide else {})
 
 
+def _check_max_length(tokenizer: Any, asked: Any, pair: bool = False, special_tokens: bool = True) -> None:
+    """Refuse a largest length that this tokenizer does not take, as where rows are read, and what is no tokenizer."""
+    if asked is not None:
+        check_counts(max_length=asked)
+    resolve_max_length(asked, [tokenizer], pair, special_tokens=special_tokens)
+
+
 def _check_answering(top_k: Any = None, function_to_apply: Any = None) -> None:
     """Refuse a number of labels that can't be, and a function that the pipeline does not know."""
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
@@ -209,11 +238,6 @@ def _check_answering(top_k: Any = None, function_to_apply: Any = None) -> None:
     known = [each.name.lower() for each in ClassificationFunction]
     if isinstance(function_to_apply, str) and function_to_apply.lower() not in known:
         raise ValueError(f"function_to_apply must be one of {', '.join(known)}, or None; got {function_to_apply!r}")
-
-
-def _refuse_no_tokens(ids: Any, text: Any) -> None:
-    if not ids.shape[-1]:
-        raise ValueError(f"the text {text!r:.80} {NO_TOKENS}")
 
 
 @plain_arguments

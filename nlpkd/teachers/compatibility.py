@@ -123,24 +123,37 @@ def refuse_unknown_tokens(model: Any, dataset: Any, column: str, role: str, spli
         split: which rows these are, for the error.
 
     Raises:
-        ValueError: if an id is beyond the embedding table.
+        ValueError: if an id is beyond the embedding table; see `refuse_unknown_token`.
     """
-    # An ONNX file has its table inside.
-    count = getattr(input_table(model), "num_embeddings", None)
-    count = _vocabulary(model) if isinstance(model, OnnxClassifier) else count
-    known = isinstance(dataset, (Dataset, RowSample)) and column in dataset.column_names
-    if not isinstance(count, int) or not known:
+    if not isinstance(dataset, (Dataset, RowSample)) or column not in dataset.column_names:
         return
     if isinstance(dataset, Dataset):
         batches = dataset.select_columns(column).with_format("arrow").iter(_READ_ROWS)
         highest = max((pc.max(pc.list_flatten(batch.column(column))).as_py() or 0 for batch in batches), default=0)
     else:
         highest = max((max(ids, default=0) for ids in dataset[column]), default=0)
-    if highest >= count:
+    refuse_unknown_token(model, highest, role, f"the {split} rows have")
+
+
+def refuse_unknown_token(model: Any, highest: int, role: str, holders: str) -> None:
+    """Refuse a token id that a model has no embedding for.
+
+    Args:
+        model: the model; one of which nobody knows how many embeddings it has is passed.
+        highest: the largest id of some texts.
+        role: what the error calls the model, such as `"student"` or `"teacher"`.
+        holders: these texts with their verb, as in `"the training rows have"`.
+
+    Raises:
+        ValueError: if it is beyond the embedding table.
+    """
+    # An ONNX file has its table inside.
+    count = getattr(input_table(model), "num_embeddings", None)
+    count = _vocabulary(model) if isinstance(model, OnnxClassifier) else count
+    if isinstance(count, int) and highest >= count:
         raise ValueError(
-            f"the {role} has embeddings of {count} tokens, and the {split} rows have token {highest}: "
-            f"load model and tokenizer of the {role} from the same place, or call "
-            "model.resize_token_embeddings(len(tokenizer)) and fine-tune it"
+            f"the {role} has embeddings of {count} tokens, and {holders} token {highest}: load model and tokenizer of "
+            f"the {role} from the same place, or call model.resize_token_embeddings(len(tokenizer)) and fine-tune it"
         )
 
 

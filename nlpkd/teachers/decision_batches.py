@@ -16,6 +16,7 @@ from transformers.decision.modeling_utils import DecisionMixin, process_scores
 from transformers.decision.template_utils import MARK, SPLIT, prepare_inputs
 
 from nlpkd.teachers.base import batches_by_length
+from nlpkd.teachers.compatibility import refuse_unknown_token
 
 PLACE = "nlpkdplaceofthetext"
 """Stands for the text in a prompt that is written once for all texts."""
@@ -75,6 +76,8 @@ class DecisionBatches:
         if isinstance(self.pipe.model, DecisionMixin):
             return [(self.pipe(self._request(text)), (None, None)) for text in texts]
         prompts = self._prompts(texts)
+        highest = max((int(prompt.ids.max()) for prompt in prompts), default=0)
+        refuse_unknown_token(self.pipe.model, highest, "teacher", "the prompts have")
         answers: list[dict[str, Any]] = [{} for _ in texts]
         counts = [0] * len(texts)
         with torch.inference_mode():

@@ -15,7 +15,9 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
+from nlpkd.models.structure import input_table
 from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities, tell_cut
+from nlpkd.teachers.compatibility import refuse_unknown_token
 from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.packages import require
 
@@ -146,9 +148,19 @@ class EmbeddingTeacher(LabelingTeacher):
         return self._vectors
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        self._refuse_unknown_tokens(texts)
         return self._encoder.encode(
             list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
         )
+
+    def _refuse_unknown_tokens(self, texts: Sequence[str]) -> None:
+        """Refuse texts with tokens that the encoder has no embedding for; those of most encoders can't have any."""
+        model = getattr(self._encoder[0], "auto_model", None)
+        count = getattr(input_table(model), "num_embeddings", None)
+        if len(texts) and isinstance(count, int) and len(self._encoder.tokenizer) > count:
+            encoded = self._encoder.tokenizer(list(texts), truncation=True)
+            highest = max((max(ids, default=0) for ids in encoded["input_ids"]), default=0)
+            refuse_unknown_token(model, highest, "teacher", "the texts have")
 
     def _similarities(self, texts: Sequence[str]) -> np.ndarray:
         return self._embed(texts) @ self._class_vectors().T

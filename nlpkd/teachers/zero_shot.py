@@ -10,6 +10,7 @@ import numpy as np
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from nlpkd.data.columns import texts_again
+from nlpkd.data.labels.classes import Classes, settle_classes
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.padding import refuse_unknown_padding
@@ -25,6 +26,7 @@ from nlpkd.teachers.base import (
     read_words,
     tell_cut,
 )
+from nlpkd.teachers.compatibility import refuse_unknown_token
 from nlpkd.utils.field_types import check_counts, plain_arguments
 
 
@@ -76,11 +78,10 @@ class ZeroShotTeacher(LabelingTeacher):
         from transformers import pipeline
 
         with named_in_errors(self.model):
-            pipe: Any = pipeline("zero-shot-classification", model=self.model, **self._local.settings)
-        if pipe.entailment_id == -1:
-            raise ValueError(
-                f"the model's labels {pipe.model.config.id2label} name no entailment: set id2label of its config"
-            )
+            # That for zero-shot classification looks entailment up in label2id before anybody can settle it.
+            pipe: Any = pipeline("text-classification", model=self.model, **self._local.settings)
+        settle_classes(pipe.model.config)
+        _entailment(pipe)
         if self.problem_type == MULTI_LABEL:
             _contradiction(pipe)
         if pipe.tokenizer.pad_token is None:
@@ -125,6 +126,8 @@ class ZeroShotTeacher(LabelingTeacher):
             max_length=limit,
         )
         cut = self._count_cut(pairs, [len(ids) for ids in encoded["input_ids"]], limit)
+        highest = max((max(ids, default=0) for ids in encoded["input_ids"]), default=0)
+        refuse_unknown_token(pipe.model, highest, "teacher", "the texts have")
         names = [name for name in pipe.tokenizer.model_input_names if name in encoded]
         logits = torch.zeros(len(pairs), pipe.model.config.num_labels)
         # The model reads them in batches of similar length.
@@ -135,9 +138,9 @@ class ZeroShotTeacher(LabelingTeacher):
                 logits[batch] = pipe.model(**readable(pipe.model, inputs)).logits.float().cpu()
         logits = logits.view(len(texts), len(self.classes), -1)
         if self.problem_type == MULTI_LABEL:
-            answers = logits[..., [_contradiction(pipe), pipe.entailment_id]].softmax(-1)[..., 1]
+            answers = logits[..., [_contradiction(pipe), _entailment(pipe)]].softmax(-1)[..., 1]
         else:
-            answers = logits[..., pipe.entailment_id].softmax(-1)
+            answers = logits[..., _entailment(pipe)].softmax(-1)
         found = as_probabilities(answers.numpy(), len(texts), self.classes, self.problem_type)
         return Answers(found, cut=cut, most_tokens=limit)
 
@@ -162,15 +165,24 @@ class ZeroShotTeacher(LabelingTeacher):
         return {"name": str(name), "question": question, "problem_type": self.problem_type} | self._local.describe()
 
 
+def _entailment(pipe: Any) -> int:
+    """Return the id of the label that says that a text entails a sentence."""
+    ids = Classes.of(pipe.model.config.id2label).label2id
+    for name, number in ids.items():
+        if name.lower().startswith("entail"):
+            return number
+    raise ValueError(f"the model's labels {list(ids)} name no entailment: set id2label of its config")
+
+
 def _contradiction(pipe: Any) -> int:
     """Return the id of the label that contradicts; of two labels it is the one beside entailment."""
-    ids = pipe.model.config.label2id
+    ids = Classes.of(pipe.model.config.id2label).label2id
     for name, number in ids.items():
-        if name.lower().startswith("contradict") or (len(ids) == 2 and number != pipe.entailment_id):
+        if name.lower().startswith("contradict") or (len(ids) == 2 and number != _entailment(pipe)):
             return number
     raise ValueError(
         f"the model's labels {list(ids)} name no contradiction, which entailment is compared with where any number of "
-        "labels may hold for a text: set id2label and label2id of its config, or leave multi_label out"
+        "labels may hold for a text: set id2label of its config, or leave multi_label out"
     )
 
 

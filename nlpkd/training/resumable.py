@@ -16,10 +16,10 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
 
 from nlpkd.config import DistillationConfig
+from nlpkd.data.labels.classes import complete_config
 from nlpkd.data.rows import is_plain, makes_batches
 from nlpkd.hub.saving import model_update
 from nlpkd.models.structure import as_student, matching_tokenizer
-from nlpkd.tasks import fill_in_task
 from nlpkd.training.batches.loaders import row_lengths, sampled_loader, training_loader, unsized_loader
 from nlpkd.training.batches.samplers import micro_batches
 from nlpkd.training.best import tell_no_number, tell_none_chosen
@@ -277,7 +277,7 @@ class ResumableTrainer(Trainer):
         # A checkpoint is made whole by its own checksums.
         as_it_is = folder == self._open_checkpoint or not self.args.should_save
         with nullcontext(folder) if as_it_is else model_update(folder) as target:
-            fill_in_task(getattr(self.model, "config", None))
+            complete_config(getattr(self.model, "config", None))
             super()._save(str(target), state_dict)
             tokenizer: Any = matching_tokenizer(self.processing_class, self.model)
             if tokenizer is not self.processing_class and self.args.should_save:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from samples import tiny_config
 
 from nlpkd import load_text_classification
 from nlpkd.data.labels import encode_targets, read_task
-from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.classes import Classes, settle_classes
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 
@@ -212,3 +214,41 @@ def test_classes_that_nobody_can_tell_apart_are_refused_whoever_names_them(names
         with pytest.raises(ValueError, match=told):
             load_text_classification(rows, tokenizer=tokenizer)
     assert Classes.of((names[0], "pos")).names == (names[0], "pos")
+
+
+NAMED = {0: "neg", 1: "pos"}
+
+
+@pytest.mark.parametrize(
+    ("label2id", "told"),
+    [
+        (None, False),
+        ({}, False),
+        ({"neg": 0, "pos": 1}, False),
+        ({"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}, False),
+        ({"neg": 1, "pos": 0}, True),
+        ({"neg": "0", "pos": "1"}, True),
+        ({"neg": 0}, True),
+        ({"neg": 0, "pos": 1, "mixed": 2}, True),
+        ({"LABEL_1": 0, "LABEL_0": 1}, True),
+        (["neg", "pos"], True),
+    ],
+)
+def test_label2id_becomes_the_inverse_of_id2label_and_a_contradiction_is_told_once(label2id, told, caplog, tmp_path):
+    config = tiny_config(id2label=NAMED, name_or_path=str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            config.label2id = label2id
+            settle_classes(config)
+            assert (config.id2label, config.label2id) == (NAMED, {"neg": 0, "pos": 1})
+            assert all(type(number) is int for number in config.label2id.values())
+    found = f"The config of {tmp_path} contradicts itself: its label2id is {label2id!r}, and its id2label {NAMED}."
+    assert [record.getMessage().startswith(found) for record in caplog.records] == [True] * told
+    assert caplog.text.count("id2label is followed") == told
+
+
+def test_a_config_whose_classes_can_not_be_told_apart_or_that_has_none_is_left_to_those_who_read_it():
+    twins = tiny_config(id2label={0: "a", 1: "a"}, label2id={"a": 1})
+    for config in (twins, None, object()):
+        settle_classes(config)
+    assert twins.label2id == {"a": 1}

@@ -202,6 +202,20 @@ def test_the_code_of_the_card_classifies_a_text_longer_than_the_model_reads(tmp_
     exec(code.replace("Write the text to classify here.", "good " * 99), {})
 
 
+@pytest.mark.parametrize(
+    "save",
+    [save_student, lambda *given: trainer_of(*given, raw_rows(4)).save_model()],
+    ids=["save_student", "trainer"],
+)
+@pytest.mark.parametrize("label2id", [{"neg": 1, "pos": 0}, {"neg": "0", "pos": "1"}, {"LABEL_0": 0}, {}])
+def test_a_model_is_saved_with_the_inverse_of_its_names(save, label2id, tmp_path: Path, tokenizer) -> None:
+    model = tiny_bert(layers=1, id2label={0: "neg", 1: "pos"})
+    model.config.label2id = label2id
+    save(model, tmp_path, tokenizer)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.id2label, config.label2id) == ({0: "neg", 1: "pos"}, {"neg": 0, "pos": 1})
+
+
 SCORES = {"text": ["a film", "a good film"], "label": [0.5, 1.5]}
 
 

@@ -2,10 +2,11 @@
 
 import csv
 import json
+import logging
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 from paths import ways_to
 from samples import raw_rows, tiny_bert
 from typer.testing import CliRunner
@@ -225,3 +226,18 @@ def test_rows_that_the_teacher_does_not_answer_are_told_and_not_judged(tmp_path,
     found = check_labels(left, FunctionTeacher(judge, NAMES))
     assert [each.text for each in check.found] == [each.text for each in found.found]
     assert all(rows[each.row]["text"] == each.text for each in check.found)
+
+
+def test_the_split_that_is_checked_is_told_and_may_be_chosen(caplog):
+    rows, wrong = planted()
+    right = [row for place, row in enumerate(rows) if place not in wrong]
+    data = DatasetDict(train=Dataset.from_list(right), test=Dataset.from_list(rows))
+    with caplog.at_level(logging.WARNING):
+        train = check_labels(data)
+    assert "the split 'train' alone is read, not 'test'. To choose another one, give its name as split=" in caplog.text
+    assert (train.split, train.rows) == ("train", len(right)) and "labels of the split 'train' (" in train.to_text()
+    test, alone = check_labels(data, split="test"), check_labels(DatasetDict(test=data["test"]))
+    assert test.found == alone.found == check_labels(rows).found and test.split == alone.split == "test"
+    assert "split" not in check_labels(rows).to_text()
+    with pytest.raises(ValueError, match=r"there are \['dev', 'test'\]\. To choose one, give its name as split="):
+        check_labels(DatasetDict(dev=data["test"], test=data["test"]))

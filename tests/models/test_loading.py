@@ -254,3 +254,34 @@ def test_what_is_neither_path_nor_id_is_refused(name):
     for load in (load_classifier, load_tokenizer, nlpkd.load):
         with pytest.raises(ValueError, match="named by a path or a Hub id, got"):
             load(name)
+
+
+def test_a_label2id_that_contradicts_id2label_is_settled_by_all_that_load_and_told_once(tmp_path, tokenizer, caplog):
+    tiny_bert(id2label={0: "neg", 1: "pos"}).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"label2id": {"neg": 1, "pos": 0}}))
+    with caplog.at_level(logging.WARNING):
+        load_tokenizer(tmp_path)
+        for config in (load_config(tmp_path), load_classifier(tmp_path)[0].config):
+            assert (config.id2label, config.label2id) == ({0: "neg", 1: "pos"}, {"neg": 0, "pos": 1})
+    assert caplog.text.count("contradicts itself: its label2id is {'neg': 1, 'pos': 0}") == 1
+
+
+@pytest.mark.parametrize("load", [load_classifier, load_config, load_tokenizer, nlpkd.load])
+@pytest.mark.parametrize(
+    ("id2label", "advice"),
+    [
+        (["no", "ja"], 'write {"0": "no", "1": "ja"}'),
+        ({"no": 0, "ja": 1}, "with your own names"),
+        ("no", "with your own names"),
+    ],
+)
+def test_labels_that_are_not_named_by_their_ids_are_said_to_be_wrong(load, id2label, advice, tmp_path, tokenizer):
+    tiny_bert(layers=1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"id2label": id2label}))
+    with pytest.raises(ValueError, match="config.json has the id2label .* are named by their ids") as found:
+        load(tmp_path)
+    assert advice in str(found.value)

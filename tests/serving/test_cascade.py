@@ -88,6 +88,14 @@ def test_a_text_that_is_handed_on_is_read_as_the_call_says(models, student):
     assert scores != pytest.approx([each["score"] for each in both(some)], abs=1e-3)
 
 
+def test_a_largest_length_that_no_model_reads_is_refused_whoever_would_answer(models, student):
+    nlpkd.cascade(student, models / "teacher", texts(), target_agreement=0.9)
+    both = nlpkd.load(student, fallback=models / "teacher")
+    for most, told in ((2, "leaves no room for text"), (65, "is more than the 64 tokens")):
+        with pytest.raises(ValueError, match=f"max_length={most} {told}"):
+            both("good film", max_length=most)
+
+
 def test_accuracy_counts_whoever_answers(models, student, tmp_path):
     rows = nlpkd.load(models / "teacher")([row["text"] for row in texts()], top_k=1)
     labelled = [row | {"label": answer[0]["label"]} for row, answer in zip(texts(), rows, strict=True)]

@@ -1,5 +1,7 @@
 """A loaded classifier answers as transformers' pipeline does, whatever runs it, and is measured like any model."""
 
+import contextlib
+import copy
 import json
 import re
 import shutil
@@ -40,6 +42,7 @@ from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.pipeline.evaluate import LATENCY_GRID, evaluate
 from nlpkd.pipeline.export import export_student
 from nlpkd.pipeline.verify import verify
+from nlpkd.serving.classifier import TextClassifier
 
 pytest.importorskip("onnxruntime")
 
@@ -102,11 +105,77 @@ def test_answers_are_those_of_the_pipeline(inputs, settings, student):
     assert nlpkd.load(student, file="model.safetensors")(inputs, **settings) == expected
 
 
-def test_long_texts_are_truncated_unless_told_otherwise(student):
-    classify = nlpkd.load(student, file="onnx/model.onnx")
+FILES = ["onnx/model.onnx", "model.safetensors"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_long_texts_are_truncated_and_refused_where_they_are_not_to_be(file, student):
+    classify = nlpkd.load(student, file=file)
     same(classify(LONG), pipeline("text-classification", model=str(student))(LONG, truncation=True))
-    with pytest.raises(RuntimeError, match=r"can't read input_ids of shape \(1, 182\).*truncate"):
-        classify(LONG, truncation=False)
+    same(classify(TEXTS, truncation=False), classify(TEXTS))
+    for given in (LONG, [TEXTS[0], LONG], {"text": TEXTS[0], "text_pair": LONG}):
+        for truncation in (False, "do_not_truncate"):
+            with pytest.raises(ValueError, match=r"the model has 64 positions, and the text .* has 1\d\d tokens: let"):
+                classify(given, truncation=truncation)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("most", [-1, 0, 1, 2, 3, 4, 5, 8, 64, 65, 600])
+def test_a_largest_length_is_taken_or_refused_as_where_rows_are_read(most, file, student, tokenizer):
+    def error_of(door, *given, **settings):
+        with contextlib.suppress(ValueError):
+            return door(*given, **settings) and None
+        with pytest.raises(ValueError) as found:
+            door(*given, **settings)
+        return str(found.value)
+
+    classify = nlpkd.load(student, file=file)
+    given = {None: (TEXTS[0], [LONG, LONG]), "text_pair": (PAIRS[0], PAIRS[:3])}
+    rows = [pair | {"label": row % 2} for row, pair in enumerate(PAIRS)]
+    asked = {"tokenizer": tokenizer, "max_length": most}
+    for column, texts in given.items():
+        read = error_of(load_text_classification, rows, text_column="text", text_pair_column=column, **asked)
+        assert [error_of(classify, each, max_length=most) for each in texts] == [read, read]
+    read = error_of(load_text_classification, raw_rows(4), **asked)
+    assert error_of(classify, LONG, window_stride=0, max_length=most) == read
+    assert error_of(TextClassifier, classify.model, classify.tokenizer, max_length=most) == read
+
+
+@pytest.mark.parametrize("most", [10**30, 2.5, "8", True, [8]])
+def test_a_largest_length_that_is_no_whole_number_is_refused(most, student):
+    with pytest.raises(ValueError, match="max_length must be a whole number of at least 1"):
+        nlpkd.load(student)(TEXTS, max_length=most)
+
+
+def test_without_special_tokens_there_is_more_room_for_text(student):
+    classify = nlpkd.load(student)
+    assert classify("film bad", max_length=1, add_special_tokens=False) == classify("film", add_special_tokens=False)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_tokenizer_without_a_limit_has_the_model_s(file, student, tokenizer):
+    unlimited = copy.deepcopy(tokenizer)
+    unlimited.model_max_length = int(1e30)
+    classify = nlpkd.load(student, file=file)
+    assert TextClassifier(classify.model, unlimited, truncation=True)(LONG) == classify(LONG)
+    with pytest.raises(ValueError, match="max_length=65 is more than the 64 tokens"):
+        TextClassifier(classify.model, unlimited)(LONG, max_length=65)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_text_with_a_token_that_the_model_has_no_embedding_for_is_refused(file, student, tokenizer, tmp_path):
+    folder, more = shutil.copytree(student, tmp_path / "student"), copy.deepcopy(tokenizer)
+    more.add_tokens(["@USER"])
+    more.save_pretrained(folder)
+    classify, known = nlpkd.load(folder, file=file), len(tokenizer)
+    same(classify(TEXTS), nlpkd.load(student, file=file)(TEXTS))
+    advice = "load model and tokenizer .* from the same place, or call model.resize_token_embeddings"
+    told = f"has embeddings of {known} tokens, and the text .* has token {known}: {advice}"
+    for given in ("good @USER", ["good", "@USER film"], {"text": "good", "text_pair": "@USER"}):
+        with pytest.raises(ValueError, match=told):
+            classify(given)
+    with pytest.raises(ValueError, match=told):
+        classify(f"{LONG} @USER", window_stride=3)
 
 
 @pytest.mark.parametrize("file", ["onnx/model.onnx", "model.safetensors"])

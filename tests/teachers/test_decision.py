@@ -15,7 +15,7 @@ from label_server import (
     right_answer,
     too_many,
 )
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from nlpkd.teachers import DecisionTeacher
 
@@ -164,3 +164,15 @@ def test_an_answer_to_another_question_is_refused():
 def test_questions_that_make_no_classes_are_refused(question, told):
     with pytest.raises(ValueError, match=told):
         DecisionTeacher("m", question)
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused(chat_model):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    known = AutoModelForCausalLM.from_pretrained(chat_model).get_input_embeddings().num_embeddings
+    tokenizer.add_tokens([f"@USER{number}" for number in range(known)])
+    teacher = DecisionTeacher(chat_model, YES_NO, tokenizer=tokenizer)
+    assert teacher.probabilities(TEXTS).shape == (len(TEXTS), 2)
+    with pytest.raises(
+        ValueError, match=f"of {known} tokens, and the prompts have token .*: load model and tokenizer"
+    ):
+        teacher.probabilities([*TEXTS, f"Hello @USER{known - 1}"])

@@ -134,3 +134,14 @@ def test_classes_without_descriptions_are_refused(given):
 def test_a_model_that_can_not_be_had_is_named_with_the_offline_command(make):
     with pytest.raises(OSError, match="the model 'nobody/nothing' can't be had from (.|\n)*make demo"):
         make().probabilities(["a text"])
+
+
+def test_a_token_that_the_encoder_has_no_embedding_for_is_refused(encoder_folder):
+    encoder = SentenceTransformer(str(encoder_folder))
+    known = encoder[0].auto_model.config.vocab_size
+    expected = EmbeddingTeacher(encoder, CLASSES).probabilities(TEXTS)
+    encoder.tokenizer.add_tokens(["@USER"])
+    teacher = EmbeddingTeacher(encoder, CLASSES)
+    np.testing.assert_array_equal(teacher.probabilities(TEXTS), expected)
+    with pytest.raises(ValueError, match=f"of {known} tokens, and the texts have token {known}: load model and token"):
+        teacher.probabilities([*TEXTS, "@USER scored"])

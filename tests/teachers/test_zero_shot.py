@@ -78,6 +78,21 @@ def test_of_several_labels_entailment_is_compared_with_contradiction_wherever_it
         np.testing.assert_allclose(row, logits.softmax(-1)[:, 1], atol=1e-5)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize(
+    "label2id",
+    [{"contradiction": 2, "entailment": 0}, {"contradiction": "0", "entailment": "2"}, {}],
+)
+def test_the_label_that_entails_goes_by_id2label_whatever_label2id_says(tokenizer, multi_label, label2id, tmp_path):
+    model, settings = nli_model(NLI), {"multi_label": multi_label, "tokenizer": tokenizer}
+    expected = ZeroShotTeacher(model, ["good", "bad"], **settings).probabilities(["good film", "bad plot"])
+    model.config.label2id = label2id
+    model.save_pretrained(tmp_path)
+    for given in (model, str(tmp_path)):
+        found = ZeroShotTeacher(given, ["good", "bad"], **settings).probabilities(["good film", "bad plot"])
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_of_two_labels_the_one_beside_entailment_contradicts_and_of_more_it_must_be_named(tokenizer):
     two = {0: "entailment", 1: "not_entailment"}
     labels = {name: number for number, name in two.items()}
@@ -194,3 +209,14 @@ def test_a_model_that_is_changed_after_it_was_described_is_described_anew(tokeni
     with torch.no_grad():
         model.classifier.bias += 1
     assert teacher.describe() != before
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused(tokenizer):
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["@USER"])
+    teacher = ZeroShotTeacher(nli_model(NLI), ["good", "bad"], tokenizer=more)
+    assert teacher.probabilities(["a film"]).shape == (1, 2)
+    with pytest.raises(
+        ValueError, match=f"of {len(tokenizer)} tokens, and the texts have token {len(tokenizer)}: load"
+    ):
+        teacher.probabilities(["a film", "@USER film"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -14,8 +16,10 @@ import numpy as np
 from datasets import ClassLabel, List, Value
 from scipy.special import logit
 
-from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
+from nlpkd.tasks import REGRESSION, SINGLE_LABEL, fill_in_task, task_of
 from nlpkd.utils.field_types import are_numbers
+
+logger = logging.getLogger(__name__)
 
 # What Unicode shows nothing for (Default_Ignorable_Code_Point), control characters, and the blank of Braille.
 _INVISIBLE = re.compile(
@@ -238,6 +242,48 @@ def forget_thresholds(config: Any) -> None:
         config: of the model.
     """
     vars(config).pop("thresholds", None)
+
+
+def settle_classes(config: Any) -> None:
+    """Make a config's `label2id` the inverse of its `id2label`, by which transformers names what a model answers.
+
+    Others read `label2id`: the zero-shot pipeline, the `label_mapping` of evaluate, programs that serve. Where it
+    contradicts `id2label` a warning says so, once; names that only count (`LABEL_0`) are left from a model's making.
+
+    Args:
+        config: of the model; one that names no classes, or none that can be told apart, is left as it is.
+    """
+    try:
+        classes = Classes.of_config(config)
+    except ValueError:
+        # Refused where the classes are read: the names may be of a head that is about to be replaced.
+        return
+    if classes is None:
+        return
+    given, config.label2id = getattr(config, "label2id", None), classes.label2id
+    counts = isinstance(given, Mapping) and all(name == f"LABEL_{number}" for name, number in given.items())
+    if given and not counts and given != classes.label2id:
+        _warn_once(
+            f"The config of {getattr(config, '_name_or_path', '') or 'a model'} contradicts itself: its label2id is "
+            f"{given!r:.200}, and its id2label {classes.id2label!r:.200}. id2label is followed, by which transformers "
+            "names what the model answers: if label2id is the right one, mend id2label."
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def complete_config(config: Any) -> None:
+    """Write into the config of a model that is saved or served what others read in it.
+
+    Args:
+        config: gets the task of a model with one output (`fill_in_task`), and the right `label2id`
+            (`settle_classes`); None of a module without one.
+    """
+    fill_in_task(config)
+    settle_classes(config)
 
 
 def rename_classes(config: Any, classes: Classes) -> None:

@@ -1,14 +1,19 @@
-"""The split that is measured on: never rows that are trained on, unless they are named or all there is."""
+"""The split that is measured on: never rows that are trained on, unless they are named or all there is.
+
+And the one that is labelled, checked or calibrated on: the train split, unless another is named or all there is.
+"""
 
 from __future__ import annotations
 
+import logging
 from itertools import permutations
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.sources import MEASURED_SPLITS, read_measured_rows
+from nlpkd.data.one_split import read_measured_rows, read_one_split
+from nlpkd.data.sources import MEASURED_SPLITS
 
 
 def splits(*names, hidden=()) -> DatasetDict:
@@ -102,3 +107,45 @@ def test_rows_that_need_no_labels_are_those_of_the_test_split_though_it_has_none
 def test_a_configuration_is_of_the_hub_alone(source):
     with pytest.raises(ValueError, match="belong to a Hub dataset, but in-memory data is not a Hub id"):
         measured(source, dataset_config="sst2")
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        (["train"], None, "train"),
+        (["Train", "test", "validation"], None, "Train"),
+        (["holdout"], None, "holdout"),
+        (["train", "dev"], "validation", "dev"),
+        (["train", "test"], "test", "test"),
+        (["train", "holdout"], "holdout", "holdout"),
+    ],
+)
+def test_one_split_is_read_and_those_that_are_not_are_named(names, split, expected, caplog):
+    with caplog.at_level(logging.WARNING):
+        rows, found = read_one_split(splits(*names), split, how="do so")
+    assert (found, rows["text"][0]) == (expected, expected)
+    others = ", ".join(repr(name) for name in sorted(names) if name != expected)
+    told = f"the split {expected!r} alone is read, not {others}. To choose another one, do so."
+    assert (told in caplog.text) is (len(names) > 1) is bool(caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "told"),
+    [
+        (["test", "validation"], None, "Can't tell which split to read"),
+        (["Train", "TRAIN"], None, "Can't tell which split to read"),
+        (["train", "dev", "val"], "validation", "Can't tell which split to read"),
+        (["train", "test"], "dev", "has no split 'dev'"),
+        (["train", "test"], "tset", "has no split 'tset'"),
+    ],
+)
+def test_which_of_several_splits_is_asked_with_what_the_caller_takes(names, split, told):
+    with pytest.raises(ValueError, match=f"{told}: there are .*{min(names)!r}.*To choose one, do so"):
+        read_one_split(splits(*names), split, how="do so")
+
+
+def test_rows_without_splits_have_none_by_any_name():
+    rows = splits("train")["train"]
+    assert read_one_split(rows)[1] is None
+    with pytest.raises(ValueError, match="is one set of rows, which has no split 'train': leave split out"):
+        read_one_split(rows, "train")
