@@ -138,7 +138,10 @@ class CandidateModels:
 
     def thresholds(self, name: str) -> list[float] | None:
         """Return a candidate's own thresholds of several labels a row, in the student's label order; None without."""
-        return thresholds_of(getattr(self.models.get(name), "config", None), self.orders.get(name))
+        model = self.models.get(name)
+        if isinstance(model, TeacherEnsemble):
+            return model.thresholds([self.orders[each] for each in model.names])
+        return thresholds_of(getattr(model, "config", None), self.orders.get(name))
 
 
 def members_by_name(teacher: nn.Module | None) -> dict[str, nn.Module]:

@@ -134,7 +134,11 @@ class TeacherSignals:
     @property
     def thresholds(self) -> list[float] | None:
         """The thresholds of a live multi-label teacher, in the student's label order; None where it has none."""
-        return None if self.live is None else thresholds_of(getattr(self.live.model, "config", None), self.order)
+        if self.live is None:
+            return None
+        if isinstance(self.live.model, TeacherEnsemble):
+            return self.live.model.thresholds()
+        return thresholds_of(getattr(self.live.model, "config", None), self.order)
 
     def refuse_unknown_tokens(self, rows: Any, split: str) -> None:
         """Refuse rows with token ids that student or teacher has no embedding for."""
