@@ -48,6 +48,10 @@ MEASURED_SPLITS = ("test", "validation", "train")
 """Where rows are measured on, the first of these that is there."""
 
 
+FITTED_SPLITS = ("validation", "test", "train")
+"""Where something is fitted before others are measured, the first of these that is there."""
+
+
 _HELD_OUT = re.compile(r"(test|validation|valid|val|dev|evaluation|eval)(?![a-z])")
 """How names begin of splits that are made to measure on, such as "validation_matched"."""
 
