@@ -45,6 +45,17 @@ def tiny_bert(
         return BertForSequenceClassification(tiny_config(layers, hidden, heads, **config))
 
 
+class Uncalled(torch.nn.Module):
+    """A model that is not to be run."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.weight = config, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids):
+        raise AssertionError("it was run")
+
+
 @contextmanager
 def looking_at(kind: type, look):
     """Call a function with each pass of all modules of a class; a hook on one of them would change the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from nlpkd.augment.near_duplicates import NearDuplicates, Row, plain
 from nlpkd.data.columns import Columns, check_texts, checked_text, find_columns, texts_again, values_of
 from nlpkd.data.labels import read_task
 from nlpkd.data.rows import refuse_other_than_dataset
-from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, UNLABELLED
+from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ def augment(
         cache_dir: where the rows are kept; the cache of `datasets` if None.
 
     Returns:
-        The text columns and the label column, with the features of `data` and the label -100 ("-100" among strings),
-        to put after `data` with `datasets.concatenate_datasets`.
+        The text columns and the label column, with the features of `data` and the label -100 ("-100" among strings,
+        NaN among scores), to put after `data` with `datasets.concatenate_datasets`.
 
     Raises:
         ValueError: columns that are missing or hold no text, labels with no place for -100, a setting too low, an
@@ -287,4 +288,4 @@ def _mark(feature: Any, column: str, task: str) -> Any:
             f"Labels in column {column!r} are {kind}, with no place for {UNLABELLED} (unlabelled): cast them to a "
             "ClassLabel, strings or int64."
         )
-    return UNLABELLED
+    return math.nan if task == REGRESSION and kind.startswith("float") else UNLABELLED

@@ -47,6 +47,10 @@ MEASURED_SPLITS = ("test", "validation", "train")
 """Where rows are measured on, the first of these that is there."""
 
 
+FITTED_SPLITS = ("validation", "test", "train")
+"""Where something is fitted before others are measured, the first of these that is there."""
+
+
 def read_splits(
     train: Source,
     validation: Source | None = None,

@@ -19,9 +19,11 @@ from nlpkd.data.labels.order import wrong_order
 from nlpkd.data.rows import refuse_other_than_dataset, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
-from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
 from nlpkd.evaluation.figures.intervals import INTERVAL_PROTOCOL, interval_of, settled_seed
 from nlpkd.evaluation.figures.names import check_candidate_names
+from nlpkd.evaluation.inputs.arguments import check_measuring, check_text_columns
+from nlpkd.evaluation.inputs.files import file_sha256, runtime_of, with_files
+from nlpkd.evaluation.inputs.held_out import Fitted, HeldOut
 from nlpkd.evaluation.origin import RunRecord, TaskRecord, retention
 from nlpkd.evaluation.prediction import (
     CandidateModels,
@@ -29,26 +31,24 @@ from nlpkd.evaluation.prediction import (
     gold_labels,
     measured_latency,
     measured_text_to_label,
+    refuse_untimed,
     teacher_answers,
     token_lengths,
 )
 from nlpkd.evaluation.records import (
     AGREEMENT,
     BASELINES,
-    ONNX_RUNTIME,
     Breakdown,
     Candidate,
     Comparison,
     Interval,
     LengthGroup,
-    TemperatureScaling,
 )
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import Scoring, task_scoring
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
-from nlpkd.models.onnx_classifier import ONNX_FOLDER, OnnxClassifier
 from nlpkd.models.structure import unwrapped
-from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
+from nlpkd.tasks import task_of
 from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,8 @@ def evaluate_student(
             rows have their columns as `nlpkd.data.tokenization.column_prefixes` names them, after the teacher's.
         threshold_dataset: other held-out rows, on which every candidate's temperature is fitted
             (`Candidate.temperature_scaling`), or in a multi-label task its thresholds are chosen, one a label by its
-            F1 (`RunRecord.thresholds`); without them a model's `config.thresholds` are used, or 0.5.
+            F1 (`RunRecord.thresholds`); without them a model's `config.thresholds` are used, or 0.5. Rows that are
+            measured too are left out.
         student_files: names of the candidates that are files of the student, such as its ONNX file: they have its
             config, and decide by the thresholds that are chosen for it.
         text_columns: columns of the rows that hold their texts, one, or two of pairs; with them every model is timed
@@ -129,8 +130,9 @@ def evaluate_student(
         The report.
 
     Raises:
-        ValueError: for rows that can't be measured (none, no labels, labels that are not the task's, out of range,
-            neither gold labels nor a teacher), models whose labels differ, and logits that are not finite.
+        ValueError: for an argument that can't be, rows that can't be measured (none, no labels, labels that are not
+            the task's, out of range, neither gold labels nor a teacher), held-out rows that are all measured ones,
+            models whose labels differ, and logits that are not finite.
     """
     # Which model reads what, and in which order its labels come.
     if dataset is None or tokenizer is None:
@@ -143,6 +145,12 @@ def evaluate_student(
     if isinstance(teacher, TeacherEnsemble):
         teacher.task = task or teacher.task
     models = _name_models(student, teacher, baseline, candidates or {})
+    check_measuring(
+        models, batch_size=batch_size, bootstrap_samples=bootstrap_samples, latency_batches=latency_batches,
+        latency_tokens=latency_tokens, latency_runs=latency_runs, seed=seed, training_seconds=training_seconds,
+        teacher_order=teacher_order, teacher_tokenizer=teacher_tokenizer, run=run,
+    )  # fmt: skip
+    check_text_columns(text_columns, dataset.column_names)
     if unknown := {*(candidate_tokenizers or {}), *student_files} - set(models):
         raise ValueError(
             f"candidate_tokenizers or student_files names {sorted(unknown)}, the candidates are {sorted(models)}"
@@ -159,33 +167,32 @@ def evaluate_student(
         candidate_tokenizers=candidate_tokenizers,
         teacher_order=teacher_order,
     )
+    refuse_untimed(running, latency_tokens, latency_runs)
 
-    # Gold labels in the student's order, logits of every model, and latencies.
+    # Gold labels in the student's order, of the rows to fit on too.
     dataset = align_rows(dataset, classes, "evaluation")
     labels = gold_labels(dataset)
     has_gold = not unlabelled_rows(dataset).all()
     answers = teacher_answers(dataset) if teacher is None else {}
     if not has_gold and teacher is None and not answers:
         raise ValueError("no row has a gold label, and there is no teacher to agree with: nothing can be measured")
+    scoring = task_scoring(task, None)
+    if has_gold and classes is not None:
+        scoring.check(labels, len(classes))
+    held_out = HeldOut.of(threshold_dataset, dataset, scoring, classes)
+
+    # Logits of every model, and latencies.
     logits = running.predict(dataset, batch_size) | answers
-    scoring, width = task_scoring(task, None), logits["student"].shape[1]
+    width = logits["student"].shape[1]
     if has_gold:
         scoring.check(labels, width)
     latency, protocol = measured_latency(running, latency_batches, latency_tokens, latency_runs, seed)
     text_to_label_ms = measured_text_to_label(running, dataset, text_columns, latency_runs)
 
-    # What is fitted on other rows.
-    thresholds: dict[str, list[float]] = {}
-    scaling: dict[str, TemperatureScaling] = {}
-    if threshold_dataset is not None and has_gold and task != REGRESSION:
-        threshold_dataset = align_rows(threshold_dataset, classes, "held-out")
-        held_out, gold = running.predict(threshold_dataset, batch_size), gold_labels(threshold_dataset)
-        scoring.check(gold, width)
-        if task == MULTI_LABEL:
-            held_out |= dict.fromkeys(student_files, held_out["student"])
-            thresholds = {name: best_thresholds(each, gold) for name, each in held_out.items()}
-        else:
-            scaling = {name: temperature_scaling(each, gold, logits[name], labels) for name, each in held_out.items()}
+    # What is fitted on other rows, and what the student decides by without them.
+    own = running.thresholds("student")
+    fitted = Fitted() if held_out is None else held_out.fit(running, batch_size, logits, labels, student_files)
+    thresholds = fitted.thresholds or ({} if own is None else {"student": own})
 
     # A model whose names say another order than its head has is measured as they say.
     lengths, names = token_lengths(dataset), list(map(str, range(width) if classes is None else classes.names))
@@ -209,8 +216,10 @@ def evaluate_student(
         "latency_protocol": protocol + (TEXT_PROTOCOL if text_to_label_ms else ""),
         **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
         "thresholds": {name: dict(zip(names, each, strict=True)) for name, each in thresholds.items()},
+        "thresholds_kept": thresholds["student"] == own if thresholds else None,
+        "held_out_protocol": fitted.protocol,
     }
-    told = _with_files(run or {}, {name: models[name] for name in ("student", *student_files)})
+    told = with_files(run or {}, {name: models[name] for name in ("student", *student_files)})
     return EvaluationReport(
         task=TaskRecord(
             problem_type=scoring.problem_type,
@@ -219,7 +228,7 @@ def evaluate_student(
             rows=len(labels),
             **(scoring.describe(labels) if has_gold else {}),
         ),
-        run=RunRecord.from_dict({key: value for key, value in made_by.items() if value} | told),
+        run=RunRecord.from_dict({key: value for key, value in made_by.items() if value not in (None, {})} | told),
         candidates={
             name: Candidate(
                 quality=own.intervals(),
@@ -230,10 +239,10 @@ def evaluate_student(
                 text_to_label_ms=text_to_label_ms.get(name),
                 training_seconds=seconds.get(name),
                 flops=counted_flops(running, name, counted) if latency_runs and name in models else None,
-                temperature_scaling=scaling.get(name),
+                temperature_scaling=fitted.scaling.get(name),
                 breakdown=_breakdown(name, measured, labels, lengths) if has_gold else Breakdown(),
-                runtime=_runtime(running.parts(name)) if name in models else None,
-                file_sha256=_file_sha256(running.parts(name)) if name in models else None,
+                runtime=runtime_of(running.parts(name)) if name in models else None,
+                file_sha256=file_sha256(running.parts(name)) if name in models else None,
             )
             for name, own in measured.items()
         },
@@ -293,30 +302,6 @@ def _name_models(
     named: dict[str, Any] = {"teacher": teacher, "student": student, "baseline": baseline, **further}
     known = {name: model for name, model in named.items() if model is not None or name == "student"}
     return {name: unwrapped(model, name) for name, model in known.items()}
-
-
-def _runtime(parts: Mapping[str, nn.Module]) -> str:
-    """Return what runs the models of a candidate, of several kinds both."""
-    named = (ONNX_RUNTIME if isinstance(model, OnnxClassifier) else "torch" for model in parts.values())
-    return " and ".join(dict.fromkeys(named))
-
-
-def _file_sha256(parts: Mapping[str, nn.Module]) -> str | None:
-    """Return the SHA-256 of each ONNX file of a candidate; None without any."""
-    return (
-        " ".join(model.sha256[model.path.name] for model in parts.values() if isinstance(model, OnnxClassifier))
-        or None
-    )
-
-
-def _with_files(run: Mapping[str, Any], models: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """Add to what made the student the SHA-256 of its files in the folder `onnx`, by candidate and path."""
-    found = {
-        name: {f"{ONNX_FOLDER}/{file}": digest for file, digest in model.sha256.items()}
-        for name, model in models.items()
-        if isinstance(model, OnnxClassifier) and model.path.absolute().parent.name == ONNX_FOLDER
-    }
-    return {**run, "student": {**run.get("student", {}), "files_sha256": found}} if found else dict(run)
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:

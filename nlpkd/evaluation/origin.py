@@ -176,6 +176,7 @@ class DataRecord(OpenRecord):
         config: configuration of a Hub data set.
         revision: of a Hub data set.
         split: that was measured.
+        held_out_split: that thresholds or temperatures were fitted on.
         evaluated_source: which of several files held the measured split.
         pairs: whether a row has two texts.
         train_rows: rows of the training.
@@ -192,6 +193,7 @@ class DataRecord(OpenRecord):
     config: str | None = None
     revision: str | None = None
     split: str | None = None
+    held_out_split: str | None = None
     evaluated_source: str | None = None
     pairs: bool | None = None
     train_rows: int | None = None
@@ -218,7 +220,10 @@ class RunRecord(OpenRecord):
         data: likewise.
         objectives: `Objective.config()` of each.
         settings: of the training.
-        thresholds: of a multi-label task, by candidate one for each label by its name.
+        thresholds: of a multi-label task, by candidate one for each label by its name: the student's, by which it was
+            measured, and where they were chosen for this report those of the others too.
+        thresholds_kept: whether the student's are those of its own config, by which it decides.
+        held_out_protocol: on which rows thresholds or temperatures were fitted.
         interval_protocol: how the intervals were made.
         latency_protocol: how latencies were measured.
         flops_protocol: how operations were counted.
@@ -242,6 +247,8 @@ class RunRecord(OpenRecord):
     objectives: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    thresholds_kept: bool | None = None
+    held_out_protocol: str | None = None
     interval_protocol: str | None = None
     latency_protocol: str | None = None
     flops_protocol: str | None = None
@@ -261,12 +268,24 @@ class RunRecord(OpenRecord):
         return super().from_dict({**entry, **parts})
 
     def protocols(self) -> list[str]:
-        """Return how intervals, latency, operations and memory were measured, as far as they were, and on what."""
+        """Return how intervals, latency, operations and memory were measured, and what was fitted, on what."""
         learned = None
         if self.data.learned_rows:
             learned = (
                 f"Of the {self.data.evaluated_rows} measured texts {self.data.learned_rows} are training texts too, "
                 "but for case and blanks: the figures say more of them than of new texts."
             )
-        recorded = (self.interval_protocol, self.latency_protocol, self.flops_protocol, self.memory_protocol, learned)
+        unkept = None
+        if self.thresholds_kept is False:
+            unkept = (
+                "The student's figures are of these thresholds, and its own config has others, or none, which is 0.5: "
+                "it decides by those. A report that is saved in the student's own folder keeps them there."
+            )
+        fitted = self.held_out_protocol
+        if fitted and self.data.held_out_split:
+            fitted += f"; the split {self.data.held_out_split}"
+        recorded = (
+            self.interval_protocol, fitted, unkept, self.latency_protocol, self.flops_protocol,
+            self.memory_protocol, learned,
+        )  # fmt: skip
         return [protocol for protocol in recorded if protocol]

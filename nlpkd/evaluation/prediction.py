@@ -138,7 +138,10 @@ class CandidateModels:
 
     def thresholds(self, name: str) -> list[float] | None:
         """Return a candidate's own thresholds of several labels a row, in the student's label order; None without."""
-        return thresholds_of(getattr(self.models.get(name), "config", None), self.orders.get(name))
+        model = self.models.get(name)
+        if isinstance(model, TeacherEnsemble):
+            return model.thresholds([self.orders[each] for each in model.names])
+        return thresholds_of(getattr(model, "config", None), self.orders.get(name))
 
 
 def members_by_name(teacher: nn.Module | None) -> dict[str, nn.Module]:
@@ -222,6 +225,12 @@ def _batches(lengths: np.ndarray, batch_size: int, equal: bool) -> list[list[int
     return [group[at : at + batch_size].tolist() for group in groups for at in range(0, len(group), batch_size)]
 
 
+def refuse_untimed(running: CandidateModels, tokens: int | Sequence[int], runs: int) -> None:
+    """Refuse to time any of the models on more tokens than it takes; `runs` is 0 where nothing is timed."""
+    if runs:
+        refuse_more_tokens(running.alone, [tokens] if isinstance(tokens, int) else list(tokens))
+
+
 def measured_latency(
     running: CandidateModels, batches: Sequence[int], tokens: int | Sequence[int], runs: int, seed: int
 ) -> tuple[dict[str, list[Latency]], str]:
@@ -230,7 +239,6 @@ def measured_latency(
     if not runs:
         return {}, protocol
     lengths = [tokens] if isinstance(tokens, int) else list(tokens)
-    refuse_more_tokens(running.alone, lengths)
     timing: dict[str, Any] = {"batches": batches, "tokens": lengths, "runs": runs, "seed": seed}
     measured = _if_it_can_be("latency", partial(measure_latency, running.alone, running.tokenizers, **timing))
     if measured is None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import PreTrainedModel
+from transformers import CONFIG_NAME, PreTrainedConfig, PreTrainedModel
 
 from nlpkd.compression.record import RECORD_NAME
-from nlpkd.data.labels.classes import Classes, complete_config
+from nlpkd.data.labels.classes import Classes, complete_config, thresholds_of
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import make_page, training_curves
@@ -153,20 +155,28 @@ def save_report(
     model_name: str | None = None,
     *,
     card: bool = True,
+    own: bool = False,
     page: bool = True,
     logs: str | Path | None = None,
     texts: Mapping[int, str] | None = None,
-) -> None:
+) -> EvaluationReport:
     """Save a report, its page and the model card made of it; call it in the main process alone.
+
+    In its student's folder the thresholds that its figures are of go into the config, so that the student decides by
+    them.
 
     Args:
         report: what was measured.
         directory: the student's folder, or any other for a report without a card.
         model_name: the card's; the folder's own name if None.
         card: write README.md, unless somebody wrote or edited the one that is there.
+        own: whether `directory` is the folder of the report's student; where there is to be a card, it is.
         page: write report.html, all three files of a report or none; False takes away the one of an earlier report.
         logs: the folder of the training whose curves the page shows; `directory` if None.
         texts: texts of the page's examples, by row number.
+
+    Returns:
+        The report as it is saved.
 
     Raises:
         ValueError: if there is to be a card, and the report is of other weights than the folder's; nothing is written.
@@ -175,6 +185,10 @@ def save_report(
     directory = Path(directory)
     if card:
         report.refuse_other_weights(directory)
+    if (card or own) and report.run.thresholds:
+        if (config := _with_thresholds(report, directory)) is not None:
+            write_atomic(directory / CONFIG_NAME, config)
+        report = replace(report, run=replace(report.run, thresholds_kept=True))
     text = None
     try:
         text = make_page(report, curves=training_curves(logs or directory), texts=texts) if page else None
@@ -182,7 +196,7 @@ def save_report(
         # A page that can't be made costs no figures.
         report.save(directory, text)
     if not card:
-        return
+        return report
     written = renewed_card(report, directory, model_name or directory.resolve().name)
     if written is not None:
         write_atomic(directory / CARD_NAME, written.encode())
@@ -192,6 +206,26 @@ def save_report(
             "those of an earlier run: delete it to get a new one",
             directory / CARD_NAME,
         )
+    return report
+
+
+def _with_thresholds(report: EvaluationReport, folder: Path) -> bytes | None:
+    """Return the config of a student's folder with the thresholds that a report's figures of it are of.
+
+    None where it has them, and where there is no config or no threshold.
+    """
+    chosen, path = report.run.thresholds.get("student"), folder / CONFIG_NAME
+    if chosen is None or not path.is_file():
+        return None
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    config: Any = PreTrainedConfig.from_dict(entries)
+    names = list(config.id2label.values())
+    # Names that only count may have been those of the rows in the report.
+    named = chosen if set(names) == set(chosen) else dict(zip(names, chosen.values(), strict=True))
+    wanted = {name: named[name] for name in names}
+    if thresholds_of(config) == list(wanted.values()):
+        return None
+    return (json.dumps(entries | {"thresholds": wanted}, indent=2, sort_keys=True) + "\n").encode()
 
 
 def save_partial_report(
@@ -253,9 +287,15 @@ def renewed_card(report: EvaluationReport, directory: Path, model_name: str) -> 
         The text of README.md; None where somebody wrote or edited the one that is there.
 
     Raises:
-        ValueError: if the report is of other weights than the folder's.
+        ValueError: if the report is of other weights than the folder's, or of other thresholds.
     """
     report.refuse_other_weights(directory)
+    if _with_thresholds(report, directory) is not None:
+        raise ValueError(
+            f"the report's figures are of thresholds that {directory / CONFIG_NAME} does not have: save it with "
+            f"nlpkd.hub.saving.save_report, or measure the student again (`nlpkd evaluate {directory} --data DATA "
+            f"--held-out DATA --output-dir {directory}`)"
+        )
     path = directory / CARD_NAME
     if path.is_file() and not _is_ours(path):
         return None

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.config import check_ensemble
+from nlpkd.data.labels.classes import thresholds_of
 from nlpkd.models.capture import Capture
 from nlpkd.models.structure import unwrapped
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
@@ -145,6 +147,34 @@ class TeacherEnsemble(nn.Module):
             yes, no = ((F.logsigmoid(each) + weights.log()).logsumexp(dim=0) for each in (stacked, -stacked))
             return yes - no
         return (stacked.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+
+    def thresholds(self, orders: Sequence[Sequence[int] | None] | None = None) -> list[float] | None:
+        """Return the thresholds by which several labels are given: for each label the teachers' own if they agree.
+
+        Where they differ it is their weighted mean, as the probabilities are averaged; 0.5 counts for a teacher that
+        has none.
+
+        Args:
+            orders: for each teacher its index of each of the student's labels; `orders` of the ensemble if None.
+
+        Returns:
+            One a label, in the student's label order; None where no teacher has any.
+
+        Raises:
+            ValueError: if a teacher's are not of its labels.
+        """
+        given = self.orders if orders is None else orders
+        own = [
+            thresholds_of(getattr(each, "config", None), order)
+            for each, order in zip(self.members, given, strict=True)
+        ]
+        width = next((len(each) for each in own if each is not None), None)
+        if width is None:
+            return None
+        known = np.array([[0.5] * width if each is None else each for each in own])
+        mean = np.average(known, axis=0, weights=self.weights.double().cpu().numpy())
+        # Rounding must not part equal ones.
+        return mean.clip(known.min(axis=0), known.max(axis=0)).tolist()
 
 
 def _refuse_other_outputs(teachers: Sequence[nn.Module]) -> None:

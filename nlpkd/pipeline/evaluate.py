@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,13 +19,14 @@ from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts, hash_rows
-from nlpkd.data.sources import MEASURED_SPLITS, Source, refuse_as_output
+from nlpkd.data.sources import FITTED_SPLITS, MEASURED_SPLITS, Source, refuse_as_output
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.figures.names import check_candidate_names
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
+from nlpkd.evaluation.inputs.arguments import check_measuring
 from nlpkd.evaluation.memory import add_memory, check_memory
 from nlpkd.evaluation.records import BASELINES
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
@@ -86,9 +88,12 @@ def evaluate(
         teacher: the teacher, likewise.
         baseline: the undistilled baseline, likewise.
         candidates: further models by name, likewise.
-        held_out: other labelled rows, to fit each model's temperature on, or the thresholds of a multi-label one.
+        held_out: other labelled rows, to fit each model's temperature on, or the thresholds of a multi-label one; of
+            several splits "validation", else "test", and never the measured one. Rows that are measured too are left
+            out.
         output_dir: where to save `report.json`, `report.md` and, with the extra `report`, `report.html`; no folder
-            with the whole report of a training, which says more.
+            with the whole report of a training, which says more. Where it is the student's own, the thresholds that
+            were chosen for it are kept in its `config.json`.
         examples: how many texts (20 at most) to show on `report.html` on which student and teacher of a single-label
             task disagree most; they stay on this machine, a push leaves them out.
         memory: measure what each model takes while it answers, in a process of its own; see `nlpkd.evaluation.memory`.
@@ -103,7 +108,8 @@ def evaluate(
         The report.
 
     Raises:
-        ValueError: if an argument is unknown, or models or data do not fit.
+        ValueError: if an argument is unknown or can't be, models or data do not fit, or all held-out rows are
+            measured.
     """
     data_args, measuring = DataArguments.split_of(evaluate, keywords, MEASURING, "one of evaluate_student")
     # What can be refused before anything is measured.
@@ -118,6 +124,7 @@ def evaluate(
     beside = {"teacher": teacher, "baseline": baseline}
     given: dict[str, Any] = {"student": student} | {name: each for name, each in beside.items() if each is not None}
     given |= candidates or {}
+    check_measuring(given, **measuring)
     for name, each in given.items():
         refuse_other_than_name(each, name, "save a model first, or measure it with nlpkd.evaluate_student")
 
@@ -142,11 +149,13 @@ def evaluate(
         # In their own order, in which every model finds them whatever the student calls them.
         with quiet("nlpkd.data"):
             rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
-        fitted = None
+        fitted, fitted_split = None, None
         if held_out is not None:
             # The configuration and the revision are those of `data` alone.
             other_args = replace(data_args, dataset_config=None, dataset_revision=None)
-            fitted, *_ = load(held_out, data_args=other_args, splits=MEASURED_SPLITS)
+            measured = {split} - {"train"} if _same(data, held_out) else set()
+            splits = [each for each in FITTED_SPLITS if each not in measured]
+            fitted, fitted_split, _ = load(held_out, data_args=other_args, splits=splits)
 
     # What is measured, for the record. Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
@@ -161,6 +170,7 @@ def evaluate(
             "config": data_args.dataset_config,
             "revision": revision or data_args.dataset_revision,
             "split": split,
+            "held_out_split": fitted_split,
             "evaluated_rows": count_texts(rows),
             "evaluated_sha256": digest,
             **loaded.reading,
@@ -187,15 +197,15 @@ def evaluate(
             **measuring,
         )
     # Said and saved though the memory can't be measured, since all else takes long to measure again.
-    finish = partial(_finish, show=show, output_dir=output_dir, logs=student)
+    own = output_dir is not None and _folder(student) == Path(output_dir).resolve()
+    finish = partial(_finish, show=show, output_dir=output_dir, logs=student, own=own)
     texts = {} if output_dir is None else _texts(rows, loaded, report, examples)
     try:
         report = add_memory(report, sources) if memory else report
     except BaseException:
         finish(report, texts=texts)
         raise
-    finish(report, texts=texts)
-    return report
+    return finish(report, texts=texts)
 
 
 def _finish(
@@ -203,9 +213,10 @@ def _finish(
     show: Callable[[EvaluationReport], None] | None,
     output_dir: str | Path | None,
     logs: str | Path,
+    own: bool,
     texts: Mapping[int, str],
-) -> None:
-    """Show a report and save it; what hinders the one does not hinder the other."""
+) -> EvaluationReport:
+    """Show a report and save it; what hinders the one does not hinder the other. Return it as it was saved."""
     try:
         if show is not None:
             show(report)
@@ -213,13 +224,21 @@ def _finish(
         if output_dir is not None:
             try:
                 with only_writer(output_dir, wait=True):
-                    save_report(report, output_dir, card=False, logs=logs, texts=texts)
+                    report = save_report(report, output_dir, card=False, own=own, logs=logs, texts=texts)
             except BaseException:
                 if show is None:
                     logger.error(
                         "The report could not be saved in %s. It says:\n\n%s", output_dir, report.to_markdown()
                     )
                 raise
+    return report
+
+
+def _same(data: Source, held_out: Source) -> bool:
+    """Check whether both are one source, by its name or as an object."""
+    if isinstance(data, (str, os.PathLike)) and isinstance(held_out, (str, os.PathLike)):
+        return os.fspath(data) == os.fspath(held_out)
+    return data is held_out
 
 
 def _folder(model: str | Path) -> Path:

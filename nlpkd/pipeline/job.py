@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
+from nlpkd.data.held_out import rows_to_fit
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.data.rows import count_learned, count_texts, has_unlabelled, hash_rows
@@ -26,7 +27,7 @@ from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.model_card import hub_id
-from nlpkd.hub.saving import keep_student, renewed_card, save_partial_report, save_report
+from nlpkd.hub.saving import keep_student, save_partial_report, save_report
 from nlpkd.objectives.presets import Stage, gold_labels_alone, of_stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import train_baseline
@@ -36,7 +37,7 @@ from nlpkd.training.publishing import describe_training, measurement_sha256
 from nlpkd.training.rehearsal import rows_to_try
 from nlpkd.training.resuming import Training, resumes, resumes_last, train_once
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import atomic_folder_update, numbered_folders, weights_sha256
+from nlpkd.utils.files import numbered_folders, weights_sha256
 from nlpkd.utils.processes import phase
 from nlpkd.utils.provenance import command_line, now
 
@@ -131,7 +132,7 @@ class Job:
         if num_seeds > 1:
             report = replace(report, seeds=aggregate_seeds(reports))
             if PartialState().is_main_process:
-                save_report(report, folder, args.hub_model_id, page=args.html_report)
+                report = save_report(report, folder, args.hub_model_id, page=args.html_report)
         return student, report
 
     def run_seed(
@@ -268,11 +269,9 @@ class Job:
                     **how,
                 )
                 keep_student(*kept, report.run.student.weights_sha256)
+                report = save_report(report, args.output_dir, args.hub_model_id, page=page)
                 if chosen := report.run.thresholds:
                     trainer.model.config.thresholds = dict(chosen["student"])
-                    with atomic_folder_update(Path(args.output_dir)) as temporary:
-                        trainer.model.config.save_pretrained(temporary)
-                save_report(report, args.output_dir, args.hub_model_id, page=page)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
@@ -285,11 +284,14 @@ class Job:
         split, columns = self._measured_split, self.data.text_columns
         return count_learned(self.data[split], self.data["train"], columns, split)
 
+    @cached_property
+    def _held_out(self) -> Any:
+        return rows_to_fit(self.data, self._measured_split)
+
     def rows_to_measure(self, config: Any) -> tuple[str, Any, Any]:
         """Return the split that is measured, its rows, and others that thresholds or temperatures are fitted on."""
-        split, held_out = self._measured_split, None
-        if split == "test" and "validation" in self.data and not has_unlabelled(self.data["validation"]):
-            held_out = align_labels_to_student(self.data["validation"], config, "validation")
+        split = self._measured_split
+        held_out = self._held_out and align_labels_to_student(self._held_out, config, "validation")
         return split, align_labels_to_student(self.data[split], config, split), held_out
 
     def _rehearse(
@@ -319,8 +321,7 @@ class Job:
             latency_batches=(1,),
             latency_runs=min(1, args.latency_runs),
         )
-        report.save(folder)
-        renewed_card(report, folder, args.hub_model_id or folder.parent.resolve().name)
+        save_report(report, folder, args.hub_model_id or folder.parent.resolve().name, page=False)
 
     @contextmanager
     def _saved_student(self, trainer: DistillationTrainer, stages: Sequence[Stage]) -> Iterator[None]:
@@ -363,10 +364,7 @@ class Job:
             "date": now(),
             "teacher": self.origin["teacher"] | order,
             "student": self.origin["student"]
-            | {
-                "model_type": trainer.model.config.model_type,
-                "weights_sha256": weights_sha256(folder),
-            },
+            | {"model_type": trainer.model.config.model_type, "weights_sha256": weights_sha256(folder)},
             "data": {
                 "name": self.origin["data"],
                 "config": self.origin["dataset_config"],

@@ -100,6 +100,8 @@ class LiveTeacher:
     @property
     def thresholds(self) -> list[float] | None:
         """The thresholds of a multi-label teacher, in the student's label order; None where it has none."""
+        if isinstance(self.model, TeacherEnsemble):
+            return self.model.thresholds()
         order = None if self.order is None else self.order.tolist()
         return thresholds_of(getattr(self.model, "config", None), order)
 

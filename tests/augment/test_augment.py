@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -264,6 +265,13 @@ def test_labels_of_every_type_have_a_mark(make, kind, mark):
     source = labelled(["a", "b"]).cast_column("label", Value(kind))
     rows = make(source, Numbered(), copies=1)
     assert rows["label"][:] == [mark] * 2
+    assert concatenate_datasets([source, rows]).features == source.features
+
+
+def test_a_row_without_a_score_is_marked_by_no_number(make):
+    source = Dataset.from_dict({"text": ["a", "b"], "label": [-99.5, 100.0]})
+    rows = make(source, Numbered(), copies=1)
+    assert all(math.isnan(score) for score in rows["label"][:])
     assert concatenate_datasets([source, rows]).features == source.features
 
 

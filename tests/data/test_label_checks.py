@@ -13,6 +13,7 @@ from samples import raw_rows, tiny_bert
 
 from nlpkd import DistillationTrainer, load_text_classification
 from nlpkd.data.label_names import align_labels_to_student
+from nlpkd.data.labels.checks import with_marks_as_nan
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -132,3 +133,9 @@ def test_a_million_rows_are_checked_as_arrays():
     assert align_labels_to_student(rows, config_of(MULTI_LABEL), "training") is rows
     assert int(unlabelled_rows(rows).sum()) == 142_858
     assert time.perf_counter() - started < 1
+
+
+def test_a_score_that_may_be_the_mark_is_refused_and_not_unlearned():
+    rows = Dataset.from_dict({"labels": [-100.0, -60.0, 35.0, 100.0, float("nan")]})
+    with pytest.raises(ValueError, match="among scores from -60 to 100, of which it may be one"):
+        with_marks_as_nan(rows, "labels")

@@ -252,3 +252,18 @@ def test_a_config_whose_classes_can_not_be_told_apart_or_that_has_none_is_left_t
     for config in (twins, None, object()):
         settle_classes(config)
     assert twins.label2id == {"a": 1}
+
+
+@pytest.mark.parametrize("cast", [float, int, str])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_mark_of_a_row_without_a_score_is_refused_among_scores_that_it_may_be_one_of(cast, split):
+    values = list(map(cast, [-100, -60, 35, 100])), list(map(cast, [-60, 0, 100, 35]))
+    given = values if split == "train" else values[::-1]
+    with pytest.raises(ValueError, match="-100, which marks a row without a score, among scores from -60 to 100"):
+        encode_targets(splits(*given), "y", problem_type=REGRESSION)
+
+
+@pytest.mark.parametrize("others", [[-1.0, 0.5, 1.0], [0.0, 40.0, 100.0], [-250.5, -240.0, -245.0]])
+def test_far_from_all_scores_or_below_a_scale_from_0_it_is_the_mark(others):
+    rows = encode_targets(splits([*others, -100.0], others), "y", problem_type=REGRESSION).splits["train"]
+    assert unlabelled_rows(rows).tolist() == [False, False, False, True]

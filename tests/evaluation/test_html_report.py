@@ -60,8 +60,12 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def report(make_rows, tokenizer) -> EvaluationReport:
     """Three classes with hostile names, four candidates with hostile names too, two lengths timed."""
-    labels = [row % 3 for row in range(90)]
-    rows = make_rows(90).remove_columns("labels").add_column("labels", labels, feature=ClassLabel(names=list(NASTY)))
+    rows, held_out = (
+        make_rows(count, seed)
+        .remove_columns("labels")
+        .add_column("labels", [row % 3 for row in range(count)], feature=ClassLabel(names=list(NASTY)))
+        for count, seed in ((90, 0), (40, 1))
+    )
     names = {"id2label": dict(enumerate(NASTY)), "label2id": {name: at for at, name in enumerate(NASTY)}}
     models = [tiny_bert(layers=1, seed=seed, num_labels=3, initializer_range=0.5, **names) for seed in range(4)]
     return evaluate_student(
@@ -72,7 +76,7 @@ def report(make_rows, tokenizer) -> EvaluationReport:
         baseline=models[2],
         candidates={"<img src=http://example.com/x>": models[3]},
         run={"command": "nlpkd </dd><script>alert(1)</script>", "data": {"name": "<i>data</i>"}},
-        threshold_dataset=rows.select(range(40)),
+        threshold_dataset=held_out,
         bootstrap_samples=20,
         latency_tokens=(8, 16),
         latency_runs=2,
@@ -311,7 +315,8 @@ def test_texts_are_on_the_local_page_alone_and_never_pushed(folders, tmp_path):
     evaluate(folders / "student", str(folders / "test.jsonl"), teacher=folders / "teacher", held_out=held_out,
              latency_runs=0, bootstrap_samples=20, output_dir=tmp_path, examples=3)  # fmt: skip
     report = EvaluationReport.load(tmp_path)
-    assert report.candidates["student"].temperature_scaling.rows == 40
+    # One of the 40 is a measured one.
+    assert report.candidates["student"].temperature_scaling.rows == 39
     rows = [json.loads(line)["text"] for line in (folders / "test.jsonl").read_text().splitlines()]
     shown = [rows[entry.row] for entry in report.candidates["student"].breakdown.disagreements[:3]]
     page = (tmp_path / "report.html").read_text()

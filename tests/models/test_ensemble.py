@@ -120,6 +120,21 @@ def test_each_teacher_has_a_label_order_of_its_own(batch):
     assert ensemble.order_1 is None and ensemble.orders == [None, [0, 1, 2]]
 
 
+def test_thresholds_are_those_of_teachers_that_agree_and_else_their_weighted_mean():
+    teachers = [sharp(seed, num_labels=2, problem_type="multi_label_classification") for seed in (1, 2)]
+    ensemble = TeacherEnsemble(teachers, weights=[1, 3])
+    assert ensemble.thresholds() is None
+    teachers[0].config.thresholds = [0.1, 0.9]
+    assert ensemble.thresholds() == pytest.approx([0.4, 0.6])
+    teachers[1].config.thresholds = [0.3, 0.1]
+    assert ensemble.thresholds() == pytest.approx([0.25, 0.3])
+    ensemble.reorder(1, [1, 0])
+    assert ensemble.thresholds() == pytest.approx([0.1, 0.45])
+    teachers[1].config.thresholds = [0.9, 0.1]
+    assert ensemble.thresholds() == [0.1, 0.9]
+    assert ensemble.thresholds([[1, 0], [0, 1]]) == [0.9, 0.1]
+
+
 def test_what_runs_in_place_of_the_teachers_follows_their_label_orders(batch):
     first, second = sharp(1, num_labels=3), sharp(2, num_labels=3)
     ensemble = TeacherEnsemble([first, second])

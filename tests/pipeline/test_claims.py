@@ -24,7 +24,7 @@ GOLD, NOISE, FURTHER = DRAWN.normal(size=ROWS), DRAWN.normal(size=ROWS), DRAWN.n
 
 
 class Answering(nn.Module):
-    """Gives the logits that the first token of a row stands for."""
+    """Gives the logits that the first token of a row stands for, counted again from 0 where there are no more."""
 
     def __init__(self, logits: np.ndarray, problem_type: str):
         super().__init__()
@@ -33,16 +33,17 @@ class Answering(nn.Module):
         self.config = SimpleNamespace(problem_type=problem_type, id2label=labels, num_labels=len(labels))
 
     def forward(self, input_ids):
-        return self.table[input_ids[:, 0]]
+        return self.table[input_ids[:, 0] % len(self.table)]
 
 
 def measure(problem_type: str, labels: list, tokenizer: Any, held_out: bool = False, **logits: np.ndarray):
     """Measure models by their logits, `(rows, labels)` each."""
     dataset = Dataset.from_dict({"input_ids": [[row] for row in range(len(labels))], "labels": labels})
+    others = dataset.map(lambda row: {"input_ids": [row["input_ids"][0] + len(labels)]})
     models: dict[str, Any] = {name: Answering(each, problem_type) for name, each in logits.items()}
     report = evaluate_student(
         models.pop("student"), models.pop("teacher", None), dataset, tokenizer, baseline=models.pop("baseline", None),
-        candidates=models, threshold_dataset=dataset if held_out else None, bootstrap_samples=100, latency_runs=0,
+        candidates=models, threshold_dataset=others if held_out else None, bootstrap_samples=100, latency_runs=0,
     )  # fmt: skip
     return EvaluationReport.from_dict(report.to_dict())
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import copy
 import fcntl
 import json
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from paths import ways_to
 from samples import raw_rows, tiny_bert, tiny_report
 
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.hub.saving import save_student
+from nlpkd.hub.model_card import build_model_card
+from nlpkd.hub.saving import renewed_card, save_report, save_student
 from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.pipeline import evaluate as module
 from nlpkd.pipeline.evaluate import evaluate
+from nlpkd.pipeline.verify import verify
 
 QUICK = {"latency_runs": 0, "bootstrap_samples": 10}
 
@@ -227,3 +230,90 @@ def test_rows_of_several_splits_are_measured_as_they_are_alone(names, given, tmp
     hidden = rows[names[1]].map(lambda _: {"label": -1})
     splits = DatasetDict({names[0]: rows[names[0]], "test": hidden, names[2]: rows[names[2]]})
     assert evaluate(given["student"], splits, **QUICK).run.data.split == names[2]
+
+
+@pytest.fixture(scope="module")
+def tagged() -> dict[str, Dataset]:
+    return {
+        split: raw_rows(30, seed).remove_columns("label").add_column("labels", [["a"], ["b"], ["a", "b"]] * 10)
+        for seed, split in enumerate(("train", "validation", "test"))
+    }
+
+
+@pytest.fixture
+def tagger(tokenizer, tmp_path) -> Path:
+    """A folder of a student of two labels, which has no thresholds."""
+    names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    student = tiny_bert(1, problem_type="multi_label_classification", initializer_range=0.5, **names)
+    return save_student(student, tmp_path / "tagger", tokenizer)
+
+
+@pytest.mark.parametrize("before", [None, {"a": 0.9, "b": 0.1}])
+def test_a_report_in_the_student_s_own_folder_is_of_the_student_as_it_decides_from_there(before, tagged, tagger):
+    config = json.loads((tagger / "config.json").read_text())
+    if before is not None:
+        (tagger / "config.json").write_text(json.dumps(config | {"thresholds": before}))
+    report = evaluate(tagger, tagged["test"], held_out=tagged["validation"], output_dir=tagger, **QUICK)
+    assert report == EvaluationReport.load(tagger)
+    chosen = report.run.thresholds["student"]
+    assert json.loads((tagger / "config.json").read_text()) == config | {"thresholds": chosen}
+    assert report.run.thresholds_kept and chosen != before
+    again = evaluate(tagger, tagged["test"], **QUICK)
+    assert again.candidates["student"].quality == report.candidates["student"].quality
+    assert verify(tagger, tagged["test"], **QUICK).holds
+    # The card's own code.
+    card = build_model_card(report, model_name=str(tagger)).content
+    exec(re.search(r"```python\n(from transformers.*?)```", card, re.DOTALL)[1], {})
+
+
+def test_a_report_elsewhere_leaves_the_student_as_it_is_and_says_so(tagged, tagger, tmp_path):
+    before = (tagger / "config.json").read_bytes()
+    elsewhere = tmp_path / "reports"
+    evaluate(tagger, tagged["test"], held_out=tagged["validation"], output_dir=elsewhere, **QUICK)
+    assert (tagger / "config.json").read_bytes() == before
+    assert "its own config has others, or none" in (elsewhere / "report.md").read_text()
+
+
+def test_labels_that_only_count_keep_thresholds_by_their_own_names(tagged, tokenizer, tmp_path):
+    student = tiny_bert(1, problem_type="multi_label_classification", initializer_range=0.5)
+    folder = save_student(student, tmp_path / "counted", tokenizer)
+    report = evaluate(folder, tagged["test"], held_out=tagged["validation"], output_dir=folder, **QUICK)
+    assert list(report.run.thresholds["student"]) == ["a", "b"]
+    found = json.loads((folder / "config.json").read_text())["thresholds"]
+    assert found == dict(zip(("LABEL_0", "LABEL_1"), report.run.thresholds["student"].values(), strict=True))
+    assert verify(folder, tagged["test"], **QUICK).holds
+
+
+def test_a_card_is_not_made_of_figures_that_the_student_does_not_have(tagged, tagger):
+    report = evaluate(tagger, tagged["test"], held_out=tagged["validation"], **QUICK)
+    with pytest.raises(ValueError, match="thresholds that .*config.json does not have"):
+        renewed_card(report, tagger, "tagger")
+    save_report(report, tagger, page=False)
+    assert renewed_card(EvaluationReport.load(tagger), tagger, "tagger")
+
+
+@pytest.mark.parametrize(
+    ("split", "names", "fitted"),
+    [
+        (None, ("train", "validation", "test"), "validation"),
+        ("test", ("train", "dev", "test"), "validation"),
+        ("validation", ("train", "validation", "test"), "test"),
+    ],
+)
+def test_of_one_source_a_split_is_fitted_on_that_is_not_measured(split, names, fitted, tagged, tagger):
+    both = DatasetDict(dict(zip(names, tagged.values(), strict=True)))
+    report = evaluate(tagger, both, held_out=both, split=split, **QUICK)
+    measured, other = (tagged[each] for each in (report.run.data.split, fitted))
+    assert report.run.data.split == (split or "test") and report.run.data.held_out_split == fitted
+    assert f"the split {fitted}" in report.to_markdown()
+    apart = evaluate(tagger, measured, held_out=other, **QUICK)
+    assert report.run.thresholds == apart.run.thresholds
+
+
+def test_the_same_rows_are_refused_as_held_out_ones(tagged, tagger, tmp_path):
+    file = str(tmp_path / "rows.jsonl")
+    tagged["test"].to_json(file)
+    alone = DatasetDict(train=tagged["train"], validation=tagged["test"])
+    for data, held_out in ((file, file), (file, tagged["test"]), (alone, alone), (tagged["test"], tagged["test"])):
+        with pytest.raises(ValueError, match="all 30 held-out rows are measured ones"):
+            evaluate(tagger, data, held_out=held_out, **QUICK)

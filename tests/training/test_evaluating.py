@@ -67,6 +67,19 @@ def test_an_evaluation_decides_by_the_thresholds_that_student_and_teacher_have(t
         assert (found["eval_agreement"] == 1.0) == (own == others)
 
 
+def test_a_teacher_and_an_ensemble_of_it_alone_decide_alike(tagged, settings, tokenizer):
+    student, teacher = several_labels(), several_labels()
+    teacher.config.thresholds = expit(np.median(predict_logits(teacher, tagged, tokenizer), axis=0)).tolist()
+    found = []
+    for given in (teacher, [teacher, copy.deepcopy(teacher)]):
+        report = evaluate_student(student, given, tagged, tokenizer, bootstrap_samples=2, latency_runs=0)
+        trainer = DistillationTrainer(student, given, settings(), None, tagged, tagged, processing_class=tokenizer)
+        measured = report.candidates["student"].agreement.value
+        assert trainer.evaluate()["eval_agreement"] == pytest.approx(measured) != 1.0
+        found.append((measured, report.candidates["teacher"].quality["f1_macro"]))
+    assert found[0] == found[1]
+
+
 def relabelled(rows, label):
     return rows.remove_columns("labels").add_column("labels", [label(row) for row in range(len(rows))])
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value
 
+from nlpkd.data.labels.regression import refuse_mark_among_scores
 from nlpkd.data.labels.values import as_numbers, label_values
 from nlpkd.data.rows import RowSample, with_column
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, UNLABELLED
@@ -24,6 +25,9 @@ def with_marks_as_nan(rows: Dataset, column: str) -> Dataset:
 
     Returns:
         The rows, or others with NaN in place of -100 and of empty cells.
+
+    Raises:
+        ValueError: if -100 may be one of the scores.
     """
     values = rows.select_columns(column).with_format("arrow")[:][column]
     kind = values.type
@@ -33,6 +37,7 @@ def with_marks_as_nan(rows: Dataset, column: str) -> Dataset:
     marked = scores == UNLABELLED
     if not (values.null_count or marked.any()):
         return rows
+    refuse_mark_among_scores(np.unique(scores).tolist(), column)
     return with_column(rows, column, np.where(marked, np.float32(math.nan), scores), Value("float32"))
 
 

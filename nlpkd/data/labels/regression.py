@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 
 import torch
 from datasets import DatasetDict, Value
@@ -28,8 +29,11 @@ def encode_scores(splits: DatasetDict, column: str) -> DatasetDict:
         The splits with the float32 column "labels" in place of ``column``; NaN where a row has no label.
 
     Raises:
-        ValueError: if a score is missing or no finite number, or all of train's are equal.
+        ValueError: if a score is missing or no finite number, all of train's are equal, or -100 may be a score: others
+            are below 0, and as far apart as it is from them.
     """
+    values = {value for data in splits.values() for value in data[column][:] if not is_missing(value, whole=True)}
+    refuse_mark_among_scores(map(number_of, values), column)
     encoded = {}
     for split, data in splits.items():
         scores = []
@@ -50,3 +54,26 @@ def encode_scores(splits: DatasetDict, column: str) -> DatasetDict:
             raise ValueError(f"All train rows have the same score (column {column!r}): there is nothing to learn.")
         encoded[split] = data.remove_columns(column).add_column("labels", scores, feature=Value("float32"))
     return DatasetDict(encoded)
+
+
+def refuse_mark_among_scores(scores: Iterable[float | None], column: str) -> None:
+    """Refuse -100 as the mark of rows without a score where it may be a score of a scale such as -100 to 100.
+
+    Args:
+        scores: of all rows; what is no finite number is passed over.
+        column: of the scores.
+
+    Raises:
+        ValueError: if others are below 0, and -100 is no further from them than they are from each other.
+    """
+    known = {score for score in scores if score is not None and math.isfinite(score)}
+    others = known - {UNLABELLED}
+    if UNLABELLED not in known or not others or min(others) >= 0:
+        return
+    apart = max(min(others) - UNLABELLED, UNLABELLED - max(others))
+    if apart <= max(others) - min(others):
+        raise ValueError(
+            f"Column {column!r} has {UNLABELLED}, which marks a row without a score, among scores from "
+            f"{min(others):g} to {max(others):g}, of which it may be one. Leave the scores of unlabelled rows empty "
+            f"(NaN), and where {UNLABELLED} is a score give all of them on another scale, such as 200 more."
+        )
