@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.inference import in_eval_mode
+from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED
@@ -50,7 +51,7 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
     """
     evaluated = trainer.eval_dataset
     sets = evaluated if isinstance(evaluated, dict) else {"": evaluated}
-    with undrawn(trainer.args.device), _failing_together(), in_eval_mode(trainer.model):
+    with _trying(trainer):
         _try_rows(trainer, trainer.train_dataset, "training")
         metrics: dict[str, float] | None = {}
         for name, rows in sets.items():
@@ -64,6 +65,27 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
                 if beside is not None:
                     with _named("measuring student, teacher and baselines, or their card"):
                         beside(folder)
+
+
+def rehearse_loss(trainer: Any) -> None:
+    """Try some training rows alone, of a training that others come before; see `rehearse`.
+
+    Args:
+        trainer: a `DistillationTrainer` that is not trained.
+
+    Raises:
+        ValueError: if student, teacher or objectives fail on them.
+    """
+    if trainer.args.rehearsal and not trainer._sharded:
+        with explain_out_of_memory(trainer.args), _trying(trainer):
+            _try_rows(trainer, trainer.train_dataset, "training")
+
+
+@contextmanager
+def _trying(trainer: Any) -> Iterator[None]:
+    """Leave the trainer of all processes as it was, whatever is tried."""
+    with undrawn(trainer.args.device), _failing_together(), in_eval_mode(trainer.model):
+        yield
     if trainer._signals.live is not None:
         trainer._signals.live.release()
 
