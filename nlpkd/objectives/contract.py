@@ -31,7 +31,13 @@ def refuse_other_objectives(objectives: Any) -> None:
             f"{objectives!r:.80}: of a preset give resolve('hinton')[0].objectives (nlpkd.objectives.presets), or to "
             "distill its name alone"
         )
-    for objective in objectives:
+    for number, objective in enumerate(objectives):
+        if any(objective is each for each in objectives[:number]):
+            kind = type(objective).__name__
+            raise ValueError(
+                f"objectives has the same {kind} twice, and each has parameters of its own: give a second instance, "
+                f"another {kind}(...), or it once with twice the weight"
+            )
         _refuse_broken(objective)
 
 
@@ -66,7 +72,7 @@ def _refuse_unwritable(kind: str, config: Mapping[str, Any]) -> None:
 
 
 def refuse_broken_bound(objective: Objective, student_config: Any, teacher_config: Any) -> None:
-    """Refuse an objective that reads layers and does not say which, names some that there are not, or can't be told.
+    """Refuse an objective that reads layers and names none or some that there are not, or can't be told or saved.
 
     Args:
         objective: bound to the two.
@@ -74,10 +80,16 @@ def refuse_broken_bound(objective: Objective, student_config: Any, teacher_confi
         teacher_config: the teacher's, or None.
 
     Raises:
-        ValueError: with the kinds of output, the layers or the setting.
+        ValueError: with the kinds of output, the layers, the setting or the part of its state.
     """
     kind, wanted = type(objective).__name__, objective.required_layers()
     _refuse_unwritable(kind, objective.config())
+    for name, value in objective.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{kind}: {name} of its state_dict is saved with checkpoints, which hold tensors alone, got "
+                f"{value!r:.80}: keep it as a buffer, or let get_extra_state return a tensor"
+            )
     pair = isinstance(wanted, (list, tuple)) and len(wanted) == 2 and all(isinstance(each, Mapping) for each in wanted)
     named = {output for each in wanted for output in each} if pair else set()
     if not pair or (unnamed := sorted((objective.needs & FEATURES) - named)):

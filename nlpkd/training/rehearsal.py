@@ -38,9 +38,9 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
     """Try some rows of every split, the metrics and the saving, on all processes, and refuse what fails.
 
     The training rows go through student, teacher and objectives, and the evaluation rows through the metrics too,
-    which are computed on all labels of the set. The main process saves student and tokenizer into a temporary folder
-    in the output directory. No random number of the training is used. Models that DeepSpeed or FSDP will split up are
-    passed.
+    which are computed on all labels of the set. The main process saves student, tokenizer and objectives into a
+    temporary folder in the output directory. No random number of the training is used. Models that DeepSpeed or FSDP
+    will split up are passed.
 
     Args:
         trainer: a `DistillationTrainer` before its training.
@@ -62,6 +62,8 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
             with staging_folder(Path(trainer.args.output_dir), _STAGING, MODEL_NOT_SAVED) as folder:
                 with _named("saving student and tokenizer"):
                     trainer._save(str(folder))
+                with _named("saving the objectives"):
+                    trainer.save_beside(folder / "objectives")
                 if beside is not None:
                     with _named("measuring student, teacher and baselines, or their card"):
                         beside(folder)

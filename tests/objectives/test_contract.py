@@ -89,6 +89,28 @@ def test_what_a_report_can_hold_passes(held):
     assert Stage([Kept(held=held)]).objectives[0].held == held
 
 
+class Counts(Gap):
+    """Keeps what no file of tensors can hold."""
+
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_refused_when_the_models_are_known(trainer):
+    with pytest.raises(ValueError, match=r"Counts: _extra_state .*alone, got \{'seen': 3\}: keep it as a buffer"):
+        trainer(Counts())
+
+
+def test_the_same_instance_is_taken_once_alone(settings):
+    twice = ForwardKLLoss()
+    for take in (Stage, resolve, lambda given: DistillationTrainer(tiny_bert(), None, settings(), given)):
+        with pytest.raises(ValueError, match="the same ForwardKLLoss twice.*give a second instance"):
+            take([twice, Gap(), twice])
+
+
 LAYERS = [
     (None, r"needs \['hidden_states'\] and names none"),
     (({}, {}), r"needs \['hidden_states'\] and names none"),
