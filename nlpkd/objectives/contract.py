@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from nlpkd.models.capture import CapturedOutput
 from nlpkd.objectives.base import FEATURES, KINDS, Objective
+from nlpkd.objectives.loss_function import LossFunction
 from nlpkd.tasks import TASKS
 from nlpkd.utils.field_types import LARGEST
 
@@ -113,11 +118,15 @@ def _is_layer(number: Any, first: int, last: int | None) -> bool:
     return isinstance(number, Integral) and first <= int(number) <= (LARGEST if last is None else last)
 
 
-def refuse_no_scalars(objective: Objective, student: Any, teacher: Any, batch: Mapping[str, Any]) -> None:
-    """Refuse an objective whose count or total of a batch is no single number.
+def refuse_broken_loss(
+    objective: Objective | LossFunction, student: CapturedOutput, teacher: Any, batch: Mapping[str, Any]
+) -> None:
+    """Refuse an objective whose count or total of a batch is no single number, or of which a student can't learn.
+
+    A total of 0 needs no gradient, as that of rows without labels, and neither does one that is logged with weight 0.
 
     Args:
-        objective: bound. A copy of it is tried, since it may remember what it has seen.
+        objective: bound, or a `compute_loss_func`. A copy of it is tried, since it may remember what it has seen.
         student: the student's outputs on the batch.
         teacher: the teacher's, or None.
         batch: a collated one.
@@ -125,18 +134,50 @@ def refuse_no_scalars(objective: Objective, student: Any, teacher: Any, batch: M
     Raises:
         ValueError: with what it gave.
     """
+    kind = type(objective).__name__
+    whose = "compute_loss_func" if isinstance(objective, LossFunction) else f"{kind}.total"
     try:
-        tried = copy.deepcopy(objective)
-        found = {"count": tried.count(batch), "total": tried.total(student, teacher, batch)}
-    except Exception:
-        # What fails in its own code fails in the training, where what it relies on may be there.
-        return
-    for name, value in found.items():
-        scalar = isinstance(value, Tensor) and value.ndim == 0
+        count, total = _tried(objective, _with_gradients(student), teacher, batch)
+    except Exception as error:
+        try:
+            with torch.no_grad():
+                _tried(objective, student, teacher, batch)
+        except Exception:
+            # What fails in its own code fails in the training, where what it relies on may be there.
+            return
+        raise ValueError(f"{whose} fails where the student's outputs have a gradient: {error}") from error
+    for name, value in ((f"{kind}.count", count), (whose, total)):
+        scalar = isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
         # A total of 0 without a gradient may be a plain number.
-        if not scalar and not (name == "total" and isinstance(value, Real)):
+        if not scalar and not (name == whose and isinstance(value, Real)):
             shape = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
             raise ValueError(
-                f"{type(objective).__name__}.{name} must give a single number as a float32 tensor without dimensions, "
-                f"such as torch.tensor(8.0), and gave {shape}"
+                f"{name} must give a single number as a float32 tensor without dimensions, such as torch.tensor(8.0), "
+                f"and gave {shape}"
             )
+    if count.dtype is torch.bool or not 0 <= float(count) < math.inf:
+        raise ValueError(f"{kind}.count must give how many the mean runs over, 0 or more, and gave {count.item()}")
+    learned = isinstance(total, Tensor) and total.requires_grad
+    if not learned and float(total) != 0 and objective.weight != 0:
+        raise ValueError(
+            f"{whose} gave {float(total):.4g} without a gradient, and nothing would be learned from it: compute it of "
+            "the student's outputs without detach, numpy, argmax or comparisons, or log it by an objective of weight 0"
+        )
+
+
+def _tried(objective: nn.Module, student: Any, teacher: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    tried: Any = copy.deepcopy(objective)
+    return tried.count(batch), tried.total(student, teacher, batch)
+
+
+def _with_gradients(outputs: CapturedOutput) -> CapturedOutput:
+    """Return outputs as those of a student whose weights are all trained."""
+
+    def grown(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(grown, value))
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        # No leaf of a graph either, which can't be changed in place.
+        return value.detach().requires_grad_().clone() if floating else value
+
+    return CapturedOutput(**{each.name: grown(getattr(outputs, each.name)) for each in fields(outputs)})
