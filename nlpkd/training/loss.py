@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -224,6 +225,36 @@ class DistillationLoss:
             some = sample_of_classes(rows, checked_rows(labels or 1))
             run = partial(self.student, student)
             settle_unnamed_head(student, run, some, collate, self.batch_size, device, self.seed)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Have the objectives in eval mode and at the end of their schedules for a while, as the student is evaluated.
+
+        Yields:
+            Nothing.
+        """
+        with self.objectives.at_the_end(), in_eval_mode(nn.ModuleList(self._modules())):
+            yield
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Let copies in eval mode stand for the objectives for a while, since some remember what they have seen.
+
+        Yields:
+            Nothing.
+        """
+        kept = self.objectives, self.own
+        with in_eval_mode(nn.ModuleList(self._modules())):
+            # What can't be copied, such as a result that is kept with its graph, is tried itself.
+            with suppress(Exception):
+                self.objectives, self.own = copy.deepcopy(kept)
+            try:
+                yield
+            finally:
+                self.objectives, self.own = kept
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.objectives, *([] if self.own is None else [self.own])]
 
     @property
     def names(self) -> list[str]:

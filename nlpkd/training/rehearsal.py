@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
-from nlpkd.models.inference import in_eval_mode
+from nlpkd.models.inference import unchanged
 from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.fingerprints import is_foreign
@@ -86,7 +86,7 @@ def rehearse_loss(trainer: Any) -> None:
 @contextmanager
 def _trying(trainer: Any) -> Iterator[None]:
     """Leave the trainer of all processes as it was, whatever is tried."""
-    with undrawn(trainer.args.device), _failing_together(), in_eval_mode(trainer.model):
+    with undrawn(trainer.args.device), _failing_together(), unchanged(trainer.model), trainer._loss.tried():
         yield
     if trainer._signals.live is not None:
         trainer._signals.live.release()
