@@ -30,7 +30,6 @@ from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import in_eval_mode, placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.contract import refuse_broken_loss, refuse_other_objectives
-from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.loss_function import LossFunction
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
@@ -126,8 +125,10 @@ class DistillationLoss:
         self.batch_size, self.seed = args.eval_batch_size, args.seed
         self.recorded: Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Tensor, CapturedOutput] | None] | None
         self.recorded = None
-        given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
-        self.objectives = ObjectiveSet(given, args.weighting)
+        for objective in objectives:
+            if isinstance(objective, CrossEntropyLoss):
+                objective.smooth_by_run(args.label_smoothing_factor)
+        self.objectives = ObjectiveSet(objectives, args.weighting)
         self.objectives.refuse_few_rows(args.train_batch_size)
         self.task = task_of(getattr(student, "config", None)) or SINGLE_LABEL
         # A teacher, where one is needed
