@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
@@ -157,8 +158,12 @@ def refuse_broken_loss(
             )
     if count.dtype is torch.bool or not 0 <= float(count) < math.inf:
         raise ValueError(f"{kind}.count must give how many the mean runs over, 0 or more, and gave {count.item()}")
-    learned = isinstance(total, Tensor) and total.requires_grad
-    if not learned and float(total) != 0 and objective.weight != 0:
+    if not _has_gradient(total) and float(total) == 0:
+        # By chance perhaps: of a student that decides otherwise it is not.
+        with suppress(Exception):
+            _, other = _tried(objective, _with_gradients(student, -1.0), teacher, batch)
+            total = other if _has_gradient(other) else float(other)
+    if not _has_gradient(total) and float(total) != 0 and objective.weight != 0:
         raise ValueError(
             f"{whose} gave {float(total):.4g} without a gradient, and nothing would be learned from it: compute it of "
             "the student's outputs without detach, numpy, argmax or comparisons, or log it by an objective of weight 0"
@@ -170,14 +175,18 @@ def _tried(objective: nn.Module, student: Any, teacher: Any, batch: Mapping[str,
     return tried.count(batch), tried.total(student, teacher, batch)
 
 
-def _with_gradients(outputs: CapturedOutput) -> CapturedOutput:
-    """Return outputs as those of a student whose weights are all trained."""
+def _has_gradient(total: Any) -> bool:
+    return isinstance(total, Tensor) and total.requires_grad
+
+
+def _with_gradients(outputs: CapturedOutput, factor: float = 1.0) -> CapturedOutput:
+    """Return outputs, times a factor, as those of a student whose weights are all trained."""
 
     def grown(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(grown, value))
         floating = isinstance(value, Tensor) and value.is_floating_point()
-        # No leaf of a graph either, which can't be changed in place.
-        return value.detach().requires_grad_().clone() if floating else value
+        # No leaf of a graph, which can't be changed in place.
+        return value.detach().requires_grad_() * factor if floating else value
 
     return CapturedOutput(**{each.name: grown(getattr(outputs, each.name)) for each in fields(outputs)})

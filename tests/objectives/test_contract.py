@@ -170,6 +170,8 @@ def test_a_count_or_a_total_that_is_no_single_number_is_refused_before_the_first
 
 UNLEARNED = {
     "argmax": lambda student, teacher: (student.logits.argmax(-1) != 1 - student.logits.argmax(-1)).float().sum(),
+    "argmax that is right": lambda student, teacher: (student.logits.argmax(-1) != 0).float().sum(),
+    "argmax that is wrong": lambda student, teacher: (student.logits.argmax(-1) != 1).float().sum(),
     "whole number": lambda student, teacher: (student.logits < 1e9).sum(),
     "detached": lambda student, teacher: student.logits.detach().square().sum(),
     "of the teacher alone": lambda student, teacher: teacher.logits.square().sum(),
