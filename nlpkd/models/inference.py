@@ -99,6 +99,33 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and restore training flags, weights and buffers, whatever its passes do to them.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Nothing.
+    """
+    stores: list[Any] = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    kept = [(store, dict(store)) for store in stores]
+    tensors = [each for _, known in kept for each in known.values() if each is not None]
+    values = [tensor.detach().clone() for tensor in tensors]
+    try:
+        with in_eval_mode(model):
+            yield
+    finally:
+        for store, known in kept:
+            store.clear()
+            store.update(known)
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Return where a model is and in which dtype, judged by its first parameter.
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from nlpkd.models.capture import CapturedOutput
 from nlpkd.objectives.base import FEATURES, KINDS, Objective
+from nlpkd.objectives.loss_function import LossFunction
 from nlpkd.tasks import TASKS
 from nlpkd.utils.field_types import LARGEST
 
@@ -31,7 +37,13 @@ def refuse_other_objectives(objectives: Any) -> None:
             f"{objectives!r:.80}: of a preset give resolve('hinton')[0].objectives (nlpkd.objectives.presets), or to "
             "distill its name alone"
         )
-    for objective in objectives:
+    for number, objective in enumerate(objectives):
+        if any(objective is each for each in objectives[:number]):
+            kind = type(objective).__name__
+            raise ValueError(
+                f"objectives has the same {kind} twice, and each has parameters of its own: give a second instance, "
+                f"another {kind}(...), or it once with twice the weight"
+            )
         _refuse_broken(objective)
 
 
@@ -66,7 +78,7 @@ def _refuse_unwritable(kind: str, config: Mapping[str, Any]) -> None:
 
 
 def refuse_broken_bound(objective: Objective, student_config: Any, teacher_config: Any) -> None:
-    """Refuse an objective that reads layers and does not say which, names some that there are not, or can't be told.
+    """Refuse an objective that reads layers and names none or some that there are not, or can't be told or saved.
 
     Args:
         objective: bound to the two.
@@ -74,10 +86,16 @@ def refuse_broken_bound(objective: Objective, student_config: Any, teacher_confi
         teacher_config: the teacher's, or None.
 
     Raises:
-        ValueError: with the kinds of output, the layers or the setting.
+        ValueError: with the kinds of output, the layers, the setting or the part of its state.
     """
     kind, wanted = type(objective).__name__, objective.required_layers()
     _refuse_unwritable(kind, objective.config())
+    for name, value in objective.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{kind}: {name} of its state_dict is saved with checkpoints, which hold tensors alone, got "
+                f"{value!r:.80}: keep it as a buffer, or let get_extra_state return a tensor"
+            )
     pair = isinstance(wanted, (list, tuple)) and len(wanted) == 2 and all(isinstance(each, Mapping) for each in wanted)
     named = {output for each in wanted for output in each} if pair else set()
     if not pair or (unnamed := sorted((objective.needs & FEATURES) - named)):
@@ -101,11 +119,15 @@ def _is_layer(number: Any, first: int, last: int | None) -> bool:
     return isinstance(number, Integral) and first <= int(number) <= (LARGEST if last is None else last)
 
 
-def refuse_no_scalars(objective: Objective, student: Any, teacher: Any, batch: Mapping[str, Any]) -> None:
-    """Refuse an objective whose count or total of a batch is no single number.
+def refuse_broken_loss(
+    objective: Objective | LossFunction, student: CapturedOutput, teacher: Any, batch: Mapping[str, Any]
+) -> None:
+    """Refuse an objective whose count or total of a batch is no single number, or of which a student can't learn.
+
+    A total of 0 needs no gradient, as that of rows without labels, and neither does one that is logged with weight 0.
 
     Args:
-        objective: bound. A copy of it is tried, since it may remember what it has seen.
+        objective: bound, or a `compute_loss_func`. A copy of it is tried, since it may remember what it has seen.
         student: the student's outputs on the batch.
         teacher: the teacher's, or None.
         batch: a collated one.
@@ -113,18 +135,58 @@ def refuse_no_scalars(objective: Objective, student: Any, teacher: Any, batch: M
     Raises:
         ValueError: with what it gave.
     """
+    kind = type(objective).__name__
+    whose = "compute_loss_func" if isinstance(objective, LossFunction) else f"{kind}.total"
     try:
-        tried = copy.deepcopy(objective)
-        found = {"count": tried.count(batch), "total": tried.total(student, teacher, batch)}
-    except Exception:
-        # What fails in its own code fails in the training, where what it relies on may be there.
-        return
-    for name, value in found.items():
-        scalar = isinstance(value, Tensor) and value.ndim == 0
+        count, total = _tried(objective, _with_gradients(student), teacher, batch)
+    except Exception as error:
+        try:
+            with torch.no_grad():
+                _tried(objective, student, teacher, batch)
+        except Exception:
+            # What fails in its own code fails in the training, where what it relies on may be there.
+            return
+        raise ValueError(f"{whose} fails where the student's outputs have a gradient: {error}") from error
+    for name, value in ((f"{kind}.count", count), (whose, total)):
+        scalar = isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
         # A total of 0 without a gradient may be a plain number.
-        if not scalar and not (name == "total" and isinstance(value, Real)):
+        if not scalar and not (name == whose and isinstance(value, Real)):
             shape = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
             raise ValueError(
-                f"{type(objective).__name__}.{name} must give a single number as a float32 tensor without dimensions, "
-                f"such as torch.tensor(8.0), and gave {shape}"
+                f"{name} must give a single number as a float32 tensor without dimensions, such as torch.tensor(8.0), "
+                f"and gave {shape}"
             )
+    if count.dtype is torch.bool or not 0 <= float(count) < math.inf:
+        raise ValueError(f"{kind}.count must give how many the mean runs over, 0 or more, and gave {count.item()}")
+    if not _has_gradient(total) and float(total) == 0:
+        # By chance perhaps: of a student that decides otherwise it is not.
+        with suppress(Exception):
+            _, other = _tried(objective, _with_gradients(student, -1.0), teacher, batch)
+            total = other if _has_gradient(other) else float(other)
+    if not _has_gradient(total) and float(total) != 0 and objective.weight != 0:
+        raise ValueError(
+            f"{whose} gave {float(total):.4g} without a gradient, and nothing would be learned from it: compute it of "
+            "the student's outputs without detach, numpy, argmax or comparisons, or log it by an objective of weight 0"
+        )
+
+
+def _tried(objective: nn.Module, student: Any, teacher: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    tried: Any = copy.deepcopy(objective)
+    return tried.count(batch), tried.total(student, teacher, batch)
+
+
+def _has_gradient(total: Any) -> bool:
+    return isinstance(total, Tensor) and total.requires_grad
+
+
+def _with_gradients(outputs: CapturedOutput, factor: float = 1.0) -> CapturedOutput:
+    """Return outputs, times a factor, as those of a student whose weights are all trained."""
+
+    def grown(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(grown, value))
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        # No leaf of a graph, which can't be changed in place.
+        return value.detach().requires_grad_() * factor if floating else value
+
+    return CapturedOutput(**{each.name: grown(getattr(outputs, each.name)) for each in fields(outputs)})

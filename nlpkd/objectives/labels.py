@@ -47,11 +47,32 @@ class CrossEntropyLoss(Objective):
 
     def __init__(self, weight: float = 1.0, class_weights: GivenWeights = None, label_smoothing: float = 0.0):
         super().__init__(weight)
+        self._run_smoothing = 0.0
         self.label_smoothing = label_smoothing
         self._class_weights: Tensor | None
         self.register_buffer("_class_weights", None, persistent=False)
         self._given: GivenWeights = None
         self.weigh_classes(class_weights)
+
+    @property
+    def label_smoothing(self) -> float:
+        """The share of the target that is spread: its own, or where that is 0 that of the run."""
+        return self._own_smoothing or self._run_smoothing
+
+    @label_smoothing.setter
+    def label_smoothing(self, label_smoothing: float) -> None:
+        self._own_smoothing = label_smoothing
+
+    def smooth_by_run(self, label_smoothing: float) -> None:
+        """Set what holds in a run where this has no label smoothing of its own, `label_smoothing_factor`.
+
+        Raises:
+            ValueError: if it is out of range.
+        """
+        limit = self.limits["label_smoothing"]
+        if not limit.allows(label_smoothing):
+            raise ValueError(f"label_smoothing_factor must be {limit.told}, got {label_smoothing!r:.80}")
+        self._run_smoothing = label_smoothing
 
     @property
     def class_weights(self) -> Tensor | None:
@@ -82,8 +103,8 @@ class CrossEntropyLoss(Objective):
         self._given, self._class_weights = class_weights, weights
 
     def again(self, **settings: Any) -> Objective:
-        """Make the same anew, with the class weights as they were given; see `Objective.again`."""
-        return super().again(**{"class_weights": self._given} | settings)
+        """Make the same anew, with class weights and smoothing as they were given; see `Objective.again`."""
+        return super().again(**{"class_weights": self._given, "label_smoothing": self._own_smoothing} | settings)
 
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Put the class weights in the student's order and check their number; see `Objective.bind`."""
@@ -147,35 +168,24 @@ class CrossEntropyLoss(Objective):
         return super().config() | {"class_weights": weights, "label_smoothing": self.label_smoothing}
 
 
-def with_gold_settings(
-    objectives: Sequence[Objective],
-    class_weights: GivenWeights = None,
-    label_smoothing: float = 0.0,
-) -> list[Objective]:
-    """Apply a run's settings of the gold labels to the cross-entropies that have none of their own.
+def with_gold_settings(objectives: Sequence[Objective], class_weights: GivenWeights = None) -> list[Objective]:
+    """Apply a run's class weights to the cross-entropies that have none of their own.
 
     Args:
         objectives: not bound yet; left as they are.
         class_weights: one weight a class, as `CrossEntropyLoss` takes them.
-        label_smoothing: share of the target spread evenly over the classes.
 
     Returns:
-        The objectives; in place of a cross-entropy that takes a setting a copy that has it.
+        The objectives; in place of a cross-entropy that takes the weights a copy that has them.
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: if the weights are out of range.
     """
     applied = []
     for objective in objectives:
-        if isinstance(objective, CrossEntropyLoss):
-            weighted = class_weights is not None and objective.class_weights is None
-            smoothed = label_smoothing and not objective.label_smoothing
-            if weighted or smoothed:
-                objective = copy.deepcopy(objective)
-            if weighted:
-                objective.weigh_classes(class_weights)
-            if smoothed:
-                objective.label_smoothing = label_smoothing
+        if class_weights is not None and isinstance(objective, CrossEntropyLoss) and objective.class_weights is None:
+            objective = copy.deepcopy(objective)
+            objective.weigh_classes(class_weights)
         applied.append(objective)
     return applied
 
@@ -189,7 +199,7 @@ class TeacherLabelLoss(Objective):
     of FixMatch (Sohn et al. 2020, arXiv:2001.07685, equation 4, where the mean is over all rows too). Multi-label
     tasks have the binary form, mean over labels, with a decision and a confidence for each label: a teacher with
     `config.thresholds` gives the labels above them, as `load(...)(text, decide=True)` and reports do. Several teachers
-    together, and columns kept without their teacher, have the threshold 0.5.
+    go by `TeacherEnsemble.thresholds`. Columns kept without their teacher have the threshold 0.5.
 
     Args:
         weight: factor of this objective in the sum.

@@ -302,9 +302,12 @@ class ObjectiveSet(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the objectives' own parameters beside a checkpoint; nothing where there are none."""
-        if state := self.state_dict():
+        state, saved_as = self._own_state()
+        if state:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(folder) / OBJECTIVES_FILE)
+            # Copies, since a file can't hold tensors that lie in each other.
+            tensors = {name: state[name].detach().clone().contiguous() for name in dict.fromkeys(saved_as.values())}
+            save_file(tensors, Path(folder) / OBJECTIVES_FILE)
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote.
@@ -315,7 +318,8 @@ class ObjectiveSet(nn.Module):
         Raises:
             ValueError: if the checkpoint was written with other objectives.
         """
-        path, expected = Path(folder) / OBJECTIVES_FILE, self.state_dict()
+        path, (state, saved_as) = Path(folder) / OBJECTIVES_FILE, self._own_state()
+        expected = {name: state[name] for name in saved_as.values()}
         found = load_file(path) if path.exists() else {}
         if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in expected.items()}:
             raise ValueError(
@@ -323,4 +327,10 @@ class ObjectiveSet(nn.Module):
                 "objectives of the run that wrote the checkpoint"
             )
         if found:
-            self.load_state_dict(found)
+            self.load_state_dict({name: found[first] for name, first in saved_as.items()})
+
+    def _own_state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the state by name, and for each name the first one of the same tensor, by which it is saved."""
+        state = self.state_dict(keep_vars=True)
+        first: dict[int, str] = {}
+        return state, {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}

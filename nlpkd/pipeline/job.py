@@ -34,12 +34,13 @@ from nlpkd.pipeline.roles import train_baseline
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_training, measurement_sha256
-from nlpkd.training.rehearsal import rows_to_try
-from nlpkd.training.resuming import Training, resumes, resumes_last, train_once
+from nlpkd.training.rehearsal import rehearse_loss, rows_to_try
+from nlpkd.training.resuming import Training, beside, resumes, resumes_last, stage_folder, train_once
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import numbered_folders, weights_sha256
-from nlpkd.utils.processes import phase
+from nlpkd.utils.processes import phase, quiet
 from nlpkd.utils.provenance import command_line, now
+from nlpkd.utils.randomness import undrawn
 
 logger = logging.getLogger(__name__)
 
@@ -77,22 +78,24 @@ class Job:
     learning_rate: float = DistillationConfig.learning_rate
 
     def check(self, args: DistillationConfig) -> None:
-        """Make student and baselines, and fit them, the rows and the objectives together; nothing is trained.
+        """Make student and baselines, and fit them, the rows and the objectives of every stage; nothing is trained.
 
-        Teacher and gold labels are not compared.
+        Teacher and gold labels are not compared. No random number of a training is used.
 
         Args:
             args: the settings.
 
         Raises:
-            ValueError: if something does not fit, as in `run`.
+            ValueError: if something does not fit, as in `run`; with a rehearsal, if the loss of a stage fails.
         """
-        student = self.make_untrained_student(args.seed)
-        ask_for_label_names(student.config, self.data["train"])
-        for make in self.baselines.values():
-            make(args.seed)
-        for stage in copy.deepcopy(self.stages):
-            self.trainer(student, replace(args, **stage.settings | {"teacher_check": "off"}), stage)
+        with quiet("nlpkd"), undrawn(args.device):
+            student = self.make_untrained_student(args.seed)
+            ask_for_label_names(student.config, self.data["train"])
+            for make in self.baselines.values():
+                make(args.seed)
+            for stage in copy.deepcopy(self.stages):
+                own = replace(args, **stage.settings | {"teacher_check": "off", "push_to_hub": False})
+                rehearse_loss(self.trainer(student, own, stage))
 
     def run(
         self, args: DistillationConfig, num_seeds: int, baseline_dir: Path
@@ -112,6 +115,9 @@ class Job:
             # Reports of an earlier run, perhaps of other rows: a resume of this one would take them for its own.
             for each in numbered_folders(folder, "seed").values():
                 (each / JSON_NAME).unlink(missing_ok=True)
+        if len(self.stages) > 1:
+            # What a later stage refuses is told before an earlier one is trained.
+            self.check(args)
         # Objectives are trained too: each seed starts with its own.
         fresh = copy.deepcopy(self.stages)
         if num_seeds > 1:
@@ -127,7 +133,7 @@ class Job:
             # A seed whose measuring failed has a report too, of its student alone.
             if before is not None and not (before.is_like(report) and before.is_of_all(further)):
                 before = None
-            settings = replace(_beside(args, further), seed=seed, data_seed=None)
+            settings = replace(beside(args, further), seed=seed, data_seed=None)
             reports.append(self.run_seed(settings, copy.deepcopy(fresh), further / "baseline", before=before)[1])
         if num_seeds > 1:
             report = replace(report, seeds=aggregate_seeds(reports))
@@ -163,7 +169,7 @@ class Job:
         for number, stage in enumerate(stages, start=1):
             own = replace(args, **stage.settings, push_to_hub=False)
             if number < len(stages):
-                own = _beside(own, _stage_folder(Path(args.output_dir), number, len(stages)))
+                own = beside(own, stage_folder(Path(args.output_dir), number, len(stages)))
             if resumes_last(args):
                 # The first training tells whether the job is the one that is resumed.
                 own = replace(own, resume_from_checkpoint="True" if number == 1 else "auto")
@@ -187,9 +193,9 @@ class Job:
                 if self.teacher is not None:
                     align_copied_head(model, self.teacher, trainer.teacher_order)
                 places = [
-                    _stage_folder(baseline_dir / name, number, len(stages)) for number in range(1, len(stages) + 1)
+                    stage_folder(baseline_dir / name, number, len(stages)) for number in range(1, len(stages) + 1)
                 ]
-                alone = list(map(_beside, settings, places))
+                alone = list(map(beside, settings, places))
                 tokenizer = with_limit(self.tokenizer, self.data.max_length)
                 baselines[name], spent[name] = train_baseline(model, name, self.data, tokenizer, alone, lessons)
             if before is not None and all(each.finished_before for each in spent.values()):
@@ -379,20 +385,3 @@ class Job:
                 **self.data.reading,
             },
         }
-
-
-def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
-    """Return the settings of a further training; a checkpoint asked for belongs to the first one alone."""
-    # Seeds and stages teach the same rows, so that the teacher need not run on them again.
-    return replace(
-        args,
-        output_dir=str(folder),
-        teacher_cache_dir=args.teacher_cache,
-        push_to_hub=False,
-        resume_from_checkpoint="auto" if resumes(args) else None,
-    )
-
-
-def _stage_folder(folder: Path, number: int, stages: int) -> Path:
-    """Return where a stage's model goes: the last one's is the one that was asked for."""
-    return folder / f"stage-{number}" if number < stages else folder

@@ -42,7 +42,6 @@ from nlpkd.teachers.base import LabelingTeacher, as_teacher, batches_by_length
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.fingerprints import hash_tokenizer, hash_value
-from nlpkd.utils.processes import quiet
 
 __all__ = ["LabelPlan", "label"]
 
@@ -227,8 +226,7 @@ class Rounds:
         chosen = distinct[: self.budget]
         few = with_equal_probabilities(self.rows.select(chosen), self.teacher)
         job, args = _round_of(self.student, few, self.test, self.output, self.teacher, **self.settings)
-        with quiet("nlpkd"):
-            job.check(args)
+        job.check(args)
         self._kept()
 
     def most(self) -> list[str]:

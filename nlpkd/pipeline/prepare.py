@@ -243,8 +243,7 @@ def prepare_labelled_job(
         return replace(job, origin=job.origin | told | {"teacher": describe_labeller(teacher)})
 
     job = prepared(rows.unanswered(), teacher)
-    with quiet("nlpkd"):
-        job.check(args)
+    job.check(args)
     answered = rows.answered()
     # What there is to say of the rows was said when they were first read.
     with quiet("nlpkd"):

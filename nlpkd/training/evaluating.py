@@ -324,7 +324,7 @@ class EvaluatingTrainer(ResumableTrainer):
         rounded = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         kept = _weights_kept(self.model) if rounded and whole else nullcontext()
-        with self._loss.objectives.at_the_end(), kept:
+        with self._loss.evaluating(), kept:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.columns import TEACHER_LOGITS
@@ -30,12 +30,12 @@ from nlpkd.models.capture import Capture, CapturedOutput
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import in_eval_mode, placement
 from nlpkd.objectives import CrossEntropyLoss, Objective
-from nlpkd.objectives.contract import refuse_no_scalars, refuse_other_objectives
+from nlpkd.objectives.contract import refuse_broken_loss, refuse_other_objectives
 from nlpkd.objectives.idle import refuse_no_weight, tell_idle_smoothing
-from nlpkd.objectives.labels import with_gold_settings
+from nlpkd.objectives.loss_function import LossFunction
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import resolve
-from nlpkd.tasks import SINGLE_LABEL, is_unlabelled, task_of
+from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.teachers.checks import checked_rows, settle_unnamed_head
 from nlpkd.teachers.compatibility import (
     refuse_no_classifier,
@@ -122,12 +122,15 @@ class DistillationLoss:
         classes: Classes | None,
         autocast: Callable[[], AbstractContextManager],
     ):
-        self.own, self.device = own, args.device
+        self.own = None if own is None else LossFunction(own)
+        self.device = args.device
         self.batch_size, self.seed = args.eval_batch_size, args.seed
         self.recorded: Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Tensor, CapturedOutput] | None] | None
         self.recorded = None
-        given = with_gold_settings(objectives, label_smoothing=args.label_smoothing_factor)
-        self.objectives = ObjectiveSet(given, args.weighting)
+        for objective in objectives:
+            if isinstance(objective, CrossEntropyLoss):
+                objective.smooth_by_run(args.label_smoothing_factor)
+        self.objectives = ObjectiveSet(objectives, args.weighting)
         self.objectives.refuse_few_rows(args.train_batch_size)
         if own is None:
             refuse_no_weight(self.objectives.members)
@@ -195,8 +198,8 @@ class DistillationLoss:
                 its head, see `nlpkd.teachers.checks.settle_unnamed_head`.
 
         Raises:
-            ValueError: see `nlpkd.teachers.compatibility.refuse_no_classifier`; or if an objective of somebody's own
-                gives something else than a number.
+            ValueError: see `nlpkd.teachers.compatibility.refuse_no_classifier`; or if an objective or loss function
+                of somebody's own gives something else than a number that a student can learn from.
         """
         sample = None if rows is None else sample_rows(random_access(rows, _TRIED_ROWS), _TRIED_ROWS)
         if not sample:
@@ -220,16 +223,49 @@ class DistillationLoss:
         except (RuntimeError, IndexError) as error:
             told = self.signals.too_long(rows, "training")
             raise (ValueError(told) if told else error) from error
-        if own := [objective for objective in self.objectives if is_foreign(type(objective))]:
+        foreign: list[Objective | LossFunction] = [each for each in self.objectives if is_foreign(type(each))]
+        if self.own is not None:
+            foreign.append(self.own)
+        if foreign:
             teacher = self.signals.outputs(batch) if self.objectives.need_teacher else None
             with torch.no_grad(), in_eval_mode(student):
                 outputs = self.student(student, batch)
-                for objective in own:
-                    refuse_no_scalars(objective, outputs, teacher, batch)
+            for objective in foreign:
+                refuse_broken_loss(objective, outputs, teacher, batch)
         if unnamed:
             some = sample_of_classes(rows, checked_rows(labels or 1))
             run = partial(self.student, student)
             settle_unnamed_head(student, run, some, collate, self.batch_size, device, self.seed)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Have the objectives in eval mode and at the end of their schedules for a while, as the student is evaluated.
+
+        Yields:
+            Nothing.
+        """
+        with self.objectives.at_the_end(), in_eval_mode(nn.ModuleList(self._modules())):
+            yield
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Let copies in eval mode stand for the objectives for a while, since some remember what they have seen.
+
+        Yields:
+            Nothing.
+        """
+        kept = self.objectives, self.own
+        with in_eval_mode(nn.ModuleList(self._modules())):
+            # What can't be copied, such as a result that is kept with its graph, is tried itself.
+            with suppress(Exception):
+                self.objectives, self.own = copy.deepcopy(kept)
+            try:
+                yield
+            finally:
+                self.objectives, self.own = kept
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.objectives, *([] if self.own is None else [self.own])]
 
     @property
     def names(self) -> list[str]:
@@ -259,9 +295,7 @@ class DistillationLoss:
         """Count what each part's mean runs over in a collated batch: `(parts,)`."""
         counts = self.objectives.counts(batch) if len(self.objectives) else torch.zeros(0, device=self.device)
         if self.own is not None:
-            if "labels" not in batch:
-                raise ValueError("compute_loss_func is given the labels, and the rows have none: give labelled rows")
-            counts = torch.cat([counts, (~is_unlabelled(batch["labels"])).sum()[None]])
+            counts = torch.cat([counts, self.own.count(batch)[None]])
         return counts
 
     def on(
@@ -325,8 +359,7 @@ class DistillationLoss:
         parts = self.objectives.parts(student, teacher, batch, of_objectives)
         loss: Any = self.objectives.weigh(parts, batch, of_objectives)
         if self.own is not None:
-            outputs = SequenceClassifierOutput(logits=student.logits)
-            parts.append(self.own(outputs, batch.get("labels"), num_items_in_batch=counts[-1]))
+            parts.append(self.own.value(student, batch, counts[-1]))
             loss = loss + parts[-1]
         return loss, torch.stack(parts)
 

@@ -18,8 +18,9 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
-from nlpkd.models.inference import in_eval_mode
+from nlpkd.models.inference import unchanged
 from nlpkd.training.best import refuse_no_number, refuse_unkept
+from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED
@@ -38,9 +39,9 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
     """Try some rows of every split, the metrics and the saving, on all processes, and refuse what fails.
 
     The training rows go through student, teacher and objectives, and the evaluation rows through the metrics too,
-    which are computed on all labels of the set. The main process saves student and tokenizer into a temporary folder
-    in the output directory. No random number of the training is used. Models that DeepSpeed or FSDP will split up are
-    passed.
+    which are computed on all labels of the set. The main process saves student, tokenizer and objectives into a
+    temporary folder in the output directory. No random number of the training is used. Models that DeepSpeed or FSDP
+    will split up are passed.
 
     Args:
         trainer: a `DistillationTrainer` before its training.
@@ -51,7 +52,7 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
     """
     evaluated = trainer.eval_dataset
     sets = evaluated if isinstance(evaluated, dict) else {"": evaluated}
-    with undrawn(trainer.args.device), _failing_together(), in_eval_mode(trainer.model):
+    with _trying(trainer):
         _try_rows(trainer, trainer.train_dataset, "training")
         metrics: dict[str, float] | None = {}
         for name, rows in sets.items():
@@ -62,9 +63,32 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
             with staging_folder(Path(trainer.args.output_dir), _STAGING, MODEL_NOT_SAVED) as folder:
                 with _named("saving student and tokenizer"):
                     trainer._save(str(folder))
+                with _named("saving the objectives"):
+                    trainer.save_beside(folder / "objectives")
                 if beside is not None:
                     with _named("measuring student, teacher and baselines, or their card"):
                         beside(folder)
+
+
+def rehearse_loss(trainer: Any) -> None:
+    """Try some training rows alone, of a training that others come before; see `rehearse`.
+
+    Args:
+        trainer: a `DistillationTrainer` that is not trained.
+
+    Raises:
+        ValueError: if student, teacher or objectives fail on them.
+    """
+    if trainer.args.rehearsal and not trainer._sharded:
+        with explain_out_of_memory(trainer.args), _trying(trainer):
+            _try_rows(trainer, trainer.train_dataset, "training")
+
+
+@contextmanager
+def _trying(trainer: Any) -> Iterator[None]:
+    """Leave the trainer of all processes as it was, whatever is tried."""
+    with undrawn(trainer.args.device), _failing_together(), unchanged(trainer.model), trainer._loss.tried():
+        yield
     if trainer._signals.live is not None:
         trainer._signals.live.release()
 

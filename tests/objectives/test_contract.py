@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from samples import tiny_bert, tiny_config
 
 from nlpkd import DistillationTrainer
-from nlpkd.objectives import ForwardKLLoss, LinearTemperature, Objective, Stage
+from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, LinearTemperature, Objective, Stage
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 from nlpkd.objectives.presets import resolve
 
@@ -89,6 +90,28 @@ def test_what_a_report_can_hold_passes(held):
     assert Stage([Kept(held=held)]).objectives[0].held == held
 
 
+class Counts(Gap):
+    """Keeps what no file of tensors can hold."""
+
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_refused_when_the_models_are_known(trainer):
+    with pytest.raises(ValueError, match=r"Counts: _extra_state .*alone, got \{'seen': 3\}: keep it as a buffer"):
+        trainer(Counts())
+
+
+def test_the_same_instance_is_taken_once_alone(settings):
+    twice = ForwardKLLoss()
+    for take in (Stage, resolve, lambda given: DistillationTrainer(tiny_bert(), None, settings(), given)):
+        with pytest.raises(ValueError, match="the same ForwardKLLoss twice.*give a second instance"):
+            take([twice, Gap(), twice])
+
+
 LAYERS = [
     (None, r"needs \['hidden_states'\] and names none"),
     (({}, {}), r"needs \['hidden_states'\] and names none"),
@@ -143,6 +166,125 @@ SCALARS = [
 def test_a_count_or_a_total_that_is_no_single_number_is_refused_before_the_first_step(members, said, trainer):
     with pytest.raises(ValueError, match=said):
         trainer(derived(**members)())
+
+
+UNLEARNED = {
+    "argmax": lambda student, teacher: (student.logits.argmax(-1) != 1 - student.logits.argmax(-1)).float().sum(),
+    "argmax that is right": lambda student, teacher: (student.logits.argmax(-1) != 0).float().sum(),
+    "argmax that is wrong": lambda student, teacher: (student.logits.argmax(-1) != 1).float().sum(),
+    "whole number": lambda student, teacher: (student.logits < 1e9).sum(),
+    "detached": lambda student, teacher: student.logits.detach().square().sum(),
+    "of the teacher alone": lambda student, teacher: teacher.logits.square().sum(),
+    "of no model": lambda student, teacher: torch.tensor(3.5),
+    "a number": lambda student, teacher: 3.5,
+    "no number": lambda student, teacher: float("nan"),
+}
+"""Totals that a student can't learn from."""
+
+
+@pytest.mark.parametrize("how", UNLEARNED)
+def test_a_loss_without_a_gradient_is_refused_by_name_before_the_first_step(how, trainer, loss_function):
+    total = UNLEARNED[how]
+    said = "gave .* without a gradient, and nothing would be learned"
+    with pytest.raises(ValueError, match=f"Own.total {said}"):
+        trainer(derived(total=lambda self, student, teacher, batch: total(student, teacher))())
+    if "teacher" not in how:
+        with pytest.raises(ValueError, match=f"compute_loss_func {said}"):
+            loss_function(lambda outputs, labels, num_items_in_batch=None: total(outputs, None))
+
+
+LEARNED = {
+    "no row": lambda student: torch.zeros(()),
+    "no row, a whole number": lambda student: torch.tensor(0),
+    "no row, a plain number": lambda student: 0,
+    "a hinge at 0": lambda student: (student.logits - 1e9).clamp(min=0).sum(),
+    "an operation in place": lambda student: student.logits.mul_(2.0).square().sum(),
+    "float64": lambda student: student.logits.double().square().sum(),
+    "its own weight": lambda student: torch.nn.Parameter(torch.ones(())) * 2.0,
+}
+"""Totals that a student learns from, or that rightly have no gradient on these rows."""
+
+
+@pytest.mark.parametrize("how", LEARNED)
+def test_a_loss_that_needs_no_gradient_or_has_one_passes(how, trainer):
+    total = LEARNED[how]
+    trainer(derived(total=lambda self, student, *given: total(student))())
+
+
+def test_an_objective_that_is_logged_alone_needs_no_gradient(trainer):
+    made = trainer(derived(total=lambda self, student, *given: student.logits.detach().square().sum())(weight=0.0))
+    made.train()
+    assert made.state.log_history[0]["loss/own"] > 0
+
+
+def test_what_fails_with_gradients_alone_is_refused(trainer):
+    own = derived(total=lambda self, student, *given: torch.tensor(student.logits.numpy().sum()))
+    with pytest.raises(
+        ValueError, match="Own.total fails where the student's outputs have a gradient: Can't call numpy"
+    ):
+        trainer(own())
+
+
+COUNTED = [-8.0, math.inf, math.nan, True]
+
+
+@pytest.mark.parametrize("count", COUNTED)
+def test_a_count_that_a_mean_can_not_run_over_is_refused_before_the_first_step(count, trainer):
+    with pytest.raises(ValueError, match="Own.count must give how many the mean runs over.*and gave"):
+        trainer(derived(count=lambda self, batch: torch.tensor(count))())
+
+
+@pytest.fixture
+def loss_function(settings, make_rows, tokenizer):
+    """Make a trainer with a loss function of one's own beside an objective."""
+
+    def make(function):
+        return DistillationTrainer(
+            tiny_bert(2), None, settings(max_steps=1), [CrossEntropyLoss()], make_rows(16), processing_class=tokenizer,
+            compute_loss_func=function,
+        )  # fmt: skip
+
+    return make
+
+
+RETURNED = {
+    "None": lambda loss: None,
+    "a plain number": lambda loss: loss.item(),
+    "a mapping": lambda loss: {"loss": loss},
+    "a pair": lambda loss: (loss, loss),
+    "one element": lambda loss: loss[None],
+    "a loss a row": lambda loss: loss.expand(8),
+}
+
+
+@pytest.mark.parametrize("what", RETURNED)
+def test_what_a_loss_function_may_not_return_is_refused_before_the_first_step(what, loss_function):
+    def own(outputs, labels, num_items_in_batch=None):
+        return RETURNED[what](torch.nn.functional.cross_entropy(outputs.logits, labels))
+
+    with pytest.raises(ValueError, match="compute_loss_func (must give a single number|gave .* without a gradient)"):
+        loss_function(own)
+
+
+@pytest.mark.parametrize("own", [lambda outputs, labels: 0, lambda outputs: 0, lambda *given: 0], ids=range(3))
+def test_a_loss_function_that_does_not_take_what_it_is_given_is_refused(own, loss_function):
+    with pytest.raises(ValueError, match=r"is called as compute_loss_func\(outputs, labels, num_items_in_batch=...\)"):
+        loss_function(own)
+
+
+def test_a_loss_function_that_is_tried_is_as_it_was(loss_function):
+    class Own:
+        seen = 0
+
+        def __call__(self, outputs, labels, **options):
+            self.seen += 1
+            return outputs.logits.square().sum()
+
+    own = Own()
+    made = loss_function(own)
+    assert own.seen == 0
+    made.train()
+    assert own.seen == 1 and made.state.log_history[0]["loss/compute_loss_func"] > 0
 
 
 class Remembers(Gap):

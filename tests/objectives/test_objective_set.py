@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from samples import tiny_bert
+from torch import nn
 
 from nlpkd import DistillationTrainer
 from nlpkd.objectives import (
@@ -12,20 +15,22 @@ from nlpkd.objectives import (
     DISTLoss,
     FocalTemperature,
     ForwardKLLoss,
+    Objective,
     RelationalAngleLoss,
     RelationalDistanceLoss,
 )
-from nlpkd.objectives.objective_set import ObjectiveSet, names_of, with_settings
+from nlpkd.objectives.objective_set import OBJECTIVES_FILE, ObjectiveSet, names_of, with_settings
 
 
 @pytest.fixture
 def trainer(settings, make_rows, tokenizer):
     """Make a trainer of gold labels and one more objective."""
 
-    def make(objective, **config):
+    def make(*objectives, **config):
         return DistillationTrainer(
             tiny_bert(seed=1, num_labels=3), tiny_bert(seed=2, num_labels=3), settings(**config),
-            [CrossEntropyLoss(), objective], make_rows(24, names=("neg", "pos", "mixed")), processing_class=tokenizer,
+            [CrossEntropyLoss(), *objectives], make_rows(24, names=("neg", "pos", "mixed")),
+            processing_class=tokenizer,
         )  # fmt: skip
 
     return make
@@ -116,3 +121,93 @@ def test_a_run_is_resumed_with_other_micro_batches_unless_objectives_relate_thei
             other.train(resume_from_checkpoint=True)
     else:
         other.train(resume_from_checkpoint=True)
+
+
+class Own(Objective):
+    """Has whatever modules it is given."""
+
+    needs = frozenset({"logits"})
+
+    def __init__(self, weight=1.0, **modules):
+        super().__init__(weight)
+        self.held = nn.ModuleDict(modules)
+
+    def total(self, student, teacher, batch):
+        return sum(each(student.logits).square().sum() for each in self.held.values())
+
+
+class Halves(nn.Module):
+    """Two tensors that lie in one, one of them as a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        whole = torch.rand(6, 3)
+        self.weight = nn.Parameter(whole[:3])
+        self.register_buffer("other", whole[3:])
+
+    def forward(self, logits):
+        return logits @ self.weight + self.other.sum()
+
+
+class ExtraTensor(nn.Linear):
+    """Has an extra state that a file can hold."""
+
+    seen = torch.zeros(3)
+
+    def get_extra_state(self):
+        return self.seen
+
+    def set_extra_state(self, state):
+        self.seen = state
+
+
+def shared_layers():
+    one = nn.Linear(3, 3)
+    return [Own(first=one, second=one)], 2
+
+
+def shared_between_objectives():
+    one = nn.Linear(3, 3)
+    return [Own(held=one), CrossEntropyLoss(), Own(held=one)], 2
+
+
+def tied_weights():
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    return [Own(first=first, second=second)], 3
+
+
+def alone(kind, count):
+    return lambda: ([Own(held=kind())], count)
+
+
+SHARED = {
+    "layers": shared_layers, "objectives": shared_between_objectives, "tied": tied_weights,
+    "views": alone(Halves, 2), "extra": alone(lambda: ExtraTensor(3, 3), 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_whatever_tensors_objectives_share_is_saved_once_and_loaded_right(case, tmp_path):
+    (wrote, count), (read, _) = SHARED[case](), SHARED[case]()
+    ObjectiveSet(wrote).save(tmp_path)
+    saved, loaded = ObjectiveSet(wrote).state_dict(), ObjectiveSet(read)
+    loaded.load(tmp_path)
+    assert all(torch.equal(each, saved[name]) for name, each in loaded.state_dict().items())
+    assert len(load_file(tmp_path / OBJECTIVES_FILE)) == count
+    # What was one tensor is one still.
+    assert len(loaded.trained()) == len(ObjectiveSet(wrote).trained())
+
+
+SAVES = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_a_training_of_objectives_that_share_tensors_saves_checkpoints_and_resumes(case, trainer, tmp_path):
+    found = []
+    for resume in (False, True):
+        torch.manual_seed(0)
+        made = trainer(*SHARED[case]()[0], output_dir=str(tmp_path), rehearsal=True, **SAVES)
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1") if resume else None)
+        found.append(made.objectives.state_dict())
+    assert all(torch.allclose(each, found[1][name]) for name, each in found[0].items())

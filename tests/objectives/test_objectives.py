@@ -41,7 +41,6 @@ from nlpkd.objectives import (
     ValueRelationLoss,
 )
 from nlpkd.objectives.examples import ExampleObjective
-from nlpkd.objectives.labels import with_gold_settings
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.presets import PRESETS, resolve, with_preset_settings
 from nlpkd.objectives.temperature import TemperatureSetting
@@ -355,8 +354,8 @@ def test_a_text_is_no_number_to_an_objective(objective, name):
         (lambda: CrossEntropyLoss(weight=float("nan")), "weight must be >= 0"),
         (lambda: CrossEntropyLoss(label_smoothing=1.0), "label_smoothing"),
         (
-            lambda: with_gold_settings([CrossEntropyLoss()], label_smoothing=-0.5),
-            r"label_smoothing must be in \[0, 1\)",
+            lambda: CrossEntropyLoss().smooth_by_run(-0.5),
+            r"label_smoothing_factor must be in \[0, 1\)",
         ),
         (lambda: bound(CrossEntropyLoss(class_weights=[1.0, 2.0])), "2 class weights for 3 labels"),
         (lambda: bound(CrossEntropyLoss(label_smoothing=0.1), labels=1), "the task is regression"),

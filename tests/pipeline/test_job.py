@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from datasets import DatasetDict
 from samples import QUIET, raw_rows, tiny_bert
 
-from nlpkd import EvaluationReport, distill, train_teacher
-from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd import DistillationConfig, EvaluationReport, distill, train_teacher
+from nlpkd.objectives import CrossEntropyLoss, DISTLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
+from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.utils.files import weights_sha256
 
 ROWS = DatasetDict(train=raw_rows(24), validation=raw_rows(16, seed=3))
@@ -37,7 +41,10 @@ class _Killed(KeyboardInterrupt):
 
 
 class Fatal(ForwardKLLoss):
-    """The very loss of the last stage, which ends the run before this stage's training is begun."""
+    """The very loss of the last stage, which ends the run before this stage's training is begun.
+
+    It is bound once more before all trainings, where the stages are checked.
+    """
 
     trainings = 0
 
@@ -112,11 +119,50 @@ def test_a_run_that_goes_on_where_another_one_was_is_refused_or_ends_as_in_a_fol
 def test_a_run_that_was_killed_takes_nothing_of_the_one_before_it(other, trainings, first, fresh, tokenizer, tmp_path):
     earlier, saving = first
     folder = shutil.copytree(earlier, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
-    Fatal.trainings = trainings
+    Fatal.trainings = 1 + trainings
     with pytest.raises(_Killed):
         train(folder, tokenizer, **saving, **OTHER[other], kind=Fatal)
     train(folder, tokenizer, **saving, **OTHER[other], resume_from_checkpoint=True)
     assert left_in(folder, OTHER[other].get("seed", 42)) == fresh(other)
+
+
+class Odd(ForwardKLLoss):
+    def total(self, student, teacher, batch):
+        raise IndexError("column 7")
+
+
+LATER = {
+    "the weighting": (Stage([ForwardKLLoss()], weighting="linear"), "needs objectives on both"),
+    "the rows": (Stage([DISTLoss()], per_device_train_batch_size=1), "relate the rows of a micro-batch"),
+    "the layers": (Stage([HiddenStateMSELoss([(3, 4)])]), "layer pair 3:4 is out of range"),
+    "the loss": (Stage([Odd()], rehearsal=True), "the rehearsal before the first step failed .*column 7"),
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+def test_what_a_later_stage_refuses_is_refused_before_the_first_one_is_trained(what, tokenizer, tmp_path):
+    stage, said = LATER[what]
+    with pytest.raises(ValueError, match=said):
+        distill(
+            tiny_bert(layers=4), "layers:2", ROWS, objectives=[Stage([ForwardKLLoss()]), stage], output_dir=tmp_path,
+            tokenizer=tokenizer, teacher_tokenizer=tokenizer, save_strategy="no", **SETTINGS,
+        )  # fmt: skip
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_checking_the_stages_draws_no_random_number_and_changes_no_objective(tokenizer, tmp_path):
+    stages = [Stage([HiddenStateMSELoss()], rehearsal=True), Stage([ForwardKLLoss()], rehearsal=True)]
+    args = DistillationConfig(str(tmp_path), **SETTINGS)
+    job = prepare_job(
+        args, tiny_bert(layers=4), "layers:2", ROWS, objectives=stages, tokenizer=tokenizer,
+        teacher_tokenizer=tokenizer,
+    )  # fmt: skip
+    torch.manual_seed(7), random.seed(7), np.random.seed(7)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    job.check(args)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+    assert job.stages[0].objectives[0].bound_in is None and not any(tmp_path.iterdir())
 
 
 def test_a_teacher_that_starts_from_another_backbone_is_not_resumed(tokenizer, tmp_path):

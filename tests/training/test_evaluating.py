@@ -138,6 +138,59 @@ def test_a_student_that_stays_as_it_is_has_the_same_loss_at_every_evaluation(sch
         assert logged[0]["weight/forward_kl"] != logged[-1]["weight/forward_kl"], "the training follows its schedule"
 
 
+class Noisy(ForwardKLLoss):
+    """Has modules that do something else in training, and remembers what it saw in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+        self.layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(2))
+        self.register_buffer("mean", torch.zeros(2))
+
+    def total(self, student, teacher, batch):
+        self.seen.append(self.training)
+        if self.training:
+            self.mean += student.logits.detach().sum(dim=0)
+        return super().total(student, teacher, batch) + (self.layers(student.logits) - self.mean).square().sum()
+
+
+class NoisyFunction(torch.nn.Module):
+    """The same as a loss function of Trainer's kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+        self.layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(2))
+
+    def forward(self, outputs, labels, num_items_in_batch):
+        self.seen.append(self.training)
+        return self.layers(outputs.logits).square().sum()
+
+
+@pytest.mark.parametrize("kind", [Noisy, NoisyFunction])
+def test_objectives_are_in_eval_mode_in_evaluations_and_in_training_mode_in_training(kind, build):
+    noisy, few = kind(), {"per_device_eval_batch_size": 19}
+    given = {"objectives": [noisy]} if kind is Noisy else {"objectives": [], "compute_loss_func": noisy}
+    trainer = build(**given, config={"eval_strategy": "epoch", "num_train_epochs": 2, **few})
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+    assert noisy.seen == [False] * 4, "a last batch of one row among them, which has no spread"
+    noisy.seen.clear()
+    trainer.train()
+    steps = trainer.state.global_step // 2
+    assert noisy.seen == ([True] * steps + [False] * 2) * 2
+    assert all(module.training for module in noisy.modules())
+
+
+def test_evaluations_beside_a_training_leave_what_objectives_learn_as_it_was(build):
+    found = []
+    for strategy in ("no", "steps"):
+        torch.manual_seed(0)
+        trainer = build([Noisy()], config={"eval_strategy": strategy, "eval_steps": 1, "learning_rate": 1e-2})
+        trainer.train()
+        found.append([*trainer.objectives.state_dict().values(), *trainer.model.state_dict().values()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_at_a_schedules_end_gold_labels_alone_are_the_loss(build):
     gold = build([CrossEntropyLoss()], teacher=False).evaluate()["eval_loss"]
     both = build([CrossEntropyLoss(), ForwardKLLoss()], config={"weighting": "linear"}).evaluate()["eval_loss"]

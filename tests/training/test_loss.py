@@ -70,6 +70,43 @@ def test_rows_without_labels_are_refused_where_a_loss_function_of_ones_own_reads
         trainer.train()
 
 
+EVERY_SETTING = {
+    "nothing": {}, "smoothing": {"label_smoothing_factor": 0.1}, "linear": {"weighting": "linear"},
+    "both": {"label_smoothing_factor": 0.1, "weighting": "linear"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", EVERY_SETTING.values(), ids=EVERY_SETTING)
+def test_the_very_objectives_that_are_given_are_trained(config, settings, make_rows, tokenizer):
+    """What is assigned to them, as by a callback, holds from the next micro-batch on."""
+    given = [CrossEntropyLoss(), ForwardKLLoss(), CrossEntropyLoss(class_weights=[1.0, 2.0], label_smoothing=0.2)]
+    trainer = DistillationTrainer(
+        tiny_bert(), tiny_bert(seed=1), settings(**config), given, make_rows(16), processing_class=tokenizer
+    )
+    assert all(one is other for one, other in zip(trainer.objectives, given, strict=True))
+    for objective in given:
+        objective.weight = 0.0
+    before = [each.clone() for each in trainer.model.parameters()]
+    trainer.train()
+    assert all(torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_the_smoothing_of_a_run_holds_in_it_alone_and_where_an_objective_has_none(settings, make_rows, tokenizer):
+    plain, own = CrossEntropyLoss(), CrossEntropyLoss(label_smoothing=0.2)
+
+    def shares(factor):
+        args = settings(label_smoothing_factor=factor)
+        trainer = DistillationTrainer(tiny_bert(), None, args, [plain, own], make_rows(8), processing_class=tokenizer)
+        again = [each.again(weight=2.0).label_smoothing for each in trainer.objectives]
+        return [each.config()["label_smoothing"] for each in trainer.objectives] + again
+
+    assert [shares(0.1), shares(0.0), shares(0.3)] == [
+        [0.1, 0.2, 0.0, 0.2], [0.0, 0.2, 0.0, 0.2], [0.3, 0.2, 0.0, 0.2],
+    ]  # fmt: skip
+    plain.label_smoothing = 0.4
+    assert shares(0.1) == [0.4, 0.2, 0.4, 0.2]
+
+
 @pytest.mark.parametrize("kind", [lambda rows: rows, list])
 def test_rows_without_a_teachers_logits_that_are_assigned_are_refused_where_there_is_no_teacher(
     kind, settings, make_rows, tokenizer

@@ -312,6 +312,70 @@ def test_a_rehearsal_leaves_nothing_behind_and_changes_no_bit_of_the_training(
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
 
 
+class Remembers(ForwardKLLoss):
+    """Keeps what it has seen in every way there is, and its value depends on it."""
+
+    def __init__(self, weight=1.0):
+        super().__init__(weight=weight)
+        self.register_buffer("mean", torch.zeros(2))
+        self.own = torch.nn.Parameter(torch.zeros(2))
+        self.seen, self.last = [], None
+
+    def total(self, student, teacher, batch):
+        self.seen.append(len(batch["input_ids"]))
+        self.mean.mul_(0.5).add_(0.5 * student.logits.detach().mean(dim=0))
+        self.own.data.add_(0.1)
+        past = self.mean.sum() + len(self.seen) + (0.0 if self.last is None else self.last)
+        self.last = student.logits.detach().sum()
+        return super().total(student, teacher, batch) + (student.logits * (past + self.own)).sum()
+
+
+class RemembersItsGraph(Remembers):
+    """Keeps what can't be copied, and goes by eval mode as modules do."""
+
+    def total(self, student, teacher, batch):
+        self.graph = student.logits * 1.0
+        if not self.training:
+            return ForwardKLLoss.total(self, student, teacher, batch)
+        return super().total(student, teacher, batch)
+
+
+class Passes(torch.nn.Module):
+    """A student that changes with every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(40, 2)
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("added", torch.ones(()))
+        self.register_buffer("first", None)
+
+    def forward(self, input_ids, attention_mask=None):
+        self.passes += 1
+        self.added = self.added * 1.5
+        self.embedding.weight.data.mul_(0.9)
+        self.first = torch.ones(()) if self.first is None else self.first + 1
+        return {"logits": self.embedding(input_ids).mean(dim=1) * (self.added + self.passes + self.first)}
+
+
+@pytest.mark.parametrize("objective", [Remembers, RemembersItsGraph])
+@pytest.mark.parametrize("student", [tiny_bert, Passes])
+def test_a_rehearsal_changes_nothing_that_student_or_objectives_remember(
+    objective, student, tokenizer, make_rows, settings
+):
+    weights = []
+    for rehearsal in (True, False):
+        torch.manual_seed(3)
+        args = settings(rehearsal=rehearsal, max_steps=3, learning_rate=1e-2)
+        given = {"model": student(), "objectives": [objective()]}
+        made = trained(tokenizer, make_rows(16), make_rows(8, 1), args, **given)
+        # Once more, with what the first training left.
+        made.train()
+        assert all(module.training for module in made.objectives.modules())
+        weights.append([*made.model.state_dict().values(), *made.objectives.state_dict().values()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
 # The whole job
 
 
