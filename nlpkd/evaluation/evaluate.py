@@ -19,7 +19,7 @@ from nlpkd.data.labels.order import wrong_order
 from nlpkd.data.rows import refuse_other_than_dataset, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
-from nlpkd.evaluation.figures.intervals import INTERVAL_PROTOCOL, interval_of, settled_seed
+from nlpkd.evaluation.figures.intervals import INTERVAL_PROTOCOL, interval_of
 from nlpkd.evaluation.figures.names import check_candidate_names
 from nlpkd.evaluation.inputs.arguments import check_measuring, check_text_columns
 from nlpkd.evaluation.inputs.files import file_sha256, runtime_of, with_files
@@ -82,7 +82,7 @@ def evaluate_student(
     latency_batches: Sequence[int] = (1, 32),
     latency_tokens: int | Sequence[int] = 32,
     latency_runs: int = 30,
-    seed: int | None = 42,
+    seed: int = 42,
 ) -> EvaluationReport:
     """Measure a student, its teacher, its undistilled baseline and any further models on the same rows.
 
@@ -123,8 +123,7 @@ def evaluate_student(
         latency_batches: batch sizes to time.
         latency_tokens: tokens a sequence to time, or several lengths; operations are counted at the first.
         latency_runs: timed passes a batch size and length; 0 skips the timing, and the counting of operations.
-        seed: seed of the resamples, the same for all models, and of the timed tokens; None draws one, which the
-            report names.
+        seed: seed of the resamples, the same for all models, and of the timed tokens.
 
     Returns:
         The report.
@@ -140,7 +139,6 @@ def evaluate_student(
     refuse_other_than_dataset(dataset, "dataset")
     if threshold_dataset is not None:
         refuse_other_than_dataset(threshold_dataset, "threshold_dataset")
-    seed = settled_seed(seed)
     teacher, task = as_one_teacher(teacher), task_of(getattr(student, "config", None))
     if isinstance(teacher, TeacherEnsemble):
         teacher.task = task or teacher.task

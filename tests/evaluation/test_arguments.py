@@ -25,7 +25,11 @@ OF_ONE_DOOR = {
 
 
 def each_of(wrong):
-    return [pytest.param(name, value, id=f"{name}={value!r:.30}") for name, given in wrong.items() for value in given]
+    return [
+        pytest.param(name, value, id=f"{name}={number}")
+        for name, given in wrong.items()
+        for number, value in enumerate(given)
+    ]
 
 
 def test_every_argument_that_both_doors_take_is_tried():

@@ -502,21 +502,6 @@ def test_a_latency_grid_has_an_entry_a_batch_and_length(tokenizer):
     assert all(entry.p50_ms <= entry.p95_ms <= entry.p99_ms for entry in timed)
 
 
-def test_without_a_seed_all_models_still_have_the_same_resamples_and_the_report_names_their_seed(tokenizer):
-    labels = [row % 2 for row in range(60)]
-    table = np.random.default_rng(0).normal(size=(60, 2)).tolist()
-    asked = {"baseline": FixedLogits(table), **QUICK}
-
-    def measured(seed):
-        return evaluate_student(FixedLogits(table), None, fixed_rows(labels), tokenizer, seed=seed, **asked)
-
-    report = measured(None)
-    for difference in report.comparisons["student_vs_baseline"].differences.values():
-        assert difference == Interval(0.0, 0.0, 0.0)
-    drawn = int(report.run.interval_protocol.split("seed ")[1].split(",")[0])
-    assert measured(drawn).candidates == report.candidates
-
-
 def test_breakdowns_follow_hand_arithmetic(tokenizer):
     labels = [0, 0, 0, 1, 1, 2]
     table = np.full((6, 3), -20.0, dtype=np.float32)

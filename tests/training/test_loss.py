@@ -187,7 +187,7 @@ def learned_decisions(trainer, batch):
         (lambda: of_three_labels(thresholds=CUTS), [0.2, 0.5, 0.9]),
         (lambda: of_three_labels("cab", thresholds=[0.9, 0.2, 0.5]), [0.2, 0.5, 0.9]),
         (lambda: of_three_labels(), [0.5] * 3),
-        (lambda: [of_three_labels(thresholds=CUTS), of_three_labels(seed=2, thresholds=CUTS)], [0.5] * 3),
+        (lambda: [of_three_labels(thresholds=CUTS), of_three_labels(seed=2, thresholds=CUTS)], [0.2, 0.5, 0.9]),
     ],
 )
 def test_a_teachers_decisions_are_learned_by_the_thresholds_that_its_agreement_goes_by(

@@ -66,18 +66,6 @@ def moved_to(interval: Interval, value: float, metric: str, problem_type: str | 
     return Interval(value, float(np.minimum(low, value)), float(np.maximum(high, value)))
 
 
-def settled_seed(seed: int | None) -> int:
-    """Return a seed, one that is drawn where none is given: all that go by it draw the same rows.
-
-    Args:
-        seed: the user's.
-
-    Returns:
-        The seed, for the record too.
-    """
-    return int(np.random.default_rng().integers(2**31)) if seed is None else seed
-
-
 def bootstrap_totals(counts: np.ndarray | csr_array, samples: int, seed: int) -> np.ndarray:
     """Sum each resample's counts.
 
