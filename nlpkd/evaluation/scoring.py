@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix, mean_absolute_error, mean_squared_
 from torch import Tensor
 
 from nlpkd.data.labels.classes import given_labels, thresholds_of
+from nlpkd.data.rows import labelled_rows
 from nlpkd.evaluation.calibration import decision_confidence, gaps_by_bin
 from nlpkd.evaluation.metrics import (
     bootstrap_totals,
@@ -31,16 +32,15 @@ from nlpkd.evaluation.metrics import (
     weighted_correlation,
     weighted_ranks,
 )
-from nlpkd.evaluation.records import Breakdown, Disagreement
+from nlpkd.evaluation.prediction import gold_labels
+from nlpkd.evaluation.records import AGREEMENT, Breakdown, Disagreement
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled, task_of
 
 HEAVY_IMBALANCE = 5.0
 """How many times as frequent as the rarest class the commonest must be for macro F1 to be the headline."""
 
-
 CONFUSION_CLASSES = 40
 """Up to how many classes a confusion matrix is given: it grows with their square. Of more the commonest confusions."""
-
 
 DISAGREEMENTS = 20
 """How many rows `Scoring.disagreements` names."""
@@ -316,13 +316,12 @@ class RegressionScoring(Scoring):
     def resampled(self, logits: np.ndarray, labels: np.ndarray, *, samples: int, seed: int) -> dict[str, np.ndarray]:
         """Measure every resample by how often it holds each row."""
         scores, labels = _known_scores(logits, labels)
-        rows = len(labels)
         errors = np.stack([(scores - labels) ** 2, np.abs(scores - labels)], axis=1)
-        squared, absolute = bootstrap_totals(errors, samples, seed).T / rows
+        squared, absolute = bootstrap_totals(errors, samples, seed).T / len(labels)
         # The same score has the same place in the order of every resample.
         places = [rankdata(each, method="dense").astype(np.int64) - 1 for each in (scores, labels)]
         pearson, spearman = [], []
-        for weights in bootstrap_weights(rows, samples, seed):
+        for weights in bootstrap_weights(len(labels), samples, seed):
             pearson.append(weighted_correlation(scores, labels, weights))
             ranks = [weighted_ranks(each, weights) for each in places]
             spearman.append(weighted_correlation(ranks[0], ranks[1], weights))
@@ -379,9 +378,10 @@ def task_scoring(problem_type: str | None, thresholds: Sequence[float] | None) -
     return RegressionScoring() if problem_type == REGRESSION else SingleLabelScoring()
 
 
-def headline_of(problem_type: str | None, labels: np.ndarray) -> str:
-    """Return the name of the metric that a verdict on a task rests on, given the gold labels."""
-    return task_scoring(problem_type, None).headline(labels)
+def headline_of(problem_type: str | None, rows: Any) -> str:
+    """Return the name of the metric that a verdict on a task rests on, given its rows, windows of texts too."""
+    labelled = labelled_rows(rows)
+    return task_scoring(problem_type, None).headline(gold_labels(labelled)) if len(labelled) else AGREEMENT
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

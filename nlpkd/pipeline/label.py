@@ -369,7 +369,7 @@ class _Learner:
         trainer.train()
         if test is None:
             return cls(trainer, job.tokenizer, job.data.max_length, None, "")
-        metric = headline_of(job.data.problem_type, np.asarray(job.data["test"]["labels"][:]))
+        metric = headline_of(job.data.problem_type, job.data["test"])
         return cls(trainer, job.tokenizer, job.data.max_length, job.data["test"], metric)
 
     def measure(self) -> float:
