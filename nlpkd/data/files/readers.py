@@ -197,14 +197,14 @@ def _cells(path: Path) -> Iterator[list[str]]:
 
 
 def _refuse_other_delimiter(path: Path, delimiter: str) -> None:
-    """Refuse a file of one column whose name holds what separates columns elsewhere, if the lines below hold it too."""
+    """Refuse a file of one column whose name, and the lines below, hold what separates columns elsewhere."""
     with path.open(encoding="utf-8-sig") as lines:
         header, *below = islice(filter(str.strip, lines), 6)
     for other in sorted({*_DELIMITERS.values(), ";", "|"} - {delimiter}):
         if 0 < header.count(other) <= "".join(below).count(other):
             raise ValueError(
-                f"{path} seems to be separated by {other!r}, and a {path.suffix} file is read by {delimiter!r}: save it "
-                f"so, such as by pandas.read_csv({path.name!r}, sep={other!r}).to_csv('NEW.csv', index=False)."
+                f"{path} seems to be separated by {other!r}, and a {path.suffix} file is read by {delimiter!r}: save "
+                f"it so, such as by pandas.read_csv({path.name!r}, sep={other!r}).to_csv('NEW.csv', index=False)."
             )
 
 
