@@ -74,9 +74,10 @@ def test_the_python_of_readme_and_guides_runs_in_order(tmp_path, make_rows, sett
     tokenizer.save_pretrained(tmp_path / "runs/small-encoder")
     readme = blocks(ROOT / "README.md", "python")
     # A guide goes on where the one before it in this list ended.
-    guides = [blocks(ROOT / f"recipes/guides/{name}.md", "python") for name in ("objectives", "export", "publish")]
-    assert [len(readme), *map(len, guides)] == [3, 3, 2, 1]
-    assert sum(len(blocks(page, "python")) for page in PAGES) == 9
+    pages = ("data", "objectives", "export", "publish")
+    guides = [blocks(ROOT / f"recipes/guides/{name}.md", "python") for name in pages]
+    assert [len(readme), *map(len, guides)] == [3, 1, 3, 2, 1]
+    assert sum(len(blocks(page, "python")) for page in PAGES) == 10
     for written, shorter in SHORTER.items():
         assert written in readme[0]
         readme[0] = readme[0].replace(written, shorter)
@@ -90,6 +91,7 @@ def test_the_python_of_readme_and_guides_runs_in_order(tmp_path, make_rows, sett
     assert done.returncode == 0, done.stderr[-3000:]
     assert "The student keeps" in done.stdout and (tmp_path / "runs/student/report.json").exists()
     unlabelled = EvaluationReport.load(tmp_path / "runs/no-labels")
+    assert (tmp_path / "whole.csv").read_text() == (tmp_path / "reviews.csv").read_text()
     assert "calls: 1" in done.stdout and {"teacher", "student"} <= unlabelled.candidates.keys()
     assert (tmp_path / "runs/notebook/student/report.md").exists() and done.stdout.count("The student keeps") == 3
     assert "eval_agreement" in done.stdout and "same start" in done.stdout and "score" in done.stdout
