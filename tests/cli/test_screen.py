@@ -138,6 +138,19 @@ def test_a_verification_fits_a_terminal_and_is_markdown_elsewhere(capsys):
     assert capsys.readouterr().out == f"{verification.to_markdown()}\n"
 
 
+def test_a_verification_leaves_out_what_is_not_judged_and_says_how_much(capsys):
+    judged = [Claim("accuracy", "0.8", "0.7", False, "other rows"), Claim("parameters", "17", "17", True, "a count")]
+    unjudged = [Claim(f"latency of {place}", "3.1", "4.2", None, "another machine") for place in range(3)]
+    verification = Verification("alice/student", [*judged, *unjudged])
+    told = "3 figures are not judged, and left out: --unjudged shows them, and why."
+    for everything in (True, False):
+        shown = without_styles(on_a_terminal(lambda: show_verification(verification, everything), 80))  # noqa: B023
+        show_verification(verification, everything)
+        for page in (" ".join(shown.split()), capsys.readouterr().out):
+            assert "1 of 2 claims do not hold: accuracy." in page and "parameters" in page
+            assert ("another machine" in page) is everything and (told in page) is not everything
+
+
 RECORD = {"method": "factorize_embeddings", "parameters_before": 109_486_085, "parameters_after": 85_647_362,
           "size_mb_before": 437.96, "size_mb_after": 342.6,
           "agreement": 0.9876, "logits_difference": 0.1234}  # fmt: skip
