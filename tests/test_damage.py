@@ -106,7 +106,9 @@ def test_a_checkpoint_whose_history_is_damaged_is_not_resumed_from(tmp_path):
     wrong = [json.dumps({name: "two"}).encode() for name in sorted(numbers)]
     (checkpoint / "trainer_state.json").write_text(json.dumps({"epoch": 2, "best_metric": None, "save_steps": 1.0}))
     assert resolve_resume_checkpoint(True, str(tmp_path), record) == str(checkpoint)
-    for content in (*CONTENTS.values(), b"[]", *wrong, b'{"log_history": [1]}'):
+    odd = (b'{"A": 1}', b'{"A": [{"args": 1}]}', b"[1]", b'"A"')
+    callbacks = [b'{"stateful_callbacks": %s}' % each for each in odd]
+    for content in (*CONTENTS.values(), b"[]", *wrong, b'{"log_history": [1]}', *callbacks):
         (checkpoint / "trainer_state.json").write_bytes(content)
         with pytest.raises(ValueError, match="checkpoint-2/trainer_state.json is damaged"):
             resolve_resume_checkpoint(True, str(tmp_path), record)

@@ -20,7 +20,7 @@ from paths import ROOT
 from processes import run as run_program
 from samples import raw_rows, tiny_bert
 
-from nlpkd import DistillationConfig, DistillationTrainer, objectives
+from nlpkd import DistillationConfig, DistillationTrainer, EvaluationReport, objectives
 from nlpkd.cli import app
 from nlpkd.cli.settings import TrainingCommand
 from nlpkd.objectives import CrossEntropyLoss, Objective
@@ -74,9 +74,10 @@ def test_the_python_of_readme_and_guides_runs_in_order(tmp_path, make_rows, sett
     tokenizer.save_pretrained(tmp_path / "runs/small-encoder")
     readme = blocks(ROOT / "README.md", "python")
     # A guide goes on where the one before it in this list ended.
-    guides = [blocks(ROOT / f"recipes/guides/{name}.md", "python") for name in ("objectives", "export", "publish")]
-    assert [len(readme), *map(len, guides)] == [3, 3, 2, 1]
-    assert sum(len(blocks(page, "python")) for page in PAGES) == 9
+    pages = ("data", "objectives", "export", "publish")
+    guides = [blocks(ROOT / f"recipes/guides/{name}.md", "python") for name in pages]
+    assert [len(readme), *map(len, guides)] == [3, 1, 3, 2, 1]
+    assert sum(len(blocks(page, "python")) for page in PAGES) == 10
     for written, shorter in SHORTER.items():
         assert written in readme[0]
         readme[0] = readme[0].replace(written, shorter)
@@ -89,7 +90,9 @@ def test_the_python_of_readme_and_guides_runs_in_order(tmp_path, make_rows, sett
     done = run_program(["readme.py"], tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "The student keeps" in done.stdout and (tmp_path / "runs/student/report.json").exists()
-    assert "calls: 1" in done.stdout and (tmp_path / "runs/no-labels/report.json").exists()
+    unlabelled = EvaluationReport.load(tmp_path / "runs/no-labels")
+    assert (tmp_path / "whole.csv").read_text() == (tmp_path / "reviews.csv").read_text()
+    assert "calls: 1" in done.stdout and {"teacher", "student"} <= unlabelled.candidates.keys()
     assert (tmp_path / "runs/notebook/student/report.md").exists() and done.stdout.count("The student keeps") == 3
     assert "eval_agreement" in done.stdout and "same start" in done.stdout and "score" in done.stdout
 

@@ -77,6 +77,7 @@ def verify(
         str | None, option(MODELS, "The teacher, to check the agreement with it too; the report's on the Hub.")
     ] = None,
     max_length: Annotated[int | None, option(DATA, "Longest text in tokens; the report's if left out.")] = None,
+    unjudged: Annotated[bool, option(OUTPUT, "Show the figures too that are not judged, with the reason.")] = False,
     **shared: Any,
 ) -> None:
     """Measure a published student again, and say figure by figure whether its report and card hold.
@@ -87,8 +88,10 @@ def verify(
     """
     from nlpkd.pipeline.verify import verify as run
 
-    verification = run(**arguments(context))
-    show_verification(verification)
+    given = arguments(context)
+    unjudged = given.pop("unjudged")
+    verification = run(**given)
+    show_verification(verification, everything=unjudged)
     if not verification.holds:
         raise typer.Exit(1)
 

@@ -123,18 +123,21 @@ def show_frontier(report: FrontierReport) -> None:
     show_table(header, rows, report.verdict(), explained=explained, bold=picked.name if picked else None)
 
 
-def show_verification(verification: Verification) -> None:
+def show_verification(verification: Verification, everything: bool = True) -> None:
     """Print what became of each claim: a table that fits the terminal, Markdown elsewhere.
 
     Args:
         verification: the claims and what was measured.
+        everything: also the figures that are not judged; else how many there are.
     """
-    console = _console()
+    console, (header, rows) = _console(), verification.cells(everything)
+    hidden = len(verification.claims) - len(rows)
+    told = f"{hidden} figures are not judged, and left out: --unjudged shows them, and why." if hidden else ""
     if console is None or not console.is_terminal:
-        typer.echo(verification.to_markdown())
+        typer.echo("\n".join(filter(None, [verification.to_markdown(everything), told])))
         return
     title = f"Claims of {verification.model}"
-    show_table(*verification.cells(), verification.verdict(), title=title, folded=5)
+    show_table(header, rows, verification.verdict(), explained=told, title=title, folded=5)
 
 
 def show_table(

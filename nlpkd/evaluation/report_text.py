@@ -41,7 +41,7 @@ _ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", 
 
 def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
     """Return a sentence on what the student kept and saved, and one on what it gained over each baseline."""
-    opening = _kept(task, candidates)
+    opening = _kept(task, candidates, comparisons.get("student_vs_teacher"))
     if task.headline not in candidates["student"].quality:
         return opening
     gains = [
@@ -54,7 +54,7 @@ def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: 
 
 def short_verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
     """Return one sentence on what the student kept and saved, and on what it gained over the first baseline."""
-    opening = _kept(task, candidates)
+    opening = _kept(task, candidates, comparisons.get("student_vs_teacher"))
     if task.headline not in candidates["student"].quality:
         return opening
     for name, baseline in BASELINES.items():
@@ -64,7 +64,7 @@ def short_verdict(task: TaskRecord, candidates: Mapping[str, Candidate], compari
     return f"{opening[:-1]}; no undistilled baseline was evaluated, so that the gain of distilling is unknown."
 
 
-def _kept(task: TaskRecord, candidates: Mapping[str, Candidate]) -> str:
+def _kept(task: TaskRecord, candidates: Mapping[str, Candidate], paired: Comparison | None) -> str:
     """Return what the student kept of the teacher, and how much smaller and faster it is."""
     student, teacher = candidates["student"], candidates.get("teacher")
     figure = headline_figure(student, task.headline)
@@ -81,7 +81,11 @@ def _kept(task: TaskRecord, candidates: Mapping[str, Candidate]) -> str:
         article = "an" if name.startswith("a") else "a"
         return f"The student has {article} {name} of {format_number(value)}; no teacher was evaluated beside it."
     reference = math.nan if gold is None else gold.value
-    against = f"({format_number(value)} against {format_number(reference)})"
+    # More than all of it, by the rows' chance alone, is no gain.
+    doubt = ""
+    if paired is not None and value > reference and task.headline in paired.differences:
+        doubt = "" if _significant(paired, task.headline) else "; on these rows not significantly more"
+    against = f"({format_number(value)} against {format_number(reference)}{doubt})"
     told = f"The student keeps {percent(retention(value, reference))} of the teacher's {name} {against}"
     if teacher.parameters is not None and student.parameters is not None:
         told += f", with {_ratio(teacher.parameters, student.parameters, 'fewer parameters', 'more parameters')}"
@@ -283,17 +287,23 @@ def _gain(paired: Comparison, headline: str, baseline: str) -> str:
 
 def _points(paired: Comparison, headline: str) -> str:
     """Return the difference in the headline metric, and whether the rows can tell."""
-    difference = paired.differences[headline]
+    difference, test = paired.differences[headline], ""
     if headline == "accuracy":
         assert paired.mcnemar_p is not None
-        test, significant = f", McNemar p = {format_number(paired.mcnemar_p, '.2g')}", paired.mcnemar_p < 0.05
-    else:
-        test, significant = "", difference.low > 0 or difference.high < 0
+        test = f", McNemar p = {format_number(paired.mcnemar_p, '.2g')}"
     value, low, high = (
         format_number(100 * each, "+.1f") for each in (difference.value, difference.low, difference.high)
     )
-    doubt = "" if significant else ": on these rows not significant at the 5 % level"
+    doubt = "" if _significant(paired, headline) else ": on these rows not significant at the 5 % level"
     return f"{value} points (95 % interval {low} to {high}{test}){doubt}"
+
+
+def _significant(paired: Comparison, headline: str) -> bool:
+    """Check whether a difference is more than chance explains: by McNemar's test of accuracy, else by its interval."""
+    if headline == "accuracy" and paired.mcnemar_p is not None:
+        return paired.mcnemar_p < 0.05
+    difference = paired.differences[headline]
+    return difference.low > 0 or difference.high < 0
 
 
 def _gap_closed(paired: Comparison, metric: str) -> str:

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix, mean_absolute_error, mean_squared_
 from torch import Tensor
 
 from nlpkd.data.labels.classes import given_labels, thresholds_of
+from nlpkd.data.rows import labelled_rows
 from nlpkd.evaluation.calibration import decision_confidence, gaps_by_bin
 from nlpkd.evaluation.figures.intervals import bootstrap_totals, resampled_correlation
 from nlpkd.evaluation.metrics import (
@@ -28,16 +29,15 @@ from nlpkd.evaluation.metrics import (
     row_blocks,
     softmax_confidence,
 )
-from nlpkd.evaluation.records import Breakdown, Disagreement
+from nlpkd.evaluation.prediction import gold_labels
+from nlpkd.evaluation.records import AGREEMENT, Breakdown, Disagreement
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled, task_of
 
 HEAVY_IMBALANCE = 5.0
 """How many times as frequent as the rarest class the commonest must be for macro F1 to be the headline."""
 
-
 CONFUSION_CLASSES = 40
 """Up to how many classes a confusion matrix is given: it grows with their square. Of more the commonest confusions."""
-
 
 DISAGREEMENTS = 20
 """How many rows `Scoring.disagreements` names."""
@@ -378,9 +378,10 @@ def task_scoring(problem_type: str | None, thresholds: Sequence[float] | None) -
     return RegressionScoring() if problem_type == REGRESSION else SingleLabelScoring()
 
 
-def headline_of(problem_type: str | None, labels: np.ndarray) -> str:
-    """Return the name of the metric that a verdict on a task rests on, given the gold labels."""
-    return task_scoring(problem_type, None).headline(labels)
+def headline_of(problem_type: str | None, rows: Any) -> str:
+    """Return the name of the metric that a verdict on a task rests on, given its rows, windows of texts too."""
+    labelled = labelled_rows(rows)
+    return task_scoring(problem_type, None).headline(gold_labels(labelled)) if len(labelled) else AGREEMENT
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

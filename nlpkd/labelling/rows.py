@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,21 @@ from nlpkd.data.columns import check_texts, find_text_column
 from nlpkd.labelling.answer import Answer
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget, Prices
+from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.files import atomic_file
+
+logger = logging.getLogger(__name__)
 
 PROBABILITIES, TEACHER, QUESTION = "probabilities", "teacher", "question"
 INPUT_TOKENS, OUTPUT_TOKENS, COST = "teacher_input_tokens", "teacher_output_tokens", "teacher_cost"
 """The columns that labelling adds to the rows."""
+
+_NAMED = 20
+"""Classes of which the log says how often they are the answer."""
+
+_TELLING = 10
+"""From so many rows on it is odd that all have the same answer."""
 
 
 def texts_to_label(rows: Dataset, split: str, text_column: str | None = None) -> list[str]:
@@ -101,6 +111,31 @@ def save_rows(rows: Dataset, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(output) as file:
         rows.to_parquet(file)
+
+
+def save_answered(rows: Dataset, teacher: LabelingTeacher, output: Path) -> None:
+    """Write answered rows as a parquet file, and log what the answers are.
+
+    Args:
+        rows: by `with_answers`.
+        teacher: who answered.
+        output: the file.
+    """
+    save_rows(rows, output)
+    found = np.array([[each[name] for name in teacher.classes] for each in rows[PROBABILITIES]])
+    several = teacher.problem_type == MULTI_LABEL
+    given = found > 0.5 if several else np.eye(found.shape[1], dtype=bool)[found.argmax(axis=1)]
+    shares, sure = given.mean(axis=0), np.maximum(found, 1 - found).mean() if several else found.max(axis=1).mean()
+    named = [f"{teacher.classes[label]} {100 * shares[label]:.1f} %" for label in np.argsort(-shares, kind="stable")]
+    further = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    logger.warning(
+        "%d rows labelled by %s: %s. %s%s; the mean %s is %.2f.",
+        len(rows), teacher.describe()["name"], output, ", ".join(named[:_NAMED]), further,
+        "probability of yes or no" if several else "top probability", sure,
+    )  # fmt: skip
+    if len(rows) >= _TELLING and (given == given[0]).all():
+        told = "All rows have the same answer, of which nothing is learned: look at %s, and at the question."
+        logger.warning(told, output)
 
 
 def answers_beside(output: Path, teacher: LabelingTeacher) -> AnswerFile:

@@ -19,7 +19,7 @@ from nlpkd.labelling.calibration import GoldRows
 from nlpkd.labelling.rows import (
     PROBABILITIES,
     answers_beside,
-    save_rows,
+    save_answered,
     texts_to_label,
     with_answers,
     with_equal_probabilities,
@@ -135,7 +135,7 @@ class RowsToLabel:
             }
         )
         if state.is_main_process:
-            save_rows(labelled["train"], self.output)
+            save_answered(labelled["train"], teacher, self.output)
         return labelled, teacher
 
     def _asked(self, answers: AnswerFile, split: str) -> list[Answer]:

@@ -18,9 +18,11 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.label_names import ask_for_label_names
 from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.data.tokenization import TeacherTokenizers
+from nlpkd.evaluation.origin import headline_name
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import Cells
+from nlpkd.evaluation.scoring import headline_of
 from nlpkd.hub.push import push_student
 from nlpkd.labelling.budget import Budget, Prices
 from nlpkd.models.ensemble import as_ensemble
@@ -48,28 +50,26 @@ class TeacherResult:
         tokenizer: its tokenizer.
         metrics: its metrics on the validation set by name, empty without one.
         output_dir: where it was saved.
+        headline: the metric that a verdict rests on, as in a report on the same rows; empty without one.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     metrics: dict[str, float]
     output_dir: Path
+    headline: str = ""
 
     def cells(self) -> Cells:
         """Return the table of its metrics: their names, and a row of figures; no row where none was measured."""
-        known = {
-            name: self.metrics[key]
-            for metric, name in METRIC_NAMES.items()
-            if (key := f"eval_{metric}") in self.metrics
-        }
-        return [*known], [[format_number(value) for value in known.values()]] if known else []
+        figures = {name: self.metrics.get(f"eval_{metric}") for metric, name in METRIC_NAMES.items()}
+        known = {name: format_number(value) for name, value in figures.items() if value is not None}
+        return [*known], [[*known.values()]] if known else []
 
     def verdict(self) -> str:
         """Return in words how good it is."""
-        header, rows = self.cells()
-        loss = self.metrics.get("eval_loss")
-        if rows:
-            return f"On the held-out rows the teacher's {header[0]} is {rows[0][0]}."
+        value, loss = self.metrics.get(f"eval_{self.headline}"), self.metrics.get("eval_loss")
+        if value is not None:
+            return f"On the held-out rows the teacher's {headline_name(self.headline)} is {format_number(value)}."
         if loss is not None:
             return f"On the held-out rows only the teacher's loss was measured: {format_number(loss)}."
         why = "the held-out rows have no gold labels" if self.metrics else "there are no held-out rows"
@@ -156,7 +156,7 @@ def train_teacher(
         with phase("Training the teacher"):
             trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
             trainer.save_model()
-        metrics = {}
+        metrics, headline = {}, ""
         if "validation" in job.data:
             source, reading = train if validation is None else validation, job.data.arguments
             if validation is None:
@@ -164,7 +164,8 @@ def train_teacher(
             with saved_model(args, "teacher", source, reading), phase("Measuring the teacher"):
                 metrics = trainer.evaluate()
                 trainer.save_metrics("eval", metrics)
-    return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir))
+            headline = headline_of(job.data.problem_type, job.data["validation"])
+    return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir), headline)
 
 
 @plain_arguments
@@ -321,7 +322,14 @@ def distill(
         trained, report = job.run(args, num_seeds, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
             with phase("Pushing the student"):
-                _push(args)
+                address = push_student(
+                    args.output_dir,
+                    args.repository,
+                    private=args.hub_private_repo,
+                    token=args.hub_token,
+                    revision=args.hub_revision,
+                )
+                logger.warning("Pushed to %s.", address)
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
 
 
@@ -352,12 +360,6 @@ def _settings(
     if settings:
         raise ValueError(f"give either args or single settings, not both: got args and {sorted(settings)}")
     return args
-
-
-def _push(args: DistillationConfig) -> None:
-    options: Any = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
-    address = push_student(args.output_dir, args.repository, **options)
-    logger.warning("Pushed to %s.", address)
 
 
 def cache_for_distillation(args: DistillationConfig, **keywords: Any) -> Dataset:

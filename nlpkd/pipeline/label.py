@@ -25,7 +25,7 @@ from nlpkd.labelling.rounds import RoundFile
 from nlpkd.labelling.rows import (
     PROBABILITIES,
     answers_beside,
-    save_rows,
+    save_answered,
     texts_to_label,
     with_answers,
     with_equal_probabilities,
@@ -161,8 +161,7 @@ def label(
     rows, texts = rows.select(chosen), [texts[row] for row in chosen]
     found = answers.ask(texts, limits, [f"row {row}" for row in chosen])
     labelled = with_answers(rows, texts, found, teacher, limits.prices)
-    save_rows(labelled, output)
-    logger.warning("%d rows labelled by %s: %s", len(labelled), teacher.describe()["name"], output)
+    save_answered(labelled, teacher, output)
     return output
 
 
@@ -368,7 +367,7 @@ class _Learner:
         trainer.train()
         if test is None:
             return cls(trainer, job.tokenizer, job.data.max_length, None, "")
-        metric = headline_of(job.data.problem_type, np.asarray(job.data["test"]["labels"][:]))
+        metric = headline_of(job.data.problem_type, job.data["test"])
         return cls(trainer, job.tokenizer, job.data.max_length, job.data["test"], metric)
 
     def measure(self) -> float:

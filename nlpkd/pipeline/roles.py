@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
@@ -332,8 +331,7 @@ def supervised_trainer(
     args = replace(lean_by_default(args), weighting="fixed", augment=None)
     if (args.metric_for_best_model or "").removeprefix("eval_") == "agreement":
         # Without a teacher there is nothing to agree with.
-        measured = np.asarray(data["validation" if "validation" in data else "train"]["labels"][:])
-        headline = headline_of(data.problem_type, measured)
+        headline = headline_of(data.problem_type, data["validation" if "validation" in data else "train"])
         logger.warning("The best checkpoint of a model without a teacher is chosen by %s, not by agreement.", headline)
         args = replace(args, metric_for_best_model=headline, greater_is_better=True)
     model.config.problem_type = data.problem_type  # type: ignore[assignment]

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedModel
 from transformers.integrations import is_optuna_available
@@ -154,7 +153,7 @@ def tune(
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         if has_unlabelled(job.data["validation"]):
             raise ValueError("settings are chosen by gold labels, and validation rows have none")
-        metric = headline_of(job.data.problem_type, np.asarray(job.data["validation"]["labels"][:]))
+        metric = headline_of(job.data.problem_type, job.data["validation"])
 
         # What would end the search in a later trial: values of objectives, and the deepest student.
         of_objectives = {name: values for name, values in search.items() if "." in name}

@@ -62,10 +62,11 @@ class Verification:
     def _judged(self) -> list[Claim]:
         return [claim for claim in self.claims if claim.holds is not None]
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the table: its header, and a row a figure."""
+    def cells(self, everything: bool = True) -> tuple[list[str], list[list[str]]]:
+        """Return the table: its header, and a row a figure; without `everything` a row a figure that is judged."""
         words = {True: "holds", False: "DOES NOT HOLD", None: "not judged"}
-        rows = [[each.figure, each.claimed, each.measured, words[each.holds], each.why] for each in self.claims]
+        shown = self.claims if everything else self._judged()
+        rows = [[each.figure, each.claimed, each.measured, words[each.holds], each.why] for each in shown]
         return ["figure", "claimed", "measured", "verdict", "because"], rows
 
     def verdict(self) -> str:
@@ -81,13 +82,16 @@ class Verification:
             conclusion += f", {', '.join(unknown)} among them: nothing is known of that." if unknown else "."
         return conclusion
 
-    def to_markdown(self) -> str:
+    def to_markdown(self, everything: bool = True) -> str:
         """Write a row a figure, and the conclusion.
+
+        Args:
+            everything: also the figures that are not judged.
 
         Returns:
             A Markdown document.
         """
-        return f"# Claims of {self.model}\n\n{markdown_table(*self.cells())}\n\n{self.verdict()}\n"
+        return f"# Claims of {self.model}\n\n{markdown_table(*self.cells(everything))}\n\n{self.verdict()}\n"
 
 
 def verify(

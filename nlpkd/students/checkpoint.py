@@ -50,7 +50,8 @@ def load_student(
     thresholds: list[float] | None = None
     if id2label is not None:
         wanted = Classes.of(id2label)
-        labels = {"num_labels": len(wanted), "id2label": wanted.id2label, "label2id": wanted.label2id}
+        # The number of labels follows from the names; beside those of the checkpoint another one would be told.
+        labels = {"id2label": wanted.id2label, "label2id": wanted.label2id}
         config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         own = Classes.of_config(config)
         # A head of other classes, or none, says nothing of the order of these.

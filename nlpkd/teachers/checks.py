@@ -13,12 +13,12 @@ from torch import nn
 from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.label_names import label_column
 from nlpkd.data.labels.order import (
+    Knowledge,
     best_assignment,
     best_order,
     can_tell,
     correlations,
     describe_swapped,
-    knows_classes,
     swapped_classes,
     swapped_labels,
 )
@@ -56,7 +56,8 @@ def check_teacher(
         the gold labels is used if it is right significantly more often than the given one, or for those classes alone
         that are surely swapped; where names tell the order, swapped classes are what is wrong. A teacher must be right
         more often than the sample's majority class by two standard errors, or, since a teacher that finds a rare class
-        may be right less often, have a mean recall over classes that is as much above that of a constant answer.
+        may be right less often, have a mean recall over classes that is as much above that of a constant answer, or
+        an MCC that is three standard errors above that of its answers in another order.
     """
     rows, num_labels = logits.shape
     predictions = logits.argmax(axis=1)
@@ -70,13 +71,11 @@ def check_teacher(
     swapped = swapped_classes(predictions, labels, own, best)
     margin = np.inf if only_sure else 2 * np.sqrt(0.25 / rows)
     used = own if order is not None else _fitting_order(own, best, accuracy, margin, swapped, names, rows)
-    if knows_classes(predictions, labels, used):
+    known = Knowledge.of(predictions, labels, used)
+    if known.is_there:
         return used, None if order is None else _of_teacher(describe_swapped(swapped, own, best, names, rows))
-    problem = (
-        f"the teacher gets {100 * accuracy(used):.1f} % of {rows} gold labels right, no better than always answering "
-        f"the most frequent one ({100 * np.bincount(labels).max() / rows:.1f} %)"
-    )
-    if order is not None and knows_classes(predictions, labels, best):
+    problem = f"the teacher {known.lacking()}"
+    if order is not None and Knowledge.of(predictions, labels, best).beats_constant:
         problem += _describe_fit(best, names, f"{100 * accuracy(best):.1f} %")
     return used, problem
 

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
 
@@ -37,7 +38,12 @@ from nlpkd.training.failures import (
 )
 from nlpkd.training.loss_log import LossAccumulator
 from nlpkd.training.publishing import card_facts, push, push_checkpoint, write_card
-from nlpkd.training.resuming import follow_new_length, resolve_resume_checkpoint
+from nlpkd.training.resuming import (
+    follow_new_length,
+    resolve_resume_checkpoint,
+    restore_callbacks,
+    stopped_early,
+)
 from nlpkd.utils.files import refuse_damaged
 from nlpkd.utils.locks import only_writer
 
@@ -220,7 +226,10 @@ class ResumableTrainer(Trainer):
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         # Without it a finished run whose last step is within an epoch would take one more when it is resumed.
-        if self.state.global_step >= self.state.max_steps:
+        over = self.resumed_checkpoint is not None and stopped_early(self.callback_handler.callbacks)
+        if over and self.is_world_process_zero():
+            logger.warning("The run had stopped early: its figures did not improve for as long as the patience is.")
+        if over or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**kwargs)
@@ -291,6 +300,17 @@ class ResumableTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         tell_no_number(self.args, self.state, metrics)
         return super()._determine_best_metric(metrics, trial)
+
+    def _load_callback_state(self) -> None:
+        """Restore what callbacks keep; by `Trainer`, which takes their settings too, where that is asked for."""
+        callbacks, state = self.callback_handler.callbacks, cast(Any, self.state)
+        if self.args.restore_callback_states_from_checkpoint:
+            super()._load_callback_state()
+        else:
+            restore_callbacks(callbacks, state.stateful_callbacks)
+        # `Trainer` writes states of those callbacks alone that it has some of.
+        kept: list[Any] = [each for each in [*callbacks, self.control] if isinstance(each, ExportableState)]
+        state.stateful_callbacks = TrainerState(stateful_callbacks=kept).stateful_callbacks
 
     def _load_best_model(self) -> None:
         refuse_damaged(Path(str(self.state.best_model_checkpoint)))

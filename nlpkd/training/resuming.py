@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,8 +14,9 @@ from typing import Any, get_type_hints
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerState
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
 from nlpkd.config import DistillationConfig
 from nlpkd.evaluation.figures.reading import as_type
@@ -192,6 +194,11 @@ def _read_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], float | None]:
         state = TrainerState.load_from_json(str(history))
         if not all(isinstance(each, dict) for each in state.log_history):
             raise ValueError("its log_history is no list of entries")
+        kept: Any = state.stateful_callbacks
+        states = [each for name in kept for each in _states_of(name, kept)]
+        parts = [each.get(part, {}) for each in states for part in ("args", "attributes")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError("its stateful_callbacks hold something else than states")
         for name, kind in _STATE_TYPES.items():
             # Counts of a training, such as its operations, grow beyond any figure of a report.
             as_type(kind, getattr(state, name), largest=math.inf)
@@ -212,6 +219,48 @@ def follow_new_length(lr_scheduler: Any, checkpoint: Path, record: dict[str, Any
         # Its last step once more, by the new length
         lr_scheduler.last_epoch -= 1
         lr_scheduler.step()
+
+
+def restore_callbacks(callbacks: Sequence[Any], kept: Mapping[str, Any]) -> None:
+    """Give callbacks that keep a state the one that a checkpoint has of them; their settings stay those of this run.
+
+    Args:
+        callbacks: of the run.
+        kept: states by the class's name, several callbacks of a class in a list, as `TrainerState` has them.
+    """
+    told, own = [], defaultdict(list)
+    for callback in callbacks:
+        if isinstance(callback, ExportableState):
+            own[type(callback).__name__].append(callback)
+    for name in sorted(kept.keys() - own.keys() - {TrainerControl.__name__}):
+        told.append(f"The checkpoint has a state of {name}, which is no callback of this run: it is left out.")
+    for name, group in own.items():
+        # `Trainer` adds the states of several callbacks of a class to those of the checkpoints before.
+        states = _states_of(name, kept)[-len(group) :]
+        if len(states) < len(group):
+            told.append(f"The checkpoint has no state of {name}, which begins anew.")
+        for callback, state in zip(group, states, strict=False):
+            settings = json.loads(json.dumps(callback.state().get("args", {}), default=str))
+            told += [
+                f"{name}: {phrase}; this run's is used."
+                for phrase in differences(state.get("args", {}), settings, "the checkpoint")
+            ]
+            for attribute, value in state.get("attributes", {}).items():
+                setattr(callback, attribute, value)
+    if PartialState().is_main_process:
+        for sentence in told:
+            logger.warning("%s", sentence)
+
+
+def _states_of(name: str, kept: Mapping[str, Any]) -> list[Any]:
+    found = kept.get(name, [])
+    return found if isinstance(found, list) else [found]
+
+
+def stopped_early(callbacks: Sequence[Any]) -> bool:
+    """Check whether a run that is resumed was at its end, since its figures had not improved for too long."""
+    early = [each for each in callbacks if isinstance(each, EarlyStoppingCallback)]
+    return any(0 < each.early_stopping_patience <= each.early_stopping_patience_counter for each in early)
 
 
 @dataclass(frozen=True)

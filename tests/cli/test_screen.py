@@ -138,6 +138,19 @@ def test_a_verification_fits_a_terminal_and_is_markdown_elsewhere(capsys):
     assert capsys.readouterr().out == f"{verification.to_markdown()}\n"
 
 
+def test_a_verification_leaves_out_what_is_not_judged_and_says_how_much(capsys):
+    judged = [Claim("accuracy", "0.8", "0.7", False, "other rows"), Claim("parameters", "17", "17", True, "a count")]
+    unjudged = [Claim(f"latency of {place}", "3.1", "4.2", None, "another machine") for place in range(3)]
+    verification = Verification("alice/student", [*judged, *unjudged])
+    told = "3 figures are not judged, and left out: --unjudged shows them, and why."
+    for everything in (True, False):
+        shown = without_styles(on_a_terminal(lambda: show_verification(verification, everything), 80))  # noqa: B023
+        show_verification(verification, everything)
+        for page in (" ".join(shown.split()), capsys.readouterr().out):
+            assert "1 of 2 claims do not hold: accuracy." in page and "parameters" in page
+            assert ("another machine" in page) is everything and (told in page) is not everything
+
+
 RECORD = {"method": "factorize_embeddings", "parameters_before": 109_486_085, "parameters_after": 85_647_362,
           "size_mb_before": 437.96, "size_mb_after": 342.6,
           "agreement": 0.9876, "logits_difference": 0.1234}  # fmt: skip
@@ -158,8 +171,8 @@ CURVE = [{"answered": 0.8123, "found": 0.98123, "low": 0.97, "threshold": 0.9123
          "No gate ran: "),
         (TuningResult(TRIALS[8], "f1_macro", 0.86, [*TRIALS, TRIALS[0] | {"value": None}]),
          "macro F1 0.860 0.840 0.820 0.800", "Of 10 trials the best has macro F1 0.860 on the held-out rows;"),
-        (TeacherResult(None, None, {"eval_loss": 0.5, "eval_accuracy": 0.8412, "eval_f1_macro": 0.75}, Path()),
-         "0.841 0.750", "On the held-out rows the teacher's accuracy is 0.841."),
+        (TeacherResult(None, None, {"eval_accuracy": 0.8412, "eval_f1_macro": 0.75}, Path(), "f1_macro"),
+         "0.841 0.750", "On the held-out rows the teacher's macro F1 is 0.750."),
         (TeacherResult(None, None, {}, Path()), "", "The teacher was not measured, since there are no held-out rows."),
         (TeacherResult(None, None, {"eval_loss": 0.5}, Path()), "", "only the teacher's loss was measured: 0.500."),
         (TeacherResult(None, None, {"eval_runtime": 1.0}, Path()), "", "since the held-out rows have no gold labels."),

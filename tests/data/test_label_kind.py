@@ -369,3 +369,28 @@ def test_one_number_in_two_spellings_is_never_two_classes(tmp_path, tokenizer, l
     for more in ({}, {"streaming": True}):
         with pytest.raises(ValueError, match="are the same number: write it one way"):
             load_text_classification(path, tokenizer=tokenizer, **more)
+
+
+@pytest.mark.parametrize(
+    ("labels", "parts"),
+    [
+        (["delay", "bag", "delay, bag", "delay"], ["delay", "bag"]),
+        (["a;b", "b;a", "a;b"], ["a", "b"]),
+        (["a|b|c", "a|b", "c|d"], ["a", "b", "c"]),
+        (["fruit, vegetables", "meat, fish", "meat"], None),
+        (["1,000", "2,000", "1,000"], None),
+        (["a,", "a", "b"], None),
+    ],
+)
+def test_names_that_look_like_several_labels_are_told_with_how_to_write_them(labels, parts, tokenizer, caplog):
+    data = load_text_classification(rows_of(labels), tokenizer=tokenizer)
+    assert data.problem_type == SINGLE_LABEL and set(data.id2label.values()) == {*labels}
+    said = [each for each in caplog.messages if "it would be several labels" in each]
+    assert len(said) == (parts is not None)
+    if parts:
+        assert f'as a list, "{parts}", it' in said[0]
+        lists = [str(label.replace(";", ",").replace("|", ",").replace(" ", "").split(",")) for label in labels]
+        assert load_text_classification(rows_of(lists), tokenizer=tokenizer).problem_type == MULTI_LABEL
+        caplog.clear()
+        load_text_classification(rows_of(labels), tokenizer=tokenizer, problem_type=SINGLE_LABEL)
+        assert not any("several labels" in each for each in caplog.messages)

@@ -116,6 +116,12 @@ def test_a_file_too_large_to_be_read_whole_is_to_be_streamed(tmp_path, name):
         ("a.csv", b"\xef\xbb\xbftext,label\ncaf\xe9,1\n", "not UTF-8 \\(byte 17\\)"),
         ("a.json", b'[{"text": "\xff"}]', "not UTF-8 \\(byte 11\\)"),
         ("a.csv", "text,text,label\na,b,1\n", "columns with the same name: \\['text'\\]"),
+        ("a.csv", "text;label\nso, so;1\n", "separated by ';', and a .csv .*'a.csv', sep=';'.*to_csv"),
+        ("a.csv", '\ntext;label\n"so; so";1\n', "separated by ';'"),
+        ("a.csv", 'text;label\n"so\nso";1\n', "separated by ';'"),
+        ("a.csv", "id|text|label\n1|a|x\n2|b|y\n", "separated by '[|]'"),
+        ("a.csv", "text\tlabel\na\t1\n", "separated by '.t', and a .csv file is read by ','"),
+        ("a.tsv", "text,label\na,1\n", "separated by ',', and a .tsv file is read by '.t'"),
         ("a.csv", "text,label\na,1\nb,2,3\n", "Line 3 of .* has 3 cells, and the header has 2"),
         ("a.csv", 'text,label\n"a,1\nb,2\n', "can't be read at line 3"),
         ("a.csv", 'text,label\n"a" b,1\n', "can't be read at line 2"),
@@ -145,6 +151,11 @@ def test_a_file_too_large_to_be_read_whole_is_to_be_streamed(tmp_path, name):
 def test_an_unreadable_file_is_refused(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         read_splits(write(tmp_path, name, content))
+
+
+def test_a_single_column_may_be_called_what_it_likes(tmp_path):
+    (tmp_path / "a.csv").write_text("text; as it came\ngood\nbad\n")
+    assert read_splits(tmp_path / "a.csv")[0]["train"]["text; as it came"][:] == ["good", "bad"]
 
 
 @pytest.mark.parametrize("path", ["missing.csv", "./missing", "a/b/c.parquet", "/no/where", "~/missing.jsonl"])

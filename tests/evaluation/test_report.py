@@ -153,6 +153,25 @@ def test_the_verdict_says_so_when_the_difference_is_not_significant_or_negative(
     assert "not significant at the 5 % level" in verdict
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "p", "doubted"),
+    [(0.88, -0.04, 0.3, False), (0.92, -0.01, 0.3, True), (0.92, 0.01, 0.01, False)],
+    ids=["less", "more by chance", "more"],
+)
+def test_more_than_all_of_the_teacher_s_is_called_chance_where_it_may_be(report, value, low, p, doubted):
+    for metric in ("accuracy", "f1_macro"):
+        tested = p if metric == "accuracy" else None
+        paired = Comparison({metric: Interval(value - 0.9, low, low + 0.04)}, mcnemar_p=tested)
+        figures = {"teacher": 0.9, "student": value}
+        candidates = {
+            name: replace(report.candidates[name], quality={metric: Interval(figure, figure, figure)})
+            for name, figure in figures.items()
+        }
+        told = replace(report, task=replace(report.task, headline=metric), candidates=candidates)
+        told = replace(told, comparisons={"student_vs_teacher": paired})
+        assert ("0.900; on these rows not significantly more)" in told.verdict()) is doubted
+
+
 def test_a_student_that_is_larger_and_slower_is_called_so(report):
     candidates = {"teacher": candidate(0.9, 1_000, 1.0), "student": candidate(0.9, 3_000, 1.5)}
     verdict = replace(report, candidates=candidates).verdict()

@@ -1,8 +1,10 @@
 """Teachers that a file names: each kind with its arguments, and what is refused."""
 
 import json
+import re
 
 import pytest
+from paths import ROOT
 
 from nlpkd import teachers
 from nlpkd.labelling.kinds import KINDS, make_teacher, names_a_teacher, read_mapping
@@ -28,6 +30,17 @@ def test_each_kind_is_made_of_its_arguments(tmp_path, written):
     direct = made(**{name: value for name, value in written.items() if name != "teacher"})
     assert type(teacher) is made and teacher.describe() == direct.describe() and teacher.classes == direct.classes
     assert teacher.concurrency == (3 if on_a_server else 1)
+
+
+def test_each_file_that_the_guide_shows_is_a_teacher_or_a_question(tmp_path):
+    page = (ROOT / "recipes" / "guides" / "no-labels.md").read_text(encoding="utf-8")
+    shown, made = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE), []
+    for written in shown:
+        (tmp_path / "teacher.yaml").write_text(written)
+        read = read_mapping(tmp_path / "teacher.yaml")
+        teacher = read if names_a_teacher(read) else {"teacher": "decision", "model": "m", "question": read}
+        made.append((teacher["teacher"], make_teacher(teacher).classes))
+    assert made == [(kind, ("pos", "neg")) for kind in ("embedding", "chat", "decision")]
 
 
 @pytest.mark.parametrize("in_file", [True, False])

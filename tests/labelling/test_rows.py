@@ -5,6 +5,7 @@ import pytest
 
 from nlpkd import calibrate_teacher, check_labels, label
 from nlpkd.labelling.rows import answers_beside, asked_probabilities
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers import FunctionTeacher
 
 CLASSES = ["pos", "neg"]
@@ -59,3 +60,31 @@ def test_rows_of_which_none_is_answered_are_an_error_in_every_run_also_beside_go
         with pytest.raises(ValueError, match=r"row 0 \('a'\): content_filter. The teacher answers none of 2 texts"):
             label(Picky("ab").teacher(), [{"text": "a"}, {"text": "b"}], output=tmp_path / "a.parquet", gold=gold)
     assert not (tmp_path / "a.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("answers", "classes", "task", "said"),
+    [
+        ([[0.9, 0.1]] * 3 + [[0.3, 0.7]], ["pos", "neg"], SINGLE_LABEL,
+         "pos 75.0 %, neg 25.0 %; the mean top probability is 0.85."),
+        ([[0.9, 0.6]] * 3 + [[0.3, 0.9]], ["a", "b"], MULTI_LABEL,
+         "b 100.0 %, a 75.0 %; the mean probability of yes or no is 0.76."),
+        ([[1.0, *[0.0] * 24]] * 4, [f"c{number}" for number in range(25)], SINGLE_LABEL,
+         "c19 0.0 % and 5 more; the mean"),
+    ],
+    ids=["one class", "several labels", "many classes"],
+)  # fmt: skip
+def test_the_log_ends_with_the_shares_of_the_classes_and_how_sure_the_teacher_is(
+    answers, classes, task, said, tmp_path, caplog
+):
+    texts = {f"text {number}": answer for number, answer in enumerate(answers)}
+    teacher = FunctionTeacher(lambda asked: [texts[text] for text in asked], classes, name="judge", problem_type=task)
+    label(teacher, [{"text": text} for text in texts], output=tmp_path / "a.parquet")
+    assert said in caplog.messages[-1] and "4 rows labelled by judge" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("rows", [9, 10])
+def test_a_teacher_that_answers_all_alike_is_told(rows, tmp_path, caplog):
+    texts = [{"text": f"good {number}"} for number in range(rows)]
+    label(Picky().teacher(), texts, output=tmp_path / "a.parquet")
+    assert ("All rows have the same answer" in caplog.text) is (rows == 10)

@@ -141,3 +141,15 @@ def test_a_folder_of_this_machine_is_struck_out_of_a_config_to_publish_and_a_hub
     assert json.loads(without_local_backbone(json.dumps(local))) == {"hidden_size": 4}
     assert without_local_backbone(json.dumps({CONFIG_KEY: {"name": "org/bert"}})) is None
     assert without_local_backbone('{"hidden_size": 4}') is None
+
+
+@pytest.mark.parametrize("names", [["bad"], ["bad", "good"], ["bad", "good", "so so"], list("abcd")])
+@pytest.mark.parametrize("own", [["x", "y"], ["bad", "good", "so so"]])
+def test_a_checkpoint_of_any_classes_is_loaded_for_others_without_a_word_of_transformers(names, own, tmp_path, caplog):
+    labels = {"id2label": dict(enumerate(own)), "label2id": {name: number for number, name in enumerate(own)}}
+    tiny_bert(num_labels=len(own), problem_type="single_label_classification", **labels).save_pretrained(tmp_path)
+    student = load_student(tmp_path, id2label=names)
+    assert student.config.id2label == dict(enumerate(names)) and student.config.num_labels == len(names)
+    assert student.config.label2id == {name: number for number, name in enumerate(names)}
+    assert student.classifier.out_features == len(names)
+    assert [record for record in caplog.records if record.name.startswith("transformers")] == []

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from samples import raw_rows, tiny_bert
+from sklearn.metrics import matthews_corrcoef, recall_score
 
 from nlpkd import DistillationTrainer
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.labels.order import best_order, can_tell
+from nlpkd.data.labels.order import Knowledge, best_order, can_tell
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from nlpkd.teachers.checks import (
     check_correlated,
@@ -128,6 +129,57 @@ def test_a_teacher_no_order_of_which_beats_the_majority_is_a_problem_with_its_fi
     assert order == [0, 1]
     assert "70.0 % of 100 gold labels" in problem and "most frequent one (70.0 %)" in problem
     assert "id2label is wrong" not in problem
+
+
+# Of 205, 11 and 40 rows of three classes: what a teacher answers to a class, a row each, and whether it knows any.
+TABLES = {
+    "always the most frequent": ([[205, 0, 0], [11, 0, 0], [40, 0, 0]], False),
+    "as often as the labels": ([[164, 9, 32], [9, 0, 2], [32, 2, 6]], False),
+    "each alike": ([[69, 68, 68], [4, 4, 3], [13, 14, 13]], False),
+    "one rare answer, which is right": ([[205, 0, 0], [10, 1, 0], [40, 0, 0]], False),
+    "one rare class, which is half found": ([[192, 0, 13], [5, 0, 6], [20, 0, 20]], True),
+    "a third of one rare class": ([[200, 0, 5], [7, 0, 4], [29, 0, 11]], True),
+    "rare classes too often": ([[150, 15, 40], [3, 6, 2], [8, 2, 30]], True),
+}
+
+
+@pytest.mark.parametrize(("table", "knows"), TABLES.values(), ids=TABLES)
+def test_a_teacher_of_rare_classes_passes_where_its_answers_go_with_the_labels_and_else_what_it_lacks_is_said(
+    table, knows
+):
+    labels = np.repeat(np.arange(3), np.sum(table, axis=1))
+    predictions = np.concatenate([np.repeat(np.arange(3), row) for row in table])
+    problem = check_teacher(logits_for(predictions, 3), labels, [0, 1, 2], {0: "a", 1: "b", 2: "c"})[1]
+    assert (problem is None) is knows
+    if problem:
+        assert "most frequent one (80.1 %); more than chance would be 85.1 %, or a mean recall over classes" in problem
+        right, recall = (predictions == labels).mean(), recall_score(labels, predictions, average="macro")
+        assert f"gets {100 * right:.1f} % of 256" in problem and f"(it is {100 * recall:.1f} %)" in problem
+        said = f"(it is {matthews_corrcoef(labels, predictions):.2f})"
+        assert (said in problem) is (len(set(predictions)) > 1)
+
+
+def test_the_correlation_is_the_usual_one_and_its_error_that_of_shuffled_answers():
+    random = np.random.default_rng(0)
+    # Of the four classes one has no row, and one index is no class.
+    labels, predictions = random.choice([0, 1, 3], 80, p=[0.7, 0.1, 0.2]), random.choice(5, 80)
+    order = [1, 0, 2, 3]
+    known = Knowledge.of(predictions, labels, order)
+    renamed = np.asarray([1, 0, 2, 3, 4])[predictions]
+    assert known.mcc == pytest.approx(matthews_corrcoef(labels, renamed))
+    shuffled = [Knowledge.of(random.permutation(predictions), labels, order).mcc for _ in range(2000)]
+    # What one right answer more is worth, where all else stays as it is.
+    answers, gold = (np.bincount(each) @ np.bincount(each) for each in (predictions, labels))
+    one = 80 / np.sqrt((80**2 - answers) * (80**2 - gold))
+    assert known.needed_mcc == pytest.approx(3 * np.std(shuffled) + one, rel=0.05)
+
+
+def test_answers_that_know_nothing_pass_no_more_often_than_two_standard_errors_let_them():
+    """Of several shares of classes, most of all those of a teacher that nearly always gives the same answer."""
+    random, labels = np.random.default_rng(0), np.repeat(np.arange(3), [205, 11, 40])
+    for shares in ([0.8, 0.04, 0.16], [0.98, 0.01, 0.01], [0.995, 0.0025, 0.0025], [1 / 3] * 3):
+        passed = [Knowledge.of(random.choice(3, 256, p=shares), labels, range(3)).is_there for _ in range(500)]
+        assert np.mean(passed) < 0.04
 
 
 def test_wrong_names_are_a_problem_that_names_the_order_that_fits():

@@ -9,6 +9,8 @@ import shutil
 import pytest
 import torch
 from samples import QUIET, raw_rows, tiny_bert
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
 from nlpkd.objectives import HiddenStateMSELoss
@@ -229,3 +231,88 @@ def test_a_run_judged_by_rows_of_a_user_s_own_class_goes_on(choosing, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoint-2")
     first.train(resume_from_checkpoint=True)
     assert first.resumed_checkpoint
+
+
+class Kept(TrainerCallback, ExportableState):
+    """Counts the steps, which it keeps."""
+
+    def __init__(self, unit=1):
+        self.unit, self.steps = unit, 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += self.unit
+
+    def state(self):
+        return {"args": {"unit": self.unit}, "attributes": {"steps": self.steps}}
+
+
+class Cut(TrainerCallback):
+    """Ends a run after the checkpoint of a step, as a killed process does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stopping(settings, make_rows, tokenizer, tmp_path):
+    """Make a trainer of at most ten steps whose figures never improve, and cut it after a checkpoint where asked."""
+
+    def make(folder, *callbacks, cut=None, **config):
+        args = settings(
+            output_dir=str(tmp_path / folder), max_steps=10, save_strategy="steps", save_steps=1,
+            eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="accuracy",
+            greater_is_better=True, **config,
+        )  # fmt: skip
+        trainer = DistillationTrainer(
+            tiny_bert(seed=1), None, args, None, make_rows(16), make_rows(8), tokenizer,
+            compute_metrics=ones, callbacks=[*callbacks, *([] if cut is None else [Cut(cut)])],
+        )  # fmt: skip
+        if cut is not None:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("asked", [True, "auto", "path"])
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_run_that_stops_early_ends_at_the_same_step_where_it_was_cut_and_resumed(asked, cut, stopping, tmp_path):
+    """The last of these checkpoints is the very one at which the run stopped."""
+    straight = stopping("straight", EarlyStoppingCallback(4), Kept(), Kept(2))
+    straight.train()
+    stopping("cut", EarlyStoppingCallback(4), Kept(), Kept(2), cut=cut)
+    resumed = stopping("cut", EarlyStoppingCallback(4), *(own := (Kept(), Kept(2))))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{cut}") if asked == "path" else asked)
+    assert resumed.state.global_step == straight.state.global_step == 5
+    assert [each.steps for each in own] == [5, 10]
+    assert resumed.state.best_global_step == straight.state.best_global_step
+    ends = [trainer.model.state_dict() for trainer in (straight, resumed)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_settings_of_a_callback_are_those_of_the_resumed_run_which_says_so(stopping, tmp_path, caplog):
+    stopping("run", EarlyStoppingCallback(4), cut=5)
+    longer = stopping("run", EarlyStoppingCallback(7))
+    with caplog.at_level(logging.WARNING):
+        longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 8
+    assert "EarlyStoppingCallback: early_stopping_patience (4 in the checkpoint, 7 here); this run's is" in caplog.text
+    given = stopping("run", EarlyStoppingCallback(8), restore_callback_states_from_checkpoint=True)
+    given.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert given.state.global_step == 5
+
+
+def test_callbacks_that_one_of_both_runs_has_alone_are_named(stopping, caplog):
+    stopping("run", EarlyStoppingCallback(4), cut=2)
+    other = stopping("run", kept := Kept())
+    with caplog.at_level(logging.WARNING):
+        other.train(resume_from_checkpoint=True)
+    assert "has a state of EarlyStoppingCallback, which is no callback of this run: it is left out" in caplog.text
+    assert "has no state of Kept, which begins anew" in caplog.text
+    assert other.state.global_step == 10 and kept.steps == 8
+    assert set(other.state.stateful_callbacks) == {"Kept", "TrainerControl"}

@@ -179,6 +179,8 @@ def _cells(path: Path) -> Iterator[list[str]]:
                         continue
                     header = cells
                     check_names(header, path)
+                    if len(header) == 1:
+                        _refuse_other_delimiter(path, delimiter)
                 elif len(cells) != len(header):
                     raise ValueError(
                         f"Line {reader.line_num} of {path} has {len(cells)} cells, and the header has {len(header)}: "
@@ -192,6 +194,18 @@ def _cells(path: Path) -> Iterator[list[str]]:
         raise ValueError(f"{path} can't be read at line {reader.line_num}: {unclosed}.") from error
     if not header:
         raise ValueError(f"{path} is empty.")
+
+
+def _refuse_other_delimiter(path: Path, delimiter: str) -> None:
+    """Refuse a file of one column whose name, and the lines below, hold what separates columns elsewhere."""
+    with path.open(encoding="utf-8-sig") as lines:
+        header, *below = islice(filter(str.strip, lines), 6)
+    for other in sorted({*_DELIMITERS.values(), ";", "|"} - {delimiter}):
+        if 0 < header.count(other) <= "".join(below).count(other):
+            raise ValueError(
+                f"{path} seems to be separated by {other!r}, and a {path.suffix} file is read by {delimiter!r}: save "
+                f"it so, such as by pandas.read_csv({path.name!r}, sep={other!r}).to_csv('NEW.csv', index=False)."
+            )
 
 
 def _rows_of_cells(path: Path) -> Iterator[dict[str, str]]:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -104,8 +105,12 @@ def read_kind(
         plain = odd is not None and not any(_FIGURES.fullmatch(str(value)) for value in numbers)
         plain = plain and all(number is None for number in numbers.values())
         told = "no row has a label" if odd is None else f"{_of_row(odd, known[odd])} is no number"
-        reason = "" if plain else told
-        return LabelKind(SINGLE_LABEL, reason)
+        joined = None if one_class else _joined_names(known)
+        if joined is not None:
+            value, parts = joined
+            listed = f"as a list, {str(parts)!r:.80}, it would be several labels"
+            told = f"{_of_row(value, known[value])} is a name; {listed}"
+        return LabelKind(SINGLE_LABEL, "" if plain and joined is None else told)
     fraction = next((value for value in numbers if whole_number(value) is None), None)
     if fraction is not None:
         return LabelKind(REGRESSION, f"{_of_row(fraction, known[fraction])} is not whole")
@@ -198,6 +203,17 @@ def _are_lists(texts: Mapping[str, int], known: Mapping[Any, int], column: str) 
             f"{others[0]!r:.80} (row {known[others[0]]}): write a list in every row, or set problem_type."
         )
     return bool(lists) and not others
+
+
+def _joined_names(known: Mapping[Any, int]) -> tuple[str, list[str]] | None:
+    """Find a name that looks like several labels, since each part of it is in other names too; and these parts."""
+    for separator in ",;|":
+        parts = {value: [part.strip() for part in value.split(separator)] for value in known if isinstance(value, str)}
+        holders = Counter(part for each in parts.values() for part in set(each))
+        for value, each in parts.items():
+            if len(each) > 1 and all(part and holders[part] > 1 for part in each):
+                return value, each
+    return None
 
 
 def is_padded(value: Any) -> bool:

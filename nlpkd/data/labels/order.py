@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -115,24 +116,93 @@ def swapped_labels(table: np.ndarray, rows: int, order: Sequence[int], best: Seq
     return groups
 
 
-def knows_classes(predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> bool:
-    """Check whether predictions beat the most frequent label, or the mean recall of a constant answer.
+@dataclass(frozen=True)
+class Knowledge:
+    """How well predictions know gold labels, each figure beside that of an answer that knows nothing.
 
-    Each by two standard errors; that recall is 1 / classes, with an error of 1/2 / sqrt(n) at most for each class.
-
-    Args:
-        predictions: predicted indices, `(rows,)`.
-        labels: gold labels, `(rows,)`.
-        order: index of each label in the model's output.
+    Attributes:
+        rows: gold labels.
+        accuracy: the share that is right.
+        majority: that of always answering the most frequent label.
+        recall: mean over the classes that are there.
+        constant_recall: that of a constant answer, 1 / classes.
+        recall_error: its standard error, with 1/2 / sqrt(n) at most for each class.
+        mcc: Matthews' correlation; 0 for a constant answer.
+        needed_mcc: three standard errors of that of the same predictions in any other order, and one right answer
+            more: few answers stray further. 0 for a constant answer.
     """
-    right, (classes, counts) = predictions == np.asarray(order)[labels], np.unique(labels, return_counts=True)
-    majority = counts.max() / len(labels)
-    if len(classes) < 2:
-        return False
-    if right.mean() >= majority + 2 * np.sqrt(majority * (1 - majority) / len(labels)):
-        return True
-    recall = np.mean([right[labels == label].mean() for label in classes])
-    return bool(recall - 1 / len(classes) > 2 * np.sqrt((0.25 / counts).sum()) / len(classes))
+
+    rows: int
+    accuracy: float
+    majority: float
+    recall: float
+    constant_recall: float
+    recall_error: float
+    mcc: float
+    needed_mcc: float
+
+    @classmethod
+    def of(cls, predictions: np.ndarray, labels: np.ndarray, order: Sequence[int]) -> Knowledge:
+        """Measure predictions.
+
+        Args:
+            predictions: predicted indices, `(rows,)`.
+            labels: gold labels, `(rows,)`.
+            order: index of each label in the model's output.
+        """
+        indices, rows = np.asarray(order), len(labels)
+        right, (classes, counts) = predictions == indices[labels], np.unique(labels, return_counts=True)
+        # How often each class is predicted, and each index, be it of a class that is there or not.
+        predicted = (predictions[:, None] == indices[classes]).sum(axis=0).astype(float)
+        answers = np.unique(predictions, return_counts=True)[1].astype(float)
+        by_chance = predicted * counts
+        spread = by_chance @ ((rows - predicted) * (rows - counts)) + by_chance.sum() ** 2 - (by_chance**2).sum()
+        scale = np.sqrt((rows**2 - (answers**2).sum()) * (rows**2 - (counts**2).sum()))
+        return cls(
+            rows=rows,
+            accuracy=float(right.mean()),
+            majority=float(counts.max() / rows),
+            recall=float(np.mean([right[labels == label].mean() for label in classes])),
+            constant_recall=1 / len(classes),
+            recall_error=float(np.sqrt((0.25 / counts).sum()) / len(classes)),
+            mcc=float((right.sum() * rows - by_chance.sum()) / scale) if scale else 0.0,
+            needed_mcc=float((3 * np.sqrt(spread / (rows - 1)) + rows) / scale) if scale else 0.0,
+        )
+
+    @property
+    def needed_accuracy(self) -> float:
+        """The majority's by two standard errors."""
+        return self.majority + 2 * float(np.sqrt(self.majority * (1 - self.majority) / self.rows))
+
+    @property
+    def needed_recall(self) -> float:
+        """That of a constant answer by two standard errors."""
+        return self.constant_recall + 2 * self.recall_error
+
+    @property
+    def beats_constant(self) -> bool:
+        """Whether more is right than by the most frequent label, or more of a class than by a constant answer."""
+        several = self.majority < 1
+        return several and (self.accuracy >= self.needed_accuracy or self.recall > self.needed_recall)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is any, such as of a rare class that is found now and then."""
+        return self.beats_constant or self.mcc > self.needed_mcc
+
+    def lacking(self) -> str:
+        """Say in words what there is, and what would do."""
+        accuracy, recall, mcc = self.needed_accuracy, self.needed_recall, self.needed_mcc
+        enough = [
+            (accuracy, f"{100 * accuracy:.1f} %"),
+            (recall, f"a mean recall over classes above {100 * recall:.1f} % (it is {100 * self.recall:.1f} %)"),
+            (mcc or np.inf, f"an MCC above {mcc:.2f} (it is {self.mcc:.2f})"),
+        ]
+        return (
+            f"gets {100 * self.accuracy:.1f} % of {self.rows} gold labels right, which is, but for chance, no better "
+            f"than always answering the most frequent one ({100 * self.majority:.1f} %); more than chance would be "
+            f"{', or '.join(words for least, words in enough if least <= 1)}"
+        )
 
 
 def can_tell(labels: np.ndarray, problem_type: str | None) -> bool:
@@ -150,7 +220,7 @@ def can_tell(labels: np.ndarray, problem_type: str | None) -> bool:
     classes, counts = np.unique(labels, return_counts=True)
     wrong_once = labels.copy()
     wrong_once[np.argmax(labels == classes[counts.argmin()])] = -1
-    return knows_classes(wrong_once, labels, range(int(labels.max()) + 1))
+    return Knowledge.of(wrong_once, labels, range(int(labels.max()) + 1)).beats_constant
 
 
 def describe_swapped(

@@ -1,0 +1,52 @@
+"""The verdict on a teacher that was trained, held against a report on the same rows."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset, Value
+from samples import QUIET, raw_rows, tiny_bert
+
+from nlpkd import train_teacher
+from nlpkd.evaluation.records import METRIC_NAMES, format_number
+from nlpkd.pipeline.evaluate import evaluate
+
+TEXTS = raw_rows(24)["text"]
+LONG = " ".join(["good film"] * 30)
+
+
+def rows(labels: list, texts: list[str] = TEXTS) -> Dataset:
+    return Dataset.from_dict({"text": texts[: len(labels)], "label": labels})
+
+
+@pytest.mark.parametrize(
+    ("held_out", "reading"),
+    [
+        (rows(["a", "b"] * 12), {}),
+        (rows(["a"] * 20 + ["b"] * 4), {}),
+        (rows([["a"], ["a", "b"], []] * 8), {}),
+        (rows([0.5, 1.25, 2.0, 3.5] * 6), {}),
+        # One text of the rare class, in as many windows as the others together have.
+        (rows(["a"] * 8 + ["b"], [*TEXTS[:8], LONG]), {"max_length": 12, "window_stride": 2}),
+    ],
+    ids=["classes", "rare-class", "several-labels", "scores", "windows"],
+)
+def test_a_teacher_is_judged_by_the_figure_that_a_report_on_the_same_rows_is_headed_by(
+    held_out, reading, tmp_path, tokenizer
+):
+    backbone = tiny_bert(num_labels=1 if held_out.features["label"] == Value("float64") else 2)
+    result = train_teacher(
+        backbone, held_out, held_out, tokenizer=tokenizer, output_dir=tmp_path, max_steps=1, **QUIET, **reading
+    )
+    report = evaluate(tmp_path, data=held_out, **reading, bootstrap_samples=20, latency_runs=0)
+    metric = report.task.headline
+    value = format_number(report.candidates["student"].quality[metric].value)
+    assert result.verdict() == f"On the held-out rows the teacher's {METRIC_NAMES[metric]} is {value}."
+
+
+def test_a_teacher_without_gold_labels_to_be_held_against_has_no_verdict(tmp_path, tokenizer):
+    unlabelled = rows([-100, -100])
+    labelled = rows([0, 1] * 4)
+    result = train_teacher(
+        tiny_bert(), labelled, unlabelled, tokenizer=tokenizer, output_dir=tmp_path, max_steps=1, **QUIET
+    )
+    assert "not measured, since there are no held-out rows with gold labels" in result.verdict()
