@@ -7,18 +7,21 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from nlpkd.models.capture import CapturedOutput
 from nlpkd.objectives.base import FEATURES, KINDS, Objective
 from nlpkd.objectives.loss_function import LossFunction
 from nlpkd.tasks import TASKS
 from nlpkd.utils.field_types import LARGEST
+
+if TYPE_CHECKING:
+    # What names the presets needs no transformers.
+    from nlpkd.models.capture import CapturedOutput
 
 
 def refuse_other_objectives(objectives: Any) -> None:
@@ -189,4 +192,4 @@ def _with_gradients(outputs: CapturedOutput, factor: float = 1.0) -> CapturedOut
         # No leaf of a graph, which can't be changed in place.
         return value.detach().requires_grad_() * factor if floating else value
 
-    return CapturedOutput(**{each.name: grown(getattr(outputs, each.name)) for each in fields(outputs)})
+    return replace(outputs, **{each.name: grown(getattr(outputs, each.name)) for each in fields(outputs)})

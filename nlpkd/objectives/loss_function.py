@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.tasks import is_unlabelled
 
@@ -67,6 +66,8 @@ class LossFunction(nn.Module):
         Returns:
             A scalar.
         """
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
         outputs = SequenceClassifierOutput(logits=student.logits)
         return self.function(outputs, batch.get("labels"), num_items_in_batch=count)
 

@@ -19,7 +19,7 @@ from nlpkd.data.label_names import ask_for_label_names
 from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.origin import headline_name
-from nlpkd.evaluation.records import METRIC_NAMES, format_number
+from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES, format_number
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.evaluation.scoring import headline_of
@@ -70,7 +70,7 @@ class TeacherResult:
         value, loss = self.metrics.get(f"eval_{self.headline}"), self.metrics.get("eval_loss")
         if value is not None:
             return f"On the held-out rows the teacher's {headline_name(self.headline)} is {format_number(value)}."
-        if loss is not None:
+        if loss is not None and self.headline != AGREEMENT:
             return f"On the held-out rows only the teacher's loss was measured: {format_number(loss)}."
         why = "the held-out rows have no gold labels" if self.metrics else "there are no held-out rows"
         return f"The teacher was not measured, since {why}."
@@ -322,13 +322,8 @@ def distill(
         trained, report = job.run(args, num_seeds, Path(baseline_dir or Path(args.output_dir) / "baseline"))
         if args.push_to_hub and PartialState().is_main_process:
             with phase("Pushing the student"):
-                address = push_student(
-                    args.output_dir,
-                    args.repository,
-                    private=args.hub_private_repo,
-                    token=args.hub_token,
-                    revision=args.hub_revision,
-                )
+                options: Any = {"private": args.hub_private_repo, "revision": args.hub_revision}
+                address = push_student(args.output_dir, args.repository, token=args.hub_token, **options)
                 logger.warning("Pushed to %s.", address)
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
 
