@@ -20,7 +20,8 @@ from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
-from nlpkd.data.rows import count_learned, count_texts, has_unlabelled, hash_rows
+from nlpkd.data.rows import has_unlabelled
+from nlpkd.data.splits.learned import count_learned
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -32,7 +33,7 @@ from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import train_baseline
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
-from nlpkd.training.publishing import describe_training, measurement_sha256
+from nlpkd.training.publishing import describe_data, describe_training, measurement_sha256
 from nlpkd.training.rehearsal import rows_to_try
 from nlpkd.training.resuming import Training, resumes, resumes_last, train_once
 from nlpkd.training.trainer import DistillationTrainer
@@ -367,19 +368,7 @@ class Job:
                 "model_type": trainer.model.config.model_type,
                 "weights_sha256": weights_sha256(folder),
             },
-            "data": {
-                "name": self.origin["data"],
-                "config": self.origin["dataset_config"],
-                "revision": self.origin["dataset_revision"],
-                "split": split,
-                "evaluated_source": self.origin["evaluated_source"],
-                "train_rows": count_texts(self.data["train"]),
-                "evaluated_rows": count_texts(self.data[split]),
-                "learned_rows": self._learned,
-                "evaluated_sha256": hash_rows(rows, [*self.data.text_columns, "labels"]),
-                "truncated_rows": self.data.truncated,
-                **self.data.reading,
-            },
+            "data": describe_data(self.data, split, rows, self.origin) | {"learned_rows": self._learned},
         }
 
 

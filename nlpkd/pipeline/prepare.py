@@ -131,7 +131,7 @@ def prepare_job(
     def load(tokenizer: PreTrainedTokenizerBase) -> TextClassificationData:
         beside = teachers.tokenizers_beside(tokenizer)
         with teachers.explain_one_output(told):
-            read: Any = {"tokenizer": tokenizer, "teacher_tokenizer": beside, "seed": args.seed, "data_args": asked}
+            read: Any = {"tokenizer": tokenizer, "teacher_tokenizer": beside, "data_args": asked}
             data = load_text_classification(train, validation, test, **read)
             teachers.refuse_classes_of_one_output(told, data)
         return with_more_text(name_classes(data, names), args, augmenter, [tokenizer, *known_tokenizers(beside)])
@@ -293,7 +293,7 @@ def prepare_teacher(
     source = ModelSource.of(model, revision, trust_remote_code)
     source.refuse_as_output(args.output_dir)
     tokenizer = tokenizer or source.tokenizer()
-    data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)
+    data = load_text_classification(train, validation, tokenizer=tokenizer, data_args=data_args)
     data = name_classes(data, data_args.label_names if data_args else ())
     data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
     weights = weights_of_classes(class_weights, data)

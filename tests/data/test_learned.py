@@ -8,7 +8,7 @@ from samples import raw_rows
 
 from nlpkd import load_text_classification
 from nlpkd.data.columns import DOCUMENT
-from nlpkd.data.rows import count_learned
+from nlpkd.data.splits.learned import count_learned
 
 
 def texts(*values: str | None) -> Dataset:
