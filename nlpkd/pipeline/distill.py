@@ -154,6 +154,7 @@ def train_teacher(
         with phase("Training the teacher"):
             trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
             trainer.save_model()
+            job.remember(args.output_dir)
         metrics = {}
         if "validation" in job.data:
             count_learned(job.data["validation"], job.data["train"], job.data.text_columns, "validation")

@@ -19,6 +19,7 @@ from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts, hash_rows
 from nlpkd.data.sources import MEASURED_SPLITS, Source, refuse_as_output
+from nlpkd.data.splits.learned import count_remembered, learned_entries
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
@@ -138,6 +139,8 @@ def evaluate(
         )
         rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else MEASURED_SPLITS)
         digest = hash_rows(rows, [*loaded.text_columns, "labels"])
+        folders = {name: source.folder for name, source in sources.items()}
+        learned = count_remembered(rows, loaded.text_columns, split, folders)
         # In their own order, in which every model finds them whatever the student calls them.
         with quiet("nlpkd.data"):
             rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
@@ -162,6 +165,7 @@ def evaluate(
             "split": split,
             "evaluated_rows": count_texts(rows),
             "evaluated_sha256": digest,
+            **learned_entries(learned.get("student"), *([learned["teacher"]] if "teacher" in learned else [])),
             **loaded.reading,
         },
     }

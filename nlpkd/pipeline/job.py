@@ -21,7 +21,14 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.data.rows import has_unlabelled
-from nlpkd.data.splits.learned import count_learned
+from nlpkd.data.splits.learned import (
+    LearnedRows,
+    LearnedTexts,
+    count_learned,
+    count_remembered,
+    learned_entries,
+    remember_texts,
+)
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -35,7 +42,7 @@ from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_data, describe_training, measurement_sha256
 from nlpkd.training.rehearsal import rows_to_try
-from nlpkd.training.resuming import Training, resumes, resumes_last, train_once
+from nlpkd.training.resuming import Training, resumes, resumes_last, settings_beside, stage_folder, train_once
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import atomic_folder_update, numbered_folders, weights_sha256
 from nlpkd.utils.processes import phase
@@ -61,6 +68,7 @@ class Job:
         baselines: from a seed to an untrained baseline, by its name (`nlpkd.evaluation.records.BASELINES`).
         ship: export each student to ONNX in 8 bits, and measure that file beside it.
         learning_rate: what suits the student, where the settings name none.
+        teacher_folders: of each teacher the folder that it was loaded from; None where there is none.
     """
 
     teacher: nn.Module | None
@@ -75,6 +83,7 @@ class Job:
     baselines: Mapping[str, Callable[[int], PreTrainedModel]] = field(default_factory=dict)
     ship: bool = False
     learning_rate: float = DistillationConfig.learning_rate
+    teacher_folders: Sequence[Path | None] = ()
 
     def check(self, args: DistillationConfig) -> None:
         """Make student and baselines, and fit them, the rows and the objectives together; nothing is trained.
@@ -127,7 +136,7 @@ class Job:
             # A seed whose measuring failed has a report too, of its student alone.
             if before is not None and not (before.is_like(report) and before.is_of_all(further)):
                 before = None
-            settings = replace(_beside(args, further), seed=seed, data_seed=None)
+            settings = replace(settings_beside(args, further), seed=seed, data_seed=None)
             reports.append(self.run_seed(settings, copy.deepcopy(fresh), further / "baseline", before=before)[1])
         if num_seeds > 1:
             report = replace(report, seeds=aggregate_seeds(reports))
@@ -163,7 +172,7 @@ class Job:
         for number, stage in enumerate(stages, start=1):
             own = replace(args, **stage.settings, push_to_hub=False)
             if number < len(stages):
-                own = _beside(own, _stage_folder(Path(args.output_dir), number, len(stages)))
+                own = settings_beside(own, stage_folder(Path(args.output_dir), number, len(stages)))
             if resumes_last(args):
                 # The first training tells whether the job is the one that is resumed.
                 own = replace(own, resume_from_checkpoint="True" if number == 1 else "auto")
@@ -176,6 +185,7 @@ class Job:
                 trainer.rehearsed_beside = partial(self._rehearse, untrained, args, stages, trainer)
             done.append(train_once(trainer, f"the student{of_stage(number, len(stages))}"))
             student = trainer.model
+        self.remember(args.output_dir)
         spent = {"student": Training.of(done)}
         if has_unlabelled(self.data["train"]):
             # As many steps for the baselines, though there are fewer rows with labels.
@@ -187,9 +197,9 @@ class Job:
                 if self.teacher is not None:
                     align_copied_head(model, self.teacher, trainer.teacher_order)
                 places = [
-                    _stage_folder(baseline_dir / name, number, len(stages)) for number in range(1, len(stages) + 1)
+                    stage_folder(baseline_dir / name, number, len(stages)) for number in range(1, len(stages) + 1)
                 ]
-                alone = list(map(_beside, settings, places))
+                alone = list(map(settings_beside, settings, places))
                 tokenizer = with_limit(self.tokenizer, self.data.max_length)
                 baselines[name], spent[name] = train_baseline(model, name, self.data, tokenizer, alone, lessons)
             if before is not None and all(each.finished_before for each in spent.values()):
@@ -203,6 +213,8 @@ class Job:
         """Save and measure the student as it is made: of a teacher that is shipped, with its vocabulary trimmed."""
         trainer = self.trainer(self.make_untrained_student(args.seed), args, self.stages[0])
         trainer.save_model()
+        if PartialState().is_main_process:
+            remember_texts(LearnedTexts.beside(self.teacher_folders[0]), Path(args.output_dir))
         return self._measure(trainer, {}, {}, args, self.stages, args.html_report)
 
     def student_to_train(self, seed: int) -> PreTrainedModel:
@@ -282,9 +294,25 @@ class Job:
         return "test" if "test" in self.data else "validation"
 
     @cached_property
-    def _learned(self) -> int | None:
+    def _learned(self) -> dict[str, Any]:
         split, columns = self._measured_split, self.data.text_columns
-        return count_learned(self.data[split], self.data["train"], columns, split)
+        own = count_learned(self.data[split], self.data["train"], columns, split)
+        several = len(self.teacher_folders) > 1
+        folders = {
+            f"teacher {number}" if several else "teacher": each
+            for number, each in enumerate(self.teacher_folders, start=1)
+        }
+        theirs = count_remembered(self.data[split], columns, split, folders)
+        return learned_entries(None if own is None else LearnedRows(own), *theirs.values())
+
+    @cached_property
+    def _texts(self) -> LearnedTexts | None:
+        return LearnedTexts.of(self.data["train"], self.data.text_columns)
+
+    def remember(self, folder: str | Path) -> None:
+        """Write beside a model that learnt from the training rows which texts these are."""
+        if PartialState().is_main_process:
+            remember_texts(self._texts, Path(folder))
 
     def rows_to_measure(self, config: Any) -> tuple[str, Any, Any]:
         """Return the split that is measured, its rows, and others that thresholds or temperatures are fitted on."""
@@ -368,22 +396,5 @@ class Job:
                 "model_type": trainer.model.config.model_type,
                 "weights_sha256": weights_sha256(folder),
             },
-            "data": describe_data(self.data, split, rows, self.origin) | {"learned_rows": self._learned},
+            "data": describe_data(self.data, split, rows, self.origin) | self._learned,
         }
-
-
-def _beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
-    """Return the settings of a further training; a checkpoint asked for belongs to the first one alone."""
-    # Seeds and stages teach the same rows, so that the teacher need not run on them again.
-    return replace(
-        args,
-        output_dir=str(folder),
-        teacher_cache_dir=args.teacher_cache,
-        push_to_hub=False,
-        resume_from_checkpoint="auto" if resumes(args) else None,
-    )
-
-
-def _stage_folder(folder: Path, number: int, stages: int) -> Path:
-    """Return where a stage's model goes: the last one's is the one that was asked for."""
-    return folder / f"stage-{number}" if number < stages else folder

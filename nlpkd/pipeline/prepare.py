@@ -187,6 +187,7 @@ def prepare_job(
         class_weights=weights,
         ship=ship,
         learning_rate=usual_learning_rate(learner, teachers),
+        teacher_folders=[each.folder for each in teachers.models],
     )
     if vocabulary == "whole" or (vocabulary is None and not ship):
         return job

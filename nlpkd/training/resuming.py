@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -67,6 +67,23 @@ def resumes_last(args: DistillationConfig) -> bool:
 def resumes_own(args: DistillationConfig) -> bool:
     """Check whether a run goes on from what there is of it in its folder, and not from a checkpoint that is named."""
     return resumes_last(args) or str(args.resume_from_checkpoint).lower() == "auto"
+
+
+def settings_beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
+    """Return the settings of a further training of a run; a checkpoint asked for belongs to the first one alone."""
+    # Seeds and stages teach the same rows, so that the teacher need not run on them again.
+    return replace(
+        args,
+        output_dir=str(folder),
+        teacher_cache_dir=args.teacher_cache,
+        push_to_hub=False,
+        resume_from_checkpoint="auto" if resumes(args) else None,
+    )
+
+
+def stage_folder(folder: Path, number: int, stages: int) -> Path:
+    """Return where a stage's model goes: the last one's is the one that was asked for."""
+    return folder / f"stage-{number}" if number < stages else folder
 
 
 def resolve_resume_checkpoint(asked: str | bool | None, output_dir: str, record: dict[str, Any]) -> str | None:

@@ -103,7 +103,12 @@ class LearnedTexts:
 
 
 def remember_texts(texts: LearnedTexts | None, folder: Path) -> None:
-    """Write which texts a model learnt from into its folder, in place of what is told there of an earlier model."""
+    """Write which texts a model learnt from into its folder, in place of what is told there of an earlier model.
+
+    Args:
+        texts: None where nobody knows them.
+        folder: the model's.
+    """
     if texts is not None:
         texts.save(folder)
     else:
@@ -147,7 +152,14 @@ def count_remembered(
     Returns:
         How many, by model; without those of which nothing is told.
     """
-    remembered = {name: texts for name, folder in models.items() if (texts := LearnedTexts.beside(folder)) is not None}
+    remembered: dict[str, LearnedTexts] = {}
+    folders: set[Path | None] = set()
+    for name, folder in models.items():
+        # Files of one model lie in one folder.
+        texts = None if folder in folders else LearnedTexts.beside(folder)
+        folders.add(folder)
+        if texts is not None:
+            remembered[name] = texts
     hashes = _hashes_of_texts(measured, columns) if remembered else np.empty(0)
     found = {}
     for name, texts in remembered.items():
@@ -155,6 +167,22 @@ def count_remembered(
             found[name] = count
             _tell(count, len(hashes), split, f"training texts of the {name}")
     return found
+
+
+def learned_entries(student: LearnedRows | None, *teachers: LearnedRows) -> dict[str, Any]:
+    """Return what a report says of measured texts that were learnt from.
+
+    Args:
+        student: of the student; None where nothing is known.
+        *teachers: of those teachers of which something is known; the one that knows most counts.
+
+    Returns:
+        Entries of `nlpkd.evaluation.origin.DataRecord`.
+    """
+    told = {"learned_rows": student, "teacher_learned_rows": max(teachers, key=lambda each: each.rows, default=None)}
+    known = {name: each for name, each in told.items() if each is not None}
+    estimates = [name for name, each in known.items() if each.estimated]
+    return {name: each.rows for name, each in known.items()} | ({"learned_estimates": estimates} if estimates else {})
 
 
 def _hashes_of_texts(measured: Dataset, columns: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,106 @@
+"""Every door that measures tells of texts that student or teacher learnt from."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from datasets import Dataset
+from samples import QUIET, WORDS, fine_tuned_teacher, raw_rows, tiny_bert
+
+import nlpkd
+from nlpkd.data.splits.learned import LEARNED_NAME, LearnedTexts
+from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.hub.model_card import build_model_card
+from nlpkd.hub.push import files_to_push
+from nlpkd.hub.saving import save_student
+from nlpkd.pipeline.compress import compress
+from nlpkd.pipeline.verify import verify
+
+OF_TEACHER, OF_STUDENT = raw_rows(160, seed=1), raw_rows(60, seed=2)
+NEW = Dataset.from_dict(
+    {"text": [f"{WORDS[number % 19]} {'the ' * (number + 1)}" for number in range(40)], "label": [0, 1] * 20}
+).cast_column("label", OF_TEACHER.features["label"])
+
+
+def known(measured, train):
+    return sum(text in set(train["text"]) for text in measured["text"])
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer, tmp_path_factory):
+    """A teacher and a student that learnt from other rows, each with its report."""
+    folder = tmp_path_factory.mktemp("learned")
+    fine_tuned_teacher(folder / "teacher", tokenizer)
+    nlpkd.distill(
+        folder / "teacher", "layers:2", OF_STUDENT, NEW, objectives="hinton", max_steps=2, save_strategy="no",
+        output_dir=folder / "student", **QUIET | {"latency_runs": 1},
+    )  # fmt: skip
+    return folder
+
+
+def told(caplog, whose):
+    return [each.getMessage() for each in caplog.records if f"are training texts of the {whose} too" in each.message]
+
+
+DOORS = {
+    "evaluate": lambda folder, rows: nlpkd.evaluate(
+        folder / "student", rows, teacher=folder / "teacher", latency_runs=0, bootstrap_samples=5
+    ),
+    "verify": lambda folder, rows: verify(
+        folder / "student", rows, teacher=folder / "teacher", latency_runs=0, bootstrap_samples=5
+    ),
+    "cascade": lambda folder, rows: nlpkd.cascade(
+        folder / "student", folder / "teacher", rows.remove_columns("label"), target_agreement=0.02
+    ),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("rows", [OF_STUDENT, OF_TEACHER, NEW], ids=["the student's", "the teacher's", "new"])
+def test_measured_texts_that_a_model_learned_from_are_told(door, rows, models, caplog):
+    DOORS[door](models, rows)
+    for whose, train in (("student", OF_STUDENT), ("teacher", OF_TEACHER)):
+        count = known(rows, train)
+        said = told(caplog, whose)
+        assert len(said) == bool(count) and all(each.startswith(f"{count} of the {len(rows)} ") for each in said)
+
+
+def test_the_gate_of_an_export_tells_it_and_the_files_take_it_along(models, tmp_path, caplog):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    nlpkd.export_student(models / "student", data=OF_STUDENT, output_dir=tmp_path, min_retention=0.5)
+    assert len(told(caplog, "student")) == 1
+    assert (tmp_path / LEARNED_NAME).read_bytes() == (models / "student" / LEARNED_NAME).read_bytes()
+
+
+def test_an_evaluation_has_it_in_record_report_and_card(models, tmp_path):
+    report = nlpkd.evaluate(
+        models / "student", OF_STUDENT, teacher=models / "teacher", output_dir=tmp_path, latency_runs=0,
+        bootstrap_samples=5,
+    )  # fmt: skip
+    theirs = known(OF_STUDENT, OF_TEACHER)
+    assert report.run.data.learned_rows == 60 and report.run.data.teacher_learned_rows == theirs > 0
+    assert EvaluationReport.load(tmp_path) == report
+    for text in (report.to_markdown(), build_model_card(report, model_name="alice/student").content):
+        assert "Of the 60 measured texts 60 are training texts too" in text
+        assert f"Of the 60 measured texts {theirs} are training texts of the teacher too" in text
+
+
+def test_a_distillation_tells_what_its_teacher_learned_from(models, tmp_path, caplog):
+    job = partial(
+        nlpkd.distill, models / "teacher", "layers:1", NEW, objectives="hinton", max_steps=1, teacher_check="off",
+        save_strategy="no", **QUIET,
+    )  # fmt: skip
+    report = job(validation=OF_TEACHER, output_dir=tmp_path / "one").report
+    assert len(told(caplog, "teacher")) == 1
+    assert report.run.data.teacher_learned_rows == 160 and report.run.data.learned_rows == 0
+
+
+def test_what_was_learned_from_is_never_pushed_and_goes_with_its_weights(models, tokenizer, tmp_path):
+    assert LEARNED_NAME not in files_to_push(models / "student", "alice/student")
+    compress(models / "student", "half", OF_TEACHER, output_dir=tmp_path)
+    remembered = LearnedTexts.beside(tmp_path)
+    assert remembered.texts == len({"".join(text.split()) for text in OF_STUDENT["text"]})
+    save_student(tiny_bert(seed=5), tmp_path, tokenizer)
+    assert LearnedTexts.beside(tmp_path) is None
