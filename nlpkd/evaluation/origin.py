@@ -89,6 +89,15 @@ class TaskRecord(OpenRecord):
     score_mean: float | None = None
     score_sd: float | None = None
 
+    def one_class_note(self) -> str:
+        """Return what a reader must know where all rows are of one class of several; empty where they are not."""
+        if self.majority_share != 1 or len(self.labels) < 2:
+            return ""
+        return (
+            f"All {self.rows} measured rows are of one class: the figures say nothing of how well the classes are "
+            "told apart. Measure on rows of all classes."
+        )
+
 
 def headline_name(metric: str) -> str:
     """Return what sentences, tables and charts call a headline metric.

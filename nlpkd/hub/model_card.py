@@ -218,9 +218,9 @@ def _results(report: EvaluationReport) -> str:
     rows = f"{task.rows:,} rows" if task.rows else "An unrecorded number of rows"
     where = f" of the split {escape_markdown(data.split)}" if data.split else ""
     source = f" of {_named(data)}" if data.name else ""
-    share = task.majority_share
-    commonest = f"; {percent(share)} of them have the commonest label" if share is not None else ""
-    parts = ["## Results", report.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
+    commonest = f"; {percent(task.majority_share)} of them have the commonest label" if task.majority_share else ""
+    told = [f"{rows}{where}{source}{commonest}.", task.one_class_note(), "In brackets: 95 % intervals."]
+    parts = ["## Results", report.table(), " ".join(filter(None, told))]
     if report.seeds:
         seeds = {escape_markdown(name): spreads for name, spreads in report.seeds.items()}
         parts += ["Over several seeds, mean ± sample standard deviation:", markdown_table(*seeds_cells(seeds))]

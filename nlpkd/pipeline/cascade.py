@@ -19,6 +19,7 @@ from nlpkd.data.rows import has_unlabelled, labelled_rows
 from nlpkd.data.sources import MEASURED_SPLITS, Source, read_measured_rows, refuse_as_output
 from nlpkd.data.splits.learned import count_remembered
 from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.evaluation.prediction import gold_labels, warn_of_one_class
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.labelling.answers import AnswerFile
@@ -123,6 +124,7 @@ def cascade(
                 f"{len(rows)} rows of {split} have none: leave these out, or give target_agreement"
             )
         names = small.model.config.id2label
+        warn_of_one_class(gold_labels(rows), list(names.values()), SINGLE_LABEL)
         gold = [names[number] for number in rows["labels"][:]]
         columns = loaded.text_columns
     else:

@@ -19,6 +19,7 @@ from nlpkd.data.label_names import ask_for_label_names
 from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.data.splits.learned import count_learned
 from nlpkd.data.tokenization import TeacherTokenizers
+from nlpkd.evaluation.prediction import gold_labels, warn_of_one_class
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import Cells
@@ -158,6 +159,8 @@ def train_teacher(
         metrics = {}
         if "validation" in job.data:
             count_learned(job.data["validation"], job.data["train"], job.data.text_columns, "validation")
+            gold, names = gold_labels(job.data["validation"]), list(job.data.id2label.values())
+            warn_of_one_class(gold, names, job.data.problem_type)
             source, reading = train if validation is None else validation, job.data.arguments
             if validation is None:
                 reading |= {name: getattr(data_args, name) for name in ("dataset_config", "dataset_revision")}

@@ -22,6 +22,7 @@ from nlpkd.models.inference import in_eval_mode
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED
+from nlpkd.utils.processes import quiet
 from nlpkd.utils.randomness import undrawn
 
 ROWS = 4
@@ -62,7 +63,9 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
                 with _named("saving student and tokenizer"):
                     trainer._save(str(folder))
                 if beside is not None:
-                    with _named("measuring student, teacher and baselines, or their card"):
+                    # What a few rows tell is nothing to warn of.
+                    named = _named("measuring student, teacher and baselines, or their card")
+                    with named, quiet("nlpkd.evaluation"):
                         beside(folder)
     if trainer._signals.live is not None:
         trainer._signals.live.release()

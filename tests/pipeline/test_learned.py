@@ -1,4 +1,4 @@
-"""Every door that measures tells of texts that student or teacher learnt from."""
+"""Every door that measures tells of rows whose figures say little: that were learnt from, or are of one class."""
 
 from __future__ import annotations
 
@@ -104,3 +104,40 @@ def test_what_was_learned_from_is_never_pushed_and_goes_with_its_weights(models,
     assert remembered.texts == len({"".join(text.split()) for text in OF_STUDENT["text"]})
     save_student(tiny_bert(seed=5), tmp_path, tokenizer)
     assert LearnedTexts.beside(tmp_path) is None
+
+
+ONE_CLASS = OF_TEACHER.filter(lambda row: row["label"] == 1)
+MEASURED = {
+    "evaluate": lambda folder, out: DOORS["evaluate"](folder, ONE_CLASS),
+    "verify": lambda folder, out: DOORS["verify"](folder, ONE_CLASS),
+    "distill": lambda folder, out: nlpkd.distill(
+        folder / "teacher", "layers:1", OF_STUDENT, ONE_CLASS, objectives="hinton", max_steps=1, save_strategy="no",
+        output_dir=out, **QUIET | {"rehearsal": True},
+    ),
+    "train-teacher": lambda folder, out: nlpkd.train_teacher(
+        folder / "teacher", OF_STUDENT, ONE_CLASS, max_steps=1, save_strategy="no", output_dir=out, **QUIET
+    ),
+    "cascade": lambda folder, out: nlpkd.cascade(
+        folder / "student", folder / "teacher", ONE_CLASS, target_accuracy=0.02
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("door", MEASURED)
+def test_rows_of_one_class_are_told_wherever_they_are_measured(door, models, tmp_path, caplog):
+    MEASURED[door](models, tmp_path)
+    said = [each.getMessage() for each in caplog.records if "are of one class" in each.getMessage()]
+    assert len(said) == 1 and said[0].startswith(
+        f"All {len(ONE_CLASS)} measured rows are of one class: the figures say nothing"
+    )
+    if door == "distill":
+        assert all(said[0] in (tmp_path / name).read_text() for name in ("report.md", "README.md"))
+
+
+def test_a_few_rows_of_one_class_that_are_tried_first_are_not_told(models, tmp_path, caplog):
+    rows = Dataset.from_list([*OF_STUDENT.filter(lambda row: row["label"] == 1), *NEW], features=NEW.features)
+    nlpkd.distill(
+        models / "teacher", "layers:1", OF_STUDENT, rows, objectives="hinton", max_steps=1, save_strategy="no",
+        output_dir=tmp_path, **QUIET | {"rehearsal": True},
+    )  # fmt: skip
+    assert "are of one class" not in caplog.text
