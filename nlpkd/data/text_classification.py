@@ -196,7 +196,7 @@ def _load_whole(
     if not may_lack and targets.problem_type != REGRESSION:
         tell_contradictions(splits["train"], columns.texts)
     if asked.validation_split is not None:
-        splits = hold_out_validation(splits, columns.texts, asked.validation_split)
+        splits = hold_out_validation(splits, columns.texts, asked.validation_split, alone=may_lack)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     if asked.window_stride is None:
         splits, truncated = _tokenise(splits, TextEncoder(columns, tokenizers, max_length), alone)

@@ -122,6 +122,10 @@ def compress(
         raise ValueError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
     refuse_other_than_name(model, advice="save it first, or call a method of nlpkd.compression on it")
     data_args, options = DataArguments.split_keywords(keywords)
+    if data_args.validation_split is not None:
+        raise ValueError(
+            "validation_split holds out rows to report on, which no compression may look at: leave it out"
+        )
     function = METHODS[method]
     known = inspect.signature(function).parameters.keys()
     own_options = [name for name in known if name not in _GIVEN]

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.arguments import DataArguments
+from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.label_names import ask_for_label_names
 from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.data.splits.learned import count_learned
@@ -163,7 +163,7 @@ def train_teacher(
             warn_of_one_class(gold, names, job.data.problem_type)
             source, reading = train if validation is None else validation, job.data.arguments
             if validation is None:
-                reading |= {name: getattr(data_args, name) for name in ("dataset_config", "dataset_revision")}
+                reading |= {name: getattr(data_args, name) for name in OF_A_SOURCE}
             with saved_model(args, "teacher", source, reading), phase("Measuring the teacher"):
                 metrics = trainer.evaluate()
                 trainer.save_metrics("eval", metrics)

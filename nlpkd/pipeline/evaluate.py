@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from nlpkd.data.arguments import DataArguments
+from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
@@ -146,8 +146,9 @@ def evaluate(
             rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
         fitted = None
         if held_out is not None:
-            # The configuration and the revision are those of `data` alone.
-            other_args = replace(data_args, dataset_config=None, dataset_revision=None)
+            # The configuration, the revision and the part are those of `data` alone.
+            others_own: dict[str, Any] = dict.fromkeys(OF_A_SOURCE)
+            other_args = replace(data_args, **others_own)
             fitted, *_ = load(held_out, data_args=other_args, splits=MEASURED_SPLITS)
 
     # What is measured, for the record. Of a file the name is its last part alone, and may hold an @.

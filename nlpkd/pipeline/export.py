@@ -151,7 +151,8 @@ def export_student(
         count_remembered(rows, columns, found[1], {"student": source.folder})
     typical = None
     if calibration is not None:
-        _, typical, _ = _with_first_texts(load(calibration, splits=("train", "validation", "test")))
+        whole = replace(data_args, validation_split=None)
+        _, typical, _ = _with_first_texts(load(calibration, data_args=whole, splits=("train", "validation", "test")))
     # Processes that export together each have a folder of their own for what is not accepted yet.
     staging = staging_folder(directory, f".exporting-{PartialState().process_index}-")
     with only_run(directory), staging as staged:

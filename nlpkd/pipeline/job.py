@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
+from nlpkd.data.arguments import OF_A_SOURCE
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.data.rows import has_unlabelled
@@ -297,11 +298,8 @@ class Job:
     def _learned(self) -> dict[str, Any]:
         split, columns = self._measured_split, self.data.text_columns
         own = count_learned(self.data[split], self.data["train"], columns, split)
-        several = len(self.teacher_folders) > 1
-        folders = {
-            f"teacher {number}" if several else "teacher": each
-            for number, each in enumerate(self.teacher_folders, start=1)
-        }
+        called = "teacher {}" if len(self.teacher_folders) > 1 else "teacher"
+        folders = {called.format(number): each for number, each in enumerate(self.teacher_folders, start=1)}
         theirs = count_remembered(self.data[split], columns, split, folders)
         return learned_entries(None if own is None else LearnedRows(own), *theirs.values())
 
@@ -369,7 +367,7 @@ class Job:
         teachers = [teacher] if Path(teacher).exists() or hub_id(teacher) else []
         source, reading = self.origin["measured_source"], self.data.arguments
         if self.origin["evaluated_source"] == self.origin["data"]:
-            reading |= {name: self.origin[name] for name in ("dataset_config", "dataset_revision")}
+            reading |= {name: self.origin[name] for name in OF_A_SOURCE}
         with saved_model(args, "student", source, reading, teachers, report):
             yield
 

@@ -17,7 +17,7 @@ from nlpkd.augment import Augmenter, make_augmenter
 from nlpkd.augment.splits import refuse_augmentation, with_more_text
 from nlpkd.compression.onnx import EXPORT_PACKAGES
 from nlpkd.config import DistillationConfig
-from nlpkd.data.arguments import DataArguments
+from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.label_names import name_classes
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import labelled_rows
@@ -176,8 +176,7 @@ def prepare_job(
             "data": data.name,
             "evaluated_source": name_of(train if measured is None else measured),
             "measured_source": train if measured is None else measured,
-            "dataset_config": asked.dataset_config,
-            "dataset_revision": asked.dataset_revision,
+            **{name: getattr(asked, name) for name in OF_A_SOURCE},
         },
         make_untrained_student=make(start=start),
         parent=parent() if inherits else None,

@@ -302,7 +302,7 @@ def test_a_tokenizer_without_padding_token_is_refused():
         DistillationCollator(make_tokenizer(pad_token=None))
 
 
-@pytest.mark.parametrize("asked", [{"soft_label_column": "votes"}, {"streaming": True}, {"validation_split": 0.1}])
+@pytest.mark.parametrize("asked", [{"soft_label_column": "votes"}, {"streaming": True}])
 def test_rows_for_a_model_that_is_there_take_no_settings_of_training_rows(asked):
     config = SimpleNamespace(id2label={0: "neg", 1: "pos"}, problem_type=None, num_labels=2)
     with pytest.raises(ValueError, match="are of training rows: leave them out"):

@@ -141,3 +141,29 @@ def test_a_few_rows_of_one_class_that_are_tried_first_are_not_told(models, tmp_p
         output_dir=tmp_path, **QUIET | {"rehearsal": True},
     )  # fmt: skip
     assert "are of one class" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [0.25, 9])
+def test_what_a_training_held_out_is_measured_again_by_every_door(size, models, tokenizer, tmp_path, caplog):
+    """By another seed, and with the rows in another order."""
+    rows = OF_TEACHER.shuffle(seed=3)
+    nlpkd.train_teacher(
+        tiny_bert(layers=3), rows, validation_split=size, seed=7, tokenizer=tokenizer, output_dir=tmp_path / "teacher",
+        max_steps=1, save_strategy="no", **QUIET,
+    )  # fmt: skip
+    report = nlpkd.distill(
+        tmp_path / "teacher", "layers:1", OF_TEACHER, validation_split=size, objectives="hinton", max_steps=1,
+        save_strategy="no", teacher_check="off", output_dir=tmp_path / "student", **QUIET,
+    ).report  # fmt: skip
+    measured = {"latency_runs": 0, "bootstrap_samples": 5, "validation_split": size}
+    again = nlpkd.evaluate(tmp_path / "student", OF_TEACHER, teacher=tmp_path / "teacher", **measured)
+    verified = verify(tmp_path / "student", OF_TEACHER, teacher=tmp_path / "teacher", **measured)
+    assert again.run.data.evaluated_sha256 == report.run.data.evaluated_sha256 and again.run.data.split == "validation"
+    assert again.task.rows == report.task.rows < 160 and verified.holds
+    assert "training texts" not in caplog.text
+    with pytest.raises(ValueError, match="which no compression may look at"):
+        compress(tmp_path / "student", "half", OF_TEACHER, validation_split=size, output_dir=tmp_path / "small")
+    with pytest.raises(ValueError, match="holds out a part by its labels"):
+        nlpkd.cascade(
+            tmp_path / "student", tmp_path / "teacher", OF_TEACHER, target_agreement=0.5, validation_split=size
+        )

@@ -18,7 +18,9 @@ from nlpkd.data.splits.hashes import text_hashes
 logger = logging.getLogger(__name__)
 
 
-def hold_out_validation(splits: DatasetDict, columns: Sequence[str], size: float | int) -> DatasetDict:
+def hold_out_validation(
+    splits: DatasetDict, columns: Sequence[str], size: float | int, alone: bool = False
+) -> DatasetDict:
     """Move a part of the training rows to a validation set, stratified by class where there are classes.
 
     Which texts are held out follows from the texts, their labels and the size alone: in any order of the rows, and by
@@ -28,6 +30,7 @@ def hold_out_validation(splits: DatasetDict, columns: Sequence[str], size: float
         splits: without a validation set.
         columns: of the texts.
         size: a share of the rows, or their number; it is met as nearly as equal texts allow.
+        alone: return the held-out rows alone, as "train": they are to be measured on, and nothing is trained.
 
     Returns:
         The splits, with a validation set. A warning names rare classes that a part has no row of.
@@ -63,6 +66,8 @@ def hold_out_validation(splits: DatasetDict, columns: Sequence[str], size: float
             "together: give more texts, or a validation set."
         )
     parts = {"train": train.select(np.flatnonzero(~held_out)), "validation": train.select(np.flatnonzero(held_out))}
+    if alone:
+        return DatasetDict(train=parts["validation"])
     for split, part in parts.items() if classed else ():
         if classes.keys() > set(part["labels"][:]):
             tell_lacking(part["labels"][:], part.features["labels"].names, split)
