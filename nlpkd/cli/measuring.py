@@ -14,7 +14,7 @@ from nlpkd.cli.settings import save_config
 app = typer.Typer()
 
 
-@command(app, *COLUMNS, "window_stride", "split")
+@command(app, *COLUMNS, "window_stride", "validation_split", "split")
 def evaluate(
     context: typer.Context,
     models: Annotated[
@@ -68,7 +68,7 @@ def evaluate(
     show_files("The report is", output_dir, *following)
 
 
-@command(app, *(each for each in COLUMNS if each != "max_length"), "window_stride", "split")
+@command(app, *(each for each in COLUMNS if each != "max_length"), "window_stride", "validation_split", "split")
 def verify(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hub id (id@revision), or the folder that a run left.")],

@@ -33,7 +33,7 @@ class Shared:
 
     validation: Annotated[str | None, option(DATA, "Held-out rows, likewise.")] = None
     validation_split: Annotated[
-        float | None, option(DATA, "Share of the training rows to hold out instead of --validation.")
+        float | None, option(DATA, "Share of the rows to hold out, the same texts each time, and to measure on.")
     ] = None
     text_column: Annotated[str | None, option(DATA, "Column of the text; recognised by common names if left out.")] = (
         None

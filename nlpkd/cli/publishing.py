@@ -67,7 +67,7 @@ def compress(
     show_files("The model is", output_dir, ["evaluate", *both, *rows], ["export", output_dir, "--int8", *rows])
 
 
-@command(app, *COLUMNS, "window_stride")
+@command(app, *COLUMNS, "window_stride", "validation_split")
 def export(
     context: typer.Context,
     student: Annotated[str, typer.Argument(help="Its folder; or a Hub id (id@revision), with --output-dir.")],
@@ -150,7 +150,7 @@ def push(
     typer.echo(push_student(**arguments(context)))
 
 
-@command(app, *COLUMNS, name="try")
+@command(app, *COLUMNS, "validation_split", name="try")
 def try_student(
     context: typer.Context,
     student: Annotated[str, typer.Argument(help="Its folder, an ONNX file, or a Hub id (id@revision).")],

@@ -43,7 +43,7 @@ _FILES = {
 _STARTED = time.time() - 1
 """About when this process began; a second less, since a file system's clock may be behind."""
 
-OF_TRAINING_ROWS = ("soft_label_column", "streaming", "validation_split", "problem_type", "label_names")
+OF_TRAINING_ROWS = ("soft_label_column", "streaming", "problem_type", "label_names")
 """What no command that measures takes: there the model settles the task and the names of the labels."""
 
 OF_THE_HUB = ("dataset_config", "dataset_revision")
@@ -251,15 +251,18 @@ def after_distilling(folder: str | Path, given: Mapping[str, Any]) -> list[list[
 def held_out_rows(given: Mapping[str, Any]) -> list[Any]:
     """Return the options that name rows to measure on and how they are read; none where a command line can't."""
     from nlpkd.data.arguments import DataArguments
+    from nlpkd.teachers.base import LabelingTeacher
 
     given = {name: value for name, value in given.items() if value != getattr(DataArguments, name, None)}
     source, others = given.get("data"), given.get("test") or given.get("validation")
     train = given.get("train")
     on_the_hub = isinstance(train, str) and not Path(train).exists()
-    if source is None and others is None and on_the_hub and not given.get("validation_split"):
-        # A data set of the Hub, which has held-out rows of its own.
+    # A part that is held out by its labels, or a data set of the Hub, which has held-out rows of its own.
+    unlabelled = "soft_label_column" in given or isinstance(given.get("teacher"), LabelingTeacher)
+    held_out = "validation_split" in given and not unlabelled
+    if source is None and others is None and (held_out or (on_the_hub and "validation_split" not in given)):
         source = train
-    names = reading(*OF_TRAINING_ROWS, *(OF_THE_HUB if source is None else ()))
+    names = reading(*OF_TRAINING_ROWS, *((*OF_THE_HUB, "validation_split") if source is None else ()))
     source = source or others
     return as_options({"data": source}, "data") + as_options(given, *names) if isinstance(source, (str, Path)) else []
 

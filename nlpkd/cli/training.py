@@ -62,7 +62,7 @@ def train_teacher(
     with run_config(context, given):
         result = run(**given)
     show_table(*result.cells(), result.verdict())
-    rows = as_options(typed(context, given), "train", "validation", *reading())
+    rows = as_options(typed(context, given), "train", "validation", *reading(), "class_weights", "seed")
     student = ["--baseline", "--output-dir", output_dir.with_name("student")]
     show_files("The teacher is", output_dir, ["distill", "--teacher", output_dir, *rows, *student])
 

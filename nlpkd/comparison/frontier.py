@@ -29,12 +29,13 @@ from nlpkd.evaluation.records import AGREEMENT, Candidate, Interval
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.source import ModelSource
-from nlpkd.pipeline.distill import check_num_seeds, distill
+from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan
 from nlpkd.pipeline.roles import Teachers
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import command_line, now
+from nlpkd.utils.randomness import check_num_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def frontier(
     limits, out = Limits(max_latency_ms, max_size_mb, min_retention), Path(output_dir)
     settings = {"teacher": teacher, "train": train, "validation": validation, "test": test, "ship": ship}
     settings |= {"objectives": objectives, **keywords}
-    check_num_seeds(num_seeds, keywords.get("seed"))
+    check_num_seeds(num_seeds, keywords.get("seed") or 0)
     with only_run(out):
         made = _students(out, students, only, settings, overrides or {})
 
@@ -165,7 +166,7 @@ def plan_frontier(*arguments: Any, **keywords: Any) -> FrontierPlan:
     given = bound.arguments
     Limits(given["max_latency_ms"], given["max_size_mb"], given["min_retention"])
     only, num_seeds = given["only"], given["num_seeds"]
-    check_num_seeds(num_seeds, given["keywords"].get("seed"))
+    check_num_seeds(num_seeds, given["keywords"].get("seed") or 0)
     settings = {name: given[name] for name in _OF_ALL_STUDENTS} | given["keywords"]
     plans: dict[str, Plan | str] = {}
     for student in _students(Path(given["output_dir"]), given["students"], only, settings, given["overrides"] or {}):
@@ -209,9 +210,9 @@ def _students(
 def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
     """Refuse settings of single students by which these would be measured otherwise than the others."""
     shared = {*_SHARED}
-    # What held-out rows are drawn from, and how.
+    # What held-out rows are drawn from.
     if settings["test"] is None and settings["validation"] is None:
-        shared |= {"train", "seed"}
+        shared |= {"train"}
     for student, own in overrides.items():
         if not isinstance(own, Mapping):
             raise ValueError(f"overrides of {student!r} must be settings by name, found {own!r}")
@@ -310,8 +311,7 @@ def _times_together(models: Mapping[str, Any], given: Mapping[str, Any]) -> tupl
     data_args, _ = DataArguments.split_keywords(given)
     asked = Teachers([sources[REFERENCE]], [tokenizers[REFERENCE]], None).fill_in_task_and_names(data_args)
     splits = [given[split] for split in ("train", "validation", "test")]
-    seed = {"seed": given["seed"]} if "seed" in given else {}
-    data = load_text_classification(*splits, tokenizer=tokenizers[REFERENCE], data_args=asked, **seed)
+    data = load_text_classification(*splits, tokenizer=tokenizers[REFERENCE], data_args=asked)
     rows = data["test" if "test" in data else "validation"]
     chosen = rows.select(np.linspace(0, len(rows) - 1, num=min(_TIMED_TEXTS, len(rows)), dtype=int))
     texts = list(zip(*(chosen[column][:] for column in data.text_columns), strict=True))

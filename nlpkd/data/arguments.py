@@ -14,6 +14,9 @@ from nlpkd.data.labels.classes import Classes, NamesOfModel
 from nlpkd.tasks import task_of
 from nlpkd.utils.field_types import check_counts, check_field_types, check_share
 
+OF_A_SOURCE = ("dataset_config", "dataset_revision", "validation_split")
+"""Fields of `DataArguments` that say which rows of a source are read, and not how."""
+
 
 @dataclass(frozen=True)
 class DataArguments:
@@ -34,6 +37,8 @@ class DataArguments:
         streaming: read the train file (jsonl, csv, tsv, parquet) as it is needed, in memory that doesn't grow with it;
             see `nlpkd.data.streaming.TextStream`. It then needs a validation set of its own.
         validation_split: the fraction (or number) of train rows to hold out, stratified, as the validation split.
+            Where nothing is trained, that part is what is measured: the same texts as a training on these rows
+            holds out.
         dataset_config: the configuration of the Hub dataset, such as "sst2" of "glue".
         dataset_revision: the branch, tag or commit of the Hub dataset.
     """
@@ -145,8 +150,8 @@ class DataArguments:
         Raises:
             ValueError: if a field is set that only rows to train on have.
         """
-        if self.soft_label_column is not None or self.streaming or self.validation_split is not None:
-            raise ValueError("soft_label_column, streaming and validation_split are of training rows: leave them out")
+        if self.soft_label_column is not None or self.streaming:
+            raise ValueError("soft_label_column and streaming are of training rows: leave them out")
         return replace(
             self,
             problem_type=self.problem_type or task_of(config),

@@ -67,8 +67,9 @@ def read_measured_rows(
         source: as for `read_splits`.
         wanted: names of splits, the first that is there is taken; "validation" is called "valid", "val" or "dev" too.
             Where "train" comes after others, it is taken only where it is all there is, and a single split that is
-            made to measure on by its name, such as "validation_matched", before it.
-        asked: configuration and revision of a Hub dataset, and the label's column.
+            made to measure on by its name, such as "validation_matched", before it. Of several names it is "train"
+            where a part of it is to be held out.
+        asked: configuration and revision of a Hub dataset, the label's column, and whether a part is held out.
         labelled: whether the rows need labels, so that a test split whose labels are hidden is passed over.
 
     Returns:
@@ -78,6 +79,11 @@ def read_measured_rows(
         ValueError: if none of these splits is there, or several could be meant; it says which there are.
         ConnectionError: the Hub can't be reached.
     """
+    holds_out = asked.validation_split is not None
+    if holds_out and not labelled:
+        raise ValueError("validation_split holds out a part by its labels, which are not read here: leave it out")
+    if holds_out and len(wanted) > 1:
+        wanted = ("train",)
     found = read_source(source, asked.dataset_config, asked.dataset_revision, asked.may_read)
     splits = {"train": found} if isinstance(found, Dataset) else {str(split): rows for split, rows in found.items()}
     hidden = _hidden(splits, asked.label_column) if labelled and len(splits) > 1 else []
@@ -89,7 +95,7 @@ def read_measured_rows(
     key = (role or "validation") if trained else "train"
     kept = DatasetDict({"train": splits[min(trained)], key: splits[chosen]}) if trained else splits[chosen]
     with without_training_words(kept):
-        return MeasuredRows(read_splits(kept)[0], key, role or chosen, name_of(source))
+        return MeasuredRows(read_splits(kept)[0], key, "validation" if holds_out else role or chosen, name_of(source))
 
 
 def read_one_split(

@@ -7,17 +7,15 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset
 
-from nlpkd.data.columns import DOCUMENT, RESERVED, TEACHER_LOGITS
-from nlpkd.data.labels.single_label import tell_lacking
+from nlpkd.data.columns import DOCUMENT, RESERVED
 from nlpkd.data.labels.values import label_values
 from nlpkd.data.streaming import TextStream
 from nlpkd.tasks import is_unlabelled
@@ -215,46 +213,6 @@ def describe_rows(rows: Any, columns: Sequence[str], split: str) -> dict[str, An
     return told | {f"the {split} rows' {name}": digest for name, digest in _hash_columns(rows, read).items()}
 
 
-def count_learned(
-    measured: Dataset, train: Any, columns: Sequence[str], split: str, learned: str = "training texts"
-) -> int | None:
-    """Count the texts to measure on that are training texts too, but for case, blanks and Unicode form; warn of them.
-
-    Args:
-        measured: the rows to measure on; of the windows of a text one counts.
-        train: the training rows.
-        columns: of the texts, one or two.
-        split: what the measured rows are called in the warning.
-        learned: what the texts of the training rows are called there.
-
-    Returns:
-        How many; None where the training rows are a stream, which is read once.
-    """
-    if not isinstance(train, Dataset):
-        return None
-    wanted = _plain(measured.with_format("arrow")[:], columns)
-    found = np.zeros(len(wanted), dtype=bool)
-    for table in train.select_columns(list(columns)).with_format("arrow").iter(_HASHED_ROWS):
-        found |= pc.is_in(wanted, value_set=_plain(table, columns)).to_numpy(zero_copy_only=False)
-    windows = DOCUMENT in measured.column_names
-    count = len(set(np.asarray(measured[DOCUMENT][:])[found])) if windows else int(found.sum())
-    if count:
-        told = "%d of the %d texts of the %s split are %s too: figures say more of them than of new texts."
-        logger.warning(told, count, count_texts(measured), split, learned)
-    return count
-
-
-def _plain(table: pa.Table, columns: Sequence[str]) -> pa.Array:
-    """Join the texts of each row, without case and blanks, in one form of Unicode."""
-
-    def plain(name: str) -> pa.Array:
-        texts = pc.fill_null(table.column(name).combine_chunks().cast(pa.large_string()), "")
-        return pc.utf8_lower(pc.utf8_normalize(pc.replace_substring_regex(texts, r"\s+", ""), "NFKC"))
-
-    between = pa.scalar("\n", pa.large_string())
-    return reduce(lambda one, other: pc.binary_join_element_wise(one, other, between), map(plain, columns))
-
-
 def hash_rows(rows: Dataset, columns: Sequence[str]) -> str:
     """Hash the values of some columns, whatever the columns are called.
 
@@ -356,45 +314,3 @@ def class_counts(rows: Any, names: Sequence[str]) -> list[int]:
         return [rows.summary.class_counts[name] for name in names]
     counts = Counter(rows["labels"][:])
     return [counts[number] for number in range(len(names))]
-
-
-def hold_out_validation(splits: DatasetDict, size: float | int, seed: int) -> DatasetDict:
-    """Move a part of the training rows to a validation set, stratified by class where there are classes.
-
-    Args:
-        splits: without a validation set.
-        size: a share of the rows, or their number.
-        seed: of the draw.
-
-    Returns:
-        The splits, with a validation set. A warning names rare classes that a part has no row of.
-
-    Raises:
-        ValueError: if there is a validation set, the size leaves nothing, or rows without labels would be held out.
-    """
-    train = splits["train"]
-    if "validation" in splits:
-        raise ValueError("There is a validation split and validation_split too: leave one of them out.")
-    taught = TEACHER_LOGITS in train.column_names and unlabelled_rows(train).all()
-    if has_unlabelled(train) and not taught:
-        raise ValueError(
-            "validation_split would hold out rows without labels, or rows that others were made from: make the "
-            "validation set first, and pass it as validation."
-        )
-    rows, classed = len(train), isinstance(train.features["labels"], ClassLabel) and not taught
-    held_out = round(rows * size) if isinstance(size, float) else size
-    if not 0 < held_out < rows:
-        raise ValueError(f"validation_split={size!r}: give a fraction between 0 and 1, or fewer rows than the {rows}.")
-    if classed:
-        classes = Counter(train["labels"][:])
-        if min(classes.values()) < 2 or min(held_out, rows - held_out) < len(classes):
-            raise ValueError(
-                f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
-                f"{min(classes.values())} of them of the rarest class. Give more rows, or a validation set."
-            )
-    drawn = train.train_test_split(held_out, stratify_by_column="labels" if classed else None, seed=seed)
-    parts = {"train": drawn["train"], "validation": drawn["test"]}
-    for split, part in parts.items() if classed else ():
-        if classes.keys() > set(part["labels"][:]):
-            tell_lacking(part["labels"][:], part.features["labels"].names, split)
-    return DatasetDict({**splits, **parts})

@@ -18,9 +18,10 @@ from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, n
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.one_split import read_measured_rows
-from nlpkd.data.rows import class_counts, hold_out_validation
+from nlpkd.data.rows import class_counts
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
 from nlpkd.data.sources import MEASURED_SPLITS, Source, read_splits, without_training_words
+from nlpkd.data.splits.held_out import hold_out_validation, tell_contradictions
 from nlpkd.data.streaming import TextStream, column_names
 from nlpkd.data.tokenization import TeacherTokenizers, TextEncoder, is_made_here, known_tokenizers, resolve_max_length
 from nlpkd.data.windows import cut_into_windows
@@ -124,7 +125,6 @@ def load_text_classification(
     *,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: TeacherTokenizers = None,
-    seed: int = 42,
     data_args: DataArguments | None = None,
     **keywords: Any,
 ) -> TextClassificationData:
@@ -138,7 +138,6 @@ def load_text_classification(
         tokenizer: the student's tokenizer.
         teacher_tokenizer: the teacher's, or a list, one a teacher (None: the student's); each that differs in content
             from the student's, and from those before it, gets columns of its own.
-        seed: seeds the choice of held-out rows.
         data_args: how the rows are read.
         **keywords: fields of `nlpkd.data.arguments.DataArguments`, such as `text_column`, in place of `data_args`.
 
@@ -159,7 +158,7 @@ def load_text_classification(
     else:
         hub = asked.dataset_config, asked.dataset_revision
         splits, name = read_splits(train, validation, test, *hub, asked.may_read)
-        loaded = _load_whole(splits, name, tokenizers, asked, seed)
+        loaded = _load_whole(splits, name, tokenizers, asked)
     return name_numbers(loaded, keywords.get("label_names", ()))
 
 
@@ -168,7 +167,6 @@ def _load_whole(
     name: str,
     tokenizers: Sequence[PreTrainedTokenizerBase],
     asked: DataArguments,
-    seed: int = 42,
     may_lack: bool = False,
 ) -> TextClassificationData:
     """Make splits that were read those of a task; `may_lack` is for rows that nothing is trained on."""
@@ -190,8 +188,10 @@ def _load_whole(
             splits[split] = add_soft_labels(splits[split], soft, id2label, split, task)
     # Check the texts, hold out validation rows, and tokenise.
     _check_all_texts(splits, columns)
+    if not may_lack and targets.problem_type != REGRESSION:
+        tell_contradictions(splits["train"], columns.texts)
     if asked.validation_split is not None:
-        splits = hold_out_validation(splits, asked.validation_split, seed)
+        splits = hold_out_validation(splits, columns.texts, asked.validation_split, alone=may_lack)
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     if asked.window_stride is None:
         splits, truncated = _tokenise(splits, TextEncoder(columns, tokenizers, max_length), alone)

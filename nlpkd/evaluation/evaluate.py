@@ -34,6 +34,7 @@ from nlpkd.evaluation.prediction import (
     refuse_untimed,
     teacher_answers,
     token_lengths,
+    warn_of_one_class,
 )
 from nlpkd.evaluation.records import (
     AGREEMENT,
@@ -194,13 +195,13 @@ def evaluate_student(
 
     # A model whose names say another order than its head has is measured as they say.
     lengths, names = token_lengths(dataset), list(map(str, range(width) if classes is None else classes.names))
+    warn_of_one_class(labels if has_gold else labels[:0], names, scoring.problem_type)
     for name, each in logits.items() if has_gold else ():
         if problem := wrong_order(each, labels, names, scoring.problem_type):
             logger.warning("The %s %s.", name, problem)
 
     # Quality of every model on all rows, and on the same resamples of them.
-    resampling = {"samples": bootstrap_samples, "seed": seed}
-    measured = {}
+    resampling, measured = {"samples": bootstrap_samples, "seed": seed}, {}
     for name in [each for each in ("teacher", *models) if each in logits]:
         cut = thresholds.get(name) or running.thresholds(name)
         measured[name] = _Measured.of(task_scoring(task, cut), logits[name], labels if has_gold else None, resampling)

@@ -6,7 +6,7 @@ With the task goes the figure that a verdict on it rests on: its name, a candida
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, get_type_hints
 
 from nlpkd.evaluation.figures.reading import as_type, within
@@ -90,6 +90,15 @@ class TaskRecord(OpenRecord):
     labels_a_row: float | None = None
     score_mean: float | None = None
     score_sd: float | None = None
+
+    def one_class_note(self) -> str:
+        """Return what a reader must know where all rows are of one class of several; empty where they are not."""
+        if self.majority_share != 1 or len(self.labels) < 2:
+            return ""
+        return (
+            f"All {self.rows} measured rows are of one class: the figures say nothing of how well the classes are "
+            "told apart. Measure on rows of all classes."
+        )
 
 
 def headline_name(metric: str) -> str:
@@ -181,7 +190,9 @@ class DataRecord(OpenRecord):
         pairs: whether a row has two texts.
         train_rows: rows of the training.
         evaluated_rows: rows measured.
-        learned_rows: of the measured ones, those that are among the training rows too.
+        learned_rows: of the measured ones, those that are among the student's training rows too.
+        teacher_learned_rows: of the measured ones, those that are among the teacher's training rows too.
+        learned_estimates: those of these two numbers that are estimates.
         evaluated_sha256: of their texts and labels, by the student's ids.
         truncated_rows: of them by split, those that were cut.
         max_length: longest text in tokens.
@@ -199,10 +210,26 @@ class DataRecord(OpenRecord):
     train_rows: int | None = None
     evaluated_rows: int | None = None
     learned_rows: int | None = None
+    teacher_learned_rows: int | None = None
+    learned_estimates: list[str] = field(default_factory=list)
     evaluated_sha256: str | None = None
     truncated_rows: Any = None
     max_length: int | None = None
     window_stride: int | None = None
+
+    def is_like(self, other: DataRecord) -> bool:
+        """Check whether another record is of the same rows, whoever learnt from them."""
+        unsaid: dict[str, Any] = {"learned_rows": None, "teacher_learned_rows": None, "learned_estimates": []}
+        return replace(self, **unsaid) == replace(other, **unsaid)
+
+    def learned_notes(self) -> list[str]:
+        """Return what a reader must know of measured texts that student or teacher learnt from."""
+        return [
+            f"Of the {self.evaluated_rows} measured texts {'about ' if name in self.learned_estimates else ''}{rows} "
+            f"are training texts{whose} too, but for case and blanks: the figures say more of them than of new texts."
+            for name, whose in (("learned_rows", ""), ("teacher_learned_rows", " of the teacher"))
+            if (rows := getattr(self, name))
+        ]
 
 
 @dataclass(frozen=True)
@@ -269,12 +296,6 @@ class RunRecord(OpenRecord):
 
     def protocols(self) -> list[str]:
         """Return how intervals, latency, operations and memory were measured, and what was fitted, on what."""
-        learned = None
-        if self.data.learned_rows:
-            learned = (
-                f"Of the {self.data.evaluated_rows} measured texts {self.data.learned_rows} are training texts too, "
-                "but for case and blanks: the figures say more of them than of new texts."
-            )
         unkept = None
         if self.thresholds_kept is False:
             unkept = (
@@ -286,6 +307,6 @@ class RunRecord(OpenRecord):
             fitted += f"; the split {self.data.held_out_split}"
         recorded = (
             self.interval_protocol, fitted, unkept, self.latency_protocol, self.flops_protocol,
-            self.memory_protocol, learned,
+            self.memory_protocol,
         )  # fmt: skip
-        return [protocol for protocol in recorded if protocol]
+        return [*filter(None, recorded), *self.data.learned_notes()]

@@ -31,6 +31,7 @@ from nlpkd.evaluation.benchmark import (
     measure_text_to_label,
     refuse_more_tokens,
 )
+from nlpkd.evaluation.origin import TaskRecord
 from nlpkd.evaluation.records import Latency
 from nlpkd.evaluation.report_text import one_line
 from nlpkd.models.capture import logits_of
@@ -39,6 +40,7 @@ from nlpkd.models.inference import evaluating, inference_copy, placement
 from nlpkd.models.onnx_classifier import MODEL_INPUTS
 from nlpkd.models.padding import reads_padding, refuse_unknown_padding
 from nlpkd.models.structure import forward_arguments
+from nlpkd.tasks import SINGLE_LABEL
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 
 logger = logging.getLogger(__name__)
@@ -339,6 +341,12 @@ def gold_labels(dataset: datasets.Dataset) -> np.ndarray:
         raise ValueError(f'evaluation needs a column "labels", found {dataset.column_names}: rename the label column')
     labels = as_numbers(dataset.with_format(None)["labels"][:])
     return labels if DOCUMENT not in dataset.column_names else one_row_a_document(labels, dataset[DOCUMENT][:])
+
+
+def warn_of_one_class(labels: np.ndarray, names: Sequence[str], problem_type: str | None) -> None:
+    """Warn of gold labels, one entry a row, that are all of one class, in the words of a report."""
+    if problem_type == SINGLE_LABEL and len(names) > 1 and len(np.unique(labels)) == 1:
+        logger.warning("%s", TaskRecord(labels=list(names), rows=len(labels), majority_share=1.0).one_class_note())
 
 
 def _given_orders(teacher: nn.Module | None, order: Sequence[int] | None) -> dict[str, list[int]]:

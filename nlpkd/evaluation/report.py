@@ -134,7 +134,7 @@ class EvaluationReport:
         """Check whether another report is of the same kinds of models, and both say that they measure them alike."""
         measured = self.run.measurement_sha256
         alike = measured is not None and measured == other.run.measurement_sha256
-        return alike and self.candidates.keys() == other.candidates.keys() and self.run.data == other.run.data
+        return alike and self.candidates.keys() == other.candidates.keys() and self.run.data.is_like(other.run.data)
 
     def save(self, directory: str | Path, page: str | None = None) -> Path:
         """Write `report.json` and `report.md`, and a page as `report.html`: all of them are replaced, or none.

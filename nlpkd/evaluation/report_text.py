@@ -99,7 +99,7 @@ def _kept(task: TaskRecord, candidates: Mapping[str, Candidate], paired: Compari
 
 
 def task_sentence(task: TaskRecord) -> str:
-    """Return a sentence on the task, and on how many rows with which labels were evaluated."""
+    """Tell the task, and how many rows with which labels were evaluated."""
     if task.labels_a_row is not None:
         labelled = f", with {format_number(task.labels_a_row, '.2f')} labels each on average"
     elif task.score_mean is not None:
@@ -110,7 +110,8 @@ def task_sentence(task: TaskRecord) -> str:
     else:
         labelled = f", {percent(task.majority_share)} of them with the commonest label"
     rows = format_number(task.rows, ",")
-    return f"Task: {task.problem_type or 'n/a'}, labels {listed(task.labels)}; {rows} rows evaluated{labelled}."
+    told = f"Task: {task.problem_type or 'n/a'}, labels {listed(task.labels)}; {rows} rows evaluated{labelled}."
+    return f"{told} {task.one_class_note()}".rstrip()
 
 
 def listed(labels: Sequence[Any]) -> str:

@@ -180,9 +180,9 @@ def _results(report: EvaluationReport) -> str:
     rows = f"{task.rows:,} rows" if task.rows else "An unrecorded number of rows"
     where = f" of the split {escape_markdown(data.split)}" if data.split else ""
     source = f" of {_named(data)}" if data.name else ""
-    share = task.majority_share
-    commonest = f"; {percent(share)} of them have the commonest label" if share is not None else ""
-    parts = ["## Results", report.table(), f"{rows}{where}{source}{commonest}. In brackets: 95 % intervals."]
+    commonest = f"; {percent(task.majority_share)} of them have the commonest label" if task.majority_share else ""
+    told = [f"{rows}{where}{source}{commonest}.", task.one_class_note(), "In brackets: 95 % intervals."]
+    parts = ["## Results", report.table(), " ".join(filter(None, told))]
     if report.seeds:
         cells = seeds_cells(report.seeds, escape_markdown)
         parts += ["Over several seeds, mean ± sample standard deviation:", markdown_table(*cells)]
@@ -267,7 +267,7 @@ def _objective(entry: Mapping[str, Any]) -> str:
 
 def _measurement(report: EvaluationReport) -> str:
     run = report.run
-    told = (_reading(run.data), run.interval_protocol, run.latency_protocol)
+    told = (_reading(run.data), run.interval_protocol, run.latency_protocol, *run.data.learned_notes())
     lines = [f"- {escape_markdown(protocol)}" for protocol in told if protocol]
     origin = {"Machine": run.machine, "Versions": run.versions, "Seed": run.seed, "Date": run.date}
     lines += [

@@ -15,6 +15,7 @@ from transformers import CONFIG_NAME, PreTrainedConfig, PreTrainedModel
 
 from nlpkd.compression.record import RECORD_NAME
 from nlpkd.data.labels.classes import Classes, complete_config, thresholds_of
+from nlpkd.data.splits.learned import LEARNED_NAME
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.html_report import make_page, training_curves
@@ -36,8 +37,8 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
     """Save a student as safetensors with its tokenizer beside it.
 
     Everything is written in full before the first file gets its final name, so a failure leaves what was there before.
-    What nlpkd noted in the directory of other weights is removed: report, page, card and the record of a compression.
-    An edited card stays.
+    What nlpkd noted in the directory of other weights is removed: report, page, card, the record of a compression and
+    the hashes of texts that were learnt from. An edited card stays.
 
     Args:
         model: The student, anything with transformers' `save_pretrained`.
@@ -86,8 +87,8 @@ def keep_student(model: Any, directory: str | Path, tokenizer: Any, sha256: Mapp
 def model_update(folder: Path) -> Iterator[Path]:
     """Replace the files of a model as `atomic_model_update` does, and take away what was told of other weights.
 
-    That is a report which names them, its page, the card that was made of it unless somebody edited that, and the
-    record of a compression.
+    That is a report which names them, its page, the card that was made of it unless somebody edited that, the record
+    of a compression, and which texts they learnt from.
 
     Args:
         folder: where the model goes.
@@ -98,12 +99,13 @@ def model_update(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: if no more fits on the disk.
     """
-    compressed = folder / RECORD_NAME
-    before = weights_sha256(folder) if compressed.exists() else {}
+    told = [path for name in (RECORD_NAME, LEARNED_NAME) if (path := folder / name).exists()]
+    before = weights_sha256(folder) if told else {}
     with atomic_model_update(folder) as temporary:
         yield temporary
     if before and weights_sha256(folder) != before:
-        compressed.unlink(missing_ok=True)
+        for path in told:
+            path.unlink(missing_ok=True)
     try:
         report = EvaluationReport.load(folder)
     except (ValueError, OSError):

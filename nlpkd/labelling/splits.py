@@ -10,8 +10,8 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from nlpkd.data.arguments import DataArguments
-from nlpkd.data.rows import count_learned
 from nlpkd.data.sources import Source, read_splits, refuse_as_output
+from nlpkd.data.splits.learned import count_learned
 from nlpkd.labelling.answer import Answer
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget

@@ -76,6 +76,11 @@ class ModelSource:
             raise ValueError("the model was not loaded by a name, so its tokenizer is unknown: pass the tokenizer too")
         return self.given.config._name_or_path
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a model that is given by its path; None of a Hub id, and of a model in memory."""
+        return None if isinstance(self.given, nn.Module) or not Path(self.name).is_dir() else Path(self.name)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer beside the model."""
         return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)

@@ -18,12 +18,15 @@ from nlpkd.data.columns import check_texts, find_text_columns
 from nlpkd.data.one_split import read_measured_rows
 from nlpkd.data.rows import has_unlabelled, labelled_rows
 from nlpkd.data.sources import MEASURED_SPLITS, Source, refuse_as_output
+from nlpkd.data.splits.learned import count_remembered
 from nlpkd.data.text_classification import load_rows_for_model
+from nlpkd.evaluation.prediction import gold_labels, warn_of_one_class
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.budget import Budget, Prices
 from nlpkd.labelling.rows import answers_beside
+from nlpkd.models.source import ModelSource
 from nlpkd.serving.cascade import (
     CASCADE_NAME,
     CascadeRecord,
@@ -122,15 +125,18 @@ def cascade(
                 f"{len(rows)} rows of {split} have none: leave these out, or give target_agreement"
             )
         names = small.model.config.id2label
+        warn_of_one_class(gold_labels(rows), list(names.values()), SINGLE_LABEL)
         gold = [names[number] for number in rows["labels"][:]]
-        texts = _texts(rows, loaded.text_columns)
+        columns = loaded.text_columns
     else:
         measured = read_measured_rows(data, MEASURED_SPLITS, data_args, labelled=False)
         rows, split = measured.rows, measured.split
         columns = find_text_columns(rows.column_names, data_args.text_column, data_args.text_pair_column)
         for column in columns:
             check_texts(rows, split, column)
-        texts = _texts(rows, columns)
+    texts = _texts(rows, columns)
+    asked_folder = None if isinstance(teacher, LabelingTeacher) else ModelSource.of(teacher).folder
+    count_remembered(rows, columns, split, {"student": folder, "teacher": asked_folder})
     refuse_too_few_rows(len(texts), target)
     if isinstance(teacher, LabelingTeacher) and not isinstance(texts[0], str):
         raise ValueError(f"{large.name} labels single texts, and the rows are pairs of texts")

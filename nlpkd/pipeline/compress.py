@@ -21,6 +21,7 @@ from nlpkd.compression.vocabulary import spelled_out, trim_embeddings, trim_voca
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import texts_of
 from nlpkd.data.sources import Source
+from nlpkd.data.splits.learned import LearnedTexts, remember_texts
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import original_ids
 from nlpkd.evaluation.records import format_number, percent
@@ -121,6 +122,10 @@ def compress(
         raise ValueError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
     refuse_other_than_name(model, advice="save it first, or call a method of nlpkd.compression on it")
     data_args, options = DataArguments.split_keywords(keywords)
+    if data_args.validation_split is not None:
+        raise ValueError(
+            "validation_split holds out rows to report on, which no compression may look at: leave it out"
+        )
     function = METHODS[method]
     known = inspect.signature(function).parameters.keys()
     own_options = [name for name in known if name not in _GIVEN]
@@ -151,6 +156,7 @@ def compress(
         # Save model, tokenizer and record.
         records = [*_earlier_records(source), asdict(record)]
         save_student(after, output_dir, tokenizer)
+        remember_texts(LearnedTexts.beside(source.folder), Path(output_dir))
         write_json(Path(output_dir) / RECORD_NAME, records)
     return CompressResult(after.eval(), tokenizer, records, Path(output_dir))
 

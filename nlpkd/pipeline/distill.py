@@ -14,11 +14,13 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.arguments import DataArguments
+from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.label_names import ask_for_label_names
 from nlpkd.data.sources import Source, refuse_as_output
+from nlpkd.data.splits.learned import count_learned
 from nlpkd.data.tokenization import TeacherTokenizers
 from nlpkd.evaluation.origin import headline_name
+from nlpkd.evaluation.prediction import gold_labels, warn_of_one_class
 from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES, format_number
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import Cells
@@ -34,9 +36,10 @@ from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.training.failures import saved_model
 from nlpkd.training.resuming import checkpoint_to_resume
-from nlpkd.utils.field_types import check_counts, plain_arguments
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.processes import phase
+from nlpkd.utils.randomness import check_num_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -156,11 +159,15 @@ def train_teacher(
         with phase("Training the teacher"):
             trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
             trainer.save_model()
+            job.remember(args.output_dir)
         metrics, headline = {}, ""
         if "validation" in job.data:
+            count_learned(job.data["validation"], job.data["train"], job.data.text_columns, "validation")
+            gold, names = gold_labels(job.data["validation"]), list(job.data.id2label.values())
+            warn_of_one_class(gold, names, job.data.problem_type)
             source, reading = train if validation is None else validation, job.data.arguments
             if validation is None:
-                reading |= {name: getattr(data_args, name) for name in ("dataset_config", "dataset_revision")}
+                reading |= {name: getattr(data_args, name) for name in OF_A_SOURCE}
             with saved_model(args, "teacher", source, reading), phase("Measuring the teacher"):
                 metrics = trainer.evaluate()
                 trainer.save_metrics("eval", metrics)
@@ -326,25 +333,6 @@ def distill(
                 address = push_student(args.output_dir, args.repository, token=args.hub_token, **options)
                 logger.warning("Pushed to %s.", address)
     return DistillResult(trained.eval(), job.tokenizer, report, Path(args.output_dir))
-
-
-def check_num_seeds(num_seeds: int, first: int | None = None) -> None:
-    """Refuse fewer seeds than one, and seeds that no generator takes.
-
-    Args:
-        num_seeds: how many.
-        first: the first one, which the others follow; None is the default.
-
-    Raises:
-        ValueError: it says so.
-    """
-    check_counts(num_seeds=num_seeds)
-    first = DistillationConfig.seed if first is None else first
-    if first + num_seeds > 2**32:
-        raise ValueError(
-            f"num_seeds={num_seeds} from seed={first} upwards go beyond {2**32 - 1}, which is the largest seed: give "
-            "a smaller seed, or fewer of them"
-        )
 
 
 def _settings(

@@ -14,12 +14,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from nlpkd.data.arguments import DataArguments
+from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts, hash_rows
 from nlpkd.data.sources import FITTED_SPLITS, MEASURED_SPLITS, Source, refuse_as_output
+from nlpkd.data.splits.learned import count_remembered, learned_entries
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
@@ -146,13 +147,16 @@ def evaluate(
         )
         rows, split, loaded = load(data, data_args=data_args, splits=[split] if split else MEASURED_SPLITS)
         digest = hash_rows(rows, [*loaded.text_columns, "labels"])
+        folders = {name: source.folder for name, source in sources.items()}
+        learned = count_remembered(rows, loaded.text_columns, split, folders)
         # In their own order, in which every model finds them whatever the student calls them.
         with quiet("nlpkd.data"):
             rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
         fitted, fitted_split = None, None
         if held_out is not None:
-            # The configuration and the revision are those of `data` alone.
-            other_args = replace(data_args, dataset_config=None, dataset_revision=None)
+            # The configuration, the revision and the part are those of `data` alone.
+            others_own: dict[str, Any] = dict.fromkeys(OF_A_SOURCE)
+            other_args = replace(data_args, **others_own)
             measured = {split} - {"train"} if _same(data, held_out) else set()
             splits = [each for each in FITTED_SPLITS if each not in measured]
             fitted, fitted_split, _ = load(held_out, data_args=other_args, splits=splits)
@@ -173,6 +177,7 @@ def evaluate(
             "held_out_split": fitted_split,
             "evaluated_rows": count_texts(rows),
             "evaluated_sha256": digest,
+            **learned_entries(learned.get("student"), *([learned["teacher"]] if "teacher" in learned else [])),
             **loaded.reading,
         },
     }

@@ -16,6 +16,7 @@ from nlpkd.compression.int8 import export_int8
 from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_record, refuse_another_model
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
+from nlpkd.data.splits.learned import LearnedTexts, count_remembered, remember_texts
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.origin import headline_name
@@ -144,10 +145,14 @@ def export_student(
     model, tokenizer = source.teacher(), source.tokenizer()
     refuse_another_model(directory, model, tokenizer)
     load = partial(load_rows_for_model, config=model.config, tokenizer=tokenizer, data_args=data_args)
-    rows, texts, columns = (None, None, []) if data is None else _with_first_texts(load(data))
+    found = None if data is None else load(data)
+    rows, texts, columns = (None, None, []) if found is None else _with_first_texts(found)
+    if found is not None:
+        count_remembered(rows, columns, found[1], {"student": source.folder})
     typical = None
     if calibration is not None:
-        _, typical, _ = _with_first_texts(load(calibration, splits=("train", "validation", "test")))
+        whole = replace(data_args, validation_split=None)
+        _, typical, _ = _with_first_texts(load(calibration, data_args=whole, splits=("train", "validation", "test")))
     # Processes that export together each have a folder of their own for what is not accepted yet.
     staging = staging_folder(directory, f".exporting-{PartialState().process_index}-")
     with only_run(directory), staging as staged:
@@ -170,6 +175,7 @@ def export_student(
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records, export_record(staged)["state_sha256"])
         if PartialState().is_main_process:
+            remember_texts(LearnedTexts.beside(source.folder), directory)
             forget_stale_files(directory)
     return ExportResult(directory, records, report)
 

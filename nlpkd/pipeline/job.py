@@ -18,10 +18,19 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.augment.ways import describe_augmentation
 from nlpkd.config import DistillationConfig
-from nlpkd.data.held_out import rows_to_fit
+from nlpkd.data.arguments import OF_A_SOURCE
 from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
-from nlpkd.data.rows import count_learned, count_texts, has_unlabelled, hash_rows
+from nlpkd.data.rows import has_unlabelled
+from nlpkd.data.splits.fitted import rows_to_fit
+from nlpkd.data.splits.learned import (
+    LearnedRows,
+    LearnedTexts,
+    count_learned,
+    count_remembered,
+    learned_entries,
+    remember_texts,
+)
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -33,9 +42,9 @@ from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import train_baseline
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
-from nlpkd.training.publishing import describe_training, measurement_sha256
+from nlpkd.training.publishing import describe_data, describe_training, measurement_sha256
 from nlpkd.training.rehearsal import rehearse_loss, rows_to_try
-from nlpkd.training.resuming import Training, beside, resumes, resumes_last, stage_folder, train_once
+from nlpkd.training.resuming import Training, resumes, resumes_last, settings_beside, stage_folder, train_once
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import numbered_folders, weights_sha256
 from nlpkd.utils.processes import phase, quiet
@@ -62,6 +71,7 @@ class Job:
         baselines: from a seed to an untrained baseline, by its name (`nlpkd.evaluation.records.BASELINES`).
         ship: export each student to ONNX in 8 bits, and measure that file beside it.
         learning_rate: what suits the student, where the settings name none.
+        teacher_folders: of each teacher the folder that it was loaded from; None where there is none.
     """
 
     teacher: nn.Module | None
@@ -76,6 +86,7 @@ class Job:
     baselines: Mapping[str, Callable[[int], PreTrainedModel]] = field(default_factory=dict)
     ship: bool = False
     learning_rate: float = DistillationConfig.learning_rate
+    teacher_folders: Sequence[Path | None] = ()
 
     def check(self, args: DistillationConfig) -> None:
         """Make student and baselines, and fit them, the rows and the objectives of every stage; nothing is trained.
@@ -133,7 +144,7 @@ class Job:
             # A seed whose measuring failed has a report too, of its student alone.
             if before is not None and not (before.is_like(report) and before.is_of_all(further)):
                 before = None
-            settings = replace(beside(args, further), seed=seed, data_seed=None)
+            settings = replace(settings_beside(args, further), seed=seed, data_seed=None)
             reports.append(self.run_seed(settings, copy.deepcopy(fresh), further / "baseline", before=before)[1])
         if num_seeds > 1:
             report = replace(report, seeds=aggregate_seeds(reports))
@@ -169,7 +180,7 @@ class Job:
         for number, stage in enumerate(stages, start=1):
             own = replace(args, **stage.settings, push_to_hub=False)
             if number < len(stages):
-                own = beside(own, stage_folder(Path(args.output_dir), number, len(stages)))
+                own = settings_beside(own, stage_folder(Path(args.output_dir), number, len(stages)))
             if resumes_last(args):
                 # The first training tells whether the job is the one that is resumed.
                 own = replace(own, resume_from_checkpoint="True" if number == 1 else "auto")
@@ -182,6 +193,7 @@ class Job:
                 trainer.rehearsed_beside = partial(self._rehearse, untrained, args, stages, trainer)
             done.append(train_once(trainer, f"the student{of_stage(number, len(stages))}"))
             student = trainer.model
+        self.remember(args.output_dir)
         spent = {"student": Training.of(done)}
         if has_unlabelled(self.data["train"]):
             # As many steps for the baselines, though there are fewer rows with labels.
@@ -195,7 +207,7 @@ class Job:
                 places = [
                     stage_folder(baseline_dir / name, number, len(stages)) for number in range(1, len(stages) + 1)
                 ]
-                alone = list(map(beside, settings, places))
+                alone = list(map(settings_beside, settings, places))
                 tokenizer = with_limit(self.tokenizer, self.data.max_length)
                 baselines[name], spent[name] = train_baseline(model, name, self.data, tokenizer, alone, lessons)
             if before is not None and all(each.finished_before for each in spent.values()):
@@ -209,6 +221,8 @@ class Job:
         """Save and measure the student as it is made: of a teacher that is shipped, with its vocabulary trimmed."""
         trainer = self.trainer(self.make_untrained_student(args.seed), args, self.stages[0])
         trainer.save_model()
+        if PartialState().is_main_process:
+            remember_texts(LearnedTexts.beside(self.teacher_folders[0]), Path(args.output_dir))
         return self._measure(trainer, {}, {}, args, self.stages, args.html_report)
 
     def student_to_train(self, seed: int) -> PreTrainedModel:
@@ -286,9 +300,22 @@ class Job:
         return "test" if "test" in self.data else "validation"
 
     @cached_property
-    def _learned(self) -> int | None:
+    def _learned(self) -> dict[str, Any]:
         split, columns = self._measured_split, self.data.text_columns
-        return count_learned(self.data[split], self.data["train"], columns, split)
+        own = count_learned(self.data[split], self.data["train"], columns, split)
+        called = "teacher {}" if len(self.teacher_folders) > 1 else "teacher"
+        folders = {called.format(number): each for number, each in enumerate(self.teacher_folders, start=1)}
+        theirs = count_remembered(self.data[split], columns, split, folders)
+        return learned_entries(None if own is None else LearnedRows(own), *theirs.values())
+
+    @cached_property
+    def _texts(self) -> LearnedTexts | None:
+        return LearnedTexts.of(self.data["train"], self.data.text_columns)
+
+    def remember(self, folder: str | Path) -> None:
+        """Write beside a model that learnt from the training rows which texts these are."""
+        if PartialState().is_main_process:
+            remember_texts(self._texts, Path(folder))
 
     @cached_property
     def _held_out(self) -> Any:
@@ -347,7 +374,7 @@ class Job:
         teachers = [teacher] if Path(teacher).exists() or hub_id(teacher) else []
         source, reading = self.origin["measured_source"], self.data.arguments
         if self.origin["evaluated_source"] == self.origin["data"]:
-            reading |= {name: self.origin[name] for name in ("dataset_config", "dataset_revision")}
+            reading |= {name: self.origin[name] for name in OF_A_SOURCE}
         with saved_model(args, "student", source, reading, teachers, report):
             yield
 
@@ -370,18 +397,9 @@ class Job:
             "date": now(),
             "teacher": self.origin["teacher"] | order,
             "student": self.origin["student"]
-            | {"model_type": trainer.model.config.model_type, "weights_sha256": weights_sha256(folder)},
-            "data": {
-                "name": self.origin["data"],
-                "config": self.origin["dataset_config"],
-                "revision": self.origin["dataset_revision"],
-                "split": split,
-                "evaluated_source": self.origin["evaluated_source"],
-                "train_rows": count_texts(self.data["train"]),
-                "evaluated_rows": count_texts(self.data[split]),
-                "learned_rows": self._learned,
-                "evaluated_sha256": hash_rows(rows, [*self.data.text_columns, "labels"]),
-                "truncated_rows": self.data.truncated,
-                **self.data.reading,
+            | {
+                "model_type": trainer.model.config.model_type,
+                "weights_sha256": weights_sha256(folder),
             },
+            "data": describe_data(self.data, split, rows, self.origin) | self._learned,
         }

@@ -17,7 +17,7 @@ from nlpkd.augment import Augmenter, make_augmenter
 from nlpkd.augment.splits import refuse_augmentation, with_more_text
 from nlpkd.compression.onnx import EXPORT_PACKAGES
 from nlpkd.config import DistillationConfig
-from nlpkd.data.arguments import DataArguments
+from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.label_names import name_classes
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import labelled_rows
@@ -130,7 +130,7 @@ def prepare_job(
     def load(tokenizer: PreTrainedTokenizerBase) -> TextClassificationData:
         beside = teachers.tokenizers_beside(tokenizer)
         with teachers.explain_one_output(told):
-            read: Any = {"tokenizer": tokenizer, "teacher_tokenizer": beside, "seed": args.seed, "data_args": asked}
+            read: Any = {"tokenizer": tokenizer, "teacher_tokenizer": beside, "data_args": asked}
             data = load_text_classification(train, validation, test, **read)
             teachers.refuse_classes_of_one_output(told, data)
         return with_more_text(name_classes(data, names), args, augmenter, [tokenizer, *known_tokenizers(beside)])
@@ -172,8 +172,7 @@ def prepare_job(
             "data": data.name,
             "evaluated_source": name_of(train if measured is None else measured),
             "measured_source": train if measured is None else measured,
-            "dataset_config": asked.dataset_config,
-            "dataset_revision": asked.dataset_revision,
+            **{name: getattr(asked, name) for name in OF_A_SOURCE},
         },
         make_untrained_student=make(start=start),
         parent=parent() if inherits else None,
@@ -183,6 +182,7 @@ def prepare_job(
         class_weights=weights,
         ship=ship,
         learning_rate=usual_learning_rate(learner, teachers),
+        teacher_folders=[each.folder for each in teachers.models],
     )
     if vocabulary == "whole" or (vocabulary is None and not ship):
         return job
@@ -288,7 +288,7 @@ def prepare_teacher(
     source = ModelSource.of(model, revision, trust_remote_code)
     source.refuse_as_output(args.output_dir)
     tokenizer = tokenizer or source.tokenizer()
-    data = load_text_classification(train, validation, tokenizer=tokenizer, seed=args.seed, data_args=data_args)
+    data = load_text_classification(train, validation, tokenizer=tokenizer, data_args=data_args)
     data = name_classes(data, data_args.label_names if data_args else ())
     data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
     weights = weights_of_classes(class_weights, data)

@@ -18,6 +18,7 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.rows import describe_rows, has_unlabelled, random_access
 from nlpkd.data.sources import Source, refuse_as_output
+from nlpkd.evaluation.prediction import gold_labels, warn_of_one_class
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.evaluation.report_text import Cells, flat
 from nlpkd.evaluation.scoring import headline_of
@@ -153,6 +154,7 @@ def tune(
             raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
         if has_unlabelled(job.data["validation"]):
             raise ValueError("settings are chosen by gold labels, and validation rows have none")
+        warn_of_one_class(gold_labels(job.data["validation"]), list(job.data.id2label.values()), job.data.problem_type)
         metric = headline_of(job.data.problem_type, job.data["validation"])
 
         # What would end the search in a later trial: values of objectives, and the deepest student.

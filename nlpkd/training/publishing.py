@@ -17,7 +17,8 @@ from transformers import SchedulerType
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.label_names import label_column
-from nlpkd.data.rows import describe_rows
+from nlpkd.data.rows import count_texts, describe_rows, hash_rows
+from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import hub_id
@@ -59,6 +60,34 @@ def describe_training(
     settings["mixed_precision"] = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     described = [objective.config() for objective in objectives]
     return {"seed": args.seed, "objectives": described, "settings": settings}
+
+
+def describe_data(
+    data: TextClassificationData, split: str, rows: Dataset, origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Describe the rows of a training and of its measurement for a report.
+
+    Args:
+        data: all of them.
+        split: that is measured.
+        rows: of that split, with the student's labels.
+        origin: where they come from: `data`, `dataset_config`, `dataset_revision` and `evaluated_source`.
+
+    Returns:
+        Entries of `nlpkd.evaluation.origin.DataRecord`.
+    """
+    return {
+        "name": origin["data"],
+        "config": origin["dataset_config"],
+        "revision": origin["dataset_revision"],
+        "split": split,
+        "evaluated_source": origin["evaluated_source"],
+        "train_rows": count_texts(data["train"]),
+        "evaluated_rows": count_texts(data[split]),
+        "evaluated_sha256": hash_rows(rows, [*data.text_columns, "labels"]),
+        "truncated_rows": data.truncated,
+        **data.reading,
+    }
 
 
 def measurement_sha256(splits: Mapping[str, Any], teacher: nn.Module | None, settings: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.utils.files import staging_folder
 from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED
+from nlpkd.utils.processes import quiet
 from nlpkd.utils.randomness import undrawn
 
 ROWS = 4
@@ -66,7 +67,9 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
                 with _named("saving the objectives"):
                     trainer.save_beside(folder / "objectives")
                 if beside is not None:
-                    with _named("measuring student, teacher and baselines, or their card"):
+                    # What a few rows tell is nothing to warn of.
+                    named = _named("measuring student, teacher and baselines, or their card")
+                    with named, quiet("nlpkd.evaluation"):
                         beside(folder)
 
 

@@ -71,8 +71,8 @@ def resumes_own(args: DistillationConfig) -> bool:
     return resumes_last(args) or str(args.resume_from_checkpoint).lower() == "auto"
 
 
-def beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
-    """Return the settings of a further training; a checkpoint asked for belongs to the first one alone."""
+def settings_beside(args: DistillationConfig, folder: Path) -> DistillationConfig:
+    """Return the settings of a further training of a run; a checkpoint asked for belongs to the first one alone."""
     # Seeds and stages teach the same rows, so that the teacher need not run on them again.
     return replace(
         args,

@@ -1,4 +1,4 @@
-"""Random numbers that are drawn beside a training."""
+"""Random numbers that are drawn beside a training, and the seeds of several."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+from nlpkd.utils.field_types import check_counts
 
 
 @contextmanager
@@ -27,3 +29,21 @@ def undrawn(device: torch.device | None = None) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def check_num_seeds(num_seeds: int, first: int = 0) -> None:
+    """Refuse fewer seeds than one, and seeds that no generator takes.
+
+    Args:
+        num_seeds: how many.
+        first: the first one, which the others follow.
+
+    Raises:
+        ValueError: it says so.
+    """
+    check_counts(num_seeds=num_seeds)
+    if first + num_seeds > 2**32:
+        raise ValueError(
+            f"num_seeds={num_seeds} from seed={first} upwards go beyond {2**32 - 1}, which is the largest seed: give "
+            "a smaller seed, or fewer of them"
+        )

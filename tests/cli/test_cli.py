@@ -68,7 +68,8 @@ def teacher(folder, missing_file) -> tuple[Path, str]:
     process = Command(
         "train-teacher", "--model", "backbone", "--train", "train.tsv", "--validation-split", "0.2",
         "--text-column", "sentence", "--label-column", "verdict", "--output-dir", "teacher",
-        "--num-train-epochs", "10", "--window-stride", "4", *QUICK, cwd=folder,
+        "--num-train-epochs", "10", "--window-stride", "4", "--class-weights", "balanced", "--seed", "7", *QUICK,
+        cwd=folder,
     )  # fmt: skip
     code, out, err = finish(process)
     assert code == 0, err
@@ -102,8 +103,8 @@ def test_train_teacher_saves_a_teacher_and_prints_its_metrics(teacher):
     following = shlex.split(printed.partition("Next:\n")[2])
     assert following[following.index("distill") :] == [
         "distill", "--teacher", "teacher", "--train", "train.tsv", "--text-column", "sentence", "--label-column",
-        "verdict", "--max-length", "32", "--window-stride", "4", "--validation-split", "0.2", "--baseline",
-        "--output-dir", "student",
+        "verdict", "--max-length", "32", "--window-stride", "4", "--validation-split", "0.2", "--class-weights",
+        "balanced", "--seed", "7", "--baseline", "--output-dir", "student",
     ]  # fmt: skip
 
 
@@ -376,8 +377,8 @@ PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer"} | {
 }  # fmt: skip
 """Objects, functions, and revisions, which a command line takes as id@revision."""
 
-OF_TRAINING_ROWS = {"soft_label_column", "streaming", "validation_split", "problem_type", "label_names"}
-"""Of rows to measure on the model settles the task and the names of the labels, and nothing is held out."""
+OF_TRAINING_ROWS = {"soft_label_column", "streaming", "problem_type", "label_names"}
+"""Of rows to measure on the model settles the task and the names of the labels."""
 
 FUNCTIONS = {
     "train-teacher": ("nlpkd.pipeline.distill:train_teacher", {"soft_label_column"}),
@@ -392,7 +393,7 @@ FUNCTIONS = {
     # Named among the models.
     "evaluate": ("nlpkd.pipeline.evaluate:evaluate", {"student", "candidates"} | OF_TRAINING_ROWS),
     "verify": ("nlpkd.pipeline.verify:verify", OF_TRAINING_ROWS),
-    "compress": ("nlpkd.compression:compress", OF_TRAINING_ROWS),
+    "compress": ("nlpkd.compression:compress", OF_TRAINING_ROWS | {"validation_split"}),
     "export": ("nlpkd.pipeline.export:export_student", OF_TRAINING_ROWS),
     # A token in the list of processes would be everybody's.
     "push": ("nlpkd.hub.push:push_student", {"token"}),

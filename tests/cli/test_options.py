@@ -18,7 +18,9 @@ ENDLESS = {"max_cost"}
 
 SHARES = {
     "train-teacher": ["validation_split"], "cache": ["validation_split"], "distill": ["validation_split"],
-    "frontier": ["validation_split", "min_retention"], "tune": ["validation_split"], "export": ["min_retention"],
+    "frontier": ["validation_split", "min_retention"], "tune": ["validation_split"],
+    "export": ["min_retention", "validation_split"], "evaluate": ["validation_split"],
+    "verify": ["validation_split"], "try": ["validation_split"],
     "cascade": ["target_agreement", "target_accuracy"], "compress": ["keep", "energy"],
 }  # fmt: skip
 

@@ -284,9 +284,14 @@ def test_where_the_files_are_is_wrapped_on_a_terminal_and_commands_are_not(tmp_p
 def test_held_out_rows_are_named_only_where_a_command_line_can(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.csv").touch()
-    for given in ({"train": "train.csv"}, {"train": "a/b", "validation_split": 0.1}, {"validation": object()}):
+    unlabelled = {"train": "train.csv", "validation_split": 0.1, "soft_label_column": "votes"}
+    for given in ({"train": "train.csv"}, unlabelled, {"validation": object()}):
         assert after_distilling("s", given)[1] == ["export", "s", "--int8"]
         assert [words[0] for words in after_distilling("s", given | {"ship": True})] == ["try", "push"]
+    for train in ("a/b", "train.csv"):
+        drawn = ["--data", train, "--validation-split", 0.1]
+        for command in after_distilling("s", {"train": train, "validation_split": 0.1})[:2]:
+            assert command[-4:] == drawn
     hub = {"train": "nyu-mll/glue", "dataset_config": "sst2", "teacher": object()}
     assert after_distilling("s", hub)[0] == ["try", "s", "--data", "nyu-mll/glue", "--dataset-config", "sst2"]
     assert as_options({"a_b": 0, "c": True, "d": False, "e": ()}, "a_b", "c", "d", "e") == ["--a-b", 0, "--c"]
@@ -301,9 +306,9 @@ READ_AS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", [field.name for field in fields(DataArguments)])
 def test_the_next_commands_read_rows_as_the_one_before_wherever_they_have_the_option(name):
-    own = {"label_names", "problem_type", "soft_label_column", "streaming", "validation_split"}
+    own = {"label_names", "problem_type", "soft_label_column", "streaming"}
     for rows in ({"validation": "dev.csv"}, {"test": "user/test", "train": "user/rows"}, {"data": "user/rows"}):
-        of_others = "data" not in rows and name.startswith("dataset_")
+        of_others = "data" not in rows and name.startswith(("dataset_", "validation_"))
         for command, *words in after_distilling("s", {**rows, name: READ_AS[name]}):
             known = {each.name for each in typer.main.get_command(app).commands[command].params}
             repeated = as_options(READ_AS, name)

@@ -1,57 +1,104 @@
-"""What is measured is never fitted on, whatever the rows are stored as."""
+"""The held-out part of the training rows: by the texts alone, and equal texts on one side."""
 
-import numpy as np
+from __future__ import annotations
+
+from collections import Counter
+
 import pytest
-from datasets import Dataset, DatasetDict
-from samples import raw_rows
+from datasets import Dataset
 
 from nlpkd import load_text_classification
-from nlpkd.data.columns import DOCUMENT
-from nlpkd.data.held_out import apart_from, rows_to_fit
+
+# Of three classes, with copies that differ in case and blanks, and texts that two classes have.
+ROWS = [
+    {"text": text, "label": label}
+    for label, count in (("rare", 20), ("usual", 60), ("common", 120))
+    for number in range(count)
+    for text in [f"{label} film {number}", f" {label.upper()}  film {number}"][: 1 + (number % 5 == 0)]
+]
+ROWS += [{"text": f"rare film {number}", "label": "common"} for number in range(4)]
 
 
-def rows(tokens, **columns):
-    return Dataset.from_dict({"input_ids": tokens, "labels": [0] * len(tokens), **columns})
+def held_out(rows, tokenizer, size=0.2, **options):
+    """The texts of both parts, as a reader sees them."""
+    data = load_text_classification(Dataset.from_list(rows), tokenizer=tokenizer, validation_split=size, **options)
+    texts = {split: ["".join(text.lower().split()) for text in data[split]["text"][:]] for split in data}
+    assert sorted(texts["train"] + texts["validation"]) == sorted(
+        "".join(row["text"].lower().split()) for row in rows
+    ), "no row gets lost"
+    return texts, data
 
 
-@pytest.mark.parametrize("made", [lambda data: data, lambda data: data.with_format("torch")])
-def test_rows_are_left_out_that_are_read_as_measured_ones_are_whatever_their_labels(made):
-    drawn = np.random.default_rng(0)
-    held_out, measured = ([drawn.integers(5, 8, size=drawn.integers(1, 5)).tolist() for _ in range(60)] for _ in "ab")
-    left = [row for row in held_out if row not in measured]
-    assert 0 < len(left) < 60
-    found = apart_from(made(rows(held_out)), made(rows(measured).add_column("gold", [1] * 60)))
-    assert found.with_format(None)["input_ids"][:] == left
+@pytest.mark.parametrize("size", [0.1, 0.2, 0.5, 41, 3])
+def test_equal_texts_stay_on_one_side(size, tokenizer):
+    texts, data = held_out(ROWS, tokenizer, size)
+    assert not set(texts["train"]) & set(texts["validation"])
+    assert len(data["validation"]) == (round(size * len(ROWS)) if size < 1 else size)
 
 
-def test_rows_that_are_all_other_ones_are_given_back_as_they_are():
-    held_out = rows([[1, 2], [1]])
-    assert apart_from(held_out, rows([[2, 1], [1, 2, 3]])) is held_out
-    assert len(apart_from(held_out, held_out)) == 0
+def test_each_class_has_its_share(tokenizer):
+    data = held_out(ROWS, tokenizer)[1]
+    names = data["validation"].features["labels"].names
+    counts = Counter(names[label] for label in data["validation"]["labels"][:])
+    for name, rows in Counter(row["label"] for row in ROWS).items():
+        assert abs(counts[name] - 0.2 * rows) <= 3
 
 
-def test_a_text_of_several_windows_is_left_out_where_all_of_them_are_measured():
-    held_out = rows([[1], [2], [1], [3]], **{DOCUMENT: [0, 0, 1, 1]})
-    assert apart_from(held_out, rows([[1], [2]]))[DOCUMENT][:] == [1, 1]
-    assert apart_from(held_out, rows([[1]])) is held_out
+def test_the_order_of_rows_and_the_names_of_classes_change_nothing(tokenizer):
+    texts = held_out(ROWS, tokenizer)[0]
+    renamed = [row | {"label": row["label"].replace("common", "a common one")} for row in ROWS]
+    for rows in (ROWS[::-1], list(Dataset.from_list(ROWS).shuffle(seed=3)), renamed):
+        assert set(held_out(rows, tokenizer)[0]["validation"]) == set(texts["validation"])
+    ordered = {"label_names": ["usual", "rare", "common"]}
+    assert set(held_out(ROWS, tokenizer, **ordered)[0]["validation"]) == set(texts["validation"])
 
 
-def loaded(tokenizer, **splits):
-    return load_text_classification(DatasetDict(train=raw_rows(20), **splits), tokenizer=tokenizer)
+def test_a_row_more_or_less_moves_hardly_any_other(tokenizer):
+    before = set(held_out(ROWS, tokenizer)[0]["validation"])
+    for rows in ([*ROWS, {"text": "one film more", "label": "usual"}], ROWS[1:], ROWS[:-1]):
+        assert len(before ^ set(held_out(rows, tokenizer)[0]["validation"])) <= 4
 
 
-def test_a_run_fits_on_validation_rows_that_it_does_not_measure(tokenizer, caplog):
-    validation, test = raw_rows(20, 1), raw_rows(20, 2)
-    some = loaded(tokenizer, validation=validation, test=test)
-    shared = set(validation["text"][:]) & set(test["text"][:])
-    assert [text for text in validation["text"][:] if text not in shared] == rows_to_fit(some, "test")["text"][:]
-    assert rows_to_fit(some, "validation") is None and rows_to_fit(loaded(tokenizer, test=test), "test") is None
-    assert rows_to_fit(loaded(tokenizer, validation=test, test=test), "test") is None
-    assert "20 of 20 validation rows are test rows too" in caplog.text
+@pytest.mark.parametrize("labels", [[[0, 1], [1, 1], [1, 0], [0, 0]], [0.5, 1.5, 2.5, 3.25]], ids=["tags", "scores"])
+def test_rows_without_classes_are_held_out_by_their_texts_too(labels, tokenizer):
+    rows = [{"text": f"film {number // 2}", "label": labels[number % 4]} for number in range(80)]
+    texts, data = held_out(rows, tokenizer)
+    assert not set(texts["train"]) & set(texts["validation"]) and len(data["validation"]) == 16
+    assert set(held_out(rows[::-1], tokenizer)[0]["validation"]) == set(texts["validation"])
 
 
-def test_a_run_has_nothing_to_fit_for_scores(tokenizer):
-    scores = [number / 7 for number in range(20)]
-    splits = [raw_rows(20, seed).remove_columns("label").add_column("label", scores) for seed in range(3)]
-    data = load_text_classification(splits[0], splits[1], splits[2], tokenizer=tokenizer)
-    assert data.problem_type == "regression" and rows_to_fit(data, "test") is None
+def test_of_pairs_both_texts_count(tokenizer):
+    rows = [
+        {"text": f"film {number % 10}", "text_pair": f"plot {number % 20}", "label": "ab"[number % 2]}
+        for number in range(60)
+    ]
+    data = load_text_classification(Dataset.from_list(rows), tokenizer=tokenizer, validation_split=0.3)
+    train, validation = (
+        set(zip(data[split]["text"][:], data[split]["text_pair"][:], strict=True)) for split in ("train", "validation")
+    )
+    assert validation and not train & validation and len(data["validation"]) == 18
+
+
+def test_a_text_that_is_most_of_the_rows_is_left_to_the_training(tokenizer):
+    rows = [{"text": "film" if number < 70 else f"film {number}", "label": "ab"[number % 2]} for number in range(100)]
+    texts, data = held_out(rows, tokenizer, 0.1)
+    assert "film" not in texts["validation"] and len(data["validation"]) == 10
+    alike = [{"text": "film", "label": "ab"[number % 2]} for number in range(10)]
+    with pytest.raises(ValueError, match="validation_split=0.2 can't hold out a part of so few different texts"):
+        held_out(alike, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["a", "b", "a", "b"], "1 texts of the train split are there with different labels, in 2 rows"),
+        (["a", "a", "a", "b"], None),
+        ([[0, 1], [1, 1], [1, 0], [0, 0]], "1 texts of the train split are there with different labels, in 2 rows"),
+        ([0.5, 1.5, 2.5, 3.25], None),
+    ],
+)
+def test_equal_texts_with_different_labels_are_told_once(labels, told, tokenizer, caplog):
+    texts = ["A film", "a  film", "film", "plot"]
+    load_text_classification(Dataset.from_dict({"text": texts, "label": labels}), tokenizer=tokenizer)
+    said = [each.getMessage() for each in caplog.records if "different labels" in each.getMessage()]
+    assert len(said) == (told is not None) and all(told in each for each in said)

@@ -196,7 +196,7 @@ def test_a_word_for_a_missing_score_is_a_row_that_the_teacher_scores(word, token
 
 
 def test_held_out_rows_of_lists_and_scores_are_drawn_evenly(tokenizer):
-    rows = Dataset.from_dict({"text": ["good"] * 20, "tags": [["a"], ["b"]] * 10})
+    rows = Dataset.from_dict({"text": ["good " * times for times in range(1, 21)], "tags": [["a"], ["b"]] * 10})
     data = load_text_classification(rows, tokenizer=tokenizer, label_column="tags", validation_split=0.2)
     assert (len(data["train"]), len(data["validation"])) == (16, 4)
     assert data["validation"].features["labels"] == Classes.of(["a", "b"]).vector_feature

@@ -4,7 +4,7 @@ import pytest
 from datasets import concatenate_datasets
 from samples import Uncalled, tiny_bert
 
-from nlpkd.data.held_out import apart_from
+from nlpkd.data.splits.fitted import apart_from
 from nlpkd.evaluation.evaluate import evaluate_student
 
 QUICK = {"bootstrap_samples": 10, "latency_runs": 0}

@@ -19,4 +19,4 @@ def test_rows_that_correct_the_teacher_are_told_of_where_it_is_measured_on_them(
             teacher, [{"text": "d"}], splits["validation"], splits["test"], tmp_path / "labels.parquet",
             DataArguments(), gold=few,
         )  # fmt: skip
-        assert caplog.text.count(f"1 of the 2 texts of the {name} split are rows of gold, which correct") == told
+        assert caplog.text.count(f"1 of the 2 texts of the {name} split (50 %) are rows of gold, which") == told

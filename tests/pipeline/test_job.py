@@ -296,3 +296,12 @@ def test_a_finished_seed_that_would_be_measured_alike_keeps_its_report(learned, 
     written = (folder / "seed-43" / "report.json").stat().st_mtime_ns
     learn(folder, tokenizer, resume_from_checkpoint=True)
     assert (folder / "seed-43" / "report.json").stat().st_mtime_ns == written
+
+
+def test_a_teacher_is_told_of_measured_texts_that_it_learned_from(tokenizer, tmp_path, caplog):
+    train, held_out = raw_rows(60, 1), raw_rows(20, 7)
+    count = sum(text in set(train["text"]) for text in held_out["text"])
+    given = {"tokenizer": tokenizer, "output_dir": tmp_path, "save_strategy": "no", "max_steps": 1, **QUIET}
+    train_teacher(tiny_bert(), train, held_out, **given)
+    told = [each.getMessage() for each in caplog.records if "training texts" in each.getMessage()]
+    assert 0 < count < 20 and len(told) == 1 and told[0].startswith(f"{count} of the 20 texts of the validation split")

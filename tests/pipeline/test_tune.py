@@ -201,7 +201,7 @@ def test_the_task_is_the_teachers(tokenizer, tmp_path):
 
     tiny_bert(num_labels=1, problem_type="regression").save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
-    rows = [{"text": "good film", "label": number % 4} for number in range(16)]
+    rows = [{"text": f"good {'film ' * number}", "label": number % 4} for number in range(16)]
     result = tune(
         tmp_path / "teacher", rows, validation_split=0.5, n_trials=1, layers=[1], output_dir=tmp_path / "out", **QUICK
     )

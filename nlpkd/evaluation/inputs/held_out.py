@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import datasets
 import numpy as np
 
-from nlpkd.data.held_out import apart_from
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts, unlabelled_rows
+from nlpkd.data.splits.fitted import apart_from
 from nlpkd.evaluation.calibration import best_thresholds, temperature_scaling
 from nlpkd.evaluation.prediction import CandidateModels, gold_labels
 from nlpkd.evaluation.records import TemperatureScaling
