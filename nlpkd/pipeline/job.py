@@ -23,14 +23,7 @@ from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.data.rows import has_unlabelled
 from nlpkd.data.splits.fitted import rows_to_fit
-from nlpkd.data.splits.learned import (
-    LearnedRows,
-    LearnedTexts,
-    count_learned,
-    count_remembered,
-    learned_entries,
-    remember_texts,
-)
+from nlpkd.data.splits.learned import LearnedTexts, count_learned, count_remembered, learned_entries, remember_texts
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -306,7 +299,7 @@ class Job:
         called = "teacher {}" if len(self.teacher_folders) > 1 else "teacher"
         folders = {called.format(number): each for number, each in enumerate(self.teacher_folders, start=1)}
         theirs = count_remembered(self.data[split], columns, split, folders)
-        return learned_entries(None if own is None else LearnedRows(own), *theirs.values())
+        return learned_entries(own, *theirs.values())
 
     @cached_property
     def _texts(self) -> LearnedTexts | None:
@@ -397,9 +390,6 @@ class Job:
             "date": now(),
             "teacher": self.origin["teacher"] | order,
             "student": self.origin["student"]
-            | {
-                "model_type": trainer.model.config.model_type,
-                "weights_sha256": weights_sha256(folder),
-            },
+            | {"model_type": trainer.model.config.model_type, "weights_sha256": weights_sha256(folder)},
             "data": describe_data(self.data, split, rows, self.origin) | self._learned,
         }

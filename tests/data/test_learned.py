@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from samples import raw_rows
 
 from nlpkd import load_text_classification
 from nlpkd.data.columns import DOCUMENT
+from nlpkd.data.splits.hashes import text_hashes
+from nlpkd.data.splits.held_out import hold_out_validation
 from nlpkd.data.splits.learned import (
     LEARNED_NAME,
     LearnedTexts,
@@ -84,6 +86,14 @@ def test_what_a_model_learned_from_is_known_of_few_texts_and_estimated_of_many(l
             assert found.rows == known
         else:
             assert abs(found.rows - known) < 200
+
+
+def test_of_rows_that_were_held_out_in_part_the_others_are_what_was_learned_from(tmp_path):
+    rows = Dataset.from_dict({"text": [f"text {number}" for number in range(20_000)], "labels": [0.0] * 20_000})
+    parts = hold_out_validation(DatasetDict(train=rows), ["text"], 0.2)
+    learned = LearnedTexts.of(parts["train"], ["text"])
+    assert learned.count_among(text_hashes(rows, ["text"])).rows == pytest.approx(16_000, abs=600)
+    assert learned.count_among(text_hashes(parts["validation"], ["text"])).rows == 0
 
 
 def test_each_model_is_told_once_in_the_same_words(tmp_path, caplog):

@@ -169,16 +169,17 @@ def count_remembered(
     return found
 
 
-def learned_entries(student: LearnedRows | None, *teachers: LearnedRows) -> dict[str, Any]:
+def learned_entries(student: LearnedRows | int | None, *teachers: LearnedRows) -> dict[str, Any]:
     """Return what a report says of measured texts that were learnt from.
 
     Args:
-        student: of the student; None where nothing is known.
+        student: of the student; a number that is counted, or None where nothing is known.
         *teachers: of those teachers of which something is known; the one that knows most counts.
 
     Returns:
         Entries of `nlpkd.evaluation.origin.DataRecord`.
     """
+    student = LearnedRows(student) if isinstance(student, int) else student
     told = {"learned_rows": student, "teacher_learned_rows": max(teachers, key=lambda each: each.rows, default=None)}
     known = {name: each for name, each in told.items() if each is not None}
     estimates = [name for name, each in known.items() if each.estimated]
