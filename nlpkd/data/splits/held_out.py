@@ -59,7 +59,7 @@ def hold_out_validation(
             f"validation_split={size!r} can't hold out a part with all {len(classes)} classes: {rows} train rows, "
             f"{min(classes.values())} of them of the rarest class. Give more rows, or a validation set."
         )
-    # In another order than that in which `LearnedTexts` keeps some, which are to stand for held-out texts as for others.
+    # In another order than that in which `LearnedTexts` keeps some: these stand for held-out texts as for others.
     held_out = _held_out(text_hashes(train, columns).byteswap(), labels, wanted)
     if not held_out.any():
         raise ValueError(
