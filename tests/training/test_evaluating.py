@@ -429,17 +429,15 @@ def test_a_tokenizer_set_up_to_generate_changes_no_evaluation_and_no_kept_logits
     left.padding_side = "left"
     found = set()
     for padding in (tokenizer, left):
-        for size in (1, 16):
-            for cache in ("auto", "off"):
-                args = settings(
-                    per_device_eval_batch_size=size, learning_rate=0.0, cache_teacher=cache, num_train_epochs=2
-                )
-                pair = (copy.deepcopy(decoder), None) if kind == "student" else (tiny_bert(1, **WIDE), decoder)
-                losses = [CrossEntropyLoss()] if kind == "student" else [ForwardKLLoss()]
-                trainer = DistillationTrainer(*pair, args, losses, make_rows(20), make_rows(20), padding)
-                taught = trainer.train().training_loss
-                found.add((round(trainer.evaluate()["eval_loss"], 4), round(taught, 4)))
-                assert trainer.processing_class.padding_side == "right"
+        for size, cache in ((1, "auto"), (16, "off")):
+            how = {"per_device_eval_batch_size": size, "cache_teacher": cache, "num_train_epochs": 2}
+            args = settings(learning_rate=0.0, **how)
+            pair = (copy.deepcopy(decoder), None) if kind == "student" else (tiny_bert(1, **WIDE), decoder)
+            losses = [CrossEntropyLoss()] if kind == "student" else [ForwardKLLoss()]
+            trainer = DistillationTrainer(*pair, args, losses, make_rows(20), make_rows(20), padding)
+            taught = trainer.train().training_loss
+            found.add((round(trainer.evaluate()["eval_loss"], 4), round(taught, 4)))
+            assert trainer.processing_class.padding_side == "right"
     assert len(found) == 1 and left.padding_side == "left"
 
 
