@@ -38,7 +38,7 @@ from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
-from nlpkd.utils.field_types import plain_arguments
+from nlpkd.utils.field_types import plain_arguments, with_home
 from nlpkd.utils.files import weights_sha256
 from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
 from nlpkd.utils.packages import require
@@ -284,7 +284,7 @@ def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:
         ValueError: if nobody can say which model is the student, or two models have one name.
     """
     split = [entry.partition("=") if not Path(entry).exists() else ("", "", entry) for entry in entries]
-    given = [(name, path) if equals else ("", name or path) for name, equals, path in split]
+    given = [(name, with_home(path)) if equals else ("", name or path) for name, equals, path in split]
     named = [(name or _last_part(path), path) for name, path in given]
     models = {role: path for role, path in roles.items() if path is not None}
     known = {*models, *(name for name, _ in named)}
