@@ -103,6 +103,11 @@ def _quoted(before: str, word: str) -> str:
     return f"{setting[1]}***" if setting else shlex.quote(word)
 
 
+def names_a_secret(name: str) -> bool:
+    """Check whether a setting's name says that its value is a secret."""
+    return _VARIABLE.fullmatch(name) is not None
+
+
 def without_tokens(text: str, *own: str | None) -> str:
     """Replace access tokens, keys and the passwords of addresses by `***`.
 
