@@ -281,9 +281,13 @@ def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:
         Path or id by name, `student` among them.
 
     Raises:
-        ValueError: if nobody can say which model is the student, or two models have one name.
+        ValueError: if an entry lacks name or path, nobody can say which model is the student, or two models have one
+            name.
     """
     split = [entry.partition("=") if not Path(entry).exists() else ("", "", entry) for entry in entries]
+    for entry, (name, equals, path) in zip(entries, split, strict=True):
+        if equals and not (name and path):
+            raise ValueError(f"{entry!r} is no NAME=PATH: give both, or a path alone")
     given = [(name, with_home(path)) if equals else ("", name or path) for name, equals, path in split]
     named = [(name or _last_part(path), path) for name, path in given]
     models = {role: path for role, path in roles.items() if path is not None}
