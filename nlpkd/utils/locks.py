@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing to a folder; a process that holds it may hold it once more.
 
+    A folder that was missing, and has nothing in it when an error ends this, is taken away again.
+
     Args:
         folder: the folder, made where missing.
         wait: wait for another writer instead of refusing.
@@ -44,10 +46,13 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it and `wait` is not set, a file is in its place, or the lock or a folder that
-            a run would write to is a link.
+        ValueError: if another run holds it and `wait` is not set, a file is in its place, it is the root of all
+            folders, or the lock or a folder that a run would write to is a link.
     """
     folder = Path(folder)
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise ValueError(f"{folder} is the root of all folders, which no run may fill: choose another folder")
+    missing = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -56,7 +61,25 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
         if first:
             remove_leftovers(folder)
-        yield
+        try:
+            yield
+        except BaseException:
+            if first and missing and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                remove_empty(missing)
+            raise
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return the folders that are to be made for one, itself first."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, up to one that has something in it by now."""
+    with suppress(OSError):
+        for each in folders:
+            each.rmdir()
 
 
 def refuse_links_in(folder: Path) -> None:

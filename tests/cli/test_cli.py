@@ -518,13 +518,22 @@ def test_what_is_left_out_is_the_same_on_the_command_line_and_in_python(command,
 def test_a_refused_run_leaves_the_options_of_the_run_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = CliRunner().invoke(app, ["train-teacher", "--model", "./m", "--train", "x.csv", "--output-dir", "new"])
-    assert isinstance(outcome.exception, ValueError) and os.listdir("new") == [".lock"]
+    assert isinstance(outcome.exception, ValueError) and not Path("new").exists()
     Path("old").mkdir()
     Path("old/run.yaml").write_text("kept: as it was\n")
     asked = ["--train", "no.csv", "--output-dir", "old", "--set", "report_to=none"]
     for command in (["train-teacher", "--model", "m"], ["distill", "--teacher", "t"], ["cache", "--teacher", "t"]):
         assert CliRunner().invoke(app, [*command, *asked]).exit_code == 1
         assert Path("old/run.yaml").read_text() == "kept: as it was\n"
+
+
+@pytest.mark.parametrize("command", [["evaluate", "./nope"], ["compress", "./nope", "--method", "half"]])
+def test_what_is_refused_leaves_no_folder(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text("text,label\na,0\nb,1\n")
+    outcome = CliRunner().invoke(app, [*command, "--data", "x.csv", "--output-dir", "new/deeper"])
+    assert isinstance(outcome.exception, ValueError) and "no folder './nope'" in str(outcome.exception)
+    assert os.listdir() == ["x.csv"]
 
 
 def test_a_run_that_failed_after_it_wrote_keeps_its_options(tmp_path):
