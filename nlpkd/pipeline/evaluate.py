@@ -40,7 +40,7 @@ from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.field_types import plain_arguments, with_home
 from nlpkd.utils.files import weights_sha256
-from nlpkd.utils.locks import LOCK, missing_folders, only_writer, refuse_links_in, remove_empty
+from nlpkd.utils.locks import LOCK, missing_folders, only_writer, refuse_unfit_folder, remove_empty
 from nlpkd.utils.packages import require
 from nlpkd.utils.processes import phase, quiet
 from nlpkd.utils.provenance import command_line, now
@@ -323,7 +323,7 @@ def _last_part(path: str) -> str:
 
 def _check_writable(folder: Path) -> None:
     """Refuse a folder for a report that can't be made or written to, or that a run is writing to."""
-    refuse_links_in(folder)
+    refuse_unfit_folder(folder)
     missing = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -50,14 +50,12 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
             folders, or the lock or a folder that a run would write to is a link.
     """
     folder = Path(folder)
-    if folder.resolve() == Path(folder.resolve().anchor):
-        raise ValueError(f"{folder} is the root of all folders, which no run may fill: choose another folder")
     missing = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"{folder} can't be a folder, since a file is there: choose another one") from None
-    refuse_links_in(folder)
+    refuse_unfit_folder(folder)
     with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
         if first:
             remove_leftovers(folder)
@@ -82,15 +80,17 @@ def remove_empty(folders: list[Path]) -> None:
             each.rmdir()
 
 
-def refuse_links_in(folder: Path) -> None:
-    """Refuse an output directory with links to what a run writes into.
+def refuse_unfit_folder(folder: Path) -> None:
+    """Refuse an output directory with links to what a run writes into, and the root of all folders.
 
     Args:
         folder: the directory, perhaps missing.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if there is one, or it is that.
     """
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise ValueError(f"{folder} is the root of all folders, which no run may fill: choose another folder")
     # A pattern finds no link that leads to nothing where it is a plain name.
     found = [path for pattern in _NUMBERED for path in folder.glob(pattern)]
     numbered = [path for path in found if "-" not in path.name or NUMBERED.fullmatch(path.name)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 
 import pytest
 from processes import run as run_program
 
-from nlpkd.utils.locks import only_writer
+from nlpkd.utils.locks import only_writer, refuse_unfit_folder
 
 # Let the kernel answer every flock as an NFS without its lock service does, then write to a folder.
 WITHOUT_LOCKS = """
@@ -45,6 +46,8 @@ def test_no_run_fills_the_root_of_all_folders(folder, monkeypatch):
     before = sorted(os.listdir("/"))
     with pytest.raises(ValueError, match="is the root of all folders"), only_writer(folder):
         pass
+    with pytest.raises(ValueError, match="is the root of all folders"):
+        refuse_unfit_folder(Path(folder))
     assert sorted(os.listdir("/")) == before
 
 
