@@ -21,7 +21,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from nlpkd.tasks import MERITS, more_is_better
-from nlpkd.utils.field_types import check_field_types, check_share, refuse_none
+from nlpkd.utils.field_types import check_field_types, check_share, refuse_none, with_home
 from nlpkd.utils.packages import refuse_missing_optimizer, require
 
 _CHOICES = {
@@ -32,9 +32,7 @@ _CHOICES = {
 
 ENSEMBLE_AVERAGES = ("probabilities", "logits")
 
-
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
-
 
 _OF_MORE_TYPES = {"fsdp", "resume_from_checkpoint", "dataloader_multiprocessing_context"}
 """What is declared as a text, and taken as a switch or an object too."""
@@ -176,6 +174,7 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""
+        vars(self).update({name: with_home(value) for name, value in vars(self).items() if isinstance(value, str)})
         check_field_types(self, skipped={*_CHOICES, *_OF_MORE_TYPES}, endless=_ENDLESS)
         refuse_none(self, skipped={*_CHOICES, *_RESOLVED})
         _refuse_lost_processes()

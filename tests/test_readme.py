@@ -22,7 +22,7 @@ from samples import raw_rows, tiny_bert
 
 from nlpkd import DistillationConfig, DistillationTrainer, EvaluationReport, objectives
 from nlpkd.cli import app
-from nlpkd.cli.settings import TrainingCommand
+from nlpkd.cli.parsing import TrainingCommand
 from nlpkd.objectives import CrossEntropyLoss, Objective
 from nlpkd.objectives.presets import PRESETS
 

@@ -138,6 +138,7 @@ def variants_of(
     return _new_rows(data, variants, data, names, exclude, settings, cache_dir, advice)
 
 
+@plain_arguments
 def unlabelled(
     texts: Texts,
     like: Dataset,

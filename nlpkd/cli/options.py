@@ -11,8 +11,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from nlpkd.cli.parsing import SETTINGS, Command, print_settings
 from nlpkd.cli.screen import hide_bars_of_weights
-from nlpkd.cli.settings import SETTINGS, print_settings, read_config
+from nlpkd.cli.settings import read_config
 from nlpkd.utils.field_types import check_finite
 
 DATA, MODELS, TRAINING, OUTPUT = "Data", "Teacher and student", "Training", "Output"
@@ -154,6 +155,8 @@ def command(app: typer.Typer, *shared: str, name: str | None = None, **settings:
         )
         for each in fields(Shared)
     }
+
+    settings = {"cls": Command} | settings
 
     def register(function: Any) -> Any:
         signature = inspect.signature(function, eval_str=True)

@@ -1,134 +1,21 @@
-"""The settings of a training as options, with their types, and a command's options from and to YAML files."""
+"""A command's options from and to YAML files, and the settings of a training among them."""
 
 from __future__ import annotations
 
 import json
-from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
-from typer.core import TyperCommand
 
+from nlpkd.cli.parsing import HIDDEN, OF_THE_FILE, SETTINGS, TrainingCommand, as_given, as_words
+from nlpkd.utils.field_types import with_home
 from nlpkd.utils.files import write_atomic
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.provenance import names_a_secret, without_tokens
 from nlpkd.utils.yaml_files import read_yaml
-
-SETTINGS = "nlpkd.settings"
-"""Where a command's context keeps the fields of `DistillationConfig` that were given and are no option of its own."""
-
-_OF_THE_FILE = "nlpkd.settings_of_the_file"
-
-
-class TrainingCommand(TyperCommand):
-    """A command that takes every field of `DistillationConfig` as an option beside its own, as the recipes do.
-
-    `transformers.HfArgumentParser` reads them, so that names, types and forms are those of the recipes: with dashes or
-    underscores, `--bf16` or `--bf16 False`. It is imported where one is given, so that `--help` stays quick.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take a command line apart into own options and settings.
-
-        Args:
-            ctx: the command's context.
-            args: the words.
-
-        Returns:
-            What is left of its own.
-        """
-        own, settings = _split(self.own_flags(ctx), args)
-        rest = super().parse_args(ctx, own)
-        # Of two values argparse takes the later one: flags go over the file.
-        if words := [*ctx.meta.get(_OF_THE_FILE, []), *settings]:
-            ctx.meta[SETTINGS] = parse_settings(words)
-        return rest
-
-    def own_flags(self, ctx: Any) -> set[str]:
-        """Return the flags of the options that are no mere settings."""
-        return {flag for each in self.get_params(ctx) for flag in (*each.opts, *each.secondary_opts)}
-
-
-def _split(own: set[str], words: list[str]) -> tuple[list[str], list[str]]:
-    """Assign each flag, and the values that follow it, to the command or to the settings."""
-    parts: dict[bool, list[str]] = {True: [], False: []}
-    mine = True
-    words = list(words)
-    while words:
-        word = words.pop(0)
-        if word == "--set" and words:
-            # The longer form --set NAME=VALUE of --name VALUE.
-            name, equals, value = words.pop(0).partition("=")
-            if not equals:
-                raise typer.BadParameter(f"{name!r} is no FIELD=VALUE", param_hint="--set")
-            words = [*_as_words(name, value_of(value)), *words]
-            continue
-        if word.startswith("--"):
-            mine = word.partition("=")[0].replace("_", "-") in own
-        parts[mine].append(word)
-    return parts[True], parts[False]
-
-
-def _settings_parser() -> Any:
-    from transformers import HfArgumentParser
-
-    from nlpkd.config import DistillationConfig
-
-    return HfArgumentParser(
-        [DistillationConfig],  # type: ignore[list-item]
-        add_help=False,
-        allow_abbrev=False,
-        exit_on_error=False,
-        usage=SUPPRESS,
-    )
-
-
-def parse_settings(words: list[str]) -> dict[str, Any]:
-    """Read fields of `DistillationConfig` from flags.
-
-    Args:
-        words: flags and their values.
-
-    Returns:
-        The fields that are given, by name, with their types.
-
-    Raises:
-        typer.BadParameter: for a flag that is no field, or a value of another type.
-    """
-    parser = _settings_parser()
-    for action in parser._actions:
-        # Only what is given is wanted.
-        action.default = SUPPRESS
-    try:
-        given, unknown = parser.parse_known_args(words)
-    except ArgumentError as error:
-        raise typer.BadParameter(str(error)) from error
-    if unknown:
-        flags = [flag.replace("_", "-") for flag in parser._option_string_actions]
-        close = get_close_matches(unknown[0].replace("_", "-"), flags, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise typer.BadParameter(
-            f"{unknown[0]!r} is no option of this command, and no field of DistillationConfig{hint}"
-        )
-    return {name: value.value if isinstance(value, Enum) else value for name, value in vars(given).items()}
-
-
-def print_settings(context: typer.Context, wanted: bool) -> None:
-    """Print all fields of `DistillationConfig` as options, and end the command.
-
-    Args:
-        context: of the command.
-        wanted: whether they were asked for.
-    """
-    if wanted:
-        typer.echo(context.get_help())
-        typer.echo(_settings_parser().format_help().replace("options:", "Fields of DistillationConfig:"))
-        raise typer.Exit
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -146,25 +33,31 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
+    path = with_home(path)
     try:
         content = read_yaml(path)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} can't be read: {' '.join(str(error).split())}") from error
     known = _parameters(context)
     content = _options_by_name(content, known, str(path))
-    if (command := content.pop("command", context.info_name)) != context.info_name:
+    if (command := content.pop("command", None)) not in (None, context.info_name):
         raise typer.BadParameter(f"{path} is of the command {command}, not of {context.info_name}")
     trains = isinstance(context.command, TrainingCommand)
     if trains:
         # Older files keep settings under `set`.
-        older = _options_by_name(content.pop("set", {}), known, f"set of {path}")
+        older = content.pop("set", None)
+        older = {} if older is None else _options_by_name(older, known, f"set of {path}")
         _refuse_repeated([*content, *older], known, str(path))
         content |= older
     settings = {name: value for name, value in content.items() if name not in known}
     if unknown := sorted(settings.keys() - (_fields() if settings and trains else set())):
         raise typer.BadParameter(f"{path} has {unknown}, which {context.info_name} does not take: {sorted(known)}")
-    context.meta[_OF_THE_FILE] = [word for name, value in settings.items() for word in _as_words(name, value)]
-    own = {name: value for name, value in content.items() if name in known}
+    for name, value in content.items():
+        if isinstance(value, list) and None in value:
+            raise typer.BadParameter(f"{path}: {name} has null among its values, found {value!r:.200}")
+    context.meta[OF_THE_FILE] = [word for name, value in settings.items() for word in as_given(name, value)]
+    # As everywhere in the file, null is what is not given.
+    own = {name: value for name, value in content.items() if name in known and value is not None}
     for name, value in own.items():
         several = known[name].nargs != 1 or getattr(known[name], "multiple", False)
         if isinstance(value, (list, dict)) and not several:
@@ -218,16 +111,24 @@ def over_file(context: typer.Context, parameter: typer.CallbackParam, value: lis
         The file's values and the flags, one a name; None where there are none.
 
     Raises:
-        typer.BadParameter: if the file has no values by name.
+        typer.BadParameter: if the file has no values by name, or two flags (or the file) have one name.
     """
     kept = (context.default_map or {}).get(str(parameter.name)) or []
     if not isinstance(kept, list):
         raise typer.BadParameter(f"the config file must have values by name here, found {kept!r}")
-    return list({str(each).partition("=")[0]: str(each) for each in [*kept, *(value or [])]}.values()) or None
+    taken: dict[str, str] = {}
+    for entries in (kept, value or []):
+        named: dict[str, str] = {}
+        for each in map(str, entries):
+            if named.setdefault(_plain(each.partition("=")[0]), each) != each:
+                first = named[_plain(each.partition("=")[0])]
+                raise typer.BadParameter(f"{first!r} and {each!r} are two values of one name: give one")
+        taken |= named
+    return list(taken.values()) or None
 
 
 def save_config(context: typer.Context, path: Path) -> None:
-    """Write the options that a command runs with, for `--config`; of tokens nothing.
+    """Write the options that a command runs with, for `--config`; of secrets that there was one.
 
     Args:
         context: of the command.
@@ -236,11 +137,7 @@ def save_config(context: typer.Context, path: Path) -> None:
     names = {each.name: name for name, each in reversed(_parameters(context).items())}
     given = {names[name]: value for name, value in context.params.items() if name in names}
     given |= context.meta.get(SETTINGS, {})
-    kept = {
-        name: _as_yaml(value)
-        for name, value in given.items()
-        if value not in (None, [], ()) and not name.endswith("token")
-    }
+    kept = {name: _as_yaml(name, value) for name, value in given.items() if value not in (None, [], ())}
     text = yaml.safe_dump({"command": context.info_name} | kept, sort_keys=False, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, f"# nlpkd {context.info_name} --config {path.name}\n{text}".encode())
@@ -284,14 +181,14 @@ def run_config(context: typer.Context, given: Mapping[str, Any]) -> Iterator[Non
         before = path.read_bytes() if main and path.is_file() else None
         if main:
             save_config(context, path)
-    files = _files(output_dir)
-    try:
-        yield
-    except BaseException:
-        # A run that wrote anything was accepted, and goes on by its options.
-        if main and _files(output_dir) == files:
-            path.unlink() if before is None else write_atomic(path, before)
-        raise
+        files = _files(output_dir)
+        try:
+            yield
+        except BaseException:
+            # A run that wrote anything was accepted, and goes on by its options.
+            if main and _files(output_dir) == files:
+                path.unlink() if before is None else write_atomic(path, before)
+            raise
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -300,36 +197,27 @@ def _files(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found}
 
 
-def _as_words(name: str, value: Any) -> list[str]:
-    """Return a setting as a flag and its values."""
-    values = value if isinstance(value, list) else [value]
-    return [f"--{name}", *(json.dumps(each) if isinstance(each, dict) else str(each) for each in values)]
-
-
 def as_settings(values: Mapping[str, Any]) -> list[str]:
     """Return values as options of another training: those that are settings of one, but for folder and push."""
     known = _fields() - {"output_dir", "push_to_hub"}
-    return [word for name in values if name in known for word in _as_words(name.replace("_", "-"), values[name])]
+    return [word for name in values if name in known for word in as_words(name.replace("_", "-"), values[name])]
 
 
 def _as_flags(parameter: Any, value: Any) -> Any:
     """Return a file's value as flags give it: a mapping as several NAME=VALUE, a single one of several as a list."""
     if isinstance(value, Mapping):
-        return [f"{name}={each if isinstance(each, str) else json.dumps(each)}" for name, each in value.items()]
+        values = {name: each if isinstance(each, str) else json.dumps(each) for name, each in value.items()}
+        return [f"{name}={values[name]}" for name, each in value.items() if each is not None]
     # Options of NAME=VALUE have a callback that says itself what they take.
     several = getattr(parameter, "multiple", False) and not parameter.callback
     return [value] if several and isinstance(value, str) else value
 
 
-def _as_yaml(value: Any) -> Any:
+def _as_yaml(name: str, value: Any) -> Any:
+    """Return an option's value as it is, for the run that is made of it again; of a secret, `HIDDEN`."""
     if isinstance(value, (list, tuple)):
-        return [_as_yaml(each) for each in value]
-    return without_tokens(str(value)) if isinstance(value, (str, Path)) else value
-
-
-def value_of(text: str) -> Any:
-    """Read a value as JSON where it is JSON, and as text where not."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return [_as_yaml(name, each) for each in value]
+    if not isinstance(value, (str, Path)):
+        return value
+    with_password = "://" in str(value) and without_tokens(str(value)) != str(value)
+    return HIDDEN if with_password or names_a_secret(name) else str(value)

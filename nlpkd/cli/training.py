@@ -24,8 +24,9 @@ from nlpkd.cli.options import (
     option,
     typed,
 )
+from nlpkd.cli.parsing import TrainingCommand, value_of
 from nlpkd.cli.screen import after_distilling, reading, show_files, show_frontier, show_report, show_table
-from nlpkd.cli.settings import TrainingCommand, as_settings, over_file, run_config, training_config, value_of
+from nlpkd.cli.settings import as_settings, over_file, run_config, training_config
 from nlpkd.utils.provenance import as_options
 
 app = typer.Typer()
@@ -63,7 +64,7 @@ def train_teacher(
         result = run(**given)
     show_table(*result.cells(), result.verdict())
     rows = as_options(typed(context, given), "train", "validation", *reading(), "class_weights", "seed")
-    student = ["--baseline", "--output-dir", output_dir.with_name("student")]
+    student = ["--baseline", "--output-dir", beside(output_dir, "student")]
     show_files("The teacher is", output_dir, ["distill", "--teacher", output_dir, *rows, *student])
 
 
@@ -292,13 +293,29 @@ def tune(
     # On the held-out rows the settings were chosen.
     rows = [*as_options(own, "train", "validation", *reading()), "--test", "TEST.csv"]
     words = [*rows, *as_settings(own | result.best), "--baseline"]
-    following = ["distill", "--teacher", teacher, *student, *words, "--output-dir", output_dir.with_name("student")]
+    following = ["distill", "--teacher", teacher, *student, *words, "--output-dir", beside(output_dir, "student")]
     show_files("The trials are", output_dir, following)
 
 
+def beside(folder: Path, name: str) -> Path:
+    """Return a folder beside another one, for the next command.
+
+    Args:
+        folder: the other one, which may be `.`, `..` or `/`.
+        name: of the folder.
+
+    Returns:
+        Its path, relative where the other one's is.
+    """
+    return folder / ".." / name if folder.name in ("", "..") else folder.with_name(name)
+
+
 def _searched(entry: str) -> tuple[str, tuple[Any, ...] | list[Any]]:
-    """Read NAME=LOW..HIGH as a tuple, or NAME=A,B,C as a list."""
+    """Read NAME=LOW..HIGH as a tuple, or NAME=A,B,C as a list, as is NAME=[A, B, C], which a file's list becomes."""
     name, equals, values = entry.partition("=")
+    name = name.replace("-", "_")
+    if isinstance(listed := value_of(values), list):
+        return name, listed
     parts = values.split("..") if ".." in values else values.split(",")
     if not equals or not values or (".." in values and len(parts) != 2):
         raise typer.BadParameter(f"{entry!r} is no SETTING=LOW..HIGH or SETTING=A,B,C", param_hint="--search")

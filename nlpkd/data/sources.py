@@ -18,6 +18,7 @@ from nlpkd.data.columns import usual_form
 from nlpkd.data.files.readers import SUFFIXES, read_table
 from nlpkd.data.files.tables import MayRead, check_names, dataset_of, table_of, table_of_frame
 from nlpkd.data.rows import describe_rows
+from nlpkd.utils.field_types import plain_arguments, with_home
 from nlpkd.utils.files import digest_of
 from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.hub_requests import limit_hub_requests
@@ -51,6 +52,7 @@ FITTED_SPLITS = ("validation", "test", "train")
 """Where something is fitted before others are measured, the first of these that is there."""
 
 
+@plain_arguments
 def read_splits(
     train: Source,
     validation: Source | None = None,
@@ -163,7 +165,7 @@ def refuse_as_output(output: str | os.PathLike[str], **sources: Source | None) -
     for name, source in sources.items():
         if not isinstance(source, (str, os.PathLike)):
             continue
-        rows, written = Path(source).expanduser(), Path(output)
+        rows, written = Path(with_home(source)), Path(output)
         if rows.exists() and written.exists() and rows.samefile(written):
             raise ValueError(
                 f"{name}={str(source)!r} is the file {str(output)!r}, which would be overwritten: choose another one "

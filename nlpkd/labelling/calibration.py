@@ -26,6 +26,7 @@ from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.rows import asked_probabilities, texts_to_label
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import Answers, LabelingTeacher
+from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +242,7 @@ class GoldRows:
         return CalibratedTeacher(teacher, calibration)
 
 
+@plain_arguments
 def calibrate_teacher(
     teacher: LabelingTeacher,
     gold: Source,

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from nlpkd import teachers
 from nlpkd.teachers.base import LabelingTeacher
-from nlpkd.utils.field_types import check_types
+from nlpkd.utils.field_types import check_types, with_home
 from nlpkd.utils.http import check_key
 from nlpkd.utils.yaml_files import read_yaml
 
@@ -68,6 +68,7 @@ def make_teacher(written: Mapping[str, Any], concurrency: int | None = None) -> 
     """
     asked = written if concurrency is None else {**written, "concurrency": concurrency}
     arguments = {name: value for name, value in asked.items() if value is not None}
+    arguments |= {"model": with_home(arguments["model"])} if "model" in arguments else {}
     kind = arguments.pop("teacher", None)
     if kind not in KINDS:
         raise ValueError(f"teacher: {kind!r} is no kind of teacher; it is one of {', '.join(KINDS)}")

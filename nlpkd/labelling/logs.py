@@ -15,6 +15,7 @@ from nlpkd.data.files.readers import stream_rows
 from nlpkd.labelling.rows import PROBABILITIES
 from nlpkd.teachers.base import as_probabilities
 from nlpkd.teachers.decision import read_answers, read_question
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import ODD_CONTENT
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def is_decision_log(path: Any) -> bool:
         return False
 
 
+@plain_arguments
 def read_decisions(path: str | Path, question: str) -> tuple[Dataset, str]:
     """Read the answers to one question of a log of decisions.
 

@@ -35,6 +35,7 @@ from nlpkd.models.limits import (
     refuse_oversized_vocabulary,
     refuse_unreadable_labels,
 )
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
 from nlpkd.utils.hub_requests import limit_hub_requests
 from nlpkd.utils.packages import require
@@ -357,6 +358,7 @@ def _explain(name: str | Path, revision: str | None, what: str, error: Exception
     )
 
 
+@plain_arguments
 def load_teacher(
     name: str | Path,
     *,

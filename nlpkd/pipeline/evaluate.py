@@ -38,9 +38,9 @@ from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
-from nlpkd.utils.field_types import plain_arguments
+from nlpkd.utils.field_types import plain_arguments, with_home
 from nlpkd.utils.files import weights_sha256
-from nlpkd.utils.locks import LOCK, only_writer, refuse_links_in
+from nlpkd.utils.locks import LOCK, missing_folders, only_writer, refuse_unfit_folder, remove_empty
 from nlpkd.utils.packages import require
 from nlpkd.utils.processes import phase, quiet
 from nlpkd.utils.provenance import command_line, now
@@ -281,10 +281,14 @@ def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:
         Path or id by name, `student` among them.
 
     Raises:
-        ValueError: if nobody can say which model is the student, or two models have one name.
+        ValueError: if an entry lacks name or path, nobody can say which model is the student, or two models have one
+            name.
     """
     split = [entry.partition("=") if not Path(entry).exists() else ("", "", entry) for entry in entries]
-    given = [(name, path) if equals else ("", name or path) for name, equals, path in split]
+    for entry, (name, equals, path) in zip(entries, split, strict=True):
+        if equals and not (name and path):
+            raise ValueError(f"{entry!r} is no NAME=PATH: give both, or a path alone")
+    given = [(name, with_home(path)) if equals else ("", name or path) for name, equals, path in split]
     named = [(name or _last_part(path), path) for name, path in given]
     models = {role: path for role, path in roles.items() if path is not None}
     known = {*models, *(name for name, _ in named)}
@@ -318,13 +322,15 @@ def _last_part(path: str) -> str:
 
 
 def _check_writable(folder: Path) -> None:
-    """Make the folder that a report goes to; refuse one that can't be written to, or that a run is writing to."""
-    refuse_links_in(folder)
+    """Refuse a folder for a report that can't be made or written to, or that a run is writing to."""
+    refuse_unfit_folder(folder)
+    missing = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # What is refused leaves nothing behind, and where no lock was ever made nobody holds one.
         with only_writer(folder) if (folder / LOCK).exists() else nullcontext(), tempfile.TemporaryFile(dir=folder):
             pass
+        remove_empty(missing)
     except OSError as error:
         raise ValueError(f"output_dir={str(folder)!r} can't be written to ({error}): choose another folder") from error
 

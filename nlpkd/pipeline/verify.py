@@ -35,6 +35,7 @@ from nlpkd.pipeline.claims import (
     weights_claim,
 )
 from nlpkd.pipeline.evaluate import MEASURING, evaluate
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import explain_damage
 from nlpkd.utils.hub_requests import HubUnreachableError, limit_hub_requests
 from nlpkd.utils.yaml_files import parse_yaml, read_yaml
@@ -94,6 +95,7 @@ class Verification:
         return f"# Claims of {self.model}\n\n{markdown_table(*self.cells(everything))}\n\n{self.verdict()}\n"
 
 
+@plain_arguments
 def verify(
     model: str | Path,
     data: Source | None = None,

@@ -1,13 +1,16 @@
-"""Values of settings held against the types that their fields declare, and numbers against their bounds."""
+"""Values of settings in plain form, held against the types that their fields declare, and numbers against bounds."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import cache, wraps
 from numbers import Integral, Real
+from pathlib import Path
 from types import UnionType
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +21,9 @@ Result = TypeVar("Result")
 
 LARGEST = 2**63 - 1
 """Of whole numbers: what torch, numpy, and Arrow count with."""
+
+# How annotations call what may be a path.
+_PLACE = re.compile(r"\b(?:Path|PathLike|Source)\b")
 
 
 def plain_numbers(value: Any) -> Any:
@@ -44,13 +50,44 @@ def _plain(value: Any) -> Any:
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
+def with_home(place: Any) -> Any:
+    """Return a path with the home folder for its `~`, which no shell expands in `--output-dir=~/x` or in a file.
+
+    Args:
+        place: a path, a Hub id, or a list, tuple or mapping of them; anything else stays what it is.
+
+    Returns:
+        The same. `~name` stays where a file is called so, or no user is.
+    """
+    # Not into mappings of a list, which are rows.
+    if type(place) in (list, tuple):
+        return type(place)(with_home(each) if isinstance(each, (str, Path)) else each for each in place)
+    if type(place) is dict:
+        return {name: with_home(each) if isinstance(each, (str, Path)) else each for name, each in place.items()}
+    if not isinstance(place, (str, Path)) or not str(place).startswith("~"):
+        return place
+    written = str(place)
+    own = written == "~" or written.startswith("~/")
+    return place if not own and os.path.lexists(written) else type(place)(os.path.expanduser(written))
+
+
 def plain_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Let a function of the user's settings take numpy's numbers as Python's; see `plain_numbers`."""
+    """Let a function of the user's settings take numpy's numbers as Python's, and `~` in paths as the home folder.
+
+    See `plain_numbers` and `with_home`. What may be a path is annotated as `Path`, `PathLike` or `Source`.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    places = {each.name for each in parameters if _PLACE.search(str(each.annotation))}
+    by_place = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
 
     @wraps(function)
     def with_plain_arguments(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
-        plain_keywords: Any = {name: plain_numbers(value) for name, value in keywords.items()}
-        return function(*map(plain_numbers, args), **plain_keywords)
+        def plain(name: str, value: Any) -> Any:
+            return with_home(plain_numbers(value)) if name in places else plain_numbers(value)
+
+        plain_keywords: Any = {name: plain(name, value) for name, value in keywords.items()}
+        plain_args: Any = map(plain, [*by_place, *[""] * len(args)], args)
+        return function(*plain_args, **plain_keywords)
 
     return with_plain_arguments
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import NUMBERED, remove_leftovers
 from nlpkd.utils.links import refuse_links
 
@@ -35,6 +36,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing to a folder; a process that holds it may hold it once more.
 
+    A folder that was missing, and has nothing in it when an error ends this, is taken away again.
+
     Args:
         folder: the folder, made where missing.
         wait: wait for another writer instead of refusing.
@@ -43,30 +46,51 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it and `wait` is not set, a file is in its place, or the lock or a folder that
-            a run would write to is a link.
+        ValueError: if another run holds it and `wait` is not set, a file is in its place, it is the root of all
+            folders, or the lock or a folder that a run would write to is a link.
     """
     folder = Path(folder)
+    missing = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"{folder} can't be a folder, since a file is there: choose another one") from None
-    refuse_links_in(folder)
+    refuse_unfit_folder(folder)
     with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
         if first:
             remove_leftovers(folder)
-        yield
+        try:
+            yield
+        except BaseException:
+            if first and missing and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                remove_empty(missing)
+            raise
 
 
-def refuse_links_in(folder: Path) -> None:
-    """Refuse an output directory with links to what a run writes into.
+def missing_folders(folder: Path) -> list[Path]:
+    """Return the folders that are to be made for one, itself first."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, up to one that has something in it by now."""
+    with suppress(OSError):
+        for each in folders:
+            each.rmdir()
+
+
+def refuse_unfit_folder(folder: Path) -> None:
+    """Refuse an output directory with links to what a run writes into, and the root of all folders.
 
     Args:
         folder: the directory, perhaps missing.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if there is one, or it is that.
     """
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise ValueError(f"{folder} is the root of all folders, which no run may fill: choose another folder")
     # A pattern finds no link that leads to nothing where it is a plain name.
     found = [path for pattern in _NUMBERED for path in folder.glob(pattern)]
     numbered = [path for path in found if "-" not in path.name or NUMBERED.fullmatch(path.name)]
@@ -123,6 +147,7 @@ def only_writer_if_any(folder: Path, *, wait: bool = False) -> AbstractContextMa
     return only_writer(folder, wait=wait) if not folder.exists() or os.access(folder, os.W_OK) else nullcontext()
 
 
+@plain_arguments
 @contextmanager
 def only_run(output_dir: str | Path) -> Iterator[None]:
     """Keep other runs out of an output directory, and let the main process alone speak.

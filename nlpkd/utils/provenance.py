@@ -31,7 +31,8 @@ _SECRETS = [
         r"""((?i:\bbearer )|(?i:\bauthorization['"]?\s*[:=]\s*['"]?(?:\w+ )?))[^\s'"]+""",
         # Users and passwords of addresses, an @ in them included.
         r"""(\b\w+://)[^/\s'"]+(?=@)""",
-        r"""()\b(?:hf_\w{16,}|sk-[\w-]{16,})""",
+        # Not sk-learn-comparison: a key has a long part without dashes.
+        r"""()\b(?:hf_\w{16,}|sk-[\w-]*[A-Za-z0-9]{16,}[\w-]*)""",
     )
 ]
 
@@ -48,6 +49,10 @@ _ADDRESS = re.compile(r"(?i)(?:\w+_)?(?:endpoint|proxy|url)")
 
 # A shorter one might be an ordinary word.
 _LEAST_TOKEN = 8
+
+
+# As passwords of databases on somebody's own machine are, such as postgres: no secret, and in many a text.
+_WORD = re.compile("[A-Za-z][a-z]{,14}")
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -103,11 +108,16 @@ def _quoted(before: str, word: str) -> str:
     return f"{setting[1]}***" if setting else shlex.quote(word)
 
 
+def names_a_secret(name: str) -> bool:
+    """Check whether a setting's name says that its value is a secret."""
+    return _VARIABLE.fullmatch(name) is not None
+
+
 def without_tokens(text: str, *own: str | None) -> str:
     """Replace access tokens, keys and the passwords of addresses by `***`.
 
     They are known by what stands before them, or begin as those of the Hub and of OpenAI do, or are those of this
-    machine: the Hub's token, and variables of the environment that are called so.
+    machine: the Hub's token, and variables of the environment that are called so, unless their value is a plain word.
 
     Args:
         text: any text.
@@ -130,7 +140,7 @@ def _own_secrets() -> Iterator[str]:
     yield get_token() or ""
     for name, value in os.environ.items():
         if _VARIABLE.fullmatch(name):
-            yield value
+            yield "" if _WORD.fullmatch(value) else value
         elif _ADDRESS.fullmatch(name) and "@" in value:
             # Of an address that is no proper one, too.
             user = value.rpartition("@")[0].partition("://")[2]

@@ -29,8 +29,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from nlpkd import DistillationConfig, make_student
-from nlpkd.cli import app, options
-from nlpkd.cli.settings import SETTINGS, TrainingCommand, run_config, save_config
+from nlpkd.cli import app, options, parsing
+from nlpkd.cli.parsing import HIDDEN, SETTINGS, TrainingCommand
+from nlpkd.cli.settings import run_config, save_config
 from nlpkd.comparison.points import Point
 from nlpkd.comparison.table import FrontierReport
 from nlpkd.data.arguments import DataArguments
@@ -273,6 +274,9 @@ def test_a_dry_run_of_a_teacher_and_of_a_search_trains_nothing_either(folder, te
         ("weight-decay: 1\nweight_decay: 2", "has an option twice, as 'weight-decay' and 'weight_decay'"),
         ("set: {weight-decay: 1, weight_decay: 2}", "has an option twice, as 'weight-decay' and 'weight_decay'"),
         ("weight-decay: 1\nset: {weight_decay: 2}", "has an option twice, as 'weight_decay' and 'weight_decay'"),
+        ("report_to: [none, null]", "report_to has null among its values"),
+        ("label_names: [a, null]", "label_names has null among its values"),
+        ("teachr: null", "['teachr'], which distill does not take"),
         (None, "can't be read"),
     ],
 )
@@ -320,17 +324,50 @@ def test_a_config_s_yes_and_no_switch_an_option_and_stay_words_where_it_takes_wo
     assert json.loads(outcome.output) == wanted
 
 
-def test_a_token_is_not_kept_with_the_settings(tmp_path):
+def test_a_token_is_not_kept_with_the_settings_and_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     script = typer.Typer()
 
     @options.command(script, cls=TrainingCommand)
-    def save(context: typer.Context, **shared: Any) -> None:
+    def save(context: typer.Context, decision_url: str = "", **shared: Any) -> None:
         save_config(context, tmp_path / "run.yaml")
 
     for flags in (["--set", f"hub_token={WRITE_TOKEN}", "--set", "seed=1"], ["--hub-token", WRITE_TOKEN, "--seed=1"]):
         assert CliRunner().invoke(script, flags).exit_code == 0
         kept = (tmp_path / "run.yaml").read_text()
-        assert WRITE_TOKEN not in kept and yaml.safe_load(kept) == {"command": "save", "seed": 1}
+        told = {"command": "save", "decision_url": "", "hub_token": HIDDEN, "seed": 1}
+        assert WRITE_TOKEN not in kept and yaml.safe_load(kept) == told
+    again = ["--config", str(tmp_path / "run.yaml")]
+    refused = CliRunner().invoke(script, again)
+    assert refused.exit_code == 2 and "run.yaml does not hold the secret in hub_token: give it as" in refused.output
+    url = "http://me:secretWord9@host/v1"
+    assert CliRunner().invoke(script, [*again, "--hub-token", WRITE_TOKEN, "--decision-url", url]).exit_code == 0
+    assert "secretWord9" not in (tmp_path / "run.yaml").read_text()
+    refused = CliRunner().invoke(script, [*again, "--hub-token", WRITE_TOKEN])
+    assert refused.exit_code == 2 and "the secret in decision_url: give it as --decision-url" in refused.output
+
+
+def test_what_is_kept_of_a_run_is_what_it_was_given(tmp_path, monkeypatch):
+    """A word that is a password somewhere, and a folder that begins like a key, are paths here."""
+    script = typer.Typer()
+
+    @options.command(script)
+    def save(
+        context: typer.Context,
+        train: Annotated[str, typer.Argument()],
+        output_dir: Annotated[Path, typer.Option()],
+        names: Annotated[list[str], typer.Option()],
+        **_: Any,
+    ) -> None:
+        save_config(context, tmp_path / "run.yaml")
+
+    monkeypatch.setenv("POSTGRES_PASSWORD", "postgres")
+    monkeypatch.setenv("APP_SECRET", "Xy12postgres-train.csv")
+    given = {"train": "Xy12postgres-train.csv", "output_dir": "runs/sk-learn-comparison-run1"}
+    given |= {"names": ["hf_" + "a" * 20]}
+    words = ["--output-dir", given["output_dir"], "--names", given["names"][0], given["train"]]
+    assert CliRunner().invoke(script, words).exit_code == 0
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text()) == {"command": "save"} | given
 
 
 def parsed(command: str, *arguments: str) -> dict:
@@ -360,6 +397,43 @@ def test_flags_go_over_a_files_settings_one_by_one(tmp_path):
         parsed("tune", *given, "--teacher", "t", "--search", "learning_rate=1,2")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["--batch-size", "4"], ["--per_device_train_batch_size=8"]),
+        (["--config", "a.yaml"], ["--config=b.yaml"]),
+        (["--override", "static.seed=1"], ["--override", "static.seed=2"]),
+        (["--override", "static.warmup-steps=1"], ["--override", "static.warmup_steps=2"]),
+    ],
+)
+def test_two_values_of_one_option_are_refused_with_both(first, second, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        Path(f"{name}.yaml").write_text("seed: 3")
+    given = ["--teacher", "t", "--train", "x.csv", "--output-dir", "y"]
+    with pytest.raises(Exception, match="are two values of one") as refused:
+        parsed("frontier", *given, *first, *second)
+    assert first[-1] in str(refused.value) and second[-1] in str(refused.value)
+    assert parsed("frontier", *given, *first, *first)
+    assert parsed("frontier", *given, "--seed", "1", "--seed", "2")["seed"] == 2
+
+
+def test_a_single_value_of_a_file_may_begin_like_a_flag(tmp_path):
+    (tmp_path / "run.yaml").write_text("run_name: --x\nteacher: t\ntrain: x.csv\noutput_dir: y")
+    assert parsed("distill", "--config", str(tmp_path / "run.yaml"))["run_name"] == "--x"
+
+
+def test_a_path_from_the_home_folder_is_one_whatever_the_option(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("train: ~/x.csv\noutput_dir: ~/out\ntext_column: ~/a\nteacher: [~/t, user/t]")
+    found = parsed("distill", "--config", "~/run.yaml", "--question=~/q.yaml", "--student", "layers:2")
+    assert found["train"] == f"{tmp_path}/x.csv" and found["output_dir"] == tmp_path / "out"
+    assert found["teacher"] == [f"{tmp_path}/t", "user/t"] and str(found["question"]) == f"{tmp_path}/q.yaml"
+    assert (found["text_column"], found["student"]) == ("~/a", "layers:2")
+    for name, command in typer.main.get_command(app).commands.items():
+        assert name in ("doctor", "presets") or isinstance(command, parsing.Command), name
+
+
 def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("streaming: true\nbaseline: true\ntrain: x.csv\noutput_dir: y\n")
@@ -370,6 +444,20 @@ def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
         flags = [each for each in command.params if getattr(each, "is_flag", False)]
         flags = [each for each in flags if each.name not in ("dry_run", "help_all")]
         assert all(each.secondary_opts == [f"--no-{each.opts[0][2:]}"] for each in flags), name
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_null_in_a_file_is_not_given_whatever_the_option(form, tmp_path):
+    path = tmp_path / f"run.{form}"
+    own = ["seed", "label_column", "augment", "warmup_steps", "run_name", "teacher_cache_dir", "set", "command"]
+    given = {"train": "x.csv", "output_dir": "y"} | dict.fromkeys([*own, "per_device_train_batch_size", "search"])
+    path.write_text(json.dumps(given) if form == "json" else yaml.safe_dump(given))
+    left_out = parsed("tune", "--teacher", "t", "--train", "x.csv", "--output-dir", "y")
+    found = parsed("tune", "--config", str(path), "--teacher", "t")
+    assert {**found, "config": None} == left_out
+    path.write_text(json.dumps({"search": {"learning_rate": None, "seed": [1, 2]}}))
+    asked = parsed("tune", "--config", str(path), "--teacher", "t", "--train", "x.csv", "--output-dir", "y")
+    assert asked["search"] == ["seed=[1, 2]"]
 
 
 PYTHON_ONLY = {"args", "tokenizer", "teacher_tokenizer"} | {
@@ -430,13 +518,22 @@ def test_what_is_left_out_is_the_same_on_the_command_line_and_in_python(command,
 def test_a_refused_run_leaves_the_options_of_the_run_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = CliRunner().invoke(app, ["train-teacher", "--model", "./m", "--train", "x.csv", "--output-dir", "new"])
-    assert isinstance(outcome.exception, ValueError) and os.listdir("new") == [".lock"]
+    assert isinstance(outcome.exception, ValueError) and not Path("new").exists()
     Path("old").mkdir()
     Path("old/run.yaml").write_text("kept: as it was\n")
     asked = ["--train", "no.csv", "--output-dir", "old", "--set", "report_to=none"]
     for command in (["train-teacher", "--model", "m"], ["distill", "--teacher", "t"], ["cache", "--teacher", "t"]):
         assert CliRunner().invoke(app, [*command, *asked]).exit_code == 1
         assert Path("old/run.yaml").read_text() == "kept: as it was\n"
+
+
+@pytest.mark.parametrize("command", [["evaluate", "./nope"], ["compress", "./nope", "--method", "half"]])
+def test_what_is_refused_leaves_no_folder(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text("text,label\na,0\nb,1\n")
+    outcome = CliRunner().invoke(app, [*command, "--data", "x.csv", "--output-dir", "new/deeper"])
+    assert isinstance(outcome.exception, ValueError) and "no folder './nope'" in str(outcome.exception)
+    assert os.listdir() == ["x.csv"]
 
 
 def test_a_run_that_failed_after_it_wrote_keeps_its_options(tmp_path):

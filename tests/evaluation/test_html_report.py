@@ -368,6 +368,9 @@ def test_models_of_a_command_line_are_named(tmp_path):
         name_models(["s", "teacher=t"], teacher="u")
     with pytest.raises(ValueError, match="student=PATH"):
         name_models(["a=b"])
+    for wrong in ("=s", "s="):
+        with pytest.raises(ValueError, match=f"'{wrong}' is no NAME=PATH"):
+            name_models([wrong])
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,12 @@ def test_a_null_is_what_is_not_written_and_numbers_are_names():
 NAMES = ["010", "1_000", "1:30", "0x1F", "+5", "1.50", "1e3", "1.0e3", ".5", "2024-01-01", "7", "-3", "2.5", "yes"]
 
 
+def test_a_model_in_the_home_folder_is_looked_for_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path}/nli")):
+        make_teacher({"teacher": "zero-shot", "model": "~/nli", "classes": ["a", "b"]}).probabilities(["x"])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_in_a_file_is_as_it_is_written_wherever_it_stands(tmp_path, name):
     chat = "teacher: chat\nmodel: m\nquestion: '?'\ntimeout_s: 1_0\nclasses:"

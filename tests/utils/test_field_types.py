@@ -1,9 +1,10 @@
-"""Settings of the wrong type are refused by name, whatever takes them."""
+"""Settings of the wrong type are refused by name, whatever takes them; a `~` is the home folder in every path."""
 
 import inspect
 import math
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import nlpkd
 from nlpkd import DistillationConfig, augment, compression, teachers
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.sources import Source
 from nlpkd.labelling.budget import Prices
 from nlpkd.pipeline.tune import tune
 from nlpkd.utils.field_types import (
@@ -21,6 +23,7 @@ from nlpkd.utils.field_types import (
     plain_arguments,
     plain_numbers,
     refuse_none,
+    with_home,
 )
 
 WRONG = {bool: "False", int: "8", float: "0.1", str: 5}
@@ -177,3 +180,59 @@ def test_every_public_function_of_numbers_takes_those_of_numpy(name):
     ours = inspect.isfunction(function) and function.__code__.co_filename.startswith(str(nlpkd.__path__[0]))
     if ours and takes_numbers(function):
         assert PUBLIC[name].__code__ is plain_arguments(function).__code__
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - {"push_student"}))
+def test_every_public_function_of_paths_takes_one_from_the_home_folder(name):
+    function = inspect.unwrap(PUBLIC[name])
+    ours = inspect.isfunction(function) and function.__code__.co_filename.startswith(str(nlpkd.__path__[0]))
+    hints = [str(each.annotation) for each in inspect.signature(function).parameters.values()] if ours else []
+    if any(re.search(r"\b(Path|PathLike|Source)\b", hint) for hint in hints):
+        assert PUBLIC[name].__code__ is plain_arguments(function).__code__
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A home folder, and another one to work in."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_paths_of_any_form_begin_at_the_home_folder(home):
+    assert with_home("~/x") == f"{home}/x" and with_home(Path("~/x")) == home / "x" and with_home("~") == str(home)
+    assert with_home(["~/x", "y"]) == [f"{home}/x", "y"] and with_home(("~/x",)) == (f"{home}/x",)
+    assert with_home({"a": "~/x", "b": Path("~/y")}) == {"a": f"{home}/x", "b": home / "y"}
+    Path("~").mkdir()
+    assert with_home("~/x") == f"{home}/x"
+
+
+@pytest.mark.parametrize(
+    "word", ["auto", "user/model@v1", "layers:3", "a~b", "./~/x", "~nobody-is-called-so/x", 3, None]
+)
+def test_words_ids_and_other_things_stay(word, home):
+    assert with_home(word) is word
+
+
+def test_a_file_that_is_called_like_a_user_s_home_stays(home):
+    assert with_home("~root") == "/root"
+    Path("~root").touch()
+    assert with_home("~root") == "~root" and with_home(Path("~root")) == Path("~root")
+
+
+def test_a_function_gets_paths_and_keeps_texts(home):
+    @plain_arguments
+    def function(source: Source, place: str | Path, /, word: str, *rest: str, to: Path | None = None, **others: str):
+        return source, place, word, rest, to, others
+
+    found = function("~/s", "~/p", "~/w", "~/r", to=Path("~/t"), column="~/c")
+    assert found == (f"{home}/s", f"{home}/p", "~/w", ("~/r",), home / "t", {"column": "~/c"})
+    rows = [{"text": "~/s"}]
+    assert function(rows, "p", "w")[0] == [{"text": "~/s"}]
+
+
+def test_settings_have_paths_of_the_home_folder(home):
+    args = DistillationConfig("~/out", teacher_cache_dir="~/cache", augment_texts="~/more.txt", report_to="none")
+    assert (args.output_dir, args.teacher_cache_dir) == (f"{home}/out", f"{home}/cache")
+    assert args.augment_texts == f"{home}/more.txt" and not Path("~").exists()

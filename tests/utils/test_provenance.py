@@ -52,11 +52,18 @@ def test_a_module_is_recorded_as_it_is_started(monkeypatch):
         ("headers={'authorization': 'Basic bWU6cA=='}", "headers={'authorization': 'Basic ***'}"),
         ("--latency-tokens 16, the token 'good' gets the id 5", "--latency-tokens 16, the token 'good' gets the id 5"),
         ("no secret: alice/model@v1, a@b.example", "no secret: alice/model@v1, a@b.example"),
+        ("postgres-train.csv and Postgres", "postgres-train.csv and Postgres"),
+        ("the password Xy12postgres is wrong", "the password *** is wrong"),
+        ("runs/sk-learn-comparison-run1", "runs/sk-learn-comparison-run1"),
+        ("by sk-proj-ab_12-abcdefghijklmnop1234-x_y", "by ***"),
     ],
 )
 def test_secrets_are_struck_out_of_a_text(text, told, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secretWithoutPrefix")
     monkeypatch.setenv("OPENAI_API_KEY", "plainKeyOfOpenAI")
+    monkeypatch.setenv("POSTGRES_PASSWORD", "postgres")
+    monkeypatch.setenv("MYSQL_PASSWORD", "Xy12postgres")
+    monkeypatch.setenv("APP_SECRET", "Postgres")
     monkeypatch.setenv("https_proxy", "http://me:pa/ss@word1@proxy:3128")
     assert without_tokens(text) == told
 

@@ -19,6 +19,7 @@ from datasets import ClassLabel
 
 from nlpkd.data.columns import BLANK, HALF
 from nlpkd.data.files.tables import MayRead, check_names, feature_of, table_of
+from nlpkd.utils.field_types import with_home
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -124,7 +125,7 @@ def class_names(path: str | os.PathLike[str], column: str) -> list[str] | None:
     Raises:
         ValueError: if the column is of a type that no data set can hold.
     """
-    path = Path(path).expanduser()
+    path = Path(with_home(path))
     if path.suffix.lower() != ".parquet":
         return None
     schema = pa.parquet.read_schema(path)
@@ -133,7 +134,7 @@ def class_names(path: str | os.PathLike[str], column: str) -> list[str] | None:
 
 
 def _existing_file(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
-    path = Path(path).expanduser()
+    path = Path(with_home(path))
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder: pass a file in it, or datasets.load_from_disk(...) where save_to_disk made it."
