@@ -32,8 +32,8 @@ from nlpkd.hub.sending import (
     planned_changes,
     send_folder,
 )
-from nlpkd.models.limits import refuse_other_than_name
-from nlpkd.models.onnx_classifier import EXPORT_RECORD, ONNX_FOLDER, refuse_stale
+from nlpkd.models.limits import EXPORT_RECORD, ONNX_FOLDER, refuse_other_than_name
+from nlpkd.models.onnx_classifier import refuse_stale
 from nlpkd.students.backbone import without_local_backbone
 from nlpkd.utils.files import explain_damage, refuse_damaged, write_atomic
 from nlpkd.utils.full_disk import temporary_folder

@@ -610,3 +610,30 @@ def test_an_onnx_file_whose_weights_do_not_go_with_it_is_not_pushed(student: Pat
     with pytest.raises(ValueError, match="have weights in .*, which a push does not send: save them again") as refused:
         send(student, "alice/student")
     assert place in str(refused.value)
+
+
+def test_no_error_about_a_snapshot_tells_to_write_into_the_cache_of_the_hub(student: Path, tmp_path: Path) -> None:
+    report = tiny_report()
+    measured = replace(
+        report, run=report.run.updated({"student": {"weights_sha256": {"model.safetensors": "0" * 64}}})
+    )
+    of_others = {"weights_sha256": {"model.safetensors": "0" * 64}, "config_sha256": "0" * 64, "files": {}}
+    of_settings = of_others | {"weights_sha256": {}}
+
+    def damaged(folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+    def exported(record: str) -> Any:
+        return lambda folder: (folder / "onnx/export.json").write_text(record)
+
+    wrong = [measured.save, damaged, *map(exported, ("{", json.dumps(of_others), json.dumps(of_settings)))]
+    for number, spoil in enumerate(wrong):
+        for parent in ("snapshots", "folders"):
+            folder = tmp_path / parent / str(number)
+            shutil.copytree(student, folder)
+            spoil(folder)
+            with pytest.raises(ValueError) as refused:
+                files_to_push(folder, "alice/student")
+            said = str(refused.value)
+            told = any(each in said for each in (f"export {folder}", f"evaluate {folder}", f"delete {folder}"))
+            assert told == (parent == "folders"), said
