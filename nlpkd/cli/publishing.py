@@ -179,7 +179,8 @@ def try_student(
 
     nlpkd try USER/STUDENT --teacher USER/TEACHER --space USER/NAME
     """
-    from nlpkd.serving.trial import make_space, make_trial
+    from nlpkd.hub.space import make_space
+    from nlpkd.serving.trial import make_trial
 
     if space is not None:
         if data is not None:
