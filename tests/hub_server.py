@@ -376,6 +376,9 @@ class HubHandler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
                 files[value["path"]] = self.hub.lfs[value["oid"]]
+            elif key == "deletedFile":
+                if files.pop(value["path"], None) is None:
+                    raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
             else:
                 raise HubError(400, f"unknown operation {key}")
         if self.query.get("create_pr"):

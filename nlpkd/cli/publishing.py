@@ -142,10 +142,17 @@ def push(
 
     nlpkd push student --repo-id USER/NAME
     """
-    from nlpkd.hub.push import files_to_push, push_student
+    from nlpkd.hub.push import files_to_delete, files_to_push, push_student
 
     if dry_run:
-        typer.echo("\n".join(f"{size:>15,} bytes  {name}" for name, size in files_to_push(directory, repo_id).items()))
+        target = {name: value for name, value in arguments(context).items() if name != "directory"}
+        sent = files_to_push(directory, **target)
+        deleted = files_to_delete(directory, names=sent, **target)
+        typer.echo("\n".join(f"{size:>15,} bytes  {name}" for name, size in sent.items()))
+        if deleted is None:
+            typer.echo(f"{repo_id} can't be asked from here, so that what would be deleted there is not listed.")
+        for name in deleted or []:
+            typer.echo(f"{'deleted there':>21}  {name}")
         return
     typer.echo(push_student(**arguments(context)))
 
@@ -172,7 +179,8 @@ def try_student(
 
     nlpkd try USER/STUDENT --teacher USER/TEACHER --space USER/NAME
     """
-    from nlpkd.serving.trial import make_space, make_trial
+    from nlpkd.hub.space import make_space
+    from nlpkd.serving.trial import make_trial
 
     if space is not None:
         if data is not None:

@@ -23,7 +23,7 @@ from nlpkd.evaluation.records import (
 )
 from nlpkd.evaluation.report_text import code_block, escape_markdown, markdown_table
 from nlpkd.utils.files import digest_of, weights_sha256, write_together
-from nlpkd.utils.links import inside
+from nlpkd.utils.links import inside, is_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -226,15 +226,18 @@ class EvaluationReport:
         Raises:
             ValueError: if it names others, or such as are not there.
         """
+        # What is in the Hub's cache is nobody's to change.
+        copied = "in a copy of your own: " if is_snapshot(folder) else ""
+        own = "FOLDER" if copied else folder
         if not self._names(weights_sha256(folder)):
             raise ValueError(
-                f"the report was measured of other weights than those in {folder}: measure these (`nlpkd evaluate "
-                f"{folder} --data DATA --output-dir {folder}`), or delete {folder / JSON_NAME}"
+                f"the report was measured of other weights than those in {folder}: {copied}measure these (`nlpkd "
+                f"evaluate {own} --data DATA --output-dir {own}`), or delete its {JSON_NAME}"
             )
         if stale := self._stale(folder, missing=True):
             raise ValueError(
                 f"the report has figures of {', '.join(sorted(stale))}, and that file is another one in {folder} by "
-                f"now, or is not there: `nlpkd export {folder}` takes them out, or delete {folder / JSON_NAME}"
+                f"now, or is not there: {copied}`nlpkd export {own}` takes them out, or delete its {JSON_NAME}"
             )
 
     def without_stale(self, folder: Path) -> EvaluationReport:

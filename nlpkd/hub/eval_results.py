@@ -12,7 +12,13 @@ import re
 from pathlib import Path
 
 import yaml
-from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml, hf_hub_download
+from huggingface_hub import (
+    EvalResultEntry,
+    constants,
+    eval_result_entries_to_yaml,
+    hf_hub_download,
+    parse_eval_result_entries,
+)
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from nlpkd.evaluation.origin import DataRecord, headline_name
@@ -27,6 +33,8 @@ RESULTS_FOLDER = ".eval_results"
 
 RESULTS_FILES = f"{RESULTS_FOLDER}/*.yaml"
 """Its files, as a pattern."""
+
+_SOURCE_NAME = "nlpkd report"
 
 
 def write_eval_results(report: EvaluationReport, folder: Path, repo_id: str, token: str | None = None) -> Path | None:
@@ -53,13 +61,28 @@ def write_eval_results(report: EvaluationReport, folder: Path, repo_id: str, tok
         dataset_revision=data.revision if re.fullmatch("[0-9a-f]{40}", data.revision or "") else None,
         date=report.run.date,
         source_url=f"{constants.ENDPOINT}/{repo_id}",
-        source_name="nlpkd report",
+        source_name=_SOURCE_NAME,
         notes=headline_name(headline),
     )
     path = folder / RESULTS_FOLDER / f"{name.rpartition('/')[2]}.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
     return path
+
+
+def is_written_here(text: str) -> bool:
+    """Check whether a file of results is as `write_eval_results` writes them.
+
+    Args:
+        text: the file's.
+
+    Returns:
+        False for figures that somebody else gave, and for what can't be read.
+    """
+    try:
+        return {entry.source_name for entry in parse_eval_result_entries(yaml.safe_load(text))} == {_SOURCE_NAME}
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        return False
 
 
 def _task_id(name: str, data: DataRecord, token: str | None) -> str | None:

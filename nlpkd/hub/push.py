@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from pathlib import Path
+import mmap
+import os
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
-from huggingface_hub import CommitInfo, HfApi, RepoUrl, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_NAME
 
 from nlpkd.compression.record import RECORD_NAME
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
-from nlpkd.hub.eval_results import write_eval_results
+from nlpkd.hub.eval_results import RESULTS_FILES, is_written_here, write_eval_results
+from nlpkd.hub.model_card import is_generated
 from nlpkd.hub.public_report import public_report
 from nlpkd.hub.saving import CARD_NAME, renewed_card, save_report
-from nlpkd.models.limits import refuse_other_than_name
-from nlpkd.models.onnx_classifier import EXPORT_RECORD, refuse_stale
+from nlpkd.hub.sending import (
+    Changes,
+    Target,
+    There,
+    explained,
+    make_repository,
+    planned_changes,
+    send_folder,
+)
+from nlpkd.models.limits import EXPORT_RECORD, ONNX_FOLDER, refuse_other_than_name
+from nlpkd.models.onnx_classifier import refuse_stale
 from nlpkd.students.backbone import without_local_backbone
 from nlpkd.utils.files import explain_damage, refuse_damaged, write_atomic
-from nlpkd.utils.full_disk import NO_SPACE, temporary_folder
-from nlpkd.utils.hub_requests import NOT_THE_HUB, HubTimeoutError, HubUnreachableError, limit_hub_requests
+from nlpkd.utils.full_disk import temporary_folder
 from nlpkd.utils.links import copy_from_inside, inside, refuse_outside
 from nlpkd.utils.locks import only_writer_if_any
-from nlpkd.utils.provenance import as_command, without_tokens
+from nlpkd.utils.provenance import as_command
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +55,14 @@ _VOCABULARIES = (
 )
 
 
+_ONNX_WEIGHTS = "*.onnx[._]data*"
+
+
+# An entry `location` of a tensor whose numbers lie in another file: key, tag and length of the file's name. ONNX's own
+# package, which not everybody has who pushes, writes and reads it so.
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")
+
+
 PUSH_ALLOW_PATTERNS = [
     "config.json",
     "generation_config.json",
@@ -56,6 +75,7 @@ PUSH_ALLOW_PATTERNS = [
     "merges.txt",
     *_VOCABULARIES,
     "*.onnx",
+    _ONNX_WEIGHTS,
     EXPORT_RECORD,
     "README.md",
     "report.json",
@@ -63,10 +83,10 @@ PUSH_ALLOW_PATTERNS = [
     "report.html",
     RECORD_NAME,
 ]
-"""What may leave a student's directory and its folder `onnx`: nothing pickled, no run's state."""
+"""What may leave a student's directory and its folder `onnx`: nothing pickled, no run's state.
 
-
-_BACKOFF_S = (1.0, 2.0)
+Of external weights of ONNX files only those leave that a file refers to.
+"""
 
 
 def push_student(
@@ -76,15 +96,19 @@ def push_student(
     private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
-    commit_message: str = "Upload student distilled with nlpkd",
+    commit_message: str = Target.commit_message,
     create_pr: bool = False,
 ) -> str:
     """Push a saved student to the Hub: weights, ONNX files, tokenizer, card and report, and no other file.
 
     The card is written when it is missing, and again for `repo_id` as long as nobody edited it. Paths of this machine
     are taken out of the report's copy, and `report.html` is written anew from it, without examples. Where the student
-    was measured on a benchmark of the Hub, `.eval_results/` has its figure. Server errors and dropped connections are
-    retried; an unchanged student makes no commit.
+    was measured on a benchmark of the Hub, `.eval_results/` has its figure.
+
+    It is one commit, after which the repository has of all that a push may send what this one sent: files of an
+    earlier student are deleted, which is told. What nlpkd never writes stays there, and so does a README.md that
+    somebody wrote or edited there, unless the directory has one of somebody's own too. Server errors and dropped
+    connections are retried; an unchanged student makes no commit.
 
     Args:
         directory: Where `save_student` (or a run) left the student.
@@ -103,49 +127,38 @@ def push_student(
             measured of others, an argument can't work, or a file leads out of the directory by a link.
         RuntimeError: If the push failed; it says why, that nothing is lost, and how to finish.
     """
+    target = Target(repo_id, private, token, revision, commit_message, create_pr)
     directory = _existing(directory)
-    validate_repo_id(repo_id)
-    if create_pr and revision is not None:
-        raise ValueError(f"create_pr opens a pull request against the main branch; leave out revision={revision!r}")
-    limit_hub_requests()
-    api = HfApi(token=token)
+    finish = f"Nothing is lost, everything is in {directory}; to finish: {_command(directory, target)}"
     with only_writer_if_any(directory, wait=True):
         _check_student(directory)
-        try:
+        with explained(target, "the student", finish):
             if (card := _new_card(directory, repo_id)) is not None:
                 write_atomic(directory / CARD_NAME, card.encode())
             with temporary_folder() as staging:
                 report = _stage(directory, staging)
-                return _upload(api, staging, report, repo_id, private, revision, commit_message, create_pr)
-        except (HTTPError, OSError, _NotSentError) as error:
-            secret = token or get_token()
-            reason = without_tokens(_why(error, repo_id, api))
-            if secret:
-                reason = reason.replace(secret, "***")
-            # The chain of an error that quotes the token would print it.
-            cause = None if secret and secret in str(error) else error
-            raise RuntimeError(
-                f"the student was not pushed to {repo_id}: {reason}. Nothing is lost, everything is in {directory}; "
-                f"to finish: {_command(directory, repo_id, private, revision, create_pr)}"
-            ) from cause
+                target = make_repository(target)
+                if report is not None:
+                    write_eval_results(report, staging, target.repo_id, token)
+                return send_folder(target, staging, partial(_changes, _has_own_card(directory)))
 
 
-def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
+def files_to_push(directory: str | Path, repo_id: str, **target: Any) -> dict[str, int]:
     """List what `push_student` would send, and neither send nor change anything.
 
     Args:
         directory: Where `save_student` (or a run) left the student.
         repo_id: `name` or `owner/name`, which the card is written for.
+        **target: Further arguments of `push_student`.
 
     Returns:
         The bytes of each file by its path in the repository.
 
     Raises:
-        ValueError: If the directory is no whole student, its ONNX files were made from other weights, or its report
-            was measured of others.
+        ValueError: As by `push_student`.
     """
+    Target(repo_id, **target)
     directory = _existing(directory)
-    validate_repo_id(repo_id)
     _check_student(directory)
     with temporary_folder() as staging:
         report = _stage(directory, staging)
@@ -157,60 +170,61 @@ def files_to_push(directory: str | Path, repo_id: str) -> dict[str, int]:
         return {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
 
 
-def _command(directory: Path, repo_id: str, private: bool | None, revision: str | None, create_pr: bool) -> str:
+def files_to_delete(directory: str | Path, repo_id: str, names: Iterable[str], **target: Any) -> list[str] | None:
+    """List what `push_student` would delete in the repository, and change nothing.
+
+    Args:
+        directory: Where `save_student` (or a run) left the student.
+        repo_id: `name` or `owner/name`.
+        names: Of the files that it would send, by `files_to_push`.
+        **target: Further arguments of `push_student`.
+
+    Returns:
+        The files; None where the Hub can't be asked.
+
+    Raises:
+        ValueError: If the repository is to be private, and exists and is public.
+    """
+    own_card = _has_own_card(_existing(directory))
+    found = planned_changes(Target(repo_id, **target), [*names], partial(_changes, own_card))
+    return None if found is None else [*found.deleted]
+
+
+def _command(directory: Path, target: Target) -> str:
     """Write the command that does the same push; a token is no part of it."""
-    words: list[Any] = ["nlpkd", "push", directory, "--repo-id", repo_id]
-    words += [] if private is None else ["--private" if private else "--no-private"]
-    words += [] if revision is None else ["--revision", revision]
-    return as_command(*words, *(["--create-pr"] if create_pr else []))
+    words: list[Any] = ["nlpkd", "push", directory, "--repo-id", target.repo_id]
+    words += [] if target.private is None else ["--private" if target.private else "--no-private"]
+    words += [] if target.revision is None else ["--revision", target.revision]
+    return as_command(*words, *(["--create-pr"] if target.create_pr else []))
 
 
-def _upload(
-    api: HfApi,
-    folder: Path,
-    report: EvaluationReport | None,
-    repo_id: str,
-    private: bool | None,
-    revision: str | None,
-    message: str,
-    create_pr: bool,
-) -> str:
-    url = _with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-    _check_visibility(api, url, private)
-    if revision is not None and not revision.startswith("refs/pr/"):
-        _with_retries(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True))
-    if report is not None:
-        write_eval_results(report, folder, url.repo_id, api.token if isinstance(api.token, str) else None)
-    # A lost answer would open a second pull request, while a second commit of the same files is none.
-    tries = 1 if create_pr else len(_BACKOFF_S) + 1
-    commit = _with_retries(
-        lambda: _send(
-            api,
-            repo_id=url.repo_id,
-            folder_path=folder,
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
-        ),
-        tries=tries,
-    )
-    return commit.pr_url or commit.commit_url
+def _changes(own_card: bool, there: There, names: Sequence[str]) -> Changes:
+    """Return what makes a repository the same as the folder, in all that a push may send.
+
+    Args:
+        own_card: whether the folder's README.md is somebody's own, which replaces one of somebody's there.
+        there: the repository.
+        names: of the files that are sent.
+    """
+    edited = CARD_NAME in there.names and not is_generated(there.text_of(CARD_NAME))
+    if edited and not own_card:
+        logger.warning(
+            "%s of %s is kept as it is: this version of nlpkd did not write it, or somebody edited it. Its figures "
+            "may be those of an earlier student: delete it there to get a new one",
+            CARD_NAME,
+            there.target.repo_id,
+        )
+    kept = [CARD_NAME] if edited and not own_card else []
+    names = [*names, *kept]
+    gone = [name for name in _published(there.names) if name not in names]
+    results = [name for name in there.names if fnmatch(name, RESULTS_FILES) and name not in names]
+    gone += [name for name in results if is_written_here(there.text_of(name))]
+    return Changes(sorted(gone), kept)
 
 
-class _NotSentError(Exception):
-    """huggingface_hub could not upload a file, for a reason that is no HTTP error."""
-
-
-def _send(api: HfApi, **upload: Any) -> CommitInfo:
-    """Upload a folder; huggingface_hub wraps what stopped a single file, and the reason is in there."""
-    try:
-        return api.upload_folder(**upload)
-    except json.JSONDecodeError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error.__cause__, HTTPError):
-            raise error.__cause__ from None
-        raise _NotSentError(f"{error}: {error.__cause__}" if error.__cause__ else str(error)) from error
+def _has_own_card(directory: Path) -> bool:
+    path = directory / CARD_NAME
+    return path.is_file() and not is_generated(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _existing(directory: str | Path) -> Path:
@@ -251,16 +265,37 @@ def _check_student(directory: Path) -> None:
 
 def _publishable(directory: Path) -> list[str]:
     """List the files of a student's folder that may be published; one that leads out of the folder is refused."""
-    # The patterns let `*` match a slash: what lies in other folders, checkpoints and baseline, is not listed.
-    listed = [
-        path.relative_to(directory).as_posix()
-        for folder in (directory, directory / "onnx")
-        for path in sorted(folder.glob("*"))
-        if path.is_file()
-    ]
-    names = list(filter_repo_objects(listed, allow_patterns=PUSH_ALLOW_PATTERNS))
+    found = [*directory.glob("*"), *(directory / ONNX_FOLDER).glob("*")]
+    names = _published(sorted(path.relative_to(directory).as_posix() for path in found if path.is_file()))
     refuse_outside(directory, names)
-    return names
+    needed = {each for name in names if name.endswith(".onnx") for each in _weights_of_onnx(directory, name)}
+    if missing := sorted(needed - {*names}):
+        raise ValueError(
+            f"ONNX files in {directory} have weights in {', '.join(missing)}, which a push does not send: save them "
+            "again with their weights beside them, as model.onnx.data for model.onnx, or as one file, or delete them"
+        )
+    return [name for name in names if name in needed or not fnmatch(name, _ONNX_WEIGHTS)]
+
+
+def _weights_of_onnx(directory: Path, name: str) -> set[str]:
+    """Read in which files an ONNX file has weights outside of it; the names are as `name` is."""
+    with (directory / name).open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return set()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = [(each.end(), each[1]) for each in _LOCATION.finditer(content)]
+            # The length has 7 bits a byte, the lowest first.
+            sizes = [sum((byte & 0x7F) << 7 * place for place, byte in enumerate(length)) for _, length in found]
+            places = [content[at : at + size] for (at, _), size in zip(found, sizes, strict=True)]
+    folder = PurePosixPath(name).parent
+    return {(folder / each.decode(errors="replace")).as_posix() for each in places}
+
+
+def _published(names: Iterable[str]) -> list[str]:
+    """Choose those of a folder's or a repository's files that a push may send."""
+    # The patterns let `*` match a slash: what lies in other folders, checkpoints and baseline, is none of them.
+    near = [name for name in names if PurePosixPath(name).parent.as_posix() in (".", ONNX_FOLDER)]
+    return list(filter_repo_objects(near, allow_patterns=PUSH_ALLOW_PATTERNS))
 
 
 def _new_card(directory: Path, repo_id: str) -> str | None:
@@ -303,87 +338,3 @@ def _stage(directory: Path, staging: Path) -> EvaluationReport | None:
         elif public is not None:
             public.save(staging)
     return public
-
-
-def _check_visibility(api: HfApi, url: RepoUrl, private: bool | None) -> None:
-    """Refuse to publish what was meant to be private: `create_repo` leaves an existing repository as it is."""
-    if private and not _with_retries(lambda: api.repo_info(url.repo_id)).private:
-        raise ValueError(
-            f"private=True, but {url.repo_id} exists and is public; choose another name, or make it private on the Hub"
-        )
-
-
-def _with_retries(call: Any, tries: int = len(_BACKOFF_S) + 1) -> Any:
-    """Call until it works, again only after what a second try can mend: a server's error, or a lost connection."""
-    for attempt in range(tries):
-        try:
-            return call()
-        except json.JSONDecodeError as error:
-            raise _NotSentError(NOT_THE_HUB) from error
-        except (HTTPError, ConnectionError, TimeoutError) as error:
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-            asked_for = isinstance(error, OfflineModeIsEnabled) and not isinstance(error, HubUnreachableError)
-            final = asked_for or isinstance(error, HubTimeoutError) or (status is not None and status < 500)
-            if final or attempt == tries - 1:
-                raise
-            wait = _BACKOFF_S[attempt]
-            logger.warning("the Hub failed (%s); trying again in %g s", status or type(error).__name__, wait)
-            time.sleep(wait)
-
-
-_REASONS = {
-    401: "the Hub did not accept the token: run `hf auth login` with a valid one",
-    402: "the account's storage or plan does not allow it: free some space or upgrade the plan",
-    404: "{repo_id} or its revision was not found, or the token may not see it",
-    409: "the repository or a change to it is in conflict with what is there already",
-    412: "somebody else committed to {repo_id} meanwhile",
-    413: "a file is larger than the Hub takes",
-    429: "the Hub's rate limit is reached: wait some minutes",
-}
-
-
-def _why(error: BaseException, repo_id: str, api: HfApi) -> str:
-    """Return in plain words what went wrong."""
-    if isinstance(error, OfflineModeIsEnabled) and not isinstance(error, HubUnreachableError):
-        return "HF_HUB_OFFLINE is set: unset it"
-    if isinstance(error, HfHubHTTPError):
-        status, said = error.response.status_code, error.server_message or ""
-        if status == 401 and (api.token or get_token()) is None:
-            return "there is no token: run `hf auth login`, or set HF_TOKEN"
-        host = urlsplit(str(error.response.url)).netloc
-        if status == 403 and host != urlsplit(constants.ENDPOINT).netloc:
-            plain = (
-                f"{host}, which stores files for the Hub, refused one: its address was valid for some minutes only, "
-                "so check this machine's clock and its proxy, and push again"
-            )
-        elif status == 403:
-            plain = _why_forbidden(f"{said} {error}", repo_id, api)
-        else:
-            plain = _REASONS.get(status, f"the Hub answered with status {status}").format(repo_id=repo_id)
-        return f"{plain} (the server said: {said})" if said else plain
-    if isinstance(error, _NotSentError):
-        return f"a file could not be uploaded ({error})"
-    if isinstance(error, HubTimeoutError):
-        return f"the Hub did not answer in time ({error}): try again later"
-    if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
-        return f"the connection failed ({type(error).__name__}: {error})"
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return f"{NO_SPACE[error.errno]} ({error}): free some space there"
-    return f"a file could not be read or written ({error})"
-
-
-def _why_forbidden(said: str, repo_id: str, api: HfApi) -> str:
-    """Return the reason for a 403: kind of token, storage, somebody else's name, rights."""
-    if "write token" in said:
-        return "the token is read-only: make one with write access and run `hf auth login`"
-    if any(word in said.lower() for word in ("storage", "quota", "limit")):
-        return "the account's storage or another limit of it is reached: free some space or upgrade the plan"
-    owner = repo_id.rpartition("/")[0]
-    try:
-        account = api.whoami()
-        mine = [account["name"], *(each["name"] for each in account.get("orgs", []))]
-    except (HTTPError, OSError, ValueError):
-        return f"the token may not write to {repo_id}: the name belongs to somebody else, or the rights are missing"
-    if owner and owner not in mine:
-        return f"the name belongs to somebody else: the token is of {', '.join(mine)}, and not of {owner}"
-    return f"the token's rights do not cover writing to {repo_id}: give it write access to that repository"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from nlpkd.utils.files import explain_damage
-from nlpkd.utils.links import inside, refuse_outside
+from nlpkd.utils.links import inside, is_snapshot, refuse_outside
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
@@ -23,6 +24,14 @@ LARGEST_SIZES = {
     "max_position_embeddings": 100_000_000,
 }
 """Far above any published model: a config that says more is damaged or hostile, and building it would never end."""
+
+
+ONNX_FOLDER = "onnx"
+"""Where a model's folder has its ONNX files."""
+
+
+EXPORT_RECORD = f"{ONNX_FOLDER}/export.json"
+"""What the ONNX files of a model's folder were made from, and how they compare with it."""
 
 
 _COUNT_FROM_PADDING = {
@@ -172,3 +181,40 @@ def refuse_adapter(folder: Path) -> None:
             f"{folder} holds {found}, of the base model {base!r}, which would be loaded: merge the adapter into the "
             "model (merge_and_unload of peft) and save that, or load both with peft and pass the model"
         )
+
+
+def refuse_onnx_of_other_weights(folder: Path, weights: Mapping[str, str]) -> None:
+    """Refuse a folder whose ONNX files were made from other weights.
+
+    Args:
+        folder: a model's; one that does not say what its ONNX files were made from is passed.
+        weights: the SHA-256 of the model's weights by name, as far as they are known.
+
+    Raises:
+        ValueError: if they were made from others, or the record of the export can't be read.
+    """
+    noted = folder / EXPORT_RECORD
+    if not noted.is_file():
+        return
+    with explain_damage(noted, export_advice(folder, "delete it and the ONNX files beside it")):
+        made_from = dict(json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"])
+    if made_from and not weights.items() <= made_from.items():
+        raise ValueError(
+            f"the ONNX files in {folder / ONNX_FOLDER} were made from other weights than those in {folder}: "
+            f"{export_advice(folder, 'delete them')}"
+        )
+
+
+def export_advice(folder: Path, otherwise: str) -> str:
+    """Say what to do about ONNX files that are not of the model in their folder.
+
+    Args:
+        folder: the model's.
+        otherwise: what can be done in place of an export.
+    """
+    if is_snapshot(folder):
+        return (
+            "load the weights themselves (file='model.safetensors'), or another revision; who owns the repository on "
+            "the Hub exports again and pushes"
+        )
+    return f"export again (`nlpkd export {folder}`), or {otherwise}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, list_repo_files, snapshot_download
+from huggingface_hub import constants, list_repo_files, list_repo_tree, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import nn
@@ -30,13 +32,14 @@ from nlpkd.models.limits import (
     positions_of,
     refuse_adapter,
     refuse_foreign_files,
+    refuse_onnx_of_other_weights,
     refuse_other_than_name,
     refuse_oversized_config,
     refuse_oversized_vocabulary,
     refuse_unreadable_labels,
 )
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import TOKENIZER, WEIGHTS, refuse_damaged
+from nlpkd.utils.files import TOKENIZER, WEIGHT_FILES, WEIGHTS, refuse_damaged
 from nlpkd.utils.hub_requests import limit_hub_requests
 from nlpkd.utils.packages import require
 from nlpkd.utils.processes import quiet
@@ -48,9 +51,7 @@ ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 
 _NO_TOKENIZER = "Does it hold config.json and tokenizer.json, as save_pretrained of model and tokenizer write them?"
 
-
 _GIVE = "pass a saved model's folder, or a Hub id (USER/NAME)"
-
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
 
@@ -230,7 +231,8 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
         The file; None where no `file` was named and there is none.
 
     Raises:
-        ValueError: if the path or the named file does not exist, or one is named beside a file.
+        ValueError: if the path or the named file does not exist, or one is named beside a file, or the repository's
+            were made from other weights than it has.
         OSError: if the repository can't be had.
     """
     if isinstance(name, (str, os.PathLike)) and Path(name).suffix == ".onnx" and Path(name).is_file():
@@ -252,9 +254,14 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
         if chosen is None:
             return None
         chosen_name = chosen.relative_to(path).as_posix()
+        folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=_SMALL_FILES))
+        # The Hub knows the hashes of the weights, which are not downloaded.
+        there = [each for each in list_repo_tree(str(name), revision=folder.name) if isinstance(each, RepoFile)]
+        weights = {each.path: each.lfs.sha256 for each in there if each.lfs and fnmatch(each.path, WEIGHT_FILES)}
+        refuse_onnx_of_other_weights(folder, weights)
         # External weights lie beside their file, under its name with a suffix.
-        patterns = [chosen_name, f"{chosen_name}*", *_SMALL_FILES]
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=patterns)) / chosen_name
+        wanted = f"{chosen_name}*"
+        return Path(snapshot_download(str(name), revision=folder.name, allow_patterns=wanted)) / chosen_name
     except (OSError, HTTPError) as error:
         raise OSError(_explain(name, revision, "ONNX file", error)) from error
 

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from nlpkd.models.limits import refuse_other_than_name
+from nlpkd.models.limits import (
+    EXPORT_RECORD,
+    ONNX_FOLDER,
+    export_advice,
+    refuse_onnx_of_other_weights,
+    refuse_other_than_name,
+)
 from nlpkd.models.loading import load_config, onnx_file
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
@@ -27,14 +33,6 @@ if TYPE_CHECKING:
 
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-ONNX_FOLDER = "onnx"
-"""Where a model's folder has its ONNX files."""
-
-
-EXPORT_RECORD = f"{ONNX_FOLDER}/export.json"
-"""What the ONNX files of a model's folder were made from, and how they compare with it."""
 
 
 _NOT_COMPUTED = NO_INFLUENCE | {"thresholds", "torch_dtype"}
@@ -283,29 +281,23 @@ def refuse_stale(folder: Path, *files: Path) -> None:
     noted = folder / EXPORT_RECORD
     if not noted.is_file():
         return
-    weights = weights_sha256(folder)
-    with explain_damage(noted, "delete it and the ONNX files beside it, and export again"):
+    refuse_onnx_of_other_weights(folder, weights_sha256(folder))
+    with explain_damage(noted, export_advice(folder, "delete it and the ONNX files beside it")):
         record = json.loads(noted.read_text(encoding="utf-8"))
-        made_from = dict(record["weights_sha256"])
         # Earlier versions noted no settings.
         settings = record.get("config_sha256")
         known = {name: dict(about).get("sha256") for name, about in dict(record["files"]).items()}
-    if weights and made_from and made_from != weights:
-        raise ValueError(
-            f"the ONNX files in {folder / 'onnx'} were made from other weights than those in {folder}: export again "
-            f"(`nlpkd export {folder}`), or delete them"
-        )
     if settings and settings != config_sha256(folder):
         raise ValueError(
             f"the ONNX files in {folder / 'onnx'} were made from other settings than {folder / 'config.json'} has: "
-            f"export again (`nlpkd export {folder}`), or undo the change"
+            f"{export_advice(folder, 'undo the change')}"
         )
     for file in files:
         digest = known.get(f"{file.parent.name}/{file.name}")
         if digest is not None and digest != digest_of(file):
             raise ValueError(
-                f"{file} was changed since it was exported (SHA-256 of {EXPORT_RECORD}): export again (`nlpkd export "
-                f"{folder}`), or delete it"
+                f"{file} was changed since it was exported (SHA-256 of {EXPORT_RECORD}): "
+                f"{export_advice(folder, 'delete it')}"
             )
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.models.limits import ONNX_FOLDER
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
-from nlpkd.models.onnx_classifier import ONNX_FOLDER, OnnxClassifier, model_folder
+from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
 from nlpkd.utils.files import digest_of
 from nlpkd.utils.fingerprints import Teller, UntoldError, hash_configuration, hash_value, hash_weights

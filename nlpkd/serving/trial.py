@@ -1,16 +1,12 @@
-"""A saved student beside its teacher on a page to type texts into, on this machine or as a Space of the Hub."""
+"""A saved student beside its teacher on a page to type texts into."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from nlpkd.data.arguments import DataArguments
@@ -18,11 +14,10 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
-from nlpkd.models.loading import load_config, split_revision
+from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.serving.classifier import load
 from nlpkd.tasks import task_of
-from nlpkd.utils.full_disk import temporary_folder
 from nlpkd.utils.packages import require
 
 
@@ -51,11 +46,11 @@ def make_trial(
             are other rows.
         ImportError: without the extra `try`.
     """
-    page = _page()
+    page = page_module()
     data_args, _ = DataArguments.split_of(make_trial, keywords)
     named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     loaded = {role: load(name, trust_remote_code=trust_remote_code) for role, name in named.items()}
-    for role, names in _shared_names({role: each.model.config for role, each in loaded.items()}).items():
+    for role, names in shared_names({role: each.model.config for role, each in loaded.items()}).items():
         page.name_labels(loaded[role], names)
     models = {f"{role}: {named[role]}": each for role, each in loaded.items()}
     report = _report_of(student)
@@ -69,86 +64,26 @@ def make_trial(
     return page.make_page(models, rows, title=f"nlpkd try {student}", pairs=pairs)
 
 
-def make_space(
-    repo_id: str,
-    student: str,
-    teacher: str | None = None,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    pairs: bool = False,
-) -> str:
-    """Make a Space of the Hub that has the page, for models that are on the Hub.
-
-    It shows no text of anybody's data: of the rows on which both differ it has numbers and answers alone.
-
-    Args:
-        repo_id: `USER/NAME` of the Space, made where missing.
-        student: a Hub id (`id@revision`).
-        teacher: likewise.
-        private: whether a new Space is private; None takes the account's default.
-        token: a token with write access; None takes the one of `hf auth login`.
-        pairs: whether a text has a second one beside it.
-
-    Returns:
-        The address of the Space.
+def page_module() -> Any:
+    """Import the page.
 
     Raises:
-        ValueError: if a model is no Hub id, or one that transformers alone can't load, or both have other classes.
-        OSError: if a model is not on the Hub.
+        ImportError: without the extra `try`.
     """
-    # Models that a Space can load.
-    page = _page()
-    named = {"student": student} | ({} if teacher is None else {"teacher": teacher})
-    configs = {}
-    for role, name in named.items():
-        if Path(name).exists():
-            raise ValueError(
-                f"a Space loads its models from the Hub, and the {role} {name} is a path: nlpkd push it first, and "
-                "give its id"
-            )
-        known, revision = split_revision(name)
-        configs[role] = load_config(known, revision=revision)
-        kind = configs[role].model_type
-        if kind.startswith("nlpkd_"):
-            raise ValueError(f"the {role} {name} is of the kind {kind}, which a Space without nlpkd can't load")
-    labels = _shared_names(configs)
-    # What the Space says of itself.
-    models = {role: split_revision(name) for role, name in named.items()}
-    about = {
-        "title": repo_id.rpartition("/")[2], "sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py",
-        "models": [name for name, _ in models.values()],
-    }  # fmt: skip
-    links = " and ".join(f"the {role} [{name}](https://huggingface.co/{name})" for role, (name, _) in models.items())
-    # A local build of torch, such as 2.13.0+cpu, is on no index.
-    needed = [f"{package}=={version(package).partition('+')[0]}\n" for package in ("torch", "transformers")]
-    # Write its files, and send them.
-    api = HfApi(token=token)
-    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-    with temporary_folder() as staged:
-        shutil.copy(page.__file__, staged / "app.py")
-        asked = {"models": models, "labels": labels, "pairs": pairs}
-        (staged / page.MODELS_NAME).write_text(json.dumps(asked), encoding="utf-8")
-        (staged / "requirements.txt").write_text("".join(needed), encoding="utf-8")
-        text = f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\nType a text, and see what {links} answer.\n"
-        (staged / "README.md").write_text(text, encoding="utf-8")
-        title = "A page to try a student distilled with nlpkd"
-        api.upload_folder(repo_id=url.repo_id, repo_type="space", folder_path=staged, commit_message=title)
-    return str(url)
-
-
-def _page() -> Any:
     require("gradio", extra="try")
     from nlpkd.serving import page
 
     return page
 
 
-def _shared_names(configs: Mapping[str, Any]) -> dict[str, list[str]]:
+def shared_names(configs: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return what a page calls the labels of each model, in the order of its ids: the student's names.
 
     Args:
         configs: the models' by their roles, the student's among them.
+
+    Returns:
+        The names of each by its role.
 
     Raises:
         ValueError: if one has other classes than the student.

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED, NOT_WRITTEN, explain_full_disk
-from nlpkd.utils.links import inside, move_into
+from nlpkd.utils.links import inside, is_snapshot, move_into
 
 CHECKSUMS = "checksums.json"
 """Size and SHA-256 of a folder's files, written last: `{"files": {NAME: {"bytes": .., "sha256": ..}}}`."""
 
 
 WEIGHTS = "*.safetensors"
+
+
+WEIGHT_FILES = "model*.safetensors"
 
 
 TOKENIZER = "tokenizer.json"
@@ -53,7 +56,7 @@ def digest_of(path: Path) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """List the files of a model's weights, in order; none where it has only an ONNX file."""
-    return sorted(folder.glob("model*.safetensors"))
+    return sorted(folder.glob(WEIGHT_FILES))
 
 
 def weights_sha256(folder: Path) -> dict[str, str]:
@@ -250,9 +253,10 @@ def refuse_damaged(folder: Path, pattern: str = "*") -> None:
         listed = [(name, files[name]["bytes"], files[name]["sha256"]) for name in _matching(files, pattern)]
     problems = list(filter(None, (_damage(inside(folder, name), *expected) for name, *expected in listed)))
     if problems:
+        advice = f", or if the files were changed on purpose, delete {folder / CHECKSUMS}"
         raise ValueError(
-            f"{'; '.join(problems)}. Nothing is read from {folder}: use another copy, or if the files were changed on "
-            f"purpose, delete {folder / CHECKSUMS}"
+            f"{'; '.join(problems)}. Nothing is read from {folder}: use another copy"
+            f"{'' if is_snapshot(folder) else advice}"
         )
 
 

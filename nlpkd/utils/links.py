@@ -102,7 +102,7 @@ def refuse_outside(folder: Path, names: Iterable[str]) -> dict[str, Path]:
         ValueError: if one resolves to a place outside of the folder.
     """
     home = folder.resolve()
-    allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    allowed = [home, *([home.parent.parent / "blobs"] if is_snapshot(folder) else [])]
     found = {name: (folder / name).resolve() for name in names}
     outside = [name for name, path in found.items() if not any(path.is_relative_to(each) for each in allowed)]
     if outside:
@@ -110,6 +110,11 @@ def refuse_outside(folder: Path, names: Iterable[str]) -> dict[str, Path]:
             f"{', '.join(outside)} in {folder} leads out of it by a link: put the file itself there, or remove it"
         )
     return found
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Check whether a folder is one of the Hub's cache: what is written there is lost, or served as if published."""
+    return folder.resolve().parent.name == "snapshots"
 
 
 def copy_from_inside(folder: Path, name: str, target: Path) -> None:

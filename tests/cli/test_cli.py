@@ -553,7 +553,8 @@ def test_a_push_lists_what_it_would_send_and_sends_nothing(folder, student):
     before = sorted(path.name for path in (folder / "student").iterdir())
     outcome = CliRunner().invoke(app, ["push", str(folder / "student"), "--repo-id", "alice/tiny", "--dry-run"])
     assert outcome.exit_code == 0, outcome.output
-    listed = {line.split()[-1]: int(line.split()[0].replace(",", "")) for line in outcome.output.splitlines()}
+    lines = [line.split() for line in outcome.output.splitlines() if " bytes  " in line]
+    listed = {words[-1]: int(words[0].replace(",", "")) for words in lines}
     assert listed["model.safetensors"] == (folder / "student/model.safetensors").stat().st_size
     assert {"README.md", "config.json", "report.json"} <= set(listed)
     assert not [name for name in listed if "/" in name or name in ("run.yaml", ".lock", "trainer_state.json")]

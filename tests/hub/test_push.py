@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from huggingface_hub.utils import filter_repo_objects
 from processes import run as run_program
 from safetensors.torch import load_file
-from samples import tiny_report
+from samples import tiny_onnx, tiny_report
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from nlpkd.hub.model_card import build_model_card
@@ -475,3 +475,165 @@ def test_student_without_card_and_report_is_pushed_with_a_warning(
     assert f"WARNING:nlpkd.hub.push:{student} has neither README.md nor report.json" in out
     left = PUBLISHED - {"README.md", "report.json", "report.md"}
     assert set(hub.files("alice/student")) == left | {".gitattributes"}
+
+
+COMMANDS = """
+import json, sys
+from nlpkd.cli import app
+for command in json.loads(sys.argv[1]):
+    app(command, standalone_mode=False)
+"""
+
+
+def earlier(folder: Path, readme: str) -> Path:
+    """What a repository has of an earlier student, and of others."""
+    theirs = [{"dataset": {"id": "a/b", "task_id": "t"}, "value": 1.0, "source": {"url": "a", "name": "leaderboard"}}]
+    ours = [theirs[0] | {"source": {"url": "a", "name": "nlpkd report"}}]
+    results = {f".eval_results/{name}.yaml": yaml.safe_dump(each) for name, each in (("b", ours), ("c", theirs))}
+    for name, text in (dict.fromkeys(OWNED | OTHERS, "earlier") | results | {"README.md": readme}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+OWNED = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "model.safetensors", "report.json"}
+OWNED |= {"report.html", "compression.json", "vocab.txt", "onnx/model.onnx", "onnx/export.json", "model.onnx"}
+OWNED |= {"onnx/model.onnx.data", ".eval_results/b.yaml", "README.md"}
+OTHERS = {"pytorch_model.bin", "notes.txt", "fp16/model.onnx", "onnx/config.json", ".eval_results/c.yaml"}
+SENT = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_after_a_push_the_repository_has_of_what_nlpkd_owns_what_the_folder_has(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    folder = save_student(tiny_model(), tmp_path / "student", tiny_tokenizer())
+    readme = str(build_model_card(tiny_report(), model_name="alice/old"))
+    for name in ("alice/student", "alice/branch", "alice/asked"):
+        hub.add_repo(name, earlier(tmp_path / "earlier", readme))
+    calls = [{"repo_id": "alice/student"}, {"repo_id": "alice/branch", "revision": "v2"}]
+    calls += [{"repo_id": "alice/asked", "create_pr": True}]
+    gone = sorted(OWNED - SENT)
+    dry_run = ["push", str(folder), "--dry-run", "--repo-id"]
+    commands = [["alice/student"], ["alice/branch", "--revision", "v2"], ["alice/asked", "--create-pr"]]
+    commands = [dry_run + each for each in commands]
+    out = python(hub, tmp_path / "home", COMMANDS, json.dumps(commands), token=WRITE_TOKEN)
+    assert sorted(line.split()[-1] for line in out.splitlines() if "deleted there" in line) == sorted(3 * gone)
+    assert not [path for method, path in hub.requests if method in ("POST", "PUT")], "a dry run changes nothing"
+
+    hub.fail_next("commit", "lose")
+    given = [{"directory": str(folder)} | each for each in calls]
+    out = python(hub, tmp_path / "home", PUSH, json.dumps(given), token=WRITE_TOKEN)
+    assert out.count("URL ") == 3
+    for name, revision in (("alice/student", "main"), ("alice/branch", "v2"), ("alice/asked", "refs/pr/1")):
+        files = hub.files(name, revision)
+        assert set(files) == SENT | OTHERS, name
+        assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        assert len(hub.commits(name)) == 2, "one commit"
+        said = [line for line in out.splitlines() if f"{name} has files that are not in the folder" in line]
+        assert said and all(each in said[0] for each in gone)
+    assert set(hub.files("alice/branch")) == set(hub.files("alice/asked")) == OWNED | OTHERS
+
+
+def test_a_readme_that_somebody_edited_in_the_repository_stays_unless_the_folder_has_one_too(
+    hub: HubServer, student: Path, tmp_path: Path
+) -> None:
+    hub.add_repo("alice/student", earlier(tmp_path / "earlier", "My own words."))
+    call = {"directory": str(student), "repo_id": "alice/student"}
+    out = python(hub, tmp_path / "home", PUSH, json.dumps([call]), token=WRITE_TOKEN)
+    assert "README.md of alice/student is kept as it is" in out
+    assert set(hub.files("alice/student")) == PUBLISHED | OTHERS
+    assert hub.files("alice/student")["README.md"] == b"My own words."
+    (student / "README.md").write_text("Other words.")
+    push(hub, tmp_path / "home", call)
+    assert hub.files("alice/student")["README.md"] == b"Other words."
+
+
+def test_a_dry_run_refuses_what_the_push_refuses_and_says_what_it_can_not_ask(
+    hub: HubServer, student: Path, tmp_path: Path
+) -> None:
+    refused = [{"create_pr": True, "revision": "v1"}, {"commit_message": " "}, {"repo_id": "a/b/c"}]
+    for options in refused:
+        given = {"repo_id": "alice/student"} | options
+        with pytest.raises(ValueError) as by_push:
+            push_student(student, **given)
+        with pytest.raises(ValueError) as by_dry_run:
+            files_to_push(student, **given)
+        assert str(by_push.value) == str(by_dry_run.value)
+
+    hub.add_repo("alice/public", student)
+    dry_run = ["push", str(student), "--dry-run", "--repo-id"]
+    program = "import sys; from nlpkd.cli import main; main()"
+
+    def said(*arguments: str, token: str | None = WRITE_TOKEN) -> tuple[int, str]:
+        environment = hub_environment(hub, tmp_path / "home", token)
+        done = run_program(["-c", program, *dry_run, *arguments], tmp_path, environment, timeout=120)
+        return done.returncode, done.stdout + done.stderr
+
+    status, out = said("alice/public", "--private")
+    assert status == 2 and "private=True, but alice/public exists and is public" in out
+    status, out = said("alice/new", "--private")
+    assert status == 0 and "can't be asked" not in out and "deleted" not in out
+    hub.fail_next("info", status=500)
+    status, out = said("alice/new")
+    assert status == 0 and "alice/new can't be asked from here" in out and "bytes  model.safetensors" in out
+    assert len(hub.commits("alice/public")) == 1
+
+
+def test_external_weights_go_with_their_onnx_file_and_no_other_file_does(hub: HubServer, tmp_path: Path) -> None:
+    folder = save_student(tiny_model(), tmp_path / "student", tiny_tokenizer())
+    (folder / "onnx").mkdir()
+    for name in ("model.onnx", "model_int8.onnx"):
+        tiny_onnx(folder / "onnx" / name, external=name == "model.onnx")
+    for name in ("model_int8.onnx.data", "model.onnx.data.pkl", "weights.bin"):
+        (folder / "onnx" / name).write_bytes(b"secret")
+    (line,) = push(hub, tmp_path / "home", {"directory": folder, "repo_id": "alice/student"})
+    sent = {f"onnx/{name}" for name in ("model.onnx", "model.onnx.data", "model_int8.onnx")}
+    assert line.startswith("URL ") and set(hub.files("alice/student")) == SENT | sent | {".gitattributes"}
+    data = (folder / "onnx/model.onnx.data").read_bytes()
+    assert hub.files("alice/student")["onnx/model.onnx.data"] == data
+
+
+@pytest.mark.parametrize(
+    "place", ["weights.bin", "../.env", "/etc/passwd", "gone.onnx.data", "a" * 200 + ".onnx.data"]
+)
+@pytest.mark.parametrize("send", [push_student, files_to_push])
+def test_an_onnx_file_whose_weights_do_not_go_with_it_is_not_pushed(student: Path, place: str, send: Any) -> None:
+    onnx = pytest.importorskip("onnx")
+    (student / "onnx/weights.bin").write_bytes(b"secret")
+    model = onnx.load(tiny_onnx(student / "onnx/model.onnx", external=True), load_external_data=False)
+    # The numbers of a branch are in no list of the whole graph.
+    tensor = onnx.TensorProto.FromString(model.graph.initializer[0].SerializeToString())
+    next(each for each in tensor.external_data if each.key == "location").value = place
+    branch = onnx.helper.make_graph([], "branch", [], [], [tensor])
+    model.graph.node.append(onnx.helper.make_node("If", ["a"], ["b"], then_branch=branch, else_branch=branch))
+    (student / "onnx/model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="have weights in .*, which a push does not send: save them again") as refused:
+        send(student, "alice/student")
+    assert place in str(refused.value)
+
+
+def test_no_error_about_a_snapshot_tells_to_write_into_the_cache_of_the_hub(student: Path, tmp_path: Path) -> None:
+    report = tiny_report()
+    measured = replace(
+        report, run=report.run.updated({"student": {"weights_sha256": {"model.safetensors": "0" * 64}}})
+    )
+    of_others = {"weights_sha256": {"model.safetensors": "0" * 64}, "config_sha256": "0" * 64, "files": {}}
+    of_settings = of_others | {"weights_sha256": {}}
+
+    def damaged(folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+    def exported(record: str) -> Any:
+        return lambda folder: (folder / "onnx/export.json").write_text(record)
+
+    wrong = [measured.save, damaged, *map(exported, ("{", json.dumps(of_others), json.dumps(of_settings)))]
+    for number, spoil in enumerate(wrong):
+        for parent in ("snapshots", "folders"):
+            folder = tmp_path / parent / str(number)
+            shutil.copytree(student, folder)
+            spoil(folder)
+            with pytest.raises(ValueError) as refused:
+                files_to_push(folder, "alice/student")
+            said = str(refused.value)
+            told = any(each in said for each in (f"export {folder}", f"evaluate {folder}", f"delete {folder}"))
+            assert told == (parent == "folders"), said

@@ -428,6 +428,39 @@ def test_a_pushed_student_is_served_from_the_hub_and_no_other_file_is_fetched(st
     assert "no ONNX file 'onnx/other.onnx'; found: onnx/model.onnx, onnx/model_int8.onnx" in wrong[1]
 
 
+STALE = """
+import sys
+import nlpkd
+from huggingface_hub import snapshot_download
+for fetch in (None, ["*.safetensors"], None):
+    if fetch:
+        snapshot_download("alice/student", allow_patterns=fetch)
+    try:
+        print("ANSWER", nlpkd.load("alice/student")("good film"))
+    except ValueError as error:
+        print("ERROR", error)
+"""
+
+
+def test_onnx_files_of_other_weights_than_those_of_their_commit_are_never_served_from_the_hub(
+    student, tmp_path, tokenizer
+):
+    folder = shutil.copytree(student, tmp_path / "student")
+    tiny_bert(layers=1, seed=1, initializer_range=0.5, id2label={0: "neg", 1: "pos"}).save_pretrained(folder)
+    with HubServer() as hub:
+        hub.add_repo("alice/student", folder)
+        environment = hub_environment(hub, tmp_path / "home")
+        done = run_program(["-c", STALE], tmp_path, environment, timeout=240)
+        fetched = [path for method, path in hub.requests if path.endswith(".onnx")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("ANSWER", "ERROR"))]
+    assert len(lines) == 3 and len(set(lines)) == 1, "the same with the weights in the cache and without them"
+    assert "were made from other weights" in lines[0] and "load the weights themselves" in lines[0]
+    assert "nlpkd export" not in lines[0] and "delete" not in lines[0], (
+        "what is in the Hub's cache is nobody's to change"
+    )
+    assert not fetched, "nothing is left in the cache that is served without the Hub"
+
+
 def test_an_onnx_file_is_measured_like_any_model(student, make_rows, tokenizer):
     model = nlpkd.load(student, file="model.safetensors").model
     files = {

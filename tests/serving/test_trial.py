@@ -1,28 +1,20 @@
-"""The page to try a student on: what it shows in a real browser, whom it asks, and the Space of the Hub."""
+"""The page to try a student on: what it shows in a real browser, and whom it asks."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import shutil
 import socket
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import yaml
 from browser import CHROMIUM, Browser
-from hub_server import WRITE_TOKEN, HubServer, hub_environment
-from processes import run as run_program
 from samples import raw_rows, tiny_bert
-from typer.testing import CliRunner
 
 from nlpkd import evaluate, load
-from nlpkd.cli import app
-from nlpkd.models.small_models import TextCNNConfig
-from nlpkd.serving.trial import make_space, make_trial
+from nlpkd.serving.trial import make_trial
 
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason='needs Gradio: pip install "nlpkd[try]"')
 
@@ -218,64 +210,3 @@ def test_rows_that_the_report_was_not_measured_on_are_refused(folder, tmp_path):
         make_trial(folder / "student", data=str(tmp_path / "fewer.csv"))
     with pytest.raises(ValueError, match=r"teacher has no report.json, .*leave data out"):
         make_trial(folder / "teacher", data=str(folder / "test.csv"))
-
-
-MAKE_AND_RUN = """
-import os, runpy
-from pathlib import Path
-from huggingface_hub import snapshot_download
-from nlpkd.serving.trial import make_space
-print(make_space("alice/page", "alice/student", "alice/teacher@main"))
-os.chdir(snapshot_download("alice/page", repo_type="space"))
-page = runpy.run_path("app.py")["make_space_page"](Path("."))
-parts = {each["props"].get("elem_id"): each["props"] for each in page.get_config_file()["components"]}
-print(parts["answer-0"]["label"], parts["answer-1"]["label"], sep="\\n")
-rows = parts["rows"]["samples"]
-print(len(rows), "rows", "with" if any(row[1] for row in rows) else "without", "texts")
-compare = next(each.fn for each in page.fns.values() if getattr(each.fn, "__name__", "") == "compare")
-print(*(sorted(answer) for answer in compare("good", "")[1::2]), sep="\\n")
-"""
-
-
-def test_the_space_has_the_page_without_texts_and_needs_no_nlpkd(folder, tmp_path):
-    # A teacher that does not say what its classes are called.
-    teacher = shutil.copytree(folder / "teacher", tmp_path / "teacher")
-    config = json.loads((teacher / "config.json").read_text())
-    unnamed = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
-    (teacher / "config.json").write_text(json.dumps(config | unnamed))
-    with HubServer() as hub:
-        hub.add_repo("alice/student", folder / "student")
-        hub.add_repo("alice/teacher", teacher)
-        environment = hub_environment(hub, tmp_path / "home", WRITE_TOKEN)
-        done = run_program(["-c", MAKE_AND_RUN], tmp_path, environment)
-        files = hub.files("alice/page", repo_type="space")
-    said = f"{hub.url}/spaces/alice/page\nstudent: alice/student\nteacher: alice/teacher\n20 rows without texts\n"
-    said += "['<b>neg</b>', 'pos']\n" * 2
-    assert done.stdout == said, done.stderr
-    assert set(files) == {".gitattributes", "README.md", "app.py", "models.json", "requirements.txt"}
-    about = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
-    assert (about["sdk"], about["app_file"]) == ("gradio", "app.py")
-    assert about["models"] == ["alice/student", "alice/teacher"]
-    texts = raw_rows(30, seed=3)["text"]
-    assert not [text for text in texts for content in files.values() if text.encode() in content]
-    assert "nlpkd" not in {name.partition(".")[0] for name in imports_of(files["app.py"])}
-    assert not [line for line in files["requirements.txt"].decode().split() if "nlpkd" in line or "+" in line]
-
-
-def imports_of(code: bytes) -> set[str]:
-    nodes = list(ast.walk(ast.parse(code)))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return names | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-
-
-def test_a_space_of_what_the_hub_can_not_run_is_refused(folder, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="the student .* is a path: nlpkd push it first"):
-        make_space("alice/page", str(folder / "student"))
-    monkeypatch.setattr("nlpkd.serving.trial.load_config", lambda *_, **__: TextCNNConfig())
-    with pytest.raises(ValueError, match="of the kind nlpkd_textcnn, which a Space without nlpkd can't load"):
-        make_space("alice/page", "alice/cnn")
-
-
-def test_the_command_refuses_to_publish_texts():
-    done = CliRunner().invoke(app, ["try", "alice/student", "--space", "alice/page", "--data", "test.csv"])
-    assert "a Space shows no texts of data" in str(done.exception)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from nlpkd.evaluation.records import ONNX_RUNTIME
-from nlpkd.models.onnx_classifier import ONNX_FOLDER, OnnxClassifier
+from nlpkd.models.limits import ONNX_FOLDER
+from nlpkd.models.onnx_classifier import OnnxClassifier
 
 
 def runtime_of(parts: Mapping[str, nn.Module]) -> str:
