@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, list_repo_files, list_repo_tree, snapshot_download
+from huggingface_hub import constants, list_repo_tree, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
@@ -249,14 +249,14 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
     try:
         if constants.HF_HUB_OFFLINE:
             return onnx_file(snapshot_download(str(name), revision=revision), file=file)
-        names = list_repo_files(str(name), revision=revision)
-        chosen = _choose_onnx(path, names, file)
+        folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=_SMALL_FILES))
+        tree = list_repo_tree(str(name), revision=folder.name, recursive=True)
+        there = [each for each in tree if isinstance(each, RepoFile)]
+        chosen = _choose_onnx(path, [each.path for each in there], file)
         if chosen is None:
             return None
         chosen_name = chosen.relative_to(path).as_posix()
-        folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=_SMALL_FILES))
         # The Hub knows the hashes of the weights, which are not downloaded.
-        there = [each for each in list_repo_tree(str(name), revision=folder.name) if isinstance(each, RepoFile)]
         weights = {each.path: each.lfs.sha256 for each in there if each.lfs and fnmatch(each.path, WEIGHT_FILES)}
         refuse_onnx_of_other_weights(folder, weights)
         # External weights lie beside their file, under its name with a suffix.
