@@ -18,7 +18,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.origin import headline_name
+from nlpkd.evaluation.origin import headline_name, keeps, retention
 from nlpkd.evaluation.records import format_number, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import Cells
@@ -216,17 +216,18 @@ def _first_texts(rows: Dataset, columns: Sequence[str]) -> list[Any]:
     return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 
 
-def _retention(report: EvaluationReport, least: float) -> dict[str, float]:
+def _retention(report: EvaluationReport, least: float) -> dict[str, float | None]:
     """Compute each file's headline metric over the student's; refuse all files where one keeps too little."""
     metric = report.task.headline
     value = {name: candidate.quality[metric].value for name, candidate in report.candidates.items()}
     student = value.pop("student")
-    if not student > 0:
-        raise ValueError(f"the student's own {metric} is {student:.4g}, so that no share of it can be asked for")
-    for name, each in value.items():
-        if not each >= least * student:
+    kept = {name: retention(each, student) for name, each in value.items()}
+    for name, share in kept.items():
+        if share is None:
+            raise ValueError(f"the student's own {metric} is {student:.4g}, so that no share of it can be asked for")
+        if not keeps(share, least):
             raise RetentionError(
-                f"{name} has {metric} {each:.4f} and the student in PyTorch {student:.4f} on {report.task.rows} "
-                f"rows: it keeps {each / student:.4f}, below min_retention={least:g}; no file was kept"
+                f"{name} has {metric} {value[name]:.4f} and the student in PyTorch {student:.4f} on "
+                f"{report.task.rows} rows: it keeps {share:.6g}, below min_retention={least:g}; no file was kept"
             )
-    return {name: each / student for name, each in value.items()}
+    return kept
