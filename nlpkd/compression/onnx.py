@@ -33,6 +33,7 @@ from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, config_sha256
 from nlpkd.models.padding import reads_padding, refuse_unknown_padding
+from nlpkd.models.reshaped import settings_without
 from nlpkd.models.structure import matching_tokenizer, readable, refuse_other_than_plain
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 from nlpkd.utils.field_types import plain_arguments
@@ -177,9 +178,11 @@ def refuse_another_model(directory: Path, model: PreTrainedModel, tokenizer: Pre
     """
     differing = []
     if (directory / "config.json").is_file():
-        there = json.loads(type(model.config).from_pretrained(directory).to_json_string(use_diff=False))
-        ours = json.loads(model.config.to_json_string(use_diff=False))
-        names = sorted((there.keys() | ours.keys()) - _NOT_THE_MODELS)
+        there, ours = (
+            settings_without(_NOT_THE_MODELS, json.loads(config.to_json_string(use_diff=False)))
+            for config in (type(model.config).from_pretrained(directory), model.config)
+        )
+        names = sorted(there.keys() | ours.keys())
         differing = [f"{name} in config.json" for name in names if there.get(name) != ours.get(name)]
     state = model.state_dict()
     for file in weight_files(directory):

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import load_config, onnx_file
+from nlpkd.models.reshaped import settings_without
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
 from nlpkd.utils.fingerprints import NO_INFLUENCE, hash_value
@@ -267,7 +268,7 @@ def config_sha256(folder: Path) -> str | None:
         return None
     with explain_damage(path, "use another copy of the model"):
         settings = dict(json.loads(path.read_text(encoding="utf-8")))
-    return hash_value({name: value for name, value in settings.items() if name not in _NOT_COMPUTED})
+    return hash_value(settings_without(_NOT_COMPUTED, settings))
 
 
 def refuse_stale(folder: Path, *files: Path) -> None:

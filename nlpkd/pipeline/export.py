@@ -142,7 +142,8 @@ def export_student(
         int8_settings["reduce_range"] = True
     directory = Path(output_dir or source.name)
     model, tokenizer = source.teacher(), source.tokenizer()
-    refuse_another_model(directory, model, tokenizer)
+    if output_dir is not None and directory.resolve() != Path(source.name).resolve():
+        refuse_another_model(directory, model, tokenizer)
     load = partial(load_rows_for_model, config=model.config, tokenizer=tokenizer, data_args=data_args)
     rows, texts, columns = (None, None, []) if data is None else _with_first_texts(load(data))
     typical = None

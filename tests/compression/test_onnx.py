@@ -26,8 +26,11 @@ from transformers import (
 )
 
 import nlpkd
-from nlpkd.compression import export_int8, export_onnx, quantize_dynamic
-from nlpkd.models.onnx_classifier import OnnxClassifier, refuse_stale
+from nlpkd.compression import export_int8, export_onnx, factorize_linear, quantize_dynamic, to_half
+from nlpkd.compression.onnx import refuse_another_model
+from nlpkd.hub.saving import save_student
+from nlpkd.models.loading import load_teacher
+from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256, refuse_stale
 from nlpkd.pipeline.export import export_student
 from nlpkd.students.small import small_student
 from nlpkd.tasks import MULTI_LABEL
@@ -382,6 +385,32 @@ def test_the_folder_of_another_model_is_refused(exported, tokenizer):
     with pytest.raises(ValueError, match=r"another model \(the tokenizer\)"):
         export_onnx(bert(), other, folder, texts=TEXTS)
     assert {name: (folder / name).stat().st_mtime_ns for name in files(folder)} == before
+
+
+def test_a_reshaped_student_in_half_precision_is_the_one_in_its_folder_and_no_other_is(tmp_path, tokenizer):
+    in_half, _ = to_half(trained(tiny_bert(layers=1)))
+    student, _ = factorize_linear(in_half, rank=4)
+    save_student(student, tmp_path, tokenizer)
+    loaded = load_teacher(tmp_path)
+    assert loaded.dtype == torch.float32 and loaded.config.base_config.dtype != student.config.base_config.dtype
+    refuse_another_model(tmp_path, loaded, tokenizer)
+    loaded.config.base_config.hidden_act = "relu"
+    with pytest.raises(ValueError, match=r"another model \(base_config in config.json\)"):
+        refuse_another_model(tmp_path, loaded, tokenizer)
+    # What is loaded in float32 and saved again computes the same.
+    before = config_sha256(tmp_path)
+    load_teacher(tmp_path).config.save_pretrained(tmp_path)
+    assert "bfloat16" not in (tmp_path / "config.json").read_text() and config_sha256(tmp_path) == before
+    loaded.config.save_pretrained(tmp_path)
+    assert config_sha256(tmp_path) != before
+
+
+def test_a_student_is_exported_into_its_own_folder_by_any_name_of_it(tmp_path, tokenizer, monkeypatch):
+    student, _ = factorize_linear(to_half(trained(tiny_bert(layers=1)))[0], rank=4)
+    save_student(student, tmp_path / "student", tokenizer)
+    monkeypatch.chdir(tmp_path)
+    export_student("student", output_dir=tmp_path / "student")
+    OnnxClassifier.from_pretrained(tmp_path / "student")
 
 
 def test_files_of_other_weights_are_refused_and_deleted_by_the_next_export(exported_table, tmp_path, tokenizer):
