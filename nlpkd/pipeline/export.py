@@ -17,6 +17,7 @@ from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_recor
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
+from nlpkd.evaluation.benchmark import loaded_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.origin import headline_name, keeps, retention
 from nlpkd.evaluation.records import format_number, percent
@@ -163,10 +164,13 @@ def export_student(
         if rows is not None:
             with phase(f"Measuring the student in PyTorch and the files on {len(rows):,} rows"):
                 candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
+                size_mb = {"student": loaded_size_mb(source, model)}
                 run = {"command": command_line(), "date": now(), "student": source.describe()}
                 # Large batches would take longer to time than all else here: `nlpkd evaluate` times them.
                 timed: dict[str, Any] = {"latency_batches": (1,), "text_columns": columns}
-                report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run, **timed)
+                report = evaluate_student(
+                    model, None, rows, tokenizer, candidates=candidates, run=run, size_mb=size_mb, **timed
+                )
             kept = _retention(report, min_retention)
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records, export_record(staged)["state_sha256"])
