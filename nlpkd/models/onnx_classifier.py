@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 from functools import cached_property
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlpkd.models.files.onnx_weights import external_weights
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import load_config, onnx_file
 from nlpkd.models.reshaped import settings_without
@@ -62,7 +62,7 @@ class OnnxClassifier(nn.Module):
         path: the file.
         config: the config.
         threads: the threads.
-        sha256: of the file by its name, and of external weights, which lie beside it as `model.onnx.data`.
+        sha256: of the file by its name, and of the files beside it that it has weights in.
         size_mb: megabytes (10^6 bytes) of these.
         inputs: names of the inputs that the file has.
 
@@ -320,11 +320,11 @@ def _files(path: Path) -> list[Path]:
     """List an ONNX file and its external weights."""
     if not path.is_file():
         raise ValueError(f"there is no ONNX file {path}")
-    return [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}[._]data*"))]
+    return [path, *external_weights(path)]
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    return {each.name: digest_of(each) for each in _files(path)}
+    return {each.relative_to(path.parent).as_posix(): digest_of(each) for each in _files(path)}
 
 
 def _opened(path: Path, threads: int) -> tuple[InferenceSession, dict[str, str], float]:

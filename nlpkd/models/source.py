@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.models.files.onnx_weights import external_weights
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
 from nlpkd.models.onnx_classifier import ONNX_FOLDER, OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
@@ -261,7 +262,8 @@ def identity_of_model(given: Any, revision: str | None = None) -> dict[str, str]
     path = Path(given)
     if path.is_file():
         beside = identity_of_model(model_folder(path)) if _is_onnx(path) else {}
-        return {"weights": hash_value([digest_of(path), beside])}
+        further = map(digest_of, external_weights(path)) if beside else ()
+        return {"weights": hash_value([digest_of(path), *further, beside])}
     if path.is_dir():
         files = {file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()}
         return {"weights": hash_value({str(file.relative_to(path)): digest_of(file) for file in files})}

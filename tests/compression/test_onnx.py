@@ -449,6 +449,24 @@ def test_a_file_that_was_changed_since_its_export_is_not_served(exported_table, 
         OnnxClassifier.from_pretrained(folder, file=f"onnx/{other.name}")
 
 
+def test_an_export_takes_away_what_belonged_to_the_file_before_and_to_no_other(exported_table, tmp_path, tokenizer):
+    folder = tmp_path / "external"
+    shutil.copytree(exported_table[0], folder, ignore=shutil.ignore_patterns("*.onnx", "export.json"))
+    paths = {name: folder / "onnx" / name for name in ("model.onnx", "other.onnx")}
+    for name, file in paths.items():
+        graph = onnx.load(exported_table[0] / "onnx/model.onnx")
+        for number, tensor in enumerate(graph.graph.initializer):
+            onnx.external_data_helper.set_external_data(tensor, "shared.bin" if number else f"{name}.weights")
+        onnx.save_model(graph, file)
+    (folder / "onnx" / "model.onnx.data").write_bytes(b"somebody's own")
+    record = export_student(folder).records[0]
+    assert files(folder / "onnx") == {
+        "model.onnx", "export.json", "model.onnx.data", "other.onnx", "other.onnx.weights", "shared.bin"
+    }  # fmt: skip
+    assert record.size_mb == paths["model.onnx"].stat().st_size / 1e6
+    assert OnnxClassifier.from_pretrained(folder).size_mb == record.size_mb
+
+
 def test_a_file_with_another_number_of_logits_than_its_config_has_labels_is_refused(exported_table):
     folder, _ = exported_table
     config = AutoConfig.from_pretrained(folder, num_labels=3)
