@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nlpkd.evaluation.origin import keeps
 from nlpkd.evaluation.records import Interval
 from nlpkd.utils.field_types import are_numbers, check_share
 
@@ -59,11 +60,10 @@ class Limits:
 
     def allow(self, point: Point) -> bool:
         """Check whether a model is within the budget."""
-        kept = -math.inf if point.retention is None else point.retention
         return (
             (self.max_latency_ms is None or point.text_to_label_ms <= self.max_latency_ms)
             and (self.max_size_mb is None or point.size_mb <= self.max_size_mb)
-            and (self.min_retention is None or kept >= self.min_retention)
+            and (self.min_retention is None or keeps(point.retention, self.min_retention))
         )
 
     def to_text(self) -> str:

@@ -28,11 +28,13 @@ from nlpkd.compression.record import agreement_of
 from nlpkd.data.columns import checked_text, values_of
 from nlpkd.data.labels.classes import complete_config
 from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer, with_usual_padding
+from nlpkd.models.files.onnx_weights import external_weights_in
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import EXPORT_RECORD, MODEL_INPUTS, OnnxClassifier, config_sha256
 from nlpkd.models.padding import reads_padding, refuse_unknown_padding
+from nlpkd.models.reshaped import settings_without
 from nlpkd.models.structure import matching_tokenizer, readable, refuse_other_than_plain
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
 from nlpkd.utils.field_types import plain_arguments
@@ -177,9 +179,11 @@ def refuse_another_model(directory: Path, model: PreTrainedModel, tokenizer: Pre
     """
     differing = []
     if (directory / "config.json").is_file():
-        there = json.loads(type(model.config).from_pretrained(directory).to_json_string(use_diff=False))
-        ours = json.loads(model.config.to_json_string(use_diff=False))
-        names = sorted((there.keys() | ours.keys()) - _NOT_THE_MODELS)
+        there, ours = (
+            settings_without(_NOT_THE_MODELS, json.loads(config.to_json_string(use_diff=False)))
+            for config in (type(model.config).from_pretrained(directory), model.config)
+        )
+        names = sorted(there.keys() | ours.keys())
         differing = [f"{name} in config.json" for name in names if there.get(name) != ours.get(name)]
     state = model.state_dict()
     for file in weight_files(directory):
@@ -200,7 +204,8 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
 
     Files without a record are other names of one that has it.
 
-    Config and tokenizer that are there stay. Files that were made from other weights or settings are deleted.
+    Config and tokenizer that are there stay. Files that were made from other weights or settings are deleted, and so
+    is what the files before had their weights in, unless another ONNX file of the folder has some there too.
 
     Args:
         staged: a folder inside of `directory`.
@@ -210,6 +215,7 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
     """
     noted, weights = directory / EXPORT_RECORD, weights_sha256(directory)
     refuse_links(directory, noted.parent.name)
+    had = external_weights_in(directory)
     before, settings = export_record(directory), config_sha256(directory) or config_sha256(staged)
     # Earlier versions noted no settings.
     made_of = (before.get("weights_sha256"), before.get("state_sha256"), before.get("config_sha256") or settings)
@@ -231,6 +237,8 @@ def accept(staged: Path, directory: Path, records: Sequence[OnnxRecord], state_s
         target = directory / path.relative_to(staged)
         if path.parent != staged or not target.exists():
             move_into(directory, path, path.relative_to(staged))
+    for left in had - external_weights_in(directory) - {directory / path.relative_to(staged) for path in written}:
+        left.unlink()
 
 
 def export_record(directory: Path) -> dict[str, Any]:

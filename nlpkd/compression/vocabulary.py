@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any
 
@@ -15,12 +16,15 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import CompressionRecord, record_of
-from nlpkd.data.columns import each_text
+from nlpkd.data.columns import each_text, texts_again
 from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
+from nlpkd.evaluation.records import percent
 from nlpkd.models.small_models import StaticForSequenceClassification
 from nlpkd.models.structure import refuse_other_than_plain
 from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.full_disk import temporary_folder
+
+logger = logging.getLogger(__name__)
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -40,9 +44,9 @@ def trim_vocabulary(
     """Drop the embedding rows of tokens that a domain does not use.
 
     Kept are the tokens of the texts, all special and added tokens, and every single character or byte that the
-    vocabulary has, so that a new word is spelled out rather than lost. Ids close up in their old order. A text whose
-    tokens are all kept is split as before, and its logits stay equal to the last bit: Abdaoui et al. (2020), "Load
-    What You Need: Smaller Versions of Multilingual BERT", arXiv:2010.05609.
+    vocabulary has, so that a new word is spelled out rather than lost, unless the vocabulary is one of whole words.
+    Ids close up in their old order. A text whose tokens are all kept is split as before, and its logits stay equal to
+    the last bit: Abdaoui et al. (2020), "Load What You Need: Smaller Versions of Multilingual BERT", arXiv:2010.05609.
 
     Args:
         model: a classifier; left as it is.
@@ -56,6 +60,7 @@ def trim_vocabulary(
         A trimmed copy of the model, its tokenizer, and the record. Saved, both load with plain transformers. The
         record's details: `tokens_before` and `tokens_after`, the rows of the embedding table; `respelled`, the share
         of the texts' tokens that were dropped for being rarer than `min_count`, and are spelled by shorter ones now;
+        `lost`, the share in whose place the tokenizer gives its token for the unknown, which a warning tells too;
         `unknown`, the share that the tokenizer did not know before.
 
     Raises:
@@ -67,6 +72,7 @@ def trim_vocabulary(
     check_counts(min_count=min_count)
     state = trimmable_state(tokenizer)
     table = _table(model)
+    texts = texts_again(texts, "texts")
     counts = _count(tokenizer, texts)
     known = token_ids_of(state)
     kept = set(each_text(keep_tokens, "keep_tokens"))
@@ -82,7 +88,13 @@ def trim_vocabulary(
         )
     trimmed = _rebuilt(tokenizer, state, sorted(ids))
     smaller = trim_embeddings(model, sorted(ids))
-    total = sum(counts.values())
+    respelled, lost = _lacking(trimmed, tokenizer, counts, ids, texts)
+    if lost:
+        logger.warning(
+            "The trimmed vocabulary can't spell %s of the tokens of its texts, which are unknown to it now: it has "
+            "only whole words for them, so keep more (a smaller min_count, keep_tokens).",
+            percent(lost),
+        )
     record = record_of(
         "trim_vocabulary",
         "Abdaoui et al. 2020, arXiv:2010.05609",
@@ -90,8 +102,9 @@ def trim_vocabulary(
         smaller,
         tokens_before=table.num_embeddings,
         tokens_after=len(ids),
-        respelled=sum(count for number, count in counts.items() if number not in ids) / total,
-        unknown=counts[tokenizer.unk_token_id] / total,  # type: ignore[index]
+        respelled=respelled,
+        lost=lost,
+        unknown=counts[tokenizer.unk_token_id] / counts.total(),  # type: ignore[index]
     )
     return smaller, trimmed, record
 
@@ -126,7 +139,9 @@ def trim_embeddings(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedMod
     return smaller
 
 
-def spelled_out(trimmed: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
+def spelled_out(
+    trimmed: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
+) -> tuple[float, float]:
     """Measure what a trimmed vocabulary lacks of texts that it was not made for.
 
     Args:
@@ -135,7 +150,8 @@ def spelled_out(trimmed: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizer
         texts: such as the held-out ones.
 
     Returns:
-        The share of their tokens that shorter ones stand for now.
+        The share of their tokens that shorter ones stand for now, and the share that is lost: in their place the
+        trimmed tokenizer gives its token for the unknown.
 
     Raises:
         ValueError: if the one is no trimmed form of the other, or the texts have no tokens.
@@ -143,8 +159,24 @@ def spelled_out(trimmed: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizer
     ids = original_ids(trimmed, tokenizer)
     if ids is None:
         raise ValueError("the first tokenizer is no trimmed form of the second: give those that trim_vocabulary has")
-    counts, kept = _count(tokenizer, texts), set(ids)
-    return sum(count for number, count in counts.items() if number not in kept) / sum(counts.values())
+    texts = texts_again(texts, "texts")
+    return _lacking(trimmed, tokenizer, _count(tokenizer, texts), set(ids), texts)
+
+
+def _lacking(
+    trimmed: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counter[int],
+    kept: Collection[int],
+    texts: Iterable[str],
+) -> tuple[float, float]:
+    """Return which shares of the tokens of texts are spelled by shorter ones, and unknown, by what each one gives."""
+    dropped = sum(count for number, count in counts.items() if number not in kept)
+    if not dropped:
+        return 0.0, 0.0
+    unknown = _count(trimmed, texts)[trimmed.unk_token_id] - counts[tokenizer.unk_token_id]  # type: ignore[index]
+    lost = min(max(unknown, 0), dropped)
+    return (dropped - lost) / counts.total(), lost / counts.total()
 
 
 def _table(model: PreTrainedModel) -> nn.Embedding:

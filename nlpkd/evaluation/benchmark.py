@@ -29,7 +29,9 @@ from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.inference import evaluating, placement
 from nlpkd.models.limits import positions_of
 from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
+from nlpkd.models.source import ModelSource
 from nlpkd.models.structure import forward_arguments
+from nlpkd.utils.files import weights_in_use
 from nlpkd.utils.full_disk import temporary_folder
 from nlpkd.utils.packages import installed_version
 
@@ -204,9 +206,9 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
         ValueError: when the directory holds no safetensors file.
     """
     if isinstance(model, (str, Path)):
-        sizes = [file.stat().st_size for file in Path(model).glob("*.safetensors")]
+        sizes = [file.stat().st_size for file in weights_in_use(Path(model))]
         if not sizes:
-            raise ValueError(f"{model} holds no *.safetensors file: give the directory of a saved model")
+            raise ValueError(f"{model} holds no model*.safetensors file: give the directory of a saved model")
         return sum(sizes) / 1e6
     if isinstance(model, TeacherEnsemble):
         return sum(map(model_size_mb, model.members))
@@ -218,6 +220,20 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
         else:
             save_model(model, str(directory / "model.safetensors"))
         return model_size_mb(directory)
+
+
+def loaded_size_mb(source: ModelSource, loaded: nn.Module) -> float:
+    """Return the size of a model where it was loaded from, whatever dtype it was loaded in.
+
+    Args:
+        source: where it comes from.
+        loaded: the model, as it was loaded.
+
+    Returns:
+        Megabytes (10^6 bytes) of the files of a folder or a Hub id; of a model in memory as `model_size_mb` says.
+    """
+    folder = source.weights_folder()
+    return model_size_mb(loaded if folder is None else folder)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -78,6 +78,7 @@ def evaluate_student(
     threshold_dataset: datasets.Dataset | None = None,
     student_files: Collection[str] = (),
     text_columns: Sequence[str] = (),
+    size_mb: Mapping[str, float] | None = None,
     batch_size: int = 64,
     bootstrap_samples: int = 1000,
     latency_batches: Sequence[int] = (1, 32),
@@ -119,6 +120,8 @@ def evaluate_student(
             config, and decide by the thresholds that are chosen for it.
         text_columns: columns of the rows that hold their texts, one, or two of pairs; with them every model is timed
             from text to label too.
+        size_mb: megabytes (10^6 bytes) of candidates by name, such as those of the files that one was loaded from in
+            another dtype; of all others those of the file that the model is saved as.
         batch_size: rows a forward pass when predicting.
         bootstrap_samples: resamples behind the 95 % intervals.
         latency_batches: batch sizes to time.
@@ -150,9 +153,10 @@ def evaluate_student(
         teacher_order=teacher_order, teacher_tokenizer=teacher_tokenizer, run=run,
     )  # fmt: skip
     check_text_columns(text_columns, dataset.column_names)
-    if unknown := {*(candidate_tokenizers or {}), *student_files} - set(models):
+    if unknown := {*(candidate_tokenizers or {}), *student_files, *(size_mb or {})} - set(models):
         raise ValueError(
-            f"candidate_tokenizers or student_files names {sorted(unknown)}, the candidates are {sorted(models)}"
+            f"candidate_tokenizers, student_files or size_mb names {sorted(unknown)}, the candidates are "
+            f"{sorted(models)}"
         )
     # Of a student without a config the rows' names are followed.
     classes = Classes.of_config(getattr(student, "config", None)) or classes_of(dataset)
@@ -209,6 +213,7 @@ def evaluate_student(
     # The report.
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
     seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
+    known_mb = size_mb or {}
     made_by = {
         **describe_environment(),
         "interval_protocol": INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
@@ -233,7 +238,7 @@ def evaluate_student(
                 quality=own.intervals(),
                 agreement=own.agreement(measured["teacher"]) if name != "teacher" and "teacher" in measured else None,
                 parameters=count_parameters(models[name]) if name in models else None,
-                size_mb=model_size_mb(models[name]) if name in models else None,
+                size_mb=(known_mb.get(name) or model_size_mb(models[name])) if name in models else None,
                 latency=latency.get(name, []),
                 text_to_label_ms=text_to_label_ms.get(name),
                 training_seconds=seconds.get(name),

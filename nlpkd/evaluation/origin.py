@@ -17,6 +17,11 @@ Record = TypeVar("Record", bound="OpenRecord")
 _EMPTY: tuple[Any, ...] = (None, {}, [])
 
 
+# 49 right of 85 rows are 98 % of 50 right, and the quotient of both accuracies is less in its last digit. On a million
+# rows two shares are still a hundred times as far apart.
+_ROUNDING = 1e-10
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenRecord:
     """A record to which callers may add entries of their own.
@@ -137,6 +142,19 @@ def retention(value: float, reference: float) -> float | None:
         The share; None where the reference is not above 0, of which nothing is a share.
     """
     return value / reference if reference > 0 else None
+
+
+def keeps(share: float | None, least: float) -> bool:
+    """Check whether a share of a reference's headline figure is enough.
+
+    Args:
+        share: what `retention` gave.
+        least: the least share that is asked for; exactly as much is enough.
+
+    Returns:
+        Whether it is; never where nothing is a share.
+    """
+    return share is not None and share >= least - _ROUNDING
 
 
 @dataclass(frozen=True)

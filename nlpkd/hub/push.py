@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
-import os
-import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -32,6 +29,7 @@ from nlpkd.hub.sending import (
     planned_changes,
     send_folder,
 )
+from nlpkd.models.files.onnx_weights import named_weights
 from nlpkd.models.limits import EXPORT_RECORD, ONNX_FOLDER, refuse_other_than_name
 from nlpkd.models.onnx_classifier import refuse_stale
 from nlpkd.students.backbone import without_local_backbone
@@ -56,11 +54,6 @@ _VOCABULARIES = (
 
 
 _ONNX_WEIGHTS = "*.onnx[._]data*"
-
-
-# An entry `location` of a tensor whose numbers lie in another file: key, tag and length of the file's name. ONNX's own
-# package, which not everybody has who pushes, writes and reads it so.
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")
 
 
 PUSH_ALLOW_PATTERNS = [
@@ -268,27 +261,14 @@ def _publishable(directory: Path) -> list[str]:
     found = [*directory.glob("*"), *(directory / ONNX_FOLDER).glob("*")]
     names = _published(sorted(path.relative_to(directory).as_posix() for path in found if path.is_file()))
     refuse_outside(directory, names)
-    needed = {each for name in names if name.endswith(".onnx") for each in _weights_of_onnx(directory, name)}
+    weights = [each for name in names if name.endswith(".onnx") for each in named_weights(directory / name)]
+    needed = {each.relative_to(directory).as_posix() for each in weights}
     if missing := sorted(needed - {*names}):
         raise ValueError(
             f"ONNX files in {directory} have weights in {', '.join(missing)}, which a push does not send: save them "
             "again with their weights beside them, as model.onnx.data for model.onnx, or as one file, or delete them"
         )
     return [name for name in names if name in needed or not fnmatch(name, _ONNX_WEIGHTS)]
-
-
-def _weights_of_onnx(directory: Path, name: str) -> set[str]:
-    """Read in which files an ONNX file has weights outside of it; the names are as `name` is."""
-    with (directory / name).open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return set()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = [(each.end(), each[1]) for each in _LOCATION.finditer(content)]
-            # The length has 7 bits a byte, the lowest first.
-            sizes = [sum((byte & 0x7F) << 7 * place for place, byte in enumerate(length)) for _, length in found]
-            places = [content[at : at + size] for (at, _), size in zip(found, sizes, strict=True)]
-    folder = PurePosixPath(name).parent
-    return {(folder / each.decode(errors="replace")).as_posix() for each in places}
 
 
 def _published(names: Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 from functools import cached_property
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlpkd.models.files.onnx_weights import external_weights
 from nlpkd.models.limits import (
     EXPORT_RECORD,
     ONNX_FOLDER,
@@ -23,6 +23,7 @@ from nlpkd.models.limits import (
     refuse_other_than_name,
 )
 from nlpkd.models.loading import load_config, onnx_file
+from nlpkd.models.reshaped import settings_without
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
 from nlpkd.utils.fingerprints import NO_INFLUENCE, hash_value
@@ -59,7 +60,7 @@ class OnnxClassifier(nn.Module):
         path: the file.
         config: the config.
         threads: the threads.
-        sha256: of the file by its name, and of external weights, which lie beside it as `model.onnx.data`.
+        sha256: of the file by its name, and of the files beside it that it has weights in.
         size_mb: megabytes (10^6 bytes) of these.
         inputs: names of the inputs that the file has.
 
@@ -265,7 +266,7 @@ def config_sha256(folder: Path) -> str | None:
         return None
     with explain_damage(path, "use another copy of the model"):
         settings = dict(json.loads(path.read_text(encoding="utf-8")))
-    return hash_value({name: value for name, value in settings.items() if name not in _NOT_COMPUTED})
+    return hash_value(settings_without(_NOT_COMPUTED, settings))
 
 
 def refuse_stale(folder: Path, *files: Path) -> None:
@@ -311,11 +312,11 @@ def _files(path: Path) -> list[Path]:
     """List an ONNX file and its external weights."""
     if not path.is_file():
         raise ValueError(f"there is no ONNX file {path}")
-    return [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}[._]data*"))]
+    return [path, *external_weights(path)]
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    return {each.name: digest_of(each) for each in _files(path)}
+    return {each.relative_to(path.parent).as_posix(): digest_of(each) for each in _files(path)}
 
 
 def _opened(path: Path, threads: int) -> tuple[InferenceSession, dict[str, str], float]:

@@ -7,7 +7,7 @@ Importing this module registers the model type `nlpkd_reshaped` with `AutoConfig
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,23 @@ _SHOWN = (
     "thresholds",
 )
 """What others read of a model's config, by the names that every family knows them by."""
+
+
+def settings_without(names: Collection[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave settings out of a config, and of the configs within it, such as a reshaped model's base.
+
+    Args:
+        names: of the settings.
+        settings: the config, as its file has it.
+
+    Returns:
+        The other settings. What is no config, such as thresholds by the names of labels, is as it was.
+    """
+    return {
+        name: settings_without(names, value) if isinstance(value, Mapping) and "model_type" in value else value
+        for name, value in settings.items()
+        if name not in names
+    }
 
 
 class ReshapedConfig(PreTrainedConfig):

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.models.files.onnx_weights import external_weights
 from nlpkd.models.limits import ONNX_FOLDER
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
-from nlpkd.utils.files import digest_of
+from nlpkd.utils.files import digest_of, weights_in_use
 from nlpkd.utils.fingerprints import Teller, UntoldError, hash_configuration, hash_value, hash_weights
 
 _MODEL_FILES = (
@@ -149,6 +151,23 @@ class ModelSource:
             )
         return load_teacher(folder, trust_remote_code=self.trust_remote_code)
 
+    def weights_folder(self) -> Path | None:
+        """Find the folder with the weight files of a model that was loaded by its name, of a Hub id in the cache.
+
+        Returns:
+            The folder; None of a model in memory, of an ONNX file, and where no weight files are.
+        """
+        given: Any = self.given
+        if self.is_onnx or isinstance(given, nn.Module):
+            return None
+        folder = Path(given)
+        if not folder.is_dir():
+            cached = try_to_load_from_cache(str(given), "config.json", revision=self.revision)
+            if not isinstance(cached, str):
+                return None
+            folder = Path(cached).parent
+        return folder if weights_in_use(folder) else None
+
     def refuse_as_output(self, output_dir: str | Path) -> None:
         """Refuse an output folder that what is written would take the model from.
 
@@ -249,7 +268,8 @@ def identity_of_model(given: Any, revision: str | None = None) -> dict[str, str]
     path = Path(given)
     if path.is_file():
         beside = identity_of_model(model_folder(path)) if _is_onnx(path) else {}
-        return {"weights": hash_value([digest_of(path), beside])}
+        further = map(digest_of, external_weights(path)) if beside else ()
+        return {"weights": hash_value([digest_of(path), *further, beside])}
     if path.is_dir():
         files = {file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()}
         return {"weights": hash_value({str(file.relative_to(path)): digest_of(file) for file in files})}

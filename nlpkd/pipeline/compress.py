@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -213,15 +213,18 @@ def with_trimmed_vocabulary(
 
     held_out = [split for split in ("validation", "test") if split in job.data]
     lacking = {split: spelled_out(tokenizer, job.tokenizer, texts(job.data[split])) for split in held_out}
-    told = ", ".join(f"{percent(share)} of the tokens of {split}" for split, share in lacking.items())
-    logger.warning("The vocabulary is trimmed to %d tokens; others spell out %s.", len(tokenizer), told)
+    spelled, lost = ({split: shares[at] for split, shares in lacking.items()} for at in (0, 1))
+    logger.warning("The vocabulary is trimmed to %d tokens; others spell out %s.", len(tokenizer), _told(spelled))
+    if any(lost.values()):
+        logger.warning("The trimmed vocabulary can't spell %s: they are unknown to it.", _told(lost))
     # What there is to say of the rows was said when they were first read.
     with quiet("nlpkd.data", "nlpkd.augment"):
         data = load(tokenizer)
     cut, known = data.truncated, job.data.truncated
     if longer := {split: cut[split] for split in data if cut.get(split, 0) > known.get(split, 0)}:
         logger.warning("With the trimmed vocabulary more rows are truncated to %d tokens: %s", data.max_length, longer)
-    student = job.origin["student"] | {"vocabulary": record.details | {"spelled_out": lacking}}
+    vocabulary = record.details | {"spelled_out": spelled, "not_spelled": lost}
+    student = job.origin["student"] | {"vocabulary": vocabulary}
     return replace(
         job,
         tokenizer=tokenizer,
@@ -231,3 +234,7 @@ def with_trimmed_vocabulary(
         make_untrained_student=trimmed(make_student),
         baselines={name: trimmed(make) for name, make in job.baselines.items()},
     )
+
+
+def _told(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{percent(share)} of the tokens of {split}" for split, share in shares.items())

@@ -48,7 +48,7 @@ class Plan:
     """What a run would take.
 
     Attributes:
-        models: `(name, parameters, MB)` each, of float32 weights or of an ONNX file.
+        models: `(name, parameters, MB)` each, of the teacher's files and of the student's float32 weights.
         rows: training rows.
         steps: optimizer steps of each stage.
         step_ms: mean time of one, stage by stage; the teacher runs on every batch of the probe.
@@ -164,12 +164,12 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
         if job.baselines:
             gold_ms = _step_ms(supervised_trainer(student, short, job.data, job.tokenizer, gold))
         measuring_s = _measuring_s(job, trainer, settings, steps, reported)
-    models = [(name, student)] if job.teacher is None else [("teacher", job.teacher), (name, student)]
+    models = [(name, count_parameters(student), _float32_mb(student))]
+    if job.teacher is not None:
+        models = [("teacher", count_parameters(job.teacher), job.teacher_size_mb()["teacher"]), *models]
     place = nearest_existing_folder(Path(args.output_dir))
     return Plan(
-        models=[
-            (name, count_parameters(model), getattr(model, "size_mb", _float32_mb(model))) for name, model in models
-        ],
+        models=models,
         rows=count,
         steps=steps,
         step_ms=step_ms,

@@ -24,6 +24,7 @@ from nlpkd.data.splits.learned import count_remembered, learned_entries
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
 from nlpkd.data.windows import one_row_a_document
+from nlpkd.evaluation.benchmark import loaded_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.figures.names import check_candidate_names
 from nlpkd.evaluation.html_report import PAGE_PACKAGES
@@ -198,6 +199,7 @@ def evaluate(
             threshold_dataset=fitted,
             student_files=[name for name in candidates or {} if _folder(given[name]) == _folder(student)],
             text_columns=loaded.text_columns,
+            size_mb={name: loaded_size_mb(source, models[name]) for name, source in sources.items()},
             run=run,
             **measuring,
         )

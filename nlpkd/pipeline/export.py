@@ -18,8 +18,9 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
 from nlpkd.data.splits.learned import LearnedTexts, count_remembered, remember_texts
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
+from nlpkd.evaluation.benchmark import loaded_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
-from nlpkd.evaluation.origin import headline_name
+from nlpkd.evaluation.origin import headline_name, keeps, retention
 from nlpkd.evaluation.records import format_number, percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import Cells
@@ -143,7 +144,8 @@ def export_student(
         int8_settings["reduce_range"] = True
     directory = Path(output_dir or source.name)
     model, tokenizer = source.teacher(), source.tokenizer()
-    refuse_another_model(directory, model, tokenizer)
+    if output_dir is not None and directory.resolve() != Path(source.name).resolve():
+        refuse_another_model(directory, model, tokenizer)
     load = partial(load_rows_for_model, config=model.config, tokenizer=tokenizer, data_args=data_args)
     found = None if data is None else load(data)
     rows, texts, columns = (None, None, []) if found is None else _with_first_texts(found)
@@ -167,10 +169,13 @@ def export_student(
         if rows is not None:
             with phase(f"Measuring the student in PyTorch and the files on {len(rows):,} rows"):
                 candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
+                size_mb = {"student": loaded_size_mb(source, model)}
                 run = {"command": command_line(), "date": now(), "student": source.describe()}
                 # Large batches would take longer to time than all else here: `nlpkd evaluate` times them.
                 timed: dict[str, Any] = {"latency_batches": (1,), "text_columns": columns}
-                report = evaluate_student(model, None, rows, tokenizer, candidates=candidates, run=run, **timed)
+                report = evaluate_student(
+                    model, None, rows, tokenizer, candidates=candidates, run=run, size_mb=size_mb, **timed
+                )
             kept = _retention(report, min_retention)
             records = [replace(each, retention=kept[each.file]) for each in records]
         accept(staged, directory, records, export_record(staged)["state_sha256"])
@@ -222,17 +227,18 @@ def _first_texts(rows: Dataset, columns: Sequence[str]) -> list[Any]:
     return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 
 
-def _retention(report: EvaluationReport, least: float) -> dict[str, float]:
+def _retention(report: EvaluationReport, least: float) -> dict[str, float | None]:
     """Compute each file's headline metric over the student's; refuse all files where one keeps too little."""
     metric = report.task.headline
     value = {name: candidate.quality[metric].value for name, candidate in report.candidates.items()}
     student = value.pop("student")
-    if not student > 0:
-        raise ValueError(f"the student's own {metric} is {student:.4g}, so that no share of it can be asked for")
-    for name, each in value.items():
-        if not each >= least * student:
+    kept = {name: retention(each, student) for name, each in value.items()}
+    for name, share in kept.items():
+        if share is None:
+            raise ValueError(f"the student's own {metric} is {student:.4g}, so that no share of it can be asked for")
+        if not keeps(share, least):
             raise RetentionError(
-                f"{name} has {metric} {each:.4f} and the student in PyTorch {student:.4f} on {report.task.rows} "
-                f"rows: it keeps {each / student:.4f}, below min_retention={least:g}; no file was kept"
+                f"{name} has {metric} {value[name]:.4f} and the student in PyTorch {student:.4f} on "
+                f"{report.task.rows} rows: it keeps {share:.6g}, below min_retention={least:g}; no file was kept"
             )
-    return {name: each / student for name, each in value.items()}
+    return kept

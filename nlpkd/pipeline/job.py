@@ -26,10 +26,13 @@ from nlpkd.data.splits.fitted import rows_to_fit
 from nlpkd.data.splits.learned import LearnedTexts, count_learned, count_remembered, learned_entries, remember_texts
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, with_limit
+from nlpkd.evaluation.benchmark import loaded_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport, aggregate_seeds
 from nlpkd.hub.model_card import hub_id
 from nlpkd.hub.saving import keep_student, save_partial_report, save_report
+from nlpkd.models.ensemble import TeacherEnsemble
+from nlpkd.models.source import ModelSource
 from nlpkd.objectives.presets import Stage, gold_labels_alone, of_stage
 from nlpkd.pipeline.export import ship_student
 from nlpkd.pipeline.roles import train_baseline
@@ -60,6 +63,7 @@ class Job:
         origin: where teacher, student and data come from, for the record.
         make_untrained_student: from a seed to a student.
         parent: the model in PyTorch that students are made of, of several teachers the first; None where none is.
+        teacher_sources: where the teacher comes from, of several teachers each.
         class_weights: of the gold labels, in the baselines' objective where the student learns from no gold labels.
         baselines: from a seed to an untrained baseline, by its name (`nlpkd.evaluation.records.BASELINES`).
         ship: export each student to ONNX in 8 bits, and measure that file beside it.
@@ -75,6 +79,7 @@ class Job:
     origin: dict[str, Any]
     make_untrained_student: Callable[[int], PreTrainedModel]
     parent: PreTrainedModel | None = None
+    teacher_sources: Sequence[ModelSource] = ()
     class_weights: Sequence[float] | Mapping[str, float] | None = None
     baselines: Mapping[str, Callable[[int], PreTrainedModel]] = field(default_factory=dict)
     ship: bool = False
@@ -278,6 +283,7 @@ class Job:
                     threshold_dataset=held_out,
                     student_files=list(shipped),
                     text_columns=self.data.text_columns,
+                    size_mb=self.teacher_size_mb(),
                     seed=args.seed,
                     **how,
                 )
@@ -287,6 +293,13 @@ class Job:
                     trainer.model.config.thresholds = dict(chosen["student"])
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
+
+    def teacher_size_mb(self) -> dict[str, float]:
+        """Return the size of the teacher's files, all of several ones, by its name as a candidate."""
+        if self.teacher is None:
+            return {}
+        members = self.teacher.members if isinstance(self.teacher, TeacherEnsemble) else [self.teacher]
+        return {"teacher": sum(map(loaded_size_mb, self.teacher_sources, members))}
 
     @property
     def _measured_split(self) -> str:

@@ -176,6 +176,7 @@ def prepare_job(
         },
         make_untrained_student=make(start=start),
         parent=parent() if inherits else None,
+        teacher_sources=teachers.models,
         baselines={
             name: make(start="pretrained" if name == "no_teacher" and inherits else start) for name in baselines
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from yaml import YAMLError
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.sources import Source
-from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.evaluation.origin import DataRecord, headline_figure, headline_name
 from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
@@ -179,9 +178,6 @@ def verify(
         trust_remote_code=trust_remote_code,
         **options,
     )
-    # A model on disk, which saved again might be smaller or larger.
-    student = replace(measured.candidates["student"], size_mb=model_size_mb(folder))
-    measured = replace(measured, candidates=measured.candidates | {"student": student})
     # Judge every claim.
     claims = [
         weights_claim(claimed, folder),

@@ -59,6 +59,12 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(WEIGHT_FILES))
 
 
+def weights_in_use(folder: Path) -> list[Path]:
+    """List those of a model's weight files that are loaded: one whole file, else all shards."""
+    found = weight_files(folder)
+    return [path for path in found if path.name == "model.safetensors"] or found
+
+
 def weights_sha256(folder: Path) -> dict[str, str]:
     """Hash a model's weights, to know what was made from them.
 

@@ -90,3 +90,10 @@ def test_a_retention_that_is_no_share_is_refused(percentage):
     with pytest.raises(ValueError, match="min_retention must be a share above 0 and at most 1, such as 0.98 for 98 %"):
         Limits(min_retention=percentage)
     assert Limits(min_retention=1.0).min_retention == 1.0
+
+
+def test_a_model_that_keeps_exactly_the_share_that_is_asked_for_is_within_the_budget():
+    # 19 right of 26 rows where the teacher has 20: the quotient of both accuracies is a digit below 0.95.
+    model = point("model", 19 / 26, 1.0, teacher=20 / 26)
+    assert model.retention < 0.95 and Limits(min_retention=0.95).allow(model)
+    assert not Limits(min_retention=0.95).allow(point("model", 18 / 26, 1.0, teacher=20 / 26))

@@ -26,8 +26,11 @@ from transformers import (
 )
 
 import nlpkd
-from nlpkd.compression import export_int8, export_onnx, quantize_dynamic
-from nlpkd.models.onnx_classifier import OnnxClassifier, refuse_stale
+from nlpkd.compression import export_int8, export_onnx, factorize_linear, quantize_dynamic, to_half
+from nlpkd.compression.onnx import refuse_another_model
+from nlpkd.hub.saving import save_student
+from nlpkd.models.loading import load_teacher
+from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256, refuse_stale
 from nlpkd.pipeline.export import export_student
 from nlpkd.students.small import small_student
 from nlpkd.tasks import MULTI_LABEL
@@ -384,6 +387,32 @@ def test_the_folder_of_another_model_is_refused(exported, tokenizer):
     assert {name: (folder / name).stat().st_mtime_ns for name in files(folder)} == before
 
 
+def test_a_reshaped_student_in_half_precision_is_the_one_in_its_folder_and_no_other_is(tmp_path, tokenizer):
+    in_half, _ = to_half(trained(tiny_bert(layers=1)))
+    student, _ = factorize_linear(in_half, rank=4)
+    save_student(student, tmp_path, tokenizer)
+    loaded = load_teacher(tmp_path)
+    assert loaded.dtype == torch.float32 and loaded.config.base_config.dtype != student.config.base_config.dtype
+    refuse_another_model(tmp_path, loaded, tokenizer)
+    loaded.config.base_config.hidden_act = "relu"
+    with pytest.raises(ValueError, match=r"another model \(base_config in config.json\)"):
+        refuse_another_model(tmp_path, loaded, tokenizer)
+    # What is loaded in float32 and saved again computes the same.
+    before = config_sha256(tmp_path)
+    load_teacher(tmp_path).config.save_pretrained(tmp_path)
+    assert "bfloat16" not in (tmp_path / "config.json").read_text() and config_sha256(tmp_path) == before
+    loaded.config.save_pretrained(tmp_path)
+    assert config_sha256(tmp_path) != before
+
+
+def test_a_student_is_exported_into_its_own_folder_by_any_name_of_it(tmp_path, tokenizer, monkeypatch):
+    student, _ = factorize_linear(to_half(trained(tiny_bert(layers=1)))[0], rank=4)
+    save_student(student, tmp_path / "student", tokenizer)
+    monkeypatch.chdir(tmp_path)
+    export_student("student", output_dir=tmp_path / "student")
+    OnnxClassifier.from_pretrained(tmp_path / "student")
+
+
 def test_files_of_other_weights_are_refused_and_deleted_by_the_next_export(exported_table, tmp_path, tokenizer):
     folder = tmp_path / "trained again"
     shutil.copytree(exported_table[0], folder)
@@ -418,6 +447,24 @@ def test_a_file_that_was_changed_since_its_export_is_not_served(exported_table, 
         refuse_stale(folder, *folder.glob("onnx/*.onnx"))
     for other in others:
         OnnxClassifier.from_pretrained(folder, file=f"onnx/{other.name}")
+
+
+def test_an_export_takes_away_what_belonged_to_the_file_before_and_to_no_other(exported_table, tmp_path, tokenizer):
+    folder = tmp_path / "external"
+    shutil.copytree(exported_table[0], folder, ignore=shutil.ignore_patterns("*.onnx", "export.json"))
+    paths = {name: folder / "onnx" / name for name in ("model.onnx", "other.onnx")}
+    for name, file in paths.items():
+        graph = onnx.load(exported_table[0] / "onnx/model.onnx")
+        for number, tensor in enumerate(graph.graph.initializer):
+            onnx.external_data_helper.set_external_data(tensor, "shared.bin" if number else f"{name}.weights")
+        onnx.save_model(graph, file)
+    (folder / "onnx" / "model.onnx.data").write_bytes(b"somebody's own")
+    record = export_student(folder).records[0]
+    assert files(folder / "onnx") == {
+        "model.onnx", "export.json", "model.onnx.data", "other.onnx", "other.onnx.weights", "shared.bin"
+    }  # fmt: skip
+    assert record.size_mb == paths["model.onnx"].stat().st_size / 1e6
+    assert OnnxClassifier.from_pretrained(folder).size_mb == record.size_mb
 
 
 def test_a_file_with_another_number_of_logits_than_its_config_has_labels_is_refused(exported_table):

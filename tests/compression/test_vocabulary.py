@@ -174,9 +174,9 @@ def test_the_share_of_other_texts_that_is_spelled_out_is_told(family, trimmed):
     _, small, _ = trimmed
     texts = corpus(200, seed=4)
     tokens = [token for text in texts for token in tokenizer.tokenize(text)]
-    lost = sum(token not in small.get_vocab() for token in tokens)
-    assert lost and spelled_out(small, tokenizer, texts) == pytest.approx(lost / len(tokens))
-    assert spelled_out(small, tokenizer, DOMAIN) == 0
+    dropped = sum(token not in small.get_vocab() for token in tokens)
+    assert dropped and spelled_out(small, tokenizer, iter(texts)) == pytest.approx((dropped / len(tokens), 0))
+    assert spelled_out(small, tokenizer, DOMAIN) == (0, 0)
     with pytest.raises(ValueError, match="no trimmed form"):
         spelled_out(tokenizer, small, texts)
 
@@ -236,7 +236,7 @@ def test_the_record_counts_rows_bytes_and_what_rare_tokens_cost(family):
     for token in (token for text in DOMAIN for token in tokenizer.tokenize(text)):
         counts[token] = counts.get(token, 0) + 1
     _, whole, record = trim_vocabulary(model, tokenizer, DOMAIN)
-    assert record.details["respelled"] == record.details["unknown"] == 0
+    assert record.details["respelled"] == record.details["unknown"] == record.details["lost"] == 0
     assert record.size_mb_before - record.size_mb_after == pytest.approx(
         (record.details["tokens_before"] - record.details["tokens_after"]) * 16 * 4 / 1e6, abs=2e-4
     )
@@ -245,6 +245,7 @@ def test_the_record_counts_rows_bytes_and_what_rare_tokens_cost(family):
     assert (
         fewer.details["respelled"] == pytest.approx(dropped / sum(counts.values())) and fewer.details["respelled"] > 0
     )
+    assert fewer.details["lost"] == 0
     assert fewer.details["tokens_after"] < record.details["tokens_after"]
     rare = next(token for token in counts if token not in small.get_vocab())
     _, kept, _ = trim_vocabulary(model, tokenizer, DOMAIN, min_count=3, keep_tokens=[rare])
@@ -433,9 +434,33 @@ def test_distil_with_a_trimmed_vocabulary(tmp_path, tokenizer, caplog):
     record = json.loads((tmp_path / "report.json").read_text())["run"]["student"]["vocabulary"]
     assert (record["tokens_before"], record["tokens_after"]) == (len(tokenizer), len(result.tokenizer))
     words = " ".join(raw_rows(30, seed=2)["text"]).split()
-    assert record["spelled_out"] == {"validation": sum(word in ("film", "great") for word in words) / len(words)}
+    # This vocabulary has whole words alone.
+    assert record["not_spelled"] == {"validation": sum(word in ("film", "great") for word in words) / len(words)}
+    assert record["spelled_out"] == {"validation": 0} and any("can't spell" in line for line in told)
     with pytest.raises(ValueError, match="'trim', 'whole' or None"):
         distill(teacher, "layers:2", train, vocabulary="small", output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("min_count", [1, 2, 3])
+def test_what_a_vocabulary_of_whole_words_loses_is_no_spelling_and_is_said(min_count, caplog):
+    backend = train(
+        models.WordLevel(unk_token="[UNK]"),
+        trainers.WordLevelTrainer(vocab_size=400, special_tokens=["[PAD]", "[UNK]"], show_progress=False),
+        pre_tokenizers.Whitespace(),
+        None,
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    texts = corpus(40, seed=7)
+    _, small, record = trim_vocabulary(
+        tiny_bert(vocab_size=len(tokenizer)), tokenizer, iter(texts), min_count=min_count
+    )
+    unknown = [sum(token == "[UNK]" for text in texts for token in each.tokenize(text)) for each in (tokenizer, small)]
+    total = sum(len(tokenizer.tokenize(text)) for text in texts)
+    details = record.details
+    assert details["respelled"] == 0 and details["unknown"] == pytest.approx(unknown[0] / total)
+    assert details["lost"] == pytest.approx((unknown[1] - unknown[0]) / total)
+    assert bool(details["lost"]) == (min_count > 1) == ("can't spell" in caplog.text)
+    assert spelled_out(small, tokenizer, texts) == (0, details["lost"])
 
 
 # The real thing

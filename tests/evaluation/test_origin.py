@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from samples import tiny_report
 
 from nlpkd.evaluation.html_report import render_page
-from nlpkd.evaluation.origin import headline_figure, headline_name, retention
+from nlpkd.evaluation.origin import headline_figure, headline_name, keeps, retention
 from nlpkd.evaluation.records import AGREEMENT, METRIC_NAMES, ONNX_RUNTIME, Candidate, Comparison, Interval
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card
@@ -67,3 +68,25 @@ def test_of_a_teacher_that_is_not_above_zero_no_share_is_kept(teacher, kept):
     assert (retention(0.6321, teacher) is None) == (kept == "n/a")
     pytest.importorskip("matplotlib", reason="needs the extra `report`")
     assert html.unescape(render_page(report)).count("of the teacher's Pearson") == (1 if kept == "n/a" else 2)
+
+
+def ties(least: Fraction, most_rows: int) -> list[tuple[int, int, int]]:
+    """All counts of right answers of which the one is exactly that share of the other, on up to so many rows."""
+    step = least.denominator
+    return [
+        (own * least.numerator // step, own, rows)
+        for rows in range(1, most_rows + 1)
+        for own in range(step, rows + 1, step)
+    ]
+
+
+@pytest.mark.parametrize("least", [0.95, 0.98, 0.99])
+def test_exactly_the_share_that_is_asked_for_is_enough_and_one_answer_less_is_not(least):
+    exact = Fraction(str(least))
+    for right, own, rows in ties(exact, 500):
+        assert Fraction(right, rows) / Fraction(own, rows) == exact
+        assert keeps(retention(right / rows, own / rows), least), (right, own, rows)
+        assert not keeps(retention((right - 1) / rows, own / rows), least), (right - 1, own, rows)
+    many = 1_000_000
+    assert not keeps(retention((least * many - 1) / many, 1.0), least) and not keeps(math.nan, least)
+    assert not keeps(retention(1.0, 0.0), least)

@@ -15,6 +15,7 @@ from samples import tiny_config, tiny_onnx
 import nlpkd
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.models.files.onnx_weights import external_weights
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.source import identity_of_model
 from nlpkd.utils.files import digest_of
@@ -104,6 +105,46 @@ def test_weights_beside_a_file_are_told_and_counted_with_it(file):
     other = OnnxClassifier(file, model.config)
     assert model.sha256["model.onnx"] == other.sha256["model.onnx"]
     assert not torch.equal(model(IDS).logits, other(IDS).logits) and identity_of_model(other) != told
+
+
+def saved_beside(file, location, seed=0):
+    """Write an ONNX file whose weights lie in a file of another name."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(tiny_onnx(file, seed=seed))
+    (file.parent / location).parent.mkdir(exist_ok=True)
+    (file.parent / location).unlink(missing_ok=True)
+    onnx.save_model(
+        graph, file, save_as_external_data=True, location=location, size_threshold=0, convert_attribute=False
+    )
+    return file.parent / location
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "parts/" + "w" * 150, "model.onnx.data"])
+def test_what_belongs_to_a_file_is_what_it_names_whatever_it_is_called_and_nothing_else(file, location):
+    data = saved_beside(file, location)
+    for other in ("model.onnx_data", "model.onnx.data.old", "other.bin"):
+        file.with_name(other).write_bytes(b"x" * 1000)
+    assert external_weights(file) == [data]
+    model = OnnxClassifier(file, tiny_config())
+    assert model.sha256 == {"model.onnx": digest_of(file), location: digest_of(data)}
+    assert model.size_mb == (file.stat().st_size + data.stat().st_size) / 1e6
+    told, beside = identity_of_model(model), identity_of_model(file)
+    saved_beside(file, location, seed=1)
+    assert identity_of_model(OnnxClassifier(file, tiny_config())) != told and identity_of_model(file) != beside
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/tmp/weights.bin", "parts/../../weights.bin", "C:/w.bin"])
+def test_weights_outside_of_a_file_s_own_folder_are_refused_before_anything_is_read(file, location):
+    onnx = pytest.importorskip("onnx")
+    saved_beside(file, "weights.bin")
+    graph = onnx.load(file, load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    file.write_bytes(graph.SerializeToString())
+    for read in (external_weights, identity_of_model, lambda path: OnnxClassifier(path, tiny_config())):
+        with pytest.raises(ValueError, match="which lies outside of it"):
+            read(file)
 
 
 def test_what_is_told_is_what_was_loaded_though_the_file_is_replaced_meanwhile(file):

@@ -1,14 +1,17 @@
 """Where a model comes from, and what tells it from others."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from samples import tiny_bert, tiny_onnx
 
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import LocalModel, ModelSource, identity_of_model
+from nlpkd.utils.files import weights_in_use
 
 
 @pytest.fixture
@@ -58,6 +61,28 @@ def test_a_folder_stays_the_same_model_whatever_is_written_beside_it(folder):
     (folder / "checkpoint-4").mkdir()
     tiny_bert(seed=3).save_pretrained(folder / "checkpoint-4")
     assert identity_of_model(folder) == before
+
+
+def test_the_weight_files_of_a_name_are_those_that_are_loaded_by_it(folder, tmp_path_factory, monkeypatch):
+    whole = folder / "model.safetensors"
+    assert ModelSource.of(folder).weights_folder() == folder and weights_in_use(folder) == [whole]
+    # One whole file is loaded in place of shards, and of variants.
+    for beside in ("model-00001-of-00002.safetensors", "model.fp16.safetensors"):
+        shutil.copy(whole, folder / beside)
+    assert weights_in_use(folder) == [whole]
+    # A repository of the Hub lies in the cache.
+    cache = tmp_path_factory.mktemp("cache")
+    snapshot = cache / "models--alice--half" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    assert ModelSource.of("alice/half").weights_folder() == snapshot
+    assert ModelSource.of(f"alice/half@{snapshot.name}").weights_folder() == snapshot
+    for file in snapshot.glob("*.safetensors"):
+        file.unlink()
+    for source in ("alice/half", "alice/other", tiny_bert(), tiny_onnx(folder / "model.onnx")):
+        assert ModelSource.of(source).weights_folder() is None
 
 
 def test_a_model_in_memory_is_known_by_its_weights_and_names(tokenizer):

@@ -12,7 +12,7 @@ from samples import QUIET, raw_rows, tiny_bert
 from transformers import TrainerCallback
 
 from nlpkd import DistillationConfig
-from nlpkd.compression import export_int8, export_onnx
+from nlpkd.compression import export_int8, export_onnx, to_half
 from nlpkd.pipeline.dry_run import PROBED_STEPS, Plan, _times, plan_distillation, plan_teacher, typical_first
 from nlpkd.pipeline.prepare import prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
@@ -107,6 +107,13 @@ def test_a_plan_says_the_size_of_an_onnx_file_and_of_weights_in_float32(rows, to
     plan = plan_distillation(args, teacher=file, student="layers:1", train=rows)
     (_, _, teacher_mb), (_, parameters, student_mb) = plan.models
     assert teacher_mb == file.stat().st_size / 1e6 and student_mb == pytest.approx(4e-6 * parameters)
+    to_half(model)[0].save_pretrained(tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "half")
+    (_, _, teacher_mb), _ = plan_distillation(
+        args, teacher=[file, tmp_path / "half"], student="layers:1", train=rows
+    ).models
+    files = (file, tmp_path / "half/model.safetensors")
+    assert teacher_mb == pytest.approx(sum(each.stat().st_size for each in files) / 1e6)
 
 
 def test_a_plan_of_no_training_is_refused(rows, tmp_path):

@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from paths import ways_to
 from samples import raw_rows, tiny_bert, tiny_report
 
+from nlpkd.compression import to_half
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import build_model_card
 from nlpkd.hub.saving import renewed_card, save_report, save_student
@@ -33,6 +34,16 @@ def given(tokenizer, tmp_path_factory) -> dict[str, str]:
     save_student(tiny_bert(layers=1), folder / "student", tokenizer)
     raw_rows(20).to_csv(folder / "rows.csv", index=False)
     return {"student": str(folder / "student"), "data": str(folder / "rows.csv")}
+
+
+def test_the_size_of_every_candidate_is_that_of_its_files(tokenizer, tmp_path, given):
+    folder = save_student(to_half(tiny_bert(layers=1))[0], tmp_path / "half", tokenizer)
+    size, whole = ((Path(each) / "model.safetensors").stat().st_size / 1e6 for each in (folder, given["student"]))
+    models = {"teacher": folder, "baseline": folder, "candidates": {"float32": given["student"]}}
+    report = evaluate(folder, given["data"], output_dir=folder, **models, **QUICK)
+    found = {name: candidate.size_mb for name, candidate in EvaluationReport.load(folder).candidates.items()}
+    assert found == {"teacher": size, "student": size, "baseline": size, "float32": whole} and whole > 1.7 * size
+    assert report.candidates["student"].parameters == report.candidates["float32"].parameters
 
 
 @pytest.fixture

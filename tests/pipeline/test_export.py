@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
-from samples import raw_rows, tiny_bert
+from samples import raw_rows, tiny_bert, tiny_report
 
 from nlpkd import EvaluationReport
+from nlpkd.evaluation.records import Candidate, Interval
 from nlpkd.hub.push import files_to_push
 from nlpkd.hub.saving import save_report, save_student
 from nlpkd.pipeline.evaluate import evaluate
-from nlpkd.pipeline.export import export_student
+from nlpkd.pipeline.export import RetentionError, _retention, export_student
 
 INT8 = "onnx/model_int8.onnx"
 
@@ -54,3 +56,18 @@ def test_a_measured_file_that_was_replaced_by_hand_is_not_pushed(measured):
     (measured / INT8).unlink()
     with pytest.raises(ValueError, match="has figures of small, and that file is another one"):
         files_to_push(measured, "alice/student")
+
+
+def test_a_file_that_keeps_exactly_the_share_that_is_asked_for_passes_the_gate():
+    def report(right):
+        quality = {INT8: right / 85, "student": 50 / 85}
+        candidates = {
+            name: Candidate({"accuracy": Interval(value, value, value)}, None, 1000, 0.1)
+            for name, value in quality.items()
+        }
+        return replace(tiny_report(), candidates=candidates)
+
+    # 49 of 50 is 98 %; the quotient of both accuracies is a digit below it.
+    assert _retention(report(49), 0.98)[INT8] < 0.98
+    with pytest.raises(RetentionError, match=r"it keeps 0\.96, below min_retention=0\.98"):
+        _retention(report(48), 0.98)
