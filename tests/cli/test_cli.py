@@ -632,6 +632,44 @@ def test_a_daemon_s_closed_streams_end_no_command(closed, tmp_path):
     assert done.stdout == ("" if ">&- " in f"{closed} " and closed != "2>&-" else "name text\n")
 
 
+ENDING = """import json, os, sys
+import typer
+from rich.console import Console
+from nlpkd.cli import app, main
+
+@app.command()
+def end(how: str, status: int):
+    {"typer": typer.echo, "rich": Console().print, "nothing": id}[how]("text")
+    if status in (2, 4):
+        raise {2: ValueError, 4: KeyError}[status]("wrong")
+    raise typer.Exit(status)
+
+ended = []
+for unread in (1, 2):
+    for how in ("typer", "rich", "nothing"):
+        for status in (0, 1, 2, 4):
+            child = os.fork()
+            if not child:
+                reader, writer = os.pipe()
+                os.close(reader)
+                os.dup2(writer, unread)
+                sys.argv = ["nlpkd", "end", how, str(status)]
+                main()
+            ended.append([unread, how, status, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])])
+print(json.dumps(ended))
+"""
+
+
+def test_a_pipe_that_nobody_reads_has_no_status_that_says_something_else(tmp_path):
+    """A check that failed has 1, which is what libraries end with there."""
+    environment = os.environ | {"PYTHONPATH": ROOT, "TMPDIR": tmp_path}
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, env=environment)
+    ended = json.loads(done.stdout.splitlines()[-1])
+    assert len(ended) == 24
+    for unread, how, status, found in ended:
+        assert found == (141 if unread == 1 and how != "nothing" else status), (unread, how, status)
+
+
 def test_help_needs_neither_torch_nor_transformers():
     for words in (["--help"], ["distill", "--help"], ["evaluate", "--help"], ["--version"]):
         script = f"import sys; sys.argv = ['nlpkd', *{words}]\nfrom nlpkd.cli import main\ntry: main()\nfinally: "
