@@ -18,6 +18,7 @@ import typer
 from nlpkd.cli import information, labelling, measuring, publishing, training
 from nlpkd.cli.screen import show_phases
 from nlpkd.evaluation.records import without_controls
+from nlpkd.utils.errors import FORESEEN
 from nlpkd.utils.packages import installed_version
 from nlpkd.utils.provenance import without_tokens
 
@@ -82,7 +83,7 @@ def main() -> None:
         if isinstance(ended.__context__, BrokenPipeError):
             raise SystemExit(UNREAD) from ended
         raise
-    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError) as error:
+    except FORESEEN as error:
         _tell(f"nlpkd: {_in_one_line(error)}")
         raise SystemExit(2) from error
     except Exception as error:
@@ -126,5 +127,5 @@ def _in_one_line(error: Exception) -> str:
     if len(told) > _LONGEST_ERROR:
         # What to do stands at the end.
         told = f"{told[: _LONGEST_ERROR // 2]} ... {told[-_LONGEST_ERROR // 2 :]}"
-    foreseen = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
+    foreseen = isinstance(error, FORESEEN) and not isinstance(error, MemoryError)
     return told if foreseen and told else f"{kind}: {told}" if told else kind

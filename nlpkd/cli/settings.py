@@ -284,14 +284,14 @@ def run_config(context: typer.Context, given: Mapping[str, Any]) -> Iterator[Non
         before = path.read_bytes() if main and path.is_file() else None
         if main:
             save_config(context, path)
-    files = _files(output_dir)
-    try:
-        yield
-    except BaseException:
-        # A run that wrote anything was accepted, and goes on by its options.
-        if main and _files(output_dir) == files:
-            path.unlink() if before is None else write_atomic(path, before)
-        raise
+        files = _files(output_dir)
+        try:
+            yield
+        except BaseException:
+            # A run that wrote anything was accepted, and goes on by its options.
+            if main and _files(output_dir) == files:
+                path.unlink() if before is None else write_atomic(path, before)
+            raise
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, int]]:

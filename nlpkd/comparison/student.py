@@ -22,6 +22,7 @@ from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan, plan_distillation
 from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.kinds import kind_of
+from nlpkd.utils.errors import FORESEEN
 from nlpkd.utils.files import explain_damage, weight_files, write_json
 from nlpkd.utils.locks import only_run
 from nlpkd.utils.provenance import differences, without_tokens
@@ -129,8 +130,9 @@ class FrontierStudent:
                 distill(student=self.name, num_seeds=num_seeds, **more | self.arguments)
             self.finished = num_seeds
         except Exception as error:
-            logger.error("%s failed, and the others go on.", self.name, exc_info=error)
             self.error = in_one_line(error)
+            unforeseen = None if isinstance(error, FORESEEN) else error
+            logger.error("%s failed, and the others go on: %s", self.name, self.error, exc_info=unforeseen)
         self._save()
 
     def plan(self, num_seeds: int) -> Plan:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing to a folder; a process that holds it may hold it once more.
 
     Args:
-        folder: the folder, made where missing.
+        folder: the folder, made where missing; one that was made is removed again if an error leaves nothing in it.
         wait: wait for another writer instead of refusing.
 
     Yields:
@@ -47,15 +47,46 @@ def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
             a run would write to is a link.
     """
     folder = Path(folder)
+    refuse_unfit_folder(folder)
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"{folder} can't be a folder, since a file is there: choose another one") from None
+        with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
+            if first:
+                remove_leftovers(folder)
+            try:
+                yield
+            except BaseException:
+                if made and os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                raise
+    except BaseException:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
+
+
+def refuse_unfit_folder(folder: str | Path) -> None:
+    """Refuse an output directory that no run can have; nothing is made.
+
+    Args:
+        folder: the directory, perhaps missing.
+
+    Raises:
+        ValueError: if a file is in its place, its path is not UTF-8, as tokenizers need it, or there are links to what
+            a run writes into.
+    """
+    folder = Path(folder)
+    path = os.fsencode(folder.resolve())
+    try:
+        path.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"the path {path!r} is not UTF-8, as tokenizers need it: choose another output_dir") from None
+    there = next(each for each in (folder, *folder.parents, Path()) if os.path.lexists(each))
+    if not there.is_dir():
+        raise ValueError(f"{folder} can't be a folder, since a file is there: choose another one")
     refuse_links_in(folder)
-    with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
-        if first:
-            remove_leftovers(folder)
-        yield
 
 
 def refuse_links_in(folder: Path) -> None:
@@ -134,13 +165,9 @@ def only_run(output_dir: str | Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it, or its path is not UTF-8: tokenizers could not be saved there.
+        ValueError: if another run holds it, or it is none that a run can have; see `refuse_unfit_folder`.
     """
-    path = os.fsencode(Path(output_dir).resolve())
-    try:
-        path.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"the path {path!r} is not UTF-8, as tokenizers need it: choose another output_dir") from None
+    refuse_unfit_folder(output_dir)
     state = PartialState()
     if not state.is_main_process:
         # What is said is said once, by the main process.

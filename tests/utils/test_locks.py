@@ -8,6 +8,8 @@ import platform
 import pytest
 from processes import run as run_program
 
+from nlpkd.utils.locks import only_run, refuse_unfit_folder
+
 # Let the kernel answer every flock as an NFS without its lock service does, then write to a folder.
 WITHOUT_LOCKS = """
 import ctypes, errno, logging, struct, sys
@@ -35,3 +37,35 @@ def test_a_file_system_without_locks_is_written_to_with_a_warning(answer, tmp_pa
     done = run_program(words, tmp_path, dict(os.environ), timeout=60)
     assert done.returncode == 0 and done.stdout == "written\n" * 2, done.stderr
     assert "The file system of out has no locks" in done.stderr
+
+
+def test_of_a_run_that_is_refused_no_folder_stays_that_it_made(tmp_path):
+    (tmp_path / "old").mkdir()
+    for place, left in (("new/of/a/run", ["old"]), ("old/new", ["old"]), ("old", ["old"])):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="wrong"), only_run(tmp_path / place), only_run(tmp_path / place):
+                raise ValueError("wrong")
+            assert os.listdir(tmp_path) == left and set(os.listdir(tmp_path / "old")) <= {".lock"}
+    with pytest.raises(ValueError, match="wrong"), only_run(tmp_path / "written"):
+        (tmp_path / "written/file").touch()
+        raise ValueError("wrong")
+    assert set(os.listdir(tmp_path / "written")) == {".lock", "file"}
+    with only_run(tmp_path / "kept"):
+        pass
+    assert (tmp_path / "kept").is_dir()
+
+
+@pytest.mark.parametrize("place", ["file", "file/x", "file/x/y", "link", "linked"])
+def test_a_folder_that_no_run_can_have_is_refused_before_anything_is_made(place, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/onnx").symlink_to("..")
+    with pytest.raises(ValueError) as planned:
+        refuse_unfit_folder(tmp_path / place)
+    with pytest.raises(ValueError) as refused, only_run(tmp_path / place):
+        pass
+    assert str(planned.value) == str(refused.value)
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "linked"]
+    refuse_unfit_folder(tmp_path / "new/one")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "linked"]
