@@ -431,7 +431,7 @@ def test_a_refused_run_leaves_the_options_of_the_run_before(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     outcome = CliRunner().invoke(app, ["train-teacher", "--model", "./m", "--train", "x.csv", "--output-dir", "new"])
     assert isinstance(outcome.exception, ValueError) and os.listdir() == []
-    asked = {"compress": ["--method", "half"], "evaluate": ["--data", "x.csv"], "export": []}
+    asked = {"compress": ["--data", "x.csv", "--method", "prune-heads"], "evaluate": ["--data", "x.csv"], "export": []}
     for command, words in asked.items():
         outcome = CliRunner().invoke(app, [command, "./m", *words, "--output-dir", "new"])
         assert isinstance(outcome.exception, ValueError) and os.listdir() == [], command
