@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 import math
 import resource
 import shutil
@@ -23,10 +25,11 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.benchmark import count_parameters
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
-from nlpkd.objectives.presets import gold_labels_alone, with_preset_settings
+from nlpkd.objectives.presets import Stage, gold_labels_alone, with_preset_settings
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
+from nlpkd.pipeline.tune import DEFAULT_SEARCH, STUDY_FILE, open_study, prepare_search, trials_done, tune
 from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
 from nlpkd.training.resuming import refuse_cut_short, resumes, resumes_last
 from nlpkd.training.trainer import DistillationTrainer
@@ -41,6 +44,9 @@ PROBED_ROWS = 128
 
 TIMED_PASSES = (1, 32)
 """Texts of a pass whose latency a report has, each as often as `DistillationConfig.latency_runs` says."""
+
+_OF_STEPS = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+"""Settings by which a training has more or fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,40 @@ def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
     args = lean_by_default(args)
     data_args, options = DataArguments.split_keywords(keywords)
     return _plan(prepare_teacher(args, data_args=data_args, **options), args, "model", 1, reported=False)
+
+
+def plan_search(*arguments: Any, **keywords: Any) -> Plan:
+    """Plan a search: the trials that are left, each as long as the longest, with the deepest student.
+
+    Args:
+        *arguments: those of `nlpkd.pipeline.tune.tune`, with its defaults.
+        **keywords: likewise.
+
+    Returns:
+        The plan; none of its students is kept.
+
+    Raises:
+        ValueError: if the search would be refused, also as its folder has the trials of another one.
+    """
+    bound = inspect.signature(tune).bind(*arguments, **keywords)
+    bound.apply_defaults()
+    given: dict[str, Any] = bound.arguments | bound.arguments["keywords"]
+    del given["keywords"]
+    search = given["search"] = dict(DEFAULT_SEARCH if given["search"] is None else given["search"])
+    job, args, _, asked = prepare_search(**given)
+    journal = Path(args.output_dir) / STUDY_FILE
+    with temporary_folder() as folder:
+        # A copy, since a study that is opened is written to.
+        if journal.is_file():
+            shutil.copyfile(journal, Path(folder) / STUDY_FILE)
+        left = given["n_trials"] - trials_done(open_study(Path(folder) / STUDY_FILE, asked, journal.parent))
+    names = [name for name in _OF_STEPS if name in search]
+    drawn = [dict(zip(names, values, strict=True)) for values in itertools.product(*map(search.get, names))]
+    rows = len(job.data["train"])
+    longest = max((dataclasses.replace(args, **each) for each in drawn), key=lambda each: _steps(each, rows))
+    # The settings of the stage are among those that a trial's go over.
+    job = dataclasses.replace(job, stages=[Stage(job.stages[0].objectives)])
+    return dataclasses.replace(_plan(job, longest, "student", max(0, left), reported=False), disk_mb=0.0)
 
 
 def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reported: bool) -> Plan:

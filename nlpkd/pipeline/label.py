@@ -280,7 +280,7 @@ class Rounds:
     def _each_round(
         self, kind: str, kept: RoundFile, chosen: Sequence[int]
     ) -> Iterator[tuple[str, list[int], list[int], list[int] | None]]:
-        """Yield each round's name, pool, choice by chance and kept choice; the caller adds what it takes to `chosen`."""
+        """Yield each round's name, pool, choice by chance and kept one; the caller adds what it takes to `chosen`."""
         generator = np.random.default_rng(self.settings.get("seed", 42))
         for number in range(self.rounds):
             count, taken = self.budget * (number + 1) // self.rounds - len(chosen), set(chosen)
