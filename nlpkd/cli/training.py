@@ -162,7 +162,8 @@ def distill(
         from nlpkd.pipeline.dry_run import plan_distillation
 
         args, options = training_config(given)
-        typer.echo(plan_distillation(args, trainings=options.pop("num_seeds"), **options).to_text())
+        planned = {"trainings": options.pop("num_seeds"), "learning_rate_is_given": "learning_rate" in given}
+        typer.echo(plan_distillation(args, **planned, **options).to_text())
         return
     from nlpkd.pipeline.distill import distill as run
 

@@ -139,7 +139,11 @@ class FrontierStudent:
         args = self._settings()
         options = self.arguments.keys() - training_settings() - {"baseline_dir"}
         return plan_distillation(
-            args, trainings=num_seeds, student=self.name, **{name: self.arguments[name] for name in options}
+            args,
+            trainings=num_seeds,
+            learning_rate_is_given="learning_rate" in self.arguments,
+            student=self.name,
+            **{name: self.arguments[name] for name in options},
         )
 
     def _settings(self) -> DistillationConfig:
