@@ -44,14 +44,7 @@ from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_data, describe_training, measurement_sha256
 from nlpkd.training.rehearsal import rehearse_loss, rows_to_try
-from nlpkd.training.resuming import (
-    Training,
-    resumes,
-    settings_beside,
-    settings_of_stages,
-    stage_folder,
-    train_once,
-)
+from nlpkd.training.resuming import Training, resumes, settings_beside, settings_of_stages, stage_folder, train_once
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import numbered_folders, weights_sha256
 from nlpkd.utils.processes import phase, quiet
